@@ -1,0 +1,132 @@
+"""The one small protocol that every engine speaks, and what goes in and out of it.
+
+An engine is single-threaded: whoever owns it (normally `solon.engines.runner.EngineRunner`) calls it from
+one thread. Work is added, then `step()` is called until it is done; between two steps the weights may be
+replaced, so an update in flight needs no pause and loses no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from solon.records import FinishReason, Message, Weights
+
+
+class EngineConfig(BaseModel):
+    """How an engine is built. `EngineConfig(model="/models/policy")`"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    """A Hugging Face directory, or a hub name `org/model`."""
+    backend: Literal["vllm", "transformers"] = "vllm"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: float32 on a CPU; the model's own on a GPU."""
+    max_model_len: int = Field(1024, ge=16)
+    """Prompt and answer together, in tokens."""
+    max_running: int = Field(128, ge=1)
+    """Requests decoded together."""
+    gpu_memory_utilization: float = Field(0.85, gt=0, lt=1)
+    kv_cache_gib: float = Field(0.5, gt=0)
+    """Key-value cache on a CPU, GiB."""
+    threads: int = Field(1, ge=1)
+    """CPU threads."""
+    enforce_eager: bool = True
+    """No CUDA graphs, no compilation: starts at once. Turn off for long runs on a GPU."""
+    trust_remote_code: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One thing to generate, or (with `label_ids`) one verdict to read off the next-token distribution."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 1.0
+    seed: int = 0
+    label_ids: tuple[int, ...] = ()
+    """When given: nothing is sampled that matters; the log-probs of these tokens at the next position
+    (temperature 1, whole vocabulary) come back in `Completion.label_logprobs`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished request."""
+
+    request_id: str
+    token_ids: NDArray[np.int32]  # [T]
+    logprobs: NDArray[np.float32]  # [T], of the sampling distribution (after temperature)
+    segments: tuple[tuple[int, int], ...]  # ((version, n_tokens), ...)
+    finish_reason: FinishReason
+    label_logprobs: tuple[float, ...] = ()
+    cached_tokens: int = 0
+    """Prompt tokens that the prefix cache served."""
+
+
+class TokenizerLike(Protocol):
+    """What Solon needs of a tokenizer; `solon.engines.tokens.ChatTokenizer` wraps a Hugging Face one."""
+
+    def encode(self, text: str, *, is_data: bool = False) -> list[int]:
+        """Ids of a piece of text, nothing added. `is_data`: text that resembles a special token stays text."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        ...
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation in the model's chat template, ready for the assistant's turn."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Identifies vocabulary and chat template."""
+        ...
+
+
+class Engine(Protocol):
+    """Generates, scores, and can be given new weights."""
+
+    name: str
+    version: int
+    """Policy version of the live weights; 0 until the first `load_weights`."""
+    tokenizer: TokenizerLike
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises InputError when prompt plus `max_tokens` exceed `max_model_len`."""
+        ...
+
+    def step(self) -> list[Completion]:
+        """Advance all running requests (by about one token); return those that finished."""
+        ...
+
+    def has_work(self) -> bool: ...
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Forget these requests; unknown ids are ignored."""
+        ...
+
+    def load_weights(self, weights: Weights) -> str:
+        """Replace all weights, running requests go on; returns the digest of the live parameters.
+
+        Sets `version`. New requests never see cached prefixes of older versions.
+        """
+        ...
+
+    def checksum(self) -> str:
+        """Digest of the live parameters in the engine's own layout."""
+        ...
+
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(token t | tokens < t) for t >= 1, temperature 1, no cached prefix. For attestation."""
+        ...
+
+    def close(self) -> None: ...

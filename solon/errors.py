@@ -1,0 +1,32 @@
+"""The two ways a run can end badly, and how a message to a person is worded.
+
+`InputError` is the user's to mend (exit code 2); `RunFailedError` is a run that could not go on (exit
+code 1). Anything else that escapes is a bug in Solon and shows a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What the user handed in cannot be used. The message says: got, expected, do this. Exit code 2."""
+
+
+class RunFailedError(RuntimeError):
+    """A run that started could not go on. Exit code 1."""
+
+
+class AttestationError(RunFailedError):
+    """An engine does not run the weights it was sent."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt word, or nothing.
+
+    >>> nearest("max_stalenes", ["max_staleness", "seed"])
+    ' (did you mean `max_staleness`?)'
+    """
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean `{match[0]}`?)" if match else ""

@@ -1,0 +1,214 @@
+"""What crosses process borders: frozen records, numpy payloads, no torch and no Ray.
+
+Shapes: G rollouts of a group, T token positions of one rollout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation. `Message(role="user", content="what color is the sky ?")`"""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A conversation that ends with a user turn, waiting for an answer."""
+
+    prompt_id: str
+    """Stable across runs: a digest of the messages."""
+    messages: tuple[Message, ...]
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How rollouts are drawn. Only temperature: top-p and top-k would change the behaviour distribution
+    that the importance weights divide by."""
+
+    max_tokens: int
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled answer, exactly as the engine produced it."""
+
+    token_ids: NDArray[np.int32]  # [T], the end-of-turn token included when finish_reason == "stop"
+    logprobs: NDArray[np.float32]  # [T], of the distribution it was sampled from (after temperature)
+    segments: tuple[tuple[int, int], ...]
+    """Run-length policy versions, `((3, 10), (4, 2))`: ten tokens by version 3, then two by version 4."""
+    finish_reason: FinishReason
+    text: str
+    """The answer decoded without special tokens, for judges and people; never tokenised again for training."""
+
+    @property
+    def head(self) -> int:
+        """Oldest policy version in it."""
+        return min(version for version, _ in self.segments)
+
+    @property
+    def tail(self) -> int:
+        """Youngest policy version in it."""
+        return max(version for version, _ in self.segments)
+
+    def versions_T(self) -> NDArray[np.int32]:
+        """Policy version of every token, [T]."""
+        return np.repeat(np.array([v for v, _ in self.segments], np.int32), [n for _, n in self.segments])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The G answers to one prompt: the unit that the ledger counts."""
+
+    ordinal: int
+    """Dispatch number, unique in a run."""
+    attempt: int
+    prompt: Prompt
+    prompt_token_ids: NDArray[np.int32]
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def head(self) -> int:
+        return min(r.head for r in self.rollouts)
+
+    @property
+    def tail(self) -> int:
+        return max(r.tail for r in self.rollouts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated tokens, all rollouts together."""
+        return sum(len(r.token_ids) for r in self.rollouts)
+
+
+class Status(StrEnum):
+    """What became of a question to a judge; only `ok` and `tie` may carry a number."""
+
+    OK = "ok"
+    TIE = "tie"
+    ABSTAIN = "abstain"
+    LOW_MASS = "low_mass"
+    TRUNCATED = "truncated"
+    TIMEOUT = "timeout"
+    ENGINE_ERROR = "engine_error"
+
+    @property
+    def valid(self) -> bool:
+        return self in (Status.OK, Status.TIE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """A debiased verdict on one rollout (pointwise) or on two (pairwise) under one principle.
+
+    `margin` is None unless the status is valid, so an invalid verdict has no number to be mistaken for one.
+    """
+
+    task: Literal["pointwise", "pairwise"]
+    principle_id: str
+    rollouts: tuple[int, ...]
+    """Indices into the group: one for pointwise, (first, second) for pairwise."""
+    status: Status
+    margin: float | None
+    """Log-odds of yes over no, or of the first answer over the second, both orders averaged."""
+    position_offset: float | None = None
+    """Pairwise: how much the judge favours the answer shown first, in nats."""
+    mass: float = 0.0
+    """Probability that the judge put on the label tokens; the smaller of both orders."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    cache_hits: int = 0
+    """How many of its questions the exact cache answered."""
+    questions: int = 1
+    prompt_digests: tuple[str, ...] = ()
+    """Digest of the token ids of each question, in order."""
+
+    def __post_init__(self) -> None:
+        if self.status.valid != (self.margin is not None):
+            raise ValueError(f"a {self.status} label with margin {self.margin}: only a valid label has one")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """What the judges said about a group, and the reward that follows from it."""
+
+    ordinal: int
+    attempt: int
+    rewards_G: tuple[float | None, ...]
+    """None: no valid label, the rollout must not be trained."""
+    labels: tuple[Label, ...]
+
+    @property
+    def num_valid(self) -> int:
+        """Rollouts that have a reward."""
+        return sum(r is not None for r in self.rewards_G)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingGroup:
+    """A generated group together with its feedback: what the learner takes."""
+
+    group: Group
+    feedback: Feedback
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Work that kept one lane busy. Times are `time.time()` seconds, comparable on one host."""
+
+    lane: Literal["generate", "label", "learn", "publish"]
+    worker: str
+    name: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """A policy version on its way to the engines: a safetensors file in memory, and what attests it."""
+
+    version: int
+    payload: NDArray[np.uint8]
+    """The bytes of a safetensors file, Hugging Face parameter names."""
+    fingerprint: str
+    """sha256 of the payload."""
+    canary_token_ids: tuple[tuple[int, ...], ...]
+    canary_logprobs: tuple[tuple[float, ...], ...]
+    """The learner's log p(token t | tokens < t) for t >= 1 of every canary sequence, at temperature 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReceipt:
+    """An engine's answer to new weights: what it received, what it now holds, what it now computes."""
+
+    engine: str
+    version: int
+    fingerprint: str
+    """sha256 of the payload as received."""
+    checksum: str
+    """Digest of the live parameters in the engine's own layout; must change when the weights do."""
+    canary_logprobs: tuple[tuple[float, ...], ...]
+    pause_s: float
+    """How long generation stood still."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one committed optimiser update says about itself; keys are `learn/what/stat`."""
+
+    step: int
+    metrics: dict[str, float]
+    spans: tuple[Span, ...] = field(default=())
