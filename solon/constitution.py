@@ -78,18 +78,14 @@ class Constitution(_Section):
         seen: set[str] = set()
         for principle in self.principles:
             if principle.id in seen:
-                raise ValueError(
-                    f"principle id {principle.id!r} stands twice, expected unique ids; rename one"
-                )
+                raise ValueError(f"principle id {principle.id!r} stands twice, expected unique ids; rename one")
             seen.add(principle.id)
         return self
 
     @property
     def hash(self) -> str:
         """sha256 of the canonical JSON: comments and key order do not change it, any text does."""
-        canonical = json.dumps(
-            self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":")
-        )
+        canonical = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def for_task(self, task: Literal["pairwise", "pointwise"]) -> tuple[Principle, ...]:

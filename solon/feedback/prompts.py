@@ -82,9 +82,7 @@ class JudgePrompts:
         self.pair_ids = label_ids(encoder, template.prefill, template.pair_labels)
         self.bool_ids = label_ids(encoder, template.prefill, template.bool_labels)
 
-    def pairwise(
-        self, conversation: Sequence[Message], first: str, second: str, question: str
-    ) -> tuple[int, ...]:
+    def pairwise(self, conversation: Sequence[Message], first: str, second: str, question: str) -> tuple[int, ...]:
         """Ids of "which of these two is better", answered by `pair_ids`."""
         answers = self._piece(self.template.first, first) + self._piece(self.template.second, second)
         return self._assemble(conversation, answers, question)
@@ -93,9 +91,7 @@ class JudgePrompts:
         """Ids of a yes/no question about one answer, answered by `bool_ids`."""
         return self._assemble(conversation, self._piece(self.template.answer, answer), question)
 
-    def _assemble(
-        self, conversation: Sequence[Message], answers: list[int], question: str
-    ) -> tuple[int, ...]:
+    def _assemble(self, conversation: Sequence[Message], answers: list[int], question: str) -> tuple[int, ...]:
         ids = list(self._head)
         for message in conversation:
             role = self.template.assistant if message.role == "assistant" else self.template.user
