@@ -54,9 +54,7 @@ class Principle(_Section):
     @model_validator(mode="after")
     def _has_a_question(self) -> Self:
         if not (self.pairwise_question.strip() or self.pointwise_question.strip()):
-            raise ValueError(
-                f"principle {self.id!r} has no question, expected pairwise_question or pointwise_question"
-            )
+            raise ValueError(f"principle {self.id!r} has no question, expected pairwise_question or pointwise_question")
         return self
 
 
@@ -114,9 +112,7 @@ class Constitution(_Section):
         except yaml.YAMLError as error:
             raise InputError(f"constitution {path} is not YAML: {error}") from None
         if not isinstance(raw, dict):
-            raise InputError(
-                f"constitution {path} holds a {type(raw).__name__}, expected a mapping with `principles`"
-            )
+            raise InputError(f"constitution {path} holds a {type(raw).__name__}, expected a mapping with `principles`")
         try:
             return cls.model_validate(raw)
         except ValidationError as error:

@@ -18,13 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from solon.records import FinishReason, Message, Weights
 
 
-class EngineConfig(BaseModel):
-    """How an engine is built. `EngineConfig(model="/models/policy")`"""
+class EngineOptions(BaseModel):
+    """How an engine is built, whatever its model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str
-    """A Hugging Face directory, or a hub name `org/model`."""
     backend: Literal["vllm", "transformers"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: float32 on a CPU; the model's own on a GPU."""
@@ -40,6 +38,13 @@ class EngineConfig(BaseModel):
     enforce_eager: bool = True
     """No CUDA graphs, no compilation: starts at once. Turn off for long runs on a GPU."""
     trust_remote_code: bool = False
+
+
+class EngineConfig(EngineOptions):
+    """An engine of one model. `EngineConfig(model="/models/policy")`"""
+
+    model: str
+    """A Hugging Face directory, or a hub name `org/model`."""
     seed: int = 0
 
 
@@ -86,6 +91,10 @@ class TokenizerLike(Protocol):
         """A conversation in the model's chat template, ready for the assistant's turn."""
         ...
 
+    def chat_frame(self) -> tuple[list[int], list[int]]:
+        """Ids before and after the content of one user turn, the assistant's opening included."""
+        ...
+
     @property
     def digest(self) -> str:
         """Identifies vocabulary and chat template."""
@@ -95,10 +104,16 @@ class TokenizerLike(Protocol):
 class Engine(Protocol):
     """Generates, scores, and can be given new weights."""
 
-    name: str
-    version: int
-    """Policy version of the live weights; 0 until the first `load_weights`."""
-    tokenizer: TokenizerLike
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int:
+        """Policy version of the live weights; 0 until the first `load_weights`."""
+        ...
+
+    @property
+    def tokenizer(self) -> TokenizerLike: ...
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises InputError when prompt plus `max_tokens` exceed `max_model_len`."""

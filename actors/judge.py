@@ -1,0 +1,48 @@
+"""A feedback model as a Ray actor, and the lane that the loop sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from actors.calls import call
+from solon.feedback.worker import JudgeIdentity, JudgeWorker
+from solon.ledger import Work
+from solon.protocols import Box, LabelReport
+from solon.records import Group
+
+
+class JudgeShell(JudgeWorker):
+    """The worker under a readable name."""
+
+    def __repr__(self) -> str:
+        return f"Judge({self.name})"
+
+
+class RemoteJudge:
+    """A `JudgeLane` whose engine lives in an actor."""
+
+    def __init__(self, actor: Any, *, name: str, groups_at_once: int) -> None:
+        self._actor = actor
+        self.name = name
+        self.groups_at_once = groups_at_once
+
+    async def start(self) -> JudgeIdentity:
+        return await call(self._actor.start.remote(), who=self.name)
+
+    async def label(self, work: Work) -> tuple[LabelReport, Box]:
+        report, feedback = self._actor.label.options(num_returns=2).remote(work.payload[0])
+        return await call(report, who=self.name), [feedback]
+
+    async def label_group(self, group: Group) -> Any:
+        """The feedback on a group that lives here: for evaluation."""
+        report, feedback = self._actor.label.options(num_returns=2).remote(group)
+        await call(report, who=self.name)
+        return await call(feedback, who=self.name)
+
+    async def close(self) -> None:
+        await call(self._actor.close.remote(), who=self.name)
+
+
+JudgeActor = ray.remote(max_restarts=0, max_task_retries=0)(JudgeShell)

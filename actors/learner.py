@@ -1,0 +1,75 @@
+"""The learner as a Ray actor, and the lane that the loop sees."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.calls import call
+from learners.config import LearnConfig
+from solon.ledger import Lease
+from solon.protocols import Box
+from solon.records import StepReport, TrainingGroup, Weights
+
+
+class LearnerShell:
+    """Builds the learner when asked to, so that a bad model is an answer and not a dead actor."""
+
+    def __init__(self, config: LearnConfig, *, model: str, temperature: float, seed: int, name: str) -> None:
+        self._arguments: dict[str, Any] = {"model": model, "temperature": temperature, "seed": seed, "name": name}
+        self._config = config
+        self.name = name
+
+    def start(self) -> tuple[Weights, Weights]:
+        """The manifest of version 0, and version 0."""
+        from learners.ppo import PPOLearner
+
+        self._learner = PPOLearner(self._config, **self._arguments)
+        weights = self._learner.initial_weights()
+        return manifest_of(weights), weights
+
+    def step(self, step: int, *payloads: Any) -> tuple[StepReport, Weights, Weights]:
+        """`payloads`: group, feedback, group, feedback, ..."""
+        groups = [
+            TrainingGroup(group=group, feedback=feedback)
+            for group, feedback in zip(payloads[::2], payloads[1::2], strict=True)
+        ]
+        report, weights = self._learner.step(step, groups)
+        return report, manifest_of(weights), weights
+
+    def save(self, directory: str) -> None:
+        self._learner.save(directory)
+
+    def __repr__(self) -> str:
+        return f"Learner({self.name})"
+
+
+def manifest_of(weights: Weights) -> Weights:
+    """Everything about the weights but the weights."""
+    return dataclasses.replace(weights, payload=np.zeros(0, np.uint8))
+
+
+class RemoteLearner:
+    """A `Learner` that lives in an actor."""
+
+    def __init__(self, actor: Any, *, name: str) -> None:
+        self._actor = actor
+        self.name = name
+
+    async def start(self) -> tuple[Weights, Box]:
+        manifest, weights = self._actor.start.options(num_returns=2).remote()
+        return await call(manifest, who=self.name), [weights]
+
+    async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:
+        payloads = [box[0] for pair in lease.payloads for box in pair]
+        report, manifest, weights = self._actor.step.options(num_returns=3).remote(lease.step, *payloads)
+        return await call(report, who=self.name), await call(manifest, who=self.name), [weights]
+
+    async def save(self, directory: str) -> None:
+        await call(self._actor.save.remote(directory), who=self.name)
+
+
+LearnerActor = ray.remote(max_restarts=0, max_task_retries=0)(LearnerShell)

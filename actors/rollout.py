@@ -1,0 +1,61 @@
+"""A rollout engine as a Ray actor, and the lane that the loop sees."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import ray
+
+from actors.calls import call
+from solon.protocols import Assignment, Box, GenerationReport
+from solon.records import Group, LoadReceipt, Prompt
+from solon.rollout import RolloutWorker
+
+
+class RolloutShell(RolloutWorker):
+    """The worker, with its stream flattened: a report, then the group it is about."""
+
+    async def stream(self, work: Sequence[Assignment]) -> AsyncIterator[GenerationReport | Group]:
+        async for report, group in self.generate(work):
+            yield report
+            yield group
+
+    def __repr__(self) -> str:
+        return f"Rollout({self.name})"
+
+
+class RemoteRollout:
+    """A `RolloutLane` whose engine lives in an actor."""
+
+    def __init__(self, actor: Any, *, name: str, groups_at_once: int) -> None:
+        self._actor = actor
+        self.name = name
+        self.groups_at_once = groups_at_once
+
+    async def start(self) -> None:
+        await call(self._actor.start.remote(), who=self.name)
+
+    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Box]]:
+        stream = self._actor.stream.options(num_returns="streaming").remote(list(work))
+        finished = False
+        try:
+            async for reference in stream:
+                report = await call(reference, who=self.name)
+                yield report, [await anext(stream)]
+            finished = True
+        finally:
+            if not finished:  # dropping the stream alone would let the engine go on writing for nobody
+                ray.cancel(stream)
+
+    async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
+        return await call(self._actor.answer.remote(list(prompts), seed=seed), who=self.name)
+
+    async def load_weights(self, weights: Box) -> LoadReceipt:
+        return await call(self._actor.load_weights.remote(weights[0]), who=self.name)
+
+    async def close(self) -> None:
+        await call(self._actor.close.remote(), who=self.name)
+
+
+RolloutActor = ray.remote(max_restarts=0, max_task_retries=0)(RolloutShell)

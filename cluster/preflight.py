@@ -1,0 +1,146 @@
+"""Everything about a run that can be found wrong before an engine starts. No Ray, no torch: answers in a second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.run_file import RunFile, looks_like_hub_name
+from solon.constitution import Constitution
+from solon.errors import InputError
+from solon.feedback.prompts import TEMPLATES, label_ids
+from solon.prompts import PromptFile, load_prompts
+from solon.records import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the run reads, checked."""
+
+    constitution: Constitution
+    prompts: tuple[Prompt, ...]
+    heldout: tuple[Prompt, ...]
+    warnings: tuple[str, ...]
+
+
+def check_inputs(run: RunFile) -> Inputs:
+    """Read and check constitution, prompts and models. Raises InputError on the first that cannot be used."""
+    constitution = Constitution.load(run.constitution)
+    constitution.for_task(run.feedback.task)
+    files = [load_prompts(run.prompts)]
+    if run.evaluate.prompts:
+        files.append(load_prompts(run.evaluate.prompts))
+    _check_principles_apply(constitution, files[0])
+    check_model(run.policy, role="policy")
+    check_model(run.judge, role="judge")
+    _check_labels(run.judge, run.feedback.template)
+    if run.evaluate.audit_judge:
+        check_model(run.evaluate.audit_judge, role="evaluate.audit_judge")
+        _check_labels(run.evaluate.audit_judge, run.feedback.template)
+    return Inputs(
+        constitution=constitution,
+        prompts=files[0].prompts,
+        heldout=files[1].prompts[: run.evaluate.max_prompts] if len(files) > 1 else (),
+        warnings=tuple(warning for file in files if (warning := file.warning())),
+    )
+
+
+def check_model(model: str, *, role: str) -> None:
+    """A Hugging Face directory with everything in it, or a hub name. Raises InputError."""
+    path = Path(model)
+    if not path.exists():
+        if looks_like_hub_name(model):
+            return  # fetched, or refused, when the engine loads it
+        raise InputError(
+            f"{role} model {model} does not exist; expected a Hugging Face directory or a hub name like org/model"
+        )
+    config = _read_json(path / "config.json", role, model)
+    if "architectures" not in config and "model_type" not in config:
+        raise InputError(f"{role} model {model}: config.json names no architecture; is it a model directory?")
+    if not any(path.glob("*.safetensors")):
+        hint = " (only *.bin, which is not read: convert it to safetensors)" if any(path.glob("*.bin")) else ""
+        raise InputError(f"{role} model {model} has no *.safetensors file{hint}")
+    tokenizer = _read_json(path / "tokenizer_config.json", role, model)
+    if not tokenizer.get("chat_template") and not (path / "chat_template.jinja").exists():
+        raise InputError(
+            f"{role} model {model} has no chat template in tokenizer_config.json or chat_template.jinja; use a chat "
+            "model or add one"
+        )
+
+
+def check_cluster(run: RunFile, resources: dict[str, float]) -> None:
+    """Whether a cluster can hold the run's actors. Raises InputError naming what to lower."""
+    wanted = {
+        f"{run.rollout.num_actors} x rollout": run.rollout.num_gpus * run.rollout.num_actors,
+        f"{run.num_judges} x judging": run.judging.num_gpus * run.num_judges,
+        "learn": run.learn.num_gpus,
+    }
+    have = resources.get("GPU", 0.0)
+    if run.gpus > have:
+        parts = ", ".join(f"{role} {gpus:g}" for role, gpus in wanted.items() if gpus)
+        raise InputError(
+            f"the run needs {run.gpus:g} GPU(s) ({parts}), the cluster has {have:g}; lower num_gpus or num_actors in "
+            "[rollout], [judging] and [learn], or join a larger cluster"
+        )
+    if run.cpus > resources.get("CPU", 0.0):
+        raise InputError(
+            f"the run needs {run.cpus:g} CPU(s), the cluster has {resources.get('CPU', 0.0):g}; lower num_cpus in "
+            "[rollout], [judging] and [learn], or join a larger cluster"
+        )
+
+
+def _check_principles_apply(constitution: Constitution, file: PromptFile) -> None:
+    bare = [p for p in file.prompts if not any(rule.applies_if(p) for rule in constitution.principles)]
+    if bare:
+        example = bare[0].messages[-1].content[:60]
+        raise InputError(
+            f"{len(bare)} of {len(file.prompts)} prompts in {file.path} are under no principle of constitution "
+            f"{constitution.id!r} (the first: {example!r}, tags {list(bare[0].tags)}), so no label could train them; "
+            "remove them, tag them, or widen applies_if"
+        )
+
+
+class _FastEncoder:
+    """The tokenizer file alone, without the seconds that importing transformers costs."""
+
+    def __init__(self, file: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(file))
+
+    def encode(self, text: str, *, is_data: bool = False) -> list[int]:  # noqa: ARG002
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def chat_frame(self) -> tuple[list[int], list[int]]:
+        return [], []
+
+
+def _check_labels(judge: str, template: str) -> None:
+    file = Path(judge) / "tokenizer.json"
+    if not file.exists():
+        return  # a hub name, or a slow tokenizer: checked when the judge starts
+    chosen = TEMPLATES[template]
+    encoder = _FastEncoder(file)
+    for labels in (chosen.pair_labels, chosen.bool_labels):
+        label_ids(encoder, chosen.prefill, labels)
+
+
+def _read_json(path: Path, role: str, model: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{role} model {model} has no {path.name}; expected a Hugging Face directory") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{role} model {model}: {path.name} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{role} model {model}: {path.name} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def describe(warnings: Sequence[str]) -> str:
+    """Warnings as lines for a person."""
+    return "\n".join(f"warning: {warning}" for warning in warnings)

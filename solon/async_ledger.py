@@ -1,0 +1,135 @@
+"""The ledger behind an event loop: the same transitions, plus waiting. Plain asyncio; Ray hosts this class.
+
+Whoever has nothing to do waits on one condition and is woken by the transition that gives it work; nobody
+polls. The only timer is the one that takes back groups from an engine or judge that went silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+from solon.ledger import Grant, Lease, Ledger, LedgerConfig, Work
+from solon.staleness import StalenessConfig
+
+T = TypeVar("T")
+
+Transition = tuple[Literal["commit_generation", "commit_labels", "fail", "drop"], dict[str, Any]]
+"""A ledger method and its arguments: `("fail", {"ordinal": 3, "attempt": 0, "reason": "timeout"})`."""
+
+
+class AsyncLedger:
+    """`await ledger.lease(step)` returns when the batch is there.
+
+    Every waiting method returns None or an empty list once the ledger is drained or closed for good.
+    """
+
+    def __init__(
+        self,
+        config: LedgerConfig,
+        staleness: StalenessConfig,
+        *,
+        total_groups: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger = Ledger(config, staleness, total_groups=total_groups)
+        self._clock = clock
+        self._changed = asyncio.Condition()
+        self._reaper: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        self._events: list[dict[str, Any]] = []
+
+    async def reserve(self, limit: int) -> list[Grant]:
+        """Permission for up to `limit` groups. Waits for a credit; woken by publish, fail or drop."""
+        return await self._until(lambda: self._ledger.reserve(limit, now=self._clock())) or []
+
+    async def next_generated(self, limit: int) -> list[Work]:
+        """Up to `limit` groups to label. Waits for any; woken by commit_generation."""
+        return await self._until(lambda: self._ledger.take_generated(limit, now=self._clock())) or []
+
+    async def lease(self, step: int) -> Lease | None:
+        """The batch of `step`. Waits until the groups it needs are ready; woken by commit_labels."""
+        return await self._until(lambda: self._ledger.lease(step))
+
+    async def apply(self, transitions: Sequence[Transition]) -> list[bool]:
+        """Many transitions in one call; False where one was refused."""
+        async with self._changed:
+            try:
+                done = [bool(getattr(self._ledger, name)(**arguments)) for name, arguments in transitions]
+            except Exception as error:
+                self._failure = error
+                raise
+            finally:
+                self._changed.notify_all()
+        for (name, arguments), ok in zip(transitions, done, strict=True):
+            if ok and name in ("fail", "drop"):
+                self._events.append({"event": f"group_{name}", **arguments})
+        return done
+
+    async def commit(self, step: int, token: int) -> bool:
+        """The batch of `step` was trained."""
+        return await self._change(lambda: self._ledger.commit(step, token))
+
+    async def abort(self, step: int, token: int) -> bool:
+        """The step did not happen; its groups are ready again."""
+        return await self._change(lambda: self._ledger.abort(step, token))
+
+    async def publish(self, version: int) -> bool:
+        """`version` is live and attested on every engine."""
+        return await self._change(lambda: self._ledger.publish(version))
+
+    async def close(self) -> list[int]:
+        """Admit nothing more and wake everybody. Returns the ordinals still held."""
+        await self._change(self._ledger.close)
+        return list(self._ledger.held())
+
+    async def counts(self) -> dict[str, int]:
+        return self._ledger.counts()
+
+    async def dropped(self) -> dict[str, int]:
+        """Dropped groups by reason."""
+        return dict(self._ledger.dropped)
+
+    async def drain_events(self) -> list[dict[str, Any]]:
+        """Failures and drops since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    async def _change(self, transition: Callable[[], T]) -> T:
+        async with self._changed:
+            result = transition()
+            self._changed.notify_all()
+        return result
+
+    async def _until(self, attempt: Callable[[], T]) -> T | None:
+        """Try now and after every change, until there is a result or the ledger has nothing left to give."""
+        async with self._changed:
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                if self._ledger.is_closed:
+                    return None
+                if result := attempt():
+                    self._watch_expiry()
+                    return result
+                if self._ledger.is_drained:
+                    return None
+                await self._changed.wait()
+
+    def _watch_expiry(self) -> None:
+        if self._reaper is None or self._reaper.done():
+            self._reaper = asyncio.ensure_future(self._expire_when_due())
+
+    async def _expire_when_due(self) -> None:
+        while (due := self._ledger.next_expiry()) is not None:
+            await asyncio.sleep(max(0.0, due - self._clock()))
+            async with self._changed:
+                try:
+                    expired = self._ledger.expire(now=self._clock())
+                except Exception as error:
+                    self._failure, expired = error, []
+                self._events.extend({"event": "group_expired", "ordinal": o} for o in expired)
+                if expired or self._failure:
+                    self._changed.notify_all()

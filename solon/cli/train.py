@@ -1,0 +1,35 @@
+"""`solon train` and `solon demo`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from solon.cli.nursery_names import uses_nursery, with_nursery
+from solon.cli.view import make_view
+
+DEMO = Path(__file__).resolve().parents[2] / "examples" / "nursery.toml"
+
+
+def run_train(
+    path: Path, *, name: str | None, steps: int | None, seed: int | None, overrides: list[str], as_json: bool
+) -> dict[str, Any]:
+    """Loads the run file, grows what it needs, trains. Returns the summary."""
+    from cluster.run_file import RunFile
+
+    run = RunFile.load(path, overrides=overrides)
+    changes = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
+    run = run.model_copy(update=changes)
+    if uses_nursery(run):
+        run = with_nursery(run, progress=not as_json)
+    # Before Ray is imported: what it starts inherits this.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from cluster.train import train
+
+    return train(run, name=name, default_name=path.stem, root=Path("runs"), view=make_view(quiet=as_json))
+
+
+def run_demo(*, steps: int | None, seed: int | None, as_json: bool) -> dict[str, Any]:
+    """The demo is an ordinary run of an ordinary run file."""
+    return run_train(DEMO, name=None, steps=steps, seed=seed, overrides=[], as_json=as_json)

@@ -1,0 +1,262 @@
+"""What a person sees of a run: a live picture in a terminal, plain lines anywhere else, nothing with --json."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from solon.overlap import LANES, measure
+from solon.tally import Tally
+
+if TYPE_CHECKING:
+    from actors.ledger import RemoteLedger
+    from cluster.launch import ClusterInfo
+
+WINDOW_S = 15.0
+BLOCKS = "▁▂▃▄▅▆▇█"
+WAITING = {"generate": "generating", "label": "judging", "learn": "ready"}
+"""The ledger's count that is shown beside each lane."""
+
+
+def make_view(*, quiet: bool) -> PlainView | LiveView | SilentView:
+    """The view for this output."""
+    if quiet:
+        return SilentView()
+    console = Console(highlight=False)
+    return LiveView(console) if console.is_terminal else PlainView(console)
+
+
+class SilentView:
+    """Shows nothing."""
+
+    def note(self, text: str) -> None: ...
+    def cluster(self, info: ClusterInfo, directory: Path) -> None: ...
+    def starting(self, names: Sequence[str]) -> None: ...
+    def ready(self, name: str) -> None: ...
+    def evaluated(self, when: str, scores: dict[str, float]) -> None: ...
+    def training(self, tally: Tally, ledger: RemoteLedger) -> None: ...
+    def changed(self, event: str) -> None: ...
+    def ended(self, summary: dict[str, Any], directory: Path) -> None: ...
+
+
+class PlainView(SilentView):
+    """One line for everything worth one: for logs, `ray job submit`, and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started_s = time.monotonic()
+        self._tally: Tally | None = None
+
+    def note(self, text: str) -> None:
+        self._say(text)
+
+    def cluster(self, info: ClusterInfo, directory: Path) -> None:
+        self._say(f"run directory {directory}")
+        cpus, gpus = info.resources.get("CPU", 0), info.resources.get("GPU", 0)
+        where = f"dashboard http://{info.dashboard_url}" if info.dashboard_url else "no dashboard"
+        self._say(f"Ray cluster {info.address} with {cpus:g} CPUs and {gpus:g} GPUs, {where}")
+
+    def starting(self, names: Sequence[str]) -> None:
+        self._say(f"starting {', '.join(names)}")
+
+    def ready(self, name: str) -> None:
+        self._say(f"{name} is ready")
+
+    def evaluated(self, when: str, scores: dict[str, float]) -> None:
+        parts = ", ".join(f"{name} {score:.3f}" for name, score in scores.items() if name != "mean")
+        self._say(f"held-out {when}: mean {scores.get('mean', float('nan')):.3f} ({parts})")
+
+    def training(self, tally: Tally, ledger: RemoteLedger) -> None:
+        self._tally = tally
+        self._say(f"training {tally.total_steps} steps")
+
+    def changed(self, event: str) -> None:
+        if event == "step" and self._tally is not None:
+            self._say(step_line(self._tally))
+        elif event.startswith(("group_", "late_")):
+            self._say(event.replace("_", " "))
+
+    def ended(self, summary: dict[str, Any], directory: Path) -> None:
+        self._console.print(end_table(summary))
+        self._console.print(end_lines(summary, directory), soft_wrap=True)
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(f"{clock(time.monotonic() - self._started_s)}  {text}"), soft_wrap=True)
+
+
+class LiveView(PlainView):
+    """A bar while engines load, then the three lanes as they work."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._live: Live | None = None
+        self._progress: Progress | None = None
+        self._loading: TaskID | None = None
+        self._ledger: RemoteLedger | None = None
+        self._counts: dict[str, int] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    def starting(self, names: Sequence[str]) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._loading = self._progress.add_task(f"starting {', '.join(names)}", total=len(names))
+        self._progress.start()
+
+    def ready(self, name: str) -> None:
+        if self._progress is not None and self._loading is not None:
+            self._progress.advance(self._loading)
+            if self._progress.finished:
+                self._progress.stop()
+        super().ready(name)
+
+    def training(self, tally: Tally, ledger: RemoteLedger) -> None:
+        super().training(tally, ledger)
+        self._ledger = ledger
+        self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)
+        self._live.start()
+
+    def changed(self, event: str) -> None:
+        if event.startswith(("group_", "late_")):
+            self._say(event.replace("_", " "))
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.ensure_future(self._ask_counts())
+
+    def ended(self, summary: dict[str, Any], directory: Path) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if self._live is not None:
+            self._live.stop()
+        super().ended(summary, directory)
+
+    def evaluated(self, when: str, scores: dict[str, float]) -> None:
+        if when == "after" and self._live is not None:
+            self._live.stop()
+            self._live = None
+        super().evaluated(when, scores)
+
+    async def _ask_counts(self) -> None:
+        if self._ledger is not None:
+            with suppress(Exception):
+                self._counts = await self._ledger.counts()
+
+    def _picture(self) -> Group:
+        assert self._tally is not None
+        return picture(self._tally, self._counts)
+
+
+def picture(tally: Tally, counts: dict[str, int]) -> Group:
+    """The three lanes, the queue between them, staleness, reward, and what binds."""
+    now = time.time()
+    window = measure(list(tally.spans)[-4000:], start_s=max(now - WINDOW_S, tally.started_s), end_s=now)
+    left = tally.wall_s / tally.steps * (tally.total_steps - tally.steps) if tally.steps else None
+    head = Text.assemble(
+        ("step ", "dim"), (f"{tally.steps}/{tally.total_steps}", "bold"), f"   {clock(tally.wall_s)}",
+        f"   about {clock(left)} left" if left is not None else "",
+    )  # fmt: skip
+    lanes = Table.grid(padding=(0, 2))
+    for lane in LANES:
+        share = window.busy[lane]
+        colour = "green" if lane == window.binding_stage else "cyan"
+        bar = Text("━" * round(30 * share), style=colour) + Text("─" * (30 - round(30 * share)), style="dim")
+        queue = f"{counts.get(WAITING[lane], 0)} {WAITING[lane]}" if counts else ""
+        lanes.add_row(Text(lane), bar, Text(f"{share:4.0%}"), Text(queue, style="dim"))
+    return Group(head, lanes, Text(reward_line(tally)), Text(health_line(tally), style="dim"))
+
+
+def step_line(tally: Tally) -> str:
+    """One committed step, for logs."""
+    last = tally.last
+    return (
+        f"step {tally.steps}/{tally.total_steps}  reward {tally.rewards[-1]:+.3f}  "
+        f"staleness {last['batch/staleness/max']}  "
+        + "  ".join(f"{lane} {last[f'overlap/busy/{lane}']:.0%}" for lane in LANES)
+        + f"  binds {tally.overlap().binding_stage}"
+    )
+
+
+def reward_line(tally: Tally) -> str:
+    """The reward so far, as a line of blocks."""
+    if not tally.rewards:
+        return "reward  waiting for the first batch"
+    recent = tally.rewards[-40:]
+    low, high = min(recent), max(recent)
+    blocks = "".join(BLOCKS[round((r - low) / (high - low) * 7) if high > low else 0] for r in recent)
+    return f"reward  {blocks}  {recent[-1]:+.3f} (first {tally.rewards[0]:+.3f})"
+
+
+def health_line(tally: Tally) -> str:
+    """Staleness, labels and weights in one line."""
+    worst = max(tally.staleness, default=0)
+    hits = tally.cache_hits / max(1, tally.questions)
+    return (
+        f"staleness {worst} of {tally.staleness_bound}   labels {tally.labels}, invalid {tally.invalid}, "
+        f"from cache {hits:.0%}   weights version {tally.published_versions} attested, gap {tally.max_gap:.1e}"
+    )
+
+
+def end_table(summary: dict[str, Any]) -> Table:
+    """Held-out scores before and after."""
+    table = Table(title="held-out adherence", title_justify="left")
+    for column in ("principle", "before", "after", "change"):
+        table.add_column(column, justify="left" if column == "principle" else "right")
+    before, after = summary["eval"]["before"] or {}, summary["eval"]["after"] or {}
+    for name in [*(n for n in before if n != "mean"), *(["mean"] if before else [])]:
+        change = after[name] - before[name] if name in after else None
+        table.add_row(
+            Text(name, style="bold" if name == "mean" else ""),
+            f"{before[name]:.3f}",
+            f"{after[name]:.3f}" if name in after else "-",
+            Text(f"{change:+.3f}", style="green" if change >= 0 else "red") if change is not None else "-",
+        )
+    if not before:
+        table.add_row("not evaluated", "", "", "")
+    return table
+
+
+def end_lines(summary: dict[str, Any], directory: Path) -> Text:
+    """The rest of the summary in a few lines."""
+    overlap, weights, labels = summary["overlap"], summary["weights"], summary["labels"]
+    reward = summary["reward"]
+    shares = ", ".join(f"{lane} {share:.0%}" for lane, share in overlap["busy"].items())
+    lines = [
+        f"{summary['status']} after {summary['steps']} steps in {summary['wall_s']:.0f} s",
+        f"reward {_number(reward['first'])} -> {_number(reward['last'])}; staleness at most "
+        f"{summary['staleness']['max']} (bound {summary['staleness']['bound']})",
+        f"busy {shares}; overlap efficiency {overlap['efficiency']:.2f}, {overlap['binding_stage']} binds",
+        f"{labels['total']} labels, {labels['invalid']} invalid, {labels['cache_hits']} answered by the cache; "
+        f"{summary['throughput']['rollouts_per_s']} rollouts/s",
+        f"{weights['published']} policy versions published, {weights['attested']} attested, largest canary gap "
+        f"{weights['max_logprob_gap']:.1e} nats",
+        f"written to {directory}/summary.json",
+    ]
+    return Text("\n".join(lines))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
+
+
+def clock(seconds: float | None) -> str:
+    """`01:23` or `1:02:03`."""
+    if seconds is None:
+        return "--:--"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

@@ -1,0 +1,109 @@
+"""The exact cache: the same question to the same judge is asked once.
+
+Key: digest of the judge's identity (weights, quantisation, engine numerics, tokenizer) and of the question's
+token ids and label ids. Not in the key: run, time, calibration, thresholds; raw log-probs are kept and read
+afresh, so that a new calibration costs no forward pass. A question that is being asked is not asked again: the
+second caller waits for the first one's answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One next-token question to a judge."""
+
+    prompt_token_ids: tuple[int, ...]
+    label_ids: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Log-probs of the labels, and what it cost."""
+
+    logprobs: tuple[float, float]
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    cache_hit: bool = False
+
+
+Ask = Callable[[Sequence[Question]], Awaitable[list[Answer]]]
+
+
+def question_digest(question: Question) -> str:
+    """sha256 of the ids, without the judge: the same in every run."""
+    ids = np.array([*question.label_ids, *question.prompt_token_ids], np.int32)
+    return hashlib.sha256(ids.tobytes()).hexdigest()
+
+
+class ExactCache:
+    """`await cache.ask(questions)`: from memory where possible, else through `ask`, each question once.
+
+    Failures are never kept: their waiters see the error, the next caller asks again.
+    """
+
+    def __init__(self, ask: Ask, *, judge_digest: str, entries: int) -> None:
+        self._ask = ask
+        self._judge_digest = judge_digest
+        self._entries = entries
+        self._known: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._asking: dict[str, asyncio.Future[tuple[float, float]]] = {}
+
+    def key(self, question: Question) -> str:
+        """Content address of a verdict."""
+        return hashlib.sha256(f"{self._judge_digest}:{question_digest(question)}".encode()).hexdigest()
+
+    async def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answers in the order of the questions."""
+        if self._entries == 0:
+            return await self._ask(questions)
+        keys = [self.key(question) for question in questions]
+        fresh: dict[str, Question] = {}
+        waiting: dict[str, asyncio.Future[tuple[float, float]]] = {}
+        for key, question in zip(keys, questions, strict=True):
+            if key in self._known:
+                self._known.move_to_end(key)
+            elif key in self._asking:
+                waiting[key] = self._asking[key]
+            elif key not in fresh:
+                fresh[key] = question
+                self._asking[key] = asyncio.get_running_loop().create_future()
+        known = {key: self._known[key] for key in keys if key in self._known}
+        asked = await self._ask_fresh(fresh)
+        for key, future in waiting.items():
+            known[key] = await asyncio.shield(future)
+        answers, paid = [], set[str]()
+        for key in keys:
+            if key in asked and key not in paid:
+                paid.add(key)
+                answers.append(asked[key])
+            else:
+                logprobs = asked[key].logprobs if key in asked else known[key]
+                answers.append(Answer(logprobs, cache_hit=True))
+        return answers
+
+    async def _ask_fresh(self, fresh: dict[str, Question]) -> dict[str, Answer]:
+        if not fresh:
+            return {}
+        try:
+            answers = await self._ask(list(fresh.values()))
+        except BaseException as error:
+            for key in fresh:
+                future = self._asking.pop(key)
+                future.set_exception(RuntimeError(f"asking the judge failed: {error!r}"))
+                future.exception()  # nobody may be waiting: that is not a lost error, the caller raises
+            raise
+        for key, answer in zip(fresh, answers, strict=True):
+            self._asking.pop(key).set_result(answer.logprobs)
+            self._known[key] = answer.logprobs
+            if len(self._known) > self._entries:
+                self._known.popitem(last=False)
+        return dict(zip(fresh, answers, strict=True))

@@ -1,0 +1,349 @@
+"""The ledger: which group is where, who may touch it, and what may be trained. A pure state machine.
+
+    PENDING -> GENERATING -> GENERATED -> JUDGING -> READY -> LEASED -> COMMITTED
+                   \\____________\\__________\\-> PENDING (next attempt) or DROPPED (reason)
+
+What always holds (tests/unit/test_ledger.py drives random schedules against it):
+- admitted = committed + dropped + held, at every moment;
+- an ordinal is committed at most once, and a batch has exactly `batch_groups` groups;
+- no group is leased at a step later than its deadline (solon.staleness);
+- a report that carries an old attempt, or comes after its group moved on, changes nothing (fencing).
+
+The ledger holds metadata and an opaque payload per group (on Ray: a boxed ObjectRef); it never opens it. Time
+is handed in, so that a virtual clock drives it as well as a real one.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from solon.errors import RunFailedError
+from solon.staleness import StalenessConfig, choose
+
+
+class LedgerConfig(BaseModel):
+    """Bounds of the ledger. `LedgerConfig(batch_groups=16)`"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_groups: int = Field(16, ge=1)
+    """Groups in a batch: one optimiser step."""
+    max_held_mib: float = Field(4096, gt=0)
+    """Payload that may wait in the object store; admission stops above it."""
+    max_attempts: int = Field(3, ge=1)
+    """Tries for a group before it is dropped."""
+    lease_s: float = Field(600, gt=0)
+    """A group that an engine or judge holds longer is given to another; late results are refused."""
+    lockstep: bool = False
+    """Label only when the whole batch is generated: together with target_staleness = 0, synchronous training."""
+    max_dropped_share: float = Field(0.05, ge=0, le=1)
+    """The run fails when more than this share of at least 40 finished groups was dropped."""
+
+
+class State(StrEnum):
+    PENDING = "pending"
+    GENERATING = "generating"
+    GENERATED = "generated"
+    JUDGING = "judging"
+    READY = "ready"
+    LEASED = "leased"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Permission to generate one group. `version` is live when granted: no token will be older."""
+
+    ordinal: int
+    attempt: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A generated group that waits for its labels."""
+
+    ordinal: int
+    attempt: int
+    payload: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A batch handed to the learner. `token` fences: only the current lease can commit."""
+
+    step: int
+    token: int
+    ordinals: tuple[int, ...]
+    staleness: tuple[int, ...]
+    payloads: tuple[tuple[Any, Any], ...]
+    """(generation, feedback) of each group, in order of ordinals."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    ordinal: int
+    attempt: int
+    state: State
+    head: int
+    lease_until: float
+    nbytes: int = 0
+    generation: Any = None
+    feedback: Any = None
+
+
+class Ledger:
+    """See the module. Methods return what changed; they never wait and never look at a clock."""
+
+    def __init__(self, config: LedgerConfig, staleness: StalenessConfig, *, total_groups: int | None = None) -> None:
+        self.config = config
+        self.staleness = staleness
+        self.version = 0
+        """Weight versions attested live."""
+        self.total_groups = total_groups
+        """Groups to commit before the run is over; None: until admission is closed."""
+        self.admitted = 0
+        self.committed = 0
+        self.dropped: Counter[str] = Counter()
+        self._open = True
+        self._entries: dict[int, _Entry] = {}
+        self._pending: deque[int] = deque()
+        self._generated: list[tuple[int, int]] = []  # (deadline, ordinal), sorted: oldest deadline is judged first
+        self._ready: list[tuple[int, int]] = []  # (deadline, ordinal), sorted
+        self._lease: Lease | None = None
+        self._lease_tokens = 0
+        self._unpublished: dict[int, int] = {}  # step -> groups leased or trained whose weights are not live
+        self._held_bytes = 0
+
+    # -- admission ---------------------------------------------------------------------------------------------
+
+    def reserve(self, limit: int, *, now: float) -> list[Grant]:
+        """Admit up to `limit` groups as credits allow, retries first."""
+        grants: list[Grant] = []
+        while len(grants) < limit and self._pending:
+            entry = self._entries[self._pending.popleft()]
+            entry.state, entry.head, entry.lease_until = (
+                State.GENERATING,
+                self.version,
+                now + self.config.lease_s,
+            )
+            grants.append(Grant(entry.ordinal, entry.attempt, entry.head))
+        for _ in range(min(limit - len(grants), self._credits())):
+            ordinal, self.admitted = self.admitted, self.admitted + 1
+            self._entries[ordinal] = _Entry(ordinal, 0, State.GENERATING, self.version, now + self.config.lease_s)
+            grants.append(Grant(ordinal, 0, self.version))
+        return grants
+
+    def _credits(self) -> int:
+        if not self._open or self._held_bytes >= self.config.max_held_mib * 2**20:
+            return 0
+        leased = len(self._lease.ordinals) if self._lease else 0
+        free = self.staleness.credits(
+            batch_groups=self.config.batch_groups,
+            uncommitted=len(self._entries) - leased,
+            unpublished=sum(self._unpublished.values()),
+        )
+        if self.total_groups is None:
+            return free
+        return min(free, self.total_groups - self.committed - len(self._entries))
+
+    def close(self) -> None:
+        """Admit nothing more; what is held may still be finished, what waits for another try is dropped."""
+        self._open = False
+        for ordinal in self._pending:
+            del self._entries[ordinal]
+            self.dropped["stopped"] += 1
+        self._pending.clear()
+
+    @property
+    def is_closed(self) -> bool:
+        """Admission was ended by hand."""
+        return not self._open
+
+    @property
+    def is_drained(self) -> bool:
+        """Nothing will ever be admitted again, and nothing is held."""
+        if self._entries:
+            return False
+        return not self._open or (self.total_groups is not None and self.committed >= self.total_groups)
+
+    # -- generation and labels ------------------------------------------------------------------------------------
+
+    def commit_generation(self, ordinal: int, attempt: int, *, head: int, nbytes: int, payload: Any) -> bool:
+        """A group was generated. False: refused, its attempt is not the current one."""
+        entry = self._current(ordinal, attempt, State.GENERATING)
+        if entry is None:
+            return False
+        assert head >= entry.head, f"group {ordinal} holds version {head}, granted at {entry.head}"
+        entry.state, entry.head, entry.generation = State.GENERATED, head, payload
+        self._hold(entry, nbytes)
+        insort(self._generated, (self.staleness.deadline(head), ordinal))
+        return True
+
+    def take_generated(self, limit: int, *, now: float) -> list[Work]:
+        """Hand out generated groups for labelling, the earliest deadline first."""
+        if self.config.lockstep and any(e.state in (State.PENDING, State.GENERATING) for e in self._entries.values()):
+            return []
+        taken, self._generated = self._generated[:limit], self._generated[limit:]
+        work = []
+        for _, ordinal in taken:
+            entry = self._entries[ordinal]
+            entry.state, entry.lease_until = State.JUDGING, now + self.config.lease_s
+            work.append(Work(ordinal, entry.attempt, entry.generation))
+        return work
+
+    def commit_labels(self, ordinal: int, attempt: int, *, nbytes: int, payload: Any) -> bool:
+        """A group was labelled and may be trained. False: refused."""
+        entry = self._current(ordinal, attempt, State.JUDGING)
+        if entry is None:
+            return False
+        entry.state, entry.feedback = State.READY, payload
+        self._hold(entry, nbytes)
+        insort(self._ready, (self.staleness.deadline(entry.head), ordinal))
+        return True
+
+    def fail(self, ordinal: int, attempt: int, reason: str) -> bool:
+        """An attempt came to nothing: try again from the start with fresh weights, or drop. False: refused."""
+        entry = self._current(ordinal, attempt, State.GENERATING, State.JUDGING)
+        if entry is None:
+            return False
+        if attempt + 1 >= self.config.max_attempts or not self._open:
+            return self.drop(ordinal, attempt, reason)
+        self._held_bytes -= entry.nbytes
+        self._entries[ordinal] = _Entry(ordinal, attempt + 1, State.PENDING, self.version, 0.0)
+        self._pending.append(ordinal)
+        return True
+
+    def drop(self, ordinal: int, attempt: int, reason: str) -> bool:
+        """Give a group up for good; its credit is free again, so a new prompt takes its place. False: refused."""
+        entry = self._current(ordinal, attempt, State.GENERATING, State.JUDGING)
+        if entry is None:
+            return False
+        self._held_bytes -= entry.nbytes
+        del self._entries[ordinal]
+        self.dropped[reason] += 1
+        if self._open:
+            self._check_drops()
+        return True
+
+    def expire(self, *, now: float) -> list[int]:
+        """Fail every group whose engine or judge held it too long; returns their ordinals."""
+        late = [e for e in self._entries.values() if self._is_out(e) and e.lease_until <= now]
+        for entry in late:
+            self.fail(entry.ordinal, entry.attempt, f"{entry.state} took too long")
+        return [entry.ordinal for entry in late]
+
+    def next_expiry(self) -> float | None:
+        """When `expire` has something to do at the earliest."""
+        return min((e.lease_until for e in self._entries.values() if self._is_out(e)), default=None)
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def lease(self, step: int) -> Lease | None:
+        """The batch for `step`, or None while the groups it needs are not ready. One lease at a time."""
+        if self._lease is not None:
+            raise RunFailedError(f"step {self._lease.step} holds the lease, cannot lease step {step}")
+        if len(self._ready) < self.config.batch_groups:
+            return None
+        unfinished = [self.staleness.deadline(e.head) for e in self._entries.values() if e.state is not State.READY]
+        chosen = choose(self._ready, unfinished, step=step, batch_groups=self.config.batch_groups)
+        if chosen is None:
+            return None
+        chosen.sort()
+        entries = [self._entries[ordinal] for ordinal in chosen]
+        self._ready = self._ready[self.config.batch_groups :]
+        for entry in entries:
+            entry.state = State.LEASED
+        self._lease_tokens += 1
+        self._unpublished[step] = len(chosen)
+        self._lease = Lease(
+            step,
+            self._lease_tokens,
+            tuple(chosen),
+            tuple(step - e.head for e in entries),
+            tuple((e.generation, e.feedback) for e in entries),
+        )
+        return self._lease
+
+    def commit(self, step: int, token: int) -> bool:
+        """The batch was trained. False: refused, the lease is no longer the current one."""
+        if self._lease is None or (self._lease.step, self._lease.token) != (step, token):
+            return False
+        for ordinal in self._lease.ordinals:
+            self._held_bytes -= self._entries.pop(ordinal).nbytes
+        self.committed += len(self._lease.ordinals)
+        self._lease = None
+        return True
+
+    def abort(self, step: int, token: int) -> bool:
+        """The step did not happen: its groups are ready again. False: refused."""
+        if self._lease is None or (self._lease.step, self._lease.token) != (step, token):
+            return False
+        for ordinal in self._lease.ordinals:
+            entry = self._entries[ordinal]
+            entry.state = State.READY
+            insort(self._ready, (self.staleness.deadline(entry.head), ordinal))
+        del self._unpublished[step]
+        self._lease = None
+        return True
+
+    def publish(self, version: int) -> bool:
+        """`version` is attested on every engine: credits of the steps before it are free. False: not newer."""
+        if version <= self.version:
+            return False
+        self.version = version
+        for step in [s for s in self._unpublished if s < version]:
+            del self._unpublished[step]
+        return True
+
+    # -- looking --------------------------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        """How many groups are in each state, and the running totals."""
+        states = Counter(str(entry.state) for entry in self._entries.values())
+        return {
+            **{str(state): states.get(str(state), 0) for state in State},
+            "admitted": self.admitted,
+            "committed": self.committed,
+            "dropped": self.dropped.total(),
+            "held_bytes": self._held_bytes,
+            "version": self.version,
+        }
+
+    def held(self) -> Sequence[int]:
+        """Ordinals that are neither committed nor dropped."""
+        return sorted(self._entries)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _current(self, ordinal: int, attempt: int, *states: State) -> _Entry | None:
+        entry = self._entries.get(ordinal)
+        if entry is None or entry.attempt != attempt or entry.state not in states:
+            return None
+        return entry
+
+    def _hold(self, entry: _Entry, nbytes: int) -> None:
+        entry.nbytes += nbytes
+        self._held_bytes += nbytes
+
+    @staticmethod
+    def _is_out(entry: _Entry) -> bool:
+        return entry.state in (State.GENERATING, State.JUDGING)
+
+    def _check_drops(self) -> None:
+        dropped, finished = self.dropped.total(), self.dropped.total() + self.committed
+        if finished >= 40 and dropped > self.config.max_dropped_share * finished:
+            raise RunFailedError(
+                f"{dropped} of {finished} finished groups were dropped, more than ledger.max_dropped_share = "
+                f"{self.config.max_dropped_share:.0%} allows; causes: {_causes(self.dropped.items())}"
+            )
+
+
+def _causes(items: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{reason} ({count})" for reason, count in sorted(items, key=lambda item: -item[1]))

@@ -1,0 +1,214 @@
+"""The loop: four stages that run at the same time. Start reading here.
+
+    prompts ──▶ generate ──▶ label ──▶ learn ──▶ publish
+                    ▲                               │
+                    └──────── credits, weights ─────┘
+
+The stages share nothing but the ledger. Each says what it takes, what it waits for and who wakes it; none
+looks at a clock. The same page runs on small fakes in unit tests and on Ray actors in a run: see `Lanes`.
+Synchronous training is the same code with `target_staleness = 0` and `overlap=False`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from solon.errors import RunFailedError, first_cause
+from solon.ledger import Grant, Lease, Work
+from solon.prompts import PromptSource
+from solon.protocols import (
+    Assignment,
+    Box,
+    JudgeLane,
+    Learner,
+    LedgerPort,
+    Observer,
+    RolloutLane,
+)
+from solon.records import Span, Weights
+from solon.weights import Publication
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lanes:
+    """Who does the work, and who watches."""
+
+    rollout: Sequence[RolloutLane]
+    judges: Sequence[JudgeLane]
+    learner: Learner
+    ledger: LedgerPort
+    prompts: PromptSource
+    publication: Publication
+    observer: Observer
+
+
+@dataclass(frozen=True, slots=True)
+class Publishing:
+    """A trained version on its way from learn to publish."""
+
+    manifest: Weights
+    box: Box
+
+
+async def run_loop(lanes: Lanes, *, steps: int, min_valid: int, stop: asyncio.Event) -> int:
+    """Train `steps` batches; returns how many were committed. Setting `stop` ends after the step in hand.
+
+    A stage that dies ends the run with its error; one failed group does not.
+    """
+    versions: asyncio.Queue[Publishing | None] = asyncio.Queue(maxsize=1)
+    try:
+        async with asyncio.TaskGroup() as stages:
+            trained = stages.create_task(learn(lanes, steps, versions, stop), name="learn")
+            stages.create_task(publish(lanes, versions), name="publish")
+            for rollout in lanes.rollout:
+                stages.create_task(generate(lanes, rollout), name=f"generate {rollout.name}")
+            for judge in lanes.judges:
+                stages.create_task(label(lanes, judge, min_valid), name=f"label {judge.name}")
+            stopper = asyncio.ensure_future(_close_on(stop, lanes.ledger))
+            trained.add_done_callback(lambda _: stopper.cancel())
+    except ExceptionGroup as failures:
+        raise first_cause(failures) from None
+    return trained.result()
+
+
+async def generate(lanes: Lanes, lane: RolloutLane) -> None:
+    """Turn credits into generated groups.
+
+    takes:     grants (ledger.reserve), as many as the engine has room for
+    waits for: a credit and a free place in the engine
+    woken by:  publish() -> ledger.publish(), or a dropped group
+    """
+    room = Room(lane.groups_at_once)
+    async with asyncio.TaskGroup() as running:
+        while True:
+            free = await room.some()
+            grants = await lanes.ledger.reserve(free)
+            if not grants:
+                return
+            room.take(len(grants))
+            running.create_task(_generate_chunk(lanes, lane, grants, room))
+
+
+async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Grant], room: Room) -> None:
+    work = [Assignment(grant=grant, prompt=lanes.prompts[grant.ordinal]) for grant in grants]
+    async for report, box in lane.generate(work):
+        room.give(1)
+        arguments = {"ordinal": report.ordinal, "attempt": report.attempt, "head": report.head}
+        arguments |= {"nbytes": report.nbytes, "payload": box}
+        (accepted,) = await lanes.ledger.apply([("commit_generation", arguments)])
+        if accepted:
+            lanes.observer.generated(report, box)
+        else:
+            lanes.observer.event("late_generation_refused", ordinal=report.ordinal, attempt=report.attempt)
+
+
+async def label(lanes: Lanes, judge: JudgeLane, min_valid: int) -> None:
+    """Turn generated groups into labelled ones.
+
+    takes:     a GENERATED group (ledger.next_generated), the one with the earliest deadline
+    waits for: any generated group and a free place at the judge
+    woken by:  generate() -> ledger.commit_generation()
+    """
+    room = Room(judge.groups_at_once)
+    async with asyncio.TaskGroup() as running:
+        while True:
+            free = await room.some()
+            work = await lanes.ledger.next_generated(free)
+            if not work:
+                return
+            room.take(len(work))
+            for item in work:
+                running.create_task(_label_group(lanes, judge, item, min_valid, room))
+
+
+async def _label_group(lanes: Lanes, judge: JudgeLane, item: Work, min_valid: int, room: Room) -> None:
+    report, box = await judge.label(item)
+    room.give(1)
+    who = {"ordinal": item.ordinal, "attempt": item.attempt}
+    lanes.observer.labelled(report, box)
+    if report.num_valid < min_valid:
+        # The same text would be judged the same way again, so another prompt takes its place.
+        causes = ", ".join(f"{status} {count}" for status, count in report.invalid_by_status)
+        reason = f"fewer than {min_valid} rollouts with a valid label ({causes})"
+        await lanes.ledger.apply([("drop", {**who, "reason": reason})])
+        lanes.observer.event("group_dropped", ordinal=item.ordinal, reason=reason)
+        return
+    await lanes.ledger.apply([("commit_labels", {**who, "nbytes": report.nbytes, "payload": box})])
+
+
+async def learn(lanes: Lanes, steps: int, versions: asyncio.Queue[Publishing | None], stop: asyncio.Event) -> int:
+    """Turn labelled groups into new weights.
+
+    takes:     a lease of exactly one batch, earliest deadlines first (ledger.lease)
+    waits for: the groups that must be in this batch, and a place in the publishing queue
+    woken by:  label() -> ledger.commit_labels()
+    """
+    committed = 0
+    while committed < steps and not stop.is_set():
+        lease = await lanes.ledger.lease(committed)
+        if lease is None:
+            break
+        await _train(lanes, lease, versions)
+        committed += 1
+    await versions.put(None)
+    return committed
+
+
+async def _train(lanes: Lanes, lease: Lease, versions: asyncio.Queue[Publishing | None]) -> None:
+    report, manifest, box = await lanes.learner.step(lease)
+    if not await lanes.ledger.commit(lease.step, lease.token):
+        raise RunFailedError(f"step {lease.step} was trained, but its lease had been given away")
+    lanes.observer.stepped(lease, report)
+    await versions.put(Publishing(manifest, box))
+
+
+async def publish(lanes: Lanes, versions: asyncio.Queue[Publishing | None]) -> None:
+    """Turn trained weights into attested ones on every engine.
+
+    takes:     the weights of a committed step, in order
+    waits for: a new version
+    woken by:  learn() -> versions.put()
+    """
+    while (item := await versions.get()) is not None:
+        start_s = time.time()
+        receipts = await lanes.publication.publish(item.manifest, item.box)
+        await lanes.ledger.publish(item.manifest.version)
+        span = Span(
+            lane="publish",
+            worker="publish",
+            name=f"version {item.manifest.version}",
+            start_s=start_s,
+            end_s=time.time(),
+        )
+        lanes.observer.published(item.manifest.version, receipts, lanes.publication.max_gap, span)
+
+
+class Room:
+    """Free places at a worker. `await room.some()` waits until there is at least one."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._changed = asyncio.Event()
+        self._changed.set()
+
+    async def some(self) -> int:
+        await self._changed.wait()
+        return self._free
+
+    def take(self, places: int) -> None:
+        self._free -= places
+        if self._free <= 0:
+            self._changed.clear()
+
+    def give(self, places: int) -> None:
+        self._free += places
+        if self._free > 0:
+            self._changed.set()
+
+
+async def _close_on(stop: asyncio.Event, ledger: LedgerPort) -> None:
+    await stop.wait()
+    await ledger.close()

@@ -1,0 +1,90 @@
+"""How well the lanes overlap: busy shares, the bound, and which stage binds. Pure arithmetic on spans.
+
+With busy times Tg, Tj, Tt of the three lanes, a run cannot take less than max(Tg, Tj, Tt): the slowest lane. So
+efficiency = max(...) / wall time, and the lane with the largest busy time is the one that binds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from solon.records import Span
+
+LANES = ("generate", "label", "learn")
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Shares are of wall time, 0..1; several workers of a lane count as one (their mean)."""
+
+    wall_s: float
+    busy: Mapping[str, float]
+    efficiency: float
+    binding_stage: str
+
+    @property
+    def speedup_bound(self) -> float:
+        """How much faster than one stage after the other perfect overlap could be at these busy times."""
+        longest = max(self.busy.values(), default=0.0)
+        return sum(self.busy.values()) / longest if longest else 1.0
+
+
+class Busy:
+    """Adds up how long each worker was busy, overlapping spans once, in constant memory.
+
+    Spans of one worker must come in the order of their starts, which is how a worker makes them.
+    """
+
+    def __init__(self) -> None:
+        self._total_s: dict[tuple[str, str], float] = defaultdict(float)
+        self._reach_s: dict[tuple[str, str], float] = {}
+
+    def add(self, span: Span) -> None:
+        key = (span.lane, span.worker)
+        start_s = max(span.start_s, self._reach_s.get(key, span.start_s))
+        self._total_s[key] += max(0.0, span.end_s - start_s)
+        self._reach_s[key] = max(span.end_s, self._reach_s.get(key, span.end_s))
+
+    def overlap(self, *, wall_s: float) -> Overlap:
+        """Shares of a wall time that the spans lie in."""
+        shares: dict[str, list[float]] = defaultdict(list)
+        for (lane, _), total_s in self._total_s.items():
+            shares[lane].append(min(1.0, total_s / max(wall_s, 1e-9)))
+        busy = {lane: sum(shares[lane]) / len(shares[lane]) if shares[lane] else 0.0 for lane in LANES}
+        binding = max(busy, key=lambda lane: busy[lane])
+        return Overlap(wall_s, busy, busy[binding], binding if busy[binding] else "none")
+
+
+def measure(spans: Iterable[Span], *, start_s: float, end_s: float) -> Overlap:
+    """Overlap between two moments; spans are clipped to them."""
+    busy = Busy()
+    inside = [s for s in spans if s.end_s > start_s and s.start_s < end_s]
+    for span in sorted(inside, key=lambda s: s.start_s):
+        busy.add(replace(span, start_s=max(span.start_s, start_s), end_s=min(span.end_s, end_s)))
+    return busy.overlap(wall_s=end_s - start_s)
+
+
+def chrome_trace(spans: Sequence[Span]) -> list[dict[str, object]]:
+    """Events for chrome://tracing or ui.perfetto.dev, one track per worker, microseconds from the first span."""
+    if not spans:
+        return []
+    origin = min(span.start_s for span in spans)
+    workers = {worker: track for track, worker in enumerate(dict.fromkeys(s.worker for s in spans))}
+    names: list[dict[str, object]] = [
+        {"name": "thread_name", "ph": "M", "pid": 1, "tid": track, "args": {"name": worker}}
+        for worker, track in workers.items()
+    ]
+    return names + [
+        {
+            "name": span.name,
+            "cat": span.lane,
+            "ph": "X",
+            "pid": 1,
+            "tid": workers[span.worker],
+            "ts": round((span.start_s - origin) * 1e6),
+            "dur": round((span.end_s - span.start_s) * 1e6),
+        }
+        for span in spans
+    ]

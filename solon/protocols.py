@@ -1,0 +1,116 @@
+"""What the loop needs of the world. On Ray these are thin proxies of actors; in unit tests small fakes.
+
+A *box* is whatever carries a payload: on Ray a list with one ObjectRef, so that the payload itself moves
+straight from the worker that made it to the worker that needs it; in a unit test the record itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from solon.async_ledger import Transition
+from solon.ledger import Grant, Lease, Work
+from solon.records import LoadReceipt, Prompt, Span, StepReport, Weights
+
+Box = Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """A group to generate: the grant and the prompt it is for."""
+
+    grant: Grant
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationReport:
+    """A generated group without its payload."""
+
+    ordinal: int
+    attempt: int
+    head: int
+    """Oldest policy version in it."""
+    num_tokens: int
+    nbytes: int
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelReport:
+    """A labelled group without its payload. `num_valid` rollouts have a reward."""
+
+    ordinal: int
+    attempt: int
+    num_rollouts: int
+    num_valid: int
+    reward_mean: float | None
+    labels: int
+    invalid: int
+    questions: int
+    cache_hits: int
+    prompt_tokens: int
+    cached_tokens: int
+    nbytes: int
+    invalid_by_status: tuple[tuple[str, int], ...] = ()
+    spans: tuple[Span, ...] = ()
+
+
+class RolloutLane(Protocol):
+    """One engine that writes answers."""
+
+    name: str
+    groups_at_once: int
+    """Groups that it decodes together."""
+
+    def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Box]]:
+        """Groups as they are finished, in any order."""
+        ...
+
+    async def load_weights(self, weights: Box) -> LoadReceipt:
+        """Take over a new policy version between two decoding steps."""
+        ...
+
+
+class JudgeLane(Protocol):
+    """One engine that labels."""
+
+    name: str
+    groups_at_once: int
+
+    async def label(self, work: Work) -> tuple[LabelReport, Box]: ...
+
+
+class Learner(Protocol):
+    """The lane that trains."""
+
+    name: str
+
+    async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:
+        """One optimiser step: its report, the new weights without their payload, and a box with all of them."""
+        ...
+
+
+class LedgerPort(Protocol):
+    """`solon.async_ledger.AsyncLedger`, here or in another process."""
+
+    async def reserve(self, limit: int) -> list[Grant]: ...
+    async def next_generated(self, limit: int) -> list[Work]: ...
+    async def lease(self, step: int) -> Lease | None: ...
+    async def apply(self, transitions: Sequence[Transition]) -> list[bool]: ...
+    async def commit(self, step: int, token: int) -> bool: ...
+    async def abort(self, step: int, token: int) -> bool: ...
+    async def publish(self, version: int) -> bool: ...
+    async def close(self) -> list[int]: ...
+
+
+class Observer(Protocol):
+    """Told of everything that happens; writes files, draws the live view. Must not block."""
+
+    def generated(self, report: GenerationReport, box: Box) -> None: ...
+    def labelled(self, report: LabelReport, box: Box) -> None: ...
+    def stepped(self, lease: Lease, report: StepReport) -> None: ...
+    def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None: ...
+    def event(self, name: str, **fields: Any) -> None: ...

@@ -1,0 +1,127 @@
+"""Writes down everything that happens in a run, beside it: a thread of its own, so that no stage waits for a disk.
+
+It is the loop's observer. The rows of a group are written as soon as it is generated or labelled (batched by
+step), so that a run that is stopped or fails has lost nothing it had made.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from solon.ledger import Lease
+from solon.protocols import Box, GenerationReport, LabelReport
+from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
+from solon.run_directory import RunDirectory
+from solon.tables import label_rows, rollout_rows
+from solon.tally import Tally
+
+ROWS_PER_PART = 4096
+
+
+class Recorder:
+    """`unbox` opens a payload (on Ray: fetches it). `on_failure` is called once, from the writing thread."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        tally: Tally,
+        *,
+        unbox: Callable[[Box], Any],
+        provenance: dict[str, Any],
+        on_failure: Callable[[Exception], None],
+        on_change: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._directory = directory
+        self.tally = tally
+        self._unbox = unbox
+        self._provenance = provenance
+        self._on_failure = on_failure
+        self._on_change = on_change
+        self.failure: Exception | None = None
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._rollouts: list[dict[str, Any]] = []
+        self._labels: list[dict[str, Any]] = []
+        self._thread = threading.Thread(target=self._work, name="solon-recorder", daemon=True)
+        self._thread.start()
+
+    # -- the loop's observer -------------------------------------------------------------------------------------
+
+    def generated(self, report: GenerationReport, box: Box) -> None:
+        self.tally.generated(report)
+        self._jobs.put(lambda: self._keep_rollouts(self._unbox(box)))
+
+    def labelled(self, report: LabelReport, box: Box) -> None:
+        self.tally.labelled(report)
+        self._jobs.put(lambda: self._keep_labels(self._unbox(box)))
+
+    def stepped(self, lease: Lease, report: StepReport) -> None:
+        record = self.tally.stepped(lease, report)
+        self._jobs.put(lambda: self._write_step(record))
+        self._on_change("step")
+
+    def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
+        self.tally.published(version, receipts, gap, span)
+        self.event(
+            "published",
+            version=version,
+            engines=[r.engine for r in receipts],
+            pause_s=max((r.pause_s for r in receipts), default=0.0),
+            max_logprob_gap=gap,
+        )
+
+    def event(self, name: str, **fields: Any) -> None:
+        """A line of events.jsonl."""
+        record = {"time": time.time(), "event": name, **fields}
+        self._jobs.put(lambda: self._directory.append("events.jsonl", record))
+        self._on_change(name)
+
+    def close(self) -> None:
+        """Write what is left and wait for it. Raises what went wrong while writing, if anything did."""
+        self._jobs.put(None)
+        self._thread.join()
+        if self.failure is not None:
+            raise self.failure
+
+    # -- the writing thread ----------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._try(job)
+        self._try(self._flush)
+
+    def _try(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:
+            if self.failure is None:
+                self.failure = error
+                self._on_failure(error)
+
+    def _keep_rollouts(self, group: Group) -> None:
+        self._rollouts += rollout_rows(group)
+        self._flush_when_large()
+
+    def _keep_labels(self, feedback: Feedback) -> None:
+        self._labels += label_rows(feedback, self._provenance)
+        self._flush_when_large()
+
+    def _flush_when_large(self) -> None:
+        if len(self._rollouts) + len(self._labels) >= ROWS_PER_PART:
+            self._flush()
+
+    def _write_step(self, record: dict[str, Any]) -> None:
+        self._directory.append("metrics.jsonl", record)
+        self._flush()
+
+    def _flush(self) -> None:
+        # Taken out before writing: on a full disk the directory itself writes them a second time.
+        rollouts, self._rollouts = self._rollouts, []
+        labels, self._labels = self._labels, []
+        try:
+            self._directory.write_rows("rollouts", rollouts)
+        finally:
+            self._directory.write_rows("labels", labels)

@@ -1,0 +1,74 @@
+"""How old a rollout may be when it is trained, and the two rules that keep it so.
+
+staleness(group, step) = step - head(group), where head is the oldest policy version in the group and `step`
+trains version `step` (weights after `step` updates). Queue and judge time are in it.
+
+Two knobs. `target_staleness` shapes *admission*: how far generation runs ahead. `max_staleness` is the bound
+that *consumption* never breaks. Why both are needed, and why the bound holds for every single group rather
+than on average, is worked out in docs/decisions/0002-staleness.md.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class StalenessConfig(BaseModel):
+    """`StalenessConfig(target_staleness=0)` trains on-policy: nothing is generated while a batch is unpublished."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target_staleness: int = Field(1, ge=0, le=64)
+    """Steps that generation runs ahead of the published weights."""
+    max_staleness: int = Field(4, ge=0, le=256)
+    """Steps that a trained rollout may lag; never exceeded."""
+
+    @model_validator(mode="after")
+    def _target_within_bound(self) -> Self:
+        if self.target_staleness > self.max_staleness:
+            raise ValueError(
+                f"target_staleness = {self.target_staleness} exceeds max_staleness = {self.max_staleness}, "
+                "expected target <= max; lower target_staleness or raise max_staleness"
+            )
+        return self
+
+    def credits(self, *, batch_groups: int, uncommitted: int, unpublished: int) -> int:
+        """Groups that may be admitted now.
+
+        uncommitted: groups generating, waiting, being judged or ready (judging counts: a slow judge slows
+        generation instead of ageing rollouts). unpublished: groups leased or trained whose weights are not yet
+        live. No cumulative counter enters, so a restart cannot get it wrong.
+        """
+        return max(0, (self.target_staleness + 1) * batch_groups - uncommitted - unpublished)
+
+    def deadline(self, head: int) -> int:
+        """Last step at which a group whose oldest token is of version `head` may be trained."""
+        return head + self.max_staleness
+
+
+def choose(
+    ready: Sequence[tuple[int, int]], unfinished: Sequence[int], *, step: int, batch_groups: int
+) -> list[int] | None:
+    """Ordinals to train at `step`, or None: wait for older groups to become ready.
+
+    ready: (deadline, ordinal) of labelled groups, sorted. unfinished: deadlines of groups still being generated
+    or judged. Earliest deadline first; a younger ready group may overtake an unfinished older one only if
+    everything left behind can still be trained in time, `batch_groups` a step.
+    """
+    if len(ready) < batch_groups:
+        return None
+    if any(deadline <= step for deadline in unfinished):
+        return None
+    taken, left = ready[:batch_groups], ready[batch_groups:]
+    remaining = sorted([*(deadline for deadline, _ in left), *unfinished])
+    for position, deadline in enumerate(remaining):
+        if deadline > step + len(remaining):  # all the rest fit whatever comes
+            break
+        is_last_of_its_deadline = bisect_right(remaining, deadline) == position + 1
+        if is_last_of_its_deadline and position + 1 > (deadline - step) * batch_groups:
+            return None
+    return [ordinal for _, ordinal in taken]

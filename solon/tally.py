@@ -1,0 +1,163 @@
+"""The running totals of a run: what metrics.jsonl, summary.json, trace.json and the live view are made of."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+from solon.ledger import Lease
+from solon.overlap import Busy, Overlap, chrome_trace
+from solon.protocols import GenerationReport, LabelReport
+from solon.records import LoadReceipt, Span, StepReport
+
+MAX_TRACE_SPANS = 200_000
+
+
+class Tally:
+    """Fed by the recorder, read by whoever shows something. Single-threaded: lives on the event loop."""
+
+    def __init__(self, *, staleness_bound: int, total_steps: int) -> None:
+        self.staleness_bound = staleness_bound
+        self.total_steps = total_steps
+        self.started_s = time.time()
+        self.ended_s: float | None = None
+        self.steps = 0
+        self.rewards: list[float] = []
+        """Mean reward of every step's batch."""
+        self.staleness: Counter[int] = Counter()
+        """Groups trained, by staleness."""
+        self.rollouts = self.tokens = self.groups_generated = 0
+        self.labels = self.invalid = self.questions = self.cache_hits = 0
+        self.prompt_tokens = self.cached_tokens = 0
+        self.invalid_by_status: Counter[str] = Counter()
+        self.published_versions = 0
+        self.max_gap = 0.0
+        self.pauses_s: list[float] = []
+        self.busy = Busy()
+        self.spans: deque[Span] = deque(maxlen=MAX_TRACE_SPANS)
+        self.last: dict[str, Any] = {}
+        """The last line of metrics.jsonl."""
+
+    def begin(self) -> None:
+        """The clock of the run starts here, engines warm."""
+        self.started_s = time.time()
+
+    def end(self) -> None:
+        """And stops here: what follows (evaluation, checkpoint) is not training."""
+        self.ended_s = time.time()
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of training so far."""
+        return max((self.ended_s or time.time()) - self.started_s, 1e-9)
+
+    def generated(self, report: GenerationReport) -> None:
+        self.groups_generated += 1
+        self.tokens += report.num_tokens
+        self._add_spans(report.spans)
+
+    def labelled(self, report: LabelReport) -> None:
+        self.rollouts += report.num_rollouts
+        self.labels += report.labels
+        self.invalid += report.invalid
+        self.questions += report.questions
+        self.cache_hits += report.cache_hits
+        self.prompt_tokens += report.prompt_tokens
+        self.cached_tokens += report.cached_tokens
+        self.invalid_by_status.update(dict(report.invalid_by_status))
+        self._add_spans(report.spans)
+
+    def stepped(self, lease: Lease, report: StepReport) -> dict[str, Any]:
+        """Counts a committed step; returns its line for metrics.jsonl."""
+        self.steps += 1
+        self.staleness.update(lease.staleness)
+        self._add_spans(report.spans)
+        reward = report.metrics.get("learn/reward/mean", math.nan)
+        self.rewards.append(reward)
+        overlap = self.overlap()
+        self.last = {
+            "step": lease.step,
+            "time": time.time(),
+            "batch/ordinals": list(lease.ordinals),
+            "batch/staleness/max": max(lease.staleness),
+            "batch/staleness/mean": statistics.fmean(lease.staleness),
+            "label/invalid/share": self.invalid / max(1, self.labels),
+            "label/cache_hit/share": self.cache_hits / max(1, self.questions),
+            "label/prefix_hit/share": self.cached_tokens / max(1, self.prompt_tokens),
+            "overlap/efficiency": overlap.efficiency,
+            **{f"overlap/busy/{lane}": share for lane, share in overlap.busy.items()},
+            **{key: value if math.isfinite(value) else None for key, value in report.metrics.items()},
+        }
+        return self.last
+
+    def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
+        self.published_versions = max(self.published_versions, version)
+        self.max_gap = gap
+        self.pauses_s += [receipt.pause_s for receipt in receipts]
+        self._add_spans([span])
+
+    def overlap(self) -> Overlap:
+        """Since the run began."""
+        return self.busy.overlap(wall_s=self.wall_s)
+
+    def summary(self, *, status: str, counts: dict[str, int], attested: int) -> dict[str, Any]:
+        """What summary.json holds besides the evaluation."""
+        wall_s = self.wall_s
+        overlap = self.overlap()
+        tenth = max(1, len(self.rewards) // 10)
+        return {
+            "status": status,
+            "steps": self.steps,
+            "wall_s": round(wall_s, 3),
+            "reward": {"first": _mean(self.rewards[:tenth]), "last": _mean(self.rewards[-tenth:])},
+            "labels": {
+                "total": self.labels,
+                "valid": self.labels - self.invalid,
+                "invalid": self.invalid,
+                "cache_hits": self.cache_hits,
+                "questions": self.questions,
+                "invalid_by_status": dict(self.invalid_by_status),
+                "prefix_hit_share": round(self.cached_tokens / max(1, self.prompt_tokens), 4),
+            },
+            "staleness": {
+                "max": max(self.staleness, default=0),
+                "p50": int(statistics.median_low(self.staleness.elements())) if self.staleness else 0,
+                "bound": self.staleness_bound,
+            },
+            "groups": {key: counts[key] for key in ("admitted", "committed", "dropped")},
+            "overlap": {
+                "efficiency": round(overlap.efficiency, 4),
+                "binding_stage": overlap.binding_stage,
+                "busy": {lane: round(share, 4) for lane, share in overlap.busy.items()},
+                "speedup_bound": round(overlap.speedup_bound, 3),
+            },
+            "weights": {
+                "published": self.published_versions,
+                "attested": attested,
+                "max_logprob_gap": self.max_gap,
+                "pause_s_p50": round(statistics.median(self.pauses_s), 4) if self.pauses_s else None,
+            },
+            "throughput": {
+                "rollouts_per_s": round(self.rollouts / wall_s, 2),
+                "labels_per_s": round((self.labels - self.invalid) / wall_s, 2),
+                "tokens_per_s": round(self.tokens / wall_s, 1),
+            },
+            "faults": {"injected": 0, "recovered": 0},
+        }
+
+    def trace(self) -> list[dict[str, object]]:
+        """Events of trace.json; a run with more spans than fit keeps the last ones."""
+        return chrome_trace(list(self.spans))
+
+    def _add_spans(self, spans: Sequence[Span]) -> None:
+        self.spans.extend(spans)
+        for span in spans:
+            self.busy.add(span)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
