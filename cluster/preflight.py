@@ -111,7 +111,7 @@ class _FastEncoder:
 
         self._tokenizer = Tokenizer.from_file(str(file))
 
-    def encode(self, text: str, *, is_data: bool = False) -> list[int]:  # noqa: ARG002
+    def encode(self, text: str, *, is_data: bool = False) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from solon.errors import InputError
@@ -34,9 +36,7 @@ class ChatTokenizer:
     @classmethod
     def load(cls, model: str, *, trust_remote_code: bool = False) -> ChatTokenizer:
         """The tokenizer of a Hugging Face directory or hub name."""
-        from transformers import AutoTokenizer
-
-        return cls(AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code))
+        return cls(load_tokenizer(model, trust_remote_code=trust_remote_code))
 
     def encode(self, text: str, *, is_data: bool = False) -> list[int]:
         """Ids of a piece of text, nothing added. `is_data`: text that resembles a special token stays text."""
@@ -72,3 +72,19 @@ class ChatTokenizer:
         """Identifies vocabulary and chat template."""
         vocabulary = self.hf.backend_tokenizer.to_str()
         return hashlib.sha256(f"{vocabulary}\x00{self.hf.chat_template}".encode()).hexdigest()[:16]
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that a model's files describe.
+
+    AutoTokenizer lets the model type overrule a generic class in tokenizer_config.json: it gives a Qwen model
+    the byte-level Qwen tokenizer whatever its tokenizer.json says. A declared generic class is taken at its word.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    config = Path(model) / "tokenizer_config.json"
+    if config.exists():
+        declared = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+        if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+            return PreTrainedTokenizerFast.from_pretrained(model)
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)

@@ -1,0 +1,122 @@
+"""The loop on fakes: the same page that runs on Ray."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from solon.errors import AttestationError, RunFailedError
+from solon.loop import Room, run_loop
+from solon.staleness import StalenessConfig
+from tests.unit.fakes import FakeJudge, FakeLearner, FakeRollout, make_lanes
+
+
+async def run(lanes, *, steps=5, stop=None):
+    return await asyncio.wait_for(run_loop(lanes, steps=steps, min_valid=2, stop=stop or asyncio.Event()), timeout=20)
+
+
+async def test_all_steps_are_trained_published_and_nothing_is_left():
+    learner = FakeLearner()
+    lanes, witness = make_lanes(learner=learner)
+    assert await run(lanes) == 5
+    counts = await lanes.ledger.counts()
+    assert counts["admitted"] == counts["committed"] == 20
+    assert sorted(o for batch in learner.batches for o in batch) == list(range(20))
+    assert witness.versions == [1, 2, 3, 4, 5]
+    assert lanes.publication.attested == 5
+
+
+async def test_a_prompt_is_fixed_by_its_ordinal_alone():
+    first, second = make_lanes()[0].prompts, make_lanes()[0].prompts
+    assert [first[n].prompt_id for n in range(30)] == [second[n].prompt_id for n in reversed(range(30))][::-1]
+
+
+@pytest.mark.parametrize("target", [0, 1, 2])
+async def test_staleness_never_exceeds_the_bound_with_slow_engines_and_judges(target):
+    rollout = [FakeRollout(name="rollout-0", delay_s=0.004), FakeRollout(name="rollout-1", delay_s=0.0005)]
+    lanes, witness = make_lanes(
+        steps=12,
+        staleness=StalenessConfig(target_staleness=target, max_staleness=2),
+        rollout=rollout,
+        judges=[FakeJudge(delay_s=0.001)],
+        learner=FakeLearner(delay_s=0.002),
+    )
+    assert await run(lanes, steps=12) == 12
+    assert max(witness.staleness) <= 2
+
+
+async def test_with_target_zero_nothing_is_generated_while_a_batch_is_unpublished():
+    rollout = FakeRollout()
+    lanes, witness = make_lanes(
+        rollout=[rollout], staleness=StalenessConfig(target_staleness=0), learner=FakeLearner(delay_s=0.005)
+    )
+    await run(lanes)
+    assert set(witness.staleness) == {0}
+    assert all(version == ordinal // 4 for ordinal, version in rollout.started)
+
+
+async def test_lockstep_labels_only_when_the_whole_batch_is_generated():
+    lanes, witness = make_lanes(
+        rollout=[FakeRollout(delay_s=0.001)],
+        judges=[FakeJudge()],
+        staleness=StalenessConfig(target_staleness=0),
+        lockstep=True,
+    )
+    order = []
+    lanes.observer.generated = lambda report, box: order.append("g")
+    lanes.observer.labelled = lambda report, box: order.append("l")
+    await run(lanes)
+    assert "".join(order) == "ggggllll" * 5
+
+
+async def test_a_group_without_valid_labels_is_dropped_with_a_reason_and_replaced():
+    learner = FakeLearner()
+    lanes, witness = make_lanes(learner=learner, judges=[FakeJudge(speechless=frozenset({2}))])
+    assert await run(lanes) == 5
+    counts = await lanes.ledger.counts()
+    assert (counts["admitted"], counts["committed"], counts["dropped"]) == (21, 20, 1)
+    assert 2 not in {ordinal for batch in learner.batches for ordinal in batch}
+    ((name, fields),) = [event for event in witness.events if event[0] == "group_dropped"]
+    assert fields["ordinal"] == 2
+    assert "low_mass 2" in fields["reason"]
+
+
+async def test_a_judge_that_never_has_a_verdict_ends_the_run_with_the_cause():
+    lanes, _ = make_lanes(judges=[FakeJudge(speechless=frozenset(range(10_000)))])
+    with pytest.raises(RunFailedError, match=r"dropped.*low_mass"):
+        await run(lanes)
+
+
+async def test_a_stage_that_dies_ends_the_run_with_its_own_error():
+    lanes, _ = make_lanes(judges=[FakeJudge(error=RunFailedError("judge-0 died"))])
+    with pytest.raises(RunFailedError, match="judge-0 died"):
+        await run(lanes)
+
+
+async def test_an_engine_that_keeps_old_weights_stops_the_run():
+    lanes, _ = make_lanes(rollout=[FakeRollout(loads_silently_fail=True)])
+    with pytest.raises(AttestationError, match="other log-probs than the learner"):
+        await run(lanes)
+
+
+async def test_stop_ends_after_the_step_in_hand_and_what_was_generated_was_seen():
+    stop = asyncio.Event()
+    learner = FakeLearner(delay_s=0.005)
+    lanes, witness = make_lanes(steps=1000, learner=learner)
+    lanes.observer.stepped = lambda lease, report: stop.set() if lease.step == 2 else None
+    committed = await run(lanes, steps=1000, stop=stop)
+    assert committed == len(learner.batches) == 3
+    counts = await lanes.ledger.counts()
+    assert counts["committed"] == 12
+    assert len(witness.generated_ordinals) == counts["admitted"]
+
+
+async def test_room_wakes_when_a_place_is_given_back():
+    room = Room(1)
+    room.take(1)
+    waiting = asyncio.ensure_future(room.some())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    room.give(1)
+    assert await waiting == 1
