@@ -1,0 +1,391 @@
+"""Real engines with random-weight models of the families that people train: what they return is what HF computes.
+
+Shapes: T token positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from solon.engines.base import Completion, Engine, EngineConfig, Request
+from solon.engines.build import build_engine
+from solon.errors import AttestationError, InputError, RunFailedError
+from solon.records import Message, Weights
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+VOCAB = 128
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+FAMILIES = {
+    "llama": {"tie_word_embeddings": False},
+    "llama-tied": {"tie_word_embeddings": True},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"tie_word_embeddings": True},
+    "gemma2": {"tie_word_embeddings": True, "sliding_window": 32, "query_pre_attn_scalar": 32},
+    "gemma3_text": {"tie_word_embeddings": True, "sliding_window": 32, "query_pre_attn_scalar": 32},
+}
+
+
+# ---- builders
+
+
+def make_network(family: str, seed: int) -> Any:
+    """A random network with sharp enough predictions that a stale weight shows."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        family.removesuffix("-tied"),
+        vocab_size=VOCAB,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=5,
+        pad_token_id=0,
+        **FAMILIES[family],
+    )
+    torch.manual_seed(seed)
+    # Eager attention computes what the architecture says; the fused kernel drops Gemma 2's soft cap.
+    network = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(torch.float32).eval()
+    network.requires_grad_(False)
+    for name, parameter in network.named_parameters():
+        if "norm" not in name:
+            parameter.normal_(std=0.1)
+    return network
+
+
+def save_tokenizer(path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    words = [*special, *(f"w{i}" for i in range(VOCAB - len(special)))]
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<|unk|>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<|unk|>", pad_token="<|pad|>", eos_token="<|end|>"
+    )
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(path)
+
+
+def make_weights(family: str, version: int, *, leave_out: str = "") -> tuple[Weights, Any]:
+    """A new policy version, and the network it was taken from."""
+    from safetensors.torch import save
+
+    network = make_network(family, seed=100 + version)
+    tied = network.config.tie_word_embeddings
+    state = {
+        name: tensor.contiguous()
+        for name, tensor in network.state_dict().items()
+        if not (tied and name == "lm_head.weight") and name != leave_out
+    }
+    payload = np.frombuffer(save(state), np.uint8)
+    canary = tuple(int(token) for token in np.random.default_rng(version).integers(6, VOCAB, 24))
+    (logprobs,) = hf_logprobs(network, [canary])
+    weights = Weights(
+        version=version,
+        payload=payload,
+        fingerprint=hashlib.sha256(payload.data).hexdigest(),
+        canary_token_ids=(canary,),
+        canary_logprobs=(tuple(logprobs.tolist()),),
+    )
+    return weights, network
+
+
+def hf_logprobs(network: Any, sequences: Any, temperature: float = 1.0) -> list[Any]:
+    """log p(token t | tokens < t) for t >= 1 by one plain forward pass per sequence."""
+    import torch
+
+    results = []
+    for sequence in sequences:
+        ids = torch.tensor([list(map(int, sequence))])
+        with torch.no_grad():
+            logprobs_TV = torch.log_softmax(network(ids).logits[0, :-1].float() / temperature, -1)
+        results.append(logprobs_TV.gather(-1, ids[0, 1:, None])[:, 0].numpy())
+    return results
+
+
+def make_requests(count: int, *, max_tokens: int = 16, temperature: float = 1.0, prefix: str = "r") -> list[Request]:
+    random = np.random.default_rng(count)
+    return [
+        Request(
+            request_id=f"{prefix}{i}",
+            prompt_token_ids=tuple(int(token) for token in random.integers(6, VOCAB, 5 + i % 40)),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=i,
+        )
+        for i in range(count)
+    ]
+
+
+def finish(engine: Engine, requests: list[Request] | None = None) -> list[Completion]:
+    """Adds the requests and steps until all is done; completions in the order of their ids."""
+    for request in requests or []:
+        engine.add(request)
+    done = {}
+    while engine.has_work():
+        done.update({completion.request_id: completion for completion in engine.step()})
+    return [done[request.request_id] for request in requests] if requests else list(done.values())
+
+
+def canary_gap(engine: Engine, weights: Weights) -> float:
+    computed = engine.sequence_logprobs(weights.canary_token_ids)
+    return float(np.abs(np.subtract(computed, weights.canary_logprobs)).max())
+
+
+def behaviour_gap(requests: list[Request], completions: list[Completion], network: Any) -> float:
+    """Largest difference between the log-probs that generating returned and a recomputation."""
+    gaps = []
+    for request, completion in zip(requests, completions, strict=True):
+        sequence = [*request.prompt_token_ids, *completion.token_ids]
+        (again,) = hf_logprobs(network, [sequence], request.temperature)
+        gaps.append(np.abs(again[len(request.prompt_token_ids) - 1 :] - completion.logprobs).max())
+    return float(max(gaps))
+
+
+# ---- fixtures
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    for family in FAMILIES:
+        make_network(family, seed=0).save_pretrained(root / family)
+        save_tokenizer(root / family)
+    return {family: root / family for family in FAMILIES}
+
+
+def config_of(checkpoint: Path, backend: str, **settings: Any) -> EngineConfig:
+    return EngineConfig(
+        model=str(checkpoint), backend=backend, max_model_len=128, max_running=32, kv_cache_gib=0.05, **settings
+    )
+
+
+@pytest.fixture(scope="module", params=["vllm", "transformers"])
+def engine(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Iterator[Engine]:
+    """One engine of each kind with a tied Llama, shared by the tests below; its weights change on the way."""
+    built = build_engine(config_of(checkpoints["llama-tied"], request.param), name=request.param)
+    yield built
+    built.close()
+
+
+# ---- every family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backend", ["vllm", "transformers"])
+def test_a_family_generates_and_takes_new_weights(checkpoints: dict[str, Path], backend: str, family: str):
+    engine = build_engine(config_of(checkpoints[family], backend), name=f"{backend}-{family}")
+    try:
+        requests = make_requests(40, temperature=0.7)
+        assert behaviour_gap(requests, finish(engine, requests), make_network(family, seed=0)) < 1e-4
+        before = engine.checksum()
+        assert engine.checksum() == before
+        weights, network = make_weights(family, version=1)
+        assert canary_gap(engine, weights) > 0.5
+        assert engine.load_weights(weights) == engine.checksum() != before
+        assert canary_gap(engine, weights) < 1e-4
+        completions = finish(engine, requests)
+        assert behaviour_gap(requests, completions, network) < 1e-4
+        assert {version for c in completions for version, _ in c.segments} == {1}
+    finally:
+        engine.close()
+
+
+def test_the_engines_agree_on_what_a_sequence_is_worth(checkpoints: dict[str, Path]):
+    sequences = [request.prompt_token_ids for request in make_requests(8)]
+    computed = []
+    for backend in ("vllm", "transformers"):
+        engine = build_engine(config_of(checkpoints["llama"], backend), name=backend)
+        computed.append(engine.sequence_logprobs(sequences))
+        engine.close()
+    for one, other in zip(*computed, strict=True):
+        assert np.abs(np.subtract(one, other)).max() < 1e-4
+
+
+# ---- both engines, one model
+
+
+def test_an_answer_ends_with_its_stop_token_or_its_length(engine: Engine):
+    completions = finish(engine, make_requests(64, max_tokens=40))
+    stopped = [c for c in completions if c.finish_reason == "stop"]
+    assert stopped
+    assert all(c.token_ids[-1] == 5 and 5 not in c.token_ids[:-1] for c in stopped)
+    assert all(len(c.token_ids) == 40 for c in completions if c.finish_reason == "length")
+    assert all(len(c.token_ids) == len(c.logprobs) == sum(n for _, n in c.segments) for c in completions)
+
+
+def test_a_seed_gives_the_same_answer_in_another_batch(engine: Engine):
+    requests = make_requests(24)
+    together = finish(engine, requests)
+    alone = [finish(engine, [request])[0] for request in requests[:4]]
+    assert [c.token_ids.tolist() for c in together[:4]] == [c.token_ids.tolist() for c in alone]
+
+
+def test_temperature_zero_is_greedy(engine: Engine):
+    requests = make_requests(4, temperature=0.0)
+    first = finish(engine, requests)
+    second = finish(engine, [replace(request, seed=request.seed + 99) for request in requests])
+    assert [c.token_ids.tolist() for c in first] == [c.token_ids.tolist() for c in second]
+
+
+def test_a_verdict_reads_the_whole_next_token_distribution(engine: Engine):
+    import torch
+
+    weights, network = make_weights("llama-tied", version=engine.version + 1)
+    engine.load_weights(weights)
+    everything = tuple(range(VOCAB))
+    requests = [
+        replace(request, label_ids=everything if i % 2 else (7, 8), max_tokens=1)
+        for i, request in enumerate(make_requests(16))
+    ]
+    generating = make_requests(8, temperature=0.5, prefix="g")  # other temperatures in the same batch
+    completions = finish(engine, [*requests, *generating])
+    for request, completion in zip(requests, completions, strict=False):
+        with torch.no_grad():
+            logits_V = network(torch.tensor([request.prompt_token_ids])).logits[0, -1]
+        expected = torch.log_softmax(logits_V, -1)[list(request.label_ids)].numpy()
+        assert completion.label_logprobs == pytest.approx(expected, abs=1e-4)
+        mass = np.exp(completion.label_logprobs).sum()
+        assert mass == pytest.approx(1, abs=1e-4) if len(request.label_ids) == VOCAB else mass < 1
+    assert behaviour_gap(generating, completions[len(requests) :], network) < 1e-4
+
+
+def test_an_update_in_flight_loses_no_token_and_stamps_two_segments(engine: Engine):
+    old = engine.version
+    requests = [replace(request, seed=1000 + i) for i, request in enumerate(make_requests(24, max_tokens=20))]
+    for request in requests:
+        engine.add(request)
+    done = [completion for _ in range(6) for completion in engine.step()]
+    weights, _ = make_weights("llama-tied", version=old + 1)
+    engine.load_weights(weights)
+    assert canary_gap(engine, weights) < 1e-4  # steps the running requests, or not: either way none is lost
+    done += finish(engine)
+    assert {completion.request_id for completion in done} == {request.request_id for request in requests}
+    for completion in done:
+        versions = [version for version, _ in completion.segments]
+        assert versions in ([old], [old, old + 1])
+        assert sum(count for _, count in completion.segments) == len(completion.token_ids)
+        assert completion.finish_reason == "stop" or len(completion.token_ids) == 20
+        if len(completion.token_ids) > 6:
+            assert completion.segments[0] == (old, 6)
+
+
+def test_aborted_requests_never_finish(engine: Engine):
+    for request in make_requests(8, max_tokens=30):
+        engine.add(request)
+    engine.step()
+    engine.abort(["r0", "r1", "r2", "unknown"])
+    assert not {"r0", "r1", "r2"} & {completion.request_id for completion in finish(engine)}
+    assert not engine.has_work()
+
+
+def test_a_request_that_does_not_fit_is_refused_with_advice(engine: Engine):
+    with pytest.raises(InputError, match="max_model_len"):
+        engine.add(Request(request_id="long", prompt_token_ids=(7,) * 120, max_tokens=9))
+    with pytest.raises(InputError, match="tokenizer"):
+        engine.add(Request(request_id="foreign", prompt_token_ids=(VOCAB,), max_tokens=9))
+    assert not engine.has_work()
+
+
+def test_a_payload_that_changed_on_its_way_is_refused_before_it_touches_the_model(engine: Engine):
+    before = (engine.version, engine.checksum())
+    weights, _ = make_weights("llama-tied", version=engine.version + 1)
+    with pytest.raises(AttestationError, match="changed on its way"):
+        engine.load_weights(replace(weights, fingerprint="0" * 64))
+    assert (engine.version, engine.checksum()) == before
+    assert finish(engine, make_requests(2))
+
+
+def test_the_checksum_sees_a_change_in_any_tensor(engine: Engine):
+    from safetensors.torch import load, save
+
+    weights, _ = make_weights("llama-tied", version=engine.version + 1)
+    seen = {engine.load_weights(weights)}
+    names = list(load(weights.payload.tobytes()))
+    for name in names:
+        state = load(weights.payload.tobytes())
+        state[name].view(-1)[-1] += 1e-6
+        payload = np.frombuffer(save(state), np.uint8)
+        changed = replace(weights, payload=payload, fingerprint=hashlib.sha256(payload.data).hexdigest())
+        seen.add(engine.load_weights(changed))
+    assert len(seen) == len(names) + 1
+
+
+def test_text_becomes_tokens_by_the_models_own_template(engine: Engine):
+    ids = engine.tokenizer.encode_chat([Message(role="user", content="w0 w1")])
+    assert ids == [3, 6, 7, 5, 4]
+    assert engine.tokenizer.decode([6, 7, 5]) == "w0 w1"
+
+
+# ---- vLLM's own traps
+
+
+@pytest.fixture(scope="module")
+def vllm_engine(checkpoints: dict[str, Path]) -> Iterator[Any]:
+    built = build_engine(config_of(checkpoints["llama-tied"], "vllm"), name="trap")
+    yield built
+    built.close()
+
+
+def test_a_prefix_cached_under_old_weights_is_never_used_by_new_requests(vllm_engine: Engine):
+    prompt = tuple(int(token) for token in np.random.default_rng(0).integers(6, VOCAB, 100))
+    request = Request(request_id="r", prompt_token_ids=prompt, max_tokens=4)
+    assert finish(vllm_engine, [request])[0].cached_tokens == 0
+    assert finish(vllm_engine, [request])[0].cached_tokens == 96
+    vllm_engine.load_weights(make_weights("llama-tied", version=7)[0])
+    assert finish(vllm_engine, [request])[0].cached_tokens == 0
+    assert finish(vllm_engine, [request])[0].cached_tokens == 96
+
+
+def test_a_load_that_forgets_the_tied_head_is_caught_by_the_canary(
+    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    from solon.engines import vllm_weights
+
+    weights, _ = make_weights("llama-tied", version=8)
+    with monkeypatch.context() as naive:
+        naive.setattr(vllm_weights, "refresh_tied", lambda stale: None)
+        vllm_engine.load_weights(weights)
+    assert canary_gap(vllm_engine, weights) > 0.1
+    stale = vllm_engine.checksum()
+    assert vllm_engine.load_weights(weights) != stale
+    assert canary_gap(vllm_engine, weights) < 1e-4
+
+
+def test_a_load_that_fails_half_way_leaves_no_engine_to_use(checkpoints: dict[str, Path]):
+    engine = build_engine(config_of(checkpoints["llama"], "vllm"), name="half")
+    weights, _ = make_weights("llama", version=1, leave_out="model.layers.1.mlp.down_proj.weight")
+    with pytest.raises(RunFailedError, match=r"down_proj|stale|lack"):
+        engine.load_weights(weights)
+    assert engine.version == 0
+    with pytest.raises(RunFailedError, match="unusable"):
+        engine.add(make_requests(1)[0])
+    engine.close()
+
+
+@pytest.mark.parametrize("backend", ["vllm", "transformers"])
+def test_a_model_that_is_not_there_is_the_users_to_mend(tmp_path: Path, backend: str):
+    with pytest.raises(InputError, match="no model directory"):
+        build_engine(config_of(tmp_path / "nowhere", backend), name="none")
+    with pytest.raises(InputError, match=r"no config\.json"):
+        build_engine(config_of(tmp_path, backend), name="none")
