@@ -1,0 +1,139 @@
+"""A batch of groups, flattened into arrays: the one place where rollouts without a reward are left out.
+
+P groups (one prompt each), R trained rollouts, N their response tokens end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solon.errors import RunFailedError
+from solon.records import Rollout, TrainingGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one step trains on, in the order of the ordinals. Built by `Batch.of(groups)`."""
+
+    ordinals: tuple[int, ...]  # [P]
+    prompts: tuple[NDArray[np.int64], ...]  # [P], token ids
+    group_rewards: tuple[tuple[float | None, ...], ...]  # [P][G], clipped; None: no valid label
+    group_R: NDArray[np.int64]
+    """Group of every trained rollout, an index into `prompts`."""
+    member_R: NDArray[np.int64]
+    """Its place in the group."""
+    length_R: NDArray[np.int64]
+    """Its response tokens."""
+    start_R: NDArray[np.int64]
+    """Where its tokens begin in the arrays of N."""
+    reward_R: NDArray[np.float32]
+    truncated_R: NDArray[np.bool_]
+    """Stopped by the length limit, not by itself."""
+    token_N: NDArray[np.int64]
+    behaviour_N: NDArray[np.float32]
+    """log mu: the engine's log-prob of every token."""
+    version_N: NDArray[np.int64]
+    rollout_N: NDArray[np.int64]
+    """Rollout of every token, an index into the arrays of R."""
+
+    @classmethod
+    def of(
+        cls, groups: Sequence[TrainingGroup], *, reward_clip: float | None = None, vocabulary: int | None = None
+    ) -> Batch:
+        """Sorted by ordinal, so that arrival order changes nothing; rollouts without reward or tokens left out.
+
+        Raises RunFailedError when nothing is left, when a group is there twice or has no prompt, when a
+        rollout contradicts itself, or when it has a token that is not below `vocabulary`.
+        """
+        groups = sorted(groups, key=lambda g: g.group.ordinal)
+        ordinals = tuple(g.group.ordinal for g in groups)
+        if len(set(ordinals)) != len(ordinals):
+            raise RunFailedError(f"a batch holds a group twice: ordinals {list(ordinals)}")
+        group_rewards = tuple(_rewards(group, reward_clip) for group in groups)
+        trained = [
+            (p, member, rollout, reward)
+            for p, group in enumerate(groups)
+            for member, (rollout, reward) in enumerate(zip(group.group.rollouts, group_rewards[p], strict=True))
+            if reward is not None and len(rollout.token_ids)
+        ]
+        if not trained:
+            raise RunFailedError(
+                f"none of the {sum(map(len, group_rewards))} rollouts of {len(groups)} groups has a reward, "
+                "expected at least one; look at the label statuses in events.jsonl and labels/"
+            )
+        for group in groups:
+            if not len(group.group.prompt_token_ids):
+                raise RunFailedError(
+                    f"group {group.group.ordinal} has an empty prompt, expected a token before the answer"
+                )
+        for p, member, rollout, _ in trained:
+            _check(rollout, f"rollout {member} of group {ordinals[p]}", vocabulary)
+        length_R = np.array([len(rollout.token_ids) for _, _, rollout, _ in trained], np.int64)
+        return cls(
+            ordinals=ordinals,
+            prompts=tuple(np.asarray(g.group.prompt_token_ids, np.int64) for g in groups),
+            group_rewards=group_rewards,
+            group_R=np.array([p for p, _, _, _ in trained], np.int64),
+            member_R=np.array([member for _, member, _, _ in trained], np.int64),
+            length_R=length_R,
+            start_R=np.cumsum(length_R) - length_R,
+            reward_R=np.array([reward for _, _, _, reward in trained], np.float32),
+            truncated_R=np.array([rollout.finish_reason == "length" for _, _, rollout, _ in trained]),
+            token_N=np.concatenate([rollout.token_ids for _, _, rollout, _ in trained]).astype(np.int64),
+            behaviour_N=np.concatenate([rollout.logprobs for _, _, rollout, _ in trained]).astype(np.float32),
+            version_N=np.concatenate([rollout.versions_T() for _, _, rollout, _ in trained]).astype(np.int64),
+            rollout_N=np.repeat(np.arange(len(trained)), length_R),
+        )
+
+    @property
+    def num_rollouts(self) -> int:
+        return len(self.length_R)
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens that are trained."""
+        return len(self.token_N)
+
+    def rollouts_of(self, groups: Sequence[int]) -> list[int]:
+        """Indices of the trained rollouts of these groups."""
+        return [int(r) for r in np.flatnonzero(np.isin(self.group_R, list(groups)))]
+
+    def trained_groups(self) -> list[int]:
+        """Indices of the groups that have a rollout to train."""
+        return [int(p) for p in np.unique(self.group_R)]
+
+
+def _check(rollout: Rollout, name: str, vocabulary: int | None) -> None:
+    tokens, behaviour = len(rollout.token_ids), rollout.logprobs
+    if len(behaviour) != tokens or sum(n for _, n in rollout.segments) != tokens:
+        raise RunFailedError(
+            f"{name} has {tokens} tokens, {len(behaviour)} log-probs and segments {rollout.segments}, "
+            "expected one log-prob and one version per token"
+        )
+    if not np.isfinite(behaviour).all():
+        raise RunFailedError(f"{name} has a log-prob that is not finite")
+    if vocabulary is not None and not 0 <= rollout.token_ids.min() <= rollout.token_ids.max() < vocabulary:
+        raise RunFailedError(
+            f"{name} has the token {rollout.token_ids.max()}, expected one below {vocabulary}; "
+            "the engines and the learner must load the same model"
+        )
+
+
+def _rewards(group: TrainingGroup, clip: float | None) -> tuple[float | None, ...]:
+    """Rewards of a group, clipped; checked to belong to its rollouts and to be finite."""
+    rewards, ordinal = group.feedback.rewards_G, group.group.ordinal
+    if group.feedback.ordinal != ordinal or len(rewards) != len(group.group.rollouts):
+        raise RunFailedError(
+            f"group {ordinal} with {len(group.group.rollouts)} rollouts came with the feedback of group "
+            f"{group.feedback.ordinal}, {len(rewards)} rewards"
+        )
+    for reward in rewards:
+        if reward is not None and not np.isfinite(reward):
+            raise RunFailedError(f"group {ordinal} has the reward {reward}, expected a finite number or None")
+    if clip is None:
+        return rewards
+    return tuple(None if r is None else min(max(r, -clip), clip) for r in rewards)

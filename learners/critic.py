@@ -1,0 +1,42 @@
+"""The value model: a copy of the policy's backbone with a scalar on top.
+
+M response tokens of a microbatch, H hidden width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learners.packing import Microbatch
+
+
+class Critic(nn.Module):
+    """Expected reward at the position before each response token.
+
+    `backbone` is any Hugging Face decoder without its output head (what `AutoModel` gives). The head
+    starts at zero, so a new critic says `bias` everywhere and the first advantages are rewards.
+    """
+
+    def __init__(self, backbone: Any, hidden: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, microbatch: Microbatch) -> Tensor:
+        """Values in reward units, float32, [M]."""
+        hidden_BTH = self.backbone(**microbatch.model_inputs()).last_hidden_state
+        hidden_MH = hidden_BTH.flatten(0, 1).index_select(0, microbatch.predict_M)
+        # A value is a regression target: bfloat16 would round it to three digits.
+        with torch.autocast(hidden_MH.device.type, enabled=False):
+            values_M: Tensor = self.head(hidden_MH.float())[:, 0]
+        return values_M
+
+    @torch.no_grad()
+    def start_at(self, value: float) -> None:
+        """Say `value` everywhere until trained: the mean return of the first batch is a better start than 0."""
+        self.head.bias.fill_(value)

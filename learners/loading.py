@@ -1,0 +1,84 @@
+"""How a model comes into memory: which device, which dtype, with adapters or without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from learners.config import LoraConfig
+from solon.errors import InputError
+
+
+def with_adapters(model: Any, lora: LoraConfig | None) -> Any:
+    """The model, wrapped by peft when there is a LoRA configuration; only the adapters train then."""
+    if lora is None:
+        return model
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    modules: str | list[str] = lora.target_modules if isinstance(lora.target_modules, str) else []
+    if not modules:
+        # A name may be the output head's, which a backbone has not got.
+        present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        modules = [name for name in lora.target_modules if name.rpartition(".")[2] in present]
+    try:
+        return get_peft_model(model, PeftLoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=modules))
+    except ValueError as error:
+        raise InputError(
+            f"learn.lora.target_modules = {lora.target_modules!r} does not fit the model: {error}"
+        ) from error
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Recompute activations in the backward pass. It needs training mode, which turns dropout on: so dropout
+    goes, or pi would differ from pi_prox at the first update."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Loading and saving a model print progress bars that say nothing here."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def load_model(model: str, device: torch.device) -> tuple[Any, torch.dtype]:
+    """The model in float32, and the dtype its files have."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+        own = getattr(config, "dtype", None) or torch.float32
+        with quiet():
+            loaded = AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32)
+    except OSError as error:
+        raise InputError(
+            f"the policy {model!r} cannot be loaded ({error}); "
+            "give a Hugging Face directory with config.json and safetensors files"
+        ) from error
+    return loaded.to(device).eval(), own if isinstance(own, torch.dtype) else getattr(torch, str(own))
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"learn.device = {name!r}, but torch sees no GPU; set device = 'auto' or 'cpu'")
+    return torch.device(name)

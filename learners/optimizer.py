@@ -1,0 +1,72 @@
+"""AdamW with a norm bound, a rate that is a function of the step, and a state that is plain tensors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from learners.config import LearnConfig
+
+
+class Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) over the trainable parameters of one network.
+
+    Matrices decay, vectors (norms, biases) do not.
+    """
+
+    def __init__(self, module: nn.Module, rate: float, config: LearnConfig) -> None:
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._rate, self._config = rate, config
+        matrices = [p for p in self.parameters.values() if p.ndim >= 2]
+        vectors = [p for p in self.parameters.values() if p.ndim < 2]
+        self._adam = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": config.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            fused=True,
+        )
+
+    def clip(self) -> float:
+        """Scale the gradients down to the norm bound; returns their norm before that."""
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._config.max_grad_norm))
+
+    def apply(self, step: int) -> None:
+        """Move the parameters at the rate of this step and forget the gradients."""
+        for group in self._adam.param_groups:
+            group["lr"] = self._rate * self._config.rate(step)
+        self._adam.step()
+        self.clear()
+
+    def clear(self) -> None:
+        self._adam.zero_grad(set_to_none=True)
+
+    def not_finite(self) -> list[str]:
+        """Names of the parameters whose gradient is not finite."""
+        return [
+            name
+            for name, p in self.parameters.items()
+            if p.grad is not None and not math.isfinite(float(p.grad.abs().sum()))
+        ]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and moments under flat names, to be written; nothing for a parameter never moved."""
+        flat = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
+        for name, p in self.parameters.items():
+            flat |= {f"{key}/{name}": value for key, value in self._adam.state.get(p, {}).items()}
+        return flat
+
+    @torch.no_grad()
+    def restore(self, flat: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave. Raises KeyError or RuntimeError when it is another network's."""
+        for name, p in self.parameters.items():
+            p.copy_(flat[f"parameter/{name}"])
+            self._adam.state.pop(p, None)
+            if f"exp_avg/{name}" in flat:
+                self._adam.state[p] = {
+                    key: flat[f"{key}/{name}"].to(p.device, copy=True) for key in ("step", "exp_avg", "exp_avg_sq")
+                }

@@ -1,0 +1,198 @@
+"""Rollouts laid out as rectangles of tokens for a forward pass.
+
+B rows, T token positions of a row, M response tokens of a microbatch, N of the batch.
+
+A row is one prompt followed by the answers to it that share it:
+
+    p p p p a a a b b        answers a and b see the prompt and themselves, never each other
+
+so that a prompt is run once for several answers. A row with one answer is plain causal text and needs no
+mask: padding is on the right, where causal attention never looks. The last token of an answer predicts
+nothing and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learners.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A prompt and the answers that share it."""
+
+    group: int
+    rollouts: tuple[int, ...]
+    length: int
+    """Token positions it takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Microbatch:
+    """One forward pass. A model's output at flat position `predict_M[m]` of B x T predicts the response token
+    `index_M[m]` of the batch."""
+
+    input_BT: Tensor
+    position_BT: Tensor | None
+    """None: 0..T-1 in every row."""
+    mask_B1TT: Tensor | None
+    """True where the query (third axis) sees the key; None: plain causal."""
+    predict_M: Tensor
+    target_M: Tensor
+    """Ids of the response tokens."""
+    index_M: Tensor
+    used: int
+    """Positions of the B x T that are not padding."""
+
+    @property
+    def padded(self) -> int:
+        return self.input_BT.numel()
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens in it."""
+        return len(self.index_M)
+
+    def model_inputs(self) -> dict[str, Tensor | bool | None]:
+        """Keyword arguments of a Hugging Face decoder's forward."""
+        return {
+            "input_ids": self.input_BT,
+            "position_ids": self.position_BT,
+            "attention_mask": self.mask_B1TT,
+            "use_cache": False,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What a model allows and costs. `Layout(max_tokens=4096, share=True, hidden=256)`"""
+
+    max_tokens: int
+    """Padded positions of a microbatch; a longer row gets a microbatch of its own."""
+    share: bool = False
+    """Answers may share a row."""
+    hidden: int = 1024
+    """Width of the model: weighs attention against the rest."""
+    max_shared_length: int | None = None
+    """Longest shared row, for models whose attention window is limited."""
+
+    def microbatches(self, batch: Batch, rollouts: Sequence[int], device: torch.device) -> list[Microbatch]:
+        """The given rollouts in as few rectangles as fit, the same ones every time."""
+        rows = self.rows(batch, rollouts)
+        bins = pack([row.length for row in rows], self.max_tokens)
+        return [_microbatch(batch, [rows[i] for i in chosen], device) for chosen in bins]
+
+    def rows(self, batch: Batch, rollouts: Iterable[int]) -> list[Row]:
+        """Answers to one prompt side by side, as many to a row as makes the least work."""
+        by_group: dict[int, list[int]] = {}
+        for rollout in sorted(rollouts):
+            by_group.setdefault(int(batch.group_R[rollout]), []).append(rollout)
+        rows = []
+        for group, members in by_group.items():
+            prompt = len(batch.prompts[group])
+            answers = [int(batch.length_R[r]) - 1 for r in members]
+            together = self.answers_per_row(prompt, answers)
+            for first in range(0, len(members), together):
+                length = prompt + sum(answers[first : first + together])
+                rows.append(Row(group, tuple(members[first : first + together]), length))
+        return rows
+
+    def answers_per_row(self, prompt: int, answers: Sequence[int]) -> int:
+        """How many answers should share the prompt.
+
+        Sharing saves the prompt's matrix products (about 24 hidden^2 per token and layer) and pays with
+        attention over the whole square of the row (4 hidden per pair), where plain causal rows use half of
+        a smaller one.
+        """
+        if not self.share:
+            return 1
+        longest = self.max_tokens
+        if self.max_shared_length is not None:
+            longest = min(longest, self.max_shared_length)
+        answer = sum(answers) / len(answers)
+
+        def work(k: int) -> float:
+            pairs = (prompt + answer) ** 2 / 2 if k == 1 else (prompt + k * answer) ** 2 / k
+            return 6 * self.hidden * (prompt / k + answer) + pairs
+
+        fits = [
+            k
+            for k in range(1, len(answers) + 1)
+            if k == 1 or max(prompt + sum(answers[i : i + k]) for i in range(0, len(answers), k)) <= longest
+        ]
+        return min(fits, key=work)
+
+
+def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices sorted by length into rectangles of at most `max_tokens`; only a longer item exceeds it, alone.
+
+    Longest first, ties by index. What fits no more in the open rectangle opens the next: an earlier one
+    cannot take it either, since its rows are at least as long.
+
+    >>> pack([3, 9, 4, 8], max_tokens=18)
+    [[1, 3], [2, 0]]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    bins: list[list[int]] = []
+    for index in order:
+        if bins and lengths[bins[-1][0]] * (len(bins[-1]) + 1) <= max_tokens:
+            bins[-1].append(index)
+        else:
+            bins.append([index])
+    return bins
+
+
+def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device) -> Microbatch:
+    """The tensors of some rows, padded on the right with token 0."""
+    width = max(row.length for row in rows)
+    shared = any(len(row.rollouts) > 1 for row in rows)
+    input_BT = np.zeros((len(rows), width), np.int64)
+    position_BT = np.tile(np.arange(width), (len(rows), 1))
+    # Prompt 0, answers 1, 2, ...; padding keeps -1 and so sees only padding.
+    segment_BT = np.full((len(rows), width), -1, np.int64)
+    predict: list[NDArray[np.int64]] = []
+    index: list[NDArray[np.int64]] = []
+    for b, row in enumerate(rows):
+        prompt = batch.prompts[row.group]
+        input_BT[b, : len(prompt)] = prompt
+        segment_BT[b, : len(prompt)] = 0
+        at = len(prompt)
+        for segment, rollout in enumerate(row.rollouts, start=1):
+            start, length = int(batch.start_R[rollout]), int(batch.length_R[rollout])
+            end = at + length - 1
+            input_BT[b, at:end] = batch.token_N[start : start + length - 1]
+            position_BT[b, at:end] = len(prompt) + np.arange(length - 1)
+            segment_BT[b, at:end] = segment
+            # The first token of every answer is predicted at the end of the prompt.
+            predict.append(b * width + np.concatenate([[len(prompt) - 1], np.arange(at, end)]))
+            index.append(np.arange(start, start + length))
+            at = end
+    index_M = np.concatenate(index)
+
+    def tensor(array: NDArray[np.int64] | NDArray[np.bool_]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Microbatch(
+        input_BT=tensor(input_BT),
+        position_BT=tensor(position_BT) if shared else None,
+        mask_B1TT=tensor(_sees(segment_BT)) if shared else None,
+        predict_M=tensor(np.concatenate(predict)),
+        target_M=tensor(batch.token_N[index_M]),
+        index_M=tensor(index_M),
+        used=sum(row.length for row in rows),
+    )
+
+
+def _sees(segment_BT: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Causal, and only the prompt (segment 0) or the query's own segment; [B, 1, T, T]."""
+    width = segment_BT.shape[1]
+    query, key = segment_BT[:, :, None], segment_BT[:, None, :]
+    sees: NDArray[np.bool_] = ((key == query) | ((key == 0) & (query >= 0))) & np.tri(width, dtype=bool)
+    return sees[:, None]

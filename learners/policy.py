@@ -1,0 +1,169 @@
+"""The network being trained and its frozen reference: log-probs of response tokens, and merged weights.
+
+M response tokens of a microbatch, B rows, T positions, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from learners.batch import Batch
+from learners.config import LearnConfig
+from learners.loading import checkpoint_activations, choose_device, load_model, with_adapters
+from learners.losses import logprobs_and_entropy, logprobs_of
+from learners.packing import Layout, Microbatch
+from solon.errors import InputError
+
+
+class Policy:
+    """A causal language model of any Hugging Face architecture, with or without adapters.
+
+    `base` is the plain model and `model` what is trained: the same, or wrapped by peft. The reference is
+    a frozen copy, or the model with its adapters off, and absent when nothing asks for it.
+    """
+
+    def __init__(self, config: LearnConfig, *, model: str, temperature: float) -> None:
+        self.device = choose_device(config.device)
+        self.temperature = temperature
+        bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and self.device.type == "cuda")
+        self._autocast_dtype = torch.bfloat16 if bfloat16 else None
+        self.base, self.own_dtype = load_model(model, self.device)
+        self.has_reference = config.kl_coefficient > 0
+        self._reference = None
+        if self.has_reference and config.lora is None:
+            self._reference = copy.deepcopy(self.base).eval().requires_grad_(False)
+        backbone = copy.deepcopy(self.base.base_model) if config.advantages == "gae" else None
+        self.model = with_adapters(self.base, config.lora)
+        self.has_adapters = config.lora is not None
+        self._refuse_tied_adapters()
+        self.backbone = None if backbone is None else with_adapters(backbone, config.lora)
+        """For the critic, when there is to be one: a copy of the untrained model without its head."""
+        if config.gradient_checkpointing:
+            for network in (self.base, backbone):
+                if network is not None:
+                    checkpoint_activations(network)
+
+    def _refuse_tied_adapters(self) -> None:
+        """A tied tensor is published once, so it cannot carry an adapter on one of its two layers."""
+        tied = {*self.base.all_tied_weights_keys, *self.base.all_tied_weights_keys.values()}
+        adapted = {name.split(".lora_")[0] for name, _ in self.base.named_parameters() if ".lora_" in name}
+        if clash := sorted(layer for layer in adapted if f"{layer}.weight" in tied):
+            raise InputError(
+                f"learn.lora.target_modules includes {clash}, whose weights are tied to another layer and cannot "
+                "be merged apart; leave them out"
+            )
+
+    @property
+    def hidden(self) -> int:
+        return int(self.base.config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.base.get_input_embeddings().weight.shape[0])
+
+    def autocast(self) -> Any:
+        """Context of every forward pass."""
+        if self._autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self._autocast_dtype)
+
+    def logits(self, microbatch: Microbatch, *, reference: bool = False) -> Tensor:
+        """Logits of the response tokens over the temperature, float32, [M, V].
+
+        The head runs on the M positions alone: of the B x T ones most are prompt, and the vocabulary is
+        the widest axis of all.
+        """
+        model = self._reference if reference and self._reference is not None else self.model
+        adapters_off = self.model.disable_adapter() if reference and self.has_adapters else nullcontext()
+
+        def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            return (args[0].flatten(0, 1).index_select(0, microbatch.predict_M),)
+
+        head = model.get_output_embeddings()
+        with adapters_off, self.autocast(), head.register_forward_pre_hook(select):
+            logits_MV: Tensor = model(**microbatch.model_inputs()).logits.float()
+        return logits_MV if self.temperature == 1.0 else logits_MV / self.temperature
+
+    def logprobs(self, microbatch: Microbatch) -> Tensor:
+        """Log-probs of the response tokens, [M]."""
+        return logprobs_of(self.logits(microbatch), microbatch.target_M)
+
+    def logprobs_and_entropy(self, microbatch: Microbatch) -> tuple[Tensor, Tensor]:
+        """Log-probs of the response tokens and entropies in nats, [M] each."""
+        return logprobs_and_entropy(self.logits(microbatch), microbatch.target_M)
+
+    def reference_logprobs(self, microbatch: Microbatch) -> Tensor:
+        """Log-probs of the response tokens under the frozen reference, [M]."""
+        return logprobs_of(self.logits(microbatch, reference=True), microbatch.target_M)
+
+    @torch.no_grad()
+    def merged(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers under their Hugging Face names, adapters added in; the tensors
+        that train are only read. A tied tensor comes under the one name that files keep."""
+        tied = set(self.base.all_tied_weights_keys)
+        merged = {}
+        for name, tensor in self.base.state_dict().items():
+            owner, is_adapted, leaf = name.rpartition(".base_layer.")
+            if is_adapted and leaf == "weight":
+                merged[f"{owner}.weight"] = tensor + self.base.get_submodule(owner).get_delta_weight("default")
+            elif is_adapted:
+                merged[f"{owner}.{leaf}"] = tensor
+            elif ".lora_" not in name and name not in tied:
+                merged[name] = tensor
+        return merged
+
+    @torch.no_grad()
+    def layout(self, config: LearnConfig) -> Layout:
+        """How rollouts are packed for this model. Sharing a prompt needs attention that takes a mask of our own;
+        whether a model honours it is measured on a few random tokens, not assumed from its name."""
+        plain = Layout(max_tokens=config.max_tokens_per_microbatch, hidden=self.hidden)
+        if not config.share_prompts or self.base.config._attn_implementation != "sdpa":
+            return plain
+        text = self.base.config.get_text_config()
+        window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+        shared = Layout(max_tokens=plain.max_tokens, hidden=self.hidden, share=True, max_shared_length=window)
+        probe = _probe(self.vocabulary)
+        everywhere = range(probe.num_rollouts)
+        try:
+            apart, together = (
+                self._probe_logprobs(layout.microbatches(probe, everywhere, self.device), probe.num_tokens)
+                for layout in (plain, shared)
+            )
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return plain
+        tolerance = 1e-3 if self._autocast_dtype is None else 0.1
+        return shared if torch.allclose(apart, together, atol=tolerance, rtol=tolerance) else plain
+
+    def _probe_logprobs(self, microbatches: list[Microbatch], num_tokens: int) -> Tensor:
+        logprobs_N = torch.zeros(num_tokens, device=self.device)
+        for microbatch in microbatches:
+            logprobs_N[microbatch.index_M] = self.logprobs(microbatch)
+        return logprobs_N
+
+
+def _probe(vocabulary: int) -> Batch:
+    """One prompt with three answers of random tokens, long enough to tell a wrong mask."""
+    rng = np.random.default_rng(0)
+    length_R = np.array([5, 3, 4])
+    tokens = int(length_R.sum())
+    return Batch(
+        ordinals=(0,),
+        prompts=(rng.integers(0, vocabulary, 24),),
+        group_rewards=((0.0, 0.0, 0.0),),
+        group_R=np.zeros(3, np.int64),
+        member_R=np.arange(3),
+        length_R=length_R,
+        start_R=np.cumsum(length_R) - length_R,
+        reward_R=np.zeros(3, np.float32),
+        truncated_R=np.zeros(3, bool),
+        token_N=rng.integers(0, vocabulary, tokens),
+        behaviour_N=np.zeros(tokens, np.float32),
+        version_N=np.zeros(tokens, np.int64),
+        rollout_N=np.repeat(np.arange(3), length_R),
+    )

@@ -1,0 +1,108 @@
+"""Weights on their way to the engines: safetensors bytes, and canary log-probs that attest them.
+
+V vocabulary, S canary sequences.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor
+
+from learners.loading import quiet
+from learners.policy import Policy
+from solon.engines.tokens import load_tokenizer
+from solon.records import Weights
+
+NUM_CANARIES = 2
+CANARY_TOKENS = 12
+
+
+class Publisher:
+    """Turns a policy into `Weights`.
+
+    It holds a model without storage, into which exactly the published tensors are put to compute the
+    canaries: what they attest is the payload, adapters merged and dtype reduced, not the network in training.
+    """
+
+    def __init__(
+        self, policy: Policy, *, model: str, dtype: str, canaries: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._policy = policy
+        self._tokenizer = load_tokenizer(model)
+        if dtype == "auto":
+            self.dtype = torch.float32 if policy.device.type == "cpu" else policy.own_dtype
+        else:
+            self.dtype = getattr(torch, dtype)
+        config = copy.deepcopy(policy.base.config)
+        config.dtype = self.dtype
+        with torch.device("meta"):
+            self._skeleton: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval()
+        # Written beside saved weights, so that a conversion done on loading is undone on saving.
+        self._skeleton._weight_conversions = getattr(policy.base, "_weight_conversions", None)
+        self._skeleton.generation_config = policy.base.generation_config
+        if canaries is None:
+            canaries = default_canaries(policy.vocabulary, len(self._tokenizer), self._tokenizer.all_special_ids)
+        self.canaries = tuple(tuple(int(token) for token in canary) for canary in canaries)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The policy as the engines will hold it, in the serving dtype, on the learner's device."""
+        return {
+            name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in self._policy.merged().items()
+        }
+
+    @torch.no_grad()
+    def weights(self, version: int) -> Weights:
+        """The policy as of now, under this version number."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        tensors = self.tensors()
+        files = revert_weight_conversion(self._skeleton, dict(tensors))
+        payload = save(
+            {name: tensor.detach().to("cpu").contiguous() for name, tensor in files.items()}, {"format": "pt"}
+        )
+        return Weights(
+            version=version,
+            payload=np.frombuffer(payload, np.uint8),
+            fingerprint=hashlib.sha256(payload).hexdigest(),
+            canary_token_ids=self.canaries,
+            canary_logprobs=self._canary_logprobs(tensors),
+        )
+
+    @torch.no_grad()
+    def save(self, directory: Path) -> None:
+        """The policy as a Hugging Face directory with its tokenizer, in the serving dtype."""
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in self.tensors().items()}
+        with quiet():
+            self._skeleton.save_pretrained(directory, state_dict=tensors)
+        self._tokenizer.save_pretrained(directory)
+
+    def _canary_logprobs(self, tensors: dict[str, Tensor]) -> tuple[tuple[float, ...], ...]:
+        """log p(token t | tokens < t) for t >= 1, of every canary, at temperature 1."""
+        state = dict(self._policy.base.named_buffers()) | tensors
+        found = []
+        for canary in self.canaries:
+            input_1T = torch.tensor([canary], device=self._policy.device)
+            output = torch.func.functional_call(self._skeleton, state, (input_1T,), {"use_cache": False})
+            logprobs_TV = output.logits[0, :-1].float().log_softmax(-1)
+            found.append(tuple(logprobs_TV.gather(-1, input_1T[0, 1:, None])[:, 0].tolist()))
+        return tuple(found)
+
+
+def default_canaries(vocabulary: int, tokenizer_length: int, special: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The same few sequences for every run of a model: ordinary tokens in random order, which no model
+    expects, so that their log-probs are far from 0 and move with every weight."""
+    usable: NDArray[np.int64] = np.setdiff1d(np.arange(min(vocabulary, tokenizer_length)), list(special))
+    drawn = np.random.default_rng(0).choice(usable, (NUM_CANARIES, CANARY_TOKENS))
+    return tuple(tuple(int(token) for token in row) for row in drawn)

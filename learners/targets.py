@@ -1,0 +1,137 @@
+"""What the updates of one step aim at, computed once for the whole batch before the first of them.
+
+N: response tokens of the batch; M: of a microbatch; R: rollouts; T: positions of a response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learners.advantages import GAE, GroupRelative, token_rewards, whiten
+from learners.batch import Batch
+from learners.config import LearnConfig
+from learners.losses import explained_variance, importance_weights, kl_k1, kl_k3
+from learners.packing import Microbatch
+from learners.policy import Policy
+
+Metric = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """Fixed while the policy moves; every tensor is [N]."""
+
+    prox_N: Tensor
+    """log pi_prox: the policy before the first update."""
+    weights_N: Tensor
+    """Importance weights, 0 for masked tokens."""
+    reference_N: Tensor | None
+    """Log-probs of the frozen reference."""
+    advantages_N: Tensor
+    values_N: Tensor | None
+    returns_N: Tensor | None
+
+
+def gather(
+    batch: Batch, microbatches: Sequence[Microbatch], forward: Callable[[Microbatch], tuple[Tensor, ...]]
+) -> list[Tensor]:
+    """Outputs of a forward pass over all microbatches, [N] each, in the batch's order."""
+    pieces = [forward(microbatch) for microbatch in microbatches]
+    index_N = torch.cat([microbatch.index_M for microbatch in microbatches])
+    gathered = []
+    for parts in zip(*pieces, strict=True):
+        flat_N = torch.empty(batch.num_tokens, device=index_N.device)
+        flat_N[index_N] = torch.cat(parts)
+        gathered.append(flat_N)
+    return gathered
+
+
+@torch.no_grad()
+def policy_targets(
+    config: LearnConfig, policy: Policy, batch: Batch, microbatches: Sequence[Microbatch], step: int
+) -> tuple[Tensor, Tensor, Tensor | None, Metric]:
+    """`prox_N`, `weights_N`, `reference_N` and what they say about the distance between the policies."""
+    metrics: Metric = {}
+    behaviour_N = torch.from_numpy(batch.behaviour_N).to(policy.device)
+    version_N = torch.from_numpy(batch.version_N).to(policy.device)
+    prox_N = behaviour_N
+    if not config.bypass:
+        prox_N, entropy_N = gather(batch, microbatches, policy.logprobs_and_entropy)
+        metrics["entropy/mean"] = float(entropy_N.mean())
+    reference_N = None
+    if policy.has_reference:
+        (reference_N,) = gather(batch, microbatches, lambda m: (policy.reference_logprobs(m),))
+        metrics["kl_reference/mean"] = float(kl_k3(prox_N, reference_N).mean())
+    weights_N, diagnostics = importance_weights(
+        prox_N,
+        behaviour_N,
+        torch.from_numpy(batch.rollout_N).to(policy.device),
+        batch.num_rollouts,
+        method=config.importance,
+        cap=config.importance_cap,
+        icepop=(config.icepop_low, config.icepop_high),
+        geometric_mask=config.geometric_mask,
+    )
+    metrics |= {key: float(value) for key, value in diagnostics.items()}
+    fresh_N = version_N == step
+    if bool(fresh_N.any()):
+        # Nothing but the engine's arithmetic separates mu from pi_prox here.
+        metrics["mismatch_gap_fresh/mean"] = float((prox_N - behaviour_N).abs()[fresh_N].mean())
+    if config.max_token_staleness is not None:
+        old_N = version_N < step - config.max_token_staleness
+        weights_N = weights_N.masked_fill(old_N, 0.0)
+        metrics["too_old/share"] = float(old_N.float().mean())
+    return prox_N, weights_N, reference_N, metrics
+
+
+def group_advantages(config: LearnConfig, batch: Batch, device: torch.device) -> Tensor:
+    """Group-relative advantages, the same for every token of a rollout, [N]."""
+    relative = GroupRelative(divide_by_std=config.normalize_advantages)
+    by_group = [relative(rewards) for rewards in batch.group_rewards]
+    advantage_R = np.array(
+        [by_group[p][member] for p, member in zip(batch.group_R, batch.member_R, strict=True)], np.float32
+    )
+    return torch.from_numpy(advantage_R[batch.rollout_N]).to(device)
+
+
+class TokenRewards:
+    """The rewards of a batch laid out per token, and GAE over them."""
+
+    def __init__(self, config: LearnConfig, batch: Batch, prox_N: Tensor, reference_N: Tensor | None) -> None:
+        self._config = config
+        length_R = torch.from_numpy(batch.length_R).to(prox_N.device)
+        self._mask_RT = torch.arange(int(batch.length_R.max()), device=prox_N.device) < length_R[:, None]
+        penalty_N = torch.zeros_like(prox_N)
+        if reference_N is not None:
+            penalty_N = config.kl_coefficient * kl_k1(prox_N, reference_N)
+        reward_R = torch.from_numpy(batch.reward_R).to(prox_N.device)
+        self._reward_RT = token_rewards(reward_R, self._ragged(penalty_N), self._mask_RT)
+
+    def _ragged(self, x_N: Tensor) -> Tensor:
+        # Tokens lie rollout by rollout, which is the order in which a mask is filled.
+        return x_N.new_zeros(self._mask_RT.shape).masked_scatter(self._mask_RT, x_N)
+
+    def to_go_N(self) -> Tensor:
+        """What was really collected from every token on: returns that need no critic."""
+        nothing_RT = torch.zeros_like(self._reward_RT)
+        returns_RT, _ = GAE(gamma=self._config.gamma, lam=1.0)(self._reward_RT, nothing_RT, self._mask_RT)
+        return returns_RT[self._mask_RT]
+
+    def advantages(self, values_N: Tensor) -> tuple[Tensor, Tensor, Metric]:
+        """Advantages and returns, [N] each, and how well the values foretold the returns."""
+        gae = GAE(gamma=self._config.gamma, lam=self._config.lam)
+        advantages_RT, returns_RT = gae(self._reward_RT, self._ragged(values_N), self._mask_RT)
+        advantages_N, returns_N = advantages_RT[self._mask_RT], returns_RT[self._mask_RT]
+        metrics = {
+            "value/mean": float(values_N.mean()),
+            "return/mean": float(returns_N.mean()),
+            "explained_variance/mean": float(explained_variance(values_N, self.to_go_N())),
+        }
+        if self._config.normalize_advantages:
+            advantages_N = whiten(advantages_N)
+        return advantages_N, returns_N, metrics

@@ -1,0 +1,192 @@
+"""The losses against numbers worked out by hand and against plain loops over tokens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learners.losses import (
+    effective_sample_share,
+    explained_variance,
+    importance_weights,
+    kl_k1,
+    kl_k3,
+    logprobs_and_entropy,
+    logprobs_of,
+    policy_loss,
+    value_loss,
+)
+
+finite = st.floats(-3, 3, allow_nan=False, width=32)
+tokens = st.lists(st.tuples(finite, finite, finite, finite), min_size=1, max_size=12)
+CLIP = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 3.0}
+
+
+def loop_policy_loss(rows, *, denominator, clip_low, clip_high, dual_clip):
+    """rows: (log pi, log pi_prox, weight, advantage) per token."""
+    total = 0.0
+    for new, prox, weight, advantage in rows:
+        ratio = math.exp(max(-20.0, min(20.0, new - prox)))
+        held = max(1 - clip_low, min(1 + clip_high, ratio))
+        surrogate = min(ratio * advantage, held * advantage)
+        if advantage < 0 and dual_clip is not None:
+            surrogate = max(surrogate, dual_clip * advantage)
+        total += weight * surrogate
+    return -total / denominator
+
+
+def weights_of(prox, mu, rollout, method, **changes):
+    options = {"method": method, "cap": 2.0, "icepop": (0.5, 2.0), "geometric_mask": None} | changes
+    rollout = torch.tensor(rollout)
+    weights, metrics = importance_weights(
+        torch.tensor(prox), torch.tensor(mu), rollout, int(rollout.max()) + 1, **options
+    )
+    return weights.tolist(), metrics
+
+
+def test_policy_loss_matches_hand_computed_values():
+    # ratio 1.5 is held at 1.3 for A = 2; ratio 0.5 is held at 0.8 for A = -1; ratio 1 is free.
+    ratios, advantages = torch.tensor([1.5, 0.5, 1.0]), torch.tensor([2.0, -1.0, 4.0])
+    loss, metrics = policy_loss(
+        ratios.log(), torch.zeros(3), torch.tensor([1.0, 1.0, 0.5]), advantages, denominator=3, **CLIP
+    )
+    assert loss.item() == pytest.approx(-(1.3 * 2 - 0.8 + 0.5 * 4) / 3, rel=1e-6)
+    assert metrics["clip_fraction_high/mean"].item() == pytest.approx(1 / 3)
+    assert metrics["clip_fraction_low/mean"].item() == pytest.approx(1 / 3)
+    expected_kl = ((1.5 - 1 - math.log(1.5)) + (0.5 - 1 - math.log(0.5))) / 3
+    assert metrics["update_kl/mean"].item() == pytest.approx(expected_kl, rel=1e-5)
+
+
+def test_dual_clip_bounds_a_bad_token_that_became_likely():
+    new = torch.tensor([math.log(10.0)], requires_grad=True)
+    loss, metrics = policy_loss(new, torch.zeros(1), torch.ones(1), torch.tensor([-2.0]), denominator=1, **CLIP)
+    assert loss.item() == pytest.approx(6.0)
+    assert metrics["dual_clip_fraction/mean"].item() == 1.0
+    loss.backward()
+    assert new.grad.item() == 0.0
+
+
+@settings(deadline=None, max_examples=30)
+@given(tokens, st.sampled_from([None, 3.0]))
+def test_policy_loss_matches_a_loop_over_tokens(rows, dual_clip):
+    columns = torch.tensor(rows).T
+    weights = columns[2].abs()
+    options = CLIP | {"dual_clip": dual_clip}
+    loss, _ = policy_loss(columns[0], columns[1], weights, columns[3], denominator=7.0, **options)
+    looped = [(n, p, abs(w), a) for n, p, w, a in rows]
+    assert loss.item() == pytest.approx(loop_policy_loss(looped, denominator=7.0, **options), rel=1e-4, abs=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(tokens, st.integers(0, 12))
+def test_microbatches_add_up_to_the_big_batch(rows, cut):
+    columns = torch.tensor(rows).T.contiguous()
+    cut = min(cut, len(rows))
+
+    def gradient(slices):
+        new = columns[0].clone().requires_grad_()
+        total = 0.0
+        for piece in slices:
+            loss, _ = policy_loss(
+                new[piece], columns[1][piece], columns[2][piece].abs(), columns[3][piece], denominator=5, **CLIP
+            )
+            value, _ = value_loss(new[piece], columns[1][piece], columns[2][piece], denominator=5, clip=0.5)
+            (loss + value).backward()
+            total += float((loss + value).detach())
+        return total, new.grad
+
+    whole, whole_gradient = gradient([slice(None)])
+    parts, parts_gradient = gradient([slice(0, cut), slice(cut, None)])
+    assert parts == pytest.approx(whole, rel=1e-4, abs=1e-4)
+    torch.testing.assert_close(parts_gradient, whole_gradient)
+
+
+def test_a_masked_token_does_not_raise_the_weight_of_the_rest():
+    new = torch.zeros(2, requires_grad=True)
+    loss, _ = policy_loss(new, torch.zeros(2), torch.tensor([1.0, 0.0]), torch.ones(2), denominator=2, **CLIP)
+    loss.backward()
+    assert new.grad.tolist() == [-0.5, 0.0]
+
+
+def test_importance_weights_match_hand_computed_values():
+    ratio = [0.25, 1.0, 3.0, 0.9]
+    prox, mu, rollout = [math.log(r) for r in ratio], [0.0] * 4, [0, 0, 1, 1]
+    assert weights_of(prox, mu, rollout, "token")[0] == pytest.approx([0.25, 1.0, 2.0, 0.9])
+    assert weights_of(prox, mu, rollout, "icepop")[0] == pytest.approx([0.0, 1.0, 0.0, 0.9])
+    assert weights_of(prox, mu, rollout, "sequence")[0] == pytest.approx([0.25, 0.25, 2.0, 2.0])
+    assert weights_of(prox, mu, rollout, "none")[0] == [1.0] * 4
+    _, metrics = weights_of(prox, mu, rollout, "token")
+    assert metrics["importance_clipped/share"].item() == pytest.approx(0.25)
+    expected = sum(r - 1 - math.log(r) for r in ratio) / 4
+    assert metrics["mismatch_kl/mean"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_outliers_and_drifted_rollouts_are_masked():
+    prox, mu = [math.log(1e-5), math.log(101.0), math.log(1.05), 0.0], [0.0] * 4
+    weights, metrics = weights_of(prox, mu, [0, 1, 2, 3], "token")
+    assert weights == pytest.approx([0.0, 0.0, 1.05, 1.0])
+    assert metrics["outlier/share"].item() == 0.5
+    weights, _ = weights_of(prox, mu, [0, 1, 2, 3], "token", geometric_mask=0.01)
+    assert weights == pytest.approx([0.0, 0.0, 0.0, 1.0])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(finite, finite), min_size=1, max_size=10))
+def test_importance_weights_carry_no_gradient_and_stay_bounded(rows):
+    prox, mu = torch.tensor(rows).T.contiguous()
+    prox.requires_grad_()
+    for method in ("token", "icepop", "sequence"):
+        weights, metrics = importance_weights(
+            prox, mu, torch.zeros(len(rows), dtype=torch.long), 1,
+            method=method, cap=2.0, icepop=(0.5, 2.0), geometric_mask=None,
+        )  # fmt: skip
+        assert not weights.requires_grad
+        assert bool(((weights >= 0) & (weights <= 2.0 + 1e-6)).all())
+        assert 0.0 <= metrics["ess/mean"].item() <= 1.0 + 1e-6
+        assert metrics["mismatch_kl/mean"].item() >= -1e-6
+
+
+def test_effective_sample_share_is_one_for_equal_weights_and_1_over_n_for_one():
+    assert effective_sample_share(torch.full((4,), 0.3)).item() == pytest.approx(1.0)
+    assert effective_sample_share(torch.tensor([0.0, 0.0, 5.0, 0.0])).item() == pytest.approx(0.25)
+    assert effective_sample_share(torch.zeros(3)).item() == 0.0
+
+
+def test_value_loss_matches_hand_computed_values():
+    values, old, returns = torch.tensor([1.0, 3.0]), torch.tensor([0.0, 2.9]), torch.tensor([2.0, 3.5])
+    loss, _ = value_loss(values, old, returns, denominator=2, clip=None)
+    assert loss.item() == pytest.approx(0.5 * (1.0 + 0.25) / 2)
+    # The first value moved by 1.0 > 0.5: held at 0.5 its error is 1.5^2.
+    loss, metrics = value_loss(values, old, returns, denominator=2, clip=0.5)
+    assert loss.item() == pytest.approx(0.5 * (2.25 + 0.25) / 2)
+    assert metrics["value_clip_fraction/mean"].item() == 0.5
+
+
+def test_kl_estimates_have_the_true_mean():
+    pi, reference = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.2, 0.5, 0.3])
+    true = (pi * (pi / reference).log()).sum().item()
+    for estimate in (kl_k1, kl_k3):
+        assert (pi * estimate(pi.log(), reference.log())).sum().item() == pytest.approx(true, rel=1e-5)
+    assert bool((kl_k3(pi.log(), reference.log()) >= 0).all())
+
+
+def test_log_probs_and_entropy_match_loops():
+    logits, token = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 6, 3, 3, 1])
+    logprobs, entropy = logprobs_and_entropy(logits, token)
+    torch.testing.assert_close(logprobs, logprobs_of(logits, token))
+    for n in range(5):
+        total = sum(math.exp(x) for x in logits[n].tolist())
+        p = [math.exp(x) / total for x in logits[n].tolist()]
+        assert logprobs[n].item() == pytest.approx(math.log(p[int(token[n])]), rel=1e-5)
+        assert entropy[n].item() == pytest.approx(-sum(x * math.log(x) for x in p), rel=1e-5)
+
+
+def test_explained_variance_is_1_for_a_perfect_critic_and_0_for_a_constant():
+    returns = torch.tensor([1.0, 2.0, 4.0])
+    assert explained_variance(returns, returns).item() == 1.0
+    assert explained_variance(torch.full((3,), 9.0), returns).item() == pytest.approx(0.0, abs=1e-6)
+    assert explained_variance(returns, torch.ones(3)).item() == 0.0
