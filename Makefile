@@ -1,0 +1,57 @@
+# Every target sets up `.venv` first; that costs a fraction of a second when nothing changed.
+# Another interpreter: make setup PYTHON=/path/to/python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Where this is set, every process compiles what it imports again: a run starts in twice the time.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit test-gpu test-soak check format bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
+		printf '%-18s %s\n' "$$target" "$$what"; done
+
+setup: ## install the pinned stack and Solon into .venv
+	@$(PYTHON) scripts/setup.py
+
+demo: setup ## grow tiny models and train one from AI feedback, here, in minutes
+	@$(BIN)/solon demo
+
+test: setup ## all tests for any machine, the quick ones first
+	@$(BIN)/python -m pytest -m "not gpu and not soak"
+
+test-unit: setup ## tests without Ray, engines or a GPU: under a minute
+	@$(BIN)/python -m pytest tests/unit
+
+test-gpu: setup ## tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu
+
+test-soak: setup ## the long tests
+	@$(BIN)/python -m pytest -m soak --timeout 3600
+
+check: setup ## formatting, lint, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: setup ## format, and mend what lint can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+# One benchmark that fails does not keep the others from running, but it fails the target.
+bench: setup ## every benchmark, in its quick form, with its figures in runs/bench/
+	@mkdir -p runs/bench; failed=; \
+	for script in benchmarks/*.py; do \
+		name=$$(basename "$$script" .py); \
+		case "$$name" in _*|\*) continue;; esac; \
+		echo "== $$name"; \
+		$(BIN)/python "$$script" --quick --json "runs/bench/$$name.json" || failed="$$failed $$name"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+
+clean: ## remove caches and build output; .venv and runs/ stay
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +

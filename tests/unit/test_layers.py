@@ -1,0 +1,201 @@
+"""Knowledge flows one way: solon ◀ learners, compression, nursery ◀ actors, serve_apps ◀ cluster."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RANK = {
+    "solon": 0,
+    "learners": 1,
+    "compression": 1,
+    "nursery": 1,
+    "actors": 2,
+    "serve_apps": 2,
+    "cluster": 3,
+}
+HEAVY = {"torch", "vllm", "transformers", "peft", "accelerate", "llmcompressor", "trl"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """One import: `Import(name="torch", line=7, deferred=True)` is made when a function runs."""
+
+    name: str
+    line: int
+    deferred: bool
+
+    @property
+    def package(self) -> str:
+        return self.name.partition(".")[0]
+
+
+def imports(tree: ast.AST, module: str, *, deferred: bool = False) -> Iterator[Import]:
+    """Every import below a node; what only a type checker reads is left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(name=alias.name, line=node.lineno, deferred=deferred)
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".")[: -node.level] if node.level else []
+            yield Import(name=".".join([*base, node.module or ""]), line=node.lineno, deferred=deferred)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for other in node.orelse:
+                yield from imports(other, module, deferred=deferred)
+        else:
+            in_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from imports(node, module, deferred=deferred or in_function)
+
+
+def module_of(path: Path) -> str:
+    """`solon/engines/base.py` is `solon.engines.base`, a package is its `__init__`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def sources(*packages: str) -> Iterator[tuple[str, Path, ast.Module]]:
+    for package in packages or RANK:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield module_of(path), path.relative_to(ROOT), ast.parse(path.read_text(), str(path))
+
+
+def is_command_line(module: str) -> bool:
+    """The command line composes the layers, so it may know them, when a command runs."""
+    return module.startswith("solon.cli.")
+
+
+def importable(module: str) -> str:
+    return module.removesuffix(".__init__")
+
+
+SOLON = [importable(module) for module, _, _ in sources("solon")]
+
+
+def run_python(code: str) -> str:
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_reader_of_imports_sees_deferred_relative_and_type_only_ones():
+    tree = ast.parse(
+        "import a.b\n"
+        "from . import c\n"
+        "from ..d import e\n"
+        "if TYPE_CHECKING:\n    import f\n"
+        "class K:\n    import g\n    def m(self):\n        import h\n"
+        "try:\n    import i\nexcept ImportError:\n    pass\n"
+    )
+    found = {(one.name, one.deferred) for one in imports(tree, "pkg.sub.mod")}
+    assert found == {("a.b", False), ("pkg.sub.", False), ("pkg.d", False), ("g", False), ("h", True), ("i", False)}
+
+
+def test_no_layer_imports_a_layer_above_it():
+    wrong = [
+        f"{path}:{one.line} imports {one.name}"
+        for module, path, tree in sources()
+        for one in imports(tree, module)
+        if RANK.get(one.package, -1) > RANK[module.partition(".")[0]] and not (is_command_line(module) and one.deferred)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", [name for name, rank in RANK.items() if rank < 2])
+def test_ray_is_unknown_below_the_actors(package: str):
+    wrong = [
+        f"{path}:{one.line} imports {one.name}"
+        for module, path, tree in sources(package)
+        for one in imports(tree, module)
+        if one.package == "ray" and not (is_command_line(module) and one.deferred)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_solon_imports_heavy_libraries_only_in_engines_when_one_is_built():
+    wrong = [
+        f"{path}:{one.line} imports {one.name}"
+        for module, path, tree in sources("solon")
+        for one in imports(tree, module)
+        if one.package in HEAVY
+        and not (one.deferred and (module.startswith("solon.engines.") or is_command_line(module)))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_cluster_calls_ray_init():
+    wrong = [
+        f"{path}:{node.lineno}"
+        for module, path, tree in sources()
+        if not module.startswith("cluster.")
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Call) and ast.unparse(node.func) == "ray.init")
+        or (isinstance(node, ast.ImportFrom) and node.module == "ray" and "init" in {a.name for a in node.names})
+    ]
+    assert not wrong, f"ray.init outside cluster/: {wrong}"
+
+
+def changes_environment(tree: ast.AST) -> Iterator[int]:
+    """Lines that change os.environ when the module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Assign | ast.Delete | ast.AugAssign):
+            targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
+            if any(ast.unparse(target).startswith("os.environ") for target in targets):
+                yield node.lineno
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            changing = ("setdefault", "update", "pop", "clear", "popitem")
+            if called == "os.putenv" or called in {f"os.environ.{method}" for method in changing}:
+                yield node.lineno
+        yield from changes_environment(node)
+
+
+def test_the_reader_of_environment_changes_sees_them_at_import_only():
+    tree = ast.parse(
+        'import os\nos.environ["A"] = "1"\nos.environ.setdefault("B", "2")\nx = os.environ.get("C")\n'
+        'def f():\n    os.environ["D"] = "3"\n'
+    )
+    assert list(changes_environment(tree)) == [2, 3]
+
+
+def test_no_module_changes_the_environment_when_imported():
+    wrong = [f"{path}:{line}" for _, path, tree in sources() for line in changes_environment(tree)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_all_of_solon_changes_nothing_and_loads_nothing_heavy():
+    seen = json.loads(
+        run_python(
+            "import importlib, json, os, sys\n"
+            "before = dict(os.environ)\n"
+            f"for name in {SOLON!r}:\n    importlib.import_module(name)\n"
+            f"loaded = sorted({HEAVY | {'ray'}!r} & set(sys.modules))\n"
+            "print(json.dumps({'same': before == dict(os.environ), 'loaded': loaded}))"
+        )
+    )
+    assert seen == {"same": True, "loaded": []}
+
+
+@pytest.mark.skipif("solon.cli.main" not in SOLON, reason="solon/cli/main.py is not there yet")
+def test_the_command_line_is_imported_within_a_second():
+    # The best of three, as the first may write bytecode and any may share the machine.
+    seconds = min(
+        float(
+            run_python(
+                "import time; start = time.perf_counter(); import solon.cli.main; print(time.perf_counter() - start)"
+            )
+        )
+        for _ in range(3)
+    )
+    assert seconds < 1
