@@ -100,7 +100,8 @@ class PPOLearner:
         metrics["export_s/sum"] = time.perf_counter() - updated
         span = Span(lane="learn", worker=self.name, name=f"step {step}", start_s=started, end_s=time.time())
         named = {f"learn/{key}": value for key, value in sorted(metrics.items())}
-        return StepReport(step=step, metrics=named, spans=(span,)), weights
+        moved = metrics["grad_norm/max"] > 0
+        return StepReport(step=step, metrics=named, spans=(span,), moved=moved), weights
 
     def save(self, directory: str | Path) -> None:
         """Write `policy/`, a Hugging Face directory in the serving dtype, and beside it the learner's own

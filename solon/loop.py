@@ -51,6 +51,7 @@ class Publishing:
 
     manifest: Weights
     box: Box
+    moved: bool
 
 
 async def run_loop(lanes: Lanes, *, steps: int, min_valid: int, stop: asyncio.Event) -> int:
@@ -162,7 +163,7 @@ async def _train(lanes: Lanes, lease: Lease, versions: asyncio.Queue[Publishing 
     if not await lanes.ledger.commit(lease.step, lease.token):
         raise RunFailedError(f"step {lease.step} was trained, but its lease had been given away")
     lanes.observer.stepped(lease, report)
-    await versions.put(Publishing(manifest, box))
+    await versions.put(Publishing(manifest, box, report.moved))
 
 
 async def publish(lanes: Lanes, versions: asyncio.Queue[Publishing | None]) -> None:
@@ -174,7 +175,7 @@ async def publish(lanes: Lanes, versions: asyncio.Queue[Publishing | None]) -> N
     """
     while (item := await versions.get()) is not None:
         start_s = time.time()
-        receipts = await lanes.publication.publish(item.manifest, item.box)
+        receipts = await lanes.publication.publish(item.manifest, item.box, moved=item.moved)
         await lanes.ledger.publish(item.manifest.version)
         span = Span(
             lane="publish",

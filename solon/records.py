@@ -212,3 +212,5 @@ class StepReport:
     step: int
     metrics: dict[str, float]
     spans: tuple[Span, ...] = field(default=())
+    moved: bool = True
+    """False: every gradient was zero (all rewards equal, say), so the policy may be the same as before."""

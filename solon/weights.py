@@ -69,21 +69,25 @@ class Publication:
         Not counted as a publication. Raises AttestationError.
         """
         for engine in self._engines:
-            await self._load(engine, manifest, box)
+            await self._load(engine, manifest, box, changed=False)
 
-    async def publish(self, manifest: Weights, box: Box) -> list[LoadReceipt]:
-        """Load and attest `manifest.version` everywhere. Raises AttestationError naming engine and cause."""
-        if manifest.fingerprint == self._fingerprint:
+    async def publish(self, manifest: Weights, box: Box, *, moved: bool = True) -> list[LoadReceipt]:
+        """Load and attest `manifest.version` everywhere. Raises AttestationError naming engine and cause.
+
+        `moved=False`: the learner says that no gradient moved the policy, so the same bytes are no error.
+        """
+        if moved and manifest.fingerprint == self._fingerprint:
             raise AttestationError(
                 f"policy version {manifest.version} has the same bytes as the version before: the update changed "
                 "nothing; check learn.learning_rate and that the right parameters are trained"
             )
-        receipts = [await self._load(engine, manifest, box) for engine in self._engines]
+        changed = manifest.fingerprint != self._fingerprint
+        receipts = [await self._load(engine, manifest, box, changed=changed) for engine in self._engines]
         self._fingerprint = manifest.fingerprint
         self.attested += 1
         return receipts
 
-    async def _load(self, engine: Publishable, manifest: Weights, box: Box) -> LoadReceipt:
+    async def _load(self, engine: Publishable, manifest: Weights, box: Box, *, changed: bool) -> LoadReceipt:
         try:
             async with asyncio.timeout(self._timeout_s):
                 receipt = await engine.load_weights(box)
@@ -92,7 +96,7 @@ class Publication:
                 f"engine {engine.name} did not take policy version {manifest.version} within "
                 f"{self._timeout_s:.0f} s; raise publish.timeout_s or look at its log"
             ) from None
-        gap = attest(manifest, receipt, last_checksum=self._checksums.get(engine.name))
+        gap = attest(manifest, receipt, last_checksum=self._checksums.get(engine.name) if changed else None)
         self.max_gap = max(self.max_gap, gap)
         if not gap <= self._tolerance:
             raise AttestationError(
@@ -114,7 +118,7 @@ def attest(manifest: Weights, receipt: LoadReceipt, *, last_checksum: str | None
         raise AttestationError(f"{who}: reports version {receipt.version}")
     if receipt.fingerprint != manifest.fingerprint:
         raise AttestationError(f"{who}: received other bytes than the learner sent (fingerprints differ)")
-    if last_checksum is not None and receipt.checksum == last_checksum and manifest.version > 0:
+    if receipt.checksum == last_checksum:
         raise AttestationError(f"{who}: its live parameters did not change")
     return canary_gap(manifest.canary_logprobs, receipt.canary_logprobs)
 

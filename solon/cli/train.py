@@ -27,7 +27,9 @@ def run_train(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from cluster.train import train
 
-    return train(run, name=name, default_name=path.stem, root=Path("runs"), view=make_view(quiet=as_json))
+    # A submitted job works in a copy of the working directory that goes with it: let the results go elsewhere.
+    root = Path(os.environ.get("SOLON_RUNS", "runs")).absolute()
+    return train(run, name=name, default_name=path.stem, root=root, view=make_view(quiet=as_json))
 
 
 def run_demo(*, steps: int | None, seed: int | None, as_json: bool) -> dict[str, Any]:

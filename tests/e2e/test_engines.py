@@ -5,7 +5,10 @@ Shapes: T token positions, V vocabulary.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ import pytest
 
 from solon.engines.base import Completion, Engine, EngineConfig, Request
 from solon.engines.build import build_engine
+from solon.engines.runner import EngineRunner
 from solon.errors import AttestationError, InputError, RunFailedError
 from solon.records import Message, Weights
 
@@ -108,6 +112,32 @@ def make_weights(family: str, version: int, *, leave_out: str = "") -> tuple[Wei
         canary_logprobs=(tuple(logprobs.tolist()),),
     )
     return weights, network
+
+
+def quantise_int8(checkpoint: Path) -> None:
+    """Rewrites a checkpoint in compressed-tensors W8A8: int8 weights with a scale per row, activations on the fly."""
+    from safetensors.torch import load_file, save_file
+
+    def numbers(strategy: str, *, dynamic: bool) -> dict[str, Any]:
+        return {"num_bits": 8, "type": "int", "symmetric": True, "strategy": strategy, "dynamic": dynamic}
+
+    tensors = load_file(checkpoint / "model.safetensors")
+    for name in [name for name in tensors if "proj.weight" in name]:
+        scale = tensors[name].abs().amax(1, keepdim=True) / 127
+        tensors[name + "_scale"] = scale
+        tensors[name] = (tensors[name] / scale).round().to(scale.dtype).char()
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((checkpoint / "config.json").read_text())
+    group = {"targets": ["Linear"], "weights": numbers("channel", dynamic=False), "format": "int-quantized"}
+    group["input_activations"] = numbers("token", dynamic=True)
+    settings["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+    }
+    (checkpoint / "config.json").write_text(json.dumps(settings))
 
 
 def hf_logprobs(network: Any, sequences: Any, temperature: float = 1.0) -> list[Any]:
@@ -381,6 +411,44 @@ def test_a_load_that_fails_half_way_leaves_no_engine_to_use(checkpoints: dict[st
     with pytest.raises(RunFailedError, match="unusable"):
         engine.add(make_requests(1)[0])
     engine.close()
+
+
+def test_closing_one_engine_leaves_its_neighbour_alive(vllm_engine: Engine, checkpoints: dict[str, Path]):
+    build_engine(config_of(checkpoints["qwen2"], "vllm"), name="neighbour").close()
+    weights, _ = make_weights("llama-tied", version=9)
+    vllm_engine.load_weights(weights)
+    assert canary_gap(vllm_engine, weights) < 1e-4
+
+
+def test_an_int8_judge_gives_verdicts_and_refuses_new_weights(checkpoints: dict[str, Path], tmp_path: Path):
+    shutil.copytree(checkpoints["llama"], tmp_path, dirs_exist_ok=True)
+    quantise_int8(tmp_path)
+    engine = build_engine(config_of(tmp_path, "vllm"), name="int8")
+    network = make_network("llama", seed=0)
+    requests = [replace(request, label_ids=(7, 8), max_tokens=1) for request in make_requests(16)]
+    for request, completion in zip(requests, finish(engine, requests), strict=True):
+        margin = completion.label_logprobs[0] - completion.label_logprobs[1]
+        exact = [hf_logprobs(network, [[*request.prompt_token_ids, label]])[0][-1] for label in (7, 8)]
+        assert margin == pytest.approx(exact[0] - exact[1], abs=0.25)
+    with pytest.raises(InputError, match="quantised"):
+        engine.load_weights(make_weights("llama", version=1)[0])
+    engine.close()
+
+
+async def test_a_runner_serves_a_real_engine_from_a_thread_of_its_own(checkpoints: dict[str, Path]):
+    runner = EngineRunner(lambda: build_engine(config_of(checkpoints["llama-tied"], "vllm"), name="threaded"))
+    requests = make_requests(24, max_tokens=30)
+    weights, _ = make_weights("llama-tied", version=4)
+    generating = [asyncio.create_task(runner.generate(requests[i : i + 8])) for i in (0, 8, 16)]
+    await runner.ready()
+    receipt = await runner.load_weights(weights)
+    assert receipt.canary_logprobs[0] == pytest.approx(weights.canary_logprobs[0], abs=1e-4)
+    assert (receipt.engine, receipt.version, receipt.fingerprint) == ("threaded", 4, weights.fingerprint)
+    assert [c.request_id for call in generating for c in await call] == [f"r{i}" for i in range(24)]
+    verdicts = await runner.score([request.prompt_token_ids for request in requests], (7, 8))
+    assert all(len(verdict.label_logprobs) == 2 for verdict in verdicts)
+    assert runner.drain_spans()
+    await runner.close()
 
 
 @pytest.mark.parametrize("backend", ["vllm", "transformers"])
