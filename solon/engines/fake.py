@@ -1,0 +1,219 @@
+"""A small honest engine for tests: a bigram model over a dozen words, in numpy, built in no time.
+
+Honest means: it samples from the distribution whose log-probs it returns, another payload gives other
+log-probs, the canary of `fake_weights` is what the engine computes, and errors are those of real engines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solon.engines.admission import check_request
+from solon.engines.base import Completion, Request
+from solon.engines.payload import run_length, verify_fingerprint
+from solon.records import FinishReason, Message, Weights
+
+WORDS = (
+    "the sky is blue grass green yes no A B what color kind mean help harm User Assistant Answer Question "
+    "Verdict : ? . ,"
+)
+_SPECIAL = ("<eos>", "<user>", "<assistant>", "<unk>")
+
+
+class FakeTokenizer:
+    """Whitespace words, one id each; unknown words share one id."""
+
+    eos_token_id = 0
+
+    def __init__(self, words: str = WORDS) -> None:
+        self._words = (*_SPECIAL, *dict.fromkeys(words.split()))
+        self._ids = {word: i for i, word in enumerate(self._words)}
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def encode(self, text: str, *, is_data: bool = False) -> list[int]:
+        unknown = self._ids["<unk>"]
+        ids = [self._ids.get(word, unknown) for word in text.split()]
+        return [unknown if is_data and i < len(_SPECIAL) else i for i in ids]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return " ".join(self._words[i] for i in token_ids if i >= len(_SPECIAL))
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        ids: list[int] = []
+        for message in messages:
+            mark = "<assistant>" if message.role == "assistant" else "<user>"
+            ids += [self._ids[mark], *self.encode(message.content), self.eos_token_id]
+        return [*ids, self._ids["<assistant>"]]
+
+    def chat_frame(self) -> tuple[list[int], list[int]]:
+        return [self._ids["<user>"]], [self.eos_token_id, self._ids["<assistant>"]]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(" ".join(self._words).encode()).hexdigest()[:16]
+
+
+@dataclass(slots=True)
+class _Running:
+    request: Request
+    rng: np.random.Generator
+    last: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+
+
+class FakeEngine:
+    """Implements `Engine`. `FakeEngine(step_s=0.01)` pretends that a step takes 10 ms.
+
+    `label_rule`, when given, answers label requests instead of the model; an exception put into `fail_next`
+    is raised by the next `step()`.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "fake",
+        words: str = WORDS,
+        max_model_len: int = 256,
+        max_running: int = 128,
+        step_s: float = 0.0,
+        seed: int = 0,
+        label_rule: Callable[[Request], Sequence[float]] | None = None,
+    ) -> None:
+        self.name = name
+        self.version = 0
+        self.tokenizer = FakeTokenizer(words)
+        self.fail_next: BaseException | None = None
+        self.steps = 0
+        self.closed = False
+        self._max_model_len = max_model_len
+        self._max_running = max_running
+        self._step_s = step_s
+        self._label_rule = label_rule
+        self._payload = np.frombuffer(f"initial {seed}".encode(), np.uint8)
+        self._logprobs_VV = _bigrams(self._payload, len(self.tokenizer))
+        self._active: dict[str, _Running] = {}
+
+    def add(self, request: Request) -> None:
+        check_request(request, max_model_len=self._max_model_len, vocab_size=len(self.tokenizer))
+        rng = np.random.default_rng(request.seed)
+        self._active[request.request_id] = _Running(request, rng, request.prompt_token_ids[-1])
+
+    def step(self) -> list[Completion]:
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        self.steps += 1
+        if self._step_s:
+            time.sleep(self._step_s)
+        finished = []
+        for running in list(self._active.values())[: self._max_running]:
+            completion = self._advance(running)
+            if completion is not None:
+                del self._active[running.request.request_id]
+                finished.append(completion)
+        return finished
+
+    def has_work(self) -> bool:
+        return bool(self._active)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self._active.pop(request_id, None)
+
+    def load_weights(self, weights: Weights) -> str:
+        verify_fingerprint(weights, self.name)
+        self._payload = weights.payload.copy()
+        self._logprobs_VV = _bigrams(self._payload, len(self.tokenizer))
+        self.version = weights.version
+        return self.checksum()
+
+    def checksum(self) -> str:
+        return hashlib.sha256(self._logprobs_VV.tobytes()).hexdigest()
+
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        table = self._logprobs_VV
+        return [[float(table[a, b]) for a, b in itertools.pairwise(s)] for s in sequences]
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _advance(self, running: _Running) -> Completion | None:
+        request = running.request
+        if request.label_ids:
+            return self._label(running)
+        logits_V = self._logprobs_VV[running.last] / max(request.temperature, 1e-6)
+        logprobs_V = _log_softmax(logits_V)
+        token = int(running.rng.choice(len(logprobs_V), p=np.exp(logprobs_V)))
+        running.tokens.append(token)
+        running.logprobs.append(float(logprobs_V[token]))
+        running.versions.append(self.version)
+        running.last = token
+        reason: FinishReason | None = None
+        if token == self.tokenizer.eos_token_id:
+            reason = "stop"
+        elif len(running.tokens) == request.max_tokens:
+            reason = "length"
+        if reason is None:
+            return None
+        return Completion(
+            request_id=request.request_id,
+            token_ids=np.array(running.tokens, np.int32),
+            logprobs=np.array(running.logprobs, np.float32),
+            segments=run_length(running.versions),
+            finish_reason=reason,
+        )
+
+    def _label(self, running: _Running) -> Completion:
+        request = running.request
+        if self._label_rule is not None:
+            labels = tuple(self._label_rule(request))
+        else:
+            labels = tuple(float(self._logprobs_VV[running.last, i]) for i in request.label_ids)
+        token = int(self._logprobs_VV[running.last].argmax())
+        return Completion(
+            request_id=request.request_id,
+            token_ids=np.array([token], np.int32),
+            logprobs=np.array([self._logprobs_VV[running.last, token]], np.float32),
+            segments=((self.version, 1),),
+            finish_reason="length",
+            label_logprobs=labels,
+        )
+
+
+def fake_weights(
+    version: int, *, payload: bytes | None = None, words: str = WORDS, canary: tuple[int, ...] = (4, 5, 6, 7)
+) -> Weights:
+    """Weights that a `FakeEngine` loads and attests; another version has another payload unless one is given."""
+    data = np.frombuffer(payload or f"version {version}".encode(), np.uint8)
+    table = _bigrams(data, len(FakeTokenizer(words)))
+    return Weights(
+        version=version,
+        payload=data,
+        fingerprint=hashlib.sha256(data.data).hexdigest(),
+        canary_token_ids=(canary,),
+        canary_logprobs=(tuple(float(table[a, b]) for a, b in itertools.pairwise(canary)),),
+    )
+
+
+def _bigrams(payload: NDArray[np.uint8], num_words: int) -> NDArray[np.float64]:
+    """Log-probs of the next word given the last, [V, V], drawn from the payload's digest."""
+    seed = int.from_bytes(hashlib.sha256(payload.tobytes()).digest()[:8], "little")
+    logits_VV = np.random.default_rng(seed).normal(size=(num_words, num_words))
+    return _log_softmax(logits_VV)
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result

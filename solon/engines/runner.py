@@ -1,0 +1,285 @@
+"""One thread that owns an engine, and an asyncio face for everyone who wants something from it.
+
+Callers hand in work with `await`; the thread adds it, steps the engine and hands each call its completions,
+so requests of many callers are decoded together. Everything that is not a step (new weights, attestation,
+aborts) happens between two steps. The thread sleeps on a condition while there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from solon.engines.base import Completion, Engine, Request, TokenizerLike
+from solon.errors import InputError, RunFailedError
+from solon.records import LoadReceipt, Weights
+
+T = TypeVar("T")
+
+_MERGE_GAP_S = 0.005
+"""Busy spans closer than this are one: between two steps the thread hands out completions."""
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One awaited call: its future, and for generations what is still missing."""
+
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    requests: tuple[Request, ...] = ()
+    action: Callable[[Engine], Any] | None = None
+    done: list[Completion | None] = field(default_factory=list)
+    missing: int = 0
+
+    def resolve(self, result: Any) -> None:
+        self._post(lambda: self.future.set_result(result))
+
+    def reject(self, error: BaseException) -> None:
+        self._post(lambda: self.future.set_exception(error))
+
+    def _post(self, settle: Callable[[], None]) -> None:
+        # RuntimeError: the caller's event loop is gone, so nobody is left to be told.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(lambda: None if self.future.done() else settle())
+
+
+class EngineRunner:
+    """Runs an engine in a thread of its own.
+
+        runner = EngineRunner(lambda: build_engine(config, name="policy-0"))
+        await runner.ready()
+        completions = await runner.generate(requests)
+
+    The engine is built in the thread, so calls may be made at once and wait for it. An InputError belongs to
+    the call that caused it; any other exception of the engine fails every waiting call with that error, and
+    all later ones with RunFailedError.
+    """
+
+    def __init__(self, build: Callable[[], Engine], *, name: str = "(not built)") -> None:
+        self.name = name
+        self._build = build
+        self._engine: Engine | None = None
+        self._wake = threading.Condition()
+        self._inbox: deque[_Call] = deque()
+        self._cancelled: deque[_Call] = deque()
+        self._closing = False
+        self._error: BaseException | None = None
+        self._spans: list[tuple[float, float]] = []
+        self._owners: dict[str, tuple[_Call, int]] = {}
+        self._next_id = 0
+        self._thread = threading.Thread(target=self._run, name="solon-engine", daemon=True)
+        self._thread.start()
+
+    # ---- the asyncio face
+
+    async def ready(self) -> None:
+        """Waits until the engine is built. Raises what building it raised."""
+        await self._call(lambda _: None)
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Completions in the order of the requests. All are added before the engine's next step.
+
+        Raises InputError when one does not fit the model; then none of this call is generated.
+        """
+        if not requests:
+            return []
+        completions: list[Completion] = await self._submit(requests=tuple(requests))
+        return completions
+
+    async def score(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> list[Completion]:
+        """One verdict per prompt: `label_logprobs` of the given tokens at the next position."""
+        labels = tuple(label_ids)
+        return await self.generate(
+            [
+                Request(request_id=str(i), prompt_token_ids=tuple(prompt), max_tokens=1, label_ids=labels)
+                for i, prompt in enumerate(prompts)
+            ]
+        )
+
+    async def load_weights(self, weights: Weights) -> LoadReceipt:
+        """New weights between two steps, and what the engine computes with them; running requests go on."""
+        return await self._call(lambda engine: _load(engine, weights))
+
+    async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(token t | tokens < t) for t >= 1 of every sequence, at temperature 1."""
+        return await self._call(lambda engine: engine.sequence_logprobs(sequences))
+
+    async def checksum(self) -> str:
+        """Digest of the live parameters in the engine's own layout."""
+        return await self._call(lambda engine: engine.checksum())
+
+    async def close(self) -> None:
+        """Ends the thread and frees the engine; calls that still wait fail with RunFailedError."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def drain_spans(self) -> list[tuple[float, float]]:
+        """(start, end) wall-clock seconds in which the engine stepped, since the last call."""
+        with self._wake:
+            spans, self._spans = self._spans, []
+        return spans
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine failed or was closed."""
+        return self._error is None and not self._closing
+
+    @property
+    def version(self) -> int:
+        """Policy version of the live weights."""
+        return self._built().version
+
+    @property
+    def tokenizer(self) -> TokenizerLike:
+        return self._built().tokenizer
+
+    def _built(self) -> Engine:
+        if self._engine is None:
+            raise RunFailedError(f"engine {self.name} is not built, expected it to be; await `ready()` first")
+        return self._engine
+
+    async def _call(self, action: Callable[[Engine], T]) -> T:
+        result: T = await self._submit(action=action)
+        return result
+
+    async def _submit(self, **work: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        call = _Call(loop, loop.create_future(), **work)
+        with self._wake:
+            if self._error is not None or self._closing:
+                raise self._gone() from self._error
+            self._inbox.append(call)
+            self._wake.notify()
+        try:
+            return await call.future
+        except asyncio.CancelledError:
+            with self._wake:
+                self._cancelled.append(call)
+                self._wake.notify()
+            raise
+
+    def _gone(self) -> BaseException:
+        if isinstance(self._error, InputError):
+            return self._error
+        return RunFailedError(f"engine {self.name} is gone ({self._error or 'closed'}); start a new one")
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            self._engine = self._build()
+            self.name = self._engine.name
+            self._serve(self._engine)
+        except BaseException as caught:
+            error = caught
+        if self._engine is not None:
+            try:
+                self._engine.close()
+            except Exception as caught:
+                error = error or caught
+        self._bury(error)
+
+    def _serve(self, engine: Engine) -> None:
+        while True:
+            with self._wake:
+                while not (self._inbox or self._cancelled or self._closing or engine.has_work()):
+                    self._wake.wait()
+                if self._closing:
+                    return
+                calls, self._inbox = self._inbox, deque()
+                cancelled, self._cancelled = self._cancelled, deque()
+            while calls:
+                call = calls.popleft()
+                try:
+                    self._begin(engine, call)
+                except BaseException:
+                    with self._wake:  # those not begun are still waiting
+                        self._inbox.extendleft(reversed((call, *calls)))
+                    raise
+            self._forget(engine, cancelled)
+            if engine.has_work():
+                self._step(engine)
+
+    def _begin(self, engine: Engine, call: _Call) -> None:
+        if call.future.cancelled():
+            return
+        try:
+            if call.action is not None:
+                call.resolve(call.action(engine))
+            else:
+                self._add(engine, call)
+        except InputError as error:
+            self._forget(engine, [call])
+            call.reject(error)
+
+    def _add(self, engine: Engine, call: _Call) -> None:
+        call.done = [None] * len(call.requests)
+        call.missing = len(call.requests)
+        for position, request in enumerate(call.requests):
+            # Callers choose their ids without knowing each other.
+            self._next_id += 1
+            unique = str(self._next_id)
+            engine.add(replace(request, request_id=unique))
+            self._owners[unique] = (call, position)
+
+    def _step(self, engine: Engine) -> None:
+        start = time.time()
+        completions = engine.step()
+        self._note_span(start, time.time())
+        for completion in completions:
+            owner = self._owners.pop(completion.request_id, None)
+            if owner is None:
+                continue
+            call, position = owner
+            call.done[position] = replace(completion, request_id=call.requests[position].request_id)
+            call.missing -= 1
+            if call.missing == 0:
+                call.resolve(call.done)
+
+    def _forget(self, engine: Engine, calls: Sequence[_Call] | deque[_Call]) -> None:
+        for call in calls:
+            ids = [unique for unique, (owner, _) in self._owners.items() if owner is call]
+            engine.abort(ids)
+            for unique in ids:
+                del self._owners[unique]
+
+    def _note_span(self, start: float, end: float) -> None:
+        with self._wake:
+            if self._spans and start - self._spans[-1][1] < _MERGE_GAP_S:
+                self._spans[-1] = (self._spans[-1][0], end)
+            else:
+                self._spans.append((start, end))
+
+    def _bury(self, error: BaseException | None) -> None:
+        with self._wake:
+            self._closing = True
+            self._error = error
+            waiting = {id(call): call for call in self._inbox}
+            waiting.update((id(call), call) for call, _ in self._owners.values())
+            self._inbox.clear()
+            self._owners.clear()
+        for call in waiting.values():
+            call.reject(error if error is not None else self._gone())
+
+
+def _load(engine: Engine, weights: Weights) -> LoadReceipt:
+    start = time.perf_counter()
+    checksum = engine.load_weights(weights)
+    canary = engine.sequence_logprobs(weights.canary_token_ids)
+    return LoadReceipt(
+        engine=engine.name,
+        version=engine.version,
+        fingerprint=weights.fingerprint,
+        checksum=checksum,
+        canary_logprobs=tuple(tuple(logprobs) for logprobs in canary),
+        pause_s=time.perf_counter() - start,
+    )

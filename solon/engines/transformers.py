@@ -1,0 +1,282 @@
+"""The plain engine: a Transformers model, its key-value cache, and one forward pass per step.
+
+It runs wherever torch runs and reads in one sitting, which makes it the fallback where vLLM cannot be
+installed and the baseline that vLLM is compared with. Rows of a batch are padded on the left, so that the
+newest token of every row stands in the last column; new requests are prefilled apart and then joined on.
+
+Shapes: B rows, T cached positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from solon.engines.admission import check_request
+from solon.engines.base import Completion, EngineConfig, Request
+from solon.engines.checkpoint import is_quantised, model_settings, stop_token_ids
+from solon.engines.digest import digest_tensors
+from solon.engines.kv_batch import KvBatch
+from solon.engines.payload import named_tensors, run_length, verify_fingerprint
+from solon.engines.tokens import ChatTokenizer
+from solon.errors import AttestationError, InputError, RunFailedError
+from solon.records import FinishReason, Weights
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFILL_TOKENS = 16384
+"""Prompt tokens, padding included, prefilled in one forward pass."""
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    request: Request
+    generator: torch.Generator
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+
+
+class TransformersEngine:
+    """Implements `Engine`. Raises InputError when the model cannot be loaded."""
+
+    def __init__(self, config: EngineConfig, *, name: str) -> None:
+        import torch
+
+        self.name = name
+        self.version = 0
+        self.config = config
+        self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
+        self._quantised = is_quantised(config)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = _load_model(config, self._device)
+        self._vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
+        self._stops = frozenset(stop_token_ids(config, self.tokenizer.eos_token_id))
+        self._waiting: deque[_Row] = deque()
+        self._rows: list[_Row] = []
+        self._batch = KvBatch(self._model)
+        self._broken: str | None = None
+
+    def add(self, request: Request) -> None:
+        import torch
+
+        self._require_usable()
+        check_request(request, max_model_len=self.config.max_model_len, vocab_size=self._vocab_size)
+        self._waiting.append(_Row(request, torch.Generator().manual_seed(request.seed)))
+
+    def step(self) -> list[Completion]:
+        import torch
+
+        self._require_usable()
+        with torch.inference_mode():
+            return self._step()
+
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._rows)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        gone = set(request_ids)
+        self._waiting = deque(row for row in self._waiting if row.request.request_id not in gone)
+        keep = [i for i, row in enumerate(self._rows) if row.request.request_id not in gone]
+        self._keep(keep)
+
+    def load_weights(self, weights: Weights) -> str:
+        """Replaces all weights between two steps; running requests keep their cached keys and values.
+
+        Raises InputError for a quantised model, AttestationError when the payload is not what was sent or does
+        not fit the model; nothing is changed then.
+        """
+        import torch
+
+        self._require_usable()
+        if self._quantised:
+            raise InputError(
+                f"engine {self.name} runs a quantised model, which cannot take new weights; "
+                "quantise judges, and let the policy's engines load the unquantised checkpoint"
+            )
+        verify_fingerprint(weights, self.name)
+        tensors = dict(named_tensors(weights))
+        state = self._model.state_dict()
+        _require_fit(weights, tensors, state)
+        try:
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    state[name].copy_(tensor)
+        except Exception as error:
+            self._broken = f"loading weights {weights.version} failed half-way: {error}"
+            raise RunFailedError(f"engine {self.name} is unusable, {self._broken}") from error
+        self.version = weights.version
+        return self.checksum()
+
+    def checksum(self) -> str:
+        return digest_tensors(self._model.named_parameters())
+
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        import torch
+
+        self._require_usable()
+        longest = max((len(sequence) for sequence in sequences), default=0)
+        if longest < 2:
+            return [[] for _ in sequences]
+        ids_BT = torch.tensor([[*s, *[0] * (longest - len(s))] for s in sequences], device=self._device)
+        with torch.inference_mode():
+            # Padding stands on the right and attention is causal: no real token sees it.
+            logits_BTV = self._model(ids_BT, use_cache=False).logits[:, :-1]
+        logprobs_BT = torch.log_softmax(logits_BTV.float(), -1).gather(-1, ids_BT[:, 1:, None])[..., 0].tolist()
+        return [row[: max(len(s) - 1, 0)] for row, s in zip(logprobs_BT, sequences, strict=True)]
+
+    def close(self) -> None:
+        """Frees the model and its cache."""
+        import torch
+
+        self._broken = "it was closed"
+        self._rows, self._model, self._batch = [], None, None  # type: ignore[assignment]
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _step(self) -> list[Completion]:
+        import torch
+
+        finished: list[Completion] = []
+        decoded_BV = self._batch.decode([row.tokens[-1] for row in self._rows]) if self._rows else None
+        decoding = self._rows
+        joined = self._admit(finished)
+        rows = decoding + [row for _, row in joined]
+        if rows:
+            logits = [decoded_BV] if decoded_BV is not None else []
+            self._sample(torch.cat([*logits, *(logits_V[None] for logits_V, _ in joined)]), rows)
+        self._rows = rows
+        self._drop_finished(finished)
+        return finished
+
+    def _admit(self, finished: list[Completion]) -> list[tuple[torch.Tensor, _Row]]:
+        """Prefills what waits and fits. Verdicts finish here; the others join the batch, with their logits."""
+        joined: list[tuple[torch.Tensor, _Row]] = []
+        while chunk := self._next_chunk(len(self._rows) + len(joined)):
+            generating = [i for i, row in enumerate(chunk) if not row.request.label_ids]
+            prompts = [row.request.prompt_token_ids for row in chunk]
+            logits_BV = self._batch.prefill(prompts, keep=generating)
+            joined += [(logits_BV[i], chunk[i]) for i in generating]
+            if len(generating) < len(chunk):
+                finished += self._verdicts(logits_BV, chunk)
+        return joined
+
+    def _next_chunk(self, running: int) -> list[_Row]:
+        chunk: list[_Row] = []
+        longest = 0
+        while self._waiting and running + len(chunk) < self.config.max_running:
+            longest = max(longest, len(self._waiting[0].request.prompt_token_ids))
+            if chunk and longest * (len(chunk) + 1) > _PREFILL_TOKENS:
+                break
+            chunk.append(self._waiting.popleft())
+        return chunk
+
+    def _verdicts(self, logits_BV: torch.Tensor, chunk: list[_Row]) -> list[Completion]:
+        import torch
+
+        logprobs_BV = torch.log_softmax(logits_BV.float(), -1).cpu()
+        verdicts = []
+        for row, logprobs_V in zip(chunk, logprobs_BV, strict=True):
+            if row.request.label_ids:
+                top = int(logprobs_V.argmax())
+                self._append(row, top, float(logprobs_V[top]))
+                labels = logprobs_V[list(row.request.label_ids)].tolist()
+                verdicts.append(_completion(row, "length", tuple(labels)))
+        return verdicts
+
+    def _sample(self, logits_BV: torch.Tensor, rows: list[_Row]) -> None:
+        import torch
+
+        temperatures = [row.request.temperature for row in rows]
+        greedy_B = torch.tensor([t < 1e-5 for t in temperatures], device=self._device)
+        scale_B = torch.tensor([t if t >= 1e-5 else 1.0 for t in temperatures], device=self._device)
+        logprobs_BV = torch.log_softmax(logits_BV.float() / scale_B[:, None], -1)
+        # One uniform number per row, from the request's own generator: the draw does not depend on the batch.
+        uniform_B = torch.cat([torch.rand(1, generator=r.generator, dtype=torch.float64) for r in rows])
+        cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
+        threshold_B1 = uniform_B.to(self._device)[:, None] * cumulative_BV[:, -1:]
+        drawn_B = torch.searchsorted(cumulative_BV, threshold_B1, right=True)[:, 0]
+        token_B = torch.where(greedy_B, logprobs_BV.argmax(-1), drawn_B.clamp(max=logits_BV.shape[-1] - 1))
+        logprob_B = logprobs_BV.gather(-1, token_B[:, None])[:, 0]
+        for row, token, logprob in zip(rows, token_B.tolist(), logprob_B.tolist(), strict=True):
+            self._append(row, token, logprob)
+
+    def _append(self, row: _Row, token: int, logprob: float) -> None:
+        row.tokens.append(token)
+        row.logprobs.append(logprob)
+        row.versions.append(self.version)
+
+    def _drop_finished(self, finished: list[Completion]) -> None:
+        keep = []
+        for i, row in enumerate(self._rows):
+            if row.tokens[-1] in self._stops:
+                finished.append(_completion(row, "stop"))
+            elif len(row.tokens) >= row.request.max_tokens:
+                finished.append(_completion(row, "length"))
+            else:
+                keep.append(i)
+        self._keep(keep)
+
+    def _keep(self, keep: list[int]) -> None:
+        if len(keep) < len(self._rows):
+            self._rows = [self._rows[i] for i in keep]
+            self._batch.select(keep)
+
+    def _require_usable(self) -> None:
+        if self._broken is not None:
+            raise RunFailedError(f"engine {self.name} is unusable: {self._broken}; start a new one")
+
+
+def _load_model(config: EngineConfig, device: torch.device) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    torch.set_num_threads(config.threads)
+    options: dict[str, Any] = {"dtype": config.dtype, "trust_remote_code": config.trust_remote_code}
+    if config.dtype == "auto" and device.type == "cpu":
+        options["dtype"] = "float32"
+    if model_settings(config).get("attn_logit_softcapping"):
+        # The fused kernel leaves the cap out without a word, and the model would be another one.
+        options["attn_implementation"] = "eager"
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(config.model, use_safetensors=True, **options)
+    except (ValueError, OSError) as error:
+        raise InputError(f"Transformers cannot load {config.model!r}: {error}; check the model") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _require_fit(weights: Weights, tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+    """Raises AttestationError unless the payload gives every parameter of the model a value of its shape."""
+    wrong = [n for n, t in tensors.items() if n not in state or state[n].shape != t.shape]
+    covered = {state[name].data_ptr() for name in tensors.keys() & state.keys()}
+    missing = [name for name, tensor in state.items() if tensor.data_ptr() not in covered]  # tied: one is enough
+    if wrong or missing:
+        raise AttestationError(
+            f"weights {weights.version} do not fit the model: {len(missing)} parameters without a value, "
+            f"{len(wrong)} of another name or shape ({', '.join([*missing, *wrong][:3])}); "
+            "publish the whole state dict of the same architecture"
+        )
+
+
+def _completion(row: _Row, reason: FinishReason, labels: tuple[float, ...] = ()) -> Completion:
+    return Completion(
+        request_id=row.request.request_id,
+        token_ids=np.array(row.tokens, np.int32),
+        logprobs=np.array(row.logprobs, np.float32),
+        segments=run_length(row.versions),
+        finish_reason=reason,
+        label_logprobs=labels,
+    )

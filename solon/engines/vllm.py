@@ -1,0 +1,250 @@
+"""vLLM as a Solon engine, inside this process and stepped by its owner.
+
+Requests go straight to vLLM's engine core and its per-step outputs are read as they are: token ids and arrays
+of log-probs. That skips detokenising and per-token dictionaries, which cost more than a tiny model's forward
+pass, and shows every token at the step that made it, so it can be stamped with the policy version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from solon.engines.admission import check_ids, check_length, check_request
+from solon.engines.base import Completion, EngineConfig, Request
+from solon.engines.checkpoint import is_quantised, stop_token_ids
+from solon.engines.payload import run_length, verify_fingerprint
+from solon.engines.tokens import ChatTokenizer
+from solon.errors import InputError, RunFailedError
+from solon.records import FinishReason, Weights
+
+_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What a running request has produced so far."""
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    label_logprobs: tuple[float, ...] = ()
+    cached_tokens: int = 0
+
+
+class VllmEngine:
+    """Implements `Engine`. Build and use it in one thread.
+
+    Raises InputError when the model cannot be loaded.
+    """
+
+    def __init__(self, config: EngineConfig, *, name: str) -> None:
+        self.name = name
+        self.version = 0
+        self.config = config
+
+        from solon.engines.vllm_build import prepare_process, start_vllm
+
+        prepare_process(config)
+        self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
+        self._quantised = is_quantised(config)
+        self._llm = start_vllm(config)
+        self._client = self._llm.engine_core
+        self._core = self._client.engine_core
+        self._vocab_size = int(self._llm.model_config.get_vocab_size())
+        self._max_model_len = int(self._llm.model_config.max_model_len)
+        self._running: dict[str, _Progress] = {}
+        self._finished: list[Completion] = []
+        self._attesting: dict[str, list[float] | None] = {}
+        self._attest_ids = itertools.count()
+        self._broken: str | None = None
+        self._prepare_parameters(stop_token_ids(config, self.tokenizer.eos_token_id))
+
+    def add(self, request: Request) -> None:
+        self._require_usable()
+        check_request(request, max_model_len=self._max_model_len, vocab_size=self._vocab_size)
+        if request.label_ids:
+            params = self._label_params(request.label_ids)
+        else:
+            # A copy of a checked prototype: validating the parameters anew costs as much as a token.
+            params = copy(self._sample_params)
+            params.temperature = request.temperature
+            params.max_tokens = request.max_tokens
+            params.seed = request.seed
+        self._running[request.request_id] = _Progress(request)
+        self._submit(request.request_id, request.prompt_token_ids, params)
+
+    def step(self) -> list[Completion]:
+        self._require_usable()
+        if self._running:
+            self._pump()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def has_work(self) -> bool:
+        return bool(self._running or self._finished)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        known = [i for i in request_ids if self._running.pop(i, None) is not None]
+        self._client.abort_requests(known)
+        gone = set(request_ids)
+        self._finished = [c for c in self._finished if c.request_id not in gone]
+
+    def load_weights(self, weights: Weights) -> str:
+        """Replaces all weights between two steps; running requests keep their cached keys and values.
+
+        Raises InputError for a quantised model, AttestationError when the payload is not what was sent, and
+        RunFailedError when loading fails half-way, after which the engine refuses all work.
+        """
+        self._require_usable()
+        if self._quantised:
+            raise InputError(
+                f"engine {self.name} runs a quantised model, which cannot take new weights; "
+                "quantise judges, and let the policy's engines load the unquantised checkpoint"
+            )
+        verify_fingerprint(weights, self.name)
+        from solon.engines.vllm_weights import reload_weights
+
+        try:
+            reload_weights(self._core, self._llm.vllm_config, weights)
+        except Exception as error:
+            self._broken = f"loading weights {weights.version} failed half-way: {error}"
+            if isinstance(error, RunFailedError):
+                raise
+            raise RunFailedError(f"engine {self.name} is unusable, {self._broken}") from error
+        self.version = weights.version
+        return self.checksum()
+
+    def checksum(self) -> str:
+        from solon.engines.vllm_weights import live_checksum, live_model
+
+        return live_checksum(live_model(self._core))
+
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `Engine`. Running requests are stepped along; what finishes is returned by the next `step()`."""
+        self._require_usable()
+        for sequence in sequences:
+            check_length("of the attestation", sequence, 1, self._max_model_len)
+            check_ids("of the attestation", sequence, self._vocab_size)
+        ids = [f"attest-{next(self._attest_ids)}" for _ in sequences]
+        waiting = [(i, sequence) for i, sequence in zip(ids, sequences, strict=True) if len(sequence) > 1]
+        for request_id, sequence in waiting:
+            self._attesting[request_id] = None
+            self._submit(request_id, sequence, copy(self._attest_params))
+        while any(self._attesting[i] is None for i, _ in waiting):
+            self._pump()
+        return [self._attesting.pop(i, None) or [] for i in ids]
+
+    def close(self) -> None:
+        """Frees the model and its cache."""
+        from solon.engines.vllm_build import stop_vllm
+
+        if self._llm is not None:
+            stop_vllm(self._llm)
+        self._llm = self._client = self._core = None
+        self._broken = "it was closed"
+        gc.collect()
+
+    def _prepare_parameters(self, stops: tuple[int, ...]) -> None:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.v1.engine import EngineCoreRequest
+
+        self._request_type = EngineCoreRequest
+        common = {"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
+        self._sample_params = SamplingParams(logprobs=0, seed=0, stop_token_ids=list(stops), **common)
+        # Greedy requests skip the sampler's noise; their log-probs are those of temperature 1.
+        self._verdict_params = SamplingParams(temperature=0.0, max_tokens=1, **common)
+        self._verdict_params_by_labels: dict[tuple[int, ...], Any] = {}
+        self._attest_params = SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=0, skip_reading_prefix_cache=True, **common
+        )
+
+    def _label_params(self, label_ids: tuple[int, ...]) -> Any:
+        params = self._verdict_params_by_labels.get(label_ids)
+        if params is None:
+            params = copy(self._verdict_params)
+            params.logprob_token_ids = list(label_ids)
+            self._verdict_params_by_labels[label_ids] = params
+        return params
+
+    def _submit(self, request_id: str, prompt: Sequence[int], params: Any) -> None:
+        self._client.add_request(
+            self._request_type(
+                request_id=request_id,
+                prompt_token_ids=list(prompt),
+                mm_features=None,
+                sampling_params=params,
+                pooling_params=None,
+                arrival_time=0.0,  # first come, first served: the order of the calls decides
+                lora_request=None,
+                # A prefix cached under other weights has another name, so nobody finds it.
+                cache_salt=str(self.version),
+                data_parallel_rank=None,
+            )
+        )
+
+    def _pump(self) -> None:
+        """One step of the engine core; finished requests go to `self._finished`."""
+        with self._eager():
+            outputs = self._client.get_output().outputs
+        for output in outputs:
+            progress = self._running.get(output.request_id)
+            if progress is not None:
+                self._advance(progress, output)
+            elif output.request_id in self._attesting and output.new_prompt_logprobs_tensors is not None:
+                prompt_logprobs = output.new_prompt_logprobs_tensors.logprobs[:, 0]
+                self._attesting[output.request_id] = prompt_logprobs.tolist()
+
+    def _advance(self, progress: _Progress, output: Any) -> None:
+        new = len(output.new_token_ids)
+        progress.tokens += output.new_token_ids
+        progress.versions += [self.version] * new
+        if output.new_logprobs is not None:
+            logprobs = output.new_logprobs.logprobs
+            progress.logprobs += logprobs[:, 0].tolist()
+            if progress.request.label_ids and new:
+                progress.label_logprobs = tuple(logprobs[0, 1 : 1 + len(progress.request.label_ids)].tolist())
+        if output.prefill_stats is not None:
+            progress.cached_tokens = output.prefill_stats.num_cached_tokens
+        if output.finish_reason is not None:
+            del self._running[output.request_id]
+            self._finished.append(_completion(progress, _reason(str(output.finish_reason))))
+
+    def _eager(self) -> contextlib.AbstractContextManager[Any]:
+        """Keeps vLLM's few decorated helpers from being compiled, seconds of work, when eager is asked for."""
+        if not self.config.enforce_eager:
+            return contextlib.nullcontext()
+        import torch
+
+        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+
+    def _require_usable(self) -> None:
+        if self._broken is not None:
+            raise RunFailedError(f"engine {self.name} is unusable: {self._broken}; start a new one")
+
+
+def _completion(progress: _Progress, reason: FinishReason) -> Completion:
+    return Completion(
+        request_id=progress.request.request_id,
+        token_ids=np.array(progress.tokens, np.int32),
+        logprobs=np.array(progress.logprobs, np.float32),
+        segments=run_length(progress.versions),
+        finish_reason=reason,
+        label_logprobs=progress.label_logprobs,
+        cached_tokens=progress.cached_tokens,
+    )
+
+
+def _reason(reason: str) -> FinishReason:
+    if reason not in _REASONS:
+        raise RunFailedError(f"vLLM ended a request with {reason!r}, expected one of {', '.join(_REASONS)}")
+    return _REASONS[reason]

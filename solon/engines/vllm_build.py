@@ -1,0 +1,121 @@
+"""Starts vLLM inside this process, small and quiet.
+
+vLLM is configured partly by environment variables, some read when it is imported and some when the first
+engine is built. `prepare_process` sets them, before the import, and nothing else in Solon does; importing this
+module changes nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import warnings
+from typing import Any
+
+from solon.engines.base import EngineConfig
+from solon.engines.checkpoint import model_settings
+from solon.errors import InputError
+
+_GIB = 1 << 30
+_live: set[int] = set()
+"""Engines of this process that were not stopped, by identity."""
+_CPU_BLOCK_TOKENS = 32
+"""Tokens per cache block on a CPU. The backend's default of 128 would keep short prompts out of the prefix cache."""
+
+
+def prepare_process(config: EngineConfig) -> None:
+    """Sets what vLLM and torch read from the environment when they are imported. Call it before either is."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # no EngineCore subprocess: halves the start-up
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # the engine shares the machine with its colleagues
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = str(config.threads)
+    # Whoever wants vLLM to talk sets its level; standard output belongs to Solon's own commands.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR"))
+
+
+def start_vllm(config: EngineConfig) -> Any:
+    """An `LLMEngine` without a subprocess. Raises InputError when vLLM refuses the model or the settings."""
+    import torch
+
+    set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    set_num_threads(config.threads)
+
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    _register_in_process(config)
+    arguments = _arguments(config, on_cpu=current_platform.is_cpu())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # vLLM looks at every name of torch, also at the old
+            llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        _live.add(id(llm))
+        return llm
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"vLLM cannot load {config.model!r}: {error}; check the model and the engine's `max_model_len`, "
+            "`kv_cache_gib` and `gpu_memory_utilization`"
+        ) from error
+    finally:
+        # The CPU worker turns torch.set_num_threads into a no-op and preloads libraries into every child
+        # process: neither is its business outside this engine.
+        torch.set_num_threads = set_num_threads
+        if preload is None:
+            os.environ.pop("LD_PRELOAD", None)
+        else:
+            os.environ["LD_PRELOAD"] = preload
+
+
+def stop_vllm(llm: Any) -> None:
+    """Frees the engine; the last one of the process takes vLLM's process-wide state along."""
+    _live.discard(id(llm))
+    client = llm.engine_core
+    if not _live:
+        client.shutdown()
+        return
+    # vLLM's own shutdown tears down the process groups, which engines that are still alive compute with.
+    client._finalizer.detach()
+    client.engine_core.model_executor.shutdown()
+    client.engine_core.scheduler.shutdown()
+    gc.unfreeze()
+
+
+def _register_in_process(config: EngineConfig) -> None:
+    """Shows vLLM the model's class. It would import itself a second time in a subprocess to look at it."""
+    from vllm.model_executor.models import ModelRegistry
+
+    for architecture in model_settings(config).get("architectures") or ():
+        known = ModelRegistry.models.get(architecture)
+        if known is not None:
+            ModelRegistry.register_model(architecture, known.load_model_cls())
+
+
+def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "model": config.model,
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_running,
+        "seed": config.seed,
+        "enforce_eager": config.enforce_eager,
+        "trust_remote_code": config.trust_remote_code,
+        "load_format": "safetensors",
+        "skip_tokenizer_init": True,  # token ids go in and come out; texts are Solon's own business
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from
+        "distributed_executor_backend": "uni",
+        "async_scheduling": False,  # a token belongs to the weights that are live when its step runs
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if on_cpu:
+        arguments["dtype"] = "float32" if config.dtype == "auto" else config.dtype
+        arguments["block_size"] = _CPU_BLOCK_TOKENS
+        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * _GIB)
+    else:
+        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+    return arguments

@@ -1,0 +1,101 @@
+"""New weights in a live vLLM model, and proof of what it holds.
+
+vLLM's CPU layers compute with a repacked copy of their weight. The layerwise reload packs every layer that
+receives a tensor, but a head that is tied to the embedding receives none and would silently go on computing
+with its old copy; `refresh_tied` repacks those.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from solon.engines.digest import digest_tensors
+from solon.engines.payload import named_tensors
+from solon.errors import AttestationError
+from solon.records import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+_EXACT_PROBE_WIDTH = 512
+"""Up to this input width a packed weight is read back whole, by multiplying with the identity."""
+_NUM_PROBES = 8
+
+
+def reload_weights(core: Any, vllm_config: Any, weights: Weights) -> None:
+    """Replaces all weights of the model in `core`, the engine core, between two of its steps.
+
+    Raises AttestationError when parameters are left without new values; the model is unusable then.
+    """
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    model: Any = live_model(core)
+    names = {name for name, _ in model.named_parameters()}
+    packed = {module: module.cpu_linear for module in model.modules() if hasattr(module, "cpu_linear")}
+    with set_current_vllm_config(vllm_config), torch.no_grad():
+        initialize_layerwise_reload(model)
+        loaded = model.load_weights(_without_tied_copies(model, weights))
+        finalize_layerwise_reload(model, vllm_config.model_config)
+        stale = [module for module, before in packed.items() if module.cpu_linear is before]
+        refresh_tied(stale)
+    missing = sorted(names - loaded) if loaded is not None else []
+    if missing:
+        raise AttestationError(
+            f"weights {weights.version} lack {len(missing)} parameters ({', '.join(missing[:3])}, …), expected all; "
+            "publish the whole state dict"
+        )
+
+
+def refresh_tied(stale: list[Any]) -> None:
+    """Repacks layers whose packed copy survived a reload although the weight they share was replaced."""
+    for module in stale:
+        if module.weight.numel() == 0:
+            raise AttestationError(f"{type(module).__name__} received no new weights, expected them; it is stale")
+        module.quant_method.process_weights_after_loading(module)
+
+
+def live_model(core: Any) -> torch.nn.Module:
+    """The network that the engine core runs in this process."""
+    model: torch.nn.Module = core.model_executor.driver_worker.model_runner.get_model()
+    return model
+
+
+def live_checksum(model: torch.nn.Module) -> str:
+    """Digest of all that the model computes with; another value of any one weight gives another digest."""
+    import torch
+
+    with torch.no_grad():
+        packed = ((n, _read_packed(m)) for n, m in model.named_modules() if hasattr(m, "cpu_linear"))
+        kept = ((n, p) for n, p in model.named_parameters() if p.numel())
+        return digest_tensors(itertools.chain(kept, packed))
+
+
+def _without_tied_copies(model: torch.nn.Module, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+    # Some trainers save the tied head as well; loading it would count the shared weight twice.
+    tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
+    for name, tensor in named_tensors(weights):
+        if not (tied and name == "lm_head.weight"):
+            yield name, tensor
+
+
+def _read_packed(module: Any) -> torch.Tensor:
+    """What a layer with an opaque packed weight computes of fixed inputs: exact for narrow layers."""
+    import torch
+
+    width = _input_width(module)
+    if width <= _EXACT_PROBE_WIDTH:
+        probes = torch.eye(width)
+    else:
+        probes = torch.randn(_NUM_PROBES, width, generator=torch.Generator().manual_seed(0))
+    dtype = module.params_dtype if hasattr(module, "params_dtype") else module.weight.dtype
+    result: torch.Tensor = module.cpu_linear(probes.to(dtype), module.weight, None)
+    return result
+
+
+def _input_width(module: Any) -> int:
+    width = getattr(module, "input_size_per_partition", None) or module.weight.shape[-1]
+    return int(width)
