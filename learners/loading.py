@@ -66,8 +66,11 @@ def load_model(model: str, device: torch.device) -> tuple[Any, torch.dtype]:
     try:
         config = AutoConfig.from_pretrained(model)
         own = getattr(config, "dtype", None) or torch.float32
+        # The fused kernel drops Gemma 2's soft cap without a word, and attestation would fail.
+        capped = getattr(config, "attn_logit_softcapping", None)
+        options = {"attn_implementation": "eager"} if capped else {}
         with quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32)
+            loaded = AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32, **options)
     except OSError as error:
         raise InputError(
             f"the policy {model!r} cannot be loaded ({error}); "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,14 @@ class RolloutWorker:
 
     async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Group]]:
         """Generate all groups of the chunk together; yields each when its last answer is finished."""
-        finishing = [asyncio.ensure_future(self._generate_group(item)) for item in work]
+        prompts = [self._encode(item.prompt) for item in work]
+        answers = self._runner.generate_each(
+            [self._requests(item, prompt_ids) for item, prompt_ids in zip(work, prompts, strict=True)]
+        )
+        finishing = [
+            asyncio.ensure_future(self._group(item, prompt_ids, completions))
+            for item, prompt_ids, completions in zip(work, prompts, answers, strict=True)
+        ]
         try:
             for done in asyncio.as_completed(finishing):
                 group = await done
@@ -99,9 +106,10 @@ class RolloutWorker:
             seed=seed,
         )
 
-    async def _generate_group(self, item: Assignment) -> Group:
-        prompt_ids = self._encode(item.prompt)
-        completions = await self._runner.generate(self._requests(item, prompt_ids))
+    async def _group(
+        self, item: Assignment, prompt_ids: tuple[int, ...], answers: Awaitable[list[Completion]]
+    ) -> Group:
+        completions = await answers
         return Group(
             ordinal=item.grant.ordinal,
             attempt=item.grant.attempt,

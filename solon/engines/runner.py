@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -89,8 +89,16 @@ class EngineRunner:
         """
         if not requests:
             return []
-        completions: list[Completion] = await self._submit(requests=tuple(requests))
-        return completions
+        (completions,) = self.generate_each([requests])
+        return await completions
+
+    def generate_each(self, batches: Sequence[Sequence[Request]]) -> list[Awaitable[list[Completion]]]:
+        """Several calls of `generate` at once, each to be awaited on its own; none of the batches may be empty.
+
+        All requests of all batches are added before the engine's next step, so what is decoded together does
+        not depend on how quickly a caller makes its calls.
+        """
+        return [self._outcome(call) for call in self._enqueue([{"requests": tuple(batch)} for batch in batches])]
 
     async def score(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> list[Completion]:
         """One verdict per prompt: `label_logprobs` of the given tokens at the next position."""
@@ -147,17 +155,21 @@ class EngineRunner:
         return self._engine
 
     async def _call(self, action: Callable[[Engine], T]) -> T:
-        result: T = await self._submit(action=action)
+        (call,) = self._enqueue([{"action": action}])
+        result: T = await self._outcome(call)
         return result
 
-    async def _submit(self, **work: Any) -> Any:
+    def _enqueue(self, work: Sequence[dict[str, Any]]) -> list[_Call]:
         loop = asyncio.get_running_loop()
-        call = _Call(loop, loop.create_future(), **work)
+        calls = [_Call(loop, loop.create_future(), **item) for item in work]
         with self._wake:
             if self._error is not None or self._closing:
                 raise self._gone() from self._error
-            self._inbox.append(call)
+            self._inbox.extend(calls)
             self._wake.notify()
+        return calls
+
+    async def _outcome(self, call: _Call) -> Any:
         try:
             return await call.future
         except asyncio.CancelledError:

@@ -21,15 +21,13 @@ from solon.engines.base import Completion, Engine, EngineConfig, Request
 from solon.engines.build import build_engine
 from solon.engines.runner import EngineRunner
 from solon.errors import AttestationError, InputError, RunFailedError
-from solon.records import Message, Weights
+from solon.records import Feedback, Group, Message, Rollout, TrainingGroup, Weights
+from tests.models import make_tokenizer
+from tests.unit.fakes import make_prompt
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 VOCAB = 128
-CHAT = (
-    "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|> {% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 FAMILIES = {
     "llama": {"tie_word_embeddings": False},
     "llama-tied": {"tie_word_embeddings": True},
@@ -74,20 +72,7 @@ def make_network(family: str, seed: int) -> Any:
 
 
 def save_tokenizer(path: Path) -> None:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|pad|>", "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    words = [*special, *(f"w{i}" for i in range(VOCAB - len(special)))]
-    core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<|unk|>"))
-    core.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="<|unk|>", pad_token="<|pad|>", eos_token="<|end|>"
-    )
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(path)
+    make_tokenizer([f"w{i}" for i in range(VOCAB - 6)]).save_pretrained(path)
 
 
 def make_weights(family: str, version: int, *, leave_out: str = "") -> tuple[Weights, Any]:
@@ -239,6 +224,60 @@ def test_a_family_generates_and_takes_new_weights(checkpoints: dict[str, Path], 
         assert {version for c in completions for version, _ in c.segments} == {1}
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_loaded_generated_trained_published_and_attested(checkpoints: dict[str, Path], family: str):
+    from learners.config import LearnConfig
+    from learners.ppo import PPOLearner
+
+    learner = PPOLearner(LearnConfig(learning_rate=1e-3), model=str(checkpoints[family]), temperature=0.7, seed=0)
+    engine = build_engine(config_of(checkpoints[family], "vllm"), name=family)
+    try:
+        initial = learner.initial_weights()
+        assert canary_gap(engine, initial) < 1e-4
+        engine.load_weights(initial)
+        groups = make_training_groups(engine, make_requests(24, temperature=0.7))
+        report, weights = learner.step(0, groups)
+        assert report.metrics["learn/mismatch_gap/max"] < 1e-3
+        assert report.moved
+        assert canary_gap(engine, weights) > 1e-3
+        engine.load_weights(weights)
+        assert canary_gap(engine, weights) < 1e-4
+    finally:
+        engine.close()
+
+
+def make_training_groups(engine: Engine, requests: list[Request], *, size: int = 4) -> list[TrainingGroup]:
+    """Answers of the engine in groups, longer ones rewarded."""
+    groups = []
+    for ordinal, start in enumerate(range(0, len(requests), size)):
+        prompt = requests[start].prompt_token_ids
+        group = [replace(r, prompt_token_ids=prompt) for r in requests[start : start + size]]
+        rollouts = tuple(
+            Rollout(
+                token_ids=c.token_ids,
+                logprobs=c.logprobs,
+                segments=c.segments,
+                finish_reason=c.finish_reason,
+                text="",
+            )
+            for c in finish(engine, group)
+        )
+        rewards = tuple(float(index) for index in range(size))
+        groups.append(
+            TrainingGroup(
+                group=Group(
+                    ordinal=ordinal,
+                    attempt=0,
+                    prompt=make_prompt(),
+                    prompt_token_ids=np.array(prompt, np.int32),
+                    rollouts=rollouts,
+                ),
+                feedback=Feedback(ordinal=ordinal, attempt=0, rewards_G=rewards, labels=()),
+            )
+        )
+    return groups
 
 
 def test_the_engines_agree_on_what_a_sequence_is_worth(checkpoints: dict[str, Path]):
