@@ -22,6 +22,8 @@ _live: set[int] = set()
 """Engines of this process that were not stopped, by identity."""
 _CPU_BLOCK_TOKENS = 32
 """Tokens per cache block on a CPU. The backend's default of 128 would keep short prompts out of the prefix cache."""
+_CPU_BATCHED_TOKENS = 8192
+"""Tokens computed in one step on a CPU at most."""
 
 
 def prepare_process(config: EngineConfig) -> None:
@@ -116,6 +118,10 @@ def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
         arguments["dtype"] = "float32" if config.dtype == "auto" else config.dtype
         arguments["block_size"] = _CPU_BLOCK_TOKENS
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * _GIB)
+        # A prompt computed in two pieces makes vLLM rewind the request's random generator, and torch's CPU
+        # generator cannot be rewound ("CPU Generator does not use offset").
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(_CPU_BATCHED_TOKENS, config.max_model_len)
     else:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     return arguments

@@ -416,6 +416,20 @@ def vllm_engine(checkpoints: dict[str, Path]) -> Iterator[Any]:
     built.close()
 
 
+def test_more_prompts_than_fit_a_step_are_all_answered(vllm_engine: Engine):
+    rng = np.random.default_rng(0)
+    requests = [
+        Request(
+            request_id=f"long{i}",
+            prompt_token_ids=tuple(int(t) for t in rng.integers(6, VOCAB, 110)),
+            max_tokens=3,
+            seed=i,
+        )
+        for i in range(100)
+    ]
+    assert len(finish(vllm_engine, requests)) == 100
+
+
 def test_a_prefix_cached_under_old_weights_is_never_used_by_new_requests(vllm_engine: Engine):
     prompt = tuple(int(token) for token in np.random.default_rng(0).integers(6, VOCAB, 100))
     request = Request(request_id="r", prompt_token_ids=prompt, max_tokens=4)
