@@ -7,9 +7,12 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from actors.learner import RemoteLearner
+from solon.errors import RunFailedError
+
+if TYPE_CHECKING:
+    from actors.learner import RemoteLearner
 
 
 async def save_checkpoint(
@@ -21,6 +24,11 @@ async def save_checkpoint(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     await learner.save(str(scratch.resolve()))
+    if not any(path.is_file() for path in scratch.rglob("*")):
+        raise RunFailedError(
+            f"the learner saved nothing into {scratch}; expected a folder that its machine shares: put the run "
+            "directory on a shared file system"
+        )
     (scratch / "ledger.json").write_text(json.dumps(ledger, indent=2) + "\n")
     files = sorted(path for path in scratch.rglob("*") if path.is_file())
     manifest = {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from actors.judge import RemoteJudge
-from actors.rollout import RemoteRollout
 from solon.records import Group, Prompt, Rollout
+
+if TYPE_CHECKING:
+    from actors.judge import RemoteJudge
+    from actors.rollout import RemoteRollout
 
 Scores = dict[str, float]
 """Share of answers that obey each principle, and their `mean`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ from solon.errors import InputError
 from solon.feedback.prompts import TEMPLATES, label_ids
 from solon.prompts import PromptFile, load_prompts
 from solon.records import Prompt
+
+ROUNDING = 1e-6
+"""Three times 0.1 CPU is a little more than 0.3 to a float."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +38,10 @@ def check_inputs(run: RunFile) -> Inputs:
     _check_principles_apply(constitution, files[0])
     check_model(run.policy, role="policy")
     check_model(run.judge, role="judge")
-    _check_labels(run.judge, run.feedback.template)
+    _check_labels(run.judge, run.feedback.template, role="judge")
     if run.evaluate.audit_judge:
         check_model(run.evaluate.audit_judge, role="evaluate.audit_judge")
-        _check_labels(run.evaluate.audit_judge, run.feedback.template)
+        _check_labels(run.evaluate.audit_judge, run.feedback.template, role="evaluate.audit_judge")
     return Inputs(
         constitution=constitution,
         prompts=files[0].prompts,
@@ -51,11 +53,12 @@ def check_inputs(run: RunFile) -> Inputs:
 def check_model(model: str, *, role: str) -> None:
     """A Hugging Face directory with everything in it, or a hub name. Raises InputError."""
     path = Path(model)
-    if not path.exists():
-        if looks_like_hub_name(model):
+    if not path.is_dir():
+        if looks_like_hub_name(model) and not path.exists():
             return  # fetched, or refused, when the engine loads it
+        found = "is a file" if path.exists() else "does not exist"
         raise InputError(
-            f"{role} model {model} does not exist; expected a Hugging Face directory or a hub name like org/model"
+            f"{role} model {model} {found}; expected a Hugging Face directory or a hub name like org/model"
         )
     config = _read_json(path / "config.json", role, model)
     if "architectures" not in config and "model_type" not in config:
@@ -79,13 +82,13 @@ def check_cluster(run: RunFile, resources: dict[str, float]) -> None:
         "learn": run.learn.num_gpus,
     }
     have = resources.get("GPU", 0.0)
-    if run.gpus > have:
+    if run.gpus > have + ROUNDING:
         parts = ", ".join(f"{role} {gpus:g}" for role, gpus in wanted.items() if gpus)
         raise InputError(
             f"the run needs {run.gpus:g} GPU(s) ({parts}), the cluster has {have:g}; lower num_gpus or num_actors in "
             "[rollout], [judging] and [learn], or join a larger cluster"
         )
-    if run.cpus > resources.get("CPU", 0.0):
+    if run.cpus > resources.get("CPU", 0.0) + ROUNDING:
         raise InputError(
             f"the run needs {run.cpus:g} CPU(s), the cluster has {resources.get('CPU', 0.0):g}; lower num_cpus in "
             "[rollout], [judging] and [learn], or join a larger cluster"
@@ -119,14 +122,20 @@ class _FastEncoder:
         return [], []
 
 
-def _check_labels(judge: str, template: str) -> None:
+def _check_labels(judge: str, template: str, *, role: str) -> None:
     file = Path(judge) / "tokenizer.json"
     if not file.exists():
         return  # a hub name, or a slow tokenizer: checked when the judge starts
     chosen = TEMPLATES[template]
-    encoder = _FastEncoder(file)
+    try:
+        encoder = _FastEncoder(file)
+    except Exception as error:  # the library has no narrower one
+        raise InputError(f"{role} model {judge}: tokenizer.json cannot be read: {error}; fetch it again") from None
     for labels in (chosen.pair_labels, chosen.bool_labels):
-        label_ids(encoder, chosen.prefill, labels)
+        try:
+            label_ids(encoder, chosen.prefill, labels)
+        except InputError as error:
+            raise InputError(f"{role} model {judge}: {error}") from None
 
 
 def _read_json(path: Path, role: str, model: str) -> dict[str, Any]:
@@ -134,13 +143,8 @@ def _read_json(path: Path, role: str, model: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{role} model {model} has no {path.name}; expected a Hugging Face directory") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{role} model {model}: {path.name} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{role} model {model}: {path.name} holds a {type(value).__name__}, expected an object")
     return value
-
-
-def describe(warnings: Sequence[str]) -> str:
-    """Warnings as lines for a person."""
-    return "\n".join(f"warning: {warning}" for warning in warnings)

@@ -5,28 +5,48 @@
     prompts = "prompts.jsonl"
     constitution = "constitution.yaml"
 
-Unknown keys are refused with the nearest known one. Relative paths are relative to the run file.
+Unknown keys are refused with the nearest known one. Relative paths are relative to the run file, those of
+`--set` to the current directory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from learners.config import LearnConfig
 from solon.engines.base import EngineConfig, EngineOptions
-from solon.errors import InputError, nearest
+from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.ledger import LedgerConfig
 from solon.staleness import StalenessConfig
+from solon.validation import describe_invalid
 from solon.weights import PublishConfig
+
+MODELS = ("policy", "judge", "evaluate.audit_judge")
+"""Keys that name a model: a directory, or a hub name."""
+FILES = ("prompts", "constitution", "evaluate.prompts")
+"""Keys that name a file."""
+
+
+def _as_ray_counts(quantity: float) -> float:
+    if quantity > 1 and quantity != int(quantity):
+        raise ValueError(f"got {quantity:g}, expected a whole number above 1: Ray shares one device, not several")
+    if 0 < quantity < 1e-4:
+        raise ValueError(f"got {quantity:g}, expected 0 or at least 0.0001: Ray counts no finer")
+    return quantity
+
+
+Quantity = Annotated[float, Field(ge=0), AfterValidator(_as_ray_counts)]
+"""Ray CPUs or GPUs of one actor: a fraction of one, or a whole number."""
 
 
 class _Section(BaseModel):
@@ -38,9 +58,9 @@ class EngineSection(EngineOptions):
 
     num_actors: int = Field(1, ge=1)
     """Engines of this kind, each its own Ray actor."""
-    num_cpus: float = Field(1.0, ge=0)
+    num_cpus: Quantity = 1.0
     """Ray CPUs of one actor."""
-    num_gpus: float = Field(0.0, ge=0)
+    num_gpus: Quantity = 0.0
     """Ray GPUs of one actor; below 1, several share a device and must share its memory."""
 
     def engine(self, model: str, *, seed: int) -> EngineConfig:
@@ -61,8 +81,8 @@ class RolloutSection(EngineSection):
 class LearnSection(LearnConfig):
     """Learning, and the resources of the learner's actor."""
 
-    num_cpus: float = Field(1.0, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
+    num_cpus: Quantity = 1.0
+    num_gpus: Quantity = 0.0
 
 
 class EvaluateSection(_Section):
@@ -88,18 +108,18 @@ class EvaluateSection(_Section):
 class RunFile(_Section):
     """A whole run. `RunFile.load("run.toml", overrides=["learn.epochs=1"])`"""
 
-    policy: str
+    policy: str = Field(min_length=1)
     """The model to align."""
-    judge: str
+    judge: str = Field(min_length=1)
     """The feedback model."""
-    prompts: str
+    prompts: str = Field(min_length=1)
     """Training prompts: JSONL, Parquet or a saved dataset."""
-    constitution: str
+    constitution: str = Field(min_length=1)
     """Constitution YAML."""
 
     steps: int = Field(100, ge=1)
     """Optimiser steps (batches)."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_every: int = Field(0, ge=0)
     """Steps between checkpoints; 0: only at the end."""
     rollout: RolloutSection = RolloutSection()
@@ -111,6 +131,13 @@ class RunFile(_Section):
     staleness: StalenessConfig = StalenessConfig()
     publish: PublishConfig = PublishConfig()
     evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_in_range(cls, raw: Any) -> Any:
+        for place in _out_of_range(raw):
+            raise ValueError(f"`{place}` is infinite, huge or not a number, expected a finite one; set or remove it")
+        return raw
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
@@ -164,21 +191,20 @@ class RunFile(_Section):
         """Read, override and check. Raises InputError; unknown keys come with the nearest known one."""
         path = Path(path)
         try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             raise InputError(f"run file {path} does not exist; check the path") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"run file {path} cannot be read: {error}") from None
-        except tomllib.TOMLDecodeError as error:
+        try:
+            raw = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
             raise InputError(f"run file {path} is not TOML: {error}") from None
-        for key in ("policy", "judge", "prompts", "constitution"):
-            if isinstance(raw.get(key), str):
-                raw[key] = _resolve(raw[key], path.parent)
-        section = raw.get("evaluate")
-        if isinstance(section, dict):
-            for key in ("prompts", "audit_judge"):
-                if isinstance(section.get(key), str):
-                    section[key] = _resolve(section[key], path.parent)
+        for key in (*MODELS, *FILES):
+            *sections, last = key.split(".")
+            place = raw.get(sections[0]) if sections else raw
+            if isinstance(place, dict) and isinstance(place.get(last), str):
+                place[last] = _resolve(key, place[last], path.parent)
         for override in overrides:
             _override(raw, override)
         return cls.parse(raw, source=str(path))
@@ -189,17 +215,20 @@ class RunFile(_Section):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            parts = [_readable(cls, item) for item in error.errors()]
-            raise InputError(f"run file {source}: {'; '.join(parts)}") from None
+            raise InputError(f"run file {source}: {describe_invalid(cls, error)}") from None
 
 
-def _resolve(value: str, folder: Path) -> str:
-    """A path relative to the run file, when there is one; hub names and `nursery:` names stay."""
-    if not value or value.startswith("nursery:") or Path(value).is_absolute():
+def _resolve(key: str, value: str, folder: Path) -> str:
+    """A path relative to a folder; `nursery:` names stay, and hub names of models that are no path there."""
+    if not value or value.startswith("nursery:"):
         return value
-    value = str(Path(value).expanduser())
-    candidate = folder / value
-    return str(candidate.resolve()) if candidate.exists() or not looks_like_hub_name(value) else value
+    try:
+        path = folder / Path(value).expanduser()
+        if key in MODELS and looks_like_hub_name(value) and not path.exists():
+            return value
+        return str(path.resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"run file: `{key}` = {value!r} is no path: {error}; check it") from None
 
 
 def looks_like_hub_name(value: str) -> bool:
@@ -209,13 +238,13 @@ def looks_like_hub_name(value: str) -> bool:
 
 def _override(raw: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    key = key.strip()
+    *sections, last = key.split(".")
+    if not equals or not all((*sections, last)):
         raise InputError(f"--set got {text!r}, expected key=value as in --set learn.epochs=1")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value  # a bare word is text
-    *sections, last = key.strip().split(".")
+    parsed = _value(value)
+    if key in (*MODELS, *FILES):
+        parsed = _resolve(key, parsed if isinstance(parsed, str) else value.strip(), Path.cwd())
     place = raw
     for section in sections:
         place = place.setdefault(section, {})
@@ -224,23 +253,19 @@ def _override(raw: dict[str, Any], text: str) -> None:
     place[last] = parsed
 
 
-def _readable(model: type[BaseModel], item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"unknown key `{place}`{nearest(str(item['loc'][-1]), _known_keys(model, item['loc'][:-1]))}"
-    if item["type"] == "missing":
-        return f"`{place}` is missing; it is required"
-    message = item["msg"].removeprefix("Value error, ")
-    given = "" if item["type"] == "value_error" else f", got {item['input']!r}"
-    return f"`{place}`: {message}{given}" if place else message
+def _value(text: str) -> Any:
+    """A TOML value; a bare word is text, and so is a value that something follows."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text.strip()
+    return parsed["value"] if len(parsed) == 1 else text.strip()
 
 
-def _known_keys(model: type[BaseModel], sections: Sequence[int | str]) -> list[str]:
-    for section in sections:
-        field = model.model_fields.get(str(section))
-        if field is None or not isinstance(field.annotation, type):
-            return []
-        if not issubclass(field.annotation, BaseModel):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
+def _out_of_range(raw: Any, place: str = "") -> Iterator[str]:
+    """Places of numbers that JSON, and most arithmetic, has no use for."""
+    if isinstance(raw, Mapping):
+        for key, value in raw.items():
+            yield from _out_of_range(value, f"{place}.{key}" if place else str(key))
+    elif (isinstance(raw, float) and not math.isfinite(raw)) or (isinstance(raw, int) and abs(raw) >= 2**63):
+        yield place

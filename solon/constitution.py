@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from solon.errors import InputError
 from solon.records import Prompt
+from solon.validation import describe_invalid
 
 SCHEMA = "solon.constitution/v1"
 
@@ -44,7 +45,7 @@ class Principle(_Section):
 
     id: str = Field(min_length=1, pattern=r"^[a-z0-9][a-z0-9_-]*$")
     kind: Literal["harmless", "helpful", "honest", "style", "safety"] = "helpful"
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(1.0, gt=0, le=1e6, allow_inf_nan=False)
     applies_if: AppliesIf = AppliesIf()
     pairwise_question: str = ""
     pointwise_question: str = ""
@@ -104,24 +105,54 @@ class Constitution(_Section):
         """Read and check a file. Raises InputError with the place and the mend."""
         path = Path(path)
         try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             raise InputError(f"constitution {path} does not exist; check the path") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"constitution {path} cannot be read: {error}") from None
-        except yaml.YAMLError as error:
-            raise InputError(f"constitution {path} is not YAML: {error}") from None
+        raw = _parse(text, path)
         if not isinstance(raw, dict):
             raise InputError(f"constitution {path} holds a {type(raw).__name__}, expected a mapping with `principles`")
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            raise InputError(f"constitution {path}: {_readable(error)}") from None
+            raise InputError(f"constitution {path}: {describe_invalid(cls, error)}") from None
 
 
-def _readable(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        place = ".".join(str(p) for p in item["loc"])
-        parts.append(f"{place}: {item['msg']}" if place else item["msg"])
-    return "; ".join(parts).replace("Value error, ", "")
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key written twice: one of the two texts would silently not count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"key `{key.value}` stands twice; remove one", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        try:  # JSON spells a character beyond 16 bits as two escapes, which PyYAML leaves apart
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            problem = "half a character (a lone surrogate), expected text"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+
+
+def _parse(text: str, path: Path) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"constitution {path}{where}: {error.problem or error.context}; mend the YAML") from None
+    except RecursionError:
+        raise InputError(f"constitution {path} is nested too deeply, expected three levels at most") from None
+    except Exception as error:
+        # A scalar that its tag cannot hold (a date without such a day, a number of too many digits): PyYAML
+        # lets through whatever Python raises for it.
+        what = " ".join(str(error).split())
+        raise InputError(f"constitution {path} is not YAML: {what}; put texts and dates in quotes") from None

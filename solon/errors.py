@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from reprlib import Repr
+from typing import Any
 
 
 class InputError(ValueError):
@@ -30,6 +32,22 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean `{match[0]}`?)" if match else ""
+
+
+_repr = Repr()
+_repr.maxlevel, _repr.maxstring, _repr.maxother, _repr.maxdict = 2, 60, 60, 3
+
+
+def short(value: Any) -> str:
+    """What was got, in a line that fits a message however large the value is.
+
+    >>> short(["a"] * 100)
+    "['a', 'a', 'a', 'a', 'a', 'a', ...]"
+    """
+    try:
+        return _repr.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a huge {type(value).__name__}"
 
 
 def first_cause(group: BaseExceptionGroup[Exception]) -> Exception:

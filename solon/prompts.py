@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from solon.errors import InputError, nearest
+from solon.errors import InputError, nearest, short
 from solon.records import Message, Prompt
 
 MAX_BAD_SHARE = 0.01
@@ -40,11 +40,11 @@ class PromptFile:
 def load_prompts(path: str | Path) -> PromptFile:
     """Read and check prompts. Raises InputError when the file cannot be used."""
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"prompt file {path} does not exist; check the path")
     prompts: list[Prompt] = []
     bad: list[tuple[int, str]] = []
     try:
+        if not path.exists():
+            raise InputError(f"prompt file {path} does not exist; check the path")
         for number, row in _rows(path):
             try:
                 prompts.append(parse_prompt(row))
@@ -74,13 +74,14 @@ def parse_prompt(row: Any) -> Prompt:
     if not isinstance(row, dict):
         raise ValueError(f"holds a {type(row).__name__}, expected an object with `prompt`")
     if "prompt" not in row:
-        raise ValueError(f"has no `prompt`, only {sorted(row)[:5]}{nearest('prompt', row)}")
+        hint = next((hint for key in row if (hint := nearest(str(key), ["prompt"]))), "")
+        raise ValueError(f"has no `prompt`, only {short(sorted(map(str, row)))}{hint}")
     messages = _messages(row["prompt"])
     tags = row.get("tags")
     if tags is None:
         tags = []
-    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
-        raise ValueError("`tags` must be a list of words")
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) and _is_text(tag) for tag in tags):
+        raise ValueError(f"`tags` is {_kind(tags)}, expected a list of words")
     return Prompt(prompt_id=prompt_id(messages), messages=messages, tags=tuple(tags))
 
 
@@ -119,13 +120,24 @@ def _messages(value: Any) -> tuple[Message, ...]:
         if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
             raise ValueError("`prompt` has a turn that is not {role, content}")
         if turn.get("role") not in ROLES:
-            raise ValueError(f"`prompt` has the role {turn.get('role')!r}, expected one of {', '.join(ROLES)}")
+            raise ValueError(f"`prompt` has the role {short(turn.get('role'))}, expected one of {', '.join(ROLES)}")
+        if not _is_text(turn["content"]):
+            raise ValueError("`prompt` holds half a character (a lone surrogate), expected text")
         messages.append(Message(role=turn["role"], content=turn["content"]))
     if messages[-1].role != "user":
         raise ValueError("`prompt` does not end with a user turn")
     if not messages[-1].content.strip():
         raise ValueError("`prompt` is empty")
     return tuple(messages)
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: JSON can spell half of a surrogate pair, no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -142,13 +154,12 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
-                yield number, ValueError("empty line")
-                continue
+                continue  # a blank line holds no prompt that could be lost
             try:
-                yield number, json.loads(line.decode("utf-8"))
+                yield number, json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
                 yield number, ValueError("not UTF-8")
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 yield number, ValueError(f"not JSON ({str(error)[:60]})")
 
 
@@ -157,10 +168,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
-    except pa.ArrowException as error:
-        raise InputError(f"prompt file {path} is not Parquet: {error}") from None
-    return iter(enumerate(table.to_pylist(), start=1))
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
+        raise InputError(f"prompt file {path} cannot be read as Parquet: {error}") from None
+    return iter(enumerate(rows, start=1))
 
 
 def _dataset_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -168,7 +179,7 @@ def _dataset_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         dataset = load_from_disk(str(path))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"prompt folder {path} is not a saved dataset: {error}") from None
     if not isinstance(dataset, Dataset):
         raise InputError(

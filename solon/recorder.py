@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from solon.ledger import Lease
@@ -99,7 +100,9 @@ class Recorder:
         except Exception as error:
             if self.failure is None:
                 self.failure = error
-                self._on_failure(error)
+                # Whoever is told may be gone already; what is left to write is still written.
+                with suppress(Exception):
+                    self._on_failure(error)
 
     def _keep_rollouts(self, group: Group) -> None:
         self._rollouts += rollout_rows(group)

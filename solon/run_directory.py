@@ -7,15 +7,17 @@ the disk is full, so that what was already generated can still be written and th
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from solon.errors import InputError, RunFailedError
+from solon.json_text import json_text
+from solon.tables import arrow_table
 
 BALLAST_BYTES = 16 * 2**20
 
@@ -36,7 +38,8 @@ class RunDirectory:
         """A new folder. Raises InputError when the name is taken or cannot be a folder name."""
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name):
             raise InputError(f"--name got {name!r}, expected letters, digits, '.', '_' and '-'")
-        chosen = name or time.strftime(f"{default}-%Y%m%d-%H%M%S")
+        stem = re.sub(r"[^\w.-]", "-", default).lstrip(".-_")[:60] or "run"
+        chosen = name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         for suffix in ("", *(f"-{n}" for n in range(2, 100))):
             path = Path(root) / f"{chosen}{suffix}"
             try:
@@ -57,29 +60,32 @@ class RunDirectory:
     def write_json(self, name: str, value: Any) -> Path:
         """A whole JSON file, there completely or not at all."""
         path = self.path / name
-        self._guard(lambda: _write_whole(path, json.dumps(value, indent=2, default=str) + "\n"))
+        self._guard(lambda: _write_whole(path, json_text(value, indent=2) + "\n"))
         return path
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """One line of a .jsonl file."""
-        line = json.dumps(record, default=str) + "\n"
+        line = json_text(record) + "\n"
         self._guard(lambda: _append(self.path / name, line))
 
     def write_rows(self, table: str, rows: Sequence[Mapping[str, Any]]) -> Path | None:
         """Rows as the next Parquet part of `rollouts` or `labels`."""
         if not rows:
             return None
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        number = self._parts.get(table, 0)
-        path = self.path / table / f"part-{number:06d}.parquet"
+        columns = arrow_table(table, rows)
+        folder = self.path / table
+        if table not in self._parts:  # a folder that has parts already goes on after the last
+            taken = [int(part.stem.removeprefix("part-")) for part in folder.glob("part-*.parquet")]
+            self._parts[table] = max(taken, default=-1) + 1
+        number = self._parts[table]
+        path = folder / f"part-{number:06d}.parquet"
 
         def write() -> None:
-            path.parent.mkdir(exist_ok=True)
-            scratch = path.with_suffix(".tmp")
-            pq.write_table(pa.Table.from_pylist(cast("list[dict[str, Any]]", list(rows))), scratch)
-            scratch.replace(path)
+            folder.mkdir(exist_ok=True)
+            with _appearing(path) as scratch:
+                pq.write_table(columns, scratch)
 
         self._guard(write)
         self._parts[table] = number + 1
@@ -99,12 +105,13 @@ class RunDirectory:
                 os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
         except OSError as error:
             self._ballast.unlink(missing_ok=True)
+            self.path.rmdir()  # or the same --name would be taken when it is tried again
             raise InputError(
                 f"run directory {self.path}: {error.strerror}; expected at least {BALLAST_BYTES >> 20} MiB free, "
                 "free some space or run elsewhere"
             ) from None
 
-    def _guard(self, write: Any) -> None:
+    def _guard(self, write: Callable[[], None]) -> None:
         """Write; when the disk is full, give up the ballast, write once more, and report that it is full."""
         try:
             write()
@@ -126,23 +133,33 @@ class RunDirectory:
                 ) from None
 
 
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A scratch file that takes its place when it is complete, and leaves nothing behind when it cannot be."""
+    scratch = path.with_name(path.name + ".tmp")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def _write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".tmp")
-    with scratch.open("w", encoding="utf-8") as file:
+    with _appearing(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    scratch.replace(path)
 
 
 def _append(path: Path, line: str) -> None:
-    data = line.encode()
-    with path.open("ab") as file:
+    rest = memoryview(line.encode())
+    # Unbuffered: a buffer would be flushed again when the file is closed, after a second try.
+    with path.open("ab", buffering=0) as file:
         start = file.tell()
         try:
-            file.write(data)
-            file.flush()
+            while rest:
+                rest = rest[file.write(rest) :]
         except OSError:
             file.truncate(start)  # no half line, so that a second try does not follow one
             raise

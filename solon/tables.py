@@ -1,16 +1,71 @@
-"""Rows of `rollouts/*.parquet` and `labels/*.parquet`."""
+"""Rows of `rollouts/*.parquet` and `labels/*.parquet`, and the types of their columns."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from solon.records import Feedback, Group
 
 LABEL_SCHEMA = 1
+
+# Named, not inferred: a part in which every margin is null must read together with all others.
+TYPES: dict[str, dict[str, str]] = {
+    "rollouts": {
+        "ordinal": "int64",
+        "attempt": "int64",
+        "index": "int64",
+        "prompt_id": "string",
+        "prompt": "string",
+        "tags": "list<string>",
+        "text": "string",
+        "token_ids": "list<int32>",
+        "logprobs": "list<float32>",
+        "versions": "list<int32>",
+        "version_tokens": "list<int32>",
+        "finish_reason": "string",
+        "created_ns": "int64",
+    },
+    "labels": {
+        "label_id": "string",
+        "schema_version": "int64",
+        "created_ns": "int64",
+        "ordinal": "int64",
+        "attempt": "int64",
+        "task": "string",
+        "principle_id": "string",
+        "rollouts": "list<int32>",
+        "status": "string",
+        "valid": "bool",
+        "margin": "float64",
+        "position_offset": "float64",
+        "mass": "float64",
+        "reward": "float64",
+        "prompt_digests": "list<string>",
+        "prompt_tokens": "int64",
+        "cached_tokens": "int64",
+        "questions": "int64",
+        "cache_hits": "int64",
+    },
+}
+"""Columns by table; whatever else a row has (provenance) is text."""
+
+
+def arrow_table(table: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as a `pyarrow.Table` with the same types in every part."""
+    import pyarrow as pa
+
+    def arrow_type(name: str) -> Any:
+        inner = name.removeprefix("list<").removesuffix(">")
+        return pa.list_(pa.type_for_alias(inner)) if inner != name else pa.type_for_alias(name)
+
+    types = TYPES[table]
+    return pa.Table.from_pylist(
+        list(rows), schema=pa.schema([(column, arrow_type(types.get(column, "string"))) for column in rows[0]])
+    )
 
 
 def rollout_rows(group: Group) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ class Tally:
         self.ended_s: float | None = None
         self.steps = 0
         self.rewards: list[float] = []
-        """Mean reward of every step's batch."""
+        """Mean reward of every step's batch; NaN where the learner reported none."""
         self.staleness: Counter[int] = Counter()
         """Groups trained, by staleness."""
         self.rollouts = self.tokens = self.groups_generated = 0
@@ -160,4 +160,5 @@ class Tally:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
+    known = [value for value in values if math.isfinite(value)]
+    return statistics.fmean(known) if known else None

@@ -97,13 +97,13 @@ class Publication:
                 f"{self._timeout_s:.0f} s; raise publish.timeout_s or look at its log"
             ) from None
         gap = attest(manifest, receipt, last_checksum=self._checksums.get(engine.name) if changed else None)
-        self.max_gap = max(self.max_gap, gap)
         if not gap <= self._tolerance:
             raise AttestationError(
                 f"engine {engine.name} computes other log-probs than the learner after publishing version "
                 f"{manifest.version}: largest canary gap {gap:.2e} nats, tolerated {self._tolerance:.2e}; "
                 "some layer still holds old weights"
             )
+        self.max_gap = max(self.max_gap, gap)
         self._checksums[engine.name] = receipt.checksum
         return receipt
 
@@ -124,8 +124,10 @@ def attest(manifest: Weights, receipt: LoadReceipt, *, last_checksum: str | None
 
 
 def canary_gap(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:
-    """Largest absolute difference; infinite when shapes differ or a value is not finite."""
-    if [len(row) for row in ours] != [len(row) for row in theirs] or not ours:
+    """Largest absolute difference; infinite when shapes differ, nothing is compared or a value is not finite."""
+    if [len(row) for row in ours] != [len(row) for row in theirs] or not any(ours):
         return float("inf")
-    gap = max(float(np.max(np.abs(np.subtract(a, b)))) for a, b in zip(ours, theirs, strict=True))
-    return gap if np.isfinite(gap) else float("inf")
+    ours_N, theirs_N = (np.concatenate([np.asarray(row, np.float64) for row in rows]) for rows in (ours, theirs))
+    if not (np.isfinite(ours_N).all() and np.isfinite(theirs_N).all()):
+        return float("inf")
+    return float(np.abs(ours_N - theirs_N).max())

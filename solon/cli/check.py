@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from solon.cli.nursery_names import uses_nursery, with_nursery
+from solon.cli.terminal import visible
 
 
 def run_check(path: Path, *, overrides: list[str], as_json: bool) -> dict[str, Any]:
@@ -33,10 +35,10 @@ def run_check(path: Path, *, overrides: list[str], as_json: bool) -> dict[str, A
     if not as_json:
         console = Console(highlight=False)
         for warning in inputs.warnings:
-            console.print(f"warning: {warning}", style="yellow", markup=False)
-        console.print(
+            console.print(Text(visible(f"warning: {warning}"), style="yellow"), soft_wrap=True)
+        found = (
             f"{path}: good. {len(inputs.prompts)} prompts, {len(inputs.constitution.principles)} principles of "
-            f"{inputs.constitution.id!r}; needs {run.cpus:g} CPU(s) and {run.gpus:g} GPU(s) of a cluster.",
-            markup=False,
+            f"{inputs.constitution.id!r}; needs {run.cpus:g} CPU(s) and {run.gpus:g} GPU(s) of a cluster."
         )
+        console.print(Text(visible(found)), soft_wrap=True)
     return result

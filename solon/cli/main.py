@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,14 @@ from typing import Annotated
 import typer
 
 import solon
+from solon.cli.terminal import visible
 from solon.errors import InputError, RunFailedError
+from solon.json_text import json_text
+
+MAX_SEED = 2**31 - 1
+"""The run file's bound; said here because importing it takes long."""
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
 
 app = typer.Typer(
     name="solon",
@@ -18,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # plain help: importing what draws boxes takes three times as long as the rest
 )
 
 RunFileArgument = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
@@ -39,10 +46,10 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the run file's by default.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Grow tiny models on this machine and align them: the whole system in a few minutes, nothing downloaded."""
+    """Align tiny models grown on this machine. The whole system in a few minutes, nothing downloaded."""
     from solon.cli.train import run_demo
 
     _print(run_demo(steps=steps, seed=seed, as_json=as_json), as_json)
@@ -53,11 +60,11 @@ def train(
     run_file: RunFileArgument,
     name: Annotated[str | None, typer.Option(help="Name of the run directory under runs/.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED)] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Align a policy: generate, label and learn at the same time on a Ray cluster."""
+    """Align a policy on a Ray cluster. Generates, labels and learns at the same time."""
     from solon.cli.train import run_train
 
     summary = run_train(run_file, name=name, steps=steps, seed=seed, overrides=overrides or [], as_json=as_json)
@@ -66,7 +73,7 @@ def train(
 
 @app.command()
 def check(run_file: RunFileArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Check a run file and everything it names, without starting anything."""
+    """Check a run file and all that it names. Starts nothing."""
     from solon.cli.check import run_check
 
     _print(run_check(run_file, overrides=overrides or [], as_json=as_json), as_json)
@@ -74,21 +81,23 @@ def check(run_file: RunFileArgument, overrides: SetOption = None, as_json: JsonO
 
 def _print(result: dict[str, object], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(result, indent=2, default=str))
+        typer.echo(json_text(result, indent=2))
 
 
 def main() -> None:
     """Entry point: turns the two kinds of error into one message and an exit code."""
     try:
-        app(standalone_mode=True)
+        app(prog_name="solon")
     except InputError as error:
         _fail(str(error), 2)
     except RunFailedError as error:
         _fail(f"the run failed: {error}", 1)
-    except KeyboardInterrupt:
-        _fail("interrupted before training began; nothing was lost", 1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _fail("interrupted before training began; nothing was lost", 1)
+        raise
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"solon: {message}", file=sys.stderr)
+    print(f"solon: {visible(message)}", file=sys.stderr)
     sys.exit(code)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from solon.cli.terminal import visible
 from solon.overlap import LANES, measure
 from solon.tally import Tally
 
@@ -32,8 +35,17 @@ def make_view(*, quiet: bool) -> PlainView | LiveView | SilentView:
     """The view for this output."""
     if quiet:
         return SilentView()
-    console = Console(highlight=False)
+    console = _PatientConsole(highlight=False)
     return LiveView(console) if console.is_terminal else PlainView(console)
+
+
+class _PatientConsole(Console):
+    """Falls silent when whoever read its output has left (`solon train … | head`): the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with suppress(OSError, ValueError):  # what Python flushes at exit must go somewhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 class SilentView:
@@ -91,7 +103,7 @@ class PlainView(SilentView):
         self._console.print(end_lines(summary, directory), soft_wrap=True)
 
     def _say(self, text: str) -> None:
-        self._console.print(Text(f"{clock(time.monotonic() - self._started_s)}  {text}"), soft_wrap=True)
+        self._console.print(Text(f"{clock(time.monotonic() - self._started_s)}  {visible(text)}"), soft_wrap=True)
 
 
 class LiveView(PlainView):
@@ -109,14 +121,14 @@ class LiveView(PlainView):
     def starting(self, names: Sequence[str]) -> None:
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
         )
-        self._loading = self._progress.add_task(f"starting {', '.join(names)}", total=len(names))
+        self._loading = self._progress.add_task(visible(f"starting {', '.join(names)}"), total=len(names))
         self._progress.start()
 
     def ready(self, name: str) -> None:
@@ -196,8 +208,12 @@ def reward_line(tally: Tally) -> str:
     if not tally.rewards:
         return "reward  waiting for the first batch"
     recent = tally.rewards[-40:]
-    low, high = min(recent), max(recent)
-    blocks = "".join(BLOCKS[round((r - low) / (high - low) * 7) if high > low else 0] for r in recent)
+    known = [r for r in recent if math.isfinite(r)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    blocks = "".join(
+        " " if not math.isfinite(r) else BLOCKS[round((r - low) / (high - low) * 7) if high > low else 0]
+        for r in recent
+    )
     return f"reward  {blocks}  {recent[-1]:+.3f} (first {tally.rewards[0]:+.3f})"
 
 
@@ -220,7 +236,7 @@ def end_table(summary: dict[str, Any]) -> Table:
     for name in [*(n for n in before if n != "mean"), *(["mean"] if before else [])]:
         change = after[name] - before[name] if name in after else None
         table.add_row(
-            Text(name, style="bold" if name == "mean" else ""),
+            Text(visible(name), style="bold" if name == "mean" else ""),
             f"{before[name]:.3f}",
             f"{after[name]:.3f}" if name in after else "-",
             Text(f"{change:+.3f}", style="green" if change >= 0 else "red") if change is not None else "-",
@@ -246,7 +262,7 @@ def end_lines(summary: dict[str, Any], directory: Path) -> Text:
         f"{weights['max_logprob_gap']:.1e} nats",
         f"written to {directory}/summary.json",
     ]
-    return Text("\n".join(lines))
+    return Text(visible("\n".join(lines)))
 
 
 def _number(value: float | None) -> str:

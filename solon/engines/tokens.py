@@ -32,6 +32,10 @@ class ChatTokenizer:
                 "set `eos_token` in its tokenizer_config.json"
             )
         self.hf = tokenizer
+        unknown = tokenizer.unk_token_id
+        self._special_ids = frozenset(tokenizer.all_special_ids) - {unknown}
+        extra = getattr(tokenizer, "added_tokens_decoder", {})
+        self._special_ids |= {index for index, token in extra.items() if token.special and index != unknown}
 
     @classmethod
     def load(cls, model: str, *, trust_remote_code: bool = False) -> ChatTokenizer:
@@ -42,7 +46,9 @@ class ChatTokenizer:
         """Ids of a piece of text, nothing added. `is_data`: text that resembles a special token stays text."""
         if not is_data:
             return list(self.hf.encode(text, add_special_tokens=False))
-        return list(self.hf.encode(text, add_special_tokens=False, split_special_tokens=True))
+        ids = self.hf.encode(text, add_special_tokens=False, split_special_tokens=True)
+        # To a word-level vocabulary a special token is a word like any other, whatever it is told: left out here.
+        return [token for token in ids if token not in self._special_ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""

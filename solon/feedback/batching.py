@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from solon.errors import RunFailedError
 from solon.feedback.cache import Answer, Ask, Question
 from solon.feedback.config import FeedbackConfig
 
@@ -60,6 +61,8 @@ class Batcher:
         return len(self._waiting) >= self._config.batch_questions or self._tokens >= self._config.batch_tokens
 
     def _flush(self) -> None:
+        # Nobody waits for the questions of a caller that was cancelled.
+        self._waiting = [w for w in self._waiting if not w.future.done()]
         tokens, size = 0, 0
         for item in self._waiting[: self._config.batch_questions]:
             tokens += len(item.question.prompt_token_ids)
@@ -68,6 +71,8 @@ class Batcher:
             size += 1
         batch, self._waiting = self._waiting[:size], self._waiting[size:]
         self._tokens = sum(len(w.question.prompt_token_ids) for w in self._waiting)
+        if not batch:
+            return
         self.batches += 1
         task = asyncio.ensure_future(self._send(batch))
         self._under_way.add(task)
@@ -80,7 +85,11 @@ class Batcher:
     async def _send(self, batch: Sequence[_Waiting]) -> None:
         try:
             answers = await self._ask([w.question for w in batch])
+            assert len(answers) == len(batch), f"{len(answers)} answers to {len(batch)} questions"
             outcomes: list[Answer | BaseException] = list(answers)
+        except asyncio.CancelledError:
+            # Whoever answers has gone. Its end must not look like a cancellation of those who wait.
+            outcomes = [RunFailedError("the judge was stopped while questions to it were open")] * len(batch)
         except Exception as error:
             outcomes = [error] * len(batch)
         for item, outcome in zip(batch, outcomes, strict=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ def question_digest(question: Question) -> str:
 class ExactCache:
     """`await cache.ask(questions)`: from memory where possible, else through `ask`, each question once.
 
-    Failures are never kept: their waiters see the error, the next caller asks again.
+    Failures are never kept: their waiters see the error, the next caller asks again. A caller that is cancelled
+    takes nothing from those who wait for the same answer.
     """
 
     def __init__(self, ask: Ask, *, judge_digest: str, entries: int) -> None:
@@ -77,7 +79,10 @@ class ExactCache:
                 fresh[key] = question
                 self._asking[key] = asyncio.get_running_loop().create_future()
         known = {key: self._known[key] for key in keys if key in self._known}
-        asked = await self._ask_fresh(fresh)
+        # A task of its own, so that it outlives a cancelled caller.
+        asking = asyncio.ensure_future(self._ask_fresh(fresh))
+        asking.add_done_callback(_retrieve)
+        asked = await asyncio.shield(asking)
         for key, future in waiting.items():
             known[key] = await asyncio.shield(future)
         answers, paid = [], set[str]()
@@ -95,15 +100,27 @@ class ExactCache:
             return {}
         try:
             answers = await self._ask(list(fresh.values()))
+            assert len(answers) == len(fresh), f"{len(answers)} answers to {len(fresh)} questions"
         except BaseException as error:
             for key in fresh:
                 future = self._asking.pop(key)
-                future.set_exception(RuntimeError(f"asking the judge failed: {error!r}"))
-                future.exception()  # nobody may be waiting: that is not a lost error, the caller raises
+                if isinstance(error, Exception):
+                    future.set_exception(error)
+                    future.exception()  # nobody may be waiting: that is not a lost error, the caller raises
+                else:
+                    future.cancel()
             raise
         for key, answer in zip(fresh, answers, strict=True):
             self._asking.pop(key).set_result(answer.logprobs)
+            if any(math.isnan(logprob) for logprob in answer.logprobs):
+                continue  # a fault of the engine, not a verdict: asked again
             self._known[key] = answer.logprobs
             if len(self._known) > self._entries:
                 self._known.popitem(last=False)
         return dict(zip(fresh, answers, strict=True))
+
+
+def _retrieve(task: asyncio.Task[dict[str, Answer]]) -> None:
+    """Its error is the caller's; when the caller was cancelled, nobody's."""
+    if not task.cancelled():
+        task.exception()

@@ -27,8 +27,13 @@ class Reading:
 
 
 def mass(logprobs: LogProbs) -> float:
-    """Probability on the two labels together; what is missing went to words that are no verdict."""
-    return math.exp(logprobs[0]) + math.exp(logprobs[1])
+    """Probability on the two labels together; what is missing went to words that are no verdict.
+
+    NaN when they are no log-probs: one above 0 by more than rounding is a fault of the engine.
+    """
+    if any(math.isnan(logprob) or logprob > 0.01 for logprob in logprobs):
+        return math.nan
+    return min(1.0, math.exp(logprobs[0]) + math.exp(logprobs[1]))
 
 
 def read_bool(yes_no: LogProbs, config: FeedbackConfig) -> Reading:
@@ -40,15 +45,16 @@ def read_pair(first_shown_first: LogProbs, first_shown_last: LogProbs, config: F
     """Which of two answers: log-odds of the first one, position bias cancelled by asking in both orders."""
     forward = first_shown_first[0] - first_shown_first[1]
     backward = first_shown_last[0] - first_shown_last[1]
-    least = min(mass(first_shown_first), mass(first_shown_last))
+    masses = mass(first_shown_first), mass(first_shown_last)
+    least = math.nan if any(map(math.isnan, masses)) else min(masses)
     return _judge((forward - backward) / 2, least, (forward + backward) / 2, config)
 
 
 def _judge(raw: float, least_mass: float, offset: float | None, config: FeedbackConfig) -> Reading:
-    if not (math.isfinite(raw) and math.isfinite(least_mass)):
+    margin = raw / config.temperature
+    if not (math.isfinite(margin) and math.isfinite(least_mass)):
         return Reading(Status.ABSTAIN, None, least_mass if math.isfinite(least_mass) else 0.0)
     if least_mass < config.min_mass:
         return Reading(Status.LOW_MASS, None, least_mass, offset)
-    margin = raw / config.temperature
     status = Status.TIE if abs(margin) < config.tie_band else Status.OK
     return Reading(status, margin, least_mass, offset)

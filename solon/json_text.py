@@ -1,0 +1,34 @@
+"""JSON that every reader accepts: NaN and infinities, which JSON does not have, become null."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Always valid JSON; numpy values are numbers and lists, what is no JSON type becomes its text.
+
+    >>> json_text({"gap": float("nan"), "step": 3})
+    '{"gap": null, "step": 3}'
+    """
+    try:
+        return json.dumps(value, indent=indent, default=_foreign, allow_nan=False)
+    except ValueError:  # rare, so that the long way round is walked only then
+        return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _foreign(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value if value is None or isinstance(value, str | int) else _finite(_foreign(value))

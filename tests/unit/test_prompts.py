@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solon.errors import InputError
+from solon.prompts import PromptFile, PromptSource, load_prompts, parse_prompt, prompt_id
+from solon.records import Message
+from tests.unit.fakes import make_prompt
+
+
+def write(tmp_path: Path, lines: Sequence[Any], name: str = "prompts.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_bytes(
+        b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines) + b"\n"
+    )
+    return path
+
+
+def many(count: int = 200) -> list[dict[str, Any]]:
+    return [{"prompt": f"question {n} ?"} for n in range(count)]
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_prompts(path)
+    message = str(caught.value)
+    assert str(path) in message
+    return message.replace(str(path), "")
+
+
+def test_text_and_messages_are_both_prompts(tmp_path: Path):
+    chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    file = load_prompts(write(tmp_path, [{"prompt": "hi"}, {"prompt": chat, "tags": ["fact"]}]))
+    assert [m.role for p in file.prompts for m in p.messages] == ["user", "system", "user"]
+    assert file.prompts[1].tags == ("fact",)
+    assert file.warning() is None
+
+
+def test_the_id_depends_on_the_conversation_alone():
+    one = parse_prompt({"prompt": "hi", "tags": ["a"], "other": 1})
+    assert one.prompt_id == parse_prompt({"prompt": [{"role": "user", "content": "hi"}]}).prompt_id
+    assert one.prompt_id != parse_prompt({"prompt": "hi "}).prompt_id
+    assert prompt_id([Message(role="user", content="hi")]) == "675b797826f34c78"
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_broken_rows(tmp_path: Path):
+    path = write(tmp_path, [b'\xef\xbb\xbf{"prompt": "hi"}', b"", b"  \r", {"prompt": "ho"}, b""])
+    assert load_prompts(path) == PromptFile(path=str(path), prompts=(make_prompt("hi"), make_prompt("ho")), bad=())
+
+
+def test_one_broken_row_in_many_is_skipped_and_named_with_its_line(tmp_path: Path):
+    file = load_prompts(write(tmp_path, [*many(), {"promt": "x"}]))
+    assert len(file.prompts) == 200
+    warning = file.warning()
+    assert warning is not None
+    assert "line 201" in warning
+    assert "only ['promt'] (did you mean `prompt`?)" in warning
+
+
+def test_more_than_one_percent_of_broken_rows_is_refused(tmp_path: Path):
+    path = write(tmp_path, [*many(), *[b"{"] * 3])
+    message = refusal(path)
+    assert "3 of 203 rows are broken" in message
+    assert "line 201" in message
+    assert load_prompts(write(tmp_path, [*many(), *[b"{"] * 2])).bad[0][0] == 201
+
+
+def test_a_file_with_nothing_in_it_is_refused(tmp_path: Path):
+    assert "it is empty" in refusal(write(tmp_path, []))
+    assert "all 1 rows are broken" in refusal(write(tmp_path, [{"prompt": ""}]))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (b"\xff\xfe", "not UTF-8"),
+        (b"{", "not JSON"),
+        (b"[" * 50_000, "not JSON"),
+        (b'{"prompt": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b"[1]", "holds a list"),
+        (b"null", "holds a NoneType"),
+        (b'{"prompt": NaN}', "is a float"),
+        ({"text": "hi"}, "has no `prompt`, only ['text']"),
+        ({"prompt": None}, "is empty"),
+        ({"prompt": " \n "}, "is empty"),
+        ({"prompt": []}, "is empty"),
+        ({"prompt": {"role": "user"}}, "is a dict"),
+        ({"prompt": ["hi"]}, "not {role, content}"),
+        ({"prompt": [{"role": "user", "content": None}]}, "not {role, content}"),
+        ({"prompt": [{"role": "judge", "content": "hi"}]}, "the role 'judge', expected one of system, user"),
+        ({"prompt": [{"role": ["user"], "content": "hi"}]}, "the role ['user']"),
+        ({"prompt": [{"role": "x" * 10_000, "content": "hi"}]}, "the role 'xxx"),
+        ({"prompt": [{"role": "assistant", "content": "hi"}]}, "does not end with a user turn"),
+        ({"prompt": "half \ud83d"}, "half a character"),
+        ({"prompt": "hi", "tags": "fact"}, "`tags` is a str"),
+        ({"prompt": "hi", "tags": 5}, "`tags` is a int"),
+        ({"prompt": "hi", "tags": {"fact": 1}}, "`tags` is a dict"),
+        ({"prompt": "hi", "tags": [1]}, "`tags` is a list"),
+        ({"prompt": "hi", "tags": ["\udfff"]}, "`tags`"),
+    ],
+)
+def test_a_broken_row_says_what_is_wrong_with_it(tmp_path: Path, row: Any, words: str):
+    message = refusal(write(tmp_path, [row]))
+    assert words in message
+    assert len(message) < 500
+
+
+def test_a_pair_of_surrogates_is_one_character(tmp_path: Path):
+    file = load_prompts(write(tmp_path, [b'{"prompt": "\\ud83d\\ude00"}']))
+    assert file.prompts[0].messages[0].content == "\N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize("name", ["prompts.csv", "prompts", "prompts.JSONL"])
+def test_another_kind_of_file_is_refused(tmp_path: Path, name: str):
+    assert "expected .jsonl, .parquet or a saved dataset" in refusal(write(tmp_path, many(1), name))
+
+
+@pytest.mark.parametrize("place", ["missing.jsonl", "a\0b.jsonl", "x" * 5000])
+def test_an_unreadable_path_is_an_input_error(tmp_path: Path, place: str):
+    with pytest.raises(InputError, match="prompt file"):
+        load_prompts(tmp_path / place)
+
+
+def test_parquet_gives_the_same_prompts_as_json_lines(tmp_path: Path):
+    rows = [
+        {"prompt": [{"role": "user", "content": "hi"}], "tags": ["fact"]},
+        {"prompt": [{"role": "user", "content": "ho"}], "tags": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    assert load_prompts(tmp_path / "p.parquet").prompts == load_prompts(write(tmp_path, rows)).prompts
+
+
+def test_broken_parquet_rows_are_counted_and_broken_parquet_is_refused(tmp_path: Path):
+    pq.write_table(pa.table({"prompt": pa.array([None, b"bytes"], pa.binary())}), tmp_path / "p.parquet")
+    assert "all 2 rows are broken" in refusal(tmp_path / "p.parquet")
+    not_text = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"prompt": not_text}), tmp_path / "p.parquet")
+    assert "Parquet" in refusal(tmp_path / "p.parquet")
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 nonsense PAR1")
+    assert "Parquet" in refusal(tmp_path / "p.parquet")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all examples of a property."""
+    return tmp_path_factory.mktemp("examples")
+
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+turns = st.fixed_dictionaries({}, optional={"role": json_values | st.just("user"), "content": json_values})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.fixed_dictionaries({}, optional={"prompt": json_values | st.lists(turns, max_size=3), "tags": json_values}))
+def test_a_row_is_a_usable_prompt_or_a_value_error(row: dict[str, Any]):
+    prompt = None
+    with contextlib.suppress(ValueError):
+        prompt = parse_prompt(row)
+    if prompt is not None:
+        assert prompt.messages[-1].role == "user"
+        assert prompt.messages[-1].content.strip().encode()
+        assert [tag for tag in prompt.tags if tag.encode().decode() != tag] == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.binary(max_size=300), st.sampled_from(["p.jsonl", "p.json", "p.parquet"]))
+def test_arbitrary_bytes_never_crash_with_anything_but_an_input_error(folder: Path, data: bytes, name: str):
+    path = folder / name
+    path.write_bytes(data)
+    with contextlib.suppress(InputError):
+        assert load_prompts(path).prompts
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 400), st.binary(min_size=1, max_size=8))
+def test_damaged_parquet_never_crashes(folder: Path, place: int, damage: bytes):
+    path = folder / "p.parquet"
+    pq.write_table(pa.table({"prompt": ["what is blue ?", "what is green ?"]}), path)
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + damage + data[place + len(damage) :])
+    with contextlib.suppress(InputError):
+        assert load_prompts(path).prompts
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 2**31), st.integers(0, 5))
+def test_every_epoch_is_a_permutation_that_any_process_finds_again(size: int, seed: int, epoch: int):
+    prompts = [make_prompt(f"question {n}") for n in range(size)]
+    source, again = PromptSource(prompts, seed=seed), PromptSource(prompts, seed=seed)
+    ordinals = range(epoch * size, (epoch + 1) * size)
+    assert {source[n].prompt_id for n in ordinals} == {p.prompt_id for p in prompts}
+    assert [source[n] for n in reversed(ordinals)] == [again[n] for n in ordinals][::-1]
+
+
+def test_epochs_and_seeds_differ_in_order():
+    prompts = [make_prompt(f"question {n}") for n in range(50)]
+    source = PromptSource(prompts, seed=1)
+    first, second = [source[n] for n in range(50)], [source[n + 50] for n in range(50)]
+    assert first != second
+    assert first != [PromptSource(prompts, seed=2)[n] for n in range(50)]
+
+
+class FakeDataset(list[Any]):
+    """Rows, as `datasets.Dataset` gives them; the library itself takes a second to import."""
+
+
+@pytest.mark.parametrize(
+    ("loads", "words"),
+    [
+        (FileNotFoundError("no state.json"), "is not a saved dataset: no state.json"),
+        (KeyError("_data_files"), "is not a saved dataset"),
+        ({"train": FakeDataset(), "test": FakeDataset()}, "holds the splits train, test; name one"),
+        (FakeDataset([{"text": "hi"}]), "all 1 rows are broken"),
+        (FakeDataset(many(2)), ""),
+    ],
+)
+def test_a_folder_is_a_saved_dataset_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loads: Any, words: str
+):
+    def load_from_disk(path: str) -> Any:
+        if isinstance(loads, Exception):
+            raise loads
+        return loads
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(Dataset=FakeDataset, load_from_disk=load_from_disk))
+    if words:
+        assert words in refusal(tmp_path)
+    else:
+        assert len(load_prompts(tmp_path).prompts) == 2

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import solon.recorder as module
+from solon.ledger import Lease
+from solon.protocols import GenerationReport, LabelReport
+from solon.recorder import Recorder
+from solon.records import Feedback, Group, Label, Span, Status, StepReport
+from solon.run_directory import RunDirectory
+from solon.tables import label_rows
+from solon.tally import Tally
+from tests.unit.fakes import make_group
+
+
+def make_lease(step: int = 0, *, staleness: tuple[int, ...] = (0, 1)) -> Lease:
+    return Lease(step=step, token=1, ordinals=(2 * step, 2 * step + 1), staleness=staleness, payloads=())
+
+
+def make_report(step: int = 0, **metrics: float) -> StepReport:
+    named = {key.replace("_", "/"): value for key, value in (metrics or {"learn_reward_mean": 0.5}).items()}
+    return StepReport(step=step, metrics=named, spans=(Span(lane="learn", worker="l", name="s", start_s=0, end_s=1),))
+
+
+def make_generation(group: Group) -> GenerationReport:
+    return GenerationReport(ordinal=group.ordinal, attempt=0, head=0, num_tokens=group.num_tokens, nbytes=1)
+
+
+def make_labelling(feedback: Feedback) -> LabelReport:
+    return LabelReport(
+        ordinal=feedback.ordinal,
+        attempt=0,
+        num_rollouts=2,
+        num_valid=2,
+        reward_mean=1.0,
+        labels=2,
+        invalid=1,
+        questions=2,
+        cache_hits=1,
+        prompt_tokens=10,
+        cached_tokens=5,
+        nbytes=1,
+        invalid_by_status=(("abstain", 1),),
+    )
+
+
+def make_feedback(ordinal: int = 0) -> Feedback:
+    labels = tuple(
+        Label(task="pointwise", principle_id="kind", rollouts=(i,), status=Status.OK, margin=float(i)) for i in (0, 1)
+    )
+    return Feedback(ordinal=ordinal, attempt=0, rewards_G=(0.0, 1.0), labels=labels)
+
+
+class Told:
+    """Remembers what a recorder reports."""
+
+    def __init__(self) -> None:
+        self.failures: list[Exception] = []
+        self.threads: list[str] = []
+        self.changes: list[str] = []
+
+    def on_failure(self, error: Exception) -> None:
+        self.failures.append(error)
+        self.threads.append(threading.current_thread().name)
+
+
+def make_recorder(
+    tmp_path: Path, *, unbox: Callable[[Any], Any] = lambda box: box, told: Told | None = None, **changes: Any
+) -> tuple[Recorder, Path]:
+    told = told or Told()
+    directory = RunDirectory.create(tmp_path, "run", default="run")
+    given: dict[str, Any] = {"on_failure": told.on_failure, "on_change": told.changes.append} | changes
+    tally = Tally(staleness_bound=4, total_steps=3)
+    return Recorder(directory, tally, unbox=unbox, provenance={"run_id": "run"}, **given), directory.path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_everything_that_happened_is_written(tmp_path: Path):
+    told = Told()
+    recorder, path = make_recorder(tmp_path, told=told)
+    recorder.event("started", config_hash="abc")
+    for ordinal in range(4):
+        group, feedback = make_group(ordinal), make_feedback(ordinal)
+        recorder.generated(make_generation(group), group)
+        recorder.labelled(make_labelling(feedback), feedback)
+    for step in range(2):
+        recorder.stepped(make_lease(step), make_report(step))
+    recorder.published(1, [], 1e-4, Span(lane="publish", worker="p", name="publish", start_s=0, end_s=1))
+    recorder.close()
+    assert [line["step"] for line in lines(path / "metrics.jsonl")] == [0, 1]
+    assert lines(path / "metrics.jsonl")[1]["batch/ordinals"] == [2, 3]
+    assert [line["event"] for line in lines(path / "events.jsonl")] == ["started", "published"]
+    assert pq.read_table(path / "rollouts").num_rows == 8
+    labels = pq.read_table(path / "labels").to_pylist()
+    assert [(row["ordinal"], row["reward"]) for row in labels] == [(n, r) for n in range(4) for r in (0.0, 1.0)]
+    assert told.changes == ["started", "step", "step", "published"]
+    assert told.failures == []
+
+
+def test_rows_without_a_step_are_written_at_the_end_and_many_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "ROWS_PER_PART", 4)
+    recorder, path = make_recorder(tmp_path)
+    for ordinal in range(5):
+        recorder.generated(make_generation(make_group(ordinal)), make_group(ordinal))
+    recorder.close()
+    assert [pq.read_table(p).num_rows for p in sorted((path / "rollouts").iterdir())] == [4, 4, 2]
+
+
+def test_a_payload_that_cannot_be_opened_loses_only_itself_and_is_told_once(tmp_path: Path):
+    told = Told()
+
+    def unbox(box: Any) -> Any:
+        if isinstance(box, str):
+            raise ConnectionError(f"{box} is gone")
+        return box
+
+    recorder, path = make_recorder(tmp_path, unbox=unbox, told=told)
+    for ordinal in range(4):
+        group = make_group(ordinal)
+        recorder.generated(make_generation(group), group if ordinal % 2 else f"box {ordinal}")
+    recorder.stepped(make_lease(), make_report())
+    with pytest.raises(ConnectionError, match="box 0 is gone"):
+        recorder.close()
+    assert [str(error) for error in told.failures] == ["box 0 is gone"]
+    assert told.threads == ["solon-recorder"]
+    assert len(lines(path / "metrics.jsonl")) == 1
+    assert set(pq.read_table(path / "rollouts")["ordinal"].to_pylist()) == {1, 3}
+    assert recorder.tally.groups_generated == 4
+
+
+def test_writing_goes_on_when_whoever_would_be_told_is_gone(tmp_path: Path):
+    def gone(_: Exception) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    recorder, path = make_recorder(tmp_path, unbox=lambda box: 1 / 0, on_failure=gone)
+    recorder.generated(make_generation(make_group()), make_group())
+    recorder.event("ended")
+    with pytest.raises(ZeroDivisionError):
+        recorder.close()
+    assert [line["event"] for line in lines(path / "events.jsonl")] == ["ended"]
+
+
+def test_a_failure_while_the_last_rows_are_written_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_disk(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    told = Told()
+    recorder, _ = make_recorder(tmp_path, told=told)
+    monkeypatch.setattr(RunDirectory, "write_rows", no_disk)
+    recorder.generated(make_generation(make_group()), make_group())
+    with pytest.raises(OSError, match="Input/output"):
+        recorder.close()
+    assert len(told.failures) == 1
+
+
+def test_no_stage_waits_for_the_disk(tmp_path: Path):
+    opened = threading.Event()
+
+    def slow(box: Any) -> Any:
+        opened.wait(5)
+        return box
+
+    recorder, path = make_recorder(tmp_path, unbox=slow)
+    recorder.generated(make_generation(make_group()), make_group())  # returns although nothing can be written
+    recorder.stepped(make_lease(), make_report())
+    assert not (path / "metrics.jsonl").exists()
+    opened.set()
+    recorder.close()
+    assert len(lines(path / "metrics.jsonl")) == 1
+
+
+def test_a_metric_that_is_no_number_is_null(tmp_path: Path):
+    recorder, path = make_recorder(tmp_path)
+    recorder.stepped(make_lease(), make_report(learn_reward_mean=math.nan, learn_kl_max=math.inf, learn_kl_mean=0.5))
+    recorder.event("alarm", gap=math.nan)
+    recorder.close()
+    (line,) = lines(path / "metrics.jsonl")
+    assert (line["learn/reward/mean"], line["learn/kl/max"], line["learn/kl/mean"]) == (None, None, 0.5)
+    assert "NaN" not in (path / "metrics.jsonl").read_text() + (path / "events.jsonl").read_text()
+
+
+# -- the tally -------------------------------------------------------------------------------------------------
+
+
+def make_summary(tally: Tally) -> dict[str, Any]:
+    return tally.summary(status="completed", counts={"admitted": 4, "committed": 2, "dropped": 0}, attested=0)
+
+
+def test_a_run_without_a_step_has_a_valid_summary():
+    summary = make_summary(Tally(staleness_bound=4, total_steps=3))
+    json.dumps(summary, allow_nan=False)
+    assert summary["reward"] == {"first": None, "last": None}
+    assert summary["overlap"]["binding_stage"] == "none"
+
+
+def test_the_summary_is_valid_json_though_a_reward_was_missing():
+    tally = Tally(staleness_bound=4, total_steps=3)
+    for step, reward in enumerate([math.nan, *[0.25] * 10, *[0.75] * 9, math.inf]):
+        tally.stepped(make_lease(step), make_report(step, learn_reward_mean=reward))
+    tally.stepped(make_lease(20), StepReport(step=20, metrics={}))
+    summary = make_summary(tally)
+    json.dumps(summary, allow_nan=False)
+    assert summary["reward"] == {"first": 0.25, "last": None}
+    assert summary["staleness"] == {"max": 1, "p50": 0, "bound": 4}
+
+
+def test_the_summary_counts_what_was_reported():
+    tally = Tally(staleness_bound=4, total_steps=3)
+    tally.generated(make_generation(make_group()))
+    tally.labelled(make_labelling(make_feedback()))
+    labels = make_summary(tally)["labels"]
+    assert (labels["total"], labels["valid"], labels["invalid"], labels["cache_hits"]) == (2, 1, 1, 1)
+    assert labels["invalid_by_status"] == {"abstain": 1}
+    assert labels["prefix_hit_share"] == 0.5
+
+
+def test_label_ids_are_the_same_for_one_label_and_differ_between_labels_and_runs():
+    def ids(run_id: str, ordinal: int) -> list[str]:
+        return [row["label_id"] for row in label_rows(make_feedback(ordinal), {"run_id": run_id})]
+
+    assert ids("a", 0) == ids("a", 0)
+    assert len({*ids("a", 0), *ids("a", 1), *ids("b", 0)}) == 6

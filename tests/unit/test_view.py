@@ -1,0 +1,211 @@
+"""What a person sees: every stage of a run, in a terminal and in a pipe, whatever the texts are."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from solon.cli.view import LiveView, PlainView, SilentView, clock, make_view, picture, reward_line
+from solon.ledger import Lease
+from solon.overlap import LANES
+from solon.protocols import LabelReport
+from solon.records import Span, StepReport
+from solon.tally import Tally
+
+EVIL = "[red]evil[/red] [/] :boom: \x1b[2J\x1b]0;title\x07\r\x9b31m \u202egnp"
+# What rich itself sends: colours, cursor and line movement, hiding the cursor. Nothing else may come.
+RICH_CODES = re.compile(r"\x1b\[[0-9;]*[mAK]|\x1b\[\?25[lh]|\r")
+
+
+def make_console(*, terminal: bool) -> Console:
+    return Console(
+        file=io.StringIO(), force_terminal=terminal, width=100, highlight=False, legacy_windows=False, _environ={}
+    )
+
+
+def shown(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def assert_harmless(text: str) -> None:
+    rest = RICH_CODES.sub("", text)
+    assert [c for c in rest if c != "\n" and not c.isprintable()] == []
+
+
+@dataclass
+class Cluster:
+    """What `cluster.launch.ClusterInfo` says, without Ray."""
+
+    address: str
+    dashboard_url: str
+    resources: dict[str, float]
+
+
+class FakeLedger:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    async def counts(self) -> dict[str, int]:
+        if self.error is not None:
+            raise self.error
+        return {"generating": 3, "judging": 2, "ready": 1}
+
+
+def make_tally(rewards: list[float], *, total_steps: int = 30) -> Tally:
+    tally = Tally(staleness_bound=4, total_steps=total_steps)
+    tally.started_s = time.time() - 10
+    now = time.time()
+    for lane in LANES:
+        tally._add_spans([Span(lane=cast(Any, lane), worker=lane, name="w", start_s=now - 5, end_s=now)])
+    for step, reward in enumerate(rewards):
+        lease = Lease(step=step, token=1, ordinals=(step,), staleness=(1,), payloads=())
+        tally.stepped(lease, StepReport(step=step, metrics={"learn/reward/mean": reward}))
+    tally.labelled(
+        LabelReport(
+            ordinal=0, attempt=0, num_rollouts=2, num_valid=2, reward_mean=1.0, labels=4, invalid=1, questions=4,
+            cache_hits=2, prompt_tokens=10, cached_tokens=0, nbytes=0,
+        )
+    )  # fmt: skip
+    return tally
+
+
+def make_summary(tally: Tally, **scores: Any) -> dict[str, Any]:
+    summary = tally.summary(status="completed", counts={"admitted": 4, "committed": 2, "dropped": 0}, attested=1)
+    return summary | {"eval": {"before": None, "after": None} | scores}
+
+
+async def show_all(view: Any, tally: Tally, ledger: FakeLedger, *, text: str = "rollout-0") -> None:
+    """A whole run, every text of which is `text`."""
+    view.note(text)
+    view.cluster(Cluster(address=text, dashboard_url=text, resources={"CPU": 2.0}), Path("runs") / text)
+    view.starting([text, "judge-0"])
+    view.ready(text)
+    view.ready("judge-0")
+    view.evaluated("before", {text: 0.5, "mean": 0.5})
+    view.training(tally, ledger)
+    for event in ("step", f"group_dropped {text}", "late_label", "published"):
+        view.changed(event)
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    view.evaluated("after", {text: 0.75, "mean": 0.75})
+    summary = make_summary(tally, before={text: 0.5, "gone": 0.1, "mean": 0.5}, after={text: 0.75, "mean": 0.75})
+    view.ended(summary, Path("runs") / text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("rewards", [[0.5], [0.5, math.nan, math.inf, -0.25], [math.nan] * 3, [1.0] * 60])
+async def test_a_run_is_shown_from_beginning_to_end(terminal: bool, rewards: list[float]):
+    console = make_console(terminal=terminal)
+    view = LiveView(console) if terminal else PlainView(console)
+    await show_all(view, make_tally(rewards), FakeLedger())
+    text = shown(console)
+    for words in ("rollout-0 is ready", "training 30 steps", "held-out before", "mean 0.750", "+0.250", "labels"):
+        assert words in text
+    if not terminal:
+        assert "\x1b" not in text
+        assert f"step {len(rewards)}/30" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_no_text_of_models_or_files_reaches_the_terminal_as_markup_or_control(terminal: bool):
+    console = make_console(terminal=terminal)
+    view = LiveView(console) if terminal else PlainView(console)
+    await show_all(view, make_tally([0.5]), FakeLedger(), text=EVIL)
+    text = shown(console)
+    assert_harmless(text)
+    assert "\x1b[2J" not in text
+    assert "[red]evil[/red]" in text
+    assert ":boom:" in text
+
+
+async def test_a_ledger_that_is_gone_does_not_end_the_view():
+    console = make_console(terminal=True)
+    await show_all(LiveView(console), make_tally([0.5]), FakeLedger(ConnectionError("gone")))
+    assert "completed after 1 steps" in shown(console)
+
+
+async def test_a_run_that_failed_before_training_is_shown():
+    tally = Tally(staleness_bound=4, total_steps=30)
+    for view in (PlainView(make_console(terminal=False)), LiveView(make_console(terminal=True)), SilentView()):
+        view.starting(["rollout-0"])
+        view.ended(make_summary(tally) | {"status": "failed"}, Path("runs/x"))
+
+
+def test_the_picture_has_three_lanes_and_what_waits_between_them():
+    console = make_console(terminal=False)
+    console.print(picture(make_tally([0.1, 0.4]), {"generating": 3, "judging": 2, "ready": 1}))
+    text = shown(console)
+    assert [line.split()[0] for line in text.splitlines()] == [
+        "step", "generate", "label", "learn", "reward", "staleness",
+    ]  # fmt: skip
+    assert "3 generating" in text
+    assert "about" in text
+
+
+def test_the_picture_before_the_first_step_waits():
+    console = make_console(terminal=False)
+    console.print(picture(Tally(staleness_bound=4, total_steps=3), {}))
+    assert "waiting for the first batch" in shown(console)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "blocks"),
+    [
+        ([0.0, 1.0], "▁█"),
+        ([1.0, 1.0], "▁▁"),
+        ([0.0, math.nan, 1.0], "▁ █"),
+        ([-math.inf, 3.0], " ▁"),
+        ([math.nan], " "),
+    ],
+)
+def test_the_reward_line_has_one_block_per_step_and_a_gap_where_none_is_known(rewards: list[float], blocks: str):
+    assert f"reward  {blocks}  " in reward_line(make_tally(rewards))
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "00:00"), (83.9, "01:23"), (3723, "1:02:03"), (None, "--:--")])
+def test_a_duration_reads_as_a_clock(seconds: float | None, text: str):
+    assert clock(seconds) == text
+
+
+def test_the_view_suits_the_output(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FORCE_COLOR", "")
+    assert type(make_view(quiet=True)) is SilentView
+    assert type(make_view(quiet=False)) is PlainView  # pytest's output is no terminal
+
+
+def test_a_reader_that_leaves_does_not_end_the_run():
+    code = (
+        "import sys\n"
+        "from solon.cli.view import make_view\n"
+        "view = make_view(quiet=False)\n"
+        "sys.stdin.readline()\n"  # until the other end of the pipe is closed
+        "for _ in range(3): view.note('x' * 70000)\n"
+        "print('the run went on', file=sys.stderr)\n"
+    )
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    os.close(reader)
+    _, errors = process.communicate("go\n", timeout=60)
+    assert errors == "the run went on\n"
+    assert process.returncode == 0

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from solon.errors import AttestationError
+from solon.records import LoadReceipt, Weights
+from solon.weights import Publication, PublishConfig, attest, canary_gap, fingerprint
+from tests.unit.fakes import FakeRollout, make_weights
+
+
+def make_receipt(manifest: Weights, **changes: Any) -> LoadReceipt:
+    receipt = LoadReceipt(
+        engine="rollout-0",
+        version=manifest.version,
+        fingerprint=manifest.fingerprint,
+        checksum=f"checksum-{manifest.version}",
+        canary_logprobs=manifest.canary_logprobs,
+        pause_s=0.0,
+    )
+    return replace(receipt, **changes)
+
+
+def make_publication(*engines: Any, tolerance: float = 1e-3, timeout_s: float = 5.0) -> Publication:
+    return Publication(engines or [FakeRollout()], tolerance=tolerance, timeout_s=timeout_s, initial=make_weights(0))
+
+
+async def test_every_engine_takes_and_attests_a_version():
+    engines = [FakeRollout("rollout-0"), FakeRollout("rollout-1")]
+    publication = make_publication(*engines)
+    await publication.verify(make_weights(0), make_weights(0))
+    assert publication.attested == 0
+    for version in (1, 2):
+        receipts = await publication.publish(make_weights(version), make_weights(version))
+        assert [r.engine for r in receipts] == ["rollout-0", "rollout-1"]
+    assert [engine.engine_version for engine in engines] == [2, 2]
+    assert publication.attested == 2
+    assert publication.max_gap == 0.0
+
+
+async def test_an_update_that_changes_nothing_is_an_error():
+    publication = make_publication()
+    same = replace(make_weights(1), fingerprint=make_weights(0).fingerprint)
+    with pytest.raises(AttestationError, match=r"same bytes.*learning_rate"):
+        await publication.publish(same, same)
+
+
+async def test_an_engine_that_keeps_computing_with_old_weights_is_found():
+    publication = make_publication(FakeRollout(), FakeRollout("rollout-1", loads_silently_fail=True))
+    with pytest.raises(AttestationError, match=r"rollout-1 computes other log-probs.*1\.00e\+00 nats"):
+        await publication.publish(make_weights(1), make_weights(1))
+    assert publication.attested == 0
+    assert publication.max_gap == 0.0  # of attested versions only
+
+
+async def test_an_engine_that_takes_too_long_is_named():
+    @dataclass
+    class Slow(FakeRollout):
+        async def load_weights(self, weights: Weights) -> LoadReceipt:
+            await asyncio.sleep(10)
+            raise AssertionError
+
+    with pytest.raises(AttestationError, match=r"rollout-0 did not take policy version 1.*publish\.timeout_s"):
+        await make_publication(Slow(), timeout_s=0.01).publish(make_weights(1), make_weights(1))
+
+
+async def test_parameters_that_did_not_move_are_found():
+    @dataclass
+    class Stuck(FakeRollout):
+        async def load_weights(self, weights: Weights) -> LoadReceipt:
+            return make_receipt(weights, checksum="always the same")
+
+    publication = make_publication(Stuck())
+    await publication.verify(make_weights(0), make_weights(0))
+    with pytest.raises(AttestationError, match="live parameters did not change"):
+        await publication.publish(make_weights(1), make_weights(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"version": 3}, "reports version 3"), ({"fingerprint": "x"}, "other bytes")]
+)
+def test_a_receipt_for_something_else_is_refused(changes: dict[str, Any], words: str):
+    manifest = make_weights(4)
+    with pytest.raises(AttestationError, match=words):
+        attest(manifest, make_receipt(manifest, **changes), last_checksum=None)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "gap"),
+    [
+        ([[-1.0, -2.0], [-3.0]], [[-1.0, -2.5], [-3.25]], 0.5),
+        ([[-1.0], []], [[-1.0], []], 0.0),
+        ([[-1.0], [-1.0]], [[-1.1], [math.nan]], math.inf),
+        ([[-1.0], [-1.0]], [[math.nan], [-1.1]], math.inf),
+        ([[math.nan]], [[math.nan]], math.inf),
+        ([[-math.inf]], [[-math.inf]], math.inf),
+        ([[-1.0]], [[math.inf]], math.inf),
+        ([[-1.0, -1.0]], [[-1.0]], math.inf),
+        ([[-1.0]], [[-1.0], [-1.0]], math.inf),
+        ([], [], math.inf),
+        ([[]], [[]], math.inf),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_the_canary_gap_is_infinite_unless_all_was_compared(ours: Any, theirs: Any, gap: float):
+    assert canary_gap(ours, theirs) == gap
+
+
+async def test_an_engine_that_computes_no_numbers_is_not_attested():
+    @dataclass
+    class Broken(FakeRollout):
+        async def load_weights(self, weights: Weights) -> LoadReceipt:
+            return make_receipt(weights, canary_logprobs=(weights.canary_logprobs[0], (math.nan,)))
+
+    manifest = replace(make_weights(1), canary_logprobs=((-2.0, -2.0), (-1.0,)))
+    with pytest.raises(AttestationError, match="inf nats"):
+        await make_publication(Broken()).publish(manifest, manifest)
+
+
+def test_the_fingerprint_is_sha256_of_the_bytes():
+    assert fingerprint(np.frombuffer(b"abc", np.uint8)).startswith("ba7816bf8f01cfea")
+
+
+@pytest.mark.parametrize("settings", [{"timeout_s": 0}, {"logprob_tolerance": -1}, {"tolerance": 1}])
+def test_settings_out_of_bounds_are_refused(settings: dict[str, float]):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        PublishConfig(**settings)
