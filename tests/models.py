@@ -8,10 +8,40 @@ CHAT = (
     "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|> {% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-WORDS = (
-    "Answer A B : User Assistant Question Verdict yes no is the sky blue green what color ? good bad polite it was "
-    "and of a to warm up one two three"
-).split()
+WORDS = [
+    "Answer",
+    "A",
+    "B",
+    ":",
+    "User",
+    "Assistant",
+    "Question",
+    "Verdict",
+    "yes",
+    "no",
+    "is",
+    "the",
+    "sky",
+    "blue",
+    "green",
+    "what",
+    "color",
+    "?",
+    "good",
+    "bad",
+    "polite",
+    "it",
+    "was",
+    "and",
+    "of",
+    "a",
+    "to",
+    "warm",
+    "up",
+    "one",
+    "two",
+    "three",
+]
 
 
 def make_model(path: Path, *, architecture: str = "llama", seed: int = 0, labels: bool = True) -> Path:
