@@ -9,9 +9,10 @@ CHAT = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 WORDS = (
-    "Answer A B : User Assistant Question Verdict yes no is the sky blue green what color ? good bad polite it was and of a to warm "
-    "up one two three"
-).split()  # noqa: SIM905
+    *("Answer", "A", "B", ":", "User", "Assistant", "Question", "Verdict", "yes", "no", "is", "the", "sky", "blue"),
+    *("green", "what", "color", "?", "good", "bad", "polite", "it", "was", "and", "of", "a", "to", "warm", "up"),
+    *("one", "two", "three"),
+)
 
 
 def make_model(path: Path, *, architecture: str = "llama", seed: int = 0, labels: bool = True) -> Path:
