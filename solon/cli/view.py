@@ -188,7 +188,10 @@ def picture(tally: Tally, counts: dict[str, int]) -> Group:
         colour = "green" if lane == window.binding_stage else "cyan"
         bar = Text("━" * round(30 * share), style=colour) + Text("─" * (30 - round(30 * share)), style="dim")
         queue = f"{counts.get(WAITING[lane], 0)} {WAITING[lane]}" if counts else ""
-        lanes.add_row(Text(lane), bar, Text(f"{share:4.0%}"), Text(queue, style="dim"))
+        binds = "binds" if lane == window.binding_stage else ""
+        lanes.add_row(
+            Text(lane), bar, Text(f"{share:4.0%}"), Text(f"{queue:<16}", style="dim"), Text(binds, style=colour)
+        )
     return Group(head, lanes, Text(reward_line(tally)), Text(health_line(tally), style="dim"))
 
 
