@@ -53,8 +53,8 @@ async def standins(*, steps: int, lane_s: float, synchronous: bool) -> Watch:
     """Three lanes of `lane_s` seconds a batch each; returns the tally of the run."""
     from actors.ledger import LedgerActor, RemoteLedger
 
-    # Three batches are under way at once when three lanes are busy: one in each.
-    staleness = StalenessConfig(target_staleness=0 if synchronous else 2, max_staleness=4)
+    # Four batches under way: one in each busy lane, and one so that a lane never waits for a message.
+    staleness = StalenessConfig(target_staleness=0 if synchronous else 3, max_staleness=4)
     config = LedgerConfig(batch_groups=BATCH, lockstep=synchronous)
     ledger = RemoteLedger(LedgerActor.remote(config, staleness, total_groups=steps * BATCH))
     rollout = [RemoteRollout(TimedRolloutActor.remote(lane_s, 0.1, name="r"), name="r", groups_at_once=BATCH)]

@@ -246,7 +246,12 @@ class Ledger:
     # -- training -----------------------------------------------------------------------------------------------
 
     def lease(self, step: int) -> Lease | None:
-        """The batch for `step`, or None while the groups it needs are not ready. One lease at a time."""
+        """The batch for `step`, or None while the groups it needs are not ready or the step before is out.
+
+        One lease at a time; the next step may already wait for its turn.
+        """
+        if self._lease is not None and step == self._lease.step + 1:
+            return None
         if self._lease is not None:
             raise RunFailedError(f"step {self._lease.step} holds the lease, cannot lease step {step}")
         if len(self._ready) < self.config.batch_groups:

@@ -148,13 +148,22 @@ async def learn(lanes: Lanes, steps: int, versions: asyncio.Queue[Publishing | N
     woken by:  label() -> ledger.commit_labels()
     """
     committed = 0
-    while committed < steps and not stop.is_set():
-        lease = await lanes.ledger.lease(committed)
-        if lease is None:
-            break
-        await _train(lanes, lease, versions)
-        committed += 1
-    await versions.put(None)
+    leasing = asyncio.ensure_future(lanes.ledger.lease(0))
+    try:
+        while committed < steps and not stop.is_set():
+            lease = await leasing
+            if lease is None:
+                break
+            # Asked for while this step is trained, so that the answer is there when it is committed.
+            leasing = asyncio.ensure_future(lanes.ledger.lease(lease.step + 1))
+            await _train(lanes, lease, versions)
+            committed += 1
+        await versions.put(None)
+        await lanes.ledger.close()
+        if (untrained := await leasing) is not None:
+            await lanes.ledger.abort(untrained.step, untrained.token)
+    finally:
+        leasing.cancel()
     return committed
 
 

@@ -120,13 +120,16 @@ def test_an_aborted_step_leaves_its_groups_ready_and_an_old_token_commits_nothin
     assert not ledger.commit(0, new.token)
 
 
-def test_a_second_lease_while_one_is_out_is_an_error():
+def test_the_next_step_waits_for_its_turn_and_any_other_is_an_error():
     ledger = make_ledger(batch=1)
     for grant in ledger.reserve(2, now=0):
         make_ready(ledger, grant)
-    ledger.lease(0)
+    lease = ledger.lease(0)
+    assert ledger.lease(1) is None
     with pytest.raises(RunFailedError, match="holds the lease"):
-        ledger.lease(1)
+        ledger.lease(2)
+    ledger.commit(0, lease.token)
+    assert ledger.lease(1).ordinals == (1,)
 
 
 def test_choose_waits_for_an_unfinished_group_whose_deadline_is_now():
