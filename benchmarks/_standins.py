@@ -18,10 +18,11 @@ PAYLOAD_TOKENS = 512
 
 
 class TimedRollout:
-    """Decodes up to a batch of groups together; each takes `seconds`, give or take `spread` of it."""
+    """Decodes `slots` groups together, the rest queues; each takes `seconds`, give or take `spread` of it."""
 
-    def __init__(self, seconds: float, spread: float, *, name: str) -> None:
+    def __init__(self, seconds: float, spread: float, *, name: str, slots: int = 8) -> None:
         self._seconds, self._spread, self.name = seconds, spread, name
+        self._slots = asyncio.Semaphore(slots)
         self._version = 0
 
     async def stream(self, work: Sequence[Assignment]) -> AsyncIterator[GenerationReport | Group]:
@@ -39,9 +40,10 @@ class TimedRollout:
             yield group
 
     async def _one(self, item: Assignment) -> tuple[Group, Span]:
-        version, start = self._version, time.time()
         jitter = random.Random(item.grant.ordinal).uniform(-1, 1)
-        await asyncio.sleep(self._seconds * (1 + self._spread * jitter))
+        async with self._slots:
+            version, start = self._version, time.time()
+            await asyncio.sleep(self._seconds * (1 + self._spread * jitter))
         span = Span(lane="generate", worker=self.name, name="decode", start_s=start, end_s=time.time())
         return make_group(item.grant.ordinal, item.grant.attempt, item.prompt, version), span
 

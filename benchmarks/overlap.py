@@ -57,7 +57,9 @@ async def standins(*, steps: int, lane_s: float, synchronous: bool) -> Watch:
     staleness = StalenessConfig(target_staleness=0 if synchronous else 3, max_staleness=4)
     config = LedgerConfig(batch_groups=BATCH, lockstep=synchronous)
     ledger = RemoteLedger(LedgerActor.remote(config, staleness, total_groups=steps * BATCH))
-    rollout = [RemoteRollout(TimedRolloutActor.remote(lane_s, 0.1, name="r"), name="r", groups_at_once=BATCH)]
+    rollout = [
+        RemoteRollout(TimedRolloutActor.remote(lane_s, 0.1, name="r", slots=BATCH), name="r", groups_at_once=2 * BATCH)
+    ]
     judge = RemoteJudge(TimedJudgeActor.remote(lane_s / BATCH, name="j"), name="j", groups_at_once=2 * BATCH)
     learner = RemoteLearner(TimedLearnerActor.remote(lane_s, name="l"), name="l")
     await rollout[0].load_weights([_put(make_weights(0))])  # the actors are up before the clock starts
@@ -90,7 +92,7 @@ async def _touch(lane: Any) -> None:
 
 
 def standin_rows(*, quick: bool) -> list[Row]:
-    steps, lane_s = (12, 0.3) if quick else (100, 0.5)
+    steps, lane_s = (12, 0.3) if quick else (80, 1.0)
     with cluster(dashboard=False):
         overlapped = asyncio.run(standins(steps=steps, lane_s=lane_s, synchronous=False))
         serial = asyncio.run(standins(steps=max(4, steps // 4), lane_s=lane_s, synchronous=True))

@@ -140,7 +140,8 @@ class Launcher:
             actor = RolloutActor.options(**self._options(name, section)).remote(
                 section.engine(self._run.policy, seed=self._run.seed), settings, name=name
             )
-            places = max(1, section.max_running // section.group_size)
+            # Twice what it decodes together: when an answer ends, the next one is already there.
+            places = max(2, 2 * section.max_running // section.group_size)
             lanes.append(RemoteRollout(actor, name=name, groups_at_once=places))
         return lanes
 
@@ -155,7 +156,6 @@ class Launcher:
                 self._constitution,
                 name=name,
             )
-            # One more batch of groups than the engine runs: the batcher always has company for a question.
             places = max(2, 2 * section.max_running // self._run.rollout.group_size)
             lanes.append(RemoteJudge(actor, name=name, groups_at_once=places))
         return lanes
