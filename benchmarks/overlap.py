@@ -27,6 +27,7 @@ from benchmarks._standins import TimedJudgeActor, TimedLearnerActor, TimedRollou
 from cluster.launch import cluster
 from solon.ledger import LedgerConfig
 from solon.loop import Lanes, run_loop
+from solon.overlap import LANES
 from solon.prompts import PromptSource, prompt_id
 from solon.records import Message, Prompt
 from solon.staleness import StalenessConfig
@@ -92,19 +93,29 @@ async def _touch(lane: Any) -> None:
 
 
 def standin_rows(*, quick: bool) -> list[Row]:
-    steps, lane_s = (12, 0.3) if quick else (80, 1.0)
+    steps, lane_s = (12, 0.3) if quick else (80, 0.5)
     with cluster(dashboard=False):
         overlapped = asyncio.run(standins(steps=steps, lane_s=lane_s, synchronous=False))
         serial = asyncio.run(standins(steps=max(4, steps // 4), lane_s=lane_s, synchronous=True))
     per_step = overlapped.wall_s / overlapped.steps
     serial_per_step = serial.wall_s / serial.steps
-    # Lanes are told to take lane_s a batch; decoding ends with its slowest group, 10 % later at most.
     return [
-        Row("stand-ins: overlap efficiency max(T)/wall", steps * lane_s / overlapped.wall_s, goal=">= 0.95"),
+        Row(
+            "stand-ins: overlap efficiency max(T)/wall",
+            max(lane_seconds(overlapped)) / overlapped.wall_s,
+            goal=">= 0.95",
+        ),
+        Row("stand-ins: the same, counting the seconds asked for", steps * lane_s / overlapped.wall_s),
         Row("stand-ins: speed-up over synchronous (bound 3)", serial_per_step / per_step, goal=">= 2.7"),
         Row("stand-ins: seconds a step, async (reference: sync)", per_step, serial_per_step),
         Row("stand-ins: largest staleness", max(overlapped.staleness), goal="<= 4"),
     ]
+
+
+def lane_seconds(watch: Watch) -> tuple[float, float, float]:
+    """Seconds of work that each lane really did: sleeping takes longer than asked for on a busy machine."""
+    total = {lane: sum(s.end_s - s.start_s for s in watch.spans if s.lane == lane) for lane in LANES}
+    return total["generate"] / BATCH, total["label"], total["learn"]
 
 
 def nursery_run(*, seed: int, steps: int, synchronous: bool, root: Path) -> dict[str, Any]:

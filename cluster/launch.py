@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,6 +33,8 @@ class ClusterInfo:
     address: str
     dashboard_url: str
     resources: dict[str, float]
+    token_path: str
+    """File with the token that the dashboard asks for; empty when the cluster has none."""
 
 
 @contextlib.contextmanager
@@ -47,9 +50,19 @@ def cluster(*, dashboard: bool = True) -> Iterator[ClusterInfo]:
             address=str(context.address_info.get("gcs_address") or "local"),
             dashboard_url=str(context.dashboard_url or ""),
             resources=ray.cluster_resources(),
+            token_path=_private_token() if not address else "",
         )
     finally:
         ray.shutdown()
+
+
+def _private_token() -> str:
+    """Where Ray keeps the local cluster's token, readable by its owner alone: Ray makes it readable by all."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if os.environ.get("RAY_AUTH_MODE") != "token" or not path.exists():
+        return ""
+    path.chmod(0o600)
+    return str(path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

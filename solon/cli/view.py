@@ -76,6 +76,7 @@ class PlainView(SilentView):
         self._say(f"run directory {directory}")
         cpus, gpus = info.resources.get("CPU", 0), info.resources.get("GPU", 0)
         where = f"dashboard http://{info.dashboard_url}" if info.dashboard_url else "no dashboard"
+        where += f" (it asks for the token in {info.token_path})" if info.token_path else ""
         self._say(f"Ray cluster {info.address} with {cpus:g} CPUs and {gpus:g} GPUs, {where}")
 
     def starting(self, names: Sequence[str]) -> None:
