@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from solon.errors import InputError, nearest
 
@@ -30,6 +30,8 @@ def with_nursery(run: RunFile, *, progress: bool) -> RunFile:
     from nursery.grow import grow
 
     grown = grow(progress=progress)
+    if progress:
+        print("\n".join(describe(grown.report)))
 
     def path(value: str) -> str:
         return str(getattr(grown, value.removeprefix(PREFIX))) if value.startswith(PREFIX) else value
@@ -39,6 +41,20 @@ def with_nursery(run: RunFile, *, progress: bool) -> RunFile:
     )
     top = {key: path(getattr(run, key)) for key in ("policy", "judge", "prompts", "constitution")}
     return run.model_copy(update={**top, "evaluate": evaluate})
+
+
+def describe(report: dict[str, Any]) -> list[str]:
+    """What was measured when the models were grown, in three lines."""
+    lines = [f"nursery: before training the policy keeps {report['policy']['mean']:.1%} of the principles that apply"]
+    for name, title in (("judge_fp", "judge"), ("judge", "the same judge in int8"), ("audit_judge", "audit judge")):
+        found = report[name]["held_out"]
+        shares = {
+            task: [share for key, share in found.items() if key.startswith(f"{task}/")]
+            for task in ("pairwise", "pointwise")
+        }
+        agreement = ", ".join(f"{sum(s) / len(s):.1%} of {task} questions" for task, s in shares.items())
+        lines.append(f"nursery: {title} agrees with the oracles on {agreement}, held out")
+    return lines
 
 
 def _names(run: RunFile) -> tuple[str, ...]:
