@@ -133,6 +133,7 @@ class _Driver:
             prompts=PromptSource(self._inputs.prompts, seed=run.seed),
             publication=publication,
             observer=recorder,
+            checkpoint=lambda step: self._checkpoint_when_due(crew, step),
         )
         recorder.event("started", config_hash=run.hash)
         self._tally.begin()
@@ -169,6 +170,11 @@ class _Driver:
         ]
         self._directory.write_json(f"heldout-{when}.json", rows)
         self._view.evaluated(when, scores)
+
+    async def _checkpoint_when_due(self, crew: Crew, step: int) -> None:
+        every = self._run.checkpoint_every
+        if every and step % every == 0 and step < self._run.steps:  # the last one is written at the end anyway
+            await self._checkpoint(crew, step)
 
     async def _checkpoint(self, crew: Crew, step: int) -> None:
         if step:

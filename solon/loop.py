@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from solon.errors import RunFailedError, first_cause
@@ -43,6 +43,8 @@ class Lanes:
     prompts: PromptSource
     publication: Publication
     observer: Observer
+    checkpoint: Callable[[int], Awaitable[None]] | None = None
+    """Called with the number of committed steps after each of them, before the next begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,8 @@ async def _train(lanes: Lanes, lease: Lease, versions: asyncio.Queue[Publishing 
     if not await lanes.ledger.commit(lease.step, lease.token):
         raise RunFailedError(f"step {lease.step} was trained, but its lease had been given away")
     lanes.observer.stepped(lease, report)
+    if lanes.checkpoint is not None:
+        await lanes.checkpoint(lease.step + 1)
     await versions.put(Publishing(manifest, box, report.moved))
 
 

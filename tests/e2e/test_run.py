@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def demo(nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The demo's run, whole."""
-    return run_solon(tmp_path_factory.mktemp("demo"), "demo")
+    return run_solon(tmp_path_factory.mktemp("demo"), "demo", "--set", "checkpoint_every=20")
 
 
 def test_the_demo_lifts_held_out_adherence_and_no_principle_falls(demo: Run):
@@ -71,6 +71,7 @@ def test_lanes_appear_in_the_trace_and_the_checkpoint_is_a_model(demo: Run):
     latest = demo.directory / "checkpoints" / (demo.directory / "checkpoints" / "LATEST").read_text().strip()
     manifest = json.loads((latest / "manifest.json").read_text())
     assert {"policy/config.json", "policy/model.safetensors", "ledger.json"} <= set(manifest["files"])
+    assert sorted(p.name for p in latest.parent.glob("step-*")) == ["step-000020", latest.name]
     assert not (demo.directory / ".ballast").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -110,6 +111,17 @@ async def test_stop_ends_after_the_step_in_hand_and_what_was_generated_was_seen(
     counts = await lanes.ledger.counts()
     assert counts["committed"] == 12
     assert len(witness.generated_ordinals) == counts["admitted"]
+
+
+async def test_a_checkpoint_is_offered_after_every_committed_step():
+    lanes, _ = make_lanes()
+    seen = []
+
+    async def checkpoint(step: int) -> None:
+        seen.append((step, (await lanes.ledger.counts())["committed"]))
+
+    await run(replace(lanes, checkpoint=checkpoint))
+    assert seen == [(n, 4 * n) for n in range(1, 6)]
 
 
 async def test_room_wakes_when_a_place_is_given_back():

@@ -91,7 +91,9 @@ def make_summary(tally: Tally, **scores: Any) -> dict[str, Any]:
 async def show_all(view: Any, tally: Tally, ledger: FakeLedger, *, text: str = "rollout-0") -> None:
     """A whole run, every text of which is `text`."""
     view.note(text)
-    view.cluster(Cluster(address=text, dashboard_url=text, token_path=text, resources={"CPU": 2.0}), Path("runs") / text)
+    view.cluster(
+        Cluster(address=text, dashboard_url=text, token_path=text, resources={"CPU": 2.0}), Path("runs") / text
+    )
     view.starting([text, "judge-0"])
     view.ready(text)
     view.ready("judge-0")
