@@ -6,7 +6,6 @@ V vocabulary, S canary sequences.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from learners.loading import quiet
 from learners.policy import Policy
+from solon.engines.payload import fingerprint
 from solon.engines.tokens import load_tokenizer
 from solon.records import Weights
 
@@ -69,13 +69,12 @@ class Publisher:
 
         tensors = self.tensors()
         files = revert_weight_conversion(self._skeleton, dict(tensors))
-        payload = save(
-            {name: tensor.detach().to("cpu").contiguous() for name, tensor in files.items()}, {"format": "pt"}
-        )
+        data = save({name: tensor.detach().to("cpu").contiguous() for name, tensor in files.items()}, {"format": "pt"})
+        payload = np.frombuffer(data, np.uint8)
         return Weights(
             version=version,
-            payload=np.frombuffer(payload, np.uint8),
-            fingerprint=hashlib.sha256(payload).hexdigest(),
+            payload=payload,
+            fingerprint=fingerprint(payload),
             canary_token_ids=self.canaries,
             canary_logprobs=self._canary_logprobs(tensors),
         )

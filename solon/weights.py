@@ -10,12 +10,10 @@ now holds, and the log-probs of canary sequences that it now computes against th
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from solon.errors import AttestationError
@@ -32,11 +30,6 @@ class PublishConfig(BaseModel):
     """Largest canary log-prob difference between learner and engine, nats; 0: 2e-3 in float32, 0.25 in 16 bits."""
     timeout_s: float = Field(300, gt=0)
     """An engine that has not taken the weights by then fails the run."""
-
-
-def fingerprint(payload: NDArray[np.uint8]) -> str:
-    """sha256 of a payload."""
-    return hashlib.sha256(payload.data).hexdigest()
 
 
 class Publishable(Protocol):

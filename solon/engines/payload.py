@@ -32,9 +32,14 @@ _DTYPES = {
 }
 
 
+def fingerprint(payload: NDArray[np.uint8]) -> str:
+    """sha256 of a payload: what names a set of weights."""
+    return hashlib.sha256(np.ascontiguousarray(payload).data).hexdigest()
+
+
 def verify_fingerprint(weights: Weights, engine: str) -> None:
     """Raises AttestationError unless the payload is the one that was sent."""
-    received = hashlib.sha256(np.ascontiguousarray(weights.payload).data).hexdigest()
+    received = fingerprint(weights.payload)
     if received != weights.fingerprint:
         raise AttestationError(
             f"engine {engine} received weights {weights.version} with sha256 {received[:12]}…, expected "

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from solon.engines.payload import fingerprint
 from solon.errors import AttestationError
 from solon.records import LoadReceipt, Weights
-from solon.weights import Publication, PublishConfig, attest, canary_gap, fingerprint
+from solon.weights import Publication, PublishConfig, attest, canary_gap
 from tests.unit.fakes import FakeRollout, make_weights
 
 
