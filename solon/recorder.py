@@ -117,8 +117,10 @@ class Recorder:
             self._flush()
 
     def _write_step(self, record: dict[str, Any]) -> None:
-        self._directory.append("metrics.jsonl", record)
-        self._flush()
+        try:
+            self._flush()  # a step that is on record has its rollouts on disk
+        finally:
+            self._directory.append("metrics.jsonl", record)
 
     def _flush(self) -> None:
         # Taken out before writing: on a full disk the directory itself writes them a second time.

@@ -86,9 +86,10 @@ class RunDirectory:
             folder.mkdir(exist_ok=True)
             with _appearing(path) as scratch:
                 pq.write_table(columns, scratch)
+            # Here, and not after the guard: that raises when only the second try found room.
+            self._parts[table] = number + 1
 
         self._guard(write)
-        self._parts[table] = number + 1
         return path
 
     def close(self) -> None:

@@ -202,6 +202,26 @@ def test_a_full_disk_costs_the_ballast_and_no_line(tmp_path: Path, monkeypatch: 
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
 
 
+def test_rows_that_found_room_at_the_second_try_are_not_overwritten_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    directory = make_directory(tmp_path)
+    write_table, tries = pq.write_table, []
+
+    def full_once(*arguments: Any, **options: Any) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_table(*arguments, **options)
+
+    monkeypatch.setattr(pq, "write_table", full_once)
+    with pytest.raises(DiskFullError, match="everything generated so far was written"):
+        directory.write_rows("rollouts", rollout_rows(make_group(0)))
+    directory.write_rows("rollouts", rollout_rows(make_group(1)))
+    parts = sorted((directory.path / "rollouts").glob("*.parquet"))
+    assert [pq.read_table(part)["ordinal"][0].as_py() for part in parts] == [0, 1]
+
+
 def test_a_disk_that_stays_full_is_reported_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     directory = make_directory(tmp_path)
     directory.write_json("summary.json", {"steps": 1})
