@@ -170,3 +170,12 @@ def test_mean_scores_match_hand_computed_values():
     assert scores == {"brevity": 0.5, "truth": 2 / 3, "mean": pytest.approx((0.5 + 2 / 3) / 2)}
     assert list(scores)[-1] == "mean"
     assert mean_scores([{}, {}]) == {}
+
+
+def test_the_one_gpu_example_fits_one_gpu_and_is_refused_without():
+    run = RunFile.load(Path(__file__).resolve().parents[2] / "examples" / "one_gpu.toml")
+    inputs = check_inputs(run)
+    assert len(inputs.prompts) == 12
+    check_cluster(run, {"CPU": 4.0, "GPU": 1.0})
+    with pytest.raises(InputError, match=r"needs 1 GPU\(s\) .*has 0"):
+        check_cluster(run, {"CPU": 4.0})
