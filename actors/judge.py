@@ -7,7 +7,8 @@ from typing import Any
 import ray
 
 from actors.calls import call
-from solon.feedback.worker import JudgeIdentity, JudgeWorker
+from solon.feedback.identity import JudgeIdentity
+from solon.feedback.worker import JudgeWorker
 from solon.ledger import Work
 from solon.protocols import Box, LabelReport
 from solon.records import Group

@@ -11,16 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.judge import JudgeActor, RemoteJudge
 from actors.learner import LearnerActor, RemoteLearner
 from actors.ledger import LedgerActor, RemoteLedger
+from actors.limits import LimitsActor, RemoteLimits
 from actors.rollout import RemoteRollout, RolloutActor
 from cluster.preflight import check_cluster
 from cluster.run_file import EngineSection, RunFile
 from solon.constitution import Constitution
+from solon.engines.base import EngineConfig
 from solon.errors import first_cause
-from solon.feedback.worker import JudgeIdentity
+from solon.feedback.endpoint_judge import EndpointFile
+from solon.feedback.identity import JudgeIdentity
+from solon.feedback.prompts import NO_SECRET, TEMPLATES
+from solon.feedback.secret import nonce_secret
 from solon.protocols import Box
 from solon.records import Sampling, Weights
 from solon.rollout import RolloutSettings
@@ -87,6 +93,9 @@ class Launcher:
         self._run = run
         self._namespace = f"solon-{run_name}"
         self._constitution = constitution
+        # One secret for all runs of this user, so that they share cached verdicts. Not in the run file: it is written
+        # out with every run.
+        self._secret = nonce_secret() if TEMPLATES[run.feedback.template].fenced else NO_SECRET
 
     async def launch(self, *, total_groups: int, on_ready: Callable[[str], None]) -> Crew:
         """Raises InputError for what the models' files make impossible, RunFailedError for what dies."""
@@ -121,9 +130,10 @@ class Launcher:
         section = self._run.judging
         actor = JudgeActor.options(**self._options("audit-judge", section)).remote(
             section.engine(self._run.evaluate.audit_judge, seed=self._run.seed),
-            self._run.feedback.model_copy(update={"task": "pointwise", "principles_per_group": 0}),
+            self._run.feedback.model_copy(update={"task": "pointwise", "principles_per_group": 0, "calibration": ""}),
             self._constitution,
             name="audit-judge",
+            secret=self._secret,
         )
         judge = RemoteJudge(actor, name="audit-judge", groups_at_once=1)
         await judge.start()
@@ -139,6 +149,17 @@ class Launcher:
             self._run.ledger, self._run.staleness, total_groups=total_groups
         )
         return RemoteLedger(actor)
+
+    def _judge_source(self) -> tuple[EngineConfig | EndpointFile, RemoteLimits | None]:
+        """What the judges run on; an endpoint's limits hold for all of them together."""
+        run = self._run
+        if not EndpointFile.names(run.judge):
+            return run.judging.engine(run.judge, seed=run.seed), None
+        file = EndpointFile.load(run.judge)
+        # On the driver's node: its spend file lies there.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = LimitsActor.options(name="limits", namespace=self._namespace, scheduling_strategy=here)
+        return file, RemoteLimits(actor.remote(file.limits))
 
     def _rollout(self) -> list[RemoteRollout]:
         section = self._run.rollout
@@ -160,14 +181,17 @@ class Launcher:
 
     def _judges(self) -> list[RemoteJudge]:
         section = self._run.judging
+        source, port = self._judge_source()
         lanes = []
         for index in range(section.num_actors):
             name = f"judge-{index}"
             actor = JudgeActor.options(**self._options(name, section)).remote(
-                section.engine(self._run.judge, seed=self._run.seed),
+                source,
                 self._run.feedback,
                 self._constitution,
                 name=name,
+                secret=self._secret,
+                port=port,
             )
             places = max(2, 2 * section.max_running // self._run.rollout.group_size)
             lanes.append(RemoteJudge(actor, name=name, groups_at_once=places))

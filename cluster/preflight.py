@@ -9,7 +9,9 @@ from typing import Any
 
 from cluster.run_file import RunFile, looks_like_hub_name
 from solon.constitution import Constitution
+from solon.engines.openai_config import read_key
 from solon.errors import InputError
+from solon.feedback.endpoint_judge import EndpointFile
 from solon.feedback.prompts import TEMPLATES, label_ids
 from solon.prompts import PromptFile, load_prompts
 from solon.records import Prompt
@@ -37,8 +39,11 @@ def check_inputs(run: RunFile) -> Inputs:
         files.append(load_prompts(run.evaluate.prompts))
     _check_principles_apply(constitution, files[0])
     check_model(run.policy, role="policy")
-    check_model(run.judge, role="judge")
-    _check_labels(run.judge, run.feedback.template, role="judge")
+    if EndpointFile.names(run.judge):
+        read_key(EndpointFile.load(run.judge).endpoint)
+    else:
+        check_model(run.judge, role="judge")
+        _check_labels(run.judge, run.feedback.template, role="judge")
     if run.evaluate.audit_judge:
         check_model(run.evaluate.audit_judge, role="evaluate.audit_judge")
         _check_labels(run.evaluate.audit_judge, run.feedback.template, role="evaluate.audit_judge")

@@ -27,13 +27,14 @@ from solon.engines.base import EngineConfig, EngineOptions
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.ledger import LedgerConfig
+from solon.overrides import parse_override, put
 from solon.staleness import StalenessConfig
 from solon.validation import describe_invalid
 from solon.weights import PublishConfig
 
 MODELS = ("policy", "judge", "evaluate.audit_judge")
 """Keys that name a model: a directory, or a hub name."""
-FILES = ("prompts", "constitution", "evaluate.prompts")
+FILES = ("prompts", "constitution", "evaluate.prompts", "feedback.calibration", "feedback.cache.path")
 """Keys that name a file."""
 
 
@@ -202,7 +203,9 @@ class RunFile(_Section):
             raise InputError(f"run file {path} is not TOML: {error}") from None
         for key in (*MODELS, *FILES):
             *sections, last = key.split(".")
-            place = raw.get(sections[0]) if sections else raw
+            place: Any = raw
+            for section in sections:
+                place = place.get(section) if isinstance(place, dict) else None
             if isinstance(place, dict) and isinstance(place.get(last), str):
                 place[last] = _resolve(key, place[last], path.parent)
         for override in overrides:
@@ -237,29 +240,10 @@ def looks_like_hub_name(value: str) -> bool:
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    key = key.strip()
-    *sections, last = key.split(".")
-    if not equals or not all((*sections, last)):
-        raise InputError(f"--set got {text!r}, expected key=value as in --set learn.epochs=1")
-    parsed = _value(value)
+    key, value, plain = parse_override(text)
     if key in (*MODELS, *FILES):
-        parsed = _resolve(key, parsed if isinstance(parsed, str) else value.strip(), Path.cwd())
-    place = raw
-    for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise InputError(f"--set got {text!r}, but {section!r} is a value, not a section")
-    place[last] = parsed
-
-
-def _value(text: str) -> Any:
-    """A TOML value; a bare word is text, and so is a value that something follows."""
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text.strip()
-    return parsed["value"] if len(parsed) == 1 else text.strip()
+        value = _resolve(key, value if isinstance(value, str) else plain, Path.cwd())
+    put(raw, key, value, text)
 
 
 def _out_of_range(raw: Any, place: str = "") -> Iterator[str]:

@@ -30,13 +30,15 @@ from typing import Any
 import platformdirs
 
 from nursery import prompts
-from nursery.language import CONSTITUTION_PATH
+from nursery.language import CONSTITUTION_PATH, WordEncoder
 from nursery.progress import Display
+from solon.constitution import Constitution
 from solon.errors import RunFailedError
+from solon.feedback.prompts import COMPACT, JudgePrompts
+from solon.records import Message
 
 PACKAGES = ("torch", "transformers", "tokenizers", "llmcompressor", "compressed-tensors")
 _SOURCES = Path(__file__).parent
-_JUDGE_PROMPTS = _SOURCES.parent / "solon" / "feedback" / "prompts.py"
 _LANES = ("one", "two")
 
 
@@ -89,11 +91,28 @@ def grow(cache_dir: Path | None = None, *, progress: bool = True, seed: int = 0,
 def fingerprint(*, seed: int, effort: float) -> str:
     """Digest of all that a grown nursery depends on."""
     digest = hashlib.sha256(f"{seed} {effort}".encode())
-    for source in (*sorted(_SOURCES.glob("*.py")), CONSTITUTION_PATH, _JUDGE_PROMPTS):
+    for source in (*sorted(_SOURCES.glob("*.py")), CONSTITUTION_PATH):
         digest.update(source.read_bytes())
+    digest.update(_layout().encode())
     for package in PACKAGES:
         digest.update(f"{package}=={version(package)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _layout() -> str:
+    """What a judge reads, by example: its lessons depend on the layout of questions, not on the code that lays
+    them out."""
+    constitution = Constitution.load(CONSTITUTION_PATH)
+    prompts = JudgePrompts(COMPACT, WordEncoder(), preamble=constitution.preamble)
+    user, assistant = Message(role="user", content="the fox"), Message(role="assistant", content="the fox")
+    turns = (user, assistant, user)
+    return repr(
+        [
+            (prompts.pair_ids, prompts.bool_ids),
+            [prompts.pairwise(turns, "gladly", "it is red", p.pairwise_question) for p in constitution.principles],
+            [prompts.pointwise(turns, "it is red", p.pointwise_question) for p in constitution.principles],
+        ]
+    )
 
 
 def _build(place: Path, display: Display, *, seed: int, effort: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 
 from solon.errors import InputError, nearest, short
 from solon.records import Message, Prompt
+from solon.rows import read_rows
 
 MAX_BAD_SHARE = 0.01
 ROLES = ("system", "user", "assistant")
@@ -45,7 +46,7 @@ def load_prompts(path: str | Path) -> PromptFile:
     try:
         if not path.exists():
             raise InputError(f"prompt file {path} does not exist; check the path")
-        for number, row in _rows(path):
+        for number, row in read_rows(path, what="prompt"):
             try:
                 prompts.append(parse_prompt(row))
             except ValueError as error:
@@ -76,11 +77,11 @@ def parse_prompt(row: Any) -> Prompt:
     if "prompt" not in row:
         hint = next((hint for key in row if (hint := nearest(str(key), ["prompt"]))), "")
         raise ValueError(f"has no `prompt`, only {short(sorted(map(str, row)))}{hint}")
-    messages = _messages(row["prompt"])
+    messages = parse_messages(row["prompt"])
     tags = row.get("tags")
     if tags is None:
         tags = []
-    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) and _is_text(tag) for tag in tags):
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) and is_text(tag) for tag in tags):
         raise ValueError(f"`tags` is {_kind(tags)}, expected a list of words")
     return Prompt(prompt_id=prompt_id(messages), messages=messages, tags=tuple(tags))
 
@@ -110,7 +111,8 @@ class PromptSource:
         return self._prompts[int(self._order(epoch)[index])]
 
 
-def _messages(value: Any) -> tuple[Message, ...]:
+def parse_messages(value: Any) -> tuple[Message, ...]:
+    """A conversation from text or a list of {role, content}. Raises ValueError that says what is wrong."""
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
@@ -121,7 +123,7 @@ def _messages(value: Any) -> tuple[Message, ...]:
             raise ValueError("`prompt` has a turn that is not {role, content}")
         if turn.get("role") not in ROLES:
             raise ValueError(f"`prompt` has the role {short(turn.get('role'))}, expected one of {', '.join(ROLES)}")
-        if not _is_text(turn["content"]):
+        if not is_text(turn["content"]):
             raise ValueError("`prompt` holds half a character (a lone surrogate), expected text")
         messages.append(Message(role=turn["role"], content=turn["content"]))
     if messages[-1].role != "user":
@@ -131,61 +133,13 @@ def _messages(value: Any) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
     """Whether it can be written as UTF-8: JSON can spell half of a surrogate pair, no tokenizer takes it."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if path.is_dir():
-        return _dataset_rows(path)
-    if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
-        return _jsonl_rows(path)
-    raise InputError(f"prompt file {path} ends in {path.suffix!r}, expected .jsonl, .parquet or a saved dataset folder")
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue  # a blank line holds no prompt that could be lost
-            try:
-                yield number, json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                yield number, ValueError("not UTF-8")
-            except (ValueError, RecursionError) as error:
-                yield number, ValueError(f"not JSON ({str(error)[:60]})")
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
-        raise InputError(f"prompt file {path} cannot be read as Parquet: {error}") from None
-    return iter(enumerate(rows, start=1))
-
-
-def _dataset_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    from datasets import Dataset, load_from_disk
-
-    try:
-        dataset = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"prompt folder {path} is not a saved dataset: {error}") from None
-    if not isinstance(dataset, Dataset):
-        raise InputError(
-            f"prompt folder {path} holds the splits {', '.join(map(str, dataset))}; name one, as in {path}/train"
-        )
-    return iter(enumerate(dataset, start=1))
 
 
 def _describe(bad: Iterable[tuple[int, str]], most: int = 5) -> str:

@@ -101,9 +101,13 @@ class Status(StrEnum):
     TIE = "tie"
     ABSTAIN = "abstain"
     LOW_MASS = "low_mass"
+    UNPARSABLE = "unparsable"
+    REFUSAL = "refusal"
     TRUNCATED = "truncated"
     TIMEOUT = "timeout"
+    TRANSPORT_ERROR = "transport_error"
     ENGINE_ERROR = "engine_error"
+    BUDGET_SKIP = "budget_skip"
 
     @property
     def valid(self) -> bool:
@@ -117,15 +121,22 @@ class Label:
     `margin` is None unless the status is valid, so an invalid verdict has no number to be mistaken for one.
     """
 
-    task: Literal["pointwise", "pairwise"]
+    task: Literal["pairwise", "pointwise", "predicate", "score"]
     principle_id: str
     rollouts: tuple[int, ...]
     """Indices into the group: one for pointwise, (first, second) for pairwise."""
     status: Status
     margin: float | None
-    """Log-odds of yes over no, or of the first answer over the second, both orders averaged."""
+    """Calibrated log-odds of yes over no, or of the first answer over the second, position bias taken off; for a
+    score, its distance from the middle of the scale."""
+    question_id: str = ""
+    """Which of a principle's questions, where it has several (predicates)."""
+    raw_margin: float | None = None
+    """The margin before calibration."""
+    consistent: bool | None = None
+    """Pairwise: whether both orders favour the same answer; None when one order was asked."""
     position_offset: float | None = None
-    """Pairwise: how much the judge favours the answer shown first, in nats."""
+    """Pairwise: how much the judge favours the answer shown first, in nats; None when one order was asked."""
     mass: float = 0.0
     """Probability that the judge put on the label tokens; the smaller of both orders."""
     prompt_tokens: int = 0
@@ -135,6 +146,16 @@ class Label:
     questions: int = 1
     prompt_digests: tuple[str, ...] = ()
     """Digest of the token ids of each question, in order."""
+    judge: str = ""
+    """Who gave the verdict."""
+    level: int = 0
+    """How often a cascade escalated before this verdict."""
+    source: str = "judge"
+    """Where the verdict came from: the judge, or one of the caches."""
+    output_tokens: int = 0
+    usd: float = 0.0
+    detail: str = ""
+    """What went wrong, or what was cut, for people."""
 
     def __post_init__(self) -> None:
         if self.status.valid != (self.margin is not None):

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,17 @@ class RunDirectory:
             directory._lay_ballast()
             return directory
         raise InputError(f"run directory {Path(root) / chosen} exists already; choose another --name")
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunDirectory:
+        """A folder that is there already, or is made now, to go on in. Raises InputError when it cannot be."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"directory {path} cannot be made: {error}; free space or go elsewhere") from None
+        directory = cls(path)
+        directory._lay_ballast()
+        return directory
 
     def write_json(self, name: str, value: Any) -> Path:
         """A whole JSON file, there completely or not at all."""
@@ -106,7 +117,8 @@ class RunDirectory:
                 os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
         except OSError as error:
             self._ballast.unlink(missing_ok=True)
-            self.path.rmdir()  # or the same --name would be taken when it is tried again
+            with suppress(OSError):  # it holds something already
+                self.path.rmdir()  # or the same --name would be taken when it is tried again
             raise InputError(
                 f"run directory {self.path}: {error.strerror}; expected at least {BALLAST_BYTES >> 20} MiB free, "
                 "free some space or run elsewhere"

@@ -10,7 +10,7 @@ from typing import Any
 
 from solon.records import Feedback, Group
 
-LABEL_SCHEMA = 1
+LABEL_SCHEMA = 2
 
 # Named, not inferred: a part in which every margin is null must read together with all others.
 TYPES: dict[str, dict[str, str]] = {
@@ -37,18 +37,29 @@ TYPES: dict[str, dict[str, str]] = {
         "attempt": "int64",
         "task": "string",
         "principle_id": "string",
+        "question_id": "string",
         "rollouts": "list<int32>",
         "status": "string",
         "valid": "bool",
         "margin": "float64",
+        "raw_margin": "float64",
+        "consistent": "bool",
         "position_offset": "float64",
         "mass": "float64",
         "reward": "float64",
         "prompt_digests": "list<string>",
         "prompt_tokens": "int64",
         "cached_tokens": "int64",
+        "output_tokens": "int64",
         "questions": "int64",
         "cache_hits": "int64",
+        "judge": "string",
+        "level": "int64",
+        "source": "string",
+        "usd": "float64",
+        "detail": "string",
+        "critique_tokens": "int64",
+        "weight": "float64",
     },
 }
 """Columns by table; whatever else a row has (provenance) is text."""
@@ -106,18 +117,27 @@ def label_rows(feedback: Feedback, provenance: Mapping[str, Any]) -> list[dict[s
                 "attempt": feedback.attempt,
                 "task": label.task,
                 "principle_id": label.principle_id,
+                "question_id": label.question_id,
                 "rollouts": list(label.rollouts),
                 "status": str(label.status),
                 "valid": label.status.valid,
                 "margin": label.margin,
+                "raw_margin": label.raw_margin,
+                "consistent": label.consistent,
                 "position_offset": label.position_offset,
                 "mass": label.mass,
                 "reward": feedback.rewards_G[label.rollouts[0]],
                 "prompt_digests": list(label.prompt_digests),
                 "prompt_tokens": label.prompt_tokens,
                 "cached_tokens": label.cached_tokens,
+                "output_tokens": label.output_tokens,
                 "questions": label.questions,
                 "cache_hits": label.cache_hits,
+                "judge": label.judge,
+                "level": label.level,
+                "source": label.source,
+                "usd": label.usd,
+                "detail": label.detail,
                 **provenance,
             }
         )

@@ -1,19 +1,75 @@
-"""`solon check`: reads everything a run would read, starts nothing."""
+"""`solon check`: reads everything a run would read, starts nothing; on request, asks the judge what the constitution
+expects of it."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from solon.cli.nursery_names import uses_nursery, with_nursery
+from solon.cli.nursery_names import PREFIX, resolver, uses_nursery, with_nursery
 from solon.cli.terminal import visible
+from solon.constitution import Constitution
+from solon.engines.base import EngineConfig, EngineOptions
+from solon.errors import InputError
+from solon.feedback.config import FeedbackConfig
+from solon.feedback.endpoint_judge import EndpointFile
+from solon.overrides import parse_override, put
+from solon.validation import describe_invalid
+
+if TYPE_CHECKING:
+    from solon.constitution_tests import TestResult
 
 
-def run_check(path: Path, *, overrides: list[str], as_json: bool) -> dict[str, Any]:
-    """Raises InputError for the first thing that is wrong. Returns what was found."""
+class CheckSettings(BaseModel):
+    """What `--set` can change where there is no run file: `--set feedback.template=compact`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    feedback: FeedbackConfig = FeedbackConfig(task="pairwise")
+    judging: EngineOptions = EngineOptions()
+
+    @classmethod
+    def of(cls, overrides: Sequence[str]) -> CheckSettings:
+        """Defaults with overrides. Raises InputError."""
+        raw: dict[str, Any] = {"feedback": {"task": "pairwise"}}
+        for override in overrides:
+            key, value, _ = parse_override(override)
+            put(raw, key, value, override)
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise InputError(f"--set: {describe_invalid(cls, error)}") from None
+
+
+def run_check(
+    path: str | Path, *, overrides: list[str], as_json: bool, with_tests: bool = False, judge: str = ""
+) -> dict[str, Any]:
+    """Raises InputError for the first thing that is wrong. Returns what was found.
+
+    with_tests: ask the judge the constitution's unit tests; their results are under `tests`. judge: the model that
+    is asked, instead of the run file's.
+    """
+    if is_constitution(path):
+        return _check_constitution(str(path), overrides=overrides, as_json=as_json, with_tests=with_tests, judge=judge)
+    if judge:
+        overrides = [*overrides, f"judge={json.dumps(judge)}"]
+    return _check_run(Path(path), overrides=overrides, as_json=as_json, with_tests=with_tests)
+
+
+def is_constitution(path: str | Path) -> bool:
+    """Whether a name stands for a constitution; everything else is taken for a run file."""
+    return str(path) == f"{PREFIX}constitution" or Path(path).suffix.lower() in (".yaml", ".yml")
+
+
+def _check_run(path: Path, *, overrides: list[str], as_json: bool, with_tests: bool) -> dict[str, Any]:
     from cluster.preflight import check_inputs
     from cluster.run_file import RunFile
 
@@ -24,21 +80,129 @@ def run_check(path: Path, *, overrides: list[str], as_json: bool) -> dict[str, A
     result = {
         "run_file": str(path),
         "config_hash": run.hash,
-        "constitution": inputs.constitution.id,
-        "constitution_hash": inputs.constitution.hash,
-        "principles": [principle.id for principle in inputs.constitution.principles],
+        **_describe(inputs.constitution),
         "prompts": len(inputs.prompts),
         "heldout_prompts": len(inputs.heldout),
         "needs": {"cpus": run.cpus, "gpus": run.gpus},
         "warnings": list(inputs.warnings),
     }
-    if not as_json:
-        console = Console(highlight=False)
-        for warning in inputs.warnings:
-            console.print(Text(visible(f"warning: {warning}"), style="yellow"), soft_wrap=True)
-        found = (
-            f"{path}: good. {len(inputs.prompts)} prompts, {len(inputs.constitution.principles)} principles of "
-            f"{inputs.constitution.id!r}; needs {run.cpus:g} CPU(s) and {run.gpus:g} GPU(s) of a cluster."
-        )
-        console.print(Text(visible(found)), soft_wrap=True)
+    show = _Show(quiet=as_json)
+    show.warn(inputs.warnings)
+    show.line(
+        f"{path}: good. {len(inputs.prompts)} prompts, {len(inputs.constitution.principles)} principles of "
+        f"{inputs.constitution.id!r}; needs {run.cpus:g} CPU(s) and {run.gpus:g} GPU(s) of a cluster."
+    )
+    if with_tests:
+        engine = run.judging.engine(run.judge, seed=run.seed)
+        result["tests"] = _test(inputs.constitution, _source(engine), run.feedback, show)
     return result
+
+
+def _check_constitution(
+    name: str, *, overrides: list[str], as_json: bool, with_tests: bool, judge: str
+) -> dict[str, Any]:
+    settings = CheckSettings.of(overrides)
+    if with_tests and not judge:
+        raise InputError("--tests with a constitution needs a judge to ask, got none; name one with --judge MODEL")
+    path = resolver([name, judge], progress=not as_json)
+    constitution = Constitution.load(path(name))
+    warnings = constitution.warnings()
+    result = {"constitution_file": name, **_describe(constitution), "warnings": warnings}
+    show = _Show(quiet=as_json)
+    show.warn(warnings)
+    show.line(
+        f"{name}: good. {len(constitution.principles)} principles of {constitution.id!r} {constitution.version}, "
+        f"{len(constitution.tests)} tests, hash {constitution.hash}."
+    )
+    if judge:
+        source = _source(EngineConfig(model=path(judge), **settings.judging.model_dump()))
+        result["tests"] = _test(constitution, source, settings.feedback, show)
+    return result
+
+
+def _describe(constitution: Constitution) -> dict[str, Any]:
+    return {
+        "constitution": constitution.id,
+        "constitution_hash": constitution.hash,
+        "principles": [principle.id for principle in constitution.principles],
+    }
+
+
+def _source(engine: EngineConfig) -> EngineConfig | EndpointFile:
+    """What answers: an endpoint, if the judge's name is that of an endpoint file, or an engine."""
+    if EndpointFile.names(engine.model):
+        return EndpointFile.load(engine.model)
+    from cluster.preflight import check_model
+
+    check_model(engine.model, role="judge")
+    return engine
+
+
+def _test(
+    constitution: Constitution, source: EngineConfig | EndpointFile, feedback: FeedbackConfig, show: _Show
+) -> dict[str, Any]:
+    if not constitution.tests:
+        raise InputError(
+            f"constitution {constitution.id!r} has no tests to run; add `tests` with prompt, a, b and expect"
+        )
+    constitution.for_task(feedback.task)
+    model = source.endpoint.model if isinstance(source, EndpointFile) else source.model
+    show.line(f"asking {model}, {feedback.task}")
+    results = asyncio.run(_ask(constitution, source, feedback))
+    failed = sum(not result.passed for result in results)
+    show.table(results)
+    show.line(f"{len(results) - failed} of {len(results)} tests passed.")
+    return {
+        "judge": model,
+        "task": feedback.task,
+        "total": len(results),
+        "failed": failed,
+        "results": [result.as_row() for result in results],
+    }
+
+
+async def _ask(
+    constitution: Constitution, source: EngineConfig | EndpointFile, feedback: FeedbackConfig
+) -> list[TestResult]:
+    from solon.constitution_tests import run
+    from solon.feedback.hosted import host_judge
+    from solon.feedback.secret import nonce_secret
+
+    judge = host_judge(source, feedback, constitution, name="judge", secret=nonce_secret())
+    try:
+        await judge.start()
+        return await run(constitution, judge, feedback.task, margin_clip=feedback.margin_clip)
+    finally:
+        await judge.close()
+
+
+class _Show:
+    """Lines for people; nothing with --json."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = Console(highlight=False, quiet=quiet)
+
+    def line(self, text: str) -> None:
+        self._console.print(Text(visible(text)), soft_wrap=True)
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        for warning in warnings:
+            self._console.print(Text(visible(f"warning: {warning}"), style="yellow"), soft_wrap=True)
+
+    def table(self, results: Sequence[TestResult]) -> None:
+        table = Table(box=None, pad_edge=False, expand=True)
+        for title in ("test", "principle", "expected", "got", "margin", ""):
+            table.add_column(title, no_wrap=True, justify="right" if title == "margin" else "left")
+        table.add_column("prompt", no_wrap=True, overflow="ellipsis", ratio=1)  # what is left of the line
+        for result in results:
+            principle = result.principles[0] if len(result.principles) == 1 else f"all {len(result.principles)}"
+            table.add_row(
+                str(result.number),
+                Text(visible(principle)),
+                result.expected,
+                Text(visible(f"{result.got} ({result.detail})" if result.detail else result.got)),
+                "-" if result.margin is None else f"{result.margin:+.2f}",
+                Text("pass", style="green") if result.passed else Text("FAIL", style="bold red"),
+                Text(visible(" ".join(result.prompt.split()))),
+            )
+        self._console.print(table)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import solon
+from solon.cli.constitution import constitution_app
 from solon.cli.terminal import visible
 from solon.errors import InputError, RunFailedError
 from solon.json_text import json_text
@@ -26,6 +27,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help: importing what draws boxes takes three times as long as the rest
 )
+
+app.add_typer(constitution_app)
 
 RunFileArgument = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
 SetOption = Annotated[
@@ -72,11 +75,56 @@ def train(
 
 
 @app.command()
-def check(run_file: RunFileArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Check a run file and all that it names. Starts nothing."""
+def check(
+    path: Annotated[
+        str,
+        typer.Argument(metavar="RUN.toml|CONSTITUTION.yaml", help="A run file or a constitution.", show_default=False),
+    ],
+    tests: Annotated[bool, typer.Option("--tests", help="Run the constitution's tests against the judge.")] = False,
+    judge: Annotated[
+        str, typer.Option(metavar="MODEL", help="Run them against this judge: a directory or a hub name.")
+    ] = "",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a run file or a constitution. Starts nothing, unless the constitution's tests are to be run."""
     from solon.cli.check import run_check
 
-    _print(run_check(run_file, overrides=overrides or [], as_json=as_json), as_json)
+    result = run_check(path, overrides=overrides or [], as_json=as_json, with_tests=tests or bool(judge), judge=judge)
+    _print(result, as_json)
+    if result.get("tests", {}).get("failed"):
+        raise typer.Exit(1)
+
+
+@app.command()
+def label(
+    source: Annotated[Path, typer.Argument(metavar="ANSWERS", help="JSONL, Parquet or saved dataset.")],
+    judge: Annotated[str, typer.Option(help="Feedback model: a directory or a hub name.")],
+    constitution: Annotated[str, typer.Option(help="Constitution YAML.")],
+    out: Annotated[Path, typer.Option(help="Directory of labels and preferences; an earlier start goes on in it.")],
+    policy: Annotated[str, typer.Option(help="Model that writes answers to prompts without any.")] = "",
+    max_labels: Annotated[int | None, typer.Option(min=1, help="Stop after so many labels in this start.")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Stop when so much was spent in this start.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As in feedback.template=compact or judging.threads=2."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn prompts and answers into a preference data set. Needs no training run; goes on where it ended."""
+    from solon.cli.label import LabelRequest, run_label
+
+    request = LabelRequest(
+        source=source,
+        judge=judge,
+        constitution=constitution,
+        out=out,
+        policy=policy,
+        max_labels=max_labels,
+        max_usd=max_usd,
+        overrides=overrides or [],
+    )
+    _print(run_label(request, as_json=as_json), as_json)
 
 
 def _print(result: dict[str, object], as_json: bool) -> None:

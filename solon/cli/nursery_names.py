@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from solon.errors import InputError, nearest
@@ -20,27 +21,31 @@ def uses_nursery(run: RunFile) -> bool:
 
 def with_nursery(run: RunFile, *, progress: bool) -> RunFile:
     """The run file with paths instead of `nursery:` names; grows the models if they are not in the cache."""
-    for value in _names(run):
-        name = value.removeprefix(PREFIX)
-        if value.startswith(PREFIX) and name not in NAMES:
-            raise InputError(
-                f"run file names `{value}`, expected one of "
-                f"{', '.join(PREFIX + n for n in NAMES)}{nearest(name, NAMES)}"
-            )
-    from nursery.grow import grow
-
-    grown = grow(progress=progress)
-    if progress:
-        print("\n".join(describe(grown.report)))
-
-    def path(value: str) -> str:
-        return str(getattr(grown, value.removeprefix(PREFIX))) if value.startswith(PREFIX) else value
-
+    path = resolver(_names(run), progress=progress)
     evaluate = run.evaluate.model_copy(
         update={"prompts": path(run.evaluate.prompts), "audit_judge": path(run.evaluate.audit_judge)}
     )
     top = {key: path(getattr(run, key)) for key in ("policy", "judge", "prompts", "constitution")}
     return run.model_copy(update={**top, "evaluate": evaluate})
+
+
+def resolver(names: Sequence[str], *, progress: bool) -> Callable[[str], str]:
+    """What turns `nursery:` names into paths and leaves all other names alone; grows models only if one is among
+    `names`. Raises InputError for a name that the nursery does not have."""
+    for value in names:
+        name = value.removeprefix(PREFIX)
+        if value.startswith(PREFIX) and name not in NAMES:
+            raise InputError(
+                f"got the name `{value}`, expected one of {', '.join(PREFIX + n for n in NAMES)}{nearest(name, NAMES)}"
+            )
+    if not any(value.startswith(PREFIX) for value in names):
+        return lambda value: value
+    from nursery.grow import grow
+
+    grown = grow(progress=progress)
+    if progress:
+        print("\n".join(describe(grown.report)))
+    return lambda value: str(getattr(grown, value.removeprefix(PREFIX))) if value.startswith(PREFIX) else value
 
 
 def describe(report: dict[str, Any]) -> list[str]:

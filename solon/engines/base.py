@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solon.records import FinishReason, Message, Weights
 
@@ -38,6 +38,18 @@ class EngineOptions(BaseModel):
     enforce_eager: bool = True
     """No CUDA graphs, no compilation: starts at once. Turn off for long runs on a GPU."""
     trust_remote_code: bool = False
+    quantization: Literal["none", "bnb_int8", "bnb_nf4"] = "none"
+    """Weights are quantised by bitsandbytes while they are loaded; backend `transformers` alone. vLLM takes a model
+    that was quantised before, such as `compression.quantise` writes."""
+
+    @model_validator(mode="after")
+    def _vllm_loads_what_is_quantised(self) -> Self:
+        if self.backend == "vllm" and self.quantization != "none":
+            raise ValueError(
+                f"quantization = {self.quantization!r} goes with backend = 'transformers', got 'vllm'; change the "
+                "backend, or leave it out and point at a model that is quantised already"
+            )
+        return self
 
 
 class EngineConfig(EngineOptions):

@@ -19,6 +19,7 @@ import numpy as np
 
 from solon.engines.admission import check_request
 from solon.engines.base import Completion, EngineConfig, Request
+from solon.engines.bitsandbytes import bitsandbytes_options
 from solon.engines.checkpoint import is_quantised, model_settings, stop_token_ids
 from solon.engines.digest import digest_tensors
 from solon.engines.kv_batch import KvBatch
@@ -53,7 +54,7 @@ class TransformersEngine:
         self.version = 0
         self.config = config
         self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
-        self._quantised = is_quantised(config)
+        self._quantised = is_quantised(config) or config.quantization != "none"
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = _load_model(config, self._device)
         self._vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
@@ -246,6 +247,8 @@ def _load_model(config: EngineConfig, device: torch.device) -> Any:
     if model_settings(config).get("attn_logit_softcapping"):
         # The fused kernel leaves the cap out without a word, and the model would be another one.
         options["attn_implementation"] = "eager"
+    if config.quantization != "none":
+        options |= bitsandbytes_options(config, options["dtype"], device)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -255,7 +258,9 @@ def _load_model(config: EngineConfig, device: torch.device) -> Any:
     finally:
         if bars:
             logging.enable_progress_bar()
-    return model.to(device).eval().requires_grad_(False)
+    if config.quantization == "none":  # bitsandbytes has put the others where they belong
+        model = model.to(device)
+    return model.eval().requires_grad_(False)
 
 
 def _require_fit(weights: Weights, tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from solon.errors import RunFailedError
-from solon.feedback.cache import Answer, Ask, Question
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.questions import Answer, Ask, Question
 
 MAX_UNDER_WAY = 2
 
@@ -74,13 +74,21 @@ class Batcher:
         if not batch:
             return
         self.batches += 1
-        task = asyncio.ensure_future(self._send(batch))
+        task = asyncio.ensure_future(self._send(self._ordered(batch)))
         self._under_way.add(task)
         task.add_done_callback(self._landed)
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
         self._flush_if_due()
+
+    def _ordered(self, batch: list[_Waiting]) -> list[_Waiting]:
+        if self._config.batch_order == "prefix":
+            # Questions that begin alike follow each other, so that what they share is still in the engine's cache.
+            batch.sort(key=lambda w: (w.question.prompt_token_ids, w.question.text))
+        elif self._config.batch_order == "length":
+            batch.sort(key=lambda w: len(w.question.prompt_token_ids) or len(w.question.text))
+        return batch
 
     async def _send(self, batch: Sequence[_Waiting]) -> None:
         try:

@@ -12,37 +12,22 @@ import asyncio
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One next-token question to a judge."""
-
-    prompt_token_ids: tuple[int, ...]
-    label_ids: tuple[int, int]
+from solon.feedback.questions import Answer, Ask, Question, question_digest
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Log-probs of the labels, and what it cost."""
+class CacheConfig(BaseModel):
+    """`CacheConfig(entries=200_000)`"""
 
-    logprobs: tuple[float, float]
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    cache_hit: bool = False
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-Ask = Callable[[Sequence[Question]], Awaitable[list[Answer]]]
-
-
-def question_digest(question: Question) -> str:
-    """sha256 of the ids, without the judge: the same in every run."""
-    ids = np.array([*question.label_ids, *question.prompt_token_ids], np.int32)
-    return hashlib.sha256(ids.tobytes()).hexdigest()
+    entries: int = Field(200_000, ge=0)
+    """Verdicts kept in memory; 0 turns the cache off."""
+    path: str = ""
+    """File in which verdicts are kept."""
 
 
 class ExactCache:
@@ -56,12 +41,14 @@ class ExactCache:
         self._ask = ask
         self._judge_digest = judge_digest
         self._entries = entries
-        self._known: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        self._asking: dict[str, asyncio.Future[tuple[float, float]]] = {}
+        self._known: OrderedDict[str, tuple[float, ...]] = OrderedDict()
+        self._asking: dict[str, asyncio.Future[tuple[float, ...]]] = {}
 
     def key(self, question: Question) -> str:
         """Content address of a verdict."""
         return hashlib.sha256(f"{self._judge_digest}:{question_digest(question)}".encode()).hexdigest()
+
+    async def close(self) -> None: ...
 
     async def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers in the order of the questions."""
@@ -69,7 +56,7 @@ class ExactCache:
             return await self._ask(questions)
         keys = [self.key(question) for question in questions]
         fresh: dict[str, Question] = {}
-        waiting: dict[str, asyncio.Future[tuple[float, float]]] = {}
+        waiting: dict[str, asyncio.Future[tuple[float, ...]]] = {}
         for key, question in zip(keys, questions, strict=True):
             if key in self._known:
                 self._known.move_to_end(key)
@@ -92,7 +79,7 @@ class ExactCache:
                 answers.append(asked[key])
             else:
                 logprobs = asked[key].logprobs if key in asked else known[key]
-                answers.append(Answer(logprobs, cache_hit=True))
+                answers.append(Answer(logprobs, source="exact_cache"))
         return answers
 
     async def _ask_fresh(self, fresh: dict[str, Question]) -> dict[str, Answer]:
@@ -112,12 +99,17 @@ class ExactCache:
             raise
         for key, answer in zip(fresh, answers, strict=True):
             self._asking.pop(key).set_result(answer.logprobs)
-            if any(math.isnan(logprob) for logprob in answer.logprobs):
+            if answer.failure is not None or any(math.isnan(logprob) for logprob in answer.logprobs):
                 continue  # a fault of the engine, not a verdict: asked again
             self._known[key] = answer.logprobs
             if len(self._known) > self._entries:
                 self._known.popitem(last=False)
         return dict(zip(fresh, answers, strict=True))
+
+
+def open_cache(ask: Ask, config: CacheConfig, *, judge_digest: str) -> ExactCache:
+    """The cache in front of a judge, as configured."""
+    return ExactCache(ask, judge_digest=judge_digest, entries=config.entries)
 
 
 def _retrieve(task: asyncio.Task[dict[str, Answer]]) -> None:

@@ -6,22 +6,28 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from solon.feedback.cache import CacheConfig
+from solon.feedback.judging import Task
+from solon.feedback.swap import SwapConfig
+
 
 class FeedbackConfig(BaseModel):
     """`FeedbackConfig(task="pairwise", comparisons=2)`"""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: Literal["pointwise", "pairwise"] = "pointwise"
-    """Yes/no about each answer, or which of two answers of a group is better (asked in both orders)."""
+    task: Task = "pointwise"
+    """`pointwise`: yes/no about each answer. `pairwise`: which of two answers of a group is better. `predicate`:
+    the principles' yes/no facts about each answer. `score`: a mark for each answer."""
     template: Literal["compact", "assistant"] = "assistant"
     """Fixed words around the data: `compact` for tiny models, `assistant` for real ones."""
-    principles_per_group: int = Field(0, ge=0)
-    """Principles drawn at random for each group among those that apply; 0 asks about all of them."""
+    principles_per_group: int | None = Field(None, ge=0)
+    """Principles drawn at random for each group among those that apply; 0: all of them; not given: as the
+    constitution's `sampling` says."""
     comparisons: int = Field(1, ge=1)
     """Pairwise: how many of its neighbours in the group each answer is compared with."""
-    aggregation: Literal["mean", "min"] = "mean"
-    """How the principles' margins become one reward: weighted mean, or the worst one."""
+    aggregation: Literal["", "mean", "weighted", "min", "lexicographic"] = ""
+    """How the principles' margins become one reward; empty: as the constitution's `aggregation` says."""
     margin_clip: float = Field(3.0, gt=0)
     """Margins are clipped to this many nats before they are aggregated: no principle buys off another."""
     temperature: float = Field(1.0, gt=0)
@@ -38,5 +44,15 @@ class FeedbackConfig(BaseModel):
     """Prompt tokens sent to the judge together at most."""
     batch_age_ms: float = Field(5.0, ge=0)
     """A question waits this long for company while the judge is busy."""
-    cache_entries: int = Field(200_000, ge=0)
-    """Verdicts that the exact cache keeps; 0 turns it off."""
+    batch_order: Literal["prefix", "length", "arrival"] = "prefix"
+    """Order of the questions of one batch. `prefix`: those that begin alike together, for an engine with a prefix
+    cache; `length`: of like length, for one that pads."""
+    swap: SwapConfig = SwapConfig()
+    """Pairwise: when the second order is asked."""
+    calibration: str = ""
+    """File with the judge's calibration, written by `solon judges calibrate`; empty: margins are divided by
+    `temperature`."""
+    critique_tokens: int = Field(0, ge=0, le=1024)
+    """When above 0, the judge writes a critique of so many tokens at most before each verdict."""
+    cache: CacheConfig = CacheConfig()
+    """The exact cache of verdicts."""

@@ -1,133 +1,116 @@
-"""Labels a group: plans the questions, asks them, reads the verdicts, aggregates the reward."""
+"""Labels a group: says what is to be judged, has it judged, and aggregates the verdicts to rewards."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from solon.constitution import Constitution, Principle
-from solon.feedback.cache import Answer, Ask, Question, question_digest
+from solon.constitution import Asked, Constitution
+from solon.constitution_rules import PrincipleSampling
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.prompts import JudgePrompts
-from solon.feedback.reward import rewards
-from solon.feedback.verdicts import read_bool, read_pair
-from solon.records import Feedback, Group, Label, Status
+from solon.feedback.judging import Item, Judge, Verdict
+from solon.feedback.reward import rewards, rule_of
+from solon.records import Feedback, Group, Label
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """One label to be: the principle, the rollouts, and its one (pointwise) or two (pairwise) questions."""
+    """One label to be: which question about which rollouts."""
 
-    principle: Principle
+    asked: Asked
     rollouts: tuple[int, ...]
-    questions: tuple[Question, ...]
+    item: Item
 
 
 class Labeler:
-    """`await labeler.label(group)`. `max_prompt_tokens`: a longer question is not asked but `truncated`."""
+    """`await labeler.label(group)`. Raises InputError when the constitution lacks questions for the task."""
 
-    def __init__(
-        self,
-        ask: Ask,
-        *,
-        config: FeedbackConfig,
-        constitution: Constitution,
-        prompts: JudgePrompts,
-        max_prompt_tokens: int,
-    ) -> None:
-        self._ask = ask
+    def __init__(self, judge: Judge, *, config: FeedbackConfig, constitution: Constitution) -> None:
+        constitution.for_task(config.task)
+        self._judge = judge
         self._config = config
-        self._principles = constitution.for_task(config.task)
-        self._prompts = prompts
-        self._max_prompt_tokens = max_prompt_tokens
+        self._constitution = constitution
+        self._rule = rule_of(constitution, config)
 
     async def label(self, group: Group) -> Feedback:
         """Labels of all rollouts under all principles that apply, and the rewards that follow."""
-        principles = self._choose_principles(group)
-        plans = self._plan_pairs(group, principles) if self._config.task == "pairwise" else None
-        if plans is None:
-            plans = self._plan_points(group, principles)
-        askable = [plan for plan in plans if self._fits(plan)]
-        answers = iter(await self._ask([q for plan in askable for q in plan.questions]))
-        labels = [self._read(plan, [next(answers) for _ in plan.questions]) for plan in askable]
-        labels += [self._too_long(plan) for plan in plans if not self._fits(plan)]
+        asked = self._choose(group)
+        plans = [
+            _Plan(one, rollouts, _item(self._config, group, one, rollouts))
+            for rollouts in self._subjects(group)
+            for one in asked
+        ]
+        verdicts = await self._judge.judge([plan.item for plan in plans])
+        labels = tuple(_label(plan, verdict) for plan, verdict in zip(plans, verdicts, strict=True))
         return Feedback(
             ordinal=group.ordinal,
             attempt=group.attempt,
             rewards_G=rewards(
                 labels,
                 num_rollouts=len(group.rollouts),
-                weights={p.id: p.weight for p in principles},
-                config=self._config,
+                principles=tuple({one.principle.id: one.principle for one in asked}.values()),
+                rule=self._rule,
+                clip=self._config.margin_clip,
             ),
-            labels=tuple(labels),
+            labels=labels,
         )
 
-    def _choose_principles(self, group: Group) -> tuple[Principle, ...]:
-        applying = tuple(p for p in self._principles if p.applies_if(group.prompt))
-        k = self._config.principles_per_group
-        if k == 0 or k >= len(applying):
-            return applying
-        # Seeded by the group, not by the prompt alone: each epoch asks about other principles.
-        return tuple(random.Random(f"{group.prompt.prompt_id}:{group.ordinal}").sample(applying, k))
+    def _choose(self, group: Group) -> tuple[Asked, ...]:
+        asked = self._constitution.questions_for(self._config.task, group.prompt)
+        applying = list(dict.fromkeys(one.principle.id for one in asked))
+        match self._config.principles_per_group:
+            case None:
+                sampling = self._constitution.sampling
+            case 0:
+                sampling = PrincipleSampling()
+            case k:
+                sampling = PrincipleSampling(mode="k_random", k=k)
+        drawn = sampling.draw(applying, prompt_id=group.prompt.prompt_id, ordinal=group.ordinal)
+        return tuple(one for one in asked if one.principle.id in drawn)
 
-    def _plan_points(self, group: Group, principles: Sequence[Principle]) -> list[_Plan]:
-        plans = []
-        for index, rollout in enumerate(group.rollouts):
-            for principle in principles:
-                ids = self._prompts.pointwise(group.prompt.messages, rollout.text, principle.pointwise_question)
-                plans.append(_Plan(principle, (index,), (Question(ids, self._prompts.bool_ids),)))
-        return plans
-
-    def _plan_pairs(self, group: Group, principles: Sequence[Principle]) -> list[_Plan]:
-        plans = []
-        for first, second in ring_pairs(len(group.rollouts), self._config.comparisons):
-            texts = group.rollouts[first].text, group.rollouts[second].text
-            for principle in principles:
-                questions = tuple(
-                    Question(
-                        self._prompts.pairwise(group.prompt.messages, a, b, principle.pairwise_question),
-                        self._prompts.pair_ids,
-                    )
-                    for a, b in (texts, texts[::-1])
-                )
-                plans.append(_Plan(principle, (first, second), questions))
-        return plans
-
-    def _fits(self, plan: _Plan) -> bool:
-        return all(len(q.prompt_token_ids) <= self._max_prompt_tokens for q in plan.questions)
-
-    def _read(self, plan: _Plan, answers: Sequence[Answer]) -> Label:
+    def _subjects(self, group: Group) -> list[tuple[int, ...]]:
+        """Which rollouts are judged together. All questions about one subject follow each other: they share it."""
         if self._config.task == "pairwise":
-            reading = read_pair(answers[0].logprobs, answers[1].logprobs, self._config)
-        else:
-            reading = read_bool(answers[0].logprobs, self._config)
-        return Label(
-            task=self._config.task,
-            principle_id=plan.principle.id,
-            rollouts=plan.rollouts,
-            status=reading.status,
-            margin=reading.margin,
-            position_offset=reading.position_offset,
-            mass=reading.mass,
-            prompt_tokens=sum(a.prompt_tokens for a in answers),
-            cached_tokens=sum(a.cached_tokens for a in answers),
-            cache_hits=sum(a.cache_hit for a in answers),
-            questions=len(plan.questions),
-            prompt_digests=tuple(question_digest(q) for q in plan.questions),
-        )
+            return [*ring_pairs(len(group.rollouts), self._config.comparisons)]
+        return [(index,) for index in range(len(group.rollouts))]
 
-    def _too_long(self, plan: _Plan) -> Label:
-        return Label(
-            task=self._config.task,
-            principle_id=plan.principle.id,
-            rollouts=plan.rollouts,
-            status=Status.TRUNCATED,
-            margin=None,
-            questions=len(plan.questions),
-            prompt_digests=tuple(question_digest(q) for q in plan.questions),
-        )
+
+def _item(config: FeedbackConfig, group: Group, asked: Asked, rollouts: Sequence[int]) -> Item:
+    return Item(
+        task=config.task,
+        conversation=group.prompt.messages,
+        answers=tuple(group.rollouts[i].text for i in rollouts),
+        principle_id=asked.principle.id,
+        question=asked.question,
+        polarity=asked.polarity,
+        scale=asked.scale,
+    )
+
+
+def _label(plan: _Plan, verdict: Verdict) -> Label:
+    return Label(
+        task=plan.item.task,
+        principle_id=plan.item.principle_id,
+        question_id=plan.asked.question_id,
+        rollouts=plan.rollouts,
+        status=verdict.status,
+        margin=verdict.margin,
+        raw_margin=verdict.raw_margin,
+        consistent=verdict.consistent,
+        position_offset=verdict.position_offset,
+        mass=verdict.mass,
+        prompt_tokens=verdict.prompt_tokens,
+        cached_tokens=verdict.cached_tokens,
+        output_tokens=verdict.output_tokens,
+        cache_hits=verdict.cache_hits,
+        questions=verdict.questions,
+        prompt_digests=verdict.prompt_digests,
+        judge=verdict.judge,
+        level=verdict.level,
+        source=verdict.source,
+        usd=verdict.usd,
+        detail=verdict.detail,
+    )
 
 
 def ring_pairs(num_rollouts: int, comparisons: int) -> list[tuple[int, int]]:

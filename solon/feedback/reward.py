@@ -7,45 +7,56 @@ work, for both would be wrong labels that look like right ones.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from solon.constitution import Constitution, Principle
+from solon.constitution_rules import Aggregation, Weighed
 from solon.feedback.config import FeedbackConfig
 from solon.records import Label
 
 
 def rewards(
-    labels: Sequence[Label], *, num_rollouts: int, weights: Mapping[str, float], config: FeedbackConfig
+    labels: Sequence[Label], *, num_rollouts: int, principles: Sequence[Principle], rule: Aggregation, clip: float
 ) -> tuple[float | None, ...]:
-    """Rewards of G rollouts in nats, each in [-margin_clip, margin_clip]; None where a label is missing.
+    """Rewards of G rollouts in nats; None where a label is missing. Their range is that of `rule.reward`.
 
-    weights: principle id -> weight, for the principles that were asked about.
+    principles: those that were asked about. clip: nats that a margin counts at most.
     """
     margins: dict[tuple[int, str], list[float | None]] = defaultdict(list)
+    is_pairwise = any(label.task == "pairwise" for label in labels)
     for label in labels:
         for place, rollout in enumerate(label.rollouts):
             sign = 1.0 if place == 0 else -1.0
             margins[rollout, label.principle_id].append(
-                None if label.margin is None else sign * _clip(label.margin, config.margin_clip)
+                None if label.margin is None else sign * max(-clip, min(clip, label.margin))
             )
-    return tuple(_reward([margins[i, p] for p in weights], [*weights.values()], config) for i in range(num_rollouts))
+
+    def reward(rollout: int) -> float | None:
+        found = []
+        for principle in principles:
+            mean = _mean(margins[rollout, principle.id], one_is_enough=is_pairwise)
+            if mean is None:
+                return None
+            found.append(Weighed(mean, principle.weight, principle.severity == "hard"))
+        return rule.reward(found, clip=clip) if found else None
+
+    return tuple(reward(rollout) for rollout in range(num_rollouts))
 
 
-def _reward(
-    by_principle: Sequence[Sequence[float | None]], weights: Sequence[float], config: FeedbackConfig
-) -> float | None:
-    means = []
-    for margins in by_principle:
-        valid = [m for m in margins if m is not None]
-        # A pairwise principle is asked several times: one valid comparison is enough for a number.
-        if not valid:
-            return None
-        means.append(sum(valid) / len(valid))
-    if not means:
+def rule_of(constitution: Constitution, config: FeedbackConfig) -> Aggregation:
+    """How margins are weighed against each other: as the constitution says, unless the configuration overrides it."""
+    if not config.aggregation:
+        return constitution.aggregation
+    return constitution.aggregation.model_copy(update={"method": config.aggregation})
+
+
+def _mean(margins: Sequence[float | None], *, one_is_enough: bool) -> float | None:
+    """Of one principle's questions about one rollout.
+
+    A pairwise principle puts the same question several times: one valid comparison is enough for a number. The
+    predicates of a principle are different questions: none may be missing.
+    """
+    valid = [margin for margin in margins if margin is not None]
+    if not valid or (len(valid) < len(margins) and not one_is_enough):
         return None
-    if config.aggregation == "min":
-        return min(means)
-    return sum(w * m for w, m in zip(weights, means, strict=True)) / sum(weights)
-
-
-def _clip(value: float, bound: float) -> float:
-    return max(-bound, min(bound, value))
+    return sum(valid) / len(valid)

@@ -19,14 +19,18 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from solon.constitution import Constitution
+from solon.constitution_rules import Aggregation
 from solon.engines.fake import FakeTokenizer
 from solon.errors import InputError, RunFailedError
 from solon.feedback.batching import MAX_UNDER_WAY, Batcher
-from solon.feedback.cache import Answer, ExactCache, Question, question_digest
+from solon.feedback.cache import ExactCache
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.engine_judge import EngineJudge
 from solon.feedback.labeler import Labeler, ring_pairs
 from solon.feedback.prompts import ASSISTANT, COMPACT, TEMPLATES, JudgePrompts, label_ids
-from solon.feedback.reward import rewards
+from solon.feedback.questions import Answer, Ask, Question, question_digest
+from solon.feedback.reward import rewards, rule_of
+from solon.feedback.swap import SwapConfig
 from solon.feedback.verdicts import mass, read_bool, read_pair
 from solon.records import Label, Message, Status
 from tests.unit.fakes import make_group
@@ -153,7 +157,15 @@ def make_label(principle: str, *rollouts: int, margin: float | None) -> Label:
 
 def reward(labels: Sequence[Label], *, num_rollouts: int = 1, weights: Any = None, **config: Any) -> tuple[Any, ...]:
     weights = weights or {label.principle_id: 1.0 for label in labels}
-    return rewards(labels, num_rollouts=num_rollouts, weights=weights, config=FeedbackConfig(**config))
+    constitution = make_constitution(*({"id": name, "weight": weight} for name, weight in weights.items()))
+    settings = FeedbackConfig(**config)
+    return rewards(
+        labels,
+        num_rollouts=num_rollouts,
+        principles=constitution.principles,
+        rule=rule_of(constitution, settings),
+        clip=settings.margin_clip,
+    )
 
 
 def test_the_reward_is_the_weighted_mean_of_the_clipped_margins():
@@ -170,7 +182,7 @@ def test_one_invalid_label_leaves_its_rollout_without_a_reward_and_no_other():
 
 def test_a_missing_label_is_no_reward():
     assert reward([make_label("a", 0, margin=1.0)], num_rollouts=2, weights={"a": 1.0}) == (1.0, None)
-    assert rewards([], num_rollouts=2, weights={}, config=CONFIG) == (None, None)
+    assert rewards([], num_rollouts=2, principles=(), rule=Aggregation(), clip=3.0) == (None, None)
 
 
 def test_a_comparison_counts_for_one_and_against_the_other():
@@ -597,13 +609,20 @@ class RuleJudge:
 
 
 def make_labeler(judge: RuleJudge, *principles: dict[str, Any], max_prompt_tokens: int = 99, **config: Any) -> Labeler:
-    return Labeler(
-        judge.ask,
-        config=FeedbackConfig(template="compact", **config),
-        constitution=make_constitution(*principles),
+    settings = {"template": "compact", "swap": SwapConfig(orders="both")} | config
+    return labeler_of(judge.ask, *principles, max_prompt_tokens=max_prompt_tokens, **settings)
+
+
+def labeler_of(ask: Ask, *principles: dict[str, Any], max_prompt_tokens: int = 99, **config: Any) -> Labeler:
+    feedback = FeedbackConfig(**config)
+    judge = EngineJudge(
+        ask,
+        name="judge-0",
         prompts=JudgePrompts(COMPACT, FakeTokenizer(WORDS)),
+        config=feedback,
         max_prompt_tokens=max_prompt_tokens,
     )
+    return Labeler(judge, config=feedback, constitution=make_constitution(*principles))
 
 
 async def test_every_rollout_is_asked_about_under_every_principle():
@@ -629,22 +648,29 @@ async def test_pairs_are_asked_in_both_orders_and_bias_cancels():
     assert feedback.rewards_G == pytest.approx((1.0, -1.0))
 
 
-async def test_a_question_too_long_for_the_judge_is_not_asked_and_gives_no_reward():
+async def test_of_an_answer_too_long_for_the_judge_head_and_tail_are_judged():
     judge = RuleJudge()
-    feedback = await make_labeler(judge, {"id": "kind"}, max_prompt_tokens=40).label(
-        make_group(texts=("blue", "blue " * 50))
+    feedback = await make_labeler(judge, {"id": "kind"}, max_prompt_tokens=60).label(
+        make_group(texts=("blue", "sky " + "no " * 80 + "yes"))
     )
-    assert [label.status for label in feedback.labels] == [Status.OK, Status.TRUNCATED]
-    assert feedback.rewards_G == (pytest.approx(1.0), None)
-    assert len(judge.asked) == 1
+    assert all(label.status.valid for label in feedback.labels)
+    assert [label.detail for label in feedback.labels] == ["", "a text was cut"]
+    (_, cut) = judge.asked
+    words = FakeTokenizer(WORDS).decode(cut.prompt_token_ids).split()
+    assert len(cut.prompt_token_ids) <= 60
+    assert "sky" in words
+    assert "yes" in words
 
 
-async def test_a_pair_with_one_long_answer_is_not_asked_at_all():
+async def test_a_question_with_no_room_for_its_texts_is_not_asked_and_gives_no_reward():
     judge = RuleJudge()
-    group = make_group(texts=("blue", "blue " * 50))
-    feedback = await make_labeler(judge, task="pairwise", max_prompt_tokens=40).label(group)
-    assert judge.asked == []
+    long = "blue " * 50
+    feedback = await make_labeler(judge, {"id": "kind"}, task="pairwise", max_prompt_tokens=35).label(
+        make_group(texts=(long, long))
+    )
+    assert {label.status for label in feedback.labels} == {Status.TRUNCATED}
     assert feedback.rewards_G == (None, None)
+    assert judge.asked == []
 
 
 async def test_a_group_under_no_principle_has_no_labels_and_no_reward():
@@ -672,27 +698,9 @@ async def test_drawn_principles_are_the_same_for_a_repeated_attempt_and_other_on
 
 async def test_an_error_of_the_judge_reaches_the_caller_of_the_labeler():
     judge = SlowJudge(fail=lambda _: RunFailedError("died"))
-    labeler = Labeler(
-        make_cache(judge).ask,
-        config=CONFIG,
-        constitution=make_constitution(),
-        prompts=JudgePrompts(COMPACT, FakeTokenizer(WORDS)),
-        max_prompt_tokens=99,
-    )
+    labeler = labeler_of(judge.ask)
     with pytest.raises(RunFailedError, match="died"):
         await labeler.label(make_group())
-
-
-async def test_calibration_is_read_afresh_from_cached_verdicts():
-    judge = RuleJudge()
-    cache = ExactCache(judge.ask, judge_digest="j", entries=99)
-    found = []
-    for temperature in (1.0, 2.0):
-        labeler = make_labeler(judge, {"id": "kind"}, temperature=temperature)
-        labeler._ask = cache.ask
-        found.append((await labeler.label(make_group(texts=("blue", "sky")))).rewards_G[0])
-    assert found == [pytest.approx(1.0), pytest.approx(0.5)]
-    assert len(judge.asked) == 2
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,50 @@
+"""The limits of a run as a Ray actor: every process that asks an endpoint asks it first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from actors.calls import call
+from solon.feedback.limiter import AsyncLimits
+from solon.feedback.limits import Bill, Permit, Spend, Want
+
+
+class RemoteLimits:
+    """A `LimitsPort` in another process. A dead one raises RunFailedError: nobody asks without limits.
+
+    limiter = Limiter(RemoteLimits(LimitsActor.remote(config)), config)
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def start(self) -> Spend:
+        result: Spend = await self._call("start")
+        return result
+
+    async def acquire(self, wants: Sequence[Want]) -> list[Permit]:
+        result: list[Permit] = await self._call("acquire", list(wants))
+        return result
+
+    async def settle(self, bills: Sequence[Bill]) -> None:
+        await self._call("settle", list(bills))
+
+    async def hold(self, seconds: float) -> None:
+        await self._call("hold", seconds)
+
+    async def spend(self) -> Spend:
+        result: Spend = await self._call("spend")
+        return result
+
+    async def close(self) -> Spend:
+        result: Spend = await self._call("close")
+        return result
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        return await call(getattr(self._actor, method).remote(*arguments), who="the limiter")
+
+
+LimitsActor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(AsyncLimits)

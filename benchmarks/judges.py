@@ -1,0 +1,288 @@
+"""Quantised judges against the same judge in bf16: verdicts per second, and what that costs in agreement.
+
+    python benchmarks/judges.py [--quick] [--json PATH]
+
+The nursery's judge is quantised on the spot and asked about held-out pairs that the oracles decide, in both orders;
+half of the answers were written by the policy. A random-weight model of about 70 million parameters shows the rates
+where arithmetic and not the handling of requests decides. All judges of a comparison are loaded in one process and take
+turns part by part; each part is asked once, so that the prefix cache serves all of them alike. Rates are medians over
+parts, ratios medians over the parts' own ratios: the machine may be shared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import platformdirs
+
+from benchmarks._harness import Row, arguments, report
+from compression.judge_prompts import judge_sequences
+from compression.quantise import quantise_model, weight_bytes
+from nursery.grow import Nursery, fingerprint, grow
+from solon.cli.nursery_pairs import nursery_gold
+from solon.constitution import Constitution
+from solon.engines.base import EngineOptions
+from solon.feedback.candidates import WARM_UP_ITEMS, Candidate, comparing, parse_candidate
+from solon.feedback.comparison import Comparison, JudgeRow, Meter, compare
+from solon.feedback.gold import GoldPair
+from solon.feedback.local import LocalJudge, open_judge
+
+OPTIONS = EngineOptions(max_model_len=256, max_running=256, kv_cache_gib=0.75, threads=1)
+"""The cache holds all that is asked, whatever the dtype: one that is too small would make its engine slower."""
+CALIBRATION_PROMPTS = 256
+SPEED, LOST = ">= 2.5", "<= 0.5"
+WIDTH, FEED_FORWARD, LAYERS = 768, 2048, 10
+"""Of the larger model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is asked."""
+
+    pairs: int
+    parts: int
+    plain_pairs: int
+    """Of the Transformers engine."""
+    large_pairs: int
+    large_parts: int
+
+
+FULL = Plan(pairs=2000, parts=10, plain_pairs=400, large_pairs=48, large_parts=6)
+QUICK = Plan(pairs=200, parts=4, plain_pairs=100, large_pairs=32, large_parts=2)
+
+
+def grown_nursery() -> Nursery:
+    """The nursery of these sources; when it would have to be grown first, the newest one that is there."""
+    root = platformdirs.user_cache_path("solon")
+    if not (root / f"nursery-{fingerprint(seed=0, effort=1.0)}").exists():
+        others = sorted(root.glob("nursery-*/report.json"), key=lambda path: path.stat().st_mtime)
+        if others:
+            print(
+                f"warning: the nursery of these sources is not grown, so {others[-1].parent} is used", file=sys.stderr
+            )
+            return Nursery.at(others[-1].parent)
+    return grow()
+
+
+class NetworkClock:
+    """Seconds that a judge's network computes, of all that it takes to answer."""
+
+    def __init__(self, judge: LocalJudge) -> None:
+        from solon.engines.vllm_weights import live_model
+
+        self.seconds = 0.0
+        self._started = 0.0
+        network = live_model(judge.runner._engine._core)
+        network.register_forward_pre_hook(self._start)
+        network.register_forward_hook(self._stop)
+
+    def _start(self, *_: Any) -> None:
+        self._started = time.perf_counter()
+
+    def _stop(self, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A comparison, and which share of its time each judge's network was computing."""
+
+    comparison: Comparison
+    network_shares: dict[str, float]
+
+    def __getitem__(self, name: str) -> JudgeRow:
+        return next(row for row in self.comparison.rows if row.name == name)
+
+
+async def take_turns(
+    candidates: Sequence[Candidate],
+    pairs: Sequence[GoldPair],
+    constitution: Constitution,
+    *,
+    parts: int,
+    min_mass: float = 0.5,
+) -> Outcome:
+    """Load all judges, warm them, and let them answer part by part in an order that rotates."""
+    async with AsyncExitStack() as stack:
+        judges: list[LocalJudge] = []
+        for candidate in candidates:
+            order = "prefix" if candidate.engine.backend == "vllm" else "length"
+            feedback = comparing("compact", batch_order=order, min_mass=min_mass)
+            judge = await open_judge(candidate.engine, feedback, constitution, name=candidate.name)
+            stack.push_async_callback(judge.close)
+            warm_up = [replace(item, conversation=()) for pair in pairs for item in pair.items]
+            await judge.judge(warm_up[:WARM_UP_ITEMS])
+            judges.append(judge)
+        clocks = {
+            c.name: NetworkClock(j) for c, j in zip(candidates, judges, strict=True) if c.engine.backend == "vllm"
+        }
+        meters = [Meter(judge, pairs, parts=parts) for judge in judges]
+        for part in range(meters[0].num_parts):
+            shift = part % len(meters)
+            for meter in meters[shift:] + meters[:shift]:
+                await meter.ask(part)
+        sizes = [weight_bytes(Path(candidate.engine.model)) for candidate in candidates]
+        found = [replace(meter.result(), disk_bytes=size) for meter, size in zip(meters, sizes, strict=True)]
+    shares = {m.name: clocks[m.name].seconds / sum(p.seconds for p in m.parts) for m in found if m.name in clocks}
+    outcome = Outcome(compare(found, pairs), shares)
+    for row, one in zip(outcome.comparison.rows, found, strict=True):
+        print(f"{row.name}: {row.verdicts_per_s:.4g} verdicts/s, {row.speedup:.2f} times the first; agreement "
+              f"{row.agreement}; {one.cached_tokens / one.prompt_tokens:.0%} of the tokens from the prefix cache; "
+              f"{shares.get(row.name, 1.0):.0%} of the time in the network")  # fmt: skip
+    return outcome
+
+
+def candidate(directory: Path, name: str, variant: str = "") -> Candidate:
+    """A judge under the name of its numbers."""
+    return replace(parse_candidate(f"{directory}@{variant}" if variant else str(directory), OPTIONS), name=name)
+
+
+def quantised(
+    source: Path, scratch: Path, schemes: Sequence[str], calibration: Sequence[Sequence[int]]
+) -> dict[str, Path]:
+    """Copies of a judge by scheme."""
+    for scheme in schemes:
+        quantise_model(source, scratch / scheme, scheme, calibration=calibration)
+    return {scheme: scratch / scheme for scheme in schemes}
+
+
+def quantised_candidates(copies: dict[str, Path]) -> list[Candidate]:
+    # vLLM's four-bit kernel for CPUs takes no float32; the eight-bit one is quicker with it than with bfloat16.
+    return [candidate(path, name, "bf16" if name.startswith("w4") else "") for name, path in copies.items()]
+
+
+def nursery_rows(grown: Nursery, plan: Plan, scratch: Path) -> list[Row]:
+    """The judge that was taught, and what its copies still know."""
+    constitution = Constitution.load(grown.constitution)
+    taught = nursery_gold(grown, CALIBRATION_PROMPTS // 2, held_out=False)
+    items = [item for pair in taught for item in pair.items]
+    calibration = judge_sequences(
+        str(grown.judge_fp), items, template="compact", preamble=constitution.preamble, limit=CALIBRATION_PROMPTS
+    )
+    copies = quantised(grown.judge_fp, scratch / "tiny", ["w8a8", "w8a8-gptq", "w4a16", "w4a16-gptq"], calibration)
+    pairs = nursery_gold(grown, plan.pairs)
+    judges = [candidate(grown.judge_fp, "bf16", "bf16"), candidate(grown.judge_fp, "fp32", "fp32")]
+    judges += quantised_candidates(copies)
+    outcome = asyncio.run(take_turns(judges, pairs, constitution, parts=plan.parts))
+    rows = rate_rows("nursery judge", outcome, ["w8a8", "w4a16-gptq"])
+    rows += quality_rows("nursery judge", outcome, list(copies))
+    plain = [candidate(grown.judge_fp, name, name) for name in ("hf", "bnb_int8", "bnb_nf4")]
+    slow = asyncio.run(take_turns(plain, pairs[: plan.plain_pairs], constitution, parts=plan.parts))
+    for name in ("bnb_int8", "bnb_nf4"):
+        judge = slow[name]
+        rows += [
+            Row(f"nursery judge, Transformers: {name} over fp32, verdicts/s", judge.speedup),
+            Row(f"nursery judge, Transformers: {name}, agreement lost, points", judge.lost_points or 0.0),
+        ]
+    return rows
+
+
+def rate_rows(title: str, outcome: Outcome, schemes: Sequence[str]) -> list[Row]:
+    """How much faster than bf16, the first judge."""
+    bf16, fp32, int8 = outcome["bf16"], outcome["fp32"], outcome["w8a8"]
+    rows = [
+        Row(f"{title}: int8 over bf16, verdicts/s", int8.speedup, goal=SPEED),
+        Row(f"{title}: int8 over fp32, verdicts/s", int8.speedup / fp32.speedup),
+        Row(f"{title}: verdicts/s in both orders, int8 (reference: bf16)", int8.verdicts_per_s, bf16.verdicts_per_s),
+    ]
+    rows += [Row(f"{title}: {name} over bf16, verdicts/s", outcome[name].speedup) for name in schemes if name != "w8a8"]
+    shares = outcome.network_shares
+    return [
+        *rows,
+        Row(f"{title}: share of the time in the network, int8 (reference: bf16)", shares["w8a8"], shares["bf16"]),
+    ]
+
+
+def quality_rows(title: str, outcome: Outcome, schemes: Sequence[str]) -> list[Row]:
+    """What each copy still agrees with."""
+    bf16, rows = outcome["bf16"], []
+    for name in schemes:
+        judge = outcome[name]
+        assert judge.lost_points is not None
+        assert judge.kappa_with_first is not None
+        assert judge.flips is not None
+        goal = LOST if name == "w8a8" else ""
+        rows += [
+            Row(f"{title}: {name}, agreement lost, points", judge.lost_points, goal=goal),
+            Row(f"{title}: {name}, agreement with gold (reference: bf16)", judge.agreement.value, bf16.agreement.value),
+            Row(f"{title}: {name}, kappa with bf16", judge.kappa_with_first.value),
+            Row(f"{title}: {name}, verdicts flipped, %", 100 * judge.flips.value),
+            Row(f"{title}: {name}, position consistency (reference: bf16)", consistency(judge), consistency(bf16)),
+            Row(f"{title}: {name}, megabytes of weights (reference: bf16)", *megabytes(judge, bf16)),
+        ]
+    return rows
+
+
+def megabytes(*judges: JudgeRow) -> list[float]:
+    return [(judge.disk_bytes or 0) / 1e6 for judge in judges]
+
+
+def consistency(judge: JudgeRow) -> float:
+    assert judge.position_consistency is not None
+    return judge.position_consistency.value
+
+
+def large_rows(grown: Nursery, plan: Plan, scratch: Path) -> list[Row]:
+    """Rates of a model whose verdicts are noise: only how long they take is looked at."""
+    source = write_large(scratch / "large-source", grown)
+    copies = quantised(source, scratch / "large", ["w8a8", "w4a16"], [])
+    judges = [candidate(source, "bf16", "bf16"), candidate(source, "fp32", "fp32")]
+    judges += quantised_candidates(copies)
+    pairs = nursery_gold(grown, plan.large_pairs)[: plan.large_pairs]
+    constitution = Constitution.load(grown.constitution)
+    # Random weights put next to nothing on the labels; how long that takes is the same.
+    turns = take_turns(judges, pairs, constitution, parts=plan.large_parts, min_mass=1e-9)
+    outcome = asyncio.run(turns)
+    return rate_rows("70 M parameters", outcome, ["w8a8", "w4a16"])
+
+
+def write_large(path: Path, grown: Nursery) -> Path:
+    """A random Llama with the nursery's tokenizer, so that it is asked the same questions."""
+    import shutil
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = AutoConfig.from_pretrained(grown.judge_fp)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=small.vocab_size,
+        hidden_size=WIDTH,
+        intermediate_size=FEED_FORWARD,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=WIDTH // 64,
+        num_key_value_heads=WIDTH // 64,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=small.eos_token_id,
+        pad_token_id=small.pad_token_id,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).to(torch.float32).save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copyfile(grown.judge_fp / name, path / name)
+    return path
+
+
+def main() -> None:
+    options = arguments(__doc__ or "").parse_args()
+    plan = QUICK if options.quick else FULL
+    grown = grown_nursery()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = nursery_rows(grown, plan, Path(folder)) + large_rows(grown, plan, Path(folder))
+    report("judges", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

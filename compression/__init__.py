@@ -1,0 +1,1 @@
+"""Smaller models that judge and answer as before."""

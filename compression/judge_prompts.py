@@ -1,0 +1,28 @@
+"""Prompts that a judge really gets, as token ids: what its quantised copy is calibrated on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+from solon.engines.tokens import ChatTokenizer
+from solon.feedback.judging import Item
+from solon.feedback.prompts import TEMPLATES, JudgePrompts
+
+
+def judge_sequences(
+    model: str, items: Iterable[Item], *, template: str, preamble: str = "", limit: int = 512, max_tokens: int = 4096
+) -> list[list[int]]:
+    """Token ids of the questions about these items, a pair in both orders, `limit` of them at most.
+
+    judge_sequences("judge", items, template="assistant", preamble=constitution.preamble)
+
+    An item that is too long even when cut is left out. Raises InputError when the tokenizer splits an answer label.
+    """
+    prompts = JudgePrompts(TEMPLATES[template], ChatTokenizer.load(model), preamble=preamble)
+    laid = (
+        prompts.lay(item, swapped=swapped, max_tokens=max_tokens)
+        for item in items
+        for swapped in ((False, True) if item.task == "pairwise" else (False,))
+    )
+    return [list(one.question.prompt_token_ids) for one in itertools.islice(filter(None, laid), limit)]

@@ -1,0 +1,309 @@
+"""Fewer bits for the weights of a judge: schemes, and the one function that writes a quantised copy.
+
+    quantise_model(Path("judge"), Path("judge-int8"), "w8a8")
+    quantise_model(Path("judge"), Path("judge-int4"), "w4a16-gptq", calibration=judge_sequences(...))
+
+What is written is a Hugging Face directory in the compressed-tensors format, which vLLM and Transformers load. It
+is built beside its place and renamed into it, so nobody ever sees half of it.
+
+A one-token verdict is all prefill: arithmetic decides, and eight-bit arithmetic (`w8a8`, `fp8`) is what makes a judge
+faster. Four-bit weights (`w4a16`) are turned back into floating point before they are multiplied: they save memory,
+and time only where a judge writes long critiques. Calibrate on prompts that a judge really gets, never on running
+text: GPTQ keeps exact what its calibration data exercises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from solon.engines.base import EngineConfig
+from solon.engines.checkpoint import is_quantised, require_model
+from solon.errors import InputError, RunFailedError, nearest
+from solon.feedback.identity import weights_digest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RECORD = "quantisation.json"
+"""Lies beside the weights: what was done to them."""
+PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors")
+LEAST_SEQUENCES = 8
+"""GPTQ measures how inputs vary; fewer sequences than this say nothing."""
+COPIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "generation_config.json",
+)
+"""Files of a model that quantising leaves as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """How weights and inputs of the linear layers are stored and multiplied."""
+
+    preset: str
+    """Its name in compressed-tensors."""
+    columns: int
+    """The width of every layer must be a multiple of this."""
+    rows: int
+    """So must the height: kernels work on blocks."""
+    gptq: bool = False
+    """Rounding errors are passed on to weights that are rounded later (arXiv:2210.17323); else to the nearest."""
+
+
+SCHEMES: dict[str, Scheme] = {
+    "w8a8": Scheme(preset="W8A8", columns=16, rows=16),
+    "w8a8-gptq": Scheme(preset="W8A8", columns=16, rows=16, gptq=True),
+    "w4a16": Scheme(preset="W4A16", columns=128, rows=32),
+    "w4a16-gptq": Scheme(preset="W4A16", columns=128, rows=32, gptq=True),
+    "fp8": Scheme(preset="FP8_DYNAMIC", columns=16, rows=16),
+}
+"""w8a8: int8 weights, one scale a row; int8 inputs, one scale a token. w4a16: int4 weights, one scale for 128 of
+them; inputs stay. fp8: as w8a8, in eight-bit floating point."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantised:
+    """What was written, and how; the content of `quantisation.json`."""
+
+    scheme: str
+    source: str
+    source_digest: str
+    calibration_digest: str
+    """Of the token ids that were run; empty when the scheme looks at none."""
+    calibration_sequences: int
+    layers: int
+    """Linear layers that were quantised."""
+    ignored: tuple[str, ...]
+    weight_bytes: int
+    source_weight_bytes: int
+    versions: dict[str, str]
+    note: str = ""
+
+
+def quantise_model(
+    source_dir: Path,
+    target_dir: Path,
+    scheme: str,
+    *,
+    calibration: Sequence[Sequence[int]] = (),
+    ignore: Sequence[str] = ("lm_head",),
+) -> Quantised:
+    """Write a quantised copy of a model. Takes seconds for a tiny one, and memory for the whole of it.
+
+    calibration: token ids of prompts that the judge really gets, for the GPTQ schemes; the others look at no data.
+    ignore: layers that stay as they are, by name or `re:` pattern; the head is read at one token in a hundred.
+
+    Raises InputError when the scheme is unknown, the model is quantised already, a layer does not divide, the target
+    exists or the calibration is too small.
+    """
+    recipe = scheme_named(scheme)
+    source, target = Path(source_dir), Path(target_dir)
+    _require_inputs(source, target, scheme, calibration)
+    sequences = calibration if recipe.gptq else ()
+    _require_fit(source, scheme, ignore)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantising-") as scratch:
+        written = Path(scratch) / "model"
+        layers = _write(source, written, recipe, sequences, ignore)
+        _require_whole(written, layers)
+        _copy_files(source, written)
+        record = Quantised(
+            scheme=scheme,
+            source=str(source),
+            source_digest=weights_digest(source),
+            calibration_digest=calibration_digest(sequences) if sequences else "",
+            calibration_sequences=len(sequences),
+            layers=layers,
+            ignored=tuple(ignore),
+            weight_bytes=weight_bytes(written),
+            source_weight_bytes=weight_bytes(source),
+            versions={package: version(package) for package in PACKAGES},
+            note=fp8_note() if scheme == "fp8" else "",
+        )
+        (written / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+        written.rename(target)
+    return record
+
+
+def scheme_named(name: str) -> Scheme:
+    """Raises InputError for a name that is none."""
+    if name not in SCHEMES:
+        raise InputError(
+            f"there is no quantisation scheme {name!r}, expected one of {', '.join(SCHEMES)}{nearest(name, SCHEMES)}"
+        )
+    return SCHEMES[name]
+
+
+def calibration_digest(sequences: Sequence[Sequence[int]]) -> str:
+    """sha256 of token ids, first 16 digits: another sequence, order or border gives another one."""
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        digest.update(len(sequence).to_bytes(4, "little"))
+        digest.update(np.array(sequence, np.int32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def weight_bytes(directory: Path) -> int:
+    """Bytes of the safetensors files of a model."""
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def fp8_note() -> str:
+    """Whether this machine multiplies in fp8, in a sentence."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no GPU here: vLLM computes fp8 by way of floats on a CPU, correct but slower than int8"
+    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    if (major, minor) >= (8, 9):
+        return f"{name} multiplies in fp8"
+    return (
+        f"{name} (compute capability {major}.{minor}) does not multiply in fp8, which takes 8.9: the weights are "
+        "turned back, which saves memory and no time; take w8a8"
+    )
+
+
+def _require_inputs(source: Path, target: Path, scheme: str, calibration: Sequence[Sequence[int]]) -> None:
+    config = EngineConfig(model=str(source))
+    require_model(config)
+    if is_quantised(config):
+        raise InputError(f"{source} holds quantised weights, expected a model that is not; quantise its original")
+    if not any(source.glob("*.safetensors")):
+        raise InputError(f"{source} holds no *.safetensors, expected a model directory on this machine; download it")
+    if target.exists():
+        raise InputError(f"{target} exists, expected a new directory; remove it or choose another")
+    if SCHEMES[scheme].gptq and len(calibration) < LEAST_SEQUENCES:
+        raise InputError(
+            f"{scheme} got {len(calibration)} calibration sequences, expected at least {LEAST_SEQUENCES} "
+            f"(some hundred are better); give judge prompts, or take {scheme.removesuffix('-gptq')!r}, which needs none"
+        )
+    if any(len(sequence) == 0 for sequence in calibration):
+        raise InputError("a calibration sequence is empty, expected token ids; leave it out")
+
+
+def _require_fit(source: Path, scheme: str, ignore: Sequence[str]) -> None:
+    """Raises InputError unless every layer divides. Looks at the shapes only, before any weight is read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    recipe = SCHEMES[scheme]
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    wrong = [
+        f"{name} is {layer.out_features} x {layer.in_features}"
+        for name, layer in _linear_layers(skeleton, ignore)
+        if layer.in_features % recipe.columns or layer.out_features % recipe.rows
+    ]
+    if wrong:
+        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise InputError(
+            f"{scheme} needs layers of a multiple of {recipe.rows} rows and {recipe.columns} columns, but {shown}; "
+            + ("ignore those layers or take w8a8" if recipe.columns > 16 else "ignore those layers")
+        )
+
+
+def _linear_layers(model: nn.Module, ignore: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
+    from compressed_tensors.utils import match_named_modules
+
+    yield from match_named_modules(model, ["Linear"], list(ignore))
+
+
+def _write(
+    source: Path, written: Path, recipe: Scheme, sequences: Sequence[Sequence[int]], ignore: Sequence[str]
+) -> int:
+    """Quantise and save; returns the number of layers that were quantised."""
+    with _quiet():
+        import torch
+        from llmcompressor import oneshot
+        from llmcompressor.modifiers.gptq import GPTQModifier
+        from llmcompressor.modifiers.quantization import QuantizationModifier
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True).eval()
+        layers = len(list(_linear_layers(model, ignore)))
+        make = GPTQModifier if recipe.gptq else QuantizationModifier
+        modifier = make(targets="Linear", scheme=recipe.preset, ignore=list(ignore))
+        if recipe.gptq:
+            # Every prompt whole and alone: no padding, nothing cut off, in the order that was given.
+            rows = [torch.tensor([list(ids)]) for ids in sequences]
+            batches: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
+            loader = torch.utils.data.DataLoader(batches, batch_size=None)
+            oneshot(model=model, recipe=modifier, dataset=loader, num_calibration_samples=len(sequences))
+        else:
+            oneshot(model=model, recipe=modifier)
+        model.save_pretrained(written, save_compressed=True)
+    for file in written.glob("*.safetensors"):
+        file.chmod(0o644)  # written for its owner alone, but a model is read by many
+    return layers
+
+
+def _require_whole(written: Path, layers: int) -> None:
+    """Raises RunFailedError when the files do not hold every layer in its quantised form, or pickled weights."""
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for file in written.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            names += tensors.keys()
+    found = sum(name.endswith(".weight_scale") for name in names)
+    settings = json.loads((written / "config.json").read_text(encoding="utf-8"))
+    if found != layers or "quantization_config" not in settings:
+        raise RunFailedError(f"quantising wrote {found} layers with a scale, expected {layers}; nothing was kept")
+    if settings.get("tie_word_embeddings") and "lm_head.weight" in names:
+        raise RunFailedError("quantising untied the head but its config says tied; nothing was kept")
+
+
+def _copy_files(source: Path, written: Path) -> None:
+    for pattern in COPIED:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, written / file.name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and logs of the libraries: they are about their internals."""
+    # It logs to standard output, from its import on, and that belongs to Solon's own commands.
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")
+    from loguru import logger
+    from transformers.utils import logging as progress
+
+    try:
+        logger.level("METRIC")
+    except ValueError:  # GPTQ logs at a level that its library makes only when its log is on
+        logger.level("METRIC", no=38)
+
+    bars = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()
+    tracing = logging.getLogger("torch.fx._symbolic_trace")
+    level = tracing.level
+    tracing.setLevel(logging.ERROR)
+    try:
+        # Some bars ask nobody, and saving warns of offloaded layers although there are none.
+        with io.StringIO() as unread, contextlib.redirect_stderr(unread), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        tracing.setLevel(level)
+        if bars:
+            progress.enable_progress_bar()

@@ -1,0 +1,105 @@
+"""`solon judges`: the commands. What they do is imported when one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from solon.json_text import json_text
+
+judges_app = typer.Typer(
+    name="judges",
+    help="Compare judges, and make smaller ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+NURSERY = "nursery"
+PairsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE", help="Pairs with the right verdict (JSONL, Parquet), or `nursery`.", show_default=False
+    ),
+]
+ConstitutionOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The constitution; the nursery's own with `--pairs nursery`.")
+]
+TemplateOption = Annotated[
+    str | None, typer.Option(help="Words around the data: `assistant`, or `compact` for tiny models.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+@judges_app.command()
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Directories, or DIR@VARIANT: fp32, bf16, fp16, hf, bnb_int8, bnb_nf4. The first is the yardstick.",
+            show_default=False,
+        ),
+    ],
+    pairs: PairsOption,
+    constitution: ConstitutionOption = None,
+    template: TemplateOption = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write judges.json and judges.html here.")] = None,
+    usd_per_hour: Annotated[float, typer.Option(min=0, help="Price of the machine, for cost per label.")] = 0.0,
+    limit: Annotated[int, typer.Option(min=1, help="Pairs that are asked about at most.")] = 2000,
+    parts: Annotated[int, typer.Option(min=1, help="Timed parts; rates are medians over them.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of an engine.")] = 1,
+    max_model_len: Annotated[int, typer.Option(min=16, help="Longest question in tokens.")] = 4096,
+    as_json: JsonOption = False,
+) -> None:
+    """Speed, memory, agreement and cost of judges on the same pairs, one after the other."""
+    from solon.cli.compare import run_compare
+
+    result = run_compare(
+        models,
+        pairs=pairs,
+        constitution=constitution,
+        template=template,
+        out=out,
+        usd_per_hour=usd_per_hour,
+        limit=limit,
+        parts=parts,
+        threads=threads,
+        max_model_len=max_model_len,
+        as_json=as_json,
+    )
+    if as_json:
+        typer.echo(json_text(result, indent=2))
+
+
+@judges_app.command()
+def quantise(
+    source: Annotated[Path, typer.Argument(metavar="MODEL", help="The judge's directory.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory.", show_default=False)],
+    scheme: Annotated[str, typer.Option(help="w8a8, w4a16, w8a8-gptq, w4a16-gptq or fp8.")] = "w8a8",
+    pairs: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Pairs to calibrate on, for gptq; not those that it will be compared on."),
+    ] = None,
+    constitution: ConstitutionOption = None,
+    template: TemplateOption = None,
+    samples: Annotated[int, typer.Option(min=8, help="Judge prompts to calibrate on.")] = 512,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a quantised copy of a judge, calibrated on what judges read."""
+    from solon.cli.compare import run_quantise
+
+    result = run_quantise(
+        source,
+        target,
+        scheme=scheme,
+        pairs=pairs,
+        constitution=constitution,
+        template=template,
+        samples=samples,
+        as_json=as_json,
+    )
+    if as_json:
+        typer.echo(json_text(result, indent=2))

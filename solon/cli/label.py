@@ -1,0 +1,275 @@
+"""`solon label`: prompts and answers in, preferences out. No training run, no cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from solon.cli.label_view import LabelView
+from solon.cli.nursery_names import resolver
+from solon.constitution import Constitution
+from solon.engines.base import EngineConfig, EngineOptions
+from solon.engines.openai_config import read_key
+from solon.errors import InputError
+from solon.feedback.config import FeedbackConfig
+from solon.feedback.dataset import AnswerFile, AnswerRow, SkippedRow, load_answers
+from solon.feedback.endpoint_judge import EndpointFile
+from solon.feedback.label_run import Budget, LabelRun
+from solon.overrides import parse_override, put
+from solon.run_directory import RunDirectory
+from solon.validation import describe_invalid
+
+
+class WriteOptions(BaseModel):
+    """How a policy writes answers where there are none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    answers: int = Field(2, ge=1)
+    """Answers to each prompt."""
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    engine: EngineOptions = EngineOptions()
+
+
+class LabelSettings(BaseModel):
+    """Everything that `--set` can change: `--set feedback.swap.orders=both`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    feedback: FeedbackConfig = FeedbackConfig(task="pairwise")
+    judging: EngineOptions = EngineOptions()
+    write: WriteOptions = WriteOptions()
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @classmethod
+    def of(cls, overrides: Sequence[str]) -> LabelSettings:
+        """Defaults with overrides. Raises InputError."""
+        raw: dict[str, Any] = {"feedback": {"task": "pairwise"}}
+        for override in overrides:
+            key, value, _ = parse_override(override)
+            put(raw, key, value, override)
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise InputError(f"--set: {describe_invalid(cls, error)}") from None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LabelRequest:
+    """What the command line asked for."""
+
+    source: Path
+    judge: str
+    constitution: str
+    out: Path
+    policy: str = ""
+    max_labels: int | None = None
+    max_usd: float | None = None
+    overrides: Sequence[str] = ()
+
+
+def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
+    """Labels a file into a directory, going on where an earlier start ended. Raises InputError before any engine
+    starts where that is possible."""
+    settings = LabelSettings.of(request.overrides)
+    path = resolver([request.judge, request.constitution, request.policy, str(request.source)], progress=not as_json)
+    constitution = Constitution.load(path(request.constitution))
+    constitution.for_task(settings.feedback.task)
+    least = 2 if settings.feedback.task == "pairwise" else 1
+    source = load_answers(path(str(request.source)), least=least)
+    if source.unanswered and not request.policy:
+        source = _without_unanswered(source)
+    judge = _judge(path(request.judge), settings, request.out)
+    directory = RunDirectory.reopen(request.out)
+    _require_same(directory, request, settings, constitution, judge)
+    show = LabelView(quiet=as_json)
+    try:
+        rows = list(source.rows)
+        if source.unanswered:
+            rows += _written(directory, source.unanswered, path(request.policy), settings, show)
+        budget = Budget(labels=request.max_labels, usd=request.max_usd)
+        summary = asyncio.run(_label(directory, rows, source.skipped, judge, constitution, settings, budget, show))
+    finally:
+        directory.close()
+    show.end(summary, directory.path)
+    return summary
+
+
+def _judge(name: str, settings: LabelSettings, out: Path) -> EngineConfig | EndpointFile:
+    """A model's engine, or an endpoint. Raises InputError when it cannot be there."""
+    if EndpointFile.names(name):
+        file = EndpointFile.load(name)
+        read_key(file.endpoint)
+        if file.limits.max_usd is not None and not file.limits.spend_file:
+            # Every start of this directory counts against the same cap.
+            limits = file.limits.model_copy(update={"spend_file": str((out / "spend.json").absolute())})
+            return file.model_copy(update={"limits": limits})
+        return file
+    from cluster.preflight import check_model
+
+    check_model(name, role="judge")
+    return EngineConfig(model=name, seed=settings.seed, **settings.judging.model_dump())
+
+
+def model_name(source: EngineConfig | EndpointFile) -> str:
+    """For people, and for the record."""
+    if isinstance(source, EndpointFile):
+        return f"{source.endpoint.model} at {source.endpoint.base_url}"
+    return source.model
+
+
+async def _label(
+    directory: RunDirectory,
+    rows: Sequence[AnswerRow],
+    skipped: Sequence[SkippedRow],
+    source: EngineConfig | EndpointFile,
+    constitution: Constitution,
+    settings: LabelSettings,
+    budget: Budget,
+    show: LabelView,
+) -> dict[str, Any]:
+    from solon.feedback.hosted import host_judge
+    from solon.feedback.label_run import finished_rows
+    from solon.feedback.secret import nonce_secret
+
+    done = finished_rows(directory.path)
+    if all(row.row_id in done for row in rows):
+        judge: Any = _NoJudge()  # nothing is left to ask: no engine is built
+        provenance: dict[str, Any] = {}
+    else:
+        show.note(f"starting the judge {model_name(source)}")
+        feedback = _with_cache(settings.feedback, directory.path)
+        judge = host_judge(source, feedback, constitution, name="judge", secret=nonce_secret())
+        try:
+            provenance = dataclasses.asdict(await judge.start())
+        except BaseException:
+            await judge.close()
+            raise
+    run = LabelRun(
+        directory,
+        judge,
+        config=settings.feedback,
+        constitution=constitution,
+        provenance={"run_id": directory.path.name, **provenance},
+        budget=budget,
+        on_change=show.progress,
+    )
+    try:
+        with _stopping(run.stop), show.live(len(rows)):
+            return await run.run(rows, skipped)
+    finally:
+        await judge.close()
+
+
+class _NoJudge:
+    """Stands in when every row is labelled already."""
+
+    name = "none"
+
+    async def judge(self, items: Sequence[Any]) -> list[Any]:
+        raise AssertionError(f"{len(items)} items to judge, though every row was labelled")
+
+    async def close(self) -> None: ...
+
+
+def _with_cache(config: FeedbackConfig, directory: Path) -> FeedbackConfig:
+    """Verdicts are kept on disk beside the labels, unless they were sent elsewhere."""
+    if config.cache.path or not config.cache.entries:
+        return config
+    return config.model_copy(
+        update={"cache": config.cache.model_copy(update={"path": str(directory / "verdicts.sqlite")})}
+    )
+
+
+def _without_unanswered(source: AnswerFile) -> AnswerFile:
+    if not source.rows:
+        raise InputError(
+            f"none of the {len(source.unanswered)} rows has answers, expected a column `answers`; add one, or let a "
+            "model write them with --policy"
+        )
+    reason = "has no answers; add `answers`, or let a model write them with --policy"
+    unanswered = tuple(SkippedRow(number=row.number, row_id=row.row_id, reason=reason) for row in source.unanswered)
+    skipped = tuple(sorted((*source.skipped, *unanswered), key=lambda row: row.number))
+    return dataclasses.replace(source, unanswered=(), skipped=skipped)
+
+
+def _require_same(
+    directory: RunDirectory,
+    request: LabelRequest,
+    settings: LabelSettings,
+    constitution: Constitution,
+    judge: EngineConfig | EndpointFile,
+) -> None:
+    """A directory holds the labels of one judge under one constitution. Raises InputError when it holds others."""
+    now = {
+        "judge": model_name(judge),
+        "constitution": constitution.id,
+        "constitution_hash": constitution.hash,
+        "policy": request.policy,
+        "settings": json.loads(settings.model_dump_json()),
+    }
+    path = directory.path / "config.json"
+    if not path.exists():
+        directory.write_json("config.json", now)
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; choose another --out") from None
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        raise InputError(
+            f"{directory.path} holds labels made with another {', '.join(changed)}; "
+            "go on with the same, or choose another --out"
+        )
+
+
+def _written(
+    directory: RunDirectory, prompts: Sequence[AnswerRow], policy: str, settings: LabelSettings, show: LabelView
+) -> list[AnswerRow]:
+    """The prompts with answers by a policy; written once, read again by a later start."""
+    from solon.feedback.writing import write_answers
+
+    show.note(f"{policy} writes {settings.write.answers} answers to each of {len(prompts)} prompts")
+    return asyncio.run(
+        write_answers(
+            directory,
+            prompts,
+            EngineConfig(model=policy, seed=settings.seed, **settings.write.engine.model_dump()),
+            answers=settings.write.answers,
+            max_tokens=settings.write.max_tokens,
+            temperature=settings.write.temperature,
+            seed=settings.seed,
+        )
+    )
+
+
+@contextmanager
+def _stopping(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM finish what is under way; a second one ends at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    seen = False
+
+    def on_signal() -> None:
+        nonlocal seen
+        if seen and task is not None:
+            task.cancel()
+        seen = True
+        stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,152 @@
+"""How an endpoint is reached: address, model, key, prices. The key itself is never part of it."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+import re
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from solon.errors import InputError
+
+_KEY = re.compile(r"(?i)\b(sk|pk|rk|hf|gsk|xai|ghp|key|akia|aiza|bearer|eyj)[-_ ]?[a-z0-9_-]{15,}")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+_OURS = frozenset(
+    {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "logprobs", "top_logprobs"}
+    | {"stream", "n", "seed", "logprob_token_ids", "return_tokens_as_token_ids"}
+)
+
+
+class EndpointConfig(BaseModel):
+    """`EndpointConfig(base_url="https://judge.example/v1", model="big-judge", api_key_env="JUDGE_API_KEY")`"""
+
+    # The inputs stay out of error messages: one of them may be a key in the wrong field.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    base_url: str
+    """Address up to and including `/v1`."""
+    model: str = Field(min_length=1, max_length=512)
+    """The endpoint's name for the model."""
+    api: Literal["chat", "completions"] = "chat"
+    """Where questions with a text go. Questions with token ids always go to `completions`."""
+    read: Literal["logprobs", "text"] = "logprobs"
+    """`logprobs`: the verdict is read off the likeliest tokens. `text`: for endpoints without log-probs; the word that
+    was written counts, which says nothing of how sure the judge is."""
+    text_margin: float = Field(1.0, gt=0, le=20)
+    """`text`: nats that the written label is put above the others. A convention, not calibrated."""
+    text_tokens: int = Field(8, ge=1, le=64)
+    """`text`: tokens that the judge may write."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the key; never the key itself."""
+    api_key_file: str = ""
+    """File that holds the key."""
+    allow_http: bool = False
+    """Unencrypted HTTP to another machine: keys and texts can be read on the way."""
+    timeout_s: float = Field(60.0, gt=0, le=3600)
+    """For a whole request; a timeout is not asked again."""
+    max_retries: int = Field(3, ge=0, le=3)
+    """After lost connections, 5xx and 429."""
+    backoff_s: float = Field(0.5, gt=0, le=60)
+    """The n-th retry waits a random time up to this times 2^n."""
+    retry_after_max_s: float = Field(60.0, ge=0, le=3600)
+    """A longer wait that the endpoint asks for is not waited for."""
+    max_concurrency: int = Field(32, ge=1, le=4096)
+    """Requests under way together, of one process."""
+    breaker_failures: int = Field(16, ge=1)
+    """So many failed requests in a row, and nobody asks for a while."""
+    breaker_cool_down_s: float = Field(30.0, gt=0)
+    top_logprobs: int = Field(20, ge=1, le=20)
+    """Likeliest tokens that are looked at; some endpoints give at most 5."""
+    seed: int | None = None
+    """Sent along when given."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the endpoint calls it in chat."""
+    extra: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further fields of the request, `{"chat_template_kwargs": {"enable_thinking": false}}`."""
+    usd_per_million_input: float = Field(0.0, ge=0)
+    """Price of prompt tokens."""
+    usd_per_million_cached: float | None = Field(None, ge=0)
+    """Price of prompt tokens that the endpoint had cached; not given: the same."""
+    usd_per_million_output: float = Field(0.0, ge=0)
+    """Price of written tokens."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_address(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError:
+            raise ValueError("is no address; expected one such as https://judge.example/v1") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
+            raise ValueError("is no address; expected one such as https://judge.example/v1")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError("has a user, a query or a fragment; a key belongs into `api_key_env`")
+        if parts.path.rstrip("/").endswith(("/completions", "/chat")):
+            raise ValueError("names one method; give the part up to `/v1`")
+        return url.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_variable(cls, name: str) -> str:
+        if name and not _VARIABLE.fullmatch(name):
+            raise ValueError(
+                "is no name of an environment variable such as JUDGE_API_KEY (what was got is not shown, it may be a "
+                "key); put the key into a variable and its name here"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> EndpointConfig:
+        for field, value in self.__dict__.items():
+            if _KEY.search(json.dumps(value)):
+                raise ValueError(f"`{field}` looks like a key; put it into an environment variable, see `api_key_env`")
+        if taken := sorted(_OURS & self.extra.keys()):
+            raise ValueError(f"`extra` has `{taken[0]}`, which Solon sets itself; remove it")
+        if self.api_key_env and self.api_key_file:
+            raise ValueError("both `api_key_env` and `api_key_file` are given; keep one")
+        if urlsplit(self.base_url).scheme == "http" and not self.is_loopback and not self.allow_http:
+            raise ValueError("`base_url` is plain http to another machine; use https, or set `allow_http = true`")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """The endpoint runs on this machine."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+    @property
+    def digest(self) -> str:
+        """Identifies what decides a verdict, for the cache; prices, limits and the key do not."""
+        parts = (self.base_url, self.model, self.api, self.read, self.top_logprobs, self.seed, self.extra)
+        text = (self.text_margin, self.text_tokens) if self.read == "text" else ()
+        return hashlib.sha256(json.dumps([*parts, *text], sort_keys=True).encode()).hexdigest()
+
+
+def read_key(config: EndpointConfig) -> str:
+    """The key that the config points to; empty when it points to none. Raises InputError, which never shows it."""
+    if config.api_key_env:
+        key, where = os.environ.get(config.api_key_env, ""), f"the environment variable {config.api_key_env}"
+    elif config.api_key_file:
+        where = f"the file {config.api_key_file}"
+        try:
+            key = Path(config.api_key_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the endpoint's key: {where} cannot be read ({type(error).__name__})") from None
+    else:
+        return ""
+    key = key.strip()
+    if not key:
+        raise InputError(f"the endpoint's key: {where} is empty or not set; set it, or leave out the key")
+    if not re.fullmatch(r"[!-~]+", key):
+        raise InputError(f"the endpoint's key: {where} holds more than one word of plain characters")
+    return key

@@ -1,0 +1,171 @@
+"""Prompts with answers to be labelled, from a file; and what is wrong with the rows that cannot be.
+
+A row is one of
+
+    {"prompt": text or messages, "answers": [text, text, …], "id": …, "tags": […]}
+    {"prompt": text or messages, "chosen": text or messages, "rejected": text or messages}
+
+`completions` and `responses` are other names of `answers`. No row is dropped in silence: a row that cannot be labelled
+is returned with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from solon.errors import InputError, short
+from solon.prompts import is_text, parse_prompt
+from solon.records import Group, Prompt, Rollout
+from solon.rows import read_rows
+
+ANSWER_COLUMNS = ("answers", "completions", "responses")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRow:
+    """A prompt and the answers to it, waiting to be labelled."""
+
+    row_id: str
+    """From the column `id`; without one, a digest of prompt and answers."""
+    number: int
+    """Line or row in the file, from 1."""
+    prompt: Prompt
+    answers: tuple[str, ...]
+
+    def as_group(self) -> Group:
+        """In the shape that a labeler takes."""
+        return text_group(self.number, self.prompt, self.answers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkippedRow:
+    """A row that cannot be labelled."""
+
+    number: int
+    row_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerFile:
+    """What was read from one place."""
+
+    rows: tuple[AnswerRow, ...]
+    unanswered: tuple[AnswerRow, ...]
+    """Prompts without any answer: a policy may write them."""
+    skipped: tuple[SkippedRow, ...]
+
+
+def load_answers(path: str | Path, *, least: int) -> AnswerFile:
+    """Read rows; one with answers, but fewer than `least`, is skipped. Raises InputError when the file cannot be
+    read, or nothing in it can be used."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"answer file {path} does not exist; check the path")
+    rows: list[AnswerRow] = []
+    unanswered: list[AnswerRow] = []
+    skipped: list[SkippedRow] = []
+    known: dict[str, AnswerRow] = {}
+    try:
+        for number, raw in read_rows(path, what="answer"):
+            try:
+                row = parse_row(number, raw)
+                _refuse_repeated(row, known)
+                if row.answers and len(row.answers) < least:
+                    raise ValueError(f"has {len(row.answers)} answer, expected at least {least} to compare")
+            except ValueError as error:
+                skipped.append(SkippedRow(number=number, row_id=_claimed_id(raw), reason=str(error)))
+                continue
+            known[row.row_id] = row
+            (rows if row.answers else unanswered).append(row)
+    except OSError as error:
+        raise InputError(f"answer file {path} cannot be read: {error}") from None
+    if not rows and not unanswered:
+        reasons = "; ".join(f"line {s.number}: {s.reason}" for s in skipped[:5])
+        found = f"all {len(skipped)} rows cannot be used ({reasons})" if skipped else "it is empty"
+        raise InputError(f"answer file {path} has nothing to label: {found}; expected `prompt` and `answers`")
+    return AnswerFile(rows=tuple(rows), unanswered=tuple(unanswered), skipped=tuple(skipped))
+
+
+def parse_row(number: int, raw: Any) -> AnswerRow:
+    """One row. Raises ValueError that says what is wrong with it."""
+    prompt = parse_prompt(raw)
+    answers = _answers(raw)
+    given = raw.get("id")
+    if given is not None and not isinstance(given, str | int):
+        raise ValueError(f"`id` is a {type(given).__name__}, expected text or a whole number")
+    return AnswerRow(
+        row_id=str(given) if given is not None else _digest(prompt, answers),
+        number=number,
+        prompt=prompt,
+        answers=answers,
+    )
+
+
+def text_group(ordinal: int, prompt: Prompt, answers: Sequence[str]) -> Group:
+    """Texts that were not generated here, in the shape that labelers take."""
+    nothing = np.zeros(0, np.int32)
+    rollouts = tuple(
+        Rollout(
+            token_ids=nothing,
+            logprobs=np.zeros(0, np.float32),
+            segments=((0, 0),),
+            finish_reason="stop",
+            text=answer,
+        )
+        for answer in answers
+    )
+    return Group(ordinal=ordinal, attempt=0, prompt=prompt, prompt_token_ids=nothing, rollouts=rollouts)
+
+
+def _answers(raw: dict[str, Any]) -> tuple[str, ...]:
+    found = [column for column in ANSWER_COLUMNS if raw.get(column) is not None]
+    if found:
+        values = raw[found[0]]
+        if not isinstance(values, list | tuple):
+            raise ValueError(f"`{found[0]}` is a {type(values).__name__}, expected a list of texts")
+    elif raw.get("chosen") is not None or raw.get("rejected") is not None:
+        values = [raw.get("chosen"), raw.get("rejected")]
+    else:
+        return ()
+    return tuple(_answer(value) for value in values)
+
+
+def _answer(value: Any) -> str:
+    """A text, or the last turn of a conversation."""
+    if isinstance(value, list | tuple) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    if not isinstance(value, str):
+        raise ValueError(f"has the answer {short(value)}, expected text or messages")
+    if not is_text(value):
+        raise ValueError("an answer holds half a character (a lone surrogate), expected text")
+    return value
+
+
+def _refuse_repeated(row: AnswerRow, known: dict[str, AnswerRow]) -> None:
+    earlier = known.get(row.row_id)
+    if earlier is None:
+        return
+    same = (earlier.prompt, earlier.answers) == (row.prompt, row.answers)
+    raise ValueError(
+        f"repeats line {earlier.number}"
+        if same
+        else f"has the id {row.row_id!r} of line {earlier.number}, but other texts; give each row its own id"
+    )
+
+
+def _claimed_id(raw: Any) -> str:
+    claimed = raw.get("id") if isinstance(raw, dict) else None
+    return str(claimed) if isinstance(claimed, str | int) else ""
+
+
+def _digest(prompt: Prompt, answers: Sequence[str]) -> str:
+    whole = json.dumps([prompt.prompt_id, *answers])
+    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:16]

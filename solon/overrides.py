@@ -1,0 +1,41 @@
+"""`--set section.key=value`: a value of a configuration file, changed on the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+from solon.errors import InputError
+
+
+def parse_override(text: str) -> tuple[str, Any, str]:
+    """(key, value as TOML reads it, value as it was written). Raises InputError.
+
+    >>> parse_override("learn.epochs=2")
+    ('learn.epochs', 2, '2')
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        raise InputError(f"--set got {text!r}, expected key=value as in --set learn.epochs=1")
+    return key, _value(value), value.strip()
+
+
+def put(raw: dict[str, Any], key: str, value: Any, text: str) -> None:
+    """Put a value at a dotted key. Raises InputError when the way there leads through a value."""
+    *sections, last = key.split(".")
+    place = raw
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise InputError(f"--set got {text!r}, but {section!r} is a value, not a section")
+    place[last] = value
+
+
+def _value(text: str) -> Any:
+    """A TOML value; a bare word is text, and so is a value that something follows."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text.strip()
+    return parsed["value"] if len(parsed) == 1 else text.strip()

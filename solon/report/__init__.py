@@ -1,0 +1,1 @@
+"""What is shown to people in a browser: figures and the pages that hold them."""

@@ -1,0 +1,112 @@
+"""`solon label` as a person meets it: an endpoint that works, one that does not, and what a second start does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from solon.cli.label import LabelRequest, run_label
+from solon.errors import InputError
+from tests.unit.endpoint_server import EndpointServer, answer, error, raw
+
+CONSTITUTION = """
+schema: solon.constitution/v1
+id: small
+version: "1"
+principles:
+  - id: kind
+    pairwise_question: Which answer is kinder?
+    pointwise_question: Is the answer kind?
+"""
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    """Builds a request about ten rows; keywords are lines of the endpoint file or fields of the request."""
+    (tmp_path / "c.yaml").write_text(CONSTITUTION)
+    rows = [{"prompt": f"p{n}", "answers": [f"good {n}", f"bad {n}"]} for n in range(10)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def build(base_url: str, *, endpoint: str = "", limits: str = "", **changes: Any) -> LabelRequest:
+        (tmp_path / "judge.toml").write_text(
+            f'[endpoint]\nbase_url = "{base_url}"\nmodel = "m"\nbackoff_s = 0.01\n{endpoint}\n[limits]\n{limits}\n'
+        )
+        settings = {
+            "source": tmp_path / "a.jsonl",
+            "judge": str(tmp_path / "judge.toml"),
+            "constitution": str(tmp_path / "c.yaml"),
+            "out": tmp_path / "out",
+            "overrides": ["feedback.swap.orders=both"],
+        }
+        return LabelRequest(**{**settings, **changes})
+
+    return build
+
+
+def test_an_endpoint_labels_a_file_and_a_second_start_asks_it_nothing(make: Any):
+    with EndpointServer(answer({"A": 0.6, "B": 0.3})) as server:
+        summary = run_label(make(server.base_url), as_json=True)
+        asked = len(server.seen)
+        again = run_label(make(server.base_url), as_json=True)
+    assert asked == 20
+    assert len(server.seen) == asked
+    # It says A in both orders: nothing but position bias, so every pair is a tie.
+    assert summary["labels"]["by_status"] == again["labels"]["by_status"] == {"tie": 10}
+    assert summary["quality"]["consistent_share"] == 0
+
+
+def test_a_key_that_is_refused_is_said_once_and_the_next_start_goes_on(make: Any):
+    with EndpointServer(answer({"A": 0.6, "B": 0.3}), error(401)) as server:
+        with pytest.raises(InputError, match="401"):
+            run_label(make(server.base_url, endpoint="max_concurrency = 1"), as_json=True)
+        server.behave(answer({"A": 0.6, "B": 0.3}))
+        summary = run_label(make(server.base_url, endpoint="max_concurrency = 1"), as_json=True)
+    assert summary["rows"] == {"total": 10, "done": 10, "left": 0, "skipped": 0}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status"), [(error(500), "transport_error"), (raw(b"<html>"), "unparsable")], ids=["500", "garbage"]
+)
+def test_an_endpoint_that_fails_gives_typed_labels_and_no_preference(make: Any, behaviour: Any, status: str):
+    with EndpointServer(behaviour) as server:
+        summary = run_label(make(server.base_url, endpoint="max_retries = 0\nbreaker_failures = 1000"), as_json=True)
+    assert summary["labels"]["by_status"] == {status: 10}
+    assert summary["preferences"] == 0
+
+
+def test_a_spend_cap_of_zero_asks_nothing_and_loses_nothing(make: Any):
+    prices = "usd_per_million_input = 1.0"
+    with EndpointServer(answer({"A": 0.6, "B": 0.3})) as server:
+        summary = run_label(make(server.base_url, endpoint=prices, limits="max_usd = 0.0"), as_json=True)
+        assert server.seen == []
+        assert summary["status"] == "budget"
+        assert summary["rows"]["left"] == 10
+        summary = run_label(make(server.base_url, endpoint=prices, limits="max_usd = 1.0"), as_json=True)
+    assert summary["status"] == "completed"
+    assert summary["cost"]["usd"] > 0
+
+
+def test_a_directory_keeps_to_one_judge_and_one_constitution(make: Any, tmp_path: Path):
+    with EndpointServer(answer({"A": 0.6, "B": 0.3})) as server:
+        request = make(server.base_url)
+        run_label(request, as_json=True)
+        (tmp_path / "c.yaml").write_text(CONSTITUTION.replace("kinder", "nicer"))
+        with pytest.raises(InputError, match="another constitution_hash"):
+            run_label(request, as_json=True)
+        with pytest.raises(InputError, match=r"did you mean `orders`"):
+            run_label(make(server.base_url, overrides=["feedback.swap.order=both"]), as_json=True)
+
+
+def test_rows_without_answers_need_a_policy(make: Any, tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "hi"}\n{"prompt": "ho"}\n')
+    with pytest.raises(InputError, match=r"none of the 2 rows has answers.*--policy"):
+        run_label(make("http://127.0.0.1:1/v1"), as_json=True)
+
+
+def test_a_key_in_the_wrong_field_is_not_shown(make: Any):
+    with pytest.raises(InputError) as caught:
+        run_label(make("http://127.0.0.1:1/v1", endpoint='api_key = "sk-abcdefghijklmnopqrstuvwxyz"'), as_json=True)
+    assert "sk-abc" not in str(caught.value)
