@@ -40,7 +40,7 @@ from solon.feedback.config import FeedbackConfig
 from solon.feedback.gold import GoldPair, gold_pair
 from solon.feedback.judging import Item, Judge, Task, Verdict
 from solon.feedback.labeler import Labeler
-from solon.feedback.watch import Alarm, Watch, WatchConfig
+from solon.feedback.watch import Alarm, CanaryConfig, Watch, WatchConfig
 from solon.records import Feedback, Group, Prompt, Rollout, Status
 
 # P prompts, N answers of a prompt
@@ -326,7 +326,7 @@ def rows_of(outcomes: Sequence[Outcome], canaries: Sequence[dict[Bias, CanaryRea
         Row(
             f"canaries: verdicts turned around by {bias}",
             statistics.fmean(r[bias].flips for r in canaries),
-            WATCH.canary_flips,
+            CanaryConfig().flips,
         )
         for bias in KINDS
     ]

@@ -3,7 +3,7 @@
     python benchmarks/judges.py [--quick] [--json PATH]
 
 The nursery's judge is quantised on the spot and asked about held-out pairs that the oracles decide, in both orders;
-half of the answers were written by the policy. A random-weight model of about 70 million parameters shows the rates
+half of the answers were written by the policy. Random-weight models of 3 and 70 million parameters show the rates
 where arithmetic and not the handling of requests decides. All judges of a comparison are loaded in one process and take
 turns part by part; each part is asked once, so that the prefix cache serves all of them alike. Rates are medians over
 parts, ratios medians over the parts' own ratios: the machine may be shared.
@@ -12,6 +12,7 @@ parts, ratios medians over the parts' own ratios: the machine may be shared.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 import tempfile
 import time
@@ -41,8 +42,20 @@ OPTIONS = EngineOptions(max_model_len=256, max_running=256, kv_cache_gib=0.75, t
 """The cache holds all that is asked, whatever the dtype: one that is too small would make its engine slower."""
 CALIBRATION_PROMPTS = 256
 SPEED, LOST = ">= 2.5", "<= 0.5"
-WIDTH, FEED_FORWARD, LAYERS = 768, 2048, 10
-"""Of the larger model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a model with random weights."""
+
+    name: str
+    width: int
+    feed_forward: int
+    layers: int
+    head_width: int = 64
+
+
+SIZES = (Size("3 M parameters", 256, 768, 4, 32), Size("70 M parameters", 768, 2048, 10))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +66,12 @@ class Plan:
     parts: int
     plain_pairs: int
     """Of the Transformers engine."""
-    large_pairs: int
-    large_parts: int
+    random_pairs: int
+    random_parts: int
 
 
-FULL = Plan(pairs=2000, parts=10, plain_pairs=400, large_pairs=48, large_parts=6)
-QUICK = Plan(pairs=200, parts=4, plain_pairs=100, large_pairs=32, large_parts=2)
+FULL = Plan(pairs=2000, parts=10, plain_pairs=400, random_pairs=48, random_parts=6)
+QUICK = Plan(pairs=200, parts=4, plain_pairs=100, random_pairs=32, random_parts=2)
 
 
 def grown_nursery() -> Nursery:
@@ -157,7 +170,7 @@ def quantised(
 
 
 def quantised_candidates(copies: dict[str, Path]) -> list[Candidate]:
-    # vLLM's four-bit kernel for CPUs takes no float32; the eight-bit one is quicker with it than with bfloat16.
+    # vLLM's four-bit kernel for CPUs takes no float32.
     return [candidate(path, name, "bf16" if name.startswith("w4") else "") for name, path in copies.items()]
 
 
@@ -174,7 +187,7 @@ def nursery_rows(grown: Nursery, plan: Plan, scratch: Path) -> list[Row]:
     judges = [candidate(grown.judge_fp, "bf16", "bf16"), candidate(grown.judge_fp, "fp32", "fp32")]
     judges += quantised_candidates(copies)
     outcome = asyncio.run(take_turns(judges, pairs, constitution, parts=plan.parts))
-    rows = rate_rows("nursery judge", outcome, ["w8a8", "w4a16-gptq"])
+    rows = rate_rows("nursery judge", outcome, ["w4a16-gptq"])
     rows += quality_rows("nursery judge", outcome, list(copies))
     plain = [candidate(grown.judge_fp, name, name) for name in ("hf", "bnb_int8", "bnb_nf4")]
     slow = asyncio.run(take_turns(plain, pairs[: plan.plain_pairs], constitution, parts=plan.parts))
@@ -195,11 +208,13 @@ def rate_rows(title: str, outcome: Outcome, schemes: Sequence[str]) -> list[Row]
         Row(f"{title}: int8 over fp32, verdicts/s", int8.speedup / fp32.speedup),
         Row(f"{title}: verdicts/s in both orders, int8 (reference: bf16)", int8.verdicts_per_s, bf16.verdicts_per_s),
     ]
-    rows += [Row(f"{title}: {name} over bf16, verdicts/s", outcome[name].speedup) for name in schemes if name != "w8a8"]
+    rows += [Row(f"{title}: {name} over bf16, verdicts/s", outcome[name].speedup) for name in schemes]
     shares = outcome.network_shares
+    outside = 1 / (1 - shares["bf16"])
     return [
         *rows,
         Row(f"{title}: share of the time in the network, int8 (reference: bf16)", shares["w8a8"], shares["bf16"]),
+        Row(f"{title}: times as many as bf16 if its network took no time at all", outside),
     ]
 
 
@@ -232,24 +247,21 @@ def consistency(judge: JudgeRow) -> float:
     return judge.position_consistency.value
 
 
-def large_rows(grown: Nursery, plan: Plan, scratch: Path) -> list[Row]:
+def random_rows(grown: Nursery, size: Size, plan: Plan, scratch: Path) -> list[Row]:
     """Rates of a model whose verdicts are noise: only how long they take is looked at."""
-    source = write_large(scratch / "large-source", grown)
-    copies = quantised(source, scratch / "large", ["w8a8", "w4a16"], [])
-    judges = [candidate(source, "bf16", "bf16"), candidate(source, "fp32", "fp32")]
-    judges += quantised_candidates(copies)
-    pairs = nursery_gold(grown, plan.large_pairs)[: plan.large_pairs]
+    place = scratch / str(size.width)
+    source = write_random(place / "source", size, grown)
+    copies = quantised(source, place, ["w8a8", "w4a16"], [])
+    judges = [candidate(source, "bf16", "bf16"), candidate(source, "fp32", "fp32"), *quantised_candidates(copies)]
+    pairs = nursery_gold(grown, plan.random_pairs)
     constitution = Constitution.load(grown.constitution)
     # Random weights put next to nothing on the labels; how long that takes is the same.
-    turns = take_turns(judges, pairs, constitution, parts=plan.large_parts, min_mass=1e-9)
-    outcome = asyncio.run(turns)
-    return rate_rows("70 M parameters", outcome, ["w8a8", "w4a16"])
+    turns = take_turns(judges, pairs, constitution, parts=plan.random_parts, min_mass=1e-9)
+    return rate_rows(size.name, asyncio.run(turns), ["w4a16"])
 
 
-def write_large(path: Path, grown: Nursery) -> Path:
-    """A random Llama with the nursery's tokenizer, so that it is asked the same questions."""
-    import shutil
-
+def write_random(path: Path, size: Size, grown: Nursery) -> Path:
+    """A Llama with the nursery's tokenizer, so that it is asked the same questions."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -257,11 +269,11 @@ def write_large(path: Path, grown: Nursery) -> Path:
     config = AutoConfig.for_model(
         "llama",
         vocab_size=small.vocab_size,
-        hidden_size=WIDTH,
-        intermediate_size=FEED_FORWARD,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=WIDTH // 64,
-        num_key_value_heads=WIDTH // 64,
+        hidden_size=size.width,
+        intermediate_size=size.feed_forward,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.width // size.head_width,
+        num_key_value_heads=size.width // size.head_width,
         max_position_embeddings=256,
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -280,7 +292,9 @@ def main() -> None:
     plan = QUICK if options.quick else FULL
     grown = grown_nursery()
     with tempfile.TemporaryDirectory() as folder:
-        rows = nursery_rows(grown, plan, Path(folder)) + large_rows(grown, plan, Path(folder))
+        rows = nursery_rows(grown, plan, Path(folder))
+        for size in SIZES:
+            rows += random_rows(grown, size, plan, Path(folder))
     report("judges", rows, options.json)
 
 

@@ -47,12 +47,27 @@ def check_inputs(run: RunFile) -> Inputs:
     if run.evaluate.audit_judge:
         check_model(run.evaluate.audit_judge, role="evaluate.audit_judge")
         _check_labels(run.evaluate.audit_judge, run.feedback.template, role="evaluate.audit_judge")
+    if run.watch.audit_judge:
+        _check_watch(run, constitution)
     return Inputs(
         constitution=constitution,
         prompts=files[0].prompts,
         heldout=files[1].prompts[: run.evaluate.max_prompts] if len(files) > 1 else (),
         warnings=tuple(warning for file in files if (warning := file.warning())),
     )
+
+
+def _check_watch(run: RunFile, constitution: Constitution) -> None:
+    """Gold must be somebody else than the judge, and is asked yes/no."""
+    gold = run.watch.audit_judge
+    if gold == run.judge or (Path(gold).exists() and Path(run.judge).exists() and Path(gold).samefile(run.judge)):
+        raise InputError(
+            f"watch.audit_judge is {gold}, the judge itself, expected another model: a judge cannot tell that it is "
+            "being fooled; name one of another family, larger if possible, or remove [watch]"
+        )
+    constitution.for_task("pointwise")
+    check_model(gold, role="watch.audit_judge")
+    _check_labels(gold, run.feedback.template, role="watch.audit_judge")
 
 
 def check_model(model: str, *, role: str) -> None:

@@ -26,13 +26,14 @@ from learners.config import LearnConfig
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.watch import WatchConfig
 from solon.ledger import LedgerConfig
 from solon.overrides import parse_override, put
 from solon.staleness import StalenessConfig
 from solon.validation import describe_invalid
 from solon.weights import PublishConfig
 
-MODELS = ("policy", "judge", "evaluate.audit_judge")
+MODELS = ("policy", "judge", "evaluate.audit_judge", "watch.audit_judge")
 """Keys that name a model: a directory, or a hub name."""
 FILES = ("prompts", "constitution", "evaluate.prompts", "feedback.calibration", "feedback.cache.path")
 """Keys that name a file."""
@@ -106,6 +107,21 @@ class EvaluateSection(_Section):
         return self
 
 
+class WatchSection(WatchConfig):
+    """The gold audit: another judge reads a share of the rollouts, which never becomes a reward."""
+
+    audit_judge: str = ""
+    """Another model than the judge, better of another family and larger; empty: nothing is watched."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.model_fields_set - {"audit_judge"} and not self.audit_judge:
+            raise ValueError("[watch] has no audit_judge, expected the model that audits; name one or drop the section")
+        if self.action == "raise_kl":
+            raise ValueError("watch.action = 'raise_kl', which a run cannot do yet; expected 'warn' or 'stop'")
+        return self
+
+
 class RunFile(_Section):
     """A whole run. `RunFile.load("run.toml", overrides=["learn.epochs=1"])`"""
 
@@ -132,6 +148,7 @@ class RunFile(_Section):
     staleness: StalenessConfig = StalenessConfig()
     publish: PublishConfig = PublishConfig()
     evaluate: EvaluateSection = EvaluateSection()
+    watch: WatchSection = WatchSection()
 
     @model_validator(mode="before")
     @classmethod
@@ -158,6 +175,21 @@ class RunFile(_Section):
             raise ValueError("learn.advantages = 'group' needs rollout.group_size >= 2")
         return self
 
+    @model_validator(mode="after")
+    def _one_auditor(self) -> Self:
+        names = {self.evaluate.audit_judge, self.watch.audit_judge} - {""}
+        if len(names) > 1:
+            raise ValueError(
+                f"evaluate.audit_judge = {self.evaluate.audit_judge!r} and watch.audit_judge = "
+                f"{self.watch.audit_judge!r}, expected one auditing judge for both; name the same model"
+            )
+        return self
+
+    @property
+    def auditor(self) -> str:
+        """The model that audits and evaluates but never rewards; empty: none."""
+        return self.watch.audit_judge or self.evaluate.audit_judge
+
     @property
     def hash(self) -> str:
         """sha256 of the resolved configuration."""
@@ -167,7 +199,7 @@ class RunFile(_Section):
     @property
     def num_judges(self) -> int:
         """Judge engines, the auditing one included."""
-        return self.judging.num_actors + bool(self.evaluate.audit_judge)
+        return self.judging.num_actors + bool(self.auditor)
 
     @property
     def gpus(self) -> float:

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actors.calls import open_box
+from actors.judge import RemoteJudge
 from actors.ledger import RemoteLedger
 from cluster.checkpoint import save_checkpoint
 from cluster.evaluate import AuditEvaluator, Evaluator, OracleEvaluator, Scores, evaluate
 from cluster.launch import ClusterInfo, Crew, Launcher, cluster
 from cluster.preflight import Inputs, check_cluster, check_inputs
 from cluster.run_file import RunFile
+from solon.feedback.drift import Window
+from solon.feedback.watch import Alarm, Watch
+from solon.feedback.watching import WatchingObserver
 from solon.loop import Lanes, run_loop
 from solon.prompts import PromptSource
 from solon.recorder import Recorder
@@ -70,6 +74,9 @@ class _Driver:
         self._scores: dict[str, Scores | None] = {"before": None, "after": None}
         self._publication: Publication | None = None
         self._ledger: RemoteLedger | None = None
+        self._auditor: RemoteJudge | None = None
+        self._watching: WatchingObserver | None = None
+        self._stopped_by: Alarm | None = None
 
     async def drive(self) -> dict[str, Any]:
         """Run to the end; the summary is written and shown whatever happens."""
@@ -93,11 +100,16 @@ class _Driver:
 
     async def _train(self) -> str:
         run = self._run
-        launcher = Launcher(run, self._inputs.constitution, run_name=self._directory.path.name)
+        # The watch and the evaluation share one auditing judge.
+        evaluate = run.evaluate.model_copy(update={"audit_judge": run.auditor})
+        launched = run.model_copy(update={"evaluate": evaluate})
+        launcher = Launcher(launched, self._inputs.constitution, run_name=self._directory.path.name)
         self._view.starting(launcher.names())
         crew = await launcher.launch(total_groups=run.steps * run.ledger.batch_groups, on_ready=self._view.ready)
         self._ledger = crew.ledger
-        evaluator = await self._evaluator(launcher)
+        if run.auditor:
+            self._auditor = await launcher.audit_judge()
+        evaluator = self._evaluator()
         publication = self._publication = Publication(
             crew.rollout,
             tolerance=run.publish.logprob_tolerance or default_tolerance(run),
@@ -125,6 +137,7 @@ class _Driver:
             on_failure=lambda _: _ignore(loop.call_soon_threadsafe(self._stop.set)),
             on_change=self._view.changed,
         )
+        self._watching = self._watch(recorder)
         lanes = Lanes(
             rollout=crew.rollout,
             judges=crew.judges,
@@ -132,7 +145,7 @@ class _Driver:
             ledger=crew.ledger,
             prompts=PromptSource(self._inputs.prompts, seed=run.seed),
             publication=publication,
-            observer=recorder,
+            observer=self._watching or recorder,
             checkpoint=lambda step: self._checkpoint_when_due(crew, step),
         )
         recorder.event("started", config_hash=run.hash)
@@ -146,15 +159,31 @@ class _Driver:
             with suppress(Exception):
                 for event in await crew.ledger.drain_events():
                     recorder.event(event.pop("event"), **event)
-            recorder.event("ended", steps=self._tally.steps)
-            await asyncio.to_thread(recorder.close)
+            try:
+                if self._watching is not None:
+                    await self._watching.close()
+            finally:
+                recorder.event("ended", steps=self._tally.steps)
+                await asyncio.to_thread(recorder.close)
 
-    async def _evaluator(self, launcher: Launcher) -> Evaluator | None:
+    def _watch(self, recorder: Recorder) -> WatchingObserver | None:
+        run = self._run
+        if not run.watch.audit_judge or self._auditor is None:
+            return None
+        watch = Watch(run.watch, seed=run.seed, is_relative=run.feedback.task == "pairwise")
+        return WatchingObserver(recorder, watch, gold=self._auditor, unbox=open_box, on_stop=self._on_alarm)
+
+    def _on_alarm(self, alarm: Alarm) -> None:
+        self._stopped_by = alarm
+        self._stop.set()
+
+    def _evaluator(self) -> Evaluator | None:
         match self._run.evaluate.evaluator:
             case "nursery":
                 return OracleEvaluator()
             case "judge":
-                return AuditEvaluator(await launcher.audit_judge())
+                assert self._auditor is not None, "the run file names one"
+                return AuditEvaluator(self._auditor)
             case _:
                 return None
 
@@ -196,6 +225,12 @@ class _Driver:
             status=status, counts=counts, attested=self._publication.attested if self._publication else 0
         )
         summary["eval"] = self._scores
+        if self._watching is not None:
+            summary["watch"] = self._watching.summary()
+        if self._watching is not None and self._stopped_by is not None:
+            summary["stopped_by"] = dataclasses.asdict(self._stopped_by) | {
+                "checkpoint": best_checkpoint(self._directory.path / "checkpoints", self._watching.watch.best)
+            }
         summary["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         if failure is not None:
             summary["failure"] = f"{type(failure).__name__}: {failure}"
@@ -204,6 +239,13 @@ class _Driver:
             self._directory.write_json("trace.json", {"traceEvents": self._tally.trace()})
         self._directory.write_json("summary.json", summary)
         return summary
+
+
+def best_checkpoint(folder: Path, best: Window | None) -> str | None:
+    """Name of the last checkpoint that is not younger than the window gold liked best; None when there is none."""
+    steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    known = [step for step in steps if best is not None and step <= best.last_step]
+    return f"step-{known[-1]:06d}" if known else None
 
 
 def default_tolerance(run: RunFile) -> float:

@@ -14,30 +14,22 @@ text: GPTQ keeps exact what its calibration data exercises.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import logging
-import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compression.llm_compressor import linear_layers, write_compressed
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import is_quantised, require_model
 from solon.errors import InputError, RunFailedError, nearest
 from solon.feedback.identity import weights_digest
-
-if TYPE_CHECKING:
-    from torch import nn
 
 RECORD = "quantisation.json"
 """Lies beside the weights: what was done to them."""
@@ -124,7 +116,9 @@ def quantise_model(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantising-") as scratch:
         written = Path(scratch) / "model"
-        layers = _write(source, written, recipe, sequences, ignore)
+        layers = write_compressed(
+            source, written, preset=recipe.preset, gptq=recipe.gptq, sequences=sequences, ignore=ignore
+        )
         _require_whole(written, layers)
         _copy_files(source, written)
         record = Quantised(
@@ -211,7 +205,7 @@ def _require_fit(source: Path, scheme: str, ignore: Sequence[str]) -> None:
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
     wrong = [
         f"{name} is {layer.out_features} x {layer.in_features}"
-        for name, layer in _linear_layers(skeleton, ignore)
+        for name, layer in linear_layers(skeleton, ignore)
         if layer.in_features % recipe.columns or layer.out_features % recipe.rows
     ]
     if wrong:
@@ -220,41 +214,6 @@ def _require_fit(source: Path, scheme: str, ignore: Sequence[str]) -> None:
             f"{scheme} needs layers of a multiple of {recipe.rows} rows and {recipe.columns} columns, but {shown}; "
             + ("ignore those layers or take w8a8" if recipe.columns > 16 else "ignore those layers")
         )
-
-
-def _linear_layers(model: nn.Module, ignore: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
-    from compressed_tensors.utils import match_named_modules
-
-    yield from match_named_modules(model, ["Linear"], list(ignore))
-
-
-def _write(
-    source: Path, written: Path, recipe: Scheme, sequences: Sequence[Sequence[int]], ignore: Sequence[str]
-) -> int:
-    """Quantise and save; returns the number of layers that were quantised."""
-    with _quiet():
-        import torch
-        from llmcompressor import oneshot
-        from llmcompressor.modifiers.gptq import GPTQModifier
-        from llmcompressor.modifiers.quantization import QuantizationModifier
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True).eval()
-        layers = len(list(_linear_layers(model, ignore)))
-        make = GPTQModifier if recipe.gptq else QuantizationModifier
-        modifier = make(targets="Linear", scheme=recipe.preset, ignore=list(ignore))
-        if recipe.gptq:
-            # Every prompt whole and alone: no padding, nothing cut off, in the order that was given.
-            rows = [torch.tensor([list(ids)]) for ids in sequences]
-            batches: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
-            loader = torch.utils.data.DataLoader(batches, batch_size=None)
-            oneshot(model=model, recipe=modifier, dataset=loader, num_calibration_samples=len(sequences))
-        else:
-            oneshot(model=model, recipe=modifier)
-        model.save_pretrained(written, save_compressed=True)
-    for file in written.glob("*.safetensors"):
-        file.chmod(0o644)  # written for its owner alone, but a model is read by many
-    return layers
 
 
 def _require_whole(written: Path, layers: int) -> None:
@@ -278,32 +237,3 @@ def _copy_files(source: Path, written: Path) -> None:
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, written / file.name)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars and logs of the libraries: they are about their internals."""
-    # It logs to standard output, from its import on, and that belongs to Solon's own commands.
-    os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")
-    from loguru import logger
-    from transformers.utils import logging as progress
-
-    try:
-        logger.level("METRIC")
-    except ValueError:  # GPTQ logs at a level that its library makes only when its log is on
-        logger.level("METRIC", no=38)
-
-    bars = progress.is_progress_bar_enabled()
-    progress.disable_progress_bar()
-    tracing = logging.getLogger("torch.fx._symbolic_trace")
-    level = tracing.level
-    tracing.setLevel(logging.ERROR)
-    try:
-        # Some bars ask nobody, and saving warns of offloaded layers although there are none.
-        with io.StringIO() as unread, contextlib.redirect_stderr(unread), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        tracing.setLevel(level)
-        if bars:
-            progress.enable_progress_bar()

@@ -1,93 +1,141 @@
-"""The exact cache: the same question to the same judge is asked once.
+"""The exact cache: the same question to the same judge is asked once, in this run or any later one.
 
-Key: digest of the judge's identity (weights, quantisation, engine numerics, tokenizer) and of the question's
-token ids and label ids. Not in the key: run, time, calibration, thresholds; raw log-probs are kept and read
-afresh, so that a new calibration costs no forward pass. A question that is being asked is not asked again: the
-second caller waits for the first one's answer.
+    ask ──▶ memory ──▶ being asked already? ──▶ store on disk or in Redis ──▶ the judge
+
+Key: digest of the judge's identity (weights, quantisation, engine numerics, tokenizer, critique) and of the question's
+token ids and label ids; template, constitution, principle and order show in the token ids. Not in the key: run, time,
+policy version, calibration, thresholds. Raw log-probs are kept and read afresh, so that a new calibration costs no
+forward pass. Failures are not kept, except an answer that could not be read, for a day: at temperature 0 the same
+question gets the same text.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
-from collections import OrderedDict
+import os
+import random
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solon.feedback.questions import Answer, Ask, Question, question_digest
+from solon.feedback.store import SqliteStore, Store
+from solon.records import Status
+
+_log = logging.getLogger(__name__)
 
 
 class CacheConfig(BaseModel):
-    """`CacheConfig(entries=200_000)`"""
+    """`CacheConfig(path="verdicts.sqlite")`"""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     entries: int = Field(200_000, ge=0)
     """Verdicts kept in memory; 0 turns the cache off."""
     path: str = ""
-    """File in which verdicts are kept."""
+    """SQLite file in which verdicts outlive the process; empty: memory only."""
+    path_entries: int = Field(5_000_000, ge=1)
+    """Verdicts kept in that file; the oldest are removed."""
+    redis_env: str = Field("", pattern=r"^[A-Z_]*[A-Z0-9_]*$")
+    """Name of the environment variable that holds the address of a Redis that the machines of a cluster share, instead
+    of a file. The address itself may hold a password and is written nowhere."""
+    shadow: float = Field(0.0, ge=0, le=1)
+    """Share of the hits that is asked again anyway, to see how often the engine changes its mind."""
+
+    @model_validator(mode="after")
+    def _one_store(self) -> CacheConfig:
+        if self.path and self.redis_env:
+            raise ValueError("cache has both path and redis_env, expected one store; remove one")
+        return self
 
 
 class ExactCache:
-    """`await cache.ask(questions)`: from memory where possible, else through `ask`, each question once.
+    """`await cache.ask(questions)`: from memory or the store where possible, else through `ask`, each question once.
 
-    Failures are never kept: their waiters see the error, the next caller asks again. A caller that is cancelled
-    takes nothing from those who wait for the same answer.
+    Failures are never handed to later callers: their waiters see them, the next caller asks again. A caller that is
+    cancelled takes nothing from those who wait for the same answer.
     """
 
-    def __init__(self, ask: Ask, *, judge_digest: str, entries: int) -> None:
+    def __init__(
+        self, ask: Ask, *, judge_digest: str, entries: int, store: Store | None = None, shadow: float = 0.0
+    ) -> None:
         self._ask = ask
         self._judge_digest = judge_digest
         self._entries = entries
-        self._known: OrderedDict[str, tuple[float, ...]] = OrderedDict()
-        self._asking: dict[str, asyncio.Future[tuple[float, ...]]] = {}
+        self._store = store
+        self._shadow = shadow
+        self._rng = random.Random(judge_digest)
+        self._known: OrderedDict[bytes, Answer] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Future[Answer]] = {}
+        self._storing: set[asyncio.Task[None]] = set()
+        self.counts: Counter[str] = Counter()
+        """`memory`, `store`, `joined`, `asked`, `shadowed`, `flipped`, `store_failures`."""
 
-    def key(self, question: Question) -> str:
+    def key(self, question: Question) -> bytes:
         """Content address of a verdict."""
-        return hashlib.sha256(f"{self._judge_digest}:{question_digest(question)}".encode()).hexdigest()
-
-    async def close(self) -> None: ...
+        return hashlib.sha256(f"{self._judge_digest}:{question_digest(question)}".encode()).digest()
 
     async def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers in the order of the questions."""
         if self._entries == 0:
             return await self._ask(questions)
         keys = [self.key(question) for question in questions]
-        fresh: dict[str, Question] = {}
-        waiting: dict[str, asyncio.Future[tuple[float, ...]]] = {}
+        fresh: dict[bytes, Question] = {}
+        futures: dict[bytes, asyncio.Future[Answer]] = {}
+        known: dict[bytes, Answer] = {}
         for key, question in zip(keys, questions, strict=True):
             if key in self._known:
                 self._known.move_to_end(key)
+                known[key] = self._known[key]
+                self.counts["memory"] += 1
             elif key in self._asking:
-                waiting[key] = self._asking[key]
-            elif key not in fresh:
-                fresh[key] = question
-                self._asking[key] = asyncio.get_running_loop().create_future()
-        known = {key: self._known[key] for key in keys if key in self._known}
-        # A task of its own, so that it outlives a cancelled caller.
-        asking = asyncio.ensure_future(self._ask_fresh(fresh))
-        asking.add_done_callback(_retrieve)
-        asked = await asyncio.shield(asking)
-        for key, future in waiting.items():
-            known[key] = await asyncio.shield(future)
-        answers, paid = [], set[str]()
-        for key in keys:
-            if key in asked and key not in paid:
-                paid.add(key)
-                answers.append(asked[key])
+                futures[key] = self._asking[key]
+                self.counts["joined"] += 1
             else:
-                logprobs = asked[key].logprobs if key in asked else known[key]
-                answers.append(Answer(logprobs, source="exact_cache"))
+                fresh[key] = question
+                futures[key] = self._asking[key] = asyncio.get_running_loop().create_future()
+        shadowed = {k: q for k, q in zip(keys, questions, strict=True) if k in known and self._is_shadowed()}
+        if fresh or shadowed:
+            # A task of its own, so that it outlives a cancelled caller.
+            finding = asyncio.ensure_future(self._find(fresh, shadowed))
+            finding.add_done_callback(_retrieve)
+            await asyncio.shield(finding)
+        paid: set[bytes] = set()
+        answers = []
+        for key in keys:
+            answer = known[key] if key in known else await asyncio.shield(futures[key])
+            is_first = key in fresh and key not in paid
+            paid.add(key)
+            answers.append(
+                answer
+                if is_first
+                else Answer(
+                    answer.logprobs, source="exact_cache", failure=answer.failure, detail=answer.detail, top=answer.top
+                )
+            )
         return answers
 
-    async def _ask_fresh(self, fresh: dict[str, Question]) -> dict[str, Answer]:
-        if not fresh:
-            return {}
+    async def close(self) -> None:
+        """Wait until everything is in the store, and close it."""
+        while self._storing:
+            await asyncio.gather(*self._storing, return_exceptions=True)
+        if self._store is not None:
+            await self._store.close()
+
+    async def _find(self, fresh: dict[bytes, Question], shadowed: dict[bytes, Question]) -> None:
         try:
-            answers = await self._ask(list(fresh.values()))
-            assert len(answers) == len(fresh), f"{len(answers)} answers to {len(fresh)} questions"
+            stored = await self._stored(list(fresh))
+            self.counts["store"] += len(stored)
+            wanted = {key: question for key, question in fresh.items() if key not in stored}
+            self.counts["asked"] += len(wanted)
+            questions = [*wanted.values(), *shadowed.values()]
+            answers = await self._ask(questions) if questions else []
+            assert len(answers) == len(questions), f"{len(answers)} answers to {len(questions)} questions"
         except BaseException as error:
             for key in fresh:
                 future = self._asking.pop(key)
@@ -97,22 +145,85 @@ class ExactCache:
                 else:
                     future.cancel()
             raise
-        for key, answer in zip(fresh, answers, strict=True):
-            self._asking.pop(key).set_result(answer.logprobs)
-            if answer.failure is not None or any(math.isnan(logprob) for logprob in answer.logprobs):
-                continue  # a fault of the engine, not a verdict: asked again
-            self._known[key] = answer.logprobs
-            if len(self._known) > self._entries:
-                self._known.popitem(last=False)
-        return dict(zip(fresh, answers, strict=True))
+        asked = dict(zip(wanted, answers[: len(wanted)], strict=True))
+        for key, answer in {**stored, **asked}.items():
+            self._asking.pop(key).set_result(answer)
+            if _is_kept(answer):
+                self._remember(key, answer)
+        self._keep({key: answer for key, answer in asked.items() if _is_kept(answer) or _is_kept_for_a_day(answer)})
+        self._compare(shadowed, answers[len(wanted) :])
+
+    def _remember(self, key: bytes, answer: Answer) -> None:
+        self._known[key] = replace(answer, source="exact_cache")
+        if len(self._known) > self._entries:
+            self._known.popitem(last=False)
+
+    def _keep(self, answers: dict[bytes, Answer]) -> None:
+        """Into the store, while the callers go on."""
+        if self._store is None or not answers:
+            return
+        task = asyncio.ensure_future(self._put(self._store, answers))
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+
+    async def _stored(self, keys: list[bytes]) -> dict[bytes, Answer]:
+        if self._store is None or not keys:
+            return {}
+        try:
+            return await self._store.get_many(keys)
+        except Exception as error:
+            self._note(error)
+            return {}
+
+    async def _put(self, store: Store, answers: dict[bytes, Answer]) -> None:
+        try:
+            await store.put_many(answers)
+        except Exception as error:
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        """A store that fails (a full disk, a lost mount) costs forward passes later; the verdicts at hand are good."""
+        if not self.counts["store_failures"]:
+            _log.warning("verdicts are no longer kept: %s; free space or mend the path", error)
+        self.counts["store_failures"] += 1
+
+    def _is_shadowed(self) -> bool:
+        return self._shadow > 0 and self._rng.random() < self._shadow
+
+    def _compare(self, shadowed: dict[bytes, Question], again: Sequence[Answer]) -> None:
+        for key, answer in zip(shadowed, again, strict=True):
+            before = self._known.get(key)
+            if before is not None and answer.failure is None:
+                self.counts["shadowed"] += 1
+                self.counts["flipped"] += _likeliest(before) != _likeliest(answer)
 
 
 def open_cache(ask: Ask, config: CacheConfig, *, judge_digest: str) -> ExactCache:
-    """The cache in front of a judge, as configured."""
-    return ExactCache(ask, judge_digest=judge_digest, entries=config.entries)
+    """The cache in front of a judge, as configured. Raises InputError when its store cannot be used."""
+    store: Store | None = None
+    if config.entries and config.path:
+        store = SqliteStore(config.path, entries=config.path_entries)
+    elif config.entries and config.redis_env:
+        from solon.feedback.redis_store import RedisStore
+
+        store = RedisStore(os.environ.get(config.redis_env, ""))
+    return ExactCache(ask, judge_digest=judge_digest, entries=config.entries, store=store, shadow=config.shadow)
 
 
-def _retrieve(task: asyncio.Task[dict[str, Answer]]) -> None:
+def _is_kept(answer: Answer) -> bool:
+    """NaN is a fault of the engine, not a verdict: asked again."""
+    return answer.failure is None and not any(math.isnan(logprob) for logprob in answer.logprobs)
+
+
+def _is_kept_for_a_day(answer: Answer) -> bool:
+    return answer.failure is Status.UNPARSABLE
+
+
+def _likeliest(answer: Answer) -> int:
+    return max(range(len(answer.logprobs)), key=answer.logprobs.__getitem__)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
     """Its error is the caller's; when the caller was cancelled, nobody's."""
     if not task.cancelled():
         task.exception()

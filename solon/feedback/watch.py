@@ -60,14 +60,23 @@ class WatchConfig(BaseModel):
     """Steps between two windows of symptoms at least."""
     psi: float = Field(0.2, gt=0)
     """Warn when the margins' stability index against the first windows exceeds this."""
-    canary_every: int = Field(50, ge=1)
-    """Steps between two readings of the canary pairs."""
-    canary_flips: float = Field(0.005, ge=0, lt=1)
-    """Alarm when a larger share of the canary verdicts is turned around."""
     action: Action = "warn"
     """What to do when gold falls while the reward rises, or the predicted peak is behind: `warn` says so, `raise_kl`
     pulls the policy back to the reference, `stop` ends the run after the step in hand."""
-    canary_action: Literal["warn", "stop"] = "warn"
+
+
+class CanaryConfig(BaseModel):
+    """`CanaryConfig(every=50, action="stop")`"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: int = Field(50, ge=1)
+    """Steps between two readings of the canary pairs."""
+    flips: float = Field(0.005, ge=0, lt=1)
+    """Alarm when a larger share of the canary verdicts is turned around."""
+    is_repeatable: bool = False
+    """The judge promises the same verdict to the last bit when asked again, and is held to it."""
+    action: Literal["warn", "stop"] = "warn"
     """What to do when the judge is no longer the judge that the run began with."""
 
 
@@ -88,16 +97,20 @@ class Watch:
     """`watch.observe(...)`, `watch.audit(...)`, `watch.kl(...)`, `watch.canary(...)`; then `watch.poll(step)`.
 
     is_relative: rewards compare the answers of one group (pairwise), so that their level says nothing.
-    is_repeatable: the judge promises the same verdict to the last bit when asked again.
     """
 
     def __init__(
-        self, config: WatchConfig, *, seed: int = 0, is_relative: bool = False, is_repeatable: bool = False
+        self,
+        config: WatchConfig,
+        *,
+        seed: int = 0,
+        is_relative: bool = False,
+        canaries: CanaryConfig | None = None,
     ) -> None:
         self.config = config
+        self._canaries = canaries or CanaryConfig()
         self._seed = seed
         self._is_relative = is_relative
-        self._is_repeatable = is_repeatable
         self.windows: list[Window] = []
         """Finished windows of audited rollouts."""
         self._audited: list[Audited] = []
@@ -141,14 +154,14 @@ class Watch:
 
     def is_canary_due(self, step: int) -> bool:
         """Whether the canary pairs are to be judged before this step."""
-        return step % self.config.canary_every == 0
+        return step % self._canaries.every == 0
 
     def canary(self, reading: CanaryReading) -> None:
         """What came of the canary pairs."""
         self._metrics |= reading.metrics()
-        too_many = reading.flips > self.config.canary_flips
-        changed = self._is_repeatable and not reading.is_identical
-        threshold = 0.0 if changed and not too_many else self.config.canary_flips
+        too_many = reading.flips > self._canaries.flips
+        changed = self._canaries.is_repeatable and not reading.is_identical
+        threshold = 0.0 if changed and not too_many else self._canaries.flips
         what = (
             f"the judge says the opposite on {reading.flips:.1%} of the canary pairs"
             if too_many
@@ -161,7 +174,7 @@ class Watch:
             value=reading.flips if too_many else reading.largest_change,
             threshold=threshold,
             message=f"{what}, compared with its first reading: it is no longer the same judge",
-            action=self.config.canary_action,
+            action=self._canaries.action,
         )
 
     # -- what it says ----------------------------------------------------------------------------------------------

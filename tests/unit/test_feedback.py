@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +33,7 @@ from solon.feedback.swap import SwapConfig
 from solon.feedback.verdicts import mass, read_bool, read_pair
 from solon.records import Label, Message, Status
 from tests.unit.fakes import make_group
+from tests.unit.judges import SlowJudge, answer_to, question
 
 CONFIG = FeedbackConfig()
 
@@ -206,52 +206,6 @@ def test_a_reward_lies_within_the_clip(labels: list[Any], weights: dict[str, flo
 # -- batching --------------------------------------------------------------------------------------------------
 
 
-def question(number: int, tokens: int = 3) -> Question:
-    return Question((number, *range(tokens - 1)), (1, 2))
-
-
-def answer_to(asked: Question) -> Answer:
-    return Answer((-float(asked.prompt_token_ids[0]), -1.0), prompt_tokens=len(asked.prompt_token_ids))
-
-
-@dataclass
-class SlowJudge:
-    """Answers after `delay_s`, remembers every batch; `fail` says which batches raise what."""
-
-    delay_s: float = 0.0
-    fail: Callable[[int], BaseException | None] = lambda _: None
-    batches: list[list[Question]] = field(default_factory=list)
-    under_way: int = 0
-    most_under_way: int = 0
-
-    async def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        self.batches.append(list(questions))
-        error = self.fail(len(self.batches) - 1)
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
-        try:
-            await asyncio.sleep(self.delay_s)
-        finally:
-            self.under_way -= 1
-        if error is not None:
-            raise error
-        return [answer_to(q) for q in questions]
-
-
-@pytest.fixture
-def lost_errors() -> Any:
-    """What the event loop complains about while a test runs: exceptions that nobody retrieved."""
-    found: list[Any] = []
-
-    def watch() -> list[Any]:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(context))
-        return found
-
-    yield watch
-    gc.collect(1)
-    assert found == []
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     calls=st.lists(st.lists(st.integers(1, 40), max_size=8), max_size=8),
@@ -375,126 +329,6 @@ async def test_questions_of_a_cancelled_caller_that_still_wait_are_not_asked():
     await asyncio.sleep(0.01)
     assert judge.batches == [[question(0)]]
     assert await batcher.ask([question(2)]) == [answer_to(question(2))]
-
-
-# -- cache -----------------------------------------------------------------------------------------------------
-
-
-def make_cache(judge: SlowJudge, *, entries: int = 100, digest: str = "judge") -> ExactCache:
-    return ExactCache(judge.ask, judge_digest=digest, entries=entries)
-
-
-async def test_the_same_question_is_asked_once_and_then_costs_nothing():
-    judge = SlowJudge()
-    cache = make_cache(judge)
-    first = await cache.ask([question(1), question(2), question(1)])
-    again = await cache.ask([question(2), question(1)])
-    assert judge.batches == [[question(1), question(2)]]
-    assert [a.cache_hit for a in first] == [False, False, True]
-    assert [a.prompt_tokens for a in first] == [3, 3, 0]
-    assert [(a.logprobs[0], a.cache_hit, a.prompt_tokens) for a in again] == [(-2.0, True, 0), (-1.0, True, 0)]
-
-
-async def test_a_question_under_way_is_waited_for():
-    judge = SlowJudge(delay_s=0.01)
-    cache = make_cache(judge)
-    results = await asyncio.gather(*(cache.ask([question(1), question(2 + n)]) for n in range(4)))
-    assert Counter(q for batch in judge.batches for q in batch)[question(1)] == 1
-    assert sum(answers[0].cache_hit for answers in results) == 3
-    assert all(answers[0].logprobs == (-1.0, -1.0) for answers in results)
-
-
-async def test_a_failure_reaches_all_waiters_as_it_was_and_is_not_kept(lost_errors: Any):
-    lost_errors()
-    judge = SlowJudge(delay_s=0.005, fail=lambda batch: RunFailedError("the engine died") if batch == 0 else None)
-    cache = make_cache(judge)
-    results = await asyncio.gather(*(cache.ask([question(1)]) for _ in range(3)), return_exceptions=True)
-    assert [str(r) for r in results] == ["the engine died"] * 3
-    assert all(isinstance(r, RunFailedError) for r in results)
-    assert await cache.ask([question(1)]) == [answer_to(question(1))]
-    assert len(judge.batches) == 2
-
-
-async def test_a_failure_that_nobody_shares_is_no_lost_error(lost_errors: Any):
-    lost_errors()
-    cache = make_cache(SlowJudge(fail=lambda _: RunFailedError("died")))
-    with pytest.raises(RunFailedError):
-        await cache.ask([question(1)])
-
-
-async def test_the_cancelled_first_caller_does_not_fail_the_second(lost_errors: Any):
-    lost_errors()
-    judge = SlowJudge(delay_s=0.02)
-    cache = make_cache(judge)
-    gone = asyncio.ensure_future(cache.ask([question(1)]))
-    await asyncio.sleep(0.002)
-    stays = asyncio.ensure_future(cache.ask([question(1)]))
-    await asyncio.sleep(0.002)
-    gone.cancel()
-    assert [a.logprobs for a in await asyncio.wait_for(stays, 1)] == [(-1.0, -1.0)]
-    assert gone.cancelled()
-    assert (await cache.ask([question(1)]))[0].cache_hit
-    assert len(judge.batches) == 1
-
-
-async def test_a_cancelled_waiter_does_not_fail_the_first_caller(lost_errors: Any):
-    lost_errors()
-    judge = SlowJudge(delay_s=0.02)
-    cache = make_cache(judge)
-    first, gone = (asyncio.ensure_future(cache.ask([question(1)])) for _ in range(2))
-    await asyncio.sleep(0.002)
-    gone.cancel()
-    assert [a.logprobs for a in await first] == [(-1.0, -1.0)]
-
-
-async def test_a_failure_after_its_caller_was_cancelled_is_no_lost_error(lost_errors: Any):
-    lost_errors()
-    judge = SlowJudge(delay_s=0.01, fail=lambda batch: RunFailedError("died") if batch == 0 else None)
-    cache = make_cache(judge)
-    gone = asyncio.ensure_future(cache.ask([question(1)]))
-    await asyncio.sleep(0.002)
-    gone.cancel()
-    await asyncio.sleep(0.02)
-    del gone
-    assert not (await cache.ask([question(1)]))[0].cache_hit
-
-
-async def test_the_oldest_unused_verdict_leaves_first_and_no_batch_is_too_large():
-    judge = SlowJudge()
-    cache = make_cache(judge, entries=2)
-    assert await cache.ask([question(n) for n in range(5)]) == [answer_to(question(n)) for n in range(5)]
-    await cache.ask([question(3)])
-    await cache.ask([question(7)])
-    assert (await cache.ask([question(3)]))[0].cache_hit
-    assert not (await cache.ask([question(4)]))[0].cache_hit
-
-
-async def test_no_entries_turn_the_cache_off():
-    judge = SlowJudge()
-    cache = make_cache(judge, entries=0)
-    for _ in range(2):
-        assert not (await cache.ask([question(1)]))[0].cache_hit
-    assert len(judge.batches) == 2
-
-
-async def test_a_verdict_that_is_no_number_is_not_kept():
-    async def broken(questions: Sequence[Question]) -> list[Answer]:
-        return [Answer((math.nan, -1.0)) for _ in questions]
-
-    cache = ExactCache(broken, judge_digest="j", entries=9)
-    for _ in range(2):
-        assert not (await cache.ask([question(1)]))[0].cache_hit
-
-
-def test_the_key_depends_on_judge_labels_and_tokens():
-    base = Question((1, 2, 3), (4, 5))
-    keys = {
-        make_cache(SlowJudge(), digest=digest).key(q)
-        for digest in ("a", "b")
-        for q in (base, Question((1, 2), (4, 5)), Question((1, 2, 3), (5, 4)), Question((5, 1, 2, 3), (4, 5)))
-    }
-    assert len(keys) == 8
-    assert question_digest(base) == question_digest(Question((1, 2, 3), (4, 5)))
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------

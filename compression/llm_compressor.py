@@ -1,0 +1,80 @@
+"""How llm-compressor is driven: what it is given, what it writes, and that it is quiet about it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def linear_layers(model: nn.Module, ignore: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
+    """The layers that are quantised: all linear ones but those."""
+    from compressed_tensors.utils import match_named_modules
+
+    yield from match_named_modules(model, ["Linear"], list(ignore))
+
+
+def write_compressed(
+    source: Path, written: Path, *, preset: str, gptq: bool, sequences: Sequence[Sequence[int]], ignore: Sequence[str]
+) -> int:
+    """Quantise and save; returns the number of layers that were quantised."""
+    with _quiet():
+        import torch
+        from llmcompressor import oneshot
+        from llmcompressor.modifiers.gptq import GPTQModifier
+        from llmcompressor.modifiers.quantization import QuantizationModifier
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True).eval()
+        layers = len(list(linear_layers(model, ignore)))
+        make = GPTQModifier if gptq else QuantizationModifier
+        modifier = make(targets="Linear", scheme=preset, ignore=list(ignore))
+        if gptq:
+            # Every prompt whole and alone: no padding, nothing cut off, in the order that was given.
+            rows = [torch.tensor([list(ids)]) for ids in sequences]
+            batches: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
+            loader = torch.utils.data.DataLoader(batches, batch_size=None)
+            oneshot(model=model, recipe=modifier, dataset=loader, num_calibration_samples=len(sequences))
+        else:
+            oneshot(model=model, recipe=modifier)
+        model.save_pretrained(written, save_compressed=True)
+    for file in written.glob("*.safetensors"):
+        file.chmod(0o644)  # written for its owner alone, but a model is read by many
+    return layers
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and logs of the libraries: they are about their internals."""
+    # It logs to standard output, from its import on, and that belongs to Solon's own commands.
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")
+    from loguru import logger
+    from transformers.utils import logging as progress
+
+    try:
+        logger.level("METRIC")
+    except ValueError:  # GPTQ logs at a level that its library makes only when its log is on
+        logger.level("METRIC", no=38)
+
+    bars = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()
+    tracing = logging.getLogger("torch.fx._symbolic_trace")
+    level = tracing.level
+    tracing.setLevel(logging.ERROR)
+    try:
+        # Some bars ask nobody, and saving warns of offloaded layers although there are none.
+        with io.StringIO() as unread, contextlib.redirect_stderr(unread), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        tracing.setLevel(level)
+        if bars:
+            progress.enable_progress_bar()

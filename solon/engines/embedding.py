@@ -1,0 +1,61 @@
+"""Embeddings of texts by a Hugging Face encoder: the mean of its last hidden states, scaled to length one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solon.errors import InputError
+
+BATCH = 64
+MAX_TOKENS = 512
+
+
+class EncoderEmbed:
+    """`rows_ND = await EncoderEmbed("org/encoder")(texts)`. Raises InputError when the model cannot be loaded.
+
+    Texts beyond `MAX_TOKENS` tokens are cut. N texts, D dimensions.
+    """
+
+    def __init__(self, model: str, *, threads: int = 1) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+            self._model: Any = AutoModel.from_pretrained(model, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"the encoder {model!r} cannot be loaded: {error}; expected a Hugging Face encoder"
+            ) from None
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model.to(self._device).eval()
+        self._longest = min(MAX_TOKENS, int(getattr(self._model.config, "max_position_embeddings", MAX_TOKENS)))
+        torch.set_num_threads(threads)
+
+    async def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return await asyncio.to_thread(self._embed, list(texts))
+
+    def _embed(self, texts: list[str]) -> NDArray[np.float32]:
+        import torch
+
+        rows = []
+        for start in range(0, len(texts), BATCH):
+            batch = self._tokenizer(
+                texts[start : start + BATCH],
+                padding=True,
+                truncation=True,
+                max_length=self._longest,
+                return_tensors="pt",
+            ).to(self._device)
+            with torch.inference_mode():
+                states_NTD = self._model(**batch).last_hidden_state.float()
+            mask_NT1 = batch["attention_mask"].unsqueeze(-1).float()
+            mean_ND = (states_NTD * mask_NT1).sum(1) / mask_NT1.sum(1).clamp(min=1)
+            rows.append(torch.nn.functional.normalize(mean_ND, dim=-1).cpu().numpy())
+        rows_ND: NDArray[np.float32] = np.concatenate(rows).astype(np.float32)
+        return rows_ND

@@ -1,0 +1,267 @@
+"""The watch in a run: who is asked, what is written, how a run is stopped, and what the run file refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.preflight import check_inputs
+from cluster.run_file import RunFile
+from cluster.train import best_checkpoint
+from solon.errors import InputError, RunFailedError
+from solon.feedback import watching as module
+from solon.feedback.drift import Window
+from solon.feedback.watch import Alarm, Watch, WatchConfig
+from solon.feedback.watching import WatchingObserver
+from solon.ledger import Lease
+from solon.protocols import GenerationReport, LabelReport
+from solon.records import Feedback, Group, StepReport
+from tests.unit.fakes import make_group
+from tests.unit.run_files import make_model, make_run
+
+GROUP = 16
+SPREAD = np.linspace(-0.1, 0.1, GROUP)
+
+
+def make_feedback(group: Group, mean: float) -> Feedback:
+    rewards = tuple((mean + SPREAD[: len(group.rollouts)]).tolist())
+    return Feedback(ordinal=group.ordinal, attempt=0, rewards_G=rewards, labels=())
+
+
+class Gold:
+    """Rises to a step and falls from then on; says what it was shown."""
+
+    def __init__(self, turn: int = 1000) -> None:
+        self.turn = turn
+        self.shown: list[Group] = []
+        self.failure: Exception | None = None
+
+    async def label_group(self, group: Group) -> Feedback:
+        if self.failure is not None:
+            raise self.failure
+        self.shown.append(group)
+        step = group.ordinal
+        return make_feedback(group, 0.1 * (step if step < self.turn else 2 * self.turn - step))
+
+
+class Written:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepReport] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.groups: list[int] = []
+
+    def generated(self, report: GenerationReport, box: Any) -> None:
+        self.groups.append(report.ordinal)
+
+    def labelled(self, report: LabelReport, box: Any) -> None:
+        self.groups.append(report.ordinal)
+
+    def stepped(self, lease: Lease, report: StepReport) -> None:
+        self.steps.append(report)
+
+    def published(self, version: int, receipts: Any, gap: float, span: Any) -> None: ...
+
+    def event(self, name: str, **fields: Any) -> None:
+        self.events.append((name, fields))
+
+    def alarms(self) -> list[str]:
+        return [fields["kind"] for name, fields in self.events if name == "alarm"]
+
+
+def make_observer(
+    gold: Gold, *, unbox: Callable[[Any], Any] = lambda box: box, **config: Any
+) -> tuple[WatchingObserver, Written, list[Alarm]]:
+    stops: list[Alarm] = []
+    watch = Watch(WatchConfig(**({"audit_share": 1.0, "audit_window": GROUP} | config)))
+    written = Written()
+    return WatchingObserver(written, watch, gold=gold, unbox=unbox, on_stop=stops.append), written, stops
+
+
+def tell(observer: WatchingObserver, step: int) -> None:
+    """One group is written and labelled, and the step is committed."""
+    group = make_group(step, texts=[f"the sky is blue {n}" for n in range(GROUP)], version=step)
+    generated = GenerationReport(ordinal=step, attempt=0, head=step, num_tokens=3, nbytes=1)
+    labelled = LabelReport(
+        ordinal=step, attempt=0, num_rollouts=GROUP, num_valid=GROUP, reward_mean=0.0, labels=GROUP, invalid=0,
+        questions=GROUP, cache_hits=0, prompt_tokens=1, cached_tokens=0, nbytes=1,
+    )  # fmt: skip
+    observer.generated(generated, group)
+    observer.labelled(labelled, make_feedback(group, 0.1 * step))
+    lease = Lease(step=step, token=step, ordinals=(step,), staleness=(0,), payloads=())
+    metrics = {"learn/kl_reference/mean": 0.01 * step, "learn/response_length/mean": 20.0}
+    observer.stepped(lease, StepReport(step=step, metrics=metrics))
+
+
+async def settle(observer: WatchingObserver) -> None:
+    while observer._tasks:
+        await asyncio.gather(*observer._tasks)
+
+
+async def run(observer: WatchingObserver, steps: int) -> None:
+    for step in range(steps):
+        tell(observer, step)
+        await settle(observer)
+    await observer.close()
+
+
+async def test_gold_sees_the_chosen_rollouts_and_the_run_sees_the_windows():
+    gold = Gold()
+    observer, written, stops = make_observer(gold, audit_share=0.5)
+    await run(observer, 12)
+    assert {len(group.rollouts) for group in gold.shown} <= set(range(1, GROUP))
+    assert written.groups == [n for step in range(12) for n in (step, step)]
+    assert not [event for event in written.events if event[0] == "alarm"]
+    assert stops == []
+    seen = [report.metrics for report in written.steps if "watch/gold/mean" in report.metrics]
+    assert 3 <= len(seen) <= 8
+    assert all(report.metrics["learn/response_length/mean"] == 20.0 for report in written.steps)
+    # KL of an answer: nats per token times tokens.
+    assert observer.watch.windows[-1].distance == pytest.approx((0.01 * 10.5 * 20) ** 0.5, rel=0.1)
+    assert observer.summary()["audited"] == sum(len(group.rollouts) for group in gold.shown) - len(
+        observer.watch._audited
+    )
+
+
+async def test_a_fooled_judge_stops_the_run_once_and_the_summary_says_why():
+    observer, written, stops = make_observer(Gold(turn=8), action="stop")
+    await run(observer, 20)
+    assert len(stops) == 1
+    assert stops[0].kind in ("gold_falls", "past_peak")
+    assert stops[0].step < 16
+    summary = observer.summary()
+    assert summary["best"]["first_step"] == 8
+    assert stops[0].kind in {alarm["kind"] for alarm in summary["alarms"]}
+    events = [fields for name, fields in written.events if name == "alarm" and fields["action"] == "stop"]
+    assert set(events[0]) == {"kind", "step", "value", "threshold", "message", "action"}
+
+
+async def test_an_auditor_that_dies_is_said_once_and_leaves_the_run_alone():
+    gold = Gold()
+    observer, written, stops = make_observer(gold)
+    tell(observer, 0)
+    await settle(observer)
+    gold.failure = RunFailedError("audit-judge died")
+    for step in range(1, 4):
+        tell(observer, step)
+        await settle(observer)
+    await observer.close()
+    assert written.alarms() == ["audit_lost"]
+    assert "RunFailedError: audit-judge died" in written.events[-1][1]["message"]
+    assert stops == []
+
+
+async def test_a_run_that_stops_on_gold_stops_when_gold_is_gone():
+    gold = Gold()
+    gold.failure = RunFailedError("gone")
+    observer, _, stops = make_observer(gold, action="stop")
+    await run(observer, 2)
+    assert [alarm.kind for alarm in stops] == ["audit_lost"]
+
+
+async def test_an_auditor_that_falls_behind_holds_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "MAX_WAITING", 4)
+    observer, written, _ = make_observer(Gold())
+    for step in range(5):
+        tell(observer, step)  # nothing is awaited, so nothing gets done
+    assert written.alarms() == ["audit_behind"]
+    await settle(observer)
+    await observer.close()
+
+
+async def test_what_breaks_inside_the_watch_is_raised_at_the_end():
+    def broken(box: Any) -> Any:
+        raise ConnectionError("no payload")
+
+    observer, _, _ = make_observer(Gold(), unbox=broken)
+    tell(observer, 0)
+    await asyncio.gather(*observer._tasks, return_exceptions=True)
+    with pytest.raises(ConnectionError, match="no payload"):
+        await observer.close()
+
+
+async def test_nothing_is_fetched_for_a_group_that_nobody_looks_at():
+    fetched: list[Any] = []
+
+    def unbox(box: Any) -> Any:
+        fetched.append(box)
+        return box
+
+    observer, _, _ = make_observer(Gold(), unbox=unbox, audit_share=1e-9, symptom_answers=GROUP, symptom_every=100)
+    await run(observer, 10)
+    assert len(fetched) <= 4  # one window of symptoms, and one that waits for its turn
+    assert observer._boxes == {}
+
+
+def test_the_checkpoint_that_gold_liked_is_not_younger_than_its_window(tmp_path: Path):
+    for step in (10, 20, 30):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    best = Window(
+        first_step=20, last_step=26, step=23.0, num=64, proxy=0.0, gold=1.0, proxy_std=1.0, gold_std=1.0,
+        correlation=0.5, agreement=0.7,
+    )  # fmt: skip
+    assert best_checkpoint(tmp_path, best) == "step-000020"
+    assert best_checkpoint(tmp_path, None) is None
+    assert best_checkpoint(tmp_path / "none", best) is None
+
+
+# -- the run file ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    make_model(tmp_path / "auditor")
+    return make_run(tmp_path, "[watch]\naudit_judge = 'auditor'\naction = 'stop'\n")
+
+
+def test_a_run_file_names_its_auditor_and_counts_its_engine(run_file: Path, tmp_path: Path):
+    run = RunFile.load(run_file)
+    assert run.watch.action == "stop"
+    assert run.auditor == str(tmp_path / "auditor")
+    assert run.num_judges == 2
+    assert check_inputs(run)
+
+
+def test_the_judge_does_not_audit_itself(run_file: Path, tmp_path: Path):
+    for name in ("judge", "alias"):
+        (tmp_path / "alias").unlink(missing_ok=True)
+        (tmp_path / "alias").symlink_to(tmp_path / "judge")
+        with pytest.raises(InputError, match="the judge itself, expected another model"):
+            check_inputs(RunFile.load(run_file, overrides=[f"watch.audit_judge={tmp_path / name}"]))
+
+
+def test_an_auditor_that_cannot_be_asked_is_refused(run_file: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"watch\.audit_judge model .*nowhere does not exist"):
+        check_inputs(RunFile.load(run_file, overrides=[f"watch.audit_judge={tmp_path / 'nowhere'}"]))
+    text = (tmp_path / "constitution.yaml").read_text()
+    (tmp_path / "constitution.yaml").write_text(text.replace("pointwise_question: is it kind, ", ""))
+    with pytest.raises(InputError, match="pointwise_question"):
+        check_inputs(RunFile.load(run_file, overrides=["feedback.task=pairwise"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("watch.audit_judge=", "audit_judge"),
+        ("watch.action=raise_kl", "cannot do yet"),
+        ("watch.audit_share=0", "audit_share"),
+        ("watch.nudit_share=1", "did you mean"),
+    ],
+)
+def test_a_watch_that_means_nothing_is_refused(run_file: Path, override: str, words: str):
+    with pytest.raises(InputError, match=words):
+        RunFile.load(run_file, overrides=[override if not override.endswith("=") else f'{override}""'])
+
+
+def test_the_watch_and_the_evaluation_have_one_auditor(run_file: Path, tmp_path: Path):
+    evaluation = ["evaluate.prompts=prompts.jsonl", "evaluate.evaluator=judge"]
+    shared = [*evaluation, f"evaluate.audit_judge={tmp_path / 'auditor'}"]
+    assert RunFile.load(run_file, overrides=shared).num_judges == 2
+    with pytest.raises(InputError, match="expected one auditing judge for both"):
+        RunFile.load(run_file, overrides=[*evaluation, f"evaluate.audit_judge={tmp_path / 'policy'}"])
