@@ -15,8 +15,8 @@ from functools import lru_cache
 _NUMBER_TEXT = """
     zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion half
-    quarter third once twice thrice double triple first second last dozen both each every all some any most few many more less
-    least fewer only
+    quarter third once twice thrice double triple first second last dozen both each every all some any most few many
+    more less least fewer only
 """
 _NEGATION_TEXT = """
     no not never none nobody nothing nowhere neither nor without cannot hardly scarcely barely unless except lack lacks

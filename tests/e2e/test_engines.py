@@ -488,6 +488,100 @@ def test_an_int8_judge_gives_verdicts_and_refuses_new_weights(checkpoints: dict[
     engine.close()
 
 
+# ---- fewer bits
+
+
+def mean_gap(engine: Engine, *, seed: int = 0) -> float:
+    """Mean difference between an engine's log-probs and those of the network before it was quantised."""
+    sequences = [request.prompt_token_ids for request in make_requests(16)]
+    exact = hf_logprobs(make_network("llama", seed=seed), sequences)
+    computed = engine.sequence_logprobs(sequences)
+    return float(np.mean(np.concatenate([np.abs(np.subtract(a, b)) for a, b in zip(computed, exact, strict=True)])))
+
+
+@pytest.fixture(scope="module")
+def smaller(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The plain Llama in every scheme."""
+    from compression.quantise import SCHEMES, quantise_model
+
+    root = tmp_path_factory.mktemp("smaller")
+    prompts = [request.prompt_token_ids for request in make_requests(32)]
+    for scheme in SCHEMES:
+        quantise_model(checkpoints["llama"], root / scheme, scheme, calibration=prompts)
+    return {scheme: root / scheme for scheme in SCHEMES}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "gap"),
+    [
+        ("w8a8", "auto", 0.1),
+        ("w8a8-gptq", "auto", 0.1),
+        ("fp8", "auto", 0.25),
+        # vLLM's four-bit kernel for CPUs takes no float32.
+        ("w4a16", "bfloat16", 0.7),
+        ("w4a16-gptq", "bfloat16", 0.4),
+    ],
+)
+def test_vllm_serves_every_scheme_close_to_the_original(smaller: dict[str, Path], scheme: str, dtype: str, gap: float):
+    engine = build_engine(config_of(smaller[scheme], "vllm", dtype=dtype), name=scheme)
+    try:
+        assert 1e-4 < mean_gap(engine) < gap  # below, it would be the original
+        requests = [replace(request, label_ids=(7, 8), max_tokens=1) for request in make_requests(16)]
+        assert all(max(completion.label_logprobs) < 0 for completion in finish(engine, requests))
+    finally:
+        engine.close()
+
+
+def test_gptq_on_the_right_prompts_loses_less_than_rounding(smaller: dict[str, Path]):
+    gaps = {}
+    for scheme in ("w4a16", "w4a16-gptq"):
+        engine = build_engine(config_of(smaller[scheme], "transformers"), name=scheme)
+        gaps[scheme] = mean_gap(engine)
+        engine.close()
+    assert gaps["w4a16-gptq"] < 0.8 * gaps["w4a16"]
+
+
+@pytest.mark.parametrize(("quantization", "gap"), [("bnb_int8", 0.1), ("bnb_nf4", 0.7)])
+def test_bitsandbytes_quantises_while_loading(checkpoints: dict[str, Path], quantization: str, gap: float):
+    pytest.importorskip("bitsandbytes")
+    engine = build_engine(config_of(checkpoints["llama"], "transformers", quantization=quantization), name="small")
+    try:
+        assert 1e-4 < mean_gap(engine) < gap
+        completions = finish(engine, make_requests(8, max_tokens=6))
+        assert all(0 < len(completion.token_ids) <= 6 for completion in completions)
+        with pytest.raises(InputError, match="quantised"):
+            engine.load_weights(make_weights("llama", version=1)[0])
+    finally:
+        engine.close()
+
+
+def test_bitsandbytes_refuses_what_is_quantised_already(smaller: dict[str, Path]):
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(InputError, match="quantised already"):
+        build_engine(config_of(smaller["w8a8"], "transformers", quantization="bnb_nf4"), name="twice")
+
+
+def test_a_judge_is_measured_in_a_process_of_its_own(tmp_path: Path):
+    from solon.engines.base import EngineOptions
+    from solon.feedback.candidates import comparing, measure_apart, parse_candidate
+    from solon.feedback.comparison import compare
+    from tests.models import make_model
+    from tests.unit.test_quantise import make_constitution, make_pairs
+
+    options = EngineOptions(backend="transformers", max_model_len=256)
+    candidate = parse_candidate(str(make_model(tmp_path / "judge")), options)
+    feedback, rules = comparing("compact", min_mass=1e-6), make_constitution()
+    measurement = measure_apart(candidate, make_pairs(40), rules, feedback, parts=4)
+    assert [part.verdicts for part in measurement.parts] == [10] * 4
+    assert measurement.questions == 80
+    assert measurement.disk_bytes == sum(file.stat().st_size for file in (tmp_path / "judge").glob("*.safetensors"))
+    assert 1e8 < (measurement.resident_bytes or 0) < 1e10
+    assert compare([measurement], make_pairs(40)).rows[0].position_consistency is not None
+    broken = replace(candidate, engine=candidate.engine.model_copy(update={"model": str(tmp_path / "gone")}))
+    with pytest.raises(InputError, match="no model directory"):
+        measure_apart(broken, make_pairs(40), rules, feedback, parts=4)
+
+
 async def test_a_runner_serves_a_real_engine_from_a_thread_of_its_own(checkpoints: dict[str, Path]):
     runner = EngineRunner(lambda: build_engine(config_of(checkpoints["llama-tied"], "vllm"), name="threaded"))
     requests = make_requests(24, max_tokens=30)
