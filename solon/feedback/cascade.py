@@ -119,8 +119,8 @@ def fit_threshold(doubts_N: ArrayLike, wrong_N: ArrayLike, *, alpha: float, delt
     order = np.argsort(doubts, kind="stable")
     doubts, errors = doubts[order], np.cumsum(wrong[order])
     best: Threshold | None = None
-    # A grid fixed beforehand, by share of the pairs; it starts where alpha allows ten errors, for with fewer one unlucky
-    # pair would end the search at its first step.
+    # A grid fixed beforehand, by share of the pairs; it starts where alpha allows ten errors, for with fewer one
+    # unlucky pair would end the search at its first step.
     for share in np.linspace(min(1.0, max(0.05, 10 / (alpha * len(doubts)))), 1.0, 20):
         last = int(np.searchsorted(doubts, doubts[math.ceil(share * len(doubts)) - 1], side="right"))
         k = int(errors[last - 1])

@@ -84,16 +84,21 @@ def test_doubt_is_the_entropy_and_a_judge_that_is_sure_of_opposite_things_is_in_
 
 
 def test_the_error_among_the_accepted_passes_its_bound_in_few_runs_only():
-    broken = 0
-    for seed in range(300):
+    broken = refused = 0
+    for seed in range(200):
         rng = np.random.default_rng(seed)
         true_p = rng.uniform(0, 0.5, 4000)  # error probability of each verdict, which is also its doubt
         wrong = rng.random(4000) < true_p
-        fitted = fit_threshold(true_p[:1000], wrong[:1000], alpha=0.1, delta=0.05)
+        try:
+            fitted = fit_threshold(true_p[:1000], wrong[:1000], alpha=0.1, delta=0.05)
+        except InputError:  # an unlucky start: nothing is promised
+            refused += 1
+            continue
         accepted = true_p[1000:] <= fitted.doubt
         broken += true_p[1000:][accepted].mean() > 0.1
         assert fitted.error <= fitted.bound <= 0.1
-    assert broken <= 0.05 * 300
+    assert broken <= 0.05 * 200
+    assert refused <= 0.2 * 200
 
 
 def test_a_judge_that_is_never_good_enough_and_too_few_pairs_are_refused():
