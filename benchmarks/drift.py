@@ -40,7 +40,8 @@ from solon.feedback.config import FeedbackConfig
 from solon.feedback.gold import GoldPair, gold_pair
 from solon.feedback.judging import Item, Judge, Task, Verdict
 from solon.feedback.labeler import Labeler
-from solon.feedback.watch import Alarm, CanaryConfig, Watch, WatchConfig
+from solon.feedback.watch import Alarm, Watch
+from solon.feedback.watch_config import CanaryConfig, WatchConfig
 from solon.records import Feedback, Group, Prompt, Rollout, Status
 
 # P prompts, N answers of a prompt

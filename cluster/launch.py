@@ -21,12 +21,15 @@ from actors.rollout import RemoteRollout, RolloutActor
 from cluster.preflight import check_cluster
 from cluster.run_file import EngineSection, RunFile
 from solon.constitution import Constitution
-from solon.engines.base import EngineConfig
 from solon.errors import first_cause
+from solon.feedback.cascade import CascadeConfig
 from solon.feedback.endpoint_judge import EndpointFile
+from solon.feedback.hosted import Source
 from solon.feedback.identity import JudgeIdentity
+from solon.feedback.jury import JuryConfig
 from solon.feedback.prompts import NO_SECRET, TEMPLATES
 from solon.feedback.secret import nonce_secret
+from solon.feedback.semantic import SemanticConfig
 from solon.protocols import Box
 from solon.records import Sampling, Weights
 from solon.rollout import RolloutSettings
@@ -81,6 +84,15 @@ class Crew:
     ledger: RemoteLedger
     judge_identity: JudgeIdentity
     initial: tuple[Weights, Box]
+
+
+_ALONE: dict[str, Any] = {
+    "calibration": "",
+    "cascade": CascadeConfig(),
+    "jury": JuryConfig(),
+    "semantic": SemanticConfig(),
+}
+"""What an audit does without: it is one judge, asked directly."""
 
 
 class Launcher:
@@ -150,16 +162,22 @@ class Launcher:
         )
         return RemoteLedger(actor)
 
-    def _judge_source(self) -> tuple[EngineConfig | EndpointFile, RemoteLimits | None]:
+    def _source(self, judge: str) -> Source:
+        """What a judge of this name runs on."""
+        if EndpointFile.names(judge):
+            return EndpointFile.load(judge)
+        return self._run.judging.engine(judge, seed=self._run.seed)
+
+    def _judge_source(self) -> tuple[Source, RemoteLimits | None]:
         """What the judges run on; an endpoint's limits hold for all of them together."""
         run = self._run
-        if not EndpointFile.names(run.judge):
-            return run.judging.engine(run.judge, seed=run.seed), None
-        file = EndpointFile.load(run.judge)
+        source = self._source(run.judge)
+        if not isinstance(source, EndpointFile):
+            return source, None
         # On the driver's node: its spend file lies there.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = LimitsActor.options(name="limits", namespace=self._namespace, scheduling_strategy=here)
-        return file, RemoteLimits(actor.remote(file.limits))
+        return source, RemoteLimits(actor.remote(source.limits))
 
     def _rollout(self) -> list[RemoteRollout]:
         section = self._run.rollout
@@ -190,6 +208,7 @@ class Launcher:
                 self._run.feedback,
                 self._constitution,
                 name=name,
+                others=[self._source(other) for other in self._run.feedback.panel],
                 secret=self._secret,
                 port=port,
             )

@@ -39,11 +39,8 @@ def check_inputs(run: RunFile) -> Inputs:
         files.append(load_prompts(run.evaluate.prompts))
     _check_principles_apply(constitution, files[0])
     check_model(run.policy, role="policy")
-    if EndpointFile.names(run.judge):
-        read_key(EndpointFile.load(run.judge).endpoint)
-    else:
-        check_model(run.judge, role="judge")
-        _check_labels(run.judge, run.feedback.template, role="judge")
+    for judge in (run.judge, *run.feedback.panel):
+        check_judge(judge, run.feedback.template)
     if run.evaluate.audit_judge:
         check_model(run.evaluate.audit_judge, role="evaluate.audit_judge")
         _check_labels(run.evaluate.audit_judge, run.feedback.template, role="evaluate.audit_judge")
@@ -68,6 +65,15 @@ def _check_watch(run: RunFile, constitution: Constitution) -> None:
     constitution.for_task("pointwise")
     check_model(gold, role="watch.audit_judge")
     _check_labels(gold, run.feedback.template, role="watch.audit_judge")
+
+
+def check_judge(judge: str, template: str) -> None:
+    """A model or an endpoint file. Raises InputError when it cannot judge."""
+    if EndpointFile.names(judge):
+        read_key(EndpointFile.load(judge).endpoint)
+        return
+    check_model(judge, role="judge")
+    _check_labels(judge, template, role="judge")
 
 
 def check_model(model: str, *, role: str) -> None:

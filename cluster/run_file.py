@@ -26,16 +26,31 @@ from learners.config import LearnConfig
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.watch import WatchConfig
+from solon.feedback.watch_config import WatchConfig
 from solon.ledger import LedgerConfig
 from solon.overrides import parse_override, put
 from solon.staleness import StalenessConfig
 from solon.validation import describe_invalid
 from solon.weights import PublishConfig
 
-MODELS = ("policy", "judge", "evaluate.audit_judge", "watch.audit_judge")
-"""Keys that name a model: a directory, or a hub name."""
-FILES = ("prompts", "constitution", "evaluate.prompts", "feedback.calibration", "feedback.cache.path")
+MODELS = (
+    "policy",
+    "judge",
+    "evaluate.audit_judge",
+    "watch.audit_judge",
+    "feedback.cascade.judge",
+    "feedback.jury.judges",
+    "feedback.semantic.model",
+)
+"""Keys that name a model, or several: a directory, or a hub name."""
+FILES = (
+    "prompts",
+    "constitution",
+    "evaluate.prompts",
+    "feedback.calibration",
+    "feedback.cascade.calibration",
+    "feedback.cache.path",
+)
 """Keys that name a file."""
 
 
@@ -238,8 +253,8 @@ class RunFile(_Section):
             place: Any = raw
             for section in sections:
                 place = place.get(section) if isinstance(place, dict) else None
-            if isinstance(place, dict) and isinstance(place.get(last), str):
-                place[last] = _resolve(key, place[last], path.parent)
+            if isinstance(place, dict) and last in place:
+                place[last] = _resolved(key, place[last], path.parent)
         for override in overrides:
             _override(raw, override)
         return cls.parse(raw, source=str(path))
@@ -251,6 +266,13 @@ class RunFile(_Section):
             return cls.model_validate(raw)
         except ValidationError as error:
             raise InputError(f"run file {source}: {describe_invalid(cls, error)}") from None
+
+
+def _resolved(key: str, value: Any, folder: Path) -> Any:
+    """Paths in a value; what is no text is left to whoever checks it."""
+    if isinstance(value, list):
+        return [_resolved(key, item, folder) for item in value]
+    return _resolve(key, value, folder) if isinstance(value, str) else value
 
 
 def _resolve(key: str, value: str, folder: Path) -> str:
@@ -274,7 +296,7 @@ def looks_like_hub_name(value: str) -> bool:
 def _override(raw: dict[str, Any], text: str) -> None:
     key, value, plain = parse_override(text)
     if key in (*MODELS, *FILES):
-        value = _resolve(key, value if isinstance(value, str) else plain, Path.cwd())
+        value = _resolved(key, value if isinstance(value, str | list) else plain, Path.cwd())
     put(raw, key, value, text)
 
 

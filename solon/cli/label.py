@@ -17,11 +17,11 @@ from solon.cli.label_view import LabelView
 from solon.cli.nursery_names import resolver
 from solon.constitution import Constitution
 from solon.engines.base import EngineConfig, EngineOptions
-from solon.engines.openai_config import read_key
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.dataset import AnswerFile, AnswerRow, SkippedRow, load_answers
 from solon.feedback.endpoint_judge import EndpointFile
+from solon.feedback.hosted import Source, host_judge
 from solon.feedback.label_run import Budget, LabelRun
 from solon.overrides import parse_override, put
 from solon.run_directory import RunDirectory
@@ -81,14 +81,15 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
     """Labels a file into a directory, going on where an earlier start ended. Raises InputError before any engine
     starts where that is possible."""
     settings = LabelSettings.of(request.overrides)
-    path = resolver([request.judge, request.constitution, request.policy, str(request.source)], progress=not as_json)
+    names = [request.judge, request.constitution, request.policy, str(request.source), *settings.feedback.panel]
+    path = resolver(names, progress=not as_json)
     constitution = Constitution.load(path(request.constitution))
     constitution.for_task(settings.feedback.task)
     least = 2 if settings.feedback.task == "pairwise" else 1
     source = load_answers(path(str(request.source)), least=least)
     if source.unanswered and not request.policy:
         source = _without_unanswered(source)
-    judge = _judge(path(request.judge), settings, request.out)
+    judge, *others = (_judge(path(name), settings, request.out) for name in (request.judge, *settings.feedback.panel))
     directory = RunDirectory.reopen(request.out)
     _require_same(directory, request, settings, constitution, judge)
     show = LabelView(quiet=as_json)
@@ -97,30 +98,31 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
         if source.unanswered:
             rows += _written(directory, source.unanswered, path(request.policy), settings, show)
         budget = Budget(labels=request.max_labels, usd=request.max_usd)
-        summary = asyncio.run(_label(directory, rows, source.skipped, judge, constitution, settings, budget, show))
+        summary = asyncio.run(
+            _label(directory, rows, source.skipped, [judge, *others], constitution, settings, budget, show)
+        )
     finally:
         directory.close()
     show.end(summary, directory.path)
     return summary
 
 
-def _judge(name: str, settings: LabelSettings, out: Path) -> EngineConfig | EndpointFile:
+def _judge(name: str, settings: LabelSettings, out: Path) -> Source:
     """A model's engine, or an endpoint. Raises InputError when it cannot be there."""
-    if EndpointFile.names(name):
-        file = EndpointFile.load(name)
-        read_key(file.endpoint)
-        if file.limits.max_usd is not None and not file.limits.spend_file:
-            # Every start of this directory counts against the same cap.
-            limits = file.limits.model_copy(update={"spend_file": str((out / "spend.json").absolute())})
-            return file.model_copy(update={"limits": limits})
+    from cluster.preflight import check_judge
+
+    check_judge(name, settings.feedback.template)
+    if not EndpointFile.names(name):
+        return EngineConfig(model=name, seed=settings.seed, **settings.judging.model_dump())
+    file = EndpointFile.load(name)
+    if file.limits.max_usd is None or file.limits.spend_file:
         return file
-    from cluster.preflight import check_model
+    # Every start of this directory counts against the same cap.
+    limits = file.limits.model_copy(update={"spend_file": str((out / "spend.json").absolute())})
+    return file.model_copy(update={"limits": limits})
 
-    check_model(name, role="judge")
-    return EngineConfig(model=name, seed=settings.seed, **settings.judging.model_dump())
 
-
-def model_name(source: EngineConfig | EndpointFile) -> str:
+def model_name(source: Source) -> str:
     """For people, and for the record."""
     if isinstance(source, EndpointFile):
         return f"{source.endpoint.model} at {source.endpoint.base_url}"
@@ -131,13 +133,12 @@ async def _label(
     directory: RunDirectory,
     rows: Sequence[AnswerRow],
     skipped: Sequence[SkippedRow],
-    source: EngineConfig | EndpointFile,
+    sources: Sequence[Source],
     constitution: Constitution,
     settings: LabelSettings,
     budget: Budget,
     show: LabelView,
 ) -> dict[str, Any]:
-    from solon.feedback.hosted import host_judge
     from solon.feedback.label_run import finished_rows
     from solon.feedback.secret import nonce_secret
 
@@ -146,9 +147,10 @@ async def _label(
         judge: Any = _NoJudge()  # nothing is left to ask: no engine is built
         provenance: dict[str, Any] = {}
     else:
+        source, *others = sources
         show.note(f"starting the judge {model_name(source)}")
         feedback = _with_cache(settings.feedback, directory.path)
-        judge = host_judge(source, feedback, constitution, name="judge", secret=nonce_secret())
+        judge = host_judge(source, feedback, constitution, name="judge", others=others, secret=nonce_secret())
         try:
             provenance = dataclasses.asdict(await judge.start())
         except BaseException:
@@ -207,7 +209,7 @@ def _require_same(
     request: LabelRequest,
     settings: LabelSettings,
     constitution: Constitution,
-    judge: EngineConfig | EndpointFile,
+    judge: Source,
 ) -> None:
     """A directory holds the labels of one judge under one constitution. Raises InputError when it holds others."""
     now = {

@@ -9,6 +9,7 @@ from solon.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from cluster.run_file import RunFile
+    from solon.feedback.config import FeedbackConfig
 
 PREFIX = "nursery:"
 NAMES = ("policy", "judge", "judge_fp", "audit_judge", "constitution", "train_prompts", "heldout_prompts")
@@ -26,7 +27,14 @@ def with_nursery(run: RunFile, *, progress: bool) -> RunFile:
         update={"prompts": path(run.evaluate.prompts), "audit_judge": path(run.evaluate.audit_judge)}
     )
     top = {key: path(getattr(run, key)) for key in ("policy", "judge", "prompts", "constitution")}
-    return run.model_copy(update={**top, "evaluate": evaluate})
+    return run.model_copy(update={**top, "evaluate": evaluate, "feedback": panel_paths(run.feedback, path)})
+
+
+def panel_paths(feedback: FeedbackConfig, path: Callable[[str], str]) -> FeedbackConfig:
+    """The same settings with the names of further judges turned into paths."""
+    cascade = feedback.cascade.model_copy(update={"judge": path(feedback.cascade.judge)})
+    jury = feedback.jury.model_copy(update={"judges": tuple(map(path, feedback.jury.judges))})
+    return feedback.model_copy(update={"cascade": cascade, "jury": jury})
 
 
 def resolver(names: Sequence[str], *, progress: bool) -> Callable[[str], str]:
@@ -70,4 +78,5 @@ def _names(run: RunFile) -> tuple[str, ...]:
         run.constitution,
         run.evaluate.prompts,
         run.evaluate.audit_judge,
+        *run.feedback.panel,
     )

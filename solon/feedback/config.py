@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solon.feedback.cache import CacheConfig
+from solon.feedback.cascade import CascadeConfig
 from solon.feedback.judging import Task
+from solon.feedback.jury import JuryConfig
+from solon.feedback.semantic import SemanticConfig
 from solon.feedback.swap import SwapConfig
 
 
@@ -56,3 +59,24 @@ class FeedbackConfig(BaseModel):
     """When above 0, the judge writes a critique of so many tokens at most before each verdict."""
     cache: CacheConfig = CacheConfig()
     """The exact cache of verdicts."""
+    semantic: SemanticConfig = SemanticConfig()
+    """The semantic cache; off unless it names an encoder."""
+    cascade: CascadeConfig = CascadeConfig()
+    """A second judge for what the first is unsure of."""
+    jury: JuryConfig = JuryConfig()
+    """Further judges that are asked about everything."""
+
+    @model_validator(mode="after")
+    def _one_panel(self) -> Self:
+        if self.cascade.judge and self.jury.judges:
+            raise ValueError("both cascade.judge and jury.judges are given, expected one of them; remove one")
+        if self.jury.judges and self.jury.min_jurors > len(self.jury.judges) + 1:
+            raise ValueError(
+                f"jury.min_jurors = {self.jury.min_jurors}, but there are {len(self.jury.judges) + 1} jurors; lower it"
+            )
+        return self
+
+    @property
+    def panel(self) -> tuple[str, ...]:
+        """Further judges that these settings name."""
+        return (self.cascade.judge,) if self.cascade.judge else self.jury.judges

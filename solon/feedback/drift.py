@@ -1,6 +1,6 @@
 """Is what the judge rewards still what gold would reward? Windows of audited rollouts, and what follows from them.
 
-    audited rollouts ──▶ windows ──▶ trends, peak, gap ──▶ decide ──▶ ok | warn | act
+    audited rollouts ──▶ windows ──▶ trends, peak ──▶ decide ──▶ nothing | warn | act
 
 The audit is uniform, so plain means are unbiased and need no weights. Whoever optimises an imperfect judge first gains
 and then loses by gold; with d the square root of the KL to the reference, gold follows d (alpha - beta ln d) under
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,8 @@ from solon.feedback.intervals import Floats, Interval
 ONE_SIDED_95 = 1.645
 TWO_SIDED_95 = 1.96
 MIN_FIT_WINDOWS = 5
+LEVEL_WINDOWS = 3
+"""Windows whose mean is taken for where gold, or the distance, stands."""
 FARTHEST = 50.0
 """exp of more than this is no distance anybody will reach."""
 
@@ -152,7 +155,7 @@ def fit_peak(windows: Sequence[Window]) -> PeakFit | None:
     covariance *= max(1.0, float(weights_W @ residual**2) / (len(known) - 3))
     origin, alpha, beta = (float(value) for value in estimate)
     low, high = _fieller(alpha, beta, covariance[1:, 1:])
-    here = known[-1].distance
+    here = _here(known)
     direction = np.array([0.0, 1.0, -math.log(here) - 1])
     slope, half = float(direction @ estimate), ONE_SIDED_95 * math.sqrt(float(direction @ covariance @ direction))
     value = _distance(alpha / beta) if beta > 0 else math.inf
@@ -181,62 +184,11 @@ def _distance(ratio: float) -> float:
     return math.exp(ratio - 1) if ratio < FARTHEST else math.inf
 
 
-@dataclass(slots=True)
-class Cusum:
-    """One-sided cumulative sum of standardised values (Page 1954): it rises when they stay above `slack`.
-
-    With slack 0.5 and limit 5, independent standard normal values raise it above the limit about once in 930.
-    """
-
-    slack: float = 0.5
-    limit: float = 5.0
-    value: float = 0.0
-
-    def add(self, standardised: float) -> bool:
-        """Whether the limit is exceeded now."""
-        self.value = max(0.0, self.value + standardised - self.slack)
-        return self.value > self.limit
-
-
-class Gap:
-    """CUSUM of proxy minus gold, each in standard deviations of the reference windows.
-
-    The two judges have different scales and a policy that gets better rises on both, so raw differences grow without
-    any fault. `tolerance`: a gap of so many standard deviations is not held against the judge.
-    """
-
-    def __init__(self, reference: Sequence[Window], *, tolerance: float, slack: float, limit: float) -> None:
-        self._scale = _pooled(reference, "proxy_std"), _pooled(reference, "gold_std")
-        num = sum(w.num for w in reference)
-        self._start = sum(w.num * self._raw(w) for w in reference) / num
-        correlations = [w.correlation for w in reference if math.isfinite(w.correlation)]
-        # Var(p - g) = 2 - 2 r on unit scales; both move with the prompts that happen to be audited.
-        mean = sum(correlations) / len(correlations) if correlations else 0.0
-        self._variance = max(2 - 2 * mean, 0.05)
-        self._reference_num = num
-        self._tolerance = tolerance
-        self.cusum = Cusum(slack=slack, limit=limit)
-        self.value = 0.0
-        """Gap of the last window, standard deviations."""
-
-    def add(self, window: Window) -> bool:
-        """Whether the gap has become too wide."""
-        self.value = self._raw(window) - self._start
-        noise = math.sqrt(self._variance * (1 / window.num + 1 / self._reference_num))
-        return self.cusum.add((self.value - self._tolerance) / noise)
-
-    def _raw(self, window: Window) -> float:
-        return window.proxy / self._scale[0] - window.gold / self._scale[1]
-
-
-Verdict = Literal["ok", "warn", "act"]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Why a decision is not `ok`."""
+    """Why a run is not simply left alone."""
 
-    verdict: Verdict
+    verdict: Literal["warn", "act"]
     kind: Literal["near_peak", "past_peak", "gold_falls"]
     value: float
     threshold: float
@@ -249,8 +201,9 @@ def decide(
     """What the last windows call for; empty: nothing.
 
     act: the proxy rises while gold falls over the last `trend_windows`, both by their 95 % bounds; or the run is past
-    the predicted peak by both its interval and the slope of the curve. warn: it has come further than `near` of the way
-    to the peak. is_relative: the reward compares answers of one group (pairwise), so that its level cannot rise.
+    the predicted peak by its interval and by the slope of the curve, and gold is seen to have fallen. warn: it has
+    come further than `near` of the way to the peak. is_relative: the reward compares answers of one group (pairwise),
+    so that its level cannot rise.
     """
     reasons = []
     recent = windows[-trend_windows:]
@@ -268,15 +221,14 @@ def decide(
                     f"{proxy.value:+.4f}",
                 )
             )
-    fit = fit_peak(windows)
-    here = windows[-1].distance if windows else math.nan
-    if fit is None or not math.isfinite(here) or not math.isfinite(fit.peak.high):
+    fit, here = fit_peak(windows), _here(windows)
+    if fit is None or not math.isfinite(fit.peak.high):
         return reasons
     told = f"sqrt KL {here:.2f}, gold is predicted to peak at {fit.peak}"
-    if fit.peak.high < here and fit.past.high < 0:
-        reasons.append(
-            Reason(verdict="act", kind="past_peak", value=here, threshold=fit.peak.high, message=f"past it: {told}")
-        )
+    lost = fallen(windows)
+    if fit.peak.high < here and fit.past.high < 0 and lost.low > 0:
+        message = f"{told}, and has fallen by {lost.value:.3f} nats since its best windows"
+        reasons.append(Reason(verdict="act", kind="past_peak", value=here, threshold=fit.peak.high, message=message))
     elif here >= near * fit.peak.value:
         reasons.append(
             Reason(verdict="warn", kind="near_peak", value=here, threshold=near * fit.peak.value, message=told)
@@ -284,12 +236,37 @@ def decide(
     return reasons
 
 
+def fallen(windows: Sequence[Window], *, over: int = LEVEL_WINDOWS) -> Trend:
+    """How far gold's level over the last windows is below the best earlier one, with one-sided 95 % bounds.
+
+    The best of many levels is partly luck, so the bounds are those of as many comparisons (Bonferroni). A curve
+    that is fitted to gold at its ceiling bends as if it were to fall, and predicts a peak that never comes: what is
+    predicted is acted on only where it is also seen.
+    """
+    golds_W = np.array([window.gold for window in windows])
+    if len(golds_W) < 2 * over:
+        return Trend(value=0.0, low=-math.inf, high=math.inf)
+    levels = np.convolve(golds_W, np.full(over, 1 / over), "valid")
+    value = float(levels[:-over].max() - levels[-1])
+    variances_W = _variances(windows, "gold")
+    quantile = NormalDist().inv_cdf(1 - 0.05 / len(levels[:-over]))
+    half = quantile * math.sqrt(2 * float(variances_W.mean()) / over)
+    return Trend(value=value, low=value - half, high=value + half)
+
+
+def _here(windows: Sequence[Window]) -> float:
+    """Where the run stands: the KL of one batch is a noisy number, so the median of the last windows."""
+    known = [window.distance for window in windows if math.isfinite(window.distance)]
+    return float(np.median(known[-LEVEL_WINDOWS:])) if known else math.nan
+
+
 def _variances(windows: Sequence[Window], of: Literal["proxy", "gold"]) -> Floats:
     """Of the window means. A window whose few rollouts happen to agree is not infinitely sure: spreads are pooled."""
-    pooled = max(_pooled(windows, f"{of}_std"), 1e-6)
+    pooled = max(pooled_std(windows, "proxy_std" if of == "proxy" else "gold_std"), 1e-6)
     return np.array([pooled**2 / w.num for w in windows])
 
 
-def _pooled(windows: Sequence[Window], name: str) -> float:
+def pooled_std(windows: Sequence[Window], name: Literal["proxy_std", "gold_std"]) -> float:
+    """Standard deviation of single rollouts inside the windows."""
     degrees = sum(w.num - 1 for w in windows)
     return max(math.sqrt(sum((w.num - 1) * getattr(w, name) ** 2 for w in windows) / degrees), 1e-6)

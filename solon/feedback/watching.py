@@ -17,7 +17,8 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from solon.feedback.audit import excerpt
-from solon.feedback.watch import Action, Alarm, Watch
+from solon.feedback.watch import Alarm, Watch
+from solon.feedback.watch_config import Action
 from solon.ledger import Lease
 from solon.protocols import Box, GenerationReport, LabelReport, Observer
 from solon.records import Feedback, Group, LoadReceipt, Span, StepReport

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from solon.constitution import Constitution
-from solon.engines.base import EngineConfig
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.endpoint_judge import EndpointFile
-from solon.feedback.hosted import host_judge
+from solon.feedback.hosted import Source, host_judge
 from solon.feedback.identity import JudgeIdentity
 from solon.feedback.labeler import Labeler
 from solon.feedback.limiter import LimitsPort
@@ -22,16 +21,17 @@ class JudgeWorker:
 
     def __init__(
         self,
-        source: EngineConfig | EndpointFile,
+        source: Source,
         feedback: FeedbackConfig,
         constitution: Constitution,
         *,
         name: str,
+        others: Sequence[Source] = (),
         secret: bytes = NO_SECRET,
         port: LimitsPort | None = None,
     ) -> None:
         self.name = name
-        self._judge = host_judge(source, feedback, constitution, name=name, secret=secret, port=port)
+        self._judge = host_judge(source, feedback, constitution, name=name, others=others, secret=secret, port=port)
         self._labeler = Labeler(self._judge, config=feedback, constitution=constitution)
 
     async def start(self) -> JudgeIdentity:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.feedback.audit import Audited
-from solon.feedback.drift import Cusum, Gap, Window, agreement, decide, fit_peak, trend, window_of
+from solon.feedback.drift import Window, agreement, decide, fallen, fit_peak, trend, window_of
+from solon.feedback.gap import Cusum, Gap
 
 
 def make_window(step: float, gold: float, *, proxy: float = 0.0, num: int = 64, **changes: Any) -> Window:
@@ -112,7 +113,7 @@ def test_the_curve_is_recovered_and_peaks_where_its_formula_says():
     assert fit.peak.low < fit.peak.value < fit.peak.high
     top = fit.gold(fit.peak.value)
     assert top > max(fit.gold(fit.peak.value * 0.9), fit.gold(fit.peak.value * 1.1))
-    assert fit.past.value == pytest.approx(1.2 - 0.8 * (math.log(6.0) + 1))
+    assert fit.past.value == pytest.approx(1.2 - 0.8 * (math.log(4.0) + 1))  # at the median of the last three
     assert fit.gold(0.0) == pytest.approx(-0.3)
 
 
@@ -219,8 +220,35 @@ def test_it_warns_before_the_predicted_peak_and_acts_behind_it():
     distances = np.linspace(0.3, 9.0, 30).tolist()
     peak = math.exp(3.0 / 1.5 - 1)  # 2.7
     assert decide(along([d for d in distances if d < 0.7 * peak], alpha=3.0, beta=1.5)) == []
-    (near,) = decide(along([d for d in distances if d < 0.95 * peak], alpha=3.0, beta=1.5))
+    (near,) = decide(along([d for d in distances if d < peak], alpha=3.0, beta=1.5))
     assert (near.verdict, near.kind) == ("warn", "near_peak")
     assert near.value >= near.threshold == pytest.approx(0.8 * peak)
     found = {reason.kind: reason.verdict for reason in decide(along(distances, alpha=3.0, beta=1.5))}
     assert found == {"past_peak": "act", "gold_falls": "act"}
+
+
+def test_how_far_gold_has_fallen_matches_hand_computed_values():
+    windows = [make_window(5.0 * i, gold) for i, gold in enumerate([1.0, 2.0, 3.0, 1.0, 0.0, -1.0])]
+    found = fallen(windows)
+    assert found.value == pytest.approx(2.0)  # (1 + 2 + 3) / 3 less (1 + 0 - 1) / 3
+    assert found.low == pytest.approx(2.0 - 1.645 / 8 * math.sqrt(2 / 3), abs=1e-3)  # one earlier level to compare with
+    assert fallen(windows[:5]).low == -math.inf
+
+
+def test_gold_at_its_ceiling_is_seldom_acted_on_though_the_curve_predicts_a_fall():
+    rng = np.random.default_rng(6)
+    acted = predicted = 0
+    for _ in range(20):
+        windows = []
+        for i in range(40):
+            gold, distance = (
+                2.9 * (1 - math.exp(-i / 4)),
+                (0.2 + 1.6 * (1 - math.exp(-i / 8))) * math.exp(rng.normal(0, 0.2)),
+            )
+            noise = rng.normal(0, 1 / 8, 2)
+            windows.append(make_window(5.0 * i, gold + noise[0], proxy=gold + noise[1], distance=distance))
+        kinds = [reason.kind for n in range(5, 41) for reason in decide(windows[:n])]
+        predicted += "near_peak" in kinds
+        acted += bool({"past_peak", "gold_falls"} & set(kinds))
+    assert predicted > 10
+    assert acted <= 1

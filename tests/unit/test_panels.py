@@ -19,7 +19,6 @@ from solon.feedback.jury import Jury, disagreement
 from solon.feedback.questions import Answer, Question
 from solon.records import Message, Status
 
-
 METHODS = ["mean", "median", "majority"]
 
 

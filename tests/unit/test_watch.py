@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from solon.feedback.canary import CanaryReading
-from solon.feedback.watch import Alarm, CanaryConfig, Watch, WatchConfig
+from solon.feedback.watch import Alarm, Watch
+from solon.feedback.watch_config import CanaryConfig, WatchConfig
 from solon.records import Feedback
 from tests.unit.fakes import make_group
 

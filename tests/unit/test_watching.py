@@ -16,7 +16,8 @@ from cluster.train import best_checkpoint
 from solon.errors import InputError, RunFailedError
 from solon.feedback import watching as module
 from solon.feedback.drift import Window
-from solon.feedback.watch import Alarm, Watch, WatchConfig
+from solon.feedback.watch import Alarm, Watch
+from solon.feedback.watch_config import WatchConfig
 from solon.feedback.watching import WatchingObserver
 from solon.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
