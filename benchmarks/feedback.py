@@ -35,6 +35,10 @@ from solon.tables import label_rows
 PARTS = ("rates", "prefix", "bias", "calibration", "faults")
 PIPELINE_BATCH = 8
 PIPELINE_TOKENS = 100
+FAULT_RATES: Any = {
+    "timeout": 0.04, "transport_error": 0.04, "garbage": 0.03, "nan": 0.03, "low_mass": 0.03, "refusal": 0.03
+}  # fmt: skip
+"""A fifth of the verdicts."""
 
 
 # -- rates -----------------------------------------------------------------------------------------------------
@@ -260,16 +264,15 @@ async def calibration_rows(grown: Nursery, constitution: Constitution, *, quick:
 
 async def fault_rows(grown: Nursery, constitution: Constitution, *, quick: bool) -> list[Row]:
     """A fifth of the judge's answers fail: what becomes a number, and whether the others' advantages move."""
-    from solon.feedback.faults import FaultyJudge
-
     from learners.advantages import GroupRelative
+    from solon.feedback.faults import FaultyJudge
 
     groups = draw_groups(20 if quick else 120, size=8, seed=5)
     config = FeedbackConfig(template="compact")
     async with opened(grown.judge, constitution) as judge:
         sound = Labeler(judge, config=config, constitution=constitution)
         truth = [await sound.label(group) for group in groups]
-        faulty = Labeler(FaultyJudge(judge, rate=0.2, seed=1), config=config, constitution=constitution)
+        faulty = Labeler(FaultyJudge(judge, FAULT_RATES, seed=1), config=config, constitution=constitution)
         found = [await faulty.label(group) for group in groups]
     labels = [label for feedback in found for label in feedback.labels]
     numbers = sum(label.margin is not None for label in labels if not label.status.valid)

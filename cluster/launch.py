@@ -22,11 +22,10 @@ from cluster.preflight import check_cluster
 from cluster.run_file import EngineSection, RunFile
 from solon.constitution import Constitution
 from solon.errors import first_cause
-from solon.feedback.cascade import CascadeConfig
 from solon.feedback.endpoint_judge import EndpointFile
 from solon.feedback.hosted import Source
 from solon.feedback.identity import JudgeIdentity
-from solon.feedback.jury import JuryConfig
+from solon.feedback.panel_config import CascadeSection, JurySection
 from solon.feedback.prompts import NO_SECRET, TEMPLATES
 from solon.feedback.secret import nonce_secret
 from solon.feedback.semantic import SemanticConfig
@@ -88,8 +87,8 @@ class Crew:
 
 _ALONE: dict[str, Any] = {
     "calibration": "",
-    "cascade": CascadeConfig(),
-    "jury": JuryConfig(),
+    "cascade": CascadeSection(),
+    "jury": JurySection(),
     "semantic": SemanticConfig(),
 }
 """What an audit does without: it is one judge, asked directly."""

@@ -155,9 +155,9 @@ def fit_threshold(uncertainties_N: ArrayLike, errors_N: ArrayLike, alpha: float,
     if best is None:
         lowest = int(np.argmin(bounds_K))
         raise InputError(
-            f"no threshold keeps the error at {alpha:g} or less: the lowest upper bound is {bounds_K[lowest]:.3f}, among "
-            f"the surest {accepted_K[lowest]} of {num} pairs; label more pairs, allow a larger alpha, or ask the larger "
-            "judge about everything"
+            f"no threshold keeps the error at {alpha:g} or less: the lowest upper bound is {bounds_K[lowest]:.3f}, "
+            f"among the surest {accepted_K[lowest]} of {num} pairs; label more pairs, allow a larger alpha, or ask the "
+            "larger judge about everything"
         )
     accepted = int(accepted_K[best])
     return Threshold(

@@ -7,9 +7,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solon.feedback.cache import CacheConfig
-from solon.feedback.cascade import CascadeConfig
 from solon.feedback.judging import Task
-from solon.feedback.jury import JuryConfig
+from solon.feedback.panel_config import CascadeSection, JurySection
 from solon.feedback.semantic import SemanticConfig
 from solon.feedback.swap import SwapConfig
 
@@ -61,9 +60,9 @@ class FeedbackConfig(BaseModel):
     """The exact cache of verdicts."""
     semantic: SemanticConfig = SemanticConfig()
     """The semantic cache; off unless it names an encoder."""
-    cascade: CascadeConfig = CascadeConfig()
+    cascade: CascadeSection = CascadeSection()
     """A second judge for what the first is unsure of."""
-    jury: JuryConfig = JuryConfig()
+    jury: JurySection = JurySection()
     """Further judges that are asked about everything."""
 
     @model_validator(mode="after")

@@ -54,10 +54,9 @@ class Panel:
         self._config = feedback
         self._judge: Judge = members[0]
         if feedback.cascade.judge:
-            self._judge = Cascade(members, [feedback.cascade.doubt])
+            self._judge = Cascade(members, [feedback.cascade.threshold], feedback.cascade)
         elif feedback.jury.judges:
-            jury = feedback.jury
-            self._judge = Jury(members, method=jury.method, min_jurors=jury.min_jurors, tie_band=feedback.tie_band)
+            self._judge = Jury(members, feedback.jury)
 
     async def start(self) -> JudgeIdentity:
         """The identity of the first judge; the label says who gave each verdict."""
