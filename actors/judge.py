@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
 from actors.calls import call
 from solon.feedback.identity import JudgeIdentity
+from solon.feedback.judging import Item, Verdict
 from solon.feedback.worker import JudgeWorker
 from solon.ledger import Work
 from solon.protocols import Box, LabelReport
@@ -41,6 +43,11 @@ class RemoteJudge:
         report, feedback = self._actor.label.options(num_returns=2).remote(group)
         await call(report, who=self.name)
         return await call(feedback, who=self.name)
+
+    async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
+        """Verdicts past the caches."""
+        result: list[Verdict] = await call(self._actor.judge_fresh.remote(list(items)), who=self.name)
+        return result
 
     async def close(self) -> None:
         await call(self._actor.close.remote(), who=self.name)

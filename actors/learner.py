@@ -40,6 +40,10 @@ class LearnerShell:
         report, weights = self._learner.step(step, groups)
         return report, manifest_of(weights), weights
 
+    def raise_kl(self, factor: float) -> float:
+        """Returns the new coefficient."""
+        return self._learner.raise_kl(factor)
+
     def save(self, directory: str) -> None:
         self._learner.save(directory)
 
@@ -67,6 +71,11 @@ class RemoteLearner:
         payloads = [box[0] for pair in lease.payloads for box in pair]
         report, manifest, weights = self._actor.step.options(num_returns=3).remote(lease.step, *payloads)
         return await call(report, who=self.name), await call(manifest, who=self.name), [weights]
+
+    async def raise_kl(self, factor: float) -> float:
+        """Pull the policy back to the reference more strongly, from the next step on."""
+        result: float = await call(self._actor.raise_kl.remote(factor), who=self.name)
+        return result
 
     async def save(self, directory: str) -> None:
         await call(self._actor.save.remote(directory), who=self.name)

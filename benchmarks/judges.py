@@ -34,9 +34,10 @@ from solon.cli.nursery_pairs import nursery_gold
 from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.feedback.candidates import WARM_UP_ITEMS, Candidate, comparing, parse_candidate
-from solon.feedback.comparison import Comparison, JudgeRow, Meter, compare
+from solon.feedback.comparison import Comparison, JudgeRow, compare
 from solon.feedback.gold import GoldPair
 from solon.feedback.local import LocalJudge, open_judge
+from solon.feedback.measuring import Meter
 
 OPTIONS = EngineOptions(max_model_len=256, max_running=256, kv_cache_gib=0.75, threads=1)
 """The cache holds all that is asked, whatever the dtype: one that is too small would make its engine slower."""

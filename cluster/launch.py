@@ -140,7 +140,7 @@ class Launcher:
         """Another judge, for evaluation alone: always asked yes/no, never in the loop."""
         section = self._run.judging
         actor = JudgeActor.options(**self._options("audit-judge", section)).remote(
-            section.engine(self._run.evaluate.audit_judge, seed=self._run.seed),
+            section.engine(self._run.auditor, seed=self._run.seed),
             self._run.feedback.model_copy(update={"task": "pointwise", "principles_per_group": 0, "calibration": ""}),
             self._constitution,
             name="audit-judge",

@@ -12,6 +12,7 @@ from solon.constitution import Constitution
 from solon.engines.openai_config import read_key
 from solon.errors import InputError
 from solon.feedback.endpoint_judge import EndpointFile
+from solon.feedback.gold import GoldPair, load_gold
 from solon.feedback.prompts import TEMPLATES, label_ids
 from solon.prompts import PromptFile, load_prompts
 from solon.records import Prompt
@@ -28,6 +29,8 @@ class Inputs:
     prompts: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
     warnings: tuple[str, ...]
+    canary: tuple[GoldPair, ...] = ()
+    """Pairs that the watch asks the judge again and again."""
 
 
 def check_inputs(run: RunFile) -> Inputs:
@@ -48,6 +51,7 @@ def check_inputs(run: RunFile) -> Inputs:
         _check_watch(run, constitution)
     return Inputs(
         constitution=constitution,
+        canary=load_gold(run.watch.canary, constitution) if run.watch.canary else (),
         prompts=files[0].prompts,
         heldout=files[1].prompts[: run.evaluate.max_prompts] if len(files) > 1 else (),
         warnings=tuple(warning for file in files if (warning := file.warning())),
@@ -55,13 +59,14 @@ def check_inputs(run: RunFile) -> Inputs:
 
 
 def _check_watch(run: RunFile, constitution: Constitution) -> None:
-    """Gold must be somebody else than the judge, and is asked yes/no."""
+    """Gold must be somebody else than those who reward, and is asked yes/no."""
     gold = run.watch.audit_judge
-    if gold == run.judge or (Path(gold).exists() and Path(run.judge).exists() and Path(gold).samefile(run.judge)):
-        raise InputError(
-            f"watch.audit_judge is {gold}, the judge itself, expected another model: a judge cannot tell that it is "
-            "being fooled; name one of another family, larger if possible, or remove [watch]"
-        )
+    for judge in (run.judge, *run.feedback.panel):
+        if gold == judge or (Path(gold).exists() and Path(judge).exists() and Path(gold).samefile(judge)):
+            raise InputError(
+                f"watch.audit_judge is {gold}, the judge itself, expected another model: a judge cannot tell that it "
+                "is being fooled; name one of another family, larger if possible, or remove [watch]"
+            )
     constitution.for_task("pointwise")
     check_model(gold, role="watch.audit_judge")
     _check_labels(gold, run.feedback.template, role="watch.audit_judge")

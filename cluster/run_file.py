@@ -26,7 +26,7 @@ from learners.config import LearnConfig
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.watch_config import WatchConfig
+from solon.feedback.watch_config import CanaryConfig, WatchConfig
 from solon.ledger import LedgerConfig
 from solon.overrides import parse_override, put
 from solon.staleness import StalenessConfig
@@ -50,6 +50,7 @@ FILES = (
     "feedback.calibration",
     "feedback.cascade.calibration",
     "feedback.cache.path",
+    "watch.canary",
 )
 """Keys that name a file."""
 
@@ -127,13 +128,16 @@ class WatchSection(WatchConfig):
 
     audit_judge: str = ""
     """Another model than the judge, better of another family and larger; empty: nothing is watched."""
+    kl_factor: float = Field(2.0, gt=1, le=100)
+    """`action = "raise_kl"`: what learn.kl_coefficient is multiplied by, once for each kind of alarm."""
+    canary: str = ""
+    """Pairs with a right verdict that the judge is asked again and again, past its caches; empty: none."""
+    canaries: CanaryConfig = CanaryConfig()
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.model_fields_set - {"audit_judge"} and not self.audit_judge:
             raise ValueError("[watch] has no audit_judge, expected the model that audits; name one or drop the section")
-        if self.action == "raise_kl":
-            raise ValueError("watch.action = 'raise_kl', which a run cannot do yet; expected 'warn' or 'stop'")
         return self
 
 
@@ -179,6 +183,8 @@ class RunFile(_Section):
                 f"rollout.max_tokens = {self.rollout.max_tokens} leaves no room for a prompt in "
                 f"rollout.max_model_len = {self.rollout.max_model_len}; lower max_tokens"
             )
+        if self.watch.action == "raise_kl" and not self.learn.kl_coefficient:
+            raise ValueError("watch.action = 'raise_kl' needs learn.kl_coefficient above 0, got 0; set it")
         if self.feedback.min_valid > self.rollout.group_size:
             raise ValueError(
                 f"feedback.min_valid = {self.feedback.min_valid} exceeds rollout.group_size = "

@@ -19,6 +19,7 @@ from cluster.evaluate import AuditEvaluator, Evaluator, OracleEvaluator, Scores,
 from cluster.launch import ClusterInfo, Crew, Launcher, cluster
 from cluster.preflight import Inputs, check_cluster, check_inputs
 from cluster.run_file import RunFile
+from solon.feedback.canary import Canary
 from solon.feedback.drift import Window
 from solon.feedback.watch import Alarm, Watch
 from solon.feedback.watching import WatchingObserver
@@ -100,10 +101,7 @@ class _Driver:
 
     async def _train(self) -> str:
         run = self._run
-        # The watch and the evaluation share one auditing judge.
-        evaluate = run.evaluate.model_copy(update={"audit_judge": run.auditor})
-        launched = run.model_copy(update={"evaluate": evaluate})
-        launcher = Launcher(launched, self._inputs.constitution, run_name=self._directory.path.name)
+        launcher = Launcher(run, self._inputs.constitution, run_name=self._directory.path.name)
         self._view.starting(launcher.names())
         crew = await launcher.launch(total_groups=run.steps * run.ledger.batch_groups, on_ready=self._view.ready)
         self._ledger = crew.ledger
@@ -137,7 +135,7 @@ class _Driver:
             on_failure=lambda _: _ignore(loop.call_soon_threadsafe(self._stop.set)),
             on_change=self._view.changed,
         )
-        self._watching = self._watch(recorder)
+        self._watching = self._watch(recorder, crew)
         lanes = Lanes(
             rollout=crew.rollout,
             judges=crew.judges,
@@ -166,16 +164,29 @@ class _Driver:
                 recorder.event("ended", steps=self._tally.steps)
                 await asyncio.to_thread(recorder.close)
 
-    def _watch(self, recorder: Recorder) -> WatchingObserver | None:
+    def _watch(self, recorder: Recorder, crew: Crew) -> WatchingObserver | None:
         run = self._run
         if not run.watch.audit_judge or self._auditor is None:
             return None
-        watch = Watch(run.watch, seed=run.seed, is_relative=run.feedback.task == "pairwise")
-        return WatchingObserver(recorder, watch, gold=self._auditor, unbox=open_box, on_stop=self._on_alarm)
+        relative = run.feedback.task == "pairwise"
+        watch = Watch(run.watch, canaries=run.watch.canaries, seed=run.seed, is_relative=relative)
 
-    def _on_alarm(self, alarm: Alarm) -> None:
-        self._stopped_by = alarm
-        self._stop.set()
+        async def on_alarm(alarm: Alarm) -> None:
+            if alarm.action == "raise_kl":
+                await crew.learner.raise_kl(run.watch.kl_factor)
+            elif self._stopped_by is None:
+                self._stopped_by = alarm
+                self._stop.set()
+
+        return WatchingObserver(
+            recorder,
+            watch,
+            gold=self._auditor,
+            unbox=open_box,
+            on_action=on_alarm,
+            canary=Canary(self._inputs.canary) if self._inputs.canary else None,
+            judge=crew.judges[0].judge_fresh,
+        )
 
     def _evaluator(self) -> Evaluator | None:
         match self._run.evaluate.evaluator:

@@ -71,6 +71,11 @@ class PPOLearner:
         if self._critic is not None:
             self._optimizers["critic"] = Optimizer(self._critic, config.critic_learning_rate, config)
 
+    def raise_kl(self, factor: float) -> float:
+        """Multiply the KL coefficient, from the next step on; returns the new one."""
+        self.config = self.config.model_copy(update={"kl_coefficient": self.config.kl_coefficient * factor})
+        return self.config.kl_coefficient
+
     def initial_weights(self) -> Weights:
         """The weights as they stand: version 0, or after `load` the version of the checkpoint."""
         return self._publisher.weights(self.version)

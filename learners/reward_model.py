@@ -16,7 +16,8 @@ classification with one label, so that others load it as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -128,7 +129,7 @@ class RewardModel(nn.Module):
 
         options = {"num_labels": 1, "dtype": torch.float32, "pad_token_id": pad_id, "output_loading_info": True}
         try:
-            with quiet():
+            with quiet(), _without_load_report():
                 network, info = AutoModelForSequenceClassification.from_pretrained(str(model), **options)
         except (OSError, ValueError) as error:
             raise InputError(
@@ -172,16 +173,28 @@ class RewardModel(nn.Module):
         return features_BH
 
     def _padded(self, sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-        bad = next((i for i, ids in enumerate(sequences) if not ids or ids[-1] == self.pad_id), None)
-        if bad is not None:
+        if any(not ids or ids[-1] == self.pad_id for ids in sequences):
             raise InputError(
-                f"sequence {bad} of {len(sequences)} is empty or ends in the padding token {self.pad_id}, expected "
-                "another last token; pad with a token that ends no turn"
+                f"got a sequence that is empty or ends in the padding token {self.pad_id}, expected another last "
+                "token; pad with a token that ends no turn"
             )
         width = max(map(len, sequences))
         ids_BT = torch.tensor([[*ids, *[self.pad_id] * (width - len(ids))] for ids in sequences])
         mask_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in sequences])
         return ids_BT.to(self.device), mask_BT.to(self.device)
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Transformers warns of the new head, which is meant; what else may be missing is looked at here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def preference_loss(margins_N: Tensor, p_N: Tensor, weights_N: Tensor) -> Tensor:
@@ -290,7 +303,9 @@ def microbatches(sizes: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
         yield rows
 
 
-def _by_length(run: Any, sequences: Sequence[Tokens], max_tokens: int) -> NDArray[np.float64]:
+def _by_length(
+    run: Callable[[Sequence[Tokens]], Tensor], sequences: Sequence[Tokens], max_tokens: int
+) -> NDArray[np.float64]:
     """The rows of what `run` gives for each sequence, in their order."""
     if not sequences:
         return np.zeros(0)

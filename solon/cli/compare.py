@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,9 +20,10 @@ from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.errors import InputError, nearest
 from solon.feedback.candidates import comparing, measure_apart, parse_candidate, told_apart
-from solon.feedback.comparison import Comparison, JudgeRow, Measurement, compare
+from solon.feedback.comparison import Comparison, JudgeRow, compare
 from solon.feedback.gold import GoldPair, load_gold
 from solon.feedback.intervals import Interval
+from solon.feedback.measuring import Measurement
 from solon.feedback.templates import TEMPLATES
 from solon.json_text import json_text
 
@@ -125,7 +127,7 @@ COST: Columns = (
     ("speed-up", lambda row: f"{row.speedup:.2f}"),
     ("on disk", lambda row: _size(row.disk_bytes)),
     ("process", lambda row: _size(row.resident_bytes)),
-    ("$/1k labels", lambda row: "" if row.usd_per_1k is None else f"{row.usd_per_1k:.3g}"),
+    ("$/1k", lambda row: "" if row.usd_per_1k is None else f"{row.usd_per_1k:.3g}"),
     ("invalid", lambda row: f"{row.invalid:.1%}"),
 )
 QUALITY: Columns = (
@@ -141,7 +143,7 @@ QUALITY: Columns = (
 
 def table(title: str, columns: Columns, comparison: Comparison) -> Table:
     """One line for each judge."""
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD)  # all of it fits eighty columns
     shown.add_column("judge", overflow="fold")
     for name, _ in columns:
         shown.add_column(name, justify="right", no_wrap=True)
@@ -157,7 +159,7 @@ def footnote(comparison: Comparison) -> str:
         f"{comparison.common} pairs of {comparison.pairs}: decided by gold ({comparison.decided}) and answered by "
         f"every judge. Verdicts in both orders. Speed-up, lost (points), p (McNemar) and flips against {first}. ECE of "
         f"margins as they are; noise alone would make {comparison.rows[0].ece_floor:.3f} of it for {first}. Process: "
-        "peak memory, libraries included."
+        "peak memory, libraries included. $/1k: dollars per thousand labels."
     )
 
 
@@ -236,7 +238,8 @@ def _pairs(
 
 
 def _share(interval: Interval) -> str:
-    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+    half = max(interval.high - interval.value, interval.value - interval.low)
+    return f"{interval.value:.1%} ±{100 * half:.1f}"
 
 
 def _size(num_bytes: int | None) -> str:

@@ -27,7 +27,9 @@ def with_nursery(run: RunFile, *, progress: bool) -> RunFile:
         update={"prompts": path(run.evaluate.prompts), "audit_judge": path(run.evaluate.audit_judge)}
     )
     top = {key: path(getattr(run, key)) for key in ("policy", "judge", "prompts", "constitution")}
-    return run.model_copy(update={**top, "evaluate": evaluate, "feedback": panel_paths(run.feedback, path)})
+    watch = run.watch.model_copy(update={"audit_judge": path(run.watch.audit_judge)})
+    feedback = panel_paths(run.feedback, path)
+    return run.model_copy(update={**top, "evaluate": evaluate, "watch": watch, "feedback": feedback})
 
 
 def panel_paths(feedback: FeedbackConfig, path: Callable[[str], str]) -> FeedbackConfig:
@@ -78,5 +80,6 @@ def _names(run: RunFile) -> tuple[str, ...]:
         run.constitution,
         run.evaluate.prompts,
         run.evaluate.audit_judge,
+        run.watch.audit_judge,
         *run.feedback.panel,
     )

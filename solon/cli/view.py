@@ -96,7 +96,7 @@ class PlainView(SilentView):
     def changed(self, event: str) -> None:
         if event == "step" and self._tally is not None:
             self._say(step_line(self._tally))
-        elif event.startswith(("group_", "late_")):
+        elif event.startswith(("group_", "late_", "alarm")):
             self._say(event.replace("_", " "))
 
     def ended(self, summary: dict[str, Any], directory: Path) -> None:
@@ -146,7 +146,7 @@ class LiveView(PlainView):
         self._live.start()
 
     def changed(self, event: str) -> None:
-        if event.startswith(("group_", "late_")):
+        if event.startswith(("group_", "late_", "alarm")):
             self._say(event.replace("_", " "))
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(self._ask_counts())

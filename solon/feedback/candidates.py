@@ -25,9 +25,9 @@ from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.checkpoint import model_settings, require_model
 from solon.errors import InputError, RunFailedError, nearest
 from solon.feedback.cache import CacheConfig
-from solon.feedback.comparison import Measurement, measure
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.gold import GoldPair
+from solon.feedback.measuring import Measurement, measure
 from solon.feedback.swap import SwapConfig
 
 VARIANTS: dict[str, dict[str, str]] = {

@@ -17,7 +17,7 @@ import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -96,7 +96,7 @@ class EndpointJudge:
     async def start(self) -> JudgeIdentity:
         """Raises InputError when the key is missing, or critiques are asked for, which endpoints do not write."""
         from solon.engines.openai import EndpointAsk
-        from solon.feedback.local import load_calibration
+        from solon.feedback.local import in_both_orders, load_calibration
 
         if self._config.critique_tokens:
             raise InputError("feedback.critique_tokens needs a judge whose engine runs here; set it to 0")
@@ -122,14 +122,14 @@ class EndpointJudge:
         # Straight behind the cache: the endpoint bounds what is under way by itself, and a batch would wait for its
         # slowest question.
         self.cache = open_cache(self._timed, self._config.cache, judge_digest=self.identity.digest)
-        self._judge = EngineJudge(
-            self.cache.ask,
-            name=self.name,
-            prompts=TextPrompts(template, preamble=self._constitution.preamble, secret=self._secret),
-            config=self._config,
-            max_prompt_tokens=self._file.max_model_len,
-            calibrate=load_calibration(self._config, self.identity),
-        )
+        settings: dict[str, Any] = {
+            "name": self.name,
+            "prompts": TextPrompts(template, preamble=self._constitution.preamble, secret=self._secret),
+            "max_prompt_tokens": self._file.max_model_len,
+            "calibrate": load_calibration(self._config, self.identity),
+        }
+        self._judge = EngineJudge(self.cache.ask, config=self._config, **settings)
+        self._fresh = EngineJudge(self._timed, config=in_both_orders(self._config), **settings)
         return self.identity
 
     @property
@@ -140,6 +140,10 @@ class EndpointJudge:
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
         return await self._judge.judge(items)
+
+    async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
+        """Verdicts past the cache, every pair in both orders: what the judge says now."""
+        return await self._fresh.judge(items)
 
     def drain_spans(self) -> list[tuple[float, float]]:
         """(start, end) wall-clock seconds in which the endpoint was asked, since the last call."""

@@ -35,6 +35,10 @@ class HostedJudge(Judge, Protocol):
         """Ready to judge. Raises InputError for what the user must mend."""
         ...
 
+    async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
+        """Verdicts past the caches: what the judge says now."""
+        ...
+
     def drain_spans(self) -> list[tuple[float, float]]:
         """(start, end) wall-clock seconds of work since the last call."""
         ...
@@ -70,6 +74,10 @@ class Panel:
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
         return await self._judge.judge(items)
+
+    async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
+        """Of the first judge alone."""
+        return await self._members[0].judge_fresh(items)
 
     def drain_spans(self) -> list[tuple[float, float]]:
         return sorted(span for member in self._members for span in member.drain_spans())

@@ -11,6 +11,7 @@ judges` open theirs directly.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from solon.constitution import Constitution
 from solon.engines.base import EngineConfig
@@ -74,14 +75,14 @@ class LocalJudge:
         self.batcher = Batcher(self.engine, config)
         self.cache = open_cache(self.batcher.ask, config.cache, judge_digest=self.identity.digest)
         room = config.critique_tokens + VERDICT_TOKENS if config.critique_tokens else 0
-        self._judge = EngineJudge(
-            self.cache.ask,
-            name=self.name,
-            prompts=self.prompts,
-            config=config,
-            max_prompt_tokens=self._engine_config.max_model_len - 1 - room,
-            calibrate=load_calibration(config, self.identity),
-        )
+        settings: dict[str, Any] = {
+            "name": self.name,
+            "prompts": self.prompts,
+            "max_prompt_tokens": self._engine_config.max_model_len - 1 - room,
+            "calibrate": load_calibration(config, self.identity),
+        }
+        self._judge = EngineJudge(self.cache.ask, config=config, **settings)
+        self._fresh = EngineJudge(self.batcher.ask, config=in_both_orders(config), **settings)
         warm_up = self.prompts.pointwise((), "warm up", "warm up ?")
         await self.engine([Question(warm_up, self.prompts.bool_ids)])
         self.engine.calls = 0
@@ -96,6 +97,10 @@ class LocalJudge:
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
         return await self._judge.judge(items)
+
+    async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
+        """Verdicts past the cache, every pair in both orders: what the judge says now."""
+        return await self._fresh.judge(items)
 
     def drain_spans(self) -> list[tuple[float, float]]:
         """(start, end) wall-clock seconds in which the engine stepped, since the last call."""
@@ -124,6 +129,11 @@ async def open_judge(
         await judge.close()
         raise
     return judge
+
+
+def in_both_orders(config: FeedbackConfig) -> FeedbackConfig:
+    """So that a verdict depends on nothing that was asked before."""
+    return config.model_copy(update={"swap": config.swap.model_copy(update={"orders": "both"})})
 
 
 def load_calibration(config: FeedbackConfig, identity: JudgeIdentity) -> CalibrateTask | None:

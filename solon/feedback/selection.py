@@ -63,7 +63,9 @@ class SelectionConfig(BaseModel):
     @model_validator(mode="after")
     def _floor_fits(self) -> Self:
         if self.floor > self.rate:
-            raise ValueError(f"floor = {self.floor} above rate = {self.rate}: the floor alone would overspend; lower it")
+            raise ValueError(
+                f"floor = {self.floor} above rate = {self.rate}: the floor alone would overspend; lower it"
+            )
         if len(set(self.bandit_policies)) < len(self.bandit_policies) or not self.bandit_policies:
             raise ValueError(f"bandit_policies = {self.bandit_policies}, expected distinct policies, one at least")
         return self
@@ -192,7 +194,9 @@ def propensities(utilities_N: ArrayLike, *, rate: float, floor: float, sharpness
     if not len(utilities):
         return np.zeros(0)
     if not np.isfinite(utilities).all() or utilities.min() < 0:
-        raise InputError(f"utilities: got {utilities.min()} to {utilities.max()}, expected finite numbers of at least 0")
+        raise InputError(
+            f"utilities: got {utilities.min()} to {utilities.max()}, expected finite numbers of at least 0"
+        )
     if not 0 <= floor <= rate <= 1:
         raise InputError(f"got floor {floor} and rate {rate}, expected 0 <= floor <= rate <= 1; lower the floor")
     top = utilities.max()
@@ -346,9 +350,7 @@ def choose(
     made = plan(_taken(signals, rest), config, bandit)
     scores = None if signals.margins_KN is None else signals.margins_KN[0, rest]
     drawn = iter(
-        select(
-            [item_ids[i] for i in rest], made.propensities_N, config, seed=seed, turn=turn, proxy_scores_N=scores
-        )
+        select([item_ids[i] for i in rest], made.propensities_N, config, seed=seed, turn=turn, proxy_scores_N=scores)
     )
     return [audited([item_id])[0] if item_id in audit_ids else next(drawn) for item_id in item_ids]
 

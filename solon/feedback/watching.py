@@ -12,11 +12,13 @@ the next step that is committed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from solon.feedback.audit import excerpt
+from solon.feedback.canary import Canary
+from solon.feedback.judging import Item, Verdict
 from solon.feedback.watch import Alarm, Watch
 from solon.feedback.watch_config import Action
 from solon.ledger import Lease
@@ -39,7 +41,8 @@ class GoldJudge(Protocol):
 class WatchingObserver:
     """Implements `Observer`. `await close()` when the loop has ended; it raises what went wrong inside.
 
-    unbox: opens a payload; may block. on_stop: called with the first alarm whose action is to stop the run.
+    unbox: opens a payload; may block. on_action: called with the first alarm of each kind whose action is more than a
+    warning. canary, judge: pairs that never change, and who asks the rewarding judge about them past its caches.
     """
 
     def __init__(
@@ -49,13 +52,17 @@ class WatchingObserver:
         *,
         gold: GoldJudge,
         unbox: Callable[[Box], Any],
-        on_stop: Callable[[Alarm], None],
+        on_action: Callable[[Alarm], Awaitable[None]],
+        canary: Canary | None = None,
+        judge: Callable[[Sequence[Item]], Awaitable[list[Verdict]]] | None = None,
     ) -> None:
         self._observer = observer
         self.watch = watch
         self._gold = gold
         self._unbox = unbox
-        self._on_stop = on_stop
+        self._on_action = on_action
+        self._canary = canary
+        self._judge = judge
         self.alarms: list[Alarm] = []
         self._boxes: dict[tuple[int, int], Box] = {}
         self._room = asyncio.Semaphore(AUDITS_AT_ONCE)
@@ -91,6 +98,8 @@ class WatchingObserver:
         metrics, self._metrics = self._metrics, {}
         self._observer.stepped(lease, replace(report, metrics=report.metrics | metrics))
         self._begin(self._poll(lease.step, kl))
+        if self._canary is not None and self.watch.is_canary_due(lease.step):
+            self._begin(self._read_canary(self._canary, lease.step))
 
     def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
         self._observer.published(version, receipts, gap, span)
@@ -138,6 +147,12 @@ class WatchingObserver:
             return None
         return found
 
+    async def _read_canary(self, canary: Canary, step: int) -> None:
+        assert self._judge is not None, "canaries need somebody to ask"
+        verdicts = await self._judge(canary.items)
+        async with self._turn:
+            self.watch.canary(canary.read(step, verdicts))
+
     async def _poll(self, step: int, kl: float | None) -> None:
         async with self._turn:
             if kl is not None:
@@ -159,8 +174,14 @@ class WatchingObserver:
     def _raise(self, alarm: Alarm) -> None:
         self.alarms.append(alarm)
         self._observer.event("alarm", **asdict(alarm))
-        if alarm.action == "stop" and sum(one.action == "stop" for one in self.alarms) == 1:
-            self._on_stop(alarm)
+        # A run stops once; the KL coefficient is raised once for each kind of alarm.
+        same = [one for one in self.alarms if one.action == alarm.action]
+        alike = same if alarm.action == "stop" else [one for one in same if one.kind == alarm.kind]
+        if alarm.action != "warn" and len(alike) == 1:
+            self._begin(self._act(alarm))
+
+    async def _act(self, alarm: Alarm) -> None:
+        await self._on_action(alarm)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

@@ -9,6 +9,7 @@ from solon.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.hosted import Source, host_judge
 from solon.feedback.identity import JudgeIdentity
+from solon.feedback.judging import Item, Verdict
 from solon.feedback.labeler import Labeler
 from solon.feedback.limiter import LimitsPort
 from solon.feedback.prompts import NO_SECRET
@@ -42,6 +43,10 @@ class JudgeWorker:
         """Label all rollouts of a group."""
         feedback = await self._labeler.label(group)
         return self._report(feedback), feedback
+
+    async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
+        """Verdicts past the caches: what the judge says now."""
+        return await self._judge.judge_fresh(items)
 
     async def close(self) -> None:
         await self._judge.close()

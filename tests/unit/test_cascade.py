@@ -101,7 +101,7 @@ def test_judges_that_are_very_sure_are_still_ranked():
     assert doubts[0] > doubts[1] > doubts[2] > doubts[3] > 0
 
 
-@settings(max_examples=200)
+@settings(max_examples=100, deadline=None)
 @given(st.floats(-900, 900), st.none() | st.floats(-900, 900), st.floats(0.01, 100))
 def test_uncertainty_is_bits_between_0_and_1(margin: float, offset: float | None, temperature: float):
     assert 0 <= uncertainty(said(margin, offset, margin * temperature)) <= 1 + 1e-12
@@ -167,7 +167,7 @@ def test_too_few_pairs_or_a_judge_that_errs_are_refused_with_what_to_do():
     with pytest.raises(InputError, match="got 85 pairs, expected at least 86"):
         fit_threshold(np.linspace(0, 1, 85), np.zeros(85), 0.05, 0.05)
     assert fit_threshold(np.linspace(0, 1, 86), np.zeros(86), 0.05, 0.05).accepted == 86
-    with pytest.raises(InputError, match="no threshold keeps the error at 0.05"):
+    with pytest.raises(InputError, match=r"no threshold keeps the error at 0\.05"):
         fit_threshold(np.linspace(0, 1, 500), np.tile([0.0, 1.0], 250), 0.05, 0.05)
 
 
@@ -185,7 +185,7 @@ def test_what_is_no_measurement_is_refused(uncertainties: list[float], errors: l
 def test_the_true_error_exceeds_alpha_no_more_often_than_delta(num: int, steepness: int, floor: float):
     # A judge errs with probability floor + 0.4 u^k at uncertainty u, uniform in [0, 1]; accepted up to t, its true
     # error is the mean of that over [0, t].
-    rng, runs, alpha, delta = np.random.default_rng(num + steepness), 400, 0.08, 0.1
+    rng, runs, alpha, delta = np.random.default_rng(num + steepness), 250, 0.08, 0.1
     missed = found = 0
     for _ in range(runs):
         u_N = rng.random(num)
@@ -197,20 +197,17 @@ def test_the_true_error_exceeds_alpha_no_more_often_than_delta(num: int, steepne
         found += 1
         missed += floor + 0.4 * t**steepness / (steepness + 1) > alpha
     assert found > runs / 10
-    # delta = 40 of 400; what chance adds to that three times in a hundred thousand is 24 more.
-    assert missed <= 40 + 24
+    # A tenth of 250 is 25; chance makes 19 more of it (four standard deviations) three times in a hundred thousand.
+    assert missed <= 25 + 19
 
 
 def test_picking_the_best_bound_without_a_walk_would_break_the_promise():
     """The same pairs, and the largest threshold whose own bound holds: what the walks are there for."""
-    rng, runs, alpha, delta = np.random.default_rng(0), 300, 0.08, 0.1
+    rng, runs, alpha, delta = np.random.default_rng(0), 200, 0.08, 0.1
     missed = 0
     for _ in range(runs):
-        u_N = np.sort(rng.random(600))
-        wrong_N = np.cumsum(rng.random(600) < 0.081)  # the true error is above alpha everywhere
-        bounds_N = upper_bound(wrong_N, np.arange(1, 601), delta)
-        missed += bool((bounds_N[20:] <= alpha).any())
-        assert len(u_N) == 600
+        wrong_N = np.cumsum(rng.random(600) < 0.081)  # the true error is above alpha at every threshold
+        missed += bool((upper_bound(wrong_N[20:], np.arange(21, 601), delta) <= alpha).any())
     assert missed / runs > 2 * delta
 
 
@@ -311,7 +308,7 @@ def test_thresholds_that_do_not_fit_the_judges_are_refused(thresholds: list[floa
         Cascade([Says("small"), Says("large")], thresholds)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=8), st.floats(0, 1))
 def test_every_item_gets_the_verdict_of_the_first_judge_that_is_sure(
     margins: list[tuple[float, float]], threshold: float

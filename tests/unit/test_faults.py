@@ -157,7 +157,7 @@ async def test_a_failure_behind_a_fault_stays_what_it_was():
 
 
 async def test_a_cascade_loses_only_what_both_of_its_judges_lose():
-    rates: dict[Fault, float] = {fault: 0.05 for fault in FAULTS}
+    rates: dict[Fault, float] = dict.fromkeys(FAULTS, 0.05)
     judges = [FaultyJudge(Steady(), rates, seed=1), FaultyJudge(Steady(), rates, seed=2)]
     verdicts = await Cascade(judges, [1.0]).judge([make_item(n) for n in range(2000)])
     lost = sum(v.margin is None for v in verdicts) / 2000
@@ -166,7 +166,7 @@ async def test_a_cascade_loses_only_what_both_of_its_judges_lose():
 
 
 async def test_a_jury_under_faults_never_counts_a_failure_as_a_vote():
-    rates: dict[Fault, float] = {fault: 0.1 for fault in FAULTS}
+    rates: dict[Fault, float] = dict.fromkeys(FAULTS, 0.1)
     jury = Jury([FaultyJudge(Steady(), rates, seed=n) for n in range(3)], JuryConfig(min_jurors=2))
     verdicts = await jury.judge([make_item(n) for n in range(2000)])
     assert {v.margin for v in verdicts} == {1.0, None}

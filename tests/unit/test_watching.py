@@ -13,16 +13,20 @@ import pytest
 from cluster.preflight import check_inputs
 from cluster.run_file import RunFile
 from cluster.train import best_checkpoint
+from solon.constitution import Principle
 from solon.errors import InputError, RunFailedError
 from solon.feedback import watching as module
+from solon.feedback.canary import Canary
 from solon.feedback.drift import Window
+from solon.feedback.gold import gold_pair
+from solon.feedback.judging import Verdict
 from solon.feedback.watch import Alarm, Watch
-from solon.feedback.watch_config import WatchConfig
+from solon.feedback.watch_config import CanaryConfig, WatchConfig
 from solon.feedback.watching import WatchingObserver
 from solon.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
-from solon.records import Feedback, Group, StepReport
-from tests.unit.fakes import make_group
+from solon.records import Feedback, Group, Status, StepReport
+from tests.unit.fakes import make_group, make_prompt
 from tests.unit.run_files import make_model, make_run
 
 GROUP = 16
@@ -82,7 +86,11 @@ def make_observer(
     stops: list[Alarm] = []
     watch = Watch(WatchConfig(**({"audit_share": 1.0, "audit_window": GROUP} | config)))
     written = Written()
-    return WatchingObserver(written, watch, gold=gold, unbox=unbox, on_stop=stops.append), written, stops
+
+    async def act(alarm: Any) -> None:
+        stops.append(alarm)
+
+    return WatchingObserver(written, watch, gold=gold, unbox=unbox, on_action=act), written, stops
 
 
 def tell(observer: WatchingObserver, step: int) -> None:
@@ -237,6 +245,14 @@ def test_the_judge_does_not_audit_itself(run_file: Path, tmp_path: Path):
             check_inputs(RunFile.load(run_file, overrides=[f"watch.audit_judge={tmp_path / name}"]))
 
 
+def test_nobody_of_a_panel_audits_it(run_file: Path, tmp_path: Path):
+    make_model(tmp_path / "second")
+    panel = [f"feedback.jury.judges=['{tmp_path / 'second'}']"]
+    assert check_inputs(RunFile.load(run_file, overrides=panel))
+    with pytest.raises(InputError, match="the judge itself, expected another model"):
+        check_inputs(RunFile.load(run_file, overrides=[*panel, f"watch.audit_judge={tmp_path / 'second'}"]))
+
+
 def test_an_auditor_that_cannot_be_asked_is_refused(run_file: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"watch\.audit_judge model .*nowhere does not exist"):
         check_inputs(RunFile.load(run_file, overrides=[f"watch.audit_judge={tmp_path / 'nowhere'}"]))
@@ -250,7 +266,7 @@ def test_an_auditor_that_cannot_be_asked_is_refused(run_file: Path, tmp_path: Pa
     ("override", "words"),
     [
         ("watch.audit_judge=", "audit_judge"),
-        ("watch.action=raise_kl", "cannot do yet"),
+        ("watch.kl_factor=1", "kl_factor"),
         ("watch.audit_share=0", "audit_share"),
         ("watch.nudit_share=1", "did you mean"),
     ],
@@ -266,3 +282,35 @@ def test_the_watch_and_the_evaluation_have_one_auditor(run_file: Path, tmp_path:
     assert RunFile.load(run_file, overrides=shared).num_judges == 2
     with pytest.raises(InputError, match="expected one auditing judge for both"):
         RunFile.load(run_file, overrides=[*evaluation, f"evaluate.audit_judge={tmp_path / 'policy'}"])
+
+
+async def test_a_judge_that_changes_is_caught_by_the_canaries():
+    pairs = [gold_pair(make_prompt(f"p{n}"), "blue", "green", target=1.0, principles=[PRINCIPLE]) for n in range(10)]
+    asked: list[int] = []
+
+    async def judge(items: Any) -> list[Verdict]:
+        asked.append(len(items))
+        sign = 1 if len(asked) == 1 else -1
+        return [Verdict(status=Status.OK, margin=sign * (2.0 if i.answers[0] == "blue" else -2.0)) for i in items]
+
+    stops: list[Any] = []
+
+    async def act(alarm: Any) -> None:
+        stops.append(alarm)
+
+    watch = Watch(WatchConfig(audit_share=0.001), canaries=CanaryConfig(every=2, action="stop"))
+    written = Written()
+    observer = WatchingObserver(
+        written, watch, gold=Gold(), unbox=lambda box: box, on_action=act, canary=Canary(pairs), judge=judge
+    )
+    for step in range(5):
+        tell(observer, step)
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+    await observer.close()
+    assert asked == [10, 10, 10]
+    assert written.alarms() == ["canary"]
+    assert [alarm.kind for alarm in stops] == ["canary"]
+
+
+PRINCIPLE = Principle(id="kind", pairwise_question="which is kinder?")
