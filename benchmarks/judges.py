@@ -150,9 +150,10 @@ async def take_turns(
     shares = {m.name: clocks[m.name].seconds / sum(p.seconds for p in m.parts) for m in found if m.name in clocks}
     outcome = Outcome(compare(found, pairs), shares)
     for row, one in zip(outcome.comparison.rows, found, strict=True):
+        network = f"; {shares[row.name]:.0%} of the time in the network" if row.name in shares else ""
         print(f"{row.name}: {row.verdicts_per_s:.4g} verdicts/s, {row.speedup:.2f} times the first; agreement "
-              f"{row.agreement}; {one.cached_tokens / one.prompt_tokens:.0%} of the tokens from the prefix cache; "
-              f"{shares.get(row.name, 1.0):.0%} of the time in the network")  # fmt: skip
+              f"{row.agreement}; {one.cached_tokens / one.prompt_tokens:.0%} of the tokens from the prefix cache{network}"
+        )  # fmt: skip
     return outcome
 
 

@@ -35,6 +35,8 @@ from learners.config import LearnConfig
 from learners.loading import choose_device, load_model, quiet
 from learners.optimizer import Optimizer
 from learners.reward_model import microbatches
+from solon.engines.base import EngineConfig
+from solon.engines.checkpoint import is_quantised
 from solon.errors import InputError
 from solon.feedback.questions import Question, question_digest
 
@@ -151,11 +153,11 @@ class Student(nn.Module):
     @classmethod
     def load(cls, model: str | Path, *, layers: Sequence[int] | None = None, device: str = "auto") -> Self:
         """From a Hugging Face directory; `layers`: only these of its layers, in this order. Raises InputError."""
-        network, dtype = load_model(str(model), choose_device(device))
-        if getattr(network.config, "quantization_config", None):
+        if Path(model).is_dir() and is_quantised(EngineConfig(model=str(model))):
             raise InputError(
                 f"{str(model)!r} is quantised, expected plain weights to teach; quantise the student after"
             )
+        network, dtype = load_model(str(model), choose_device(device))
         if layers is not None:
             _keep_layers(network, layers)
         return cls(network, source=Path(model), dtype=dtype)

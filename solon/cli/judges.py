@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -70,8 +70,7 @@ def compare(
         max_model_len=max_model_len,
         as_json=as_json,
     )
-    if as_json:
-        typer.echo(json_text(result, indent=2))
+    _print(result, as_json)
 
 
 @judges_app.command()
@@ -101,5 +100,84 @@ def quantise(
         samples=samples,
         as_json=as_json,
     )
+    if as_json:
+        typer.echo(json_text(result, indent=2))
+
+
+CalibrationOption = Annotated[str, typer.Option(metavar="FILE", help="The judge's calibration.")]
+LimitOption = Annotated[int, typer.Option(min=1, help="Pairs that are asked about at most.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")]
+LengthOption = Annotated[int, typer.Option(min=16, help="Longest question in tokens.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Directory, hub name or endpoint file.")]
+
+
+@judges_app.command("test")
+def examine(
+    model: ModelArgument,
+    pairs: PairsOption,
+    constitution: ConstitutionOption = None,
+    template: TemplateOption = None,
+    calibration: CalibrationOption = "",
+    limit: LimitOption = 5000,
+    threads: ThreadsOption = 1,
+    max_model_len: LengthOption = 4096,
+    as_json: JsonOption = False,
+) -> None:
+    """How often a judge prefers the right answer, subset by subset, in both orders."""
+    from solon.cli.examine import run_test
+    from solon.cli.judge_inputs import JudgeInputs
+
+    inputs = JudgeInputs([model], pairs=pairs, constitution=constitution, template=template, limit=limit,
+                         threads=threads, max_model_len=max_model_len, as_json=as_json)  # fmt: skip
+    _print(run_test(inputs, model, calibration=calibration), as_json)
+
+
+@judges_app.command()
+def calibrate(
+    model: ModelArgument,
+    pairs: PairsOption,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the calibration is written.", show_default=False)],
+    constitution: ConstitutionOption = None,
+    template: TemplateOption = None,
+    limit: LimitOption = 5000,
+    threads: ThreadsOption = 1,
+    max_model_len: LengthOption = 4096,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit how sure a judge may be taken to be; not on the pairs that it will be compared on."""
+    from solon.cli.examine import run_calibrate
+    from solon.cli.judge_inputs import JudgeInputs
+
+    inputs = JudgeInputs([model], pairs=pairs, constitution=constitution, template=template, limit=limit,
+                         threads=threads, max_model_len=max_model_len, held_out=False, as_json=as_json)  # fmt: skip
+    _print(run_calibrate(inputs, model, out=out), as_json)
+
+
+@judges_app.command()
+def cascade(
+    model: ModelArgument,
+    pairs: PairsOption,
+    alpha: Annotated[
+        float, typer.Option(min=0.001, max=0.5, help="Share of errors allowed in what it decides.")
+    ] = 0.05,
+    delta: Annotated[float, typer.Option(min=0.001, max=0.5, help="How often that promise may fail.")] = 0.05,
+    constitution: ConstitutionOption = None,
+    template: TemplateOption = None,
+    calibration: CalibrationOption = "",
+    limit: LimitOption = 5000,
+    threads: ThreadsOption = 1,
+    max_model_len: LengthOption = 4096,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the doubt up to which a judge may decide alone, as the first one of a cascade."""
+    from solon.cli.examine import run_cascade
+    from solon.cli.judge_inputs import JudgeInputs
+
+    inputs = JudgeInputs([model], pairs=pairs, constitution=constitution, template=template, limit=limit,
+                         threads=threads, max_model_len=max_model_len, as_json=as_json)  # fmt: skip
+    _print(run_cascade(inputs, model, alpha=alpha, delta=delta, calibration=calibration), as_json)
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json_text(result, indent=2))

@@ -10,6 +10,7 @@ import typer
 
 import solon
 from solon.cli.constitution import constitution_app
+from solon.cli.judges import judges_app
 from solon.cli.terminal import visible
 from solon.errors import InputError, RunFailedError
 from solon.json_text import json_text
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 app.add_typer(constitution_app)
+app.add_typer(judges_app)
 
 RunFileArgument = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
 SetOption = Annotated[

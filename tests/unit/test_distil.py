@@ -43,17 +43,12 @@ def lesson(margin: float, *, is_adversarial: bool = False) -> Lesson:
 
 
 def drawn_lessons(number: int, *, seed: int = 0) -> list[Lesson]:
-    """Pairs in both orders: the answer that holds word 5 is better by three nats, two alike are a tie."""
+    """Pairs of words in both orders: from 17 on a word is good, and three nats better than one that is not."""
     rng = np.random.default_rng(seed)
     lessons: list[Lesson] = []
-    while len(lessons) < 2 * number:
-        first, second = (rng.integers(6, 28, rng.integers(2, 6)).tolist() for _ in range(2))
-        good = rng.integers(0, 2, 2)
-        for answer, is_good in ((first, good[0]), (second, good[1])):
-            if is_good:
-                answer[rng.integers(len(answer))] = 5
-        shown, swapped = question(*first, 28, *second, 29), question(*second, 28, *first, 29)
-        lessons += both_orders(shown, swapped, 3.0 * float(good[0] - good[1]))
+    for first, second in rng.integers(6, 28, (number, 2)).tolist():
+        shown, swapped = question(first, 28, second, 29), question(second, 28, first, 29)
+        lessons += both_orders(shown, swapped, 3.0 * (int(first >= 17) - int(second >= 17)))
     return lessons
 
 
@@ -158,22 +153,21 @@ def test_a_question_is_answered_alike_alone_and_in_company(model: str):
     assert together[1] == pytest.approx(logprobs_V[list(LABELS)].numpy(), abs=1e-5)
 
 
-def test_a_student_learns_from_a_model_of_more_layers_and_is_saved_as_one_of_fewer(model: str, tmp_path: Path):
+def test_a_student_of_fewer_layers_learns_the_verdicts_and_is_saved_as_an_ordinary_model(model: str, tmp_path: Path):
     student = Student.load(model, layers=(0,))
-    whole = Student.load(model)
-    assert student.num_parameters < whole.num_parameters
-    config = DistilConfig(learning_rate=1e-2, epochs=5, batch=64)
-    report = distil(student, drawn_lessons(800), config)
+    assert student.num_parameters < Student.load(model).num_parameters
+    lessons = drawn_lessons(200)
+    report = distil(student, lessons, DistilConfig(learning_rate=1e-2, epochs=4, batch=16))
     assert report.last_loss < report.first_loss / 2
     assert report.hard_share == pytest.approx(0.15, abs=0.01)
+    assert question_digest(lessons[0].question) in report.taught
 
     unseen = [x for x in drawn_lessons(200, seed=1) if x.margin and question_digest(x.question) not in report.taught]
     logprobs_N2 = label_logprobs(student, [x.question for x in unseen])
     margins_N = logprobs_N2[:, 0] - logprobs_N2[:, 1]
-    assert np.mean(np.sign(margins_N) == np.sign([x.margin for x in unseen])) > 0.95
+    assert np.mean(np.sign(margins_N) == np.sign([x.margin for x in unseen])) > 0.9
     assert np.exp(logprobs_N2).sum(1).min() > 0.9  # it says nothing but verdicts
-    # Both orders were taught, so that no place is favoured.
-    assert abs(np.mean(margins_N)) < 0.5
+    assert abs(np.mean(margins_N)) < 0.5  # both orders were taught, so that no place is favoured
 
     student.save(tmp_path / "student")
     settings = json.loads((tmp_path / "student" / "config.json").read_text())
@@ -184,7 +178,7 @@ def test_a_student_learns_from_a_model_of_more_layers_and_is_saved_as_one_of_few
 
 
 def test_microbatches_bound_memory_and_change_nothing(model: str):
-    lessons = drawn_lessons(40)
+    lessons = drawn_lessons(16)
     found = []
     for max_tokens in (16, 4096):
         student = Student.load(model)
@@ -197,14 +191,13 @@ def test_the_same_lessons_give_the_same_student(model: str):
     found = []
     for _ in range(2):
         student = Student.load(model)
-        report = distil(student, drawn_lessons(20), DistilConfig(learning_rate=1e-3))
+        report = distil(student, drawn_lessons(8), DistilConfig(learning_rate=1e-3))
         found.append((report, label_logprobs(student, [question(3, 4, 5)]).tolist()))
     assert found[0] == found[1]
 
 
-def test_a_single_lesson_is_a_course():
-    report_of = DistilConfig(hard_share=None, epochs=1).schedule(1)
-    assert 0 < report_of.rate(0) <= 1
+def test_a_course_of_one_step_has_a_rate():
+    assert 0 < DistilConfig().schedule(1).rate(0) <= 1
 
 
 @pytest.mark.parametrize("layers", [(), (2,), (-1,), (0, 0)])
@@ -213,12 +206,11 @@ def test_layers_that_are_not_there_are_refused(model: str, layers: tuple[int, ..
         Student.load(model, layers=layers)
 
 
-def test_a_quantised_model_is_no_student(model: str, tmp_path: Path):
-    student = Student.load(model)
-    student.save(tmp_path / "q")
-    settings = json.loads((tmp_path / "q" / "config.json").read_text())
-    student.network.config.quantization_config = {"quant_method": "compressed-tensors"}
-    assert "quantization_config" not in settings
+def test_a_quantised_or_missing_model_is_no_student(model: str, tmp_path: Path):
+    settings = json.loads((Path(model) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match="is quantised"):
+        Student.load(tmp_path)
     with pytest.raises(InputError, match="cannot be loaded"):
         Student.load(tmp_path / "nowhere")
 

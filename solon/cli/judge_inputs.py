@@ -1,0 +1,106 @@
+"""What every `solon judges` command reads: models, pairs with a right verdict, constitution, template."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from solon.cli.nursery_names import NAMES, PREFIX
+from solon.constitution import Constitution
+from solon.engines.base import EngineOptions
+from solon.errors import InputError, nearest
+from solon.feedback.gold import GoldPair, load_gold
+from solon.feedback.templates import TEMPLATES
+
+if TYPE_CHECKING:
+    from nursery.grow import Nursery
+
+NURSERY = "nursery"
+"""As the file of pairs: pairs of the tiny world, decided by its oracles."""
+
+
+class JudgeInputs:
+    """Reads and checks. Raises InputError for what cannot be used; grows the nursery when a name asks for it."""
+
+    def __init__(
+        self,
+        models: Sequence[str],
+        *,
+        pairs: str,
+        constitution: Path | None,
+        template: str | None,
+        limit: int,
+        threads: int = 1,
+        max_model_len: int = 4096,
+        held_out: bool = True,
+        as_json: bool,
+    ) -> None:
+        self.console = Console(highlight=False, quiet=as_json)
+        self._grown = _grown([pairs, *models], progress=not as_json)
+        self.path = resolver(self._grown)
+        self.constitution = _constitution(constitution, self._grown, pairs)
+        self.template = template_named(template, pairs)
+        self.engine = EngineOptions(threads=threads, max_model_len=max_model_len)
+        self.pairs = sample(self._pairs(pairs, limit=limit, held_out=held_out), limit)
+
+    def _pairs(self, source: str, *, limit: int, held_out: bool) -> tuple[GoldPair, ...]:
+        if source != NURSERY:
+            return load_gold(source, self.constitution)
+        from solon.cli.nursery_pairs import nursery_gold
+
+        assert self._grown is not None
+        return nursery_gold(self._grown, limit, held_out=held_out)
+
+
+def sample(pairs: Sequence[GoldPair], limit: int) -> tuple[GoldPair, ...]:
+    """A random `limit` of the pairs, the same ones every time, in the order of the file."""
+    if len(pairs) <= limit:
+        return tuple(pairs)
+    return tuple(pairs[i] for i in sorted(random.Random(0).sample(range(len(pairs)), limit)))
+
+
+def resolver(grown: Nursery | None) -> Callable[[str], str]:
+    """What turns `nursery:` names into paths."""
+
+    def resolve(model: str) -> str:
+        if not model.startswith(PREFIX):
+            return model
+        name = model.removeprefix(PREFIX)
+        if name not in NAMES:
+            raise InputError(
+                f"got {model!r}, expected one of {', '.join(PREFIX + n for n in NAMES)}{nearest(name, NAMES)}"
+            )
+        return str(getattr(grown, name))
+
+    return resolve
+
+
+def template_named(name: str | None, pairs: str) -> Any:
+    """The template that was asked for, or the one that suits the pairs."""
+    name = name or ("compact" if pairs == NURSERY else "assistant")
+    if name not in TEMPLATES:
+        raise InputError(
+            f"there is no template {name!r}, expected one of {', '.join(TEMPLATES)}{nearest(name, TEMPLATES)}"
+        )
+    return name
+
+
+def _grown(names: Sequence[str], *, progress: bool) -> Nursery | None:
+    """The nursery, when any of these names asks for it."""
+    if not any(name == NURSERY or name.startswith(PREFIX) for name in names):
+        return None
+    from nursery.grow import grow
+
+    return grow(progress=progress)
+
+
+def _constitution(path: Path | None, grown: Nursery | None, pairs: str) -> Constitution:
+    if path is None and pairs == NURSERY and grown is not None:
+        return Constitution.load(grown.constitution)
+    if path is None:
+        raise InputError("got no constitution, expected the one whose questions are asked; give --constitution FILE")
+    return Constitution.load(path)
