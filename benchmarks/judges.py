@@ -150,10 +150,10 @@ async def take_turns(
     shares = {m.name: clocks[m.name].seconds / sum(p.seconds for p in m.parts) for m in found if m.name in clocks}
     outcome = Outcome(compare(found, pairs), shares)
     for row, one in zip(outcome.comparison.rows, found, strict=True):
+        cached = one.cached_tokens / one.prompt_tokens
         network = f"; {shares[row.name]:.0%} of the time in the network" if row.name in shares else ""
         print(f"{row.name}: {row.verdicts_per_s:.4g} verdicts/s, {row.speedup:.2f} times the first; agreement "
-              f"{row.agreement}; {one.cached_tokens / one.prompt_tokens:.0%} of the tokens from the prefix cache{network}"
-        )  # fmt: skip
+              f"{row.agreement}; {cached:.0%} of the tokens from the prefix cache{network}")  # fmt: skip
     return outcome
 
 
@@ -235,7 +235,7 @@ def quality_rows(title: str, outcome: Outcome, schemes: Sequence[str]) -> list[R
             Row(f"{title}: {name}, kappa with bf16", judge.kappa_with_first.value),
             Row(f"{title}: {name}, verdicts flipped, %", 100 * judge.flips.value),
             Row(f"{title}: {name}, position consistency (reference: bf16)", consistency(judge), consistency(bf16)),
-            Row(f"{title}: {name}, megabytes of weights (reference: bf16)", *megabytes(judge, bf16)),
+            Row(f"{title}: {name}, megabytes of weights (reference: the float32 file)", *megabytes(judge, bf16)),
         ]
     return rows
 

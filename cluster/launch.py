@@ -28,6 +28,7 @@ from solon.feedback.identity import JudgeIdentity
 from solon.feedback.panel_config import CascadeSection, JurySection
 from solon.feedback.prompts import NO_SECRET, TEMPLATES
 from solon.feedback.secret import nonce_secret
+from solon.feedback.selective import SelectionSection
 from solon.feedback.semantic import SemanticConfig
 from solon.protocols import Box
 from solon.records import Sampling, Weights
@@ -90,6 +91,7 @@ _ALONE: dict[str, Any] = {
     "cascade": CascadeSection(),
     "jury": JurySection(),
     "semantic": SemanticConfig(),
+    "select": SelectionSection(),
 }
 """What an audit does without: it is one judge, asked directly."""
 

@@ -40,6 +40,7 @@ MODELS = (
     "watch.audit_judge",
     "feedback.cascade.judge",
     "feedback.jury.judges",
+    "feedback.select.proxy",
     "feedback.semantic.model",
 )
 """Keys that name a model, or several: a directory, or a hub name."""

@@ -247,7 +247,7 @@ def _backward(model: RewardModel, batch: Sequence[PreferencePair], max_tokens: i
         first_N, second_N = model([*(p.first for p in some), *(p.second for p in some)]).chunk(2)
         p_N, weights_N = (first_N.new_tensor(values) for values in ([x.p for x in some], [x.weight for x in some]))
         part = preference_loss(first_N - second_N, p_N, weights_N) / total
-        part.backward()
+        part.backward()  # type: ignore[no-untyped-call]
         loss += part.item()
     return loss
 

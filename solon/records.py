@@ -151,7 +151,9 @@ class Label:
     level: int = 0
     """How often a cascade escalated before this verdict."""
     source: str = "judge"
-    """Where the verdict came from: the judge, or one of the caches."""
+    """Where the verdict came from: the judge, one of the caches, or a proxy."""
+    propensity: float = 1.0
+    """Probability with which the judge was to be asked; below 1, the margin is a doubly-robust reward."""
     output_tokens: int = 0
     usd: float = 0.0
     detail: str = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,22 +12,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from solon.cli.judges import NURSERY
-from solon.cli.nursery_names import NAMES, PREFIX
+from solon.cli.judge_inputs import JudgeInputs, model_path
 from solon.cli.terminal import visible
-from solon.constitution import Constitution
-from solon.engines.base import EngineOptions
-from solon.errors import InputError, nearest
+from solon.errors import InputError
 from solon.feedback.candidates import comparing, measure_apart, parse_candidate, told_apart
 from solon.feedback.comparison import Comparison, JudgeRow, compare
-from solon.feedback.gold import GoldPair, load_gold
 from solon.feedback.intervals import Interval
 from solon.feedback.measuring import Measurement
-from solon.feedback.templates import TEMPLATES
 from solon.json_text import json_text
 
 if TYPE_CHECKING:
-    from nursery.grow import Nursery
     from solon.report.figures import JudgePoint
 
 BATCH_LENGTH = {"vllm": "prefix", "transformers": "length"}
@@ -50,12 +43,18 @@ def run_compare(
     as_json: bool,
 ) -> dict[str, Any]:
     """Raises InputError when a model, the pairs or the constitution cannot be used."""
-    console = Console(highlight=False, quiet=as_json)
-    grown = _grown([pairs, *models], progress=not as_json)
-    rules, words = _constitution(constitution, grown, pairs), _template(template, pairs)
-    options = EngineOptions(threads=threads, max_model_len=max_model_len)
-    candidates = told_apart([parse_candidate(one, options, resolve=_resolver(grown)) for one in models])
-    gold = sample(_pairs(pairs, rules, grown, limit=limit, held_out=True), limit)
+    inputs = JudgeInputs(
+        models,
+        pairs=pairs,
+        constitution=constitution,
+        template=template,
+        limit=limit,
+        threads=threads,
+        max_model_len=max_model_len,
+        as_json=as_json,
+    )
+    console, rules, words, gold = inputs.console, inputs.constitution, inputs.template, inputs.pairs
+    candidates = told_apart([parse_candidate(one, inputs.engine, resolve=inputs.path) for one in models])
     measurements: list[Measurement] = []
     for number, candidate in enumerate(candidates, start=1):
         console.print(Text(visible(f"{number}/{len(candidates)}  {candidate.name}: {candidate.runs_as}")))
@@ -90,18 +89,22 @@ def run_quantise(
 
     calibration: list[list[int]] = []
     named = scheme_named(scheme)
-    grown = _grown([pairs or "", str(source)], progress=not as_json)
-    source = Path(_resolver(grown)(str(source)))
+    source = Path(model_path(str(source), progress=not as_json))
     if named.gptq:
         if pairs is None:
             raise InputError(
                 f"{scheme} is calibrated on judge prompts, got none; give --pairs and --constitution, or take "
                 f"{scheme.removesuffix('-gptq')}, which needs no data"
             )
-        rules, words = _constitution(constitution, grown, pairs), _template(template, pairs)
-        gold = sample(_pairs(pairs, rules, grown, limit=samples, held_out=False), samples)
-        items = [item for pair in gold for item in pair.items]
-        calibration = judge_sequences(str(source), items, template=words, preamble=rules.preamble, limit=samples)
+        inputs = JudgeInputs([], pairs=pairs, constitution=constitution, template=template, limit=samples,
+                             held_out=False, as_json=as_json)  # fmt: skip
+        calibration = judge_sequences(
+            str(source),
+            [item for pair in inputs.pairs for item in pair.items],
+            template=inputs.template,
+            preamble=inputs.constitution.preamble,
+            limit=samples,
+        )
     record = quantise_model(source, target, scheme, calibration=calibration)
     if not as_json:
         shrunk = record.source_weight_bytes / record.weight_bytes
@@ -112,13 +115,6 @@ def run_quantise(
             lines.append(f"calibrated on {record.calibration_sequences} judge prompts")
         Console(highlight=False).print(Text(visible("\n".join([*lines, *filter(None, [record.note])]))), soft_wrap=True)
     return asdict(record)
-
-
-def sample(pairs: Sequence[GoldPair], limit: int) -> tuple[GoldPair, ...]:
-    """A random `limit` of the pairs, the same ones every time, in the order of the file."""
-    if len(pairs) <= limit:
-        return tuple(pairs)
-    return tuple(pairs[i] for i in sorted(random.Random(0).sample(range(len(pairs)), limit)))
 
 
 Columns = Sequence[tuple[str, Callable[[JudgeRow], str]]]
@@ -184,57 +180,6 @@ def _point(row: JudgeRow, cost: float) -> JudgePoint:
 
     memory = f"{_size(row.disk_bytes)} of weights, process {_size(row.resident_bytes)}"
     return JudgePoint(name=row.name, cost=cost, quality=row.agreement, note=f"{row.runs_as}; {memory}")
-
-
-def _grown(names: Sequence[str], *, progress: bool) -> Nursery | None:
-    """The nursery, when any of these names asks for it."""
-    if not any(name == NURSERY or name.startswith(PREFIX) for name in names):
-        return None
-    from nursery.grow import grow
-
-    return grow(progress=progress)
-
-
-def _resolver(grown: Nursery | None) -> Callable[[str], str]:
-    def resolve(model: str) -> str:
-        if not model.startswith(PREFIX):
-            return model
-        name = model.removeprefix(PREFIX)
-        if name not in NAMES:
-            raise InputError(
-                f"got {model!r}, expected one of {', '.join(PREFIX + n for n in NAMES)}{nearest(name, NAMES)}"
-            )
-        return str(getattr(grown, name))
-
-    return resolve
-
-
-def _constitution(path: Path | None, grown: Nursery | None, pairs: str) -> Constitution:
-    if path is None and pairs == NURSERY and grown is not None:
-        return Constitution.load(grown.constitution)
-    if path is None:
-        raise InputError("got no constitution, expected the one whose questions are asked; give --constitution FILE")
-    return Constitution.load(path)
-
-
-def _template(name: str | None, pairs: str) -> Any:
-    name = name or ("compact" if pairs == NURSERY else "assistant")
-    if name not in TEMPLATES:
-        raise InputError(
-            f"there is no template {name!r}, expected one of {', '.join(TEMPLATES)}{nearest(name, TEMPLATES)}"
-        )
-    return name
-
-
-def _pairs(
-    source: str, rules: Constitution, grown: Nursery | None, *, limit: int, held_out: bool
-) -> tuple[GoldPair, ...]:
-    if source != NURSERY:
-        return load_gold(source, rules)
-    from solon.cli.nursery_pairs import nursery_gold
-
-    assert grown is not None
-    return nursery_gold(grown, limit, held_out=held_out)
 
 
 def _share(interval: Interval) -> str:

@@ -79,6 +79,11 @@ def resolver(grown: Nursery | None) -> Callable[[str], str]:
     return resolve
 
 
+def model_path(model: str, *, progress: bool) -> str:
+    """The path of one model; a `nursery:` name grows the nursery."""
+    return resolver(_grown([model], progress=progress))(model)
+
+
 def template_named(name: str | None, pairs: str) -> Any:
     """The template that was asked for, or the one that suits the pairs."""
     name = name or ("compact" if pairs == NURSERY else "assistant")

@@ -17,7 +17,6 @@ judges_app = typer.Typer(
     rich_markup_mode=None,
 )
 
-NURSERY = "nursery"
 PairsOption = Annotated[
     str,
     typer.Option(

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from solon.cli.label_view import LabelView
 from solon.cli.nursery_names import resolver
 from solon.constitution import Constitution
 from solon.engines.base import EngineConfig, EngineOptions
-from solon.errors import InputError
+from solon.errors import InputError, RunFailedError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.dataset import AnswerFile, AnswerRow, SkippedRow, load_answers
 from solon.feedback.endpoint_judge import EndpointFile
 from solon.feedback.hosted import Source, host_judge
 from solon.feedback.label_run import Budget, LabelRun
+from solon.feedback.panel_config import CascadeSection, JurySection
+from solon.feedback.row_selection import RowSelection
 from solon.overrides import parse_override, put
 from solon.run_directory import RunDirectory
 from solon.validation import describe_invalid
@@ -48,6 +50,8 @@ class LabelSettings(BaseModel):
     feedback: FeedbackConfig = FeedbackConfig(task="pairwise")
     judging: EngineOptions = EngineOptions()
     write: WriteOptions = WriteOptions()
+    select: RowSelection = RowSelection()
+    """Which rows are labelled; all by default."""
     seed: int = Field(0, ge=0, lt=2**31)
 
     @classmethod
@@ -58,9 +62,15 @@ class LabelSettings(BaseModel):
             key, value, _ = parse_override(override)
             put(raw, key, value, override)
         try:
-            return cls.model_validate(raw)
+            settings = cls.model_validate(raw)
         except ValidationError as error:
             raise InputError(f"--set: {describe_invalid(cls, error)}") from None
+        if settings.feedback.select.proxy:
+            raise InputError(
+                "--set feedback.select.proxy corrects rewards, not labels of single pairs; to label a part of the rows "
+                "set select.proxy, select.policy and select.rate"
+            )
+        return settings
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +91,8 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
     """Labels a file into a directory, going on where an earlier start ended. Raises InputError before any engine
     starts where that is possible."""
     settings = LabelSettings.of(request.overrides)
-    names = [request.judge, request.constitution, request.policy, str(request.source), *settings.feedback.panel]
+    names = [request.judge, request.constitution, request.policy, str(request.source), settings.select.proxy]
+    names += settings.feedback.panel
     path = resolver(names, progress=not as_json)
     constitution = Constitution.load(path(request.constitution))
     constitution.for_task(settings.feedback.task)
@@ -98,9 +109,18 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
         if source.unanswered:
             rows += _written(directory, source.unanswered, path(request.policy), settings, show)
         budget = Budget(labels=request.max_labels, usd=request.max_usd)
-        summary = asyncio.run(
-            _label(directory, rows, source.skipped, [judge, *others], constitution, settings, budget, show)
+        labelled, weights = _selected(directory, rows, path, constitution, settings, request.out, show)
+        work = _Work(
+            directory=directory,
+            rows=labelled,
+            skipped=source.skipped,
+            weights=weights,
+            sources=[judge, *others],
+            constitution=constitution,
+            feedback=settings.feedback,
+            budget=budget,
         )
+        summary = asyncio.run(_label(work, show))
     finally:
         directory.close()
     show.end(summary, directory.path)
@@ -129,28 +149,34 @@ def model_name(source: Source) -> str:
     return source.model
 
 
-async def _label(
-    directory: RunDirectory,
-    rows: Sequence[AnswerRow],
-    skipped: Sequence[SkippedRow],
-    sources: Sequence[Source],
-    constitution: Constitution,
-    settings: LabelSettings,
-    budget: Budget,
-    show: LabelView,
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What is to be labelled, by whom, into which directory."""
+
+    directory: RunDirectory
+    rows: Sequence[AnswerRow]
+    skipped: Sequence[SkippedRow]
+    weights: Mapping[str, float]
+    sources: Sequence[Source]
+    constitution: Constitution
+    feedback: FeedbackConfig
+    budget: Budget
+
+
+async def _label(work: _Work, show: LabelView) -> dict[str, Any]:
     from solon.feedback.label_run import finished_rows
     from solon.feedback.secret import nonce_secret
 
+    directory = work.directory
     done = finished_rows(directory.path)
-    if all(row.row_id in done for row in rows):
+    if all(row.row_id in done for row in work.rows):
         judge: Any = _NoJudge()  # nothing is left to ask: no engine is built
         provenance: dict[str, Any] = {}
     else:
-        source, *others = sources
+        source, *others = work.sources
         show.note(f"starting the judge {model_name(source)}")
-        feedback = _with_cache(settings.feedback, directory.path)
-        judge = host_judge(source, feedback, constitution, name="judge", others=others, secret=nonce_secret())
+        feedback = _with_cache(work.feedback, directory.path)
+        judge = host_judge(source, feedback, work.constitution, name="judge", others=others, secret=nonce_secret())
         try:
             provenance = dataclasses.asdict(await judge.start())
         except BaseException:
@@ -159,17 +185,63 @@ async def _label(
     run = LabelRun(
         directory,
         judge,
-        config=settings.feedback,
-        constitution=constitution,
+        config=work.feedback,
+        constitution=work.constitution,
         provenance={"run_id": directory.path.name, **provenance},
-        budget=budget,
+        budget=work.budget,
+        weights=work.weights,
         on_change=show.progress,
     )
     try:
-        with _stopping(run.stop), show.live(len(rows)):
-            return await run.run(rows, skipped)
+        with _stopping(run.stop), show.live(len(work.rows)):
+            return await run.run(work.rows, work.skipped)
     finally:
         await judge.close()
+
+
+def _selected(
+    directory: RunDirectory,
+    rows: Sequence[AnswerRow],
+    path: Callable[[str], str],
+    constitution: Constitution,
+    settings: LabelSettings,
+    out: Path,
+    show: LabelView,
+) -> tuple[list[AnswerRow], dict[str, float]]:
+    """The rows that are labelled, and their weights; a proxy labels all of them first, where one is wanted."""
+    from solon.feedback.row_selection import proxy_margins, select_rows, write_selection
+
+    chosen = settings.select
+    if chosen.rate == 1:
+        return list(rows), {}
+    margins: dict[str, float] = {}
+    if chosen.policy != "random":
+        beside = RunDirectory.reopen(directory.path / "proxy")
+        feedback = settings.feedback.model_copy(
+            update={"calibration": "", "cascade": CascadeSection(), "jury": JurySection()}
+        )
+        work = _Work(
+            directory=beside,
+            rows=rows,
+            skipped=(),
+            weights={},
+            sources=[_judge(path(chosen.proxy), settings, out)],
+            constitution=constitution,
+            feedback=feedback,
+            budget=Budget(),
+        )
+        try:
+            summary = asyncio.run(_label(work, show))
+        finally:
+            beside.close()
+        if summary["status"] != "completed":
+            raise RunFailedError("stopped while the proxy was labelling; start the same command again to go on")
+        margins = proxy_margins(beside.path, rows, constitution, feedback)
+    found = select_rows(rows, margins, chosen, seed=settings.seed)
+    write_selection(directory.path, found)
+    drawn = {one.item_id: one.weight for one in found if one.selected}
+    show.note(f"{len(drawn)} of {len(rows)} rows are labelled ({chosen.policy}); propensities in selection.jsonl")
+    return [row for row in rows if row.row_id in drawn], drawn
 
 
 class _NoJudge:

@@ -36,7 +36,8 @@ def panel_paths(feedback: FeedbackConfig, path: Callable[[str], str]) -> Feedbac
     """The same settings with the names of further judges turned into paths."""
     cascade = feedback.cascade.model_copy(update={"judge": path(feedback.cascade.judge)})
     jury = feedback.jury.model_copy(update={"judges": tuple(map(path, feedback.jury.judges))})
-    return feedback.model_copy(update={"cascade": cascade, "jury": jury})
+    select = feedback.select.model_copy(update={"proxy": path(feedback.select.proxy)})
+    return feedback.model_copy(update={"cascade": cascade, "jury": jury, "select": select})
 
 
 def resolver(names: Sequence[str], *, progress: bool) -> Callable[[str], str]:

@@ -8,6 +8,7 @@ module changes nothing.
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import warnings
@@ -115,7 +116,7 @@ def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
         "use_tqdm_on_load": False,
     }
     if on_cpu:
-        arguments["dtype"] = "float32" if config.dtype == "auto" else config.dtype
+        arguments["dtype"] = _cpu_dtype(config)
         arguments["block_size"] = _CPU_BLOCK_TOKENS
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * _GIB)
         # A prompt computed in two pieces makes vLLM rewind the request's random generator, and torch's CPU
@@ -125,3 +126,11 @@ def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
     else:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     return arguments
+
+
+def _cpu_dtype(config: EngineConfig) -> str:
+    if config.dtype != "auto":
+        return config.dtype
+    # vLLM's four-bit kernel for CPUs takes no float32.
+    found = json.dumps(model_settings(config).get("quantization_config") or {})
+    return "bfloat16" if "pack-quantized" in found else "float32"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from solon.feedback.cache import CacheConfig
 from solon.feedback.judging import Task
 from solon.feedback.panel_config import CascadeSection, JurySection
+from solon.feedback.selective import SelectionSection
 from solon.feedback.semantic import SemanticConfig
 from solon.feedback.swap import SwapConfig
 
@@ -64,11 +65,18 @@ class FeedbackConfig(BaseModel):
     """A second judge for what the first is unsure of."""
     jury: JurySection = JurySection()
     """Further judges that are asked about everything."""
+    select: SelectionSection = SelectionSection()
+    """A cheap judge about everything, the judge itself about a selection; for rewards, see `SelectiveJudge`."""
 
     @model_validator(mode="after")
     def _one_panel(self) -> Self:
-        if self.cascade.judge and self.jury.judges:
-            raise ValueError("both cascade.judge and jury.judges are given, expected one of them; remove one")
+        named = {
+            "cascade.judge": self.cascade.judge,
+            "jury.judges": self.jury.judges,
+            "select.proxy": self.select.proxy,
+        }
+        if len(given := [key for key, value in named.items() if value]) > 1:
+            raise ValueError(f"{' and '.join(given)} are given, expected one of them; remove the others")
         if self.jury.judges and self.jury.min_jurors > len(self.jury.judges) + 1:
             raise ValueError(
                 f"jury.min_jurors = {self.jury.min_jurors}, but there are {len(self.jury.judges) + 1} jurors; lower it"
@@ -78,4 +86,4 @@ class FeedbackConfig(BaseModel):
     @property
     def panel(self) -> tuple[str, ...]:
         """Further judges that these settings name."""
-        return (self.cascade.judge,) if self.cascade.judge else self.jury.judges
+        return tuple(name for name in (self.cascade.judge, *self.jury.judges, self.select.proxy) if name)

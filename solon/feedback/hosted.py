@@ -22,6 +22,7 @@ from solon.feedback.jury import Jury
 from solon.feedback.limiter import LimitsPort
 from solon.feedback.local import LocalJudge
 from solon.feedback.prompts import NO_SECRET
+from solon.feedback.selective import SelectiveJudge
 from solon.feedback.semantic import SemanticJudge
 
 Source = EngineConfig | EndpointFile
@@ -61,6 +62,9 @@ class Panel:
             self._judge = Cascade(members, [feedback.cascade.threshold], feedback.cascade)
         elif feedback.jury.judges:
             self._judge = Jury(members, feedback.jury)
+        elif feedback.select.proxy:
+            judge, proxy = members
+            self._judge = SelectiveJudge(judge, proxy, feedback.select, clip=feedback.margin_clip)
 
     async def start(self) -> JudgeIdentity:
         """The identity of the first judge; the label says who gave each verdict."""

@@ -68,6 +68,8 @@ class Verdict:
     output_tokens: int = 0
     cache_hits: int = 0
     usd: float = 0.0
+    propensity: float = 1.0
+    """Probability with which this judge was to be asked; below 1, the margin is a doubly-robust reward."""
     prompt_digests: tuple[str, ...] = ()
     detail: str = ""
 

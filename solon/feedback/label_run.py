@@ -173,7 +173,7 @@ class LabelRun:
         for row_id, labels, weight in read_labels(self._directory.path):
             if (row := by_id.get(row_id)) is None:
                 continue  # the file was changed since
-            feedback = _feedback(row, labels, self._config, self._constitution)
+            feedback = feedback_of(row, labels, self._config, self._constitution)
             preferred = preferences(row, feedback, self._constitution, self._config, weight=weight)
             summary.add(labels, preferred)
             found += [(row, preference) for preference in preferred]
@@ -241,7 +241,10 @@ def write_skipped(path: Path, skipped: Sequence[SkippedRow]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _feedback(row: AnswerRow, labels: Sequence[Label], config: FeedbackConfig, constitution: Constitution) -> Feedback:
+def feedback_of(
+    row: AnswerRow, labels: Sequence[Label], config: FeedbackConfig, constitution: Constitution
+) -> Feedback:
+    """The rewards of a row, made anew from its labels."""
     asked = {label.principle_id for label in labels}
     return Feedback(
         ordinal=row.number,

@@ -10,6 +10,7 @@ from solon.constitution_rules import PrincipleSampling
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judging import Item, Judge, Verdict
 from solon.feedback.reward import rewards, rule_of
+from solon.feedback.selective import reward_clip
 from solon.records import Feedback, Group, Label
 
 
@@ -50,7 +51,7 @@ class Labeler:
                 num_rollouts=len(group.rollouts),
                 principles=tuple({one.principle.id: one.principle for one in asked}.values()),
                 rule=self._rule,
-                clip=self._config.margin_clip,
+                clip=reward_clip(self._config.margin_clip, is_selective=bool(self._config.select.proxy)),
             ),
             labels=labels,
         )
@@ -108,6 +109,7 @@ def _label(plan: _Plan, verdict: Verdict) -> Label:
         judge=verdict.judge,
         level=verdict.level,
         source=verdict.source,
+        propensity=verdict.propensity,
         usd=verdict.usd,
         detail=verdict.detail,
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from solon.records import Status
 
-Source = Literal["judge", "exact_cache", "semantic_cache", "distilled"]
+Source = Literal["judge", "exact_cache", "semantic_cache", "proxy"]
 """Who answered."""
 
 

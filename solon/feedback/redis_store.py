@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 from solon.errors import InputError
 from solon.feedback.questions import Answer
-from solon.feedback.store import decode, encode
+from solon.feedback.store import SCHEMA, decode, encode
 
-PREFIX = b"solon:verdict:1:"
-RETRY_S = 30.0
-"""After a failure nothing is sent for so long."""
+PREFIX = f"solon:verdict:{SCHEMA}:".encode()
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
+"""After a failure nothing is sent for so long; twice as long after each further one."""
 _log = logging.getLogger(__name__)
 
 
@@ -42,6 +42,7 @@ class RedisStore:
         self._where = urlsplit(url).hostname or "redis"
         self._unparsable_s = unparsable_s
         self._silent_until = 0.0
+        self._retry_s = FIRST_RETRY_S
         self.failures = 0
         """Times that Redis did not answer."""
 
@@ -53,6 +54,7 @@ class RedisStore:
         except Exception as error:  # whatever the client raises, a cache is not worth a verdict
             self._note(error)
             return {}
+        self._retry_s = FIRST_RETRY_S
         found = zip(keys, values, strict=True)
         return {key: answer for key, value in found if value is not None and (answer := decode(value)) is not None}
 
@@ -67,9 +69,14 @@ class RedisStore:
                 await pipe.execute()
         except Exception as error:
             self._note(error)
+        else:
+            self._retry_s = FIRST_RETRY_S
 
     async def close(self) -> None:
-        await self._client.aclose()
+        try:
+            await self._client.aclose()
+        except Exception as error:
+            self._note(error)
 
     def _is_silent(self) -> bool:
         return time.monotonic() < self._silent_until
@@ -81,4 +88,5 @@ class RedisStore:
                 type(error).__name__,
             )  # fmt: skip
         self.failures += 1
-        self._silent_until = time.monotonic() + RETRY_S
+        self._silent_until = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)

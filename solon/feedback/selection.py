@@ -10,7 +10,7 @@ Audit data are never selected away: an audit item is labelled with certainty, sp
 propensity, whatever the policy makes of it.
 """
 
-# N items, K proxies or policies, H width of an embedding, C clusters
+# N items, M labelled items, K policies
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solon.errors import InputError
 from solon.feedback.intervals import Floats
-from solon.feedback.quality import sigmoid
+from solon.feedback.worth import Signals, disagreement, divergence, diversity, impact, near_tie, uncertainty
 
 PolicyName = Literal["random", "uncertainty", "disagreement", "near_tie", "impact", "diversity"]
 AUDIT = "audit"
@@ -49,6 +49,9 @@ class SelectionConfig(BaseModel):
     """No item has a smaller propensity: what can never be chosen can never be corrected for."""
     weight_clip: float = Field(20.0, ge=1)
     """Weights are one over the propensity, and at most this."""
+    disagreement: Literal["variance", "js"] = "variance"
+    """How proxies disagree: variance of their margins, or Jensen-Shannon divergence of their verdicts, which cares only
+    for margins near 0."""
     near_tie_width: float = Field(1.0, gt=0)
     """Margin at which a pair is worth 1/e of a tie, nats (near_tie)."""
     clusters: int = Field(16, ge=1)
@@ -94,73 +97,7 @@ class Selection:
     """What the proxy thinks of the item, nats: the control variate of an unlabelled reward."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signals:
-    """What is known of N items before they are labelled; a policy says what it misses."""
-
-    num: int
-    margins_KN: NDArray[np.float64] | None = None
-    """Log-odds by K proxies, nats; the first row is the main proxy."""
-    advantages_N: NDArray[np.float64] | None = None
-    embeddings_NH: NDArray[np.float64] | None = None
-
-    def __post_init__(self) -> None:
-        columns = {"margins": self.margins_KN, "advantages": self.advantages_N, "embeddings": self.embeddings_NH}
-        axes = {"margins": -1, "advantages": 0, "embeddings": 0}
-        for name, values in columns.items():
-            wanted = 1 if name == "advantages" else 2
-            if values is None:
-                continue
-            if values.ndim != wanted or values.shape[axes[name]] != self.num or not np.isfinite(values).all():
-                raise InputError(f"{name}: got shape {values.shape}, expected finite numbers for {self.num} items")
-
-
-# -- utilities: what a label of each item is worth, >= 0, [N] ---------------------------------------------------
-
-
-def uncertainty(margins_N: ArrayLike) -> Floats:
-    """Entropy of the proxy's verdict, nats."""
-    p_N = sigmoid(np.asarray(margins_N, dtype=np.float64))
-    return _plogp(p_N) + _plogp(1 - p_N)
-
-
-def disagreement(margins_KN: ArrayLike) -> Floats:
-    """Variance over proxies of their margins. Unlike uncertainty it does not mistake a tie for ignorance: proxies
-    that all know of a tie agree."""
-    margins = np.asarray(margins_KN, dtype=np.float64)
-    if margins.ndim != 2 or len(margins) < 2:
-        raise InputError(f"disagreement: got margins of shape {margins.shape}, expected those of two proxies at least")
-    return np.asarray(margins.var(0))
-
-
-def near_tie(margins_N: ArrayLike, width: float) -> Floats:
-    """exp(-|margin| / width)."""
-    return np.asarray(np.exp(-np.abs(np.asarray(margins_N, dtype=np.float64)) / width))
-
-
-def impact(advantages_N: ArrayLike, margins_N: ArrayLike) -> Floats:
-    """How far a wrong verdict would push the policy: |advantage| times the entropy of the verdict."""
-    return np.asarray(np.abs(np.asarray(advantages_N, dtype=np.float64)) * uncertainty(margins_N))
-
-
-def diversity(embeddings_NH: ArrayLike, clusters: int) -> Floats:
-    """One over the size of an item's cluster, so that every cluster expects as many labels.
-
-    Centres are chosen farthest first, each as far as can be from those before it (k-centre, Gonzalez 1985), starting
-    with the item farthest from the mean; an item belongs to the nearest one.
-    """
-    points = np.asarray(embeddings_NH, dtype=np.float64)
-    start = int(((points - points.mean(0)) ** 2).sum(1).argmax())
-    distance_N = ((points - points[start]) ** 2).sum(1)
-    cluster_N = np.zeros(len(points), np.intp)
-    for cluster in range(1, min(clusters, len(points))):
-        centre = int(distance_N.argmax())
-        if distance_N[centre] == 0:
-            break  # every distinct point is a centre
-        to_centre_N = ((points - points[centre]) ** 2).sum(1)
-        cluster_N[to_centre_N < distance_N] = cluster
-        distance_N = np.minimum(distance_N, to_centre_N)
-    return np.asarray(1.0 / np.bincount(cluster_N)[cluster_N])
+# -- propensities ------------------------------------------------------------------------------------------------
 
 
 def utility(policy: PolicyName, signals: Signals, config: SelectionConfig) -> Floats:
@@ -175,13 +112,10 @@ def utility(policy: PolicyName, signals: Signals, config: SelectionConfig) -> Fl
         return impact(_needed(policy, "advantages", advantages), margins[0])
     by_name: dict[str, Callable[[], Floats]] = {
         "uncertainty": lambda: uncertainty(margins[0]),
-        "disagreement": lambda: disagreement(margins),
+        "disagreement": lambda: (divergence if config.disagreement == "js" else disagreement)(margins),
         "near_tie": lambda: near_tie(margins[0], config.near_tie_width),
     }
     return by_name[policy]()
-
-
-# -- propensities ------------------------------------------------------------------------------------------------
 
 
 def propensities(utilities_N: ArrayLike, *, rate: float, floor: float, sharpness: float = 1.0) -> Floats:
@@ -214,9 +148,7 @@ def _scale(shares_N: Floats, budget: float, floor: float) -> float:
     """c with sum(clip(c shares, floor, 1)) = budget. The sum rises with c and bends where an item leaves the floor or
     becomes certain: find the two bends around the budget, and go straight between them."""
     positive = shares_N[shares_N > 0]
-    with np.errstate(over="ignore"):
-        bends = np.unique(np.concatenate([floor / positive, 1.0 / positive]))
-    bends = bends[np.isfinite(bends)]
+    bends = np.unique(np.concatenate([floor / positive, 1.0 / positive]))
 
     def spent(scale: float) -> float:
         return float(np.clip(scale * shares_N, floor, 1.0).sum())
@@ -314,13 +246,13 @@ def select(
             f"got {len(set(item_ids))} distinct ids for {len(item_ids)} items with {len(wanted)} propensities and "
             f"{len(scores)} scores, expected one of each per item"
         )
-    found = []
+    found, policy_id = [], config.policy_id
     for item_id, propensity, score in zip(item_ids, wanted.tolist(), scores, strict=True):
         selected = _draw(seed, turn, item_id) < propensity
         found.append(
             Selection(
                 item_id=item_id,
-                policy_id=config.policy_id,
+                policy_id=policy_id,
                 propensity=propensity,
                 selected=selected,
                 weight=min(1 / propensity, config.weight_clip) if selected else 0.0,
@@ -347,7 +279,7 @@ def choose(
 ) -> list[Selection]:
     """Plan and draw in one call, in the order of the items; what is audited bypasses both."""
     rest = [index for index, item_id in enumerate(item_ids) if item_id not in audit_ids]
-    made = plan(_taken(signals, rest), config, bandit)
+    made = plan(signals.taken(rest), config, bandit)
     scores = None if signals.margins_KN is None else signals.margins_KN[0, rest]
     drawn = iter(
         select([item_ids[i] for i in rest], made.propensities_N, config, seed=seed, turn=turn, proxy_scores_N=scores)
@@ -355,27 +287,10 @@ def choose(
     return [audited([item_id])[0] if item_id in audit_ids else next(drawn) for item_id in item_ids]
 
 
-def _taken(signals: Signals, rows: Sequence[int]) -> Signals:
-    """The signals of some of the items."""
-    at = list(rows)
-    margins, advantages, embeddings = signals.margins_KN, signals.advantages_N, signals.embeddings_NH
-    return Signals(
-        num=len(at),
-        margins_KN=None if margins is None else margins[:, at],
-        advantages_N=None if advantages is None else advantages[at],
-        embeddings_NH=None if embeddings is None else embeddings[at],
-    )
-
-
 def _needed(policy: str, name: str, values: Floats | None) -> Floats:
     if values is None:
         raise InputError(f"the selection policy {policy!r} got no {name}, expected them; choose another policy")
     return values
-
-
-def _plogp(p_N: Floats) -> Floats:
-    """-p log p, 0 at 0."""
-    return np.asarray(-p_N * np.log(np.maximum(p_N, 1e-300)))
 
 
 def _draw(seed: int, turn: int, item_id: str) -> float:

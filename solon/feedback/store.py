@@ -7,6 +7,7 @@ never half written: SQLite's write-ahead log survives a kill at any moment.
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import struct
 import time
@@ -19,12 +20,15 @@ from solon.errors import InputError
 from solon.feedback.questions import Answer
 from solon.records import Status
 
-SCHEMA = 1
+SCHEMA = 2
+"""Layout of the file, and of the bytes of an answer."""
 KEYS_PER_QUERY = 500
-EVICT_EVERY = 4096
-"""Verdicts written between two looks at the size of the file."""
-_HEAD = struct.Struct("<BB")
-
+LOCK_S = 30.0
+"""How long another process may hold the file."""
+_HEAD = struct.Struct("<HBI")  # labels, whether it is unparsable, bytes of the likeliest word
+_CREATE = (
+    "CREATE TABLE verdicts (number INTEGER PRIMARY KEY, key BLOB UNIQUE NOT NULL, value BLOB NOT NULL, expires REAL)"
+)
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -42,18 +46,22 @@ class Store(Protocol):
 
 def encode(answer: Answer) -> bytes:
     """An answer as bytes; log-probs as they are, to the last bit. What it cost is left out: it was paid once."""
-    head = _HEAD.pack(len(answer.logprobs), answer.failure is Status.UNPARSABLE)
-    return head + struct.pack(f"<{len(answer.logprobs)}d", *answer.logprobs) + answer.detail.encode("utf-8", "replace")
+    number, top = len(answer.logprobs), answer.top.encode("utf-8", "replace")
+    head = _HEAD.pack(number, answer.failure is Status.UNPARSABLE, len(top))
+    return head + struct.pack(f"<{number}d", *answer.logprobs) + top + answer.detail.encode("utf-8", "replace")
 
 
 def decode(value: bytes) -> Answer | None:
     """The answer again, marked as cached; None for bytes that are no answer."""
     try:
-        number, is_unparsable = _HEAD.unpack_from(value)
+        number, is_unparsable, top_bytes = _HEAD.unpack_from(value)
         logprobs = struct.unpack_from(f"<{number}d", value, _HEAD.size)
-        detail = value[_HEAD.size + 8 * number :].decode()
+        start = _HEAD.size + 8 * number
+        if len(value) < start + top_bytes or any(map(math.isnan, logprobs)):
+            return None
+        top, detail = value[start : start + top_bytes].decode(), value[start + top_bytes :].decode()
         failure = Status.UNPARSABLE if is_unparsable else None
-        return Answer(logprobs, source="exact_cache", failure=failure, detail=detail)
+        return Answer(logprobs, source="exact_cache", failure=failure, detail=detail, top=top)
     except (struct.error, ValueError):
         return None
 
@@ -61,15 +69,17 @@ def decode(value: bytes) -> Answer | None:
 class SqliteStore:
     """`store = SqliteStore("verdicts.sqlite", entries=1_000_000)`
 
-    entries: the oldest verdicts beyond so many are removed. Raises InputError when the file cannot be opened, or is
-    something else.
+    entries: the oldest verdicts beyond so many are removed. Raises InputError when the file cannot be opened or written,
+    is broken, or is something else; it is never replaced. The file must lie on a disk of this machine: SQLite's log does
+    not work over a network.
     """
 
     def __init__(self, path: str | Path, *, entries: int, unparsable_s: float = 86_400.0) -> None:
         self.path = Path(path)
         self._entries = entries
         self._unparsable_s = unparsable_s
-        self._until_eviction = EVICT_EVERY
+        self.evicted = 0
+        """Verdicts that this process removed because the file was full."""
         self._is_closed = False
         # SQLite works in a thread of its own: a disk that is slow must not hold up the event loop.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="solon-verdicts")
@@ -79,8 +89,8 @@ class SqliteStore:
         except (sqlite3.Error, OSError) as error:
             self._thread.shutdown()
             raise InputError(
-                f"the file of verdicts {self.path} cannot be used: {error}; if it is broken, remove it together with "
-                "its -wal and -shm files, and verdicts are asked for anew"
+                f"the file of verdicts {self.path} cannot be used: {error}; name another path, or make this one "
+                "writable; if it is broken, remove it together with its -wal and -shm files: verdicts are asked for anew"
             ) from None
 
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
@@ -105,19 +115,36 @@ class SqliteStore:
     # -- in the thread ---------------------------------------------------------------------------------------------
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if version not in (0, SCHEMA) or (version == 0 and tables):
+        until = time.monotonic() + LOCK_S
+        while True:
+            try:
+                return self._connect()
+            except sqlite3.OperationalError as error:
+                # Two that turn the write-ahead log on at the same moment do not wait for each other: one is refused.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=LOCK_S, isolation_level=None)
+        try:
+            # Looked at before anything is written: somebody else's file stays as it is.
+            connection.execute("BEGIN")
+            _is_new(connection)
+            connection.execute("ROLLBACK")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            # In one transaction: another process, or a kill, sees all of it or nothing.
+            connection.execute("BEGIN IMMEDIATE")
+            if _is_new(connection):
+                connection.execute(_CREATE)
+                connection.execute(f"PRAGMA user_version={SCHEMA}")
+            connection.execute("COMMIT")
+            # A file that was cut short shows it at its end, not at its beginning.
+            connection.execute("SELECT value FROM verdicts ORDER BY number DESC LIMIT 1").fetchone()
+        except BaseException:
             connection.close()
-            raise sqlite3.DatabaseError(f"it holds {sorted(tables) or 'nothing'} in version {version}, not verdicts")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS verdicts "
-            "(number INTEGER PRIMARY KEY, key BLOB UNIQUE NOT NULL, value BLOB NOT NULL, expires REAL)"
-        )
-        connection.execute(f"PRAGMA user_version={SCHEMA}")
+            raise
         return connection
 
     def _get(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
@@ -141,17 +168,26 @@ class SqliteStore:
                 "ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires = excluded.expires",
                 rows,
             )
-            self._until_eviction -= len(rows)
-            if self._until_eviction <= 0:
-                self._until_eviction = EVICT_EVERY
-                self._evict()
+            # Numbers rise by one, and only the lowest are ever removed: no need to count five million rows.
+            evicted = self._connection.execute(
+                "DELETE FROM verdicts WHERE number <= (SELECT MAX(number) FROM verdicts) - ?", (self._entries,)
+            )
             self._connection.execute("COMMIT")
+            self.evicted += evicted.rowcount
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a full disk has ended it already
+                self._connection.execute("ROLLBACK")
             raise
 
-    def _evict(self) -> None:
-        (count,) = self._connection.execute("SELECT COUNT(*) FROM verdicts").fetchone()
-        if count > self._entries:
-            oldest = "SELECT number FROM verdicts ORDER BY number LIMIT ?"
-            self._connection.execute(f"DELETE FROM verdicts WHERE number IN ({oldest})", (count - self._entries,))
+
+def _is_new(connection: sqlite3.Connection) -> bool:
+    """Whether nothing is in the file yet. Raises DatabaseError when what is in it are not verdicts that can be read."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if version == 0 and not tables:
+        return True
+    if "verdicts" not in tables:
+        raise sqlite3.DatabaseError(f"it holds {sorted(tables) or 'nothing'}, not verdicts")
+    if version != SCHEMA:
+        raise sqlite3.DatabaseError(f"its verdicts are in format {version}, expected {SCHEMA}")
+    return False

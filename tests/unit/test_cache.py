@@ -8,8 +8,10 @@ import math
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -194,13 +196,26 @@ async def test_judges_share_a_file_and_not_their_verdicts(tmp_path: Path):
     assert [len(j.batches) for j in judges] == [1, 1]
 
 
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(allow_nan=False), max_size=9), st.text(max_size=20))
-def test_log_probs_come_back_to_the_last_bit(logprobs: list[float], detail: str):
-    answer = decode(encode(Answer(tuple(logprobs), detail=detail)))
-    assert answer is not None
-    assert answer.logprobs == tuple(logprobs)
-    assert answer.failure is None
+@given(st.lists(st.floats(allow_nan=False), max_size=9), WORDS, WORDS)
+def test_what_is_read_from_an_answer_comes_back_to_the_last_bit(logprobs: list[float], detail: str, top: str):
+    answer = decode(encode(Answer(tuple(logprobs), prompt_tokens=7, usd=0.1, detail=detail, top=top)))
+    assert answer == Answer(tuple(logprobs), source="exact_cache", detail=detail, top=top)
+
+
+async def test_a_refusal_is_still_one_after_a_restart(tmp_path: Path):
+    async def refuses(questions: Sequence[Question]) -> list[Answer]:
+        return [Answer((-9.0, -9.0), top="Sorry") for _ in questions]
+
+    tops = []
+    for _ in range(2):
+        cache = open_cache(refuses, CacheConfig(path=str(tmp_path / "v.sqlite")), judge_digest="j")
+        tops += [(answer.top, answer.cache_hit) for answer in await cache.ask([question(1)])]
+        await cache.close()
+    assert tops == [("Sorry", False), ("Sorry", True)]
 
 
 @given(st.binary(max_size=40))
@@ -239,10 +254,50 @@ def test_a_broken_file_is_named_and_not_overwritten(tmp_path: Path, content: byt
 
 def test_somebody_elses_database_is_left_alone(tmp_path: Path):
     path = tmp_path / "v.sqlite"
-    with sqlite3.connect(path) as other:
+    with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE accounts (name TEXT)")
+    before = path.read_bytes()
     with pytest.raises(InputError, match="accounts"):
         SqliteStore(path, entries=9)
+    assert path.read_bytes() == before
+
+
+async def test_verdicts_in_another_format_are_refused(tmp_path: Path):
+    path = tmp_path / "v.sqlite"
+    await SqliteStore(path, entries=9).close()
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA user_version=1")
+    with pytest.raises(InputError, match="format 1, expected 2"):
+        SqliteStore(path, entries=9)
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="unable to open.*name another path"):
+        SqliteStore(tmp_path, entries=9)
+
+
+async def test_a_file_that_was_cut_short_is_refused_at_once(tmp_path: Path):
+    path = tmp_path / "v.sqlite"
+    store = SqliteStore(path, entries=10**6)
+    await store.put_many({f"key-{n:060}".encode(): Answer((-1.0,)) for n in range(5000)})
+    await store.close()
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    with pytest.raises(InputError, match="malformed.*if it is broken, remove it"):
+        SqliteStore(path, entries=9)
+
+
+def test_many_may_open_a_new_file_at_the_same_moment(tmp_path: Path):
+    def open_one(start: threading.Barrier, path: Path) -> None:
+        start.wait()
+        asyncio.run(SqliteStore(path, entries=9).close())
+
+    with ThreadPoolExecutor(6) as openers:
+        for number in range(15):
+            start = threading.Barrier(6)
+            opened = [openers.submit(open_one, start, tmp_path / f"{number}.sqlite") for _ in range(6)]
+            for one in opened:
+                one.result()
 
 
 async def test_the_oldest_verdicts_leave_a_file_that_is_full(tmp_path: Path):
@@ -251,6 +306,31 @@ async def test_the_oldest_verdicts_leave_a_file_that_is_full(tmp_path: Path):
         await store.put_many({bytes([n // 256, n % 256]): Answer((-1.0,)) for n in range(start, start + 500)})
     assert await store.get_many([b"\0\0"]) == {}
     assert len(await store.get_many([bytes([4999 // 256, 4999 % 256])])) == 1
+    assert store.evicted == 4900
+    await store.close()
+
+
+async def test_short_runs_that_share_a_file_do_not_outgrow_it(tmp_path: Path):
+    for start in range(0, 50, 5):
+        store = SqliteStore(tmp_path / "v.sqlite", entries=7)
+        await store.put_many({bytes([n]): Answer((-1.0,)) for n in range(start, start + 5)})
+        await store.close()
+    store = SqliteStore(tmp_path / "v.sqlite", entries=7)
+    assert sorted(await store.get_many([bytes([n]) for n in range(50)])) == [bytes([n]) for n in range(43, 50)]
+    await store.close()
+
+
+async def test_a_full_disk_says_so_and_what_was_kept_stays(tmp_path: Path):
+    store = SqliteStore(tmp_path / "v.sqlite", entries=10**6)
+    await store.put_many({b"early": Answer((-1.0,))})
+    # What SQLite answers when the disk is full, without filling one.
+    await store._run(lambda pages: store._connection.execute(f"PRAGMA max_page_count={pages}"), 8)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        await store.put_many({f"{n:099}".encode(): Answer((-1.0,)) for n in range(2000)})
+    assert list(await store.get_many([b"early", b"0" * 99])) == [b"early"]
+    await store._run(lambda pages: store._connection.execute(f"PRAGMA max_page_count={pages}"), 10**6)
+    await store.put_many({b"late": Answer((-1.0,))})
+    assert list(await store.get_many([b"late"])) == [b"late"]
     await store.close()
 
 
@@ -268,7 +348,7 @@ async def test_a_store_that_fails_costs_no_verdict(caplog: pytest.LogCaptureFixt
     for n in range(3):
         assert (await cache.ask([question(n)]))[0].logprobs == answer_to(question(n)).logprobs
     await cache.close()
-    assert len([r for r in caplog.records if "no longer kept" in r.message]) == 1
+    assert len([r for r in caplog.records if "store of verdicts fails" in r.getMessage()]) == 1
 
 
 WRITER = """
@@ -310,17 +390,65 @@ def test_writers_that_are_killed_at_any_moment_leave_a_good_file(tmp_path: Path)
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-async def test_hits_that_are_asked_again_show_how_often_the_engine_changes_its_mind():
-    answers = iter([(-0.1, -2.0), (-0.1, -2.0), (-2.0, -0.1)])
+async def test_hits_that_are_asked_again_show_how_often_the_engine_changes_its_mind(tmp_path: Path):
+    answers = iter([(-0.1, -2.0), (-0.1, -2.0), (-2.0, -0.1), (-2.0, -0.1)])
 
     async def fickle(questions: Sequence[Question]) -> list[Answer]:
         return [Answer(next(answers)) for _ in questions]
 
-    cache = ExactCache(fickle, judge_digest="j", entries=9, shadow=1.0)
-    for _ in range(3):
+    async def counted(cache: ExactCache, number: int) -> None:
+        while cache.counts["shadowed"] < number:
+            await asyncio.sleep(0)
+
+    config = CacheConfig(path=str(tmp_path / "v.sqlite"), shadow=1.0)
+    cache = open_cache(fickle, config, judge_digest="j")
+    for number in range(3):
         (answer,) = await cache.ask([question(1)])
         assert answer.logprobs == (-0.1, -2.0)
+        await asyncio.wait_for(counted(cache, number), 5)
     assert (cache.counts["shadowed"], cache.counts["flipped"]) == (2, 1)
+    await cache.close()
+    cache = open_cache(fickle, config, judge_digest="j")
+    assert (await cache.ask([question(1)]))[0].logprobs == (-0.1, -2.0)
+    await asyncio.wait_for(counted(cache, 1), 5)
+    assert cache.counts["flipped"] == 1
+    await cache.close()
+
+
+async def test_a_hit_neither_waits_for_its_check_nor_fails_with_it(lost_errors: Any):
+    lost_errors()
+    judge = SlowJudge(fail=lambda batch: RunFailedError("died") if batch else None)
+    cache = ExactCache(judge.ask, judge_digest="j", entries=9, shadow=1.0)
+    await cache.ask([question(1)])
+    judge.delay_s = 30.0
+    assert (await asyncio.wait_for(cache.ask([question(1)]), 1))[0].cache_hit
+    judge.delay_s = 0.0
+    assert (await cache.ask([question(1)]))[0].cache_hit
+    await asyncio.sleep(0.01)
+    assert (cache.counts["shadowed"], cache.counts["shadow_failures"]) == (0, 1)
+    await asyncio.wait_for(cache.close(), 1)
+
+
+async def test_counts_tell_where_answers_came_from(tmp_path: Path):
+    config = CacheConfig(entries=2, path=str(tmp_path / "v.sqlite"))
+    cache = open_cache(SlowJudge().ask, config, judge_digest="j")
+    await cache.ask([question(n) for n in (1, 2, 3, 3)])
+    await cache.ask([question(3)])
+    await cache.ask([question(1)])
+    await cache.close()
+    assert cache.counts == {"asked": 3, "joined": 1, "memory": 1, "store": 1, "evicted": 2, "stored": 3}
+
+
+async def test_an_answer_after_the_cache_was_closed_is_given_and_not_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    judge = SlowJudge(delay_s=0.02)
+    cache = open_cache(judge.ask, CacheConfig(path=str(tmp_path / "v.sqlite")), judge_digest="j")
+    late = asyncio.ensure_future(cache.ask([question(1)]))
+    await asyncio.sleep(0.01)
+    await cache.close()
+    assert (await late)[0].logprobs == (-1.0, -1.0)
+    assert caplog.records == []
 
 
 # -- Redis -----------------------------------------------------------------------------------------------------
@@ -398,3 +526,41 @@ async def test_verdicts_are_shared_through_redis_and_its_loss_costs_none(
 def test_two_stores_at_once_are_refused():
     with pytest.raises(ValueError, match="expected one store"):
         CacheConfig(path="a", redis_env="B")
+
+
+def test_an_address_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("VERDICTS", raising=False)
+    with pytest.raises(InputError, match="VERDICTS, which is not set"):
+        open_cache(SlowJudge().ask, CacheConfig(redis_env="VERDICTS"), judge_digest="j")
+
+
+async def test_a_redis_that_came_back_is_used_again_and_is_asked_ever_more_rarely_until_then(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    pytest.importorskip("redis", reason="the package redis is an extra")
+    from solon.feedback import redis_store
+
+    now = [0.0]
+    monkeypatch.setattr(redis_store.time, "monotonic", lambda: now[0])
+    server = TinyRedis()
+    store = redis_store.RedisStore(await server.start())
+    works, client = store._client.mget, store._client
+
+    async def gone(keys: Any) -> Any:
+        raise ConnectionError
+
+    client.mget = gone
+    waits = []
+    for _ in range(8):
+        assert await store.get_many([b"k"]) == {}
+        waits.append(store._silent_until - now[0])
+        now[0] = store._silent_until
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+    client.mget = works
+    await store.put_many({b"k": Answer((-1.0,))})
+    assert list(await store.get_many([b"k"])) == [b"k"]
+    client.mget = gone
+    await store.get_many([b"k"])
+    assert store._silent_until - now[0] == 1
+    await store.close()
+    await server.stop()

@@ -110,3 +110,20 @@ def test_a_key_in_the_wrong_field_is_not_shown(make: Any):
     with pytest.raises(InputError) as caught:
         run_label(make("http://127.0.0.1:1/v1", endpoint='api_key = "sk-abcdefghijklmnopqrstuvwxyz"'), as_json=True)
     assert "sk-abc" not in str(caught.value)
+
+
+def test_a_part_of_the_rows_is_labelled_with_weights_and_propensities(make: Any, tmp_path: Path):
+    rows = [{"prompt": f"p{n}", "answers": [f"good {n}", f"bad {n}"]} for n in range(120)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = ["select.rate=0.25", "select.policy=near_tie", f"select.proxy={tmp_path / 'judge.toml'}"]
+    with EndpointServer(answer({"A": 0.6, "B": 0.3})) as server:
+        summary = run_label(make(server.base_url, overrides=overrides), as_json=True)
+        asked = len(server.seen)
+        run_label(make(server.base_url, overrides=overrides), as_json=True)
+        assert len(server.seen) == asked
+    drawn = [json.loads(line) for line in (tmp_path / "out" / "selection.jsonl").read_text().splitlines()]
+    assert len(drawn) == 120
+    assert 12 <= summary["rows"]["total"] == sum(one["selected"] for one in drawn) <= 50
+    assert all(one["propensity"] == pytest.approx(0.25) for one in drawn)  # all alike, so all as likely
+    with pytest.raises(InputError, match=r"needs select\.proxy"):
+        run_label(make("http://127.0.0.1:1/v1", overrides=["select.rate=0.5", "select.policy=near_tie"]), as_json=True)

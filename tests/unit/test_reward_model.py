@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from learners.posterior import margins_of_draws
 from learners.reward_model import (
     PreferencePair,
     RewardModel,
@@ -238,6 +239,32 @@ def test_accuracy_leaves_out_ties_and_weighs():
 def test_accuracy_of_ties_alone_is_refused(model: RewardModel):
     with pytest.raises(InputError, match="without a decided one"):
         accuracy(model, [pair((2, END), (3, END), 0.5)])
+
+
+# -- doubt -----------------------------------------------------------------------------------------------------
+
+
+def test_possible_heads_scatter_as_the_inverse_of_what_the_labels_fix(model: RewardModel):
+    labelled, new = good_pairs(6, seed=0), good_pairs(2, seed=1)
+    found = margins_of_draws(model, labelled, new, draws=20_000, prior_precision=2.0, seed=3)
+    x_MH, x_NH = (
+        embed(model, [p.first for p in pairs]) - embed(model, [p.second for p in pairs]) for pairs in (labelled, new)
+    )
+    p_M = 1 / (1 + np.exp(-margins(model, labelled)))
+    covariance = np.linalg.inv(
+        2.0 * np.eye(32) + sum(p * (1 - p) * np.outer(x, x) for p, x in zip(p_M, x_MH, strict=True))
+    )
+    assert found.shape == (20_001, 2)
+    assert found[0] == pytest.approx(margins(model, new), abs=1e-4)
+    assert found[1:].mean(0) == pytest.approx(found[0], abs=0.05)
+    assert np.cov(found[1:].T) == pytest.approx(x_NH @ covariance @ x_NH.T, rel=0.05, abs=0.05)
+
+
+def test_what_was_labelled_is_less_in_doubt(model: RewardModel):
+    here, elsewhere = pair((2, 5, END), (2, 9, END)), pair((2, 3, 3, END), (2, 7, 4, END))
+    before = margins_of_draws(model, [elsewhere], [here], draws=500).std(0)[0]
+    after = margins_of_draws(model, [here] * 50 + [elsewhere], [here], draws=500).std(0)[0]
+    assert after < 0.5 * before
 
 
 # -- files -----------------------------------------------------------------------------------------------------

@@ -13,23 +13,8 @@ from pydantic import ValidationError
 
 from solon.errors import InputError
 from solon.feedback.estimators import hajek
-from solon.feedback.selection import (
-    AUDIT,
-    Bandit,
-    Plan,
-    SelectionConfig,
-    Signals,
-    choose,
-    disagreement,
-    diversity,
-    impact,
-    near_tie,
-    plan,
-    propensities,
-    select,
-    uncertainty,
-    utility,
-)
+from solon.feedback.selection import AUDIT, Bandit, Plan, SelectionConfig, choose, plan, propensities, select, utility
+from solon.feedback.worth import Signals, disagreement, divergence, diversity, impact, near_tie, uncertainty
 
 LN2 = math.log(2)
 
@@ -57,6 +42,18 @@ def test_proxies_that_agree_on_a_tie_are_uncertain_but_do_not_disagree():
     margins = np.array([[0.0, 1.0], [0.0, -1.0]])
     assert disagreement(margins) == pytest.approx([0.0, 1.0])
     assert uncertainty(margins[0])[0] == pytest.approx(LN2)
+
+
+def test_a_label_tells_nothing_about_which_of_two_sure_proxies_is_right_when_they_agree():
+    margins = np.array([[0.0, 1000.0, 1000.0, math.log(3)], [0.0, -1000.0, 900.0, -math.log(3)]])
+    quarter = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert divergence(margins) == pytest.approx([0.0, LN2, 0.0, LN2 - quarter], abs=1e-12)
+
+
+def test_the_measure_of_disagreement_is_a_setting():
+    both, config = signals([[0.0, 900.0], [0.0, 1000.0]]), SelectionConfig()
+    assert utility("disagreement", both, config) == pytest.approx([0.0, 2500.0])
+    assert utility("disagreement", both, SelectionConfig(disagreement="js")) == pytest.approx([0.0, 0.0])
 
 
 def test_a_near_tie_loses_its_worth_with_the_margin():
@@ -227,6 +224,16 @@ def test_audit_items_bypass_the_policy_and_its_budget():
     assert (first.policy_id, first.selected, first.propensity, first.weight) == (AUDIT, True, 1.0, 1.0)
     assert audited[1:] == choose(names[1:], signals(margins[1:]), config, seed=0)
     assert sum(s.propensity for s in audited[1:]) == pytest.approx(9.9)
+
+
+@pytest.mark.parametrize(
+    "policy", ["random", "uncertainty", "disagreement", "near_tie", "impact", "diversity", "bandit"]
+)
+def test_every_policy_goes_on_when_all_items_are_audited(policy: Any):
+    two = signals([[0.0, 1.0], [1.0, 2.0]], advantages_N=np.ones(2), embeddings_NH=np.eye(2))
+    config = SelectionConfig(policy=policy)
+    assert all(s.selected for s in choose(ids(2), two, config, seed=0, audit_ids=frozenset(ids(2))))
+    assert sum(s.propensity for s in choose(ids(2), two, config, seed=0)) == pytest.approx(0.5)
 
 
 @given(st.sets(st.integers(0, 19)))
