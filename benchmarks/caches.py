@@ -29,6 +29,7 @@ from solon.feedback.cache import CacheConfig, open_cache
 from solon.feedback.judging import Item, Verdict
 from solon.feedback.questions import Answer, Question
 from solon.feedback.semantic import SemanticConfig, SemanticJudge
+from solon.feedback.semantic_rule import may_stand_for
 from solon.records import Message, Status
 
 PROMPT_TOKENS = 200
@@ -134,36 +135,49 @@ def item(prompt: str, answer: str) -> Item:
     )
 
 
-async def served(judge: SemanticJudge, pairs: Sequence[NearDuplicate]) -> int:
-    """How many second answers are served from the first ones' verdicts; every pair under a prompt of its own."""
-    before = judge.counts.served
-    for number, pair in enumerate(pairs):
-        mark = "".join(chr(97 + int(digit)) for digit in str(number))
-        prompt = f"{pair.prompt} Case {mark}."
-        await judge.judge([item(prompt, pair.one)])
-        await judge.judge([item(prompt, pair.other)])
-    return judge.counts.served - before
+def harmless_variants(pair: NearDuplicate) -> list[str]:
+    """Texts that differ from the first in spaces, capitals, stops or a courtesy word alone."""
+    return [text for ending in ("", " .", " !", "  ...") for text in (pair.one + ending, pair.other + ending)]
+
+
+async def judged(judge: SemanticJudge, prompt: str, answers: Sequence[str]) -> list[bool]:
+    """Which of several answers to one prompt, given one after the other, the semantic cache served."""
+    verdicts = [(await judge.judge([item(prompt, answer)]))[0] for answer in answers]
+    return [verdict.source == "semantic_cache" for verdict in verdicts]
 
 
 async def semantic_rows(*, quick: bool) -> list[Row]:
     """Near duplicates that mean something else, against a plain cache that goes by distance alone."""
     number = 400 if quick else 2000
-    attacks, alike = adversarial(number), harmless(400)
+    attacks, alike = adversarial(number), harmless(200)
     vectors = await embed([text for pair in attacks for text in (pair.one, pair.other)])
     cosines = (vectors[0::2] * vectors[1::2]).sum(1)
     judge = SemanticJudge(Agreeable(), embed, SemanticConfig(threshold=0.5))
-    await served(judge, harmless(400, seed=1))
+    for n, pair in enumerate(harmless(100, seed=1)):
+        await judged(judge, named(f"{pair.prompt} Trial", n), harmless_variants(pair))
     assert judge.is_trusted, "the semantic cache was not trusted, so it would serve nothing at all"
-    fine = await served(judge, alike)
-    wrong = await served(judge, attacks)
-    by_distance = [float((cosines >= limit).mean()) * number for limit in (0.8, 0.9)]
+    fine = [await judged(judge, named(pair.prompt, n), harmless_variants(pair)) for n, pair in enumerate(alike)]
+    # Every entry under attack has learned that it stands for near duplicates: otherwise it would serve nothing anyway.
+    wrong = 0
+    for n, pair in enumerate(attacks):
+        warmed = [pair.one, *(pair.one + ending for ending in (" .", " !", "  ..."))]
+        wrong += (await judged(judge, named(pair.prompt, n), [*warmed, pair.other]))[-1]
+    plain = [float((cosines >= limit).sum()) for limit in (0.8, 0.9, 0.95)]
     return [
-        Row(f"of {number} adversarial near duplicates answered; by cosine 0.8 alone", wrong, by_distance[0]),
-        Row("the same; by cosine 0.9 alone", wrong, by_distance[1]),
+        Row(f"of {number} adversarial near duplicates answered; by cosine 0.8 alone", wrong, plain[0]),
+        Row("the same; by cosine 0.9 alone", wrong, plain[1]),
+        Row("the same; by cosine 0.95 alone", wrong, plain[2]),
         Row("the same", wrong, goal="<= 0"),
+        Row("allowed by the rule of words alone", sum(may_stand_for(p.one, p.other) for p in attacks), goal="<= 0"),
         Row("median cosine of the adversarial pairs", float(np.median(cosines))),
-        Row("of 400 harmless near duplicates answered", fine, 400),
+        Row("share of harmless near duplicates answered, after the first", float(np.mean([hits[1:] for hits in fine]))),
+        Row("the same, after the first two, which each entry needs to learn", float(np.mean([h[2:] for h in fine]))),
     ]
+
+
+def named(prompt: str, number: int) -> str:
+    """A prompt of its own for each pair, without a digit: prompts with numbers are left alone."""
+    return f"{prompt} Case {''.join(chr(97 + int(digit)) for digit in str(number))}."
 
 
 def main() -> None:

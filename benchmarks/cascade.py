@@ -70,8 +70,8 @@ class Plan:
     simulations: int
 
 
-FULL = Plan(pairs=3000, taught_prompts=1600, epochs=6, jurors=3, splits=200, simulations=1000)
-QUICK = Plan(pairs=600, taught_prompts=400, epochs=2, jurors=2, splits=20, simulations=100)
+FULL = Plan(pairs=3000, taught_prompts=1000, epochs=3, jurors=3, splits=200, simulations=1000)
+QUICK = Plan(pairs=600, taught_prompts=250, epochs=2, jurors=2, splits=20, simulations=100)
 
 
 @dataclass(frozen=True, slots=True)

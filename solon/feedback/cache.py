@@ -194,13 +194,13 @@ class ExactCache:
         """A store that fails (a full disk, a lost mount) costs forward passes later; the verdicts at hand are good."""
         if not self.counts["store_failures"]:
             _log.warning(
-                "the store of verdicts fails: %s; while it does, verdicts are asked for anew; free space or mend the path",
+                "the store of verdicts fails: %s; until it works, verdicts are asked for anew; free space or mend it",
                 error,
             )
         self.counts["store_failures"] += 1
 
     def _ask_again(self, hits: Iterable[tuple[Question, Answer]]) -> None:
-        """A share of the hits, in a task of its own: the hit is not slower for it, and no failure reaches its caller."""
+        """A share of the hits, in a task of its own: no hit is slower for it, and no failure reaches a caller."""
         if not self._shadow:
             return
         drawn = [(asked, answer) for asked, answer in hits if _is_kept(answer) and self._rng.random() < self._shadow]
@@ -233,8 +233,8 @@ def open_cache(ask: Ask, config: CacheConfig, *, judge_digest: str) -> ExactCach
 
         if not (address := os.environ.get(config.redis_env, "")):
             raise InputError(
-                f"feedback.cache.redis_env names {config.redis_env}, which is not set here, expected an address such as "
-                "redis://host:6379/0; set it wherever judges run"
+                f"feedback.cache.redis_env names {config.redis_env}, which is not set here, expected an address "
+                "such as redis://host:6379/0; set it wherever judges run"
             )
         store = RedisStore(address)
     return ExactCache(ask, judge_digest=judge_digest, entries=config.entries, store=store, shadow=config.shadow)

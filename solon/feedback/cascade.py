@@ -123,11 +123,11 @@ def fit_threshold(uncertainties_N: ArrayLike, errors_N: ArrayLike, alpha: float,
     """The largest threshold for which the error among the accepted is at most `alpha`, wrong with probability `delta`.
 
     uncertainties_N: any scale. errors_N: 1 where the judge was wrong, else 0. The pairs must be drawn as the items to
-    come are, uniformly. Upper bounds are Clopper and Pearson's. Choosing the best of many thresholds by their bounds
-    would break them; here thresholds are tested from sure to unsure and a walk ends at the first that fails, which
-    needs no correction (fixed-sequence testing in Learn then Test, arXiv:2110.01052); `STARTS` walks share `delta`. A
-    threshold is tested on the pairs strictly below one of the measured uncertainties, which are a fair sample of what
-    it would accept; it is assumed that the error grows with the uncertainty.
+    come are, uniformly, and asked in as many orders. Upper bounds are Clopper and Pearson's. Choosing the best of many
+    thresholds by their bounds would break them; here thresholds are tested from sure to unsure and a walk ends at the
+    first that fails, which needs no correction (fixed-sequence testing in Learn then Test, arXiv:2110.01052); `STARTS`
+    walks share `delta`. A threshold is tested on the pairs strictly below one of the measured uncertainties, which are
+    a fair sample of what it would accept; it is assumed that the error grows with the uncertainty.
 
     It holds for pairs like these. A policy that learns writes other answers, and exchangeability is gone: fit anew
     for every epoch of the policy. Raises InputError for too few pairs, or when no threshold holds.

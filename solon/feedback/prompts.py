@@ -14,6 +14,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from solon.errors import InputError
@@ -25,6 +26,7 @@ from solon.records import Message
 __all__ = ["ASSISTANT", "COMPACT", "TEMPLATES", "Encoder", "JudgePrompts", "JudgeTemplate", "Layout", "label_ids"]
 
 NO_SECRET = b"solon"
+PIECES_REMEMBERED = 4096
 LEAST_TEXT_TOKENS = 16
 """An overlong text keeps at least so many of its tokens; with less, the question is not asked."""
 
@@ -116,6 +118,8 @@ class JudgePrompts(QuestionPieces):
     ) -> None:
         super().__init__(template, secret=secret)
         self._encoder = encoder
+        # A group asks many questions about few texts: what was encoded is not encoded again.
+        self._encode = lru_cache(PIECES_REMEMBERED)(self._encode_piece)
         before, after = encoder.chat_frame()
         head = "\n".join(part for part in (preamble, template.opening) if part)
         self._head = (*before, *(encoder.encode(head + "\n") if head else ()))
@@ -143,7 +147,7 @@ class JudgePrompts(QuestionPieces):
         answers = item.answers[::-1] if swapped else item.answers
         reminder = self.reminder(self.labels(item)) if reminded else ""
         pieces = self.pieces(item.conversation, answers, item.question, reminder=reminder)
-        encoded = [self._encoder.encode(p.text, is_data=p.is_data) for p in pieces]
+        encoded: list[Sequence[int]] = [self._encode(p.text, p.is_data) for p in pieces]
         fixed = len(self._head) + len(self._tail) + len(self._prefill)
         excess = fixed + sum(map(len, encoded)) - max_tokens if max_tokens is not None else 0
         if excess > 0:
@@ -176,12 +180,15 @@ class JudgePrompts(QuestionPieces):
         written = self._encoder.encode(f" {critique.strip()}", is_data=True)
         return Question((*stem, *written, *self._encoder.encode("\n"), *self._prefill), question.label_ids)
 
+    def _encode_piece(self, text: str, is_data: bool) -> tuple[int, ...]:
+        return tuple(self._encoder.encode(text, is_data=is_data))
+
     def _whole(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
-        encoded = [i for p in pieces for i in self._encoder.encode(p.text, is_data=p.is_data)]
+        encoded = [i for p in pieces for i in self._encode(p.text, p.is_data)]
         return (*self._head, *encoded, *self._tail, *self._prefill)
 
 
-def shorten(texts: Sequence[list[int]], room: int, cut: Sequence[int]) -> list[list[int]] | None:
+def shorten(texts: Sequence[Sequence[int]], room: int, cut: Sequence[int]) -> list[Sequence[int]] | None:
     """Cut the longest texts to one common length, keeping head and tail, so that all have `room` together.
 
     None when there is no room for that. A text that is not longer than the common length is left whole.

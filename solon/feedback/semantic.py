@@ -4,7 +4,7 @@
 
 It is dangerous exactly here, where one word is the label (a query and its reversal have a cosine of 0.83 to 0.9997 on
 nine encoders, GPTCache #694), so it must earn its keep, twice. Each entry stands for nothing but itself until a real
-verdict on a near duplicate agreed with it, and then for what is at least as near (the idea of vCache, arXiv:2502.03771).
+verdict on a near duplicate agreed with it, and then for what is at least as near (as in vCache, arXiv:2502.03771).
 And no entry serves until enough verdicts that were asked anyway agreed with what would have been served. A share of the
 hits is checked for ever after; when the upper bound of the error among the last thousand passes a limit, nothing is
 served. What is served is marked, and its confidence is shrunk by the error.
@@ -118,7 +118,7 @@ class SemanticJudge:
                 verdicts.append(self._as_served(hit[0].verdict))
                 continue
             verdict = next(asked)
-            if ok and verdict.margin is not None and (hit is None or self._learn(*hit, verdict.margin)):
+            if ok and _is_repeatable(verdict) and (hit is None or self._learn(*hit, verdict)):
                 self._remember(item, verdict, vectors)
             verdicts.append(verdict)
         return verdicts
@@ -158,10 +158,11 @@ class SemanticJudge:
                 self.counts.refused_by_rule += 1
         return best
 
-    def _learn(self, entry: _Entry, cosine: float, margin: float) -> bool:
+    def _learn(self, entry: _Entry, cosine: float, verdict: Verdict) -> bool:
         """From a real verdict on a near duplicate of an entry. Whether it differs, and so deserves an entry itself."""
         assert entry.verdict.margin is not None
-        said, true = _probability(entry.verdict.margin), _probability(margin)
+        assert verdict.margin is not None
+        said, true = _probability(entry.verdict.margin), _probability(verdict.margin)
         is_wrong = abs(said - true) > self._config.wrong or (said - 0.5) * (true - 0.5) < 0
         if entry.stands_at(cosine):
             was_trusted = self.is_trusted
@@ -214,6 +215,12 @@ def _is_eligible(item: Item) -> bool:
     if any(is_verifiable(message.content) for message in item.conversation):
         return False
     return item.task != "pairwise" or not may_stand_for(*item.answers)
+
+
+def _is_repeatable(verdict: Verdict) -> bool:
+    """Whether it is the judge's own. A proxy's is not, nor a margin that was corrected for the chance of being asked:
+    that one is right on average over many items, not for this one."""
+    return verdict.margin is not None and verdict.source in ("judge", "exact_cache") and verdict.propensity == 1
 
 
 def _cosine(entry: _Entry, item: Item, vectors: dict[str, NDArray[np.float32]]) -> float:

@@ -69,9 +69,9 @@ def decode(value: bytes) -> Answer | None:
 class SqliteStore:
     """`store = SqliteStore("verdicts.sqlite", entries=1_000_000)`
 
-    entries: the oldest verdicts beyond so many are removed. Raises InputError when the file cannot be opened or written,
-    is broken, or is something else; it is never replaced. The file must lie on a disk of this machine: SQLite's log does
-    not work over a network.
+    entries: the oldest verdicts beyond so many are removed. Raises InputError when the file cannot be opened or
+    written, is broken, or is something else; it is never replaced. The file must lie on a disk of this machine:
+    SQLite's log does not work over a network.
     """
 
     def __init__(self, path: str | Path, *, entries: int, unparsable_s: float = 86_400.0) -> None:
@@ -90,7 +90,7 @@ class SqliteStore:
             self._thread.shutdown()
             raise InputError(
                 f"the file of verdicts {self.path} cannot be used: {error}; name another path, or make this one "
-                "writable; if it is broken, remove it together with its -wal and -shm files: verdicts are asked for anew"
+                "writable; if it is broken, remove it with its -wal and -shm files: verdicts are asked for anew"
             ) from None
 
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:

@@ -272,7 +272,7 @@ async def test_verdicts_in_another_format_are_refused(tmp_path: Path):
 
 
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="unable to open.*name another path"):
+    with pytest.raises(InputError, match=r"unable to open.*name another path"):
         SqliteStore(tmp_path, entries=9)
 
 
@@ -283,7 +283,7 @@ async def test_a_file_that_was_cut_short_is_refused_at_once(tmp_path: Path):
     await store.close()
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
-    with pytest.raises(InputError, match="malformed.*if it is broken, remove it"):
+    with pytest.raises(InputError, match=r"malformed.*if it is broken, remove it"):
         SqliteStore(path, entries=9)
 
 
@@ -396,22 +396,19 @@ async def test_hits_that_are_asked_again_show_how_often_the_engine_changes_its_m
     async def fickle(questions: Sequence[Question]) -> list[Answer]:
         return [Answer(next(answers)) for _ in questions]
 
-    async def counted(cache: ExactCache, number: int) -> None:
-        while cache.counts["shadowed"] < number:
-            await asyncio.sleep(0)
-
     config = CacheConfig(path=str(tmp_path / "v.sqlite"), shadow=1.0)
     cache = open_cache(fickle, config, judge_digest="j")
     for number in range(3):
         (answer,) = await cache.ask([question(1)])
         assert answer.logprobs == (-0.1, -2.0)
-        await asyncio.wait_for(counted(cache, number), 5)
+        await asyncio.gather(*cache._shadowing)
+        assert cache.counts["shadowed"] == number
     assert (cache.counts["shadowed"], cache.counts["flipped"]) == (2, 1)
     await cache.close()
     cache = open_cache(fickle, config, judge_digest="j")
     assert (await cache.ask([question(1)]))[0].logprobs == (-0.1, -2.0)
-    await asyncio.wait_for(counted(cache, 1), 5)
-    assert cache.counts["flipped"] == 1
+    await asyncio.gather(*cache._shadowing)
+    assert (cache.counts["shadowed"], cache.counts["flipped"]) == (1, 1)
     await cache.close()
 
 
