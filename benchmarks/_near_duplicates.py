@@ -6,14 +6,18 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["negation", "number", "role", "order"]
-KINDS: tuple[Kind, ...] = ("negation", "number", "role", "order")
+Kind = Literal["negation", "number", "role", "order", "opposite"]
+KINDS: tuple[Kind, ...] = ("negation", "number", "role", "order", "opposite")
 _PEOPLE = ("Anna", "Boris", "Chen", "Dalia", "Emeka", "Farah", "Goran", "Hana")
 _JOBS = ("doctor", "patient", "teacher", "pupil", "buyer", "seller", "guard", "guest", "pilot", "nurse")
 _VERBS = ("called", "paid", "helped", "warned", "followed", "thanked", "blamed", "trained")
 _THINGS = ("valve", "contract", "ladder", "medicine", "window", "engine", "letter", "garden")
 _STATES = ("safe", "open", "ready", "clean", "legal", "useful", "cheap", "fresh")
 _WHEN = ("in the morning", "after the meeting", "before lunch", "on the first day", "during the storm")
+_OPPOSITES = (
+    ("raises", "lowers"), ("helps", "harms"), ("opens", "closes"), ("saves", "ruins"), ("cools", "heats"),
+    ("starts", "ends"), ("likes", "fears"), ("permits", "forbids"), ("pushes", "pulls"), ("buys", "sells"),
+)  # fmt: skip
 _NUMBERS = ("two", "three", "seven", "12", "40", "1,500", "0.5", "1998")
 _ACTIONS = ("mix the powder", "close the tap", "lock the door", "sign the form", "heat the oil", "drain the tank")
 
@@ -70,6 +74,9 @@ def _adversarial(rng: random.Random, kind: Kind) -> NearDuplicate:
         else:
             first, second = rng.sample(_JOBS, 2)
             one, other = f"the {first} {verb} the {second}", f"the {second} {verb} the {first}"
+    elif kind == "opposite":
+        job, thing = rng.choice(_JOBS), rng.choice(_THINGS)
+        one, other = (f"in the end the {job} {verb} the {thing}" for verb in rng.choice(_OPPOSITES))
     else:
         first, second = rng.sample(_ACTIONS, 2)
         one, other = (f"{a} and then {b}" for a, b in ((first, second), (second, first)))
@@ -88,5 +95,5 @@ def _harmless(rng: random.Random) -> NearDuplicate:
     elif change == 2:
         other = text.replace(" .", " !", 1)
     else:
-        other = text.replace("what there was to see", "what there was to notice")
+        other = text.replace("looked at", "also looked at", 1)
     return NearDuplicate("harmless", f"What happened to the {rng.choice(_THINGS)}?", text, other)

@@ -77,6 +77,8 @@ class FeedbackConfig(BaseModel):
         }
         if len(given := [key for key, value in named.items() if value]) > 1:
             raise ValueError(f"{' and '.join(given)} are given, expected one of them; remove the others")
+        if self.select.proxy and self.semantic.model:
+            raise ValueError("select.proxy and semantic.model are given, expected one of them; remove one")
         if self.jury.judges and self.jury.min_jurors > len(self.jury.judges) + 1:
             raise ValueError(
                 f"jury.min_jurors = {self.jury.min_jurors}, but there are {len(self.jury.judges) + 1} jurors; lower it"

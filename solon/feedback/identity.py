@@ -73,9 +73,9 @@ def identify(
 
 
 def weights_digest(model: Path) -> str:
-    """Digest of the safetensors files of a directory."""
+    """Digest of the weights and the configuration of a directory."""
     digest = hashlib.sha256()
-    for file in sorted(model.glob("*.safetensors")):
+    for file in (*sorted(model.glob("*.safetensors")), *model.glob("config.json")):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 22):

@@ -25,9 +25,10 @@ _NEGATION_TEXT = """
 """
 _NUMBER_WORDS = frozenset(_NUMBER_TEXT.split())
 _NEGATIONS = frozenset(_NEGATION_TEXT.split())
+_COURTESIES = frozenset({"a", "an", "the", "please", "kindly", "well", "also", "just", "really", "indeed"})
+"""What may come or go. Any other word may be the label: "it raises" and "it lowers" stand in the same place."""
 _REFUSALS = ("i cannot", "i can't", "i can not", "i won't", "i will not", "i am unable", "i'm unable", "as an ai",
              "i'm sorry", "i am sorry", "i refuse", "i must decline")  # fmt: skip
-_OPPOSING_PREFIX = re.compile(r"^(?:un|in|im|il|ir|dis|non|mis|anti)(?=[a-z]{3})")
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 _NUMBER = re.compile(r"[-+]?\d+(?:[.,:/]\d+)*%?")
 _CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
@@ -68,8 +69,8 @@ def may_stand_for(one: str, other: str) -> bool:
     """Whether no difference between the two texts is of a kind that decides verdicts.
 
     The same numbers, negations, names, code and refusals; lengths within a tenth of each other; the words that both
-    have in the same order (a dog that bites a man is no man that bites a dog); no word turned into its opposite by a
-    prefix; and hardly any word that only one of them has.
+    have in the same order (a dog that bites a man is no man that bites a dog); and no word but a courtesy that only
+    one of them has.
     """
     if one == other:
         return True
@@ -82,9 +83,7 @@ def may_stand_for(one: str, other: str) -> bool:
         return False
     common = Counter(a.words) & Counter(b.words)
     only_one, only_other = Counter(a.words) - common, Counter(b.words) - common
-    if max(only_one.total(), only_other.total()) > max(1, len(a.words) // 10):
-        return False
-    if {_OPPOSING_PREFIX.sub("", w) for w in only_one} & {_OPPOSING_PREFIX.sub("", w) for w in only_other}:
+    if not _COURTESIES.issuperset([*only_one, *only_other]):
         return False
     return _kept(a.words, common) == _kept(b.words, common)
 

@@ -40,6 +40,12 @@ from solon.records import Message, Status
         ("it costs 5%", "it costs -5%"),
         ("yes", "yes yes yes yes"),
         ("", "hello"),
+        ("it is good", "it is bad"),
+        ("Anna left.", "Hana left."),
+        (
+            "the drug raises the pressure of the old and the weak",
+            "the drug lowers the pressure of the old and the weak",
+        ),
     ],
 )
 def test_texts_that_mean_different_things_do_not_stand_for_each_other(one: str, other: str):
@@ -52,10 +58,10 @@ def test_texts_that_mean_different_things_do_not_stand_for_each_other(one: str, 
     [
         ("the valve is open .", "The valve is open."),
         ("please look at the old garden today", "please look at the old  garden  today !"),
-        ("a long answer about the fine big garden here", "a long answer about the nice big garden here"),
+        ("a long answer about the big garden of my mother", "A really long answer about the big garden of my mother."),
     ],
 )
-def test_texts_that_differ_in_spaces_stops_or_one_plain_word_may(one: str, other: str):
+def test_texts_that_differ_in_spaces_stops_or_courtesies_may(one: str, other: str):
     assert may_stand_for(one, other)
     assert may_stand_for(other, one)
 
