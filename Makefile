@@ -8,7 +8,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-gpu test-soak check format bench clean
+.PHONY: help setup demo test test-unit test-gpu test-soak check format bench bench-full clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -49,6 +49,17 @@ bench: setup ## every benchmark, in its quick form, with its figures in runs/ben
 		case "$$name" in _*|\*) continue;; esac; \
 		echo "== $$name"; \
 		$(BIN)/python "$$script" --quick --json "runs/bench/$$name.json" || failed="$$failed $$name"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+
+bench-full: setup ## every benchmark at full length, an hour or so; refreshes docs/performance.md
+	@mkdir -p runs/bench-full; failed=; \
+	for script in benchmarks/*.py; do \
+		name=$$(basename "$$script" .py); \
+		case "$$name" in _*|\*) continue;; esac; \
+		echo "== $$name"; \
+		$(BIN)/python "$$script" --json "runs/bench-full/$$name.json" || { failed="$$failed $$name"; continue; }; \
+		grep -q "rows: $$name -->" docs/performance.md && $(BIN)/python benchmarks/_refresh.py "runs/bench-full/$$name.json"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 

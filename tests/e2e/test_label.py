@@ -1,0 +1,103 @@
+"""Labels without a training run, as a person makes them: the nursery's policy and its int8 judge on real engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import ROOT, environment, solon_command
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+SETTINGS = (
+    "--set", "feedback.template=compact", "--set", "judging.max_model_len=256", "--set", "judging.threads=2",
+    "--set", "write.engine.max_model_len=128", "--set", "write.max_tokens=24", "--set", "write.answers=4",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prompts(nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hundred prompts without answers, and two rows that cannot be labelled."""
+    path = tmp_path_factory.mktemp("label") / "prompts.jsonl"
+    lines = Path(nursery.train_prompts).read_text().splitlines()[:200]
+    path.write_text("\n".join([*lines, "{broken", '{"prompt": ""}']) + "\n")
+    return path
+
+
+def command(prompts: Path, out: Path, *further: str) -> list[str]:
+    return solon_command(
+        "label", str(prompts), "--policy", "nursery:policy", "--judge", "nursery:judge",
+        "--constitution", "nursery:constitution", "--out", str(out), *SETTINGS, *further,
+    )  # fmt: skip
+
+
+def label(prompts: Path, out: Path, *further: str) -> dict[str, Any]:
+    done = subprocess.run(
+        command(prompts, out, "--json", *further), cwd=ROOT, env=environment(), capture_output=True, text=True,
+        timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_preferences(prompts: Path, tmp_path: Path):
+    whole = label(prompts, tmp_path / "whole")
+    assert whole["rows"] == {"total": 200, "done": 200, "left": 0, "skipped": 2}
+    assert whole["labels"]["valid"] == whole["labels"]["total"] > 1000
+    killed = tmp_path / "killed"
+    child = subprocess.Popen(
+        command(prompts, killed), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (killed / "verdicts.sqlite-wal").exists():
+        time.sleep(0.05)
+    time.sleep(1.0)  # in the midst of labelling, or just before
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    again = label(prompts, killed)
+    assert again["rows"] == whole["rows"]
+
+    def written(folder: Path) -> set[tuple[str, str, str]]:
+        lines = (folder / "preferences.jsonl").read_text().splitlines()
+        return {(json.dumps(r["prompt"]), r["chosen"], r["rejected"]) for r in map(json.loads, lines)}
+
+    first, second = written(tmp_path / "whole"), written(killed)
+    # The order of arrival decides which pairs are asked twice, so a close pair may fall on the other side of a tie.
+    assert len(first ^ second) <= 0.02 * len(first | second)
+    finished = label(prompts, killed)
+    assert finished["this_start"]["labels"] == 0
+    assert written(killed) == second
+
+
+def test_labels_asked_for_anew_come_from_the_file_of_verdicts(prompts: Path, tmp_path: Path):
+    verdicts = f"feedback.cache.path={tmp_path / 'verdicts.sqlite'}"
+    both = ("--set", verdicts, "--set", "feedback.swap.orders=both")
+    first = label(prompts, tmp_path / "one", *both)
+    second = label(prompts, tmp_path / "two", *both)
+    assert first["cost"]["cache_hits"] < first["cost"]["questions"]
+    assert second["cost"]["cache_hits"] == second["cost"]["questions"] == first["cost"]["questions"]
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text())["quality"] for name in ("one", "two"))
+    assert one == two
+
+
+def test_the_constitutions_own_tests_pass_under_its_judge():
+    done = subprocess.run(
+        solon_command("check", str(ROOT / "examples" / "nursery.toml"), "--tests", "--json"),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_a_cascade_asks_its_second_judge_about_little(prompts: Path, tmp_path: Path):
+    summary = label(
+        prompts, tmp_path / "cascade",
+        "--set", "feedback.cascade.judge=nursery:audit_judge", "--set", "feedback.cascade.threshold=0.5",
+    )  # fmt: skip
+    assert summary["labels"]["invalid"] == 0
+    assert 0 < summary["quality"]["escalated_share"] < 0.6
