@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import platformdirs
 import torch
+from numpy.typing import ArrayLike
 
 from benchmarks._harness import Row, arguments, report
 from learners.distil import DistilConfig, Lesson, Student, both_orders, distil
@@ -45,7 +46,7 @@ from solon.feedback.engine_judge import EngineJudge
 from solon.feedback.faults import FAULTS, FaultyJudge
 from solon.feedback.intervals import Floats
 from solon.feedback.judging import Item, Judge, Verdict
-from solon.feedback.jury import Jury, JuryConfig, JuryVerdict, Method
+from solon.feedback.jury import Jury, JuryConfig, Method
 from solon.feedback.prompts import COMPACT, JudgePrompts
 from solon.feedback.questions import Answer, Question
 from solon.feedback.swap import SwapConfig
@@ -70,7 +71,7 @@ class Plan:
     simulations: int
 
 
-FULL = Plan(pairs=3000, taught_prompts=1000, epochs=3, jurors=3, splits=200, simulations=1000)
+FULL = Plan(pairs=2400, taught_prompts=800, epochs=3, jurors=3, splits=200, simulations=1000)
 QUICK = Plan(pairs=600, taught_prompts=250, epochs=2, jurors=2, splits=20, simulations=100)
 
 
@@ -168,6 +169,10 @@ def ask(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
     return asyncio.run(judge.judge([pair.item for pair in pairs]))
 
 
+def share(values_N: ArrayLike) -> float:
+    return float(np.asarray(values_N, dtype=np.float64).mean())
+
+
 def right_of(verdicts: Sequence[Verdict], pairs: Sequence[Pair]) -> Floats:
     """1 where the verdict is on gold's side; no verdict is on no side."""
     sides = [
@@ -259,18 +264,18 @@ def cascade_rows(small: MeteredJudge, large: MeteredJudge, pairs: Sequence[Pair]
         accepted = np.array([verdict.level == 0 for verdict in verdicts])
         right = right_of(verdicts, test)
         name = f"cascade, alpha {alpha:g}"
-        error = 1 - right[accepted].mean() if accepted.any() else 0.0
+        error = 1 - share(right[accepted]) if accepted.any() else 0.0
         rows += [
             Row(f"{name}: errors among what the small judge decides", error, goal=f"<= {alpha:g}"),
-            Row(f"{name}: share that the small judge decides", accepted.mean()),
-            Row(f"{name}: agreement with gold (reference: always large)", right.mean(), large_right.mean()),
-            Row(f"{name}: agreement with gold (reference: always small)", right.mean(), small_right.mean()),
+            Row(f"{name}: share that the small judge decides", share(accepted)),
+            Row(f"{name}: agreement with gold (reference: always large)", share(right), share(large_right)),
+            Row(f"{name}: agreement with gold (reference: always small)", share(right), share(small_right)),
             Row(f"{name}: tokens x layer parameters, 1e9 (reference: always large)",
                 sum(level.cost for level in levels) / 1e9, alone.cost / 1e9),
             Row(f"{name}: seconds (reference: always large)", sum(level.seconds for level in levels), alone.seconds),
         ]  # fmt: skip
         bound = f"bound {found.bound:.3f}, threshold {found.value:.3g} bits" if found else "no threshold holds"
-        print(f"{name}: {bound}; {accepted.mean():.0%} decided by the small judge")
+        print(f"{name}: {bound}; {share(accepted):.0%} decided by the small judge")
     return rows + split_rows(small, pairs, splits)
 
 
@@ -295,13 +300,13 @@ def split_rows(small: Judge, pairs: Sequence[Pair], splits: int) -> list[Row]:
         except InputError:
             continue
         accepted = uncertainties_N[other] <= value
-        seen.append((errors_N[other][accepted].mean(), accepted.mean()))
+        seen.append((share(errors_N[other][accepted]), share(accepted)))
     errors, coverages = np.array(seen).T if seen else (np.zeros(1), np.zeros(1))
     name = f"cascade, alpha {ALPHA:g}, {splits} splits"
     return [
-        Row(f"{name}: errors among what the small judge decides, mean", float(errors.mean()), goal=f"<= {ALPHA:g}"),
-        Row(f"{name}: splits with more than alpha in their test half", float((errors > ALPHA).mean()) if seen else 0.0),
-        Row(f"{name}: share that the small judge decides, mean", float(coverages.mean())),
+        Row(f"{name}: errors among what the small judge decides, mean", share(errors), goal=f"<= {ALPHA:g}"),
+        Row(f"{name}: splits with more than alpha in their test half", share(errors > ALPHA)),
+        Row(f"{name}: share that the small judge decides, mean", share(coverages)),
         Row(f"{name}: splits in which a threshold was found", len(seen) / splits),
     ]
 
@@ -326,26 +331,27 @@ def simulated_rows(runs: int) -> list[Row]:
 
 def jury_rows(jurors: Sequence[MeteredJudge], large: MeteredJudge, pairs: Sequence[Pair]) -> list[Row]:
     """Small judges together, against each of them."""
-    alone = [right_of(ask(juror, pairs), pairs).mean() for juror in jurors]
-    rows = []
-    for method in METHODS:
-        counted = [Counted(juror) for juror in jurors]
-        verdicts = [v for v in ask(Jury(counted, JuryConfig(method=method)), pairs) if isinstance(v, JuryVerdict)]
-        right = right_of(verdicts, pairs)
-        rows.append(Row(f"jury of {len(jurors)}, {method}: agreement with gold (reference: best juror)",
-                        right.mean(), max(alone)))  # fmt: skip
+    alone = [share(right_of(ask(juror, pairs), pairs)) for juror in jurors]
     reference = Counted(large)
     ask(reference, pairs)
-    sides = [{juror.margin > 0 for juror in v.jurors if juror.margin is not None} for v in verdicts]
-    unanimous = np.array([len(found) == 1 for found in sides])
+    rows, name = [], f"jury of {len(jurors)}"
+    for method in METHODS:
+        counted = [Counted(juror) for juror in jurors]
+        verdicts = ask(Jury(counted, JuryConfig(method=method)), pairs)
+        found = share(right_of(verdicts, pairs))
+        rows.append(Row(f"{name}, {method}: agreement with gold (reference: best juror)", found, max(alone)))
+    # What they favour together where they all favour it is the same for every method.
+    said_JN = asyncio.run(Jury(jurors).poll([pair.item for pair in pairs]))
+    sides_JN = np.sign([[verdict.margin or 0.0 for verdict in said_N] for said_N in said_JN])
+    unanimous_N = np.abs(sides_JN.sum(0)) == len(jurors)
+    first_N = right_of(said_JN[0], pairs)
     return [
         *rows,
-        Row(f"jury of {len(jurors)}: juror's agreement with gold, mean (reference: best)",
-            float(np.mean(alone)), max(alone)),
-        Row(f"jury of {len(jurors)}: agreement where all favour one answer (reference: everywhere)",
-            right[unanimous].mean(), right.mean()),
-        Row(f"jury of {len(jurors)}: share where all favour one answer", unanimous.mean()),
-        Row(f"jury of {len(jurors)}: tokens x layer parameters, 1e9 (reference: large judge)",
+        Row(f"{name}: agreement of a juror with gold, mean (reference: best)", share(alone), max(alone)),
+        Row(f"{name}: agreement where all favour one answer (reference: first juror everywhere)",
+            share(first_N[unanimous_N]), share(first_N)),
+        Row(f"{name}: share where all favour one answer", share(unanimous_N)),
+        Row(f"{name}: tokens x layer parameters, 1e9 (reference: large judge)",
             sum(juror.cost for juror in counted) / 1e9, reference.cost / 1e9),
     ]  # fmt: skip
 
@@ -356,11 +362,11 @@ def fault_rows(small: Judge, large: Judge, value: float, pairs: Sequence[Pair]) 
     alone = ask(FaultyJudge(small, rates, seed=1), pairs)
     both = [FaultyJudge(small, rates, seed=1), FaultyJudge(large, rates, seed=2)]
     verdicts = ask(Cascade(both, [value]), pairs)
-    lost, lost_alone = (np.mean([not _is_number(v) for v in said]) for said in (verdicts, alone))
+    lost, lost_alone = (share([not _is_number(v) for v in said]) for said in (verdicts, alone))
     wrong = [v for v in verdicts if v.status.valid and not _is_number(v)]
     name = f"{len(FAULTS)} faults at {FAULT_RATE:.0%} each"
     return [
-        Row(f"{name}: pairs without a verdict, cascade (reference: small judge alone)", float(lost), float(lost_alone)),
+        Row(f"{name}: pairs without a verdict, cascade (reference: small judge alone)", lost, lost_alone),
         Row(f"{name}: valid verdicts of the cascade that are no number", len(wrong), goal="<= 0"),
     ]
 

@@ -294,6 +294,7 @@ async def fault_rows(grown: Nursery, constitution: Constitution, *, quick: bool)
         found = [await faulty.label(group) for group in groups]
     labels = [label for feedback in found for label in feedback.labels]
     numbers = sum(label.margin is not None for label in labels if not label.status.valid)
+    numbers += sum(label.margin is not None and not math.isfinite(label.margin) for label in labels)
     numbers += sum(
         reward is not None
         for feedback in found

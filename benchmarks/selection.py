@@ -57,8 +57,7 @@ POLICIES = {
 FLOOR_SHARE = 0.1
 """No pair's propensity is below this share of the round's rate."""
 RECIPE = RewardModelConfig(learning_rate=5e-4, head_learning_rate=3e-2, batch_pairs=16)
-LEAST_STEPS, LEAST_EPOCHS = 100, 4
-"""Every fit takes so many steps and passes at least, so that neither side is short of training."""
+LEAST_EPOCHS = 4
 HEADS = 16
 AT_ONCE = 200
 RATE, AUDITED, TURNS = 0.25, 200, 40
@@ -72,12 +71,14 @@ class Scale:
     pool: int
     held_out: int
     seeds: int
+    least_steps: int
+    """Every fit takes so many steps at least, and `LEAST_EPOCHS` passes, so that neither side is short of training."""
     random_labels: tuple[int, ...]
     selected_labels: tuple[int, ...]
 
 
-FULL = Scale(2600, 1400, 4, (160, 320, 640), (80, 140, 200, 260, 320, 400))
-QUICK = Scale(700, 400, 2, (80, 160), (40, 80, 120))
+FULL = Scale(2000, 1000, 3, 100, (320, 640), (80, 160, 240, 320, 480))
+QUICK = Scale(400, 250, 2, 20, (40, 80), (30, 60))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def written(grown: Nursery, number: int, *, held_out: bool) -> tuple[Written, ..
 def trained(world: World, labelled: Sequence[PreferencePair], seed: int) -> RewardModel:
     """A reward model that starts anew."""
     model = RewardModel.load(world.nursery.judge_fp, pad_id=WordEncoder().pad_id, device="cpu", seed=seed)
-    epochs = max(LEAST_EPOCHS, math.ceil(LEAST_STEPS * RECIPE.batch_pairs / len(labelled)))
+    epochs = max(LEAST_EPOCHS, math.ceil(world.scale.least_steps * RECIPE.batch_pairs / len(labelled)))
     fit(model, labelled, RECIPE.model_copy(update={"epochs": epochs, "seed": seed}))
     return model
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from solon.errors import InputError
 from solon.feedback.intervals import Floats, rows
-from solon.feedback.judging import Item, Judge, Verdict
+from solon.feedback.judging import Item, Judge, Verdict, sound
 from solon.records import Status
 
 STARTS = 4
@@ -268,14 +268,6 @@ def _conclude(case: _Case) -> Verdict:
 
 def is_valid(verdict: Verdict) -> bool:
     return verdict.margin is not None and math.isfinite(verdict.margin)
-
-
-def sound(verdict: Verdict) -> Verdict:
-    """A margin that is no number is no verdict."""
-    if verdict.margin is None or math.isfinite(verdict.margin):
-        return verdict
-    said = f"a margin of {verdict.margin}"
-    return replace(verdict, status=Status.ABSTAIN, margin=None, raw_margin=None, consistent=None, detail=said)
 
 
 def summed_costs(verdicts: Sequence[Verdict]) -> dict[str, Any]:

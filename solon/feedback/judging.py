@@ -9,8 +9,9 @@ all go through this one call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from solon.feedback.questions import Source
@@ -88,3 +89,11 @@ class Judge(Protocol):
         """Verdicts in the order of the items. What failed for one item is a status of its verdict; an exception
         means that the judge is gone."""
         ...
+
+
+def sound(verdict: Verdict) -> Verdict:
+    """A margin that is no number is no verdict."""
+    if verdict.margin is None or math.isfinite(verdict.margin):
+        return verdict
+    said = f"a margin of {verdict.margin}"
+    return replace(verdict, status=Status.ABSTAIN, margin=None, raw_margin=None, consistent=None, detail=said)

@@ -21,8 +21,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solon.errors import InputError, first_cause
-from solon.feedback.cascade import sound, summed_costs
-from solon.feedback.judging import Item, Judge, Verdict
+from solon.feedback.cascade import summed_costs
+from solon.feedback.judging import Item, Judge, Verdict, sound
 from solon.records import Status
 
 Method = Literal["mean", "median", "majority"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from solon.constitution import Asked, Constitution
 from solon.constitution_rules import PrincipleSampling
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.judging import Item, Judge, Verdict
+from solon.feedback.judging import Item, Judge, Verdict, sound
 from solon.feedback.reward import rewards, rule_of
 from solon.feedback.selective import reward_clip
 from solon.records import Feedback, Group, Label
@@ -41,7 +41,7 @@ class Labeler:
             for rollouts in self._subjects(group)
             for one in asked
         ]
-        verdicts = await self._judge.judge([plan.item for plan in plans])
+        verdicts = [sound(verdict) for verdict in await self._judge.judge([plan.item for plan in plans])]
         labels = tuple(_label(plan, verdict) for plan, verdict in zip(plans, verdicts, strict=True))
         return Feedback(
             ordinal=group.ordinal,

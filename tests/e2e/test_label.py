@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +16,8 @@ import pytest
 from tests.e2e.conftest import ROOT, environment, solon_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+ROWS = 80
+BOTH = ("--set", "feedback.swap.orders=both")
 SETTINGS = (
     "--set", "feedback.template=compact", "--set", "judging.max_model_len=256", "--set", "judging.threads=2",
     "--set", "write.engine.max_model_len=128", "--set", "write.max_tokens=24", "--set", "write.answers=4",
@@ -23,9 +26,9 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def prompts(nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two hundred prompts without answers, and two rows that cannot be labelled."""
+    """Prompts without answers, and two rows that cannot be labelled."""
     path = tmp_path_factory.mktemp("label") / "prompts.jsonl"
-    lines = Path(nursery.train_prompts).read_text().splitlines()[:200]
+    lines = Path(nursery.train_prompts).read_text().splitlines()[:ROWS]
     path.write_text("\n".join([*lines, "{broken", '{"prompt": ""}']) + "\n")
     return path
 
@@ -46,13 +49,26 @@ def label(prompts: Path, out: Path, *further: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_preferences(prompts: Path, tmp_path: Path):
-    whole = label(prompts, tmp_path / "whole")
-    assert whole["rows"] == {"total": 200, "done": 200, "left": 0, "skipped": 2}
-    assert whole["labels"]["valid"] == whole["labels"]["total"] > 1000
+@pytest.fixture(scope="module")
+def finished(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A whole run in both orders, so that its verdicts depend on nothing that was asked before."""
+    out = tmp_path_factory.mktemp("label") / "whole"
+    return label(prompts, out, *BOTH), out
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_preferences(
+    prompts: Path, finished: tuple[dict[str, Any], Path], tmp_path: Path
+):
+    whole, out = finished
+    assert whole["rows"] == {"total": ROWS, "done": ROWS, "left": 0, "skipped": 2}
+    assert whole["labels"]["valid"] == whole["labels"]["total"] > 4 * ROWS
     killed = tmp_path / "killed"
     child = subprocess.Popen(
-        command(prompts, killed), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(prompts, killed, *BOTH),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (killed / "verdicts.sqlite-wal").exists():
@@ -60,30 +76,32 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_preferences(prompt
     time.sleep(1.0)  # in the midst of labelling, or just before
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    again = label(prompts, killed)
+    again = label(prompts, killed, *BOTH)
     assert again["rows"] == whole["rows"]
 
     def written(folder: Path) -> set[tuple[str, str, str]]:
         lines = (folder / "preferences.jsonl").read_text().splitlines()
         return {(json.dumps(r["prompt"]), r["chosen"], r["rejected"]) for r in map(json.loads, lines)}
 
-    first, second = written(tmp_path / "whole"), written(killed)
-    # The order of arrival decides which pairs are asked twice, so a close pair may fall on the other side of a tie.
-    assert len(first ^ second) <= 0.02 * len(first | second)
-    finished = label(prompts, killed)
-    assert finished["this_start"]["labels"] == 0
+    # What is computed together differs a little in rounding, so a close pair may fall on the other side of a tie.
+    first, second = written(out), written(killed)
+    assert len(first ^ second) <= 0.05 * len(first | second)
+    assert label(prompts, killed, *BOTH)["this_start"]["labels"] == 0
     assert written(killed) == second
 
 
-def test_labels_asked_for_anew_come_from_the_file_of_verdicts(prompts: Path, tmp_path: Path):
-    verdicts = f"feedback.cache.path={tmp_path / 'verdicts.sqlite'}"
-    both = ("--set", verdicts, "--set", "feedback.swap.orders=both")
-    first = label(prompts, tmp_path / "one", *both)
-    second = label(prompts, tmp_path / "two", *both)
+def test_labels_asked_for_anew_come_from_the_file_of_verdicts(
+    prompts: Path, finished: tuple[dict[str, Any], Path], tmp_path: Path
+):
+    first, out = finished
+    again = tmp_path / "again"
+    again.mkdir()
+    shutil.copyfile(out / "answers.jsonl", again / "answers.jsonl")
+    shutil.copyfile(out / "verdicts.sqlite", again / "verdicts.sqlite")
+    second = label(prompts, again, *BOTH)
     assert first["cost"]["cache_hits"] < first["cost"]["questions"]
     assert second["cost"]["cache_hits"] == second["cost"]["questions"] == first["cost"]["questions"]
-    one, two = (json.loads((tmp_path / name / "summary.json").read_text())["quality"] for name in ("one", "two"))
-    assert one == two
+    assert second["quality"] == first["quality"]
 
 
 def test_the_constitutions_own_tests_pass_under_its_judge():

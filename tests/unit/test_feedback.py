@@ -25,6 +25,7 @@ from solon.feedback.batching import MAX_UNDER_WAY, Batcher
 from solon.feedback.cache import ExactCache
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.engine_judge import EngineJudge
+from solon.feedback.judging import Verdict
 from solon.feedback.labeler import Labeler, ring_pairs
 from solon.feedback.prompts import ASSISTANT, COMPACT, TEMPLATES, JudgePrompts, label_ids
 from solon.feedback.questions import Answer, Ask, Question, question_digest
@@ -505,6 +506,19 @@ async def test_a_question_with_no_room_for_its_texts_is_not_asked_and_gives_no_r
     assert {label.status for label in feedback.labels} == {Status.TRUNCATED}
     assert feedback.rewards_G == (None, None)
     assert judge.asked == []
+
+
+async def test_a_margin_that_is_no_number_becomes_no_reward():
+    class Broken:
+        name = "broken"
+
+        async def judge(self, items: Sequence[Any]) -> list[Verdict]:
+            return [Verdict(status=Status.OK, margin=math.nan) for _ in items]
+
+    labeler = Labeler(Broken(), config=CONFIG, constitution=make_constitution())
+    feedback = await labeler.label(make_group())
+    assert feedback.rewards_G == (None, None)
+    assert {label.status for label in feedback.labels} == {Status.ABSTAIN}
 
 
 async def test_a_group_under_no_principle_has_no_labels_and_no_reward():
