@@ -84,10 +84,12 @@ def engine_config(model: str | Path, **changes: Any) -> EngineConfig:
 
 
 @asynccontextmanager
-async def opened(model: str | Path, constitution: Constitution, **feedback: Any) -> Any:
+async def opened(
+    model: str | Path, constitution: Constitution, *, engine: dict[str, Any] | None = None, **feedback: Any
+) -> Any:
     """A started judge that is closed at the end."""
     config = FeedbackConfig(**{"template": "compact", **feedback})
-    judge: LocalJudge = await open_judge(engine_config(model), config, constitution, name="judge")
+    judge: LocalJudge = await open_judge(engine_config(model, **(engine or {})), config, constitution, name="judge")
     try:
         yield judge
     finally:

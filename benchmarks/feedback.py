@@ -35,6 +35,8 @@ from solon.tables import label_rows
 PARTS = ("rates", "prefix", "bias", "calibration", "faults")
 PIPELINE_BATCH = 8
 PIPELINE_TOKENS = 100
+WRITING = 512
+"""Critiques that are written together."""
 FAULT_RATES: Any = {
     "timeout": 0.04, "transport_error": 0.04, "garbage": 0.03, "nan": 0.03, "low_mass": 0.03, "refusal": 0.03
 }  # fmt: skip
@@ -103,13 +105,16 @@ async def label_and_record(labeler: Labeler, groups: Sequence[Group], directory:
 
 async def written_rate(grown: Nursery, constitution: Constitution, *, quick: bool) -> float:
     """Verdicts a second when the judge first writes as much as the pipeline does, whether it wants to or not."""
-    async with opened(grown.judge, constitution, critique_tokens=PIPELINE_TOKENS) as judge:
+    wide = {"max_running": WRITING, "kv_cache_gib": 1.0}
+    async with opened(
+        grown.judge, constitution, engine=wide, critique_tokens=PIPELINE_TOKENS, batch_questions=WRITING
+    ) as judge:
         judge.runner._engine._sample_params.ignore_eos = True
         judge.runner._engine._sample_params.stop_token_ids = []
-        groups = draw_groups(4 if quick else 16, size=4, seed=98)
+        groups = draw_groups(16 if quick else 64, size=4, seed=98)
         labeler = Labeler(judge, config=FeedbackConfig(template="compact"), constitution=constitution)
         found, seconds = await timed(asyncio.gather(*(labeler.label(group) for group in groups)))
-    labels = [label for feedback in found for label in feedback.labels]
+    labels = [label for feedback in found for label in feedback.labels if not label.cache_hits]
     assert all(label.output_tokens == PIPELINE_TOKENS for label in labels), "somebody stopped early"
     return len(labels) / seconds
 
