@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import threading
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from solon.engines.tokens import ChatTokenizer
 from solon.errors import InputError, RunFailedError
 from solon.records import FinishReason, Weights
 
+_TURN = threading.RLock()
+"""vLLM keeps what a forward pass is about in a module variable: engines of one process take turns."""
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
@@ -114,7 +117,8 @@ class VllmEngine:
         from solon.engines.vllm_weights import reload_weights
 
         try:
-            reload_weights(self._core, self._llm.vllm_config, weights)
+            with _TURN:
+                reload_weights(self._core, self._llm.vllm_config, weights)
         except Exception as error:
             self._broken = f"loading weights {weights.version} failed half-way: {error}"
             if isinstance(error, RunFailedError):
@@ -193,7 +197,7 @@ class VllmEngine:
 
     def _pump(self) -> None:
         """One step of the engine core; finished requests go to `self._finished`."""
-        with self._eager():
+        with _TURN, self._eager():
             outputs = self._client.get_output().outputs
         for output in outputs:
             progress = self._running.get(output.request_id)
