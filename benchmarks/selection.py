@@ -21,7 +21,7 @@ import random
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -161,11 +161,18 @@ def trained(world: World, labelled: Sequence[PreferencePair], seed: int) -> Rewa
     return model
 
 
-def signals(model: RewardModel, labelled: Sequence[PreferencePair], pairs: Sequence[PreferencePair]) -> Signals:
+def signals(
+    model: RewardModel,
+    labelled: Sequence[PreferencePair],
+    pairs: Sequence[PreferencePair],
+    config: SelectionConfig,
+) -> Signals:
     """What the reward model knows of unlabelled pairs."""
+    known = Signals(num=len(pairs), margins_KN=margins_of_draws(model, labelled, pairs, draws=HEADS))
+    if config.policy not in ("diversity", "bandit"):
+        return known
     first, second = np.split(embed(model, [*(p.first for p in pairs), *(p.second for p in pairs)]), 2)
-    margins_KN = margins_of_draws(model, labelled, pairs, draws=HEADS)
-    return Signals(num=len(pairs), margins_KN=margins_KN, embeddings_NH=first - second)
+    return replace(known, embeddings_NH=first - second)
 
 
 def selected_curve(world: World, config: SelectionConfig, seed: int) -> Curve:
@@ -181,7 +188,7 @@ def selected_curve(world: World, config: SelectionConfig, seed: int) -> Curve:
             break
         rate = (budget - len(labelled)) / len(left)
         round_config = config.model_copy(update={"rate": rate, "floor": FLOOR_SHARE * rate})
-        seen = signals(model, known, [world.pool[i].pair for i in left])
+        seen = signals(model, known, [world.pool[i].pair for i in left], config)
         made = plan(seen, round_config, bandit)
         drawn = select([str(i) for i in left], made.propensities_N, round_config, seed=seed, turn=turn)
         chosen = np.array([selection.selected for selection in drawn])
