@@ -23,7 +23,7 @@ demo: setup ## grow tiny models and train one from AI feedback, here, in minutes
 test: setup ## all tests for any machine, the quick ones first
 	@$(BIN)/python -m pytest -m "not gpu and not soak"
 
-test-unit: setup ## tests without Ray, engines or a GPU: under a minute
+test-unit: setup ## tests without Ray, engines or a GPU: two minutes
 	@$(BIN)/python -m pytest tests/unit
 
 test-gpu: setup ## tests that need a CUDA device
