@@ -1,36 +1,88 @@
-"""What the shells share: errors that come back as they were raised, and resources by name."""
+"""What the shells share: a process that can be replaced, and errors that come back as they were raised."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
 
-from solon.errors import RunFailedError
+from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
 
 T = TypeVar("T")
 
+Spawn = Callable[[int], Any]
+"""Makes an actor; the number says how many there were before it. Two of them never have the same name."""
+
+OPEN_TIMEOUT_S = 60.0
+"""Fetching a payload from another node takes no longer, unless that node is gone."""
+
+_DEAD = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+)
+
+
+class Process:
+    """An actor, and how another one is made in its place."""
+
+    def __init__(self, spawn: Spawn) -> None:
+        self._spawn = spawn
+        self._made = 1
+        self.actor = spawn(0)
+
+    def replace(self) -> None:
+        """Another actor. The old one is killed first: whatever it still does reaches nobody."""
+        with suppress(ValueError, ray.exceptions.RayError):  # dead already
+            ray.kill(self.actor, no_restart=True)
+        self.actor = self._spawn(self._made)
+        self._made += 1
+
 
 def open_box(box: list[ray.ObjectRef]) -> Any:
-    """The payload in a box; fetches it when it lies on another node."""
-    return ray.get(box[0], timeout=60)
+    """The payload in a box; fetches it when it lies on another node. Raises PayloadLostError."""
+    try:
+        return ray.get(box[0], timeout=OPEN_TIMEOUT_S)
+    except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError, *_DEAD) as error:
+        raise PayloadLostError(f"a payload is lost: {_first_line(error)}") from None
+
+
+def put_in_box(payload: Any) -> list[ray.ObjectRef]:
+    """A box with a payload that this process owns."""
+    return [ray.put(payload)]
+
+
+async def is_there(box: list[ray.ObjectRef]) -> bool:
+    """Whether a payload can still be read."""
+    try:
+        await asyncio.to_thread(open_box, box)
+    except PayloadLostError:
+        return False
+    return True
 
 
 async def call(result: Awaitable[T], *, who: str) -> T:
-    """Await a remote result; an error of the worker's own code is raised as it was there, a dead worker as
-    RunFailedError."""
+    """Await a remote result. An error of the worker's own code is raised as it was there, a dead worker as
+    WorkerLostError, an argument that is gone as PayloadLostError."""
     try:
         return await result
+    except ray.exceptions.ObjectLostError as error:
+        raise PayloadLostError(f"{who}: a payload is lost: {_first_line(error)}") from None
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        if isinstance(cause, Exception):
+        if isinstance(cause, ray.exceptions.ObjectLostError):
+            raise PayloadLostError(f"{who}: a payload is lost: {_first_line(cause)}") from None
+        if isinstance(cause, Exception) and not isinstance(cause, ray.exceptions.RayError):
             raise cause from None
         raise
-    except ray.exceptions.RayActorError as error:
-        raise RunFailedError(f"{who} died: {_first_line(error)}; its log is in the Ray dashboard") from None
-    except ray.exceptions.ObjectLostError as error:
-        raise RunFailedError(f"{who}: a payload was lost: {_first_line(error)}") from None
+    except _DEAD as error:
+        raise WorkerLostError(f"{who} died: {_first_line(error)}; its log is in the Ray dashboard") from None
+    except ray.exceptions.RaySystemError as error:
+        raise RunFailedError(f"{who}: Ray itself failed: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

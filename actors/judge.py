@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from actors.calls import call
+from actors.calls import Process, Spawn, call
 from solon.feedback.identity import JudgeIdentity
 from solon.feedback.judging import Item, Verdict
 from solon.feedback.worker import JudgeWorker
@@ -24,15 +24,26 @@ class JudgeShell(JudgeWorker):
 
 
 class RemoteJudge:
-    """A `JudgeLane` whose engine lives in an actor."""
+    """A feedback model in an actor, which can be replaced."""
 
-    def __init__(self, actor: Any, *, name: str, groups_at_once: int) -> None:
-        self._actor = actor
+    def __init__(self, spawn: Spawn, *, name: str, groups_at_once: int) -> None:
+        self._process = Process(spawn)
         self.name = name
         self.groups_at_once = groups_at_once
 
+    @property
+    def _actor(self) -> Any:
+        return self._process.actor
+
     async def start(self) -> JudgeIdentity:
         return await call(self._actor.start.remote(), who=self.name)
+
+    async def restart(self) -> None:
+        self._process.replace()
+        await self.start()
+
+    async def beat(self) -> float:
+        return await call(self._actor.beat.remote(), who=self.name)
 
     async def label(self, work: Work) -> tuple[LabelReport, Box]:
         report, feedback = self._actor.label.options(num_returns=2).remote(work.payload[0])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.calls import call
+from actors.calls import Process, Spawn, call
 from learners.config import LearnConfig
 from solon.ledger import Lease
 from solon.protocols import Box
@@ -23,11 +23,13 @@ class LearnerShell:
         self._config = config
         self.name = name
 
-    def start(self) -> tuple[Weights, Weights]:
-        """The manifest of version 0, and version 0."""
+    def start(self, checkpoint: str) -> tuple[Weights, Weights]:
+        """The manifest of the version it begins with, and that version: 0, or that of a checkpoint."""
         from learners.ppo import PPOLearner
 
         self._learner = PPOLearner(self._config, **self._arguments)
+        if checkpoint:
+            self._learner.load(checkpoint)
         weights = self._learner.initial_weights()
         return manifest_of(weights), weights
 
@@ -47,6 +49,11 @@ class LearnerShell:
     def save(self, directory: str) -> None:
         self._learner.save(directory)
 
+    @ray.method(concurrency_group="signs")  # type: ignore[untyped-decorator]
+    def beat(self) -> float:
+        """A sign of life, given while a step is under way."""
+        return 0.0
+
     def __repr__(self) -> str:
         return f"Learner({self.name})"
 
@@ -57,15 +64,24 @@ def manifest_of(weights: Weights) -> Weights:
 
 
 class RemoteLearner:
-    """A `Learner` that lives in an actor."""
+    """A learner in an actor, which can be replaced."""
 
-    def __init__(self, actor: Any, *, name: str) -> None:
-        self._actor = actor
+    def __init__(self, spawn: Spawn, *, name: str) -> None:
+        self._process = Process(spawn)
         self.name = name
 
-    async def start(self) -> tuple[Weights, Box]:
-        manifest, weights = self._actor.start.options(num_returns=2).remote()
+    @property
+    def _actor(self) -> Any:
+        return self._process.actor
+
+    async def start(self, checkpoint: str = "") -> tuple[Weights, Box]:
+        """The weights it begins with; `checkpoint` is a directory that its machine sees."""
+        manifest, weights = self._actor.start.options(num_returns=2).remote(checkpoint)
         return await call(manifest, who=self.name), [weights]
+
+    async def restart_from(self, checkpoint: str) -> None:
+        self._process.replace()
+        await self.start(checkpoint)
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:
         payloads = [box[0] for pair in lease.payloads for box in pair]
@@ -80,5 +96,8 @@ class RemoteLearner:
     async def save(self, directory: str) -> None:
         await call(self._actor.save.remote(directory), who=self.name)
 
+    async def beat(self) -> float:
+        return await call(self._actor.beat.remote(), who=self.name)
 
-LearnerActor = ray.remote(max_restarts=0, max_task_retries=0)(LearnerShell)
+
+LearnerActor = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"signs": 1})(LearnerShell)

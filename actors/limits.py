@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 
 from actors.calls import call
+from solon.errors import WorkerLostError
 from solon.feedback.limiter import AsyncLimits
 from solon.feedback.limits import Bill, Permit, Spend, Want
 
+RETRIES = 10
+"""Seconds, about, that a replacement may take."""
+
 
 class RemoteLimits:
-    """A `LimitsPort` in another process. A dead one raises RunFailedError: nobody asks without limits.
+    """A `LimitsPort` in another process. Ray replaces a dead one, which reads its spend file again; one that stays away
+    raises RunFailedError: nobody asks without limits.
 
     limiter = Limiter(RemoteLimits(LimitsActor.remote(config)), config)
     """
@@ -44,7 +50,12 @@ class RemoteLimits:
         return result
 
     async def _call(self, method: str, *arguments: Any) -> Any:
+        for _ in range(RETRIES):
+            try:
+                return await call(getattr(self._actor, method).remote(*arguments), who="the limiter")
+            except WorkerLostError:
+                await asyncio.sleep(1)
         return await call(getattr(self._actor, method).remote(*arguments), who="the limiter")
 
 
-LimitsActor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(AsyncLimits)
+LimitsActor = ray.remote(num_cpus=0, max_restarts=5, max_task_retries=0)(AsyncLimits)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
 
-from actors.calls import call
+from actors.calls import Process, Spawn, call
 from solon.protocols import Assignment, Box, GenerationReport
 from solon.records import Group, LoadReceipt, Prompt
 from solon.rollout import RolloutWorker
@@ -26,15 +27,26 @@ class RolloutShell(RolloutWorker):
 
 
 class RemoteRollout:
-    """A `RolloutLane` whose engine lives in an actor."""
+    """An engine in an actor, which can be replaced."""
 
-    def __init__(self, actor: Any, *, name: str, groups_at_once: int) -> None:
-        self._actor = actor
+    def __init__(self, spawn: Spawn, *, name: str, groups_at_once: int) -> None:
+        self._process = Process(spawn)
         self.name = name
         self.groups_at_once = groups_at_once
 
+    @property
+    def _actor(self) -> Any:
+        return self._process.actor
+
     async def start(self) -> None:
         await call(self._actor.start.remote(), who=self.name)
+
+    async def restart(self) -> None:
+        self._process.replace()
+        await self.start()
+
+    async def beat(self) -> float:
+        return await call(self._actor.beat.remote(), who=self.name)
 
     async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Box]]:
         stream = self._actor.stream.options(num_returns="streaming").remote(list(work))
@@ -46,7 +58,8 @@ class RemoteRollout:
             finished = True
         finally:
             if not finished:  # dropping the stream alone would let the engine go on writing for nobody
-                ray.cancel(stream)
+                with suppress(Exception):  # of a dead engine there is nothing to cancel
+                    ray.cancel(stream)
 
     async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
         return await call(self._actor.answer.remote(list(prompts), seed=seed), who=self.name)

@@ -1,16 +1,26 @@
-"""Timed stand-ins for the three lanes: real Ray actors that take exactly as long as they are told to."""
+"""Timed stand-ins for the three lanes: real Ray actors that take exactly as long as they are told to.
+
+They keep the promises of the real ones that recovery rests on: the same draw gives the same group, and the learner's
+weights are a digest of every batch it was trained on, so that a group that is lost, doubled or changed shows.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
+from solon.feedback.identity import JudgeIdentity
+from solon.ledger import Grant
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, Prompt, Rollout, Span, StepReport, Weights
 
@@ -24,6 +34,15 @@ class TimedRollout:
         self._seconds, self._spread, self.name = seconds, spread, name
         self._slots = asyncio.Semaphore(slots)
         self._version = 0
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def beat(self) -> float:
+        return 0.0
+
+    async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
+        return ["" for _ in prompts]
 
     async def stream(self, work: Sequence[Assignment]) -> AsyncIterator[GenerationReport | Group]:
         tasks = [asyncio.ensure_future(self._one(item)) for item in work]
@@ -45,7 +64,7 @@ class TimedRollout:
             version, start = self._version, time.time()
             await asyncio.sleep(self._seconds * (1 + self._spread * jitter))
         span = Span(lane="generate", worker=self.name, name="decode", start_s=start, end_s=time.time())
-        return make_group(item.grant.ordinal, item.grant.attempt, item.prompt, version), span
+        return make_group(item.grant, item.prompt, version), span
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
         self._version = weights.version
@@ -65,6 +84,13 @@ class TimedJudge:
     def __init__(self, seconds: float, *, name: str) -> None:
         self._seconds, self.name = seconds, name
         self._engine = asyncio.Lock()
+
+    async def start(self) -> JudgeIdentity:
+        texts = {field.name: "stand-in" for field in fields(JudgeIdentity) if field.name != "critique_tokens"}
+        return JudgeIdentity(**texts)
+
+    async def beat(self) -> float:
+        return 0.0
 
     async def label(self, group: Group) -> tuple[LabelReport, Feedback]:
         async with self._engine:
@@ -94,38 +120,70 @@ class TimedLearner:
 
     def __init__(self, seconds: float, *, name: str) -> None:
         self._seconds, self.name = seconds, name
+        self._state = {"version": 0, "digest": "stand-in"}
+
+    def start(self, checkpoint: str) -> tuple[Weights, Weights]:
+        if checkpoint:
+            self._state = json.loads((Path(checkpoint) / "learner.json").read_text())
+        weights = make_weights(self._state["version"], self._state["digest"])
+        return weights, weights
+
+    @ray.method(concurrency_group="signs")
+    def beat(self) -> float:
+        return 0.0
+
+    def raise_kl(self, factor: float) -> float:
+        return factor
+
+    def save(self, directory: str) -> None:
+        (Path(directory) / "learner.json").write_text(json.dumps(self._state))
 
     def step(self, step: int, *payloads: Any) -> tuple[StepReport, Weights, Weights]:
+        if step != self._state["version"]:
+            raise ValueError(f"step {step} handed to a learner at version {self._state['version']}")
         start = time.time()
         time.sleep(self._seconds)
         span = Span(lane="learn", worker=self.name, name=f"step {step}", start_s=start, end_s=time.time())
-        weights = make_weights(step + 1)
+        self._state = {"version": step + 1, "digest": batch_digest(self._state["digest"], payloads)}
+        weights = make_weights(step + 1, self._state["digest"])
         return StepReport(step=step, metrics={"learn/reward/mean": 1.0}, spans=(span,)), weights, weights
 
 
-def make_weights(version: int) -> Weights:
+def batch_digest(before: str, payloads: Sequence[Any]) -> str:
+    """What a learner has become after one more batch. `payloads`: group, feedback, group, feedback, ..."""
+    digest = hashlib.sha256(before.encode())
+    for group, feedback in zip(payloads[::2], payloads[1::2], strict=True):
+        if group.ordinal != feedback.ordinal:
+            raise ValueError(f"group {group.ordinal} came with the feedback of group {feedback.ordinal}")
+        digest.update(f"{group.ordinal}:{group.prompt.prompt_id}:{feedback.rewards_G}".encode())
+        digest.update(group.rollouts[0].token_ids.tobytes())
+    return digest.hexdigest()
+
+
+def make_weights(version: int, digest: str = "") -> Weights:
     """A version that is told apart by its name alone."""
     return Weights(
         version=version,
         payload=np.zeros(1024, np.uint8),
-        fingerprint=f"stand-in {version}",
+        fingerprint=f"stand-in {version} {digest}",
         canary_token_ids=((1, 2),),
         canary_logprobs=((-1.0,),),
     )
 
 
-def make_group(ordinal: int, attempt: int, prompt: Prompt, version: int) -> Group:
-    """A group of one answer, of realistic size."""
+def make_group(grant: Grant, prompt: Prompt, version: int) -> Group:
+    """A group of one answer, of realistic size, fixed by its ordinal and draw."""
+    tokens = np.random.default_rng([grant.ordinal, grant.draw]).integers(0, 1000, PAYLOAD_TOKENS)
     rollout = Rollout(
-        token_ids=np.zeros(PAYLOAD_TOKENS, np.int32),
+        token_ids=tokens.astype(np.int32),
         logprobs=np.zeros(PAYLOAD_TOKENS, np.float32),
         segments=((version, PAYLOAD_TOKENS),),
         finish_reason="stop",
         text="",
     )
     return Group(
-        ordinal=ordinal,
-        attempt=attempt,
+        ordinal=grant.ordinal,
+        attempt=grant.attempt,
         prompt=prompt,
         prompt_token_ids=np.zeros(32, np.int32),
         rollouts=(rollout,),
@@ -134,4 +192,4 @@ def make_group(ordinal: int, attempt: int, prompt: Prompt, version: int) -> Grou
 
 TimedRolloutActor = ray.remote(num_cpus=0)(TimedRollout)
 TimedJudgeActor = ray.remote(num_cpus=0)(TimedJudge)
-TimedLearnerActor = ray.remote(num_cpus=0)(TimedLearner)
+TimedLearnerActor = ray.remote(num_cpus=0, concurrency_groups={"signs": 1})(TimedLearner)

@@ -25,11 +25,14 @@ from actors.rollout import RemoteRollout
 from benchmarks._harness import Row, arguments, report
 from benchmarks._standins import TimedJudgeActor, TimedLearnerActor, TimedRolloutActor, make_weights
 from cluster.launch import cluster
+from solon.async_ledger import AsyncLedger
+from solon.guarded import GuardedJudge, GuardedRollout
 from solon.ledger import LedgerConfig
 from solon.loop import Lanes, run_loop
 from solon.overlap import LANES
 from solon.prompts import PromptSource, prompt_id
 from solon.records import Message, Prompt
+from solon.recovery import Guard, RecoveryConfig
 from solon.staleness import StalenessConfig
 from solon.tally import Tally
 from solon.weights import Publication
@@ -52,24 +55,24 @@ class Watch(Tally):
 
 async def standins(*, steps: int, lane_s: float, synchronous: bool) -> Watch:
     """Three lanes of `lane_s` seconds a batch each; returns the tally of the run."""
-    from actors.ledger import LedgerActor, RemoteLedger
-
     # Four batches under way: one in each busy lane, and one so that a lane never waits for a message.
     staleness = StalenessConfig(target_staleness=0 if synchronous else 3, max_staleness=4)
     config = LedgerConfig(batch_groups=BATCH, lockstep=synchronous)
-    ledger = RemoteLedger(LedgerActor.remote(config, staleness, total_groups=steps * BATCH))
-    rollout = [
-        RemoteRollout(TimedRolloutActor.remote(lane_s, 0.1, name="r", slots=BATCH), name="r", groups_at_once=2 * BATCH)
-    ]
-    judge = RemoteJudge(TimedJudgeActor.remote(lane_s / BATCH, name="j"), name="j", groups_at_once=2 * BATCH)
-    learner = RemoteLearner(TimedLearnerActor.remote(lane_s, name="l"), name="l")
-    await rollout[0].load_weights([_put(make_weights(0))])  # the actors are up before the clock starts
-    await asyncio.gather(ledger.counts(), _touch(judge), _touch(learner))
+    ledger = AsyncLedger(config, staleness, total_groups=steps * BATCH)
+    writer = RemoteRollout(
+        lambda _: TimedRolloutActor.remote(lane_s, 0.1, name="r", slots=BATCH), name="r", groups_at_once=2 * BATCH
+    )
+    judge = RemoteJudge(lambda _: TimedJudgeActor.remote(lane_s / BATCH, name="j"), name="j", groups_at_once=2 * BATCH)
+    learner = RemoteLearner(lambda _: TimedLearnerActor.remote(lane_s, name="l"), name="l")
+    # The actors are up before the clock starts.
+    await asyncio.gather(writer.load_weights([_put(make_weights(0))]), judge.beat(), learner.start())
+    patience = RecoveryConfig()
+    rollout = [GuardedRollout(writer, Guard(writer, patience))]
     watch = Watch(staleness_bound=4, total_steps=steps)
     messages = (Message(role="user", content="?"),)
     lanes = Lanes(
         rollout=rollout,
-        judges=[judge],
+        judges=[GuardedJudge(judge, Guard(judge, patience))],
         learner=learner,
         ledger=ledger,
         prompts=PromptSource([Prompt(prompt_id=prompt_id(messages), messages=messages)], seed=0),
@@ -86,10 +89,6 @@ def _put(value: Any) -> Any:
     import ray
 
     return ray.put(value)
-
-
-async def _touch(lane: Any) -> None:
-    await lane._actor.__ray_ready__.remote()
 
 
 def standin_rows(*, quick: bool) -> list[Row]:

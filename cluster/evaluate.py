@@ -11,8 +11,7 @@ import numpy as np
 from solon.records import Group, Prompt, Rollout
 
 if TYPE_CHECKING:
-    from actors.judge import RemoteJudge
-    from actors.rollout import RemoteRollout
+    from solon.guarded import GuardedJudge, GuardedRollout
 
 Scores = dict[str, float]
 """Share of answers that obey each principle, and their `mean`."""
@@ -25,7 +24,7 @@ class Evaluator(Protocol):
 
 
 async def evaluate(
-    lanes: Sequence[RemoteRollout], prompts: Sequence[Prompt], evaluator: Evaluator, *, seed: int
+    lanes: Sequence[GuardedRollout], prompts: Sequence[Prompt], evaluator: Evaluator, *, seed: int
 ) -> tuple[Scores, list[str]]:
     """Answers by the current policy, sampled as in training, and their scores. Before and after use one seed."""
     answers = await lanes[0].answer(prompts, seed=seed)
@@ -44,7 +43,7 @@ class OracleEvaluator:
 class AuditEvaluator:
     """The constitution's yes/no questions, asked of another judge."""
 
-    def __init__(self, judge: RemoteJudge) -> None:
+    def __init__(self, judge: GuardedJudge) -> None:
         self._judge = judge
 
     async def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Scores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.calls import Spawn
 from actors.judge import JudgeActor, RemoteJudge
 from actors.learner import LearnerActor, RemoteLearner
-from actors.ledger import LedgerActor, RemoteLedger
 from actors.limits import LimitsActor, RemoteLimits
 from actors.rollout import RemoteRollout, RolloutActor
 from cluster.preflight import check_cluster
-from cluster.run_file import EngineSection, RunFile
+from cluster.run_file import EngineSection, LearnSection, RunFile
 from solon.constitution import Constitution
-from solon.errors import first_cause
+from solon.errors import RunFailedError, first_cause
 from solon.feedback.endpoint_judge import EndpointFile
 from solon.feedback.hosted import Source
 from solon.feedback.identity import JudgeIdentity
@@ -30,8 +30,10 @@ from solon.feedback.prompts import NO_SECRET, TEMPLATES
 from solon.feedback.secret import nonce_secret
 from solon.feedback.selective import SelectionSection
 from solon.feedback.semantic import SemanticConfig
+from solon.guarded import GuardedJudge, GuardedLearner, GuardedRollout
 from solon.protocols import Box
 from solon.records import Sampling, Weights
+from solon.recovery import Guard, spare_each_other
 from solon.rollout import RolloutSettings
 
 
@@ -76,14 +78,23 @@ def _private_token() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
-    """The actors of a run, engines built and warm."""
+    """The workers of a run, engines built and warm, each with a guard that replaces it when it is lost."""
 
-    rollout: list[RemoteRollout]
-    judges: list[RemoteJudge]
-    learner: RemoteLearner
-    ledger: RemoteLedger
+    rollout: list[GuardedRollout]
+    judges: list[GuardedJudge]
+    learner: GuardedLearner
+    auditor: GuardedJudge | None
     judge_identity: JudgeIdentity
     initial: tuple[Weights, Box]
+
+    @property
+    def guards(self) -> list[Guard]:
+        guards = [*(lane.guard for lane in self.rollout), *(lane.guard for lane in self.judges), self.learner.guard]
+        return [*guards, *([self.auditor.guard] if self.auditor else [])]
+
+    async def close(self) -> None:
+        """Nobody is replaced any more."""
+        await asyncio.gather(*(guard.close() for guard in self.guards))
 
 
 _ALONE: dict[str, Any] = {
@@ -99,69 +110,106 @@ _ALONE: dict[str, Any] = {
 class Launcher:
     """Creates the actors, then starts all of them at once.
 
-    `on_ready` is called with the name of each actor when it is up.
+    `on_ready` is called with the name of each actor when it is up; `tell` hears of workers that are lost and replaced.
     """
 
-    def __init__(self, run: RunFile, constitution: Constitution, *, run_name: str) -> None:
+    def __init__(
+        self,
+        run: RunFile,
+        constitution: Constitution,
+        *,
+        run_name: str,
+        tell: Callable[..., None],
+        checkpoint: str = "",
+    ) -> None:
+        """checkpoint: the directory that the learner goes on from; empty: the policy as it is."""
         self._run = run
         self._namespace = f"solon-{run_name}"
         self._constitution = constitution
+        self._tell = tell
+        self._checkpoint = checkpoint
         # One secret for all runs of this user, so that they share cached verdicts. Not in the run file: it is written
         # out with every run.
         self._secret = nonce_secret() if TEMPLATES[run.feedback.template].fenced else NO_SECRET
 
-    async def launch(self, *, total_groups: int, on_ready: Callable[[str], None]) -> Crew:
-        """Raises InputError for what the models' files make impossible, RunFailedError for what dies."""
+    async def launch(self, *, on_ready: Callable[[str], None]) -> Crew:
+        """Raises InputError for what the models' files make impossible, RunFailedError for what dies or finds no
+        place in time."""
         check_cluster(self._run, ray.cluster_resources())
-        ledger, rollout, judges = self._ledger(total_groups), self._rollout(), self._judges()
-        learner = self._learner()
+        rollout, judges, learner = self.rollout(), self.judges(), self.learner()
+        auditor = self.audit_judge() if self._run.auditor else None
+        waiting = set(self.names())
 
         async def ready(name: str, starting: Any) -> Any:
             result = await starting
+            waiting.discard(name)
             on_ready(name)
             return result
 
+        limit_s = self._run.recovery.restart_timeout_s
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.timeout(limit_s), asyncio.TaskGroup() as group:
                 identities = [group.create_task(ready(j.name, j.start())) for j in judges]
-                initial = group.create_task(ready(learner.name, learner.start()))
+                initial = group.create_task(ready(learner.name, learner.start(self._checkpoint)))
                 for lane in rollout:
                     group.create_task(ready(lane.name, lane.start()))
+                if auditor is not None:
+                    group.create_task(ready(auditor.name, auditor.start()))
         except ExceptionGroup as failures:
             raise first_cause(failures) from None
-        return Crew(
-            rollout=rollout,
-            judges=judges,
-            learner=learner,
-            ledger=ledger,
-            judge_identity=identities[0].result(),
-            initial=initial.result(),
-        )
+        except TimeoutError:
+            raise RunFailedError(
+                f"not ready within recovery.restart_timeout_s = {limit_s:.0f} s: {', '.join(sorted(waiting))}; look "
+                "for free resources with `ray status`, or raise it for large models"
+            ) from None
+        return self._guarded(rollout, judges, learner, auditor, identities[0].result(), initial.result())
 
-    async def audit_judge(self) -> RemoteJudge:
-        """Another judge, for evaluation alone: always asked yes/no, never in the loop."""
-        section = self._run.judging
-        actor = JudgeActor.options(**self._options("audit-judge", section)).remote(
-            section.engine(self._run.auditor, seed=self._run.seed),
-            self._run.feedback.model_copy(update={"task": "pointwise", "principles_per_group": 0, "calibration": ""}),
-            self._constitution,
-            name="audit-judge",
-            secret=self._secret,
+    def _guarded(
+        self,
+        rollout: Sequence[RemoteRollout],
+        judges: Sequence[RemoteJudge],
+        learner: RemoteLearner,
+        auditor: RemoteJudge | None,
+        identity: JudgeIdentity,
+        initial: tuple[Weights, Box],
+    ) -> Crew:
+        recovery, tell = self._run.recovery, self._tell
+        engines = [GuardedRollout(lane, Guard(lane, recovery, tell=tell)) for lane in rollout]
+        labelling = [GuardedJudge(judge, Guard(judge, recovery, tell=tell)) for judge in judges]
+        spare_each_other([lane.guard for lane in engines])
+        spare_each_other([lane.guard for lane in labelling])
+        return Crew(
+            rollout=engines,
+            judges=labelling,
+            learner=GuardedLearner(learner, recovery, checkpoint=self._checkpoint, tell=tell),
+            auditor=None if auditor is None else GuardedJudge(auditor, Guard(auditor, recovery, tell=tell)),
+            judge_identity=identity,
+            initial=initial,
         )
-        judge = RemoteJudge(actor, name="audit-judge", groups_at_once=1)
-        await judge.start()
-        return judge
 
     def names(self) -> list[str]:
         """Every actor that `on_ready` will name."""
         rollouts = [f"rollout-{i}" for i in range(self._run.rollout.num_actors)]
-        return [*rollouts, *(f"judge-{i}" for i in range(self._run.judging.num_actors)), "learner"]
+        judges = [f"judge-{i}" for i in range(self._run.judging.num_actors)]
+        return [*rollouts, *judges, "learner", *(["audit-judge"] if self._run.auditor else [])]
 
-    def _ledger(self, total_groups: int) -> RemoteLedger:
-        actor = LedgerActor.options(name="ledger", namespace=self._namespace).remote(
-            self._run.ledger, self._run.staleness, total_groups=total_groups
+    def audit_judge(self) -> RemoteJudge:
+        """Another judge, for evaluation and audit alone: always asked yes/no, never in the loop."""
+        section = self._run.judging
+        feedback = self._run.feedback.model_copy(
+            update={"task": "pointwise", "principles_per_group": 0, "calibration": "", **_ALONE}
         )
-        return RemoteLedger(actor)
+
+        def spawn(made: int) -> Any:
+            return JudgeActor.options(**self._options("audit-judge", section, made)).remote(
+                section.engine(self._run.auditor, seed=self._run.seed),
+                feedback,
+                self._constitution,
+                name="audit-judge",
+                secret=self._secret,
+            )
+
+        return RemoteJudge(spawn, name="audit-judge", groups_at_once=1)
 
     def _source(self, judge: str) -> Source:
         """What a judge of this name runs on."""
@@ -180,63 +228,65 @@ class Launcher:
         actor = LimitsActor.options(name="limits", namespace=self._namespace, scheduling_strategy=here)
         return source, RemoteLimits(actor.remote(source.limits))
 
-    def _rollout(self) -> list[RemoteRollout]:
+    def rollout(self) -> list[RemoteRollout]:
+        """The engines that write."""
         section = self._run.rollout
         settings = RolloutSettings(
             sampling=Sampling(max_tokens=section.max_tokens, temperature=section.temperature),
             group_size=section.group_size,
             seed=self._run.seed,
         )
-        lanes = []
-        for index in range(section.num_actors):
-            name = f"rollout-{index}"
-            actor = RolloutActor.options(**self._options(name, section)).remote(
+
+        def spawner(name: str) -> Spawn:
+            return lambda made: RolloutActor.options(**self._options(name, section, made)).remote(
                 section.engine(self._run.policy, seed=self._run.seed), settings, name=name
             )
-            # Twice what it decodes together: when an answer ends, the next one is already there.
-            places = max(2, 2 * section.max_running // section.group_size)
-            lanes.append(RemoteRollout(actor, name=name, groups_at_once=places))
-        return lanes
 
-    def _judges(self) -> list[RemoteJudge]:
+        # Twice what it decodes together: when an answer ends, the next one is already there.
+        places = max(2, 2 * section.max_running // section.group_size)
+        names = [f"rollout-{index}" for index in range(section.num_actors)]
+        return [RemoteRollout(spawner(name), name=name, groups_at_once=places) for name in names]
+
+    def judges(self) -> list[RemoteJudge]:
+        """The engines that label."""
         section = self._run.judging
         source, port = self._judge_source()
-        lanes = []
-        for index in range(section.num_actors):
-            name = f"judge-{index}"
-            actor = JudgeActor.options(**self._options(name, section)).remote(
+        others = [self._source(other) for other in self._run.feedback.panel]
+
+        def spawner(name: str) -> Spawn:
+            return lambda made: JudgeActor.options(**self._options(name, section, made)).remote(
                 source,
                 self._run.feedback,
                 self._constitution,
                 name=name,
-                others=[self._source(other) for other in self._run.feedback.panel],
+                others=others,
                 secret=self._secret,
                 port=port,
             )
-            places = max(2, 2 * section.max_running // self._run.rollout.group_size)
-            lanes.append(RemoteJudge(actor, name=name, groups_at_once=places))
-        return lanes
 
-    def _learner(self) -> RemoteLearner:
+        places = max(2, 2 * section.max_running // self._run.rollout.group_size)
+        names = [f"judge-{index}" for index in range(section.num_actors)]
+        return [RemoteJudge(spawner(name), name=name, groups_at_once=places) for name in names]
+
+    def learner(self) -> RemoteLearner:
+        """The process that trains."""
         section = self._run.learn
-        actor = LearnerActor.options(
-            name="learner",
-            namespace=self._namespace,
-            num_cpus=section.num_cpus,
-            num_gpus=section.num_gpus,
-            runtime_env=worker_environment(section.threads),
-        ).remote(
-            section,
-            model=self._run.policy,
-            temperature=self._run.rollout.temperature,
-            seed=self._run.seed,
-            name="learner",
-        )
-        return RemoteLearner(actor, name="learner")
 
-    def _options(self, name: str, section: EngineSection) -> dict[str, Any]:
+        def spawn(made: int) -> Any:
+            return LearnerActor.options(**self._options("learner", section, made)).remote(
+                section,
+                model=self._run.policy,
+                temperature=self._run.rollout.temperature,
+                seed=self._run.seed,
+                name="learner",
+            )
+
+        return RemoteLearner(spawn, name="learner")
+
+    def _options(self, name: str, section: EngineSection | LearnSection, made: int) -> dict[str, Any]:
         return {
-            "name": name,
+            # The name of a lost actor is taken until Ray has forgotten it.
+            "name": f"{name}.{made}" if made else name,
             "namespace": self._namespace,
             "num_cpus": section.num_cpus,
             "num_gpus": section.num_gpus,

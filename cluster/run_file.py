@@ -19,8 +19,9 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from learners.config import LearnConfig
 from solon.engines.base import EngineConfig, EngineOptions
@@ -29,6 +30,7 @@ from solon.feedback.config import FeedbackConfig
 from solon.feedback.watch_config import CanaryConfig, WatchConfig
 from solon.ledger import LedgerConfig
 from solon.overrides import parse_override, put
+from solon.recovery import RecoveryConfig
 from solon.staleness import StalenessConfig
 from solon.validation import describe_invalid
 from solon.weights import PublishConfig
@@ -157,8 +159,14 @@ class RunFile(_Section):
     steps: int = Field(100, ge=1)
     """Optimiser steps (batches)."""
     seed: int = Field(0, ge=0, lt=2**31)
-    checkpoint_every: int = Field(0, ge=0)
-    """Steps between checkpoints; 0: only at the end."""
+    checkpoint_every: int = Field(10, ge=0)
+    """Steps between checkpoints; 0: only at the end. A learner that is lost trains the steps since the last one again,
+    a driver that is lost generates and labels them again as well."""
+    checkpoint_keep: int = Field(3, ge=0)
+    """How many checkpoints stay; 0: all."""
+    checkpoint_url: str = ""
+    """A second place for them, any URL that fsspec knows, s3://bucket/folder say; its credentials come from the
+    environment."""
     rollout: RolloutSection = RolloutSection()
     feedback: FeedbackConfig = FeedbackConfig()
     judging: EngineSection = EngineSection()
@@ -169,6 +177,15 @@ class RunFile(_Section):
     publish: PublishConfig = PublishConfig()
     evaluate: EvaluateSection = EvaluateSection()
     watch: WatchSection = WatchSection()
+    recovery: RecoveryConfig = RecoveryConfig()
+
+    @field_validator("checkpoint_url")
+    @classmethod
+    def _no_credentials(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.username or parts.password or parts.query:
+            raise ValueError("checkpoint_url holds credentials or a query, expected a plain URL; set its environment")
+        return url
 
     @model_validator(mode="before")
     @classmethod

@@ -113,12 +113,16 @@ class PPOLearner:
         state, exact to the bit."""
         directory = Path(directory)
         self._publisher.save(directory / "policy")
-        save_state(directory, self._optimizers, {"version": self.version, "seed": self._seed})
+        counters = {"version": self.version, "seed": self._seed, "kl_coefficient": self.config.kl_coefficient}
+        save_state(directory, self._optimizers, counters)
 
     def load(self, directory: str | Path) -> None:
         """Go on from a checkpoint of a learner with the same model and configuration. Raises InputError when it
         does not fit."""
-        self.version = load_state(Path(directory), self._optimizers)["version"]
+        counters = load_state(Path(directory), self._optimizers)
+        self.version = int(counters["version"])
+        # It may have been raised since the run began.
+        self.config = self.config.model_copy(update={"kl_coefficient": counters["kl_coefficient"]})
 
     def _microbatches(self, batch: Batch, groups: Sequence[int]) -> list[Microbatch]:
         return self._layout.microbatches(batch, batch.rollouts_of(groups), self._policy.device)

@@ -16,7 +16,7 @@ TENSORS = "learner.safetensors"
 COUNTERS = "learner.json"
 
 
-def save_state(directory: Path, parts: Mapping[str, Optimizer], counters: Mapping[str, int]) -> None:
+def save_state(directory: Path, parts: Mapping[str, Optimizer], counters: Mapping[str, float]) -> None:
     """Write every part (`policy`, `critic`) and the counters, exact to the bit."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -28,11 +28,11 @@ def save_state(directory: Path, parts: Mapping[str, Optimizer], counters: Mappin
     (directory / COUNTERS).write_text(json.dumps(dict(counters), indent=1) + "\n")
 
 
-def load_state(directory: Path, parts: Mapping[str, Optimizer]) -> dict[str, int]:
+def load_state(directory: Path, parts: Mapping[str, Optimizer]) -> dict[str, float]:
     """Read them back; returns the counters. Raises InputError when they are missing or another learner's."""
     try:
         tensors = load_file(directory / TENSORS)
-        counters: dict[str, int] = json.loads((directory / COUNTERS).read_text())
+        counters: dict[str, float] = json.loads((directory / COUNTERS).read_text())
         for part, optimizer in parts.items():
             prefix = f"{part}/"
             optimizer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

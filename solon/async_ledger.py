@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from solon.ledger import Grant, Lease, Ledger, LedgerConfig, Work
+from solon.ledger_cut import LedgerCut
 from solon.staleness import StalenessConfig
 
 T = TypeVar("T")
 
-Transition = tuple[Literal["commit_generation", "commit_labels", "fail", "drop"], dict[str, Any]]
+Transition = tuple[
+    Literal["commit_generation", "commit_labels", "fail", "requeue", "return_work", "drop"], dict[str, Any]
+]
 """A ledger method and its arguments: `("fail", {"ordinal": 3, "attempt": 0, "reason": "timeout"})`."""
+
+RETRIES = {"fail": "group_failed", "requeue": "group_lost", "return_work": "judge_lost"}
+"""Events of the transitions that make work be done again."""
 
 
 class AsyncLedger:
     """`await ledger.lease(step)` returns when the batch is there.
 
-    Every waiting method returns None or an empty list once the ledger is drained or closed for good.
+    Every waiting method returns None or an empty list once the ledger is drained or closed for good. `progress` counts
+    what changed: it stands still when everybody waits.
     """
 
     def __init__(
@@ -35,19 +42,26 @@ class AsyncLedger:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = Ledger(config, staleness, total_groups=total_groups)
+        self.batch_groups = config.batch_groups
         self._clock = clock
         self._changed = asyncio.Condition()
         self._reaper: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
-        self._events: list[dict[str, Any]] = []
+        self._tell: Callable[..., None] = lambda name, **fields: None
+        self.progress = 0
 
-    async def reserve(self, limit: int) -> list[Grant]:
-        """Permission for up to `limit` groups. Waits for a credit; woken by publish, fail or drop."""
-        return await self._until(lambda: self._ledger.reserve(limit, now=self._clock())) or []
+    def listen(self, tell: Callable[..., None]) -> None:
+        """`tell(name, **fields)` hears of every group that is tried again or dropped, as it happens."""
+        self._tell = tell
+        self._ledger.on_drop = lambda ordinal, reason: tell("group_dropped", ordinal=ordinal, reason=reason)
 
-    async def next_generated(self, limit: int) -> list[Work]:
-        """Up to `limit` groups to label. Waits for any; woken by commit_generation."""
-        return await self._until(lambda: self._ledger.take_generated(limit, now=self._clock())) or []
+    async def reserve(self, limit: int, *, holder: str = "") -> list[Grant]:
+        """Permission for up to `limit` groups. Waits for a credit; woken by publish, fail, requeue or drop."""
+        return await self._until(lambda: self._ledger.reserve(limit, now=self._clock(), holder=holder)) or []
+
+    async def next_generated(self, limit: int, *, holder: str = "") -> list[Work]:
+        """Up to `limit` groups to label. Waits for any; woken by commit_generation and return_work."""
+        return await self._until(lambda: self._ledger.take_generated(limit, now=self._clock(), holder=holder)) or []
 
     async def lease(self, step: int) -> Lease | None:
         """The batch of `step`. Waits until the groups it needs are ready; woken by commit_labels."""
@@ -62,10 +76,11 @@ class AsyncLedger:
                 self._failure = error
                 raise
             finally:
+                self.progress += 1
                 self._changed.notify_all()
         for (name, arguments), ok in zip(transitions, done, strict=True):
-            if ok and name in ("fail", "drop"):
-                self._events.append({"event": f"group_{name}", **arguments})
+            if ok and name in RETRIES:
+                self._tell(RETRIES[name], **arguments)
         return done
 
     async def commit(self, step: int, token: int) -> bool:
@@ -92,14 +107,27 @@ class AsyncLedger:
         """Dropped groups by reason."""
         return dict(self._ledger.dropped)
 
-    async def drain_events(self) -> list[dict[str, Any]]:
-        """Failures and drops since the last call."""
-        events, self._events = self._events, []
-        return events
+    async def cut(self) -> tuple[LedgerCut, dict[int, tuple[Any, Any]]]:
+        """See `Ledger.cut`: one moment, whatever the stages do meanwhile."""
+        async with self._changed:
+            return self._ledger.cut()
+
+    def restore(self, cut: LedgerCut, payloads: Mapping[int, tuple[Any, Any]], *, version: int) -> None:
+        """See `Ledger.restore`; before the first stage asks for anything."""
+        self._ledger.restore(cut, payloads, version=version)
+
+    def attempts(self, ordinals: Sequence[int]) -> dict[int, int]:
+        """The current attempt of each of these groups that is held."""
+        return self._ledger.attempts(ordinals)
+
+    def out(self) -> list[dict[str, Any]]:
+        """Groups in somebody's hands: who has them, and for how long."""
+        return self._ledger.out(now=self._clock())
 
     async def _change(self, transition: Callable[[], T]) -> T:
         async with self._changed:
             result = transition()
+            self.progress += 1
             self._changed.notify_all()
         return result
 
@@ -112,6 +140,7 @@ class AsyncLedger:
                 if self._ledger.is_closed:
                     return None
                 if result := attempt():
+                    self.progress += 1
                     self._watch_expiry()
                     return result
                 if self._ledger.is_drained:
@@ -130,6 +159,7 @@ class AsyncLedger:
                     expired = self._ledger.expire(now=self._clock())
                 except Exception as error:
                     self._failure, expired = error, []
-                self._events.extend({"event": "group_expired", "ordinal": o} for o in expired)
+                for ordinal in expired:
+                    self._tell("group_expired", ordinal=ordinal)
                 if expired or self._failure:
                     self._changed.notify_all()

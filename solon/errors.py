@@ -24,6 +24,14 @@ class AttestationError(RunFailedError):
     """An engine does not run the weights it was sent."""
 
 
+class WorkerLostError(RunFailedError):
+    """A worker died, or does not answer. What it held may be given to another."""
+
+
+class PayloadLostError(RunFailedError):
+    """What a worker made is gone with the machine that kept it. It must be made again."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a misspelt word, or nothing.
 

@@ -1,7 +1,7 @@
 """The ledger: which group is where, who may touch it, and what may be trained. A pure state machine.
 
-    PENDING -> GENERATING -> GENERATED -> JUDGING -> READY -> LEASED -> COMMITTED
-                   \\____________\\__________\\-> PENDING (next attempt) or DROPPED (reason)
+    PENDING -> GENERATING -> GENERATED <-> JUDGING -> READY <-> LEASED -> COMMITTED
+                   \\____________\\____________\\_________\\-> PENDING (next attempt) or DROPPED (reason)
 
 What always holds (tests/unit/test_ledger.py drives random schedules against it):
 - admitted = committed + dropped + held, at every moment;
@@ -10,21 +10,22 @@ What always holds (tests/unit/test_ledger.py drives random schedules against it)
 - a report that carries an old attempt, or comes after its group moved on, changes nothing (fencing).
 
 The ledger holds metadata and an opaque payload per group (on Ray: a boxed ObjectRef); it never opens it. Time
-is handed in, so that a virtual clock drives it as well as a real one.
+is handed in, so that a virtual clock drives it as well as a real one. `cut` and `restore` carry it over to another
+process (solon.ledger_cut).
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from solon.errors import RunFailedError
+from solon.ledger_cut import LedgerCut, State, settled
 from solon.staleness import StalenessConfig, choose
 
 
@@ -39,6 +40,8 @@ class LedgerConfig(BaseModel):
     """Payload that may wait in the object store; admission stops above it."""
     max_attempts: int = Field(3, ge=1)
     """Tries for a group before it is dropped."""
+    max_losses: int = Field(10, ge=1)
+    """Workers that may die over one group before it is dropped: a prompt that kills engines must not kill them all."""
     lease_s: float = Field(600, gt=0)
     """A group that an engine or judge holds longer is given to another; late results are refused."""
     lockstep: bool = False
@@ -47,22 +50,18 @@ class LedgerConfig(BaseModel):
     """The run fails when more than this share of at least 40 finished groups was dropped."""
 
 
-class State(StrEnum):
-    PENDING = "pending"
-    GENERATING = "generating"
-    GENERATED = "generated"
-    JUDGING = "judging"
-    READY = "ready"
-    LEASED = "leased"
-
-
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Permission to generate one group. `version` is live when granted: no token will be older."""
+    """Permission to generate one group. `version` is live when granted: no token will be older.
+
+    `attempt` fences late results; `draw` is what the sampling seed depends on. A group that is generated again because
+    its worker was lost gets a new attempt and the same draw: the same answers, had nothing happened.
+    """
 
     ordinal: int
     attempt: int
     version: int
+    draw: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +95,12 @@ class _Entry:
     nbytes: int = 0
     generation: Any = None
     feedback: Any = None
+    failures: int = 0
+    losses: int = 0
+    holder: str = ""
+    """Who works on it."""
+    since: float = 0.0
+    """When it was handed to the holder, on the ledger's clock."""
 
 
 class Ledger:
@@ -111,6 +116,8 @@ class Ledger:
         self.admitted = 0
         self.committed = 0
         self.dropped: Counter[str] = Counter()
+        self.on_drop: Callable[[int, str], None] = lambda ordinal, reason: None
+        """Told of every group that is dropped, with its reason."""
         self._open = True
         self._entries: dict[int, _Entry] = {}
         self._pending: deque[int] = deque()
@@ -123,21 +130,20 @@ class Ledger:
 
     # -- admission ---------------------------------------------------------------------------------------------
 
-    def reserve(self, limit: int, *, now: float) -> list[Grant]:
+    def reserve(self, limit: int, *, now: float, holder: str = "") -> list[Grant]:
         """Admit up to `limit` groups as credits allow, retries first."""
+        if not self._open:
+            return []
+        for _ in range(min(limit - len(self._pending), self._credits())):
+            ordinal, self.admitted = self.admitted, self.admitted + 1
+            self._entries[ordinal] = _Entry(ordinal, 0, State.PENDING, self.version, 0.0)
+            self._pending.append(ordinal)
         grants: list[Grant] = []
         while len(grants) < limit and self._pending:
             entry = self._entries[self._pending.popleft()]
-            entry.state, entry.head, entry.lease_until = (
-                State.GENERATING,
-                self.version,
-                now + self.config.lease_s,
-            )
-            grants.append(Grant(entry.ordinal, entry.attempt, entry.head))
-        for _ in range(min(limit - len(grants), self._credits())):
-            ordinal, self.admitted = self.admitted, self.admitted + 1
-            self._entries[ordinal] = _Entry(ordinal, 0, State.GENERATING, self.version, now + self.config.lease_s)
-            grants.append(Grant(ordinal, 0, self.version))
+            entry.head = self.version
+            self._hand_out(entry, State.GENERATING, now, holder)
+            grants.append(Grant(entry.ordinal, entry.attempt, entry.head, entry.failures))
         return grants
 
     def _credits(self) -> int:
@@ -154,12 +160,8 @@ class Ledger:
         return min(free, self.total_groups - self.committed - len(self._entries))
 
     def close(self) -> None:
-        """Admit nothing more; what is held may still be finished, what waits for another try is dropped."""
+        """Admit nothing more. What is held may still be finished, or go into a cut."""
         self._open = False
-        for ordinal in self._pending:
-            del self._entries[ordinal]
-            self.dropped["stopped"] += 1
-        self._pending.clear()
 
     @property
     def is_closed(self) -> bool:
@@ -181,12 +183,12 @@ class Ledger:
         if entry is None:
             return False
         assert head >= entry.head, f"group {ordinal} holds version {head}, granted at {entry.head}"
-        entry.state, entry.head, entry.generation = State.GENERATED, head, payload
+        entry.head, entry.generation = head, payload
         self._hold(entry, nbytes)
-        insort(self._generated, (self.staleness.deadline(head), ordinal))
+        self._to_generated(entry)
         return True
 
-    def take_generated(self, limit: int, *, now: float) -> list[Work]:
+    def take_generated(self, limit: int, *, now: float, holder: str = "") -> list[Work]:
         """Hand out generated groups for labelling, the earliest deadline first."""
         if self.config.lockstep and any(e.state in (State.PENDING, State.GENERATING) for e in self._entries.values()):
             return []
@@ -194,7 +196,7 @@ class Ledger:
         work = []
         for _, ordinal in taken:
             entry = self._entries[ordinal]
-            entry.state, entry.lease_until = State.JUDGING, now + self.config.lease_s
+            self._hand_out(entry, State.JUDGING, now, holder)
             work.append(Work(ordinal, entry.attempt, entry.generation))
         return work
 
@@ -203,9 +205,9 @@ class Ledger:
         entry = self._current(ordinal, attempt, State.JUDGING)
         if entry is None:
             return False
-        entry.state, entry.feedback = State.READY, payload
+        entry.feedback = payload
         self._hold(entry, nbytes)
-        insort(self._ready, (self.staleness.deadline(entry.head), ordinal))
+        self._to_ready(entry)
         return True
 
     def fail(self, ordinal: int, attempt: int, reason: str) -> bool:
@@ -213,21 +215,44 @@ class Ledger:
         entry = self._current(ordinal, attempt, State.GENERATING, State.JUDGING)
         if entry is None:
             return False
-        if attempt + 1 >= self.config.max_attempts or not self._open:
+        entry.failures += 1
+        if entry.failures >= self.config.max_attempts:
             return self.drop(ordinal, attempt, reason)
-        self._held_bytes -= entry.nbytes
-        self._entries[ordinal] = _Entry(ordinal, attempt + 1, State.PENDING, self.version, 0.0)
-        self._pending.append(ordinal)
+        self._again(entry)
+        return True
+
+    def requeue(self, ordinal: int, attempt: int, reason: str) -> bool:
+        """A group was lost through no fault of its own, with its engine or with what kept it: generate it again from
+        the same draw. Dropped when that happened too often. False: refused."""
+        entry = self._current(ordinal, attempt, State.GENERATING, State.GENERATED, State.JUDGING, State.READY)
+        if entry is None:
+            return False
+        entry.losses += 1
+        if entry.losses >= self.config.max_losses:
+            return self.drop(ordinal, attempt, f"lost {entry.losses} times, last: {reason}")
+        self._again(entry)
+        return True
+
+    def return_work(self, ordinal: int, attempt: int, reason: str) -> bool:
+        """A judge was lost with this group in hand: another one labels what is there. False: refused."""
+        entry = self._current(ordinal, attempt, State.JUDGING)
+        if entry is None:
+            return False
+        entry.losses += 1
+        if entry.losses >= self.config.max_losses:
+            return self.drop(ordinal, attempt, f"lost {entry.losses} times, last: {reason}")
+        self._to_generated(entry)
         return True
 
     def drop(self, ordinal: int, attempt: int, reason: str) -> bool:
         """Give a group up for good; its credit is free again, so a new prompt takes its place. False: refused."""
-        entry = self._current(ordinal, attempt, State.GENERATING, State.JUDGING)
+        entry = self._current(ordinal, attempt, State.GENERATING, State.GENERATED, State.JUDGING, State.READY)
         if entry is None:
             return False
-        self._held_bytes -= entry.nbytes
+        self._take_back(entry)
         del self._entries[ordinal]
         self.dropped[reason] += 1
+        self.on_drop(ordinal, reason)
         if self._open:
             self._check_drops()
         return True
@@ -256,7 +281,12 @@ class Ledger:
             raise RunFailedError(f"step {self._lease.step} holds the lease, cannot lease step {step}")
         if len(self._ready) < self.config.batch_groups:
             return None
-        unfinished = [self.staleness.deadline(e.head) for e in self._entries.values() if e.state is not State.READY]
+        unfinished = [
+            # What waits to be generated again will be of the weights that are live then.
+            self.staleness.deadline(self.version if e.state is State.PENDING else e.head)
+            for e in self._entries.values()
+            if e.state is not State.READY
+        ]
         chosen = choose(self._ready, unfinished, step=step, batch_groups=self.config.batch_groups)
         if chosen is None:
             return None
@@ -291,9 +321,7 @@ class Ledger:
         if self._lease is None or (self._lease.step, self._lease.token) != (step, token):
             return False
         for ordinal in self._lease.ordinals:
-            entry = self._entries[ordinal]
-            entry.state = State.READY
-            insort(self._ready, (self.staleness.deadline(entry.head), ordinal))
+            self._to_ready(self._entries[ordinal])
         del self._unpublished[step]
         self._lease = None
         return True
@@ -317,6 +345,7 @@ class Ledger:
             "admitted": self.admitted,
             "committed": self.committed,
             "dropped": self.dropped.total(),
+            "held": len(self._entries),
             "held_bytes": self._held_bytes,
             "version": self.version,
         }
@@ -324,6 +353,61 @@ class Ledger:
     def held(self) -> Sequence[int]:
         """Ordinals that are neither committed nor dropped."""
         return sorted(self._entries)
+
+    def attempts(self, ordinals: Iterable[int]) -> dict[int, int]:
+        """The current attempt of each of these groups that is held."""
+        return {ordinal: self._entries[ordinal].attempt for ordinal in ordinals if ordinal in self._entries}
+
+    def out(self, *, now: float) -> list[dict[str, Any]]:
+        """Groups in somebody's hands, the longest held first: who has them, and for how many seconds."""
+        found = [e for e in self._entries.values() if self._is_out(e)]
+        return [
+            {"ordinal": e.ordinal, "attempt": e.attempt, "state": str(e.state), "holder": e.holder,
+             "seconds": round(now - e.since, 3)}
+            for e in sorted(found, key=lambda e: e.since)
+        ]  # fmt: skip
+
+    # -- another process ----------------------------------------------------------------------------------------------
+
+    def cut(self) -> tuple[LedgerCut, dict[int, tuple[Any, Any]]]:
+        """The ledger between two steps, and (generation, feedback) of the groups that have them.
+
+        What somebody works on at this moment is cut as it was before that: its worker belongs to this process.
+        """
+        entries = [settled(e) for e in sorted(self._entries.values(), key=lambda e: e.ordinal)]
+        payloads = {
+            e.ordinal: (self._entries[e.ordinal].generation, self._entries[e.ordinal].feedback)
+            for e in entries
+            if e.state is not State.PENDING
+        }
+        return LedgerCut(
+            admitted=self.admitted, committed=self.committed, dropped=dict(self.dropped), entries=tuple(entries)
+        ), payloads
+
+    def restore(self, cut: LedgerCut, payloads: Mapping[int, tuple[Any, Any]], *, version: int) -> None:
+        """Take over a cut. `version`: the weights that the engines hold now.
+
+        A group without payload is generated again, one that can no longer be trained in time as well.
+        """
+        if self._entries or self.admitted:
+            raise RunFailedError("a ledger that has admitted groups cannot take over a cut; make a new one")
+        self.version, self.admitted, self.committed = version, cut.admitted, cut.committed
+        self.dropped = Counter(cut.dropped)
+        for saved in cut.entries:
+            entry = _Entry(saved.ordinal, saved.attempt, State.PENDING, version, 0.0,
+                           failures=saved.failures, losses=saved.losses)  # fmt: skip
+            self._entries[saved.ordinal] = entry
+            generation, feedback = payloads.get(saved.ordinal, (None, None))
+            if saved.state is State.PENDING or generation is None or self.staleness.deadline(saved.head) < version:
+                self._pending.append(saved.ordinal)
+                continue
+            entry.head, entry.generation = saved.head, generation
+            self._hold(entry, saved.nbytes)
+            if saved.state is State.READY and feedback is not None:
+                entry.feedback = feedback
+                self._to_ready(entry)
+            else:
+                self._to_generated(entry)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -336,6 +420,35 @@ class Ledger:
     def _hold(self, entry: _Entry, nbytes: int) -> None:
         entry.nbytes += nbytes
         self._held_bytes += nbytes
+
+    def _hand_out(self, entry: _Entry, state: State, now: float, holder: str) -> None:
+        entry.state, entry.holder, entry.since = state, holder, now
+        entry.lease_until = now + self.config.lease_s
+
+    def _to_generated(self, entry: _Entry) -> None:
+        entry.state, entry.holder = State.GENERATED, ""
+        insort(self._generated, (self.staleness.deadline(entry.head), entry.ordinal))
+
+    def _to_ready(self, entry: _Entry) -> None:
+        entry.state, entry.holder = State.READY, ""
+        insort(self._ready, (self.staleness.deadline(entry.head), entry.ordinal))
+
+    def _take_back(self, entry: _Entry) -> None:
+        """Out of every queue, its bytes given back."""
+        place = (self.staleness.deadline(entry.head), entry.ordinal)
+        for state, queue in ((State.GENERATED, self._generated), (State.READY, self._ready)):
+            if entry.state is state:
+                queue.remove(place)
+        self._held_bytes -= entry.nbytes
+
+    def _again(self, entry: _Entry) -> None:
+        """Back to the start: another attempt, for which whatever comes from this one is too late."""
+        self._take_back(entry)
+        self._entries[entry.ordinal] = _Entry(
+            entry.ordinal, entry.attempt + 1, State.PENDING, self.version, 0.0,
+            failures=entry.failures, losses=entry.losses,
+        )  # fmt: skip
+        self._pending.append(entry.ordinal)
 
     @staticmethod
     def _is_out(entry: _Entry) -> bool:

@@ -6,7 +6,10 @@
 
 The stages share nothing but the ledger. Each says what it takes, what it waits for and who wakes it; none
 looks at a clock. The same page runs on small fakes in unit tests and on Ray actors in a run: see `Lanes`.
-Synchronous training is the same code with `target_staleness = 0` and `overlap=False`.
+Synchronous training is the same code with `target_staleness = 0` and `ledger.lockstep`.
+
+A worker that is lost ends nothing: what it held goes back to the ledger, and its lane is `ready` again when a
+replacement holds the current weights (solon.recovery).
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from solon.errors import RunFailedError, first_cause
+from solon.async_ledger import Transition
+from solon.errors import PayloadLostError, RunFailedError, WorkerLostError, first_cause
 from solon.ledger import Grant, Lease, Work
 from solon.prompts import PromptSource
 from solon.protocols import (
@@ -28,7 +32,7 @@ from solon.protocols import (
     Observer,
     RolloutLane,
 )
-from solon.records import Span, Weights
+from solon.records import Span, StepReport, Weights
 from solon.weights import Publication
 
 
@@ -45,6 +49,10 @@ class Lanes:
     observer: Observer
     checkpoint: Callable[[int], Awaitable[None]] | None = None
     """Called with the number of committed steps after each of them, before the next begins."""
+    is_there: Callable[[Box], Awaitable[bool]] | None = None
+    """Whether a payload can still be read; None: payloads are never lost."""
+    grace_s: float = 20.0
+    """How long what is under way may take to end when the run is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +64,25 @@ class Publishing:
     moved: bool
 
 
-async def run_loop(lanes: Lanes, *, steps: int, min_valid: int, stop: asyncio.Event) -> int:
-    """Train `steps` batches; returns how many were committed. Setting `stop` ends after the step in hand.
+async def run_loop(lanes: Lanes, *, steps: int, min_valid: int, stop: asyncio.Event, first: int = 0) -> int:
+    """Train batches `first` to `steps` - 1; returns how many are committed in all. Setting `stop` ends after the step
+    in hand.
 
-    A stage that dies ends the run with its error; one failed group does not.
+    A stage that dies ends the run with its error; a failed group or a lost worker does not.
     """
     versions: asyncio.Queue[Publishing | None] = asyncio.Queue(maxsize=1)
     try:
         async with asyncio.TaskGroup() as stages:
-            trained = stages.create_task(learn(lanes, steps, versions, stop), name="learn")
-            stages.create_task(publish(lanes, versions), name="publish")
-            for rollout in lanes.rollout:
-                stages.create_task(generate(lanes, rollout), name=f"generate {rollout.name}")
-            for judge in lanes.judges:
-                stages.create_task(label(lanes, judge, min_valid), name=f"label {judge.name}")
+            trained = stages.create_task(learn(lanes, range(first, steps), versions, stop), name="learn")
+            publishing = stages.create_task(publish(lanes, versions), name="publish")
+            workers = [
+                *(stages.create_task(generate(lanes, lane), name=f"generate {lane.name}") for lane in lanes.rollout),
+                *(
+                    stages.create_task(label(lanes, lane, min_valid), name=f"label {lane.name}")
+                    for lane in lanes.judges
+                ),
+            ]
+            stages.create_task(_end(publishing, workers, lanes.grace_s), name="end")
             stopper = asyncio.ensure_future(_close_on(stop, lanes.ledger))
             trained.add_done_callback(lambda _: stopper.cancel())
     except ExceptionGroup as failures:
@@ -81,14 +94,16 @@ async def generate(lanes: Lanes, lane: RolloutLane) -> None:
     """Turn credits into generated groups.
 
     takes:     grants (ledger.reserve), as many as the engine has room for
-    waits for: a credit and a free place in the engine
-    woken by:  publish() -> ledger.publish(), or a dropped group
+    waits for: a credit, a free place in the engine, and the engine itself while it is being replaced
+    woken by:  publish() -> ledger.publish(), or a dropped or lost group
     """
     room = Room(lane.groups_at_once)
     async with asyncio.TaskGroup() as running:
         while True:
             free = await room.some()
-            grants = await lanes.ledger.reserve(free)
+            if not await lane.ready():
+                return
+            grants = await lanes.ledger.reserve(free, holder=lane.name)
             if not grants:
                 return
             room.take(len(grants))
@@ -97,29 +112,38 @@ async def generate(lanes: Lanes, lane: RolloutLane) -> None:
 
 async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Grant], room: Room) -> None:
     work = [Assignment(grant=grant, prompt=lanes.prompts[grant.ordinal]) for grant in grants]
-    async for report, box in lane.generate(work):
-        room.give(1)
-        arguments = {"ordinal": report.ordinal, "attempt": report.attempt, "head": report.head}
-        arguments |= {"nbytes": report.nbytes, "payload": box}
-        (accepted,) = await lanes.ledger.apply([("commit_generation", arguments)])
-        if accepted:
-            lanes.observer.generated(report, box)
-        else:
-            lanes.observer.event("late_generation_refused", ordinal=report.ordinal, attempt=report.attempt)
+    missing = {grant.ordinal: grant for grant in grants}
+    try:
+        async for report, box in lane.generate(work):
+            del missing[report.ordinal]
+            room.give(1)
+            arguments = {"ordinal": report.ordinal, "attempt": report.attempt, "head": report.head}
+            arguments |= {"nbytes": report.nbytes, "payload": box}
+            (accepted,) = await lanes.ledger.apply([("commit_generation", arguments)])
+            if accepted:
+                lanes.observer.generated(report, box)
+            else:
+                lanes.observer.event("late_generation_refused", ordinal=report.ordinal, attempt=report.attempt)
+    except WorkerLostError as error:
+        lost = [{"ordinal": g.ordinal, "attempt": g.attempt, "reason": str(error)} for g in missing.values()]
+        await lanes.ledger.apply([("requeue", arguments) for arguments in lost])
+        room.give(len(missing))
 
 
 async def label(lanes: Lanes, judge: JudgeLane, min_valid: int) -> None:
     """Turn generated groups into labelled ones.
 
     takes:     a GENERATED group (ledger.next_generated), the one with the earliest deadline
-    waits for: any generated group and a free place at the judge
+    waits for: any generated group, a free place at the judge, and the judge itself while it is being replaced
     woken by:  generate() -> ledger.commit_generation()
     """
     room = Room(judge.groups_at_once)
     async with asyncio.TaskGroup() as running:
         while True:
             free = await room.some()
-            work = await lanes.ledger.next_generated(free)
+            if not await judge.ready():
+                return
+            work = await lanes.ledger.next_generated(free, holder=judge.name)
             if not work:
                 return
             room.take(len(work))
@@ -128,37 +152,55 @@ async def label(lanes: Lanes, judge: JudgeLane, min_valid: int) -> None:
 
 
 async def _label_group(lanes: Lanes, judge: JudgeLane, item: Work, min_valid: int, room: Room) -> None:
-    report, box = await judge.label(item)
-    room.give(1)
     who = {"ordinal": item.ordinal, "attempt": item.attempt}
-    lanes.observer.labelled(report, box)
+    try:
+        report, box = await judge.label(item)
+    except WorkerLostError as error:
+        await lanes.ledger.apply([("return_work", {**who, "reason": str(error)})])
+        return
+    except PayloadLostError as error:
+        await lanes.ledger.apply([("requeue", {**who, "reason": str(error)})])
+        return
+    finally:
+        room.give(1)
     if report.num_valid < min_valid:
         # The same text would be judged the same way again, so another prompt takes its place.
         causes = ", ".join(f"{status} {count}" for status, count in report.invalid_by_status)
         reason = f"fewer than {min_valid} rollouts with a valid label ({causes})"
-        await lanes.ledger.apply([("drop", {**who, "reason": reason})])
-        lanes.observer.event("group_dropped", ordinal=item.ordinal, reason=reason)
-        return
-    await lanes.ledger.apply([("commit_labels", {**who, "nbytes": report.nbytes, "payload": box})])
+        transition: Transition = ("drop", {**who, "reason": reason})
+    else:
+        transition = ("commit_labels", {**who, "nbytes": report.nbytes, "payload": box})
+    (accepted,) = await lanes.ledger.apply([transition])
+    if accepted:
+        lanes.observer.labelled(report, box)
+    else:
+        lanes.observer.event("late_label_refused", **who)
 
 
-async def learn(lanes: Lanes, steps: int, versions: asyncio.Queue[Publishing | None], stop: asyncio.Event) -> int:
+async def learn(lanes: Lanes, steps: range, versions: asyncio.Queue[Publishing | None], stop: asyncio.Event) -> int:
     """Turn labelled groups into new weights.
 
     takes:     a lease of exactly one batch, earliest deadlines first (ledger.lease)
     waits for: the groups that must be in this batch, and a place in the publishing queue
     woken by:  label() -> ledger.commit_labels()
     """
-    committed = 0
-    leasing = asyncio.ensure_future(lanes.ledger.lease(0))
+    committed = steps.start
+    leasing = asyncio.ensure_future(lanes.ledger.lease(committed))
     try:
-        while committed < steps and not stop.is_set():
+        while committed < steps.stop and not stop.is_set():
             lease = await leasing
             if lease is None:
                 break
             # Asked for while this step is trained, so that the answer is there when it is committed.
-            leasing = asyncio.ensure_future(lanes.ledger.lease(lease.step + 1))
-            await _train(lanes, lease, versions)
+            leasing = asyncio.ensure_future(lanes.ledger.lease(committed + 1))
+            try:
+                trained = await lanes.learner.step(lease)
+            except PayloadLostError as error:
+                leasing.cancel()
+                await _give_back(lanes, lease, error)
+                leasing = asyncio.ensure_future(lanes.ledger.lease(committed))
+                continue
+            await _commit(lanes, lease, *trained, versions)
             committed += 1
         await versions.put(None)
         await lanes.ledger.close()
@@ -169,14 +211,37 @@ async def learn(lanes: Lanes, steps: int, versions: asyncio.Queue[Publishing | N
     return committed
 
 
-async def _train(lanes: Lanes, lease: Lease, versions: asyncio.Queue[Publishing | None]) -> None:
-    report, manifest, box = await lanes.learner.step(lease)
+async def _commit(
+    lanes: Lanes,
+    lease: Lease,
+    report: StepReport,
+    manifest: Weights,
+    box: Box,
+    versions: asyncio.Queue[Publishing | None],
+) -> None:
     if not await lanes.ledger.commit(lease.step, lease.token):
         raise RunFailedError(f"step {lease.step} was trained, but its lease had been given away")
     lanes.observer.stepped(lease, report)
     if lanes.checkpoint is not None:
         await lanes.checkpoint(lease.step + 1)
     await versions.put(Publishing(manifest, box, report.moved))
+
+
+async def _give_back(lanes: Lanes, lease: Lease, error: PayloadLostError) -> None:
+    """The batch cannot be trained as it is: what is gone of it is generated again, the rest is ready again."""
+    if lanes.is_there is None:
+        raise error
+    lost = [
+        ordinal
+        for ordinal, boxes in zip(lease.ordinals, lease.payloads, strict=True)
+        if not all([await lanes.is_there(box) for box in boxes])
+    ]
+    await lanes.ledger.abort(lease.step, lease.token)
+    # None to be found, and still it could not be read: then none of it is trusted.
+    attempts = lanes.ledger.attempts(lost or lease.ordinals)
+    await lanes.ledger.apply(
+        [("requeue", {"ordinal": o, "attempt": attempt, "reason": str(error)}) for o, attempt in attempts.items()]
+    )
 
 
 async def publish(lanes: Lanes, versions: asyncio.Queue[Publishing | None]) -> None:
@@ -221,6 +286,14 @@ class Room:
         self._free += places
         if self._free > 0:
             self._changed.set()
+
+
+async def _end(publishing: asyncio.Task[None], workers: Sequence[asyncio.Task[None]], grace_s: float) -> None:
+    """When the last version is published, whoever still generates or labels has a little time to end."""
+    await asyncio.wait([publishing])
+    _, late = await asyncio.wait(workers, timeout=grace_s)
+    for task in late:
+        task.cancel()
 
 
 async def _close_on(stop: asyncio.Event, ledger: LedgerPort) -> None:

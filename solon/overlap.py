@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from solon.records import Span
 
@@ -46,6 +47,15 @@ class Busy:
         start_s = max(span.start_s, self._reach_s.get(key, span.start_s))
         self._total_s[key] += max(0.0, span.end_s - start_s)
         self._reach_s[key] = max(span.end_s, self._reach_s.get(key, span.end_s))
+
+    def totals(self) -> list[list[Any]]:
+        """[lane, worker, seconds] of each worker, for JSON."""
+        return [[lane, worker, seconds] for (lane, worker), seconds in self._total_s.items()]
+
+    def add_totals(self, totals: Iterable[Sequence[Any]]) -> None:
+        """Add what another process had counted."""
+        for lane, worker, seconds in totals:
+            self._total_s[lane, worker] += seconds
 
     def overlap(self, *, wall_s: float) -> Overlap:
         """Shares of a wall time that the spans lie in."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from solon.async_ledger import Transition
+from solon.errors import WorkerLostError
 from solon.ledger import Grant, Lease, Work
 from solon.records import LoadReceipt, Prompt, Span, StepReport, Weights
 
@@ -65,12 +66,25 @@ class RolloutLane(Protocol):
     groups_at_once: int
     """Groups that it decodes together."""
 
+    async def ready(self) -> bool:
+        """Waits while it is being replaced. False: it is given up. Raises what ended the run with it."""
+        ...
+
     def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Box]]:
-        """Groups as they are finished, in any order."""
+        """Groups as they are finished, in any order. Raises WorkerLostError: the rest will not come."""
         ...
 
     async def load_weights(self, weights: Box) -> LoadReceipt:
-        """Take over a new policy version between two decoding steps."""
+        """Take over a new policy version between two decoding steps. Raises WorkerLostError."""
+        ...
+
+    @property
+    def incarnation(self) -> int:
+        """Which of the processes that hosted it is meant."""
+        ...
+
+    def lost(self, error: WorkerLostError, incarnation: int) -> None:
+        """That process did not answer: it is to be replaced."""
         ...
 
 
@@ -80,7 +94,13 @@ class JudgeLane(Protocol):
     name: str
     groups_at_once: int
 
-    async def label(self, work: Work) -> tuple[LabelReport, Box]: ...
+    async def ready(self) -> bool:
+        """Waits while it is being replaced. False: it is given up. Raises what ended the run with it."""
+        ...
+
+    async def label(self, work: Work) -> tuple[LabelReport, Box]:
+        """Raises WorkerLostError when it is gone, PayloadLostError when the group is."""
+        ...
 
 
 class Learner(Protocol):
@@ -89,21 +109,25 @@ class Learner(Protocol):
     name: str
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:
-        """One optimiser step: its report, the new weights without their payload, and a box with all of them."""
+        """One optimiser step: its report, the new weights without their payload, and a box with all of them.
+
+        Raises PayloadLostError when a group of the batch cannot be read any more.
+        """
         ...
 
 
 class LedgerPort(Protocol):
-    """`solon.async_ledger.AsyncLedger`, here or in another process."""
+    """`solon.async_ledger.AsyncLedger`."""
 
-    async def reserve(self, limit: int) -> list[Grant]: ...
-    async def next_generated(self, limit: int) -> list[Work]: ...
+    async def reserve(self, limit: int, *, holder: str = "") -> list[Grant]: ...
+    async def next_generated(self, limit: int, *, holder: str = "") -> list[Work]: ...
     async def lease(self, step: int) -> Lease | None: ...
     async def apply(self, transitions: Sequence[Transition]) -> list[bool]: ...
     async def commit(self, step: int, token: int) -> bool: ...
     async def abort(self, step: int, token: int) -> bool: ...
     async def publish(self, version: int) -> bool: ...
     async def close(self) -> list[int]: ...
+    def attempts(self, ordinals: Sequence[int]) -> dict[int, int]: ...
 
 
 class Observer(Protocol):

@@ -77,8 +77,21 @@ class Recorder:
     def event(self, name: str, **fields: Any) -> None:
         """A line of events.jsonl."""
         record = {"time": time.time(), "event": name, **fields}
+        self.tally.fault(name)
         self._jobs.put(lambda: self._directory.append("events.jsonl", record))
         self._on_change(name)
+
+    def write(self, name: str, value: Any) -> None:
+        """A whole JSON file of the run directory."""
+        self._jobs.put(lambda: _ignore(self._directory.write_json(name, value)))
+
+    def sync(self) -> None:
+        """Waits until everything said so far is on the disk. Raises what went wrong while writing."""
+        done = threading.Event()
+        self._jobs.put(lambda: self._sync(done))
+        done.wait()
+        if self.failure is not None:
+            raise self.failure
 
     def close(self) -> None:
         """Write what is left and wait for it. Raises what went wrong while writing, if anything did."""
@@ -103,6 +116,13 @@ class Recorder:
                 # Whoever is told may be gone already; what is left to write is still written.
                 with suppress(Exception):
                     self._on_failure(error)
+
+    def _sync(self, done: threading.Event) -> None:
+        try:
+            self._flush()
+            self._directory.sync()
+        finally:
+            done.set()
 
     def _keep_rollouts(self, group: Group) -> None:
         self._rollouts += rollout_rows(group)
@@ -130,3 +150,7 @@ class Recorder:
             self._directory.write_rows("rollouts", rollouts)
         finally:
             self._directory.write_rows("labels", labels)
+
+
+def _ignore(_: object) -> None:
+    """Makes a job of something that returns a value."""

@@ -24,7 +24,7 @@ class RolloutSettings:
     group_size: int
     """Answers per prompt, G."""
     seed: int
-    """The run's seed: with it, ordinal, attempt and index fix the seed of every answer."""
+    """The run's seed: with it, ordinal, draw and index fix the seed of every answer."""
 
 
 class RolloutWorker:
@@ -77,6 +77,10 @@ class RolloutWorker:
         """Take over a policy version between two decoding steps; running answers go on with the new weights."""
         return await self._runner.load_weights(weights)
 
+    async def beat(self) -> float:
+        """A sign of life: seconds for which the engine has had work without finishing a step."""
+        return self._runner.stalled_s
+
     async def close(self) -> None:
         await self._runner.close()
 
@@ -91,7 +95,7 @@ class RolloutWorker:
             self._request(
                 f"{grant.ordinal}-{grant.attempt}-{index}",
                 prompt_ids,
-                seed_of(self._settings.seed, grant.ordinal, grant.attempt, index),
+                seed_of(self._settings.seed, grant.ordinal, grant.draw, index),
             )
             for index in range(self._settings.group_size)
         ]

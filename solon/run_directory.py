@@ -7,13 +7,14 @@ the disk is full, so that what was already generated can still be written and th
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from solon.errors import InputError, RunFailedError
 from solon.json_text import json_text
@@ -32,6 +33,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._parts: dict[str, int] = {}
+        self._lock: BinaryIO | None = None
 
     @classmethod
     def create(cls, root: str | Path, name: str | None, *, default: str) -> RunDirectory:
@@ -53,6 +55,7 @@ class RunDirectory:
             except OSError as error:
                 raise InputError(f"run directory {path} cannot be made: {error}; free space or go elsewhere") from None
             directory = cls(path)
+            directory.lock()
             directory._lay_ballast()
             return directory
         raise InputError(f"run directory {Path(root) / chosen} exists already; choose another --name")
@@ -65,8 +68,29 @@ class RunDirectory:
         except OSError as error:
             raise InputError(f"directory {path} cannot be made: {error}; free space or go elsewhere") from None
         directory = cls(path)
+        directory.lock()
+        directory._mend()
         directory._lay_ballast()
         return directory
+
+    def _mend(self) -> None:
+        """Remove what a killed process left half written: the end of a last line, parts that were never whole."""
+        for path in self.path.glob("*.jsonl"):
+            with path.open("rb+") as file:
+                file.truncate(_end_of_last_line(file))
+        for path in (*self.path.glob("*.tmp"), *self.path.glob("*/part-*.tmp")):
+            path.unlink(missing_ok=True)
+
+    def lines(self, name: str) -> int:
+        """How many lines a .jsonl file has; 0 when there is none."""
+        path = self.path / name
+        return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+    def sync(self) -> None:
+        """The lines written so far, to the disk."""
+        for path in self.path.glob("*.jsonl"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def write_json(self, name: str, value: Any) -> Path:
         """A whole JSON file, there completely or not at all."""
@@ -103,9 +127,25 @@ class RunDirectory:
         self._guard(write)
         return path
 
+    def lock(self) -> None:
+        """One process at a time: until this one ends, however it ends. Raises InputError when another one is at it."""
+        file = (self.path / ".lock").open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise InputError(
+                f"run directory {self.path} is in use: the run is still going on in another process; wait for it, or "
+                "end it first"
+            ) from None
+        self._lock = file  # kept open: closing it would give the lock away
+
     def close(self) -> None:
-        """Give the ballast back."""
+        """Give the ballast back, and the lock."""
         self._ballast.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     @property
     def _ballast(self) -> Path:
@@ -132,7 +172,7 @@ class RunDirectory:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             had_ballast = self._ballast.exists()
-            self.close()
+            self._ballast.unlink(missing_ok=True)
             try:
                 write()
             except OSError:
@@ -163,6 +203,19 @@ def _write_whole(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    """Where the last whole line of a file ends."""
+    position = file.seek(0, os.SEEK_END)
+    while position:
+        start = max(0, position - 65536)
+        file.seek(start)
+        found = file.read(position - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        position = start
+    return 0
 
 
 def _append(path: Path, line: str) -> None:

@@ -63,6 +63,7 @@ TYPES: dict[str, dict[str, str]] = {
         "weight": "float64",
     },
 }
+TYPES["held"] = TYPES["rollouts"] | {"prompt_token_ids": "list<int32>"}
 """Columns by table; whatever else a row has (provenance) is text."""
 
 

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from solon.ledger import Lease
@@ -15,6 +15,37 @@ from solon.protocols import GenerationReport, LabelReport
 from solon.records import LoadReceipt, Span, StepReport
 
 MAX_TRACE_SPANS = 200_000
+COUNTS = (
+    "steps",
+    "rollouts",
+    "tokens",
+    "groups_generated",
+    "labels",
+    "invalid",
+    "questions",
+    "cache_hits",
+    "prompt_tokens",
+    "cached_tokens",
+    "published_versions",
+    "max_gap",
+)
+"""Attributes of a tally that are plain numbers."""
+FAULTS = frozenset(
+    {
+        "worker_lost",
+        "worker_recovered",
+        "worker_given_up",
+        "restart_failed",
+        "learner_trained_again",
+        "group_lost",
+        "judge_lost",
+        "group_expired",
+        "resumed",
+        "stalled",
+        "upload_failed",
+    }
+)
+"""Events that the summary counts."""
 
 
 class Tally:
@@ -41,6 +72,9 @@ class Tally:
         self.spans: deque[Span] = deque(maxlen=MAX_TRACE_SPANS)
         self.last: dict[str, Any] = {}
         """The last line of metrics.jsonl."""
+        self.faults: Counter[str] = Counter()
+        """Workers lost, workers recovered, and so on, by event."""
+        self._before_s = 0.0
 
     def begin(self) -> None:
         """The clock of the run starts here, engines warm."""
@@ -52,8 +86,36 @@ class Tally:
 
     @property
     def wall_s(self) -> float:
-        """Seconds of training so far."""
-        return max((self.ended_s or time.time()) - self.started_s, 1e-9)
+        """Seconds of training so far, those before a resume included."""
+        return self._before_s + max((self.ended_s or time.time()) - self.started_s, 1e-9)
+
+    def fault(self, name: str) -> None:
+        """Counts an event that tells of a fault or its end."""
+        if name in FAULTS:
+            self.faults[name] += 1
+
+    def state(self) -> dict[str, Any]:
+        """Everything counted so far, as JSON: what a resumed run goes on with."""
+        return {
+            **{name: getattr(self, name) for name in COUNTS},
+            "wall_s": self.wall_s,
+            "rewards": [reward if math.isfinite(reward) else None for reward in self.rewards],
+            "staleness": sorted(self.staleness.items()),
+            "invalid_by_status": dict(self.invalid_by_status),
+            "faults": dict(self.faults),
+            "busy": self.busy.totals(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        for name in COUNTS:
+            setattr(self, name, state[name])
+        self._before_s = state["wall_s"]
+        self.rewards = [math.nan if reward is None else reward for reward in state["rewards"]]
+        self.staleness = Counter(dict(state["staleness"]))
+        self.invalid_by_status = Counter(state["invalid_by_status"])
+        self.faults = Counter(state["faults"])
+        self.busy.add_totals(state["busy"])
 
     def generated(self, report: GenerationReport) -> None:
         self.groups_generated += 1
@@ -104,8 +166,8 @@ class Tally:
         """Since the run began."""
         return self.busy.overlap(wall_s=self.wall_s)
 
-    def summary(self, *, status: str, counts: dict[str, int], attested: int) -> dict[str, Any]:
-        """What summary.json holds besides the evaluation."""
+    def summary(self, *, status: str, counts: Mapping[str, int], attested: int, injected: int = 0) -> dict[str, Any]:
+        """What summary.json holds besides the evaluation. injected: faults that somebody caused on purpose."""
         wall_s = self.wall_s
         overlap = self.overlap()
         tenth = max(1, len(self.rewards) // 10)
@@ -128,7 +190,7 @@ class Tally:
                 "p50": int(statistics.median_low(self.staleness.elements())) if self.staleness else 0,
                 "bound": self.staleness_bound,
             },
-            "groups": {key: counts[key] for key in ("admitted", "committed", "dropped")},
+            "groups": {key: counts[key] for key in ("admitted", "committed", "dropped", "held")},
             "overlap": {
                 "efficiency": round(overlap.efficiency, 4),
                 "binding_stage": overlap.binding_stage,
@@ -146,7 +208,11 @@ class Tally:
                 "labels_per_s": round((self.labels - self.invalid) / wall_s, 2),
                 "tokens_per_s": round(self.tokens / wall_s, 1),
             },
-            "faults": {"injected": 0, "recovered": 0},
+            "faults": {
+                "injected": injected,
+                "recovered": self.faults["worker_recovered"] + self.faults["resumed"],
+                "by_event": dict(self.faults),
+            },
         }
 
     def trace(self) -> list[dict[str, object]]:

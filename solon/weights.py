@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from solon.errors import AttestationError
+from solon.errors import AttestationError, WorkerLostError
 from solon.protocols import Box
 from solon.records import LoadReceipt, Weights
 
@@ -29,7 +29,7 @@ class PublishConfig(BaseModel):
     logprob_tolerance: float = Field(0.0, ge=0)
     """Largest canary log-prob difference between learner and engine, nats; 0: 2e-3 in float32, 0.25 in 16 bits."""
     timeout_s: float = Field(300, gt=0)
-    """An engine that has not taken the weights by then fails the run."""
+    """An engine that has not taken the weights by then is replaced."""
 
 
 class Publishable(Protocol):
@@ -39,53 +39,96 @@ class Publishable(Protocol):
 
     async def load_weights(self, weights: Box) -> LoadReceipt: ...
 
+    @property
+    def incarnation(self) -> int:
+        """Which of the processes that hosted it is meant."""
+        ...
+
+    def lost(self, error: WorkerLostError, incarnation: int) -> None:
+        """That process did not answer: it is to be replaced, and joins again when it holds the current weights."""
+        ...
+
 
 class Publication:
     """Publishes to all engines, one after another, so that generation never stands still everywhere.
 
-    Remembers fingerprint and checksums of the last version: an update that changes nothing is an error too.
+    Remembers fingerprint and checksums of the last version: an update that changes nothing is an error too. An engine
+    that dies or does not answer is left out, not waited for; `join` lets its successor in again.
     """
 
-    def __init__(self, engines: Sequence[Publishable], *, tolerance: float, timeout_s: float, initial: Weights) -> None:
-        self._engines = engines
+    def __init__(
+        self, engines: Sequence[Publishable], *, tolerance: float, timeout_s: float, initial: Weights, attested: int = 0
+    ) -> None:
+        """`initial`: what the engines are to hold first; `attested`: versions attested before, in a resumed run."""
+        self._members = list(engines)
         self._tolerance = tolerance
         self._timeout_s = timeout_s
         self._fingerprint = initial.fingerprint
         self._checksums: dict[str, str] = {}
-        self.attested = 0
+        self._current: tuple[Weights, Box] | None = None
+        self._turn = asyncio.Lock()
+        self._joined = asyncio.Condition(self._turn)
+        self.attested = attested
         self.max_gap = 0.0
         """Largest canary gap of all versions attested so far, nats."""
 
     async def verify(self, manifest: Weights, box: Box) -> None:
         """Load the learner's initial weights everywhere: proof that learner and engines start from one model.
 
-        Not counted as a publication. Raises AttestationError.
+        Not counted as a publication. Raises AttestationError, WorkerLostError.
         """
-        for engine in self._engines:
-            await self._load(engine, manifest, box, changed=False)
+        async with self._turn:
+            self._current = manifest, box
+            for engine in self._members:
+                await self._load(engine, manifest, box, changed=False)
 
     async def publish(self, manifest: Weights, box: Box, *, moved: bool = True) -> list[LoadReceipt]:
         """Load and attest `manifest.version` everywhere. Raises AttestationError naming engine and cause.
 
-        `moved=False`: the learner says that no gradient moved the policy, so the same bytes are no error.
+        `moved=False`: the learner says that no gradient moved the policy, so the same bytes are no error. When every
+        engine was lost, waits until one of their successors has joined with this version.
         """
-        if moved and manifest.fingerprint == self._fingerprint:
-            raise AttestationError(
-                f"policy version {manifest.version} has the same bytes as the version before: the update changed "
-                "nothing; check learn.learning_rate and that the right parameters are trained"
-            )
-        changed = manifest.fingerprint != self._fingerprint
-        receipts = [await self._load(engine, manifest, box, changed=changed) for engine in self._engines]
-        self._fingerprint = manifest.fingerprint
-        self.attested += 1
-        return receipts
+        async with self._turn:
+            if moved and manifest.fingerprint == self._fingerprint:
+                raise AttestationError(
+                    f"policy version {manifest.version} has the same bytes as the version before: the update changed "
+                    "nothing; check learn.learning_rate and that the right parameters are trained"
+                )
+            changed = manifest.fingerprint != self._fingerprint
+            self._current, self._fingerprint = (manifest, box), manifest.fingerprint
+            receipts = []
+            for engine in list(self._members):
+                incarnation = engine.incarnation
+                try:
+                    receipts.append(await self._load(engine, manifest, box, changed=changed))
+                except WorkerLostError as error:
+                    self.leave(engine)
+                    engine.lost(error, incarnation)
+            await self._joined.wait_for(lambda: bool(self._members))
+            self.attested += 1
+            return receipts
+
+    async def join(self, engine: Publishable) -> None:
+        """Let an engine in, or in again, once it holds the current weights. Raises what loading them raises."""
+        async with self._turn:
+            if self._current is not None:
+                self._checksums.pop(engine.name, None)
+                await self._load(engine, *self._current, changed=False)
+            if engine not in self._members:
+                self._members.append(engine)
+            self._joined.notify_all()
+
+    def leave(self, engine: Publishable) -> None:
+        """It gets no new weights until it joins again."""
+        if engine in self._members:
+            self._members.remove(engine)
 
     async def _load(self, engine: Publishable, manifest: Weights, box: Box, *, changed: bool) -> LoadReceipt:
         try:
             async with asyncio.timeout(self._timeout_s):
                 receipt = await engine.load_weights(box)
         except TimeoutError:
-            raise AttestationError(
+            raise WorkerLostError(
                 f"engine {engine.name} did not take policy version {manifest.version} within "
                 f"{self._timeout_s:.0f} s; raise publish.timeout_s or look at its log"
             ) from None

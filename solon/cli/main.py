@@ -66,13 +66,24 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the run directory under runs/.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED)] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Go on from the last checkpoint of --name, or of the last run of this file; start where there is "
+            "none. A submitted job with --name does so unasked.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Align a policy on a Ray cluster. Generates, labels and learns at the same time."""
     from solon.cli.train import run_train
 
-    summary = run_train(run_file, name=name, steps=steps, seed=seed, overrides=overrides or [], as_json=as_json)
+    summary = run_train(
+        run_file, name=name, steps=steps, seed=seed, overrides=overrides or [], as_json=as_json, resume=resume
+    )
     _print(summary, as_json)
 
 

@@ -13,9 +13,19 @@ DEMO = Path(__file__).resolve().parents[2] / "examples" / "nursery.toml"
 
 
 def run_train(
-    path: Path, *, name: str | None, steps: int | None, seed: int | None, overrides: list[str], as_json: bool
+    path: Path,
+    *,
+    name: str | None,
+    steps: int | None,
+    seed: int | None,
+    overrides: list[str],
+    as_json: bool,
+    resume: bool | None = None,
 ) -> dict[str, Any]:
-    """Loads the run file, grows what it needs, trains. Returns the summary."""
+    """Loads the run file, grows what it needs, trains. Returns the summary.
+
+    resume=None: a submitted job that was given a name goes on where an earlier try of it ended; others begin anew.
+    """
     from cluster.run_file import RunFile
 
     run = RunFile.load(path, overrides=overrides)
@@ -29,7 +39,14 @@ def run_train(
 
     # A submitted job works in a copy of the working directory that goes with it: let the results go elsewhere.
     root = Path(os.environ.get("SOLON_RUNS", "runs")).absolute()
-    return train(run, name=name, default_name=path.stem, root=root, view=make_view(quiet=as_json))
+    if resume is None:
+        resume = name is not None and is_submitted_job()
+    return train(run, name=name, default_name=path.stem, root=root, view=make_view(quiet=as_json), resume=resume)
+
+
+def is_submitted_job() -> bool:
+    """Whether `ray job submit` started this process. It may do so again: when its cluster was lost, say."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def run_demo(*, steps: int | None, seed: int | None, as_json: bool) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from solon.overlap import LANES, measure
 from solon.tally import Tally
 
 if TYPE_CHECKING:
-    from actors.ledger import RemoteLedger
     from cluster.launch import ClusterInfo
+    from solon.async_ledger import AsyncLedger
 
 WINDOW_S = 15.0
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -56,7 +56,7 @@ class SilentView:
     def starting(self, names: Sequence[str]) -> None: ...
     def ready(self, name: str) -> None: ...
     def evaluated(self, when: str, scores: dict[str, float]) -> None: ...
-    def training(self, tally: Tally, ledger: RemoteLedger) -> None: ...
+    def training(self, tally: Tally, ledger: AsyncLedger) -> None: ...
     def changed(self, event: str) -> None: ...
     def ended(self, summary: dict[str, Any], directory: Path) -> None: ...
 
@@ -89,7 +89,7 @@ class PlainView(SilentView):
         parts = ", ".join(f"{name} {score:.3f}" for name, score in scores.items() if name != "mean")
         self._say(f"held-out {when}: mean {scores.get('mean', float('nan')):.3f} ({parts})")
 
-    def training(self, tally: Tally, ledger: RemoteLedger) -> None:
+    def training(self, tally: Tally, ledger: AsyncLedger) -> None:
         self._tally = tally
         self._say(f"training {tally.total_steps} steps")
 
@@ -115,7 +115,7 @@ class LiveView(PlainView):
         self._live: Live | None = None
         self._progress: Progress | None = None
         self._loading: TaskID | None = None
-        self._ledger: RemoteLedger | None = None
+        self._ledger: AsyncLedger | None = None
         self._counts: dict[str, int] = {}
         self._asking: asyncio.Task[None] | None = None
 
@@ -139,7 +139,7 @@ class LiveView(PlainView):
                 self._progress.stop()
         super().ready(name)
 
-    def training(self, tally: Tally, ledger: RemoteLedger) -> None:
+    def training(self, tally: Tally, ledger: AsyncLedger) -> None:
         super().training(tally, ledger)
         self._ledger = ledger
         self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)

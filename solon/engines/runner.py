@@ -71,6 +71,7 @@ class EngineRunner:
         self._closing = False
         self._error: BaseException | None = None
         self._spans: list[tuple[float, float]] = []
+        self._moved_at = time.monotonic()
         self._owners: dict[str, tuple[_Call, int]] = {}
         self._next_id = 0
         self._thread = threading.Thread(target=self._run, name="solon-engine", daemon=True)
@@ -141,6 +142,11 @@ class EngineRunner:
         return self._error is None and not self._closing
 
     @property
+    def stalled_s(self) -> float:
+        """Seconds for which there has been work and no step was finished; 0 without work."""
+        return time.monotonic() - self._moved_at if self._inbox or self._owners else 0.0
+
+    @property
     def version(self) -> int:
         """Policy version of the live weights."""
         return self._built().version
@@ -165,6 +171,8 @@ class EngineRunner:
         with self._wake:
             if self._error is not None or self._closing:
                 raise self._gone() from self._error
+            if not (self._inbox or self._owners):
+                self._moved_at = time.monotonic()
             self._inbox.extend(calls)
             self._wake.notify()
         return calls
@@ -246,6 +254,7 @@ class EngineRunner:
     def _step(self, engine: Engine) -> None:
         start = time.time()
         completions = engine.step()
+        self._moved_at = time.monotonic()
         self._note_span(start, time.time())
         for completion in completions:
             owner = self._owners.pop(completion.request_id, None)

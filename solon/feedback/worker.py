@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -34,6 +35,8 @@ class JudgeWorker:
         self.name = name
         self._judge = host_judge(source, feedback, constitution, name=name, others=others, secret=secret, port=port)
         self._labeler = Labeler(self._judge, config=feedback, constitution=constitution)
+        self._under_way = 0
+        self._moved_at = time.monotonic()
 
     async def start(self) -> JudgeIdentity:
         """Build and warm the engine. Raises InputError when the tokenizer splits an answer label."""
@@ -41,8 +44,19 @@ class JudgeWorker:
 
     async def label(self, group: Group) -> tuple[LabelReport, Feedback]:
         """Label all rollouts of a group."""
-        feedback = await self._labeler.label(group)
+        if not self._under_way:
+            self._moved_at = time.monotonic()
+        self._under_way += 1
+        try:
+            feedback = await self._labeler.label(group)
+        finally:
+            self._under_way -= 1
+            self._moved_at = time.monotonic()
         return self._report(feedback), feedback
+
+    async def beat(self) -> float:
+        """A sign of life: seconds for which there have been groups to label and none was finished."""
+        return time.monotonic() - self._moved_at if self._under_way else 0.0
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
         """Verdicts past the caches: what the judge says now."""

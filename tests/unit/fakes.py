@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from solon.async_ledger import AsyncLedger
+from solon.errors import WorkerLostError
 from solon.ledger import Lease, LedgerConfig, Work
 from solon.loop import Lanes
 from solon.prompts import PromptSource, prompt_id
@@ -69,6 +70,16 @@ class FakeRollout:
     started: list[tuple[int, int]] = field(default_factory=list)
     """(ordinal, version at dispatch)"""
 
+    async def ready(self) -> bool:
+        return True
+
+    @property
+    def incarnation(self) -> int:
+        return 0
+
+    def lost(self, error: WorkerLostError, incarnation: int) -> None:
+        raise error
+
     async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Any]]:
         for item in work:
             self.started.append((item.grant.ordinal, item.grant.version))
@@ -107,6 +118,9 @@ class FakeJudge:
     delay_s: float = 0.0
     speechless: frozenset[int] = frozenset()
     error: Exception | None = None
+
+    async def ready(self) -> bool:
+        return True
 
     async def label(self, work: Work) -> tuple[LabelReport, Any]:
         await asyncio.sleep(self.delay_s)
@@ -199,4 +213,5 @@ def make_lanes(
         publication=Publication(rollout, tolerance=1e-3, timeout_s=5, initial=make_weights(0)),
         observer=witness,
     )
+    lanes.ledger.listen(witness.event)
     return lanes, witness

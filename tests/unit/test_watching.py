@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.driver import best_checkpoint
 from cluster.preflight import check_inputs
 from cluster.run_file import RunFile
-from cluster.train import best_checkpoint
 from solon.constitution import Principle
 from solon.errors import InputError, RunFailedError
 from solon.feedback import watching as module

@@ -1,0 +1,343 @@
+"""The driver of a run: launches, evaluates, trains, evaluates again, and writes it all down."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import signal
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from actors.calls import is_there, open_box
+from cluster.evaluate import AuditEvaluator, Evaluator, OracleEvaluator, Scores, evaluate
+from cluster.launch import Crew, Launcher
+from cluster.preflight import Inputs
+from cluster.run_file import RunFile
+from cluster.saving import Saver, restore_ledger
+from cluster.start import Start
+from cluster.view import View
+from cluster.vigil import Vigil, draining_here
+from solon.async_ledger import AsyncLedger
+from solon.checkpoints import CheckpointFolder
+from solon.feedback.canary import Canary
+from solon.feedback.drift import Window
+from solon.feedback.watch import Alarm, Watch
+from solon.feedback.watching import WatchingObserver
+from solon.loop import Lanes, run_loop
+from solon.prompts import PromptSource
+from solon.recorder import Recorder
+from solon.run_directory import RunDirectory
+from solon.tally import Tally
+from solon.weights import Publication
+
+EVALUATION_SEED = 20_000
+
+
+class Driver:
+    """State of one run in the driver's process. `summary = await Driver(...).drive()`"""
+
+    def __init__(
+        self,
+        run: RunFile,
+        inputs: Inputs,
+        directory: RunDirectory,
+        view: View,
+        *,
+        start: Start,
+        launcher: type[Launcher] = Launcher,
+    ) -> None:
+        self._run = run
+        self._inputs = inputs
+        self._directory = directory
+        self._view = view
+        self._start = start
+        self._stop = asyncio.Event()
+        self._signals = _Signals(self._stop)
+        self._tally = Tally(staleness_bound=run.staleness.max_staleness, total_steps=run.steps)
+        self._scores: dict[str, Scores | None] = {"before": None, "after": None}
+        self._provenance: dict[str, Any] = {"run_id": directory.path.name}
+        self._publication: Publication | None = None
+        self._crew: Crew | None = None
+        self._saver: Saver | None = None
+        self._watching: WatchingObserver | None = None
+        self._stopped_by: dict[str, Any] | None = None
+        checkpoint = start.checkpoint
+        self._launcher = launcher(
+            run,
+            inputs.constitution,
+            run_name=directory.path.name,
+            tell=lambda name, **fields: self._recorder.event(name, **fields),
+            checkpoint=str(checkpoint.path.resolve()) if checkpoint else "",
+        )
+        self._ledger = AsyncLedger(run.ledger, run.staleness, total_groups=run.steps * run.ledger.batch_groups)
+        if checkpoint is not None:
+            self._tally.restore(checkpoint.run["tally"])
+            self._scores |= checkpoint.run["scores"]
+
+    async def drive(self) -> dict[str, Any]:
+        """Run to the end; the summary is written and shown whatever happens."""
+        status: str = "failed"
+        failure: Exception | None = None
+        loop = asyncio.get_running_loop()
+        self._recorder = Recorder(
+            self._directory,
+            self._tally,
+            unbox=open_box,
+            provenance=self._provenance,
+            on_failure=lambda _: _ignore(loop.call_soon_threadsafe(self._stop.set)),
+            on_change=self._view.changed,
+        )
+        try:
+            with self._signals:
+                try:
+                    status = await self._train()
+                finally:
+                    if self._crew is not None:
+                        await self._crew.close()
+                    await self._close_records()
+        except asyncio.CancelledError:
+            if not self._signals.interrupted:
+                raise
+            status = "stopped"
+        except Exception as error:
+            failure = error
+        self._tally.end()
+        summary = await self._summarise(status, failure)
+        self._view.ended(summary, self._directory.path)
+        if failure is not None:
+            raise failure
+        return summary
+
+    async def _train(self) -> str:
+        run, checkpoint = self._run, self._start.checkpoint
+        self._view.starting(self._launcher.names())
+        crew = self._crew = await self._launcher.launch(on_ready=self._view.ready)
+        self._provenance |= dataclasses.asdict(crew.judge_identity)
+        self._ledger.listen(self._recorder.event)
+        if checkpoint is not None:
+            restore_ledger(self._ledger, checkpoint)
+            self._recorder.event(
+                "resumed",
+                step=checkpoint.step,
+                admitted=checkpoint.ledger.admitted,
+                held=[entry.ordinal for entry in checkpoint.ledger.entries],
+                damaged=list(self._start.damaged),
+            )
+        elif self._start.directory is not None:
+            self._recorder.event("resumed", step=0, admitted=0, held=[], damaged=list(self._start.damaged))
+        publication = self._publication = Publication(
+            crew.rollout,
+            tolerance=run.publish.logprob_tolerance or default_tolerance(run),
+            timeout_s=run.publish.timeout_s,
+            initial=crew.initial[0],
+            attested=self._start.step,
+        )
+        await publication.verify(*crew.initial)
+        for lane in crew.rollout:
+            lane.guard.on_down = partial(publication.leave, lane)
+            lane.guard.rejoin = partial(publication.join, lane)
+        for guard in crew.guards:
+            guard.start()
+        evaluator = self._evaluator(crew)
+        if self._scores["before"] is None:
+            await self._evaluate("before", crew, evaluator)
+        saver = self._saver = self._make_saver(crew)
+        committed = await self._run_loop(crew, publication, saver)
+        self._tally.end()
+        if committed and (self._stop.is_set() or saver.saved_at != committed):
+            await saver.save(committed)
+        if self._stop.is_set():
+            return "stopped"
+        await self._evaluate("after", crew, evaluator)
+        return "completed"
+
+    async def _run_loop(self, crew: Crew, publication: Publication, saver: Saver) -> int:
+        run = self._run
+        self._watching = self._watch(crew)
+        every = run.checkpoint_every
+
+        async def checkpoint(step: int) -> None:
+            if every and step % every == 0 and step < run.steps:  # the last one is written at the end anyway
+                await saver.save(step)
+
+        lanes = Lanes(
+            rollout=crew.rollout,
+            judges=crew.judges,
+            learner=crew.learner,
+            ledger=self._ledger,
+            prompts=PromptSource(self._inputs.prompts, seed=run.seed),
+            publication=publication,
+            observer=self._watching or self._recorder,
+            checkpoint=checkpoint,
+            is_there=is_there,
+            grace_s=run.recovery.grace_s,
+        )
+        vigil = Vigil(
+            run.recovery,
+            ledger=self._ledger,
+            guards=crew.guards,
+            recorder=self._recorder,
+            on_stop=self._end_early,
+            draining=draining_here,
+        )
+        self._recorder.event("started", config_hash=run.hash, step=self._start.step)
+        self._tally.begin()
+        self._view.training(self._tally, self._ledger)
+        self._signals.may_finish = True
+        try:
+            async with vigil:
+                return await run_loop(
+                    lanes, steps=run.steps, first=self._start.step, min_valid=run.feedback.min_valid, stop=self._stop
+                )
+        finally:
+            self._tally.end()
+            if self._watching is not None:
+                await self._watching.close()
+
+    def _end_early(self, reason: str) -> None:
+        self._stopped_by = self._stopped_by or {"kind": "draining", "message": reason}
+        self._stop.set()
+
+    async def _close_records(self) -> None:
+        self._recorder.event("ended", steps=self._tally.steps)
+        await asyncio.to_thread(self._recorder.close)
+
+    def _make_saver(self, crew: Crew) -> Saver:
+        run = self._run
+        folder = CheckpointFolder(self._directory.path / "checkpoints", keep=run.checkpoint_keep)
+
+        def best() -> list[int]:
+            name = best_checkpoint(folder.path, self._watching.watch.best) if self._watching else None
+            return [int(name.removeprefix("step-"))] if name else []
+
+        return Saver(
+            folder,
+            learner=crew.learner,
+            ledger=self._ledger,
+            recorder=self._recorder,
+            config_hash=run.hash,
+            url=run.checkpoint_url,
+            state=lambda: {
+                "run_id": self._directory.path.name,
+                "constitution_hash": self._inputs.constitution.hash,
+                "tally": self._tally.state(),
+                "scores": self._scores,
+            },
+            spared=best,
+        )
+
+    def _watch(self, crew: Crew) -> WatchingObserver | None:
+        run = self._run
+        if not run.watch.audit_judge or crew.auditor is None:
+            return None
+        relative = run.feedback.task == "pairwise"
+        watch = Watch(run.watch, canaries=run.watch.canaries, seed=run.seed, is_relative=relative)
+
+        async def on_alarm(alarm: Alarm) -> None:
+            if alarm.action == "raise_kl":
+                await crew.learner.raise_kl(run.watch.kl_factor)
+            elif self._stopped_by is None:
+                self._stopped_by = dataclasses.asdict(alarm)
+                self._stop.set()
+
+        return WatchingObserver(
+            self._recorder,
+            watch,
+            gold=crew.auditor,
+            unbox=open_box,
+            on_action=on_alarm,
+            canary=Canary(self._inputs.canary) if self._inputs.canary else None,
+            judge=crew.judges[0].judge_fresh,
+        )
+
+    def _evaluator(self, crew: Crew) -> Evaluator | None:
+        match self._run.evaluate.evaluator:
+            case "nursery":
+                return OracleEvaluator()
+            case "judge":
+                assert crew.auditor is not None, "the run file names one"
+                return AuditEvaluator(crew.auditor)
+            case _:
+                return None
+
+    async def _evaluate(self, when: str, crew: Crew, evaluator: Evaluator | None) -> None:
+        if evaluator is None:
+            return
+        seed = EVALUATION_SEED + self._run.seed
+        scores, answers = await evaluate(crew.rollout, self._inputs.heldout, evaluator, seed=seed)
+        self._scores[when] = scores
+        rows = [
+            {"prompt": [dataclasses.asdict(m) for m in prompt.messages], "answer": answer}
+            for prompt, answer in zip(self._inputs.heldout, answers, strict=True)
+        ]
+        self._directory.write_json(f"heldout-{when}.json", rows)
+        self._view.evaluated(when, scores)
+
+    async def _summarise(self, status: str, failure: Exception | None) -> dict[str, Any]:
+        summary = self._tally.summary(
+            status=status,
+            counts=await self._ledger.counts(),
+            attested=self._publication.attested if self._publication else 0,
+            injected=self._directory.lines("chaos.jsonl"),
+        )
+        summary["eval"] = self._scores
+        if self._watching is not None:
+            summary["watch"] = self._watching.summary()
+        if self._stopped_by is not None:
+            best = self._watching.watch.best if self._watching is not None else None
+            summary["stopped_by"] = self._stopped_by | {
+                "checkpoint": best_checkpoint(self._directory.path / "checkpoints", best)
+            }
+        summary["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        if failure is not None:
+            summary["failure"] = f"{type(failure).__name__}: {failure}"
+        self._directory.close()
+        with suppress(Exception):
+            self._directory.write_json("trace.json", {"traceEvents": self._tally.trace()})
+        self._directory.write_json("summary.json", summary)
+        return summary
+
+
+def best_checkpoint(folder: Path, best: Window | None) -> str | None:
+    """Name of the last checkpoint that is not younger than the window gold liked best; None when there is none."""
+    steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    known = [step for step in steps if best is not None and step <= best.last_step]
+    return f"step-{known[-1]:06d}" if known else None
+
+
+def default_tolerance(run: RunFile) -> float:
+    """Canary gap that numerics alone explain, nats."""
+    is_float32 = run.rollout.dtype == "float32" or (run.rollout.dtype == "auto" and run.rollout.num_gpus == 0)
+    return 2e-3 if is_float32 else 0.25
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM end the run after the step in hand; a second one, or one before training, at once."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+        self.interrupted = False
+        self.may_finish = False
+        """Training has begun: there is a step in hand."""
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if (self.interrupted or not self.may_finish) and self._task is not None:
+            self._task.cancel()
+        self.interrupted = True
+        self._stop.set()
+
+
+def _ignore(_: object) -> None:
+    """Makes a callback of something that returns a handle."""

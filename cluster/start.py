@@ -1,0 +1,126 @@
+"""Where a run begins: in a new directory, or in the last checkpoint of an old one. Looks, decides, writes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.run_file import RunFile
+from solon.checkpoint_store import download
+from solon.checkpoints import Checkpoint, CheckpointFolder
+from solon.errors import InputError, short
+from solon.run_directory import RunDirectory
+
+MAY_CHANGE = (
+    "steps",
+    "checkpoint_every",
+    "checkpoint_keep",
+    "checkpoint_url",
+    "recovery",
+    "publish.timeout_s",
+    "ledger.max_held_mib",
+    "ledger.max_attempts",
+    "ledger.max_losses",
+    "ledger.max_dropped_share",
+    "ledger.lease_s",
+    *(f"{section}.{key}" for section in ("rollout", "judging") for key in ("num_actors", "num_cpus", "num_gpus")),
+    *(f"learn.{key}" for key in ("num_cpus", "num_gpus")),
+)
+"""Keys that say how long, where and how patiently, not what is trained: a resumed run may set them anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a run begins."""
+
+    directory: Path | None
+    """An old directory to go on in; None: a new one."""
+    checkpoint: Checkpoint | None = None
+    """None: from the first step."""
+    damaged: tuple[str, ...] = ()
+    """What is wrong with younger checkpoints."""
+    finished: Mapping[str, Any] | None = None
+    """The summary of a run that has nothing left to do."""
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint.step if self.checkpoint else 0
+
+    def open(self, root: Path, name: str | None, *, default: str) -> RunDirectory:
+        """The directory, made or made ready."""
+        if self.directory is None:
+            return RunDirectory.create(root, name, default=default)
+        return RunDirectory.reopen(self.directory)
+
+
+def find_start(
+    run: RunFile, constitution_hash: str, *, root: Path, name: str | None, default: str, resume: bool
+) -> Start:
+    """Raises InputError when the old run is another one, so that going on would mix two."""
+    if not resume:
+        return Start(directory=None)
+    directory = root / name if name is not None else _latest(root, default)
+    if directory is None or not (directory / "config.json").exists():
+        # Nothing has begun yet: a job that is tried again with the same command starts like the first time.
+        return Start(directory=directory if directory is not None and directory.exists() else None)
+    _refuse_another_run(run, constitution_hash, directory)
+    summary = _read(directory / "summary.json") if (directory / "summary.json").exists() else {}
+    if summary.get("status") == "completed" and summary.get("steps", 0) >= run.steps:
+        return Start(directory=directory, finished=summary)
+    folder = CheckpointFolder(directory / "checkpoints")
+    damaged: list[str] = []
+    checkpoint = folder.last(damaged=damaged)
+    if run.checkpoint_url:
+        download(run.checkpoint_url, folder)
+        checkpoint = folder.last()
+    if checkpoint is not None and checkpoint.step > run.steps:
+        raise InputError(
+            f"--resume: {directory} has trained {checkpoint.step} steps already, expected more than that in steps = "
+            f"{run.steps}; raise it with --steps"
+        )
+    return Start(directory=directory, checkpoint=checkpoint, damaged=tuple(damaged))
+
+
+def _latest(root: Path, default: str) -> Path | None:
+    """The youngest run directory of this run file."""
+    found = [path for path in root.glob(f"{default}-*") if (path / "config.json").exists()]
+    return max(found, key=lambda path: (path / "config.json").stat().st_mtime, default=None)
+
+
+def _refuse_another_run(run: RunFile, constitution_hash: str, directory: Path) -> None:
+    old = _read(directory / "config.json")
+    if old.get("constitution_hash") != constitution_hash:
+        raise InputError(
+            f"--resume: the constitution is not the one of {directory}, so its labels would not go together; restore "
+            "it, or start a run of another --name"
+        )
+    ours, theirs = dict(_flat(run.model_dump(mode="json"))), dict(_flat(old))
+    changed = [
+        key
+        for key in ours
+        if ours[key] != theirs.get(key, ours[key]) and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+    ]
+    if changed:
+        shown = "; ".join(f"{key} was {short(theirs[key])}, is {short(ours[key])}" for key in changed[:4])
+        raise InputError(
+            f"--resume: {directory} was another run: {shown}; set them back, or start a run of another --name"
+        )
+
+
+def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--resume: {path} cannot be read: {error}; start a run of another --name") from None
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,223 @@
+"""Checkpoints: written beside their place, checked, then renamed into it; `LATEST` last. What a crash leaves behind is
+either the checkpoint before or the one after, never half of one.
+
+    checkpoints/step-000040/
+        policy/               Hugging Face directory
+        learner.safetensors   weights and moments of policy and critic, exact to the bit; learner.json
+        ledger.json           solon.ledger_cut: which groups are held, and where
+        held.parquet          what was generated and not trained yet; feedback.jsonl: its labels
+        run.json              hashes of configuration and constitution, running totals, scores
+        manifest.json         sha256 of every file
+    checkpoints/LATEST        the name of the last one
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from solon.errors import InputError, RunFailedError
+from solon.held import Held, read_held, write_held
+from solon.json_text import json_text
+from solon.ledger_cut import LedgerCut
+
+MANIFEST = "manifest.json"
+LATEST = "LATEST"
+
+
+class Manifest(BaseModel):
+    """What a checkpoint consists of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int = Field(ge=0)
+    config_hash: str
+    files: dict[str, str]
+    """sha256 by path within the checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that was read back."""
+
+    path: Path
+    step: int
+    ledger: LedgerCut
+    held: Mapping[int, Held]
+    run: Mapping[str, Any]
+    """What the driver wrote of the run."""
+
+
+class CheckpointFolder:
+    """`runs/NAME/checkpoints`.
+
+        with folder.writing(40) as scratch: ...      # the learner saves into it
+        folder.finish(scratch, step=40, ...)
+        checkpoint = folder.last()
+
+    `failpoint(name)` is called between all stages of writing: tests kill the process there.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 3) -> None:
+        """keep: how many stay, the oldest go first; 0: all."""
+        self.path = path
+        self._keep = keep
+        self.failpoint: Callable[[str], None] = lambda name: None
+
+    def begin(self, step: int) -> Path:
+        """A scratch folder for the checkpoint of this step; what a killed process left of others is removed."""
+        for gone in self.path.glob(".step-*.gone"):
+            home = self.path / _home(gone)
+            if home.exists():
+                shutil.rmtree(gone, ignore_errors=True)
+            else:  # killed between taking it away and putting another in its place
+                gone.replace(home)
+        for old in self.path.glob(".step-*.tmp"):
+            shutil.rmtree(old, ignore_errors=True)
+        scratch = self.path / f".{_name(step)}.tmp"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        return scratch
+
+    def finish(
+        self,
+        scratch: Path,
+        *,
+        step: int,
+        config_hash: str,
+        ledger: LedgerCut,
+        held: Iterable[Held],
+        run: Mapping[str, Any],
+        spared: Iterable[int] = (),
+    ) -> Path:
+        """Complete what the learner saved into `scratch` and put it in its place. Steps in `spared` stay beyond `keep`.
+
+        Raises RunFailedError when the learner saved nothing there.
+        """
+        if not any(path.is_file() for path in scratch.rglob("*")):
+            raise RunFailedError(
+                f"the learner saved nothing into {scratch}; expected a folder that its machine shares: put the run "
+                "directory on a shared file system"
+            )
+        self.failpoint("saved")
+        write_held(scratch, held)
+        (scratch / "ledger.json").write_text(ledger.model_dump_json(indent=1) + "\n")
+        (scratch / "run.json").write_text(json_text(run, indent=1) + "\n")
+        self.failpoint("written")
+        files = sorted(path for path in scratch.rglob("*") if path.is_file())
+        manifest = Manifest(
+            step=step, config_hash=config_hash, files={str(path.relative_to(scratch)): _sha256(path) for path in files}
+        )
+        (scratch / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+        for path in (*files, scratch / MANIFEST, *(p for p in scratch.rglob("*") if p.is_dir()), scratch):
+            _sync(path)
+        self.failpoint("synced")
+        final = self.path / _name(step)
+        replaced = self.path / f".{_name(step)}.gone"
+        if final.exists():
+            final.replace(replaced)
+        self.failpoint("replacing")
+        scratch.replace(final)
+        shutil.rmtree(replaced, ignore_errors=True)
+        self.failpoint("renamed")
+        latest = self.path / f"{LATEST}.tmp"
+        latest.write_text(final.name + "\n")
+        _sync(latest)
+        latest.replace(self.path / LATEST)
+        _sync(self.path)
+        self.failpoint("latest")
+        self._retire(spared)
+        return final
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, complete or damaged, in order."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.path.glob("step-*") if path.is_dir())
+
+    def last(self, *, damaged: list[str] | None = None) -> Checkpoint | None:
+        """The last checkpoint that is whole, None when there is none; what is wrong with younger ones goes to
+        `damaged`."""
+        found = [*self.path.glob("step-*"), *self.path.glob(".step-*.gone")]
+        for path in sorted(found, key=lambda path: (_home(path), path.name), reverse=True):
+            try:
+                return read_checkpoint(path)
+            except InputError as error:
+                if damaged is not None:
+                    damaged.append(str(error))
+        return None
+
+    def _retire(self, spared: Iterable[int]) -> None:
+        if not self._keep:
+            return
+        kept = {*self.steps()[-self._keep :], *spared}
+        for step in self.steps():
+            if step not in kept:
+                # Renamed first: a folder that is half removed must not look like a checkpoint.
+                gone = self.path / f".{_name(step)}.gone"
+                shutil.rmtree(gone, ignore_errors=True)
+                (self.path / _name(step)).replace(gone)
+                shutil.rmtree(gone, ignore_errors=True)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify. Raises InputError that says what is wrong with it."""
+    manifest = verify(path)
+    try:
+        ledger = LedgerCut.model_validate_json((path / "ledger.json").read_text())
+        run = json.loads((path / "run.json").read_text())
+    except (OSError, ValueError, ValidationError) as error:
+        raise InputError(f"checkpoint {path}: {_one_line(error)}; resume from another one") from None
+    return Checkpoint(path=path, step=manifest.step, ledger=ledger, held=read_held(path), run=run)
+
+
+def verify(path: Path) -> Manifest:
+    """Compare every file with the manifest. Raises InputError naming the first that differs."""
+    try:
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_text())
+    except (OSError, ValueError, ValidationError) as error:
+        raise InputError(f"checkpoint {path} has no usable {MANIFEST}: {_one_line(error)}; it is not whole") from None
+    for name, digest in manifest.files.items():
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"checkpoint {path}: {name!r} lies outside of it; it is not one of ours")
+        try:
+            found = _sha256(file)
+        except OSError as error:
+            raise InputError(f"checkpoint {path}: {name} cannot be read ({error.strerror}); it is not whole") from None
+        if found != digest:
+            raise InputError(f"checkpoint {path}: {name} is damaged, its sha256 is not the manifest's")
+    return manifest
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _home(path: Path) -> str:
+    """The name of the place that a folder has, had or is to have."""
+    return path.name.lstrip(".").partition(".")[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """To the disk, a file's bytes or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

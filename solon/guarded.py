@@ -1,0 +1,166 @@
+"""The lanes of a run with a guard each: the loop sees a lane that is away for a while, never a dead process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
+from solon.feedback.judging import Item, Verdict
+from solon.ledger import Lease, Work
+from solon.protocols import Assignment, Box, GenerationReport, LabelReport
+from solon.records import Group, LoadReceipt, Prompt, StepReport, Weights
+from solon.recovery import Guard, RecoveryConfig
+
+
+class GuardedRollout:
+    """A `RolloutLane` that comes back. `engine` is the process; `guard` replaces it."""
+
+    def __init__(self, engine: Any, guard: Guard) -> None:
+        self._engine = engine
+        self.guard = guard
+        self.name: str = engine.name
+        self.groups_at_once: int = engine.groups_at_once
+
+    async def ready(self) -> bool:
+        return await self.guard.ready()
+
+    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Box]]:
+        stream = self._engine.generate(work)
+        try:
+            while (item := await self.guard.during(anext(stream, None))) is not None:
+                yield item
+        finally:
+            with suppress(Exception):  # whatever the stream of a dead engine says of itself
+                await stream.aclose()
+
+    async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
+        return await self.guard.insist(lambda: self._engine.answer(prompts, seed=seed))
+
+    async def load_weights(self, weights: Box) -> LoadReceipt:
+        result: LoadReceipt = await self._engine.load_weights(weights)
+        return result
+
+    @property
+    def incarnation(self) -> int:
+        return self.guard.incarnation
+
+    def lost(self, error: WorkerLostError, incarnation: int) -> None:
+        self.guard.lost(error, incarnation)
+
+
+class GuardedJudge:
+    """A `JudgeLane` that comes back."""
+
+    def __init__(self, judge: Any, guard: Guard) -> None:
+        self._judge = judge
+        self.guard = guard
+        self.name: str = judge.name
+        self.groups_at_once: int = judge.groups_at_once
+
+    async def ready(self) -> bool:
+        return await self.guard.ready()
+
+    async def label(self, work: Work) -> tuple[LabelReport, Box]:
+        return await self.guard.during(self._judge.label(work))
+
+    async def label_group(self, group: Group) -> Any:
+        """The feedback on a group that lives here: for evaluation and audit."""
+        return await self.guard.insist(lambda: self._judge.label_group(group))
+
+    async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
+        """Verdicts past the caches."""
+        return await self.guard.insist(lambda: self._judge.judge_fresh(items))
+
+
+class RestartableLearner(Protocol):
+    """A learner's process."""
+
+    name: str
+
+    async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]: ...
+    async def raise_kl(self, factor: float) -> float: ...
+    async def save(self, directory: str) -> None: ...
+    async def beat(self) -> float: ...
+
+    async def restart_from(self, checkpoint: str) -> None:
+        """End what is left of it, begin another and load a checkpoint; empty: the model it began with."""
+        ...
+
+
+class GuardedLearner:
+    """A `Learner` that comes back as it was: from the last checkpoint, and trained again with what came since.
+
+    The same batches give the same weights (learners.ppo), so engines go on with the version they hold and nothing is
+    rolled back. What was trained since the last checkpoint is kept for that, as references.
+    """
+
+    def __init__(
+        self, learner: RestartableLearner, config: RecoveryConfig, *, checkpoint: str, tell: Callable[..., None]
+    ) -> None:
+        self.name = learner.name
+        self._learner = learner
+        self._config = config
+        self._checkpoint = checkpoint
+        self._since: list[Lease | float] = []
+        """Batches trained and KL factors set since the checkpoint, in order."""
+        self._fingerprint = ""
+        self.guard = Guard(self, config, tell=tell, rejoin=self._train_again)
+
+    async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:
+        """Raises PayloadLostError when a group of the batch cannot be read any more."""
+        while True:
+            await self.guard.ready()
+            try:
+                result = await self._step(lease)
+            except WorkerLostError:
+                continue
+            self._since.append(lease)
+            self._fingerprint = result[1].fingerprint
+            return result
+
+    async def raise_kl(self, factor: float) -> float:
+        """Pull the policy back to the reference more strongly, from the next step on."""
+        result = await self.guard.insist(lambda: self._learner.raise_kl(factor))
+        self._since.append(factor)
+        return result
+
+    async def save(self, directory: str) -> None:
+        await self.guard.insist(lambda: self._learner.save(directory))
+
+    def saved(self, checkpoint: str) -> None:
+        """A checkpoint of the present state is complete: what came before is not needed any more."""
+        self._checkpoint, self._since = checkpoint, []
+
+    async def restart(self) -> None:
+        await self._learner.restart_from(self._checkpoint)
+
+    async def beat(self) -> float:
+        return await self._learner.beat()
+
+    async def _step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:
+        return await self.guard.during(self._learner.step(lease), timeout_s=self._config.step_timeout_s)
+
+    async def _train_again(self) -> None:
+        """Bring a new learner to where the lost one was."""
+        fingerprint, steps = "", 0
+        for done in self._since:
+            if isinstance(done, float):
+                await self._learner.raise_kl(done)
+                continue
+            try:
+                async with asyncio.timeout(self._config.step_timeout_s):
+                    _, manifest, _ = await self._learner.step(done)
+            except TimeoutError:
+                raise WorkerLostError(f"{self.name} did not train step {done.step} again in time") from None
+            except PayloadLostError as error:
+                raise RunFailedError(
+                    f"step {done.step} cannot be trained again on the new learner: {error}; start the same command "
+                    "with --resume: it goes on from the last checkpoint"
+                ) from None
+            fingerprint, steps = manifest.fingerprint, steps + 1
+        if steps:
+            same = fingerprint == self._fingerprint
+            self.guard.tell("learner_trained_again", steps=steps, same_weights=same)

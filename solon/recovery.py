@@ -1,0 +1,285 @@
+"""Workers that die or hang are replaced, until that happens too often. Plain asyncio; Ray is behind `Restartable`.
+
+    guard = Guard(worker, config, tell=observer.event, rejoin=lambda: publication.join(lane))
+    guard.start()                                   # beats: a worker that hangs is found without being asked anything
+    await guard.ready()                             # waits while it is being replaced
+    result = await guard.during(worker.label(work)) # raises WorkerLostError as soon as it is given up
+
+A worker is up, down (being replaced) or given up. Whoever notices a loss says so with `lost`; the first one starts
+the recovery, all calls that wait for the lost worker end with WorkerLostError, and the work they held goes back to the
+ledger. A recovered worker is up only after `rejoin`: an engine holds the current attested weights by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from solon.errors import RunFailedError, WorkerLostError
+
+T = TypeVar("T")
+
+
+class RecoveryConfig(BaseModel):
+    """When a worker counts as lost, and how often it is replaced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_restarts: int = Field(5, ge=0)
+    """Replacements of one worker within `window_s`; one more ends the run with the cause."""
+    window_s: float = Field(600, gt=0)
+    backoff_s: float = Field(1, ge=0)
+    """Pause before the second replacement within the window; it doubles with each further one."""
+    restart_timeout_s: float = Field(600, gt=0)
+    """A replacement must have its model loaded by then."""
+    beat_every_s: float = Field(5, gt=0)
+    """Pause between two signs of life."""
+    beat_timeout_s: float = Field(30, gt=0)
+    """A worker that does not answer by then is killed and replaced."""
+    stall_s: float = Field(600, gt=0)
+    """An engine with work that has not moved for so long is replaced; a run without progress for so long says who
+    waits for whom."""
+    step_timeout_s: float = Field(7200, gt=0)
+    """A learner that needs longer for one step is replaced."""
+    grace_s: float = Field(20, ge=0)
+    """When a run is stopped: what is being generated or labelled may take so long to end; the rest is generated again
+    when the run goes on."""
+
+
+class Restartable(Protocol):
+    """A process that can be replaced."""
+
+    name: str
+
+    async def restart(self) -> None:
+        """End what is left of it, begin another and wait until that is ready. Raises WorkerLostError."""
+        ...
+
+    async def beat(self) -> float:
+        """Seconds for which it has had work without getting on. Raises WorkerLostError; may never return."""
+        ...
+
+
+class Guard:
+    """One worker's state, and its replacement."""
+
+    def __init__(
+        self,
+        worker: Restartable,
+        config: RecoveryConfig,
+        *,
+        tell: Callable[..., None] = lambda name, **fields: None,
+        rejoin: Callable[[], Awaitable[None]] | None = None,
+        on_down: Callable[[], None] = lambda: None,
+        spare: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """rejoin: what a replacement must do before it is up. on_down: called when the worker is lost. spare: whether
+        the run can go on without it, asked when the restarts are spent."""
+        self._worker = worker
+        self._config = config
+        self.tell = tell
+        self.rejoin = rejoin
+        self.on_down = on_down
+        self.spare = spare
+        self._clock = clock
+        self._up = asyncio.Event()
+        self._up.set()
+        self._life: asyncio.Future[None] | None = None
+        self._restarts: deque[float] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._failure: Exception | None = None
+        self.given_up = False
+        """It is not replaced any more, and the run goes on without it."""
+        self.recovered = 0
+        self.incarnation = 0
+        """Which of the workers that there were is meant: a late error of one must not end the next."""
+
+    @property
+    def name(self) -> str:
+        return self._worker.name
+
+    @property
+    def is_up(self) -> bool:
+        return self._up.is_set() and self._failure is None and not self.given_up
+
+    def start(self) -> None:
+        """Begin to ask for signs of life."""
+        self._begin(self._watch())
+
+    async def ready(self) -> bool:
+        """Waits until the worker is up. False: it never will be, and the run goes on without it. Raises what ended it
+        and with it the run."""
+        await self._up.wait()
+        if self._failure is not None:
+            raise self._failure
+        return not self.given_up
+
+    async def during(self, call: Awaitable[T], *, timeout_s: float | None = None) -> T:
+        """The result of a call to the worker. Raises WorkerLostError when it is given up meanwhile or takes longer."""
+        task = asyncio.ensure_future(call)
+        if not self.is_up:
+            task.cancel()
+            raise WorkerLostError(f"{self.name} is being replaced")
+        life, incarnation = self._lifetime(), self.incarnation
+        try:
+            waiting: set[asyncio.Future[Any]] = {task, life}
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if not life.done():
+                raise WorkerLostError(f"{self.name} did not answer within {timeout_s:.0f} s")
+            raise WorkerLostError(f"{self.name} was lost")
+        except WorkerLostError as error:
+            self.lost(error, incarnation)
+            raise
+        finally:
+            task.cancel()
+
+    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of a call that may be made again to a replacement, however often it takes. Raises RunFailedError
+        when there is none."""
+        while True:
+            if not await self.ready():
+                raise RunFailedError(f"{self.name} was given up")
+            with suppress(WorkerLostError):
+                return await self.during(call())
+
+    def lost(self, error: WorkerLostError, incarnation: int) -> None:
+        """This incarnation of the worker is gone. Starts its replacement, unless that is under way or done."""
+        if incarnation != self.incarnation or self._closed or not self.is_up:
+            return
+        self.incarnation += 1
+        self._up.clear()
+        life, self._life = self._life, None
+        if life is not None and not life.done():
+            life.set_result(None)
+        self.on_down()
+        self._begin(self._recover(error))
+
+    def status(self) -> dict[str, Any]:
+        """For people: up or not, and how often it was replaced."""
+        state = "given up" if self.given_up or self._failure else "up" if self._up.is_set() else "being replaced"
+        return {"worker": self.name, "state": state, "recovered": self.recovered}
+
+    async def close(self) -> None:
+        """No more watching, no more replacing."""
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _lifetime(self) -> asyncio.Future[None]:
+        """Done when the worker that is up now is lost."""
+        if self._life is None:
+            self._life = asyncio.get_running_loop().create_future()
+        return self._life
+
+    async def _recover(self, error: WorkerLostError) -> None:
+        began = self._clock()
+        self.tell("worker_lost", worker=self.name, cause=str(error))
+        try:
+            while True:
+                self._spend(error)
+                await asyncio.sleep(self._backoff())
+                try:
+                    await self._replace()
+                    break
+                except WorkerLostError as again:
+                    error = again
+                    self.tell("restart_failed", worker=self.name, cause=str(again))
+            self.recovered += 1
+            self.tell("worker_recovered", worker=self.name, downtime_s=round(self._clock() - began, 3))
+        except _SpentError as end:
+            if self.spare():
+                self.given_up = True
+                self.tell("worker_given_up", worker=self.name, cause=str(end))
+            else:
+                self._failure = RunFailedError(str(end))
+        except Exception as failure:
+            self._failure = failure
+        finally:
+            self._up.set()
+
+    async def _replace(self) -> None:
+        try:
+            async with asyncio.timeout(self._config.restart_timeout_s):
+                await self._worker.restart()
+        except TimeoutError:
+            raise WorkerLostError(
+                f"a new {self.name} was not ready within recovery.restart_timeout_s = "
+                f"{self._config.restart_timeout_s:.0f} s; look for free resources with `ray status`"
+            ) from None
+        if self.rejoin is not None:
+            await self._watched(self.rejoin())
+
+    async def _watched(self, work: Awaitable[None]) -> None:
+        """Wait for work of a replacement that is not up yet, for as long as it gives signs of life."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=self._config.beat_every_s))[0]:
+                async with asyncio.timeout(self._config.beat_timeout_s):
+                    await self._worker.beat()
+            task.result()
+        except TimeoutError:
+            raise WorkerLostError(f"a new {self.name} does not answer") from None
+        finally:
+            task.cancel()
+
+    def _spend(self, error: WorkerLostError) -> None:
+        """Count a restart. Raises _SpentError when there were too many."""
+        now = self._clock()
+        while self._restarts and self._restarts[0] <= now - self._config.window_s:
+            self._restarts.popleft()
+        if len(self._restarts) >= self._config.max_restarts:
+            raise _SpentError(
+                f"{self.name} was replaced {len(self._restarts)} times within {self._config.window_s:.0f} s and was "
+                f"lost again, more than recovery.max_restarts = {self._config.max_restarts} allows; last cause: {error}"
+            )
+        self._restarts.append(now)
+
+    def _backoff(self) -> float:
+        repeats = len(self._restarts) - 1
+        return min(60.0, self._config.backoff_s * 2.0 ** (repeats - 1)) if repeats else 0.0
+
+    async def _watch(self) -> None:
+        config = self._config
+        while True:
+            await asyncio.sleep(config.beat_every_s)
+            if not self.is_up:
+                continue
+            with suppress(WorkerLostError):
+                incarnation = self.incarnation
+                stalled_s = await self.during(self._worker.beat(), timeout_s=config.beat_timeout_s)
+                if stalled_s > config.stall_s:
+                    error = WorkerLostError(f"{self.name} has had work for {stalled_s:.0f} s without getting on")
+                    self.lost(error, incarnation)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def spare_each_other(guards: Sequence[Guard]) -> None:
+    """Workers that do the same: the run goes on while one of them is up."""
+    for guard in guards:
+        guard.spare = partial(_any_other_is_up, guard, guards)
+
+
+def _any_other_is_up(one: Guard, guards: Sequence[Guard]) -> bool:
+    return any(guard.is_up for guard in guards if guard is not one)
+
+
+class _SpentError(Exception):
+    """The restarts are used up."""

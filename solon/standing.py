@@ -1,0 +1,63 @@
+"""How a run stands: who has what in hand, and who waits for whom. The run writes it to `live.json`; `solon doctor` and
+the dump of a run that does not move read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Standing(BaseModel):
+    """One moment of a run."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    time: float
+    """`time.time()` when it was written."""
+    pid: int
+    host: str
+    still_s: float = Field(ge=0)
+    """Seconds since the ledger last changed."""
+    groups: Mapping[str, int]
+    """Of the ledger: groups by state, and running totals."""
+    out: tuple[Mapping[str, Any], ...]
+    """Groups in somebody's hands: ordinal, attempt, state, holder, seconds."""
+    workers: tuple[Mapping[str, Any], ...]
+    """Worker, state (up, being replaced, given up), recovered."""
+    batch_groups: int
+
+
+def who_waits(standing: Standing) -> list[str]:
+    """Who waits for whom, one line each, the end of the chain first.
+
+    Every stage of the loop waits for one of four things: a credit, a generated group, a batch, or a worker.
+    """
+    groups, lines = standing.groups, []
+    for worker in standing.workers:
+        if worker["state"] != "up":
+            lines.append(f"{worker['worker']} is {worker['state']}")
+    by_holder: dict[str, list[Mapping[str, Any]]] = {}
+    for item in standing.out:
+        by_holder.setdefault(str(item["holder"] or "?"), []).append(item)
+    for holder, items in by_holder.items():
+        oldest = items[0]
+        lines.append(
+            f"{holder} has {len(items)} groups in hand ({oldest['state']}), the oldest is group {oldest['ordinal']} "
+            f"(attempt {oldest['attempt']}), for {oldest['seconds']:.0f} s"
+        )
+    ready, leased = groups.get("ready", 0), groups.get("leased", 0)
+    if leased:
+        lines.append(f"the learner has {leased} groups in hand")
+    elif ready < standing.batch_groups:
+        lines.append(f"learn waits for a batch: {ready} of {standing.batch_groups} groups are ready")
+    else:
+        lines.append(f"learn waits for older groups than the {ready} that are ready, or for the step to be asked for")
+    if waiting := groups.get("generated", 0):
+        lines.append(f"{waiting} generated groups wait for a judge")
+    if not groups.get("generating", 0) and not groups.get("pending", 0):
+        lines.append("generate waits for a credit: a group must be trained and its weights published first")
+    elif groups.get("pending", 0):
+        lines.append(f"{groups['pending']} groups wait for an engine")
+    return lines
