@@ -8,8 +8,8 @@ from typing import Any
 import ray
 
 from actors.calls import call
-from solon.feedback.limiter import AsyncLimits
-from solon.feedback.limits import Bill, Permit, Spend, Want
+from solon.feedback.spending.limiter import AsyncLimits
+from solon.feedback.spending.limits import Bill, Permit, Spend, Want
 
 
 class RemoteLimits:

@@ -19,10 +19,10 @@ from cluster.evaluate import AuditEvaluator, Evaluator, OracleEvaluator, Scores,
 from cluster.launch import ClusterInfo, Crew, Launcher, cluster
 from cluster.preflight import Inputs, check_cluster, check_inputs
 from cluster.run_file import RunFile
-from solon.feedback.canary import Canary
-from solon.feedback.drift import Window
-from solon.feedback.watch import Alarm, Watch
-from solon.feedback.watching import WatchingObserver
+from solon.feedback.watching.canary import Canary
+from solon.feedback.watching.drift import Window
+from solon.feedback.watching.watch import Alarm, Watch
+from solon.feedback.watching.watching import WatchingObserver
 from solon.loop import Lanes, run_loop
 from solon.prompts import PromptSource
 from solon.recorder import Recorder
