@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from actors.calls import Process, Spawn, call
-from solon.feedback.identity import JudgeIdentity
+from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.judging import Item, Verdict
 from solon.feedback.worker import JudgeWorker
 from solon.ledger import Work

@@ -10,8 +10,8 @@ import ray
 
 from actors.calls import call
 from solon.errors import WorkerLostError
-from solon.feedback.limiter import AsyncLimits
-from solon.feedback.limits import Bill, Permit, Spend, Want
+from solon.feedback.spending.limiter import AsyncLimits
+from solon.feedback.spending.limits import Bill, Permit, Spend, Want
 
 RETRIES = 10
 """Seconds, about, that a replacement may take."""

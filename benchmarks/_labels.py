@@ -17,9 +17,9 @@ from nursery.reading import understand
 from solon.constitution import Constitution
 from solon.engines.base import EngineConfig
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.dataset import text_group
+from solon.feedback.judges.local import LocalJudge, open_judge
 from solon.feedback.judging import Item
-from solon.feedback.local import LocalJudge, open_judge
+from solon.feedback.labelling.dataset import text_group
 from solon.records import Group
 
 T = TypeVar("T")

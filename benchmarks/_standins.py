@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from solon.feedback.identity import JudgeIdentity
+from solon.feedback.judges.identity import JudgeIdentity
 from solon.ledger import Grant
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, Prompt, Rollout, Span, StepReport, Weights

@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._harness import Row, arguments, report
 from benchmarks._near_duplicates import NearDuplicate, adversarial, harmless
-from solon.feedback.cache import CacheConfig, open_cache
+from solon.feedback.caches.cache import CacheConfig, open_cache
+from solon.feedback.caches.semantic import SemanticConfig, SemanticJudge
+from solon.feedback.caches.semantic_rule import may_stand_for
 from solon.feedback.judging import Item, Verdict
 from solon.feedback.questions import Answer, Question
-from solon.feedback.semantic import SemanticConfig, SemanticJudge
-from solon.feedback.semantic_rule import may_stand_for
 from solon.records import Message, Status
 
 PROMPT_TOKENS = 200

@@ -39,17 +39,17 @@ from nursery.sampling import sample_texts
 from nursery.spoiling import near_miss
 from solon.constitution import Constitution
 from solon.errors import InputError
-from solon.feedback.acceptance import HeldOutPair, accept
-from solon.feedback.cascade import Cascade, Threshold, fit_threshold, measured_against
+from solon.feedback.asking.prompts import COMPACT, JudgePrompts
+from solon.feedback.asking.swap import SwapConfig
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.engine_judge import EngineJudge
-from solon.feedback.faults import FAULTS, FaultyJudge
-from solon.feedback.intervals import Floats
+from solon.feedback.judges.engine_judge import EngineJudge
 from solon.feedback.judging import Item, Judge, Verdict
-from solon.feedback.jury import Jury, JuryConfig, Method
-from solon.feedback.prompts import COMPACT, JudgePrompts
+from solon.feedback.panels.cascade import Cascade, Threshold, fit_threshold, measured_against
+from solon.feedback.panels.jury import Jury, JuryConfig, Method
+from solon.feedback.quality.intervals import Floats
 from solon.feedback.questions import Answer, Question
-from solon.feedback.swap import SwapConfig
+from solon.feedback.trials.acceptance import HeldOutPair, accept
+from solon.feedback.trials.faults import FAULTS, FaultyJudge
 from solon.records import Prompt
 
 ALPHAS, ALPHA, DELTA = (0.02, 0.05, 0.1), 0.05, 0.05

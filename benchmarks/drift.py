@@ -3,10 +3,10 @@
 python benchmarks/drift.py [--quick] [--json PATH]
 
 No engine: answers to prompts of the nursery in every quality, a judge that is right up to noise and then has a fault
-(solon.feedback.biased), and a policy over those answers that is tilted a little further towards the reward at every
-step (mirror descent, the ideal of a policy gradient). What gold expects of that policy is computed, not sampled, so it
-is known at which step the fault began and how much was lost when the first alarm came. The watch sees what it sees in
-a run: sampled groups, their labels, a uniform audit by a noisy second judge, and the KL.
+(solon.feedback.trials.biased), and a policy over those answers that is tilted a little further towards the reward at
+every step (mirror descent, the ideal of a policy gradient). What gold expects of that policy is computed, not sampled,
+so it is known at which step the fault began and how much was lost when the first alarm came. The watch sees what it
+sees in a run: sampled groups, their labels, a uniform audit by a noisy second judge, and the KL.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from nursery.language import CONSTITUTION_PATH
 from nursery.oracles import keeps
 from nursery.reading import understand
 from solon.constitution import Constitution
-from solon.feedback.audit import excerpt
-from solon.feedback.biased import Bias, BiasedJudge
-from solon.feedback.canary import Canary, CanaryReading
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.gold import GoldPair, gold_pair
 from solon.feedback.judging import Item, Judge, Task, Verdict
 from solon.feedback.labeler import Labeler
-from solon.feedback.watch import Alarm, Watch
-from solon.feedback.watch_config import CanaryConfig, WatchConfig
+from solon.feedback.trials.biased import Bias, BiasedJudge
+from solon.feedback.trials.gold import GoldPair, gold_pair
+from solon.feedback.watching.audit import excerpt
+from solon.feedback.watching.canary import Canary, CanaryReading
+from solon.feedback.watching.watch import Alarm, Watch
+from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.records import Feedback, Group, Prompt, Rollout, Status
 
 # P prompts, N answers of a prompt

@@ -25,9 +25,9 @@ from benchmarks._harness import Row, arguments, report
 from benchmarks._labels import constitution_of, draw_groups, engine_config, gold_pairs, nursery, opened, timed
 from nursery.grow import Nursery
 from solon.constitution import Constitution
+from solon.feedback.asking.swap import SwapConfig
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.labeler import Labeler
-from solon.feedback.swap import SwapConfig
 from solon.records import Feedback, Group
 from solon.run_directory import RunDirectory
 from solon.tables import label_rows
@@ -256,8 +256,8 @@ async def calibration_rows(grown: Nursery, constitution: Constitution, *, quick:
     """Expected calibration error on pairs that the calibration has not seen."""
     import numpy as np
 
-    from solon.feedback.calibration import calibrate, fit
-    from solon.feedback.quality import ece, ece_floor
+    from solon.feedback.quality.calibration import calibrate, fit
+    from solon.feedback.quality.quality import ece, ece_floor
 
     number = 800 if quick else 2500
     pairs = gold_pairs(2 * number, constitution, seed=11)
@@ -288,7 +288,7 @@ async def calibration_rows(grown: Nursery, constitution: Constitution, *, quick:
 async def fault_rows(grown: Nursery, constitution: Constitution, *, quick: bool) -> list[Row]:
     """A fifth of the judge's answers fail: what becomes a number, and whether the others' advantages move."""
     from learners.advantages import GroupRelative
-    from solon.feedback.faults import FaultyJudge
+    from solon.feedback.trials.faults import FaultyJudge
 
     groups = draw_groups(20 if quick else 120, size=8, seed=5)
     config = FeedbackConfig(template="compact")

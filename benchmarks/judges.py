@@ -33,11 +33,11 @@ from nursery.grow import Nursery, fingerprint, grow
 from solon.cli.nursery_pairs import nursery_gold
 from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
-from solon.feedback.candidates import WARM_UP_ITEMS, Candidate, comparing, parse_candidate
-from solon.feedback.comparison import Comparison, JudgeRow, compare
-from solon.feedback.gold import GoldPair
-from solon.feedback.local import LocalJudge, open_judge
-from solon.feedback.measuring import Meter
+from solon.feedback.judges.local import LocalJudge, open_judge
+from solon.feedback.trials.candidates import WARM_UP_ITEMS, Candidate, comparing, parse_candidate
+from solon.feedback.trials.comparison import Comparison, JudgeRow, compare
+from solon.feedback.trials.gold import GoldPair
+from solon.feedback.trials.measuring import Meter
 
 OPTIONS = EngineOptions(max_model_len=256, max_running=256, kv_cache_gib=0.75, threads=1)
 """The cache holds all that is asked, whatever the dtype: one that is too small would make its engine slower."""

@@ -22,10 +22,10 @@ from cluster.view import View
 from cluster.vigil import Vigil, draining_here
 from solon.async_ledger import AsyncLedger
 from solon.checkpoints import CheckpointFolder
-from solon.feedback.canary import Canary
-from solon.feedback.drift import Window
-from solon.feedback.watch import Alarm, Watch
-from solon.feedback.watching import WatchingObserver
+from solon.feedback.watching.canary import Canary
+from solon.feedback.watching.drift import Window
+from solon.feedback.watching.watch import Alarm, Watch
+from solon.feedback.watching.watching import WatchingObserver
 from solon.loop import Lanes, run_loop
 from solon.prompts import PromptSource
 from solon.recorder import Recorder

@@ -22,14 +22,14 @@ from cluster.preflight import check_cluster
 from cluster.run_file import EngineSection, LearnSection, RunFile
 from solon.constitution import Constitution
 from solon.errors import RunFailedError, first_cause
-from solon.feedback.endpoint_judge import EndpointFile
-from solon.feedback.hosted import Source
-from solon.feedback.identity import JudgeIdentity
-from solon.feedback.panel_config import CascadeSection, JurySection
-from solon.feedback.prompts import NO_SECRET, TEMPLATES
-from solon.feedback.secret import nonce_secret
-from solon.feedback.selective import SelectionSection
-from solon.feedback.semantic import SemanticConfig
+from solon.feedback.asking.prompts import NO_SECRET, TEMPLATES
+from solon.feedback.asking.secret import nonce_secret
+from solon.feedback.caches.semantic import SemanticConfig
+from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.judges.hosted import Source
+from solon.feedback.judges.identity import JudgeIdentity
+from solon.feedback.panels.panel_config import CascadeSection, JurySection
+from solon.feedback.panels.selective import SelectionSection
 from solon.guarded import GuardedJudge, GuardedLearner, GuardedRollout
 from solon.protocols import Box
 from solon.records import Sampling, Weights

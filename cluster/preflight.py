@@ -11,9 +11,9 @@ from cluster.run_file import RunFile, looks_like_hub_name
 from solon.constitution import Constitution
 from solon.engines.openai_config import read_key
 from solon.errors import InputError
-from solon.feedback.endpoint_judge import EndpointFile
-from solon.feedback.gold import GoldPair, load_gold
-from solon.feedback.prompts import TEMPLATES, label_ids
+from solon.feedback.asking.prompts import TEMPLATES, label_ids
+from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.trials.gold import GoldPair, load_gold
 from solon.prompts import PromptFile, load_prompts
 from solon.records import Prompt
 

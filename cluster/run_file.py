@@ -27,7 +27,7 @@ from learners.config import LearnConfig
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.watch_config import CanaryConfig, WatchConfig
+from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.ledger import LedgerConfig
 from solon.overrides import parse_override, put
 from solon.recovery import RecoveryConfig

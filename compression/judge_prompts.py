@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterable
 
 from solon.engines.tokens import ChatTokenizer
+from solon.feedback.asking.prompts import TEMPLATES, JudgePrompts
 from solon.feedback.judging import Item
-from solon.feedback.prompts import TEMPLATES, JudgePrompts
 
 
 def judge_sequences(

@@ -29,7 +29,7 @@ from compression.llm_compressor import linear_layers, write_compressed
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import is_quantised, require_model
 from solon.errors import InputError, RunFailedError, nearest
-from solon.feedback.identity import weights_digest
+from solon.feedback.judges.identity import weights_digest
 
 RECORD = "quantisation.json"
 """Lies beside the weights: what was done to them."""

@@ -9,7 +9,7 @@
 Lessons are tokenised questions with the teacher's calibrated log-odds, so that no template is known here and what is
 written is an ordinary language model: engines load it as a judge, with the prompts that the teacher had. A student that
 agrees with its teacher on answers that somebody else wrote may still fail on the policy's, so it is accepted on those
-alone (`solon.feedback.acceptance`).
+alone (`solon.feedback.trials.acceptance`).
 """
 
 # N lessons or pairs, B rows of a microbatch, T token positions, V vocabulary, 2 labels

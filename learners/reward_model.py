@@ -33,7 +33,7 @@ from learners.config import LearnConfig
 from learners.loading import choose_device, quiet
 from learners.optimizer import Optimizer
 from solon.errors import InputError
-from solon.feedback.intervals import Interval, effective_pairs, wilson
+from solon.feedback.quality.intervals import Interval, effective_pairs, wilson
 
 Tokens = tuple[int, ...]
 

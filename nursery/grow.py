@@ -34,7 +34,7 @@ from nursery.language import CONSTITUTION_PATH, WordEncoder
 from nursery.progress import Display
 from solon.constitution import Constitution
 from solon.errors import RunFailedError
-from solon.feedback.prompts import COMPACT, JudgePrompts
+from solon.feedback.asking.prompts import COMPACT, JudgePrompts
 from solon.records import Message
 
 PACKAGES = ("torch", "transformers", "tokenizers", "llmcompressor", "compressed-tensors")

@@ -20,7 +20,7 @@ from solon.constitution import Constitution
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.endpoint_judge import EndpointFile
+from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.overrides import parse_override, put
 from solon.validation import describe_invalid
 
@@ -165,8 +165,8 @@ async def _ask(
     constitution: Constitution, source: EngineConfig | EndpointFile, feedback: FeedbackConfig
 ) -> list[TestResult]:
     from solon.constitution_tests import run
-    from solon.feedback.hosted import host_judge
-    from solon.feedback.secret import nonce_secret
+    from solon.feedback.asking.secret import nonce_secret
+    from solon.feedback.judges.hosted import host_judge
 
     judge = host_judge(source, feedback, constitution, name="judge", secret=nonce_secret())
     try:

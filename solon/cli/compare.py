@@ -15,10 +15,10 @@ from rich.text import Text
 from solon.cli.judge_inputs import JudgeInputs, model_path
 from solon.cli.terminal import visible
 from solon.errors import InputError
-from solon.feedback.candidates import comparing, measure_apart, parse_candidate, told_apart
-from solon.feedback.comparison import Comparison, JudgeRow, compare
-from solon.feedback.intervals import Interval
-from solon.feedback.measuring import Measurement
+from solon.feedback.quality.intervals import Interval
+from solon.feedback.trials.candidates import comparing, measure_apart, parse_candidate, told_apart
+from solon.feedback.trials.comparison import Comparison, JudgeRow, compare
+from solon.feedback.trials.measuring import Measurement
 from solon.json_text import json_text
 
 if TYPE_CHECKING:

@@ -15,15 +15,15 @@ from solon.cli.judge_inputs import JudgeInputs
 from solon.cli.terminal import visible
 from solon.engines.base import EngineConfig
 from solon.errors import InputError
+from solon.feedback.asking.swap import SwapConfig
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.endpoint_judge import EndpointFile
-from solon.feedback.examination import Examination, SubsetResult, examine
-from solon.feedback.gold import GoldPair
-from solon.feedback.hosted import HostedJudge, host_judge
-from solon.feedback.identity import JudgeIdentity
-from solon.feedback.intervals import Interval
+from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.judges.hosted import HostedJudge, host_judge
+from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.judging import Verdict
-from solon.feedback.swap import SwapConfig
+from solon.feedback.quality.intervals import Interval
+from solon.feedback.trials.examination import Examination, SubsetResult, examine
+from solon.feedback.trials.gold import GoldPair
 
 
 def run_test(inputs: JudgeInputs, model: str, *, calibration: str = "") -> dict[str, Any]:
@@ -44,8 +44,8 @@ def run_calibrate(inputs: JudgeInputs, model: str, *, out: Path, seed: int = 0) 
     """Fits a calibration on pairs and writes the file that `feedback.calibration` names."""
     import numpy as np
 
-    from solon.feedback.calibration import calibrate_principles
-    from solon.feedback.calibration_book import CalibrationBook
+    from solon.feedback.quality.calibration import calibrate_principles
+    from solon.feedback.quality.calibration_book import CalibrationBook
 
     _, verdicts, identity = _examined(inputs, model)
     raw, targets, principles, prompts = [], [], [], []
@@ -83,7 +83,7 @@ def run_cascade(
     inputs: JudgeInputs, model: str, *, alpha: float, delta: float, calibration: str = ""
 ) -> dict[str, Any]:
     """Fits the doubt up to which this judge may decide alone."""
-    from solon.feedback.cascade import fit_threshold, measured_against
+    from solon.feedback.panels.cascade import fit_threshold, measured_against
 
     _, verdicts, _ = _examined(inputs, model, calibration=calibration)
     flat = [(v, pair.target) for pair, said in zip(_decided(inputs.pairs), verdicts, strict=True) for v in said]

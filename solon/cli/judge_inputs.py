@@ -13,8 +13,8 @@ from solon.cli.nursery_names import NAMES, PREFIX
 from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.errors import InputError, nearest
-from solon.feedback.gold import GoldPair, load_gold
-from solon.feedback.templates import TEMPLATES
+from solon.feedback.asking.templates import TEMPLATES
+from solon.feedback.trials.gold import GoldPair, load_gold
 
 if TYPE_CHECKING:
     from nursery.grow import Nursery

@@ -19,12 +19,12 @@ from solon.constitution import Constitution
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.errors import InputError, RunFailedError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.dataset import AnswerFile, AnswerRow, SkippedRow, load_answers
-from solon.feedback.endpoint_judge import EndpointFile
-from solon.feedback.hosted import Source, host_judge
-from solon.feedback.label_run import Budget, LabelRun
-from solon.feedback.panel_config import CascadeSection, JurySection
-from solon.feedback.row_selection import RowSelection
+from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.judges.hosted import Source, host_judge
+from solon.feedback.labelling.dataset import AnswerFile, AnswerRow, SkippedRow, load_answers
+from solon.feedback.labelling.label_run import Budget, LabelRun
+from solon.feedback.labelling.row_selection import RowSelection
+from solon.feedback.panels.panel_config import CascadeSection, JurySection
 from solon.overrides import parse_override, put
 from solon.run_directory import RunDirectory
 from solon.validation import describe_invalid
@@ -164,8 +164,8 @@ class _Work:
 
 
 async def _label(work: _Work, show: LabelView) -> dict[str, Any]:
-    from solon.feedback.label_run import finished_rows
-    from solon.feedback.secret import nonce_secret
+    from solon.feedback.asking.secret import nonce_secret
+    from solon.feedback.labelling.label_run import finished_rows
 
     directory = work.directory
     done = finished_rows(directory.path)
@@ -209,7 +209,7 @@ def _selected(
     show: LabelView,
 ) -> tuple[list[AnswerRow], dict[str, float]]:
     """The rows that are labelled, and their weights; a proxy labels all of them first, where one is wanted."""
-    from solon.feedback.row_selection import proxy_margins, select_rows, write_selection
+    from solon.feedback.labelling.row_selection import proxy_margins, select_rows, write_selection
 
     chosen = settings.select
     if chosen.rate == 1:
@@ -311,7 +311,7 @@ def _written(
     directory: RunDirectory, prompts: Sequence[AnswerRow], policy: str, settings: LabelSettings, show: LabelView
 ) -> list[AnswerRow]:
     """The prompts with answers by a policy; written once, read again by a later start."""
-    from solon.feedback.writing import write_answers
+    from solon.feedback.labelling.writing import write_answers
 
     show.note(f"{policy} writes {settings.write.answers} answers to each of {len(prompts)} prompts")
     return asyncio.run(

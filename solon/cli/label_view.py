@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from solon.cli.terminal import visible
-from solon.feedback.label_run import Progress as Done
+from solon.feedback.labelling.label_run import Progress as Done
 from solon.json_text import json_text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from solon.feedback.gold import GoldPair, gold_pair
+from solon.feedback.trials.gold import GoldPair, gold_pair
 
 if TYPE_CHECKING:
     from nursery.grow import Nursery

@@ -23,10 +23,10 @@ from solon.engines.openai_config import EndpointConfig, read_key
 from solon.engines.openai_reply import Problem, Reading, read_reply
 from solon.engines.openai_wire import Breaker, Wire
 from solon.errors import InputError, first_cause, short
-from solon.feedback.cost import CallMeter
-from solon.feedback.limiter import AsyncLimits, Limiter
-from solon.feedback.limits import Bill, LimitsConfig, Permit, Want
 from solon.feedback.questions import Answer, Question
+from solon.feedback.spending.cost import CallMeter
+from solon.feedback.spending.limiter import AsyncLimits, Limiter
+from solon.feedback.spending.limits import Bill, LimitsConfig, Permit, Want
 from solon.records import Status
 
 __all__ = ["EndpointAsk", "EndpointConfig"]

@@ -6,12 +6,12 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from solon.feedback.cache import CacheConfig
+from solon.feedback.asking.swap import SwapConfig
+from solon.feedback.caches.cache import CacheConfig
+from solon.feedback.caches.semantic import SemanticConfig
 from solon.feedback.judging import Task
-from solon.feedback.panel_config import CascadeSection, JurySection
-from solon.feedback.selective import SelectionSection
-from solon.feedback.semantic import SemanticConfig
-from solon.feedback.swap import SwapConfig
+from solon.feedback.panels.panel_config import CascadeSection, JurySection
+from solon.feedback.panels.selective import SelectionSection
 
 
 class FeedbackConfig(BaseModel):

@@ -2,7 +2,7 @@
 
     items ──▶ Judge.judge() ──▶ verdicts
 
-One engine is a judge (`solon.feedback.engine_judge`); a cascade and a jury are judges made of judges; so are the
+One engine is a judge (`solon.feedback.judges.engine_judge`); a cascade and a jury are judges made of judges; so are the
 wrappers that inject biases and faults for tests. Labels of a training run, `solon label` and `solon judges`
 all go through this one call.
 """

@@ -9,8 +9,8 @@ from solon.constitution import Asked, Constitution
 from solon.constitution_rules import PrincipleSampling
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judging import Item, Judge, Verdict, sound
+from solon.feedback.panels.selective import reward_clip
 from solon.feedback.reward import rewards, rule_of
-from solon.feedback.selective import reward_clip
 from solon.records import Feedback, Group, Label
 
 

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from solon.constitution import Constitution
+from solon.feedback.asking.prompts import NO_SECRET
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.hosted import Source, host_judge
-from solon.feedback.identity import JudgeIdentity
+from solon.feedback.judges.hosted import Source, host_judge
+from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.judging import Item, Verdict
 from solon.feedback.labeler import Labeler
-from solon.feedback.limiter import LimitsPort
-from solon.feedback.prompts import NO_SECRET
+from solon.feedback.spending.limiter import LimitsPort
 from solon.protocols import LabelReport
 from solon.records import Feedback, Group, Span
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from solon.errors import InputError
-from solon.feedback.intervals import Interval
-from solon.feedback.quality import Bin
+from solon.feedback.quality.intervals import Interval
+from solon.feedback.quality.quality import Bin
 from solon.whole_file import write_whole
 
 if TYPE_CHECKING:

@@ -563,8 +563,8 @@ def test_bitsandbytes_refuses_what_is_quantised_already(smaller: dict[str, Path]
 
 def test_a_judge_is_measured_in_a_process_of_its_own(tmp_path: Path):
     from solon.engines.base import EngineOptions
-    from solon.feedback.candidates import comparing, measure_apart, parse_candidate
-    from solon.feedback.comparison import compare
+    from solon.feedback.trials.candidates import comparing, measure_apart, parse_candidate
+    from solon.feedback.trials.comparison import compare
     from tests.models import make_model
     from tests.unit.test_quantise import make_constitution, make_pairs
 

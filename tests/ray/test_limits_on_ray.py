@@ -11,8 +11,8 @@ import ray
 
 from actors.limits import LimitsActor, RemoteLimits
 from solon.errors import InputError, RunFailedError
-from solon.feedback.limiter import Limiter
-from solon.feedback.limits import Bill, LimitsConfig, Want
+from solon.feedback.spending.limiter import Limiter
+from solon.feedback.spending.limits import Bill, LimitsConfig, Want
 
 pytestmark = pytest.mark.ray
 

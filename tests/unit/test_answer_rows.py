@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.errors import InputError
-from solon.feedback.dataset import load_answers, parse_row
+from solon.feedback.labelling.dataset import load_answers, parse_row
 
 
 def write(path: Path, *rows: Any) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from solon.feedback.audit import chosen, excerpt, pair_up
+from solon.feedback.watching.audit import chosen, excerpt, pair_up
 from solon.records import Feedback
 from tests.unit.fakes import make_group
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.feedback.biased import BIASES, Bias, BiasedJudge
 from solon.feedback.judging import Item, Verdict
+from solon.feedback.trials.biased import BIASES, Bias, BiasedJudge
 from solon.records import Message, Status
 
 

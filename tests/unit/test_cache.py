@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.errors import InputError, RunFailedError
-from solon.feedback.cache import CacheConfig, ExactCache, open_cache
-from solon.feedback.identity import JudgeIdentity
+from solon.feedback.caches.cache import CacheConfig, ExactCache, open_cache
+from solon.feedback.caches.store import SqliteStore, decode, encode
+from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.questions import Answer, Question
-from solon.feedback.store import SqliteStore, decode, encode
 from solon.records import Status
 from tests.unit.judges import SlowJudge, answer_to, question
 
@@ -354,7 +354,7 @@ async def test_a_store_that_fails_costs_no_verdict(caplog: pytest.LogCaptureFixt
 WRITER = """
 import asyncio, sys
 from solon.feedback.questions import Answer
-from solon.feedback.store import SqliteStore
+from solon.feedback.caches.store import SqliteStore
 async def main(path, name):
     store = SqliteStore(path, entries=10**6)
     for n in range(10**6):
@@ -535,7 +535,7 @@ async def test_a_redis_that_came_back_is_used_again_and_is_asked_ever_more_rarel
     monkeypatch: pytest.MonkeyPatch,
 ):
     pytest.importorskip("redis", reason="the package redis is an extra")
-    from solon.feedback import redis_store
+    from solon.feedback.caches import redis_store
 
     now = [0.0]
     monkeypatch.setattr(redis_store.time, "monotonic", lambda: now[0])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.errors import InputError
-from solon.feedback.calibration import (
+from solon.feedback.quality.calibration import (
     FEWEST_PAIRS,
     Calibration,
     Fit,
@@ -21,8 +21,8 @@ from solon.feedback.calibration import (
     calibrate_principles,
     fit,
 )
-from solon.feedback.calibration_book import CalibrationBook
-from solon.feedback.quality import nll, sigmoid
+from solon.feedback.quality.calibration_book import CalibrationBook
+from solon.feedback.quality.quality import nll, sigmoid
 
 LN3 = math.log(3)
 
@@ -174,7 +174,7 @@ def test_pairs_of_one_prompt_stay_in_one_fold(monkeypatch: pytest.MonkeyPatch):
             seen.append((set(prompts[fold_N == fold]), set(prompts[fold_N != fold])))
         return raw_N
 
-    monkeypatch.setattr("solon.feedback.calibration._out_of_sample", spy)
+    monkeypatch.setattr("solon.feedback.quality.calibration._out_of_sample", spy)
     calibrate("pairwise", raw, targets, rng=make_rng(), clusters_N=prompts, resamples=5)
     assert len(seen) == 5
     assert all(not inside & outside for inside, outside in seen)

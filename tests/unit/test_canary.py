@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from solon.errors import InputError
-from solon.feedback.canary import Canary
-from solon.feedback.gold import GoldPair
 from solon.feedback.judging import Item, Verdict
+from solon.feedback.trials.gold import GoldPair
+from solon.feedback.watching.canary import Canary
 from solon.records import Message, Status
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.errors import InputError
-from solon.feedback.cascade import (
+from solon.feedback.judging import Item, Verdict
+from solon.feedback.panels.cascade import (
     Cascade,
     CascadeConfig,
     fit_threshold,
@@ -19,7 +20,6 @@ from solon.feedback.cascade import (
     uncertainty,
     upper_bound,
 )
-from solon.feedback.judging import Item, Verdict
 from solon.records import Message, Status
 
 COSTS = {"questions": 2, "prompt_tokens": 30, "cached_tokens": 10, "output_tokens": 2, "cache_hits": 1, "usd": 0.5}

@@ -193,8 +193,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, NumberJudge]
         found.append((source, feedback, NumberJudge()))
         return found[-1][2]
 
-    monkeypatch.setattr("solon.feedback.hosted.host_judge", host_judge)
-    monkeypatch.setattr("solon.feedback.secret.nonce_secret", lambda: b"x")
+    monkeypatch.setattr("solon.feedback.judges.hosted.host_judge", host_judge)
+    monkeypatch.setattr("solon.feedback.asking.secret.nonce_secret", lambda: b"x")
     return found
 
 

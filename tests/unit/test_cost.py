@@ -9,8 +9,8 @@ import math
 import pytest
 from rich.console import Console
 
-from solon.feedback.cost import CallMeter, CostConfig, CostMeter, cost_table, information
 from solon.feedback.judging import Verdict
+from solon.feedback.spending.cost import CallMeter, CostConfig, CostMeter, cost_table, information
 from solon.records import Status
 
 OK = Verdict(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.feedback.audit import Audited
-from solon.feedback.drift import Window, agreement, decide, fallen, fit_peak, trend, window_of
-from solon.feedback.gap import Cusum, Gap
+from solon.feedback.watching.audit import Audited
+from solon.feedback.watching.drift import Window, agreement, decide, fallen, fit_peak, trend, window_of
+from solon.feedback.watching.gap import Cusum, Gap
 
 
 def make_window(step: float, gold: float, *, proxy: float = 0.0, num: int = 64, **changes: Any) -> Window:

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.engines.fake import FakeTokenizer
+from solon.feedback.asking.prompts import ASSISTANT, COMPACT, JudgePrompts, JudgeTemplate, shorten
+from solon.feedback.asking.swap import Offset, PositionBias, SwapConfig, is_audited, shown_swapped
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.engine_judge import EngineJudge
+from solon.feedback.judges.engine_judge import EngineJudge
 from solon.feedback.judging import Item, Verdict
-from solon.feedback.prompts import ASSISTANT, COMPACT, JudgePrompts, JudgeTemplate, shorten
 from solon.feedback.questions import Answer, Question
-from solon.feedback.swap import Offset, PositionBias, SwapConfig, is_audited, shown_swapped
 from solon.records import Message, Status
 
 WORDS = "Answer A B : User: Assistant Question Verdict Verdict: yes no sky blue red 1 2 3 4 5"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.errors import InputError
-from solon.feedback.estimators import (
+from solon.feedback.choosing.estimators import (
     Control,
     doubly_robust,
     fit_control,

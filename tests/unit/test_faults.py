@@ -8,15 +8,15 @@ from typing import Any, get_args
 
 import pytest
 
-from solon.feedback.cascade import Cascade
+from solon.feedback.asking.templates import ASSISTANT
+from solon.feedback.asking.text_prompts import TextPrompts
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.engine_judge import EngineJudge
-from solon.feedback.faults import FAULTS, Fault, FaultPlan, FaultyAsk, FaultyJudge
+from solon.feedback.judges.engine_judge import EngineJudge
 from solon.feedback.judging import Item, Verdict
-from solon.feedback.jury import Jury, JuryConfig
+from solon.feedback.panels.cascade import Cascade
+from solon.feedback.panels.jury import Jury, JuryConfig
 from solon.feedback.questions import Answer, Question
-from solon.feedback.templates import ASSISTANT
-from solon.feedback.text_prompts import TextPrompts
+from solon.feedback.trials.faults import FAULTS, Fault, FaultPlan, FaultyAsk, FaultyJudge
 from solon.records import Message, Status
 
 

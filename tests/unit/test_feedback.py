@@ -21,17 +21,17 @@ from solon.constitution import Constitution
 from solon.constitution_rules import Aggregation
 from solon.engines.fake import FakeTokenizer
 from solon.errors import InputError, RunFailedError
-from solon.feedback.batching import MAX_UNDER_WAY, Batcher
-from solon.feedback.cache import ExactCache
+from solon.feedback.asking.prompts import ASSISTANT, COMPACT, TEMPLATES, JudgePrompts, label_ids
+from solon.feedback.asking.swap import SwapConfig
+from solon.feedback.caches.cache import ExactCache
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.engine_judge import EngineJudge
+from solon.feedback.judges.batching import MAX_UNDER_WAY, Batcher
+from solon.feedback.judges.engine_judge import EngineJudge
+from solon.feedback.judges.verdicts import mass, read_bool, read_pair
 from solon.feedback.judging import Verdict
 from solon.feedback.labeler import Labeler, ring_pairs
-from solon.feedback.prompts import ASSISTANT, COMPACT, TEMPLATES, JudgePrompts, label_ids
 from solon.feedback.questions import Answer, Ask, Question, question_digest
 from solon.feedback.reward import rewards, rule_of
-from solon.feedback.swap import SwapConfig
-from solon.feedback.verdicts import mass, read_bool, read_pair
 from solon.records import Label, Message, Status
 from tests.unit.fakes import make_group
 from tests.unit.judges import SlowJudge, answer_to, question

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from solon.errors import InputError
-from solon.feedback.intervals import Interval, wilson
-from solon.feedback.quality import Bin
+from solon.feedback.quality.intervals import Interval, wilson
+from solon.feedback.quality.quality import Bin
 from solon.report.figures import JudgePoint, frontier, pareto_front, reliability, write_page
 
 ATTACKS = [

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from solon.errors import InputError, RunFailedError
 from solon.feedback.judging import Item, Verdict
-from solon.feedback.jury import Jury, JuryConfig, JuryVerdict, weighted_median
+from solon.feedback.panels.jury import Jury, JuryConfig, JuryVerdict, weighted_median
 from solon.records import Message, Status
 
 ITEM = Item(

@@ -15,9 +15,9 @@ import pytest
 from solon.constitution import Constitution
 from solon.errors import RunFailedError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.dataset import AnswerRow, SkippedRow, parse_row
 from solon.feedback.judging import Item, Verdict
-from solon.feedback.label_run import Budget, LabelRun, Progress, finished_rows
+from solon.feedback.labelling.dataset import AnswerRow, SkippedRow, parse_row
+from solon.feedback.labelling.label_run import Budget, LabelRun, Progress, finished_rows
 from solon.records import Status
 from solon.run_directory import RunDirectory
 

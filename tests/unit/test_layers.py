@@ -24,6 +24,25 @@ RANK = {
     "serve_apps": 2,
     "cluster": 3,
 }
+FEEDBACK_ORDER = (
+    "questions",
+    "judging",
+    "asking",
+    "spending",
+    "quality",
+    "choosing",
+    "caches",
+    "panels",
+    "config",
+    "judges",
+    "reward",
+    "labeler",
+    "worker",
+    "labelling",
+    "trials",
+    "watching",
+)
+"""The rooms of solon/feedback and the modules that they share; each may know those before it."""
 HEAVY = {"torch", "vllm", "transformers", "peft", "accelerate", "llmcompressor", "trl"}
 
 
@@ -106,6 +125,47 @@ def test_no_layer_imports_a_layer_above_it():
         for module, path, tree in sources()
         for one in imports(tree, module)
         if RANK.get(one.package, -1) > RANK[module.partition(".")[0]] and not (is_command_line(module) and one.deferred)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def rooms_known_to(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Lines that import from solon.feedback, and the room or shared module each reaches, for types alone as well."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("solon.feedback."):
+                yield node.lineno, name.split(".")[2]
+
+
+def test_the_reader_of_rooms_sees_every_way_to_import_one():
+    tree = ast.parse(
+        "import solon.feedback.caches.store\n"
+        "from solon.feedback import config, panels\n"
+        "if TYPE_CHECKING:\n    from solon.feedback.judges.local import LocalJudge\n"
+        "def f():\n    from solon.feedback.worker import JudgeWorker\n"
+        "import solon.records\n"
+    )
+    assert {room for _, room in rooms_known_to(tree)} == {"caches", "config", "panels", "judges", "worker"}
+
+
+def test_the_rooms_of_feedback_know_each_other_in_one_direction_only():
+    inside = [
+        (module.split(".")[2], path, tree)
+        for module, path, tree in sources("solon")
+        if module.startswith("solon.feedback.") and module != "solon.feedback.__init__"
+    ]
+    assert {room for room, _, _ in inside} == set(FEEDBACK_ORDER), "each room has its place in FEEDBACK_ORDER"
+    wrong = [
+        f"{path}:{line} imports {other}, which comes after {room}"
+        for room, path, tree in inside
+        for line, other in rooms_known_to(tree)
+        if FEEDBACK_ORDER.index(other) > FEEDBACK_ORDER.index(room)
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.errors import InputError, RunFailedError
-from solon.feedback.limiter import AsyncLimits, Limiter
-from solon.feedback.limits import MINUTE, Bill, Limits, LimitsConfig, Permit, Spend, Want, Window
-from solon.feedback.spend import NANO, SpendFile, nano
+from solon.feedback.spending.limiter import AsyncLimits, Limiter
+from solon.feedback.spending.limits import MINUTE, Bill, Limits, LimitsConfig, Permit, Spend, Want, Window
+from solon.feedback.spending.spend import NANO, SpendFile, nano
 
 
 def usd(limits: Limits) -> tuple[float, float]:

@@ -23,10 +23,10 @@ from solon.engines.openai_reply import NOWHERE, clean, label_logprobs, matchers,
 from solon.engines.openai_wire import Breaker
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.limiter import AsyncLimits, Limiter
-from solon.feedback.limits import LimitsConfig
+from solon.feedback.judges.verdicts import read_bool
 from solon.feedback.questions import Answer, Question
-from solon.feedback.verdicts import read_bool
+from solon.feedback.spending.limiter import AsyncLimits, Limiter
+from solon.feedback.spending.limits import LimitsConfig
 from solon.records import Status
 from solon.validation import describe_invalid
 from tests.unit.endpoint_server import (

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.errors import InputError
-from solon.feedback.agreement import (
+from solon.feedback.quality.agreement import (
     agreement,
     alpha,
     codes,
@@ -21,9 +21,14 @@ from solon.feedback.agreement import (
     length_bias,
     length_controlled_agreement,
 )
-from solon.feedback.consistency import antisymmetry_residual, intransitivity, order_consistency, position_quality
-from solon.feedback.intervals import effective_pairs, mcnemar, mean, rows, wilson
-from solon.feedback.quality import brier, debiased_error, ece, ece_floor, nll, reliability, sigmoid
+from solon.feedback.quality.consistency import (
+    antisymmetry_residual,
+    intransitivity,
+    order_consistency,
+    position_quality,
+)
+from solon.feedback.quality.intervals import effective_pairs, mcnemar, mean, rows, wilson
+from solon.feedback.quality.quality import brier, debiased_error, ece, ece_floor, nll, reliability, sigmoid
 
 MARGINS = st.lists(st.floats(-30, 30), min_size=1, max_size=30)
 SIDES = st.sampled_from([-1, 0, 1])
@@ -84,7 +89,7 @@ def test_the_bootstrap_interval_of_a_mean_is_the_one_of_the_normal_law():
 
 
 def test_resamples_in_pieces_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("solon.feedback.intervals.MOST_CELLS", 1000)
+    monkeypatch.setattr("solon.feedback.quality.intervals.MOST_CELLS", 1000)
     sizes = []
     statistic = mean(np.arange(300.0))
     spied = type(statistic)(300, lambda weights: (sizes.append(len(weights)), statistic.of_weights(weights))[1])

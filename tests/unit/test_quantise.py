@@ -23,11 +23,11 @@ from solon.constitution import Constitution
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.bitsandbytes import bitsandbytes_options
 from solon.errors import InputError
-from solon.feedback.candidates import VARIANTS, Candidate, parse_candidate, told_apart
-from solon.feedback.comparison import compare
-from solon.feedback.gold import GoldPair, gold_pair, load_gold, parse_gold
 from solon.feedback.judging import Item, Verdict
-from solon.feedback.measuring import Measurement, Part, deal, measure
+from solon.feedback.trials.candidates import VARIANTS, Candidate, parse_candidate, told_apart
+from solon.feedback.trials.comparison import compare
+from solon.feedback.trials.gold import GoldPair, gold_pair, load_gold, parse_gold
+from solon.feedback.trials.measuring import Measurement, Part, deal, measure
 from solon.records import Status
 from tests.unit.fakes import make_prompt
 

@@ -12,9 +12,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from solon.errors import InputError
-from solon.feedback.estimators import hajek
-from solon.feedback.selection import AUDIT, Bandit, Plan, SelectionConfig, choose, plan, propensities, select, utility
-from solon.feedback.worth import Signals, disagreement, divergence, diversity, impact, near_tie, uncertainty
+from solon.feedback.choosing.estimators import hajek
+from solon.feedback.choosing.selection import (
+    AUDIT,
+    Bandit,
+    Plan,
+    SelectionConfig,
+    choose,
+    plan,
+    propensities,
+    select,
+    utility,
+)
+from solon.feedback.choosing.worth import Signals, disagreement, divergence, diversity, impact, near_tie, uncertainty
 
 LN2 = math.log(2)
 

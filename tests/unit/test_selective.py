@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from solon.feedback.choosing.selection import SelectionConfig
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judging import Item
-from solon.feedback.selection import SelectionConfig
-from solon.feedback.selective import SelectiveJudge
+from solon.feedback.panels.selective import SelectiveJudge
 from solon.records import Message, Status
 from tests.unit.test_label_run import LengthJudge
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from benchmarks._near_duplicates import adversarial, harmless
 from solon.engines.embedding import EncoderEmbed
 from solon.errors import InputError
+from solon.feedback.caches.semantic import SemanticConfig, SemanticJudge, clopper_pearson
+from solon.feedback.caches.semantic_rule import is_verifiable, may_stand_for
 from solon.feedback.judging import Item, Verdict
-from solon.feedback.semantic import SemanticConfig, SemanticJudge, clopper_pearson
-from solon.feedback.semantic_rule import is_verifiable, may_stand_for
 from solon.records import Message, Status
 
 

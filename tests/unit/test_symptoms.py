@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.feedback.symptom_drift import SymptomDrift, changes, ks, merged, psi
-from solon.feedback.symptoms import (
+from solon.feedback.watching.symptom_drift import SymptomDrift, changes, ks, merged, psi
+from solon.feedback.watching.symptoms import (
     BOILERPLATE,
     INJECTION,
     REFUSAL,

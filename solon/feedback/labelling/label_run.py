@@ -1,0 +1,272 @@
+"""Labels a whole data set, and can be stopped and started again at any moment.
+
+    rows ──▶ labeler (many at once) ──▶ labels/part-*.parquet ──▶ preferences.parquet, preferences.jsonl, summary.json
+
+The parts are the record of what is done: each appears whole, and a row that stands in one is never asked about again.
+A row that was under way when the process died is labelled anew; with a cache on disk that costs no forward pass. The
+preferences are written from the parts at the end, so they are the same however often the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from solon.constitution import Constitution
+from solon.errors import first_cause
+from solon.feedback.config import FeedbackConfig
+from solon.feedback.judging import Judge
+from solon.feedback.labeler import Labeler
+from solon.feedback.labelling.dataset import AnswerRow, SkippedRow
+from solon.feedback.labelling.label_summary import Summary
+from solon.feedback.labelling.preferences import Preference, preference_row, preferences
+from solon.feedback.reward import rewards, rule_of
+from solon.records import Feedback, Label, Status
+from solon.run_directory import RunDirectory
+from solon.tables import label_rows
+
+ROWS_AT_ONCE = 96
+"""Rows under way together: enough to fill the engine's batches."""
+ROWS_PER_PART = 512
+SECONDS_PER_PART = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What may be spent in this start. None: no limit."""
+
+    labels: int | None = None
+    usd: float | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is; `on_change` of the run is called with it."""
+
+    rows_total: int
+    rows_before: int
+    """Done by earlier starts."""
+    rows: int = 0
+    labels: int = 0
+    invalid: int = 0
+    usd: float = 0.0
+    started_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started_s
+
+    @property
+    def labels_per_s(self) -> float:
+        return self.labels / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Expected seconds until the last row; None while nothing is known."""
+        left = self.rows_total - self.rows_before - self.rows
+        return left * self.elapsed_s / self.rows if self.rows else None
+
+
+class LabelRun:
+    """`summary = await LabelRun(directory, judge, …).run(rows)`; `stop()` ends it after what is under way."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        judge: Judge,
+        *,
+        config: FeedbackConfig,
+        constitution: Constitution,
+        provenance: Mapping[str, Any],
+        budget: Budget = Budget(),
+        weights: Mapping[str, float] | None = None,
+        on_change: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self._directory = directory
+        self._labeler = Labeler(judge, config=config, constitution=constitution)
+        self._config = config
+        self._constitution = constitution
+        self._provenance = provenance
+        self._budget = budget
+        self._weights = weights or {}
+        self._on_change = on_change
+        self._stopping = False
+        self._refused = False
+        """A label was not asked for lack of budget."""
+        self._pending: list[dict[str, Any]] = []
+        self._pending_rows = 0
+        self._written_s = time.monotonic()
+
+    def stop(self) -> None:
+        """Take no further row; what is under way is finished and written."""
+        self._stopping = True
+
+    async def run(self, rows: Sequence[AnswerRow], skipped: Sequence[SkippedRow] = ()) -> dict[str, Any]:
+        """Label what is not labelled yet, write the preferences; returns the summary.
+
+        Raises RunFailedError when the judge is gone; what was labelled until then is written.
+        """
+        done = finished_rows(self._directory.path)
+        todo = [row for row in rows if row.row_id not in done]
+        progress = Progress(rows_total=len(rows), rows_before=len(rows) - len(todo))
+        self._on_change(progress)
+        try:
+            await self._label_all(todo, progress)
+        finally:
+            self._flush()
+        return self._finish(rows, skipped, progress)
+
+    async def _label_all(self, todo: Sequence[AnswerRow], progress: Progress) -> None:
+        waiting = iter(todo)
+
+        async def work() -> None:
+            for row in waiting:
+                if self._stopping or self._refused or self._is_spent(progress):
+                    return
+                self._keep(row, await self._labeler.label(row.as_group()), progress)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(ROWS_AT_ONCE, len(todo))):
+                    group.create_task(work())
+        except ExceptionGroup as failures:
+            raise first_cause(failures) from None
+
+    def _is_spent(self, progress: Progress) -> bool:
+        budget = self._budget
+        return (budget.labels is not None and progress.labels >= budget.labels) or (
+            budget.usd is not None and progress.usd >= budget.usd
+        )
+
+    def _keep(self, row: AnswerRow, feedback: Feedback, progress: Progress) -> None:
+        progress.usd += sum(label.usd for label in feedback.labels)
+        if any(label.status is Status.BUDGET_SKIP for label in feedback.labels):
+            # Not asked: it stays to be done, and what was asked of it is in the cache.
+            self._refused = True
+            return
+        mark = {"row_id": row.row_id, "weight": self._weights.get(row.row_id, 1.0)}
+        found = label_rows(feedback, {**self._provenance, **mark})
+        self._pending += found or [_no_label(row, self._provenance, mark)]
+        self._pending_rows += 1
+        progress.rows += 1
+        progress.labels += len(feedback.labels)
+        progress.invalid += sum(not label.status.valid for label in feedback.labels)
+        if self._pending_rows >= ROWS_PER_PART or time.monotonic() - self._written_s > SECONDS_PER_PART:
+            self._flush()
+        self._on_change(progress)
+
+    def _flush(self) -> None:
+        rows, self._pending, self._pending_rows = self._pending, [], 0
+        self._written_s = time.monotonic()
+        self._directory.write_rows("labels", rows)
+
+    def _finish(self, rows: Sequence[AnswerRow], skipped: Sequence[SkippedRow], progress: Progress) -> dict[str, Any]:
+        by_id = {row.row_id: row for row in rows}
+        summary = Summary()
+        found: list[tuple[AnswerRow, Preference]] = []
+        for row_id, labels, weight in read_labels(self._directory.path):
+            if (row := by_id.get(row_id)) is None:
+                continue  # the file was changed since
+            feedback = feedback_of(row, labels, self._config, self._constitution)
+            preferred = preferences(row, feedback, self._constitution, self._config, weight=weight)
+            summary.add(labels, preferred)
+            found += [(row, preference) for preference in preferred]
+        self._write_preferences(found)
+        write_skipped(self._directory.path / "skipped.jsonl", skipped)
+        left = len(rows) - progress.rows_before - progress.rows
+        status = "completed" if not left else "stopped" if self._stopping else "budget"
+        result = {
+            "status": status,
+            "rows": {"total": len(rows), "done": len(rows) - left, "left": left, "skipped": len(skipped)},
+            "preferences": len(found),
+            **summary.to_dict(),
+            "this_start": {
+                "rows": progress.rows,
+                "labels": progress.labels,
+                "seconds": progress.elapsed_s,
+                "labels_per_s": progress.labels_per_s,
+                "usd": progress.usd,
+            },
+        }
+        self._directory.write_json("summary.json", result)
+        return result
+
+    def _write_preferences(self, found: Sequence[tuple[AnswerRow, Preference]]) -> None:
+        order = sorted(found, key=lambda pair: (pair[0].number, pair[1].chosen, pair[1].rejected))
+        lines = [json.dumps(preference_row(row, preference)) for row, preference in order]
+        path = self._directory.path / "preferences.jsonl"
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        scratch.replace(path)
+
+
+def finished_rows(path: Path) -> set[str]:
+    """Ids of the rows that stand in the parts of a run."""
+    import pyarrow.parquet as pq
+
+    done: set[str] = set()
+    for part in sorted((path / "labels").glob("part-*.parquet")):
+        done.update(pq.read_table(part, columns=["row_id"])["row_id"].to_pylist())
+    return done
+
+
+def read_labels(path: Path) -> list[tuple[str, list[Label], float]]:
+    """(row id, labels, weight) of every finished row."""
+    import pyarrow.parquet as pq
+
+    fields = {f.name for f in dataclasses.fields(Label)}
+    rows: dict[str, tuple[list[Label], float]] = {}
+    for part in sorted((path / "labels").glob("part-*.parquet")):
+        for record in pq.read_table(part).to_pylist():
+            labels, _ = rows.setdefault(record["row_id"], ([], float(record["weight"])))
+            if record["task"] is not None:
+                known = {name: value for name, value in record.items() if name in fields}
+                known |= {"status": Status(record["status"]), "rollouts": tuple(record["rollouts"])}
+                known["prompt_digests"] = tuple(record["prompt_digests"])
+                labels.append(Label(**known))
+    return [(row_id, labels, weight) for row_id, (labels, weight) in rows.items()]
+
+
+def write_skipped(path: Path, skipped: Sequence[SkippedRow]) -> None:
+    """One line per row that could not be labelled, with the reason."""
+    if skipped:
+        path.write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in skipped), encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def feedback_of(
+    row: AnswerRow, labels: Sequence[Label], config: FeedbackConfig, constitution: Constitution
+) -> Feedback:
+    """The rewards of a row, made anew from its labels."""
+    asked = {label.principle_id for label in labels}
+    return Feedback(
+        ordinal=row.number,
+        attempt=0,
+        rewards_G=rewards(
+            labels,
+            num_rollouts=len(row.answers),
+            principles=[p for p in constitution.principles if p.id in asked],
+            rule=rule_of(constitution, config),
+            clip=config.margin_clip,
+        ),
+        labels=tuple(labels),
+    )
+
+
+def _no_label(row: AnswerRow, provenance: Mapping[str, Any], mark: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that no principle speaks about is done, too: it has a line without a label."""
+    like = Feedback(
+        ordinal=row.number,
+        attempt=0,
+        rewards_G=(None,),
+        labels=(Label(task="pointwise", principle_id="", rollouts=(0,), status=Status.ABSTAIN, margin=None),),
+    )
+    (line,) = label_rows(like, {**provenance, **mark})
+    return {**line, "task": None, "status": "no_principle_applies"}

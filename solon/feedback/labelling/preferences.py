@@ -1,0 +1,107 @@
+"""From labels to preferences: chosen and rejected in TRL's columns, with how sure the judges are.
+
+A pair's margin is what the constitution's aggregation makes of the principles' calibrated margins; `soft_label` is
+the probability that the chosen answer is the better one, `sigmoid(margin)`. A pair with an invalid label has no margin
+and is no preference; a tie is none either, but stays in the labels, where losses that take soft labels find it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from solon.constitution import Constitution
+from solon.constitution_rules import Weighed
+from solon.feedback.config import FeedbackConfig
+from solon.feedback.labelling.dataset import AnswerRow
+from solon.feedback.reward import rule_of
+from solon.records import Feedback, Label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """One of two answers of a row is better. `margin` >= 0, in nats."""
+
+    row_id: str
+    chosen: int
+    rejected: int
+    margin: float
+    weight: float = 1.0
+
+    @property
+    def soft_label(self) -> float:
+        """Probability that the chosen answer is the better one."""
+        return 1 / (1 + math.exp(-self.margin))
+
+    @property
+    def label_id(self) -> str:
+        """The same for the same row and pair."""
+        return hashlib.sha256(f"{self.row_id}:{self.chosen}:{self.rejected}".encode()).hexdigest()[:26]
+
+
+def preferences(
+    row: AnswerRow, feedback: Feedback, constitution: Constitution, config: FeedbackConfig, *, weight: float = 1.0
+) -> list[Preference]:
+    """The preferences that follow from the labels of a row; ties and invalid pairs give none."""
+    if config.task == "pairwise":
+        margins = _pair_margins(feedback.labels, constitution, config)
+    else:
+        rewards = feedback.rewards_G
+        margins = {
+            (i, j): first - second
+            for i, first in enumerate(rewards)
+            for j, second in enumerate(rewards)
+            if i < j and first is not None and second is not None
+        }
+    found = []
+    for (first, second), margin in margins.items():
+        if abs(margin) < config.tie_band or row.answers[first] == row.answers[second]:
+            continue
+        chosen, rejected = (first, second) if margin > 0 else (second, first)
+        found.append(Preference(row_id=row.row_id, chosen=chosen, rejected=rejected, margin=abs(margin), weight=weight))
+    return found
+
+
+def preference_row(row: AnswerRow, preference: Preference) -> dict[str, Any]:
+    """In TRL's columns: text stays text, a conversation of several turns becomes messages."""
+    messages = row.prompt.messages
+    texts = row.answers[preference.chosen], row.answers[preference.rejected]
+    plain = len(messages) == 1
+    prompt: Any = messages[0].content if plain else [{"role": m.role, "content": m.content} for m in messages]
+    chosen, rejected = texts if plain else ([{"role": "assistant", "content": text}] for text in texts)
+    return {
+        "prompt": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "soft_label": preference.soft_label,
+        "weight": preference.weight,
+        "margin": preference.margin,
+        "label_id": preference.label_id,
+        "row_id": row.row_id,
+    }
+
+
+def _pair_margins(
+    labels: Sequence[Label], constitution: Constitution, config: FeedbackConfig
+) -> dict[tuple[int, int], float]:
+    principles = {p.id: p for p in constitution.principles}
+    rule = rule_of(constitution, config)
+    by_pair: dict[tuple[int, int], list[Label]] = defaultdict(list)
+    for label in labels:
+        by_pair[label.rollouts[0], label.rollouts[1]].append(label)
+    margins = {}
+    for pair, labelled in by_pair.items():
+        found = [
+            Weighed(label.margin, principle.weight, principle.severity == "hard")
+            for label in labelled
+            if label.margin is not None and (principle := principles[label.principle_id])
+        ]
+        if len(found) == len(
+            labelled
+        ):  # a mean over the principles that happened to work would look like a right label
+            margins[pair] = rule.preference(found, clip=config.margin_clip)
+    return margins

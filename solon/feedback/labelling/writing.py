@@ -1,0 +1,65 @@
+"""Answers that a policy writes to prompts that have none, once: a later start reads them from the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+
+from solon.engines.base import EngineConfig
+from solon.feedback.labelling.dataset import AnswerRow
+from solon.ledger import Grant
+from solon.protocols import Assignment
+from solon.records import Sampling
+from solon.rollout import RolloutSettings, RolloutWorker
+from solon.run_directory import RunDirectory
+
+FILE = "answers.jsonl"
+PROMPTS_AT_ONCE = 64
+
+
+async def write_answers(
+    directory: RunDirectory,
+    prompts: Sequence[AnswerRow],
+    engine: EngineConfig,
+    *,
+    answers: int,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[AnswerRow]:
+    """The rows with `answers` answers each. The seed of an answer depends on its row's number alone, so a start
+    that was interrupted goes on to the same texts."""
+    known = _read(directory)
+    todo = [row for row in prompts if row.row_id not in known]
+    if todo:
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+        worker = RolloutWorker(engine, RolloutSettings(sampling=sampling, group_size=answers, seed=seed), name="policy")
+        try:
+            await worker.start()
+            for start in range(0, len(todo), PROMPTS_AT_ONCE):
+                chunk = {row.number: row for row in todo[start : start + PROMPTS_AT_ONCE]}
+                work = [
+                    Assignment(grant=Grant(ordinal=number, attempt=0, version=0), prompt=row.prompt)
+                    for number, row in chunk.items()
+                ]
+                async for _, group in worker.generate(work):
+                    row = chunk[group.ordinal]
+                    known[row.row_id] = tuple(rollout.text for rollout in group.rollouts)
+                    directory.append(FILE, {"id": row.row_id, "answers": known[row.row_id]})
+        finally:
+            await worker.close()
+    return [dataclasses.replace(row, answers=known[row.row_id]) for row in prompts]
+
+
+def _read(directory: RunDirectory) -> dict[str, tuple[str, ...]]:
+    path = directory.path / FILE
+    if not path.exists():
+        return {}
+    whole = path.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):  # the line that was being written when the process died
+        os.truncate(path, end)
+    records = (json.loads(line) for line in whole[:end].splitlines())
+    return {record["id"]: tuple(record["answers"]) for record in records}

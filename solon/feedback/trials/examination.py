@@ -1,0 +1,89 @@
+"""How often a judge prefers the right answer, subset by subset: what benchmarks of reward models print.
+
+A pair counts as right when the judge's both-order verdict favours the answer that gold favours. One without a verdict
+is not half right: it counts as wrong in `accuracy` and is shown as `invalid`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from solon.feedback.judging import Judge, Verdict
+from solon.feedback.quality.intervals import Interval, wilson
+from solon.feedback.trials.gold import GoldPair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubsetResult:
+    """One line of the examination."""
+
+    subset: str
+    pairs: int
+    accuracy: Interval
+    invalid: int
+    ties: int
+    consistent: Interval | None
+    """Share of the pairs asked in both orders on which both favour the same answer; None when none was."""
+    one_order: float | None
+    """Accuracy if each pair had been asked in the shown order alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """All subsets, and all pairs together."""
+
+    subsets: tuple[SubsetResult, ...]
+    whole: SubsetResult
+    mean_of_subsets: float
+    """Every subset counts the same, as leaderboards have it."""
+
+
+async def examine(judge: Judge, pairs: Sequence[GoldPair]) -> tuple[Examination, list[list[Verdict]]]:
+    """Ask about every pair that gold decides; returns the verdicts as well, pair by pair."""
+    decided = [pair for pair in pairs if pair.is_decided]
+    said = iter(await judge.judge([item for pair in decided for item in pair.items]))
+    verdicts = [[next(said) for _ in pair.items] for pair in decided]
+    by_subset: dict[str, list[int]] = defaultdict(list)
+    for index, pair in enumerate(decided):
+        by_subset[pair.subset or "all"].append(index)
+    subsets = tuple(_result(name, [(decided[i], verdicts[i]) for i in found]) for name, found in by_subset.items())
+    whole = _result("all pairs", list(zip(decided, verdicts, strict=True)))
+    mean = sum(s.accuracy.value for s in subsets) / len(subsets)
+    return Examination(subsets=subsets, whole=whole, mean_of_subsets=mean), verdicts
+
+
+def _result(name: str, found: Sequence[tuple[GoldPair, list[Verdict]]]) -> SubsetResult:
+    right = invalid = ties = agree = twice = one_right = 0
+    for pair, said in found:
+        margin = _mean([v.margin for v in said], pair.weights)
+        if margin is None:
+            invalid += 1
+            continue
+        ties += all(v.status == "tie" for v in said)
+        right += (margin > 0) == (pair.target > 0.5) and margin != 0
+        offsets = [v.position_offset for v in said]
+        raws = [v.raw_margin for v in said]
+        offset, raw = _mean(offsets, pair.weights), _mean(raws, pair.weights)
+        if offset is not None and raw is not None:
+            twice += 1
+            agree += abs(raw) > abs(offset)
+            one_right += (raw + offset > 0) == (pair.target > 0.5)
+    return SubsetResult(
+        subset=name,
+        pairs=len(found),
+        accuracy=wilson(right / len(found), len(found)),
+        invalid=invalid,
+        ties=ties,
+        consistent=wilson(agree / twice, twice) if twice else None,
+        one_order=one_right / twice if twice else None,
+    )
+
+
+def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Weighted; None when one is missing."""
+    known = [(w, v) for w, v in zip(weights, values, strict=True) if v is not None]
+    if len(known) < len(values):
+        return None
+    return sum(w * v for w, v in known) / sum(w for w, _ in known)

@@ -1,0 +1,109 @@
+"""The same pairs put to the judge again and again: a judge that answers otherwise has changed, whatever the policy did.
+
+Weights swapped under a name, another engine or template, a cache gone wrong: all of them move verdicts on pairs that
+never change. The pairs have a gold verdict, so that it is also seen whether the judge was any good to begin with.
+Ask them past the caches: a cached verdict is the first reading again, and proves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from solon.errors import InputError
+from solon.feedback.judging import Item, Verdict
+from solon.feedback.trials.gold import GoldPair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryReading:
+    """What the judge said this time, next to the first time and to gold."""
+
+    step: int
+    accuracy: float
+    """Share of the pairs that gold decides on which the judge says the same; silence is not the same."""
+    flips: float
+    """Share of all pairs whose favoured answer is another one than at first, or on which there was a verdict only
+    once."""
+    largest_change: float
+    """Of a margin, nats, over the pairs that had a verdict both times."""
+    silent: float
+    """Share of the pairs without a valid verdict."""
+    flipped: tuple[int, ...]
+    """Which pairs flipped."""
+
+    @property
+    def is_identical(self) -> bool:
+        """Every verdict is the first one again, to the last bit."""
+        return self.largest_change == 0.0 and not self.flipped
+
+    def metrics(self) -> dict[str, float]:
+        """`watch/canary_.../...`"""
+        return {
+            "watch/canary_accuracy/mean": self.accuracy,
+            "watch/canary_flips/share": self.flips,
+            "watch/canary_change/max": self.largest_change,
+            "watch/canary_silent/share": self.silent,
+        }
+
+
+class Canary:
+    """A fixed set of gold pairs and the first reading of them.
+
+    canary = Canary(load_gold("canary.jsonl", constitution))
+    reading = canary.read(step, await judge.judge(canary.items))
+    """
+
+    def __init__(self, pairs: Sequence[GoldPair]) -> None:
+        if not pairs:
+            raise InputError("the canary set is empty, expected pairs with a gold verdict; 200 tell half a percent")
+        self.pairs = tuple(pairs)
+        self.items: tuple[Item, ...] = tuple(item for pair in self.pairs for item in pair.items)
+        self._first: list[float | None] | None = None
+
+    def read(self, step: int, verdicts: Sequence[Verdict]) -> CanaryReading:
+        """Compare with the first reading, which the first call becomes. Verdicts in the order of `items`."""
+        if len(verdicts) != len(self.items):
+            raise ValueError(
+                f"got {len(verdicts)} verdicts for {len(self.items)} canary items, expected one each, in their order"
+            )
+        margins = self._margins(verdicts)
+        if self._first is None:
+            self._first = margins
+        flipped = tuple(
+            index for index, (was, now) in enumerate(zip(self._first, margins, strict=True)) if _is_flip(was, now)
+        )
+        changes = [
+            abs(now - was) for was, now in zip(self._first, margins, strict=True) if was is not None and now is not None
+        ]
+        decided = [(pair, margin) for pair, margin in zip(self.pairs, margins, strict=True) if pair.is_decided]
+        right = sum(1 for pair, margin in decided if margin and (margin > 0) == (pair.target > 0.5))
+        return CanaryReading(
+            step=step,
+            accuracy=right / len(decided) if decided else math.nan,
+            flips=len(flipped) / len(self.pairs),
+            largest_change=max(changes, default=0.0),
+            silent=sum(margin is None for margin in margins) / len(self.pairs),
+            flipped=flipped,
+        )
+
+    def _margins(self, verdicts: Sequence[Verdict]) -> list[float | None]:
+        """One margin for each pair, the weighted mean over its principles; None when one of them has no verdict."""
+        found: list[float | None] = []
+        place = 0
+        for pair in self.pairs:
+            margins = [verdict.margin for verdict in verdicts[place : place + len(pair.items)]]
+            place += len(pair.items)
+            known = [margin for margin in margins if margin is not None]
+            if len(known) < len(margins):
+                found.append(None)
+            else:
+                found.append(sum(w * m for w, m in zip(pair.weights, known, strict=True)) / sum(pair.weights))
+        return found
+
+
+def _is_flip(was: float | None, now: float | None) -> bool:
+    if was is None or now is None:
+        return (was is None) != (now is None)
+    return was * now < 0

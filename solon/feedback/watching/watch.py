@@ -1,0 +1,278 @@
+"""Watches the labels of a run: told of what was labelled, audited and measured, it says when to look and when to stop.
+
+    labelled groups ──▶ symptoms      ┐
+    audited rollouts ──▶ windows      ├──▶ poll(step) ──▶ alarms, each with an action
+    KL to the reference ──▶ distance  │
+    canary verdicts ──▶ flips         ┘
+
+It judges nothing itself and changes nothing: who holds it asks gold, puts the canaries and acts on the alarms. Single
+threaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from solon.feedback.watching.audit import Audited, chosen, pair_up
+from solon.feedback.watching.canary import CanaryReading
+from solon.feedback.watching.drift import Reason, Window, decide, fit_peak, trend, window_of
+from solon.feedback.watching.gap import Gap
+from solon.feedback.watching.symptom_drift import SymptomDrift
+from solon.feedback.watching.watch_config import Action, CanaryConfig, WatchConfig
+from solon.records import Feedback, Group
+
+KEPT_STEPS = 4096
+"""KL values that are remembered: more than any audit takes to come back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Something is to be looked at. Alarm(kind="gold_falls", step=120, value=-0.01, threshold=0.0, message="...",
+    action="stop")"""
+
+    kind: str
+    step: int
+    value: float
+    threshold: float
+    message: str
+    action: Action = "warn"
+
+
+class Watch:
+    """`watch.observe(...)`, `watch.audit(...)`, `watch.kl(...)`, `watch.canary(...)`; then `watch.poll(step)`.
+
+    is_relative: rewards compare the answers of one group (pairwise), so that their level says nothing.
+    """
+
+    def __init__(
+        self,
+        config: WatchConfig,
+        *,
+        seed: int = 0,
+        is_relative: bool = False,
+        canaries: CanaryConfig | None = None,
+    ) -> None:
+        self.config = config
+        self._canaries = canaries or CanaryConfig()
+        self._seed = seed
+        self._is_relative = is_relative
+        self.windows: list[Window] = []
+        """Finished windows of audited rollouts."""
+        self._audited: list[Audited] = []
+        self._asked = self._missing = 0
+        self._gap: Gap | None = None
+        self._kl: deque[tuple[int, float]] = deque(maxlen=KEPT_STEPS)
+        self._symptoms = SymptomDrift(
+            answers=config.symptom_answers, reference_windows=config.reference_windows, psi_limit=config.psi
+        )
+        self._symptoms_due = 0
+        self._pending: list[Alarm] = []
+        self._raised: set[str] = set()
+        self._metrics: dict[str, float] = {}
+
+    # -- what it is told -------------------------------------------------------------------------------------------
+
+    def chosen(self, ordinal: int, attempt: int, num_rollouts: int) -> tuple[int, ...]:
+        """Rollouts of a group that gold is to read."""
+        return chosen(ordinal, attempt, num_rollouts, share=self.config.audit_share, seed=self._seed)
+
+    @property
+    def wants_answers(self) -> bool:
+        """Whether the window of symptoms has room; what is observed beyond it is not kept."""
+        return not self._symptoms.is_full
+
+    def observe(self, group: Group, feedback: Feedback) -> None:
+        """A labelled group."""
+        self._symptoms.observe(group, feedback)
+
+    def audit(self, group: Group, rollouts: Sequence[int], proxy: Feedback, gold: Feedback) -> None:
+        """Gold's feedback on the `excerpt` of a group with these rollouts, and the judge's on the whole group."""
+        pairs, missing = pair_up(group, rollouts, proxy, gold)
+        self._audited += pairs
+        self._asked += len(rollouts)
+        self._missing += missing
+
+    def kl(self, step: int, value: float) -> None:
+        """KL of policy version `step` to the reference, nats per answer."""
+        if math.isfinite(value) and value >= 0:
+            self._kl.append((step, value))
+
+    def is_canary_due(self, step: int) -> bool:
+        """Whether the canary pairs are to be judged before this step."""
+        return step % self._canaries.every == 0
+
+    def canary(self, reading: CanaryReading) -> None:
+        """What came of the canary pairs."""
+        self._metrics |= reading.metrics()
+        too_many = reading.flips > self._canaries.flips
+        changed = self._canaries.is_repeatable and not reading.is_identical
+        threshold = 0.0 if changed and not too_many else self._canaries.flips
+        what = (
+            f"the judge says the opposite on {reading.flips:.1%} of the canary pairs"
+            if too_many
+            else f"the judge's margins on the canary pairs moved by up to {reading.largest_change:.3g} nats"
+        )
+        self._raise(
+            "canary",
+            when=too_many or changed,
+            step=reading.step,
+            value=reading.flips if too_many else reading.largest_change,
+            threshold=threshold,
+            message=f"{what}, compared with its first reading: it is no longer the same judge",
+            action=self._canaries.action,
+        )
+
+    # -- what it says ----------------------------------------------------------------------------------------------
+
+    def poll(self, step: int) -> list[Alarm]:
+        """New alarms after a committed step.
+
+        One that goes on is said once, and again after it was gone; a symptom and the nearing of the peak once in a run.
+        """
+        if len(self._audited) >= self.config.audit_window:
+            self._close_window(step)
+        if step >= self._symptoms_due:
+            self._close_symptoms(step)
+        alarms, self._pending = self._pending, []
+        return alarms
+
+    def drain_metrics(self) -> dict[str, float]:
+        """`watch/...` and `symptom/...` of what was finished since the last call."""
+        metrics, self._metrics = self._metrics, {}
+        return metrics
+
+    @property
+    def best(self) -> Window | None:
+        """The window that gold liked most."""
+        return max(self.windows, key=lambda window: window.gold, default=None)
+
+    # -- how it gets there -----------------------------------------------------------------------------------------
+
+    def _close_window(self, step: int) -> None:
+        audited, self._audited = self._audited, []
+        window = window_of(audited, distance=self._distance(audited))
+        self.windows.append(window)
+        self._watch_missing(step)
+        is_wide = False
+        if len(self.windows) == self.config.reference_windows:
+            config = self.config
+            self._gap = Gap(
+                self.windows, tolerance=config.gap_tolerance, slack=config.gap_slack, limit=config.gap_limit
+            )
+        elif self._gap is not None:
+            is_wide = self._gap.add(window)
+        self._measure(window)
+        if self._gap is not None:
+            self._raise(
+                "gap",
+                when=is_wide,
+                step=step,
+                value=self._gap.cusum.value,
+                threshold=self.config.gap_limit,
+                message=f"the reward is {self._gap.value:.2f} standard deviations further above gold than it was in "
+                f"the first {self.config.reference_windows} windows",
+            )
+        found = {reason.kind: reason for reason in self._decide()}
+        for kind in ("near_peak", "past_peak", "gold_falls"):
+            self._raise_reason(kind, found.get(kind), step)
+
+    def _decide(self) -> list[Reason]:
+        config = self.config
+        return decide(
+            self.windows, trend_windows=config.trend_windows, near=config.near_peak, is_relative=self._is_relative
+        )
+
+    def _raise_reason(self, kind: str, reason: Reason | None, step: int) -> None:
+        if reason is None:
+            if kind != "near_peak":  # said once: the distance is noisy, and a run may stay near it for long
+                self._raised.discard(kind)
+            return
+        best = self.best
+        where = f"; gold was best at steps {best.first_step} to {best.last_step}" if best else ""
+        self._raise(
+            kind,
+            when=True,
+            step=step,
+            value=reason.value,
+            threshold=reason.threshold,
+            message=reason.message + where,
+            action=self.config.action if reason.verdict == "act" else "warn",
+        )
+
+    def _watch_missing(self, step: int) -> None:
+        share = self._missing / self._asked if self._asked else 0.0
+        self._metrics["watch/audit_missing/share"] = share
+        self._raise(
+            "missing_gold",
+            when=share > self.config.missing_gold,
+            step=step,
+            value=share,
+            threshold=self.config.missing_gold,
+            message=f"{share:.1%} of the audited rollouts have no verdict, so the audit is no longer uniform",
+        )
+        self._asked = self._missing = 0
+
+    def _distance(self, audited: Sequence[Audited]) -> float:
+        first, last = min(one.step for one in audited), max(one.step for one in audited)
+        values = [value for step, value in self._kl if first <= step <= last]
+        values = values or [value for step, value in self._kl if step <= last][-1:]
+        return math.sqrt(sum(values) / len(values)) if values else math.nan
+
+    def _measure(self, window: Window) -> None:
+        found = {
+            "watch/proxy/mean": window.proxy,
+            "watch/gold/mean": window.gold,
+            "watch/agreement/mean": window.agreement,
+            "watch/correlation/mean": window.correlation,
+            "watch/distance/mean": window.distance,
+            "watch/audited/sum": float(window.num),
+        }
+        if self._gap is not None:
+            found |= {"watch/gap/mean": self._gap.value, "watch/gap_cusum/last": self._gap.cusum.value}
+        recent = self.windows[-self.config.trend_windows :]
+        if len(recent) == self.config.trend_windows and recent[0].step < recent[-1].step:
+            proxy, gold = trend(recent, "proxy"), trend(recent, "gold")
+            found |= {"watch/proxy_slope/mean": proxy.value, "watch/gold_slope/mean": gold.value}
+            found["watch/gold_slope/high"] = gold.high
+        if (fit := fit_peak(self.windows)) is not None:
+            found |= {"watch/peak/mean": fit.peak.value, "watch/peak/high": fit.peak.high}
+        self._metrics |= {key: value for key, value in found.items() if math.isfinite(value)}
+
+    def _close_symptoms(self, step: int) -> None:
+        closed = self._symptoms.close()
+        if closed is None:
+            return
+        metrics, changed = closed
+        self._metrics |= metrics
+        self._symptoms_due = step + self.config.symptom_every
+        for change in changed:
+            self._raise(
+                f"symptom/{change.name}",
+                when=True,
+                step=step,
+                value=change.value,
+                threshold=change.threshold,
+                message=f"{change.message}: {change.value:.3g}, where the first windows allow {change.threshold:.3g}",
+            )
+
+    def _raise(
+        self,
+        kind: str,
+        *,
+        when: bool,
+        step: int,
+        value: float,
+        threshold: float,
+        message: str,
+        action: Action = "warn",
+    ) -> None:
+        if not when:
+            self._raised.discard(kind)
+        elif kind not in self._raised:
+            self._raised.add(kind)
+            self._pending.append(
+                Alarm(kind=kind, step=step, value=value, threshold=threshold, message=message, action=action)
+            )

@@ -1,0 +1,194 @@
+"""The watch in a run: an observer of the loop that has gold read a share of the rollouts, and acts on what follows.
+
+    loop ──▶ WatchingObserver ──▶ observer of the run (recorder)
+                   │   ▲
+         excerpts  ▼   │ gold's feedback
+                gold judge
+
+No stage waits for it. What it computes runs in a thread, one thing at a time; metrics of a finished window come with
+the next step that is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Protocol
+
+from solon.feedback.judging import Item, Verdict
+from solon.feedback.watching.audit import excerpt
+from solon.feedback.watching.canary import Canary
+from solon.feedback.watching.watch import Alarm, Watch
+from solon.feedback.watching.watch_config import Action
+from solon.ledger import Lease
+from solon.protocols import Box, GenerationReport, LabelReport, Observer
+from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
+
+AUDITS_AT_ONCE = 8
+MAX_WAITING = 256
+"""Groups that wait for gold at most: each holds a payload that the run could free."""
+
+
+class GoldJudge(Protocol):
+    """Another judge than the one that rewards."""
+
+    async def label_group(self, group: Group) -> Any:
+        """Its feedback on a group."""
+        ...
+
+
+class WatchingObserver:
+    """Implements `Observer`. `await close()` when the loop has ended; it raises what went wrong inside.
+
+    unbox: opens a payload; may block. on_action: called with the first alarm of each kind whose action is more than a
+    warning. canary, judge: pairs that never change, and who asks the rewarding judge about them past its caches.
+    """
+
+    def __init__(
+        self,
+        observer: Observer,
+        watch: Watch,
+        *,
+        gold: GoldJudge,
+        unbox: Callable[[Box], Any],
+        on_action: Callable[[Alarm], Awaitable[None]],
+        canary: Canary | None = None,
+        judge: Callable[[Sequence[Item]], Awaitable[list[Verdict]]] | None = None,
+    ) -> None:
+        self._observer = observer
+        self.watch = watch
+        self._gold = gold
+        self._unbox = unbox
+        self._on_action = on_action
+        self._canary = canary
+        self._judge = judge
+        self.alarms: list[Alarm] = []
+        self._boxes: dict[tuple[int, int], Box] = {}
+        self._room = asyncio.Semaphore(AUDITS_AT_ONCE)
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._metrics: dict[str, float] = {}
+        self._step = 0
+        self._is_blind = False
+        self._failure: BaseException | None = None
+
+    def generated(self, report: GenerationReport, box: Box) -> None:
+        self._boxes[report.ordinal, report.attempt] = box
+        self._observer.generated(report, box)
+
+    def labelled(self, report: LabelReport, box: Box) -> None:
+        self._observer.labelled(report, box)
+        written = self._boxes.pop((report.ordinal, report.attempt), None)
+        rollouts = self.watch.chosen(report.ordinal, report.attempt, report.num_rollouts)
+        if self._is_blind:
+            rollouts = ()
+        if written is None or not (rollouts or self.watch.wants_answers):
+            return
+        if len(self._tasks) >= MAX_WAITING:
+            self._lose("audit_behind", f"{MAX_WAITING} groups wait for it; lower watch.audit_share or judge faster")
+            return
+        self._begin(self._look(written, box, rollouts))
+
+    def stepped(self, lease: Lease, report: StepReport) -> None:
+        self._step = lease.step
+        per_token = report.metrics.get("learn/kl_reference/mean")
+        length = report.metrics.get("learn/response_length/mean")
+        kl = None if per_token is None or length is None else per_token * length
+        metrics, self._metrics = self._metrics, {}
+        self._observer.stepped(lease, replace(report, metrics=report.metrics | metrics))
+        self._begin(self._poll(lease.step, kl))
+        if self._canary is not None and self.watch.is_canary_due(lease.step):
+            self._begin(self._read_canary(self._canary, lease.step))
+
+    def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
+        self._observer.published(version, receipts, gap, span)
+
+    def event(self, name: str, **fields: Any) -> None:
+        self._observer.event(name, **fields)
+
+    async def close(self) -> None:
+        """End what is still under way. Raises the first error of the watch itself."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._failure is not None:
+            raise self._failure
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json: what was audited, what was raised, where gold was best."""
+        best = self.watch.best
+        return {
+            "audited": sum(window.num for window in self.watch.windows),
+            "windows": len(self.watch.windows),
+            "alarms": [asdict(alarm) for alarm in self.alarms],
+            "best": None
+            if best is None
+            else {"first_step": best.first_step, "last_step": best.last_step, "gold": best.gold},
+        }
+
+    async def _look(self, written: Box, labels: Box, rollouts: tuple[int, ...]) -> None:
+        async with self._room:
+            group: Group = await asyncio.to_thread(self._unbox, written)
+            proxy: Feedback = await asyncio.to_thread(self._unbox, labels)
+            gold = await self._ask(group, rollouts) if rollouts else None
+            async with self._turn:
+                self.watch.observe(group, proxy)
+                if gold is not None:
+                    self.watch.audit(group, rollouts, proxy, gold)
+
+    async def _ask(self, group: Group, rollouts: tuple[int, ...]) -> Feedback | None:
+        if self._is_blind:
+            return None
+        try:
+            found: Feedback = await self._gold.label_group(excerpt(group, rollouts))
+        except Exception as error:  # whatever the auditor dies of, the run itself is sound
+            self._lose("audit_lost", f"{type(error).__name__}: {error}")
+            return None
+        return found
+
+    async def _read_canary(self, canary: Canary, step: int) -> None:
+        assert self._judge is not None, "canaries need somebody to ask"
+        verdicts = await self._judge(canary.items)
+        async with self._turn:
+            self.watch.canary(canary.read(step, verdicts))
+
+    async def _poll(self, step: int, kl: float | None) -> None:
+        async with self._turn:
+            if kl is not None:
+                self.watch.kl(step, kl)
+            alarms = await asyncio.to_thread(self.watch.poll, step)
+            self._metrics |= self.watch.drain_metrics()
+        for alarm in alarms:
+            self._raise(alarm)
+
+    def _lose(self, kind: str, why: str) -> None:
+        """Gold is gone for the rest of the run: said once, and acted on as gold itself would be."""
+        if self._is_blind:
+            return
+        self._is_blind = True
+        action: Action = "stop" if self.watch.config.action == "stop" else "warn"
+        message = f"the run is no longer audited: {why}"
+        self._raise(Alarm(kind=kind, step=self._step, value=1.0, threshold=0.0, message=message, action=action))
+
+    def _raise(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
+        self._observer.event("alarm", **asdict(alarm))
+        # A run stops once; the KL coefficient is raised once for each kind of alarm.
+        same = [one for one in self.alarms if one.action == alarm.action]
+        alike = same if alarm.action == "stop" else [one for one in same if one.kind == alarm.kind]
+        if alarm.action != "warn" and len(alike) == 1:
+            self._begin(self._act(alarm))
+
+    async def _act(self, alarm: Alarm) -> None:
+        await self._on_action(alarm)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and self._failure is None:
+            self._failure = task.exception()
