@@ -193,8 +193,13 @@ def test_a_metric_that_is_no_number_is_null(tmp_path: Path):
 # -- the tally -------------------------------------------------------------------------------------------------
 
 
+COUNTS = {"admitted": 4, "committed": 2, "dropped": 0, "held": 2}
+
+
 def make_summary(tally: Tally) -> dict[str, Any]:
-    return tally.summary(status="completed", counts={"admitted": 4, "committed": 2, "dropped": 0}, attested=0)
+    return tally.summary(
+        status="completed", counts={"admitted": 4, "committed": 2, "dropped": 0, "held": 2}, attested=0
+    )
 
 
 def test_a_run_without_a_step_has_a_valid_summary():

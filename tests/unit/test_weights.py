@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from solon.engines.payload import fingerprint
-from solon.errors import AttestationError
+from solon.errors import AttestationError, WorkerLostError
 from solon.records import LoadReceipt, Weights
 from solon.weights import Publication, PublishConfig, attest, canary_gap
 from tests.unit.fakes import FakeRollout, make_weights
@@ -66,7 +66,7 @@ async def test_an_engine_that_takes_too_long_is_named():
             await asyncio.sleep(10)
             raise AssertionError
 
-    with pytest.raises(AttestationError, match=r"rollout-0 did not take policy version 1.*publish\.timeout_s"):
+    with pytest.raises(WorkerLostError, match=r"rollout-0 did not take policy version 1.*publish\.timeout_s"):
         await make_publication(Slow(), timeout_s=0.01).publish(make_weights(1), make_weights(1))
 
 
