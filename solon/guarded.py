@@ -11,7 +11,7 @@ from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
 from solon.feedback.judging import Item, Verdict
 from solon.ledger import Lease, Work
 from solon.protocols import Assignment, Box, GenerationReport, LabelReport
-from solon.records import Group, LoadReceipt, Prompt, StepReport, Weights
+from solon.records import Group, LoadReceipt, Prompt, Salvage, StepReport, Weights
 from solon.recovery import Guard, RecoveryConfig
 
 
@@ -27,7 +27,7 @@ class GuardedRollout:
     async def ready(self) -> bool:
         return await self.guard.ready()
 
-    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Box]]:
+    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, Box]]:
         stream = self._engine.generate(work)
         try:
             while (item := await self.guard.during(anext(stream, None))) is not None:
