@@ -79,7 +79,7 @@ class Recorder:
         record = {"time": time.time(), "event": name, **fields}
         self.tally.fault(name)
         self._jobs.put(lambda: self._directory.append("events.jsonl", record))
-        self._on_change(name)
+        self._on_change(f"{name} {fields['worker']}" if "worker" in fields else name)
 
     def write(self, name: str, value: Any) -> None:
         """A whole JSON file of the run directory."""
