@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from solon.ledger import LedgerConfig
 from solon.recovery import RecoveryConfig
 from solon.run_directory import RunDirectory, is_in_use
 from solon.staleness import StalenessConfig
-from solon.standing import Standing, who_waits
+from solon.standing import Standing, is_stuck, who_waits
 from tests.unit.run_files import make_run
 from tests.unit.test_checkpoints import write
 
@@ -31,16 +32,12 @@ def run(tmp_path: Path) -> RunFile:
     return RunFile.load(make_run(tmp_path))
 
 
-def begun(
-    root: Path, run: RunFile, *, name: str = "night", steps: tuple[int, ...] = (), **summary: Any
-) -> RunDirectory:
+def begun(root: Path, run: RunFile, *, name: str = "night", steps: tuple[int, ...] = ()) -> RunDirectory:
     """A run directory as a killed process leaves it."""
     directory = RunDirectory.create(root, name, default="run")
     directory.write_json("config.json", {"constitution_hash": HASH} | run.model_dump(mode="json"))
     for step in steps:
         write(CheckpointFolder(directory.path / "checkpoints"), step)
-    if summary:
-        directory.write_json("summary.json", summary)
     directory.close()
     return directory
 
@@ -77,14 +74,12 @@ def test_without_a_name_the_youngest_run_of_the_file_is_meant(tmp_path: Path, ru
     root = tmp_path / "runs"
     for index, name in enumerate(("run-1", "run-2", "other-3")):
         path = begun(root, run, name=name).path / "config.json"
-        import os
-
         os.utime(path, (index, index))
     assert start_of(root, run, name=None).directory == root / "run-2"
 
 
 def test_a_complete_run_has_nothing_left_to_do_unless_more_steps_are_asked_for(tmp_path: Path, run: RunFile):
-    begun(tmp_path / "runs", run, steps=(100,), status="completed", steps_=0)
+    begun(tmp_path / "runs", run, steps=(100,))
     summary = tmp_path / "runs" / "night" / "summary.json"
     summary.write_text(json.dumps({"status": "completed", "steps": 100}))
     assert start_of(tmp_path / "runs", run).finished == {"status": "completed", "steps": 100}
@@ -167,6 +162,13 @@ def test_who_waits_for_whom_is_said_in_words():
         "4 generated groups wait for a judge",
         "2 groups wait for an engine",
     ]
+
+
+def test_a_run_in_which_somebody_works_is_slow_and_not_stuck():
+    assert not is_stuck(make_standing())
+    idle = make_standing().model_copy(update={"out": (), "workers": ()})
+    assert is_stuck(idle)
+    assert not is_stuck(idle.model_copy(update={"groups": {"leased": 8}}))
 
 
 class Said:
