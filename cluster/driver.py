@@ -134,7 +134,9 @@ class Driver:
             timeout_s=run.publish.timeout_s,
             initial=crew.initial[0],
             attested=self._start.step,
+            renewal_s=run.recovery.restart_timeout_s,
         )
+        crew.learner.on_weights = publication.renew
         await publication.verify(*crew.initial)
         for lane in crew.rollout:
             lane.guard.on_down = partial(publication.leave, lane)

@@ -237,9 +237,10 @@ class MortalLearner(FakeLearner):
     async def save(self, directory: str) -> None:
         await self.process.touch()
 
-    async def restart_from(self, checkpoint: str) -> None:
+    async def restart_from(self, checkpoint: str) -> tuple[Weights, Any]:
         await self.process.restart()
         self.trained = []
+        return make_weights(0), make_weights(0)
 
     async def beat(self) -> float:
         return await self.process.beat()
@@ -329,6 +330,24 @@ async def test_a_learner_that_dies_comes_back_with_the_same_weights_and_nothing_
     assert [(fields["steps"], fields["same_weights"]) for fields in again] == [(2, True), (5, True)]
     assert seen == [1, 2, 3, 4, 5, 6]
     assert sorted(o for batch in world.learner.trained for o in batch) == list(range(24))
+
+
+async def test_weights_lost_with_the_learners_machine_are_published_when_a_new_learner_made_them_again():
+    world = Mortal(steps=6, rollouts=1)
+    lost: list[int] = []
+
+    async def load_weights(self: MortalRollout, weights: Weights) -> Any:
+        if weights.version == 3 and not lost:
+            lost.append(3)
+            world.learner.process.alive = False
+            raise PayloadLostError("the node of the learner is gone")
+        return await MortalRollout.load_weights(self, weights)
+
+    world.engines[0].load_weights = load_weights.__get__(world.engines[0])  # type: ignore[method-assign]
+    world.lanes.learner.on_weights = world.lanes.publication.renew  # type: ignore[attr-defined]
+    assert await asyncio.wait_for(world.run(6), timeout=20) == 6
+    assert lost == [3]
+    assert world.witness.versions == [1, 2, 3, 4, 5, 6]
 
 
 async def test_a_batch_whose_payload_is_gone_is_generated_again_and_trained_once():
