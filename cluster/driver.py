@@ -149,6 +149,7 @@ class Driver:
         saver = self._saver = self._make_saver(crew)
         committed = await self._run_loop(crew, publication, saver)
         self._tally.end()
+        self._recorder.event("trained", step=committed, stopped=self._stop.is_set())
         if committed and (self._stop.is_set() or saver.saved_at != committed):
             await saver.save(committed)
         if self._stop.is_set():
