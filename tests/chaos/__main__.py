@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tests.chaos
-from tests.chaos.campaign import Campaign, Result, Subject
+from tests.chaos.campaign import FAULTS, Campaign, Result, Subject
 from tests.chaos.cluster_of_our_own import ROOT, ray_head
 from tests.chaos.standin_run import BATCH, prompts_of
 from tests.chaos.verdict import (
@@ -30,7 +30,7 @@ from tests.chaos.verdict import (
 REAL_BATCH = 16
 
 
-def standin_subject(*, steps: int | None, target: int, between_s: tuple[float, float] = (0.2, 1.2)) -> Subject:
+def standin_subject(*, steps: int | None, target: int) -> Subject:
     """Stand-in workers; the learner's digest must be that of the batches on record, no more and no less."""
 
     def judge(directory: Path) -> list[str]:
@@ -57,13 +57,16 @@ def standin_subject(*, steps: int | None, target: int, between_s: tuple[float, f
         kinds={"rollout": "TimedRollout", "judge": "TimedJudge", "learner": "TimedLearner"},
         complaints=judge,
         patience_s=90,
-        between_s=between_s,
+        between_s=(0.2, 1.2) if steps else (20, 40),
+        # A long run keeps its driver: its memory, files and threads are what is looked at.
+        faults=FAULTS if steps else {fault: often for fault, often in FAULTS.items() if "driver" not in fault},
     )
 
 
 def real_subject(*, steps: int) -> Subject:
     """The nursery's run file, models and engines."""
     settings = [
+        f"steps={steps}",
         "checkpoint_every=4",
         "recovery.beat_every_s=1",
         "recovery.beat_timeout_s=10",
@@ -74,17 +77,7 @@ def real_subject(*, steps: int) -> Subject:
     overrides = [part for setting in settings for part in ("--set", setting)]
     run_file = str(ROOT / "examples" / "nursery.toml")
     return Subject(
-        command=lambda _, name: [
-            "solon",
-            "train",
-            run_file,
-            "--name",
-            name,
-            "--resume",
-            "--steps",
-            str(steps),
-            *overrides,
-        ],  # fmt: skip
+        command=lambda _, name: ["solon", "train", run_file, "--name", name, "--resume", *overrides],
         kinds={"rollout": "Rollout", "judge": "Judge", "learner": "Learner"},
         complaints=lambda directory: complaints(directory, steps=steps, batch=REAL_BATCH),
         patience_s=240,
@@ -137,11 +130,10 @@ def soak(campaign: Campaign, root: Path, seconds: float, console: Console) -> di
         "seconds": round(time.monotonic() - began),
         "steps": len(events),
         "minutes_without_a_step": quiet,
-        **{
-            name: {"first": warm[0][column], "last": warm[-1][column], "per_hour": slope([(s[0], s[column]) for s in warm])}
-            for column, name in ((1, "rss_mib"), (2, "open_files"), (3, "threads"))
-        },
-    }  # fmt: skip
+    }
+    for column, name in ((1, "rss_mib"), (2, "open_files"), (3, "threads")):
+        series = [(sample[0], sample[column]) for sample in warm]
+        found["soak"][name] = {"first": series[0][1], "last": series[-1][1], "per_hour": round(slope(series), 2)}
     console.print_json(json.dumps(found["soak"]))
     return found
 
@@ -166,7 +158,7 @@ def main() -> int:
         if options.engines == "real":
             subject, each = real_subject(steps=30), 7
         elif options.soak:
-            subject, each = standin_subject(steps=None, target=options.target, between_s=(20, 40)), 0
+            subject, each = standin_subject(steps=None, target=options.target), 0
         else:
             subject, each = standin_subject(steps=60, target=options.target), 25
         campaign = Campaign(head, root, subject, seed=options.seed, say=console.print)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +51,7 @@ class Subject:
     """A run that shows no new step for so long has failed its test."""
     between_s: tuple[float, float]
     """Shortest and longest pause between two faults."""
+    faults: Mapping[str, int] = field(default_factory=lambda: FAULTS)
 
 
 @dataclass
@@ -115,7 +116,7 @@ class Campaign:
                     self.result.complaints.append(f"{name}: no step for {now - moved:.0f} s; {_standing(directory)}")
                     break
                 if left > 0 and now >= due and steps and away is None:
-                    fault = self._rng.choices(list(FAULTS), list(FAULTS.values()))[0]
+                    fault = self._rng.choices(list(self._subject.faults), list(self._subject.faults.values()))[0]
                     if self._inject(fault, child, directory):
                         left -= 1
                         if fault.endswith("driver"):
