@@ -245,10 +245,21 @@ class World:
             prompts=PromptSource(PROMPTS, seed=0),
             publication=self.publication,
             observer=watcher,
+            checkpoint=self._checkpoint,
             is_there=is_there,
             grace_s=recovery.grace_s,
         )
         self._running: asyncio.Task[int] | None = None
+        self._hold: Callable[[int], bool] = lambda step: False
+
+    def hold(self, condition: Callable[[int], Any]) -> None:
+        """No step begins while this is true of the number of committed ones: so that the run does not end before the
+        recovery that is looked at."""
+        self._hold = condition
+
+    async def _checkpoint(self, step: int) -> None:
+        while self._hold(step):  # noqa: ASYNC110 - whatever the test waits for
+            await asyncio.sleep(0.005)
 
     def _spawn(self, actor: Any, name: str, seconds: float, made: int, **arguments: Any) -> Any:
         faults = self._faults.get(name, ())

@@ -123,6 +123,22 @@ async def test_a_restart_storm_ends_with_one_cause():
     assert [name for name, _ in events] == ["worker_lost", "restart_failed", "restart_failed", "restart_failed"]
 
 
+async def test_a_replacement_that_raises_when_it_starts_is_tried_again():
+    class Full(Process):
+        async def restart(self) -> None:
+            if self.starts < 2:
+                self.starts += 1
+                raise MemoryError("the device is full")
+            await super().restart()
+
+    process = Full(alive=False)
+    guard, events = make_guard(process, max_restarts=3)
+    guard.lost(WorkerLostError("killed"), guard.incarnation)
+    assert await soon(guard.ready())
+    causes = [fields["cause"] for name, fields in events if name == "restart_failed"]
+    assert causes == ["a new worker-0 did not start: MemoryError: the device is full"] * 2
+
+
 async def test_restarts_are_forgotten_when_their_window_has_passed():
     now = [0.0]
     process = Process()
