@@ -26,6 +26,7 @@ from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
 from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout, batch_digest, make_group, make_weights
+from cluster.vigil import waiting_tasks
 from solon.async_ledger import AsyncLedger
 from solon.errors import WorkerLostError
 from solon.guarded import GuardedJudge, GuardedLearner, GuardedRollout
@@ -288,17 +289,29 @@ class World:
             run_loop(self.lanes, steps=self.steps, min_valid=self._min_valid, stop=self.stop)
         )
 
-    async def ended(self, *, timeout_s: float = 60, dropped: int | None = 0, exact: bool = True) -> None:
+    async def ended(self, *, timeout_s: float = 30, dropped: int | None = 0, exact: bool = True) -> None:
         """Wait for the end, and check what must hold after every run that ends well. dropped: how many groups were;
         None: any number. exact: labels are the stand-in's."""
         assert self._running is not None
-        assert await asyncio.wait_for(asyncio.shield(self._running), timeout_s) == self.steps
+        try:
+            assert await asyncio.wait_for(asyncio.shield(self._running), timeout_s) == self.steps
+        except TimeoutError:
+            raise AssertionError(self.standing()) from None
         self.check(dropped=dropped, exact=exact)
 
-    async def failed(self, *, timeout_s: float = 60) -> Exception:
+    def standing(self) -> str:
+        """Where everybody is, for the one who must find out why it does not end."""
+        workers = [guard.status() for guard in self.guards]
+        seen = [f"{name} {fields}"[:200] for name, fields in self.watcher.events]
+        lines = (self.ledger._ledger.counts(), self.ledger.out(), workers, *seen, *waiting_tasks())
+        return "\n".join(str(line) for line in lines)
+
+    async def failed(self, *, timeout_s: float = 30) -> Exception:
         """Wait for an end that is an error; returns it."""
         assert self._running is not None
-        (outcome,) = await asyncio.wait_for(asyncio.gather(self._running, return_exceptions=True), timeout_s)
+        await asyncio.wait({self._running}, timeout=timeout_s)
+        assert self._running.done(), self.standing()
+        (outcome,) = await asyncio.gather(self._running, return_exceptions=True)
         assert isinstance(outcome, Exception), outcome
         return outcome
 
@@ -346,7 +359,7 @@ class World:
         while not condition():
             if self._running.done():
                 raise AssertionError(f"the run ended before that: {self._running}")
-            assert time.monotonic() < deadline, "it did not come to that in time"
+            assert time.monotonic() < deadline, self.standing()
             await asyncio.sleep(0.005)
 
     def worker(self, name: str) -> Any:
