@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from solon.errors import PayloadLostError
 from solon.ledger import Lease
 from solon.protocols import Box, GenerationReport, LabelReport
-from solon.records import LoadReceipt, Span, StepReport
+from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
 from solon.run_directory import RunDirectory
 from solon.tables import label_rows, rollout_rows
 from solon.tally import Tally
@@ -54,11 +53,11 @@ class Recorder:
 
     def generated(self, report: GenerationReport, box: Box) -> None:
         self.tally.generated(report)
-        self._jobs.put(lambda: self._keep("rollouts", report.ordinal, report.attempt, box))
+        self._jobs.put(lambda: self._keep_rollouts(self._unbox(box)))
 
     def labelled(self, report: LabelReport, box: Box) -> None:
         self.tally.labelled(report)
-        self._jobs.put(lambda: self._keep("labels", report.ordinal, report.attempt, box))
+        self._jobs.put(lambda: self._keep_labels(self._unbox(box)))
 
     def stepped(self, lease: Lease, report: StepReport) -> None:
         record = self.tally.stepped(lease, report)
@@ -125,18 +124,15 @@ class Recorder:
         finally:
             done.set()
 
-    def _keep(self, table: str, ordinal: int, attempt: int, box: Box) -> None:
-        try:
-            payload = self._unbox(box)
-        except PayloadLostError as error:
-            # The run goes on: such a group is generated again, and its rows come with the next attempt.
-            record = {"table": table, "ordinal": ordinal, "attempt": attempt, "cause": str(error)}
-            self._directory.append("events.jsonl", {"time": time.time(), "event": "rows_lost", **record})
-            return
-        if table == "rollouts":
-            self._rollouts += rollout_rows(payload)
-        else:
-            self._labels += label_rows(payload, self._provenance)
+    def _keep_rollouts(self, group: Group) -> None:
+        self._rollouts += rollout_rows(group)
+        self._flush_when_large()
+
+    def _keep_labels(self, feedback: Feedback) -> None:
+        self._labels += label_rows(feedback, self._provenance)
+        self._flush_when_large()
+
+    def _flush_when_large(self) -> None:
         if len(self._rollouts) + len(self._labels) >= ROWS_PER_PART:
             self._flush()
 

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import solon.recorder as module
-from solon.errors import PayloadLostError
 from solon.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
 from solon.recorder import Recorder
@@ -232,23 +231,3 @@ def test_label_ids_are_the_same_for_one_label_and_differ_between_labels_and_runs
 
     assert ids("a", 0) == ids("a", 0)
     assert len({*ids("a", 0), *ids("a", 1), *ids("b", 0)}) == 6
-
-
-def test_rows_of_a_payload_that_is_lost_are_told_and_end_nothing(tmp_path: Path):
-    told = Told()
-
-    def unbox(box: Any) -> Any:
-        if isinstance(box, str):
-            raise PayloadLostError("its node is gone")
-        return box
-
-    recorder, path = make_recorder(tmp_path, unbox=unbox, told=told)
-    group = make_group(3)
-    recorder.generated(make_generation(group), "lost")
-    recorder.generated(make_generation(group), group)
-    recorder.labelled(make_labelling(make_feedback(3)), "lost")
-    recorder.close()
-    assert told.failures == []
-    lost = [line for line in lines(path / "events.jsonl") if line["event"] == "rows_lost"]
-    assert [(line["table"], line["ordinal"]) for line in lost] == [("rollouts", 3), ("labels", 3)]
-    assert set(pq.read_table(path / "rollouts")["ordinal"].to_pylist()) == {3}

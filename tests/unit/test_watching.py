@@ -14,7 +14,7 @@ from cluster.driver import best_checkpoint
 from cluster.preflight import check_inputs
 from cluster.run_file import RunFile
 from solon.constitution import Principle
-from solon.errors import InputError, PayloadLostError, RunFailedError
+from solon.errors import InputError, RunFailedError
 from solon.feedback.judging import Verdict
 from solon.feedback.trials.gold import gold_pair
 from solon.feedback.watching import watching as module
@@ -193,15 +193,6 @@ async def test_what_breaks_inside_the_watch_is_raised_at_the_end():
     await asyncio.gather(*observer._tasks, return_exceptions=True)
     with pytest.raises(ConnectionError, match="no payload"):
         await observer.close()
-
-
-async def test_a_payload_that_is_lost_with_its_machine_is_not_looked_at_and_ends_nothing():
-    def lost(box: Any) -> Any:
-        raise PayloadLostError("its node is gone")
-
-    observer, _, _ = make_observer(Gold(), unbox=lost)
-    await run(observer, 2)
-    assert observer.summary()["audited"] == 0
 
 
 async def test_nothing_is_fetched_for_a_group_that_nobody_looks_at():

@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
-from solon.errors import PayloadLostError
 from solon.feedback.judging import Item, Verdict
 from solon.feedback.watching.audit import excerpt
 from solon.feedback.watching.canary import Canary
@@ -75,7 +74,6 @@ class WatchingObserver:
         self._failure: BaseException | None = None
 
     def generated(self, report: GenerationReport, box: Box) -> None:
-        self._boxes.pop((report.ordinal, report.attempt - 1), None)  # lost before it was labelled
         self._boxes[report.ordinal, report.attempt] = box
         self._observer.generated(report, box)
 
@@ -131,11 +129,8 @@ class WatchingObserver:
 
     async def _look(self, written: Box, labels: Box, rollouts: tuple[int, ...]) -> None:
         async with self._room:
-            try:
-                group: Group = await asyncio.to_thread(self._unbox, written)
-                proxy: Feedback = await asyncio.to_thread(self._unbox, labels)
-            except PayloadLostError:  # it is generated again, and comes by once more
-                return
+            group: Group = await asyncio.to_thread(self._unbox, written)
+            proxy: Feedback = await asyncio.to_thread(self._unbox, labels)
             gold = await self._ask(group, rollouts) if rollouts else None
             async with self._turn:
                 self.watch.observe(group, proxy)
