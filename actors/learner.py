@@ -79,9 +79,9 @@ class RemoteLearner:
         manifest, weights = self._actor.start.options(num_returns=2).remote(checkpoint)
         return await call(manifest, who=self.name), [weights]
 
-    async def restart_from(self, checkpoint: str) -> None:
+    async def restart_from(self, checkpoint: str) -> tuple[Weights, Box]:
         self._process.replace()
-        await self.start(checkpoint)
+        return await self.start(checkpoint)
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:
         payloads = [box[0] for pair in lease.payloads for box in pair]

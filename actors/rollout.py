@@ -10,15 +10,19 @@ import ray
 
 from actors.calls import Process, Spawn, call
 from solon.protocols import Assignment, Box, GenerationReport
-from solon.records import Group, LoadReceipt, Prompt
+from solon.records import Group, LoadReceipt, Prompt, Salvage
 from solon.rollout import RolloutWorker
 
 
 class RolloutShell(RolloutWorker):
-    """The worker, with its stream flattened: a report, then the group it is about."""
+    """The worker, with its stream flattened: a report, then the group it is about; or how far a group has come."""
 
-    async def stream(self, work: Sequence[Assignment]) -> AsyncIterator[GenerationReport | Group]:
-        async for report, group in self.generate(work):
+    async def stream(self, work: Sequence[Assignment]) -> AsyncIterator[GenerationReport | Group | Salvage]:
+        async for item in self.generate(work):
+            if isinstance(item, Salvage):
+                yield item
+                continue
+            report, group = item
             yield report
             yield group
 
@@ -48,13 +52,19 @@ class RemoteRollout:
     async def beat(self) -> float:
         return await call(self._actor.beat.remote(), who=self.name)
 
-    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Box]]:
+    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, Box]]:
         stream = self._actor.stream.options(num_returns="streaming").remote(list(work))
         finished = False
         try:
             async for reference in stream:
                 report = await call(reference, who=self.name)
-                yield report, [await anext(stream)]
+                if isinstance(report, Salvage):
+                    yield report, None
+                    continue
+                group = await anext(stream)
+                if group == stream.completed():  # the end of the stream, not a group: the engine died after its report
+                    await call(group, who=self.name)
+                yield report, [group]
             finished = True
         finally:
             if not finished:  # dropping the stream alone would let the engine go on writing for nobody

@@ -134,7 +134,9 @@ class Driver:
             timeout_s=run.publish.timeout_s,
             initial=crew.initial[0],
             attested=self._start.step,
+            renewal_s=run.recovery.restart_timeout_s,
         )
+        crew.learner.on_weights = publication.renew
         await publication.verify(*crew.initial)
         for lane in crew.rollout:
             lane.guard.on_down = partial(publication.leave, lane)
@@ -147,6 +149,7 @@ class Driver:
         saver = self._saver = self._make_saver(crew)
         committed = await self._run_loop(crew, publication, saver)
         self._tally.end()
+        self._recorder.event("trained", step=committed, stopped=self._stop.is_set())
         if committed and (self._stop.is_set() or saver.saved_at != committed):
             await saver.save(committed)
         if self._stop.is_set():

@@ -27,7 +27,8 @@ async def evaluate(
     lanes: Sequence[GuardedRollout], prompts: Sequence[Prompt], evaluator: Evaluator, *, seed: int
 ) -> tuple[Scores, list[str]]:
     """Answers by the current policy, sampled as in training, and their scores. Before and after use one seed."""
-    answers = await lanes[0].answer(prompts, seed=seed)
+    lane = next((lane for lane in lanes if lane.guard.is_up), lanes[0])
+    answers = await lane.answer(prompts, seed=seed)
     return await evaluator(prompts, answers), answers
 
 

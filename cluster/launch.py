@@ -235,6 +235,7 @@ class Launcher:
             sampling=Sampling(max_tokens=section.max_tokens, temperature=section.temperature),
             group_size=section.group_size,
             seed=self._run.seed,
+            salvage_every_s=self._run.recovery.salvage_every_s,
         )
 
         def spawner(name: str) -> Spawn:

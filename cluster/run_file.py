@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -32,6 +31,7 @@ from solon.ledger import LedgerConfig
 from solon.overrides import parse_override, put
 from solon.recovery import RecoveryConfig
 from solon.staleness import StalenessConfig
+from solon.toml_file import read_toml
 from solon.validation import describe_invalid
 from solon.weights import PublishConfig
 
@@ -262,16 +262,7 @@ class RunFile(_Section):
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Self:
         """Read, override and check. Raises InputError; unknown keys come with the nearest known one."""
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise InputError(f"run file {path} does not exist; check the path") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"run file {path} cannot be read: {error}") from None
-        try:
-            raw = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"run file {path} is not TOML: {error}") from None
+        raw = read_toml(path, what="run file")
         for key in (*MODELS, *FILES):
             *sections, last = key.split(".")
             place: Any = raw

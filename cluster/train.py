@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,12 @@ def train(
     root: Path,
     view: View,
     resume: bool = False,
+    origin: Mapping[str, Any] | None = None,
     launcher: type[Launcher] = Launcher,
 ) -> dict[str, Any]:
     """A whole run; returns its summary. `resume`: go on from the last checkpoint of the directory of that name, or of
-    the youngest one; begin where there is none.
+    the youngest one; begin where there is none. `origin`: how the run was asked for; `config.json` keeps it, so that
+    whoever finds the directory knows how to go on.
 
     Raises InputError before any engine starts where that is possible, and RunFailedError or what a stage died of
     afterwards; `summary.json` is written in every case after that.
@@ -46,6 +50,11 @@ def train(
         view.cluster(info, directory.path)
         if start.directory is not None:
             view.note(f"going on in {directory.path} after step {start.step}")
-        config = {"hash": run.hash, "constitution_hash": inputs.constitution.hash, "solon": solon.__version__}
+        config: dict[str, Any] = {
+            "hash": run.hash,
+            "constitution_hash": inputs.constitution.hash,
+            "solon": solon.__version__,
+        }
+        config |= {"started": time.time(), "origin": dict(origin or {})}
         directory.write_json("config.json", config | run.model_dump(mode="json"))
         return asyncio.run(Driver(run, inputs, directory, view, start=start, launcher=launcher).drive())

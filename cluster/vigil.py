@@ -17,11 +17,11 @@ from solon.async_ledger import AsyncLedger
 from solon.errors import RunFailedError
 from solon.recorder import Recorder
 from solon.recovery import Guard, RecoveryConfig
-from solon.standing import Standing, who_waits
+from solon.standing import Standing, is_stuck, who_waits
 
 LOOK_EVERY_S = 5.0
 STALLS_BEFORE_END = 3
-"""A run that has not moved for so many times `recovery.stall_s` is ended: what could be replaced was."""
+"""A run that has not moved for so many times `recovery.stall_s`, and in which nobody has anything in hand, is ended."""
 
 
 class Vigil:
@@ -101,7 +101,7 @@ class Vigil:
     def _stalled(self, standing: Standing) -> None:
         waits = who_waits(standing)
         self._recorder.event("stalled", still_s=standing.still_s, waits=waits, tasks=waiting_tasks())
-        if self._stalls >= STALLS_BEFORE_END and self._owner is not None:
+        if self._stalls >= STALLS_BEFORE_END and self._owner is not None and is_stuck(standing):
             self.failure = RunFailedError(
                 f"nothing has moved for {standing.still_s:.0f} s: {'; '.join(waits)}; start the same command with "
                 "--resume to go on from the last checkpoint"

@@ -18,7 +18,7 @@ from solon.staleness import StalenessConfig
 T = TypeVar("T")
 
 Transition = tuple[
-    Literal["commit_generation", "commit_labels", "fail", "requeue", "return_work", "drop"], dict[str, Any]
+    Literal["keep", "commit_generation", "commit_labels", "fail", "requeue", "return_work", "drop"], dict[str, Any]
 ]
 """A ledger method and its arguments: `("fail", {"ordinal": 3, "attempt": 0, "reason": "timeout"})`."""
 

@@ -20,14 +20,16 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from solon.errors import InputError, RunFailedError
-from solon.held import Held, read_held, write_held
 from solon.json_text import json_text
 from solon.ledger_cut import LedgerCut
+
+if TYPE_CHECKING:
+    from solon.held import Held
 
 MANIFEST = "manifest.json"
 LATEST = "LATEST"
@@ -107,6 +109,8 @@ class CheckpointFolder:
                 f"the learner saved nothing into {scratch}; expected a folder that its machine shares: put the run "
                 "directory on a shared file system"
             )
+        from solon.held import write_held  # late: who only looks at checkpoints needs no arrays
+
         self.failpoint("saved")
         write_held(scratch, held)
         (scratch / "ledger.json").write_text(ledger.model_dump_json(indent=1) + "\n")
@@ -141,11 +145,15 @@ class CheckpointFolder:
         """Steps that have a checkpoint, complete or damaged, in order."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.path.glob("step-*") if path.is_dir())
 
+    def candidates(self) -> list[Path]:
+        """Every folder that may be a whole checkpoint, in the order in which `last` tries them."""
+        found = [*self.path.glob("step-*"), *self.path.glob(".step-*.gone")]
+        return sorted(found, key=lambda path: (_home(path), path.name), reverse=True)
+
     def last(self, *, damaged: list[str] | None = None) -> Checkpoint | None:
         """The last checkpoint that is whole, None when there is none; what is wrong with younger ones goes to
         `damaged`."""
-        found = [*self.path.glob("step-*"), *self.path.glob(".step-*.gone")]
-        for path in sorted(found, key=lambda path: (_home(path), path.name), reverse=True):
+        for path in self.candidates():
             try:
                 return read_checkpoint(path)
             except InputError as error:
@@ -168,6 +176,8 @@ class CheckpointFolder:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify. Raises InputError that says what is wrong with it."""
+    from solon.held import read_held
+
     manifest = verify(path)
     try:
         ledger = LedgerCut.model_validate_json((path / "ledger.json").read_text())

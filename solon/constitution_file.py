@@ -15,16 +15,25 @@ from solon.errors import InputError
 
 WIDTH = 110
 """Columns of the YAML that is written."""
+MAX_CHARACTERS = 256 * 1024
+"""Of a file. PyYAML reads that much in a second or two; a constitution that people wrote is far smaller."""
+MAX_DEPTH = 24
+MAX_VALUES = 20_000
+"""Values in a file when every alias is replaced by what it stands for."""
 
 
 def read_text(path: Path, *, what: str) -> str:
     """The text of a file without its byte order mark. Raises InputError that begins with `what`."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise InputError(f"{what} {path} does not exist; check the path") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{what} {path} cannot be read: {error}") from None
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"{what} {path} has more than {MAX_CHARACTERS:,} characters; is it the right file?")
+    return text
 
 
 def parse_yaml(text: str, *, what: str) -> Any:
@@ -33,6 +42,8 @@ def parse_yaml(text: str, *, what: str) -> Any:
     >>> parse_yaml("id: core", what="constitution c.yaml")
     {'id': 'core'}
     """
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"{what} has {len(text):,} characters, expected {MAX_CHARACTERS:,} at most")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -54,7 +65,42 @@ def format_yaml(content: dict[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key written twice: one of the two texts would silently not count."""
+    """YAML that refuses a key written twice: one of the two texts would silently not count.
+
+    It also refuses what would grow without bound when it is read: aliases of lists of aliases, and what contains
+    itself. Both are found before anything is built.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._open: list[list[int]] = []
+        """[values, levels] of what is being composed, the outermost first."""
+        self._finished: dict[int, tuple[int, int]] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        is_alias = isinstance(event, yaml.AliasEvent)
+        self._open.append([1, 1])
+        if len(self._open) > MAX_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        values, levels = self._open.pop()
+        if is_alias:
+            if id(node) not in self._finished:
+                problem = "an alias stands within what it names"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            values, levels = self._finished[id(node)]
+        self._finished[id(node)] = values, levels
+        if len(self._open) + levels > MAX_DEPTH:
+            raise RecursionError
+        if self._open:
+            around = self._open[-1]
+            around[0], around[1] = around[0] + values, max(around[1], levels + 1)
+            values = around[0]
+        if values > MAX_VALUES:
+            problem = f"more than {MAX_VALUES:,} values, aliases counted as what they stand for"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Hashable] = set()

@@ -185,15 +185,17 @@ def _principle(row: _Row, name: str, kind: Kind) -> dict[str, Any]:
 
 def _ids(names: Iterable[str]) -> list[str]:
     """A slug for every name; a number follows where two would be the same."""
-    found: list[str] = []
+    found: dict[str, None] = {}
+    last: dict[str, int] = {}
     for name in names:
         slug = base = _slug(name)
-        number = 1
+        number = last.get(base, 1)
         while slug in found:
             number += 1
             slug = f"{base}-{number}"
-        found.append(slug)
-    return found
+        last[base] = number
+        found[slug] = None
+    return list(found)
 
 
 def _slug(name: str) -> str:

@@ -11,9 +11,35 @@ from collections.abc import Iterable
 from reprlib import Repr
 from typing import Any
 
+LONGEST = 1500
+"""Characters of a message at most."""
+
 
 class InputError(ValueError):
-    """What the user handed in cannot be used. The message says: got, expected, do this. Exit code 2."""
+    """What the user handed in cannot be used. The message says: got, expected, do this. Exit code 2.
+
+    It is one line of bounded length, however much of a file, or of a library's complaint, was put into it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str, *, longest: int = LONGEST) -> str:
+    """The text without line breaks; of a long one the beginning and the end, where the remedy stands. It can always be
+    written: half a character is spelt out.
+
+    >>> one_line("page header:\\n  bad\\n"), one_line("x" * 90, longest=12)
+    ('page header: bad', 'xxxxxx … xxx')
+    """
+    most = 4 * longest
+    shown = text if len(text) <= 2 * most else f"{text[:most]} {text[-most:]}"
+    line = " ".join(stripped for part in shown.splitlines() if (stripped := part.strip()))
+    line = line.encode("utf-8", "backslashreplace").decode()
+    if len(line) <= longest:
+        return line
+    end = longest // 4
+    return f"{line[: longest - end - 3]} … {line[-end:]}"
 
 
 class RunFailedError(RuntimeError):

@@ -11,7 +11,7 @@ from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
 from solon.feedback.judging import Item, Verdict
 from solon.ledger import Lease, Work
 from solon.protocols import Assignment, Box, GenerationReport, LabelReport
-from solon.records import Group, LoadReceipt, Prompt, StepReport, Weights
+from solon.records import Group, LoadReceipt, Prompt, Salvage, StepReport, Weights
 from solon.recovery import Guard, RecoveryConfig
 
 
@@ -27,7 +27,7 @@ class GuardedRollout:
     async def ready(self) -> bool:
         return await self.guard.ready()
 
-    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Box]]:
+    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, Box]]:
         stream = self._engine.generate(work)
         try:
             while (item := await self.guard.during(anext(stream, None))) is not None:
@@ -85,8 +85,9 @@ class RestartableLearner(Protocol):
     async def save(self, directory: str) -> None: ...
     async def beat(self) -> float: ...
 
-    async def restart_from(self, checkpoint: str) -> None:
-        """End what is left of it, begin another and load a checkpoint; empty: the model it began with."""
+    async def restart_from(self, checkpoint: str) -> tuple[Weights, Box]:
+        """End what is left of it, begin another and load a checkpoint; empty: the model it began with. Returns the
+        weights it holds then."""
         ...
 
 
@@ -107,6 +108,8 @@ class GuardedLearner:
         self._since: list[Lease | float] = []
         """Batches trained and KL factors set since the checkpoint, in order."""
         self._fingerprint = ""
+        self.on_weights: Callable[[Weights, Box], None] = lambda manifest, box: None
+        """Given every version that a new learner makes again: those of the lost one may have gone with its machine."""
         self.guard = Guard(self, config, tell=tell, rejoin=self._train_again)
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:
@@ -135,7 +138,7 @@ class GuardedLearner:
         self._checkpoint, self._since = checkpoint, []
 
     async def restart(self) -> None:
-        await self._learner.restart_from(self._checkpoint)
+        self.on_weights(*await self._learner.restart_from(self._checkpoint))
 
     async def beat(self) -> float:
         return await self._learner.beat()
@@ -152,7 +155,7 @@ class GuardedLearner:
                 continue
             try:
                 async with asyncio.timeout(self._config.step_timeout_s):
-                    _, manifest, _ = await self._learner.step(done)
+                    _, manifest, box = await self._learner.step(done)
             except TimeoutError:
                 raise WorkerLostError(f"{self.name} did not train step {done.step} again in time") from None
             except PayloadLostError as error:
@@ -161,6 +164,7 @@ class GuardedLearner:
                     "with --resume: it goes on from the last checkpoint"
                 ) from None
             fingerprint, steps = manifest.fingerprint, steps + 1
+            self.on_weights(manifest, box)
         if steps:
             same = fingerprint == self._fingerprint
             self.guard.tell("learner_trained_again", steps=steps, same_weights=same)

@@ -62,6 +62,8 @@ class Grant:
     attempt: int
     version: int
     draw: int = 0
+    salvage: Any = None
+    """How far a lost engine had come with it; `version` is the oldest in it then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ class _Entry:
     """Who works on it."""
     since: float = 0.0
     """When it was handed to the holder, on the ledger's clock."""
+    salvage: Any = None
+    salvage_head: int = 0
 
 
 class Ledger:
@@ -141,10 +145,15 @@ class Ledger:
         grants: list[Grant] = []
         while len(grants) < limit and self._pending:
             entry = self._entries[self._pending.popleft()]
-            entry.head = self.version
+            if entry.salvage is not None and self.staleness.deadline(entry.salvage_head) <= self.version:
+                entry.salvage = None  # too old to be worth going on with
+            entry.head = self._head_when_granted(entry)
             self._hand_out(entry, State.GENERATING, now, holder)
-            grants.append(Grant(entry.ordinal, entry.attempt, entry.head, entry.failures))
+            grants.append(Grant(entry.ordinal, entry.attempt, entry.head, entry.failures, entry.salvage))
         return grants
+
+    def _head_when_granted(self, entry: _Entry) -> int:
+        return self.version if entry.salvage is None else entry.salvage_head
 
     def _credits(self) -> int:
         if not self._open or self._held_bytes >= self.config.max_held_mib * 2**20:
@@ -183,9 +192,17 @@ class Ledger:
         if entry is None:
             return False
         assert head >= entry.head, f"group {ordinal} holds version {head}, granted at {entry.head}"
-        entry.head, entry.generation = head, payload
+        entry.head, entry.generation, entry.salvage = head, payload, None
         self._hold(entry, nbytes)
         self._to_generated(entry)
+        return True
+
+    def keep(self, ordinal: int, attempt: int, *, head: int, salvage: Any) -> bool:
+        """How far a group has come whose generation is under way, should its engine be lost. False: refused."""
+        entry = self._current(ordinal, attempt, State.GENERATING)
+        if entry is None:
+            return False
+        entry.salvage, entry.salvage_head = salvage, head
         return True
 
     def take_generated(self, limit: int, *, now: float, holder: str = "") -> list[Work]:
@@ -218,6 +235,7 @@ class Ledger:
         entry.failures += 1
         if entry.failures >= self.config.max_attempts:
             return self.drop(ordinal, attempt, reason)
+        entry.salvage = None  # it led to nothing: another draw from the start
         self._again(entry)
         return True
 
@@ -283,7 +301,7 @@ class Ledger:
             return None
         unfinished = [
             # What waits to be generated again will be of the weights that are live then.
-            self.staleness.deadline(self.version if e.state is State.PENDING else e.head)
+            self.staleness.deadline(self._head_when_granted(e) if e.state is State.PENDING else e.head)
             for e in self._entries.values()
             if e.state is not State.READY
         ]
@@ -446,7 +464,7 @@ class Ledger:
         self._take_back(entry)
         self._entries[entry.ordinal] = _Entry(
             entry.ordinal, entry.attempt + 1, State.PENDING, self.version, 0.0,
-            failures=entry.failures, losses=entry.losses,
+            failures=entry.failures, losses=entry.losses, salvage=entry.salvage, salvage_head=entry.salvage_head,
         )  # fmt: skip
         self._pending.append(entry.ordinal)
 

@@ -32,7 +32,7 @@ from solon.protocols import (
     Observer,
     RolloutLane,
 )
-from solon.records import Span, StepReport, Weights
+from solon.records import Salvage, Span, StepReport, Weights
 from solon.weights import Publication
 
 
@@ -113,8 +113,15 @@ async def generate(lanes: Lanes, lane: RolloutLane) -> None:
 async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Grant], room: Room) -> None:
     work = [Assignment(grant=grant, prompt=lanes.prompts[grant.ordinal]) for grant in grants]
     missing = {grant.ordinal: grant for grant in grants}
+    for grant in grants:
+        if grant.salvage is not None:
+            lanes.observer.event("tokens_salvaged", ordinal=grant.ordinal, tokens=grant.salvage.num_tokens)
     try:
         async for report, box in lane.generate(work):
+            if isinstance(report, Salvage):
+                kept = {"ordinal": report.ordinal, "attempt": report.attempt, "head": report.head, "salvage": report}
+                await lanes.ledger.apply([("keep", kept)])
+                continue
             del missing[report.ordinal]
             room.give(1)
             arguments = {"ordinal": report.ordinal, "attempt": report.attempt, "head": report.head}
@@ -124,6 +131,8 @@ async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Gran
                 lanes.observer.generated(report, box)
             else:
                 lanes.observer.event("late_generation_refused", ordinal=report.ordinal, attempt=report.attempt)
+        if missing:
+            raise WorkerLostError(f"{lane.name} ended without {len(missing)} of the groups that it was given")
     except WorkerLostError as error:
         lost = [{"ordinal": g.ordinal, "attempt": g.attempt, "reason": str(error)} for g in missing.values()]
         await lanes.ledger.apply([("requeue", arguments) for arguments in lost])

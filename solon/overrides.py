@@ -5,7 +5,8 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
-from solon.errors import InputError
+from solon.errors import InputError, short
+from solon.toml_file import MAX_DEPTH, is_deep
 
 
 def parse_override(text: str) -> tuple[str, Any, str]:
@@ -16,8 +17,8 @@ def parse_override(text: str) -> tuple[str, Any, str]:
     """
     key, equals, value = text.partition("=")
     key = key.strip()
-    if not equals or not all(key.split(".")):
-        raise InputError(f"--set got {text!r}, expected key=value as in --set learn.epochs=1")
+    if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
+        raise InputError(f"--set got {short(text)}, expected key=value as in --set learn.epochs=1")
     return key, _value(value), value.strip()
 
 
@@ -28,7 +29,7 @@ def put(raw: dict[str, Any], key: str, value: Any, text: str) -> None:
     for section in sections:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise InputError(f"--set got {text!r}, but {section!r} is a value, not a section")
+            raise InputError(f"--set got {short(text)}, but {section!r} is a value, not a section")
     place[last] = value
 
 
@@ -38,4 +39,4 @@ def _value(text: str) -> Any:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         return text.strip()
-    return parsed["value"] if len(parsed) == 1 else text.strip()
+    return parsed["value"] if len(parsed) == 1 and not is_deep(parsed) else text.strip()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from solon.async_ledger import Transition
 from solon.errors import WorkerLostError
 from solon.ledger import Grant, Lease, Work
-from solon.records import LoadReceipt, Prompt, Span, StepReport, Weights
+from solon.records import LoadReceipt, Prompt, Salvage, Span, StepReport, Weights
 
 Box = Any
 
@@ -70,8 +70,9 @@ class RolloutLane(Protocol):
         """Waits while it is being replaced. False: it is given up. Raises what ended the run with it."""
         ...
 
-    def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Box]]:
-        """Groups as they are finished, in any order. Raises WorkerLostError: the rest will not come."""
+    def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, Box]]:
+        """Groups as they are finished, in any order; now and then, without a box, how far one has come. Raises
+        WorkerLostError: the rest will not come."""
         ...
 
     async def load_weights(self, weights: Box) -> LoadReceipt:

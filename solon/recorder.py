@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from solon.errors import PayloadLostError
 from solon.ledger import Lease
 from solon.protocols import Box, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
@@ -53,11 +54,11 @@ class Recorder:
 
     def generated(self, report: GenerationReport, box: Box) -> None:
         self.tally.generated(report)
-        self._jobs.put(lambda: self._keep_rollouts(self._unbox(box)))
+        self._jobs.put(lambda: self._opened(box, self._keep_rollouts, "rollouts", report.ordinal, report.attempt))
 
     def labelled(self, report: LabelReport, box: Box) -> None:
         self.tally.labelled(report)
-        self._jobs.put(lambda: self._keep_labels(self._unbox(box)))
+        self._jobs.put(lambda: self._opened(box, self._keep_labels, "labels", report.ordinal, report.attempt))
 
     def stepped(self, lease: Lease, report: StepReport) -> None:
         record = self.tally.stepped(lease, report)
@@ -79,7 +80,7 @@ class Recorder:
         record = {"time": time.time(), "event": name, **fields}
         self.tally.fault(name)
         self._jobs.put(lambda: self._directory.append("events.jsonl", record))
-        self._on_change(name)
+        self._on_change(f"{name} {fields['worker']}" if "worker" in fields else name)
 
     def write(self, name: str, value: Any) -> None:
         """A whole JSON file of the run directory."""
@@ -123,6 +124,16 @@ class Recorder:
             self._directory.sync()
         finally:
             done.set()
+
+    def _opened(self, box: Box, keep: Callable[[Any], None], table: str, ordinal: int, attempt: int) -> None:
+        """Hand on what is in a box. When its machine is gone, that is told: the group itself is made again."""
+        try:
+            payload = self._unbox(box)
+        except PayloadLostError as error:
+            lost = {"time": time.time(), "event": "rows_lost", "table": table, "ordinal": ordinal, "attempt": attempt}
+            self._directory.append("events.jsonl", lost | {"cause": str(error)})
+            return
+        keep(payload)
 
     def _keep_rollouts(self, group: Group) -> None:
         self._rollouts += rollout_rows(group)

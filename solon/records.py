@@ -94,6 +94,28 @@ class Group:
         return sum(len(r.token_ids) for r in self.rollouts)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Salvage:
+    """How far a group has come that is still being generated: another engine can go on from there.
+
+    The tokens keep the log-probs and versions of the engine that sampled them, so what follows is as legitimate as
+    generation across a change of weights.
+    """
+
+    ordinal: int
+    attempt: int
+    rollouts: tuple[Rollout | None, ...]  # [G], None: nothing yet; `finish_reason` "abort": to be gone on with
+
+    @property
+    def head(self) -> int:
+        """Oldest policy version in it."""
+        return min(r.head for r in self.rollouts if r is not None)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(r.token_ids) for r in self.rollouts if r is not None)
+
+
 class Status(StrEnum):
     """What became of a question to a judge; only `ok` and `tie` may carry a number."""
 

@@ -46,6 +46,9 @@ class RecoveryConfig(BaseModel):
     stall_s: float = Field(600, gt=0)
     """An engine with work that has not moved for so long is replaced; a run without progress for so long says who
     waits for whom."""
+    salvage_every_s: float = Field(2, ge=0)
+    """Pause between two looks at how far long answers have come: what an engine had written by then is gone on with by
+    another when it is lost. 0: never."""
     step_timeout_s: float = Field(7200, gt=0)
     """A learner that needs longer for one step is replaced."""
     grace_s: float = Field(20, ge=0)

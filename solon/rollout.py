@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from solon.engines.base import Completion, EngineConfig, Request
+from solon.engines.base import Completion, Engine, EngineConfig, Request
 from solon.engines.build import build_engine
 from solon.engines.runner import EngineRunner
 from solon.protocols import Assignment, GenerationReport
-from solon.records import Group, LoadReceipt, Prompt, Rollout, Sampling, Span, Weights
+from solon.records import Group, LoadReceipt, Prompt, Rollout, Salvage, Sampling, Span, Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +26,28 @@ class RolloutSettings:
     """Answers per prompt, G."""
     seed: int
     """The run's seed: with it, ordinal, draw and index fix the seed of every answer."""
+    salvage_every_s: float = 0.0
+    """How often to tell how far long answers have come; 0: never."""
+
+
+SALVAGE_TOKENS = 64
+"""A group is told of again when it has so many tokens more: fewer are not worth the message."""
 
 
 class RolloutWorker:
     """`async for report, group in worker.generate(assignments)`: groups as they finish."""
 
-    def __init__(self, engine: EngineConfig, settings: RolloutSettings, *, name: str) -> None:
+    def __init__(
+        self,
+        engine: EngineConfig,
+        settings: RolloutSettings,
+        *,
+        name: str,
+        build: Callable[..., Engine] = build_engine,
+    ) -> None:
         self.name = name
         self._settings = settings
-        self._runner = EngineRunner(lambda: build_engine(engine, name=name), name=name)
+        self._runner = EngineRunner(lambda: build(engine, name=name), name=name)
         self._max_model_len = engine.max_model_len
 
     async def start(self) -> None:
@@ -45,22 +59,32 @@ class RolloutWorker:
         )
         self._runner.drain_spans()
 
-    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Group]]:
-        """Generate all groups of the chunk together; yields each when its last answer is finished."""
+    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Group] | Salvage]:
+        """Generate all groups of the chunk together; yields each when its last answer is finished, and now and then
+        how far the others have come."""
         prompts = [self._encode(item.prompt) for item in work]
-        answers = self._runner.generate_each(
-            [self._requests(item, prompt_ids) for item, prompt_ids in zip(work, prompts, strict=True)]
-        )
-        finishing = [
-            asyncio.ensure_future(self._group(item, prompt_ids, completions))
+        requests = [self._requests(item, prompt_ids) for item, prompt_ids in zip(work, prompts, strict=True)]
+        answers = self._generate_each(requests)
+        done: asyncio.Queue[Group | Salvage | BaseException] = asyncio.Queue()
+        tasks = [
+            asyncio.ensure_future(_into(done, self._group(item, prompt_ids, completions)))
             for item, prompt_ids, completions in zip(work, prompts, answers, strict=True)
         ]
+        if self._settings.salvage_every_s:
+            tasks.append(asyncio.ensure_future(_into(done, self._tell(done, work, requests))))
+        left = len(work)
         try:
-            for done in asyncio.as_completed(finishing):
-                group = await done
-                yield self._report(group), group
+            while left:
+                item = await done.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if isinstance(item, Salvage):
+                    yield item
+                else:
+                    left -= 1
+                    yield self._report(item), item
         finally:
-            for task in finishing:
+            for task in tasks:
                 task.cancel()
 
     async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
@@ -89,16 +113,57 @@ class RolloutWorker:
         room = self._max_model_len - self._settings.sampling.max_tokens
         return tuple(self._runner.tokenizer.encode_chat(prompt.messages)[-room:])
 
+    def _generate_each(self, batches: Sequence[Sequence[Request]]) -> list[Awaitable[list[Completion]]]:
+        """As the runner's; a group whose answers were all salvaged whole asks for nothing."""
+        asked = iter(self._runner.generate_each([batch for batch in batches if batch]))
+        return [next(asked) if batch else _nothing() for batch in batches]
+
     def _requests(self, item: Assignment, prompt_ids: tuple[int, ...]) -> list[Request]:
+        """What is still to be written: all of it, or what follows the tokens that a lost engine had written."""
         grant = item.grant
-        return [
-            self._request(
-                f"{grant.ordinal}-{grant.attempt}-{index}",
-                prompt_ids,
-                seed_of(self._settings.seed, grant.ordinal, grant.draw, index),
-            )
-            for index in range(self._settings.group_size)
-        ]
+        requests = []
+        for index, begun in enumerate(self._salvaged(item)):
+            parts: tuple[object, ...] = (self._settings.seed, grant.ordinal, grant.draw, index)
+            written: tuple[int, ...] = ()
+            if begun is not None:
+                if begun.finish_reason != "abort":
+                    continue
+                written = tuple(begun.token_ids.tolist())
+                parts = (*parts, "after", len(written))
+            request = self._request(_request_id(item, index), prompt_ids + written, seed_of(*parts))
+            requests.append(replace(request, max_tokens=request.max_tokens - len(written)))
+        return requests
+
+    def _salvaged(self, item: Assignment) -> Sequence[Rollout | None]:
+        if item.grant.salvage is None:
+            return (None,) * self._settings.group_size
+        rollouts: Sequence[Rollout | None] = item.grant.salvage.rollouts
+        return rollouts
+
+    async def _tell(
+        self, done: asyncio.Queue[Any], work: Sequence[Assignment], requests: Sequence[Sequence[Request]]
+    ) -> None:
+        """Put a Salvage into the queue for every group that has come far enough since the last one."""
+        told = {item.grant.ordinal: sum(len(r.token_ids) for r in self._salvaged(item) if r) for item in work}
+        names = [request.request_id for batch in requests for request in batch]
+        while True:
+            await asyncio.sleep(self._settings.salvage_every_s)
+            completions = {c.request_id: c for c in await self._runner.so_far(names)}
+            for item in work:
+                salvage = self._salvage(item, completions)
+                if salvage is not None and salvage.num_tokens >= told[salvage.ordinal] + SALVAGE_TOKENS:
+                    told[salvage.ordinal] = salvage.num_tokens
+                    done.put_nowait(salvage)
+
+    def _salvage(self, item: Assignment, completions: Mapping[str, Completion]) -> Salvage | None:
+        """How far a group has come; None: it is finished, or not begun."""
+        if not any(_request_id(item, index) in completions for index in range(self._settings.group_size)):
+            return None
+        rollouts = tuple(
+            self._rollout(begun, completions.get(_request_id(item, index)))
+            for index, begun in enumerate(self._salvaged(item))
+        )
+        return Salvage(ordinal=item.grant.ordinal, attempt=item.grant.attempt, rollouts=rollouts)
 
     def _request(self, request_id: str, prompt_ids: tuple[int, ...], seed: int) -> Request:
         sampling = self._settings.sampling
@@ -113,22 +178,34 @@ class RolloutWorker:
     async def _group(
         self, item: Assignment, prompt_ids: tuple[int, ...], answers: Awaitable[list[Completion]]
     ) -> Group:
-        completions = await answers
+        completions = {completion.request_id: completion for completion in await answers}
+        rollouts = [
+            self._rollout(begun, completions.get(_request_id(item, index)))
+            for index, begun in enumerate(self._salvaged(item))
+        ]
         return Group(
             ordinal=item.grant.ordinal,
             attempt=item.grant.attempt,
             prompt=item.prompt,
             prompt_token_ids=np.array(prompt_ids, np.int32),
-            rollouts=tuple(self._rollout(completion) for completion in completions),
+            rollouts=tuple(rollout for rollout in rollouts if rollout is not None),
         )
 
-    def _rollout(self, completion: Completion) -> Rollout:
+    def _rollout(self, begun: Rollout | None, completion: Completion | None) -> Rollout | None:
+        """An answer from what a lost engine had written of it and what was written since."""
+        if completion is None:
+            return begun
+        token_ids, logprobs, segments = completion.token_ids, completion.logprobs, completion.segments
+        if begun is not None:
+            token_ids = np.concatenate([begun.token_ids, token_ids])
+            logprobs = np.concatenate([begun.logprobs, logprobs])
+            segments = joined_segments(begun.segments, segments)
         return Rollout(
-            token_ids=completion.token_ids,
-            logprobs=completion.logprobs,
-            segments=completion.segments,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            segments=segments,
             finish_reason=completion.finish_reason,
-            text=self._runner.tokenizer.decode(completion.token_ids.tolist()),
+            text=self._runner.tokenizer.decode(token_ids.tolist()),
         )
 
     def _report(self, group: Group) -> GenerationReport:
@@ -144,6 +221,35 @@ class RolloutWorker:
             nbytes=group_nbytes(group),
             spans=spans,
         )
+
+
+def joined_segments(
+    first: tuple[tuple[int, int], ...], second: tuple[tuple[int, int], ...]
+) -> tuple[tuple[int, int], ...]:
+    """Runs of versions one after the other.
+
+    >>> joined_segments(((3, 10), (4, 2)), ((4, 5),))
+    ((3, 10), (4, 7))
+    """
+    if first and second and first[-1][0] == second[0][0]:
+        return (*first[:-1], (first[-1][0], first[-1][1] + second[0][1]), *second[1:])
+    return (*first, *second)
+
+
+def _request_id(item: Assignment, index: int) -> str:
+    return f"{item.grant.ordinal}-{item.grant.attempt}-{index}"
+
+
+async def _into(queue: asyncio.Queue[Any], work: Awaitable[Any]) -> None:
+    """The result, or the error, goes to the queue."""
+    try:
+        queue.put_nowait(await work)
+    except Exception as error:
+        queue.put_nowait(error)
+
+
+async def _nothing() -> list[Completion]:
+    return []
 
 
 def seed_of(*parts: object) -> int:

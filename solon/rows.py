@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from solon.errors import InputError
+
+MAX_LINE_BYTES = 64 * 2**20
+"""Of a JSONL file: a row is a prompt and a few answers, not a library."""
 
 
 def read_rows(path: Path, *, what: str) -> Iterator[tuple[int, Any]]:
@@ -25,16 +28,27 @@ def read_rows(path: Path, *, what: str) -> Iterator[tuple[int, Any]]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), start=1):
             if not line.strip():
                 continue  # a blank line holds no prompt that could be lost
+            if len(line) > MAX_LINE_BYTES:
+                yield number, ValueError(f"longer than {MAX_LINE_BYTES >> 20} MiB")
+                continue
             try:
                 yield number, json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
                 yield number, ValueError("not UTF-8")
             except (ValueError, RecursionError) as error:
                 yield number, ValueError(f"not JSON ({str(error)[:60]})")
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines; of one that is too long only the beginning, so that none fills the memory."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        yield line
+        while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE_BYTES + 1)
 
 
 def _parquet_rows(path: Path, what: str) -> Iterator[tuple[int, Any]]:
@@ -53,10 +67,24 @@ def _dataset_rows(path: Path, what: str) -> Iterator[tuple[int, Any]]:
 
     try:
         dataset = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{what} folder {path} is not a saved dataset: {error}") from None
+        if isinstance(dataset, Dataset):
+            # The file is mapped into memory as it is: offsets that lie would be read beyond its end.
+            dataset.data.table.validate(full=True)
+    except Exception as error:  # whatever its own JSON makes the library stumble over
+        said = str(error) or type(error).__name__
+        raise InputError(f"{what} folder {path} is not a saved dataset: {said}; or it is damaged") from None
     if not isinstance(dataset, Dataset):
         raise InputError(
             f"{what} folder {path} holds the splits {', '.join(map(str, dataset))}; name one, as in {path}/train"
         )
-    return iter(enumerate(dataset, start=1))
+    return _checked(dataset, path, what)
+
+
+def _checked(dataset: Any, path: Path, what: str) -> Iterator[tuple[int, Any]]:
+    rows = iter(dataset)
+    for number in range(1, len(dataset) + 1):
+        try:
+            row = next(rows)
+        except Exception as error:  # as above: features that do not fit the data show only when a row is made
+            raise InputError(f"{what} folder {path}: row {number} cannot be read ({error})") from None
+        yield number, row

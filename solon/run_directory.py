@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +34,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._parts: dict[str, int] = {}
-        self._lock: BinaryIO | None = None
+        self._unlock: Callable[[], object] = lambda: None
 
     @classmethod
     def create(cls, root: str | Path, name: str | None, *, default: str) -> RunDirectory:
@@ -129,23 +130,18 @@ class RunDirectory:
 
     def lock(self) -> None:
         """One process at a time: until this one ends, however it ends. Raises InputError when another one is at it."""
-        file = (self.path / ".lock").open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
+        descriptor = _locked(self.path)
+        if descriptor is None:
             raise InputError(
                 f"run directory {self.path} is in use: the run is still going on in another process; wait for it, or "
                 "end it first"
-            ) from None
-        self._lock = file  # kept open: closing it would give the lock away
+            )
+        self._unlock = weakref.finalize(self, os.close, descriptor)
 
     def close(self) -> None:
         """Give the ballast back, and the lock."""
         self._ballast.unlink(missing_ok=True)
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._unlock()
 
     @property
     def _ballast(self) -> Path:
@@ -156,7 +152,7 @@ class RunDirectory:
             with self._ballast.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
         except OSError as error:
-            self._ballast.unlink(missing_ok=True)
+            self.close()
             with suppress(OSError):  # it holds something already
                 self.path.rmdir()  # or the same --name would be taken when it is tried again
             raise InputError(
@@ -184,6 +180,25 @@ class RunDirectory:
                     f"the disk of {self.path} is full; everything generated so far was written, and the run was "
                     "stopped; free some space and start again"
                 ) from None
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process writes into this run directory."""
+    descriptor = _locked(path)
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock until it is closed; None when somebody else holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 @contextmanager

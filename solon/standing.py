@@ -29,6 +29,12 @@ class Standing(BaseModel):
     batch_groups: int
 
 
+def is_stuck(standing: Standing) -> bool:
+    """Everybody waits and nobody works. Whoever has something in hand has a deadline of its own (solon.recovery)."""
+    at_work = standing.out or standing.groups.get("leased", 0)
+    return not at_work and all(worker["state"] != "being replaced" for worker in standing.workers)
+
+
 def who_waits(standing: Standing) -> list[str]:
     """Who waits for whom, one line each, the end of the chain first.
 

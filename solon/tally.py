@@ -38,6 +38,7 @@ FAULTS = frozenset(
         "restart_failed",
         "learner_trained_again",
         "group_lost",
+        "tokens_salvaged",
         "judge_lost",
         "group_expired",
         "resumed",

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from solon.errors import AttestationError, WorkerLostError
+from solon.errors import AttestationError, PayloadLostError, WorkerLostError
 from solon.protocols import Box
 from solon.records import LoadReceipt, Weights
 
@@ -61,9 +61,17 @@ class Publication:
     """
 
     def __init__(
-        self, engines: Sequence[Publishable], *, tolerance: float, timeout_s: float, initial: Weights, attested: int = 0
+        self,
+        engines: Sequence[Publishable],
+        *,
+        tolerance: float,
+        timeout_s: float,
+        initial: Weights,
+        attested: int = 0,
+        renewal_s: float = 600.0,
     ) -> None:
-        """`initial`: what the engines are to hold first; `attested`: versions attested before, in a resumed run."""
+        """`initial`: what the engines are to hold first; `attested`: versions attested before, in a resumed run;
+        `renewal_s`: how long to wait for a new learner when the weights were lost with the old one."""
         self._engines = tuple(engines)
         self._members = list(engines)
         self._tolerance = tolerance
@@ -73,6 +81,8 @@ class Publication:
         self._current: tuple[Weights, Box] | None = None
         self._turn = asyncio.Lock()
         self._joined = asyncio.Condition(self._turn)
+        self._renewed = asyncio.Event()
+        self._renewal_s = renewal_s
         self.attested = attested
         self.max_gap = 0.0
         """Largest canary gap of all versions attested so far, nats."""
@@ -144,10 +154,37 @@ class Publication:
                 # Until the turn is taken again.
                 await asyncio.gather(joined, ready, return_exceptions=True)
 
+    def renew(self, manifest: Weights, box: Box) -> None:
+        """The same version again, in another box: the one before may be lost with the machine that it lay on."""
+        if self._current is not None and manifest.version == self._current[0].version:
+            self._current = manifest, box
+            self._renewed.set()
+
+    async def _made_again(self, lost: Box) -> tuple[Weights, Box]:
+        """The current weights, made again by a new learner. Raises PayloadLostError when nobody does."""
+        assert self._current is not None
+        manifest, box = self._current
+        if box is not lost:
+            return manifest, box
+        self._renewed.clear()
+        try:
+            await asyncio.wait_for(self._renewed.wait(), self._renewal_s)
+        except TimeoutError:
+            raise PayloadLostError(
+                f"the weights of version {manifest.version} are gone with the machine that they lay on; start the "
+                "same command with --resume"
+            ) from None
+        return self._current
+
     async def _load(self, engine: Publishable, manifest: Weights, box: Box, *, changed: bool) -> LoadReceipt:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                receipt = await engine.load_weights(box)
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    receipt = await engine.load_weights(box)
+            except PayloadLostError:
+                manifest, box = await self._made_again(box)
+                async with asyncio.timeout(self._timeout_s):
+                    receipt = await engine.load_weights(box)
         except TimeoutError:
             raise WorkerLostError(
                 f"engine {engine.name} did not take policy version {manifest.version} within "

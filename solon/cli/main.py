@@ -140,6 +140,23 @@ def label(
     _print(run_label(request, as_json=as_json), as_json)
 
 
+@app.command()
+def doctor(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name under runs/.")],
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Read checkpoints and figures whole, however large they are.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how a run stands and what to do next. Reads its files alone, while it runs or after it died."""
+    from solon.cli.doctor import run_doctor
+
+    result = run_doctor(run, thorough=thorough, as_json=as_json)
+    _print(result, as_json)
+    if not result["healthy"]:
+        raise typer.Exit(1)
+
+
 def _print(result: dict[str, object], as_json: bool) -> None:
     if as_json:
         typer.echo(json_text(result, indent=2))

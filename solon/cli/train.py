@@ -41,7 +41,25 @@ def run_train(
     root = Path(os.environ.get("SOLON_RUNS", "runs")).absolute()
     if resume is None:
         resume = name is not None and is_submitted_job()
-    return train(run, name=name, default_name=path.stem, root=root, view=make_view(quiet=as_json), resume=resume)
+    return train(
+        run,
+        name=name,
+        default_name=path.stem,
+        root=root,
+        view=make_view(quiet=as_json),
+        resume=resume,
+        origin=describe_origin(path, steps=steps, seed=seed, overrides=overrides),
+    )
+
+
+def describe_origin(path: Path, *, steps: int | None, seed: int | None, overrides: list[str]) -> dict[str, Any]:
+    """How this run was asked for: its command without a name, where it was given, and whether as a submitted job."""
+    command = ["solon", "train", str(path)]
+    for key, value in (("--steps", steps), ("--seed", seed)):
+        command += [key, str(value)] if value is not None else []
+    for override in overrides:
+        command += ["--set", override]
+    return {"command": command, "folder": str(Path.cwd()), "is_job": is_submitted_job()}
 
 
 def is_submitted_job() -> bool:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 WINDOW_S = 15.0
 BLOCKS = "▁▂▃▄▅▆▇█"
+SAID = ("group_", "late_", "alarm", "worker_", "restart_", "learner_", "stalled", "draining", "resumed", "upload_")
+"""Events that a person is told of."""
 WAITING = {"generate": "generating", "label": "judging", "learn": "ready"}
 """The ledger's count that is shown beside each lane."""
 
@@ -96,7 +98,7 @@ class PlainView(SilentView):
     def changed(self, event: str) -> None:
         if event == "step" and self._tally is not None:
             self._say(step_line(self._tally))
-        elif event.startswith(("group_", "late_", "alarm")):
+        elif event.startswith(SAID):
             self._say(event.replace("_", " "))
 
     def ended(self, summary: dict[str, Any], directory: Path) -> None:
@@ -146,7 +148,7 @@ class LiveView(PlainView):
         self._live.start()
 
     def changed(self, event: str) -> None:
-        if event.startswith(("group_", "late_", "alarm")):
+        if event.startswith(SAID):
             self._say(event.replace("_", " "))
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(self._ask_counts())

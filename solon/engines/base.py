@@ -137,6 +137,10 @@ class Engine(Protocol):
 
     def has_work(self) -> bool: ...
 
+    def unfinished(self) -> list[Completion]:
+        """What running requests have produced so far, `finish_reason` "abort": enough to go on from elsewhere."""
+        ...
+
     def abort(self, request_ids: Sequence[str]) -> None:
         """Forget these requests; unknown ids are ignored."""
         ...

@@ -127,6 +127,9 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._active)
 
+    def unfinished(self) -> list[Completion]:
+        return [_completion(running, "abort") for running in self._active.values() if running.tokens]
+
     def abort(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
             self._active.pop(request_id, None)
@@ -164,15 +167,7 @@ class FakeEngine:
             reason = "stop"
         elif len(running.tokens) == request.max_tokens:
             reason = "length"
-        if reason is None:
-            return None
-        return Completion(
-            request_id=request.request_id,
-            token_ids=np.array(running.tokens, np.int32),
-            logprobs=np.array(running.logprobs, np.float32),
-            segments=run_length(running.versions),
-            finish_reason=reason,
-        )
+        return None if reason is None else _completion(running, reason)
 
     def _label(self, running: _Running) -> Completion:
         request = running.request
@@ -189,6 +184,16 @@ class FakeEngine:
             finish_reason="length",
             label_logprobs=labels,
         )
+
+
+def _completion(running: _Running, reason: FinishReason) -> Completion:
+    return Completion(
+        request_id=running.request.request_id,
+        token_ids=np.array(running.tokens, np.int32),
+        logprobs=np.array(running.logprobs, np.float32),
+        segments=run_length(running.versions),
+        finish_reason=reason,
+    )
 
 
 def fake_weights(

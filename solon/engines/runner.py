@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -100,6 +100,10 @@ class EngineRunner:
         not depend on how quickly a caller makes its calls.
         """
         return [self._outcome(call) for call in self._enqueue([{"requests": tuple(batch)} for batch in batches])]
+
+    async def so_far(self, request_ids: Collection[str]) -> list[Completion]:
+        """What these requests of `generate_each` have produced up to now, finished or not (`finish_reason` "abort")."""
+        return await self._call(lambda engine: self._collect(engine, frozenset(request_ids)))
 
     async def score(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> list[Completion]:
         """One verdict per prompt: `label_logprobs` of the given tokens at the next position."""
@@ -265,6 +269,16 @@ class EngineRunner:
             call.missing -= 1
             if call.missing == 0:
                 call.resolve(call.done)
+
+    def _collect(self, engine: Engine, wanted: frozenset[str]) -> list[Completion]:
+        running = {completion.request_id: completion for completion in engine.unfinished()}
+        found: dict[str, Completion] = {}
+        for unique, (call, position) in self._owners.items():
+            name = call.requests[position].request_id
+            if name in wanted and unique in running:
+                found[name] = replace(running[unique], request_id=name)
+            found |= {done.request_id: done for done in call.done if done is not None and done.request_id in wanted}
+        return list(found.values())
 
     def _forget(self, engine: Engine, calls: Sequence[_Call] | deque[_Call]) -> None:
         for call in calls:

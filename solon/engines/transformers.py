@@ -81,6 +81,9 @@ class TransformersEngine:
     def has_work(self) -> bool:
         return bool(self._waiting or self._rows)
 
+    def unfinished(self) -> list[Completion]:
+        return [_completion(row, "abort") for row in self._rows if row.tokens]
+
     def abort(self, request_ids: Sequence[str]) -> None:
         gone = set(request_ids)
         self._waiting = deque(row for row in self._waiting if row.request.request_id not in gone)

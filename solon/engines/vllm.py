@@ -95,6 +95,9 @@ class VllmEngine:
     def has_work(self) -> bool:
         return bool(self._running or self._finished)
 
+    def unfinished(self) -> list[Completion]:
+        return [_completion(progress, "abort") for progress in self._running.values() if progress.tokens]
+
     def abort(self, request_ids: Sequence[str]) -> None:
         known = [i for i in request_ids if self._running.pop(i, None) is not None]
         self._client.abort_requests(known)

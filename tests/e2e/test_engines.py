@@ -203,6 +203,32 @@ def engine(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Iter
     built.close()
 
 
+# ---- salvage
+
+
+def test_tokens_of_an_unfinished_answer_are_handed_out_and_another_request_goes_on_from_them(
+    engine: Engine, checkpoints: dict[str, Path]
+):
+    weights, network = make_weights("llama-tied", version=9)
+    engine.load_weights(weights)
+    (request,) = make_requests(1, max_tokens=60, temperature=0.7, prefix="begun")
+    engine.add(request)
+    assert engine.unfinished() == []
+    for _ in range(12):
+        assert engine.step() == []
+    (begun,) = engine.unfinished()
+    assert begun.finish_reason == "abort"
+    assert 6 <= len(begun.token_ids) == len(begun.logprobs) <= 12
+    engine.abort([request.request_id])
+    assert engine.unfinished() == []
+    written = tuple(begun.token_ids.tolist())
+    rest = replace(request, request_id="rest", prompt_token_ids=request.prompt_token_ids + written, max_tokens=40)
+    (after,) = finish(engine, [rest])
+    whole = replace(after, token_ids=np.concatenate([begun.token_ids, after.token_ids]))
+    whole = replace(whole, logprobs=np.concatenate([begun.logprobs, after.logprobs]))
+    assert behaviour_gap([request], [whole], network) < 1e-4
+
+
 # ---- every family
 
 

@@ -47,7 +47,7 @@ def test_the_summary_is_what_the_contract_says(demo: Run):
     assert summary["overlap"]["binding_stage"] in summary["overlap"]["busy"]
     assert min(summary["throughput"].values()) > 0
     assert summary["labels"]["total"] == summary["labels"]["valid"] + summary["labels"]["invalid"]
-    assert summary["faults"] == {"injected": 0, "recovered": 0}
+    assert summary["faults"] == {"injected": 0, "recovered": 0, "by_event": {}}
 
 
 def test_every_group_is_trained_once_from_valid_labels_and_what_was_made_is_on_disk(demo: Run):

@@ -145,12 +145,13 @@ class Watcher(Witness):
     receipts: list[Sequence[LoadReceipt]] = field(default_factory=list)
     generations: list[GenerationReport] = field(default_factory=list)
     labels: list[LabelReport] = field(default_factory=list)
-    at: list[float] = field(default_factory=list)
-    """When each of `events` was told."""
+    log: list[tuple[str, Any]] = field(default_factory=list)
+    """Everything in the order in which it was told: ("generated", report), ("published", version), (event, fields)."""
 
     def generated(self, report: GenerationReport, box: Any) -> None:
         super().generated(report, box)
         self.generations.append(report)
+        self.log.append(("generated", report))
 
     def labelled(self, report: LabelReport, box: Any) -> None:
         super().labelled(report, box)
@@ -163,10 +164,11 @@ class Watcher(Witness):
     def published(self, version: int, receipts: Any, gap: float, span: Any) -> None:
         super().published(version, receipts, gap, span)
         self.receipts.append(receipts)
+        self.log.append(("published", version))
 
     def event(self, name: str, **fields: Any) -> None:
         super().event(name, **fields)
-        self.at.append(time.monotonic())
+        self.log.append((name, fields))
 
     def told(self, name: str) -> list[dict[str, Any]]:
         return [fields for told, fields in self.events if told == name]
@@ -235,6 +237,7 @@ class World:
         spare_each_other([lane.guard for lane in judging])
         self.guards = [*(lane.guard for lane in self.rollout), *(lane.guard for lane in judging), learning.guard]
         self.publication = Publication(self.rollout, tolerance=1e-3, timeout_s=publish_s, initial=make_weights(0))
+        learning.on_weights = self.publication.renew
         for lane in self.rollout:
             lane.guard.on_down = partial(self.publication.leave, lane)
             lane.guard.rejoin = partial(self.publication.join, lane)

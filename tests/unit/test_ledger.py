@@ -218,3 +218,141 @@ def test_random_schedules_keep_every_promise(seed, batch, target, slack, publish
     assert step == steps, "the schedule got stuck"
     assert len(committed) == len(set(committed)) == batch * steps
     assert counts["held_bytes"] == 0
+
+
+# -- losses, and another process ------------------------------------------------------------------------------------
+
+
+def test_a_group_lost_with_its_engine_is_generated_again_from_the_same_draw_and_the_old_attempt_is_refused():
+    ledger = make_ledger()
+    (grant,) = ledger.reserve(1, now=0)
+    assert ledger.requeue(grant.ordinal, grant.attempt, "killed")
+    (again,) = ledger.reserve(1, now=0)
+    assert (again.ordinal, again.attempt, again.draw) == (0, 1, 0)
+    assert not generate(ledger, grant)
+    assert ledger.fail(again.ordinal, again.attempt, "nonsense")
+    (third,) = ledger.reserve(1, now=0)
+    assert (third.ordinal, third.attempt, third.draw) == (0, 2, 1)
+
+
+def test_a_group_lost_with_its_judge_is_labelled_by_another_and_not_generated_again():
+    ledger = make_ledger()
+    (grant,) = ledger.reserve(1, now=0)
+    generate(ledger, grant)
+    (work,) = ledger.take_generated(1, now=0)
+    assert ledger.return_work(work.ordinal, work.attempt, "killed")
+    assert not ledger.commit_labels(work.ordinal, work.attempt, nbytes=1, payload="f")
+    (again,) = ledger.take_generated(1, now=0)
+    assert again == work
+    assert ledger.commit_labels(again.ordinal, again.attempt, nbytes=1, payload="f")
+
+
+def test_losses_and_failures_are_counted_apart():
+    ledger = make_ledger(max_attempts=2, max_losses=3)
+    heard = []
+    ledger.on_drop = lambda ordinal, reason: heard.append((ordinal, reason))
+    for attempt in range(2):
+        ledger.reserve(1, now=0)
+        assert ledger.requeue(0, attempt, "killed")
+    assert heard == []
+    ledger.reserve(1, now=0)
+    assert ledger.requeue(0, 2, "killed")
+    assert heard == [(0, "lost 3 times, last: killed")]
+    assert ledger.counts()["dropped"] == 1
+
+
+def test_what_is_ready_can_be_lost_too_and_is_not_leased_then():
+    ledger = make_ledger(batch=2)
+    for grant in ledger.reserve(2, now=0):
+        make_ready(ledger, grant)
+    assert ledger.requeue(1, 0, "its node is gone")
+    assert ledger.lease(0) is None
+    assert ledger.counts()["held_bytes"] == 11
+
+
+def test_who_holds_a_group_and_for_how_long_is_known():
+    ledger = make_ledger()
+    ledger.reserve(1, now=10, holder="rollout-0")
+    (grant,) = ledger.reserve(1, now=12, holder="rollout-1")
+    generate(ledger, grant)
+    ledger.take_generated(1, now=13, holder="judge-0")
+    assert [(o["ordinal"], o["holder"], o["seconds"]) for o in ledger.out(now=15)] == [
+        (0, "rollout-0", 5),
+        (1, "judge-0", 2),
+    ]
+
+
+def test_admission_that_is_closed_keeps_what_waits_for_another_try():
+    ledger = make_ledger()
+    ledger.reserve(1, now=0)
+    ledger.requeue(0, 0, "killed")
+    ledger.close()
+    assert ledger.reserve(5, now=0) == []
+    assert ledger.held() == [0]
+    assert ledger.dropped == {}
+
+
+def test_a_group_too_old_to_be_trained_after_a_resume_is_generated_again():
+    ledger = make_ledger(batch=1, target=1, bound=1)
+    for grant in ledger.reserve(2, now=0):
+        make_ready(ledger, grant)
+    cut, payloads = ledger.cut()
+    resumed = make_ledger(batch=1, target=1, bound=1)
+    resumed.restore(cut, payloads, version=2)
+    assert [g.ordinal for g in resumed.reserve(2, now=0)] == [0, 1]
+
+
+def test_a_ledger_in_use_takes_no_cut():
+    ledger = make_ledger()
+    cut, _ = ledger.cut()
+    ledger.reserve(1, now=0)
+    with pytest.raises(RunFailedError, match="make a new one"):
+        ledger.restore(cut, {}, version=0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), batch=st.integers(1, 4), target=st.integers(0, 2))
+def test_a_run_cut_and_restored_at_any_moment_trains_every_group_once(seed: int, batch: int, target: int):
+    rng, steps = random.Random(seed), 12
+    trained: list[int] = []
+
+    def fresh() -> Ledger:
+        return make_ledger(batch=batch, target=target, total=steps * batch, max_losses=10_000, max_attempts=10_000)
+
+    ledger, step, granted, judging = fresh(), 0, {}, {}
+    saved: tuple[int, list[int], object, object] = (0, [], *ledger.cut())
+    for _ in range(20_000):
+        if step == steps:
+            break
+        match rng.choice(["reserve", "generate", "judge", "label", "train", "requeue", "return", "cut", "die"]):
+            case "reserve":
+                granted |= {g.ordinal: g for g in ledger.reserve(rng.randint(1, 4), now=0)}
+            case "generate" if granted:
+                generate(ledger, granted.pop(rng.choice(list(granted))))
+            case "judge":
+                judging |= {w.ordinal: w for w in ledger.take_generated(2, now=0)}
+            case "label" if judging:
+                work = judging.pop(rng.choice(list(judging)))
+                ledger.commit_labels(work.ordinal, work.attempt, nbytes=1, payload="f")
+            case "requeue" if granted:
+                lost = granted.pop(rng.choice(list(granted)))
+                ledger.requeue(lost.ordinal, lost.attempt, "killed")
+            case "return" if judging:
+                work = judging.pop(rng.choice(list(judging)))
+                ledger.return_work(work.ordinal, work.attempt, "killed")
+            case "train" if (lease := ledger.lease(step)) is not None:
+                assert max(lease.staleness) <= 4
+                assert all(payload == ("g", "f") for payload in lease.payloads)
+                trained += lease.ordinals
+                ledger.commit(step, lease.token)
+                step += 1
+                ledger.publish(step)
+            case "cut":
+                saved = (step, list(trained), *ledger.cut())
+            case "die" if rng.random() < 0.2:
+                step, kept, cut, payloads = saved
+                trained, ledger, granted, judging = list(kept), fresh(), {}, {}
+                ledger.restore(cut, payloads, version=step)  # type: ignore[arg-type]
+        counts = ledger.counts()
+        assert counts["admitted"] == counts["committed"] + counts["dropped"] + counts["held"]
+    assert sorted(trained) == list(range(steps * batch))

@@ -219,6 +219,8 @@ def test_epochs_and_seeds_differ_in_order():
 class FakeDataset(list[Any]):
     """Rows, as `datasets.Dataset` gives them; the library itself takes a second to import."""
 
+    data = SimpleNamespace(table=SimpleNamespace(validate=lambda full: None))
+
 
 @pytest.mark.parametrize(
     ("loads", "words"),

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import solon.recorder as module
+from solon.errors import PayloadLostError
 from solon.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
 from solon.recorder import Recorder
@@ -193,8 +194,13 @@ def test_a_metric_that_is_no_number_is_null(tmp_path: Path):
 # -- the tally -------------------------------------------------------------------------------------------------
 
 
+COUNTS = {"admitted": 4, "committed": 2, "dropped": 0, "held": 2}
+
+
 def make_summary(tally: Tally) -> dict[str, Any]:
-    return tally.summary(status="completed", counts={"admitted": 4, "committed": 2, "dropped": 0}, attested=0)
+    return tally.summary(
+        status="completed", counts={"admitted": 4, "committed": 2, "dropped": 0, "held": 2}, attested=0
+    )
 
 
 def test_a_run_without_a_step_has_a_valid_summary():
@@ -231,3 +237,23 @@ def test_label_ids_are_the_same_for_one_label_and_differ_between_labels_and_runs
 
     assert ids("a", 0) == ids("a", 0)
     assert len({*ids("a", 0), *ids("a", 1), *ids("b", 0)}) == 6
+
+
+def test_a_payload_that_went_with_its_machine_is_told_of_and_the_rest_is_written(tmp_path: Path):
+    group = make_group(3)
+
+    def unbox(box: Any) -> Any:
+        if box is None:
+            raise PayloadLostError("its node is gone")
+        return box
+
+    directory = RunDirectory.create(tmp_path, "run", default="run")
+    tally = Tally(staleness_bound=4, total_steps=2)
+    recorder = Recorder(directory, tally, unbox=unbox, provenance={}, on_failure=lambda _: None)
+    for ordinal, box in ((2, None), (3, group)):
+        report = GenerationReport(ordinal=ordinal, attempt=0, head=0, num_tokens=6, nbytes=10)
+        recorder.generated(report, box)
+    recorder.close()
+    (event,) = [json.loads(line) for line in (directory.path / "events.jsonl").read_text().splitlines()]
+    assert (event["event"], event["table"], event["ordinal"]) == ("rows_lost", "rollouts", 2)
+    assert len(list((directory.path / "rollouts").iterdir())) == 1

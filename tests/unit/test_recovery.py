@@ -253,9 +253,10 @@ class MortalLearner(FakeLearner):
     async def save(self, directory: str) -> None:
         await self.process.touch()
 
-    async def restart_from(self, checkpoint: str) -> None:
+    async def restart_from(self, checkpoint: str) -> tuple[Weights, Any]:
         await self.process.restart()
         self.trained = []
+        return make_weights(0), make_weights(0)
 
     async def beat(self) -> float:
         return await self.process.beat()
@@ -347,6 +348,24 @@ async def test_a_learner_that_dies_comes_back_with_the_same_weights_and_nothing_
     assert sorted(o for batch in world.learner.trained for o in batch) == list(range(24))
 
 
+async def test_weights_lost_with_the_learners_machine_are_published_when_a_new_learner_made_them_again():
+    world = Mortal(steps=6, rollouts=1)
+    lost: list[int] = []
+
+    async def load_weights(self: MortalRollout, weights: Weights) -> Any:
+        if weights.version == 3 and not lost:
+            lost.append(3)
+            world.learner.process.alive = False
+            raise PayloadLostError("the node of the learner is gone")
+        return await MortalRollout.load_weights(self, weights)
+
+    world.engines[0].load_weights = load_weights.__get__(world.engines[0])  # type: ignore[method-assign]
+    world.lanes.learner.on_weights = world.lanes.publication.renew  # type: ignore[attr-defined]
+    assert await asyncio.wait_for(world.run(6), timeout=20) == 6
+    assert lost == [3]
+    assert world.witness.versions == [1, 2, 3, 4, 5, 6]
+
+
 async def test_a_batch_whose_payload_is_gone_is_generated_again_and_trained_once():
     gone: set[int] = {1, 2}
 
@@ -365,6 +384,20 @@ async def test_a_batch_whose_payload_is_gone_is_generated_again_and_trained_once
     assert await asyncio.wait_for(run_loop(lanes, steps=5, min_valid=2, stop=asyncio.Event()), timeout=20) == 5
     assert sorted(o for batch in learner.batches for o in batch) == list(range(20))
     assert {fields["ordinal"] for name, fields in witness.events if name == "group_lost"} == gone
+
+
+async def test_what_a_stream_that_ends_early_leaves_out_is_generated_again():
+    class Forgetful(FakeRollout):
+        async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Any]]:
+            some = [item for item in work if item.grant.attempt or item.grant.ordinal % 3]
+            async for item in super().generate(some):
+                yield item
+
+    learner = FakeLearner()
+    lanes, witness = make_lanes(steps=5, rollout=[Forgetful()], learner=learner)
+    assert await asyncio.wait_for(run_loop(lanes, steps=5, min_valid=2, stop=asyncio.Event()), timeout=20) == 5
+    assert sorted(o for batch in learner.batches for o in batch) == list(range(20))
+    assert {fields["ordinal"] for name, fields in witness.events if name == "group_lost"} == set(range(0, 20, 3))
 
 
 async def test_a_group_that_kills_every_engine_is_dropped_with_its_reason_and_the_run_goes_on():

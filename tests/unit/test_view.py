@@ -83,8 +83,13 @@ def make_tally(rewards: list[float], *, total_steps: int = 30) -> Tally:
     return tally
 
 
+COUNTS = {"admitted": 4, "committed": 2, "dropped": 0, "held": 2}
+
+
 def make_summary(tally: Tally, **scores: Any) -> dict[str, Any]:
-    summary = tally.summary(status="completed", counts={"admitted": 4, "committed": 2, "dropped": 0}, attested=1)
+    summary = tally.summary(
+        status="completed", counts={"admitted": 4, "committed": 2, "dropped": 0, "held": 2}, attested=1
+    )
     return summary | {"eval": {"before": None, "after": None} | scores}
 
 

@@ -66,7 +66,7 @@ async def test_an_engine_that_takes_too_long_is_named():
             await asyncio.sleep(10)
             raise AssertionError
 
-    with pytest.raises(AttestationError, match=r"rollout-0 did not take policy version 1.*publish\.timeout_s"):
+    with pytest.raises(WorkerLostError, match=r"rollout-0 did not take policy version 1.*publish\.timeout_s"):
         await make_publication(Slow(), timeout_s=0.01).publish(make_weights(1), make_weights(1))
 
 

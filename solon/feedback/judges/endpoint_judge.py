@@ -14,7 +14,6 @@ max_usd = 5.0
 from __future__ import annotations
 
 import time
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +34,7 @@ from solon.feedback.judging import Item, Verdict
 from solon.feedback.questions import Answer, Question
 from solon.feedback.spending.limiter import AsyncLimits, Limiter, LimitsPort
 from solon.feedback.spending.limits import LimitsConfig
+from solon.toml_file import read_toml
 from solon.validation import describe_invalid
 
 
@@ -56,13 +56,7 @@ class EndpointFile(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Raises InputError; a key in the wrong field is not shown."""
-        path = Path(path)
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            raise InputError(f"endpoint file {path} does not exist; check the path") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"endpoint file {path} cannot be read: {error}") from None
+        raw = read_toml(Path(path), what="endpoint file")
         try:
             return cls.model_validate(raw)
         except ValidationError as error:

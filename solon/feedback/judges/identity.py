@@ -35,13 +35,18 @@ class JudgeIdentity:
         those show in the token ids."""
         parts = (self.weights_digest, self.quantization, self.engine, self.engine_version, self.dtype)
         critique = (f"critique={self.critique_tokens}",) if self.critique_tokens else ()
-        return hashlib.sha256("|".join((*parts, self.tokenizer_digest, *critique)).encode()).hexdigest()
+        return _digest(*parts, self.tokenizer_digest, *critique)
 
     @property
     def calibrated_for(self) -> str:
         """What a calibration holds for: these weights in this arithmetic, this template, this constitution."""
-        parts = (self.digest, self.template_id, self.constitution_hash)
-        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+        return _digest(self.digest, self.template_id, self.constitution_hash)[:16]
+
+
+def _digest(*parts: str) -> str:
+    """A `|` within a part is escaped: some come from files of others, and must not pass for two parts."""
+    escaped = (part.replace("\\", "\\\\").replace("|", "\\|") for part in parts)
+    return hashlib.sha256("|".join(escaped).encode()).hexdigest()
 
 
 def identify(

@@ -118,8 +118,11 @@ class LabelRun:
         self._on_change(progress)
         try:
             await self._label_all(todo, progress)
-        finally:
+        except BaseException:
             self._flush()
+            self._directory.close()  # another start may go on at once
+            raise
+        self._flush()
         return self._finish(rows, skipped, progress)
 
     async def _label_all(self, todo: Sequence[AnswerRow], progress: Progress) -> None:

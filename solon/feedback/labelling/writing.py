@@ -11,7 +11,7 @@ from solon.engines.base import EngineConfig
 from solon.feedback.labelling.dataset import AnswerRow
 from solon.ledger import Grant
 from solon.protocols import Assignment
-from solon.records import Sampling
+from solon.records import Salvage, Sampling
 from solon.rollout import RolloutSettings, RolloutWorker
 from solon.run_directory import RunDirectory
 
@@ -44,7 +44,10 @@ async def write_answers(
                     Assignment(grant=Grant(ordinal=number, attempt=0, version=0), prompt=row.prompt)
                     for number, row in chunk.items()
                 ]
-                async for _, group in worker.generate(work):
+                async for item in worker.generate(work):
+                    if isinstance(item, Salvage):
+                        continue  # what is written here is kept group by group
+                    group = item[1]
                     row = chunk[group.ordinal]
                     known[row.row_id] = tuple(rollout.text for rollout in group.rollouts)
                     directory.append(FILE, {"id": row.row_id, "answers": known[row.row_id]})

@@ -140,7 +140,7 @@ def _asked(raw: dict[str, Any], prompt: Prompt, constitution: Constitution) -> l
         if not found:
             raise ValueError(f"no principle of {constitution.id!r} with a pairwise_question applies to its tags")
         return found
-    if name not in by_id:
+    if not isinstance(name, str) or name not in by_id:
         raise ValueError(f"`principle` is {short(name)}, expected one of {', '.join(by_id)}{nearest(str(name), by_id)}")
     if not by_id[name].pairwise_question.strip():
         raise ValueError(f"principle {name!r} has no pairwise_question")

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
+from solon.errors import PayloadLostError
 from solon.feedback.judging import Item, Verdict
 from solon.feedback.watching.audit import excerpt
 from solon.feedback.watching.canary import Canary
@@ -129,8 +130,11 @@ class WatchingObserver:
 
     async def _look(self, written: Box, labels: Box, rollouts: tuple[int, ...]) -> None:
         async with self._room:
-            group: Group = await asyncio.to_thread(self._unbox, written)
-            proxy: Feedback = await asyncio.to_thread(self._unbox, labels)
+            try:
+                group: Group = await asyncio.to_thread(self._unbox, written)
+                proxy: Feedback = await asyncio.to_thread(self._unbox, labels)
+            except PayloadLostError:
+                return  # gone with its machine: the group is made again, and is looked at then
             gold = await self._ask(group, rollouts) if rollouts else None
             async with self._turn:
                 self.watch.observe(group, proxy)

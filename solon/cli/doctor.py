@@ -1,0 +1,54 @@
+"""`solon doctor`: how a run stands, from its files alone, and what to do next."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from solon.cli.terminal import visible
+from solon.diagnosis import Diagnosis, diagnose
+from solon.run_facts import look
+
+COLOURS = {"stalled": "red", "failed": "red", "dead": "red", "stopped": "yellow", "starting": "yellow"}
+
+
+def run_doctor(run: str, *, thorough: bool, as_json: bool) -> dict[str, Any]:
+    """Looks, says what it found unless it is to be printed as JSON, and returns it. Raises InputError."""
+    path = find_run(run)
+    diagnosis = diagnose(look(path, thorough=thorough))
+    if not as_json:
+        show(diagnosis, path, Console(highlight=False))
+    return {"run": str(path), **diagnosis.as_json()}
+
+
+def find_run(run: str) -> Path:
+    """A directory, or the name of one under runs/."""
+    path = Path(run)
+    if path.is_dir() or len(path.parts) != 1:
+        return path
+    under = Path(os.environ.get("SOLON_RUNS", "runs")) / run
+    return under if under.is_dir() else path
+
+
+def show(diagnosis: Diagnosis, path: Path, console: Console) -> None:
+    """The headline, a heading with its lines each, and what to do."""
+    colour = COLOURS.get(diagnosis.status, "green") if diagnosis.is_well or diagnosis.status in COLOURS else "red"
+    console.print(
+        Text.assemble((visible(str(path)), "bold"), ": ", (visible(diagnosis.headline), colour)), soft_wrap=True
+    )
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for heading, lines in diagnosis.findings.items():
+        style = "red" if heading == "numbers" else "dim"
+        for index, line in enumerate(lines):
+            table.add_row(Text("" if index else f"  {heading}", style=style), Text(visible(line)))
+    console.print(table)
+    console.print(Text("NEXT", style="bold"))
+    for line in diagnosis.do:
+        console.print(Text(f"  {visible(line)}"), soft_wrap=True)  # one line each: it is to be copied

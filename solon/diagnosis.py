@@ -1,0 +1,355 @@
+"""How a run stands and what to do about it, in plain words. Pure: facts in, diagnosis out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solon.run_facts import Facts
+from solon.run_files import time_of
+from solon.standing import who_waits
+
+HANGS_S = 60.0
+"""A driver writes `live.json` every few seconds; one that has not for so long does not get to it."""
+ELSEWHERE_S = 30.0
+"""Younger signs of a run on another machine mean that it is alive."""
+LATELY_S = 600.0
+"""Faults are told for so long."""
+LITTLE_ROOM_BYTES = 2**30
+
+FAULTS = (
+    "worker_lost",
+    "restart_failed",
+    "worker_given_up",
+    "learner_trained_again",
+    "group_lost",
+    "group_failed",
+    "group_expired",
+    "judge_lost",
+    "stalled",
+    "draining",
+    "alarm",
+    "upload_failed",
+)
+"""Events that tell of something that went wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What `solon doctor` says."""
+
+    status: str
+    """starting, running, finishing, stalled, completed, stopped, failed or dead."""
+    is_well: bool
+    headline: str
+    findings: Mapping[str, Sequence[str]]
+    """Lines under a heading each, in the order in which they are shown."""
+    do: Sequence[str]
+    """What to do next, the first thing first."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "status": self.status,
+            "healthy": self.is_well,
+            "headline": self.headline,
+            "findings": {name: list(lines) for name, lines in self.findings.items()},
+            "next": list(self.do),
+        }
+
+
+def diagnose(facts: Facts) -> Diagnosis:
+    """The whole of it."""
+    status, headline = _status(facts)
+    unbalanced = _unbalanced(facts)
+    findings = {
+        "numbers": unbalanced,
+        "process": _process(facts, status),
+        "waits": who_waits(facts.standing) if facts.standing and status in ("running", "stalled") else [],
+        "workers": _workers(facts),
+        "faults": recent_faults(facts.events, now=facts.now if _is_up(status) else facts.last_sign),
+        "groups": _groups(facts, status),
+        "checkpoints": _checkpoints(facts),
+        "disk": _disk(facts, status),
+        "left over": _left_over(facts, status),
+        "unclear": list(facts.problems),
+    }
+    return Diagnosis(
+        status=status,
+        is_well=status not in ("stalled", "failed", "dead") and not unbalanced,
+        headline=headline,
+        findings={name: lines for name, lines in findings.items() if lines},
+        do=_next(facts, status, unbalanced),
+    )
+
+
+def _is_up(status: str) -> bool:
+    return status in ("starting", "running", "finishing", "stalled")
+
+
+# -- how it stands --------------------------------------------------------------------------------------------------
+
+
+def _status(facts: Facts) -> tuple[str, str]:
+    if _has_process(facts):
+        return _status_alive(facts)
+    done = f"after {facts.summary.get('steps', '?')} steps" if facts.summary else _steps(facts)
+    if facts.summary is None:
+        when = _clock(facts.last_sign) if facts.last_sign else "an unknown time"
+        began = any(event.get("event") == "started" for event in facts.events)
+        what = done if began else "while it was starting"
+        return "dead", f"died at about {when} {what}, without a summary: it was killed, or its machine was lost"
+    status = str(facts.summary.get("status"))
+    if status == "completed":
+        return status, f"completed {done}"
+    if status == "stopped":
+        reason = facts.summary.get("stopped_by")
+        cause = reason.get("message") or reason.get("kind") if isinstance(reason, Mapping) else None
+        return status, f"stopped {done}" + (f": {cause}" if cause else ", as it was asked to")
+    return "failed", f"failed {done}: {facts.summary.get('failure') or 'the summary does not say of what'}"
+
+
+def _has_process(facts: Facts) -> bool:
+    if facts.is_locked or facts.standing is None:
+        return bool(facts.is_locked)
+    age_s = facts.now - facts.standing.time
+    if facts.standing.host != facts.host:
+        # A lock does not always reach over a network's file system.
+        return facts.summary is None and age_s < ELSEWHERE_S
+    return facts.is_locked is None and facts.summary is None and bool(facts.pid_lives) and age_s < HANGS_S
+
+
+def _status_alive(facts: Facts) -> tuple[str, str]:
+    phase = next(
+        (
+            str(event["event"])
+            for event in reversed(facts.events)
+            if event.get("event") in ("started", "trained", "ended") and time_of(event) >= facts.started
+        ),
+        "",
+    )
+    if phase in ("trained", "ended"):
+        return "finishing", f"finishing {_steps(facts)}: the last checkpoint, the last evaluation, the summary"
+    if not phase:
+        since = f" for {_span(facts.now - facts.started)}" if facts.started else ""
+        return "starting", f"starting{since}: engines load, or the evaluation before training goes on"
+    age_s = facts.now - (facts.standing.time if facts.standing else facts.last_sign)
+    if age_s > HANGS_S:
+        return "stalled", f"stalled for {_span(age_s)}: its process is there, but writes nothing any more"
+    still_s = facts.standing.still_s if facts.standing else 0.0
+    if still_s >= _stall_s(facts):
+        return "stalled", f"stalled for {_span(still_s)}: its process is there, but no group moves"
+    return "running", f"running, {_steps(facts)}"
+
+
+def _stall_s(facts: Facts) -> float:
+    recovery = facts.config.get("recovery")
+    value = recovery.get("stall_s") if isinstance(recovery, Mapping) else None
+    return float(value) if isinstance(value, int | float) else 600.0
+
+
+def _steps(facts: Facts) -> str:
+    of = f" of {facts.config['steps']}" if "steps" in facts.config else ""
+    if facts.last_step is None:
+        return f"before the first step{of}"
+    time_s = time_of(facts.last_step)
+    ago = f", the last one {_span(facts.now - time_s)} ago" if time_s else ""
+    return f"after {facts.steps_done} steps{of}{ago}"
+
+
+# -- findings ---------------------------------------------------------------------------------------------------------
+
+
+def _unbalanced(facts: Facts) -> list[str]:
+    """What does not add up. Empty: it all does, as far as it was counted."""
+    lines = []
+    if facts.account is not None:
+        for what, ordinals in (("lost without a trace", facts.account.lost), ("counted twice", facts.account.doubled)):
+            if ordinals:
+                lines.append(f"{len(ordinals)} groups are {what}: {_some(sorted(ordinals))}")
+    groups = facts.summary.get("groups") if facts.summary else None
+    if isinstance(groups, Mapping):
+        told = {key: int(groups.get(key) or 0) for key in ("admitted", "committed", "dropped", "held")}
+        if told["admitted"] != told["committed"] + told["dropped"] + told["held"]:
+            lines.append(
+                f"summary.json: {told['admitted']} groups were admitted, but {told['committed']} committed, "
+                f"{told['dropped']} dropped and {told['held']} held"
+            )
+        if facts.account is not None and facts.summary and facts.summary.get("status") in ("completed", "stopped"):
+            counted = {"committed": len(facts.account.committed), "dropped": len(facts.account.dropped)}
+            lines += [
+                f"summary.json says {told[key]} groups {key}, the lines say {count}"
+                for key, count in counted.items()
+                if told[key] != count
+            ]
+    return lines
+
+
+def _process(facts: Facts, status: str) -> list[str]:
+    standing = facts.standing
+    if standing is None:
+        return ["its lock is held"] if facts.is_locked else []
+    age = _span(facts.now - standing.time)
+    where = "" if standing.host == facts.host else ", which is not this machine"
+    if _is_up(status):
+        return [f"pid {standing.pid} on {standing.host}{where}, written {age} ago, last moved {standing.still_s:.0f} s "
+                "before that"]  # fmt: skip
+    if status == "dead":
+        again = f"; there is another process {standing.pid} now" if facts.pid_lives else ""
+        return [f"it was pid {standing.pid} on {standing.host}{where}; last seen alive {age} ago{again}"]
+    return []
+
+
+def _workers(facts: Facts) -> list[str]:
+    if facts.standing is None:
+        return []
+    lines = []
+    for worker in facts.standing.workers:
+        again = int(worker.get("recovered") or 0)
+        times = f" (replaced {again} time{'s' if again > 1 else ''})" if again else ""
+        lines.append(f"{worker.get('worker')} {worker.get('state')}{times}")
+    return [", ".join(lines)] if lines else []
+
+
+def recent_faults(events: Sequence[Mapping[str, Any]], *, now: float) -> list[str]:
+    """What went wrong lately, one line for each kind, worker and cause; numbers do not make a cause another one."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    first: dict[tuple[str, str, str], str] = {}
+    for event in events:
+        name = str(event.get("event"))
+        if name not in FAULTS or time_of(event) < now - LATELY_S:
+            continue
+        cause = str(event.get("cause") or event.get("reason") or event.get("message") or event.get("kind") or "")
+        key = (name, str(event.get("worker") or ""), re.sub(r"\b[0-9a-f]{8,}\b|\d+", "#", cause)[:200])
+        counts[key] += 1
+        first.setdefault(key, " ".join(cause.split())[:160])
+    return [
+        f"{count} x {' '.join(part for part in (name.replace('_', ' '), worker) if part)}"
+        + (f": {first[name, worker, kind]}" if kind else "")
+        for (name, worker, kind), count in counts.most_common(8)
+    ]
+
+
+def _groups(facts: Facts, status: str) -> list[str]:
+    found = facts.account
+    if found is None:
+        return []
+    trained = f"{len(found.committed)} trained, {len(found.dropped)} dropped"
+    if _is_up(status) or status == "dead":
+        # The lines know nothing of what is in hand; the ledger does, or did when it was last heard of.
+        held = facts.standing.groups.get("held", 0) if facts.standing else len(found.held)
+        lines = [f"{trained}, {held} {'in hand' if _is_up(status) else 'were in hand'}"]
+    else:
+        lines = [f"{found.admitted} admitted: {trained}, {len(found.held)} held"]
+    if found.is_balanced:
+        lines[0] += "; nothing is counted twice" + (", nothing is lost" if status in ("completed", "stopped") else "")
+    lines += [f"dropped {count}: {reason[:160]}" for reason, count in list(found.reasons.items())[:5]]
+    return lines
+
+
+def _checkpoints(facts: Facts) -> list[str]:
+    lines = []
+    whole = [checkpoint for checkpoint in facts.checkpoints if not checkpoint.problem]
+    if whole:
+        names = ", ".join(checkpoint.name for checkpoint in reversed(whole))
+        held = len(whole[0].cut.entries) if whole[0].cut else 0
+        steps = facts.steps_done - whole[0].step
+        again = f"; {steps} step{'s are' if steps > 1 else ' is'} trained again" if steps > 0 else ""
+        lines.append(f"whole: {names}; --resume goes on from {whole[0].name}, which holds {held} groups{again}")
+    unread = [checkpoint.name for checkpoint in whole if not checkpoint.is_read]
+    if unread:
+        lines.append(f"too large to be compared with their digests now: {', '.join(unread)}; `--thorough` reads them")
+    lines += [f"damaged: {checkpoint.problem}" for checkpoint in facts.checkpoints if checkpoint.problem]
+    if not whole:
+        lines.append("none that is whole: --resume begins at the first step again")
+    return lines
+
+
+def _disk(facts: Facts, status: str) -> list[str]:
+    lines = []
+    if facts.free_bytes < LITTLE_ROOM_BYTES:
+        lines.append(f"only {facts.free_bytes >> 20} MiB are free")
+    if _is_up(status) and not facts.has_ballast:
+        lines.append("the ballast is used up: the disk was full")
+    return lines
+
+
+def _left_over(facts: Facts, status: str) -> list[str]:
+    if _is_up(status):
+        return []
+    lines = [f"{name} ends in half a line" for name in facts.torn]
+    if facts.left_over:
+        lines.append(f"half done: {_some(facts.left_over)}")
+    return [*lines, "the next start of the run removes it"] if lines else []
+
+
+# -- what to do -------------------------------------------------------------------------------------------------------
+
+
+def _next(facts: Facts, status: str, unbalanced: Sequence[str]) -> list[str]:
+    resume = resume_command(facts.path, facts.config)
+    room = ["free some space on the disk first"] if facts.free_bytes < LITTLE_ROOM_BYTES // 10 else []
+    if unbalanced:
+        return [
+            "keep this directory as it is, and report it: no run may end like this",
+            "then train from the start under another --name: what this one trained on is not certain",
+        ]
+    if status == "completed":
+        best = next((c.name for c in facts.checkpoints if not c.problem), None)
+        return [f"nothing; the aligned model is {facts.path / 'checkpoints' / best / 'policy'}" if best else "nothing"]
+    if status in ("starting", "running", "finishing"):
+        end = f"; to end it early and lose nothing: kill -TERM {facts.standing.pid}" if facts.standing else ""
+        return [f"nothing, look again later{end if status == 'running' else ''}"]
+    if status == "stalled":
+        pid = facts.standing.pid if facts.standing else "PID"
+        return [
+            "look who waits for whom above, and at that worker's log in the Ray dashboard",
+            f"end it: kill -TERM {pid}, and if it is still there after a minute, kill -KILL {pid}",
+            *room,
+            resume,
+        ]
+    if status == "failed":
+        return ["mend what it failed of, if it is not mended yet", *room, resume]
+    if status == "dead":
+        where = facts.standing.host if facts.standing else "its machine"
+        return [*room, resume, f"to learn why it died: dmesg -T | grep -iE 'out of memory|killed process' on {where}"]
+    return [*room, resume]
+
+
+def resume_command(path: Path, config: Mapping[str, Any]) -> str:
+    """What a person types to go on, wherever they are."""
+    origin = config.get("origin")
+    origin = origin if isinstance(origin, Mapping) else {}
+    command = origin.get("command")
+    words = [str(word) for word in command] if isinstance(command, list) and command else ["solon", "train", "RUN.toml"]
+    line = shlex.join([*words, "--name", path.name, "--resume"])
+    folder, is_job = str(origin.get("folder") or ""), bool(origin.get("is_job"))
+    if path.resolve().parent != Path(folder or ".").resolve() / "runs":
+        line = f"{'env ' if is_job else ''}SOLON_RUNS={shlex.quote(str(path.resolve().parent))} {line}"
+    if is_job:  # its folder was a copy that went with it
+        return f"ray job submit --working-dir . -- {line}"
+    return f"cd {shlex.quote(folder)} && {line}" if folder and Path(folder) != Path.cwd() else line
+
+
+# -- wording ----------------------------------------------------------------------------------------------------------
+
+
+def _some(items: Sequence[Any]) -> str:
+    shown = ", ".join(str(item) for item in items[:10])
+    return shown if len(items) <= 10 else f"{shown} and {len(items) - 10} more"
+
+
+def _span(seconds: float) -> str:
+    seconds = max(0.0, seconds)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _clock(time_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_s))

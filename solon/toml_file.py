@@ -1,0 +1,54 @@
+"""A TOML file that a person wrote: read with bounds, so that no file can take the process with it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from solon.errors import InputError
+
+MAX_CHARACTERS = 1024 * 1024
+MAX_DEPTH = 32
+
+
+def read_toml(path: Path, *, what: str) -> dict[str, Any]:
+    """What a TOML file holds. Raises InputError that begins with `what`; it never shows a value.
+
+    what: names the file in messages, as in `run file`.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MAX_CHARACTERS + 1)
+    except FileNotFoundError:
+        raise InputError(f"{what} {path} does not exist; check the path") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} {path} cannot be read: {error}") from None
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"{what} {path} has more than {MAX_CHARACTERS:,} characters; is it the right file?")
+    try:
+        raw = tomllib.loads(text)
+        if is_deep(raw):
+            raise RecursionError
+    except RecursionError:
+        said = f"nested too deeply, expected {MAX_DEPTH} levels at most"
+        raise InputError(f"{what} {path} is not TOML that can be read: {said}") from None
+    except ValueError as error:
+        raise InputError(f"{what} {path} is not TOML: {error}") from None
+    return raw
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a value has more than `MAX_DEPTH` levels: what walks through it would never come back."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for one in level
+            if isinstance(one, Mapping | list)
+            for item in (one.values() if isinstance(one, Mapping) else one)
+        ]
+        if not level:
+            return False
+    return True

@@ -1,0 +1,140 @@
+"""What an engine had written when it was lost is gone on with by another."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+
+from solon.engines.base import EngineConfig
+from solon.engines.fake import FakeEngine, FakeTokenizer, fake_weights
+from solon.ledger import Grant, Ledger, LedgerConfig
+from solon.protocols import Assignment
+from solon.records import Group, Salvage, Sampling
+from solon.rollout import RolloutSettings, RolloutWorker, joined_segments
+from solon.staleness import StalenessConfig
+from tests.unit.fakes import make_prompt
+
+
+class LongWinded(FakeEngine):
+    """Ends an answer only when it has to."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(max_model_len=512, **settings)
+        self._logprobs_VV[:, 0] = -30.0
+
+    def load_weights(self, weights: Any) -> str:
+        digest = super().load_weights(weights)
+        self._logprobs_VV[:, 0] = -30.0
+        return digest
+
+
+def make_worker(*, step_s: float = 0.0, every_s: float = 0.02) -> tuple[RolloutWorker, list[LongWinded]]:
+    built: list[LongWinded] = []
+
+    def build(config: EngineConfig, *, name: str) -> LongWinded:
+        built.append(LongWinded(name=name, step_s=step_s))
+        return built[0]
+
+    settings = RolloutSettings(sampling=Sampling(max_tokens=200), group_size=2, seed=5, salvage_every_s=every_s)
+    config = EngineConfig(model="fake", max_model_len=512)
+    return RolloutWorker(config, settings, name="rollout-0", build=build), built
+
+
+async def first_salvage(worker: RolloutWorker, assignment: Assignment) -> Salvage:
+    async for item in worker.generate([assignment]):
+        assert isinstance(item, Salvage), "the group was finished before anything was told of it"
+        return item
+    raise AssertionError
+
+
+async def whole_group(worker: RolloutWorker, assignment: Assignment) -> Group:
+    async for item in worker.generate([assignment]):
+        if not isinstance(item, Salvage):
+            return item[1]
+    raise AssertionError
+
+
+async def test_another_engine_goes_on_with_the_tokens_log_probs_and_versions_of_the_lost_one():
+    lost, _ = make_worker(step_s=0.002)
+    await lost.start()
+    salvage = await asyncio.wait_for(first_salvage(lost, Assignment(grant=Grant(3, 0, 0), prompt=make_prompt())), 20)
+    await lost.close()
+    assert salvage.num_tokens >= 64
+    assert salvage.head == 0
+
+    other, built = make_worker()
+    await other.start()
+    await other.load_weights(fake_weights(4))
+    grant = Grant(3, 1, 0, 0, salvage)
+    group = await asyncio.wait_for(whole_group(other, Assignment(grant=grant, prompt=make_prompt())), 20)
+    await other.close()
+    assert (group.ordinal, group.attempt, group.head, group.tail) == (3, 1, 0, 4)
+    for begun, rollout in zip(salvage.rollouts, group.rollouts, strict=True):
+        assert begun is not None
+        length = len(begun.token_ids)
+        assert rollout.token_ids[:length].tolist() == begun.token_ids.tolist()
+        assert rollout.logprobs[:length].tobytes() == begun.logprobs.tobytes()
+        assert rollout.segments == ((0, length), (4, 200 - length))
+        assert len(rollout.token_ids) == len(rollout.logprobs) == 200
+        # What was written after is what the new engine makes of the whole text so far.
+        table = built[0]._logprobs_VV
+        after = [table[a] for a in rollout.token_ids[length - 1 : -1]]
+        expected = [
+            row[t] - np.log(np.exp(row).sum()) for row, t in zip(after, rollout.token_ids[length:], strict=True)
+        ]
+        np.testing.assert_allclose(rollout.logprobs[length:], expected, atol=1e-5)
+    assert group.rollouts[0].text == FakeTokenizer().decode(group.rollouts[0].token_ids.tolist())
+
+
+async def test_a_group_whose_answers_were_all_written_asks_the_new_engine_for_nothing():
+    worker, built = make_worker(every_s=0.0)
+    await worker.start()
+    whole = await whole_group(worker, Assignment(grant=Grant(3, 0, 0), prompt=make_prompt()))
+    steps = built[0].steps
+    grant = Grant(3, 1, 0, 0, Salvage(ordinal=3, attempt=0, rollouts=whole.rollouts))
+    again = await asyncio.wait_for(whole_group(worker, Assignment(grant=grant, prompt=make_prompt())), 20)
+    await worker.close()
+    assert built[0].steps == steps
+    assert [r.token_ids.tolist() for r in again.rollouts] == [r.token_ids.tolist() for r in whole.rollouts]
+    assert again.attempt == 1
+
+
+async def test_short_answers_are_not_told_of():
+    worker, _ = make_worker(every_s=0.001)
+    worker._settings = RolloutSettings(sampling=Sampling(max_tokens=16), group_size=2, seed=5, salvage_every_s=0.001)
+    await worker.start()
+    items = [item async for item in worker.generate([Assignment(grant=Grant(0, 0, 0), prompt=make_prompt())])]
+    await worker.close()
+    assert [isinstance(item, Salvage) for item in items] == [False]
+
+
+def test_the_ledger_hands_a_salvage_on_with_the_group_until_it_is_too_old():
+    def make() -> Ledger:
+        return Ledger(LedgerConfig(batch_groups=1), StalenessConfig(target_staleness=3, max_staleness=2 + 1))
+
+    for version, expected in ((2, "so far"), (3, None)):
+        ledger = make()
+        ledger.reserve(1, now=0)
+        assert ledger.keep(0, 0, head=0, salvage="so far")
+        assert ledger.requeue(0, 0, "killed")
+        ledger.publish(version)
+        (grant, *_) = ledger.reserve(1, now=0)
+        assert grant.salvage == expected
+        assert grant.version == (0 if expected else version)
+        assert not ledger.keep(0, 0, head=0, salvage="late")
+
+
+def test_a_group_that_failed_by_itself_starts_from_nothing():
+    ledger = Ledger(LedgerConfig(), StalenessConfig())
+    ledger.reserve(1, now=0)
+    ledger.keep(0, 0, head=0, salvage="so far")
+    ledger.fail(0, 0, "nonsense")
+    (grant,) = ledger.reserve(1, now=0)
+    assert grant.salvage is None
+
+
+def test_runs_of_one_version_are_joined():
+    assert joined_segments(((0, 3),), ((0, 2), (1, 4))) == ((0, 5), (1, 4))
+    assert joined_segments((), ((1, 4),)) == ((1, 4),)

@@ -1,0 +1,224 @@
+"""Where a run begins, and how one that stands still is described and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.run_file import RunFile
+from cluster.start import Start, find_start
+from cluster.vigil import Vigil
+from solon.async_ledger import AsyncLedger
+from solon.checkpoints import CheckpointFolder
+from solon.errors import InputError, RunFailedError
+from solon.ledger import LedgerConfig
+from solon.recovery import RecoveryConfig
+from solon.run_directory import RunDirectory, is_in_use
+from solon.staleness import StalenessConfig
+from solon.standing import Standing, is_stuck, who_waits
+from tests.unit.run_files import make_run
+from tests.unit.test_checkpoints import write
+
+HASH = "constitution"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFile:
+    return RunFile.load(make_run(tmp_path))
+
+
+def begun(root: Path, run: RunFile, *, name: str = "night", steps: tuple[int, ...] = ()) -> RunDirectory:
+    """A run directory as a killed process leaves it."""
+    directory = RunDirectory.create(root, name, default="run")
+    directory.write_json("config.json", {"constitution_hash": HASH} | run.model_dump(mode="json"))
+    for step in steps:
+        write(CheckpointFolder(directory.path / "checkpoints"), step)
+    directory.close()
+    return directory
+
+
+def start_of(root: Path, run: RunFile, *, name: str | None = "night", constitution: str = HASH) -> Start:
+    return find_start(run, constitution, root=root, name=name, default="run", resume=True)
+
+
+def test_without_resume_a_run_begins_anew(tmp_path: Path, run: RunFile):
+    begun(tmp_path / "runs", run, steps=(2,))
+    start = find_start(run, HASH, root=tmp_path / "runs", name="night", default="run", resume=False)
+    assert (start.directory, start.step) == (None, 0)
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_and_from_the_beginning_when_it_has_none(tmp_path: Path, run: RunFile):
+    root = tmp_path / "runs"
+    assert start_of(root, run).directory is None
+    begun(root, run)
+    assert (start_of(root, run).directory, start_of(root, run).step) == (root / "night", 0)
+    write(CheckpointFolder(root / "night" / "checkpoints"), 4)
+    write(CheckpointFolder(root / "night" / "checkpoints"), 8)
+    assert start_of(root, run).step == 8
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, run: RunFile):
+    directory = begun(tmp_path / "runs", run, steps=(4, 8))
+    (directory.path / "checkpoints" / "step-000008" / "ledger.json").write_text("{}")
+    start = start_of(tmp_path / "runs", run)
+    assert start.step == 4
+    assert "ledger.json is damaged" in start.damaged[0]
+
+
+def test_without_a_name_the_youngest_run_of_the_file_is_meant(tmp_path: Path, run: RunFile):
+    root = tmp_path / "runs"
+    for index, name in enumerate(("run-1", "run-2", "other-3")):
+        path = begun(root, run, name=name).path / "config.json"
+        os.utime(path, (index, index))
+    assert start_of(root, run, name=None).directory == root / "run-2"
+
+
+def test_a_complete_run_has_nothing_left_to_do_unless_more_steps_are_asked_for(tmp_path: Path, run: RunFile):
+    begun(tmp_path / "runs", run, steps=(100,))
+    summary = tmp_path / "runs" / "night" / "summary.json"
+    summary.write_text(json.dumps({"status": "completed", "steps": 100}))
+    assert start_of(tmp_path / "runs", run).finished == {"status": "completed", "steps": 100}
+    longer = run.model_copy(update={"steps": 150})
+    assert start_of(tmp_path / "runs", longer).finished is None
+    assert start_of(tmp_path / "runs", longer).step == 100
+    shorter = run.model_copy(update={"steps": 50})
+    summary.unlink()
+    with pytest.raises(InputError, match="has trained 100 steps already"):
+        start_of(tmp_path / "runs", shorter)
+
+
+def test_another_configuration_or_constitution_is_refused_by_name(tmp_path: Path, run: RunFile):
+    begun(tmp_path / "runs", run, steps=(2,))
+    other = run.model_copy(update={"seed": 3, "learn": run.learn.model_copy(update={"learning_rate": 1.0})})
+    with pytest.raises(InputError, match=r"seed was 0, is 3; learn\.learning_rate was .*, is 1\.0; set them back"):
+        start_of(tmp_path / "runs", other)
+    with pytest.raises(InputError, match="the constitution is not the one of"):
+        start_of(tmp_path / "runs", run, constitution="another")
+
+
+def test_how_long_where_and_how_patiently_may_change(tmp_path: Path, run: RunFile):
+    begun(tmp_path / "runs", run, steps=(2,))
+    other = run.model_copy(
+        update={
+            "steps": 500,
+            "checkpoint_every": 3,
+            "recovery": RecoveryConfig(max_restarts=9),
+            "rollout": run.rollout.model_copy(update={"num_actors": 4}),
+        }
+    )
+    assert start_of(tmp_path / "runs", other).step == 2
+
+
+def test_a_run_that_is_still_going_on_is_not_gone_on_with_by_another(tmp_path: Path, run: RunFile):
+    begun(tmp_path / "runs", run, steps=(2,))
+    first = start_of(tmp_path / "runs", run).open(tmp_path / "runs", "night", default="run")
+    assert is_in_use(first.path)
+    with pytest.raises(InputError, match="is in use"):
+        start_of(tmp_path / "runs", run).open(tmp_path / "runs", "night", default="run")
+    first.close()
+    assert not is_in_use(first.path)
+
+
+def test_lines_that_a_killed_process_left_half_written_are_cut_off(tmp_path: Path, run: RunFile):
+    path = begun(tmp_path / "runs", run).path
+    (path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"ste')
+    (path / "events.jsonl").write_text("{")
+    (path / "rollouts").mkdir()
+    (path / "rollouts" / "part-000001.parquet.tmp").write_text("half")
+    RunDirectory.reopen(path).close()
+    assert (path / "metrics.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
+    assert (path / "events.jsonl").read_text() == ""
+    assert list((path / "rollouts").iterdir()) == []
+
+
+def test_credentials_in_the_address_of_the_store_are_refused_without_repeating_them(tmp_path: Path):
+    with pytest.raises(InputError) as caught:
+        RunFile.load(make_run(tmp_path, 'checkpoint_url = "s3://me:s3cret@bucket/x"'))
+    assert "checkpoint_url holds credentials" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+# -- standing still ---------------------------------------------------------------------------------------------------
+
+
+def make_standing(**groups: int) -> Standing:
+    return Standing(
+        time=0.0, pid=1, host="here", still_s=70.0, groups=groups, batch_groups=8,
+        out=({"ordinal": 12, "attempt": 1, "state": "judging", "holder": "judge-0", "seconds": 63.0},),
+        workers=({"worker": "rollout-0", "state": "being replaced", "recovered": 2},),
+    )  # fmt: skip
+
+
+def test_who_waits_for_whom_is_said_in_words():
+    assert who_waits(make_standing(ready=3, generated=4, pending=2)) == [
+        "rollout-0 is being replaced",
+        "judge-0 has 1 groups in hand (judging), the oldest is group 12 (attempt 1), for 63 s",
+        "learn waits for a batch: 3 of 8 groups are ready",
+        "4 generated groups wait for a judge",
+        "2 groups wait for an engine",
+    ]
+
+
+def test_a_run_in_which_somebody_works_is_slow_and_not_stuck():
+    assert not is_stuck(make_standing())
+    idle = make_standing().model_copy(update={"out": (), "workers": ()})
+    assert is_stuck(idle)
+    assert not is_stuck(idle.model_copy(update={"groups": {"leased": 8}}))
+
+
+class Said:
+    """A recorder that remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.files: dict[str, Any] = {}
+
+    def event(self, name: str, **fields: Any) -> None:
+        self.events.append((name, fields))
+
+    def write(self, name: str, value: Any) -> None:
+        self.files[name] = value
+
+
+def make_vigil(said: Said, *, stall_s: float = 0.05, draining: Any = lambda: None) -> tuple[Vigil, list[str]]:
+    stops: list[str] = []
+    vigil = Vigil(
+        RecoveryConfig(stall_s=stall_s),
+        ledger=AsyncLedger(LedgerConfig(), StalenessConfig()),
+        guards=[],
+        recorder=said,  # type: ignore[arg-type]
+        on_stop=stops.append,
+        draining=draining,
+    )
+    return vigil, stops
+
+
+async def test_a_run_that_does_not_move_says_so_and_is_ended_with_who_waits_for_whom():
+    said = Said()
+    vigil, _ = make_vigil(said)
+
+    async def stand_still() -> None:
+        async with vigil:
+            await asyncio.Event().wait()
+
+    with pytest.raises(RunFailedError, match=r"nothing has moved for .*learn waits for a batch: 0 of 16 .*--resume"):
+        await asyncio.wait_for(asyncio.ensure_future(stand_still()), timeout=10)
+    stalled = [fields for name, fields in said.events if name == "stalled"]
+    assert len(stalled) == 3
+    assert any("stand_still" in line for line in stalled[0]["tasks"])
+    assert said.files["live.json"]["groups"]["admitted"] == 0
+
+
+async def test_a_machine_that_is_about_to_go_stops_the_run_once():
+    said = Said()
+    vigil, stops = make_vigil(said, stall_s=60, draining=lambda: "the driver's node is drained")
+    async with vigil:
+        while not stops:  # noqa: ASYNC110 - it asks by itself, now and then
+            await asyncio.sleep(0.01)
+    assert stops == ["the driver's node is drained"]
+    assert said.events == [("draining", {"reason": "the driver's node is drained"})]
