@@ -76,6 +76,9 @@ class Engine(TimedRollout):
     async def pid(self) -> int:
         return os.getpid()
 
+    async def node(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
     async def stream(self, work: Sequence[Assignment]) -> AsyncIterator[GenerationReport | Group]:
         async for item in super().stream(work):
             yield item
@@ -195,6 +198,7 @@ class World:
         faults: Mapping[str, Sequence[Fault]] | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         make_judge: Callable[[str], Any] | None = None,
+        judge_places: int = 0,
         min_valid: int = 1,
     ) -> None:
         """generate_s, label_s: of one group; learn_s: of one step. faults: by worker, of its first process, its
@@ -218,7 +222,7 @@ class World:
                 if make_judge is None
                 else lambda _, name=f"judge-{n}": make_judge(name),
                 name=f"judge-{n}",
-                groups_at_once=places,
+                groups_at_once=judge_places or places,
             )
             for n in range(judges)
         ]
