@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -145,7 +145,8 @@ class Publication:
             joined = asyncio.ensure_future(self._joined.wait_for(lambda: bool(self._members)))
             ready = asyncio.gather(*(engine.ready() for engine in self._engines))
             try:
-                await asyncio.wait({joined, ready}, return_when=asyncio.FIRST_COMPLETED)
+                waiting: set[asyncio.Future[Any]] = {joined, ready}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if ready.done():
                     ready.result()
             finally:
