@@ -205,7 +205,7 @@ class Ledger:
     # -- what comes to nothing ------------------------------------------------------------------------------------
 
     def fail(self, ordinal: int, attempt: int, reason: str) -> bool:
-        """An attempt came to nothing: another draw, from the start and with fresh weights, or a drop. False: refused."""
+        """An attempt came to nothing: another draw with fresh weights, or a drop. False: refused."""
         entry = self._shelves.find(ordinal, attempt, *OUT)
         if entry is None:
             return False

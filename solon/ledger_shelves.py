@@ -1,7 +1,7 @@
 """Where every held group waits, and for whom: the shelves behind the rules of `solon.ledger`.
 
-A group is in exactly one state. PENDING, GENERATED and READY groups wait on a shelf in the order in which they are to be
-taken; GENERATING, JUDGING and LEASED ones are in somebody's hands.
+A group is in exactly one state. PENDING, GENERATED and READY groups wait on a shelf in the order in which they are
+to be taken; GENERATING, JUDGING and LEASED ones are in somebody's hands.
 """
 
 from __future__ import annotations
