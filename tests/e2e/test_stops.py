@@ -27,6 +27,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 STEPS = 12
 BATCH = 4
 SLOW = json.dumps({"seconds": 0.5})
+SLOWER = json.dumps({"seconds": 4})
+"""A run that is still going on when Ray's own commands have started."""
 
 _ = head  # a fixture
 
@@ -86,14 +88,14 @@ def test_sigterm_finishes_the_step_and_resume_reaches_the_same_groups(nursery: A
 def test_a_submitted_job_that_is_stopped_ends_in_good_order_and_goes_on_when_it_is_submitted_again(
     nursery: Any, head: dict[str, str], tmp_path: Path
 ):
-    job = Job(head, tmp_path, SOLON_STANDIN=SLOW)
-    job.submit("first")
-    wait_for(lambda: len(lines(job.directory / "metrics.jsonl")) >= 3, job.log)
+    job = Job(head, tmp_path)
+    job.submit("first", SOLON_STANDIN=SLOWER)
+    wait_for(lambda: len(lines(job.directory / "metrics.jsonl")) >= 2, job.log)
     job.ray("job", "stop", "first")
     # Ray's own word for it depends on who is quicker; the run's does not.
     wait_for(lambda: job.status("first") in ("STOPPED", "SUCCEEDED"), job.log)
-    assert assert_stopped(job.directory) >= 3
-    job.submit("second")  # no --resume: a job with a name goes on by itself
+    assert assert_stopped(job.directory) >= 2
+    job.submit("second", SOLON_STANDIN="{}")  # no --resume: a job with a name goes on by itself
     wait_for(lambda: job.status("second") not in ("PENDING", "RUNNING"), job.log)
     assert job.status("second") == "SUCCEEDED", job.log()
     assert_whole(job.directory)
@@ -102,9 +104,9 @@ def test_a_submitted_job_that_is_stopped_ends_in_good_order_and_goes_on_when_it_
 def test_a_driver_whose_node_is_drained_stops_in_good_order(nursery: Any, head: dict[str, str], tmp_path: Path):
     variables = {**head, "RAY_ADDRESS": head["GCS"]}
     child_environment = {k: v for k, v in variables.items() if os.environ.get(k) != v}
-    child_environment |= {"SOLON_STANDIN": SLOW}
+    child_environment |= {"SOLON_STANDIN": SLOWER}
     with start(command(), tmp_path, tmp_path / "t", "night", **child_environment) as child:
-        child.wait_for_step(2)
+        child.wait_for_step(1)
         drain(variables)
         assert child.end() == 0, child.output[-3000:]
     assert_stopped(child.directory)
@@ -115,20 +117,19 @@ def test_a_driver_whose_node_is_drained_stops_in_good_order(nursery: Any, head: 
 class Job:
     """Submitted runs that write into one folder."""
 
-    def __init__(self, variables: dict[str, str], folder: Path, **settings: str) -> None:
+    def __init__(self, variables: dict[str, str], folder: Path) -> None:
         self._variables = variables
-        self._settings = {"SOLON_RUNS": str(folder), **settings}
+        self._folder = folder
         self.directory = folder / "night"
         self.name = ""
 
-    def submit(self, name: str) -> None:
+    def submit(self, name: str, **settings: str) -> None:
         self.name = name
-        settings = [f"{key}={value}" for key, value in self._settings.items()]
-        runtime = json.dumps({"env_vars": self._settings})
+        runtime = json.dumps({"env_vars": {"SOLON_RUNS": str(self._folder), **settings}})
         deadline = time.monotonic() + 60
         while True:  # the dashboard answers a few seconds after the head is up
             done = self.ray("job", "submit", "--no-wait", "--submission-id", name, "--working-dir", str(ROOT),
-                            "--runtime-env-json", runtime, "--", "env", *settings, *command())  # fmt: skip
+                            "--runtime-env-json", runtime, "--", *command())  # fmt: skip
             if done.returncode == 0:
                 return
             assert time.monotonic() < deadline, done.stdout + done.stderr
