@@ -39,6 +39,7 @@ def head() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
         variables = environment(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         variables["RAY_AUTH_MODE"] = "disabled"
+        variables["RAY_JOB_STOP_WAIT_TIME_S"] = "60"
         log = (Path(folder) / "head.log").open("w")
         process = subprocess.Popen(
             [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}",
@@ -48,7 +49,8 @@ def head() -> Iterator[dict[str, str]]:
             env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            yield {**variables, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+            addresses = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "GCS": f"127.0.0.1:{gcs}"}
+            yield {**variables, **addresses}
         finally:
             process.terminate()
             try:
