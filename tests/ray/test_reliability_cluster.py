@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import ray
 
+from solon.staleness import StalenessConfig
 from tests.ray.world import QUICK, World
 
 pytestmark = pytest.mark.ray
@@ -37,10 +38,12 @@ def nodes() -> Iterator[Any]:
     """A head and two nodes with room for an engine each."""
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 2, "include_dashboard": False, "resources": {"head": 1}, "_system_config": SYSTEM}
+    # What the driver looked at on the way lies on its node as well: with little room there, not for long.
+    head = {"num_cpus": 2, "include_dashboard": False, "resources": {"head": 1}, "_system_config": SYSTEM,
+            "object_store_memory": 80 * 2**20}  # fmt: skip
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        rooms = [cluster.add_node(num_cpus=1, resources={"gen": 1}) for _ in range(2)]
+        rooms = [cluster.add_node(num_cpus=1, resources={"gen": 1}, object_store_memory=300 * 2**20) for _ in range(2)]
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         yield cluster, rooms
     finally:
@@ -55,15 +58,12 @@ async def test_payloads_that_go_with_their_node_are_noticed_and_generated_again_
     options = {"judge-0": on_head, "learner": on_head, "rollout-0": {"resources": {"gen": 0.6}}}
     with nodes() as (cluster, rooms):
         async with World(
-            steps=4, generate_s=0.02, label_s=0.3, tokens=40_000, judge_places=1, options=options
-        ) as world:
+            steps=6, generate_s=0.02, label_s=0.3, tokens=1_000_000, judge_places=1, options=options,
+            staleness=StalenessConfig(target_staleness=3, max_staleness=4),
+        ) as world:  # fmt: skip
             world.begin()
-            await world.until(lambda: world.watcher.batches and world.count("generated") >= 3)
+            await world.until(lambda: world.watcher.batches and world.count("generated") >= 11)
             home = await world.worker("rollout-0")._process.actor.node.remote()
-            # What this process looked at on the way lies here as well; a driver with little memory would not have it.
-            boxes = [e.generation for e in world.ledger._ledger._entries.values() if e.state == "generated"]
-            ray._private.internal_api.free([box[0] for box in boxes], local_only=True)
-            del boxes
             removed = time.monotonic()
             cluster.remove_node(next(n for n in rooms if n.node_id == home), allow_graceful=False)
             await world.until(lambda: any("a payload is lost" in f["reason"] for f in world.told("group_lost")))
@@ -93,13 +93,13 @@ CHANCES = {"req_failure_prob": 20, "resp_failure_prob": 20, "in_flight_failure_p
 
 @pytest.mark.parametrize(
     "failures",
-    [{PUSH: {"num_failures": 40, **CHANCES, "num_lower_bound_resp_failures": 1}}],
+    [{PUSH: {"num_failures": 8, **CHANCES, "num_lower_bound_resp_failures": 1}}],
     ids=["calls of actors"],
 )
 def test_calls_that_are_lost_or_done_twice_have_an_effect_once(failures: dict[str, Any], tmp_path: Path):
     """RPC loss and duplication, in a child: Ray reads this when it starts."""
     outcome = run_with_failures(failures, tmp_path)
-    assert outcome["steps"] == 12
+    assert outcome["steps"] == 8
     assert outcome["lost"] > 0, "no call failed"
 
 
@@ -107,7 +107,7 @@ def test_calls_that_are_lost_or_done_twice_have_an_effect_once(failures: dict[st
 def test_a_run_survives_failures_of_any_call_within_ray(tmp_path: Path):
     """A short run with a few failures of every method."""
     outcome = run_with_failures({"*": {"num_failures": 3, **CHANCES}}, tmp_path)
-    assert outcome["steps"] == 12
+    assert outcome["steps"] == 8
 
 
 def run_with_failures(failures: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def run_with_failures(failures: dict[str, Any], folder: Path) -> dict[str, Any]:
 async def child() -> None:
     """A run whose calls fail; prints what came of it. `World.ended` checks that everything happened once."""
     patience = QUICK.model_copy(update={"max_restarts": 1000})
-    async with World(steps=12, engines=2, judges=2, recovery=patience, ledger={"max_losses": 1000}) as world:
+    async with World(steps=8, engines=2, judges=1, recovery=patience, ledger={"max_losses": 1000}, start_tries=20) as world:
         world.begin()
         await world.ended(timeout_s=150)
         print(json.dumps({"steps": len(world.watcher.batches), "lost": len(world.told("worker_lost"))}))

@@ -200,11 +200,13 @@ class World:
         make_judge: Callable[[str], Any] | None = None,
         judge_places: int = 0,
         min_valid: int = 1,
+        start_tries: int = 1,
     ) -> None:
         """generate_s, label_s: of one group; learn_s: of one step. faults: by worker, of its first process, its
         second, and so on; later ones are sound. options: Ray's, by worker. make_judge: another kind of judge."""
         self.steps, self.batch, self.tokens, self._min_valid = steps, batch, tokens, min_valid
         self._faults, self._options = faults or {}, options or {}
+        self._start_tries = start_tries
         self.stop = asyncio.Event()
         self.watcher = watcher = Watcher()
         places = 2 * batch
@@ -276,12 +278,30 @@ class World:
         return actor.options(**self._options.get(name, {})).remote(seconds, name=name, **arguments)
 
     async def __aenter__(self) -> World:
-        starting = [lane.start() for lane in (*self.engines, *self.judges)]
-        (manifest, box), *_ = await asyncio.gather(self.learner.start(), *starting)
-        await self.publication.verify(manifest, box)
+        starting = [self._up(lane.start, lane.restart) for lane in (*self.engines, *self.judges)]
+        learner = self._up(self.learner.start, partial(self.learner.restart_from, ""))
+        (manifest, box), *_ = await asyncio.gather(learner, *starting)
+        await self._up(partial(self.publication.verify, manifest, box), self._all_again(manifest, box))
         for guard in self.guards:
             guard.start()
         return self
+
+    async def _up(self, start: Callable[[], Any], again: Callable[[], Any]) -> Any:
+        """What a start returns. A run whose start fails ends at once; this one may be told to try again."""
+        for _ in range(self._start_tries - 1):
+            try:
+                return await start()
+            except WorkerLostError:
+                start = again
+        return await start()
+
+    def _all_again(self, manifest: Weights, box: Any) -> Callable[[], Any]:
+        async def again() -> None:
+            for lane in self.engines:
+                await self._up(lane.restart, lane.restart)
+            await self.publication.verify(manifest, box)
+
+        return again
 
     async def __aexit__(self, *_: object) -> None:
         if self._running is not None:
