@@ -1,13 +1,10 @@
-"""Joins or starts a Ray cluster and puts the actors of a run on it. The only place that calls `ray.init`."""
+"""Puts the actors of a run on a cluster."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +17,8 @@ from actors.limits import LimitsActor, RemoteLimits
 from actors.rollout import RemoteRollout, RolloutActor
 from cluster.preflight import check_cluster
 from cluster.run_file import EngineSection, LearnSection, RunFile
+from cluster.session import ClusterInfo as ClusterInfo
+from cluster.session import cluster as cluster
 from solon.constitution import Constitution
 from solon.errors import RunFailedError, first_cause
 from solon.feedback.asking.prompts import NO_SECRET, TEMPLATES
@@ -35,45 +34,6 @@ from solon.protocols import Box
 from solon.records import Sampling, Weights
 from solon.recovery import Guard, spare_each_other
 from solon.rollout import RolloutSettings
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterInfo:
-    """What a person wants to know about the cluster."""
-
-    address: str
-    dashboard_url: str
-    resources: dict[str, float]
-    token_path: str
-    """File with the token that the dashboard asks for; empty when the cluster has none."""
-
-
-@contextlib.contextmanager
-def cluster(*, dashboard: bool = True) -> Iterator[ClusterInfo]:
-    """The cluster of `RAY_ADDRESS` (set by `ray job submit`), or a local one that ends with the block."""
-    address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": address} if address else {"address": "local"}
-    if not address:
-        options |= {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
-    context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    try:
-        yield ClusterInfo(
-            address=str(context.address_info.get("gcs_address") or "local"),
-            dashboard_url=str(context.dashboard_url or ""),
-            resources=ray.cluster_resources(),
-            token_path=_private_token() if not address else "",
-        )
-    finally:
-        ray.shutdown()
-
-
-def _private_token() -> str:
-    """Where Ray keeps the local cluster's token, readable by its owner alone: Ray makes it readable by all."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if os.environ.get("RAY_AUTH_MODE") != "token" or not path.exists():
-        return ""
-    path.chmod(0o600)
-    return str(path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

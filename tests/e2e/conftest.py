@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NURSERY = ROOT / "examples" / "nursery.toml"
+RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @dataclass(frozen=True)
@@ -75,3 +80,46 @@ def nursery() -> Any:
     from nursery.grow import grow
 
     return grow(progress=False)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in sockets]
+    finally:
+        for item in sockets:
+            item.close()
+
+
+@contextmanager
+def ray_head(**extra: str) -> Iterator[dict[str, str]]:
+    """`ray start --head --block` with free ports; ended by its own process id.
+
+    Gives the environment of its clients; `GCS` in it is where drivers join.
+    """
+    gcs, dashboard, client, metrics, agent = free_ports(5)
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        variables = environment(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **extra)
+        log = (Path(folder) / "head.log").open("w")
+        process = subprocess.Popen(
+            [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+             f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+             f"--metrics-export-port={metrics}", f"--dashboard-agent-listen-port={agent}",
+             f"--temp-dir={folder}/t", "--object-store-memory=268435456"],
+            env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            yield {
+                **variables,
+                "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+                "GCS": f"127.0.0.1:{gcs}",
+            }
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            log.close()

@@ -4,7 +4,6 @@ what the next one makes of it."""
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import pytest
 
 from benchmarks._standins import batch_digest, make_group
 from solon.checkpoints import CheckpointFolder
-from solon.conservation import account
 from solon.ledger import Grant
 from solon.prompts import PromptSource, load_prompts
 from solon.records import Feedback

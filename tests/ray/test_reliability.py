@@ -266,7 +266,9 @@ async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_st
     hog = LearnerHog.options(num_cpus=1).remote()
     await hog.start.remote("")
     launcher = Standins(run, constitution=None, run_name="starved", tell=print)  # type: ignore[arg-type]
-    with pytest.raises(RunFailedError, match=r"not ready within .* = 3 s: learner; look for free resources with `ray st"):
+    with pytest.raises(
+        RunFailedError, match=r"not ready within .* = 3 s: learner; look for free resources with `ray st"
+    ):
         await launcher.launch(on_ready=lambda _: None)
     ray.kill(hog)
 
@@ -327,7 +329,9 @@ async def test_lines_of_a_run_are_strict_json_and_restarts_make_no_new_names(ray
 
         def step(lease: Any, report: Any) -> None:
             stepped(lease, report)
-            recorder.stepped(lease, replace(report, metrics={"learn/reward/mean": float("nan"), "learn/kl/mean": 1e308}))
+            recorder.stepped(
+                lease, replace(report, metrics={"learn/reward/mean": float("nan"), "learn/kl/mean": 1e308})
+            )
 
         watcher.stepped = step  # type: ignore[method-assign]
         world.hold(lambda step: len(world.told("worker_recovered")) < min(step - 1, 3))

@@ -129,7 +129,9 @@ def run_with_failures(failures: dict[str, Any], folder: Path) -> dict[str, Any]:
 async def child() -> None:
     """A run whose calls fail; prints what came of it. `World.ended` checks that everything happened once."""
     patience = QUICK.model_copy(update={"max_restarts": 1000})
-    async with World(steps=8, engines=2, judges=1, recovery=patience, ledger={"max_losses": 1000}, start_tries=20) as world:
+    async with World(
+        steps=8, engines=2, judges=1, recovery=patience, ledger={"max_losses": 1000}, start_tries=20
+    ) as world:
         world.begin()
         await world.ended(timeout_s=150)
         print(json.dumps({"steps": len(world.watcher.batches), "lost": len(world.told("worker_lost"))}))
