@@ -143,7 +143,7 @@ def _judge(name: str, settings: LabelSettings, out: Path) -> Source:
     """A model's engine, or an endpoint. Raises InputError when it cannot be there."""
     from cluster.preflight import check_judge
 
-    check_judge(name, settings.feedback.template)
+    check_judge(name, settings.feedback.template, trusted=settings.judging.trust_remote_code)
     if not EndpointFile.names(name):
         return EngineConfig(model=name, seed=settings.seed, **settings.judging.model_dump())
     file = EndpointFile.load(name)
