@@ -74,7 +74,9 @@ async def call(result: Awaitable[T], *, who: str) -> T:
         raise PayloadLostError(f"{who}: a payload is lost: {_first_line(error)}") from None
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        if isinstance(cause, ray.exceptions.ObjectLostError):
+        # What died here is not the worker that was asked, or the error would not be a task's: an argument was on its
+        # way from a worker that died before it was complete.
+        if isinstance(cause, (ray.exceptions.ObjectLostError, *_DEAD)):
             raise PayloadLostError(f"{who}: a payload is lost: {_first_line(cause)}") from None
         if isinstance(cause, Exception) and not isinstance(cause, ray.exceptions.RayError):
             raise cause from None

@@ -58,7 +58,13 @@ class RemoteRollout:
         try:
             async for reference in stream:
                 report = await call(reference, who=self.name)
-                yield report, None if isinstance(report, Salvage) else [await anext(stream)]
+                if isinstance(report, Salvage):
+                    yield report, None
+                    continue
+                group = await anext(stream)
+                if group == stream.completed():  # the end of the stream, not a group: the engine died after its report
+                    await call(group, who=self.name)
+                yield report, [group]
             finished = True
         finally:
             if not finished:  # dropping the stream alone would let the engine go on writing for nobody

@@ -30,8 +30,10 @@ PAYLOAD_TOKENS = 512
 class TimedRollout:
     """Decodes `slots` groups together, the rest queues; each takes `seconds`, give or take `spread` of it."""
 
-    def __init__(self, seconds: float, spread: float, *, name: str, slots: int = 8) -> None:
-        self._seconds, self._spread, self.name = seconds, spread, name
+    def __init__(
+        self, seconds: float, spread: float, *, name: str, slots: int = 8, tokens: int = PAYLOAD_TOKENS
+    ) -> None:
+        self._seconds, self._spread, self.name, self._tokens = seconds, spread, name, tokens
         self._slots = asyncio.Semaphore(slots)
         self._version = 0
 
@@ -53,7 +55,7 @@ class TimedRollout:
                 attempt=group.attempt,
                 head=group.head,
                 num_tokens=group.num_tokens,
-                nbytes=8 * PAYLOAD_TOKENS,
+                nbytes=8 * self._tokens,
                 spans=(span,),
             )
             yield group
@@ -64,7 +66,7 @@ class TimedRollout:
             version, start = self._version, time.time()
             await asyncio.sleep(self._seconds * (1 + self._spread * jitter))
         span = Span(lane="generate", worker=self.name, name="decode", start_s=start, end_s=time.time())
-        return make_group(item.grant, item.prompt, version), span
+        return make_group(item.grant, item.prompt, version, tokens=self._tokens), span
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
         self._version = weights.version
@@ -171,13 +173,13 @@ def make_weights(version: int, digest: str = "") -> Weights:
     )
 
 
-def make_group(grant: Grant, prompt: Prompt, version: int) -> Group:
+def make_group(grant: Grant, prompt: Prompt, version: int, *, tokens: int = PAYLOAD_TOKENS) -> Group:
     """A group of one answer, of realistic size, fixed by its ordinal and draw."""
-    tokens = np.random.default_rng([grant.ordinal, grant.draw]).integers(0, 1000, PAYLOAD_TOKENS)
+    token_ids = np.random.default_rng([grant.ordinal, grant.draw]).integers(0, 1000, tokens)
     rollout = Rollout(
-        token_ids=tokens.astype(np.int32),
-        logprobs=np.zeros(PAYLOAD_TOKENS, np.float32),
-        segments=((version, PAYLOAD_TOKENS),),
+        token_ids=token_ids.astype(np.int32),
+        logprobs=np.zeros(tokens, np.float32),
+        segments=((version, tokens),),
         finish_reason="stop",
         text="",
     )

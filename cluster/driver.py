@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import signal
 import time
 from contextlib import suppress
 from functools import partial
@@ -17,6 +16,7 @@ from cluster.launch import Crew, Launcher
 from cluster.preflight import Inputs
 from cluster.run_file import RunFile
 from cluster.saving import Saver, restore_ledger
+from cluster.signals import Signals
 from cluster.start import Start
 from cluster.view import View
 from cluster.vigil import Vigil, draining_here
@@ -55,7 +55,7 @@ class Driver:
         self._view = view
         self._start = start
         self._stop = asyncio.Event()
-        self._signals = _Signals(self._stop)
+        self._signals = Signals(self._stop)
         self._tally = Tally(staleness_bound=run.staleness.max_staleness, total_steps=run.steps)
         self._scores: dict[str, Scores | None] = {"before": None, "after": None}
         self._provenance: dict[str, Any] = {"run_id": directory.path.name}
@@ -315,31 +315,6 @@ def default_tolerance(run: RunFile) -> float:
     """Canary gap that numerics alone explain, nats."""
     is_float32 = run.rollout.dtype == "float32" or (run.rollout.dtype == "auto" and run.rollout.num_gpus == 0)
     return 2e-3 if is_float32 else 0.25
-
-
-class _Signals:
-    """Ctrl-C and SIGTERM end the run after the step in hand; a second one, or one before training, at once."""
-
-    def __init__(self, stop: asyncio.Event) -> None:
-        self._stop = stop
-        self.interrupted = False
-        self.may_finish = False
-        """Training has begun: there is a step in hand."""
-
-    def __enter__(self) -> None:
-        self._task = asyncio.current_task()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
-
-    def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(number)
-
-    def _on_signal(self) -> None:
-        if (self.interrupted or not self.may_finish) and self._task is not None:
-            self._task.cancel()
-        self.interrupted = True
-        self._stop.set()
 
 
 def _ignore(_: object) -> None:

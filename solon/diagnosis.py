@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from solon.next_steps import LITTLE_ROOM_BYTES, UP, next_steps
 from solon.run_facts import Facts
 from solon.run_files import time_of
 from solon.standing import who_waits
@@ -21,7 +20,6 @@ ELSEWHERE_S = 30.0
 """Younger signs of a run on another machine mean that it is alive."""
 LATELY_S = 600.0
 """Faults are told for so long."""
-LITTLE_ROOM_BYTES = 2**30
 
 FAULTS = (
     "worker_lost",
@@ -72,7 +70,7 @@ def diagnose(facts: Facts) -> Diagnosis:
         "process": _process(facts, status),
         "waits": who_waits(facts.standing) if facts.standing and status in ("running", "stalled") else [],
         "workers": _workers(facts),
-        "faults": recent_faults(facts.events, now=facts.now if _is_up(status) else facts.last_sign),
+        "faults": recent_faults(facts.events, now=facts.now if status in UP else facts.last_sign),
         "groups": _groups(facts, status),
         "checkpoints": _checkpoints(facts),
         "disk": _disk(facts, status),
@@ -84,12 +82,8 @@ def diagnose(facts: Facts) -> Diagnosis:
         is_well=status not in ("stalled", "failed", "dead") and not unbalanced,
         headline=headline,
         findings={name: lines for name, lines in findings.items() if lines},
-        do=_next(facts, status, unbalanced),
+        do=next_steps(facts, status, is_balanced=not unbalanced),
     )
-
-
-def _is_up(status: str) -> bool:
-    return status in ("starting", "running", "finishing", "stalled")
 
 
 # -- how it stands --------------------------------------------------------------------------------------------------
@@ -196,7 +190,7 @@ def _process(facts: Facts, status: str) -> list[str]:
         return ["its lock is held"] if facts.is_locked else []
     age = _span(facts.now - standing.time)
     where = "" if standing.host == facts.host else ", which is not this machine"
-    if _is_up(status):
+    if status in UP:
         return [f"pid {standing.pid} on {standing.host}{where}, written {age} ago, last moved {standing.still_s:.0f} s "
                 "before that"]  # fmt: skip
     if status == "dead":
@@ -240,10 +234,10 @@ def _groups(facts: Facts, status: str) -> list[str]:
     if found is None:
         return []
     trained = f"{len(found.committed)} trained, {len(found.dropped)} dropped"
-    if _is_up(status) or status == "dead":
+    if status in UP or status == "dead":
         # The lines know nothing of what is in hand; the ledger does, or did when it was last heard of.
         held = facts.standing.groups.get("held", 0) if facts.standing else len(found.held)
-        lines = [f"{trained}, {held} {'in hand' if _is_up(status) else 'were in hand'}"]
+        lines = [f"{trained}, {held} {'in hand' if status in UP else 'were in hand'}"]
     else:
         lines = [f"{found.admitted} admitted: {trained}, {len(found.held)} held"]
     if found.is_balanced:
@@ -274,66 +268,18 @@ def _disk(facts: Facts, status: str) -> list[str]:
     lines = []
     if facts.free_bytes < LITTLE_ROOM_BYTES:
         lines.append(f"only {facts.free_bytes >> 20} MiB are free")
-    if _is_up(status) and not facts.has_ballast:
+    if status in UP and not facts.has_ballast:
         lines.append("the ballast is used up: the disk was full")
     return lines
 
 
 def _left_over(facts: Facts, status: str) -> list[str]:
-    if _is_up(status):
+    if status in UP:
         return []
     lines = [f"{name} ends in half a line" for name in facts.torn]
     if facts.left_over:
         lines.append(f"half done: {_some(facts.left_over)}")
     return [*lines, "the next start of the run removes it"] if lines else []
-
-
-# -- what to do -------------------------------------------------------------------------------------------------------
-
-
-def _next(facts: Facts, status: str, unbalanced: Sequence[str]) -> list[str]:
-    resume = resume_command(facts.path, facts.config)
-    room = ["free some space on the disk first"] if facts.free_bytes < LITTLE_ROOM_BYTES // 10 else []
-    if unbalanced:
-        return [
-            "keep this directory as it is, and report it: no run may end like this",
-            "then train from the start under another --name: what this one trained on is not certain",
-        ]
-    if status == "completed":
-        best = next((c.name for c in facts.checkpoints if not c.problem), None)
-        return [f"nothing; the aligned model is {facts.path / 'checkpoints' / best / 'policy'}" if best else "nothing"]
-    if status in ("starting", "running", "finishing"):
-        end = f"; to end it early and lose nothing: kill -TERM {facts.standing.pid}" if facts.standing else ""
-        return [f"nothing, look again later{end if status == 'running' else ''}"]
-    if status == "stalled":
-        pid = facts.standing.pid if facts.standing else "PID"
-        return [
-            "look who waits for whom above, and at that worker's log in the Ray dashboard",
-            f"end it: kill -TERM {pid}, and if it is still there after a minute, kill -KILL {pid}",
-            *room,
-            resume,
-        ]
-    if status == "failed":
-        return ["mend what it failed of, if it is not mended yet", *room, resume]
-    if status == "dead":
-        where = facts.standing.host if facts.standing else "its machine"
-        return [*room, resume, f"to learn why it died: dmesg -T | grep -iE 'out of memory|killed process' on {where}"]
-    return [*room, resume]
-
-
-def resume_command(path: Path, config: Mapping[str, Any]) -> str:
-    """What a person types to go on, wherever they are."""
-    origin = config.get("origin")
-    origin = origin if isinstance(origin, Mapping) else {}
-    command = origin.get("command")
-    words = [str(word) for word in command] if isinstance(command, list) and command else ["solon", "train", "RUN.toml"]
-    line = shlex.join([*words, "--name", path.name, "--resume"])
-    folder, is_job = str(origin.get("folder") or ""), bool(origin.get("is_job"))
-    if path.resolve().parent != Path(folder or ".").resolve() / "runs":
-        line = f"{'env ' if is_job else ''}SOLON_RUNS={shlex.quote(str(path.resolve().parent))} {line}"
-    if is_job:  # its folder was a copy that went with it
-        return f"ray job submit --working-dir . -- {line}"
-    return f"cd {shlex.quote(folder)} && {line}" if folder and Path(folder) != Path.cwd() else line
 
 
 # -- wording ----------------------------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ process (solon.ledger_cut).
 
 from __future__ import annotations
 
-from bisect import insort
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from solon.errors import RunFailedError
 from solon.ledger_cut import LedgerCut, State, settled
+from solon.ledger_shelves import OUT, Entry, Shelves
 from solon.staleness import StalenessConfig, choose
+
+HELD = (State.GENERATING, State.GENERATED, State.JUDGING, State.READY)
+"""Groups that may be given up or made again; a leased one is the learner's."""
 
 
 class LedgerConfig(BaseModel):
@@ -87,26 +90,6 @@ class Lease:
     """(generation, feedback) of each group, in order of ordinals."""
 
 
-@dataclass(slots=True)
-class _Entry:
-    ordinal: int
-    attempt: int
-    state: State
-    head: int
-    lease_until: float
-    nbytes: int = 0
-    generation: Any = None
-    feedback: Any = None
-    failures: int = 0
-    losses: int = 0
-    holder: str = ""
-    """Who works on it."""
-    since: float = 0.0
-    """When it was handed to the holder, on the ledger's clock."""
-    salvage: Any = None
-    salvage_head: int = 0
-
-
 class Ledger:
     """See the module. Methods return what changed; they never wait and never look at a clock."""
 
@@ -123,14 +106,10 @@ class Ledger:
         self.on_drop: Callable[[int, str], None] = lambda ordinal, reason: None
         """Told of every group that is dropped, with its reason."""
         self._open = True
-        self._entries: dict[int, _Entry] = {}
-        self._pending: deque[int] = deque()
-        self._generated: list[tuple[int, int]] = []  # (deadline, ordinal), sorted: oldest deadline is judged first
-        self._ready: list[tuple[int, int]] = []  # (deadline, ordinal), sorted
+        self._shelves = Shelves(staleness.deadline)
         self._lease: Lease | None = None
         self._lease_tokens = 0
         self._unpublished: dict[int, int] = {}  # step -> groups leased or trained whose weights are not live
-        self._held_bytes = 0
 
     # -- admission ---------------------------------------------------------------------------------------------
 
@@ -138,35 +117,33 @@ class Ledger:
         """Admit up to `limit` groups as credits allow, retries first."""
         if not self._open:
             return []
-        for _ in range(min(limit - len(self._pending), self._credits())):
-            ordinal, self.admitted = self.admitted, self.admitted + 1
-            self._entries[ordinal] = _Entry(ordinal, 0, State.PENDING, self.version, 0.0)
-            self._pending.append(ordinal)
-        grants: list[Grant] = []
-        while len(grants) < limit and self._pending:
-            entry = self._entries[self._pending.popleft()]
+        shelves = self._shelves
+        for _ in range(min(limit - shelves.num_pending, self._credits())):
+            shelves.to_pending(Entry(self.admitted, 0, self.version))
+            self.admitted += 1
+        grants = []
+        for _ in range(min(limit, shelves.num_pending)):
+            entry = shelves.next_pending()
             if entry.salvage is not None and self.staleness.deadline(entry.salvage_head) <= self.version:
                 entry.salvage = None  # too old to be worth going on with
             entry.head = self._head_when_granted(entry)
-            self._hand_out(entry, State.GENERATING, now, holder)
+            shelves.hand_out(entry, State.GENERATING, now=now, holder=holder, lease_s=self.config.lease_s)
             grants.append(Grant(entry.ordinal, entry.attempt, entry.head, entry.failures, entry.salvage))
         return grants
 
-    def _head_when_granted(self, entry: _Entry) -> int:
+    def _head_when_granted(self, entry: Entry) -> int:
         return self.version if entry.salvage is None else entry.salvage_head
 
     def _credits(self) -> int:
-        if not self._open or self._held_bytes >= self.config.max_held_mib * 2**20:
+        if self._shelves.nbytes >= self.config.max_held_mib * 2**20:
             return 0
-        leased = len(self._lease.ordinals) if self._lease else 0
+        held = len(self._shelves)
         free = self.staleness.credits(
             batch_groups=self.config.batch_groups,
-            uncommitted=len(self._entries) - leased,
+            uncommitted=held - (len(self._lease.ordinals) if self._lease else 0),
             unpublished=sum(self._unpublished.values()),
         )
-        if self.total_groups is None:
-            return free
-        return min(free, self.total_groups - self.committed - len(self._entries))
+        return free if self.total_groups is None else min(free, self.total_groups - self.committed - held)
 
     def close(self) -> None:
         """Admit nothing more. What is held may still be finished, or go into a cut."""
@@ -180,7 +157,7 @@ class Ledger:
     @property
     def is_drained(self) -> bool:
         """Nothing will ever be admitted again, and nothing is held."""
-        if self._entries:
+        if len(self._shelves):
             return False
         return not self._open or (self.total_groups is not None and self.committed >= self.total_groups)
 
@@ -188,18 +165,18 @@ class Ledger:
 
     def commit_generation(self, ordinal: int, attempt: int, *, head: int, nbytes: int, payload: Any) -> bool:
         """A group was generated. False: refused, its attempt is not the current one."""
-        entry = self._current(ordinal, attempt, State.GENERATING)
+        entry = self._shelves.find(ordinal, attempt, State.GENERATING)
         if entry is None:
             return False
         assert head >= entry.head, f"group {ordinal} holds version {head}, granted at {entry.head}"
         entry.head, entry.generation, entry.salvage = head, payload, None
-        self._hold(entry, nbytes)
-        self._to_generated(entry)
+        self._shelves.hold(entry, nbytes)
+        self._shelves.to_generated(entry)
         return True
 
     def keep(self, ordinal: int, attempt: int, *, head: int, salvage: Any) -> bool:
         """How far a group has come whose generation is under way, should its engine be lost. False: refused."""
-        entry = self._current(ordinal, attempt, State.GENERATING)
+        entry = self._shelves.find(ordinal, attempt, State.GENERATING)
         if entry is None:
             return False
         entry.salvage, entry.salvage_head = salvage, head
@@ -207,68 +184,64 @@ class Ledger:
 
     def take_generated(self, limit: int, *, now: float, holder: str = "") -> list[Work]:
         """Hand out generated groups for labelling, the earliest deadline first."""
-        if self.config.lockstep and any(e.state in (State.PENDING, State.GENERATING) for e in self._entries.values()):
+        if self.config.lockstep and any(e.state in (State.PENDING, State.GENERATING) for e in self._shelves):
             return []
-        taken, self._generated = self._generated[:limit], self._generated[limit:]
         work = []
-        for _, ordinal in taken:
-            entry = self._entries[ordinal]
-            self._hand_out(entry, State.JUDGING, now, holder)
-            work.append(Work(ordinal, entry.attempt, entry.generation))
+        for entry in self._shelves.next_generated(limit):
+            self._shelves.hand_out(entry, State.JUDGING, now=now, holder=holder, lease_s=self.config.lease_s)
+            work.append(Work(entry.ordinal, entry.attempt, entry.generation))
         return work
 
     def commit_labels(self, ordinal: int, attempt: int, *, nbytes: int, payload: Any) -> bool:
         """A group was labelled and may be trained. False: refused."""
-        entry = self._current(ordinal, attempt, State.JUDGING)
+        entry = self._shelves.find(ordinal, attempt, State.JUDGING)
         if entry is None:
             return False
         entry.feedback = payload
-        self._hold(entry, nbytes)
-        self._to_ready(entry)
+        self._shelves.hold(entry, nbytes)
+        self._shelves.to_ready(entry)
         return True
 
+    # -- what comes to nothing ------------------------------------------------------------------------------------
+
     def fail(self, ordinal: int, attempt: int, reason: str) -> bool:
-        """An attempt came to nothing: try again from the start with fresh weights, or drop. False: refused."""
-        entry = self._current(ordinal, attempt, State.GENERATING, State.JUDGING)
+        """An attempt came to nothing: another draw with fresh weights, or a drop. False: refused."""
+        entry = self._shelves.find(ordinal, attempt, *OUT)
         if entry is None:
             return False
         entry.failures += 1
         if entry.failures >= self.config.max_attempts:
             return self.drop(ordinal, attempt, reason)
-        entry.salvage = None  # it led to nothing: another draw from the start
-        self._again(entry)
+        entry.salvage = None  # it led to nothing
+        self._shelves.again(entry, version=self.version)
         return True
 
     def requeue(self, ordinal: int, attempt: int, reason: str) -> bool:
         """A group was lost through no fault of its own, with its engine or with what kept it: generate it again from
         the same draw. Dropped when that happened too often. False: refused."""
-        entry = self._current(ordinal, attempt, State.GENERATING, State.GENERATED, State.JUDGING, State.READY)
+        entry = self._shelves.find(ordinal, attempt, *HELD)
         if entry is None:
             return False
-        entry.losses += 1
-        if entry.losses >= self.config.max_losses:
-            return self.drop(ordinal, attempt, f"lost {entry.losses} times, last: {reason}")
-        self._again(entry)
+        if self._is_lost_too_often(entry, reason):
+            return True
+        self._shelves.again(entry, version=self.version)
         return True
 
     def return_work(self, ordinal: int, attempt: int, reason: str) -> bool:
         """A judge was lost with this group in hand: another one labels what is there. False: refused."""
-        entry = self._current(ordinal, attempt, State.JUDGING)
+        entry = self._shelves.find(ordinal, attempt, State.JUDGING)
         if entry is None:
             return False
-        entry.losses += 1
-        if entry.losses >= self.config.max_losses:
-            return self.drop(ordinal, attempt, f"lost {entry.losses} times, last: {reason}")
-        self._to_generated(entry)
+        if not self._is_lost_too_often(entry, reason):
+            self._shelves.to_generated(entry)
         return True
 
     def drop(self, ordinal: int, attempt: int, reason: str) -> bool:
         """Give a group up for good; its credit is free again, so a new prompt takes its place. False: refused."""
-        entry = self._current(ordinal, attempt, State.GENERATING, State.GENERATED, State.JUDGING, State.READY)
+        entry = self._shelves.find(ordinal, attempt, *HELD)
         if entry is None:
             return False
-        self._take_back(entry)
-        del self._entries[ordinal]
+        self._shelves.remove(entry)
         self.dropped[reason] += 1
         self.on_drop(ordinal, reason)
         if self._open:
@@ -277,14 +250,14 @@ class Ledger:
 
     def expire(self, *, now: float) -> list[int]:
         """Fail every group whose engine or judge held it too long; returns their ordinals."""
-        late = [e for e in self._entries.values() if self._is_out(e) and e.lease_until <= now]
+        late = [entry for entry in self._shelves.out() if entry.lease_until <= now]
         for entry in late:
             self.fail(entry.ordinal, entry.attempt, f"{entry.state} took too long")
         return [entry.ordinal for entry in late]
 
     def next_expiry(self) -> float | None:
         """When `expire` has something to do at the earliest."""
-        return min((e.lease_until for e in self._entries.values() if self._is_out(e)), default=None)
+        return min((e.lease_until for e in self._shelves if e.state in OUT), default=None)
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -297,28 +270,25 @@ class Ledger:
             return None
         if self._lease is not None:
             raise RunFailedError(f"step {self._lease.step} holds the lease, cannot lease step {step}")
-        if len(self._ready) < self.config.batch_groups:
+        batch_groups, ready = self.config.batch_groups, self._shelves.ready
+        if len(ready) < batch_groups:
             return None
         unfinished = [
             # What waits to be generated again will be of the weights that are live then.
             self.staleness.deadline(self._head_when_granted(e) if e.state is State.PENDING else e.head)
-            for e in self._entries.values()
+            for e in self._shelves
             if e.state is not State.READY
         ]
-        chosen = choose(self._ready, unfinished, step=step, batch_groups=self.config.batch_groups)
+        chosen = choose(ready, unfinished, step=step, batch_groups=batch_groups)
         if chosen is None:
             return None
-        chosen.sort()
-        entries = [self._entries[ordinal] for ordinal in chosen]
-        self._ready = self._ready[self.config.batch_groups :]
-        for entry in entries:
-            entry.state = State.LEASED
+        entries = self._shelves.take_ready(sorted(chosen))
         self._lease_tokens += 1
-        self._unpublished[step] = len(chosen)
+        self._unpublished[step] = len(entries)
         self._lease = Lease(
             step,
             self._lease_tokens,
-            tuple(chosen),
+            tuple(e.ordinal for e in entries),
             tuple(step - e.head for e in entries),
             tuple((e.generation, e.feedback) for e in entries),
         )
@@ -326,20 +296,22 @@ class Ledger:
 
     def commit(self, step: int, token: int) -> bool:
         """The batch was trained. False: refused, the lease is no longer the current one."""
-        if self._lease is None or (self._lease.step, self._lease.token) != (step, token):
+        lease = self._current_lease(step, token)
+        if lease is None:
             return False
-        for ordinal in self._lease.ordinals:
-            self._held_bytes -= self._entries.pop(ordinal).nbytes
-        self.committed += len(self._lease.ordinals)
+        for ordinal in lease.ordinals:
+            self._shelves.remove(self._shelves[ordinal])
+        self.committed += len(lease.ordinals)
         self._lease = None
         return True
 
     def abort(self, step: int, token: int) -> bool:
         """The step did not happen: its groups are ready again. False: refused."""
-        if self._lease is None or (self._lease.step, self._lease.token) != (step, token):
+        lease = self._current_lease(step, token)
+        if lease is None:
             return False
-        for ordinal in self._lease.ordinals:
-            self._to_ready(self._entries[ordinal])
+        for ordinal in lease.ordinals:
+            self._shelves.to_ready(self._shelves[ordinal])
         del self._unpublished[step]
         self._lease = None
         return True
@@ -357,32 +329,32 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """How many groups are in each state, and the running totals."""
-        states = Counter(str(entry.state) for entry in self._entries.values())
+        states = self._shelves.count()
         return {
-            **{str(state): states.get(str(state), 0) for state in State},
+            **{str(state): states[state] for state in State},
             "admitted": self.admitted,
             "committed": self.committed,
             "dropped": self.dropped.total(),
-            "held": len(self._entries),
-            "held_bytes": self._held_bytes,
+            "held": len(self._shelves),
+            "held_bytes": self._shelves.nbytes,
             "version": self.version,
         }
 
     def held(self) -> Sequence[int]:
         """Ordinals that are neither committed nor dropped."""
-        return sorted(self._entries)
+        return sorted(entry.ordinal for entry in self._shelves)
 
     def attempts(self, ordinals: Iterable[int]) -> dict[int, int]:
         """The current attempt of each of these groups that is held."""
-        return {ordinal: self._entries[ordinal].attempt for ordinal in ordinals if ordinal in self._entries}
+        found = {ordinal: self._shelves.attempt_of(ordinal) for ordinal in ordinals}
+        return {ordinal: attempt for ordinal, attempt in found.items() if attempt is not None}
 
     def out(self, *, now: float) -> list[dict[str, Any]]:
         """Groups in somebody's hands, the longest held first: who has them, and for how many seconds."""
-        found = [e for e in self._entries.values() if self._is_out(e)]
         return [
             {"ordinal": e.ordinal, "attempt": e.attempt, "state": str(e.state), "holder": e.holder,
              "seconds": round(now - e.since, 3)}
-            for e in sorted(found, key=lambda e: e.since)
+            for e in self._shelves.out()
         ]  # fmt: skip
 
     # -- another process ----------------------------------------------------------------------------------------------
@@ -392,14 +364,15 @@ class Ledger:
 
         What somebody works on at this moment is cut as it was before that: its worker belongs to this process.
         """
-        entries = [settled(e) for e in sorted(self._entries.values(), key=lambda e: e.ordinal)]
+        entries = sorted(self._shelves, key=lambda e: e.ordinal)
+        saved = tuple(settled(e) for e in entries)
         payloads = {
-            e.ordinal: (self._entries[e.ordinal].generation, self._entries[e.ordinal].feedback)
-            for e in entries
-            if e.state is not State.PENDING
+            e.ordinal: (e.generation, e.feedback)
+            for e, kept in zip(entries, saved, strict=True)
+            if kept.state is not State.PENDING
         }
         return LedgerCut(
-            admitted=self.admitted, committed=self.committed, dropped=dict(self.dropped), entries=tuple(entries)
+            admitted=self.admitted, committed=self.committed, dropped=dict(self.dropped), entries=saved
         ), payloads
 
     def restore(self, cut: LedgerCut, payloads: Mapping[int, tuple[Any, Any]], *, version: int) -> None:
@@ -407,79 +380,46 @@ class Ledger:
 
         A group without payload is generated again, one that can no longer be trained in time as well.
         """
-        if self._entries or self.admitted:
+        if self.admitted:
             raise RunFailedError("a ledger that has admitted groups cannot take over a cut; make a new one")
         self.version, self.admitted, self.committed = version, cut.admitted, cut.committed
         self.dropped = Counter(cut.dropped)
         for saved in cut.entries:
-            entry = _Entry(saved.ordinal, saved.attempt, State.PENDING, version, 0.0,
-                           failures=saved.failures, losses=saved.losses)  # fmt: skip
-            self._entries[saved.ordinal] = entry
-            generation, feedback = payloads.get(saved.ordinal, (None, None))
-            if saved.state is State.PENDING or generation is None or self.staleness.deadline(saved.head) < version:
-                self._pending.append(saved.ordinal)
+            entry = Entry(saved.ordinal, saved.attempt, version, failures=saved.failures, losses=saved.losses)
+            entry.generation, entry.feedback = payloads.get(saved.ordinal, (None, None))
+            if (
+                saved.state is State.PENDING
+                or entry.generation is None
+                or self.staleness.deadline(saved.head) < version
+            ):
+                entry.generation = entry.feedback = None
+                self._shelves.to_pending(entry)
                 continue
-            entry.head, entry.generation = saved.head, generation
-            self._hold(entry, saved.nbytes)
-            if saved.state is State.READY and feedback is not None:
-                entry.feedback = feedback
-                self._to_ready(entry)
+            entry.head = saved.head
+            self._shelves.hold(entry, saved.nbytes)
+            if saved.state is State.READY and entry.feedback is not None:
+                self._shelves.to_ready(entry)
             else:
-                self._to_generated(entry)
+                self._shelves.to_generated(entry)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _current(self, ordinal: int, attempt: int, *states: State) -> _Entry | None:
-        entry = self._entries.get(ordinal)
-        if entry is None or entry.attempt != attempt or entry.state not in states:
-            return None
-        return entry
+    def _current_lease(self, step: int, token: int) -> Lease | None:
+        lease = self._lease
+        return lease if lease is not None and (lease.step, lease.token) == (step, token) else None
 
-    def _hold(self, entry: _Entry, nbytes: int) -> None:
-        entry.nbytes += nbytes
-        self._held_bytes += nbytes
-
-    def _hand_out(self, entry: _Entry, state: State, now: float, holder: str) -> None:
-        entry.state, entry.holder, entry.since = state, holder, now
-        entry.lease_until = now + self.config.lease_s
-
-    def _to_generated(self, entry: _Entry) -> None:
-        entry.state, entry.holder = State.GENERATED, ""
-        insort(self._generated, (self.staleness.deadline(entry.head), entry.ordinal))
-
-    def _to_ready(self, entry: _Entry) -> None:
-        entry.state, entry.holder = State.READY, ""
-        insort(self._ready, (self.staleness.deadline(entry.head), entry.ordinal))
-
-    def _take_back(self, entry: _Entry) -> None:
-        """Out of every queue, its bytes given back."""
-        place = (self.staleness.deadline(entry.head), entry.ordinal)
-        for state, queue in ((State.GENERATED, self._generated), (State.READY, self._ready)):
-            if entry.state is state:
-                queue.remove(place)
-        self._held_bytes -= entry.nbytes
-
-    def _again(self, entry: _Entry) -> None:
-        """Back to the start: another attempt, for which whatever comes from this one is too late."""
-        self._take_back(entry)
-        self._entries[entry.ordinal] = _Entry(
-            entry.ordinal, entry.attempt + 1, State.PENDING, self.version, 0.0,
-            failures=entry.failures, losses=entry.losses, salvage=entry.salvage, salvage_head=entry.salvage_head,
-        )  # fmt: skip
-        self._pending.append(entry.ordinal)
-
-    @staticmethod
-    def _is_out(entry: _Entry) -> bool:
-        return entry.state in (State.GENERATING, State.JUDGING)
+    def _is_lost_too_often(self, entry: Entry, reason: str) -> bool:
+        """Counts a loss; a group that costs too many workers is dropped."""
+        entry.losses += 1
+        if entry.losses < self.config.max_losses:
+            return False
+        return self.drop(entry.ordinal, entry.attempt, f"lost {entry.losses} times, last: {reason}")
 
     def _check_drops(self) -> None:
         dropped, finished = self.dropped.total(), self.dropped.total() + self.committed
         if finished >= 40 and dropped > self.config.max_dropped_share * finished:
+            causes = ", ".join(f"{reason} ({count})" for reason, count in self.dropped.most_common())
             raise RunFailedError(
                 f"{dropped} of {finished} finished groups were dropped, more than ledger.max_dropped_share = "
-                f"{self.config.max_dropped_share:.0%} allows; causes: {_causes(self.dropped.items())}"
+                f"{self.config.max_dropped_share:.0%} allows; causes: {causes}"
             )
-
-
-def _causes(items: Iterable[tuple[str, int]]) -> str:
-    return ", ".join(f"{reason} ({count})" for reason, count in sorted(items, key=lambda item: -item[1]))

@@ -131,6 +131,8 @@ async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Gran
                 lanes.observer.generated(report, box)
             else:
                 lanes.observer.event("late_generation_refused", ordinal=report.ordinal, attempt=report.attempt)
+        if missing:
+            raise WorkerLostError(f"{lane.name} ended without {len(missing)} of the groups that it was given")
     except WorkerLostError as error:
         lost = [{"ordinal": g.ordinal, "attempt": g.attempt, "reason": str(error)} for g in missing.values()]
         await lanes.ledger.apply([("requeue", arguments) for arguments in lost])

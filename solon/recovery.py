@@ -223,6 +223,11 @@ class Guard:
                 f"a new {self.name} was not ready within recovery.restart_timeout_s = "
                 f"{self._config.restart_timeout_s:.0f} s; look for free resources with `ray status`"
             ) from None
+        except WorkerLostError:
+            raise
+        except Exception as error:
+            # The first one started, so this may pass: the memory of the one that is ended is not free at once.
+            raise WorkerLostError(f"a new {self.name} did not start: {type(error).__name__}: {error}") from error
         if self.rejoin is not None:
             await self._watched(self.rejoin())
 

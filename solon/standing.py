@@ -46,24 +46,32 @@ def who_waits(standing: Standing) -> list[str]:
             lines.append(f"{worker['worker']} is {worker['state']}")
     by_holder: dict[str, list[Mapping[str, Any]]] = {}
     for item in standing.out:
-        by_holder.setdefault(str(item["holder"] or "?"), []).append(item)
+        by_holder.setdefault(str(item["holder"] or "somebody"), []).append(item)
     for holder, items in by_holder.items():
         oldest = items[0]
+        again = f", attempt {oldest['attempt']}" if oldest["attempt"] else ""
         lines.append(
-            f"{holder} has {len(items)} groups in hand ({oldest['state']}), the oldest is group {oldest['ordinal']} "
-            f"(attempt {oldest['attempt']}), for {oldest['seconds']:.0f} s"
+            f"{holder} has {_groups(len(items))} in hand ({oldest['state']}), for {oldest['seconds']:.0f} s the "
+            f"oldest, group {oldest['ordinal']}{again}"
         )
     ready, leased = groups.get("ready", 0), groups.get("leased", 0)
     if leased:
-        lines.append(f"the learner has {leased} groups in hand")
+        lines.append(f"the learner trains on {_groups(leased)}")
     elif ready < standing.batch_groups:
         lines.append(f"learn waits for a batch: {ready} of {standing.batch_groups} groups are ready")
     else:
-        lines.append(f"learn waits for older groups than the {ready} that are ready, or for the step to be asked for")
+        lines.append(f"learn waits for older groups than the {ready} that are ready, or for a checkpoint to be written")
     if waiting := groups.get("generated", 0):
-        lines.append(f"{waiting} generated groups wait for a judge")
-    if not groups.get("generating", 0) and not groups.get("pending", 0):
-        lines.append("generate waits for a credit: a group must be trained and its weights published first")
-    elif groups.get("pending", 0):
-        lines.append(f"{groups['pending']} groups wait for an engine")
+        lines.append(f"label has {_groups(waiting)} waiting for a judge")
+    if waiting := groups.get("pending", 0):
+        lines.append(f"generate has {_groups(waiting)} waiting for an engine")
+    elif not groups.get("generating", 0):
+        lines.append(
+            "generate waits for a credit: a group must be trained and its weights published first, or the run needs "
+            "no more groups"
+        )
     return lines
+
+
+def _groups(count: int) -> str:
+    return f"{count} group{'s' if count != 1 else ''}"

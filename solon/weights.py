@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -48,6 +48,10 @@ class Publishable(Protocol):
         """That process did not answer: it is to be replaced, and joins again when it holds the current weights."""
         ...
 
+    async def ready(self) -> bool:
+        """Waits while it is being replaced. False: it never will be. Raises what ended the run with it."""
+        ...
+
 
 class Publication:
     """Publishes to all engines, one after another, so that generation never stands still everywhere.
@@ -68,6 +72,7 @@ class Publication:
     ) -> None:
         """`initial`: what the engines are to hold first; `attested`: versions attested before, in a resumed run;
         `renewal_s`: how long to wait for a new learner when the weights were lost with the old one."""
+        self._engines = tuple(engines)
         self._members = list(engines)
         self._tolerance = tolerance
         self._timeout_s = timeout_s
@@ -114,7 +119,7 @@ class Publication:
                 except WorkerLostError as error:
                     self.leave(engine)
                     engine.lost(error, incarnation)
-            await self._joined.wait_for(lambda: bool(self._members))
+            await self._some_engine()
             self.attested += 1
             return receipts
 
@@ -132,6 +137,23 @@ class Publication:
         """It gets no new weights until it joins again."""
         if engine in self._members:
             self._members.remove(engine)
+
+    async def _some_engine(self) -> None:
+        """Waits until one has joined; the turn is given away meanwhile. Raises what ended the last of them: nobody else
+        would say so, since those who generate wait for what is published here."""
+        while not self._members:
+            joined = asyncio.ensure_future(self._joined.wait_for(lambda: bool(self._members)))
+            ready = asyncio.gather(*(engine.ready() for engine in self._engines))
+            try:
+                waiting: set[asyncio.Future[Any]] = {joined, ready}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if ready.done():
+                    ready.result()
+            finally:
+                joined.cancel()
+                ready.cancel()
+                # Until the turn is taken again.
+                await asyncio.gather(joined, ready, return_exceptions=True)
 
     def renew(self, manifest: Weights, box: Box) -> None:
         """The same version again, in another box: the one before may be lost with the machine that it lay on."""

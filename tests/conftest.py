@@ -1,6 +1,6 @@
 """What all tests share: they touch nothing of the developer's, and the quick ones come first.
 
-A test's folder is its tier: `unit`, `ray`, `e2e` or `gpu`; the folder gives it the marker of that name.
+A test's folder is its tier: `unit`, `ray`, `e2e`, `gpu` or `soak`; the folder gives it the marker of that name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-TIERS = ("unit", "ray", "e2e", "gpu")
+TIERS = ("unit", "ray", "e2e", "gpu", "soak")
 TESTS = Path(__file__).parent
 
 PRIVATE = pytest.StashKey[Path]()

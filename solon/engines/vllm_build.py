@@ -21,6 +21,8 @@ from solon.errors import InputError
 _GIB = 1 << 30
 _live: set[int] = set()
 """Engines of this process that were not stopped, by identity."""
+_rendezvous: list[int] = []
+"""Open files by which the engines of this process meet themselves."""
 _CPU_BLOCK_TOKENS = 32
 """Tokens per cache block on a CPU. The backend's default of 128 would keep short prompts out of the prefix cache."""
 _CPU_BATCHED_TOKENS = 8192
@@ -49,8 +51,11 @@ def start_vllm(config: EngineConfig) -> Any:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.executor import uniproc_executor
 
     _register_in_process(config)
+    in_the_temporary_folder = uniproc_executor.get_file_store_init_method
+    uniproc_executor.get_file_store_init_method = _meeting_place
     arguments = _arguments(config, on_cpu=current_platform.is_cpu())
     try:
         with warnings.catch_warnings():
@@ -67,6 +72,7 @@ def start_vllm(config: EngineConfig) -> Any:
         # The CPU worker turns torch.set_num_threads into a no-op and preloads libraries into every child
         # process: neither is its business outside this engine.
         torch.set_num_threads = set_num_threads
+        uniproc_executor.get_file_store_init_method = in_the_temporary_folder
         if preload is None:
             os.environ.pop("LD_PRELOAD", None)
         else:
@@ -79,12 +85,23 @@ def stop_vllm(llm: Any) -> None:
     client = llm.engine_core
     if not _live:
         client.shutdown()
+        while _rendezvous:
+            os.close(_rendezvous.pop())
         return
     # vLLM's own shutdown tears down the process groups, which engines that are still alive compute with.
     client._finalizer.detach()
     client.engine_core.model_executor.shutdown()
     client.engine_core.scheduler.shutdown()
     gc.unfreeze()
+
+
+def _meeting_place() -> str:
+    """Where the one process of torch's process group meets itself: a file of this process alone, in memory.
+
+    vLLM would take one in the temporary folder, and leave it there whenever its process is killed.
+    """
+    _rendezvous.append(os.memfd_create("solon-rendezvous"))
+    return f"file:///proc/self/fd/{_rendezvous[-1]}"
 
 
 def _register_in_process(config: EngineConfig) -> None:

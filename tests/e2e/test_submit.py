@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def head() -> Iterator[dict[str, str]]:
-    """A cluster that asks nobody for a token."""
-    with ray_head(RAY_AUTH_MODE="disabled") as variables:
+    """A cluster that asks nobody for a token, and gives a job that is stopped the time to end."""
+    with ray_head(RAY_AUTH_MODE="disabled", RAY_JOB_STOP_WAIT_TIME_S="60") as variables:
         yield variables
 
 

@@ -56,7 +56,7 @@ def test_help_names_every_command_in_a_whole_sentence(
 ):
     assert call(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
-    for command in ("demo", "train", "check"):
+    for command in ("demo", "train", "check", "doctor"):
         (line,) = [line for line in text.splitlines() if line.strip().startswith(command)]
         assert line.endswith(".")
         assert not line.endswith("...")

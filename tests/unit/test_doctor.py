@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from solon.cli.main import main
-from solon.diagnosis import Diagnosis, diagnose, recent_faults, resume_command
+from solon.diagnosis import Diagnosis, diagnose, recent_faults
+from solon.next_steps import resume_command
 from solon.run_directory import RunDirectory
 from solon.run_facts import COUNTED_BYTES, look
 from solon.run_files import read_lines

@@ -123,6 +123,22 @@ async def test_a_restart_storm_ends_with_one_cause():
     assert [name for name, _ in events] == ["worker_lost", "restart_failed", "restart_failed", "restart_failed"]
 
 
+async def test_a_replacement_that_raises_when_it_starts_is_tried_again():
+    class Full(Process):
+        async def restart(self) -> None:
+            if self.starts < 2:
+                self.starts += 1
+                raise MemoryError("the device is full")
+            await super().restart()
+
+    process = Full(alive=False)
+    guard, events = make_guard(process, max_restarts=3)
+    guard.lost(WorkerLostError("killed"), guard.incarnation)
+    assert await soon(guard.ready())
+    causes = [fields["cause"] for name, fields in events if name == "restart_failed"]
+    assert causes == ["a new worker-0 did not start: MemoryError: the device is full"] * 2
+
+
 async def test_restarts_are_forgotten_when_their_window_has_passed():
     now = [0.0]
     process = Process()
@@ -368,6 +384,20 @@ async def test_a_batch_whose_payload_is_gone_is_generated_again_and_trained_once
     assert await asyncio.wait_for(run_loop(lanes, steps=5, min_valid=2, stop=asyncio.Event()), timeout=20) == 5
     assert sorted(o for batch in learner.batches for o in batch) == list(range(20))
     assert {fields["ordinal"] for name, fields in witness.events if name == "group_lost"} == gone
+
+
+async def test_what_a_stream_that_ends_early_leaves_out_is_generated_again():
+    class Forgetful(FakeRollout):
+        async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Any]]:
+            some = [item for item in work if item.grant.attempt or item.grant.ordinal % 3]
+            async for item in super().generate(some):
+                yield item
+
+    learner = FakeLearner()
+    lanes, witness = make_lanes(steps=5, rollout=[Forgetful()], learner=learner)
+    assert await asyncio.wait_for(run_loop(lanes, steps=5, min_valid=2, stop=asyncio.Event()), timeout=20) == 5
+    assert sorted(o for batch in learner.batches for o in batch) == list(range(20))
+    assert {fields["ordinal"] for name, fields in witness.events if name == "group_lost"} == set(range(0, 20, 3))
 
 
 async def test_a_group_that_kills_every_engine_is_dropped_with_its_reason_and_the_run_goes_on():

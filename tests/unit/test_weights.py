@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from solon.engines.payload import fingerprint
-from solon.errors import AttestationError, WorkerLostError
+from solon.errors import AttestationError, RunFailedError, WorkerLostError
 from solon.records import LoadReceipt, Weights
 from solon.weights import Publication, PublishConfig, attest, canary_gap
 from tests.unit.fakes import FakeRollout, make_weights
@@ -131,3 +131,51 @@ def test_the_fingerprint_is_sha256_of_the_bytes():
 def test_settings_out_of_bounds_are_refused(settings: dict[str, float]):
     with pytest.raises(ValueError, match=next(iter(settings))):
         PublishConfig(**settings)
+
+
+class Dying(FakeRollout):
+    """Dies of new weights; `ends` says whether anybody comes after it."""
+
+    def __init__(self, name: str, ends: Exception | None) -> None:
+        super().__init__(name)
+        self.ends = ends
+        self.again = asyncio.Event()
+
+    async def load_weights(self, weights: Weights) -> LoadReceipt:
+        if not self.again.is_set():
+            raise WorkerLostError(f"{self.name} died")
+        return await super().load_weights(weights)
+
+    def lost(self, error: WorkerLostError, incarnation: int) -> None:
+        """Somebody else's to mend."""
+
+    async def ready(self) -> bool:
+        if self.ends is None:
+            await self.again.wait()
+        elif self.name.endswith("0"):
+            return False  # given up while the other one was still there
+        else:
+            await asyncio.sleep(0.01)
+            raise self.ends
+        return True
+
+
+async def test_a_publication_that_no_engine_is_left_for_ends_with_what_ended_the_last_of_them():
+    publication = make_publication(*(Dying(f"rollout-{n}", RunFailedError("replaced 5 times")) for n in range(2)))
+    with pytest.raises(RunFailedError, match="replaced 5 times"):
+        await asyncio.wait_for(publication.publish(make_weights(1), make_weights(1)), timeout=5)
+    assert publication.attested == 0
+
+
+async def test_a_publication_waits_for_the_first_engine_that_joins_again():
+    engines = [Dying(f"rollout-{n}", None) for n in range(2)]
+    publication = make_publication(*engines)
+    publishing = asyncio.ensure_future(publication.publish(make_weights(1), make_weights(1)))
+    await asyncio.sleep(0.02)
+    assert not publishing.done()
+    engines[1].again.set()
+    await asyncio.wait_for(publication.join(engines[1]), timeout=5)
+    assert await asyncio.wait_for(publishing, timeout=5) == []
+    assert publication.attested == 1
+    await asyncio.wait_for(publication.publish(make_weights(2), make_weights(2)), timeout=5)
+    assert (engines[0].engine_version, engines[1].engine_version) == (0, 2)

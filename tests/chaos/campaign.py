@@ -1,0 +1,233 @@
+"""Runs that are hurt on a seeded schedule until so many faults were injected, each judged by its files at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.chaos.cluster_of_our_own import ROOT, Head
+from tests.chaos.verdict import downtimes, lines_of
+
+FAULTS = {
+    "kill rollout": 30,
+    "kill judge": 24,
+    "kill learner": 18,
+    "stop rollout": 4,
+    "stop judge": 3,
+    "stop learner": 3,
+    "pause learner": 4,
+    "pause rollout": 4,
+    "kill driver": 7,
+    "end driver": 3,
+}
+"""Faults and how often each is drawn. stop: SIGSTOP for good; pause: for a second; end: SIGTERM."""
+PAUSE_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is hurt: how a run is started, what its workers are called, how it is judged."""
+
+    command: Callable[[Path, str], list[str]]
+    """Module and arguments of a run below this folder, of this name; the same ones go on with it."""
+    kinds: dict[str, str]
+    """Beginning of the actor class by role: rollout, judge, learner."""
+    complaints: Callable[[Path], list[str]]
+    patience_s: float
+    """A run that shows no new step for so long has failed its test."""
+    between_s: tuple[float, float]
+    """Shortest and longest pause between two faults."""
+    faults: Mapping[str, int] = field(default_factory=lambda: FAULTS)
+
+
+@dataclass
+class Result:
+    """What a campaign found."""
+
+    injected: Counter[str] = field(default_factory=Counter)
+    complaints: list[str] = field(default_factory=list)
+    down_s: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds away, by kind of process."""
+    runs: int = 0
+    summaries: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[tuple[float, float, float, float]] = field(default_factory=list)
+    """(seconds, RSS in MiB, open files, threads) of the driver."""
+
+
+class Campaign:
+    """`Campaign(head, root, subject, seed=0).run(faults=200)`"""
+
+    def __init__(self, head: Head, root: Path, subject: Subject, *, seed: int, say: Callable[[str], None]) -> None:
+        self._head = head
+        self._root = root
+        self._subject = subject
+        self._rng = random.Random(seed)
+        self._say = say
+        self.result = Result()
+        self._began = time.monotonic()
+
+    def run(self, *, faults: int, each: int) -> Result:
+        """Runs with about `each` faults until there were so many in all."""
+        while (left := faults - self.result.injected.total()) > 0 and not self.result.complaints:
+            self.one_run(f"run-{self.result.runs}", faults=min(each, left))
+        return self.result
+
+    def one_run(self, name: str, *, faults: int, seconds: float | None = None) -> None:
+        """One run from its start to its end, with so many faults on the way; or for so long, and then it is stopped."""
+        end_at = None if seconds is None else time.monotonic() + seconds
+        directory = self._root / name
+        child = self._start(name)
+        moved, steps, left = time.monotonic(), 0, faults
+        away: float | None = None
+        due = time.monotonic() + self._pause()
+        try:
+            while True:
+                time.sleep(0.05)
+                now, found = time.monotonic(), _count_lines(directory / "metrics.jsonl")
+                if end_at is not None and now >= end_at and away is None and child.poll() is None:
+                    child.terminate()
+                    child.wait(timeout=self._subject.patience_s)
+                    break
+                if found != steps:
+                    moved, steps = now, found
+                    if away is not None:
+                        self.result.down_s.setdefault("driver", []).append(now - away)
+                        away = None
+                if child.poll() is not None:
+                    if self._is_over(child, directory):
+                        break
+                    child, away = self._start(name), away or now
+                    moved = now
+                if now - moved > self._subject.patience_s:
+                    self.result.complaints.append(f"{name}: no step for {now - moved:.0f} s; {_standing(directory)}")
+                    break
+                if left > 0 and now >= due and steps and away is None:
+                    fault = self._rng.choices(list(self._subject.faults), list(self._subject.faults.values()))[0]
+                    if self._inject(fault, child, directory):
+                        left -= 1
+                        if fault.endswith("driver"):
+                            child.wait(timeout=self._subject.patience_s)
+                    due = now + self._pause()
+                self._sample(child)
+        finally:
+            _end(child)
+        self.result.runs += 1
+        if not self.result.complaints:
+            self._judge(name, directory)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str) -> subprocess.Popen[bytes]:
+        with (self._root / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", *self._subject.command(self._root, name)], cwd=ROOT,
+                env={**self._head.environment, "SOLON_RUNS": str(self._root)},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def _pause(self) -> float:
+        return self._rng.uniform(*self._subject.between_s)
+
+    def _is_over(self, child: subprocess.Popen[bytes], directory: Path) -> bool:
+        """Whether the run is complete, or ended in a way that nobody asked for."""
+        with suppress(OSError, ValueError):
+            status = json.loads((directory / "summary.json").read_text())["status"]
+            if status == "completed":
+                return True
+            if status == "failed":
+                self.result.complaints.append(f"{directory.name}: the run failed; {_standing(directory)}")
+                return True
+        if child.returncode not in (0, -signal.SIGKILL):
+            self.result.complaints.append(
+                f"{directory.name}: the driver ended with {child.returncode}: {_tail(self._root / directory.name)}"
+            )
+            return True
+        return False
+
+    def _inject(self, fault: str, child: subprocess.Popen[bytes], directory: Path) -> bool:
+        how, _, whom = fault.partition(" ")
+        if whom == "driver":
+            victim = psutil.Process(child.pid)
+        else:
+            workers = self._head.workers(self._subject.kinds[whom])
+            if not workers:
+                return False
+            victim = self._rng.choice(workers[-2:])
+        # Before the fault, so that a run that dies of it has it on record.
+        with (directory / "chaos.jsonl").open("a") as file:
+            file.write(json.dumps({"time": time.time(), "fault": fault, "pid": victim.pid}) + "\n")
+        try:
+            {"kill": victim.kill, "end": victim.terminate, "stop": victim.suspend, "pause": victim.suspend}[how]()
+        except psutil.Error:
+            return False
+        if how == "pause":
+            threading.Timer(PAUSE_S, _resume, [victim]).start()
+        self.result.injected[fault] += 1
+        return True
+
+    def _judge(self, name: str, directory: Path) -> None:
+        self.result.complaints += [f"{name}: {complaint}" for complaint in self._subject.complaints(directory)]
+        events = lines_of(directory / "events.jsonl")
+        for kind, seconds in downtimes(events).items():
+            self.result.down_s.setdefault(kind, []).extend(seconds)
+        summary = json.loads((directory / "summary.json").read_text())
+        self.result.summaries.append(summary)
+        verdict = "FAILED" if self.result.complaints else "adds up"
+        self._say(
+            f"{name}: {summary['steps']} steps, {summary['groups']['committed']} groups, faults so far "
+            f"{self.result.injected.total()}, {verdict}"
+        )
+
+    def _sample(self, child: subprocess.Popen[bytes]) -> None:
+        now = time.monotonic() - self._began
+        if self.result.samples and now - self.result.samples[-1][0] < 10:
+            return
+        with suppress(psutil.Error):
+            driver = psutil.Process(child.pid)
+            self.result.samples.append((now, driver.memory_info().rss / 2**20, driver.num_fds(), driver.num_threads()))
+
+
+def _resume(process: psutil.Process) -> None:
+    with suppress(psutil.Error):
+        process.resume()
+
+
+def _count_lines(path: Path) -> int:
+    with suppress(OSError):
+        return path.read_bytes().count(b"\n")
+    return 0
+
+
+def _standing(directory: Path) -> str:
+    """The last thing that a run said of itself."""
+    stalled = [event for event in lines_of(directory / "events.jsonl") if event["event"] != "published"][-3:]
+    failure = ""
+    with suppress(OSError, ValueError):
+        failure = json.loads((directory / "summary.json").read_text()).get("failure", "")
+    return f"{failure} {json.dumps(stalled)[:1500]}"
+
+
+def _tail(stem: Path) -> str:
+    with suppress(OSError):
+        return stem.with_suffix(".log").read_text(errors="replace")[-1500:]
+    return ""
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(timeout=30)

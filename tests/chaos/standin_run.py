@@ -1,0 +1,112 @@
+"""A run on timed stand-ins through the real driver, as a process: `python -m tests.chaos.standin_run ...`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from actors.judge import RemoteJudge
+from actors.learner import RemoteLearner
+from actors.rollout import RemoteRollout
+from benchmarks._standins import TimedJudgeActor, TimedLearnerActor, TimedRolloutActor
+from cluster.driver import Driver
+from cluster.launch import Launcher, cluster
+from cluster.preflight import Inputs
+from cluster.run_file import RunFile
+from cluster.start import find_start
+from solon.cli.view import SilentView
+from solon.constitution import Constitution
+from solon.prompts import prompt_id
+from solon.records import Message, Prompt
+
+BATCH = 8
+CONSTITUTION = Path(__file__).resolve().parents[2] / "nursery" / "constitution.yaml"
+
+
+def run_of(*, steps: int, seed: int, target: int) -> RunFile:
+    """The run file of a stand-in run: impatient, with checkpoints every few steps."""
+    raw: dict[str, Any] = {
+        "policy": "stand/in",
+        "judge": "stand/in",
+        "prompts": "none",
+        "constitution": str(CONSTITUTION),
+        "steps": steps,
+        "seed": seed,
+        "checkpoint_every": 3,
+        "checkpoint_keep": 2,
+        "rollout": {"num_cpus": 0, "num_actors": 2, "group_size": 1},
+        "judging": {"num_cpus": 0, "num_actors": 2},
+        "learn": {"num_cpus": 0, "advantages": "gae"},
+        "feedback": {"task": "pointwise", "template": "compact", "min_valid": 1},
+        "ledger": {"batch_groups": BATCH, "max_losses": 10_000, "lease_s": 30},
+        "staleness": {"target_staleness": target, "max_staleness": 4},
+        "recovery": {
+            "max_restarts": 10_000,
+            "backoff_s": 0,
+            "beat_every_s": 0.5,
+            "beat_timeout_s": 3,
+            "stall_s": 60,
+            "grace_s": 2,
+        },
+    }
+    return RunFile.parse(raw, source="the stand-in run")
+
+
+def prompts_of(count: int = 50) -> tuple[Prompt, ...]:
+    """Prompts that are told apart."""
+    found = []
+    for number in range(count):
+        messages = (Message(role="user", content=f"what is {number} ?"),)
+        found.append(Prompt(prompt_id=prompt_id(messages), messages=messages))
+    return tuple(found)
+
+
+class StandinLauncher(Launcher):
+    """Puts stand-ins where the engines and the learner would be."""
+
+    lane_s = 0.1
+
+    def rollout(self) -> list[RemoteRollout]:
+        names = [f"rollout-{n}" for n in range(self._run.rollout.num_actors)]
+        return [RemoteRollout(self._writer(name), name=name, groups_at_once=BATCH) for name in names]
+
+    def judges(self) -> list[RemoteJudge]:
+        names = [f"judge-{n}" for n in range(self._run.judging.num_actors)]
+        return [RemoteJudge(self._judge(name), name=name, groups_at_once=BATCH) for name in names]
+
+    def learner(self) -> RemoteLearner:
+        return RemoteLearner(lambda _: TimedLearnerActor.remote(self.lane_s, name="learner"), name="learner")
+
+    def _writer(self, name: str) -> Callable[[int], Any]:
+        return lambda _: TimedRolloutActor.remote(self.lane_s, 0.5, name=name, slots=BATCH)
+
+    def _judge(self, name: str) -> Callable[[int], Any]:
+        return lambda _: TimedJudgeActor.remote(self.lane_s / BATCH, name=name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", type=int, default=1)
+    options = parser.parse_args()
+    run = run_of(steps=options.steps, seed=options.seed, target=options.target)
+    constitution = Constitution.load(run.constitution)
+    inputs = Inputs(constitution=constitution, prompts=prompts_of(), heldout=(), warnings=())
+    start = find_start(run, constitution.hash, root=options.root, name=options.name, default="run", resume=True)
+    if start.finished is not None:
+        return
+    with cluster(dashboard=False):
+        directory = start.open(options.root, options.name, default="run")
+        config = {"hash": run.hash, "constitution_hash": constitution.hash}
+        directory.write_json("config.json", config | run.model_dump(mode="json"))
+        asyncio.run(Driver(run, inputs, directory, SilentView(), start=start, launcher=StandinLauncher).drive())
+
+
+if __name__ == "__main__":
+    main()

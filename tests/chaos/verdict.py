@@ -1,0 +1,100 @@
+"""What a run's files say about it: the only witness that the harness believes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._standins import batch_digest, make_group
+from solon.checkpoints import CheckpointFolder
+from solon.conservation import account
+from solon.ledger import Grant
+from solon.prompts import PromptSource
+from solon.records import Feedback, Prompt
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a .jsonl file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
+
+
+def committed_steps(metrics: Sequence[Mapping[str, Any]]) -> dict[int, list[int]]:
+    """Ordinals by step; the last line of a step counts."""
+    return {line["step"]: line["batch/ordinals"] for line in metrics}
+
+
+def complaints(directory: Path, *, steps: int | None, batch: int) -> list[str]:
+    """Everything that is wrong with a run in which nothing had to be dropped; empty: it kept its promises.
+
+    steps: of a completed run; None: the run was stopped, and what is in its last checkpoint is held.
+    """
+    import pyarrow.parquet as pq
+
+    events, metrics = lines_of(directory / "events.jsonl"), lines_of(directory / "metrics.jsonl")
+    summary = json.loads((directory / "summary.json").read_text())
+    found, held = [], []
+    if steps is None:
+        checkpoint = CheckpointFolder(directory / "checkpoints").last()
+        held = [entry.ordinal for entry in checkpoint.ledger.entries] if checkpoint else []
+    total = account(events, metrics, admitted=summary["groups"]["admitted"], held=held)
+    status, steps = ("stopped", summary["steps"]) if steps is None else ("completed", steps)
+    if total.lost:
+        found.append(f"lost: {sorted(total.lost)[:9]}")
+    if total.doubled:
+        found.append(f"counted twice: {sorted(total.doubled)[:9]}")
+    if total.dropped or len(total.committed) != steps * batch:
+        missing = set(range(steps * batch)) - total.committed.keys()
+        found.append(f"not trained: {sorted(missing)[:9]}, dropped: {dict(list(total.dropped.items())[:3])}")
+    if summary["status"] != status or summary["steps"] != steps:
+        found.append(f"the summary says {summary['status']} after {summary['steps']} steps")
+    if summary["weights"]["attested"] != steps:
+        found.append(f"{summary['weights']['attested']} versions were attested")
+    if summary["staleness"]["max"] > summary["staleness"]["bound"]:
+        found.append(f"staleness {summary['staleness']['max']} exceeds {summary['staleness']['bound']}")
+    for table in ("rollouts", "labels"):
+        parts = (directory / table).glob("*.parquet")
+        kept = {o for part in parts for o in pq.read_table(part, columns=["ordinal"])["ordinal"].to_pylist()}
+        if table == "rollouts" and (missing := total.committed.keys() - kept):
+            found.append(f"trained without a trace in {table}: {sorted(missing)[:9]}")
+    return found
+
+
+def expected_digest(batches: Mapping[int, Sequence[int]], prompts: Sequence[Prompt], *, seed: int) -> str:
+    """What a stand-in learner has become after these batches and no others."""
+    source, digest = PromptSource(prompts, seed=seed), "stand-in"
+    for step in sorted(batches):
+        payloads: list[Any] = []
+        for ordinal in sorted(batches[step]):
+            group = make_group(Grant(ordinal, 0, 0), source[ordinal], 0)
+            payloads += [group, Feedback(ordinal=ordinal, attempt=0, rewards_G=(1.0,), labels=())]
+        digest = batch_digest(digest, payloads)
+    return digest
+
+
+def learner_digest(directory: Path) -> str:
+    """What the learner of the last checkpoint has become."""
+    checkpoint = CheckpointFolder(directory / "checkpoints").last()
+    assert checkpoint is not None, f"{directory} has no whole checkpoint"
+    digest: str = json.loads((checkpoint.path / "learner.json").read_text())["digest"]
+    return digest
+
+
+def downtimes(events: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Seconds from a loss to the replacement being up, by kind of worker."""
+    found: dict[str, list[float]] = {}
+    for event in events:
+        if event["event"] == "worker_recovered":
+            found.setdefault(str(event["worker"]).partition("-")[0], []).append(float(event["downtime_s"]))
+    return found
+
+
+def slope(samples: Sequence[tuple[float, float]]) -> float:
+    """Change per hour of something sampled as (seconds, value), by least squares."""
+    times, values = (np.array(column, float) for column in zip(*samples, strict=True))
+    return float(np.polyfit(times, values, 1)[0] * 3600)

@@ -1,0 +1,75 @@
+"""`solon` with timed stand-ins for engines and learner: `python -m tests.e2e.standin_solon train RUN.toml ...`
+
+Everything else is the real thing: the command line, the cluster, the driver, the files. `SOLON_STANDIN` is JSON:
+`seconds` that a group and a step take, and `learner`: "refuses" to start, or "fails" in its second step.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from typing import Any
+
+import ray
+
+import cluster.train
+from actors.calls import Spawn
+from actors.judge import RemoteJudge
+from actors.learner import RemoteLearner
+from actors.rollout import RemoteRollout
+from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout
+from cluster.launch import Launcher
+from solon.cli.main import main
+from solon.errors import InputError, RunFailedError
+
+SETTINGS: dict[str, Any] = json.loads(os.environ.get("SOLON_STANDIN", "{}"))
+SECONDS = float(SETTINGS.get("seconds", 0.1))
+
+
+class RefusedLearner(TimedLearner):
+    """Finds that it cannot be."""
+
+    def start(self, checkpoint: str) -> Any:
+        raise InputError("policy got a stand-in, expected a model; name one")
+
+
+class FailedLearner(TimedLearner):
+    """Fails in its second step, in its own code."""
+
+    def step(self, step: int, *payloads: Any) -> Any:
+        if step == 1:
+            raise RunFailedError("the loss of step 1 is not finite")
+        return super().step(step, *payloads)
+
+
+LEARNERS = {"": TimedLearner, "refuses": RefusedLearner, "fails": FailedLearner}
+
+
+class StandinLauncher(Launcher):
+    """An engine, a judge and a learner that take as long as they are told to."""
+
+    def rollout(self) -> list[RemoteRollout]:
+        spawn = self._spawner(ray.remote(num_cpus=0)(TimedRollout), "rollout-0", SECONDS, 0.1)
+        return [RemoteRollout(spawn, name="rollout-0", groups_at_once=8)]
+
+    def judges(self) -> list[RemoteJudge]:
+        spawn = self._spawner(ray.remote(num_cpus=0)(TimedJudge), "judge-0", SECONDS / 8)
+        return [RemoteJudge(spawn, name="judge-0", groups_at_once=8)]
+
+    def learner(self) -> RemoteLearner:
+        learner = LEARNERS[SETTINGS.get("learner", "")]
+        actor = ray.remote(num_cpus=0, concurrency_groups={"signs": 1})(learner)
+        return RemoteLearner(self._spawner(actor, "learner", SECONDS), name="learner")
+
+    def _spawner(self, actor: Any, name: str, *timing: float) -> Spawn:
+        def spawn(made: int) -> Any:
+            options = {"name": f"{name}.{made}" if made else name, "namespace": self._namespace}
+            return actor.options(**options).remote(*timing, name=name)
+
+        return spawn
+
+
+if __name__ == "__main__":
+    cluster.train.train = functools.partial(cluster.train.train, launcher=StandinLauncher)  # type: ignore[assignment]
+    main()

@@ -1,0 +1,183 @@
+"""A driver that is stopped or killed, in a process of its own, with stand-ins for the models: what it leaves behind, and
+what the next one makes of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks._standins import batch_digest, make_group
+from solon.checkpoints import CheckpointFolder
+from solon.ledger import Grant
+from solon.prompts import PromptSource, load_prompts
+from solon.records import Feedback
+from tests.e2e.conftest import ROOT, environment
+from tests.unit.run_files import make_run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+RUN = """\
+checkpoint_every = 2
+[rollout]
+num_actors = 2
+num_cpus = 0.1
+[judging]
+num_cpus = 0.1
+[learn]
+num_cpus = 0.1
+[feedback]
+min_valid = 1
+[ledger]
+batch_groups = 4
+[recovery]
+beat_every_s = 0.5
+grace_s = 2
+"""
+STAGES = ("saved", "written", "synced", "replacing", "renamed", "latest")
+
+
+class Night:
+    """A run directory and the processes that worked on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.directory = folder / "run"
+        make_run(folder, RUN)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.standin_run", str(self.folder), *arguments],
+            cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        child = self.start(*arguments)
+        try:
+            output, _ = child.communicate(timeout=90)
+        finally:
+            self.end(child)
+        return child.returncode, output
+
+    def until(self, child: subprocess.Popen[str], condition: Callable[[], Any], timeout_s: float = 60) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert child.poll() is None, child.communicate()[0][-3000:]
+            assert time.monotonic() < deadline, "it did not come to that in time"
+            time.sleep(0.02)
+
+    def end(self, child: subprocess.Popen[str]) -> None:
+        if child.poll() is None:
+            child.kill()
+            child.communicate(timeout=30)
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.directory / name
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        result: dict[str, Any] = json.loads((self.directory / "summary.json").read_text())
+        return result
+
+    def actors(self) -> set[int]:
+        """Processes that hosted a worker, ended or not."""
+        return {int(path.name.rpartition(".")[2]) for path in (self.folder / "pids").iterdir()}
+
+    def check(self, steps: int) -> None:
+        """What must hold when all is done: from the files alone, every group trained exactly once, and the learner has
+        become what those groups make of it."""
+        assert self.summary["status"] == "completed"
+        batches = {line["step"]: line["batch/ordinals"] for line in self.lines("metrics.jsonl")}
+        assert sorted(batches) == list(range(steps))
+        trained = [ordinal for step in range(steps) for ordinal in batches[step]]
+        assert len(trained) == len(set(trained)) == steps * 4 == self.summary["groups"]["admitted"]
+        last = CheckpointFolder(self.directory / "checkpoints").last()
+        assert last is not None
+        assert last.step == steps
+        learner = json.loads((last.path / "learner.json").read_text())
+        prompts = PromptSource(load_prompts(self.folder / "prompts.jsonl").prompts, seed=0)
+        digest = "stand-in"
+        for step in range(steps):
+            payloads: list[Any] = []
+            for ordinal in batches[step]:
+                payloads.append(make_group(Grant(ordinal, 0, 0), prompts[ordinal], 0, tokens=64))
+                payloads.append(Feedback(ordinal=ordinal, attempt=0, rewards_G=(1.0,), labels=()))
+            digest = batch_digest(digest, payloads)
+        assert learner == {"version": steps, "digest": digest}
+
+
+def all_gone(pids: set[int], timeout_s: float = 30) -> None:
+    _, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=timeout_s)
+    assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_nobody_behind_and_is_gone_on_with(tmp_path: Path):
+    """SIGTERM: the step in hand is finished and saved; the next start reaches the same count."""
+    night = Night(tmp_path)
+    child = night.start("--steps", "2000")
+    try:
+        night.until(child, lambda: len(night.lines("metrics.jsonl")) >= 3)
+        family = {process.pid for process in psutil.Process(child.pid).children(recursive=True)}
+        child.send_signal(signal.SIGTERM)
+        output, _ = child.communicate(timeout=60)
+    finally:
+        night.end(child)
+    assert (child.returncode, output.splitlines()[-1]) == (0, "stopped"), output
+    assert night.summary["status"] == "stopped"
+    steps = night.summary["steps"]
+    last = CheckpointFolder(night.directory / "checkpoints").last()
+    assert last is not None
+    assert last.step == steps >= 3
+    all_gone(family | night.actors())
+    code, output = night.run("--steps", str(steps + 3), "--resume")
+    assert code == 0, output
+    night.check(steps + 3)
+
+
+def test_a_driver_that_is_killed_takes_everybody_along_and_the_next_one_goes_on_from_the_checkpoint(tmp_path: Path):
+    """SIGKILL. The ledger dies with it, as whatever hands work out does: nothing of what it knew is needed but what is
+    in the checkpoint."""
+    night = Night(tmp_path)
+    child = night.start("--steps", "2000")
+    try:
+        night.until(child, lambda: len(night.lines("metrics.jsonl")) >= 5)
+        family = {process.pid for process in psutil.Process(child.pid).children(recursive=True)}
+        assert night.actors() & family
+        child.kill()
+        child.communicate(timeout=30)
+    finally:
+        night.end(child)
+    all_gone(night.actors())
+    all_gone(family)
+    reached = len(night.lines("metrics.jsonl"))
+    code, output = night.run("--steps", str(reached + 3), "--resume")
+    assert code == 0, output
+    (resumed,) = [event for event in night.lines("events.jsonl") if event["event"] == "resumed"]
+    assert 4 <= resumed["step"] <= reached
+    night.check(reached + 3)
+
+
+@pytest.mark.parametrize(
+    "stage", [stage if stage == "replacing" else pytest.param(stage, marks=pytest.mark.soak) for stage in STAGES]
+)
+def test_a_driver_that_dies_while_it_writes_a_checkpoint_leaves_one_that_is_whole(tmp_path: Path, stage: str):
+    """A process that ends between two system calls; every stage is in the unit tests, one of them here for real."""
+    night = Night(tmp_path)
+    code, output = night.run("--steps", "6", "--dies-at", f"{stage}:4")
+    assert code == 9, output
+    found = CheckpointFolder(night.directory / "checkpoints").last()
+    assert found is not None
+    assert found.step == (4 if stage in ("renamed", "latest") else 2)
+    code, output = night.run("--steps", "6", "--resume")
+    assert code == 0, output
+    night.check(6)

@@ -1,0 +1,172 @@
+"""A run that is asked to stop, however it is asked: the step in hand is finished, everything is written, exit 0, and
+`--resume` reaches what an undisturbed run would have reached."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from solon.checkpoints import read_checkpoint
+from tests.e2e.conftest import ROOT
+from tests.e2e.standin_runs import audit, lines, standin_command, start
+from tests.e2e.test_submit import RAY, head
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+STEPS = 12
+BATCH = 4
+SLOW = json.dumps({"seconds": 0.5})
+SLOWER = json.dumps({"seconds": 4})
+"""A run that is still going on when Ray's own commands have started."""
+
+_ = head  # a fixture
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A temporary folder with a name short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="so", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def assert_stopped(directory: Path) -> int:
+    """It stopped in good order; returns after how many steps."""
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["status"] == "stopped"
+    done = len(lines(directory / "metrics.jsonl"))
+    latest = directory / "checkpoints" / (directory / "checkpoints" / "LATEST").read_text().strip()
+    cut = read_checkpoint(latest)
+    assert cut.step == summary["steps"] == done < STEPS
+    groups = summary["groups"]
+    assert groups["admitted"] == cut.ledger.admitted == done * BATCH + groups["dropped"] + len(cut.ledger.entries)
+    return done
+
+
+def assert_whole(directory: Path) -> None:
+    """Every group was trained once, as in a run that nobody disturbed."""
+    assert json.loads((directory / "summary.json").read_text())["status"] == "completed"
+    found = audit(directory)
+    assert found.is_balanced
+    assert collections.Counter(found.committed.values()) == dict.fromkeys(range(STEPS), BATCH)
+    assert set(found.committed) == set(range(STEPS * BATCH))
+
+
+def command(*arguments: str) -> list[str]:
+    return standin_command("night", "--steps", str(STEPS), "--set", "checkpoint_every=5", *arguments)
+
+
+def test_ctrl_c_finishes_the_step(nursery: Any, tmp_path: Path, temporary: Path):
+    with start(command(), tmp_path, temporary, "night", SOLON_STANDIN=SLOW) as child:
+        child.wait_for_step(3)
+        child.process.send_signal(signal.SIGINT)
+        assert child.end() == 0, child.output[-3000:]
+    assert assert_stopped(child.directory) >= 3
+
+
+def test_sigterm_finishes_the_step_and_resume_reaches_the_same_groups(nursery: Any, tmp_path: Path, temporary: Path):
+    with start(command(), tmp_path, temporary, "night", SOLON_STANDIN=SLOW) as child:
+        child.wait_for_step(3)
+        child.process.send_signal(signal.SIGTERM)
+        assert child.end() == 0, child.output[-3000:]
+    assert assert_stopped(child.directory) >= 3
+    with start(command("--resume"), tmp_path, temporary, "night", SOLON_STANDIN="{}") as child:
+        assert child.end() == 0, child.output[-3000:]
+    assert_whole(child.directory)
+
+
+def test_a_submitted_job_that_is_stopped_ends_in_good_order_and_goes_on_when_it_is_submitted_again(
+    nursery: Any, head: dict[str, str], tmp_path: Path
+):
+    job = Job(head, tmp_path)
+    job.submit("first", SOLON_STANDIN=SLOWER)
+    wait_for(lambda: len(lines(job.directory / "metrics.jsonl")) >= 2, job.log)
+    job.ray("job", "stop", "first")
+    # Ray's own word for it depends on who is quicker; the run's does not.
+    wait_for(lambda: job.status("first") in ("STOPPED", "SUCCEEDED"), job.log)
+    assert assert_stopped(job.directory) >= 2
+    job.submit("second", SOLON_STANDIN="{}")  # no --resume: a job with a name goes on by itself
+    wait_for(lambda: job.status("second") not in ("PENDING", "RUNNING"), job.log)
+    assert job.status("second") == "SUCCEEDED", job.log()
+    assert_whole(job.directory)
+
+
+def test_a_driver_whose_node_is_drained_stops_in_good_order(nursery: Any, head: dict[str, str], tmp_path: Path):
+    variables = {**head, "RAY_ADDRESS": head["GCS"]}
+    child_environment = {k: v for k, v in variables.items() if os.environ.get(k) != v}
+    child_environment |= {"SOLON_STANDIN": SLOWER}
+    with start(command(), tmp_path, tmp_path / "t", "night", **child_environment) as child:
+        child.wait_for_step(1)
+        drain(variables)
+        assert child.end() == 0, child.output[-3000:]
+    assert_stopped(child.directory)
+    assert child.summary["stopped_by"]["kind"] == "draining"
+    assert any(event["event"] == "draining" for event in lines(child.directory / "events.jsonl"))
+
+
+class Job:
+    """Submitted runs that write into one folder."""
+
+    def __init__(self, variables: dict[str, str], folder: Path) -> None:
+        self._variables = variables
+        self._folder = folder
+        self.directory = folder / "night"
+        self.name = ""
+
+    def submit(self, name: str, **settings: str) -> None:
+        self.name = name
+        runtime = json.dumps({"env_vars": {"SOLON_RUNS": str(self._folder), **settings}})
+        deadline = time.monotonic() + 60
+        while True:  # the dashboard answers a few seconds after the head is up
+            done = self.ray("job", "submit", "--no-wait", "--submission-id", name, "--working-dir", str(ROOT),
+                            "--runtime-env-json", runtime, "--", *command())  # fmt: skip
+            if done.returncode == 0:
+                return
+            assert time.monotonic() < deadline, done.stdout + done.stderr
+
+    def status(self, name: str) -> str:
+        from ray.job_submission import JobSubmissionClient
+
+        client = JobSubmissionClient(self._variables["RAY_API_SERVER_ADDRESS"])
+        return str(client.get_job_status(name))
+
+    def log(self) -> str:
+        return self.ray("job", "logs", self.name).stdout[-3000:]
+
+    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [RAY, *arguments], cwd=ROOT, env=self._variables, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=200, check=False,
+        )  # fmt: skip
+
+
+def drain(variables: dict[str, str]) -> None:
+    """What a spot notice or a scale-down does to the only node."""
+    listing = "import ray, os; ray.init(address=os.environ['RAY_ADDRESS'], logging_level='ERROR'); "
+    listing += "print(ray.nodes()[0]['NodeID'])"
+    node = subprocess.run(
+        [sys.executable, "-c", listing], env=variables, capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()[-1]
+    subprocess.run(
+        [RAY, "drain-node", "--address", variables["RAY_ADDRESS"], "--node-id", node,
+         "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice",
+         "--deadline-remaining-seconds", "120"],
+        env=variables, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+
+
+def wait_for(condition: Any, log: Any, timeout_s: float = 200) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, log()
+        time.sleep(0.3)

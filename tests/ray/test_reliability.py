@@ -1,0 +1,366 @@
+"""Workers that die, hang, lie or starve, one fault at a time, on real actors. What must hold after each is in
+`World.check`: every group trained exactly once, bit by bit what is on record."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors.judge import JudgeActor
+from cluster.launch import Launcher
+from cluster.run_file import RunFile
+from solon.constitution import Constitution
+from solon.errors import RunFailedError
+from solon.feedback.config import FeedbackConfig
+from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.recorder import Recorder
+from solon.run_directory import RunDirectory
+from solon.staleness import StalenessConfig
+from solon.tally import Tally
+from tests.ray.world import QUICK, Fault, World, gone, is_alive
+from tests.unit.endpoint_server import EndpointServer, answer, error, half, hang_up, never, raw
+from tests.unit.run_files import CONSTITUTION
+
+pytestmark = pytest.mark.ray
+
+
+async def test_a_learner_that_is_killed_with_a_batch_in_hand_loses_and_doubles_nothing(ray_cluster):
+    """A consumer dies holding a lease: here the lease stays with the driver, and the next learner is given it again."""
+    async with World(steps=5, learn_s=0.3) as world:
+        world.begin()
+        await world.until(lambda: len(world.watcher.batches) == 2 and world.count("leased"))
+        await world.kill("learner")
+        await world.ended()
+        assert world.told("worker_lost")[0]["worker"] == "learner"
+        assert world.told("learner_trained_again") == [{"steps": 2, "same_weights": True}]
+
+
+async def test_a_learner_that_is_killed_while_the_loop_waits_for_a_batch_is_there_when_it_comes(ray_cluster):
+    """A consumer dies blocked in an empty queue: nobody holds the batch but the ledger, so it goes to the next one."""
+    async with World(steps=3, generate_s=1.0) as world:
+        world.begin()
+        await world.until(lambda: world.count("generating") and not world.count("leased"))
+        await world.kill("learner")
+        await world.until(lambda: world.told("worker_recovered"))
+        await world.ended()
+        assert world.told("learner_trained_again") == []  # it had been given nothing
+
+
+async def test_what_an_engine_made_before_it_was_killed_is_trained(ray_cluster):
+    """A producer dies after returning: payloads belong to the driver, so they outlive it."""
+    async with World(steps=4, engines=1, generate_s=0.02, label_s=0.4, tokens=40_000) as world:
+        world.begin()
+        await world.until(lambda: world.count("judging") + world.count("generated") >= 3)
+        made = {report.ordinal for report in world.watcher.generations}
+        await world.kill("rollout-0")
+        await world.ended()
+        assert not made & {fields["ordinal"] for fields in world.told("group_lost")}
+
+
+async def test_what_a_killed_engine_had_in_hand_is_generated_again_and_its_late_report_is_refused(ray_cluster):
+    """A producer dies mid-rollout: the same draw under the next attempt, which fences the one before."""
+    async with World(steps=4, engines=2, generate_s=0.4) as world:
+        world.begin()
+        await world.until(lambda: world.watcher.batches and any(o["holder"] == "rollout-0" for o in world.ledger.out()))
+        mine = {o["ordinal"]: o["attempt"] for o in world.ledger.out() if o["holder"] == "rollout-0"}
+        await world.kill("rollout-0")
+        await world.until(lambda: {o["ordinal"] for o in world.told("group_lost")} & set(mine))
+        lost = world.told("group_lost")[0]
+        late = {"ordinal": lost["ordinal"], "attempt": lost["attempt"], "head": 9, "nbytes": 1, "payload": None}
+        assert await world.ledger.apply([("commit_generation", late)]) == [False]
+        await world.ended()
+        attempts = {(report.ordinal, report.attempt) for report in world.watcher.generations}
+        assert {(fields["ordinal"], fields["attempt"] + 1) for fields in world.told("group_lost")} <= attempts
+
+
+async def test_a_group_whose_engine_dies_between_its_report_and_itself_is_generated_again(ray_cluster):
+    """A producer dies in the middle of returning: there is a report of a payload that there is not."""
+    faults = {"rollout-0": [Fault(dies_with_report=5)]}
+    async with World(steps=4, faults=faults) as world:
+        world.begin()
+        await world.ended()
+        assert 5 in {fields["ordinal"] for fields in world.told("group_lost")}
+
+
+async def test_workers_that_stand_still_are_replaced_and_what_they_do_when_they_wake_changes_nothing(ray_cluster):
+    """Zombies: stopped for longer than a beat may take, then continued."""
+    names = ("learner", "rollout-0")
+    patience = QUICK.model_copy(update={"beat_timeout_s": 1.0})
+    async with World(steps=5, learn_s=0.3, generate_s=0.2, recovery=patience) as world:
+        world.begin()
+        await world.until(lambda: world.watcher.batches and world.count("leased") and world.count("generating"))
+        zombies = [await world.pid(name) for name in names]
+        for zombie in zombies:
+            os.kill(zombie, signal.SIGSTOP)
+        world.hold(lambda step: step == 4 and len(world.told("worker_recovered")) < 2)
+        await world.until(lambda: len(world.told("worker_recovered")) == 2)
+        for zombie in zombies:
+            if is_alive(zombie):
+                os.kill(zombie, signal.SIGCONT)
+        await world.ended()
+        assert {fields["worker"] for fields in world.told("worker_lost")} == set(names)
+        for zombie in zombies:
+            await gone(zombie)
+
+
+async def test_a_slow_learner_holds_the_others_back_within_bounds_and_nothing_is_dropped(ray_cluster):
+    """Depth and bytes of what waits, and no byte of the object store goes to the disk."""
+    target, batch, tokens = 1, 4, 100_000
+    staleness = StalenessConfig(target_staleness=target, max_staleness=2)
+    world = World(steps=8, batch=batch, generate_s=0.01, learn_s=0.4, tokens=tokens, staleness=staleness, judges=2)
+    depths, sizes = [], []
+
+    def look() -> bool:
+        depths.append(world.count("held") - world.count("leased"))
+        sizes.append(world.ledger._ledger._held_bytes)
+        return len(world.watcher.batches) == 7
+
+    async with world:
+        world.begin()
+        await world.until(look)
+        await world.ended()
+        bound = (target + 1) * batch
+        assert max(depths) <= bound
+        assert max(sizes) <= (bound + batch) * (8 * tokens + 100)
+        assert max(depths) == bound, "it was to be held back"
+        assert world.told("group_lost") == []
+        assert spilled_bytes() == 0
+
+
+async def test_a_bound_in_bytes_holds_the_engines_back_as_well(ray_cluster):
+    """What waits goes over the bound by what was admitted before it was reached, one batch and a half of groups."""
+    tokens, batch = 100_000, 4
+    limit_mib = 2 * 8 * tokens / 2**20
+    world = World(steps=5, generate_s=0.02, learn_s=0.2, tokens=tokens, ledger={"max_held_mib": limit_mib})
+    async with world:
+        world.begin()
+        await world.ended()
+        assert world.told("group_lost") == []
+
+
+def spilled_bytes() -> int:
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    reply = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address))
+    return int(reply.store_stats.spilled_bytes_total)
+
+
+def poisoned(behaviours: list[Any]) -> Any:
+    """Every third request fails, each time in another way."""
+    turns, faults = itertools.count(), itertools.cycle(behaviours)
+    sound = answer({"yes": 0.7, "no": 0.2})
+
+    async def behave(seen: Any, write: Any) -> bool:
+        fault = next(faults) if next(turns) % 3 == 2 else sound
+        return bool(await fault(seen, write))
+
+    return behave
+
+
+async def test_a_judge_that_is_slow_and_talks_nonsense_costs_the_groups_it_spoils_and_no_others(ray_cluster, tmp_path):
+    """A slow, poisoned judge: retries are bounded, a question without an answer is no number, and the group is dropped
+    with the cause (there is no quarantine file: labels.parquet keeps every invalid label with its status)."""
+    nan = raw(b'{"choices": [{"message": {"content": "yes"}, "logprobs": {"content": [{"token": "yes", "logprob": NaN, '
+              b'"top_logprobs": [{"token": "yes", "logprob": NaN}]}]}}]}')  # fmt: skip
+    faults = [never, nan, raw(b"{'not': json"), hang_up, half, error(400), raw(b'{"choices": []}')]
+    (tmp_path / "constitution.yaml").write_text(CONSTITUTION)
+    constitution = Constitution.load(tmp_path / "constitution.yaml")
+    with EndpointServer(poisoned(faults)) as server:
+        source = EndpointFile.model_validate(
+            {"endpoint": {"base_url": server.base_url, "model": "m", "timeout_s": 0.5, "max_retries": 0,
+                          "breaker_failures": 1000}}
+        )  # fmt: skip
+
+        def make_judge(name: str) -> Any:
+            return JudgeActor.options(num_cpus=0).remote(source, FeedbackConfig(), constitution, name=name)
+
+        async with World(steps=5, make_judge=make_judge) as world:
+            world.begin()
+            await world.ended(dropped=None, exact=False)
+        reasons = " ".join(fields["reason"] for fields in world.told("group_dropped"))
+        assert all(status in reasons for status in ("timeout", "unparsable")), reasons
+        valid = {report.ordinal for report in world.watcher.labels if report.num_valid}
+        assert {ordinal for batch in world.watcher.batches for ordinal in batch} <= valid
+        assert world.told("worker_lost") == []
+        # Nothing is asked again: what the cache does not know of is one request a group.
+        assert len(server.seen) == sum(1 for report in world.watcher.labels if not report.cache_hits)
+
+
+@ray.remote(num_cpus=0)
+class BrokenJudge:
+    """Has a bug."""
+
+    async def start(self) -> None: ...
+
+    async def beat(self) -> float:
+        return 0.0
+
+    @ray.method(num_returns=2)
+    async def label(self, group: Any) -> Any:
+        raise ZeroDivisionError("no principle left")
+
+
+async def test_a_judge_whose_code_is_wrong_ends_the_run_with_its_error(ray_cluster):
+    """Not every fault is weather: an error of our own code is raised as it was, and not tried again for ever."""
+    async with World(steps=2, make_judge=lambda name: BrokenJudge.remote()) as world:
+        world.begin()
+        outcome = await world.failed()
+        assert isinstance(outcome, ZeroDivisionError)
+        assert str(outcome) == "no principle left"
+
+
+@pytest.mark.parametrize("how", ["raises", "dies"])
+async def test_an_engine_that_never_starts_again_ends_the_run_with_one_cause(ray_cluster, how):
+    """A restart storm: bounded, and the message says how often and why."""
+    faults = {"rollout-0": [Fault(), *[Fault(start=how)] * 50]}
+    patience = QUICK.model_copy(update={"max_restarts": 2})
+    async with World(steps=50, faults=faults, recovery=patience) as world:
+        world.begin()
+        await world.until(lambda: world.watcher.batches)
+        await world.kill("rollout-0")
+        outcome = await world.failed()
+        assert isinstance(outcome, RunFailedError)
+        assert "rollout-0 was replaced 2 times" in str(outcome)
+        assert ("out of memory on the device" if how == "raises" else "died") in str(outcome)
+        assert len(world.told("restart_failed")) == 2
+
+
+async def test_an_engine_that_starts_at_the_second_try_is_no_reason_to_end_a_run(ray_cluster):
+    """What it needs may be taken for a while still by the one that is being ended."""
+    faults = {"rollout-0": [Fault(), Fault(start="raises"), Fault(start="dies")]}
+    async with World(steps=5, faults=faults) as world:
+        world.begin()
+        await world.until(lambda: world.watcher.batches)
+        await world.kill("rollout-0")
+        await world.ended()  # there is no other engine
+        assert len(world.told("restart_failed")) == 2
+
+
+async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_start_is_up(ray_cluster, tmp_path):
+    """Infeasible resources: there is enough in the cluster as a whole, but somebody else has it."""
+    raw_run = {"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c", "recovery": {"restart_timeout_s": 3},
+               "rollout": {"num_cpus": 0}, "judging": {"num_cpus": 0}, "learn": {"num_cpus": 2}}  # fmt: skip
+    world = World(steps=1)
+    run = RunFile.parse(raw_run, source="test")
+
+    class Standins(Launcher):
+        def rollout(self) -> Any:
+            return world.engines
+
+        def judges(self) -> Any:
+            return world.judges
+
+        def learner(self) -> Any:
+            world.learner._process.actor = LearnerHog.options(num_cpus=2).remote()
+            return world.learner
+
+    hog = LearnerHog.options(num_cpus=1).remote()
+    await hog.start.remote("")
+    launcher = Standins(run, constitution=None, run_name="starved", tell=print)  # type: ignore[arg-type]
+    with pytest.raises(
+        RunFailedError, match=r"not ready within .* = 3 s: learner; look for free resources with `ray st"
+    ):
+        await launcher.launch(on_ready=lambda _: None)
+    ray.kill(hog)
+
+
+@ray.remote
+class LearnerHog:
+    """Needs what nobody has to spare."""
+
+    def start(self, checkpoint: str) -> None: ...
+
+
+async def test_an_engine_that_is_lost_while_it_takes_new_weights_joins_again_with_the_current_ones(ray_cluster):
+    """A peer dies in a weight transfer, before, after and in the middle of loading: where it says nothing the deadline
+    fires, the others go on, and the next one is gated."""
+    faults = {"rollout-0": [Fault(dies_before_load=2), Fault(dies_after_load=4), Fault(hangs_in_load=6)]}
+    async with World(steps=8, engines=2, faults=faults, publish_s=1.0) as world:
+        watcher = world.watcher
+        # One recovery after each fault, then one step, then the next.
+        world.hold(lambda step: step in (3, 5, 7) and len(world.told("worker_recovered")) < (step - 1) / 2)
+        world.begin()
+        await world.ended()
+    live = gate = 0
+    for name, what in watcher.log:
+        if name == "published":
+            live = what
+        elif name == "worker_recovered":  # what it writes from now on is of the weights that are live now, or younger
+            gate = live
+        elif name == "generated" and what.spans[0].worker == "rollout-0":
+            assert what.head >= gate
+    assert gate >= 6
+    loaded = {version: [r.engine for r in receipts] for version, receipts in zip(watcher.versions, watcher.receipts)}
+    assert [version for version in range(1, 9) if "rollout-1" not in loaded[version]] == []
+    assert {version for version in (2, 4, 6) if "rollout-0" in loaded[version]} == set()
+    assert {"rollout-0", "rollout-1"} == set(loaded[8])
+    assert [fields["worker"] for fields in world.told("worker_lost")] == ["rollout-0"] * 3
+    assert any("did not take policy version 6 within 1 s" in fields["cause"] for fields in world.told("worker_lost"))
+
+
+async def test_lines_of_a_run_are_strict_json_and_restarts_make_no_new_names(ray_cluster, tmp_path: Path):
+    """The contract of metrics and events, with odd fields and after many restarts. Workers' logs are Ray's own; what
+    Solon says of a run is in these files, and there is no logging with `extra` of ours that could lose a line."""
+    directory = RunDirectory.create(tmp_path, "odd", default="odd")
+    tally = Tally(staleness_bound=4, total_steps=8)
+    recorder = Recorder(directory, tally, unbox=lambda box: None, provenance={}, on_failure=lambda error: None)
+    async with World(steps=8, engines=2) as world:
+        watcher = world.watcher
+        tell = watcher.event
+
+        def both(name: str, **fields: Any) -> None:
+            tell(name, **fields)
+            recorder.event(name, **fields)
+
+        watcher.event = both  # type: ignore[method-assign]
+        world.ledger.listen(both)
+        for guard in world.guards:
+            guard.tell = both
+        stepped = watcher.stepped
+
+        def step(lease: Any, report: Any) -> None:
+            stepped(lease, report)
+            recorder.stepped(
+                lease, replace(report, metrics={"learn/reward/mean": float("nan"), "learn/kl/mean": 1e308})
+            )
+
+        watcher.stepped = step  # type: ignore[method-assign]
+        world.hold(lambda step: len(world.told("worker_recovered")) < min(step - 1, 3))
+        world.begin()
+        for times in range(1, 4):
+            await world.until(lambda n=times: len(world.watcher.batches) > n)
+            await world.kill("rollout-0")
+            await world.until(lambda n=times: len(world.told("worker_recovered")) >= n)
+        await world.ended()
+    odd = {"nan": float("nan"), "inf": -float("inf"), "bytes": b"\xff", "path": tmp_path, "line": "a\nb\u2028c",
+           "lone": "\ud800", "set": {1}, "deep": [{"x": float("nan"), 3: None}], "big": 2**80}  # fmt: skip
+    recorder.event("odd", **odd)
+    recorder.close()
+    directory.close()
+    lines = {name: list(strict_lines(directory.path / name)) for name in ("metrics.jsonl", "events.jsonl")}
+    assert len(lines["metrics.jsonl"]) == 8
+    assert all(isinstance(line["step"], int) and line["learn/reward/mean"] is None for line in lines["metrics.jsonl"])
+    assert all(isinstance(line["event"], str) and isinstance(line["time"], float) for line in lines["events.jsonl"])
+    assert lines["events.jsonl"][-1]["event"] == "odd"
+    assert {line["worker"] for line in lines["events.jsonl"] if "worker" in line} <= {"rollout-0", "rollout-1"}
+
+
+def strict_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Every line as any reader would read it: no NaN, no infinity, no duplicate key, an object each."""
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        value = json.loads(line.decode("utf-8"), parse_constant=refuse)
+        assert isinstance(value, dict)
+        yield value

@@ -1,0 +1,147 @@
+"""Faults of the cluster itself: nodes that go, calls that are lost or doubled, an object store that is too small. Each
+test has a cluster of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from solon.staleness import StalenessConfig
+from tests.ray.world import QUICK, World
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).resolve().parents[2]
+DETECTION_S = 0.2 * 3 + 0.5
+"""Until a node that is gone counts as dead, with the settings below."""
+SYSTEM = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 200,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 3,
+}
+
+
+@contextmanager
+def nodes() -> Iterator[Any]:
+    """A head and two nodes with room for an engine each."""
+    from ray.cluster_utils import Cluster
+
+    # What the driver looked at on the way lies on its node as well: with little room there, not for long.
+    head = {"num_cpus": 2, "include_dashboard": False, "resources": {"head": 1}, "_system_config": SYSTEM,
+            "object_store_memory": 80 * 2**20}  # fmt: skip
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        rooms = [cluster.add_node(num_cpus=1, resources={"gen": 1}, object_store_memory=300 * 2**20) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster, rooms
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+async def test_payloads_that_go_with_their_node_are_noticed_and_generated_again_each_as_itself():
+    """A node with unconsumed payloads is removed: the lost ones come again from the same draw, the engine on another
+    node; `World.check` finds any that came back as another's."""
+    on_head = {"resources": {"head": 0.1}}
+    options = {"judge-0": on_head, "learner": on_head, "rollout-0": {"resources": {"gen": 0.6}}}
+    with nodes() as (cluster, rooms):
+        async with World(
+            steps=6, generate_s=0.02, label_s=0.3, tokens=1_000_000, judge_places=1, options=options,
+            staleness=StalenessConfig(target_staleness=3, max_staleness=4),
+        ) as world:  # fmt: skip
+            world.begin()
+            await world.until(lambda: world.watcher.batches and world.count("generated") >= 11)
+            home = await world.worker("rollout-0")._process.actor.node.remote()
+            removed = time.monotonic()
+            cluster.remove_node(next(n for n in rooms if n.node_id == home), allow_graceful=False)
+            await world.until(lambda: any("a payload is lost" in f["reason"] for f in world.told("group_lost")))
+            assert time.monotonic() - removed < DETECTION_S + 2
+            await world.ended(timeout_s=60)
+        assert {fields["worker"] for fields in world.told("worker_lost")} == {"rollout-0"}
+
+
+async def test_twice_as_much_data_as_the_object_store_holds_goes_through_it():
+    """Object store pressure: nothing waits for ever, what has no room lies on the disk for a while."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+            object_store_memory=80 * 2**20, _temp_dir=folder,
+        )  # fmt: skip
+        try:
+            async with World(steps=5, generate_s=0.02, label_s=0.02, tokens=1_000_000) as world:
+                world.begin()
+                await world.ended(timeout_s=90)
+        finally:
+            ray.shutdown()
+
+
+PUSH = "CoreWorkerService.grpc_client.PushTask"
+CHANCES = {"req_failure_prob": 20, "resp_failure_prob": 20, "in_flight_failure_prob": 10}
+
+
+@pytest.mark.parametrize(
+    "failures",
+    [{PUSH: {"num_failures": 8, **CHANCES, "num_lower_bound_resp_failures": 1}}],
+    ids=["calls of actors"],
+)
+def test_calls_that_are_lost_or_done_twice_have_an_effect_once(failures: dict[str, Any], tmp_path: Path):
+    """RPC loss and duplication, in a child: Ray reads this when it starts."""
+    outcome = run_with_failures(failures, tmp_path)
+    assert outcome["steps"] == 8
+    assert outcome["lost"] > 0, "no call failed"
+
+
+@pytest.mark.soak
+def test_a_run_survives_failures_of_any_call_within_ray(tmp_path: Path):
+    """A short run with a few failures of every method."""
+    outcome = run_with_failures({"*": {"num_failures": 3, **CHANCES}}, tmp_path)
+    assert outcome["steps"] == 8
+
+
+def run_with_failures(failures: dict[str, Any], folder: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ray.test_reliability_cluster"],
+        cwd=ROOT,
+        env={**os.environ, "RAY_testing_rpc_failure": json.dumps(failures)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+async def child() -> None:
+    """A run whose calls fail; prints what came of it. `World.ended` checks that everything happened once."""
+    patience = QUICK.model_copy(update={"max_restarts": 1000})
+    async with World(
+        steps=8, engines=2, judges=1, recovery=patience, ledger={"max_losses": 1000}, start_tries=20
+    ) as world:
+        world.begin()
+        await world.ended(timeout_s=150)
+        print(json.dumps({"steps": len(world.watcher.batches), "lost": len(world.told("worker_lost"))}))
+
+
+if __name__ == "__main__":
+    import asyncio
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        asyncio.run(child())
+    finally:
+        ray.shutdown()

@@ -1,0 +1,5 @@
+"""The models that whole runs need."""
+
+from tests.e2e.conftest import nursery
+
+__all__ = ["nursery"]

@@ -1,0 +1,75 @@
+"""The judge of the chaos harness is not to be fooled either."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from solon.run_directory import RunDirectory
+from solon.tables import rollout_rows
+from tests.chaos.standin_run import prompts_of
+from tests.chaos.verdict import complaints, expected_digest, slope
+from tests.unit.fakes import make_group
+
+
+def run_of(root: Path, batches: list[list[int]], *, events: list[dict[str, Any]] | None = None) -> Path:
+    directory = RunDirectory.create(root, "run", default="run")
+    for event in events or []:
+        directory.append("events.jsonl", event)
+    for step, ordinals in enumerate(batches):
+        directory.append("metrics.jsonl", {"step": step, "time": 10.0 + step, "batch/ordinals": ordinals})
+    rows = [row for batch in batches for o in batch for row in rollout_rows(make_group(o))]
+    directory.write_rows("rollouts", rows)
+    summary = {
+        "status": "completed",
+        "steps": len(batches),
+        "groups": {"admitted": 4},
+        "weights": {"attested": len(batches)},
+        "staleness": {"max": 1, "bound": 4},
+    }
+    directory.write_json("summary.json", summary)
+    directory.close()
+    return directory.path
+
+
+def test_a_run_that_kept_its_promises_draws_no_complaint(tmp_path: Path):
+    assert complaints(run_of(tmp_path, [[0, 2], [1, 3]]), steps=2, batch=2) == []
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [([[0, 2], [1, 2]], "counted twice: [2]"), ([[0, 2], [1, 4]], "lost: [3]"), ([[0, 1]], "lost: [2, 3]")],
+)
+def test_what_was_lost_or_counted_twice_is_found(tmp_path: Path, batches: list[list[int]], said: str):
+    assert any(said in complaint for complaint in complaints(run_of(tmp_path, batches), steps=2, batch=2))
+
+
+def test_a_dropped_group_is_no_loss_but_is_told(tmp_path: Path):
+    events = [{"time": 1.0, "event": "group_dropped", "ordinal": 3, "reason": "poison"}]
+    found = complaints(run_of(tmp_path, [[0, 2], [1]], events=events), steps=2, batch=2)
+    assert found == ["not trained: [3], dropped: {3: 'poison'}"]
+
+
+def test_what_was_trained_must_be_on_disk(tmp_path: Path):
+    path = run_of(tmp_path, [[0, 2], [1, 3]])
+    for part in (path / "rollouts").iterdir():
+        part.unlink()
+    assert complaints(path, steps=2, batch=2) == ["trained without a trace in rollouts: [0, 1, 2, 3]"]
+
+
+def test_the_digest_tells_batches_apart_and_not_their_inner_order():
+    prompts = prompts_of(10)
+    assert expected_digest({0: [0, 1], 1: [2, 3]}, prompts, seed=0) == expected_digest(
+        {0: [1, 0], 1: [3, 2]}, prompts, seed=0
+    )
+    assert expected_digest({0: [0, 1], 1: [2, 3]}, prompts, seed=0) != expected_digest(
+        {0: [0, 2], 1: [1, 3]}, prompts, seed=0
+    )
+
+
+def test_a_slope_is_per_hour():
+    assert slope([(0, 5.0), (1800, 6.0), (3600, 7.0)]) == pytest.approx(2.0)
+    assert json.loads(json.dumps(slope([(0, 1), (10, 1)]))) == pytest.approx(0.0)
