@@ -10,13 +10,15 @@ from typing import Any
 from cluster.run_file import RunFile, looks_like_hub_name
 from solon.constitution import Constitution
 from solon.engines.openai_config import read_key
-from solon.errors import InputError
+from solon.errors import InputError, short
 from solon.feedback.asking.prompts import TEMPLATES, label_ids
 from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.trials.gold import GoldPair, load_gold
 from solon.prompts import PromptFile, load_prompts
 from solon.records import Prompt
 
+PICKLED = ("bin", "pt", "pth", "pkl", "pickle", "ckpt")
+"""Endings of files that may run code when they are read; nothing here reads them."""
 ROUNDING = 1e-6
 """Three times 0.1 CPU is a little more than 0.3 to a float."""
 
@@ -41,11 +43,12 @@ def check_inputs(run: RunFile) -> Inputs:
     if run.evaluate.prompts:
         files.append(load_prompts(run.evaluate.prompts))
     _check_principles_apply(constitution, files[0])
-    check_model(run.policy, role="policy")
+    check_model(run.policy, role="policy", opt_in="rollout", trusted=run.rollout.trust_remote_code)
+    trusted = run.judging.trust_remote_code
     for judge in (run.judge, *run.feedback.panel):
-        check_judge(judge, run.feedback.template)
+        check_judge(judge, run.feedback.template, trusted=trusted)
     if run.evaluate.audit_judge:
-        check_model(run.evaluate.audit_judge, role="evaluate.audit_judge")
+        check_model(run.evaluate.audit_judge, role="evaluate.audit_judge", trusted=trusted)
         _check_labels(run.evaluate.audit_judge, run.feedback.template, role="evaluate.audit_judge")
     if run.watch.audit_judge:
         _check_watch(run, constitution)
@@ -68,21 +71,24 @@ def _check_watch(run: RunFile, constitution: Constitution) -> None:
                 "is being fooled; name one of another family, larger if possible, or remove [watch]"
             )
     constitution.for_task("pointwise")
-    check_model(gold, role="watch.audit_judge")
+    check_model(gold, role="watch.audit_judge", trusted=run.judging.trust_remote_code)
     _check_labels(gold, run.feedback.template, role="watch.audit_judge")
 
 
-def check_judge(judge: str, template: str) -> None:
-    """A model or an endpoint file. Raises InputError when it cannot judge."""
+def check_judge(judge: str, template: str, *, trusted: bool = False) -> None:
+    """A model or an endpoint file. Raises InputError when it cannot judge. trusted: its own code may run."""
     if EndpointFile.names(judge):
         read_key(EndpointFile.load(judge).endpoint)
         return
-    check_model(judge, role="judge")
+    check_model(judge, role="judge", trusted=trusted)
     _check_labels(judge, template, role="judge")
 
 
-def check_model(model: str, *, role: str) -> None:
-    """A Hugging Face directory with everything in it, or a hub name. Raises InputError."""
+def check_model(model: str, *, role: str, opt_in: str = "judging", trusted: bool = False) -> None:
+    """A Hugging Face directory with everything in it, or a hub name. Raises InputError.
+
+    opt_in: section of the setting by which a person lets a model bring code; trusted: whether it is set.
+    """
     path = Path(model)
     if not path.is_dir():
         if looks_like_hub_name(model) and not path.exists():
@@ -95,9 +101,17 @@ def check_model(model: str, *, role: str) -> None:
     if "architectures" not in config and "model_type" not in config:
         raise InputError(f"{role} model {model}: config.json names no architecture; is it a model directory?")
     if not any(path.glob("*.safetensors")):
-        hint = " (only *.bin, which is not read: convert it to safetensors)" if any(path.glob("*.bin")) else ""
+        pickled = sorted(p.name for ending in PICKLED for p in path.glob(f"*.{ending}"))
+        hint = f" (only {short(pickled)}, which may run code when read: convert it to safetensors)" if pickled else ""
         raise InputError(f"{role} model {model} has no *.safetensors file{hint}")
     tokenizer = _read_json(path / "tokenizer_config.json", role, model)
+    for name, content in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        if content.get("auto_map") and not trusted:
+            raise InputError(
+                f"{role} model {model} brings code of its own (`auto_map` in {name}), which is not run unless asked "
+                f"for; if the library knows the architecture, remove `auto_map`; if not, and you have read the code, "
+                f"set {opt_in}.trust_remote_code = true"
+            )
     if not tokenizer.get("chat_template") and not (path / "chat_template.jinja").exists():
         raise InputError(
             f"{role} model {model} has no chat template in tokenizer_config.json or chat_template.jinja; use a chat "

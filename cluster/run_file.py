@@ -30,6 +30,7 @@ from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.ledger import LedgerConfig
 from solon.overrides import parse_override, put
 from solon.recovery import RecoveryConfig
+from solon.redaction import places_of_secrets, redacted
 from solon.staleness import StalenessConfig
 from solon.toml_file import read_toml
 from solon.validation import describe_invalid
@@ -56,6 +57,12 @@ FILES = (
     "watch.canary",
 )
 """Keys that name a file."""
+
+
+HOLDS_A_SECRET = (
+    "holds what looks like a secret (it is not shown), expected none in a run file; put it into an environment "
+    "variable or a file of its own"
+)
 
 
 def _as_ray_counts(quantity: float) -> float:
@@ -183,9 +190,17 @@ class RunFile(_Section):
     @classmethod
     def _no_credentials(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.username or parts.password or parts.query:
+        if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("checkpoint_url holds credentials or a query, expected a plain URL; set its environment")
         return url
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secrets(cls, raw: Any) -> Any:
+        # A run file is written out with every run.
+        for place in places_of_secrets(raw):
+            raise ValueError(f"`{place}` {HOLDS_A_SECRET}")
+        return raw
 
     @model_validator(mode="before")
     @classmethod
@@ -294,6 +309,8 @@ def _resolve(key: str, value: str, folder: Path) -> str:
     """A path relative to a folder; `nursery:` names stay, and hub names of models that are no path there."""
     if not value or value.startswith("nursery:"):
         return value
+    if redacted(value) != value:  # as a path it would not be known as one any more
+        raise InputError(f"run file: `{key}` {HOLDS_A_SECRET}")
     try:
         path = folder / Path(value).expanduser()
         if key in MODELS and looks_like_hub_name(value) and not path.exists():

@@ -33,7 +33,9 @@ def write_compressed(
         from llmcompressor.modifiers.quantization import QuantizationModifier
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype="auto", use_safetensors=True, trust_remote_code=False
+        ).eval()
         layers = len(list(linear_layers(model, ignore)))
         make = GPTQModifier if gptq else QuantizationModifier
         modifier = make(targets="Linear", scheme=preset, ignore=list(ignore))

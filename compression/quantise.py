@@ -202,7 +202,7 @@ def _require_fit(source: Path, scheme: str, ignore: Sequence[str]) -> None:
 
     recipe = SCHEMES[scheme]
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, trust_remote_code=False))
     wrong = [
         f"{name} is {layer.out_features} x {layer.in_features}"
         for name, layer in linear_layers(skeleton, ignore)

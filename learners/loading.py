@@ -64,14 +64,17 @@ def load_model(model: str, device: torch.device) -> tuple[Any, torch.dtype]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(model)
+        # Weights without pickles, and no code that came with them: either would run as the user.
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         own = getattr(config, "dtype", None) or torch.float32
         # The fused kernel drops Gemma 2's soft cap without a word, and attestation would fail.
         capped = getattr(config, "attn_logit_softcapping", None)
-        options = {"attn_implementation": "eager"} if capped else {}
+        options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+        if capped:
+            options["attn_implementation"] = "eager"
         with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32, **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"the policy {model!r} cannot be loaded ({error}); "
             "give a Hugging Face directory with config.json and safetensors files"

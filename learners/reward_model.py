@@ -128,6 +128,7 @@ class RewardModel(nn.Module):
         from transformers import AutoModelForSequenceClassification
 
         options = {"num_labels": 1, "dtype": torch.float32, "pad_token_id": pad_id, "output_loading_info": True}
+        options |= {"use_safetensors": True, "trust_remote_code": False}
         try:
             with quiet(), _without_load_report():
                 network, info = AutoModelForSequenceClassification.from_pretrained(str(model), **options)

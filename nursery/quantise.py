@@ -24,7 +24,9 @@ def to_int8(source: Path, target: Path) -> None:
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
     # The head is read at one token in a hundred: eight bits would save nothing there.
     recipe = QuantizationModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"])
     oneshot(model=model, recipe=recipe)

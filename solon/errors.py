@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from reprlib import Repr
 from typing import Any
 
+from solon.redaction import redacted
+
 LONGEST = 1500
 """Characters of a message at most."""
 
@@ -18,7 +20,8 @@ LONGEST = 1500
 class InputError(ValueError):
     """What the user handed in cannot be used. The message says: got, expected, do this. Exit code 2.
 
-    It is one line of bounded length, however much of a file, or of a library's complaint, was put into it.
+    It is one line of bounded length without secrets, however much of a file, or of a library's complaint, was put into
+    it.
     """
 
     def __init__(self, message: str) -> None:
@@ -26,15 +29,16 @@ class InputError(ValueError):
 
 
 def one_line(text: str, *, longest: int = LONGEST) -> str:
-    """The text without line breaks; of a long one the beginning and the end, where the remedy stands. It can always be
-    written: half a character is spelt out.
+    """The text without line breaks and secrets; of a long one the beginning and the end, where the remedy stands.
+
+    It can always be written: half a character is spelt out.
 
     >>> one_line("page header:\\n  bad\\n"), one_line("x" * 90, longest=12)
     ('page header: bad', 'xxxxxx … xxx')
     """
     most = 4 * longest
     shown = text if len(text) <= 2 * most else f"{text[:most]} {text[-most:]}"
-    line = " ".join(stripped for part in shown.splitlines() if (stripped := part.strip()))
+    line = " ".join(stripped for part in redacted(shown).splitlines() if (stripped := part.strip()))
     line = line.encode("utf-8", "backslashreplace").decode()
     if len(line) <= longest:
         return line
@@ -43,7 +47,10 @@ def one_line(text: str, *, longest: int = LONGEST) -> str:
 
 
 class RunFailedError(RuntimeError):
-    """A run that started could not go on. Exit code 1."""
+    """A run that started could not go on. Exit code 1. The message holds no secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class AttestationError(RunFailedError):
@@ -68,7 +75,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean `{match[0]}`?)" if match else ""
 
 
-_repr = Repr()
+class _Repr(Repr):
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(redacted(x), level)  # before it is cut: half a secret would not be known as one
+
+
+_repr = _Repr()
 _repr.maxlevel, _repr.maxstring, _repr.maxother, _repr.maxdict = 2, 60, 60, 3
 
 

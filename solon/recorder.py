@@ -17,6 +17,7 @@ from solon.errors import PayloadLostError
 from solon.ledger import Lease
 from solon.protocols import Box, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
+from solon.redaction import redacted
 from solon.run_directory import RunDirectory
 from solon.tables import label_rows, rollout_rows
 from solon.tally import Tally
@@ -77,7 +78,9 @@ class Recorder:
 
     def event(self, name: str, **fields: Any) -> None:
         """A line of events.jsonl."""
-        record = {"time": time.time(), "event": name, **fields}
+        # A cause may quote a library that quotes an address.
+        said = {key: redacted(value) if isinstance(value, str) else value for key, value in fields.items()}
+        record = {"time": time.time(), "event": name, **said}
         self.tally.fault(name)
         self._jobs.put(lambda: self._directory.append("events.jsonl", record))
         self._on_change(f"{name} {fields['worker']}" if "worker" in fields else name)

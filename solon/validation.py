@@ -15,13 +15,17 @@ MOST = 5
 
 
 def describe_invalid(model: type[BaseModel], error: ValidationError) -> str:
-    """All mistakes in one line, unknown keys with the nearest known one."""
+    """All mistakes in one line, unknown keys with the nearest known one.
+
+    Of a model that says `hide_input_in_errors`, nothing that was got is shown: it may be a secret in the wrong field.
+    """
     items = error.errors(include_url=False)
-    parts = [_describe(model, item) for item in items[:MOST]]
+    hidden = bool(model.model_config.get("hide_input_in_errors"))
+    parts = [_describe(model, item, hidden=hidden) for item in items[:MOST]]
     return "; ".join(parts) + (f"; and {len(items) - MOST} more" if len(items) > MOST else "")
 
 
-def _describe(model: type[BaseModel], item: Any) -> str:
+def _describe(model: type[BaseModel], item: Any, *, hidden: bool) -> str:
     place = ".".join(str(part) for part in item["loc"])
     message, kind = item["msg"].removeprefix("Value error, "), item["type"]
     if kind == "extra_forbidden":
@@ -30,10 +34,11 @@ def _describe(model: type[BaseModel], item: Any) -> str:
         return f"`{place}` is missing; it is required"
     if kind == "value_error":
         return f"`{place}`: {message}" if place else message
+    got = f"a {type(item['input']).__name__}" if hidden else short(item["input"])
     if kind in ("model_type", "dict_type"):
-        return f"`{place}` got {short(item['input'])}, expected a section with keys of its own"
+        return f"`{place}` got {got}, expected a section with keys of its own"
     hint = "; put it in quotes" if kind == "string_type" and not isinstance(item["input"], list | dict) else ""
-    return f"`{place}` got {short(item['input'])}, expected {re.sub('^Input should be ', '', message)}{hint}"
+    return f"`{place}` got {got}, expected {re.sub('^Input should be ', '', message)}{hint}"
 
 
 def _known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:

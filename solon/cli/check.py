@@ -134,7 +134,7 @@ def _source(engine: EngineConfig) -> EngineConfig | EndpointFile:
         return EndpointFile.load(engine.model)
     from cluster.preflight import check_model
 
-    check_model(engine.model, role="judge")
+    check_model(engine.model, role="judge", trusted=engine.trust_remote_code)
     return engine
 
 

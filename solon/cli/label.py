@@ -26,6 +26,7 @@ from solon.feedback.labelling.label_run import Budget, LabelRun
 from solon.feedback.labelling.row_selection import RowSelection
 from solon.feedback.panels.panel_config import CascadeSection, JurySection
 from solon.overrides import parse_override, put
+from solon.redaction import places_of_secrets
 from solon.run_directory import RunDirectory
 from solon.validation import describe_invalid
 
@@ -91,6 +92,7 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
     """Labels a file into a directory, going on where an earlier start ended. Raises InputError before any engine
     starts where that is possible."""
     settings = LabelSettings.of(request.overrides)
+    _refuse_secrets(request, settings)
     names = [request.judge, request.constitution, request.policy, str(request.source), settings.select.proxy]
     names += settings.feedback.panel
     path = resolver(names, progress=not as_json)
@@ -127,11 +129,21 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
     return summary
 
 
+def _refuse_secrets(request: LabelRequest, settings: LabelSettings) -> None:
+    """What is written down with the labels holds none. Raises InputError that does not show it."""
+    given = {"--judge": request.judge, "--policy": request.policy, "--set": settings.model_dump(mode="json")}
+    for place in places_of_secrets(given):
+        raise InputError(
+            f"{place} holds what looks like a secret (it is not shown), expected none on the command line; put it into "
+            "an environment variable or a file of its own"
+        )
+
+
 def _judge(name: str, settings: LabelSettings, out: Path) -> Source:
     """A model's engine, or an endpoint. Raises InputError when it cannot be there."""
     from cluster.preflight import check_judge
 
-    check_judge(name, settings.feedback.template)
+    check_judge(name, settings.feedback.template, trusted=settings.judging.trust_remote_code)
     if not EndpointFile.names(name):
         return EngineConfig(model=name, seed=settings.seed, **settings.judging.model_dump())
     file = EndpointFile.load(name)

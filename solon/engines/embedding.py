@@ -29,8 +29,8 @@ class EncoderEmbed:
 
         self._lock = threading.Lock()
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
-            self._model: Any = AutoModel.from_pretrained(model, use_safetensors=True)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            self._model: Any = AutoModel.from_pretrained(model, use_safetensors=True, trust_remote_code=False)
             self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             self._model.to(self._device).eval()
             positions = int(getattr(self._model.config, "max_position_embeddings", MAX_TOKENS))

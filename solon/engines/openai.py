@@ -139,7 +139,8 @@ class EndpointAsk:
                     bill = Bill(permit.number, tokens=None, usd=0.0)
                 return reply
             self.breaker.succeeded()
-            reading = read_reply(reply, question, how=self._config.read, text_margin=self._config.text_margin)
+            how, margin = self._config.read, self._config.text_margin
+            reading = read_reply(reply, question, how=how, text_margin=margin, secret=self._wire.key)
             answer = self._price(question, reading)
             if reading.usage is not None:
                 bill = Bill(permit.number, tokens=answer.prompt_tokens + answer.output_tokens, usd=answer.usd)

@@ -89,28 +89,35 @@ def clean(text: object, *, secret: str = "") -> str:
 # -- a reply with status 200 -----------------------------------------------------------------------------------
 
 
-def read_reply(body: bytes, question: Question, *, how: Literal["logprobs", "text"], text_margin: float) -> Reading:
-    """Any bytes give a reading; bytes that make no sense give `unparsable`."""
+def read_reply(
+    body: bytes, question: Question, *, how: Literal["logprobs", "text"], text_margin: float, secret: str = ""
+) -> Reading:
+    """Any bytes give a reading; bytes that make no sense give `unparsable`.
+
+    secret: the key, which some endpoints repeat; no reading holds it.
+    """
     usage = None
     try:
-        reply = _json(body)
+        reply = _json(body, secret)
         usage = _usage(reply.get("usage"))
         choice = _dict(_first(reply.get("choices"), "choices"), "choices")
         message = choice.get("message")
         message = message if isinstance(message, dict) else {}
         if choice.get("finish_reason") == "content_filter" or message.get("refusal"):
-            words = clean(message.get("refusal") or "the endpoint's content filter took the answer")
+            words = clean(message.get("refusal") or "the endpoint's content filter took the answer", secret=secret)
             return Reading(failure=Status.REFUSAL, detail=words, usage=usage)
         text = message.get("content") if message else choice.get("text")
         text = text if isinstance(text, str) else ""
         if how == "text":
-            return _read_text(text, choice, question, text_margin, usage)
-        return _read_logprobs(text, choice, question, usage)
+            return _read_text(text, choice, question, text_margin, usage, secret)
+        return _read_logprobs(text, choice, question, usage, secret)
     except _GarbageError as error:
-        return Reading(failure=Status.UNPARSABLE, detail=clean(error), usage=usage)
+        return Reading(failure=Status.UNPARSABLE, detail=clean(error, secret=secret), usage=usage)
 
 
-def _read_logprobs(text: str, choice: Mapping[str, Any], question: Question, usage: Usage | None) -> Reading:
+def _read_logprobs(
+    text: str, choice: Mapping[str, Any], question: Question, usage: Usage | None, secret: str
+) -> Reading:
     shown = _shown(choice.get("logprobs"))
     total = math.fsum(math.exp(min(logprob, 0.0)) for logprob in shown.values())
     if total > 1.01:
@@ -118,7 +125,7 @@ def _read_logprobs(text: str, choice: Mapping[str, Any], question: Question, usa
     logprobs = label_logprobs(shown, matchers(question, shown))
     likeliest = max(shown, key=lambda token: shown[token])
     # A placeholder for a token id tells a person nothing; the text is that token.
-    top = clean(text if likeliest.startswith("token_id:") else likeliest)
+    top = clean(text if likeliest.startswith("token_id:") else likeliest, secret=secret)
     if logprobs is None:
         return Reading((NOWHERE,) * _num_labels(question), top=top, usage=usage)
     mass = math.fsum(math.exp(logprob) for logprob in logprobs)
@@ -156,7 +163,9 @@ def _matcher(label: str) -> Callable[[str], bool]:
     return lambda token: fold(token.lstrip(SPACES)) == wanted
 
 
-def _read_text(text: str, choice: Mapping[str, Any], question: Question, margin: float, usage: Usage | None) -> Reading:
+def _read_text(
+    text: str, choice: Mapping[str, Any], question: Question, margin: float, usage: Usage | None, secret: str
+) -> Reading:
     said = text.strip().removesuffix(".")
     hits = [bool(said) and _matcher(label)(said) for label in question.labels]
     if sum(hits) == 1:
@@ -165,9 +174,10 @@ def _read_text(text: str, choice: Mapping[str, Any], question: Question, margin:
         rest = -math.log(math.exp(margin) + k - 1)
         return Reading(tuple(rest + margin * hit for hit in hits), usage=usage)
     if choice.get("finish_reason") == "length" and said:
-        return Reading(failure=Status.TRUNCATED, detail=clean(f"no verdict in: {text}"), usage=usage)
+        return Reading(failure=Status.TRUNCATED, detail=clean(f"no verdict in: {text}", secret=secret), usage=usage)
     expected = ", ".join(label.strip() for label in question.labels) or "labels as text"
-    return Reading(failure=Status.UNPARSABLE, detail=clean(f"got {text!r}, expected one of: {expected}"), usage=usage)
+    words = clean(f"got {text!r}, expected one of: {expected}", secret=secret)
+    return Reading(failure=Status.UNPARSABLE, detail=words, usage=usage)
 
 
 def _shown(logprobs: Any) -> dict[str, float]:
@@ -212,12 +222,12 @@ def _is_count(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 10**8
 
 
-def _json(body: bytes) -> dict[str, Any]:
+def _json(body: bytes, secret: str) -> dict[str, Any]:
     try:
         reply = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise _GarbageError(
-            f"the reply is no JSON ({clean(error)}): {clean(body[:60].decode(errors='replace'))}"
+            f"the reply is no JSON ({clean(error)}): {clean(body[:4096].decode(errors='replace'), secret=secret)[:60]}"
         ) from None
     return _dict(reply, "the reply")
 

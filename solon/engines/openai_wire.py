@@ -30,7 +30,7 @@ class Wire:
         import httpx
 
         self._base_url = base_url
-        self._key = key
+        self.key = key
         self._timeout_s = timeout_s
         self._is_loopback = is_loopback
         # Made once, it reads all certificates; plain http needs none.
@@ -68,7 +68,7 @@ class Wire:
             "content-type": "application/json",
             # A small compressed body can be gigabytes long when it is unpacked.
             "accept-encoding": "identity",
-            **({"authorization": f"Bearer {self._key}"} if self._key else {}),
+            **({"authorization": f"Bearer {self.key}"} if self.key else {}),
         }
         return httpx.AsyncClient(
             headers=headers,
@@ -103,12 +103,12 @@ class Wire:
                     return Problem(status=Status.UNPARSABLE, detail=words, is_billed=True)
             if response.is_success:
                 return bytes(body)
-            return read_error(response.status_code, response.headers, bytes(body), now=time.time(), secret=self._key)
+            return read_error(response.status_code, response.headers, bytes(body), now=time.time(), secret=self.key)
 
     def _lost(self, words: str, *, is_billed: bool) -> Problem:
         return Problem(
             status=Status.TRANSPORT_ERROR,
-            detail=clean(words, secret=self._key),
+            detail=clean(words, secret=self.key),
             may_retry=True,
             is_down=True,
             is_billed=is_billed,
