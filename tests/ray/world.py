@@ -1,10 +1,10 @@
 """A run's lanes on real actors that do as they are told: timed stand-ins that can be killed, stopped, or made to fail.
 
-    async with World(steps=6, engines=2) as world:
-        world.begin()
-        await world.until(lambda: world.count("leased"))
-        await world.kill("learner")
-        await world.ended()                      # and everything that must hold after a run was checked
+async with World(steps=6, engines=2) as world:
+    world.begin()
+    await world.until(lambda: world.count("leased"))
+    await world.kill("learner")
+    await world.ended()                      # and everything that must hold after a run was checked
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cluster.vigil import waiting_tasks
 from solon.async_ledger import AsyncLedger
 from solon.errors import WorkerLostError
 from solon.guarded import GuardedJudge, GuardedLearner, GuardedRollout
-from solon.ledger import Grant, LedgerConfig, Work
+from solon.ledger import Grant, LedgerConfig
 from solon.loop import Lanes, run_loop
 from solon.prompts import PromptSource
 from solon.protocols import Assignment, GenerationReport, LabelReport
