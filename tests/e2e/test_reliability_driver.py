@@ -1,5 +1,5 @@
-"""A driver that is stopped or killed, in a process of its own, with stand-ins for the models: what it leaves behind, and
-what the next one makes of it."""
+"""A driver that is stopped or killed, in a process of its own, with stand-ins for the models: what it leaves behind,
+and what the next one makes of it."""
 
 from __future__ import annotations
 
