@@ -90,6 +90,9 @@ class Driver:
             on_failure=lambda _: _ignore(loop.call_soon_threadsafe(self._stop.set)),
             on_change=self._view.changed,
         )
+        for stage, rows in self._inputs.refused.items():
+            for row in rows:
+                self._recorder.quarantine.add(stage=stage, reason=row.reason, line=row.line, excerpt=row.excerpt)
         try:
             with self._signals:
                 try:
@@ -287,6 +290,7 @@ class Driver:
             injected=self._directory.lines("chaos.jsonl"),
         )
         summary["eval"] = self._scores
+        summary["quarantine"] = self._recorder.quarantine.summary()
         if self._watching is not None:
             summary["watch"] = self._watching.summary()
         if self._stopped_by is not None:

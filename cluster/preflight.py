@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.trials.gold import GoldPair, load_gold
 from solon.prompts import PromptFile, load_prompts
 from solon.records import Prompt
+from solon.rows import Refused
 
 PICKLED = ("bin", "pt", "pth", "pkl", "pickle", "ckpt")
 """Endings of files that may run code when they are read; nothing here reads them."""
@@ -31,6 +33,8 @@ class Inputs:
     prompts: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
     warnings: tuple[str, ...]
+    refused: Mapping[str, tuple[Refused, ...]] = field(default_factory=dict)
+    """Rows of `prompts` and `heldout` that cannot be used."""
     canary: tuple[GoldPair, ...] = ()
     """Pairs that the watch asks the judge again and again."""
 
@@ -58,6 +62,7 @@ def check_inputs(run: RunFile) -> Inputs:
         prompts=files[0].prompts,
         heldout=files[1].prompts[: run.evaluate.max_prompts] if len(files) > 1 else (),
         warnings=tuple(warning for file in files if (warning := file.warning())),
+        refused={stage: file.refused() for stage, file in zip(("prompts", "heldout"), files, strict=False)},
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from solon.errors import InputError, nearest, short
 from solon.records import Message, Prompt
-from solon.rows import read_rows
+from solon.rows import Refused, excerpt_of, read_rows
 
 MAX_BAD_SHARE = 0.01
 ROLES = ("system", "user", "assistant")
@@ -32,6 +32,15 @@ class PromptFile:
     prompts: tuple[Prompt, ...]
     bad: tuple[tuple[int, str], ...]
     """(line or row number from 1, what is wrong)."""
+    excerpts: tuple[str, ...] = ()
+    """Of the bad rows, in the same order."""
+
+    def refused(self) -> tuple[Refused, ...]:
+        """The bad rows, for the quarantine."""
+        return tuple(
+            Refused(line=line, reason=reason, excerpt=excerpt)
+            for (line, reason), excerpt in zip(self.bad, self.excerpts, strict=True)
+        )
 
     def warning(self) -> str | None:
         """One line about skipped rows, or None."""
@@ -43,6 +52,7 @@ def load_prompts(path: str | Path) -> PromptFile:
     path = Path(path)
     prompts: list[Prompt] = []
     bad: list[tuple[int, str]] = []
+    excerpts: list[str] = []
     try:
         if not path.exists():
             raise InputError(f"prompt file {path} does not exist; check the path")
@@ -51,6 +61,7 @@ def load_prompts(path: str | Path) -> PromptFile:
                 prompts.append(parse_prompt(row))
             except ValueError as error:
                 bad.append((number, str(error)))
+                excerpts.append(excerpt_of(row))
     except OSError as error:
         raise InputError(f"prompt file {path} cannot be read: {error}") from None
     if not prompts:
@@ -61,7 +72,7 @@ def load_prompts(path: str | Path) -> PromptFile:
             f"prompt file {path}: {len(bad)} of {len(bad) + len(prompts)} rows are broken, more than "
             f"{MAX_BAD_SHARE:.0%}: {_describe(bad)}; mend or remove them"
         )
-    return PromptFile(path=str(path), prompts=tuple(prompts), bad=tuple(bad))
+    return PromptFile(path=str(path), prompts=tuple(prompts), bad=tuple(bad), excerpts=tuple(excerpts))
 
 
 def parse_prompt(row: Any) -> Prompt:

@@ -16,6 +16,7 @@ from typing import Any
 from solon.errors import PayloadLostError
 from solon.ledger import Lease
 from solon.protocols import Box, GenerationReport, LabelReport
+from solon.quarantine import Quarantine
 from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
 from solon.redaction import redacted
 from solon.run_directory import RunDirectory
@@ -40,6 +41,8 @@ class Recorder:
     ) -> None:
         self._directory = directory
         self.tally = tally
+        self.quarantine = Quarantine(directory, anew=("prompts", "heldout"))
+        """What was refused; prompts are read anew in every start."""
         self._unbox = unbox
         self._provenance = provenance
         self._on_failure = on_failure
@@ -110,6 +113,7 @@ class Recorder:
         while (job := self._jobs.get()) is not None:
             self._try(job)
         self._try(self._flush)
+        self._try(self.quarantine.close)
 
     def _try(self, job: Callable[[], None]) -> None:
         try:
@@ -143,6 +147,10 @@ class Recorder:
         self._flush_when_large()
 
     def _keep_labels(self, feedback: Feedback) -> None:
+        for label in feedback.labels:
+            if not label.status.valid:
+                reason = str(label.status)
+                self.quarantine.add(stage="labels", reason=reason, ordinal=feedback.ordinal, excerpt=label.detail)
         self._labels += label_rows(feedback, self._provenance)
         self._flush_when_large()
 

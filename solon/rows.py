@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from solon.errors import InputError
+from solon.errors import InputError, short
+from solon.plain_text import excerpt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A row of a file that cannot be used. `Refused(line=3, reason="not UTF-8", excerpt="…")`"""
+
+    line: int
+    """Line or row number, from 1."""
+    reason: str
+    excerpt: str = ""
+    """How the row begins and ends, harmless to look at."""
+
+
+class BrokenRowError(ValueError):
+    """A row that is none. `excerpt`: what stands there instead."""
+
+    def __init__(self, message: str, excerpt: str = "") -> None:
+        super().__init__(message)
+        self.excerpt = excerpt
+
 
 MAX_LINE_BYTES = 64 * 2**20
 """Of a JSONL file: a row is a prompt and a few answers, not a library."""
@@ -33,14 +55,23 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
             if not line.strip():
                 continue  # a blank line holds no prompt that could be lost
             if len(line) > MAX_LINE_BYTES:
-                yield number, ValueError(f"longer than {MAX_LINE_BYTES >> 20} MiB")
+                yield number, BrokenRowError(f"longer than {MAX_LINE_BYTES >> 20} MiB", _begins(line))
                 continue
             try:
                 yield number, json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
-                yield number, ValueError("not UTF-8")
+                yield number, BrokenRowError("not UTF-8", _begins(line))
             except (ValueError, RecursionError) as error:
-                yield number, ValueError(f"not JSON ({str(error)[:60]})")
+                yield number, BrokenRowError(f"not JSON ({str(error)[:60]})", _begins(line))
+
+
+def excerpt_of(row: Any) -> str:
+    """What a row holds, in a short harmless line."""
+    return row.excerpt if isinstance(row, BrokenRowError) else excerpt(short(row))
+
+
+def _begins(line: bytes) -> str:
+    return excerpt(line[:1000].decode("utf-8", "backslashreplace"))
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

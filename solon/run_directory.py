@@ -95,8 +95,12 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> Path:
         """A whole JSON file, there completely or not at all."""
+        return self.write_text(name, json_text(value, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> Path:
+        """A whole file, there completely or not at all."""
         path = self.path / name
-        self._guard(lambda: _write_whole(path, json_text(value, indent=2) + "\n"))
+        self._guard(lambda: _write_whole(path, text))
         return path
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:

@@ -59,7 +59,7 @@ class LabelView:
         self.note(
             f"{summary['status']}: {rows['done']} of {rows['total']} rows labelled, "
             f"{summary['preferences']} preferences in {directory / 'preferences.jsonl'}"
-            + (f"; {rows['skipped']} rows skipped, see {directory / 'skipped.jsonl'}" if rows["skipped"] else "")
+            + (f"; {rows['skipped']} rows skipped, see {directory / 'quarantine.jsonl'}" if rows["skipped"] else "")
         )
         if rows["left"]:
             self.note(f"{rows['left']} rows are left; start the same command again to go on")

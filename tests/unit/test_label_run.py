@@ -175,7 +175,7 @@ async def test_skipped_rows_are_written_down(tmp_path: Path):
     skipped = [SkippedRow(number=4, row_id="x", reason="has no answers")]
     summary = await make_run(tmp_path, LengthJudge()).run(make_rows(2), skipped)
     assert summary["rows"]["skipped"] == 1
-    assert json.loads((tmp_path / "skipped.jsonl").read_text())["reason"] == "has no answers"
+    assert json.loads((tmp_path / "quarantine.jsonl").read_text())["reason"] == "has no answers"
 
 
 async def test_a_row_that_no_principle_speaks_about_is_done_without_a_label(tmp_path: Path):

@@ -23,7 +23,7 @@ import numpy as np
 from solon.errors import InputError, short
 from solon.prompts import is_text, parse_prompt
 from solon.records import Group, Prompt, Rollout
-from solon.rows import read_rows
+from solon.rows import excerpt_of, read_rows
 
 ANSWER_COLUMNS = ("answers", "completions", "responses")
 
@@ -51,6 +51,7 @@ class SkippedRow:
     number: int
     row_id: str
     reason: str
+    excerpt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,8 @@ def load_answers(path: str | Path, *, least: int) -> AnswerFile:
                 if row.answers and len(row.answers) < least:
                     raise ValueError(f"has {len(row.answers)} answer, expected at least {least} to compare")
             except ValueError as error:
-                skipped.append(SkippedRow(number=number, row_id=_claimed_id(raw), reason=str(error)))
+                reason, shown = str(error), excerpt_of(raw)
+                skipped.append(SkippedRow(number=number, row_id=_claimed_id(raw), reason=reason, excerpt=shown))
                 continue
             known[row.row_id] = row
             (rows if row.answers else unanswered).append(row)

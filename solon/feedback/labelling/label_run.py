@@ -27,6 +27,7 @@ from solon.feedback.labelling.dataset import AnswerRow, SkippedRow
 from solon.feedback.labelling.label_summary import Summary
 from solon.feedback.labelling.preferences import Preference, preference_row, preferences
 from solon.feedback.reward import rewards, rule_of
+from solon.quarantine import Quarantine
 from solon.records import Feedback, Label, Status
 from solon.run_directory import RunDirectory
 from solon.tables import label_rows
@@ -95,6 +96,8 @@ class LabelRun:
         self._provenance = provenance
         self._budget = budget
         self._weights = weights or {}
+        # The rows of the input are looked at anew in every start, its labels are not.
+        self._quarantine = Quarantine(directory, anew=("rows",))
         self._on_change = on_change
         self._stopping = False
         self._refused = False
@@ -153,6 +156,10 @@ class LabelRun:
             # Not asked: it stays to be done, and what was asked of it is in the cache.
             self._refused = True
             return
+        for label in feedback.labels:
+            if not label.status.valid:
+                said = label.detail or row.answers[label.rollouts[0]]
+                self._quarantine.add(stage="labels", reason=str(label.status), line=row.number, excerpt=said)
         mark = {"row_id": row.row_id, "weight": self._weights.get(row.row_id, 1.0)}
         found = label_rows(feedback, {**self._provenance, **mark})
         self._pending += found or [_no_label(row, self._provenance, mark)]
@@ -181,7 +188,9 @@ class LabelRun:
             summary.add(labels, preferred)
             found += [(row, preference) for preference in preferred]
         self._write_preferences(found)
-        write_skipped(self._directory.path / "skipped.jsonl", skipped)
+        for one in skipped:
+            self._quarantine.add(stage="rows", reason=one.reason, line=one.number, excerpt=one.excerpt)
+        self._quarantine.close()
         left = len(rows) - progress.rows_before - progress.rows
         status = "completed" if not left else "stopped" if self._stopping else "budget"
         result = {
@@ -189,6 +198,7 @@ class LabelRun:
             "rows": {"total": len(rows), "done": len(rows) - left, "left": left, "skipped": len(skipped)},
             "preferences": len(found),
             **summary.to_dict(),
+            "quarantine": self._quarantine.summary(),
             "this_start": {
                 "rows": progress.rows,
                 "labels": progress.labels,
@@ -234,14 +244,6 @@ def read_labels(path: Path) -> list[tuple[str, list[Label], float]]:
                 known["prompt_digests"] = tuple(record["prompt_digests"])
                 labels.append(Label(**known))
     return [(row_id, labels, weight) for row_id, (labels, weight) in rows.items()]
-
-
-def write_skipped(path: Path, skipped: Sequence[SkippedRow]) -> None:
-    """One line per row that could not be labelled, with the reason."""
-    if skipped:
-        path.write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in skipped), encoding="utf-8")
-    else:
-        path.unlink(missing_ok=True)
 
 
 def feedback_of(
