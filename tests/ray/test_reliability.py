@@ -236,8 +236,11 @@ async def test_an_engine_that_starts_at_the_second_try_is_no_reason_to_end_a_run
 
 async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_start_is_up(ray_cluster, tmp_path):
     """Infeasible resources: there is enough in the cluster as a whole, but somebody else has it."""
-    raw_run = {"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c",
-               "recovery": {"restart_timeout_s": 3}, "rollout": {"num_cpus": 0}, "judging": {"num_cpus": 0}, "learn": {"num_cpus": 2}}  # fmt: skip
+    raw_run = {
+        **{"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c"},
+        **{"recovery": {"restart_timeout_s": 3}, "learn": {"num_cpus": 2}},
+        **{section: {"num_cpus": 0} for section in ("rollout", "judging")},
+    }
     world = World(steps=1)
     run = RunFile.parse(raw_run, source="test")
 

@@ -93,7 +93,7 @@ CHANCES = {"req_failure_prob": 20, "resp_failure_prob": 20, "in_flight_failure_p
 
 @pytest.mark.parametrize(
     "failures",
-    [{PUSH: {"num_failures": 6, **CHANCES, "num_lower_bound_resp_failures": 1}}],
+    [{PUSH: {"num_failures": 10, **CHANCES, "num_lower_bound_resp_failures": 1}}],
     ids=["calls of actors"],
 )
 def test_calls_that_are_lost_or_done_twice_have_an_effect_once(failures: dict[str, Any], tmp_path: Path):
@@ -132,7 +132,11 @@ async def child() -> None:
     async with World(steps=5, recovery=patience, ledger={"max_losses": 1000}, start_tries=20) as world:
         world.begin()
         await world.ended(timeout_s=150)
-        print(json.dumps({"steps": len(world.watcher.batches), "lost": len(world.told("worker_lost"))}))
+        print(
+            json.dumps(
+                {"steps": len(world.watcher.batches), "lost": len(world.told("worker_lost")) + world.failed_starts}
+            )
+        )
 
 
 if __name__ == "__main__":
