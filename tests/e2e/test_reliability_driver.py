@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks._standins import batch_digest, make_group
 from solon.checkpoints import CheckpointFolder
+from solon.conservation import account
 from solon.ledger import Grant
 from solon.prompts import PromptSource, load_prompts
 from solon.records import Feedback
