@@ -66,11 +66,12 @@ def run_calibrate(inputs: JudgeInputs, model: str, *, out: Path, seed: int = 0) 
         "pairwise", raw, targets, principles, rng=np.random.default_rng(seed), clusters_N=prompts
     )
     CalibrationBook(found, identity=identity.calibrated_for, judge=identity.judge_id).save(out)
-    table = Table("principle", "temperature", "pairs", "ECE before", "ECE after", title=str(out), title_justify="left")
+    table = Table("principle", "temperature", "pairs", "ECE before", "ECE after", title_justify="left")
+    table.title = Text(visible(str(out)))
     for one in found:
         name = one.principle_id or "(all)"
         before, after = _interval(one.before.ece), _interval(one.after.ece)
-        table.add_row(name, f"{one.temperature:.3f}", str(one.pairs), before, after)
+        table.add_row(Text(visible(name)), f"{one.temperature:.3f}", str(one.pairs), before, after)
     inputs.console.print(table)
     for one in found:
         if one.warning:
@@ -139,11 +140,11 @@ def _table(examination: Examination) -> Table:
     return table
 
 
-def _cells(row: SubsetResult) -> tuple[str, ...]:
+def _cells(row: SubsetResult) -> tuple[str | Text, ...]:
     one = "" if row.one_order is None else f"{row.one_order:.1%}"
     agree = "" if row.consistent is None else f"{row.consistent.value:.1%}"
     accuracy = _interval(row.accuracy, share=True)
-    return visible(row.subset), str(row.pairs), accuracy, one, agree, str(row.ties), str(row.invalid)
+    return Text(visible(row.subset)), str(row.pairs), accuracy, one, agree, str(row.ties), str(row.invalid)
 
 
 def _interval(found: Interval, *, share: bool = False) -> str:

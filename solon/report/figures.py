@@ -212,9 +212,14 @@ def _spoken(interval: Interval) -> str:
 
 def _shown(text: str, *, longest: int = LONGEST_NAME) -> str:
     """A text as data: printable, of bounded length, without any character that markup could start with."""
-    printable = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    printable = _printable(text)
     cut = printable if len(printable) <= longest else printable[: longest - 1] + "…"
     return html.escape(cut, quote=False)  # Plotly knows no `&quot;`, and no text of ours stands in an attribute
+
+
+def _printable(text: str) -> str:
+    """Without controls, and without what makes a browser show letters in another order than they stand."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _number(value: float) -> str:
@@ -267,10 +272,10 @@ def write_page(figures: Mapping[str, Figure], path: str | Path, *, title: str, n
 
     sections = [_section(f"figure-{n}", *named) for n, named in enumerate(figures.items())]
     page = PAGE.format(
-        title=html.escape(title),
+        title=html.escape(_printable(title)),
         ink=INK,
         grid=GRID,
-        notes="\n".join(f"<p>{html.escape(note)}</p>" for note in notes),
+        notes="\n".join(f"<p>{html.escape(_printable(note))}</p>" for note in notes),
         sections="\n".join(sections),
         plotly=get_plotlyjs(),
         # Plotly writes `<`, `>` and `/` inside JSON as escapes, so that no text ends the script.
@@ -280,7 +285,7 @@ def write_page(figures: Mapping[str, Figure], path: str | Path, *, title: str, n
 
 
 def _section(identifier: str, heading: str, figure: Figure) -> str:
-    heading = html.escape(heading)
+    heading = html.escape(_printable(heading))
     drawn = f'<div class="figure" id="{identifier}" role="img" aria-label="{heading}"></div>'
     return f"<section>\n<h2>{heading}</h2>\n{drawn}\n{_table(figure.layout.meta)}</section>"
 
@@ -291,7 +296,7 @@ def _table(meta: Mapping[str, Any] | None) -> str:
         return ""
 
     def row(cells: Sequence[str], kind: str) -> str:
-        return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>\n"
+        return "<tr>" + "".join(f"<{kind}>{html.escape(_printable(cell))}</{kind}>" for cell in cells) + "</tr>\n"
 
     body = "".join(row(cells, "td") for cells in meta["rows"])
     return f"<table>\n<thead>\n{row(meta['columns'], 'th')}</thead>\n<tbody>\n{body}</tbody>\n</table>\n"
