@@ -32,10 +32,11 @@ test-gpu: setup ## tests that need a CUDA device
 test-soak: setup ## the long tests
 	@$(BIN)/python -m pytest -m soak --timeout 3600
 
-check: setup ## formatting, lint, types
+check: setup ## formatting, lint, types, secrets in files, known vulnerabilities of packages
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/python scripts/scan.py
 
 format: setup ## format, and mend what lint can mend
 	@$(BIN)/ruff format .

@@ -15,6 +15,7 @@ from solon.cli.judge_inputs import JudgeInputs
 from solon.cli.terminal import visible
 from solon.engines.base import EngineConfig
 from solon.errors import InputError
+from solon.feedback.asking.secret import nonce_secret
 from solon.feedback.asking.swap import SwapConfig
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
@@ -117,7 +118,7 @@ def _examined(
     )
 
     async def ask() -> tuple[Examination, list[list[Verdict]], JudgeIdentity]:
-        judge: HostedJudge = host_judge(source, config, inputs.constitution, name="judge")
+        judge: HostedJudge = host_judge(source, config, inputs.constitution, name="judge", secret=nonce_secret())
         try:
             identity = await judge.start()
             examination, verdicts = await examine(judge, inputs.pairs)
