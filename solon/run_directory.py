@@ -186,14 +186,6 @@ class RunDirectory:
                 ) from None
 
 
-def is_in_use(path: Path) -> bool:
-    """Whether a process writes into this run directory."""
-    descriptor = _locked(path)
-    if descriptor is not None:
-        os.close(descriptor)
-    return descriptor is None
-
-
 def _locked(folder: Path) -> int | None:
     """A descriptor that holds the folder's lock until it is closed; None when somebody else holds it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

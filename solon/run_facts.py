@@ -133,7 +133,7 @@ def _refuse_others(path: Path) -> None:
         raise InputError(
             f"{path} is a labelled data set, expected a run directory; the same `solon label` again goes on in it"
         )
-    if not any((path / name).exists() for name in (*RUN_FILES, ".lock")):
+    if not any((path / name).exists() for name in RUN_FILES):
         raise InputError(f"{path} has none of {', '.join(RUN_FILES)}, expected a directory that `solon train` writes")
 
 

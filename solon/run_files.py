@@ -90,15 +90,20 @@ def read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
 
 
 def is_locked(directory: Path) -> bool | None:
-    """Whether a process has the run directory in hand. None: there is no lock to ask."""
+    """Whether a process has the run directory in hand (`RunDirectory.lock`). None: its file system does not say."""
     try:
-        with (directory / ".lock").open("rb") as file:
-            # Shared, and given back at once: two who look do not see each other.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Shared, and given back at once: two who look do not see each other.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return None
+    finally:
+        os.close(descriptor)
     return False
 
 

@@ -47,10 +47,8 @@ def standin_subject(*, steps: int | None, target: int) -> Subject:
         return found
 
     def command(root: Path, name: str) -> list[str]:
-        return [
-            "tests.chaos.standin_run", "--root", str(root), "--name", name, "--steps", str(steps or 10**6),
-            "--target", str(target),
-        ]  # fmt: skip
+        module = ["tests.chaos.standin_run", "--root", str(root), "--name", name]
+        return [*module, "--steps", str(steps or 10**6), "--target", str(target), "--lane", "0.1" if steps else "0.5"]
 
     return Subject(
         command=command,

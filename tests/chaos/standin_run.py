@@ -94,7 +94,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", type=int, default=1)
+    parser.add_argument("--lane", type=float, default=StandinLauncher.lane_s, help="seconds of a batch in each lane")
     options = parser.parse_args()
+    StandinLauncher.lane_s = options.lane
     run = run_of(steps=options.steps, seed=options.seed, target=options.target)
     constitution = Constitution.load(run.constitution)
     inputs = Inputs(constitution=constitution, prompts=prompts_of(), heldout=(), warnings=())

@@ -8,16 +8,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cluster.driver
+import cluster.train
 from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
 from cluster.launch import Launcher
+from cluster.launch import cluster as open_cluster
 from cluster.run_file import RunFile
-from cluster.train import train
 from solon.checkpoints import CheckpointFolder
 from solon.cli.view import SilentView
 from tests.ray.world import EngineActor, JudgeActor, LearnerActor
@@ -79,7 +81,8 @@ def main() -> None:
     Standins.pids = str(options.folder / "pids")
     (options.folder / "pids").mkdir(exist_ok=True)
     run = RunFile.load(options.folder / "run.toml", overrides=[f"steps={options.steps}"])
-    summary = train(
+    cluster.train.cluster = partial(open_cluster, dashboard=False)  # type: ignore[assignment]  # half of what a start takes
+    summary = cluster.train.train(
         run, name=NAME, default_name=NAME, root=options.folder, view=SilentView(), resume=options.resume,
         launcher=Standins,
     )  # fmt: skip

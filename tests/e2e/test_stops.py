@@ -99,6 +99,7 @@ def test_a_submitted_job_that_is_stopped_ends_in_good_order_and_goes_on_when_it_
     wait_for(lambda: job.status("second") not in ("PENDING", "RUNNING"), job.log)
     assert job.status("second") == "SUCCEEDED", job.log()
     assert_whole(job.directory)
+    assert ask(head, "ray.util.list_named_actors(all_namespaces=True)") == "[]"
 
 
 def test_a_driver_whose_node_is_drained_stops_in_good_order(nursery: Any, head: dict[str, str], tmp_path: Path):
@@ -152,17 +153,21 @@ class Job:
 
 def drain(variables: dict[str, str]) -> None:
     """What a spot notice or a scale-down does to the only node."""
-    listing = "import ray, os; ray.init(address=os.environ['RAY_ADDRESS'], logging_level='ERROR'); "
-    listing += "print(ray.nodes()[0]['NodeID'])"
-    node = subprocess.run(
-        [sys.executable, "-c", listing], env=variables, capture_output=True, text=True, timeout=60, check=True
-    ).stdout.split()[-1]
+    node = ask(variables, "ray.nodes()[0]['NodeID']")
     subprocess.run(
         [RAY, "drain-node", "--address", variables["RAY_ADDRESS"], "--node-id", node,
          "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice",
          "--deadline-remaining-seconds", "120"],
         env=variables, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
+
+
+def ask(variables: dict[str, str], question: str) -> str:
+    """What a client of the cluster hears."""
+    code = f"import ray; ray.init(address={variables['GCS']!r}, logging_level='ERROR'); print({question})"
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60,
+                          check=True)  # fmt: skip
+    return done.stdout.splitlines()[-1]
 
 
 def wait_for(condition: Any, log: Any, timeout_s: float = 200) -> None:

@@ -50,8 +50,8 @@ async def test_a_learner_that_is_killed_while_the_loop_waits_for_a_batch_is_ther
         world.begin()
         await world.until(lambda: world.count("generating") and not world.count("leased"))
         await world.kill("learner")
-        await world.until(lambda: world.told("worker_recovered"))
         await world.ended()
+        assert [fields["worker"] for fields in world.told("worker_recovered")] == ["learner"]
         assert world.told("learner_trained_again") == []  # it had been given nothing
 
 
@@ -136,17 +136,6 @@ async def test_a_slow_learner_holds_the_others_back_within_bounds_and_nothing_is
         assert spilled_bytes() == 0
 
 
-async def test_a_bound_in_bytes_holds_the_engines_back_as_well(ray_cluster):
-    """What waits goes over the bound by what was admitted before it was reached, one batch and a half of groups."""
-    tokens, batch = 100_000, 4
-    limit_mib = 2 * 8 * tokens / 2**20
-    world = World(steps=5, generate_s=0.02, learn_s=0.2, tokens=tokens, ledger={"max_held_mib": limit_mib})
-    async with world:
-        world.begin()
-        await world.ended()
-        assert world.told("group_lost") == []
-
-
 def spilled_bytes() -> int:
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
@@ -218,7 +207,7 @@ async def test_a_judge_whose_code_is_wrong_ends_the_run_with_its_error(ray_clust
         assert str(outcome) == "no principle left"
 
 
-@pytest.mark.parametrize("how", ["raises", "dies"])
+@pytest.mark.parametrize("how", ["raises", pytest.param("dies", marks=pytest.mark.soak)])
 async def test_an_engine_that_never_starts_again_ends_the_run_with_one_cause(ray_cluster, how):
     """A restart storm: bounded, and the message says how often and why."""
     faults = {"rollout-0": [Fault(), *[Fault(start=how)] * 50]}
@@ -247,8 +236,11 @@ async def test_an_engine_that_starts_at_the_second_try_is_no_reason_to_end_a_run
 
 async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_start_is_up(ray_cluster, tmp_path):
     """Infeasible resources: there is enough in the cluster as a whole, but somebody else has it."""
-    raw_run = {"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c", "recovery": {"restart_timeout_s": 3},
-               "rollout": {"num_cpus": 0}, "judging": {"num_cpus": 0}, "learn": {"num_cpus": 2}}  # fmt: skip
+    raw_run = {
+        **{"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c"},
+        **{"recovery": {"restart_timeout_s": 3}, "learn": {"num_cpus": 2}},
+        **{section: {"num_cpus": 0} for section in ("rollout", "judging")},
+    }
     world = World(steps=1)
     run = RunFile.parse(raw_run, source="test")
 
@@ -299,7 +291,10 @@ async def test_an_engine_that_is_lost_while_it_takes_new_weights_joins_again_wit
         elif name == "generated" and what.spans[0].worker == "rollout-0":
             assert what.head >= gate
     assert gate >= 6
-    loaded = {version: [r.engine for r in receipts] for version, receipts in zip(watcher.versions, watcher.receipts)}
+    loaded = {
+        version: [r.engine for r in receipts]
+        for version, receipts in zip(watcher.versions, watcher.receipts, strict=True)
+    }
     assert [version for version in range(1, 9) if "rollout-1" not in loaded[version]] == []
     assert {version for version in (2, 4, 6) if "rollout-0" in loaded[version]} == set()
     assert {"rollout-0", "rollout-1"} == set(loaded[8])

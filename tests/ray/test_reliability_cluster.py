@@ -58,7 +58,7 @@ async def test_payloads_that_go_with_their_node_are_noticed_and_generated_again_
     options = {"judge-0": on_head, "learner": on_head, "rollout-0": {"resources": {"gen": 0.6}}}
     with nodes() as (cluster, rooms):
         async with World(
-            steps=6, generate_s=0.02, label_s=0.3, tokens=1_000_000, judge_places=1, options=options,
+            steps=4, generate_s=0.02, label_s=0.2, tokens=1_000_000, judge_places=1, options=options,
             staleness=StalenessConfig(target_staleness=3, max_staleness=4),
         ) as world:  # fmt: skip
             world.begin()
@@ -93,13 +93,13 @@ CHANCES = {"req_failure_prob": 20, "resp_failure_prob": 20, "in_flight_failure_p
 
 @pytest.mark.parametrize(
     "failures",
-    [{PUSH: {"num_failures": 8, **CHANCES, "num_lower_bound_resp_failures": 1}}],
+    [{PUSH: {"num_failures": 10, **CHANCES, "num_lower_bound_resp_failures": 1}}],
     ids=["calls of actors"],
 )
 def test_calls_that_are_lost_or_done_twice_have_an_effect_once(failures: dict[str, Any], tmp_path: Path):
     """RPC loss and duplication, in a child: Ray reads this when it starts."""
     outcome = run_with_failures(failures, tmp_path)
-    assert outcome["steps"] == 8
+    assert outcome["steps"] == 5
     assert outcome["lost"] > 0, "no call failed"
 
 
@@ -107,7 +107,7 @@ def test_calls_that_are_lost_or_done_twice_have_an_effect_once(failures: dict[st
 def test_a_run_survives_failures_of_any_call_within_ray(tmp_path: Path):
     """A short run with a few failures of every method."""
     outcome = run_with_failures({"*": {"num_failures": 3, **CHANCES}}, tmp_path)
-    assert outcome["steps"] == 8
+    assert outcome["steps"] == 5
 
 
 def run_with_failures(failures: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -129,12 +129,14 @@ def run_with_failures(failures: dict[str, Any], folder: Path) -> dict[str, Any]:
 async def child() -> None:
     """A run whose calls fail; prints what came of it. `World.ended` checks that everything happened once."""
     patience = QUICK.model_copy(update={"max_restarts": 1000})
-    async with World(
-        steps=8, engines=2, judges=1, recovery=patience, ledger={"max_losses": 1000}, start_tries=20
-    ) as world:
+    async with World(steps=5, recovery=patience, ledger={"max_losses": 1000}, start_tries=20) as world:
         world.begin()
         await world.ended(timeout_s=150)
-        print(json.dumps({"steps": len(world.watcher.batches), "lost": len(world.told("worker_lost"))}))
+        print(
+            json.dumps(
+                {"steps": len(world.watcher.batches), "lost": len(world.told("worker_lost")) + world.failed_starts}
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -207,6 +207,7 @@ class World:
         self.steps, self.batch, self.tokens, self._min_valid = steps, batch, tokens, min_valid
         self._faults, self._options = faults or {}, options or {}
         self._start_tries = start_tries
+        self.failed_starts = 0
         self.stop = asyncio.Event()
         self.watcher = watcher = Watcher()
         places = 2 * batch
@@ -292,6 +293,7 @@ class World:
             try:
                 return await start()
             except WorkerLostError:
+                self.failed_starts += 1
                 start = again
         return await start()
 

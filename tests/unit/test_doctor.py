@@ -130,7 +130,7 @@ def test_before_and_after_the_loop_a_silent_process_is_at_work(tmp_path: Path):
 def test_a_killed_run_is_dead_since_its_last_sign_and_is_gone_on_with_one_command(tmp_path: Path):
     run = make_run(tmp_path, live=make_live(pid=NOBODY, time=NOW - 40))
     checkpoint(run, 2, 4, 5)
-    run._lock.close()
+    run._unlock()
     (run.path / "checkpoints" / ".step-000003.tmp").mkdir()
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "ti')
@@ -150,7 +150,7 @@ def test_a_killed_run_is_dead_since_its_last_sign_and_is_gone_on_with_one_comman
 def test_a_run_killed_while_it_started_says_so(tmp_path: Path):
     run = RunDirectory.create(tmp_path, "early", default="x")
     run.write_json("config.json", {"steps": 9, "started": NOW - 5})
-    run._lock.close()
+    run._unlock()
     found = examine(run.path)
     assert found.status == "dead"
     assert "while it was starting" in found.headline
@@ -172,13 +172,13 @@ def test_a_run_killed_after_a_resume_is_dead_though_an_old_summary_is_there(tmp_
     run = RunDirectory.reopen(path)
     run.write_json("config.json", {"steps": 9, "started": NOW + 30})
     assert examine(path).status == "starting"
-    run._lock.close()
+    run._unlock()
     assert examine(path).status == "dead"
 
 
 def test_a_run_on_another_machine_is_judged_by_the_age_of_its_signs(tmp_path: Path):
     run = make_run(tmp_path, live=make_live(host="elsewhere"))
-    run._lock.close()
+    run._unlock()
     assert examine(run.path).status == "running"
     run.write_json("live.json", make_live(host="elsewhere", time=NOW - 60))
     assert examine(run.path).status == "dead"
@@ -272,7 +272,7 @@ def test_half_written_files_are_named_and_nothing_breaks(tmp_path: Path, name: s
     run = make_run(tmp_path)
     (run.path / name).write_text(content)
     assert any(name in line for line in examine(run.path).findings["unclear"])
-    run._lock.close()
+    run._unlock()
     examine(run.path)
 
 
@@ -291,8 +291,8 @@ def test_lines_that_no_run_writes_are_told_and_nothing_breaks(tmp_path: Path, li
 
 def test_every_file_may_be_missing(tmp_path: Path):
     run = make_run(tmp_path)
-    run._lock.close()
-    for name in ("live.json", "events.jsonl", "metrics.jsonl", ".lock", "config.json"):
+    run._unlock()
+    for name in ("live.json", "events.jsonl", "metrics.jsonl", "config.json"):
         assert examine(run.path).status in ("dead", "running")
         (run.path / name).unlink()
     with pytest.raises(ValueError, match=r"has none of config\.json"):
@@ -323,7 +323,7 @@ def test_exit_0_when_well_1_when_not_and_2_for_what_is_no_run(
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path, live=make_live(time=time.time()))
     assert call(monkeypatch, "night") == 0  # a name under runs/
-    run._lock.close()
+    run._unlock()
     assert call(monkeypatch, run.path) == 1
     (tmp_path / "empty").mkdir()
     capsys.readouterr()

@@ -18,9 +18,10 @@ from solon.checkpoints import CheckpointFolder
 from solon.errors import InputError, RunFailedError
 from solon.ledger import LedgerConfig
 from solon.recovery import RecoveryConfig
-from solon.run_directory import RunDirectory, is_in_use
+from solon.run_directory import RunDirectory
+from solon.run_files import is_locked
 from solon.staleness import StalenessConfig
-from solon.standing import Standing, is_stuck, who_waits
+from solon.standing import Standing, is_stuck
 from tests.unit.run_files import make_run
 from tests.unit.test_checkpoints import write
 
@@ -117,11 +118,11 @@ def test_how_long_where_and_how_patiently_may_change(tmp_path: Path, run: RunFil
 def test_a_run_that_is_still_going_on_is_not_gone_on_with_by_another(tmp_path: Path, run: RunFile):
     begun(tmp_path / "runs", run, steps=(2,))
     first = start_of(tmp_path / "runs", run).open(tmp_path / "runs", "night", default="run")
-    assert is_in_use(first.path)
+    assert is_locked(first.path)
     with pytest.raises(InputError, match="is in use"):
         start_of(tmp_path / "runs", run).open(tmp_path / "runs", "night", default="run")
     first.close()
-    assert not is_in_use(first.path)
+    assert not is_locked(first.path)
 
 
 def test_lines_that_a_killed_process_left_half_written_are_cut_off(tmp_path: Path, run: RunFile):
@@ -139,7 +140,7 @@ def test_lines_that_a_killed_process_left_half_written_are_cut_off(tmp_path: Pat
 def test_credentials_in_the_address_of_the_store_are_refused_without_repeating_them(tmp_path: Path):
     with pytest.raises(InputError) as caught:
         RunFile.load(make_run(tmp_path, 'checkpoint_url = "s3://me:s3cret@bucket/x"'))
-    assert "checkpoint_url holds credentials" in str(caught.value)
+    assert "`checkpoint_url` holds what looks like a secret" in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
@@ -152,16 +153,6 @@ def make_standing(**groups: int) -> Standing:
         out=({"ordinal": 12, "attempt": 1, "state": "judging", "holder": "judge-0", "seconds": 63.0},),
         workers=({"worker": "rollout-0", "state": "being replaced", "recovered": 2},),
     )  # fmt: skip
-
-
-def test_who_waits_for_whom_is_said_in_words():
-    assert who_waits(make_standing(ready=3, generated=4, pending=2)) == [
-        "rollout-0 is being replaced",
-        "judge-0 has 1 groups in hand (judging), the oldest is group 12 (attempt 1), for 63 s",
-        "learn waits for a batch: 3 of 8 groups are ready",
-        "4 generated groups wait for a judge",
-        "2 groups wait for an engine",
-    ]
 
 
 def test_a_run_in_which_somebody_works_is_slow_and_not_stuck():
