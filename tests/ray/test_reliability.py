@@ -121,7 +121,7 @@ async def test_a_slow_learner_holds_the_others_back_within_bounds_and_nothing_is
 
     def look() -> bool:
         depths.append(world.count("held") - world.count("leased"))
-        sizes.append(world.ledger._ledger._held_bytes)
+        sizes.append(world.count("held_bytes"))
         return len(world.watcher.batches) == 7
 
     async with world:
