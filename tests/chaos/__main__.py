@@ -52,7 +52,12 @@ def standin_subject(*, steps: int | None, target: int) -> Subject:
 
     return Subject(
         command=command,
-        kinds={"rollout": "TimedRollout", "judge": "TimedJudge", "learner": "TimedLearner"},
+        kinds={
+            "rollout": "TimedRollout",
+            "judge": "LabellingJudge",
+            "learner": "TimedLearner",
+            "audit": "AuditingJudge",
+        },
         complaints=judge,
         patience_s=90,
         between_s=(0.2, 1.2) if steps else (20, 40),
@@ -80,6 +85,7 @@ def real_subject(*, steps: int) -> Subject:
         complaints=lambda directory: complaints(directory, steps=steps, batch=REAL_BATCH),
         patience_s=240,
         between_s=(4, 14),
+        faults={fault: often for fault, often in FAULTS.items() if "audit" not in fault},  # the oracles evaluate
     )
 
 

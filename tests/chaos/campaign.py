@@ -31,11 +31,20 @@ FAULTS = {
     "stop learner": 3,
     "pause learner": 4,
     "pause rollout": 4,
+    "kill audit": 4,
+    "kill rollouts": 4,
+    "kill everyone": 4,
     "kill driver": 7,
     "end driver": 3,
 }
-"""Faults and how often each is drawn. stop: SIGSTOP for good; pause: for a second; end: SIGTERM."""
+"""Faults and how often each is drawn. stop: SIGSTOP for good; pause: for a second; end: SIGTERM. rollouts, everyone:
+all engines, all workers, at the same moment."""
 PAUSE_S = 1.0
+AGAIN = 0.25
+"""Share of driver faults after which the next driver is hurt as well, before its first step."""
+AGAIN_WITHIN_S = (0.5, 9.0)
+WORKERS_OF_A_KIND = 2
+"""More processes than that are on their way out: of a lost worker, or of a driver that is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +102,7 @@ class Campaign:
         child = self._start(name)
         moved, steps, left = time.monotonic(), 0, faults
         away: float | None = None
+        again: float | None = None
         due = time.monotonic() + self._pause()
         try:
             while True:
@@ -112,6 +122,7 @@ class Campaign:
                         break
                     child, away = self._start(name), away or now
                     moved = now
+                    again = now + self._rng.uniform(*AGAIN_WITHIN_S) if self._rng.random() < AGAIN else None
                 if now - moved > self._subject.patience_s:
                     self.result.complaints.append(f"{name}: no step for {now - moved:.0f} s; {_standing(directory)}")
                     break
@@ -122,6 +133,10 @@ class Campaign:
                         if fault.endswith("driver"):
                             child.wait(timeout=self._subject.patience_s)
                     due = now + self._pause()
+                if away is not None and left > 0 and again is not None and now >= again:
+                    # While it starts, or goes on from its checkpoint: nothing of that may be half done.
+                    again = None
+                    left -= self._inject(self._rng.choice(["kill driver", "end driver"]), child, directory)
                 self._sample(child)
         finally:
             _end(child)
@@ -151,7 +166,8 @@ class Campaign:
             if status == "failed":
                 self.result.complaints.append(f"{directory.name}: the run failed; {_standing(directory)}")
                 return True
-        if child.returncode not in (0, -signal.SIGKILL):
+        # SIGTERM ends a driver that has not come as far as asking for it.
+        if child.returncode not in (0, -signal.SIGKILL, -signal.SIGTERM):
             self.result.complaints.append(
                 f"{directory.name}: the driver ended with {child.returncode}: {_tail(self._root / directory.name)}"
             )
@@ -160,24 +176,26 @@ class Campaign:
 
     def _inject(self, fault: str, child: subprocess.Popen[bytes], directory: Path) -> bool:
         how, _, whom = fault.partition(" ")
-        if whom == "driver":
-            victim = psutil.Process(child.pid)
-        else:
-            workers = self._head.workers(self._subject.kinds[whom])
-            if not workers:
-                return False
-            victim = self._rng.choice(workers[-2:])
+        victims = [psutil.Process(child.pid)] if whom == "driver" else self._workers(whom)
+        if not victims:
+            return False
         # Before the fault, so that a run that dies of it has it on record.
         with (directory / "chaos.jsonl").open("a") as file:
-            file.write(json.dumps({"time": time.time(), "fault": fault, "pid": victim.pid}) + "\n")
-        try:
-            {"kill": victim.kill, "end": victim.terminate, "stop": victim.suspend, "pause": victim.suspend}[how]()
-        except psutil.Error:
-            return False
+            file.write(json.dumps({"time": time.time(), "fault": fault, "pids": [v.pid for v in victims]}) + "\n")
+        for victim in victims:
+            with suppress(psutil.Error):  # gone by itself meanwhile, or with another one
+                {"kill": victim.kill, "end": victim.terminate, "stop": victim.suspend, "pause": victim.suspend}[how]()
         if how == "pause":
-            threading.Timer(PAUSE_S, _resume, [victim]).start()
+            threading.Timer(PAUSE_S, _resume, victims).start()
         self.result.injected[fault] += 1
         return True
+
+    def _workers(self, whom: str) -> list[psutil.Process]:
+        """One worker of a kind, all engines, or all there are."""
+        kinds = self._subject.kinds
+        asked = {"rollouts": ["rollout"], "everyone": list(kinds)}.get(whom, [whom])
+        found = [p for kind in asked for p in self._head.workers(kinds[kind])[-WORKERS_OF_A_KIND:]]
+        return [self._rng.choice(found)] if found and whom in kinds else found
 
     def _judge(self, name: str, directory: Path) -> None:
         self.result.complaints += [f"{name}: {complaint}" for complaint in self._subject.complaints(directory)]
@@ -201,9 +219,10 @@ class Campaign:
             self.result.samples.append((now, driver.memory_info().rss / 2**20, driver.num_fds(), driver.num_threads()))
 
 
-def _resume(process: psutil.Process) -> None:
-    with suppress(psutil.Error):
-        process.resume()
+def _resume(*processes: psutil.Process) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.resume()
 
 
 def _count_lines(path: Path) -> int:

@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 120
+"""On a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def ray_head(*, num_cpus: int = 4) -> Iterator[Head]:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONUNBUFFERED": "1",  # what the head says is waited for
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -60,21 +63,21 @@ def ray_head(*, num_cpus: int = 4) -> Iterator[Head]:
                 start_new_session=True,
             )  # fmt: skip
             try:
-                _wait_for(gcs, child)
+                _wait_for(Path(folder) / "head.log", child)
                 address = {"RAY_ADDRESS": f"127.0.0.1:{gcs}", "SOLON_ALLOW_OPEN_CLUSTER": "1"}
                 yield Head(psutil.Process(child.pid), environment | address)
             finally:
                 _end(child)
 
 
-def _wait_for(port: int, child: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+def _wait_for(log: Path, child: subprocess.Popen[bytes]) -> None:
+    """Until the head says that it stands: its port answers long before its node is there."""
+    deadline = time.monotonic() + START_TIMEOUT_S
     while child.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            time.sleep(2)  # the port answers a little before the node is registered
+        if "Ray runtime started" in log.read_text(errors="replace"):
             return
         time.sleep(0.2)
-    raise RuntimeError("the Ray head did not start")
+    raise RuntimeError(f"the Ray head did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
-from benchmarks._standins import TimedJudgeActor, TimedLearnerActor, TimedRolloutActor
+from benchmarks._standins import TimedJudge, TimedLearnerActor, TimedRolloutActor
 from cluster.driver import Driver
 from cluster.launch import Launcher, cluster
 from cluster.preflight import Inputs
@@ -20,7 +23,8 @@ from cluster.start import find_start
 from solon.cli.view import SilentView
 from solon.constitution import Constitution
 from solon.prompts import prompt_id
-from solon.records import Message, Prompt
+from solon.protocols import LabelReport
+from solon.records import Feedback, Group, Label, Message, Prompt, Status
 
 BATCH = 8
 CONSTITUTION = Path(__file__).resolve().parents[2] / "nursery" / "constitution.yaml"
@@ -42,6 +46,7 @@ def run_of(*, steps: int, seed: int, target: int) -> RunFile:
         "learn": {"num_cpus": 0, "advantages": "gae"},
         "feedback": {"task": "pointwise", "template": "compact", "min_valid": 1},
         "ledger": {"batch_groups": BATCH, "max_losses": 10_000, "lease_s": 30},
+        "evaluate": {"prompts": "none", "evaluator": "judge", "audit_judge": "stand/in-audit"},
         "staleness": {"target_staleness": target, "max_staleness": 4},
         "recovery": {
             "max_restarts": 10_000,
@@ -64,6 +69,28 @@ def prompts_of(count: int = 50) -> tuple[Prompt, ...]:
     return tuple(found)
 
 
+class LabellingJudge(TimedJudge):
+    """Gives a label with every reward, so that the files can show who was labelled."""
+
+    async def label(self, group: Group) -> tuple[LabelReport, Feedback]:
+        report, feedback = await super().label(group)
+        labels = tuple(
+            Label(
+                task="pointwise", principle_id="stand-in", rollouts=(n,), status=Status.OK, margin=1.0, judge=self.name
+            )
+            for n in range(len(group.rollouts))
+        )
+        return report, dataclasses.replace(feedback, labels=labels)
+
+
+class AuditingJudge(LabellingJudge):
+    """A class of its own, so that its process is told apart."""
+
+
+LabellingJudgeActor = ray.remote(num_cpus=0)(LabellingJudge)
+AuditingJudgeActor = ray.remote(num_cpus=0)(AuditingJudge)
+
+
 class StandinLauncher(Launcher):
     """Puts stand-ins where the engines and the learner would be."""
 
@@ -77,6 +104,12 @@ class StandinLauncher(Launcher):
         names = [f"judge-{n}" for n in range(self._run.judging.num_actors)]
         return [RemoteJudge(self._judge(name), name=name, groups_at_once=BATCH) for name in names]
 
+    def audit_judge(self) -> RemoteJudge:
+        def spawn(made: int) -> Any:
+            return AuditingJudgeActor.remote(self.lane_s / BATCH, name="audit-judge")
+
+        return RemoteJudge(spawn, name="audit-judge", groups_at_once=1)
+
     def learner(self) -> RemoteLearner:
         return RemoteLearner(lambda _: TimedLearnerActor.remote(self.lane_s, name="learner"), name="learner")
 
@@ -84,7 +117,7 @@ class StandinLauncher(Launcher):
         return lambda _: TimedRolloutActor.remote(self.lane_s, 0.5, name=name, slots=BATCH)
 
     def _judge(self, name: str) -> Callable[[int], Any]:
-        return lambda _: TimedJudgeActor.remote(self.lane_s / BATCH, name=name)
+        return lambda _: LabellingJudgeActor.remote(self.lane_s / BATCH, name=name)
 
 
 def main() -> None:
@@ -99,7 +132,7 @@ def main() -> None:
     StandinLauncher.lane_s = options.lane
     run = run_of(steps=options.steps, seed=options.seed, target=options.target)
     constitution = Constitution.load(run.constitution)
-    inputs = Inputs(constitution=constitution, prompts=prompts_of(), heldout=(), warnings=())
+    inputs = Inputs(constitution=constitution, prompts=prompts_of(), heldout=prompts_of(4), warnings=())
     start = find_start(run, constitution.hash, root=options.root, name=options.name, default="run", resume=True)
     if start.finished is not None:
         return

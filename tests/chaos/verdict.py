@@ -57,12 +57,30 @@ def complaints(directory: Path, *, steps: int | None, batch: int) -> list[str]:
         found.append(f"{summary['weights']['attested']} versions were attested")
     if summary["staleness"]["max"] > summary["staleness"]["bound"]:
         found.append(f"staleness {summary['staleness']['max']} exceeds {summary['staleness']['bound']}")
+    unreadable = {event["ordinal"] for event in events if event["event"] == "rows_lost"}
     for table in ("rollouts", "labels"):
         parts = (directory / table).glob("*.parquet")
         kept = {o for part in parts for o in pq.read_table(part, columns=["ordinal"])["ordinal"].to_pylist()}
-        if table == "rollouts" and (missing := total.committed.keys() - kept):
+        if missing := total.committed.keys() - kept - unreadable:
             found.append(f"trained without a trace in {table}: {sorted(missing)[:9]}")
+    found += version_complaints(events, steps=steps)
+    bound = summary["staleness"]["bound"]
+    if late := [line["step"] for line in metrics if line.get("batch/staleness/max", 0) > bound]:
+        found.append(f"staler than {bound} at steps {late[:9]}")
     return found
+
+
+def version_complaints(events: Sequence[Mapping[str, Any]], *, steps: int) -> list[str]:
+    """Every version is attested once, in order; after a resume, from the checkpoint's on."""
+    found, live = [], 0
+    for event in events:
+        if event["event"] == "resumed":
+            live = event["step"]
+        elif event["event"] == "published":
+            if event["version"] != live + 1:
+                found.append(f"version {event['version']} was published on top of {live}")
+            live = event["version"]
+    return found if live == steps else [*found, f"the last version published is {live} of {steps}"]
 
 
 def expected_digest(batches: Mapping[int, Sequence[int]], prompts: Sequence[Prompt], *, seed: int) -> str:
