@@ -268,6 +268,7 @@ async def test_an_endpoint_object_shows_no_key(monkeypatch: pytest.MonkeyPatch):
 
 
 async def test_a_redis_that_does_not_answer_is_told_without_its_password(caplog: pytest.LogCaptureFixture):
+    pytest.importorskip("redis", reason="the package redis is an extra")
     store = RedisStore(REDIS, timeout_s=0.2)
     assert await store.get_many([b"k"]) == {}
     assert store.failures == 1
