@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
+from solon.errors import CallLostError, PayloadLostError, RunFailedError, WorkerLostError
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ async def is_there(box: list[ray.ObjectRef]) -> bool:
 
 async def call(result: Awaitable[T], *, who: str) -> T:
     """Await a remote result. An error of the worker's own code is raised as it was there, a dead worker as
-    WorkerLostError, an argument that is gone as PayloadLostError."""
+    WorkerLostError, a connection that broke as CallLostError, an argument that is gone as PayloadLostError."""
     try:
         return await result
     except ray.exceptions.ObjectLostError as error:
@@ -81,6 +81,8 @@ async def call(result: Awaitable[T], *, who: str) -> T:
         if isinstance(cause, Exception) and not isinstance(cause, ray.exceptions.RayError):
             raise cause from None
         raise
+    except ray.exceptions.ActorUnavailableError as error:  # a dead actor's is another subclass of RayActorError
+        raise CallLostError(f"{who} could not be reached: {_first_line(error)}") from None
     except _DEAD as error:
         raise WorkerLostError(f"{who} died: {_first_line(error)}; its log is in the Ray dashboard") from None
     except ray.exceptions.RaySystemError as error:

@@ -24,6 +24,7 @@ LATELY_S = 600.0
 FAULTS = (
     "worker_lost",
     "restart_failed",
+    "call_lost",
     "worker_given_up",
     "learner_trained_again",
     "group_lost",

@@ -61,6 +61,10 @@ class WorkerLostError(RunFailedError):
     """A worker died, or does not answer. What it held may be given to another."""
 
 
+class CallLostError(WorkerLostError):
+    """The answer to a call did not arrive. The worker may have done what it was asked, and may be well."""
+
+
 class PayloadLostError(RunFailedError):
     """What a worker made is gone with the machine that kept it. It must be made again."""
 

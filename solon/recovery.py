@@ -8,6 +8,9 @@
 A worker is up, down (being replaced) or given up. Whoever notices a loss says so with `lost`; the first one starts
 the recovery, all calls that wait for the lost worker end with WorkerLostError, and the work they held goes back to the
 ledger. A recovered worker is up only after `rejoin`: an engine holds the current attested weights by then.
+
+A call whose answer did not arrive (CallLostError) is no loss yet: the worker stays if it gives a sign of life and its
+calls may be made twice. To the caller it is a loss: what was asked is asked again, of this worker or another.
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from solon.errors import RunFailedError, WorkerLostError
+from solon.errors import CallLostError, RunFailedError, WorkerLostError
 
 T = TypeVar("T")
+
+LOST_CALLS = 3
+"""Times that answers may fail to arrive within `window_s`; a worker behind such a line is replaced."""
 
 
 class RecoveryConfig(BaseModel):
@@ -82,21 +88,26 @@ class Guard:
         rejoin: Callable[[], Awaitable[None]] | None = None,
         on_down: Callable[[], None] = lambda: None,
         spare: Callable[[], bool] = lambda: False,
+        repeatable: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """rejoin: what a replacement must do before it is up. on_down: called when the worker is lost. spare: whether
-        the run can go on without it, asked when the restarts are spent."""
+        the run can go on without it, asked when the restarts are spent. repeatable: whether a call may be made twice to
+        the same worker."""
         self._worker = worker
         self._config = config
         self.tell = tell
         self.rejoin = rejoin
         self.on_down = on_down
         self.spare = spare
+        self._repeatable = repeatable
         self._clock = clock
         self._up = asyncio.Event()
         self._up.set()
         self._life: asyncio.Future[None] | None = None
         self._restarts: deque[float] = deque()
+        self._lost_calls: deque[float] = deque()
+        self._doubt: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._failure: Exception | None = None
@@ -142,7 +153,10 @@ class Guard:
                 raise WorkerLostError(f"{self.name} did not answer within {timeout_s:.0f} s")
             raise WorkerLostError(f"{self.name} was lost")
         except WorkerLostError as error:
-            self.lost(error, incarnation)
+            if isinstance(error, CallLostError) and self._repeatable:
+                await self._ask_after(error, incarnation)
+            else:
+                self.lost(error, incarnation)
             raise
         finally:
             task.cancel()
@@ -161,6 +175,7 @@ class Guard:
         if incarnation != self.incarnation or self._closed or not self.is_up:
             return
         self.incarnation += 1
+        self._lost_calls.clear()
         self._up.clear()
         life, self._life = self._life, None
         if life is not None and not life.done():
@@ -187,6 +202,35 @@ class Guard:
         if self._life is None:
             self._life = asyncio.get_running_loop().create_future()
         return self._life
+
+    async def _ask_after(self, error: CallLostError, incarnation: int) -> None:
+        """Returns when the worker has given a sign of life, or counts as lost. Calls that are lost together ask once."""
+        if self._doubt is None or self._doubt.done():
+            self._doubt = asyncio.ensure_future(self._doubted(error, incarnation))
+            self._tasks.add(self._doubt)
+            self._doubt.add_done_callback(self._tasks.discard)
+        await asyncio.wait({self._doubt})
+
+    async def _doubted(self, error: CallLostError, incarnation: int) -> None:
+        now = self._clock()
+        while self._lost_calls and self._lost_calls[0] <= now - self._config.window_s:
+            self._lost_calls.popleft()
+        self._lost_calls.append(now)
+        try:
+            if len(self._lost_calls) > LOST_CALLS:
+                raise error
+            async with asyncio.timeout(self._config.beat_timeout_s):
+                await self._beat()
+        except (TimeoutError, WorkerLostError):
+            self.lost(error, incarnation)
+        else:
+            self.tell("call_lost", worker=self.name, cause=str(error))
+
+    async def _beat(self) -> float:
+        try:
+            return await self._worker.beat()
+        except CallLostError:  # one lost answer says nothing of the worker
+            return await self._worker.beat()
 
     async def _recover(self, error: WorkerLostError) -> None:
         began = self._clock()
@@ -237,7 +281,7 @@ class Guard:
         try:
             while not (await asyncio.wait({task}, timeout=self._config.beat_every_s))[0]:
                 async with asyncio.timeout(self._config.beat_timeout_s):
-                    await self._worker.beat()
+                    await self._beat()
             task.result()
         except TimeoutError:
             raise WorkerLostError(f"a new {self.name} does not answer") from None
@@ -268,7 +312,7 @@ class Guard:
                 continue
             with suppress(WorkerLostError):
                 incarnation = self.incarnation
-                stalled_s = await self.during(self._worker.beat(), timeout_s=config.beat_timeout_s)
+                stalled_s = await self.during(self._beat(), timeout_s=config.beat_timeout_s)
                 if stalled_s > config.stall_s:
                     error = WorkerLostError(f"{self.name} has had work for {stalled_s:.0f} s without getting on")
                     self.lost(error, incarnation)

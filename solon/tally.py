@@ -36,6 +36,7 @@ FAULTS = frozenset(
         "worker_recovered",
         "worker_given_up",
         "restart_failed",
+        "call_lost",
         "learner_trained_again",
         "group_lost",
         "tokens_salvaged",

@@ -23,8 +23,9 @@ _live: set[int] = set()
 """Engines of this process that were not stopped, by identity."""
 _rendezvous: list[int] = []
 """Open files by which the engines of this process meet themselves."""
-_CPU_BLOCK_TOKENS = 32
-"""Tokens per cache block on a CPU. The backend's default of 128 would keep short prompts out of the prefix cache."""
+_CPU_BLOCK_TOKENS, _AMX_BLOCK_TOKENS = 16, 32
+"""Tokens per cache block on a CPU; its tiles (AMX) take no smaller ones. The backend's default of 128 would keep short
+prompts out of the prefix cache."""
 _CPU_BATCHED_TOKENS = 8192
 """Tokens computed in one step on a CPU at most."""
 
@@ -50,10 +51,13 @@ def start_vllm(config: EngineConfig) -> Any:
 
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.executor import uniproc_executor
 
     _register_in_process(config)
+    if current_platform.is_cpu():  # vLLM loads the class by its name, in place of its own
+        register_backend(AttentionBackendEnum.CPU_ATTN, "solon.engines.vllm_cpu_attention.SmallBlocks")
     in_the_temporary_folder = uniproc_executor.get_file_store_init_method
     uniproc_executor.get_file_store_init_method = _meeting_place
     arguments = _arguments(config, on_cpu=current_platform.is_cpu())
@@ -134,7 +138,7 @@ def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
     }
     if on_cpu:
         arguments["dtype"] = _cpu_dtype(config)
-        arguments["block_size"] = _CPU_BLOCK_TOKENS
+        arguments["block_size"] = _cpu_block_tokens(arguments["dtype"])
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * _GIB)
         # A prompt computed in two pieces makes vLLM rewind the request's random generator, and torch's CPU
         # generator cannot be rewound ("CPU Generator does not use offset").
@@ -143,6 +147,12 @@ def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
     else:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     return arguments
+
+
+def _cpu_block_tokens(dtype: str) -> int:
+    import torch
+
+    return _AMX_BLOCK_TOKENS if dtype == "bfloat16" and torch.cpu._is_amx_tile_supported() else _CPU_BLOCK_TOKENS
 
 
 def _cpu_dtype(config: EngineConfig) -> str:

@@ -132,11 +132,9 @@ async def child() -> None:
     async with World(steps=5, recovery=patience, ledger={"max_losses": 1000}, start_tries=20) as world:
         world.begin()
         await world.ended(timeout_s=150)
-        print(
-            json.dumps(
-                {"steps": len(world.watcher.batches), "lost": len(world.told("worker_lost")) + world.failed_starts}
-            )
-        )
+        lost = len(world.told("worker_lost")) + len(world.told("call_lost")) + world.failed_starts
+        replaced = len(world.told("worker_recovered"))
+        print(json.dumps({"steps": len(world.watcher.batches), "lost": lost, "replaced": replaced}))
 
 
 if __name__ == "__main__":

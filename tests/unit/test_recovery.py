@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
+from solon.errors import CallLostError, PayloadLostError, RunFailedError, WorkerLostError
 from solon.guarded import GuardedJudge, GuardedLearner, GuardedRollout
 from solon.ledger import Lease, Work
 from solon.loop import run_loop
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import StepReport, Weights
-from solon.recovery import Guard, RecoveryConfig, spare_each_other
+from solon.recovery import LOST_CALLS, Guard, RecoveryConfig, spare_each_other
 from solon.weights import Publication
 from tests.unit.fakes import FakeJudge, FakeLearner, FakeRollout, make_lanes, make_weights
 
@@ -34,6 +34,8 @@ class Process:
     fails_to_start: int = 0
     stalled_s: float = 0.0
     calls: int = 0
+    lost_calls: int = 0
+    """So many answers will not arrive."""
 
     async def restart(self) -> None:
         self.starts += 1
@@ -52,6 +54,9 @@ class Process:
             await asyncio.Event().wait()
         if not self.alive:
             raise WorkerLostError(f"{self.name} died")
+        if self.lost_calls:
+            self.lost_calls -= 1
+            raise CallLostError(f"{self.name} could not be reached")
         return "answer"
 
 
@@ -85,6 +90,63 @@ async def test_a_worker_that_hangs_is_noticed_without_being_asked_anything_and_i
         await soon(guard.during(process.touch()))
     assert await soon(guard.ready())
     assert "did not answer within" in events[0][1]["cause"]
+    await guard.close()
+
+
+async def test_a_worker_whose_answer_is_lost_stays_if_it_gives_a_sign_of_life():
+    process = Process(lost_calls=2)
+    guard, events = make_guard(process)
+    outcomes = await asyncio.gather(*(guard.during(process.touch()) for _ in range(2)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {CallLostError}
+    assert guard.is_up
+    assert await guard.during(process.touch()) == "answer"
+    assert process.starts == 0
+    assert [name for name, _ in events] == ["call_lost"]
+
+
+async def test_a_call_that_may_be_repeated_is_made_again_to_the_same_worker():
+    process = Process(lost_calls=1)
+    guard, _ = make_guard(process)
+    assert await soon(guard.insist(process.touch)) == "answer"
+    assert process.starts == 0
+
+
+@pytest.mark.parametrize("what", ["hangs", "is not reached"])
+async def test_a_worker_whose_answer_is_lost_and_that_gives_no_sign_of_life_is_replaced(what: str):
+    process = Process(lost_calls=1)
+    guard, events = make_guard(process)
+    call = guard.during(process.touch())
+    if what == "hangs":
+        process.beat = asyncio.Event().wait  # type: ignore[method-assign,assignment]
+    else:
+        process.lost_calls = 3
+    with pytest.raises(CallLostError):
+        await soon(call)
+    assert await soon(guard.ready())
+    assert process.starts == 1
+    assert [name for name, _ in events] == ["worker_lost", "worker_recovered"]
+
+
+async def test_a_worker_behind_a_bad_line_is_replaced_in_the_end():
+    process = Process()
+    guard, events = make_guard(process)
+    for _ in range(LOST_CALLS + 1):
+        process.lost_calls = 1
+        with pytest.raises(CallLostError):
+            await guard.during(process.touch())
+    assert await soon(guard.ready())
+    assert process.starts == 1
+    assert [name for name, _ in events] == ["call_lost"] * LOST_CALLS + ["worker_lost", "worker_recovered"]
+
+
+async def test_a_lost_beat_is_asked_for_again():
+    process = Process()
+    guard, events = make_guard(process)
+    guard.start()
+    process.lost_calls = 1
+    while process.calls < 4:  # noqa: ASYNC110 - what is tested is that nobody has to say anything
+        await asyncio.sleep(0.01)
+    assert not events
     await guard.close()
 
 
@@ -308,8 +370,11 @@ async def test_whoever_is_killed_or_stopped_at_random_every_group_is_trained_onc
         for _ in range(40):
             await asyncio.sleep(rng.uniform(0.001, 0.03))
             victim = rng.choice(world.processes)
-            if rng.random() < 0.8:
+            what = rng.random()
+            if what < 0.6:
                 victim.alive = False
+            elif what < 0.8:
+                victim.lost_calls = 1
             else:
                 victim.hangs = True
 
@@ -345,6 +410,24 @@ async def test_a_learner_that_dies_comes_back_with_the_same_weights_and_nothing_
     again = [fields for name, fields in world.witness.events if name == "learner_trained_again"]
     assert [(fields["steps"], fields["same_weights"]) for fields in again] == [(2, True), (5, True)]
     assert seen == [1, 2, 3, 4, 5, 6]
+    assert sorted(o for batch in world.learner.trained for o in batch) == list(range(24))
+
+
+async def test_a_learner_whose_answer_is_lost_is_made_again_so_that_no_step_is_trained_twice():
+    world = Mortal(steps=6)
+    lost: list[int] = []
+
+    async def step(self: MortalLearner, lease: Lease) -> Any:
+        answer = await MortalLearner.step(self, lease)
+        if lease.step == 2 and not lost:
+            lost.append(2)
+            raise CallLostError("learner could not be reached")
+        return answer
+
+    world.learner.step = step.__get__(world.learner)  # type: ignore[method-assign]
+    assert await asyncio.wait_for(world.run(6), timeout=20) == 6
+    again = [fields for name, fields in world.witness.events if name == "learner_trained_again"]
+    assert [(fields["steps"], fields["same_weights"]) for fields in again] == [(2, True)]
     assert sorted(o for batch in world.learner.trained for o in batch) == list(range(24))
 
 

@@ -1,0 +1,19 @@
+"""vLLM's attention for CPUs with cache blocks of 16 tokens.
+
+Its kernels read blocks of any multiple of 16 (`vec16`), but the class that offers them announces multiples of 32, and
+vLLM believes the class. What is shared by two prompts is found by whole blocks, so the smaller ones are worth having
+for prompts of a few dozen tokens. vLLM calls this class by its name, see `solon.engines.vllm_build`.
+"""
+
+from __future__ import annotations
+
+from vllm.v1.attention.backend import MultipleOf
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+
+class SmallBlocks(CPUAttentionBackend):
+    """`CPU_ATTN` in blocks of 16 tokens."""
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: object = None) -> list[int | MultipleOf]:
+        return [MultipleOf(16)]
