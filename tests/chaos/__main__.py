@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
 import tests.chaos
 from tests.chaos.campaign import FAULTS, Campaign, Result, Subject
@@ -28,6 +30,8 @@ from tests.chaos.verdict import (
 )
 
 REAL_BATCH = 16
+ENOUGH = 3
+"""Undisturbed runs at least, to say what is to be expected of another one."""
 
 
 def standin_subject(*, steps: int | None, target: int) -> Subject:
@@ -120,6 +124,30 @@ def report(result: Result, console: Console) -> dict[str, Any]:
     }
 
 
+def compare(adherence: list[float], undisturbed: list[float], console: Console) -> tuple[dict[str, Any], list[str]]:
+    """Held-out adherence of runs with faults against that of runs without, and complaints.
+
+    Where as many undisturbed runs would all end in 95 of 100 cases: prediction intervals of Student's t, Bonferroni.
+    """
+    count, mean = len(undisturbed), statistics.mean(undisturbed)
+    if count < ENOUGH or not adherence:
+        return {"undisturbed": undisturbed}, []
+    quantile = stats.t.ppf(1 - 0.025 / len(adherence), count - 1)
+    half = quantile * statistics.stdev(undisturbed) * math.sqrt(1 + 1 / count)
+    low, high = mean - half, mean + half
+    console.print(f"held-out adherence: undisturbed {_list(undisturbed)}, so {low:.3f} to {high:.3f} is to be expected")
+    console.print(f"with faults: {_list(adherence)}")
+    outside = [value for value in adherence if not low <= value <= high]
+    wrong = [f"adherence with faults {_list(outside)} is not from {low:.3f} to {high:.3f}"] if outside else []
+    for complaint in wrong:
+        console.print(f"FAILED: {complaint}", style="red")
+    return {"undisturbed": undisturbed, "expected": [low, high]}, wrong
+
+
+def _list(values: list[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
+
+
 def soak(campaign: Campaign, root: Path, seconds: float, console: Console) -> dict[str, Any]:
     """One long run, hurt now and then; the driver's memory, files and threads must not grow."""
     began = time.monotonic()
@@ -174,7 +202,11 @@ def main() -> int:
             undisturbed = [s["eval"]["after"]["mean"] for s in campaign.result.summaries if s["eval"].get("after")]
             campaign.run(faults=options.kills, each=each)
             found = report(campaign.result, console)
-            found["undisturbed"] = undisturbed
+            found["adherence"] = found["adherence"][len(undisturbed) :]
+            if undisturbed:
+                comparison, wrong = compare(found["adherence"], undisturbed, console)
+                found |= comparison
+                found["complaints"] += wrong
         found["seed"], found["engines"], found["target"] = options.seed, options.engines, options.target
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
