@@ -110,7 +110,7 @@ class GuardedLearner:
         self._fingerprint = ""
         self.on_weights: Callable[[Weights, Box], None] = lambda manifest, box: None
         """Given every version that a new learner makes again: those of the lost one may have gone with its machine."""
-        # A step that is trained twice is another step: a learner whose answer is lost is made again from its checkpoint.
+        # A step that is trained twice is another step: a learner whose answer is lost is made again.
         self.guard = Guard(self, config, tell=tell, rejoin=self._train_again, repeatable=False)
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:

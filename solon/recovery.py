@@ -105,8 +105,8 @@ class Guard:
         self._up = asyncio.Event()
         self._up.set()
         self._life: asyncio.Future[None] | None = None
-        self._restarts: deque[float] = deque()
-        self._lost_calls: deque[float] = deque()
+        self._restarts = _Lately(config.window_s, clock)
+        self._lost_calls = _Lately(config.window_s, clock)
         self._doubt: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -175,7 +175,7 @@ class Guard:
         if incarnation != self.incarnation or self._closed or not self.is_up:
             return
         self.incarnation += 1
-        self._lost_calls.clear()
+        self._lost_calls = _Lately(self._config.window_s, self._clock)
         self._up.clear()
         life, self._life = self._life, None
         if life is not None and not life.done():
@@ -204,20 +204,15 @@ class Guard:
         return self._life
 
     async def _ask_after(self, error: CallLostError, incarnation: int) -> None:
-        """Returns when the worker has given a sign of life, or counts as lost. Calls that are lost together ask once."""
+        """Returns when the worker has given a sign of life, or counts as lost. Calls lost together ask once."""
         if self._doubt is None or self._doubt.done():
-            self._doubt = asyncio.ensure_future(self._doubted(error, incarnation))
-            self._tasks.add(self._doubt)
-            self._doubt.add_done_callback(self._tasks.discard)
+            self._doubt = self._begin(self._doubted(error, incarnation))
         await asyncio.wait({self._doubt})
 
     async def _doubted(self, error: CallLostError, incarnation: int) -> None:
-        now = self._clock()
-        while self._lost_calls and self._lost_calls[0] <= now - self._config.window_s:
-            self._lost_calls.popleft()
-        self._lost_calls.append(now)
+        self._lost_calls.note()
         try:
-            if len(self._lost_calls) > LOST_CALLS:
+            if self._lost_calls.count() > LOST_CALLS:
                 raise error
             async with asyncio.timeout(self._config.beat_timeout_s):
                 await self._beat()
@@ -290,19 +285,16 @@ class Guard:
 
     def _spend(self, error: WorkerLostError) -> None:
         """Count a restart. Raises _SpentError when there were too many."""
-        now = self._clock()
-        while self._restarts and self._restarts[0] <= now - self._config.window_s:
-            self._restarts.popleft()
-        if len(self._restarts) >= self._config.max_restarts:
+        if self._restarts.count() >= self._config.max_restarts:
             raise _SpentError(
-                f"{self.name} was replaced {len(self._restarts)} times within {self._config.window_s:.0f} s and was "
+                f"{self.name} was replaced {self._restarts.count()} times within {self._config.window_s:.0f} s and was "
                 f"lost again, more than recovery.max_restarts = {self._config.max_restarts} allows; last cause: {error}"
             )
-        self._restarts.append(now)
+        self._restarts.note()
 
     def _backoff(self) -> float:
-        repeats = len(self._restarts) - 1
-        return min(60.0, self._config.backoff_s * 2.0 ** (repeats - 1)) if repeats else 0.0
+        repeats = self._restarts.count() - 1
+        return min(60.0, self._config.backoff_s * 2.0 ** (repeats - 1)) if repeats > 0 else 0.0
 
     async def _watch(self) -> None:
         config = self._config
@@ -317,10 +309,11 @@ class Guard:
                     error = WorkerLostError(f"{self.name} has had work for {stalled_s:.0f} s without getting on")
                     self.lost(error, incarnation)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def spare_each_other(guards: Sequence[Guard]) -> None:
@@ -331,6 +324,23 @@ def spare_each_other(guards: Sequence[Guard]) -> None:
 
 def _any_other_is_up(one: Guard, guards: Sequence[Guard]) -> bool:
     return any(guard.is_up for guard in guards if guard is not one)
+
+
+class _Lately:
+    """How often something happened within the last so many seconds."""
+
+    def __init__(self, window_s: float, clock: Callable[[], float]) -> None:
+        self._window_s = window_s
+        self._clock = clock
+        self._times: deque[float] = deque()
+
+    def note(self) -> None:
+        self._times.append(self._clock())
+
+    def count(self) -> int:
+        while self._times and self._times[0] <= self._clock() - self._window_s:
+            self._times.popleft()
+        return len(self._times)
 
 
 class _SpentError(Exception):
