@@ -11,7 +11,7 @@ from vllm.v1.attention.backend import MultipleOf
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 
-class SmallBlocks(CPUAttentionBackend):
+class SmallBlocks(CPUAttentionBackend):  # type: ignore[misc]  # vLLM is seen as Any
     """`CPU_ATTN` in blocks of 16 tokens."""
 
     @staticmethod

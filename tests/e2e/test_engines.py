@@ -456,6 +456,18 @@ def test_more_prompts_than_fit_a_step_are_all_answered(vllm_engine: Engine):
     assert len(finish(vllm_engine, requests)) == 100
 
 
+def test_prompts_share_what_they_have_in_common_by_sixteen_tokens_and_lose_no_accuracy(vllm_engine: Engine):
+    weights, network = make_weights("llama-tied", version=vllm_engine.version + 1)
+    vllm_engine.load_weights(weights)
+    ids = tuple(int(token) for token in np.random.default_rng(3).integers(6, VOCAB, 90))
+    for shared, cached in ((15, 0), (20, 16), (55, 48), (85, 80)):
+        request = Request(request_id="r", prompt_token_ids=(*ids[:shared], 6, 7, 8), max_tokens=4)
+        finish(vllm_engine, [replace(request, prompt_token_ids=(*ids[:shared], 9, 10))])
+        (completion,) = finish(vllm_engine, [request])
+        assert completion.cached_tokens == cached
+        assert behaviour_gap([request], [completion], network) < 1e-4
+
+
 def test_a_prefix_cached_under_old_weights_is_never_used_by_new_requests(vllm_engine: Engine):
     prompt = tuple(int(token) for token in np.random.default_rng(0).integers(6, VOCAB, 100))
     request = Request(request_id="r", prompt_token_ids=prompt, max_tokens=4)
