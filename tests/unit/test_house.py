@@ -67,6 +67,12 @@ def project() -> dict[str, Any]:
 # --- pins -------------------------------------------------------------------------------------------------
 
 
+def test_no_file_holds_what_a_merge_left_open():
+    marker = re.compile(r"^(<{7}|>{7}|\|{7})( |$)", re.MULTILINE)
+    texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in files()}
+    assert [str(path.relative_to(ROOT)) for path, text in texts.items() if marker.search(text)] == []
+
+
 def test_every_constraint_is_a_plain_name_and_version():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert lines == sorted(set(lines))
