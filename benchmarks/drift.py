@@ -38,9 +38,10 @@ from solon.feedback.judging import Item, Judge, Task, Verdict
 from solon.feedback.labeler import Labeler
 from solon.feedback.trials.biased import Bias, BiasedJudge
 from solon.feedback.trials.gold import GoldPair, gold_pair
+from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.audit import excerpt
 from solon.feedback.watching.canary import Canary, CanaryReading
-from solon.feedback.watching.watch import Alarm, Watch
+from solon.feedback.watching.watch import Watch
 from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.records import Feedback, Group, Prompt, Rollout, Status
 

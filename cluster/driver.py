@@ -22,9 +22,11 @@ from cluster.view import View
 from cluster.vigil import Vigil, draining_here
 from solon.async_ledger import AsyncLedger
 from solon.checkpoints import CheckpointFolder
+from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.canary import Canary
 from solon.feedback.watching.drift import Window
-from solon.feedback.watching.watch import Alarm, Watch
+from solon.feedback.watching.watch import Watch
+from solon.feedback.watching.watch_state import WatchState
 from solon.feedback.watching.watching import WatchingObserver
 from solon.loop import Lanes, run_loop
 from solon.prompts import PromptSource
@@ -226,14 +228,19 @@ class Driver:
             recorder=self._recorder,
             config_hash=run.hash,
             url=run.checkpoint_url,
-            state=lambda: {
-                "run_id": self._directory.path.name,
-                "constitution_hash": self._inputs.constitution.hash,
-                "tally": self._tally.state(),
-                "scores": self._scores,
-            },
+            state=self._state,
             spared=best,
         )
+
+    async def _state(self) -> dict[str, Any]:
+        """What else of the run a checkpoint keeps."""
+        return {
+            "run_id": self._directory.path.name,
+            "constitution_hash": self._inputs.constitution.hash,
+            "tally": self._tally.state(),
+            "scores": self._scores,
+            "watch": None if self._watching is None else (await self._watching.state()).to_json(),
+        }
 
     def _watch(self, crew: Crew) -> WatchingObserver | None:
         run = self._run
@@ -249,7 +256,7 @@ class Driver:
                 self._stopped_by = dataclasses.asdict(alarm)
                 self._stop.set()
 
-        return WatchingObserver(
+        watching = WatchingObserver(
             self._recorder,
             watch,
             gold=crew.auditor,
@@ -258,6 +265,10 @@ class Driver:
             canary=Canary(self._inputs.canary) if self._inputs.canary else None,
             judge=crew.judges[0].judge_fresh,
         )
+        checkpoint = self._start.checkpoint
+        if checkpoint is not None and (state := checkpoint.run.get("watch")) is not None:
+            watching.restore(WatchState.from_json(state))
+        return watching
 
     def _evaluator(self, crew: Crew) -> Evaluator | None:
         match self._run.evaluate.evaluator:

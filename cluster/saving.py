@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Saver:
         recorder: Recorder,
         config_hash: str,
         url: str,
-        state: Callable[[], Mapping[str, Any]],
+        state: Callable[[], Awaitable[Mapping[str, Any]]],
         spared: Callable[[], list[int]] = list,
     ) -> None:
         """state: what else of the run is to be kept. spared: steps whose checkpoint must not be retired."""
@@ -53,6 +53,7 @@ class Saver:
         scratch = self._folder.begin(step)
         await self._learner.save(str(scratch.resolve()))
         held, lost = await asyncio.to_thread(open_held, boxes)
+        state = await self._state()
         # What the checkpoint says was trained must be on record before the checkpoint is there.
         await asyncio.to_thread(self._recorder.sync)
         path = await asyncio.to_thread(
@@ -62,7 +63,7 @@ class Saver:
             config_hash=self._config_hash,
             ledger=cut.without(lost),
             held=held,
-            run=self._state(),
+            run=state,
             spared=self._spared(),
         )
         self._learner.saved(str(path.resolve()))

@@ -14,6 +14,7 @@ import os
 import warnings
 from typing import Any
 
+from solon.engines import vllm_cpu_attention
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import model_settings
 from solon.errors import InputError
@@ -56,8 +57,8 @@ def start_vllm(config: EngineConfig) -> Any:
     from vllm.v1.executor import uniproc_executor
 
     _register_in_process(config)
-    if current_platform.is_cpu():  # vLLM loads the class by its name, in place of its own
-        register_backend(AttentionBackendEnum.CPU_ATTN, "solon.engines.vllm_cpu_attention.SmallBlocks")
+    if current_platform.is_cpu():
+        register_backend(AttentionBackendEnum.CPU_ATTN, vllm_cpu_attention.BACKEND)
     in_the_temporary_folder = uniproc_executor.get_file_store_init_method
     uniproc_executor.get_file_store_init_method = _meeting_place
     arguments = _arguments(config, on_cpu=current_platform.is_cpu())

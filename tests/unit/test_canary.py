@@ -81,3 +81,14 @@ def test_no_pairs_and_other_verdicts_are_refused():
         Canary([])
     with pytest.raises(ValueError, match="got 2 verdicts for 1 canary items"):
         Canary([make_pair(0)]).read(0, verdicts([1.0, 1.0]))
+
+
+def test_the_canaries_of_a_resumed_run_are_compared_with_its_first_reading():
+    first, resumed = (Canary([make_pair(n) for n in range(3)]) for _ in range(2))
+    first.read(0, verdicts([1.0, 2.0, None]))
+    resumed.restore(first.first)
+    reading = resumed.read(50, verdicts([1.0, -2.0, None]))
+    assert reading.flipped == (1,)
+    other = Canary([make_pair(0)])
+    with pytest.raises(InputError, match=r"first reading was of 3 canary pairs, the file has 1 now; restore it"):
+        other.restore(first.first)

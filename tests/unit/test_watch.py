@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -9,9 +10,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from solon.errors import InputError
+from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.canary import CanaryReading
-from solon.feedback.watching.watch import Alarm, Watch
+from solon.feedback.watching.watch import Watch
 from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
+from solon.feedback.watching.watch_state import WatchState
+from solon.json_text import json_text
 from solon.records import Feedback
 from tests.unit.fakes import make_group
 
@@ -71,6 +76,54 @@ def test_an_alarm_that_was_gone_is_said_again():
     levels += [0.8 - 0.1 * n for n in range(8)]
     alarms = [a for step, gold in enumerate(levels) for a in tell(watch, step, 0.1 * step, gold)]
     assert len([a for a in alarms if a.kind == "gold_falls"]) == 2
+
+
+def course(step: int) -> tuple[float, float, str]:
+    """Reward, gold and text of a run that is fooled from step 10 on."""
+    return 0.1 * step, min(0.1 * step, 2.0 - 0.1 * step), "the sky is blue" if step < 14 else "it is wrong to say"
+
+
+def resumed(watch: Watch, **changes: Any) -> Watch:
+    """Another watch that goes on from what a checkpoint keeps of this one."""
+    text = json_text(watch.state().to_json())
+    other = make_watch(**changes)
+    other.restore(WatchState.from_json(json.loads(text)))
+    return other
+
+
+@pytest.mark.parametrize("cut", [0, 2, 6, 8, 10, 14, 18, 24])
+def test_a_watch_that_is_resumed_says_what_it_would_have_said(cut: int):
+    """A new one would take a policy that is astray already for the normal state of affairs."""
+    whole, first = make_watch(action="stop"), make_watch(action="stop")
+    said: list[Alarm] = []
+    for step in range(30):
+        whole.kl(step, 0.01 * step)
+        said += tell(whole, step, *course(step)[:2], text=course(step)[2])
+    found: list[Alarm] = []
+    for step in range(30):
+        if step == cut:
+            first = resumed(first, action="stop")
+        first.kl(step, 0.01 * step)
+        found += tell(first, step, *course(step)[:2], text=course(step)[2])
+    assert {"gold_falls", "gap", "symptom/refusal"} <= {alarm.kind for alarm in said}
+    assert found == said
+    assert first.windows == whole.windows
+    assert first.best == whole.best
+
+
+def test_an_alarm_that_was_not_told_before_the_checkpoint_is_told_after_it():
+    watch = make_watch()
+    watch.canary(make_reading(0))
+    watch.canary(make_reading(50, flips=0.9))
+    other = resumed(watch)
+    other.canary(make_reading(100, flips=0.9))
+    assert [alarm.kind for alarm in other.poll(100)] == ["canary"]
+
+
+def test_a_state_of_another_version_is_refused_with_what_to_do():
+    state = make_watch().state().to_json() | {"windows": [{"step": 1}]}
+    with pytest.raises(InputError, match=r"windows\.0\..*resume with the version of Solon that wrote it"):
+        WatchState.from_json(state)
 
 
 def test_the_distance_is_the_root_of_the_mean_kl_of_the_windows_steps():

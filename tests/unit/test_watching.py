@@ -18,10 +18,12 @@ from solon.errors import InputError, RunFailedError
 from solon.feedback.judging import Verdict
 from solon.feedback.trials.gold import gold_pair
 from solon.feedback.watching import watching as module
+from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.canary import Canary
 from solon.feedback.watching.drift import Window
-from solon.feedback.watching.watch import Alarm, Watch
+from solon.feedback.watching.watch import Watch
 from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
+from solon.feedback.watching.watch_state import WatchState
 from solon.feedback.watching.watching import WatchingObserver
 from solon.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
@@ -149,6 +151,28 @@ async def test_a_fooled_judge_stops_the_run_once_and_the_summary_says_why():
     assert stops[0].kind in {alarm["kind"] for alarm in summary["alarms"]}
     events = [fields for name, fields in written.events if name == "alarm" and fields["action"] == "stop"]
     assert set(events[0]) == {"kind", "step", "value", "threshold", "message", "action"}
+
+
+async def test_a_run_that_was_stopped_and_is_gone_on_with_is_not_stopped_again_for_the_same():
+    first, _, stops = make_observer(Gold(turn=8), action="stop")
+    await run(first, 20)
+    (stop,) = stops
+    state = await first.state()
+    second, written, stops = make_observer(Gold(turn=8), action="stop")
+    second.restore(WatchState.from_json(state.to_json()))
+    for step in range(20, 24):
+        tell(second, step)
+        await settle(second)
+    assert stop.kind not in written.alarms()
+    assert stop.kind in {alarm["kind"] for alarm in second.summary()["alarms"]}
+    assert second.watch.best == first.watch.best
+    for step in range(24, 60):  # something else is another reason to stop
+        second._gold.failure = RunFailedError("gone")  # type: ignore[attr-defined]
+        tell(second, step)
+        await settle(second)
+    await second.close()
+    assert [alarm.kind for alarm in stops][:1] in (["audit_lost"], ["past_peak"], ["gold_falls"])
+    assert len(stops) == 1
 
 
 async def test_an_auditor_that_dies_is_said_once_and_leaves_the_run_alone():

@@ -62,6 +62,20 @@ class Canary:
         self.items: tuple[Item, ...] = tuple(item for pair in self.pairs for item in pair.items)
         self._first: list[float | None] | None = None
 
+    @property
+    def first(self) -> tuple[float | None, ...] | None:
+        """Margins of the first reading, one for each pair."""
+        return None if self._first is None else tuple(self._first)
+
+    def restore(self, first: Sequence[float | None] | None) -> None:
+        """Compare with this reading from now on. Raises InputError when it is of other pairs."""
+        if first is not None and len(first) != len(self.pairs):
+            raise InputError(
+                f"--resume: the first reading was of {len(first)} canary pairs, the file has {len(self.pairs)} now; "
+                "restore it, or start a run of another --name"
+            )
+        self._first = None if first is None else list(first)
+
     def read(self, step: int, verdicts: Sequence[Verdict]) -> CanaryReading:
         """Compare with the first reading, which the first call becomes. Verdicts in the order of `items`."""
         if len(verdicts) != len(self.items):

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from solon.feedback.quality.intervals import Floats
 from solon.feedback.watching.symptoms import Sample, Symptoms, sample_of, symptoms
+from solon.feedback.watching.watch_state import SymptomState
 from solon.records import Feedback, Group
 
 BINS = 10
@@ -102,6 +103,22 @@ class SymptomDrift:
     def is_full(self) -> bool:
         """The window has what it needs."""
         return self._answers >= self._wanted
+
+    def state(self) -> SymptomState:
+        """What windows are compared with; the one that is being filled is left out."""
+        reference, margins = self._reference or (None, np.zeros(0))
+        return SymptomState(
+            first=tuple(self._first),
+            reference=reference,
+            margins=tuple(margins.tolist()),
+            changed=frozenset(self._changed),
+        )
+
+    def restore(self, state: SymptomState) -> None:
+        """Go on from there."""
+        self._first = list(state.first)
+        self._reference = None if state.reference is None else (state.reference, np.array(state.margins))
+        self._changed = set(state.changed)
 
     def observe(self, group: Group, feedback: Feedback) -> None:
         """A labelled group."""

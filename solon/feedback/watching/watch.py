@@ -14,31 +14,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.audit import Audited, chosen, pair_up
 from solon.feedback.watching.canary import CanaryReading
 from solon.feedback.watching.drift import Reason, Window, decide, fit_peak, trend, window_of
 from solon.feedback.watching.gap import Gap
 from solon.feedback.watching.symptom_drift import SymptomDrift
 from solon.feedback.watching.watch_config import Action, CanaryConfig, WatchConfig
+from solon.feedback.watching.watch_state import WatchState
 from solon.records import Feedback, Group
 
 KEPT_STEPS = 4096
 """KL values that are remembered: more than any audit takes to come back."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alarm:
-    """Something is to be looked at. Alarm(kind="gold_falls", step=120, value=-0.01, threshold=0.0, message="...",
-    action="stop")"""
-
-    kind: str
-    step: int
-    value: float
-    threshold: float
-    message: str
-    action: Action = "warn"
 
 
 class Watch:
@@ -149,6 +137,36 @@ class Watch:
         """The window that gold liked most."""
         return max(self.windows, key=lambda window: window.gold, default=None)
 
+    # -- what a checkpoint keeps of it ------------------------------------------------------------------------------
+
+    def state(self) -> WatchState:
+        """What was found up to now. Alarms that were not polled yet are not part of it."""
+        return WatchState(
+            windows=tuple(self.windows),
+            audited=tuple(self._audited),
+            asked=self._asked,
+            missing=self._missing,
+            kl=tuple(self._kl),
+            symptoms=self._symptoms.state(),
+            symptoms_due=self._symptoms_due,
+            raised=frozenset(self._raised) - {alarm.kind for alarm in self._pending},
+        )
+
+    def restore(self, state: WatchState) -> None:
+        """Go on from there. An alarm that goes on is not said again."""
+        self.windows = list(state.windows)
+        self._audited = list(state.audited)
+        self._asked, self._missing = state.asked, state.missing
+        self._kl.extend(state.kl)
+        self._symptoms.restore(state.symptoms)
+        self._symptoms_due = state.symptoms_due
+        self._raised = set(state.raised)
+        reference = self.config.reference_windows
+        if len(self.windows) >= reference:
+            self._gap = self._new_gap(self.windows[:reference])
+            for window in self.windows[reference:]:
+                self._gap.add(window)
+
     # -- how it gets there -----------------------------------------------------------------------------------------
 
     def _close_window(self, step: int) -> None:
@@ -158,10 +176,7 @@ class Watch:
         self._watch_missing(step)
         is_wide = False
         if len(self.windows) == self.config.reference_windows:
-            config = self.config
-            self._gap = Gap(
-                self.windows, tolerance=config.gap_tolerance, slack=config.gap_slack, limit=config.gap_limit
-            )
+            self._gap = self._new_gap(self.windows)
         elif self._gap is not None:
             is_wide = self._gap.add(window)
         self._measure(window)
@@ -178,6 +193,10 @@ class Watch:
         found = {reason.kind: reason for reason in self._decide()}
         for kind in ("near_peak", "past_peak", "gold_falls"):
             self._raise_reason(kind, found.get(kind), step)
+
+    def _new_gap(self, reference: Sequence[Window]) -> Gap:
+        config = self.config
+        return Gap(reference, tolerance=config.gap_tolerance, slack=config.gap_slack, limit=config.gap_limit)
 
     def _decide(self) -> list[Reason]:
         config = self.config

@@ -18,10 +18,12 @@ from typing import Any, Protocol
 
 from solon.errors import PayloadLostError
 from solon.feedback.judging import Item, Verdict
+from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.audit import excerpt
 from solon.feedback.watching.canary import Canary
-from solon.feedback.watching.watch import Alarm, Watch
+from solon.feedback.watching.watch import Watch
 from solon.feedback.watching.watch_config import Action
+from solon.feedback.watching.watch_state import WatchState
 from solon.ledger import Lease
 from solon.protocols import Box, GenerationReport, LabelReport, Observer
 from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
@@ -65,6 +67,9 @@ class WatchingObserver:
         self._canary = canary
         self._judge = judge
         self.alarms: list[Alarm] = []
+        """All of the run, those before it was resumed included."""
+        self._before = 0
+        """So many of them are from before."""
         self._boxes: dict[tuple[int, int], Box] = {}
         self._room = asyncio.Semaphore(AUDITS_AT_ONCE)
         self._turn = asyncio.Lock()
@@ -115,6 +120,20 @@ class WatchingObserver:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._failure is not None:
             raise self._failure
+
+    async def state(self) -> WatchState:
+        """What a checkpoint keeps; audits that are still under way are not part of it."""
+        async with self._turn:
+            canary = None if self._canary is None else self._canary.first
+            return self.watch.state().model_copy(update={"alarms": tuple(self.alarms), "canary": canary})
+
+    def restore(self, state: WatchState) -> None:
+        """Go on from there. What was done about an alarm is not done again."""
+        self.watch.restore(state)
+        self.alarms = list(state.alarms)
+        self._before = len(self.alarms)
+        if self._canary is not None:
+            self._canary.restore(state.canary)
 
     def summary(self) -> dict[str, Any]:
         """For summary.json: what was audited, what was raised, where gold was best."""
@@ -178,9 +197,11 @@ class WatchingObserver:
     def _raise(self, alarm: Alarm) -> None:
         self.alarms.append(alarm)
         self._observer.event("alarm", **asdict(alarm))
-        # A run stops once; the KL coefficient is raised once for each kind of alarm.
-        same = [one for one in self.alarms if one.action == alarm.action]
-        alike = same if alarm.action == "stop" else [one for one in same if one.kind == alarm.kind]
+        # A run stops once, and again when it was gone on with; KL is raised once for each kind of alarm.
+        if alarm.action == "stop":
+            alike = [one for one in self.alarms[self._before :] if one.action == "stop"]
+        else:
+            alike = [one for one in self.alarms if (one.action, one.kind) == (alarm.action, alarm.kind)]
         if alarm.action != "warn" and len(alike) == 1:
             self._begin(self._act(alarm))
 

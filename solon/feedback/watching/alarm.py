@@ -1,0 +1,20 @@
+"""What a watch says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from solon.feedback.watching.watch_config import Action
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Something is to be looked at. Alarm(kind="gold_falls", step=120, value=-0.01, threshold=0.0, message="...",
+    action="stop")"""
+
+    kind: str
+    step: int
+    value: float
+    threshold: float
+    message: str
+    action: Action = "warn"

@@ -1,0 +1,66 @@
+"""What a watch knows, as a checkpoint keeps it: a resumed run is compared with the beginning of the run, not with the
+moment at which it was resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from solon.errors import InputError
+from solon.feedback.watching.alarm import Alarm
+from solon.feedback.watching.audit import Audited
+from solon.feedback.watching.drift import Window
+from solon.feedback.watching.symptoms import Sample, Symptoms
+
+
+class SymptomState(BaseModel):
+    """What the symptoms are compared with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    first: tuple[Sample, ...] = ()
+    """Finished windows while there is no reference yet."""
+    reference: Symptoms | None = None
+    margins: tuple[float, ...] = ()
+    """Of the reference."""
+    changed: frozenset[str] = frozenset()
+
+
+class WatchState(BaseModel):
+    """What is finished; the answers of a window of symptoms that is being filled are not kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    windows: tuple[Window, ...] = ()
+    audited: tuple[Audited, ...] = ()
+    asked: int = 0
+    missing: int = 0
+    kl: tuple[tuple[int, float], ...] = ()
+    symptoms: SymptomState = SymptomState()
+    symptoms_due: int = 0
+    raised: frozenset[str] = frozenset()
+    alarms: tuple[Alarm, ...] = ()
+    """All alarms of the run."""
+    canary: tuple[float | None, ...] | None = None
+    """The first reading of the canary pairs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; NaN and infinities are text, which JSON has no numbers for."""
+        found: dict[str, Any] = json.loads(self.model_dump_json())
+        return found
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Raises InputError when another version of Solon wrote it."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InputError(
+                f"the checkpoint's state of the watch cannot be read: {place}: {first['msg']}; resume with the version "
+                "of Solon that wrote it, or start a run of another --name"
+            ) from None
