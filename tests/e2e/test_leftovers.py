@@ -91,7 +91,11 @@ def test_after_a_run_that_is_ended(
             assert not (child.directory / "summary.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)],  # it waits a minute for Ray's agents
+    ids=["SIGTERM", "SIGKILL"],
+)
 def test_after_a_run_with_real_engines(
     nursery: Any, tmp_path: Path, temporary: Path, shared_memory: set[str], number: signal.Signals
 ):
