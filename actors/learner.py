@@ -79,8 +79,12 @@ class RemoteLearner:
         manifest, weights = self._actor.start.options(num_returns=2).remote(checkpoint)
         return await call(manifest, who=self.name), [weights]
 
-    async def restart_from(self, checkpoint: str) -> tuple[Weights, Box]:
+    def replace(self) -> None:
+        """Another process in place of this one, which is not started yet."""
         self._process.replace()
+
+    async def restart_from(self, checkpoint: str) -> tuple[Weights, Box]:
+        self.replace()
         return await self.start(checkpoint)
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:

@@ -45,8 +45,12 @@ class RemoteRollout:
     async def start(self) -> None:
         await call(self._actor.start.remote(), who=self.name)
 
-    async def restart(self) -> None:
+    def replace(self) -> None:
+        """Another process in place of this one, which is not started yet."""
         self._process.replace()
+
+    async def restart(self) -> None:
+        self.replace()
         await self.start()
 
     async def beat(self) -> float:

@@ -142,10 +142,10 @@ class Driver:
             renewal_s=run.recovery.restart_timeout_s,
         )
         crew.learner.on_weights = publication.renew
-        await publication.verify(*crew.initial)
         for lane in crew.rollout:
             lane.guard.on_down = partial(publication.leave, lane)
             lane.guard.rejoin = partial(publication.join, lane)
+        await publication.verify(*crew.initial)
         for guard in crew.guards:
             guard.start()
         evaluator = self._evaluator(crew)

@@ -20,7 +20,7 @@ from cluster.run_file import EngineSection, LearnSection, RunFile
 from cluster.session import ClusterInfo as ClusterInfo
 from cluster.session import cluster as cluster
 from solon.constitution import Constitution
-from solon.errors import RunFailedError, first_cause
+from solon.errors import RunFailedError, WorkerLostError, first_cause
 from solon.feedback.asking.prompts import NO_SECRET, TEMPLATES
 from solon.feedback.asking.secret import nonce_secret
 from solon.feedback.caches.semantic import SemanticConfig
@@ -57,6 +57,8 @@ class Crew:
         await asyncio.gather(*(guard.close() for guard in self.guards))
 
 
+START_TRIES = 3
+"""Processes that are started for a worker at most: the node that one is put on may be gone, which nobody knows yet."""
 _ALONE: dict[str, Any] = {
     "calibration": "",
     "cascade": CascadeSection(),
@@ -100,21 +102,27 @@ class Launcher:
         auditor = self.audit_judge() if self._run.auditor else None
         waiting = set(self.names())
 
-        async def ready(name: str, starting: Any) -> Any:
-            result = await starting
-            waiting.discard(name)
-            on_ready(name)
+        async def ready(worker: Any, *arguments: Any) -> Any:
+            for tried in range(1, START_TRIES + 1):
+                try:
+                    result = await worker.start(*arguments)
+                    break
+                except WorkerLostError as error:
+                    if tried == START_TRIES:
+                        raise
+                    self._tell("worker_lost", worker=worker.name, cause=str(error))
+                    worker.replace()
+            waiting.discard(worker.name)
+            on_ready(worker.name)
             return result
 
         limit_s = self._run.recovery.restart_timeout_s
         try:
             async with asyncio.timeout(limit_s), asyncio.TaskGroup() as group:
-                identities = [group.create_task(ready(j.name, j.start())) for j in judges]
-                initial = group.create_task(ready(learner.name, learner.start(self._checkpoint)))
-                for lane in rollout:
-                    group.create_task(ready(lane.name, lane.start()))
-                if auditor is not None:
-                    group.create_task(ready(auditor.name, auditor.start()))
+                identities = [group.create_task(ready(judge)) for judge in judges]
+                initial = group.create_task(ready(learner, self._checkpoint))
+                for worker in (*rollout, *([auditor] if auditor is not None else [])):
+                    group.create_task(ready(worker))
         except ExceptionGroup as failures:
             raise first_cause(failures) from None
         except TimeoutError:

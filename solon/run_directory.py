@@ -169,7 +169,7 @@ class RunDirectory:
         try:
             write()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             had_ballast = self._ballast.exists()
             self._ballast.unlink(missing_ok=True)

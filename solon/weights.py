@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from solon.errors import AttestationError, PayloadLostError, WorkerLostError
+from solon.errors import AttestationError, CallLostError, PayloadLostError, WorkerLostError
 from solon.protocols import Box
 from solon.records import LoadReceipt, Weights
 
@@ -90,12 +90,11 @@ class Publication:
     async def verify(self, manifest: Weights, box: Box) -> None:
         """Load the learner's initial weights everywhere: proof that learner and engines start from one model.
 
-        Not counted as a publication. Raises AttestationError, WorkerLostError.
+        Not counted as a publication. An engine that is lost on the way joins again. Raises AttestationError.
         """
         async with self._turn:
             self._current = manifest, box
-            for engine in self._members:
-                await self._load(engine, manifest, box, changed=False)
+            await self._load_everywhere(manifest, box, changed=False)
 
     async def publish(self, manifest: Weights, box: Box, *, moved: bool = True) -> list[LoadReceipt]:
         """Load and attest `manifest.version` everywhere. Raises AttestationError naming engine and cause.
@@ -111,15 +110,7 @@ class Publication:
                 )
             changed = manifest.fingerprint != self._fingerprint
             self._current, self._fingerprint = (manifest, box), manifest.fingerprint
-            receipts = []
-            for engine in list(self._members):
-                incarnation = engine.incarnation
-                try:
-                    receipts.append(await self._load(engine, manifest, box, changed=changed))
-                except WorkerLostError as error:
-                    self.leave(engine)
-                    engine.lost(error, incarnation)
-            await self._some_engine()
+            receipts = await self._load_everywhere(manifest, box, changed=changed)
             self.attested += 1
             return receipts
 
@@ -137,6 +128,19 @@ class Publication:
         """It gets no new weights until it joins again."""
         if engine in self._members:
             self._members.remove(engine)
+
+    async def _load_everywhere(self, manifest: Weights, box: Box, *, changed: bool) -> list[LoadReceipt]:
+        """Returns when one engine at least holds them; the receipts of those that did at once."""
+        receipts = []
+        for engine in list(self._members):
+            incarnation = engine.incarnation
+            try:
+                receipts.append(await self._load(engine, manifest, box, changed=changed))
+            except WorkerLostError as error:
+                self.leave(engine)
+                engine.lost(error, incarnation)
+        await self._some_engine()
+        return receipts
 
     async def _some_engine(self) -> None:
         """Waits until one has joined; the turn is given away meanwhile. Raises what ended the last of them: nobody else
@@ -177,15 +181,19 @@ class Publication:
             ) from None
         return self._current
 
+    async def _send(self, engine: Publishable, box: Box) -> LoadReceipt:
+        async with asyncio.timeout(self._timeout_s):
+            return await engine.load_weights(box)
+
     async def _load(self, engine: Publishable, manifest: Weights, box: Box, *, changed: bool) -> LoadReceipt:
         try:
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    receipt = await engine.load_weights(box)
+                receipt = await self._send(engine, box)
             except PayloadLostError:
                 manifest, box = await self._made_again(box)
-                async with asyncio.timeout(self._timeout_s):
-                    receipt = await engine.load_weights(box)
+                receipt = await self._send(engine, box)
+            except CallLostError:  # taking the same weights twice does no harm, and the receipt says which they are
+                receipt = await self._send(engine, box)
         except TimeoutError:
             raise WorkerLostError(
                 f"engine {engine.name} did not take policy version {manifest.version} within "

@@ -19,7 +19,7 @@ from scipy import stats
 import tests.chaos
 from tests.chaos.campaign import FAULTS, Campaign, Result, Subject
 from tests.chaos.cluster_of_our_own import ROOT, ray_head
-from tests.chaos.standin_run import BATCH, prompts_of
+from tests.chaos.standin_run import BATCH, is_spoilt, prompts_of
 from tests.chaos.verdict import (
     committed_steps,
     complaints,
@@ -37,8 +37,10 @@ ENOUGH = 3
 def standin_subject(*, steps: int | None, target: int) -> Subject:
     """Stand-in workers; the learner's digest must be that of the batches on record, no more and no less."""
 
+    spoils = target > 0  # on policy the batches are compared with those of an undisturbed run
+
     def judge(directory: Path) -> list[str]:
-        found = complaints(directory, steps=steps, batch=BATCH)
+        found = complaints(directory, steps=steps, batch=BATCH, is_spoilt=lambda ordinal: spoils and is_spoilt(ordinal))
         batches = committed_steps(lines_of(directory / "metrics.jsonl"))
         if learner_digest(directory) != expected_digest(batches, prompts_of(), seed=0):
             found.append("the learner was trained on something else than the batches on record")
@@ -52,7 +54,8 @@ def standin_subject(*, steps: int | None, target: int) -> Subject:
 
     def command(root: Path, name: str) -> list[str]:
         module = ["tests.chaos.standin_run", "--root", str(root), "--name", name]
-        return [*module, "--steps", str(steps or 10**6), "--target", str(target), "--lane", "0.1" if steps else "0.5"]
+        pace = ["--steps", str(steps or 10**6), "--lane", "0.1" if steps else "0.5"]
+        return [*module, *pace, "--target", str(target), *(["--spoils"] if spoils else [])]
 
     return Subject(
         command=command,
@@ -66,7 +69,8 @@ def standin_subject(*, steps: int | None, target: int) -> Subject:
         patience_s=90,
         between_s=(0.2, 1.2) if steps else (20, 40),
         # A long run keeps its driver: its memory, files and threads are what is looked at.
-        faults=FAULTS if steps else {fault: often for fault, often in FAULTS.items() if "driver" not in fault},
+        faults=FAULTS if steps else without("driver", "disk", "node"),
+        is_lossy=True,
     )
 
 
@@ -89,8 +93,13 @@ def real_subject(*, steps: int) -> Subject:
         complaints=lambda directory: complaints(directory, steps=steps, batch=REAL_BATCH),
         patience_s=240,
         between_s=(4, 14),
-        faults={fault: often for fault, often in FAULTS.items() if "audit" not in fault},  # the oracles evaluate
+        faults=without("audit", "disk", "node"),  # the oracles evaluate
     )
+
+
+def without(*victims: str) -> dict[str, int]:
+    """All faults but those of these victims."""
+    return {fault: often for fault, often in FAULTS.items() if fault.split()[1] not in victims}
 
 
 def report(result: Result, console: Console) -> dict[str, Any]:
@@ -110,6 +119,9 @@ def report(result: Result, console: Console) -> dict[str, Any]:
         rows[kind] = {"times": len(seconds), "median": statistics.median(seconds), "worst": max(seconds)}
         away.add_row(kind, str(len(seconds)), f"{rows[kind]['median']:.1f}", f"{rows[kind]['worst']:.1f}")
     console.print(away)
+    console.print(f"drivers whose first calls were lost: {result.lossy}")
+    for cause, times in result.ends.items():
+        console.print(f"ended and gone on with, {times} times: {cause}", markup=False)
     for complaint in result.complaints:
         console.print(f"FAILED: {complaint}", markup=False, style="red")
     if not result.complaints:
@@ -119,6 +131,8 @@ def report(result: Result, console: Console) -> dict[str, Any]:
         "injected": dict(result.injected),
         "runs": result.runs,
         "down_s": rows,
+        "lossy": result.lossy,
+        "ends": dict(result.ends),
         "complaints": result.complaints,
         "adherence": [s["eval"]["after"]["mean"] for s in result.summaries if s["eval"].get("after")],
     }

@@ -36,10 +36,25 @@ FAULTS = {
     "kill everyone": 4,
     "kill driver": 7,
     "end driver": 3,
+    "remove node": 5,
+    "fill disk": 3,
 }
 """Faults and how often each is drawn. stop: SIGSTOP for good; pause: for a second; end: SIGTERM. rollouts, everyone:
-all engines, all workers, at the same moment."""
+all engines, all workers, at the same moment. remove node: the second node goes, another one joins later. fill disk: the
+driver can write no further."""
+LOSSY = 0.3
+"""Share of drivers whose first calls to actors are lost, or their answers are."""
+LOSSES = {
+    "CoreWorkerService.grpc_client.PushTask": {
+        "num_failures": 4, "req_failure_prob": 10, "resp_failure_prob": 10, "in_flight_failure_prob": 5
+    }
+}  # fmt: skip
+MAY_END_IT = {"fill disk", "remove node"}
+"""Faults after which a run may end with one cause, if it can be gone on with."""
 PAUSE_S = 1.0
+LAST_BYTES = 100
+"""What a full disk still takes of every file."""
+NODE_AWAY_S = 3.0
 AGAIN = 0.25
 """Share of driver faults after which the next driver is hurt as well, before its first step."""
 AGAIN_WITHIN_S = (0.5, 9.0)
@@ -61,6 +76,8 @@ class Subject:
     between_s: tuple[float, float]
     """Shortest and longest pause between two faults."""
     faults: Mapping[str, int] = field(default_factory=lambda: FAULTS)
+    is_lossy: bool = False
+    """Whether calls are lost now and then."""
 
 
 @dataclass
@@ -72,6 +89,10 @@ class Result:
     down_s: dict[str, list[float]] = field(default_factory=dict)
     """Seconds away, by kind of process."""
     runs: int = 0
+    lossy: int = 0
+    """Drivers whose first calls were lost."""
+    ends: Counter[str] = field(default_factory=Counter)
+    """Beginnings of the causes with which runs ended that were gone on with."""
     summaries: list[dict[str, Any]] = field(default_factory=list)
     samples: list[tuple[float, float, float, float]] = field(default_factory=list)
     """(seconds, RSS in MiB, open files, threads) of the driver."""
@@ -88,6 +109,9 @@ class Campaign:
         self._say = say
         self.result = Result()
         self._began = time.monotonic()
+        self._excused = False
+        """The driver that runs now may end with a cause."""
+        self._has_nodes = "remove node" in subject.faults
 
     def run(self, *, faults: int, each: int) -> Result:
         """Runs with about `each` faults until there were so many in all."""
@@ -97,6 +121,8 @@ class Campaign:
 
     def one_run(self, name: str, *, faults: int, seconds: float | None = None) -> None:
         """One run from its start to its end, with so many faults on the way; or for so long, and then it is stopped."""
+        if self._has_nodes and not self._head.node():
+            self._head.add_node()
         end_at = None if seconds is None else time.monotonic() + seconds
         directory = self._root / name
         child = self._start(name)
@@ -147,10 +173,15 @@ class Campaign:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
+        self._excused = False
+        lossy = {}
+        if self._subject.is_lossy and self._rng.random() < LOSSY:
+            lossy["RAY_testing_rpc_failure"] = json.dumps(LOSSES)
+            self.result.lossy += 1
         with (self._root / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", *self._subject.command(self._root, name)], cwd=ROOT,
-                env={**self._head.environment, "SOLON_RUNS": str(self._root)},
+                env={**self._head.environment, **lossy, "SOLON_RUNS": str(self._root)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
@@ -159,36 +190,54 @@ class Campaign:
 
     def _is_over(self, child: subprocess.Popen[bytes], directory: Path) -> bool:
         """Whether the run is complete, or ended in a way that nobody asked for."""
+        summary: dict[str, Any] = {}
         with suppress(OSError, ValueError):
-            status = json.loads((directory / "summary.json").read_text())["status"]
-            if status == "completed":
-                return True
-            if status == "failed":
-                self.result.complaints.append(f"{directory.name}: the run failed; {_standing(directory)}")
-                return True
-        # SIGTERM ends a driver that has not come as far as asking for it.
-        if child.returncode not in (0, -signal.SIGKILL, -signal.SIGTERM):
-            self.result.complaints.append(
-                f"{directory.name}: the driver ended with {child.returncode}: {_tail(self._root / directory.name)}"
-            )
+            summary = json.loads((directory / "summary.json").read_text())
+        if summary.get("status") == "completed":
             return True
-        return False
+        # SIGTERM ends a driver that has not come as far as asking for it.
+        if child.returncode in (0, -signal.SIGKILL, -signal.SIGTERM):
+            return False
+        log = _tail(self._root / directory.name)
+        if self._excused and child.returncode == 1 and "Traceback" not in log:
+            self.result.ends[str(summary.get("failure", "")).partition(":")[0]] += 1
+            return False
+        self.result.complaints.append(
+            f"{directory.name}: the driver ended with {child.returncode}: {log}; {_standing(directory)}"
+        )
+        return True
 
     def _inject(self, fault: str, child: subprocess.Popen[bytes], directory: Path) -> bool:
         how, _, whom = fault.partition(" ")
-        victims = [psutil.Process(child.pid)] if whom == "driver" else self._workers(whom)
+        victims = self._victims(whom, child)
         if not victims:
             return False
         # Before the fault, so that a run that dies of it has it on record.
         with (directory / "chaos.jsonl").open("a") as file:
             file.write(json.dumps({"time": time.time(), "fault": fault, "pids": [v.pid for v in victims]}) + "\n")
+        if how == "fill":
+            fullest = max(path.stat().st_size for path in directory.glob("*.jsonl"))
+            victims[0].rlimit(psutil.RLIMIT_FSIZE, (fullest + LAST_BYTES, fullest + LAST_BYTES))
+        elif how == "remove":
+            self._head.remove_node()
+            threading.Timer(NODE_AWAY_S, self._head.add_node_soon).start()
         for victim in victims:
             with suppress(psutil.Error):  # gone by itself meanwhile, or with another one
-                {"kill": victim.kill, "end": victim.terminate, "stop": victim.suspend, "pause": victim.suspend}[how]()
+                _hurt(victim, how)
         if how == "pause":
             threading.Timer(PAUSE_S, _resume, victims).start()
+        self._excused |= fault in MAY_END_IT
         self.result.injected[fault] += 1
         return True
+
+    def _victims(self, whom: str, child: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        match whom:
+            case "driver" | "disk":
+                return [psutil.Process(child.pid)]
+            case "node":
+                return self._head.node()
+            case _:
+                return self._workers(whom)
 
     def _workers(self, whom: str) -> list[psutil.Process]:
         """One worker of a kind, all engines, or all there are."""
@@ -217,6 +266,16 @@ class Campaign:
         with suppress(psutil.Error):
             driver = psutil.Process(child.pid)
             self.result.samples.append((now, driver.memory_info().rss / 2**20, driver.num_fds(), driver.num_threads()))
+
+
+def _hurt(victim: psutil.Process, how: str) -> None:
+    match how:
+        case "kill":
+            victim.kill()
+        case "end":
+            victim.terminate()
+        case "stop" | "pause":
+            victim.suspend()
 
 
 def _resume(*processes: psutil.Process) -> None:

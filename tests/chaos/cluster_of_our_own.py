@@ -1,4 +1,4 @@
-"""A Ray head that drivers come and go on: started here, ended by its process id."""
+"""A Ray head that drivers come and go on, and a second node that comes and goes: started here, ended by process id."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,25 +17,95 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+WORKER_PORTS = ("--min-worker-port=0", "--max-worker-port=0")
+"""Free ones: two nodes on one machine would fight over a range."""
 START_TIMEOUT_S = 120
 """On a busy machine."""
 
 
-@dataclass(frozen=True)
+QUICK_TO_NOTICE = {
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""A node that is gone is noticed within seconds."""
+
+
+@dataclass
 class Head:
     """The head's process, and the environment in which a driver finds it."""
 
     process: psutil.Process
     environment: dict[str, str]
+    folder: Path
+    _node: subprocess.Popen[bytes] | None = None
+    _joining: threading.Thread | None = None
 
     def workers(self, kind: str) -> list[psutil.Process]:
-        """Processes of actors of this class, the oldest first."""
+        """Processes of actors of this class on any node, the oldest first."""
         found = []
-        for process in self.process.children(recursive=True):
+        for process in [p for node in (self.process, *self._node_processes()) for p in family_of(node)]:
             with suppress(psutil.Error):
                 if process.status() != psutil.STATUS_ZOMBIE and f"ray::{kind}" in " ".join(process.cmdline()):
                     found.append(process)
         return sorted(found, key=lambda process: process.create_time())
+
+    def node(self) -> list[psutil.Process]:
+        """All processes of the second node; none while there is none."""
+        return [p for node in self._node_processes() for p in (node, *family_of(node))]
+
+    def add_node(self, *, num_cpus: int = 4) -> None:
+        """Another node joins, after the one before it, if there was one, is gone for good."""
+        self.remove_node()
+        (agent, metrics), log = _free_ports(2), self.folder / f"node-{time.monotonic_ns()}.log"
+        with log.open("w") as file:
+            child = self._node = subprocess.Popen(
+                [RAY, "start", "--block", f"--address={self.environment['RAY_ADDRESS']}", f"--num-cpus={num_cpus}",
+                 "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}", *WORKER_PORTS,
+                 f"--metrics-export-port={metrics}", "--object-store-memory=134217728"],
+                env=self.environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        _wait_for(log, child)
+
+    def add_node_soon(self) -> None:
+        """The same, without waiting for it; one that is removed before it has joined is no error."""
+
+        def join() -> None:
+            with suppress(RuntimeError):
+                self.add_node()
+
+        self._joining = threading.Thread(target=join, daemon=True)
+        self._joining.start()
+
+    def remove_node(self) -> None:
+        """The second node goes as a machine does: all its processes at once."""
+        for process in self.node():
+            with suppress(psutil.Error):
+                process.kill()
+        if self._node is not None:
+            self._node.wait(timeout=30)
+            self._node = None
+
+    def close(self) -> None:
+        """No more nodes."""
+        if self._joining is not None:
+            self._joining.join(timeout=START_TIMEOUT_S)
+        self.remove_node()
+
+    def _node_processes(self) -> list[psutil.Process]:
+        with suppress(psutil.Error):
+            return [psutil.Process(self._node.pid)] if self._node is not None and self._node.poll() is None else []
+        return []
+
+
+def family_of(process: psutil.Process) -> list[psutil.Process]:
+    """Whatever a process started, and what that started."""
+    with suppress(psutil.Error):
+        return process.children(recursive=True)
+    return []
 
 
 @contextmanager
@@ -50,22 +121,27 @@ def ray_head(*, num_cpus: int = 4) -> Iterator[Head]:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            **QUICK_TO_NOTICE,
         }
         environment.pop("RAY_ADDRESS", None)
         with (Path(folder) / "head.log").open("w") as log:
             child = subprocess.Popen(
-                [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--num-cpus={num_cpus}",
+                [RAY, "start", "--head", "--block", f"--num-cpus={num_cpus}",
                  "--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--port={gcs}",
                  f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
                  f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}/t",
-                 "--object-store-memory=268435456"],
+                 *WORKER_PORTS, "--object-store-memory=268435456"],
                 env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
             try:
                 _wait_for(Path(folder) / "head.log", child)
                 address = {"RAY_ADDRESS": f"127.0.0.1:{gcs}", "SOLON_ALLOW_OPEN_CLUSTER": "1"}
-                yield Head(psutil.Process(child.pid), environment | address)
+                head = Head(psutil.Process(child.pid), environment | address, Path(folder))
+                try:
+                    yield head
+                finally:
+                    head.close()
             finally:
                 _end(child)
 
@@ -77,7 +153,7 @@ def _wait_for(log: Path, child: subprocess.Popen[bytes]) -> None:
         if "Ray runtime started" in log.read_text(errors="replace"):
             return
         time.sleep(0.2)
-    raise RuntimeError(f"the Ray head did not start: {log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"the Ray node did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -27,6 +27,7 @@ from solon.protocols import LabelReport
 from solon.records import Feedback, Group, Label, Message, Prompt, Status
 
 BATCH = 8
+SLOW_S = 2.0
 CONSTITUTION = Path(__file__).resolve().parents[2] / "nursery" / "constitution.yaml"
 
 
@@ -69,11 +70,35 @@ def prompts_of(count: int = 50) -> tuple[Prompt, ...]:
     return tuple(found)
 
 
+def is_slow(ordinal: int) -> bool:
+    """Whether the judges take their time with this group."""
+    return ordinal % 61 == 17
+
+
+def is_spoilt(ordinal: int) -> bool:
+    """Whether no judge ever comes to a verdict on this group."""
+    return ordinal % 47 == 11
+
+
 class LabellingJudge(TimedJudge):
-    """Gives a label with every reward, so that the files can show who was labelled."""
+    """Gives a label with every reward, so that the files can show who was labelled; some late, and some that are no
+    verdict where it is told to spoil them."""
+
+    def __init__(self, seconds: float, *, name: str, spoils: bool = False) -> None:
+        super().__init__(seconds, name=name)
+        self._spoils = spoils
 
     async def label(self, group: Group) -> tuple[LabelReport, Feedback]:
+        if is_slow(group.ordinal):
+            await asyncio.sleep(SLOW_S)
         report, feedback = await super().label(group)
+        if self._spoils and is_spoilt(group.ordinal):
+            count = len(group.rollouts)
+            why = Status.UNPARSABLE
+            label = Label(task="pointwise", principle_id="stand-in", rollouts=(0,), status=why, margin=None)
+            spoilt = dataclasses.replace(feedback, rewards_G=(None,) * count, labels=(label,) * count)
+            causes = ((str(why), count),)
+            return dataclasses.replace(report, num_valid=0, invalid=count, invalid_by_status=causes), spoilt
         labels = tuple(
             Label(
                 task="pointwise", principle_id="stand-in", rollouts=(n,), status=Status.OK, margin=1.0, judge=self.name
@@ -95,6 +120,7 @@ class StandinLauncher(Launcher):
     """Puts stand-ins where the engines and the learner would be."""
 
     lane_s = 0.1
+    spoils = False
 
     def rollout(self) -> list[RemoteRollout]:
         names = [f"rollout-{n}" for n in range(self._run.rollout.num_actors)]
@@ -114,10 +140,12 @@ class StandinLauncher(Launcher):
         return RemoteLearner(lambda _: TimedLearnerActor.remote(self.lane_s, name="learner"), name="learner")
 
     def _writer(self, name: str) -> Callable[[int], Any]:
-        return lambda _: TimedRolloutActor.remote(self.lane_s, 0.5, name=name, slots=BATCH)
+        actor = TimedRolloutActor.options(scheduling_strategy="SPREAD")
+        return lambda _: actor.remote(self.lane_s, 0.5, name=name, slots=BATCH)
 
     def _judge(self, name: str) -> Callable[[int], Any]:
-        return lambda _: LabellingJudgeActor.remote(self.lane_s / BATCH, name=name)
+        actor = LabellingJudgeActor.options(scheduling_strategy="SPREAD")
+        return lambda _: actor.remote(self.lane_s / BATCH, name=name, spoils=self.spoils)
 
 
 def main() -> None:
@@ -128,8 +156,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", type=int, default=1)
     parser.add_argument("--lane", type=float, default=StandinLauncher.lane_s, help="seconds of a batch in each lane")
+    parser.add_argument("--spoils", action="store_true", help="the judges come to no verdict on some groups")
     options = parser.parse_args()
-    StandinLauncher.lane_s = options.lane
+    StandinLauncher.lane_s, StandinLauncher.spoils = options.lane, options.spoils
     run = run_of(steps=options.steps, seed=options.seed, target=options.target)
     constitution = Constitution.load(run.constitution)
     inputs = Inputs(constitution=constitution, prompts=prompts_of(), heldout=prompts_of(4), warnings=())

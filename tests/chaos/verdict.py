@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ def committed_steps(metrics: Sequence[Mapping[str, Any]]) -> dict[int, list[int]
     return {line["step"]: line["batch/ordinals"] for line in metrics}
 
 
-def complaints(directory: Path, *, steps: int | None, batch: int) -> list[str]:
-    """Everything that is wrong with a run in which nothing had to be dropped; empty: it kept its promises.
+def complaints(
+    directory: Path, *, steps: int | None, batch: int, is_spoilt: Callable[[int], bool] = lambda ordinal: False
+) -> list[str]:
+    """Everything that is wrong with a run in which nothing had to be dropped but what is spoilt; empty: it kept its
+    promises.
 
     steps: of a completed run; None: the run was stopped, and what is in its last checkpoint is held.
     """
@@ -48,9 +51,12 @@ def complaints(directory: Path, *, steps: int | None, batch: int) -> list[str]:
         found.append(f"lost: {sorted(total.lost)[:9]}")
     if total.doubled:
         found.append(f"counted twice: {sorted(total.doubled)[:9]}")
-    if total.dropped or len(total.committed) != steps * batch:
+    needless = {ordinal: why for ordinal, why in total.dropped.items() if not is_spoilt(ordinal)}
+    if needless or len(total.committed) != steps * batch:
         missing = set(range(steps * batch)) - total.committed.keys()
-        found.append(f"not trained: {sorted(missing)[:9]}, dropped: {dict(list(total.dropped.items())[:3])}")
+        found.append(f"not trained: {sorted(missing)[:9]}, dropped: {dict(list(needless.items())[:3])}")
+    if spoilt := [ordinal for ordinal in total.committed if is_spoilt(ordinal)]:
+        found.append(f"trained without a verdict: {sorted(spoilt)[:9]}")
     if summary["status"] != status or summary["steps"] != steps:
         found.append(f"the summary says {summary['status']} after {summary['steps']} steps")
     if summary["weights"]["attested"] != steps:

@@ -58,6 +58,15 @@ def test_a_dropped_group_is_no_loss_but_is_told(tmp_path: Path):
     assert found == ["not trained: [3], dropped: {3: 'poison'}"]
 
 
+def test_what_no_judge_can_label_is_dropped_and_never_trained(tmp_path: Path):
+    events = [{"time": 1.0, "event": "group_dropped", "ordinal": 3, "reason": "no verdict"}]
+    path = run_of(tmp_path, [[0, 2], [1]], events=events)
+    found = complaints(path, steps=1, batch=3, is_spoilt=lambda ordinal: ordinal == 3)
+    assert not [complaint for complaint in found if "dropped" in complaint or "verdict" in complaint]
+    found = complaints(path, steps=1, batch=3, is_spoilt=lambda ordinal: ordinal in (2, 3))
+    assert "trained without a verdict: [2]" in found
+
+
 @pytest.mark.parametrize("table", ["rollouts", "labels"])
 def test_what_was_trained_must_be_on_disk(tmp_path: Path, table: str):
     path = run_of(tmp_path, [[0, 2], [1, 3]])

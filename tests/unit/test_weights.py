@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from solon.engines.payload import fingerprint
-from solon.errors import AttestationError, RunFailedError, WorkerLostError
+from solon.errors import AttestationError, CallLostError, RunFailedError, WorkerLostError
 from solon.records import LoadReceipt, Weights
 from solon.weights import Publication, PublishConfig, attest, canary_gap
 from tests.unit.fakes import FakeRollout, make_weights
@@ -131,6 +131,23 @@ def test_the_fingerprint_is_sha256_of_the_bytes():
 def test_settings_out_of_bounds_are_refused(settings: dict[str, float]):
     with pytest.raises(ValueError, match=next(iter(settings))):
         PublishConfig(**settings)
+
+
+async def test_weights_whose_receipt_was_lost_are_sent_again_and_attested_once():
+    class Unlucky(FakeRollout):
+        sent = 0
+
+        async def load_weights(self, weights: Weights) -> LoadReceipt:
+            self.sent += 1
+            receipt = await super().load_weights(weights)
+            if self.sent == 1:
+                raise CallLostError(f"{self.name} could not be reached")
+            return receipt
+
+    engine = Unlucky("rollout-0")
+    publication = make_publication(engine)
+    await publication.publish(make_weights(1), make_weights(1))
+    assert (engine.sent, publication.attested) == (2, 1)
 
 
 class Dying(FakeRollout):
