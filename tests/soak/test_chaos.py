@@ -36,8 +36,8 @@ def test_two_hundred_faults_lose_nothing_and_double_nothing(tmp_path: Path, targ
 @pytest.mark.timeout(2400)
 def test_the_real_engines_survive_twenty_faults_and_learn_as_much(nursery: Any, tmp_path: Path):
     found = chaos(tmp_path, "--engines", "real", "--kills", "20", "--undisturbed", "3")
-    assert found["complaints"] == []
-    assert min(found["adherence"]) >= min(found["undisturbed"]) - 0.03
+    assert found["complaints"] == []  # an adherence that is not to be expected is one
+    assert len(found["expected"]) == 2
 
 
 @pytest.mark.timeout(2400)
