@@ -20,7 +20,7 @@ from cluster.run_file import EngineSection, LearnSection, RunFile
 from cluster.session import ClusterInfo as ClusterInfo
 from cluster.session import cluster as cluster
 from solon.constitution import Constitution
-from solon.errors import RunFailedError, WorkerLostError, first_cause
+from solon.errors import RunFailedError, first_cause
 from solon.feedback.asking.prompts import NO_SECRET, TEMPLATES
 from solon.feedback.asking.secret import nonce_secret
 from solon.feedback.caches.semantic import SemanticConfig
@@ -34,6 +34,7 @@ from solon.protocols import Box
 from solon.records import Sampling, Weights
 from solon.recovery import Guard, spare_each_other
 from solon.rollout import RolloutSettings
+from solon.starting import start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,6 @@ class Crew:
         await asyncio.gather(*(guard.close() for guard in self.guards))
 
 
-START_TRIES = 3
-"""Processes that are started for a worker at most: the node that one is put on may be gone, which nobody knows yet."""
 _ALONE: dict[str, Any] = {
     "calibration": "",
     "cascade": CascadeSection(),
@@ -103,15 +102,7 @@ class Launcher:
         waiting = set(self.names())
 
         async def ready(worker: Any, *arguments: Any) -> Any:
-            for tried in range(1, START_TRIES + 1):
-                try:
-                    result = await worker.start(*arguments)
-                    break
-                except WorkerLostError as error:
-                    if tried == START_TRIES:
-                        raise
-                    self._tell("worker_lost", worker=worker.name, cause=str(error))
-                    worker.replace()
+            result = await start(worker, *arguments, tell=self._tell)
             waiting.discard(worker.name)
             on_ready(worker.name)
             return result

@@ -1,0 +1,54 @@
+"""Workers that die, or cannot be, while a run starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from solon.errors import CallLostError, InputError, WorkerLostError
+from solon.starting import START_TRIES, start
+
+
+class Worker:
+    """Fails to start as often, and in the way, that it is told to."""
+
+    name = "judge-0"
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.replaced = 0
+
+    async def start(self, *arguments: Any) -> Any:
+        if self.failures:
+            raise self.failures.pop(0)
+        return ("up", *arguments)
+
+    def replace(self) -> None:
+        self.replaced += 1
+
+
+def tell_into(events: list[str]) -> Any:
+    return lambda name, **fields: events.append(f"{name} {fields['worker']}: {fields['cause']}")
+
+
+async def test_a_worker_that_dies_or_is_not_heard_of_when_it_starts_is_started_again():
+    events: list[str] = []
+    worker = Worker(WorkerLostError("its node is gone"), CallLostError("unreachable"))
+    assert await start(worker, "checkpoint", tell=tell_into(events)) == ("up", "checkpoint")
+    assert worker.replaced == 2
+    assert events == ["worker_lost judge-0: its node is gone", "worker_lost judge-0: unreachable"]
+
+
+async def test_a_worker_that_never_starts_ends_with_its_last_cause():
+    worker = Worker(*(WorkerLostError(f"death {n}") for n in range(9)))
+    with pytest.raises(WorkerLostError, match="death 2"):
+        await start(worker, tell=tell_into([]))
+    assert worker.replaced == START_TRIES - 1
+
+
+async def test_what_a_worker_says_of_its_own_model_is_not_tried_again():
+    worker = Worker(InputError("no such model"))
+    with pytest.raises(InputError, match="no such model"):
+        await start(worker, tell=tell_into([]))
+    assert worker.replaced == 0
