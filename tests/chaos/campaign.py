@@ -51,6 +51,7 @@ LOSSES = {
 }  # fmt: skip
 MAY_END_IT = {"fill disk", "remove node"}
 """Faults after which a run may end with one cause, if it can be gone on with."""
+CAUSES = {"DiskFullError", "RunFailedError", "PayloadLostError", "WorkerLostError"}
 PAUSE_S = 1.0
 LAST_BYTES = 100
 """What a full disk still takes of every file."""
@@ -198,10 +199,11 @@ class Campaign:
         # SIGTERM ends a driver that has not come as far as asking for it.
         if child.returncode in (0, -signal.SIGKILL, -signal.SIGTERM):
             return False
-        log = _tail(self._root / directory.name)
-        if self._excused and child.returncode == 1 and "Traceback" not in log:
-            self.result.ends[str(summary.get("failure", "")).partition(":")[0]] += 1
+        cause = str(summary.get("failure", "")).partition(":")[0]
+        if self._excused and child.returncode == 1 and cause in CAUSES:
+            self.result.ends[cause] += 1
             return False
+        log = _tail(self._root / directory.name)
         self.result.complaints.append(
             f"{directory.name}: the driver ended with {child.returncode}: {log}; {_standing(directory)}"
         )
@@ -211,6 +213,8 @@ class Campaign:
         how, _, whom = fault.partition(" ")
         victims = self._victims(whom, child)
         if not victims:
+            if whom == "node":
+                self._head.add_node_soon()
             return False
         # Before the fault, so that a run that dies of it has it on record.
         with (directory / "chaos.jsonl").open("a") as file:

@@ -27,10 +27,10 @@ START_TIMEOUT_S = 120
 QUICK_TO_NOTICE = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_timeout_ms": "15000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""A node that is gone is noticed within seconds."""
+"""A node that is gone is noticed within seconds: it refuses to be asked. One that is merely slow has time to answer."""
 
 
 @dataclass
@@ -72,6 +72,8 @@ class Head:
 
     def add_node_soon(self) -> None:
         """The same, without waiting for it; one that is removed before it has joined is no error."""
+        if self._joining is not None and self._joining.is_alive():
+            return
 
         def join() -> None:
             with suppress(RuntimeError):
