@@ -58,7 +58,8 @@ async def test_payloads_that_go_with_their_node_are_noticed_and_generated_again_
     options = {"judge-0": on_head, "learner": on_head, "rollout-0": {"resources": {"gen": 0.6}}}
     with nodes() as (cluster, rooms):
         async with World(
-            steps=4, generate_s=0.02, label_s=0.2, tokens=1_000_000, judge_places=1, options=options,
+            # Together more than the head keeps of what was looked at there, however early everything was looked at.
+            steps=4, generate_s=0.02, label_s=0.3, tokens=1_600_000, judge_places=1, options=options,
             staleness=StalenessConfig(target_staleness=3, max_staleness=4),
         ) as world:  # fmt: skip
             world.begin()
