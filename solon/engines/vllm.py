@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import threading
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -23,11 +22,10 @@ from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.checkpoint import is_quantised, stop_token_ids
 from solon.engines.payload import run_length, verify_fingerprint
 from solon.engines.tokens import ChatTokenizer
+from solon.engines.vllm_build import TURN, prepare_process, start_vllm, stop_vllm
 from solon.errors import InputError, RunFailedError
 from solon.records import FinishReason, Weights
 
-_TURN = threading.RLock()
-"""vLLM keeps what a forward pass is about in a module variable: engines of one process take turns."""
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
@@ -53,8 +51,6 @@ class VllmEngine:
         self.name = name
         self.version = 0
         self.config = config
-
-        from solon.engines.vllm_build import prepare_process, start_vllm
 
         prepare_process(config)
         self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
@@ -120,7 +116,7 @@ class VllmEngine:
         from solon.engines.vllm_weights import reload_weights
 
         try:
-            with _TURN:
+            with TURN:
                 reload_weights(self._core, self._llm.vllm_config, weights)
         except Exception as error:
             self._broken = f"loading weights {weights.version} failed half-way: {error}"
@@ -152,8 +148,6 @@ class VllmEngine:
 
     def close(self) -> None:
         """Frees the model and its cache."""
-        from solon.engines.vllm_build import stop_vllm
-
         if self._llm is not None:
             stop_vllm(self._llm)
         self._llm = self._client = self._core = None
@@ -200,7 +194,7 @@ class VllmEngine:
 
     def _pump(self) -> None:
         """One step of the engine core; finished requests go to `self._finished`."""
-        with _TURN, self._eager():
+        with TURN, self._eager():
             outputs = self._client.get_output().outputs
         for output in outputs:
             progress = self._running.get(output.request_id)

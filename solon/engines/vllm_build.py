@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 import os
+import threading
 import warnings
 from typing import Any
 
@@ -19,6 +20,8 @@ from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import model_settings
 from solon.errors import InputError
 
+TURN = threading.RLock()
+"""vLLM keeps what is being built or computed in module variables: the engines of one process take turns."""
 _GIB = 1 << 30
 _live: set[int] = set()
 """Engines of this process that were not stopped, by identity."""
@@ -44,7 +47,15 @@ def prepare_process(config: EngineConfig) -> None:
 
 
 def start_vllm(config: EngineConfig) -> Any:
-    """An `LLMEngine` without a subprocess. Raises InputError when vLLM refuses the model or the settings."""
+    """An `LLMEngine` without a subprocess, while the process's other engines wait.
+
+    Raises InputError when vLLM refuses the model or the settings.
+    """
+    with TURN:
+        return _start(config)
+
+
+def _start(config: EngineConfig) -> Any:
     import torch
 
     set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
@@ -86,6 +97,11 @@ def start_vllm(config: EngineConfig) -> Any:
 
 def stop_vllm(llm: Any) -> None:
     """Frees the engine; the last one of the process takes vLLM's process-wide state along."""
+    with TURN:
+        _stop(llm)
+
+
+def _stop(llm: Any) -> None:
     _live.discard(id(llm))
     client = llm.engine_core
     if not _live:

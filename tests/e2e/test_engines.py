@@ -511,6 +511,29 @@ def test_closing_one_engine_leaves_its_neighbour_alive(vllm_engine: Engine, chec
     assert canary_gap(vllm_engine, weights) < 1e-4
 
 
+async def test_engines_of_one_process_may_be_built_and_used_and_closed_at_once(checkpoints: dict[str, Path]):
+    def runner(name: str) -> EngineRunner:
+        return EngineRunner(lambda: build_engine(config_of(checkpoints["llama"], "vllm"), name=name), name=name)
+
+    async def answers(runner: EngineRunner) -> list[tuple[int, ...]]:
+        return [tuple(map(int, c.token_ids)) for c in await runner.generate(make_requests(4))]
+
+    async def life(name: str) -> list[list[tuple[int, ...]]]:
+        one = runner(name)
+        try:
+            return [await answers(one) for _ in range(3)]
+        finally:
+            await one.close()
+
+    first = runner("first")
+    try:
+        expected = await answers(first)
+        lives = await asyncio.gather(*(life(f"other {n}") for n in range(4)), *(answers(first) for _ in range(20)))
+    finally:
+        await first.close()
+    assert lives == [*[[expected] * 3] * 4, *[expected] * 20]
+
+
 def test_an_int8_judge_gives_verdicts_and_refuses_new_weights(checkpoints: dict[str, Path], tmp_path: Path):
     shutil.copytree(checkpoints["llama"], tmp_path, dirs_exist_ok=True)
     quantise_int8(tmp_path)
