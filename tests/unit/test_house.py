@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,14 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def setup() -> ModuleType:
-    """scripts/setup.py as a module; it is a script, not part of any package."""
-    spec = importlib.util.spec_from_file_location("house_setup", ROOT / "scripts" / "setup.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def setup(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("setup")
 
 
 @pytest.fixture(scope="module")

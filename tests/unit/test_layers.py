@@ -247,7 +247,6 @@ def test_importing_all_of_solon_changes_nothing_and_loads_nothing_heavy():
     assert seen == {"same": True, "loaded": []}
 
 
-@pytest.mark.skipif("solon.cli.main" not in SOLON, reason="solon/cli/main.py is not there yet")
 def test_the_command_line_is_imported_within_a_second():
     # The best of three, as the first may write bytecode and any may share the machine.
     seconds = min(

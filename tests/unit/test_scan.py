@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -18,14 +17,8 @@ PAST, FUTURE = "2020-01-01", "2999-01-01"
 
 
 @pytest.fixture
-def scan() -> ModuleType:
-    """scripts/scan.py as a module."""
-    spec = importlib.util.spec_from_file_location("house_scan", ROOT / "scripts" / "scan.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def scan(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("scan")
 
 
 @pytest.fixture
