@@ -20,11 +20,15 @@ setup: ## install the pinned stack and Solon into .venv
 demo: setup ## grow tiny models and train one from AI feedback, here, in minutes
 	@$(BIN)/solon demo
 
+# Unit tests share the cores; the others start clusters and watch the clock, and have the machine to themselves.
 test: setup ## all tests for any machine, the quick ones first
-	@$(BIN)/python -m pytest -m "not gpu and not soak"
+	@failed=; \
+	$(BIN)/python -m pytest -n logical tests/unit || failed=yes; \
+	$(BIN)/python -m pytest -m "not gpu and not soak" --ignore tests/unit || failed=yes; \
+	test -z "$$failed"
 
 test-unit: setup ## tests without Ray, engines or a GPU: two minutes
-	@$(BIN)/python -m pytest tests/unit
+	@$(BIN)/python -m pytest -n logical tests/unit
 
 test-gpu: setup ## tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu

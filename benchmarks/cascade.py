@@ -23,14 +23,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import platformdirs
 import torch
 from numpy.typing import ArrayLike
 
 from benchmarks._harness import Row, arguments, report
+from benchmarks._labels import nursery
 from learners.distil import DistilConfig, Lesson, Student, both_orders, distil
 from nursery import prompts
-from nursery.grow import Nursery, fingerprint, grow
+from nursery.grow import Nursery
 from nursery.language import WordEncoder
 from nursery.lessons import Mix, draw_any
 from nursery.model import TinyModel, load
@@ -83,17 +83,6 @@ class Pair:
     prompt_id: str
     target: float
     is_adversarial: bool = False
-
-
-def grown_nursery() -> Nursery:
-    """The nursery of these sources; when it would have to be grown first, the newest one that is there."""
-    root = platformdirs.user_cache_path("solon")
-    if not (root / f"nursery-{fingerprint(seed=0, effort=1.0)}").exists():
-        others = sorted(root.glob("nursery-*/report.json"), key=lambda path: path.stat().st_mtime)
-        if others:
-            print(f"warning: the nursery of these sources is not grown; {others[-1].parent} is used", file=sys.stderr)
-            return Nursery.at(others[-1].parent)
-    return grow()
 
 
 # --- judges -----------------------------------------------------------------------------------------------
@@ -398,7 +387,7 @@ def main() -> None:
     options = arguments(__doc__ or "").parse_args()
     plan = QUICK if options.quick else FULL
     torch.set_num_threads(1)
-    grown, clock = grown_nursery(), stopwatch()
+    grown, clock = nursery(), stopwatch()
     constitution = Constitution.load(grown.constitution)
     layout = JudgePrompts(COMPACT, WordEncoder(), preamble=constitution.preamble)
     large = MeteredJudge(load(grown.judge_fp), "large", layout)

@@ -2,11 +2,11 @@
 
     python benchmarks/judges.py [--quick] [--json PATH]
 
-The nursery's judge is quantised on the spot and asked about held-out pairs that the oracles decide, in both orders;
-half of the answers were written by the policy. Random-weight models of 3 and 70 million parameters show the rates
-where arithmetic and not the handling of requests decides. All judges of a comparison are loaded in one process and take
-turns part by part; each part is asked once, so that the prefix cache serves all of them alike. Rates are medians over
-parts, ratios medians over the parts' own ratios: the machine may be shared.
+The nursery's judge and its large judge (grown on first use, which takes minutes) are quantised on the spot and asked
+about held-out pairs that the oracles decide, in both orders; half of the answers were written by the policy. A
+random-weight model of 70 million parameters shows the rates where arithmetic alone decides. All judges of a comparison
+are loaded in one process and take turns part by part; each part is asked once, so that the prefix cache serves all of
+them alike. Rates are medians over parts, ratios medians over the parts' own ratios: the machine may be shared.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import platformdirs
-
 from benchmarks._harness import Row, arguments, report
+from benchmarks._labels import nursery
 from compression.judge_prompts import judge_sequences
 from compression.quantise import quantise_model, weight_bytes
-from nursery.grow import Nursery, fingerprint, grow
+from nursery.grow import Nursery, grow_large_judge
 from solon.cli.nursery_pairs import nursery_gold
 from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
@@ -56,7 +55,7 @@ class Size:
     head_width: int = 64
 
 
-SIZES = (Size("3 M parameters", 256, 768, 4, 32), Size("70 M parameters", 768, 2048, 10))
+RANDOM = Size("70 M parameters", 768, 2048, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +68,12 @@ class Plan:
     """Of the Transformers engine."""
     random_pairs: int
     random_parts: int
+    large: bool
+    """Whether the large judge is asked as well."""
 
 
-FULL = Plan(pairs=2000, parts=10, plain_pairs=400, random_pairs=48, random_parts=6)
-QUICK = Plan(pairs=200, parts=4, plain_pairs=100, random_pairs=32, random_parts=2)
-
-
-def grown_nursery() -> Nursery:
-    """The nursery of these sources; when it would have to be grown first, the newest one that is there."""
-    root = platformdirs.user_cache_path("solon")
-    if not (root / f"nursery-{fingerprint(seed=0, effort=1.0)}").exists():
-        others = sorted(root.glob("nursery-*/report.json"), key=lambda path: path.stat().st_mtime)
-        if others:
-            print(
-                f"warning: the nursery of these sources is not grown, so {others[-1].parent} is used", file=sys.stderr
-            )
-            return Nursery.at(others[-1].parent)
-    return grow()
+FULL = Plan(pairs=2000, parts=10, plain_pairs=400, random_pairs=48, random_parts=6, large=True)
+QUICK = Plan(pairs=200, parts=4, plain_pairs=100, random_pairs=32, random_parts=2, large=False)
 
 
 class NetworkClock:
@@ -176,23 +164,27 @@ def quantised_candidates(copies: dict[str, Path]) -> list[Candidate]:
     return [candidate(path, name, "bf16" if name.startswith("w4") else "") for name, path in copies.items()]
 
 
-def nursery_rows(grown: Nursery, plan: Plan, scratch: Path) -> list[Row]:
-    """The judge that was taught, and what its copies still know."""
+def taught_rows(title: str, source: Path, grown: Nursery, plan: Plan, scratch: Path) -> list[Row]:
+    """A judge that was taught, and what its copies still know."""
     constitution = Constitution.load(grown.constitution)
     taught = nursery_gold(grown, CALIBRATION_PROMPTS // 2, held_out=False)
     items = [item for pair in taught for item in pair.items]
     calibration = judge_sequences(
-        str(grown.judge_fp), items, template="compact", preamble=constitution.preamble, limit=CALIBRATION_PROMPTS
+        str(source), items, template="compact", preamble=constitution.preamble, limit=CALIBRATION_PROMPTS
     )
-    copies = quantised(grown.judge_fp, scratch / "tiny", ["w8a8", "w8a8-gptq", "w4a16", "w4a16-gptq"], calibration)
+    copies = quantised(source, scratch / source.name, ["w8a8", "w8a8-gptq", "w4a16", "w4a16-gptq"], calibration)
     pairs = nursery_gold(grown, plan.pairs)
-    judges = [candidate(grown.judge_fp, "bf16", "bf16"), candidate(grown.judge_fp, "fp32", "fp32")]
+    judges = [candidate(source, "bf16", "bf16"), candidate(source, "fp32", "fp32")]
     judges += quantised_candidates(copies)
     outcome = asyncio.run(take_turns(judges, pairs, constitution, parts=plan.parts))
-    rows = rate_rows("nursery judge", outcome, ["w4a16-gptq"])
-    rows += quality_rows("nursery judge", outcome, list(copies))
+    return rate_rows(title, outcome, ["w4a16-gptq"]) + quality_rows(title, outcome, list(copies))
+
+
+def plain_rows(grown: Nursery, plan: Plan) -> list[Row]:
+    """The nursery's judge in the Transformers engine."""
+    constitution, pairs, rows = Constitution.load(grown.constitution), nursery_gold(grown, plan.plain_pairs), []
     plain = [candidate(grown.judge_fp, name, name) for name in ("hf", "bnb_int8", "bnb_nf4")]
-    slow = asyncio.run(take_turns(plain, pairs[: plan.plain_pairs], constitution, parts=plan.parts))
+    slow = asyncio.run(take_turns(plain, pairs, constitution, parts=plan.parts))
     for name in ("bnb_int8", "bnb_nf4"):
         judge = slow[name]
         rows += [
@@ -292,11 +284,14 @@ def write_random(path: Path, size: Size, grown: Nursery) -> Path:
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
     plan = QUICK if options.quick else FULL
-    grown = grown_nursery()
+    grown = nursery()
     with tempfile.TemporaryDirectory() as folder:
-        rows = nursery_rows(grown, plan, Path(folder))
-        for size in SIZES:
-            rows += random_rows(grown, size, plan, Path(folder))
+        rows = taught_rows("nursery judge", grown.judge_fp, grown, plan, Path(folder))
+        rows += plain_rows(grown, plan)
+        if plan.large:
+            grow_large_judge(grown)
+            rows += taught_rows("large nursery judge", grown.large_judge, grown, plan, Path(folder))
+        rows += random_rows(grown, RANDOM, plan, Path(folder))
     report("judges", rows, options.json)
 
 

@@ -29,13 +29,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from benchmarks._harness import Row, arguments, report
+from benchmarks._labels import nursery
 from learners.posterior import margins_of_draws
 from learners.reward_model import PreferencePair, RewardModel, RewardModelConfig, accuracy, embed, fit, margins
-from nursery.grow import Nursery, fingerprint, grow
+from nursery.grow import Nursery
 from nursery.language import WordEncoder
 from nursery.oracles import adherence
 from nursery.prompts import draw
@@ -116,18 +116,6 @@ class Outcome:
     robust_sd: float
     plain_sd: float
     correlation: float
-
-
-def grown_nursery() -> Nursery:
-    """The nursery of these sources; when it would have to be grown first, the newest one that is there."""
-    root = platformdirs.user_cache_path("solon")
-    if not (root / f"nursery-{fingerprint(seed=0, effort=1.0)}").exists():
-        others = sorted(root.glob("nursery-*/report.json"), key=lambda path: path.stat().st_mtime)
-        if others:
-            newest = others[-1].parent
-            print(f"warning: the nursery of these sources is not grown, so {newest} is used", file=sys.stderr)
-            return Nursery.at(newest)
-    return grow()
 
 
 def written(grown: Nursery, number: int, *, held_out: bool) -> tuple[Written, ...]:
@@ -315,7 +303,7 @@ def main() -> None:
     parser.add_argument("--policy", choices=[*POLICIES], default="disagreement", help="what selects")
     options = parser.parse_args()
     scale = QUICK if options.quick else FULL
-    grown = grown_nursery()
+    grown = nursery()
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as workers:
         wanted = [
             workers.submit(written, grown, number, held_out=held_out)

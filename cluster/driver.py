@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -313,8 +312,6 @@ class Driver:
         if failure is not None:
             summary["failure"] = f"{type(failure).__name__}: {failure}"
         self._directory.close()
-        with suppress(Exception):
-            self._directory.write_json("trace.json", {"traceEvents": self._tally.trace()})
         self._directory.write_json("summary.json", summary)
         return summary
 

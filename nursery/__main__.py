@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from nursery.grow import Nursery, grow
+from nursery.grow import Nursery, grow, grow_large_judge
 from nursery.oracles import PRINCIPLES
 
-JUDGES = ("judge_fp", "judge", "audit_judge")
+JUDGES: tuple[str, ...] = ("judge_fp", "judge", "audit_judge")
 
 
 def main() -> None:
@@ -20,12 +21,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="nursery", description="Grow the tiny models, or find them in the cache.")
     parser.add_argument("--cache", type=Path, default=None, help="where to keep it (default: the user's cache)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--large", action="store_true", help="the large judge as well, which takes minutes more")
     arguments = parser.parse_args()
     nursery = grow(arguments.cache, seed=arguments.seed)
+    report, judges = nursery.report, JUDGES
+    if arguments.large:
+        report = {**report, "large_judge": grow_large_judge(nursery, seed=arguments.seed)}
+        judges = (*JUDGES, "large_judge")
     console = Console()
     console.print(f"grown in {nursery.report['seconds']:.0f} s: {nursery.policy.parent}", soft_wrap=True)
     console.print(_policy_table(nursery))
-    console.print(_judge_table(nursery))
+    console.print(_judge_table(report, judges))
 
 
 def _policy_table(nursery: Nursery) -> Table:
@@ -35,11 +41,11 @@ def _policy_table(nursery: Nursery) -> Table:
     return table
 
 
-def _judge_table(nursery: Nursery) -> Table:
-    table = Table("principle", *JUDGES, title="Agreement with the oracles: held-out | answers of the policy")
+def _judge_table(report: dict[str, Any], judges: Sequence[str]) -> Table:
+    table = Table("principle", *judges, title="Agreement with the oracles: held-out | answers of the policy")
     for task in ("pointwise", "pairwise"):
         for name in PRINCIPLES:
-            cells = [_cell(nursery.report[judge], f"{task}/{name}") for judge in JUDGES]
+            cells = [_cell(report[judge], f"{task}/{name}") for judge in judges]
             table.add_row(f"{task} {name}", *cells)
     return table
 

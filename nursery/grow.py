@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,7 @@ import platformdirs
 
 from nursery import prompts
 from nursery.language import CONSTITUTION_PATH, WordEncoder
-from nursery.progress import Display
+from nursery.progress import LARGE_PARTS, Display
 from solon.constitution import Constitution
 from solon.errors import RunFailedError
 from solon.feedback.asking.prompts import COMPACT, JudgePrompts
@@ -40,6 +40,8 @@ from solon.records import Message
 PACKAGES = ("torch", "transformers", "tokenizers", "llmcompressor", "compressed-tensors")
 _SOURCES = Path(__file__).parent
 _LANES = ("one", "two")
+LARGE_REPORT = "grown.json"
+"""In the large judge's own directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,8 @@ class Nursery:
     """The same judge before it was quantised."""
     audit_judge: Path
     """Another family and size, for evaluation that never rewards."""
+    large_judge: Path
+    """Eight times the judge's size; not there before `grow_large_judge`."""
     constitution: Path
     train_prompts: Path
     heldout_prompts: Path
@@ -66,6 +70,7 @@ class Nursery:
             judge=directory / "judge",
             judge_fp=directory / "judge_fp",
             audit_judge=directory / "audit_judge",
+            large_judge=directory / "large_judge",
             constitution=directory / "constitution.yaml",
             train_prompts=directory / "train.jsonl",
             heldout_prompts=directory / "heldout.jsonl",
@@ -86,6 +91,21 @@ def grow(cache_dir: Path | None = None, *, progress: bool = True, seed: int = 0,
             if not place.exists():
                 _build(place, Display(enabled=progress), seed=seed, effort=effort)
     return Nursery.at(place)
+
+
+def grow_large_judge(nursery: Nursery, *, progress: bool = True, seed: int = 0, effort: float = 1.0) -> dict[str, Any]:
+    """What is measured of the nursery's large judge; it is grown now where it is not there yet, which takes minutes.
+
+    Raises RunFailedError when the worker fails.
+    """
+    place = nursery.large_judge
+    if not place.exists():
+        with _locked(place.with_suffix(".lock")):
+            if not place.exists():
+                display = Display(enabled=progress, parts=LARGE_PARTS, title="growing the nursery's large judge")
+                _build_large(place, nursery.policy, display, seed=seed, effort=effort)
+    found: dict[str, Any] = json.loads((place / LARGE_REPORT).read_text(encoding="utf-8"))
+    return found
 
 
 def fingerprint(*, seed: int, effort: float) -> str:
@@ -117,8 +137,8 @@ def _layout() -> str:
 
 def _build(place: Path, display: Display, *, seed: int, effort: float) -> None:
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".growing-") as scratch:
-        directory = Path(scratch) / "nursery"
+    with _scratch(place) as scratch:
+        directory = scratch / "nursery"
         directory.mkdir()
         shutil.copyfile(CONSTITUTION_PATH, directory / "constitution.yaml")
         for name, number, held_out in (
@@ -128,18 +148,33 @@ def _build(place: Path, display: Display, *, seed: int, effort: float) -> None:
             drawn = prompts.draw_many(number, seed=seed, held_out=held_out)
             prompts.write_jsonl(directory / f"{name}.jsonl", drawn)
         with display:
-            report = _run_workers(directory, display, seed=seed, effort=effort)
+            report = _run_workers(directory, display, _LANES, seed=seed, effort=effort)
         report["seconds"] = time.monotonic() - started
         (directory / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
         directory.rename(place)
 
 
-def _run_workers(directory: Path, display: Display, *, seed: int, effort: float) -> dict[str, Any]:
-    """Both lanes side by side; what one finishes is told to the other."""
+def _build_large(place: Path, policy: Path, display: Display, *, seed: int, effort: float) -> None:
+    started = time.monotonic()
+    with _scratch(place) as scratch:
+        directory = scratch / "nursery"
+        directory.mkdir()
+        (directory / "policy").symlink_to(policy, target_is_directory=True)
+        with display:
+            report = _run_workers(directory, display, ("large",), seed=seed, effort=effort)["large_judge"]
+        report["seconds"] = time.monotonic() - started
+        (directory / "large_judge" / LARGE_REPORT).write_text(json.dumps(report, indent=2), encoding="utf-8")
+        (directory / "large_judge").rename(place)
+
+
+def _run_workers(
+    directory: Path, display: Display, lanes: Sequence[str], *, seed: int, effort: float
+) -> dict[str, Any]:
+    """All lanes side by side; what one finishes is told to the others."""
     heard: SimpleQueue[tuple[str, str | None]] = SimpleQueue()
     report: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
-        workers = {lane: stack.enter_context(_worker(lane, directory, seed=seed, effort=effort)) for lane in _LANES}
+        workers = {lane: stack.enter_context(_worker(lane, directory, seed=seed, effort=effort)) for lane in lanes}
         for lane, worker in workers.items():
             threading.Thread(target=_relay, args=(lane, worker, heard), daemon=True).start()
         running = set(workers)
@@ -199,6 +234,16 @@ def _last_words(directory: Path, lane: str) -> str:
 
 def _log(directory: Path, lane: str) -> Path:
     return directory.parent / f"lane-{lane}.log"
+
+
+@contextlib.contextmanager
+def _scratch(place: Path) -> Iterator[Path]:
+    """A folder beside the place. Whoever holds the place's lock removes what one that was killed has left."""
+    prefix = f".growing-{place.name}-"
+    for stale in place.parent.glob(f"{prefix}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=prefix) as scratch:
+        yield Path(scratch)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -16,14 +17,18 @@ PARTS = {
     "measure one": "measuring policy and judge",
     "measure two": "measuring int8 and audit judge",
 }
+LARGE_PARTS = {"large judge": "large judge"}
+TITLE = "growing the nursery: a policy, a judge and an audit judge, from nothing"
 _LINE_EVERY = 0.25
 
 
 class Display:
     """Shows the share of each part that is done."""
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, *, enabled: bool, parts: Mapping[str, str] = PARTS, title: str = TITLE) -> None:
         self._enabled = enabled
+        self._parts = parts
+        self._title = title
         self._console = Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description:32}"),
@@ -37,10 +42,10 @@ class Display:
 
     def __enter__(self) -> Self:
         if self._enabled and self._console.is_terminal:
-            self._tasks = {part: self._bars.add_task(name, total=1.0) for part, name in PARTS.items()}
+            self._tasks = {part: self._bars.add_task(name, total=1.0) for part, name in self._parts.items()}
             self._bars.start()
         elif self._enabled:
-            self._console.print("growing the nursery: a policy, a judge and an audit judge, from nothing")
+            self._console.print(self._title)
         return self
 
     def __exit__(
@@ -55,4 +60,4 @@ class Display:
             self._bars.update(self._tasks[part], completed=done)
         elif self._enabled and done >= self._said.get(part, 0.0) + _LINE_EVERY - 1e-9:
             self._said[part] = done
-            self._console.print(f"  {PARTS[part]}: {done:.0%}", highlight=False)
+            self._console.print(f"  {self._parts[part]}: {done:.0%}", highlight=False)

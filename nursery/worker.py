@@ -1,8 +1,8 @@
-"""One of the two child processes that grow a nursery: `python -m nursery.worker LANE DIRECTORY SEED EFFORT`.
+"""A child process that grows a part of a nursery: `python -m nursery.worker LANE DIRECTORY SEED EFFORT`.
 
-Tiny networks gain nothing from a second thread, so two of these run side by side on one thread each. A
-worker says how far it is in lines of JSON on stdout; on stdin it hears which part another worker has
-finished, and when stdin closes its parent is gone and so is it.
+Tiny networks gain nothing from a second thread, so the lanes `one` and `two` run side by side on one thread each; the
+large judge, which few ask for, is a lane of its own. A worker says how far it is in lines of JSON on stdout; on stdin
+it hears which part another worker has finished, and when stdin closes its parent is gone and so is it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from nursery.school import Tick, teach_judge, teach_policy
 
 NUM_EXAMPLES = 600
 """Question sets per judge and source that agreement is measured on."""
+LARGE_THREADS = 2
 
 
 class Worker:
@@ -61,6 +62,13 @@ class Worker:
         self._tick("measure two")(0.5)
         report["audit_judge"] = self._judge_report("audit_judge", policy)
         self._say(part="measure two", done=1.0, report=report)
+
+    def lane_large(self) -> None:
+        """The large judge. The policy whose answers it is measured on is there already."""
+        torch.set_num_threads(LARGE_THREADS)
+        self._save("large_judge", teach_judge(self._plan.large_judge, self._tick("large judge")))
+        report = self._judge_report("large_judge", load(self._directory / "policy"))
+        self._say(part="large judge", done=1.0, report={"large_judge": report})
 
     def listen(self) -> None:
         """Hear what others have finished; end with the parent."""
@@ -99,7 +107,7 @@ def main(lane: str, directory: str, seed: str, effort: str) -> None:
     torch.set_num_threads(1)
     worker = Worker(Path(directory), recipe(seed=int(seed), effort=float(effort)))
     threading.Thread(target=worker.listen, daemon=True).start()
-    worker.lane_one() if lane == "one" else worker.lane_two()
+    {"one": worker.lane_one, "two": worker.lane_two, "large": worker.lane_large}[lane]()
     sys.stdout.flush()
     os._exit(0)  # nothing of the large libraries needs winding up, and that takes seconds
 

@@ -74,27 +74,3 @@ def measure(spans: Iterable[Span], *, start_s: float, end_s: float) -> Overlap:
     for span in sorted(inside, key=lambda s: s.start_s):
         busy.add(replace(span, start_s=max(span.start_s, start_s), end_s=min(span.end_s, end_s)))
     return busy.overlap(wall_s=end_s - start_s)
-
-
-def chrome_trace(spans: Sequence[Span]) -> list[dict[str, object]]:
-    """Events for chrome://tracing or ui.perfetto.dev, one track per worker, microseconds from the first span."""
-    if not spans:
-        return []
-    origin = min(span.start_s for span in spans)
-    workers = {worker: track for track, worker in enumerate(dict.fromkeys(s.worker for s in spans))}
-    names: list[dict[str, object]] = [
-        {"name": "thread_name", "ph": "M", "pid": 1, "tid": track, "args": {"name": worker}}
-        for worker, track in workers.items()
-    ]
-    return names + [
-        {
-            "name": span.name,
-            "cat": span.lane,
-            "ph": "X",
-            "pid": 1,
-            "tid": workers[span.worker],
-            "ts": round((span.start_s - origin) * 1e6),
-            "dur": round((span.end_s - span.start_s) * 1e6),
-        }
-        for span in spans
-    ]

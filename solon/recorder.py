@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from solon.errors import PayloadLostError
@@ -22,6 +22,7 @@ from solon.redaction import redacted
 from solon.run_directory import RunDirectory
 from solon.tables import label_rows, rollout_rows
 from solon.tally import Tally
+from solon.trace_file import TraceFile
 
 ROWS_PER_PART = 4096
 
@@ -51,6 +52,7 @@ class Recorder:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._rollouts: list[dict[str, Any]] = []
         self._labels: list[dict[str, Any]] = []
+        self._trace = TraceFile(directory)
         self._thread = threading.Thread(target=self._work, name="solon-recorder", daemon=True)
         self._thread.start()
 
@@ -58,19 +60,23 @@ class Recorder:
 
     def generated(self, report: GenerationReport, box: Box) -> None:
         self.tally.generated(report)
+        self._keep_spans(report.spans)
         self._jobs.put(lambda: self._opened(box, self._keep_rollouts, "rollouts", report.ordinal, report.attempt))
 
     def labelled(self, report: LabelReport, box: Box) -> None:
         self.tally.labelled(report)
+        self._keep_spans(report.spans)
         self._jobs.put(lambda: self._opened(box, self._keep_labels, "labels", report.ordinal, report.attempt))
 
     def stepped(self, lease: Lease, report: StepReport) -> None:
         record = self.tally.stepped(lease, report)
+        self._keep_spans(report.spans)
         self._jobs.put(lambda: self._write_step(record))
         self._on_change("step")
 
     def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
         self.tally.published(version, receipts, gap, span)
+        self._keep_spans((span,))
         self.event(
             "published",
             version=version,
@@ -91,6 +97,10 @@ class Recorder:
     def write(self, name: str, value: Any) -> None:
         """A whole JSON file of the run directory."""
         self._jobs.put(lambda: _ignore(self._directory.write_json(name, value)))
+
+    def _keep_spans(self, spans: Sequence[Span]) -> None:
+        if spans:
+            self._jobs.put(lambda: self._trace.add(spans))
 
     def sync(self) -> None:
         """Waits until everything said so far is on the disk. Raises what went wrong while writing."""
@@ -113,6 +123,7 @@ class Recorder:
         while (job := self._jobs.get()) is not None:
             self._try(job)
         self._try(self._flush)
+        self._try(self._trace.close)
         self._try(self.quarantine.close)
 
     def _try(self, job: Callable[[], None]) -> None:
@@ -168,10 +179,10 @@ class Recorder:
         # Taken out before writing: on a full disk the directory itself writes them a second time.
         rollouts, self._rollouts = self._rollouts, []
         labels, self._labels = self._labels, []
-        try:
-            self._directory.write_rows("rollouts", rollouts)
-        finally:
-            self._directory.write_rows("labels", labels)
+        with ExitStack() as last_first:  # all three are tried, whichever fails
+            last_first.callback(self._trace.write)
+            last_first.callback(self._directory.write_rows, "labels", labels)
+            last_first.callback(self._directory.write_rows, "rollouts", rollouts)
 
 
 def _ignore(_: object) -> None:

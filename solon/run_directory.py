@@ -76,7 +76,7 @@ class RunDirectory:
 
     def _mend(self) -> None:
         """Remove what a killed process left half written: the end of a last line, parts that were never whole."""
-        for path in self.path.glob("*.jsonl"):
+        for path in (*self.path.glob("*.jsonl"), *self.path.glob("trace.json")):
             with path.open("rb+") as file:
                 file.truncate(_end_of_last_line(file))
         for path in (*self.path.glob("*.tmp"), *self.path.glob("*/part-*.tmp")):
@@ -105,8 +105,11 @@ class RunDirectory:
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """One line of a .jsonl file."""
-        line = json_text(record) + "\n"
-        self._guard(lambda: _append(self.path / name, line))
+        self.append_bytes(name, json_text(record).encode() + b"\n")
+
+    def append_bytes(self, name: str, lines: bytes) -> None:
+        """Whole lines at the end of a file, all of them or none."""
+        self._guard(lambda: _append(self.path / name, lines))
 
     def write_rows(self, table: str, rows: Sequence[Mapping[str, Any]]) -> Path | None:
         """Rows as the next Parquet part of `rollouts` or `labels`."""
@@ -229,8 +232,8 @@ def _end_of_last_line(file: BinaryIO) -> int:
     return 0
 
 
-def _append(path: Path, line: str) -> None:
-    rest = memoryview(line.encode())
+def _append(path: Path, lines: bytes) -> None:
+    rest = memoryview(lines)
     # Unbuffered: a buffer would be flushed again when the file is closed, after a second try.
     with path.open("ab", buffering=0) as file:
         start = file.tell()

@@ -1,4 +1,4 @@
-"""The running totals of a run: what metrics.jsonl, summary.json, trace.json and the live view are made of."""
+"""The running totals of a run: what metrics.jsonl, summary.json and the live view are made of."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from solon.ledger import Lease
-from solon.overlap import Busy, Overlap, chrome_trace
+from solon.overlap import Busy, Overlap
 from solon.protocols import GenerationReport, LabelReport
 from solon.records import LoadReceipt, Span, StepReport
 
-MAX_TRACE_SPANS = 200_000
+RECENT_SPANS = 4000
 COUNTS = (
     "steps",
     "rollouts",
@@ -71,7 +71,8 @@ class Tally:
         self.max_gap = 0.0
         self.pauses_s: list[float] = []
         self.busy = Busy()
-        self.spans: deque[Span] = deque(maxlen=MAX_TRACE_SPANS)
+        self.spans: deque[Span] = deque(maxlen=RECENT_SPANS)
+        """The latest ones, for the live view."""
         self.last: dict[str, Any] = {}
         """The last line of metrics.jsonl."""
         self.faults: Counter[str] = Counter()
@@ -216,10 +217,6 @@ class Tally:
                 "by_event": dict(self.faults),
             },
         }
-
-    def trace(self) -> list[dict[str, object]]:
-        """Events of trace.json; a run with more spans than fit keeps the last ones."""
-        return chrome_trace(list(self.spans))
 
     def _add_spans(self, spans: Sequence[Span]) -> None:
         self.spans.extend(spans)

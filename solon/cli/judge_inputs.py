@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from solon.cli.nursery_names import NAMES, PREFIX
+from solon.cli.nursery_names import PREFIX, grown_for, paths_in
 from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.errors import InputError, nearest
@@ -41,7 +41,7 @@ class JudgeInputs:
     ) -> None:
         self.console = Console(highlight=False, quiet=as_json)
         self._grown = _grown([pairs, *models], progress=not as_json)
-        self.path = resolver(self._grown)
+        self.path = paths_in(self._grown)
         self.constitution = _constitution(constitution, self._grown, pairs)
         self.template = template_named(template, pairs)
         self.engine = EngineOptions(threads=threads, max_model_len=max_model_len)
@@ -63,25 +63,9 @@ def sample(pairs: Sequence[GoldPair], limit: int) -> tuple[GoldPair, ...]:
     return tuple(pairs[i] for i in sorted(random.Random(0).sample(range(len(pairs)), limit)))
 
 
-def resolver(grown: Nursery | None) -> Callable[[str], str]:
-    """What turns `nursery:` names into paths."""
-
-    def resolve(model: str) -> str:
-        if not model.startswith(PREFIX):
-            return model
-        name = model.removeprefix(PREFIX)
-        if name not in NAMES:
-            raise InputError(
-                f"got {model!r}, expected one of {', '.join(PREFIX + n for n in NAMES)}{nearest(name, NAMES)}"
-            )
-        return str(getattr(grown, name))
-
-    return resolve
-
-
 def model_path(model: str, *, progress: bool) -> str:
     """The path of one model; a `nursery:` name grows the nursery."""
-    return resolver(_grown([model], progress=progress))(model)
+    return paths_in(_grown([model], progress=progress))(model)
 
 
 def template_named(name: str | None, pairs: str) -> Any:
@@ -95,12 +79,11 @@ def template_named(name: str | None, pairs: str) -> Any:
 
 
 def _grown(names: Sequence[str], *, progress: bool) -> Nursery | None:
-    """The nursery, when any of these names asks for it."""
+    """The nursery, when any of these names asks for it; they may carry a variant, `nursery:judge_fp@bf16`."""
     if not any(name == NURSERY or name.startswith(PREFIX) for name in names):
         return None
-    from nursery.grow import grow
-
-    return grow(progress=progress)
+    named = [name.removeprefix(PREFIX).partition("@")[0] for name in names if name.startswith(PREFIX)]
+    return grown_for(named, progress=progress)
 
 
 def _constitution(path: Path | None, grown: Nursery | None, pairs: str) -> Constitution:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from solon.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from cluster.run_file import RunFile
+    from nursery.grow import Nursery
     from solon.feedback.config import FeedbackConfig
 
 PREFIX = "nursery:"
-NAMES = ("policy", "judge", "judge_fp", "audit_judge", "constitution", "train_prompts", "heldout_prompts")
+NAMES = (
+    "policy", "judge", "judge_fp", "audit_judge", "large_judge", "constitution", "train_prompts", "heldout_prompts",
+)  # fmt: skip
 
 
 def uses_nursery(run: RunFile) -> bool:
@@ -43,24 +46,41 @@ def panel_paths(feedback: FeedbackConfig, path: Callable[[str], str]) -> Feedbac
 def resolver(names: Sequence[str], *, progress: bool) -> Callable[[str], str]:
     """What turns `nursery:` names into paths and leaves all other names alone; grows models only if one is among
     `names`. Raises InputError for a name that the nursery does not have."""
-    for value in names:
-        name = value.removeprefix(PREFIX)
-        if value.startswith(PREFIX) and name not in NAMES:
-            raise InputError(
-                f"got the name `{value}`, expected one of {', '.join(PREFIX + n for n in NAMES)}{nearest(name, NAMES)}"
-            )
-    if not any(value.startswith(PREFIX) for value in names):
+    named = [_checked(value) for value in names if value.startswith(PREFIX)]
+    if not named:
         return lambda value: value
-    from nursery.grow import grow
-
-    grown = grow(progress=progress)
+    grown = grown_for(named, progress=progress)
     if progress:
         print("\n".join(describe(grown.report)))
-    return lambda value: str(getattr(grown, value.removeprefix(PREFIX))) if value.startswith(PREFIX) else value
+    return paths_in(grown)
+
+
+def paths_in(grown: Nursery | None) -> Callable[[str], str]:
+    """What turns `nursery:` names into the paths of a nursery that has been grown."""
+    return lambda value: str(getattr(grown, _checked(value))) if value.startswith(PREFIX) else value
+
+
+def grown_for(names: Collection[str], *, progress: bool) -> Nursery:
+    """The nursery with all that these names (without their prefix) stand for."""
+    from nursery.grow import grow, grow_large_judge
+
+    grown = grow(progress=progress)
+    if "large_judge" in names:
+        grow_large_judge(grown, progress=progress)
+    return grown
+
+
+def _checked(value: str) -> str:
+    name = value.removeprefix(PREFIX)
+    if name not in NAMES:
+        raise InputError(
+            f"got the name `{value}`, expected one of {', '.join(PREFIX + n for n in NAMES)}{nearest(name, NAMES)}"
+        )
+    return name
 
 
 def describe(report: dict[str, Any]) -> list[str]:
-    """What was measured when the models were grown, in three lines."""
+    """What was measured when the models were grown: a line for the policy and one for each judge."""
     lines = [f"nursery: before training the policy keeps {report['policy']['mean']:.1%} of the principles that apply"]
     for name, title in (("judge_fp", "judge"), ("judge", "the same judge in int8"), ("audit_judge", "audit judge")):
         found = report[name]["held_out"]

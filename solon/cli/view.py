@@ -179,7 +179,7 @@ class LiveView(PlainView):
 def picture(tally: Tally, counts: dict[str, int]) -> Group:
     """The three lanes, the queue between them, staleness, reward, and what binds."""
     now = time.time()
-    window = measure(list(tally.spans)[-4000:], start_s=max(now - WINDOW_S, tally.started_s), end_s=now)
+    window = measure(tally.spans, start_s=max(now - WINDOW_S, tally.started_s), end_s=now)
     left = tally.wall_s / tally.steps * (tally.total_steps - tally.steps) if tally.steps else None
     head = Text.assemble(
         ("step ", "dim"), (f"{tally.steps}/{tally.total_steps}", "bold"), f"   {clock(tally.wall_s)}",

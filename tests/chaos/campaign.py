@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from tests.chaos.cluster_of_our_own import ROOT, Head
+from tests.chaos.cluster_of_our_own import ROOT, STORE_MIB, Head
 from tests.chaos.verdict import downtimes, lines_of
 
 FAULTS = {
@@ -38,10 +38,11 @@ FAULTS = {
     "end driver": 3,
     "remove node": 5,
     "fill disk": 3,
+    "fill store": 4,
 }
 """Faults and how often each is drawn. stop: SIGSTOP for good; pause: for a second; end: SIGTERM. rollouts, everyone:
 all engines, all workers, at the same moment. remove node: the second node goes, another one joins later. fill disk: the
-driver can write no further."""
+driver can write no further. fill store: somebody else puts half as much again as the object store holds into it."""
 LOSSY = 0.3
 """Share of drivers whose first calls to actors are lost, or their answers are."""
 LOSSES = {
@@ -59,6 +60,7 @@ NODE_AWAY_S = 3.0
 AGAIN = 0.25
 """Share of driver faults after which the next driver is hurt as well, before its first step."""
 AGAIN_WITHIN_S = (0.5, 9.0)
+HOARD = ("tests.chaos.hoard", "--mib", str(STORE_MIB * 3 // 2), "--seconds", "4")
 WORKERS_OF_A_KIND = 2
 """More processes than that are on their way out: of a lost worker, or of a driver that is gone."""
 
@@ -112,6 +114,7 @@ class Campaign:
         self._began = time.monotonic()
         self._excused = False
         """The driver that runs now may end with a cause."""
+        self._hoarder: subprocess.Popen[bytes] | None = None
         self._has_nodes = "remove node" in subject.faults
 
     def run(self, *, faults: int, each: int) -> Result:
@@ -167,6 +170,8 @@ class Campaign:
                 self._sample(child)
         finally:
             _end(child)
+            if self._hoarder is not None:
+                _end(self._hoarder)
         self.result.runs += 1
         if not self.result.complaints:
             self._judge(name, directory)
@@ -184,6 +189,14 @@ class Campaign:
                 [sys.executable, "-m", *self._subject.command(self._root, name)], cwd=ROOT,
                 env={**self._head.environment, **lossy, "SOLON_RUNS": str(self._root)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def _hoard(self) -> None:
+        """One at a time; it goes by itself."""
+        if self._hoarder is None or self._hoarder.poll() is not None:
+            self._hoarder = subprocess.Popen(
+                [sys.executable, "-m", *HOARD], cwd=ROOT, env=self._head.environment, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
 
     def _pause(self) -> float:
@@ -219,7 +232,9 @@ class Campaign:
         # Before the fault, so that a run that dies of it has it on record.
         with (directory / "chaos.jsonl").open("a") as file:
             file.write(json.dumps({"time": time.time(), "fault": fault, "pids": [v.pid for v in victims]}) + "\n")
-        if how == "fill":
+        if fault == "fill store":
+            self._hoard()
+        elif how == "fill":
             fullest = max(path.stat().st_size for path in directory.glob("*.jsonl"))
             victims[0].rlimit(psutil.RLIMIT_FSIZE, (fullest + LAST_BYTES, fullest + LAST_BYTES))
         elif how == "remove":
@@ -236,7 +251,7 @@ class Campaign:
 
     def _victims(self, whom: str, child: subprocess.Popen[bytes]) -> list[psutil.Process]:
         match whom:
-            case "driver" | "disk":
+            case "driver" | "disk" | "store":
                 return [psutil.Process(child.pid)]
             case "node":
                 return self._head.node()

@@ -22,6 +22,8 @@ WORKER_PORTS = ("--min-worker-port=0", "--max-worker-port=0")
 """Free ones: two nodes on one machine would fight over a range."""
 START_TIMEOUT_S = 120
 """On a busy machine."""
+STORE_MIB = 256
+"""Of the head's object store."""
 
 
 QUICK_TO_NOTICE = {
@@ -132,7 +134,7 @@ def ray_head(*, num_cpus: int = 4) -> Iterator[Head]:
                  "--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--port={gcs}",
                  f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
                  f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}/t",
-                 *WORKER_PORTS, "--object-store-memory=268435456"],
+                 *WORKER_PORTS, f"--object-store-memory={STORE_MIB << 20}"],
                 env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip

@@ -49,6 +49,35 @@ def test_two_that_grow_at_once_grow_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(built) == 1
 
 
+def test_what_a_growing_that_was_killed_left_is_removed_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    key = fingerprint(seed=0, effort=1.0)
+    stale, others = tmp_path / f".growing-nursery-{key}-abc", tmp_path / ".growing-nursery-other-abc"
+    for folder in (stale, others):
+        (folder / "nursery").mkdir(parents=True)
+    monkeypatch.setattr(growing, "_run_workers", lambda *_, **__: {})
+    grow(tmp_path, progress=False)
+    assert not stale.exists()
+    assert others.exists()
+    assert [path.name for path in tmp_path.glob(".growing-*")] == [others.name]
+
+
+def test_the_large_judge_is_grown_when_it_is_first_asked_for_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plant(tmp_path / f"nursery-{fingerprint(seed=0, effort=1.0)}")
+    nursery, built = grow(tmp_path, progress=False), []
+    assert not nursery.large_judge.exists()
+
+    def build(place: Path, policy: Path, display: Display, *, seed: int, effort: float) -> None:
+        built.append((place, policy))
+        place.mkdir()
+        (place / growing.LARGE_REPORT).write_text('{"held_out": {}}')
+
+    monkeypatch.setattr(growing, "_build_large", build)
+    assert [growing.grow_large_judge(nursery, progress=False) for _ in range(2)] == [{"held_out": {}}] * 2
+    assert built == [(nursery.large_judge, nursery.policy)]
+
+
 def test_progress_away_from_a_terminal_is_a_line_for_each_quarter(capsys: pytest.CaptureFixture[str]):
     with Display(enabled=True) as display:
         for percent in range(1, 101):

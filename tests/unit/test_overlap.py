@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.overlap import LANES, Busy, chrome_trace, measure
+from solon.overlap import LANES, Busy, measure
 from solon.records import Span
 
 
@@ -69,13 +69,3 @@ def test_overlapping_spans_count_once(found: list[tuple[str, int, int, int]]):
 
 def covers(one: Span, tick: int) -> bool:
     return one.start_s <= tick and tick + 1 <= one.end_s
-
-
-def test_the_trace_has_one_named_track_per_worker_and_microseconds_from_the_first_span():
-    spans = [span("learn", 102.0, 103.0), span("generate", 100.5, 102.25), span("learn", 104.0, 104.5)]
-    events: list[Any] = [*chrome_trace(spans)]
-    names = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
-    assert sorted(names.values()) == ["generate-0", "learn-0"]
-    work = [(names[e["tid"]], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
-    assert work == [("learn-0", 1.5e6, 1e6), ("generate-0", 0, 1.75e6), ("learn-0", 3.5e6, 0.5e6)]
-    assert chrome_trace([]) == []
