@@ -20,6 +20,7 @@ import ray
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import Config  # type: ignore[attr-defined]
 
+from cluster.signals import sigterm_as_ctrl_c
 from solon.errors import InputError, short
 
 ALLOW_OPEN = "SOLON_ALLOW_OPEN_CLUSTER"
@@ -61,16 +62,18 @@ def cluster(*, dashboard: bool = True) -> Iterator[ClusterInfo]:
         token_path = ""
         _check_before_joining(address)
         options = {"address": address}
-    context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    try:
-        yield ClusterInfo(
-            address=str(context.address_info.get("gcs_address") or "local"),
-            dashboard_url=str(context.dashboard_url or ""),
-            resources=ray.cluster_resources(),
-            token_path=token_path,
-        )
-    finally:
-        ray.shutdown()
+    with sigterm_as_ctrl_c() as take_again:
+        context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
+        try:
+            take_again()
+            yield ClusterInfo(
+                address=str(context.address_info.get("gcs_address") or "local"),
+                dashboard_url=str(context.dashboard_url or ""),
+                resources=ray.cluster_resources(),
+                token_path=token_path,
+            )
+        finally:
+            ray.shutdown()
 
 
 # -- a cluster of our own ------------------------------------------------------------------------------------------

@@ -4,6 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[Callable[[], None]]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does, until `Signals` takes both over.
+
+    Gives what has to be called after `ray.init`, which takes SIGTERM for itself: it would end the process with 15 and
+    without a word. Does nothing outside the main thread, where Python allows no handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def take() -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    take()
+    try:
+        yield take
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Signals:

@@ -25,7 +25,7 @@ def recipe(*, seed: int = 0, effort: float = 1.0) -> Recipe:
     vocab = embedding_rows()
     llama = Shape(family="llama", layers=2, intermediate=256, vocab=vocab)
     qwen = Shape(family="qwen3", layers=2, intermediate=384, kv_heads=2, vocab=vocab)
-    large = Shape(family="llama", layers=4, hidden=256, intermediate=768, heads=8, kv_heads=8, vocab=vocab)
+    large = Shape(family="llama", layers=2, hidden=384, intermediate=1024, heads=12, kv_heads=12, vocab=vocab)
     full = Recipe(
         policy=Course(shape=llama, steps=180, batch=64, seed=seed, muon_lr=0.02),
         judge=Course(shape=llama, steps=480, batch=32, seed=seed + 1),

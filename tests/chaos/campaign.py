@@ -209,14 +209,16 @@ class Campaign:
             summary = json.loads((directory / "summary.json").read_text())
         if summary.get("status") == "completed":
             return True
-        # SIGTERM ends a driver that has not come as far as asking for it.
-        if child.returncode in (0, -signal.SIGKILL, -signal.SIGTERM):
+        # SIGTERM interrupts a driver that has not begun to train, or ends it where it has not come as far as asking.
+        if child.returncode in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
+            return False
+        log = _tail(self._root / directory.name)
+        if child.returncode == 1 and log.endswith("interrupted before training began; nothing was lost\n"):
             return False
         cause = str(summary.get("failure", "")).partition(":")[0]
         if self._excused and child.returncode == 1 and cause in CAUSES:
             self.result.ends[cause] += 1
             return False
-        log = _tail(self._root / directory.name)
         self.result.complaints.append(
             f"{directory.name}: the driver ended with {child.returncode}: {log}; {_standing(directory)}"
         )

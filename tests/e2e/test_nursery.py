@@ -18,7 +18,7 @@ def test_the_large_judge_is_grown_beside_the_others_and_measured(nursery: Any, t
     barely = replace(nursery, large_judge=tmp_path / "large_judge")
     report = grow_large_judge(barely, progress=False, effort=0.01)
     config = json.loads((barely.large_judge / "config.json").read_text())
-    assert (config["num_hidden_layers"], config["hidden_size"]) == (4, 256)
+    assert (config["num_hidden_layers"], config["hidden_size"]) == (2, 384)
     assert {path.name for path in barely.large_judge.iterdir()} >= {"model.safetensors", "tokenizer.json"}
     assert report["held_out"].keys() == nursery.report["judge_fp"]["held_out"].keys()
     assert {path.name for path in tmp_path.iterdir()} == {"large_judge", "large_judge.lock"}
