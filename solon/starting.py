@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from solon.errors import WorkerLostError
+from solon.errors import CallLostError, WorkerLostError
 
 START_TRIES = 3
-"""Processes that are started for a worker at most."""
+"""Processes of a worker that may die while they start."""
+PAUSES_S = (1.0, 5.0, 10.0)
+"""Seconds before another process takes the place of one that cannot be reached: a cluster takes some time to notice
+that a node is gone, and places workers on it until then."""
 
 
 class Startable(Protocol):
@@ -25,12 +29,26 @@ class Startable(Protocol):
         ...
 
 
-async def start(worker: Startable, *arguments: Any, tell: Callable[..., None]) -> Any:
-    """What its start returns. Raises the last WorkerLostError when `START_TRIES` processes were lost."""
-    for _ in range(START_TRIES - 1):
+async def start(
+    worker: Startable, *arguments: Any, tell: Callable[..., None], pauses_s: Sequence[float] = PAUSES_S
+) -> Any:
+    """What its start returns.
+
+    Raises the last WorkerLostError when `START_TRIES` processes died, or one more than there are pauses could not be
+    reached.
+    """
+    deaths, pauses = 0, list(pauses_s)
+    while True:
         try:
             return await worker.start(*arguments)
-        except WorkerLostError as error:
+        except CallLostError as error:
+            if not pauses:
+                raise
             tell("worker_lost", worker=worker.name, cause=str(error))
-            worker.replace()
-    return await worker.start(*arguments)
+            await asyncio.sleep(pauses.pop(0))
+        except WorkerLostError as error:
+            deaths += 1
+            if deaths == START_TRIES:
+                raise
+            tell("worker_lost", worker=worker.name, cause=str(error))
+        worker.replace()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def tell_into(events: list[str]) -> Any:
 async def test_a_worker_that_dies_or_is_not_heard_of_when_it_starts_is_started_again():
     events: list[str] = []
     worker = Worker(WorkerLostError("its node is gone"), CallLostError("unreachable"))
-    assert await start(worker, "checkpoint", tell=tell_into(events)) == ("up", "checkpoint")
+    assert await start(worker, "checkpoint", tell=tell_into(events), pauses_s=(0,)) == ("up", "checkpoint")
     assert worker.replaced == 2
     assert events == ["worker_lost judge-0: its node is gone", "worker_lost judge-0: unreachable"]
 
@@ -45,6 +46,15 @@ async def test_a_worker_that_never_starts_ends_with_its_last_cause():
     with pytest.raises(WorkerLostError, match="death 2"):
         await start(worker, tell=tell_into([]))
     assert worker.replaced == START_TRIES - 1
+
+
+async def test_a_worker_out_of_reach_is_waited_for_until_its_node_may_have_been_noticed_to_be_gone():
+    worker, events = Worker(*(CallLostError(f"silence {n}") for n in range(9))), list[str]()
+    began = time.monotonic()
+    with pytest.raises(CallLostError, match="silence 3"):
+        await start(worker, tell=tell_into(events), pauses_s=(0.01, 0.05, 0.1))
+    assert time.monotonic() - began >= 0.16
+    assert worker.replaced == len(events) == 3
 
 
 async def test_what_a_worker_says_of_its_own_model_is_not_tried_again():
