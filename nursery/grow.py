@@ -56,7 +56,7 @@ class Nursery:
     audit_judge: Path
     """Another family and size, for evaluation that never rewards."""
     large_judge: Path
-    """Eight times the judge's size; not there before `grow_large_judge`."""
+    """Nine times the judge's size; not there before `grow_large_judge`."""
     constitution: Path
     train_prompts: Path
     heldout_prompts: Path

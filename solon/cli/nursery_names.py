@@ -46,7 +46,7 @@ def panel_paths(feedback: FeedbackConfig, path: Callable[[str], str]) -> Feedbac
 def resolver(names: Sequence[str], *, progress: bool) -> Callable[[str], str]:
     """What turns `nursery:` names into paths and leaves all other names alone; grows models only if one is among
     `names`. Raises InputError for a name that the nursery does not have."""
-    named = [_checked(value) for value in names if value.startswith(PREFIX)]
+    named = [value.removeprefix(PREFIX) for value in names if value.startswith(PREFIX)]
     if not named:
         return lambda value: value
     grown = grown_for(named, progress=progress)
@@ -61,7 +61,10 @@ def paths_in(grown: Nursery | None) -> Callable[[str], str]:
 
 
 def grown_for(names: Collection[str], *, progress: bool) -> Nursery:
-    """The nursery with all that these names (without their prefix) stand for."""
+    """The nursery with all that these names (without their prefix) stand for. Raises InputError before it grows
+    anything for a name that the nursery does not have."""
+    for name in names:
+        _checked(PREFIX + name)
     from nursery.grow import grow, grow_large_judge
 
     grown = grow(progress=progress)
