@@ -7,14 +7,16 @@ A row is one prompt followed by the answers to it that share it:
     p p p p a a a b b        answers a and b see the prompt and themselves, never each other
 
 so that a prompt is run once for several answers. A row with one answer is plain causal text and needs no
-mask: padding is on the right, where causal attention never looks. The last token of an answer predicts
-nothing and is left out.
+mask: padding is on the right, where causal attention never looks. A microbatch with a shared row has masks for
+all its rows, and a layer with a window needs one of its own: the window counts positions of the conversation, not
+columns of the row. The last token of an answer predicts nothing and is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learners.batch import Batch
+
+MaskForm = Literal["full", "windowed", "by_kind"]
+"""What a model takes for `attention_mask`: one mask for all layers, without or with the window, or a mapping from the
+kind of layer to its mask, as models with layers of both kinds have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +48,9 @@ class Microbatch:
     input_BT: Tensor
     position_BT: Tensor | None
     """None: 0..T-1 in every row."""
-    mask_B1TT: Tensor | None
-    """True where the query (third axis) sees the key; None: plain causal."""
+    mask_B1TT: Tensor | dict[str, Tensor] | None
+    """True where the query (third axis) sees the key, by kind of layer where they differ; None: the model's own
+    causal mask."""
     predict_M: Tensor
     target_M: Tensor
     """Ids of the response tokens."""
@@ -60,7 +67,7 @@ class Microbatch:
         """Response tokens in it."""
         return len(self.index_M)
 
-    def model_inputs(self) -> dict[str, Tensor | bool | None]:
+    def model_inputs(self) -> dict[str, Tensor | dict[str, Tensor] | bool | None]:
         """Keyword arguments of a Hugging Face decoder's forward."""
         return {
             "input_ids": self.input_BT,
@@ -80,14 +87,16 @@ class Layout:
     """Answers may share a row."""
     hidden: int = 1024
     """Width of the model: weighs attention against the rest."""
-    max_shared_length: int | None = None
-    """Longest shared row, for models whose attention window is limited."""
+    mask: MaskForm = "full"
+    """Form in which the model takes the masks of shared rows."""
+    window: int | None = None
+    """Positions that a windowed layer sees, the token's own included."""
 
     def microbatches(self, batch: Batch, rollouts: Sequence[int], device: torch.device) -> list[Microbatch]:
         """The given rollouts in as few rectangles as fit, the same ones every time."""
         rows = self.rows(batch, rollouts)
         bins = pack([row.length for row in rows], self.max_tokens)
-        return [_microbatch(batch, [rows[i] for i in chosen], device) for chosen in bins]
+        return [_microbatch(batch, [rows[i] for i in chosen], device, self) for chosen in bins]
 
     def rows(self, batch: Batch, rollouts: Iterable[int]) -> list[Row]:
         """Answers to one prompt side by side, as many to a row as makes the least work."""
@@ -113,9 +122,6 @@ class Layout:
         """
         if not self.share:
             return 1
-        longest = self.max_tokens
-        if self.max_shared_length is not None:
-            longest = min(longest, self.max_shared_length)
         answer = sum(answers) / len(answers)
 
         def work(k: int) -> float:
@@ -125,7 +131,7 @@ class Layout:
         fits = [
             k
             for k in range(1, len(answers) + 1)
-            if k == 1 or max(prompt + sum(answers[i : i + k]) for i in range(0, len(answers), k)) <= longest
+            if k == 1 or max(prompt + sum(answers[i : i + k]) for i in range(0, len(answers), k)) <= self.max_tokens
         ]
         return min(fits, key=work)
 
@@ -149,7 +155,7 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return bins
 
 
-def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device) -> Microbatch:
+def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device, layout: Layout) -> Microbatch:
     """The tensors of some rows, padded on the right with token 0."""
     width = max(row.length for row in rows)
     shared = any(len(row.rollouts) > 1 for row in rows)
@@ -176,13 +182,13 @@ def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device) -> Micr
             at = end
     index_M = np.concatenate(index)
 
-    def tensor(array: NDArray[np.int64] | NDArray[np.bool_]) -> Tensor:
+    def tensor(array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(device)
 
     return Microbatch(
         input_BT=tensor(input_BT),
         position_BT=tensor(position_BT) if shared else None,
-        mask_B1TT=tensor(_sees(segment_BT)) if shared else None,
+        mask_B1TT=_masks(tensor(segment_BT), tensor(position_BT), layout) if shared else None,
         predict_M=tensor(np.concatenate(predict)),
         target_M=tensor(batch.token_N[index_M]),
         index_M=tensor(index_M),
@@ -190,9 +196,20 @@ def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device) -> Micr
     )
 
 
-def _sees(segment_BT: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Causal, and only the prompt (segment 0) or the query's own segment; [B, 1, T, T]."""
-    width = segment_BT.shape[1]
+def _masks(segment_BT: Tensor, position_BT: Tensor, layout: Layout) -> Tensor | dict[str, Tensor]:
+    """What every position sees, in the form that the model takes; each mask is [B, 1, T, T]."""
+    full_B1TT = _sees(segment_BT)[:, None]
+    if layout.mask == "full" or layout.window is None:
+        return full_B1TT
+    distance_BTT = position_BT[:, :, None] - position_BT[:, None, :]
+    windowed_B1TT = full_B1TT & (distance_BTT < layout.window)[:, None]
+    if layout.mask == "windowed":
+        return windowed_B1TT
+    return {"full_attention": full_B1TT, "sliding_attention": windowed_B1TT}
+
+
+def _sees(segment_BT: Tensor) -> Tensor:
+    """Causal, and only the prompt (segment 0) or the query's own segment; [B, T, T]."""
     query, key = segment_BT[:, :, None], segment_BT[:, None, :]
-    sees: NDArray[np.bool_] = ((key == query) | ((key == 0) & (query >= 0))) & np.tri(width, dtype=bool)
-    return sees[:, None]
+    allowed_BTT = (key == query) | ((key == 0) & (query >= 0))
+    return allowed_BTT.tril()

@@ -9,15 +9,14 @@ import copy
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learners.batch import Batch
 from learners.config import LearnConfig
 from learners.loading import checkpoint_activations, choose_device, load_model, with_adapters
 from learners.losses import logprobs_and_entropy, logprobs_of
 from learners.packing import Layout, Microbatch
+from learners.sharing import best_layout
 from solon.errors import InputError
 
 
@@ -118,52 +117,6 @@ class Policy:
                 merged[name] = tensor
         return merged
 
-    @torch.no_grad()
     def layout(self, config: LearnConfig) -> Layout:
-        """How rollouts are packed for this model. Sharing a prompt needs attention that takes a mask of our own;
-        whether a model honours it is measured on a few random tokens, not assumed from its name."""
-        plain = Layout(max_tokens=config.max_tokens_per_microbatch, hidden=self.hidden)
-        if not config.share_prompts or self.base.config._attn_implementation != "sdpa":
-            return plain
-        text = self.base.config.get_text_config()
-        window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-        shared = Layout(max_tokens=plain.max_tokens, hidden=self.hidden, share=True, max_shared_length=window)
-        probe = _probe(self.vocabulary)
-        everywhere = range(probe.num_rollouts)
-        try:
-            apart, together = (
-                self._probe_logprobs(layout.microbatches(probe, everywhere, self.device), probe.num_tokens)
-                for layout in (plain, shared)
-            )
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return plain
-        tolerance = 1e-3 if self._autocast_dtype is None else 0.1
-        return shared if torch.allclose(apart, together, atol=tolerance, rtol=tolerance) else plain
-
-    def _probe_logprobs(self, microbatches: list[Microbatch], num_tokens: int) -> Tensor:
-        logprobs_N = torch.zeros(num_tokens, device=self.device)
-        for microbatch in microbatches:
-            logprobs_N[microbatch.index_M] = self.logprobs(microbatch)
-        return logprobs_N
-
-
-def _probe(vocabulary: int) -> Batch:
-    """One prompt with three answers of random tokens, long enough to tell a wrong mask."""
-    rng = np.random.default_rng(0)
-    length_R = np.array([5, 3, 4])
-    tokens = int(length_R.sum())
-    return Batch(
-        ordinals=(0,),
-        prompts=(rng.integers(0, vocabulary, 24),),
-        group_rewards=((0.0, 0.0, 0.0),),
-        group_R=np.zeros(3, np.int64),
-        member_R=np.arange(3),
-        length_R=length_R,
-        start_R=np.cumsum(length_R) - length_R,
-        reward_R=np.zeros(3, np.float32),
-        truncated_R=np.zeros(3, bool),
-        token_N=rng.integers(0, vocabulary, tokens),
-        behaviour_N=np.zeros(tokens, np.float32),
-        version_N=np.zeros(tokens, np.int64),
-        rollout_N=np.repeat(np.arange(3), length_R),
-    )
+        """How rollouts are packed for this model."""
+        return best_layout(self.base, config, device=self.device)

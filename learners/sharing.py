@@ -1,0 +1,133 @@
+"""Whether a model can read one prompt for several answers, and in which form it takes the mask for that.
+
+A model's name does not tell. A few random tokens are run row by row, as the model itself masks them, and again in one
+microbatch under masks of our own. Sharing is on only where both give the same log-probs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learners.batch import Batch
+from learners.config import LearnConfig
+from learners.losses import logprobs_of
+from learners.packing import Layout, MaskForm, Microbatch
+
+PROBE_WINDOW = 8
+"""Window during the probe: rows longer than a real one would cost as much as a step."""
+KINDS = {"full_attention", "sliding_attention"}
+"""Kinds of layers whose masks are known here."""
+TOLERANCE = 0.01
+"""Share of what a mask that hides no answer from another changes. Rounding lies far below it, a wrong mask above."""
+
+
+@torch.no_grad()
+def best_layout(model: Any, config: LearnConfig, *, device: torch.device) -> Layout:
+    """How rollouts are packed for a causal language model: shared where it is exact, else one answer a row.
+
+    Eager attention keeps the scores of every head for the backward pass, and a shared row makes them quadratically
+    more: models that need it (soft-capped, with sinks) do not share.
+    """
+    text = model.config.get_text_config()
+    plain = Layout(max_tokens=config.max_tokens_per_microbatch, hidden=int(text.hidden_size))
+    if not config.share_prompts or model.config._attn_implementation != "sdpa":
+        return plain
+    if set(getattr(text, "layer_types", None) or ()) - KINDS or getattr(text, "attention_chunk_size", None):
+        return plain
+    window = getattr(text, "sliding_window", None)
+    forms: tuple[MaskForm, ...] = ("full",) if window is None else ("by_kind", "windowed", "full")
+    errors = _errors(model, forms, window, device)
+    if not errors:
+        return plain
+    best = min(errors, key=errors.__getitem__)
+    if not errors[best] <= TOLERANCE:
+        return plain
+    return dataclasses.replace(plain, share=True, mask=best, window=window)
+
+
+def _errors(model: Any, forms: Sequence[MaskForm], window: int | None, device: torch.device) -> dict[MaskForm, float]:
+    """By form of mask, how far shared log-probs are from those row by row, as a share of what no mask changes; forms
+    that the model does not take are left out."""
+    probe = _probe(int(model.get_input_embeddings().weight.shape[0]))
+    some = range(probe.num_rollouts)
+    apart = Layout(max_tokens=1)
+    # So wide a model shares whatever can be shared, and so large a budget puts all rows in one microbatch.
+    shared = Layout(max_tokens=10**6, hidden=10**6, share=True)
+    with _window(model.config.get_text_config(), window):
+        if window is not None:
+            shared = dataclasses.replace(shared, window=PROBE_WINDOW)
+        expected_N = _logprobs(model, apart.microbatches(probe, some, device), probe.num_tokens)
+        errors, careless = {}, 0.0
+        for form in forms:
+            microbatches = dataclasses.replace(shared, mask=form).microbatches(probe, some, device)
+            try:
+                found_N = _logprobs(model, microbatches, probe.num_tokens)
+                unmasked_N = _logprobs(model, [_unmasked(m) for m in microbatches], probe.num_tokens)
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+                continue
+            careless = max(careless, float((unmasked_N - expected_N).abs().max()))
+            errors[form] = float((found_N - expected_N).abs().max())
+    return {form: error / max(careless, 1e-12) for form, error in errors.items()}
+
+
+def _unmasked(microbatch: Microbatch) -> Microbatch:
+    """The same rows, every answer in sight of those before it."""
+    rows, width = microbatch.input_BT.shape
+    causal = torch.ones(width, width, dtype=torch.bool, device=microbatch.input_BT.device).tril()
+    causal_B1TT = causal.expand(rows, 1, width, width)
+    masks = microbatch.mask_B1TT
+    mask_B1TT = dict.fromkeys(masks, causal_B1TT) if isinstance(masks, dict) else causal_B1TT
+    return dataclasses.replace(microbatch, mask_B1TT=mask_B1TT)
+
+
+def _logprobs(model: Any, microbatches: Sequence[Microbatch], num_tokens: int) -> Tensor:
+    """Of the response tokens, float32 whatever training computes in, [N]."""
+    logprobs_N = torch.zeros(num_tokens, device=microbatches[0].input_BT.device)
+    for microbatch in microbatches:
+        logits_MV = model(**microbatch.model_inputs()).logits.flatten(0, 1)[microbatch.predict_M]
+        logprobs_N[microbatch.index_M] = logprobs_of(logits_MV.float(), microbatch.target_M)
+    return logprobs_N
+
+
+@contextmanager
+def _window(text_config: Any, window: int | None) -> Iterator[None]:
+    """Masks are made from the configuration at every forward pass: a short window there lets short rows exceed it."""
+    if window is not None:
+        text_config.sliding_window = PROBE_WINDOW
+    try:
+        yield
+    finally:
+        if window is not None:
+            text_config.sliding_window = window
+
+
+def _probe(vocabulary: int) -> Batch:
+    """Random tokens: three answers that share a prompt longer than the window, and rows of one answer that are
+    shorter and longer than it."""
+    rng = np.random.default_rng(0)
+    prompts = tuple(rng.integers(0, vocabulary, length) for length in (24, 3, 20))
+    group_R = np.array([0, 0, 0, 1, 2])
+    length_R = np.array([5, 3, 4, 5, 4])
+    tokens = int(length_R.sum())
+    return Batch(
+        ordinals=(0, 1, 2),
+        prompts=prompts,
+        group_rewards=((0.0, 0.0, 0.0), (0.0,), (0.0,)),
+        group_R=group_R,
+        member_R=np.array([0, 1, 2, 0, 0]),
+        length_R=length_R,
+        start_R=np.cumsum(length_R) - length_R,
+        reward_R=np.zeros(5, np.float32),
+        truncated_R=np.zeros(5, bool),
+        token_N=rng.integers(0, vocabulary, tokens),
+        behaviour_N=np.zeros(tokens, np.float32),
+        version_N=np.zeros(tokens, np.int64),
+        rollout_N=np.repeat(np.arange(5), length_R),
+    )
