@@ -57,7 +57,11 @@ class Driver:
         self._start = start
         self._stop = asyncio.Event()
         self._signals = Signals(self._stop)
-        self._tally = Tally(staleness_bound=run.staleness.max_staleness, total_steps=run.steps)
+        self._tally = Tally(
+            staleness_bound=run.staleness.max_staleness,
+            total_steps=run.steps,
+            is_relative=run.feedback.task == "pairwise",
+        )
         self._scores: dict[str, Scores | None] = {"before": None, "after": None}
         self._provenance: dict[str, Any] = {"run_id": directory.path.name}
         self._publication: Publication | None = None

@@ -14,6 +14,7 @@ from solon.engines.openai_config import read_key
 from solon.errors import InputError, short
 from solon.feedback.asking.prompts import TEMPLATES, label_ids
 from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.reward import rule_of
 from solon.feedback.trials.gold import GoldPair, load_gold
 from solon.prompts import PromptFile, load_prompts
 from solon.records import Prompt
@@ -43,6 +44,7 @@ def check_inputs(run: RunFile) -> Inputs:
     """Read and check constitution, prompts and models. Raises InputError on the first that cannot be used."""
     constitution = Constitution.load(run.constitution)
     constitution.for_task(run.feedback.task)
+    rule_of(constitution, run.feedback)
     files = [load_prompts(run.prompts)]
     if run.evaluate.prompts:
         files.append(load_prompts(run.evaluate.prompts))

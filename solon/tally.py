@@ -53,7 +53,9 @@ FAULTS = frozenset(
 class Tally:
     """Fed by the recorder, read by whoever shows something. Single-threaded: lives on the event loop."""
 
-    def __init__(self, *, staleness_bound: int, total_steps: int) -> None:
+    def __init__(self, *, staleness_bound: int, total_steps: int, is_relative: bool = False) -> None:
+        """is_relative: rewards compare answers of one prompt, so that their mean says nothing."""
+        self.is_relative = is_relative
         self.staleness_bound = staleness_bound
         self.total_steps = total_steps
         self.started_s = time.time()
@@ -61,6 +63,8 @@ class Tally:
         self.steps = 0
         self.rewards: list[float] = []
         """Mean reward of every step's batch; NaN where the learner reported none."""
+        self.spreads: list[float] = []
+        """Standard deviation of the rewards inside a group, mean of every step's batch."""
         self.staleness: Counter[int] = Counter()
         """Groups trained, by staleness."""
         self.rollouts = self.tokens = self.groups_generated = 0
@@ -103,6 +107,7 @@ class Tally:
             **{name: getattr(self, name) for name in COUNTS},
             "wall_s": self.wall_s,
             "rewards": [reward if math.isfinite(reward) else None for reward in self.rewards],
+            "spreads": [spread if math.isfinite(spread) else None for spread in self.spreads],
             "staleness": sorted(self.staleness.items()),
             "invalid_by_status": dict(self.invalid_by_status),
             "faults": dict(self.faults),
@@ -115,6 +120,7 @@ class Tally:
             setattr(self, name, state[name])
         self._before_s = state["wall_s"]
         self.rewards = [math.nan if reward is None else reward for reward in state["rewards"]]
+        self.spreads = [math.nan if spread is None else spread for spread in state.get("spreads", [])]
         self.staleness = Counter(dict(state["staleness"]))
         self.invalid_by_status = Counter(state["invalid_by_status"])
         self.faults = Counter(state["faults"])
@@ -141,8 +147,8 @@ class Tally:
         self.steps += 1
         self.staleness.update(lease.staleness)
         self._add_spans(report.spans)
-        reward = report.metrics.get("learn/reward/mean", math.nan)
-        self.rewards.append(reward)
+        self.rewards.append(report.metrics.get("learn/reward/mean", math.nan))
+        self.spreads.append(report.metrics.get("learn/reward_in_group/std", math.nan))
         overlap = self.overlap()
         self.last = {
             "step": lease.step,
@@ -173,12 +179,15 @@ class Tally:
         """What summary.json holds besides the evaluation. injected: faults that somebody caused on purpose."""
         wall_s = self.wall_s
         overlap = self.overlap()
-        tenth = max(1, len(self.rewards) // 10)
         return {
             "status": status,
             "steps": self.steps,
             "wall_s": round(wall_s, 3),
-            "reward": {"first": _mean(self.rewards[:tenth]), "last": _mean(self.rewards[-tenth:])},
+            "reward": {
+                **_first_and_last(self.rewards),
+                "relative": self.is_relative,
+                "spread": _first_and_last(self.spreads),
+            },
             "labels": {
                 "total": self.labels,
                 "valid": self.labels - self.invalid,
@@ -222,6 +231,12 @@ class Tally:
         self.spans.extend(spans)
         for span in spans:
             self.busy.add(span)
+
+
+def _first_and_last(values: Sequence[float]) -> dict[str, float | None]:
+    """Means of the first and of the last tenth."""
+    tenth = max(1, len(values) // 10)
+    return {"first": _mean(values[:tenth]), "last": _mean(values[-tenth:])}
 
 
 def _mean(values: Sequence[float]) -> float | None:

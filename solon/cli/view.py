@@ -201,8 +201,9 @@ def picture(tally: Tally, counts: dict[str, int]) -> Group:
 def step_line(tally: Tally) -> str:
     """One committed step, for logs."""
     last = tally.last
+    reward = f"spread {tally.spreads[-1]:.3f}" if tally.is_relative else f"reward {tally.rewards[-1]:+.3f}"
     return (
-        f"step {tally.steps}/{tally.total_steps}  reward {tally.rewards[-1]:+.3f}  "
+        f"step {tally.steps}/{tally.total_steps}  {reward}  "
         f"staleness {last['batch/staleness/max']}  "
         + "  ".join(f"{lane} {last[f'overlap/busy/{lane}']:.0%}" for lane in LANES)
         + f"  binds {tally.overlap().binding_stage}"
@@ -210,17 +211,18 @@ def step_line(tally: Tally) -> str:
 
 
 def reward_line(tally: Tally) -> str:
-    """The reward so far, as a line of blocks."""
-    if not tally.rewards:
-        return "reward  waiting for the first batch"
-    recent = tally.rewards[-40:]
+    """The reward so far, as a line of blocks; its spread in a group where its mean is always 0."""
+    name, values, sign = ("spread", tally.spreads, "") if tally.is_relative else ("reward", tally.rewards, "+")
+    if not values:
+        return f"{name}  waiting for the first batch"
+    recent = values[-40:]
     known = [r for r in recent if math.isfinite(r)]
     low, high = min(known, default=0.0), max(known, default=0.0)
     blocks = "".join(
         " " if not math.isfinite(r) else BLOCKS[round((r - low) / (high - low) * 7) if high > low else 0]
         for r in recent
     )
-    return f"reward  {blocks}  {recent[-1]:+.3f} (first {tally.rewards[0]:+.3f})"
+    return f"{name}  {blocks}  {recent[-1]:{sign}.3f} (first {values[0]:{sign}.3f})"
 
 
 def health_line(tally: Tally) -> str:
@@ -255,12 +257,11 @@ def end_table(summary: dict[str, Any]) -> Table:
 def end_lines(summary: dict[str, Any], directory: Path) -> Text:
     """The rest of the summary in a few lines."""
     overlap, weights, labels = summary["overlap"], summary["weights"], summary["labels"]
-    reward = summary["reward"]
     shares = ", ".join(f"{lane} {share:.0%}" for lane, share in overlap["busy"].items())
     lines = [
         f"{summary['status']} after {summary['steps']} steps in {summary['wall_s']:.0f} s",
-        f"reward {_number(reward['first'])} -> {_number(reward['last'])}; staleness at most "
-        f"{summary['staleness']['max']} (bound {summary['staleness']['bound']})",
+        _reward(summary),
+        f"staleness at most {summary['staleness']['max']} (bound {summary['staleness']['bound']})",
         f"busy {shares}; overlap efficiency {overlap['efficiency']:.2f}, {overlap['binding_stage']} binds",
         f"{labels['total']} labels, {labels['invalid']} invalid, {labels['cache_hits']} answered by the cache; "
         f"{summary['throughput']['rollouts_per_s']} rollouts/s",
@@ -269,6 +270,23 @@ def end_lines(summary: dict[str, Any], directory: Path) -> Text:
         f"written to {directory}/summary.json",
     ]
     return Text(visible("\n".join(lines)))
+
+
+def _reward(summary: dict[str, Any]) -> str:
+    """How the reward moved; of rewards that are relative to the group, what moves instead."""
+    reward = summary["reward"]
+    if not reward["relative"]:
+        return f"reward {_number(reward['first'])} -> {_number(reward['last'])}"
+    told = (
+        "the held-out scores above say what was learned"
+        if summary["eval"]["before"]
+        else "set evaluate.prompts, or [watch], to see what is learned"
+    )
+    first, last = (_number(reward["spread"][when]).lstrip("+") for when in ("first", "last"))
+    return (
+        "rewards compare the answers to one prompt, so their mean is always about 0; their spread in a group went "
+        f"{first} -> {last} nats; {told}"
+    )
 
 
 def _number(value: float | None) -> str:

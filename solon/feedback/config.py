@@ -29,6 +29,12 @@ class FeedbackConfig(BaseModel):
     constitution's `sampling` says."""
     comparisons: int = Field(1, ge=1)
     """Pairwise: how many of its neighbours in the group each answer is compared with."""
+    pairwise: Literal["least_squares", "mean"] = "least_squares"
+    """Pairwise: how the comparisons of a group become rewards. `least_squares`: rewards whose differences explain the
+    margins best. `mean`: of the margins for and against an answer, however good those are that it was compared with."""
+    pairwise_ridge: float = Field(0.2, gt=0, le=1e6)
+    """Least squares: variance of the noise in a margin over the variance of the answers. A judge that is mostly noise
+    wants 1 or more; the larger it is, the more the rewards are like those of `mean`."""
     aggregation: Literal["", "mean", "weighted", "min", "lexicographic"] = ""
     """How the principles' margins become one reward; empty: as the constitution's `aggregation` says."""
     margin_clip: float = Field(3.0, gt=0)

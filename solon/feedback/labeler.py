@@ -9,7 +9,6 @@ from solon.constitution import Asked, Constitution
 from solon.constitution_rules import PrincipleSampling
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judging import Item, Judge, Verdict, sound
-from solon.feedback.panels.selective import reward_clip
 from solon.feedback.reward import rewards, rule_of
 from solon.records import Feedback, Group, Label
 
@@ -28,10 +27,10 @@ class Labeler:
 
     def __init__(self, judge: Judge, *, config: FeedbackConfig, constitution: Constitution) -> None:
         constitution.for_task(config.task)
+        rule_of(constitution, config)  # refused before anything is asked
         self._judge = judge
         self._config = config
         self._constitution = constitution
-        self._rule = rule_of(constitution, config)
 
     async def label(self, group: Group) -> Feedback:
         """Labels of all rollouts under all principles that apply, and the rewards that follow."""
@@ -50,8 +49,8 @@ class Labeler:
                 labels,
                 num_rollouts=len(group.rollouts),
                 principles=tuple({one.principle.id: one.principle for one in asked}.values()),
-                rule=self._rule,
-                clip=reward_clip(self._config.margin_clip, is_selective=bool(self._config.select.proxy)),
+                constitution=self._constitution,
+                config=self._config,
             ),
             labels=labels,
         )

@@ -11,30 +11,64 @@ from collections.abc import Sequence
 
 from solon.constitution import Constitution, Principle
 from solon.constitution_rules import Aggregation, Weighed
+from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.pairwise import combined, pair_margins
+from solon.feedback.panels.selective import reward_clip
 from solon.records import Label
 
 
 def rewards(
+    labels: Sequence[Label],
+    *,
+    num_rollouts: int,
+    principles: Sequence[Principle],
+    constitution: Constitution,
+    config: FeedbackConfig,
+) -> tuple[float | None, ...]:
+    """Rewards of G rollouts in nats; None where a label is missing.
+
+    principles: those that were asked about. Rewards of single answers lie in the range of `Aggregation.reward`; those
+    of comparisons are relative to the group, see `combined`.
+    """
+    rule = rule_of(constitution, config)
+    # Clipping corrected margins like raw ones would bias them again.
+    clip = reward_clip(config.margin_clip, is_selective=bool(config.select.proxy))
+    if any(label.task == "pairwise" for label in labels):
+        margins = pair_margins(labels, principles=principles, rule=rule, clip=clip)
+        return combined(margins, num_rollouts=num_rollouts, method=config.pairwise, ridge=config.pairwise_ridge)
+    return _of_single_answers(labels, num_rollouts=num_rollouts, principles=principles, rule=rule, clip=clip)
+
+
+def rule_of(constitution: Constitution, config: FeedbackConfig) -> Aggregation:
+    """How margins are weighed against each other: as the constitution says, unless the configuration overrides it.
+
+    Raises InputError for a rule that is not linear over margins that are right only on average.
+    """
+    rule = constitution.aggregation
+    if config.aggregation:
+        rule = rule.model_copy(update={"method": config.aggregation})
+    if config.select.proxy and rule.method in ("min", "lexicographic"):
+        raise InputError(
+            f"feedback.select.proxy with the aggregation {rule.method!r}, expected 'mean' or 'weighted': corrected "
+            "margins are right on average and far off one by one, so a rule that picks one of them gives wrong "
+            "rewards; set feedback.aggregation = 'weighted', or remove feedback.select.proxy"
+        )
+    return rule
+
+
+def _of_single_answers(
     labels: Sequence[Label], *, num_rollouts: int, principles: Sequence[Principle], rule: Aggregation, clip: float
 ) -> tuple[float | None, ...]:
-    """Rewards of G rollouts in nats; None where a label is missing. Their range is that of `rule.reward`.
-
-    principles: those that were asked about. clip: nats that a margin counts at most.
-    """
     margins: dict[tuple[int, str], list[float | None]] = defaultdict(list)
-    is_pairwise = any(label.task == "pairwise" for label in labels)
     for label in labels:
-        for place, rollout in enumerate(label.rollouts):
-            sign = 1.0 if place == 0 else -1.0
-            margins[rollout, label.principle_id].append(
-                None if label.margin is None else sign * max(-clip, min(clip, label.margin))
-            )
+        margin = None if label.margin is None else max(-clip, min(clip, label.margin))
+        margins[label.rollouts[0], label.principle_id].append(margin)
 
     def reward(rollout: int) -> float | None:
         found = []
         for principle in principles:
-            mean = _mean(margins[rollout, principle.id], one_is_enough=is_pairwise)
+            mean = _mean(margins[rollout, principle.id])
             if mean is None:
                 return None
             found.append(Weighed(mean, principle.weight, principle.severity == "hard"))
@@ -43,20 +77,9 @@ def rewards(
     return tuple(reward(rollout) for rollout in range(num_rollouts))
 
 
-def rule_of(constitution: Constitution, config: FeedbackConfig) -> Aggregation:
-    """How margins are weighed against each other: as the constitution says, unless the configuration overrides it."""
-    if not config.aggregation:
-        return constitution.aggregation
-    return constitution.aggregation.model_copy(update={"method": config.aggregation})
-
-
-def _mean(margins: Sequence[float | None], *, one_is_enough: bool) -> float | None:
-    """Of one principle's questions about one rollout.
-
-    A pairwise principle puts the same question several times: one valid comparison is enough for a number. The
-    predicates of a principle are different questions: none may be missing.
-    """
+def _mean(margins: Sequence[float | None]) -> float | None:
+    """Of one principle's questions about one rollout: its predicates are different questions, none may be missing."""
     valid = [margin for margin in margins if margin is not None]
-    if not valid or (len(valid) < len(margins) and not one_is_enough):
+    if not valid or len(valid) < len(margins):
         return None
     return sum(valid) / len(valid)

@@ -18,7 +18,6 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from solon.constitution import Constitution
-from solon.constitution_rules import Aggregation
 from solon.engines.fake import FakeTokenizer
 from solon.errors import InputError, RunFailedError
 from solon.feedback.asking.prompts import ASSISTANT, COMPACT, TEMPLATES, JudgePrompts, label_ids
@@ -31,7 +30,7 @@ from solon.feedback.judges.verdicts import mass, read_bool, read_pair
 from solon.feedback.judging import Verdict
 from solon.feedback.labeler import Labeler, ring_pairs
 from solon.feedback.questions import Answer, Ask, Question, question_digest
-from solon.feedback.reward import rewards, rule_of
+from solon.feedback.reward import rewards
 from solon.records import Label, Message, Status
 from tests.unit.fakes import make_group
 from tests.unit.judges import SlowJudge, answer_to, question
@@ -164,8 +163,8 @@ def reward(labels: Sequence[Label], *, num_rollouts: int = 1, weights: Any = Non
         labels,
         num_rollouts=num_rollouts,
         principles=constitution.principles,
-        rule=rule_of(constitution, settings),
-        clip=settings.margin_clip,
+        constitution=constitution,
+        config=settings,
     )
 
 
@@ -183,12 +182,8 @@ def test_one_invalid_label_leaves_its_rollout_without_a_reward_and_no_other():
 
 def test_a_missing_label_is_no_reward():
     assert reward([make_label("a", 0, margin=1.0)], num_rollouts=2, weights={"a": 1.0}) == (1.0, None)
-    assert rewards([], num_rollouts=2, principles=(), rule=Aggregation(), clip=3.0) == (None, None)
-
-
-def test_a_comparison_counts_for_one_and_against_the_other():
-    labels = [make_label("a", 0, 1, margin=2.0), make_label("a", 1, 2, margin=None)]
-    assert reward(labels, num_rollouts=3) == (2.0, -2.0, None)
+    nobody = make_constitution({"id": "a"})
+    assert rewards([], num_rollouts=2, principles=(), constitution=nobody, config=CONFIG) == (None, None)
 
 
 @settings(max_examples=40, deadline=None)
@@ -480,7 +475,8 @@ async def test_pairs_are_asked_in_both_orders_and_bias_cancels():
     assert label.margin == pytest.approx(1.0)
     assert label.position_offset == pytest.approx(0.7)
     assert label.questions == 2
-    assert feedback.rewards_G == pytest.approx((1.0, -1.0))
+    # Half of the difference each, less what the ridge takes.
+    assert feedback.rewards_G == pytest.approx((1 / 2.2, -1 / 2.2))
 
 
 async def test_of_an_answer_too_long_for_the_judge_head_and_tail_are_judged():

@@ -35,6 +35,7 @@ FEEDBACK_ORDER = (
     "panels",
     "config",
     "judges",
+    "pairwise",
     "reward",
     "labeler",
     "worker",

@@ -206,7 +206,8 @@ def make_summary(tally: Tally) -> dict[str, Any]:
 def test_a_run_without_a_step_has_a_valid_summary():
     summary = make_summary(Tally(staleness_bound=4, total_steps=3))
     json.dumps(summary, allow_nan=False)
-    assert summary["reward"] == {"first": None, "last": None}
+    nothing = {"first": None, "last": None}
+    assert summary["reward"] == {**nothing, "relative": False, "spread": nothing}
     assert summary["overlap"]["binding_stage"] == "none"
 
 
@@ -217,7 +218,7 @@ def test_the_summary_is_valid_json_though_a_reward_was_missing():
     tally.stepped(make_lease(20), StepReport(step=20, metrics={}))
     summary = make_summary(tally)
     json.dumps(summary, allow_nan=False)
-    assert summary["reward"] == {"first": 0.25, "last": None}
+    assert (summary["reward"]["first"], summary["reward"]["last"]) == (0.25, None)
     assert summary["staleness"] == {"max": 1, "p50": 0, "bound": 4}
 
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from solon.cli.view import LiveView, PlainView, SilentView, clock, make_view, picture, reward_line
+from solon.cli.view import LiveView, PlainView, SilentView, clock, end_lines, make_view, picture, reward_line, step_line
 from solon.ledger import Lease
 from solon.overlap import LANES
 from solon.protocols import LabelReport
@@ -137,6 +137,18 @@ async def test_no_text_of_models_or_files_reaches_the_terminal_as_markup_or_cont
     assert "\x1b[2J" not in text
     assert "[red]evil[/red]" in text
     assert ":boom:" in text
+
+
+def test_of_relative_rewards_the_spread_is_shown_and_not_their_mean_of_nothing():
+    tally = make_tally([0.0, 0.0])
+    tally.is_relative, tally.spreads = True, [1.25, 0.75]
+    assert "spread 0.750" in step_line(tally)
+    assert reward_line(tally).startswith("spread")
+    text = end_lines(make_summary(tally), Path("runs/x")).plain
+    assert "1.250 -> 0.750 nats; set evaluate.prompts" in text
+    assert "reward +0.000 -> +0.000" not in text
+    scored = end_lines(make_summary(tally, before={"mean": 0.5}), Path("runs/x")).plain
+    assert "held-out scores above" in scored
 
 
 async def test_a_ledger_that_is_gone_does_not_end_the_view():

@@ -26,7 +26,7 @@ from solon.feedback.labeler import Labeler
 from solon.feedback.labelling.dataset import AnswerRow, SkippedRow
 from solon.feedback.labelling.label_summary import Summary
 from solon.feedback.labelling.preferences import Preference, preference_row, preferences
-from solon.feedback.reward import rewards, rule_of
+from solon.feedback.reward import rewards
 from solon.quarantine import Quarantine
 from solon.records import Feedback, Label, Status
 from solon.run_directory import RunDirectory
@@ -258,8 +258,8 @@ def feedback_of(
             labels,
             num_rollouts=len(row.answers),
             principles=[p for p in constitution.principles if p.id in asked],
-            rule=rule_of(constitution, config),
-            clip=config.margin_clip,
+            constitution=constitution,
+            config=config,
         ),
         labels=tuple(labels),
     )

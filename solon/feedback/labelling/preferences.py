@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from solon.constitution import Constitution
-from solon.constitution_rules import Weighed
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.labelling.dataset import AnswerRow
+from solon.feedback.pairwise import pair_margins
 from solon.feedback.reward import rule_of
 from solon.records import Feedback, Label
 
@@ -88,20 +87,11 @@ def preference_row(row: AnswerRow, preference: Preference) -> dict[str, Any]:
 def _pair_margins(
     labels: Sequence[Label], constitution: Constitution, config: FeedbackConfig
 ) -> dict[tuple[int, int], float]:
-    principles = {p.id: p for p in constitution.principles}
-    rule = rule_of(constitution, config)
-    by_pair: dict[tuple[int, int], list[Label]] = defaultdict(list)
-    for label in labels:
-        by_pair[label.rollouts[0], label.rollouts[1]].append(label)
-    margins = {}
-    for pair, labelled in by_pair.items():
-        found = [
-            Weighed(label.margin, principle.weight, principle.severity == "hard")
-            for label in labelled
-            if label.margin is not None and (principle := principles[label.principle_id])
-        ]
-        if len(found) == len(
-            labelled
-        ):  # a mean over the principles that happened to work would look like a right label
-            margins[pair] = rule.preference(found, clip=config.margin_clip)
-    return margins
+    """As rewards see them."""
+    asked = {label.principle_id for label in labels}
+    return pair_margins(
+        labels,
+        principles=[p for p in constitution.principles if p.id in asked],
+        rule=rule_of(constitution, config),
+        clip=config.margin_clip,
+    )
