@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from solon.engines.model_files import repair_generation_config, warn_of_dropped
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -47,7 +49,9 @@ def write_compressed(
             oneshot(model=model, recipe=modifier, dataset=loader, num_calibration_samples=len(sequences))
         else:
             oneshot(model=model, recipe=modifier)
+        dropped = repair_generation_config(model)
         model.save_pretrained(written, save_compressed=True)
+    warn_of_dropped(dropped)
     for file in written.glob("*.safetensors"):
         file.chmod(0o644)  # written for its owner alone, but a model is read by many
     return layers

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ import numpy as np
 from compression.llm_compressor import linear_layers, write_compressed
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import is_quantised, require_model
+from solon.engines.model_files import copy_companions
 from solon.errors import InputError, RunFailedError, nearest
 from solon.feedback.judges.identity import weights_digest
 
@@ -36,16 +36,6 @@ RECORD = "quantisation.json"
 PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors")
 LEAST_SEQUENCES = 8
 """GPTQ measures how inputs vary; fewer sequences than this say nothing."""
-COPIED = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-)
-"""Files of a model that quantising leaves as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +110,7 @@ def quantise_model(
             source, written, preset=recipe.preset, gptq=recipe.gptq, sequences=sequences, ignore=ignore
         )
         _require_whole(written, layers)
-        _copy_files(source, written)
+        copy_companions(source, written)
         record = Quantised(
             scheme=scheme,
             source=str(source),
@@ -230,10 +220,3 @@ def _require_whole(written: Path, layers: int) -> None:
         raise RunFailedError(f"quantising wrote {found} layers with a scale, expected {layers}; nothing was kept")
     if settings.get("tie_word_embeddings") and "lm_head.weight" in names:
         raise RunFailedError("quantising untied the head but its config says tied; nothing was kept")
-
-
-def _copy_files(source: Path, written: Path) -> None:
-    for pattern in COPIED:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, written / file.name)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,11 +36,9 @@ from learners.optimizer import Optimizer
 from learners.reward_model import microbatches
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import is_quantised
+from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.errors import InputError
 from solon.feedback.questions import Question, question_digest
-
-COMPANIONS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*")
-"""Files that a student takes over from the model that it starts from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,10 +162,11 @@ class Student(nn.Module):
     def save(self, directory: Path) -> None:
         """As engines load it, in the dtype of the model that it started from and with that model's tokenizer."""
         with quiet():
-            copy.deepcopy(self.network).to(self._dtype).save_pretrained(directory)
-        for pattern in COMPANIONS if self._source is not None else ():
-            for file in self._source.glob(pattern):  # type: ignore[union-attr]
-                shutil.copyfile(file, directory / file.name)
+            network = copy.deepcopy(self.network).to(self._dtype)
+            warn_of_dropped(repair_generation_config(network))
+            network.save_pretrained(directory)
+        if self._source is not None:
+            copy_companions(self._source, directory)
 
     @property
     def num_parameters(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from learners.loading import quiet
 from learners.policy import Policy
+from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.engines.payload import fingerprint
 from solon.engines.tokens import load_tokenizer
 from solon.records import Weights
@@ -39,6 +40,7 @@ class Publisher:
         from transformers import AutoModelForCausalLM
 
         self._policy = policy
+        self._source = Path(model).expanduser()
         self._tokenizer = load_tokenizer(model)
         if dtype == "auto":
             self.dtype = torch.float32 if policy.device.type == "cpu" else policy.own_dtype
@@ -51,6 +53,7 @@ class Publisher:
         # Written beside saved weights, so that a conversion done on loading is undone on saving.
         self._skeleton._weight_conversions = getattr(policy.base, "_weight_conversions", None)
         self._skeleton.generation_config = policy.base.generation_config
+        warn_of_dropped(repair_generation_config(self._skeleton))
         if canaries is None:
             canaries = default_canaries(policy.vocabulary, len(self._tokenizer), self._tokenizer.all_special_ids)
         self.canaries = tuple(tuple(int(token) for token in canary) for canary in canaries)
@@ -85,7 +88,9 @@ class Publisher:
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in self.tensors().items()}
         with quiet():
             self._skeleton.save_pretrained(directory, state_dict=tensors)
-        self._tokenizer.save_pretrained(directory)
+        # As they came: to write a tokenizer anew may change it. One from the hub lies in no directory of its own.
+        if not (self._source.is_dir() and copy_companions(self._source, directory)):
+            self._tokenizer.save_pretrained(directory)
 
     def _canary_logprobs(self, tensors: dict[str, Tensor]) -> tuple[tuple[float, ...], ...]:
         """log p(token t | tokens < t) for t >= 1, of every canary, at temperature 1."""
