@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 
 from solon.engines.base import Engine, EngineConfig
-from solon.engines.checkpoint import require_model
+from solon.engines.checkpoint import model_settings, require_model
+from solon.engines.same_numbers import require_same_numbers
 from solon.errors import InputError
 
 
@@ -16,6 +17,10 @@ def build_engine(config: EngineConfig, *, name: str) -> Engine:
     the backend cannot be had.
     """
     require_model(config)
+    try:
+        require_same_numbers(model_settings(config), backend=config.backend, max_model_len=config.max_model_len)
+    except InputError as error:
+        raise InputError(f"model {config.model!r}: {error}") from None
     if config.backend == "transformers":
         from solon.engines.transformers import TransformersEngine
 

@@ -31,15 +31,15 @@ _FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
 
 def copy_companions(source: Path, target: Path) -> list[str]:
     """Copy the tokenizer of one model directory into another, byte for byte; returns the names. Code is not copied."""
+    found = {file for pattern in COMPANIONS for file in source.glob(pattern)}
     copied = []
-    for pattern in COMPANIONS:
-        for file in sorted(source.glob(pattern)):
-            if not file.is_file() or file.suffix == ".py":
-                continue
-            name = file.relative_to(source)
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target / name)
-            copied.append(str(name))
+    for file in sorted(found):
+        if not file.is_file() or file.suffix == ".py":
+            continue
+        name = file.relative_to(source)
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target / name)
+        copied.append(str(name))
     return copied
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from solon.engines import vllm_cpu_attention
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import model_settings
+from solon.engines.vllm_classes import classes_left_alone
 from solon.errors import InputError
 
 TURN = threading.RLock()
@@ -74,12 +75,12 @@ def _start(config: EngineConfig) -> Any:
     uniproc_executor.get_file_store_init_method = _meeting_place
     arguments = _arguments(config, on_cpu=current_platform.is_cpu())
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), classes_left_alone():
             warnings.simplefilter("ignore", FutureWarning)  # vLLM looks at every name of torch, also at the old
             llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
         _live.add(id(llm))
         return llm
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, AssertionError, NotImplementedError) as error:
         raise InputError(
             f"vLLM cannot load {config.model!r}: {error}; check the model and the engine's `max_model_len`, "
             "`kv_cache_gib` and `gpu_memory_utilization`"
