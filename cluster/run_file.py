@@ -26,6 +26,7 @@ from learners.config import LearnConfig
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.panels.selective import reward_clip
 from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.ledger import LedgerConfig
 from solon.overrides import parse_override, put
@@ -222,6 +223,12 @@ class RunFile(_Section):
             raise ValueError(
                 f"feedback.min_valid = {self.feedback.min_valid} exceeds rollout.group_size = "
                 f"{self.rollout.group_size}; lower min_valid"
+            )
+        bound = reward_clip(self.feedback.margin_clip, is_selective=True)
+        if self.feedback.select.proxy and self.learn.reward_clip is not None and self.learn.reward_clip < bound:
+            raise ValueError(
+                f"learn.reward_clip = {self.learn.reward_clip:g} would cut the corrected rewards of "
+                f"feedback.select.proxy, which reach {bound:g} nats and are right only on average; remove reward_clip"
             )
         if self.feedback.task == "pairwise" and self.rollout.group_size < 2:
             raise ValueError("feedback.task = 'pairwise' needs rollout.group_size >= 2")

@@ -63,6 +63,9 @@ class GroupRelative:
         valid = [reward for reward in rewards_G if reward is not None]
         if not valid:
             return [None] * len(rewards_G)
+        if min(valid) == max(valid):
+            # The mean is a rounded sum, and Adam would make a full step of its rounding.
+            return [None if reward is None else 0.0 for reward in rewards_G]
         mean = math.fsum(valid) / len(valid)
         scale = 1.0
         if self.divide_by_std:
@@ -71,9 +74,12 @@ class GroupRelative:
 
 
 def whiten(x_N: Tensor, mask_N: Tensor | None = None) -> Tensor:
-    """Shifted and scaled to mean 0 and deviation 1 over the tokens that the mask keeps; 0 elsewhere."""
+    """Shifted and scaled to mean 0 and deviation 1 over the tokens that the mask keeps; 0 elsewhere, and 0
+    everywhere when they are all the same."""
     if mask_N is None:
         mask_N = torch.ones_like(x_N, dtype=torch.bool)
     kept = x_N[mask_N]
+    if not len(kept) or bool(kept.min() == kept.max()):
+        return torch.zeros_like(x_N)
     whitened_N = (x_N - kept.mean()) * torch.rsqrt(kept.var(correction=0) + 1e-8)
     return whitened_N.masked_fill(~mask_N, 0.0)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from learners.config import Truncated
 from solon.errors import RunFailedError
 from solon.records import Rollout, TrainingGroup
 
@@ -21,7 +22,9 @@ class Batch:
 
     ordinals: tuple[int, ...]  # [P]
     prompts: tuple[NDArray[np.int64], ...]  # [P], token ids
-    group_rewards: tuple[tuple[float | None, ...], ...]  # [P][G], clipped; None: no valid label
+    group_rewards: tuple[tuple[float | None, ...], ...]  # [P][G], as labelled, clipped; None: no valid label
+    baseline_rewards: tuple[tuple[float | None, ...], ...]
+    """[P][G], what rollouts are compared by: less the penalty of a truncated one; None also where one is masked."""
     group_R: NDArray[np.int64]
     """Group of every trained rollout, an index into `prompts`."""
     member_R: NDArray[np.int64]
@@ -31,6 +34,7 @@ class Batch:
     start_R: NDArray[np.int64]
     """Where its tokens begin in the arrays of N."""
     reward_R: NDArray[np.float32]
+    """What is learnt from: less the penalty of a truncated answer."""
     truncated_R: NDArray[np.bool_]
     """Stopped by the length limit, not by itself."""
     token_N: NDArray[np.int64]
@@ -42,10 +46,18 @@ class Batch:
 
     @classmethod
     def of(
-        cls, groups: Sequence[TrainingGroup], *, reward_clip: float | None = None, vocabulary: int | None = None
+        cls,
+        groups: Sequence[TrainingGroup],
+        *,
+        reward_clip: float | None = None,
+        truncated: Truncated = "keep",
+        truncated_penalty: float = 0.0,
+        vocabulary: int | None = None,
     ) -> Batch:
         """Sorted by ordinal, so that arrival order changes nothing; rollouts without reward or tokens left out.
 
+        `truncated`: what becomes of answers that the length limit cut; `mask` leaves them out of `baseline_rewards`,
+        `penalise` takes `truncated_penalty` nats off their reward.
         Raises RunFailedError when nothing is left, when a group is there twice or has no prompt, when a
         rollout contradicts itself, or when it has a token that is not below `vocabulary`.
         """
@@ -54,6 +66,7 @@ class Batch:
         if len(set(ordinals)) != len(ordinals):
             raise RunFailedError(f"a batch holds a group twice: ordinals {list(ordinals)}")
         group_rewards = tuple(_rewards(group, reward_clip) for group in groups)
+        penalty = truncated_penalty if truncated == "penalise" else 0.0
         trained = [
             (p, member, rollout, reward)
             for p, group in enumerate(groups)
@@ -77,12 +90,16 @@ class Batch:
             ordinals=ordinals,
             prompts=tuple(np.asarray(g.group.prompt_token_ids, np.int64) for g in groups),
             group_rewards=group_rewards,
+            baseline_rewards=tuple(
+                _baseline_rewards(group, rewards, masked=truncated == "mask", penalty=penalty)
+                for group, rewards in zip(groups, group_rewards, strict=True)
+            ),
             group_R=np.array([p for p, _, _, _ in trained], np.int64),
             member_R=np.array([member for _, member, _, _ in trained], np.int64),
             length_R=length_R,
             start_R=np.cumsum(length_R) - length_R,
-            reward_R=np.array([reward for _, _, _, reward in trained], np.float32),
-            truncated_R=np.array([rollout.finish_reason == "length" for _, _, rollout, _ in trained]),
+            reward_R=np.array([reward - penalty * _is_truncated(r) for _, _, r, reward in trained], np.float32),
+            truncated_R=np.array([_is_truncated(rollout) for _, _, rollout, _ in trained]),
             token_N=np.concatenate([rollout.token_ids for _, _, rollout, _ in trained]).astype(np.int64),
             behaviour_N=np.concatenate([rollout.logprobs for _, _, rollout, _ in trained]).astype(np.float32),
             version_N=np.concatenate([rollout.versions_T() for _, _, rollout, _ in trained]).astype(np.int64),
@@ -121,6 +138,21 @@ def _check(rollout: Rollout, name: str, vocabulary: int | None) -> None:
             f"{name} has the token {rollout.token_ids.max()}, expected one below {vocabulary}; "
             "the engines and the learner must load the same model"
         )
+
+
+def _is_truncated(rollout: Rollout) -> bool:
+    return rollout.finish_reason == "length"
+
+
+def _baseline_rewards(
+    group: TrainingGroup, rewards: Sequence[float | None], *, masked: bool, penalty: float
+) -> tuple[float | None, ...]:
+    """Rewards of a group with its truncated answers penalised, or left out."""
+    cut = [_is_truncated(rollout) for rollout in group.group.rollouts]
+    return tuple(
+        None if reward is None or (is_cut and masked) else reward - penalty * is_cut
+        for reward, is_cut in zip(rewards, cut, strict=True)
+    )
 
 
 def _rewards(group: TrainingGroup, clip: float | None) -> tuple[float | None, ...]:

@@ -10,6 +10,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Truncated = Literal["keep", "bootstrap", "mask", "penalise"]
+
 
 class LoraConfig(BaseModel):
     """Train low-rank adapters instead of all weights (Hu et al. 2021). `LoraConfig(r=16, alpha=32)`
@@ -32,8 +34,8 @@ class LearnConfig(BaseModel):
 
     The Kullback-Leibler penalty to the frozen reference follows `advantages`. With `gae` it is a
     per-token reward, -kl_coefficient * (log pi_prox - log pi_ref), so that the critic sees it coming
-    (Ziegler et al. 2019). With `group` there is no per-token reward to put it in, and it is the k3
-    estimator added to the loss (Shao et al. 2024).
+    (Ziegler et al. 2019). With `group` there is no per-token reward to put it in, and it is a term of
+    the loss (`kl_estimator`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,10 +48,21 @@ class LearnConfig(BaseModel):
     """Lambda of GAE; 1 trusts the reward alone, below 1 trusts the critic more."""
     normalize_advantages: bool = True
     """gae: whiten over the batch's tokens. group: divide by the standard deviation of the group."""
-    reward_clip: float | None = Field(10.0, gt=0)
-    """Rewards are clipped to [-reward_clip, reward_clip]; None leaves them."""
+    reward_clip: float | None = Field(None, gt=0)
+    """Rewards are clipped to [-reward_clip, reward_clip]; not given: they stay as they are, which labelling bounds by
+    feedback.margin_clip, and with feedback.select.proxy by 20 nats more."""
+    truncated: Truncated = "keep"
+    """What an answer cut at the length limit teaches. `keep`: its reward, as any other: the limit is part of the task.
+    `bootstrap`: what the critic expected of it in place of its reward (gae). `mask`: nothing. `penalise`: its reward
+    less truncated_penalty."""
+    truncated_penalty: float = Field(1.0, gt=0)
+    """Nats that a truncated answer loses (penalise)."""
     kl_coefficient: float = Field(0.02, ge=0)
     """Weight of the KL to the frozen reference, reward per nat; 0 loads no reference."""
+    kl_estimator: Literal["weighted", "k2", "k3"] = "weighted"
+    """group: the KL in the loss. `weighted`: k3 times the live ratio pi / mu; its gradient is that of KL(pi ||
+    reference) on policy and off. `k2`: half the squared log ratio; exact on policy only. `k3`: without the ratio
+    (Shao et al. 2024); the gradient of another divergence, as many published runs have it."""
 
     clip_low: float = Field(0.2, gt=0, lt=1)
     """The ratio pi / pi_prox has no gradient below 1 - clip_low."""
@@ -145,6 +158,11 @@ class LearnConfig(BaseModel):
             raise ValueError(
                 "critic_warmup_steps or value_clip with advantages = 'group', which has no critic; "
                 "remove them, or set advantages = 'gae'"
+            )
+        if self.truncated == "bootstrap" and self.advantages == "group":
+            raise ValueError(
+                "truncated = 'bootstrap' with advantages = 'group', which has no critic to ask; "
+                "set truncated = 'keep', 'mask' or 'penalise', or advantages = 'gae'"
             )
         if self.schedule != "constant" and self.schedule_steps is None:
             raise ValueError(

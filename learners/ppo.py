@@ -18,14 +18,14 @@ from torch import Tensor
 from learners.batch import Batch
 from learners.config import LearnConfig
 from learners.critic import Critic
-from learners.losses import Metrics, kl_k3, policy_loss, value_loss
+from learners.losses import Metrics, kl_loss, policy_loss, value_loss
 from learners.measure import batch_metrics
 from learners.optimizer import Optimizer
 from learners.packing import Microbatch
 from learners.policy import Policy
 from learners.publish import Publisher
 from learners.state import load_state, save_state
-from learners.targets import Metric, Targets, TokenRewards, gather, group_advantages, policy_targets
+from learners.targets import Metric, Targets, TokenRewards, gather, group_advantages, mean_of, policy_targets
 from solon.errors import RunFailedError
 from solon.records import Span, StepReport, TrainingGroup, Weights
 
@@ -90,7 +90,13 @@ class PPOLearner:
         if step != self.version:
             raise ValueError(f"step {step} handed to a learner at version {self.version}")
         started, clock = time.time(), time.perf_counter()
-        batch = Batch.of(groups, reward_clip=self.config.reward_clip, vocabulary=self._policy.vocabulary)
+        batch = Batch.of(
+            groups,
+            reward_clip=self.config.reward_clip,
+            truncated=self.config.truncated,
+            truncated_penalty=self.config.truncated_penalty,
+            vocabulary=self._policy.vocabulary,
+        )
         everything = self._microbatches(batch, batch.trained_groups())
         targets, metrics = self._targets(step, batch, everything)
         prepared = time.perf_counter()
@@ -105,7 +111,7 @@ class PPOLearner:
         metrics["export_s/sum"] = time.perf_counter() - updated
         span = Span(lane="learn", worker=self.name, name=f"step {step}", start_s=started, end_s=time.time())
         named = {f"learn/{key}": value for key, value in sorted(metrics.items())}
-        moved = metrics["grad_norm/max"] > 0
+        moved = metrics["skipped/share"] < 1
         return StepReport(step=step, metrics=named, spans=(span,), moved=moved), weights
 
     def save(self, directory: str | Path) -> None:
@@ -131,17 +137,18 @@ class PPOLearner:
         """What all minibatches of this step aim at."""
         prox_N, weights_N, reference_N, metrics = policy_targets(self.config, self._policy, batch, microbatches, step)
         values_N = returns_N = None
+        kept_N = weights_N > 0
         if self._critic is None:
             advantages_N = group_advantages(self.config, batch, self._policy.device)
         else:
             rewards = TokenRewards(self.config, batch, prox_N, reference_N)
             if step == 0:
-                self._start_critic(microbatches, rewards.to_go_N())
+                self._start_critic(microbatches, rewards.to_go_N(), kept_N & rewards.has_return_N())
             with torch.no_grad():
                 (values_N,) = gather(batch, microbatches, lambda m: (self._values(m),))
-            advantages_N, returns_N, found = rewards.advantages(values_N)
+            advantages_N, returns_N, found = rewards.advantages(values_N, kept_N)
             metrics |= found
-        metrics["advantage_abs/mean"] = float(advantages_N.abs().mean())
+        metrics["advantage_abs/mean"] = mean_of(advantages_N.abs(), kept_N)
         return Targets(
             prox_N=prox_N,
             weights_N=weights_N,
@@ -157,22 +164,29 @@ class PPOLearner:
             values_M: Tensor = self._critic(microbatch)
         return values_M
 
-    def _start_critic(self, microbatches: Sequence[Microbatch], returns_N: Tensor) -> None:
+    def _start_critic(self, microbatches: Sequence[Microbatch], returns_N: Tensor, kept_N: Tensor) -> None:
         """Teach a new critic the mean return of the first batch, then `critic_warmup_steps` steps of the rest."""
         assert self._critic is not None
-        self._critic.start_at(float(returns_N.mean()))
+        self._critic.start_at(mean_of(returns_N, kept_N))
         for _ in range(self.config.critic_warmup_steps):
             for microbatch in microbatches:
-                values_M, returns_M = self._values(microbatch), returns_N[microbatch.index_M]
-                loss, _ = value_loss(values_M, values_M.detach(), returns_M, denominator=len(returns_N), clip=None)
+                values_M, index_M = self._values(microbatch), microbatch.index_M
+                loss, _ = value_loss(
+                    values_M,
+                    values_M.detach(),
+                    returns_N[index_M],
+                    denominator=len(returns_N),
+                    clip=None,
+                    kept_N=kept_N[index_M],
+                )
                 loss.backward()  # type: ignore[no-untyped-call]
-            self._clip_gradients(0, {"critic warm-up": loss.detach()}, ("critic",))
-            self._optimizers["critic"].apply(0)
+            self._move("critic", 0, self._clip_gradients(0, {"critic warm-up": loss.detach()}, ("critic",))["critic"])
 
     def _update(self, step: int, batch: Batch, targets: Targets) -> Metric:
         """All optimiser steps on a batch; returns the means of their metrics."""
         totals: dict[str, list[Tensor]] = defaultdict(list)
         norms: dict[str, list[float]] = defaultdict(list)
+        moved: dict[str, list[bool]] = defaultdict(list)
         for epoch in range(self.config.epochs):
             for minibatch in self._minibatches(step, epoch, batch):
                 denominator = sum(microbatch.num_tokens for microbatch in minibatch)
@@ -181,15 +195,28 @@ class PPOLearner:
                     for key, value in self._backward(microbatch, targets, denominator).items():
                         sums[key] = sums[key] + value if key in sums else value
                 for part, norm in self._clip_gradients(step, sums, tuple(self._optimizers)).items():
-                    norms["grad_norm" if part == "policy" else f"{part}_grad_norm"].append(norm)
-                for optimizer in self._optimizers.values():
-                    optimizer.apply(step)
+                    prefix = "" if part == "policy" else f"{part}_"
+                    norms[f"{prefix}grad_norm"].append(norm)
+                    moved[f"{prefix}skipped"].append(self._move(part, step, norm))
                 for key, value in sums.items():
                     totals[key].append(value)
         metrics = {key: float(torch.stack(values).mean()) for key, values in totals.items()}
         metrics |= {f"{key}/mean": sum(values) / len(values) for key, values in norms.items()}
         metrics |= {f"{key}/max": max(values) for key, values in norms.items()}
+        metrics |= {f"{key}/share": 1 - sum(values) / len(values) for key, values in moved.items()}
         return metrics
+
+    def _move(self, part: str, step: int, norm: float) -> bool:
+        """Take one optimiser step, unless nothing asks for it; returns whether it was taken.
+
+        Where every token is masked or no answer is better than another, the gradient is exactly 0. A step would still
+        move the parameters, by Adam's momentum of earlier batches.
+        """
+        if norm == 0:
+            self._optimizers[part].clear()
+            return False
+        self._optimizers[part].apply(step)
+        return True
 
     def _minibatches(self, step: int, epoch: int, batch: Batch) -> list[list[Microbatch]]:
         """The batch's groups in a new order, cut into minibatches of nearly equal size."""
@@ -216,13 +243,20 @@ class PPOLearner:
             dual_clip=config.dual_clip,
         )
         if entropy_M is not None:
-            entropy = entropy_M.sum() / denominator
+            entropy = (entropy_M * (targets.weights_N[index_M] > 0)).sum() / denominator
             loss = loss - config.entropy_bonus * entropy
             metrics["update_entropy/mean"] = entropy.detach()
         if self._critic is None and targets.reference_N is not None:
-            kl = kl_k3(logprobs_M, targets.reference_N[index_M]).sum() / denominator
+            kl, found = kl_loss(
+                logprobs_M,
+                targets.prox_N[index_M],
+                targets.weights_N[index_M],
+                targets.reference_N[index_M],
+                denominator=denominator,
+                estimator=config.kl_estimator,
+            )
             loss = loss + config.kl_coefficient * kl
-            metrics["kl_loss/mean"] = kl.detach()
+            metrics |= found
         loss.backward()  # type: ignore[no-untyped-call]
         if self._critic is not None:
             assert targets.values_N is not None
@@ -233,6 +267,7 @@ class PPOLearner:
                 targets.returns_N[index_M],
                 denominator=denominator,
                 clip=config.value_clip,
+                kept_N=targets.weights_N[index_M] > 0,
             )
             loss.backward()  # type: ignore[no-untyped-call]
             metrics |= found

@@ -119,7 +119,8 @@ def _probe(vocabulary: int) -> Batch:
     return Batch(
         ordinals=(0, 1, 2),
         prompts=prompts,
-        group_rewards=((0.0, 0.0, 0.0), (0.0,), (0.0,)),
+        group_rewards=(rewards := ((0.0, 0.0, 0.0), (0.0,), (0.0,))),
+        baseline_rewards=rewards,
         group_R=group_R,
         member_R=np.array([0, 1, 2, 0, 0]),
         length_R=length_R,

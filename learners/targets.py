@@ -29,7 +29,7 @@ class Targets:
     prox_N: Tensor
     """log pi_prox: the policy before the first update."""
     weights_N: Tensor
-    """Importance weights, 0 for masked tokens."""
+    """Importance weights, 0 for masked tokens: those train nothing, neither policy nor critic, and are in no mean."""
     reference_N: Tensor | None
     """Log-probs of the frozen reference."""
     advantages_N: Tensor
@@ -67,6 +67,12 @@ def policy_targets(
     if policy.has_reference:
         (reference_N,) = gather(batch, microbatches, lambda m: (policy.reference_logprobs(m),))
         metrics["kl_reference/mean"] = float(kl_k3(prox_N, reference_N).mean())
+    masked_N = torch.zeros_like(version_N, dtype=torch.bool)
+    if config.max_token_staleness is not None:
+        masked_N = version_N < step - config.max_token_staleness
+        metrics["too_old/share"] = float(masked_N.float().mean())
+    if config.truncated == "mask":
+        masked_N = masked_N | torch.from_numpy(batch.truncated_R[batch.rollout_N]).to(policy.device)
     weights_N, diagnostics = importance_weights(
         prox_N,
         behaviour_N,
@@ -76,25 +82,24 @@ def policy_targets(
         cap=config.importance_cap,
         icepop=(config.icepop_low, config.icepop_high),
         geometric_mask=config.geometric_mask,
+        masked_N=masked_N,
     )
+    metrics["masked/share"] = float((weights_N == 0).float().mean())
     metrics |= {key: float(value) for key, value in diagnostics.items()}
     fresh_N = version_N == step
     if bool(fresh_N.any()):
         # Nothing but the engine's arithmetic separates mu from pi_prox here.
         metrics["mismatch_gap_fresh/mean"] = float((prox_N - behaviour_N).abs()[fresh_N].mean())
-    if config.max_token_staleness is not None:
-        old_N = version_N < step - config.max_token_staleness
-        weights_N = weights_N.masked_fill(old_N, 0.0)
-        metrics["too_old/share"] = float(old_N.float().mean())
     return prox_N, weights_N, reference_N, metrics
 
 
 def group_advantages(config: LearnConfig, batch: Batch, device: torch.device) -> Tensor:
     """Group-relative advantages, the same for every token of a rollout, [N]."""
     relative = GroupRelative(divide_by_std=config.normalize_advantages)
-    by_group = [relative(rewards) for rewards in batch.group_rewards]
+    by_group = [relative(rewards) for rewards in batch.baseline_rewards]
+    # A rollout without an advantage is masked: it is compared with nothing.
     advantage_R = np.array(
-        [by_group[p][member] for p, member in zip(batch.group_R, batch.member_R, strict=True)], np.float32
+        [by_group[p][member] or 0.0 for p, member in zip(batch.group_R, batch.member_R, strict=True)], np.float32
     )
     return torch.from_numpy(advantage_R[batch.rollout_N]).to(device)
 
@@ -109,8 +114,11 @@ class TokenRewards:
         penalty_N = torch.zeros_like(prox_N)
         if reference_N is not None:
             penalty_N = config.kl_coefficient * kl_k1(prox_N, reference_N)
-        reward_R = torch.from_numpy(batch.reward_R).to(prox_N.device)
-        self._reward_RT = token_rewards(reward_R, self._ragged(penalty_N), self._mask_RT)
+        self._reward_R = torch.from_numpy(batch.reward_R).to(prox_N.device)
+        self._truncated_R = torch.from_numpy(batch.truncated_R).to(prox_N.device)
+        self._last_R = torch.from_numpy(batch.start_R + batch.length_R - 1).to(prox_N.device)
+        self._penalty_RT = self._ragged(penalty_N)
+        self._reward_RT = token_rewards(self._reward_R, self._penalty_RT, self._mask_RT)
 
     def _ragged(self, x_N: Tensor) -> Tensor:
         # Tokens lie rollout by rollout, which is the order in which a mask is filled.
@@ -122,16 +130,36 @@ class TokenRewards:
         returns_RT, _ = GAE(gamma=self._config.gamma, lam=1.0)(self._reward_RT, nothing_RT, self._mask_RT)
         return returns_RT[self._mask_RT]
 
-    def advantages(self, values_N: Tensor) -> tuple[Tensor, Tensor, Metric]:
-        """Advantages and returns, [N] each, and how well the values foretold the returns."""
+    def has_return_N(self) -> Tensor:
+        """Tokens whose rollout has a return that does not come from the critic itself."""
+        has_R = ~self._truncated_R if self._config.truncated == "bootstrap" else torch.ones_like(self._truncated_R)
+        return has_R[:, None].expand_as(self._mask_RT)[self._mask_RT]
+
+    def advantages(self, values_N: Tensor, kept_N: Tensor) -> tuple[Tensor, Tensor, Metric]:
+        """Advantages and returns, [N] each, and how well the values foretold the returns; means and whitening are
+        over the tokens of `kept_N`."""
         gae = GAE(gamma=self._config.gamma, lam=self._config.lam)
-        advantages_RT, returns_RT = gae(self._reward_RT, self._ragged(values_N), self._mask_RT)
+        advantages_RT, returns_RT = gae(self._ends_RT(values_N), self._ragged(values_N), self._mask_RT)
         advantages_N, returns_N = advantages_RT[self._mask_RT], returns_RT[self._mask_RT]
+        told_N = kept_N & self.has_return_N()
         metrics = {
-            "value/mean": float(values_N.mean()),
-            "return/mean": float(returns_N.mean()),
-            "explained_variance/mean": float(explained_variance(values_N, self.to_go_N())),
+            "value/mean": mean_of(values_N, kept_N),
+            "return/mean": mean_of(returns_N, kept_N),
+            "explained_variance/mean": float(explained_variance(values_N[told_N], self.to_go_N()[told_N])),
         }
         if self._config.normalize_advantages:
-            advantages_N = whiten(advantages_N)
+            advantages_N = whiten(advantages_N, kept_N)
         return advantages_N, returns_N, metrics
+
+    def _ends_RT(self, values_N: Tensor) -> Tensor:
+        """Rewards per token; with `bootstrap` a truncated answer ends in what the critic expected before its last
+        token, in place of the verdict on a text that was cut. Both together would count the answer twice."""
+        if self._config.truncated != "bootstrap":
+            return self._reward_RT
+        ends_R = torch.where(self._truncated_R, values_N[self._last_R], self._reward_R)
+        return token_rewards(ends_R, self._penalty_RT, self._mask_RT)
+
+
+def mean_of(x_N: Tensor, kept_N: Tensor) -> float:
+    """Mean over the kept tokens; 0 when there are none."""
+    return float(x_N[kept_N].mean()) if bool(kept_N.any()) else 0.0

@@ -258,4 +258,5 @@ class StepReport:
     metrics: dict[str, float]
     spans: tuple[Span, ...] = field(default=())
     moved: bool = True
-    """False: every gradient was zero (all rewards equal, say), so the policy may be the same as before."""
+    """False: every gradient was zero (all rewards equal, say), no optimiser step was taken, and the policy is the same
+    as before."""

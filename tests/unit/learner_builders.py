@@ -12,7 +12,7 @@ from safetensors.torch import load
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from solon.records import Feedback, Group, Prompt, Rollout, TrainingGroup, Weights
+from solon.records import Feedback, FinishReason, Group, Prompt, Rollout, TrainingGroup, Weights
 
 VOCABULARY = 32
 
@@ -80,8 +80,9 @@ def make_group(
     *,
     logprobs: Sequence[Sequence[float]] | None = None,
     version: int = 0,
+    finish: Sequence[FinishReason] | None = None,
 ) -> TrainingGroup:
-    """A labelled group; without `logprobs` the engine is said to have been uniform."""
+    """A labelled group; without `logprobs` the engine is said to have been uniform, without `finish` all were cut."""
     rollouts = []
     for i, answer in enumerate(answers):
         mu = [-float(np.log(VOCABULARY))] * len(answer) if logprobs is None else logprobs[i]
@@ -90,7 +91,7 @@ def make_group(
                 token_ids=np.array(answer, np.int32),
                 logprobs=np.array(mu, np.float32),
                 segments=((version, len(answer)),),
-                finish_reason="length",
+                finish_reason="length" if finish is None else finish[i],
                 text="",
             )
         )

@@ -19,6 +19,8 @@ from learners.config import LearnConfig
         ({"importance": "none"}, "expected 'token', 'icepop' or 'sequence'"),
         ({"advantages": "group", "critic_warmup_steps": 3}, "has no critic"),
         ({"advantages": "group", "value_clip": 0.2}, "has no critic"),
+        ({"advantages": "group", "truncated": "bootstrap"}, "no critic to ask"),
+        ({"truncated": "drop"}, "Input should be"),
         ({"schedule": "cosine"}, "without schedule_steps"),
         ({"schedule_steps": 5, "warmup_steps": 5}, "ends before warmup_steps"),
         ({"clip": 0.2}, "Extra inputs"),

@@ -15,6 +15,7 @@ from learners.losses import (
     importance_weights,
     kl_k1,
     kl_k3,
+    kl_loss,
     logprobs_and_entropy,
     logprobs_of,
     policy_loss,
@@ -172,6 +173,139 @@ def test_kl_estimates_have_the_true_mean():
     for estimate in (kl_k1, kl_k3):
         assert (pi * estimate(pi.log(), reference.log())).sum().item() == pytest.approx(true, rel=1e-5)
     assert bool((kl_k3(pi.log(), reference.log()) >= 0).all())
+
+
+def three_tokens(estimator, logits, reference, mu, *, prox_logits=None, exact_weights=True):
+    """The loss's gradient summed over all three tokens, each as likely as mu draws it; and the true gradient of
+    KL(pi || reference) with it."""
+    found, true = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    prox = (logits if prox_logits is None else prox_logits).log_softmax(-1)
+    weights = (prox - mu.log()).exp() if exact_weights else torch.ones(3, dtype=logits.dtype)
+    for token in range(3):
+        loss, _ = kl_loss(
+            found.log_softmax(-1)[token, None], prox[token, None], weights[token, None], reference.log()[token, None],
+            denominator=1, estimator=estimator,
+        )  # fmt: skip
+        (mu[token] * loss).backward()
+    logprobs = true.log_softmax(-1)
+    (logprobs.exp() * (logprobs - reference.log())).sum().backward()
+    return found.grad, true.grad
+
+
+def likeness(found, true):
+    """Cosine of the two and the ratio of their lengths."""
+    return float(torch.cosine_similarity(found, true, 0)), float(found.norm() / true.norm())
+
+
+REFERENCE = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+NEAR = (REFERENCE * torch.tensor([1.1, 0.95, 1.0], dtype=torch.float64)).log()
+FAR = torch.tensor([2.0, 0.0, 1.0], dtype=torch.float64)
+PEAKED = torch.tensor([4.0, -1.0, 0.0], dtype=torch.float64)
+OTHER = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+
+
+somewhere = pytest.mark.parametrize("logits", [NEAR, FAR, PEAKED], ids=["near", "far", "peaked"])
+
+
+@somewhere
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_the_kl_in_the_loss_has_the_gradient_of_the_kl_on_policy_and_off(logits, on_policy):
+    mu = logits.softmax(-1) if on_policy else OTHER
+    for prox_logits in (logits, logits + torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)):
+        cosine, ratio = likeness(*three_tokens("weighted", logits, REFERENCE, mu, prox_logits=prox_logits))
+        assert cosine == pytest.approx(1.0, abs=1e-9)
+        assert ratio == pytest.approx(1.0, abs=1e-9)
+
+
+@somewhere
+def test_k2_is_exact_on_policy_and_only_there(logits):
+    cosine, ratio = likeness(*three_tokens("k2", logits, REFERENCE, logits.softmax(-1)))
+    assert (cosine, ratio) == pytest.approx((1.0, 1.0), abs=1e-9)
+    cosine, ratio = likeness(*three_tokens("k2", logits, REFERENCE, OTHER))
+    assert cosine < 0.99 or not 0.5 < ratio < 2
+
+
+def test_k3_alone_has_the_gradient_of_the_divergence_the_other_way():
+    found, true = three_tokens("k3", FAR, REFERENCE, FAR.softmax(-1))
+    logits = FAR.clone().requires_grad_()
+    (REFERENCE * (REFERENCE.log() - logits.log_softmax(-1))).sum().backward()
+    torch.testing.assert_close(found, logits.grad)
+    assert likeness(found, true) == pytest.approx((0.922, 1.26), abs=0.01)
+    assert likeness(*three_tokens("k3", PEAKED, REFERENCE, PEAKED.softmax(-1)))[1] > 2
+
+
+def test_the_live_ratio_times_k3_differentiated_as_it_stands_gives_the_same_slope():
+    pi = torch.tensor([-0.2, -3.0, -6.0], dtype=torch.float64, requires_grad=True)
+    mu, reference = pi.detach() + torch.tensor([0.3, -0.4, 0.0]), pi.detach() + torch.tensor([-1.0, 2.0, 0.5])
+    ((pi - mu).exp() * kl_k3(pi, reference)).sum().backward()
+    expected = pi.grad.clone()
+    pi.grad = None
+    kl_loss(pi, mu, torch.ones(3), reference, denominator=1, estimator="weighted")[0].backward()
+    torch.testing.assert_close(pi.grad, expected)
+
+
+@pytest.mark.parametrize("estimator", ["weighted", "k2", "k3"])
+def test_one_token_far_from_its_reference_pulls_with_a_bounded_gradient_and_never_with_none(estimator):
+    gaps = torch.tensor([-40.0, -9.9, -2.0, 2.0, 9.9, 40.0])
+    new = torch.full((6,), -50.0, requires_grad=True)
+    loss, metrics = kl_loss(new, new.detach(), torch.ones(6), new.detach() - gaps, denominator=1, estimator=estimator)
+    loss.backward()
+    assert new.grad.abs().max().item() <= 10.0
+    assert new.grad.abs().min().item() > 0.5
+    assert torch.equal(new.grad.sign(), gaps.sign())
+    assert math.isfinite(metrics["kl_loss/mean"].item())
+
+
+@pytest.mark.parametrize("estimator", ["weighted", "k2", "k3"])
+def test_a_masked_token_has_no_kl_gradient_and_is_in_no_estimate(estimator):
+    new = torch.tensor([-1.0, -2.0], requires_grad=True)
+    reference = torch.tensor([-1.5, -4.0])
+    loss, metrics = kl_loss(new, new.detach(), torch.tensor([1.0, 0.0]), reference, denominator=2, estimator=estimator)
+    loss.backward()
+    assert new.grad[1].item() == 0.0
+    assert new.grad[0].item() > 0.0
+    assert metrics["kl_loss/mean"].item() < 0.1
+
+
+def test_an_outlier_drops_its_rollout_where_the_product_is_the_weight():
+    prox, mu = [math.log(1e-6), 0.0, 0.1, math.log(200.0), 0.0, 0.0], [0.0] * 6
+    weights, metrics = weights_of(prox, mu, [0, 0, 1, 1, 2, 2], "sequence")
+    assert weights == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    assert metrics["outlier/share"].item() == pytest.approx(4 / 6)
+    weights, metrics = weights_of(prox, mu, [0, 0, 1, 1, 2, 2], "token")
+    assert weights == pytest.approx([0.0, 1.0, math.exp(0.1), 0.0, 1.0, 1.0])
+    assert metrics["outlier/share"].item() == pytest.approx(2 / 6)
+
+
+def test_the_mean_weight_and_the_sample_size_know_every_mask():
+    weights, metrics = weights_of([0.0] * 4, [0.0] * 4, [0, 0, 1, 1], "token", masked_N=torch.tensor([1, 0, 0, 1]) > 0)
+    assert weights == [0.0, 1.0, 1.0, 0.0]
+    assert metrics["importance/mean"].item() == 0.5
+    assert metrics["ess/mean"].item() == 0.5
+
+
+def test_a_value_within_its_bound_is_not_said_to_be_clipped():
+    generator = torch.Generator().manual_seed(0)
+    old, step = torch.randn(1000, generator=generator), 0.1 * torch.rand(1000, generator=generator)
+    values = (old + step).requires_grad_()
+    loss, metrics = value_loss(values, old, torch.randn(1000, generator=generator), denominator=1000, clip=0.2)
+    assert metrics["value_clip_fraction/mean"].item() == 0.0
+    loss.backward()
+    assert bool((values.grad != 0).all())
+
+
+def test_values_of_masked_tokens_are_not_regressed():
+    values = torch.tensor([1.0, 5.0], requires_grad=True)
+    loss, _ = value_loss(
+        values,
+        torch.zeros(2),
+        torch.tensor([0.0, -100.0]),
+        denominator=2,
+        clip=None,
+        kept_N=torch.tensor([True, False]),
+    )
+    loss.backward()
+    assert values.grad.tolist() == [0.5, 0.0]
 
 
 def test_log_probs_and_entropy_match_loops():

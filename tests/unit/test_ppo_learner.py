@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 
 import numpy as np
@@ -12,9 +13,12 @@ import torch
 from safetensors.torch import load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from learners.batch import Batch
 from learners.config import LearnConfig, LoraConfig
 from learners.ppo import PPOLearner
+from learners.targets import group_advantages
 from solon.errors import InputError, RunFailedError
+from solon.feedback.choosing.estimators import doubly_robust
 from tests.unit.learner_builders import (
     logprobs_of_sequence,
     make_group,
@@ -250,6 +254,7 @@ def test_an_adapter_on_a_tied_head_is_refused(llama):
         {"value_clip": 0.2, "critic_warmup_steps": 2, "lam": 0.9, "gamma": 0.99},
         {"gradient_checkpointing": True, "lora": LoraConfig(r=2, target_modules=("q_proj", "down_proj"))},
         {"dtype": "bfloat16"},
+        {"truncated": "penalise", "advantages": "group", "kl_estimator": "k2"},
         {"schedule": "cosine", "schedule_steps": 10, "warmup_steps": 2, "weight_decay": 0.1},
         {"normalize_advantages": False, "dual_clip": None, "reward_clip": None},
     ],
@@ -293,17 +298,153 @@ def test_the_critic_learns_to_foretell_the_return(llama):
     assert report.metrics["learn/value/mean"] == pytest.approx(3.5, abs=1e-4)
 
 
-def test_the_kl_penalty_alone_pulls_the_policy_back_to_its_reference(llama):
-    learner = make_learner(llama, advantages="group", kl_coefficient=1.0, learning_rate=2e-3)
+@pytest.mark.parametrize("estimator", ["weighted", "k2", "k3"])
+def test_the_kl_penalty_alone_pulls_the_policy_back_to_its_reference(llama, estimator):
+    learner = make_learner(
+        llama, advantages="group", kl_coefficient=1.0, kl_estimator=estimator, learning_rate=3e-3, minibatches=1
+    )
     with torch.no_grad():
         learner._policy.model.model.norm.weight.mul_(3.0)
-    distances = []
+    weights, distances = learner.initial_weights(), []
+    engine = model_from(weights, llama)
     for step in range(4):
-        # One answer a group: no answer is better than another, only the penalty is left.
-        report, _ = learner.step(step, random_groups(12, 1, version=step))
+        # No answer is better than another, only the penalty is left.
+        groups = sampled_groups(put(weights, engine), lambda _: 0.0, num_groups=32, size=4, length=6, version=step)
+        report, weights = learner.step(step, groups)
         distances.append(report.metrics["learn/kl_reference/mean"])
-    assert distances == sorted(distances, reverse=True)
-    assert distances[-1] < 0.9 * distances[0]
+    # Other tokens are drawn in each step, so the estimates are noisy.
+    assert max(distances[1:]) < 0.9 * distances[0]
+    assert distances[-1] < 0.7 * distances[0]
+
+
+def adam_moments(learner, part="policy"):
+    return {k: v.clone() for k, v in learner._optimizers[part].tensors().items() if k.startswith("exp_avg")}
+
+
+@pytest.mark.parametrize("advantages", ["gae", "group"])
+def test_a_batch_that_says_nothing_moves_nothing_and_says_so(llama, advantages):
+    """Every token is too old: Adam's momentum of the step before must not move policy or critic."""
+    learner = make_learner(llama, advantages=advantages, max_token_staleness=1)
+    learner.step(0, random_groups())
+    learner.version = 3
+    before = learner.initial_weights().fingerprint
+    states = {part: adam_moments(learner, part) for part in learner._optimizers}
+    parameters = {k: v.clone() for o in learner._optimizers.values() for k, v in o.tensors().items()}
+    report, weights = learner.step(3, random_groups(seed=1, version=0))
+    assert weights.fingerprint == before
+    assert not report.moved
+    assert report.metrics["learn/skipped/share"] == 1.0
+    assert report.metrics["learn/masked/share"] == 1.0
+    assert report.metrics["learn/importance/mean"] == 0.0
+    assert all(np.isfinite(value) for value in report.metrics.values())
+    if advantages == "gae":
+        assert report.metrics["learn/critic_skipped/share"] == 1.0
+    for part, state in states.items():
+        assert all(torch.equal(value, state[key]) for key, value in adam_moments(learner, part).items())
+    after = {k: v for o in learner._optimizers.values() for k, v in o.tensors().items()}
+    assert all(torch.equal(value, after[key]) for key, value in parameters.items())
+
+
+def test_answers_that_are_all_as_good_move_nothing(llama):
+    learner = make_learner(llama, advantages="group", kl_coefficient=0.0, minibatches=1)
+    learner.step(0, random_groups())
+    before = learner.initial_weights().fingerprint
+    # 0.1 has no exact mean of three: its rounding is no reason for a step.
+    report, weights = learner.step(1, [make_group(0, [3, 4], [[5, 6], [7], [8, 9]], [0.1, 0.1, 0.1], version=1)])
+    assert weights.fingerprint == before
+    assert not report.moved
+    assert report.metrics["learn/skipped/share"] == 1.0
+    assert learner.version == 2
+
+
+def test_a_minibatch_that_says_nothing_leaves_the_other_its_step(llama):
+    groups = [
+        make_group(0, [3, 4], [[5, 6], [7, 8]], [1.0, -1.0]),
+        make_group(1, [3, 4], [[5, 6], [7, 8]], [2.0, 2.0]),
+    ]
+    learner = make_learner(llama, advantages="group", kl_coefficient=0.0, minibatches=2)
+    report, _ = learner.step(0, groups)
+    assert report.metrics["learn/skipped/share"] == 0.5
+    assert report.moved
+
+
+@pytest.mark.parametrize("advantages", ["gae", "group"])
+def test_masked_tokens_change_no_gradient_of_policy_critic_or_kl(llama, advantages):
+    """What a masked rollout says, and how likely it was, is of no consequence to the step."""
+    weights = set()
+    for cut, reward in (([20, 21], 1.0), ([9, 30], -50.0)):
+        groups = [make_group(0, [3, 4], [[5, 6], [7, 8], cut], [1.0, -1.0, reward], finish=["stop", "stop", "length"])]
+        learner = make_learner(
+            llama, advantages=advantages, truncated="mask", kl_coefficient=0.5, entropy_bonus=0.01, minibatches=1
+        )
+        with torch.no_grad():
+            learner._policy.model.model.norm.weight.mul_(1.5)
+        report, updated = learner.step(0, groups)
+        assert report.metrics["learn/truncated/share"] == pytest.approx(1 / 3)
+        assert report.metrics["learn/masked/share"] == pytest.approx(1 / 3)
+        critic = learner._critic
+        head = () if critic is None else tuple(critic.head.weight.flatten().tolist())
+        weights.add((updated.fingerprint, head))
+    assert len(weights) == 1
+
+
+def test_a_truncated_answer_may_end_in_what_the_critic_expected_of_it(llama):
+    """The verdict on a text that was cut is not heard then, that on a finished one is."""
+
+    def returns(mode, cut_reward):
+        learner = make_learner(llama, truncated=mode, kl_coefficient=0.0, normalize_advantages=False)
+        learner._critic.start_at(0.5)
+        learner.version = 1
+        group = make_group(0, [3, 4], [[5, 6], [7, 8]], [1.0, cut_reward], finish=["stop", "length"], version=1)
+        batch = Batch.of([group], truncated=mode, truncated_penalty=2.0)
+        microbatches = learner._microbatches(batch, [0])
+        targets, _ = learner._targets(1, batch, microbatches)
+        return targets.advantages_N.tolist(), targets.returns_N.tolist()
+
+    assert returns("keep", -3.0) == ([0.5, 0.5, -3.5, -3.5], [1.0, 1.0, -3.0, -3.0])
+    assert returns("bootstrap", -3.0) == ([0.5, 0.5, 0.0, 0.0], [1.0, 1.0, 0.5, 0.5])
+    assert returns("bootstrap", 9.0) == returns("bootstrap", -3.0)
+    assert returns("penalise", -3.0) == ([0.5, 0.5, -5.5, -5.5], [1.0, 1.0, -5.0, -5.0])
+
+
+def test_a_new_critic_starts_at_the_mean_of_the_returns_that_are_heard(llama):
+    for mode, mean in (("keep", 2.0), ("mask", 3.0), ("bootstrap", 3.0), ("penalise", 1.5)):
+        learner = make_learner(llama, truncated=mode, kl_coefficient=0.0)
+        learner.step(0, [make_group(0, [3], [[5, 6], [7, 8]], [3.0, 1.0], finish=["stop", "length"])])
+        # One step of Adam moves the bias by a learning rate at most, in each of the minibatches.
+        assert learner._critic.head.bias.item() == pytest.approx(mean, abs=3e-3)
+
+
+def test_a_penalty_for_truncation_is_in_the_baseline_and_a_masked_answer_is_not():
+    group = make_group(0, [3], [[5], [6], [7], [8]], [1.0, 2.0, 2.0, None], finish=["stop", "stop", "length", "length"])
+    for mode, baseline, learnt in (
+        ("keep", (1.0, 2.0, 2.0, None), [1.0, 2.0, 2.0]),
+        ("penalise", (1.0, 2.0, 0.5, None), [1.0, 2.0, 0.5]),
+        ("mask", (1.0, 2.0, None, None), [1.0, 2.0, 2.0]),
+    ):
+        batch = Batch.of([group], truncated=mode, truncated_penalty=1.5)
+        assert batch.baseline_rewards == (baseline,)
+        assert batch.reward_R.tolist() == learnt
+        assert batch.group_rewards == ((1.0, 2.0, 2.0, None),)
+    advantages = group_advantages(LearnConfig(normalize_advantages=False), batch, torch.device("cpu"))
+    assert advantages.tolist() == [-0.5, 0.5, 0.0]
+
+
+def test_rewards_that_are_right_only_on_average_are_not_clipped():
+    """A doubly robust reward by exact enumeration: drawn with 0.3 and corrected, or what the proxy says."""
+    proxy, label, propensity = -3.0, 3.0, 0.3
+    rewards = [float(doubly_robust([proxy], [seen], [propensity]).rewards_N[0]) for seen in (label, math.nan)]
+    assert rewards[0] == pytest.approx(17.0)
+    for clip, mean in ((LearnConfig().reward_clip, label), (10.0, 0.9)):
+        batch = Batch.of([make_group(0, [3], [[5], [6]], rewards)], reward_clip=clip)
+        assert propensity * batch.reward_R[0] + (1 - propensity) * batch.reward_R[1] == pytest.approx(mean, abs=1e-6)
+
+
+def test_a_batch_of_nothing_but_masked_answers_is_no_failure(llama):
+    learner = make_learner(llama, truncated="mask")
+    report, _ = learner.step(0, [make_group(0, [3], [[5, 6], [7]], [1.0, -1.0])])
+    assert report.metrics["learn/truncated/share"] == report.metrics["learn/skipped/share"] == 1.0
+    assert not report.moved
 
 
 def test_a_step_reports_its_span_on_the_learn_lane(llama):
