@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from solon.records import Feedback, Group
+from solon.records import Feedback, Group, Label
 
-LABEL_SCHEMA = 2
+LABEL_SCHEMA = 3
 
 # Named, not inferred: a part in which every margin is null must read together with all others.
 TYPES: dict[str, dict[str, str]] = {
@@ -104,15 +104,25 @@ def rollout_rows(group: Group) -> list[dict[str, Any]]:
     ]
 
 
-def label_rows(feedback: Feedback, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per label. `margin` is null unless the label is valid; `reward` is that of the first rollout."""
+def label_id(run_id: str, subject: str, label: Label) -> str:
+    """What a label is called wherever it is named: 26 hexadecimal digits, the same for the same run, subject, rollouts
+    and question. subject: what was labelled, a row of a data set or one attempt at a group."""
+    parts = (run_id, subject, label.task, label.principle_id, label.question_id, *label.rollouts)
+    return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:26]
+
+
+def label_rows(feedback: Feedback, provenance: Mapping[str, Any], *, subject: str = "") -> list[dict[str, Any]]:
+    """One row per label. `margin` is null unless the label is valid; `reward` is that of the first rollout.
+
+    subject: what `label_id` goes by in place of ordinal and attempt.
+    """
     rows = []
+    subject = subject or f"{feedback.ordinal}:{feedback.attempt}"
+    run_id = str(provenance.get("run_id", ""))
     for label in feedback.labels:
-        subject = f"{feedback.ordinal}:{feedback.attempt}:{label.task}:{label.principle_id}:{label.rollouts}"
-        run_id = provenance.get("run_id", "")
         rows.append(
             {
-                "label_id": hashlib.sha256(f"{run_id}:{subject}".encode()).hexdigest()[:26],
+                "label_id": label_id(run_id, subject, label),
                 "schema_version": LABEL_SCHEMA,
                 "created_ns": time.time_ns(),
                 "ordinal": feedback.ordinal,

@@ -21,10 +21,12 @@ from solon.errors import InputError, RunFailedError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.judges.hosted import Source, host_judge
+from solon.feedback.labelling.budget import Budget
 from solon.feedback.labelling.dataset import AnswerFile, AnswerRow, SkippedRow, load_answers
-from solon.feedback.labelling.label_run import Budget, LabelRun
+from solon.feedback.labelling.label_run import LabelRun
 from solon.feedback.labelling.row_selection import RowSelection
 from solon.feedback.panels.panel_config import CascadeSection, JurySection
+from solon.feedback.spending.spend import spent_usd
 from solon.overrides import parse_override, put
 from solon.redaction import places_of_secrets
 from solon.run_directory import RunDirectory
@@ -102,7 +104,10 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
     source = load_answers(path(str(request.source)), least=least)
     if source.unanswered and not request.policy:
         source = _without_unanswered(source)
-    judge, *others = (_judge(path(name), settings, request.out) for name in (request.judge, *settings.feedback.panel))
+    judge, *others = (
+        _judge(path(name), settings, request.out, max_usd=request.max_usd)
+        for name in (request.judge, *settings.feedback.panel)
+    )
     directory = RunDirectory.reopen(request.out)
     _require_same(directory, request, settings, constitution, judge)
     show = LabelView(quiet=as_json)
@@ -110,8 +115,9 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
         rows = list(source.rows)
         if source.unanswered:
             rows += _written(directory, source.unanswered, path(request.policy), settings, show)
-        budget = Budget(labels=request.max_labels, usd=request.max_usd)
-        labelled, weights = _selected(directory, rows, path, constitution, settings, request.out, show)
+        labelled, weights, usd = _selected(directory, rows, path, constitution, settings, request, show)
+        left_usd = None if request.max_usd is None else max(0.0, request.max_usd - usd)
+        budget = Budget(labels=request.max_labels, usd=left_usd)
         work = _Work(
             directory=directory,
             rows=labelled,
@@ -139,19 +145,28 @@ def _refuse_secrets(request: LabelRequest, settings: LabelSettings) -> None:
         )
 
 
-def _judge(name: str, settings: LabelSettings, out: Path) -> Source:
-    """A model's engine, or an endpoint. Raises InputError when it cannot be there."""
+def _judge(name: str, settings: LabelSettings, out: Path, *, max_usd: float | None) -> Source:
+    """A model's engine, or an endpoint that spends no more than `max_usd` in this start. Raises InputError when it
+    cannot be there."""
     from cluster.preflight import check_judge
 
     check_judge(name, settings.feedback.template, trusted=settings.judging.trust_remote_code)
     if not EndpointFile.names(name):
         return EngineConfig(model=name, seed=settings.seed, **settings.judging.model_dump())
     file = EndpointFile.load(name)
-    if file.limits.max_usd is None or file.limits.spend_file:
+    limits = file.limits
+    if limits.max_usd is None and max_usd is None:
         return file
-    # Every start of this directory counts against the same cap.
-    limits = file.limits.model_copy(update={"spend_file": str((out / "spend.json").absolute())})
-    return file.model_copy(update={"limits": limits})
+    spend_file, caps = limits.spend_file, []
+    if limits.max_usd is not None:
+        # Every start of this directory counts against the cap of the file.
+        spend_file = spend_file or str((out / "spend.json").absolute())
+        caps.append(limits.max_usd)
+    if max_usd is not None:
+        caps.append(max_usd + (spent_usd(spend_file) if spend_file else 0.0))
+    return file.model_copy(
+        update={"limits": limits.model_copy(update={"spend_file": spend_file, "max_usd": min(caps)})}
+    )
 
 
 def model_name(source: Source) -> str:
@@ -177,7 +192,7 @@ class _Work:
 
 async def _label(work: _Work, show: LabelView) -> dict[str, Any]:
     from solon.feedback.asking.secret import nonce_secret
-    from solon.feedback.labelling.label_run import finished_rows
+    from solon.feedback.labelling.finished import finished_rows
 
     directory = work.directory
     done = finished_rows(directory.path)
@@ -217,16 +232,18 @@ def _selected(
     path: Callable[[str], str],
     constitution: Constitution,
     settings: LabelSettings,
-    out: Path,
+    request: LabelRequest,
     show: LabelView,
-) -> tuple[list[AnswerRow], dict[str, float]]:
-    """The rows that are labelled, and their weights; a proxy labels all of them first, where one is wanted."""
+) -> tuple[list[AnswerRow], dict[str, float], float]:
+    """The rows that are labelled, their weights, and what it cost in USD to choose them: a proxy labels all of them
+    first, where one is wanted."""
     from solon.feedback.labelling.row_selection import proxy_margins, select_rows, write_selection
 
     chosen = settings.select
     if chosen.rate == 1:
-        return list(rows), {}
+        return list(rows), {}, 0.0
     margins: dict[str, float] = {}
+    usd = 0.0
     if chosen.policy != "random":
         beside = RunDirectory.reopen(directory.path / "proxy")
         feedback = settings.feedback.model_copy(
@@ -237,23 +254,25 @@ def _selected(
             rows=rows,
             skipped=(),
             weights={},
-            sources=[_judge(path(chosen.proxy), settings, out)],
+            sources=[_judge(path(chosen.proxy), settings, request.out, max_usd=request.max_usd)],
             constitution=constitution,
             feedback=feedback,
-            budget=Budget(),
+            budget=Budget(usd=request.max_usd),
         )
         try:
             summary = asyncio.run(_label(work, show))
         finally:
             beside.close()
         if summary["status"] != "completed":
-            raise RunFailedError("stopped while the proxy was labelling; start the same command again to go on")
+            cause = summary.get("failure") or summary.get("budget") or "start the same command again to go on"
+            raise RunFailedError(f"the proxy {chosen.proxy} has not labelled all rows: {cause}")
+        usd = summary["this_start"]["usd"]
         margins = proxy_margins(beside.path, rows, constitution, feedback)
     found = select_rows(rows, margins, chosen, seed=settings.seed)
     write_selection(directory.path, found)
     drawn = {one.item_id: one.weight for one in found if one.selected}
     show.note(f"{len(drawn)} of {len(rows)} rows are labelled ({chosen.policy}); propensities in selection.jsonl")
-    return [row for row in rows if row.row_id in drawn], drawn
+    return [row for row in rows if row.row_id in drawn], drawn, usd
 
 
 class _NoJudge:

@@ -61,9 +61,15 @@ class LabelView:
             f"{summary['preferences']} preferences in {directory / 'preferences.jsonl'}"
             + (f"; {rows['skipped']} rows skipped, see {directory / 'quarantine.jsonl'}" if rows["skipped"] else "")
         )
+        if "budget" in summary:
+            self.note(f"nothing more is asked in this start: {summary['budget']}")
         if rows["left"]:
             self.note(f"{rows['left']} rows are left; start the same command again to go on")
+        if not labels["valid"]:
+            return  # what the failure says; a table of nothing would hide it
         self._console.print(_quality_table(summary))
+        if not summary["preferences"]:
+            self.note("no preference: every pair is a tie, has an invalid label, or its answers are the same text")
         if labels["invalid"]:
             invalid = {k: v for k, v in labels["by_status"].items() if k not in ("ok", "tie")}
             self.note(f"no verdict: {json_text(invalid)}")

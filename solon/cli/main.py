@@ -116,8 +116,8 @@ def label(
     constitution: Annotated[str, typer.Option(help="Constitution YAML.")],
     out: Annotated[Path, typer.Option(help="Directory of labels and preferences; an earlier start goes on in it.")],
     policy: Annotated[str, typer.Option(help="Model that writes answers to prompts without any.")] = "",
-    max_labels: Annotated[int | None, typer.Option(min=1, help="Stop after so many labels in this start.")] = None,
-    max_usd: Annotated[float | None, typer.Option(min=0, help="Stop when so much was spent in this start.")] = None,
+    max_labels: Annotated[int | None, typer.Option(min=1, help="Make no more labels than this in this start.")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Spend no more than this in this start.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="As in feedback.template=compact or judging.threads=2."),
@@ -137,7 +137,10 @@ def label(
         max_usd=max_usd,
         overrides=overrides or [],
     )
-    _print(run_label(request, as_json=as_json), as_json)
+    summary = run_label(request, as_json=as_json)
+    _print(summary, as_json)
+    if "failure" in summary:
+        raise RunFailedError(summary["failure"])
 
 
 @app.command()

@@ -55,6 +55,10 @@ class Labeler:
             labels=labels,
         )
 
+    def num_labels(self, group: Group) -> int:
+        """How many labels `label` makes of a group."""
+        return len(self._subjects(group)) * len(self._choose(group))
+
     def _choose(self, group: Group) -> tuple[Asked, ...]:
         asked = self._constitution.questions_for(self._config.task, group.prompt)
         applying = list(dict.fromkeys(one.principle.id for one in asked))

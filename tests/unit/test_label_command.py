@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from solon.cli.label import LabelRequest, run_label
+from solon.cli.main import main
 from solon.errors import InputError
 from tests.unit.endpoint_server import EndpointServer, answer, error, raw
 
@@ -21,6 +24,8 @@ principles:
     pairwise_question: Which answer is kinder?
     pointwise_question: Is the answer kind?
 """
+
+COUNTED = {"prompt_tokens": 500, "completion_tokens": 1}
 
 
 @pytest.fixture
@@ -87,6 +92,38 @@ def test_a_spend_cap_of_zero_asks_nothing_and_loses_nothing(make: Any):
         summary = run_label(make(server.base_url, endpoint=prices, limits="max_usd = 1.0"), as_json=True)
     assert summary["status"] == "completed"
     assert summary["cost"]["usd"] > 0
+
+
+def test_a_limit_of_money_in_this_start_is_never_exceeded_and_counts_anew_in_the_next(make: Any):
+    prices = "usd_per_million_input = 1000.0\nusd_per_million_output = 1000.0"
+    with EndpointServer(answer({"A": 0.6, "B": 0.3}, usage=COUNTED)) as server:
+        whole = run_label(make(server.base_url, endpoint=prices), as_json=True)["cost"]["usd"]
+    with EndpointServer(answer({"A": 0.6, "B": 0.3}, usage=COUNTED)) as server:
+        request = make(server.base_url, endpoint=prices, max_usd=whole * 0.6)
+        out = request.out.with_name("limited")
+        first = run_label(dataclasses.replace(request, out=out), as_json=True)
+        assert first["status"] == "budget"
+        assert 0 < first["this_start"]["usd"] <= whole * 0.6
+        second = run_label(dataclasses.replace(request, out=out, max_usd=whole), as_json=True)
+    assert second["status"] == "completed"
+
+
+def test_a_limit_of_money_needs_prices(make: Any):
+    with pytest.raises(InputError, match="the endpoint has no prices"):
+        run_label(make("http://127.0.0.1:1/v1", max_usd=1.0), as_json=True)
+
+
+def test_a_run_that_labels_nothing_says_why_and_exits_1(make: Any, monkeypatch: Any, capsys: Any):
+    with EndpointServer(raw(b"<html>")) as server:
+        request = make(server.base_url, endpoint="max_retries = 0\nbreaker_failures = 1000")
+        arguments = [str(request.source), "--judge", request.judge, "--constitution", request.constitution]
+        monkeypatch.setattr(sys, "argv", ["solon", "label", *arguments, "--out", str(request.out)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 1
+    told = capsys.readouterr()
+    assert "nothing was labelled: 10 of 10 labels are unparsable" in told.err
+    assert "%" not in told.out  # no table of nothing
 
 
 def test_a_directory_keeps_to_one_judge_and_one_constitution(make: Any, tmp_path: Path):

@@ -240,6 +240,15 @@ def test_label_ids_are_the_same_for_one_label_and_differ_between_labels_and_runs
     assert len({*ids("a", 0), *ids("a", 1), *ids("b", 0)}) == 6
 
 
+def test_two_questions_of_one_principle_have_two_label_ids():
+    labels = tuple(
+        Label(task="predicate", principle_id="kind", rollouts=(0,), status=Status.TIE, margin=0.0, question_id=question)
+        for question in ("greets", "thanks")
+    )
+    rows = label_rows(Feedback(ordinal=0, attempt=0, rewards_G=(0.0,), labels=labels), {"run_id": "a"})
+    assert rows[0]["label_id"] != rows[1]["label_id"]
+
+
 def test_a_payload_that_went_with_its_machine_is_told_of_and_the_rest_is_written(tmp_path: Path):
     group = make_group(3)
 

@@ -10,12 +10,10 @@ preferences are written from the parts at the end, so they are the same however 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from solon.constitution import Constitution
@@ -23,10 +21,12 @@ from solon.errors import first_cause
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judging import Judge
 from solon.feedback.labeler import Labeler
+from solon.feedback.labelling.budget import UNLIMITED, Budget, Purse
 from solon.feedback.labelling.dataset import AnswerRow, SkippedRow
+from solon.feedback.labelling.finished import feedback_of, finished_rows, read_labels
 from solon.feedback.labelling.label_summary import Summary
 from solon.feedback.labelling.preferences import Preference, preference_row, preferences
-from solon.feedback.reward import rewards
+from solon.feedback.labelling.remedies import why_nothing
 from solon.quarantine import Quarantine
 from solon.records import Feedback, Label, Status
 from solon.run_directory import RunDirectory
@@ -36,14 +36,8 @@ ROWS_AT_ONCE = 96
 """Rows under way together: enough to fill the engine's batches."""
 ROWS_PER_PART = 512
 SECONDS_PER_PART = 20.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """What may be spent in this start. None: no limit."""
-
-    labels: int | None = None
-    usd: float | None = None
+HOPELESS_LABELS = 256
+"""A judge that gave none of its first so many verdicts gives none of the rest either: nothing more is asked."""
 
 
 @dataclass(slots=True)
@@ -85,7 +79,7 @@ class LabelRun:
         config: FeedbackConfig,
         constitution: Constitution,
         provenance: Mapping[str, Any],
-        budget: Budget = Budget(),
+        budget: Budget = UNLIMITED,
         weights: Mapping[str, float] | None = None,
         on_change: Callable[[Progress], None] = lambda _: None,
     ) -> None:
@@ -94,14 +88,14 @@ class LabelRun:
         self._config = config
         self._constitution = constitution
         self._provenance = provenance
-        self._budget = budget
+        self._purse = Purse(budget)
         self._weights = weights or {}
         # The rows of the input are looked at anew in every start, its labels are not.
         self._quarantine = Quarantine(directory, anew=("rows",))
         self._on_change = on_change
         self._stopping = False
-        self._refused = False
-        """A label was not asked for lack of budget."""
+        self._refusal = ""
+        """Why a label was not asked for lack of budget."""
         self._pending: list[dict[str, Any]] = []
         self._pending_rows = 0
         self._written_s = time.monotonic()
@@ -133,9 +127,11 @@ class LabelRun:
 
         async def work() -> None:
             for row in waiting:
-                if self._stopping or self._refused or self._is_spent(progress):
+                group = row.as_group()
+                num = self._labeler.num_labels(group)
+                if self._is_over(progress) or not await self._purse.take(num) or self._is_over(progress):
                     return
-                self._keep(row, await self._labeler.label(row.as_group()), progress)
+                self._keep(row, await self._labeler.label(group), progress, reserved=num)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -144,24 +140,25 @@ class LabelRun:
         except ExceptionGroup as failures:
             raise first_cause(failures) from None
 
-    def _is_spent(self, progress: Progress) -> bool:
-        budget = self._budget
-        return (budget.labels is not None and progress.labels >= budget.labels) or (
-            budget.usd is not None and progress.usd >= budget.usd
-        )
+    def _is_over(self, progress: Progress) -> bool:
+        """No further row is taken."""
+        is_hopeless = progress.labels >= HOPELESS_LABELS and progress.invalid == progress.labels
+        return self._stopping or bool(self._refusal) or is_hopeless
 
-    def _keep(self, row: AnswerRow, feedback: Feedback, progress: Progress) -> None:
+    def _keep(self, row: AnswerRow, feedback: Feedback, progress: Progress, *, reserved: int) -> None:
         progress.usd += sum(label.usd for label in feedback.labels)
-        if any(label.status is Status.BUDGET_SKIP for label in feedback.labels):
+        skipped = [label.detail for label in feedback.labels if label.status is Status.BUDGET_SKIP]
+        self._purse.settle(reserved, feedback.labels, is_kept=not skipped)
+        if skipped:
             # Not asked: it stays to be done, and what was asked of it is in the cache.
-            self._refused = True
+            self._refusal = skipped[0] or "the judge's budget is spent"
             return
         for label in feedback.labels:
             if not label.status.valid:
                 said = label.detail or row.answers[label.rollouts[0]]
                 self._quarantine.add(stage="labels", reason=str(label.status), line=row.number, excerpt=said)
         mark = {"row_id": row.row_id, "weight": self._weights.get(row.row_id, 1.0)}
-        found = label_rows(feedback, {**self._provenance, **mark})
+        found = label_rows(feedback, {**self._provenance, **mark}, subject=row.row_id)
         self._pending += found or [_no_label(row, self._provenance, mark)]
         self._pending_rows += 1
         progress.rows += 1
@@ -180,21 +177,36 @@ class LabelRun:
         by_id = {row.row_id: row for row in rows}
         summary = Summary()
         found: list[tuple[AnswerRow, Preference]] = []
-        for row_id, labels, weight in read_labels(self._directory.path):
-            if (row := by_id.get(row_id)) is None:
+        for done in read_labels(self._directory.path):
+            if (row := by_id.get(done.row_id)) is None:
                 continue  # the file was changed since
-            feedback = feedback_of(row, labels, self._config, self._constitution)
-            preferred = preferences(row, feedback, self._constitution, self._config, weight=weight)
-            summary.add(labels, preferred)
+            feedback = feedback_of(row, done.labels, self._config, self._constitution)
+            preferred = preferences(
+                row,
+                feedback,
+                self._constitution,
+                self._config,
+                label_ids=done.label_ids,
+                weight=done.weight,
+            )
+            summary.add(done.labels, preferred)
             found += [(row, preference) for preference in preferred]
         self._write_preferences(found)
         for one in skipped:
             self._quarantine.add(stage="rows", reason=one.reason, line=one.number, excerpt=one.excerpt)
         self._quarantine.close()
         left = len(rows) - progress.rows_before - progress.rows
-        status = "completed" if not left else "stopped" if self._stopping else "budget"
+        refusal = self._refusal or self._purse.refusal
+        failure = ""
+        if not self._stopping and len(rows) > 0 and not summary.valid:
+            failure = why_nothing(summary.statuses, refusal=refusal, detail=summary.detail)
+        status = "completed"
+        if left or failure:
+            status = "stopped" if self._stopping else "budget" if refusal else "failed"
         result = {
             "status": status,
+            **({"failure": failure} if failure else {}),
+            **({"budget": refusal} if refusal and left else {}),
             "rows": {"total": len(rows), "done": len(rows) - left, "left": left, "skipped": len(skipped)},
             "preferences": len(found),
             **summary.to_dict(),
@@ -219,52 +231,6 @@ class LabelRun:
         scratch.replace(path)
 
 
-def finished_rows(path: Path) -> set[str]:
-    """Ids of the rows that stand in the parts of a run."""
-    import pyarrow.parquet as pq
-
-    done: set[str] = set()
-    for part in sorted((path / "labels").glob("part-*.parquet")):
-        done.update(pq.read_table(part, columns=["row_id"])["row_id"].to_pylist())
-    return done
-
-
-def read_labels(path: Path) -> list[tuple[str, list[Label], float]]:
-    """(row id, labels, weight) of every finished row."""
-    import pyarrow.parquet as pq
-
-    fields = {f.name for f in dataclasses.fields(Label)}
-    rows: dict[str, tuple[list[Label], float]] = {}
-    for part in sorted((path / "labels").glob("part-*.parquet")):
-        for record in pq.read_table(part).to_pylist():
-            labels, _ = rows.setdefault(record["row_id"], ([], float(record["weight"])))
-            if record["task"] is not None:
-                known = {name: value for name, value in record.items() if name in fields}
-                known |= {"status": Status(record["status"]), "rollouts": tuple(record["rollouts"])}
-                known["prompt_digests"] = tuple(record["prompt_digests"])
-                labels.append(Label(**known))
-    return [(row_id, labels, weight) for row_id, (labels, weight) in rows.items()]
-
-
-def feedback_of(
-    row: AnswerRow, labels: Sequence[Label], config: FeedbackConfig, constitution: Constitution
-) -> Feedback:
-    """The rewards of a row, made anew from its labels."""
-    asked = {label.principle_id for label in labels}
-    return Feedback(
-        ordinal=row.number,
-        attempt=0,
-        rewards_G=rewards(
-            labels,
-            num_rollouts=len(row.answers),
-            principles=[p for p in constitution.principles if p.id in asked],
-            constitution=constitution,
-            config=config,
-        ),
-        labels=tuple(labels),
-    )
-
-
 def _no_label(row: AnswerRow, provenance: Mapping[str, Any], mark: Mapping[str, Any]) -> dict[str, Any]:
     """A row that no principle speaks about is done, too: it has a line without a label."""
     like = Feedback(
@@ -273,5 +239,5 @@ def _no_label(row: AnswerRow, provenance: Mapping[str, Any], mark: Mapping[str, 
         rewards_G=(None,),
         labels=(Label(task="pointwise", principle_id="", rollouts=(0,), status=Status.ABSTAIN, margin=None),),
     )
-    (line,) = label_rows(like, {**provenance, **mark})
+    (line,) = label_rows(like, {**provenance, **mark}, subject=row.row_id)
     return {**line, "task": None, "status": "no_principle_applies"}

@@ -29,6 +29,8 @@ class Summary:
     escalated: int = 0
     preferences: int = 0
     first_chosen: int = 0
+    detail: str = ""
+    """What the first invalid label said of itself."""
     _margin: float = 0.0
     _offset: float = 0.0
     _offsets: int = 0
@@ -39,6 +41,8 @@ class Summary:
         for label in labels:
             self.labels += 1
             self.statuses[str(label.status)] += 1
+            if not label.status.valid:
+                self.detail = self.detail or label.detail
             self.questions += label.questions
             self.cache_hits += label.cache_hits
             self.prompt_tokens += label.prompt_tokens
@@ -59,9 +63,14 @@ class Summary:
             self.preferences += 1
             self.first_chosen += preference.chosen < preference.rejected
 
+    @property
+    def valid(self) -> int:
+        """Labels that carry a number."""
+        return self.statuses["ok"] + self.statuses["tie"]
+
     def to_dict(self) -> dict[str, Any]:
         """Shares are of what they count among; None where nothing was counted."""
-        valid = self.statuses["ok"] + self.statuses["tie"]
+        valid = self.valid
         return {
             "labels": {
                 "total": self.labels,

@@ -7,7 +7,6 @@ and is no preference; a tie is none either, but stays in the labels, where losse
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ class Preference:
     chosen: int
     rejected: int
     margin: float
+    label_ids: tuple[str, ...]
+    """The labels that it follows from, at least one."""
     weight: float = 1.0
 
     @property
@@ -36,16 +37,20 @@ class Preference:
         """Probability that the chosen answer is the better one."""
         return 1 / (1 + math.exp(-self.margin))
 
-    @property
-    def label_id(self) -> str:
-        """The same for the same row and pair."""
-        return hashlib.sha256(f"{self.row_id}:{self.chosen}:{self.rejected}".encode()).hexdigest()[:26]
-
 
 def preferences(
-    row: AnswerRow, feedback: Feedback, constitution: Constitution, config: FeedbackConfig, *, weight: float = 1.0
+    row: AnswerRow,
+    feedback: Feedback,
+    constitution: Constitution,
+    config: FeedbackConfig,
+    *,
+    label_ids: Sequence[str],
+    weight: float = 1.0,
 ) -> list[Preference]:
-    """The preferences that follow from the labels of a row; ties and invalid pairs give none."""
+    """The preferences that follow from the labels of a row; ties and invalid pairs give none.
+
+    label_ids: of the feedback's labels, in their order.
+    """
     if config.task == "pairwise":
         margins = _pair_margins(feedback.labels, constitution, config)
     else:
@@ -61,25 +66,34 @@ def preferences(
         if abs(margin) < config.tie_band or row.answers[first] == row.answers[second]:
             continue
         chosen, rejected = (first, second) if margin > 0 else (second, first)
-        found.append(Preference(row_id=row.row_id, chosen=chosen, rejected=rejected, margin=abs(margin), weight=weight))
+        about = tuple(
+            one for one, label in zip(label_ids, feedback.labels, strict=True) if {*label.rollouts} <= {first, second}
+        )
+        found.append(
+            Preference(
+                row_id=row.row_id,
+                chosen=chosen,
+                rejected=rejected,
+                margin=abs(margin),
+                label_ids=about,
+                weight=weight,
+            )
+        )
     return found
 
 
 def preference_row(row: AnswerRow, preference: Preference) -> dict[str, Any]:
-    """In TRL's columns: text stays text, a conversation of several turns becomes messages."""
-    messages = row.prompt.messages
-    texts = row.answers[preference.chosen], row.answers[preference.rejected]
-    plain = len(messages) == 1
-    prompt: Any = messages[0].content if plain else [{"role": m.role, "content": m.content} for m in messages]
-    chosen, rejected = texts if plain else ([{"role": "assistant", "content": text}] for text in texts)
+    """In TRL's columns, as messages whether the input was text or messages: a column holds one type, and trainers
+    apply the policy's chat template. Described column by column in docs/data.md."""
     return {
-        "prompt": prompt,
-        "chosen": chosen,
-        "rejected": rejected,
+        "prompt": [{"role": m.role, "content": m.content} for m in row.prompt.messages],
+        "chosen": [{"role": "assistant", "content": row.answers[preference.chosen]}],
+        "rejected": [{"role": "assistant", "content": row.answers[preference.rejected]}],
         "soft_label": preference.soft_label,
         "weight": preference.weight,
-        "margin": preference.margin,
-        "label_id": preference.label_id,
+        "judge_margin": preference.margin,
+        "label_id": preference.label_ids[0],
+        "label_ids": list(preference.label_ids),
         "row_id": row.row_id,
     }
 

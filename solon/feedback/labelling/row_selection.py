@@ -15,7 +15,7 @@ from solon.feedback.choosing.selection import Selection, SelectionConfig, plan, 
 from solon.feedback.choosing.worth import Signals
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.labelling.dataset import AnswerRow
-from solon.feedback.labelling.label_run import feedback_of, read_labels
+from solon.feedback.labelling.finished import feedback_of, read_labels
 from solon.feedback.labelling.preferences import preferences
 from solon.feedback.panels.selective import STREAMING
 
@@ -60,11 +60,13 @@ def proxy_margins(
     """The closest pair of each row that a proxy labelled into a directory; ties count as 0."""
     by_id = {row.row_id: row for row in rows}
     margins: dict[str, float] = {}
-    for row_id, labels, _ in read_labels(directory):
-        if (row := by_id.get(row_id)) is not None and all(label.status.valid for label in labels):
-            found = preferences(row, feedback_of(row, labels, config, constitution), constitution, config)
+    for done in read_labels(directory):
+        labels = done.labels
+        if (row := by_id.get(done.row_id)) is not None and all(label.status.valid for label in labels):
+            feedback = feedback_of(row, labels, config, constitution)
+            found = preferences(row, feedback, constitution, config, label_ids=done.label_ids)
             pairs = len(labels) and len({label.rollouts for label in labels})
-            margins[row_id] = 0.0 if len(found) < pairs else min((p.margin for p in found), default=0.0)
+            margins[row.row_id] = 0.0 if len(found) < pairs else min((p.margin for p in found), default=0.0)
     return margins
 
 

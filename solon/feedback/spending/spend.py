@@ -90,6 +90,15 @@ class SpendFile:
         self._written = spent
 
 
+def spent_usd(path: str | Path) -> float:
+    """What a spend file says was spent; 0 when there is none yet. Raises InputError as `SpendFile` does."""
+    if not Path(path).exists():
+        return 0.0
+    file = SpendFile(path, ahead=1)
+    file.close(file.spent)
+    return file.spent / NANO
+
+
 def _locked(path: Path) -> IO[bytes]:
     """A lock beside the file, which ends with the process that holds it."""
     beside = path.with_name(path.name + ".lock")

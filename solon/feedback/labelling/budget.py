@@ -1,0 +1,98 @@
+"""What may be spent in one start of a labelling run: a number of labels, an amount of money.
+
+Both are reserved before a row is labelled and settled after it, so that rows under way together do not overshoot. How
+many labels a row needs is known before; the limit is never exceeded. What it costs is not: a row is reserved at the
+price of the dearest label so far, the first row is labelled alone, to learn a price, and no more labels are under way
+together than prices are known. An endpoint's own cap, which reserves every question at its highest price, stands behind
+that: one endpoint never spends more than the limit. Several can, where labels under way are dearer than any before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from solon.records import Label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What may be spent in this start. None: no limit."""
+
+    labels: int | None = None
+    usd: float | None = None
+
+
+UNLIMITED = Budget()
+
+
+class Purse:
+    """`if await purse.take(3): …; purse.settle(3, labels)`. One event loop."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._changed = asyncio.Event()
+        self._under_way = 0
+        """Labels of the rows that are being labelled."""
+        self.labels = 0
+        """Labels made."""
+        self.usd = 0.0
+        self._priced = 0
+        """Labels whose price is known."""
+        self._dearest: float | None = None
+        """USD for one label; None until a judge was asked."""
+        self.refusal = ""
+        """Why the first row that did not fit was refused; empty: none was."""
+
+    async def take(self, labels: int) -> bool:
+        """Reserve a row of so many labels. Waits while what is under way may leave enough. False: it does not fit, and
+        `refusal` says why."""
+        while not self.refusal:
+            if self._fits(labels) and self._is_affordable(labels):
+                self._under_way += labels
+                return True
+            if self._fits(labels) and self._under_way:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            self.refusal = self._why_not(labels)
+            self._changed.set()  # whoever waits for money learns that there is none
+        return False
+
+    def settle(self, reserved: int, labels: Sequence[Label], *, is_kept: bool = True) -> None:
+        """Book a row. is_kept: False where its labels are not written down."""
+        self._under_way -= reserved
+        self.labels += len(labels) if is_kept else 0
+        self.usd += sum(label.usd for label in labels)
+        prices = [label.usd for label in labels if label.questions > label.cache_hits]
+        if prices:
+            self._dearest = max(self._dearest or 0.0, *prices)
+            self._priced += len(prices)
+        self._changed.set()
+
+    def _fits(self, labels: int) -> bool:
+        limit = self._budget.labels
+        return limit is None or self.labels + self._under_way + labels <= limit
+
+    def _is_affordable(self, labels: int) -> bool:
+        if self._budget.usd is None or self._dearest == 0:
+            return True
+        if self._dearest is None:
+            return not self._under_way and self.usd < self._budget.usd
+        if self._under_way and self._under_way + labels > self._priced:
+            return False
+        # Prices are sums of floats: a budget of ten rows is enough for ten.
+        return self.usd + (self._under_way + labels) * self._dearest <= self._budget.usd * (1 + 1e-9)
+
+    def _why_not(self, labels: int) -> str:
+        asked = self.labels + self._under_way
+        if not self._fits(labels):
+            return (
+                f"the limit of {self._budget.labels} labels is reached: {asked} are asked for in this start, and the "
+                f"next row needs {labels}; raise --max-labels, or start the same command again to go on"
+            )
+        return (
+            f"the limit of {self._budget.usd:g} USD is reached: {self.usd:.4g} were spent in this start, and the next "
+            f"row may cost {labels * (self._dearest or 0):.2g}; raise --max-usd, or start the same command again"
+        )

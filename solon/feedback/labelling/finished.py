@@ -1,0 +1,72 @@
+"""Rows that are labelled, as they stand in the parts of a labelling run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from solon.constitution import Constitution
+from solon.feedback.config import FeedbackConfig
+from solon.feedback.labelling.dataset import AnswerRow
+from solon.feedback.reward import rewards
+from solon.records import Feedback, Label, Status
+
+
+def finished_rows(path: Path) -> set[str]:
+    """Ids of the rows that stand in the parts of a run."""
+    import pyarrow.parquet as pq
+
+    done: set[str] = set()
+    for part in sorted((path / "labels").glob("part-*.parquet")):
+        done.update(pq.read_table(part, columns=["row_id"])["row_id"].to_pylist())
+    return done
+
+
+@dataclass(slots=True)
+class LabelledRow:
+    """A finished row as it stands in the parts."""
+
+    row_id: str
+    weight: float
+    labels: list[Label] = field(default_factory=list)
+    label_ids: list[str] = field(default_factory=list)
+    """Of the labels, in their order."""
+
+
+def read_labels(path: Path) -> list[LabelledRow]:
+    """Every finished row."""
+    import pyarrow.parquet as pq
+
+    fields = {f.name for f in dataclasses.fields(Label)}
+    rows: dict[str, LabelledRow] = {}
+    for part in sorted((path / "labels").glob("part-*.parquet")):
+        for record in pq.read_table(part).to_pylist():
+            row = rows.setdefault(record["row_id"], LabelledRow(record["row_id"], float(record["weight"])))
+            if record["task"] is not None:
+                known = {name: value for name, value in record.items() if name in fields}
+                known |= {"status": Status(record["status"]), "rollouts": tuple(record["rollouts"])}
+                known["prompt_digests"] = tuple(record["prompt_digests"])
+                row.labels.append(Label(**known))
+                row.label_ids.append(record["label_id"])
+    return list(rows.values())
+
+
+def feedback_of(
+    row: AnswerRow, labels: Sequence[Label], config: FeedbackConfig, constitution: Constitution
+) -> Feedback:
+    """The rewards of a row, made anew from its labels."""
+    asked = {label.principle_id for label in labels}
+    return Feedback(
+        ordinal=row.number,
+        attempt=0,
+        rewards_G=rewards(
+            labels,
+            num_rollouts=len(row.answers),
+            principles=[p for p in constitution.principles if p.id in asked],
+            constitution=constitution,
+            config=config,
+        ),
+        labels=tuple(labels),
+    )

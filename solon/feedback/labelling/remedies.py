@@ -1,0 +1,46 @@
+"""Why a labelling run has no labels, and what to do about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+REMEDIES: Mapping[str, str] = {
+    "low_mass": (
+        "the judge puts little probability on the answers that it is asked for: its words are probably not those of "
+        "feedback.template; try --set feedback.template=assistant for a real model, compact for a nursery model, or "
+        "another judge (`solon check CONSTITUTION --judge MODEL` asks it the constitution's own tests)"
+    ),
+    "truncated": (
+        "a question does not fit the judge's context: raise --set judging.max_model_len=N, or shorten the texts"
+    ),
+    "unparsable": (
+        "the replies hold no answer: look at the endpoint's address and model, and at what the replies say in labels/ "
+        "(column `detail`)"
+    ),
+    "refusal": "the judge declines to judge: name another one, or word the constitution's questions differently",
+    "timeout": "the judge does not answer in time: raise timeout_s in the endpoint's file, or ask fewer at once",
+    "transport_error": "the endpoint cannot be reached: look at base_url in its file, and whether it is up",
+    "engine_error": "the judge's engine fails: look at the column `detail` of labels/",
+    "abstain": "the judge gave no number: look at the column `detail` of labels/",
+    "budget_skip": "raise the limit and start the same command again",
+}
+"""By the status of a label, for people."""
+
+
+def why_nothing(statuses: Counter[str], *, refusal: str, detail: str) -> str:
+    """One sentence with cause and remedy for a run without a valid label. refusal: what the budget said; detail: what
+    an invalid label said of itself."""
+    if refusal and not statuses.total():
+        return f"nothing was labelled: {refusal}"
+    if not statuses.total():
+        return (
+            "nothing was labelled: no principle of the constitution speaks about any row; look at `applies_if` of its "
+            "principles and at the column `tags`"
+        )
+    status, count = statuses.most_common(1)[0]
+    said = f" (`{' '.join(detail.split())[:120]}`)" if detail else ""
+    return (
+        f"nothing was labelled: {count} of {statuses.total()} labels are {status}{said}; {REMEDIES[status]}; then "
+        "start again with another --out, as this one keeps what its judge said"
+    )
