@@ -87,7 +87,7 @@ def test_labels_of_a_pair_and_rewards_of_a_group_follow_one_rule(method: str):
         labels = tuple(compare(name, (0, 1), m) for name, m in zip(("safe", "kind"), margins, strict=True))
         first, _ = found = rewarded(labels, 2, method=method, pairwise="mean")
         feedback = Feedback(ordinal=0, attempt=0, rewards_G=found, labels=labels)
-        said = preferences(row, feedback, constitution, config)
+        said = preferences(row, feedback, constitution, config, label_ids=("a", "b"))
         assert [p.margin if p.chosen == 0 else -p.margin for p in said] == [first] * (abs(first or 0) >= 0.1)
 
 
