@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from cluster.run_file import RunFile, looks_like_hub_name
+from cluster.preflight_engines import check_engine, on_cpu
+from cluster.preflight_judges import check_labels, check_room
+from cluster.preflight_models import check_lora, check_model, remarks
+from cluster.preflight_settings import check_nursery_prompts, check_store, remarks_on_settings
+from cluster.run_file import RunFile
 from solon.constitution import Constitution
 from solon.engines.openai_config import read_key
-from solon.errors import InputError, short
-from solon.feedback.asking.prompts import TEMPLATES, label_ids
+from solon.errors import InputError
 from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.judging import Task
 from solon.feedback.reward import rule_of
 from solon.feedback.trials.gold import GoldPair, load_gold
 from solon.prompts import PromptFile, load_prompts
 from solon.records import Prompt
 from solon.rows import Refused
 
-PICKLED = ("bin", "pt", "pth", "pkl", "pickle", "ckpt")
-"""Endings of files that may run code when they are read; nothing here reads them."""
+__all__ = ["Inputs", "check_cluster", "check_inputs", "check_judge", "check_model"]
+
+ENCODER = "feedback.semantic.model"
 ROUNDING = 1e-6
 """Three times 0.1 CPU is a little more than 0.3 to a float."""
 
@@ -34,6 +38,8 @@ class Inputs:
     prompts: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What could not be looked at."""
     refused: Mapping[str, tuple[Refused, ...]] = field(default_factory=dict)
     """Rows of `prompts` and `heldout` that cannot be used."""
     canary: tuple[GoldPair, ...] = ()
@@ -49,21 +55,20 @@ def check_inputs(run: RunFile) -> Inputs:
     if run.evaluate.prompts:
         files.append(load_prompts(run.evaluate.prompts))
     _check_principles_apply(constitution, files[0])
-    check_model(run.policy, role="policy", opt_in="rollout", trusted=run.rollout.trust_remote_code)
-    trusted = run.judging.trust_remote_code
-    for judge in (run.judge, *run.feedback.panel):
-        check_judge(judge, run.feedback.template, trusted=trusted)
-    if run.evaluate.audit_judge:
-        check_model(run.evaluate.audit_judge, role="evaluate.audit_judge", trusted=trusted)
-        _check_labels(run.evaluate.audit_judge, run.feedback.template, role="evaluate.audit_judge")
+    check_store(run.checkpoint_url)
     if run.watch.audit_judge:
         _check_watch(run, constitution)
+    if run.evaluate.evaluator == "nursery":
+        check_nursery_prompts(files[1].prompts)
+    warnings, notes = _check_models(run, constitution)
+    warnings += remarks_on_settings(run)
     return Inputs(
         constitution=constitution,
         canary=load_gold(run.watch.canary, constitution) if run.watch.canary else (),
         prompts=files[0].prompts,
         heldout=files[1].prompts[: run.evaluate.max_prompts] if len(files) > 1 else (),
-        warnings=tuple(warning for file in files if (warning := file.warning())),
+        warnings=(*(warning for file in files if (warning := file.warning())), *warnings),
+        notes=tuple(notes),
         refused={stage: file.refused() for stage, file in zip(("prompts", "heldout"), files, strict=False)},
     )
 
@@ -78,8 +83,6 @@ def _check_watch(run: RunFile, constitution: Constitution) -> None:
                 "is being fooled; name one of another family, larger if possible, or remove [watch]"
             )
     constitution.for_task("pointwise")
-    check_model(gold, role="watch.audit_judge", trusted=run.judging.trust_remote_code)
-    _check_labels(gold, run.feedback.template, role="watch.audit_judge")
 
 
 def check_judge(judge: str, template: str, *, trusted: bool = False) -> None:
@@ -87,43 +90,68 @@ def check_judge(judge: str, template: str, *, trusted: bool = False) -> None:
     if EndpointFile.names(judge):
         read_key(EndpointFile.load(judge).endpoint)
         return
-    check_model(judge, role="judge", trusted=trusted)
-    _check_labels(judge, template, role="judge")
+    facts = check_model(judge, role="judge", trusted=trusted)
+    if facts is not None:
+        check_labels(facts, template, role="judge")
 
 
-def check_model(model: str, *, role: str, opt_in: str = "judging", trusted: bool = False) -> None:
-    """A Hugging Face directory with everything in it, or a hub name. Raises InputError.
-
-    opt_in: section of the setting by which a person lets a model bring code; trusted: whether it is set.
-    """
-    path = Path(model)
-    if not path.is_dir():
-        if looks_like_hub_name(model) and not path.exists():
-            return  # fetched, or refused, when the engine loads it
-        found = "is a file" if path.exists() else "does not exist"
-        raise InputError(
-            f"{role} model {model} {found}; expected a Hugging Face directory or a hub name like org/model"
+def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], list[str]]:
+    """Every model that the run names: (warnings, notes). Raises InputError on the first that cannot do its work."""
+    warnings, notes = [], []
+    trusted = run.rollout.trust_remote_code
+    policy = check_model(run.policy, role="policy", opt_in="rollout", trusted=trusted, kind="policy")
+    if policy is None:
+        notes.append(not_looked_up("policy", run.policy))
+    else:
+        warnings += remarks(policy, role="policy")
+        warnings += check_engine(policy, run.rollout, role="policy", section="rollout", on_cpu=on_cpu(run.rollout))
+        if run.learn.lora is not None:
+            check_lora(policy, run.learn.lora)
+    for role, model, task in _judges(run):
+        if EndpointFile.names(model):
+            read_key(EndpointFile.load(model).endpoint)
+            notes.append(f"{role} {model} is an endpoint: it was not called")
+            continue
+        judge = check_model(model, role=role, trusted=run.judging.trust_remote_code)
+        if judge is None:
+            notes.append(not_looked_up(role, model))
+            continue
+        check_labels(judge, run.feedback.template, role=role)
+        warnings += remarks(judge, role=role)
+        warnings += check_engine(judge, run.judging, role=role, section="judging", on_cpu=on_cpu(run.judging))
+        warnings += check_room(
+            judge,
+            run.feedback,
+            constitution,
+            role=role,
+            length=run.judging.max_model_len,
+            task=task,
+            answer_tokens=run.rollout.max_tokens,
         )
-    config = _read_json(path / "config.json", role, model)
-    if "architectures" not in config and "model_type" not in config:
-        raise InputError(f"{role} model {model}: config.json names no architecture; is it a model directory?")
-    if not any(path.glob("*.safetensors")):
-        pickled = sorted(p.name for ending in PICKLED for p in path.glob(f"*.{ending}"))
-        hint = f" (only {short(pickled)}, which may run code when read: convert it to safetensors)" if pickled else ""
-        raise InputError(f"{role} model {model} has no *.safetensors file{hint}")
-    tokenizer = _read_json(path / "tokenizer_config.json", role, model)
-    for name, content in (("config.json", config), ("tokenizer_config.json", tokenizer)):
-        if content.get("auto_map") and not trusted:
-            raise InputError(
-                f"{role} model {model} brings code of its own (`auto_map` in {name}), which is not run unless asked "
-                f"for; if the library knows the architecture, remove `auto_map`; if not, and you have read the code, "
-                f"set {opt_in}.trust_remote_code = true"
-            )
-    if not tokenizer.get("chat_template") and not (path / "chat_template.jinja").exists():
-        raise InputError(
-            f"{role} model {model} has no chat template in tokenizer_config.json or chat_template.jinja; use a chat "
-            "model or add one"
-        )
+    if (encoder := run.feedback.semantic.model) and check_model(encoder, role=ENCODER, kind="encoder") is None:
+        notes.append(not_looked_up(ENCODER, encoder))
+    return warnings, notes
+
+
+def _judges(run: RunFile) -> Iterator[tuple[str, str, Task]]:
+    """(role, model, task) of everybody who judges."""
+    feedback = run.feedback
+    yield "judge", run.judge, feedback.task
+    panel = (
+        ("feedback.cascade.judge", (feedback.cascade.judge,)),
+        ("feedback.jury.judges", feedback.jury.judges),
+        ("feedback.select.proxy", (feedback.select.proxy,)),
+    )
+    yield from ((role, model, feedback.task) for role, models in panel for model in models if model)
+    auditors = (("evaluate.audit_judge", run.evaluate.audit_judge), ("watch.audit_judge", run.watch.audit_judge))
+    yield from ((role, model, "pointwise") for role, model in auditors if model)
+
+
+def not_looked_up(role: str, model: str) -> str:
+    """What is said of a hub name."""
+    offline = any(os.environ.get(name) in ("1", "true") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    then = "and cannot be fetched: HF_HUB_OFFLINE is set" if offline else "so it was not looked at; a run fetches it"
+    return f"{role} {model} is not on this machine, {then}"
 
 
 def check_cluster(run: RunFile, resources: dict[str, float]) -> None:
@@ -156,47 +184,3 @@ def _check_principles_apply(constitution: Constitution, file: PromptFile) -> Non
             f"{constitution.id!r} (the first: {example!r}, tags {list(bare[0].tags)}), so no label could train them; "
             "remove them, tag them, or widen applies_if"
         )
-
-
-class _FastEncoder:
-    """The tokenizer file alone, without the seconds that importing transformers costs."""
-
-    def __init__(self, file: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(file))
-
-    def encode(self, text: str, *, is_data: bool = False) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def chat_frame(self) -> tuple[list[int], list[int]]:
-        return [], []
-
-
-def _check_labels(judge: str, template: str, *, role: str) -> None:
-    file = Path(judge) / "tokenizer.json"
-    if not file.exists():
-        return  # a hub name, or a slow tokenizer: checked when the judge starts
-    chosen = TEMPLATES[template]
-    try:
-        encoder = _FastEncoder(file)
-    except Exception as error:  # the library has no narrower one
-        raise InputError(f"{role} model {judge}: tokenizer.json cannot be read: {error}; fetch it again") from None
-    for labels in (chosen.pair_labels, chosen.bool_labels):
-        try:
-            label_ids(encoder, chosen.prefill, labels)
-        except InputError as error:
-            raise InputError(f"{role} model {judge}: {error}") from None
-
-
-def _read_json(path: Path, role: str, model: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{role} model {model} has no {path.name}; expected a Hugging Face directory") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{role} model {model}: {path.name} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{role} model {model}: {path.name} holds a {type(value).__name__}, expected an object")
-    return value

@@ -24,6 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from learners.config import LearnConfig
 from solon.engines.base import EngineConfig, EngineOptions
+from solon.engines.lengths import engine_config
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.panels.selective import reward_clip
@@ -93,8 +94,8 @@ class EngineSection(EngineOptions):
     """Ray GPUs of one actor; below 1, several share a device and must share its memory."""
 
     def engine(self, model: str, *, seed: int) -> EngineConfig:
-        """The configuration of the engine itself."""
-        return EngineConfig(model=model, seed=seed, **self.model_dump(include=set(EngineOptions.model_fields)))
+        """The configuration of the engine itself, a default length fitted to the model's context."""
+        return engine_config(model, self, seed=seed)
 
 
 class RolloutSection(EngineSection):

@@ -10,6 +10,7 @@ from typing import Any
 
 import solon
 from cluster.driver import Driver
+from cluster.fitting import fit_run, own_cpus
 from cluster.launch import Launcher, cluster
 from cluster.preflight import check_cluster, check_inputs
 from cluster.run_file import RunFile
@@ -35,7 +36,10 @@ def train(
     Raises InputError before any engine starts where that is possible, and RunFailedError or what a stage died of
     afterwards; `summary.json` is written in every case after that.
     """
+    run, fitted = fit_run(run, cpus=own_cpus())
     inputs = check_inputs(run)
+    for note in (*fitted, *inputs.notes):
+        view.note(note)
     for warning in inputs.warnings:
         view.note(f"warning: {warning}")
     start = find_start(run, inputs.constitution.hash, root=root, name=name, default=default_name, resume=resume)

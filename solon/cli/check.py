@@ -18,6 +18,7 @@ from solon.cli.nursery_names import PREFIX, resolver, uses_nursery, with_nursery
 from solon.cli.terminal import visible
 from solon.constitution import Constitution
 from solon.engines.base import EngineConfig, EngineOptions
+from solon.engines.lengths import engine_config
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
@@ -70,13 +71,17 @@ def is_constitution(path: str | Path) -> bool:
 
 
 def _check_run(path: Path, *, overrides: list[str], as_json: bool, with_tests: bool) -> dict[str, Any]:
+    from cluster.fitting import fit_run, own_cpus, too_large_for_here
     from cluster.preflight import check_inputs
     from cluster.run_file import RunFile
 
     run = RunFile.load(path, overrides=overrides)
     if uses_nursery(run):
         run = with_nursery(run, progress=not as_json)
+    run, fitted = fit_run(run, cpus=own_cpus())
     inputs = check_inputs(run)
+    large = too_large_for_here(run)
+    warnings = [*inputs.warnings, *([large] if large else [])]
     result = {
         "run_file": str(path),
         "config_hash": run.hash,
@@ -84,10 +89,13 @@ def _check_run(path: Path, *, overrides: list[str], as_json: bool, with_tests: b
         "prompts": len(inputs.prompts),
         "heldout_prompts": len(inputs.heldout),
         "needs": {"cpus": run.cpus, "gpus": run.gpus},
-        "warnings": list(inputs.warnings),
+        "notes": [*fitted, *inputs.notes],
+        "warnings": warnings,
     }
     show = _Show(quiet=as_json)
-    show.warn(inputs.warnings)
+    for note in (*fitted, *inputs.notes):
+        show.line(f"note: {note}")
+    show.warn(warnings)
     show.line(
         f"{path}: good. {len(inputs.prompts)} prompts, {len(inputs.constitution.principles)} principles of "
         f"{inputs.constitution.id!r}; needs {run.cpus:g} CPU(s) and {run.gpus:g} GPU(s) of a cluster."
@@ -115,7 +123,7 @@ def _check_constitution(
         f"{len(constitution.tests)} tests, hash {constitution.hash}."
     )
     if judge:
-        source = _source(EngineConfig(model=path(judge), **settings.judging.model_dump()))
+        source = _source(engine_config(path(judge), settings.judging))
         result["tests"] = _test(constitution, source, settings.feedback, show)
     return result
 

@@ -11,9 +11,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from solon.cli.judge_inputs import JudgeInputs
+from solon.cli.judge_inputs import LONGEST, JudgeInputs
 from solon.cli.terminal import visible
 from solon.engines.base import EngineConfig
+from solon.engines.lengths import engine_config
 from solon.errors import InputError
 from solon.feedback.asking.secret import nonce_secret
 from solon.feedback.asking.swap import SwapConfig
@@ -114,7 +115,7 @@ def _examined(
     source: EngineConfig | EndpointFile = (
         EndpointFile.load(model)
         if EndpointFile.names(model)
-        else EngineConfig(model=inputs.path(model), **inputs.engine.model_dump())
+        else engine_config(inputs.path(model), inputs.engine, default=LONGEST)
     )
 
     async def ask() -> tuple[Examination, list[list[Verdict]], JudgeIdentity]:

@@ -19,6 +19,8 @@ from solon.feedback.trials.gold import GoldPair, load_gold
 if TYPE_CHECKING:
     from nursery.grow import Nursery
 
+LONGEST = 4096
+"""Tokens of a question, where nobody says it and the judge takes as many."""
 NURSERY = "nursery"
 """As the file of pairs: pairs of the tiny world, decided by its oracles."""
 
@@ -35,7 +37,7 @@ class JudgeInputs:
         template: str | None,
         limit: int,
         threads: int = 1,
-        max_model_len: int = 4096,
+        max_model_len: int = LONGEST,
         held_out: bool = True,
         as_json: bool,
     ) -> None:

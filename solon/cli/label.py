@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from solon.cli.label_view import LabelView
 from solon.cli.nursery_names import resolver
 from solon.constitution import Constitution
-from solon.engines.base import EngineConfig, EngineOptions
+from solon.engines.base import EngineOptions
+from solon.engines.lengths import engine_config
 from solon.errors import InputError, RunFailedError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
@@ -152,7 +153,7 @@ def _judge(name: str, settings: LabelSettings, out: Path, *, max_usd: float | No
 
     check_judge(name, settings.feedback.template, trusted=settings.judging.trust_remote_code)
     if not EndpointFile.names(name):
-        return EngineConfig(model=name, seed=settings.seed, **settings.judging.model_dump())
+        return engine_config(name, settings.judging, seed=settings.seed)
     file = EndpointFile.load(name)
     limits = file.limits
     if limits.max_usd is None and max_usd is None:
@@ -349,7 +350,7 @@ def _written(
         write_answers(
             directory,
             prompts,
-            EngineConfig(model=policy, seed=settings.seed, **settings.write.engine.model_dump()),
+            engine_config(policy, settings.write.engine, seed=settings.seed),
             answers=settings.write.answers,
             max_tokens=settings.write.max_tokens,
             temperature=settings.write.temperature,

@@ -95,6 +95,7 @@ def test_a_wrong_command_line_is_exit_2_with_a_hint(
 def test_check_finds_a_good_run_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    monkeypatch.setattr("cluster.fitting.machine_cpus", lambda: 4.0)
     assert call(monkeypatch, "check", make_run(tmp_path)) == 0
     captured = capsys.readouterr()
     assert "good. 3 prompts, 1 principles of 'core'; needs 3 CPU(s) and 0 GPU(s)" in captured.out
@@ -104,13 +105,17 @@ def test_check_finds_a_good_run_good(
 def test_check_as_json_is_one_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    monkeypatch.setattr("cluster.fitting.machine_cpus", lambda: 4.0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     run = make_run(tmp_path)
     assert call(monkeypatch, "check", run, "--json", "--set", "rollout.num_gpus=2") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["run_file"] == str(run)
     assert result["principles"] == ["kind"]
     assert result["needs"] == {"cpus": 3.0, "gpus": 2.0}
-    assert result["warnings"] == []
+    assert result["warnings"] == [
+        "the run needs 2 GPU(s), this machine has 0: it is refused here, not on a larger cluster"
+    ]
 
 
 def test_check_shows_broken_rows_as_a_warning(

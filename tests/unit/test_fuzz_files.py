@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from cluster.preflight import check_model
+from cluster.preflight import check_judge
 from cluster.run_file import RunFile
 from solon.cli.label import LabelSettings
 from solon.constitution import Constitution
@@ -288,21 +288,20 @@ def test_a_spoilt_saved_dataset_is_read_or_refused_in_one_short_line(kind: str, 
 
 
 def test_a_spoilt_model_directory_is_taken_or_refused_in_one_short_line(tmp_path: Path):
-    from cluster.preflight import _check_labels
     from tests.unit.run_files import make_model
 
     rng = random.Random(f"model:{SEED}")
     whole = make_model(tmp_path / "whole")
-    names = ["config.json", "tokenizer_config.json", "tokenizer.json"]
+    names = ["config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"]
     for number in range(EXAMPLES):
         spoil = tmp_path / f"{number}"
         shutil.copytree(whole, spoil)
         name = rng.choice(names)
-        (spoil / name).write_bytes(spoilt(rng, (whole / name).read_bytes(), spoil_json))
+        own = spoil_json if name.endswith(".json") else None
+        (spoil / name).write_bytes(spoilt(rng, (whole / name).read_bytes(), own))
 
         def read(path: Path = spoil) -> None:
-            check_model(str(path), role="judge")
-            _check_labels(str(path), "compact", role="judge")
+            check_judge(str(path), "compact")
 
         message = outcome(read)
         if message is not None:

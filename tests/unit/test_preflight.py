@@ -100,7 +100,9 @@ def test_bin_files_are_not_read_and_the_message_says_what_to_do(run: Path, tmp_p
 
 
 def test_a_chat_template_may_be_a_file_of_its_own(run: Path, tmp_path: Path):
-    (tmp_path / "policy" / "tokenizer_config.json").write_text("{}")
+    settings = json.loads((tmp_path / "policy" / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (tmp_path / "policy" / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "policy" / "chat_template.jinja").write_text("{{ messages }}")
     assert check_inputs(RunFile.load(run))
 
@@ -116,7 +118,7 @@ def test_a_judge_whose_tokenizer_splits_its_labels_is_named(run: Path, tmp_path:
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import WordLevel
 
-    letters = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    letters = Tokenizer(WordLevel({"<unk>": 0, "<end>": 1}, unk_token="<unk>"))
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     letters.save(str(tmp_path / "judge" / "tokenizer.json"))
     message = refusal(run)

@@ -1,0 +1,121 @@
+"""A run file fitted to its models and to the machine, where it leaves the choice: what is set stays as it is."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster.run_file import RolloutSection, RunFile
+from solon.engines.lengths import fit_length
+from solon.errors import InputError
+from solon.model_facts import context_of
+
+LEAST_SHARE = 0.05
+"""CPUs of an actor; with less, the machine is not for this run."""
+_CGROUP = Path("/sys/fs/cgroup/cpu.max")
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def fit_run(run: RunFile, *, cpus: float | None = None) -> tuple[RunFile, tuple[str, ...]]:
+    """The run with lengths that its policy takes and CPUs that the machine has, and a sentence for each change.
+
+    cpus: of a cluster that is this machine alone; None: a cluster of which nothing is known. Raises InputError when
+    what is set does not fit.
+    """
+    rollout, notes = _fit_lengths(run.rollout, context_of(run.policy))
+    notes += _fitted_judges(run)
+    if rollout is not run.rollout:
+        run = run.model_copy(update={"rollout": rollout})
+    if cpus is not None:
+        run, more = _fit_cpus(run, cpus)
+        notes += more
+    return run, tuple(notes)
+
+
+def own_cpus() -> float | None:
+    """CPUs of the cluster that a run would start here; None when it joins another one."""
+    return None if _joins_another() else machine_cpus()
+
+
+def machine_cpus() -> float:
+    """CPUs of this machine, or of the container that this is, as Ray counts them."""
+    count = float(os.cpu_count() or 1)
+    try:
+        quota, period = _CGROUP.read_text(encoding="utf-8").split()
+        return max(1.0, min(count, float(int(quota) // int(period))))
+    except (OSError, ValueError):  # no limit
+        return count
+
+
+def too_large_for_here(run: RunFile) -> str | None:
+    """What the machine lacks, for somebody who has not started yet; None: nothing, or another cluster is joined."""
+    if _joins_another():
+        return None
+    gpus, cpus = _machine_gpus(), machine_cpus()
+    if run.gpus > gpus:
+        return (
+            f"the run needs {run.gpus:g} GPU(s), this machine has {gpus}: it is refused here, not on a larger cluster"
+        )
+    if run.cpus > cpus + 1e-6:
+        return (
+            f"the run needs {run.cpus:g} CPU(s), this machine has {cpus:g}: it is refused here, not on a larger "
+            "cluster; lower num_cpus in [rollout], [judging] and [learn]"
+        )
+    return None
+
+
+def _machine_gpus() -> int:
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([one for one in chosen.split(",") if one.strip()])
+    return len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
+
+
+def _joins_another() -> bool:
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
+def _fit_lengths(rollout: RolloutSection, context: int | None) -> tuple[RolloutSection, list[str]]:
+    fitted = fit_length(rollout, context, where="rollout.max_model_len")
+    if fitted is rollout:
+        return rollout, []
+    length = fitted.max_model_len
+    notes = [f"rollout.max_model_len is {length}, the policy's context"]
+    if fitted.max_tokens < length:
+        return fitted, notes
+    if fitted.max_tokens != RolloutSection.model_fields["max_tokens"].default:
+        raise InputError(
+            f"rollout.max_tokens = {fitted.max_tokens} leaves no room for a prompt in the policy's context of {length} "
+            "tokens; lower it"
+        )
+    notes.append(f"rollout.max_tokens is {length // 2}, half of it")
+    return fitted.model_copy(update={"max_tokens": length // 2}), notes
+
+
+def _fitted_judges(run: RunFile) -> list[str]:
+    """Each judge's engine gets its own length: see `EngineSection.engine`."""
+    notes = []
+    for judge in dict.fromkeys((run.judge, *run.feedback.panel, run.auditor)):
+        context = context_of(judge) if judge else None
+        fitted = fit_length(run.judging, context, where=f"judging.max_model_len (judge {judge})")
+        if fitted is not run.judging:
+            notes.append(f"judging.max_model_len is {context} for {judge}, its context")
+    return notes
+
+
+def _fit_cpus(run: RunFile, cpus: float) -> tuple[RunFile, list[str]]:
+    """Defaults shrink until all actors have a place; what somebody chose is left alone."""
+    actors: Mapping[str, int] = {"rollout": run.rollout.num_actors, "judging": run.num_judges, "learn": 1}
+    free = [name for name in actors if "num_cpus" not in getattr(run, name).model_fields_set]
+    if run.cpus <= cpus or not free:
+        return run, []
+    taken = sum(actors[name] * getattr(run, name).num_cpus for name in actors if name not in free)
+    share = math.floor((cpus - taken) / sum(actors[name] for name in free) * 100) / 100
+    if share < LEAST_SHARE:
+        return run, []
+    sections = {name: getattr(run, name).model_copy(update={"num_cpus": share}) for name in free}
+    places = " and ".join(f"{name}.num_cpus" for name in free)
+    note = f"{places} are {share:g}: with the defaults the run needs {run.cpus:g} CPUs, this machine has {cpus:g}"
+    return run.model_copy(update=sections), [note]

@@ -1,0 +1,71 @@
+"""Which models the installed libraries know, read from their sources: importing them takes seconds.
+
+None where a library is not installed or keeps its list elsewhere: then nothing is said about it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+_AUTO = "models/auto"
+_REGISTRY = "model_executor/models/registry.py"
+
+
+@cache
+def model_types() -> frozenset[str] | None:
+    """What Transformers takes as `model_type`."""
+    found = _table("transformers", f"{_AUTO}/auto_mappings.py", "CONFIG_MAPPING_NAMES")
+    # One alias is added apart from the list.
+    return frozenset(found) | {"gpt-sw3"} if found else None
+
+
+@cache
+def causal_models() -> dict[str, frozenset[str]] | None:
+    """The classes of Transformers that write text token by token, by `model_type`."""
+    return _table("transformers", f"{_AUTO}/modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES") or None
+
+
+@cache
+def vllm_architectures() -> frozenset[str] | None:
+    """The `architectures` that vLLM serves."""
+    tables = [_table("vllm", _REGISTRY, name) for name in ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS")]
+    return frozenset(name for table in tables for name in table) or None
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; does not import it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def _table(package: str, file: str, name: str) -> dict[str, frozenset[str]]:
+    """Keys of a dictionary that a module writes down, with the texts of each value."""
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations if spec is not None else None) or ()
+    for folder in folders:
+        try:
+            tree = ast.parse((Path(folder) / file).read_text(encoding="utf-8"))
+        except (OSError, SyntaxError, ValueError):
+            continue
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+                return _entries(node.value)
+    return {}
+
+
+def _entries(node: ast.expr) -> dict[str, frozenset[str]]:
+    """Of `{"key": value}` and of `OrderedDict([("key", value)])`."""
+    pairs: list[tuple[ast.expr | None, ast.expr]] = []
+    if isinstance(node, ast.Dict):
+        pairs = list(zip(node.keys, node.values, strict=True))
+    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.List):
+        pairs = [(e.elts[0], e.elts[1]) for e in node.args[0].elts if isinstance(e, ast.Tuple) and len(e.elts) == 2]
+    return {
+        key.value: frozenset(
+            leaf.value for leaf in ast.walk(value) if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str)
+        )
+        for key, value in pairs
+        if isinstance(key, ast.Constant) and isinstance(key.value, str)
+    }

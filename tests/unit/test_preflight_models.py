@@ -1,0 +1,513 @@
+"""Failures that lie on the disk before a run begins: `solon check` finds each in a second and says it in one line."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.fitting import fit_run, machine_cpus, too_large_for_here
+from cluster.preflight import Inputs, check_inputs
+from cluster.preflight_engines import CPU_HEAD_SIZES
+from cluster.run_file import RunFile
+from solon.engines.base import EngineOptions
+from solon.engines.lengths import engine_config
+from solon.errors import InputError
+from solon.known_models import causal_models, model_types, vllm_architectures
+from solon.model_facts import context_of, model_folder, read_facts
+from solon.safetensors_header import read_header
+from tests.unit.run_files import CONFIG, CONSTITUTION, make_model, make_run, tensors_of, write_weights
+
+Model = Path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path)
+
+
+def checked(run: Path, *overrides: str) -> Inputs:
+    fitted, _ = fit_run(RunFile.load(run, overrides=overrides))
+    return check_inputs(fitted)
+
+
+def refusal(run: Path, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        checked(run, *overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    return message
+
+
+# -- ways to spoil a model -----------------------------------------------------------------------------------------
+
+
+def configure(**changes: Any) -> Callable[[Model], None]:
+    """Other values in config.json; None takes a key away."""
+
+    def spoil(model: Model) -> None:
+        edit(model / "config.json", changes)
+
+    return spoil
+
+
+def tokens(**changes: Any) -> Callable[[Model], None]:
+    return lambda model: edit(model / "tokenizer_config.json", changes)
+
+
+def edit(path: Path, changes: dict[str, Any]) -> None:
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: item for key, item in value.items() if item is not None}))
+
+
+def weights(**config: Any) -> Callable[[Model], None]:
+    """The weights of another configuration."""
+    return lambda model: write_weights(model / "model.safetensors", tensors_of(CONFIG | config))
+
+
+def header(change: Callable[[dict[str, Any]], None]) -> Callable[[Model], None]:
+    """The same bytes under another header."""
+
+    def spoil(model: Model) -> None:
+        path = model / "model.safetensors"
+        raw = path.read_bytes()
+        end = 8 + int.from_bytes(raw[:8], "little")
+        value = json.loads(raw[8:end])
+        change(value)
+        text = json.dumps(value).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + raw[end:])
+
+    return spoil
+
+
+def bytes_of(change: Callable[[bytes], bytes]) -> Callable[[Model], None]:
+    def spoil(model: Model) -> None:
+        path = model / "model.safetensors"
+        path.write_bytes(change(path.read_bytes()))
+
+    return spoil
+
+
+def first(value: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(iter(value.values()))
+    return found
+
+
+def overlapping(value: dict[str, Any]) -> None:
+    _, second, *_ = value.values()
+    begin, end = second["data_offsets"]
+    second["data_offsets"] = [begin - 4, end - 4]
+
+
+def sharded(model: Model, *, missing: bool = False, stray: bool = False) -> None:
+    """Two files and their index."""
+    tensors = tensors_of(CONFIG)
+    names = list(tensors)
+    (model / "model.safetensors").unlink()
+    files = {"model-1.safetensors": names[:2], "model-2.safetensors": names[2:]}
+    for file, part in files.items():
+        write_weights(model / file, {name: tensors[name] for name in part})
+    places = {name: file for file, part in files.items() for name in part}
+    if stray:
+        places["model.norm.weight"] = "model-1.safetensors"
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    if missing:
+        (model / "model-2.safetensors").unlink()
+
+
+def many_words(model: Model) -> None:
+    """A tokenizer of more tokens than the embedding has rows."""
+    other = make_model(model.parent / "wordy", words=" ".join(f"w{n}" for n in range(40)) + " Verdict: A B yes no")
+    shutil.copy(other / "tokenizer.json", model / "tokenizer.json")
+
+
+def pickled(model: Model) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+BOTH: list[tuple[str, Callable[[Model], None], str]] = [
+    ("no type", configure(model_type=None), "has no model_type"),
+    ("unknown type", configure(model_type="lama", architectures=["LamaForCausalLM"]), "(did you mean `llama`?)"),
+    ("unknown class", configure(architectures=["LlamaForCausalLn"]), "expected a causal language model"),
+    ("encoder-decoder", configure(is_encoder_decoder=True), "is an encoder-decoder, expected a decoder"),
+    ("no layers", configure(num_hidden_layers=0), "num_hidden_layers = 0, expected a number above 0"),
+    ("uneven heads", configure(num_attention_heads=3), "which 3 attention heads do not divide"),
+    ("uneven groups", configure(num_key_value_heads=4), "which 4 key-value heads do not divide"),
+    ("attention", configure(attn_implementation="flashy"), "attn_implementation 'flashy', expected one of eager"),
+    ("layer kinds", configure(layer_types=["full_attention"] * 3), "3 layer_types and 1 layers"),
+    ("pickles", pickled, "convert it to safetensors"),
+    ("empty file", bytes_of(lambda _: b""), "model.safetensors is damaged: it has 0 bytes"),
+    ("cut file", bytes_of(lambda raw: raw[:-5]), "it is cut off"),
+    ("longer file", bytes_of(lambda raw: raw + b"12"), "bytes that belong to no tensor"),
+    ("huge header", bytes_of(lambda raw: b"\xff" * 8 + raw[8:]), "which hold no header"),
+    ("no header", bytes_of(lambda raw: raw[:8] + b"x" * (len(raw) - 8)), "its header cannot be read"),
+    ("beyond the file", header(lambda h: first(h).update(data_offsets=[0, 2**40])), "does not fill its bytes"),
+    ("overlap", header(overlapping), "which overlaps another tensor"),
+    ("other shape", header(lambda h: first(h).update(shape=[31, 64])), "does not fill its bytes"),
+    ("other dtype", header(lambda h: first(h).update(dtype="BF16")), "does not fill its bytes"),
+    ("unknown dtype", header(lambda h: first(h).update(dtype="F33")), "it describes 'model.embed_tokens.weight' as"),
+    ("missing shard", lambda m: sharded(m, missing=True), "misses 1 of 2 files of model.safetensors.index.json"),
+    ("stray tensor", lambda m: sharded(m, stray=True), "looks for 'model.norm.weight' in model-1.safetensors"),
+    ("fewer layers", configure(num_hidden_layers=4), "config.json says 4 layers, the weights hold 1"),
+    ("other vocabulary", configure(vocab_size=33), "vocab_size = 33, the embedding 32 rows"),
+    ("other width", configure(hidden_size=32), "hidden_size = 32, the embedding is 64 wide"),
+    ("no head", configure(tie_word_embeddings=False), "it would be random"),
+    ("many tokens", many_words, "the embedding 32 rows: it is the tokenizer of another model"),
+    ("unknown end", tokens(eos_token="<|im_end|>"), "eos_token '<|im_end|>', which tokenizer.json does not know"),
+    ("other ids", configure(eos_token_id=3), "token 3 ends an answer, in tokenizer.json that is 'A'"),
+    ("no end", tokens(eos_token=None), "has no end-of-sequence token, expected one"),
+    ("narrow heads", lambda m: configure(head_dim=16)(m), "attention heads are 16 wide, vLLM on a CPU takes 32, 64"),
+    (
+        "other numbers",
+        configure(rope_scaling={"rope_type": "dynamic", "factor": 2.0}, max_position_embeddings=512),
+        "so that engine and learner would disagree",
+    ),
+    ("small cache", configure(num_hidden_layers=1, head_dim=512, num_key_value_heads=2), "GiB of cache"),
+]
+POLICY: list[tuple[str, Callable[[Model], None], str]] = [
+    ("experts", configure(num_local_experts=8), "has 8 experts, expected a dense model"),
+    ("images", configure(vision_config={"hidden_size": 8}), "is multimodal"),
+    ("quantised", configure(quantization_config={"quant_method": "fp8"}), "is quantised (fp8), expected plain weights"),
+    ("no causal class", configure(model_type="vit", architectures=["LlamaForCausalLM"]), "no causal language model"),
+]
+
+
+@pytest.mark.parametrize("role", ["policy", "judge"])
+@pytest.mark.parametrize(("spoil", "words"), [pytest.param(s, w, id=name) for name, s, w in BOTH])
+def test_a_model_that_cannot_be_used_is_refused_with_its_role_and_the_reason(
+    run: Path, tmp_path: Path, role: str, spoil: Callable[[Model], None], words: str
+):
+    spoil(tmp_path / role)
+    section = "rollout" if role == "policy" else "judging"
+    message = refusal(run, f"{section}.kv_cache_gib={0.001 if 'cache' in words else 0.5}")
+    assert f"{role} model" in message
+    assert words in message
+
+
+@pytest.mark.parametrize(("spoil", "words"), [pytest.param(s, w, id=name) for name, s, w in POLICY])
+def test_what_cannot_be_trained_is_refused_as_a_policy(
+    run: Path, tmp_path: Path, spoil: Callable[[Model], None], words: str
+):
+    spoil(tmp_path / "policy")
+    message = refusal(run)
+    assert "policy model" in message
+    assert words in message
+
+
+@pytest.mark.parametrize("change", [{"num_local_experts": 8}, {"quantization_config": {"quant_method": "awq"}}])
+def test_a_judge_may_have_experts_and_be_quantised(run: Path, tmp_path: Path, change: dict[str, Any]):
+    configure(**change)(tmp_path / "judge")
+    assert checked(run)
+
+
+def test_a_quantised_judge_that_this_device_may_not_compute_is_a_warning(run: Path, tmp_path: Path):
+    configure(quantization_config={"quant_method": "fp8"})(tmp_path / "judge")
+    assert any("judge is quantised by fp8" in warning for warning in checked(run).warnings)
+    assert checked(run, "judging.num_gpus=1").warnings == ()
+    edit(
+        tmp_path / "judge" / "config.json",
+        {"quantization_config": {"quant_method": "compressed-tensors", "format": "int-quantized"}},
+    )
+    assert checked(run).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "role",
+    [
+        "evaluate.audit_judge",
+        "watch.audit_judge",
+        "feedback.cascade.judge",
+        "feedback.jury.judges",
+        "feedback.select.proxy",
+        "feedback.semantic.model",
+    ],
+)
+def test_every_model_of_a_run_is_looked_at(run: Path, tmp_path: Path, role: str):
+    other = make_model(tmp_path / "other")
+    extra = {"evaluate.audit_judge": [f"evaluate.prompts={tmp_path}/prompts.jsonl", "evaluate.evaluator=judge"]}
+    value = f'["{other}"]' if role.endswith("judges") else f"'{other}'"
+    settings = [f"{role}={value}", *extra.get(role, [])]
+    assert checked(run, *settings)
+    (other / "model.safetensors").write_bytes(b"123")
+    message = refusal(run, *settings)
+    assert f"{role} model {other}" in message
+    assert "model.safetensors is damaged" in message
+
+
+def test_an_added_token_without_a_row_is_a_warning_as_published_models_have_some(run: Path, tmp_path: Path):
+    path = tmp_path / "policy" / "tokenizer.json"
+    value = json.loads(path.read_text())
+    value["added_tokens"].append({**value["added_tokens"][0], "id": 32, "content": "<image>"})
+    path.write_text(json.dumps(value))
+    # The library numbers added tokens itself, from the end of the vocabulary on.
+    value["model"]["vocab"] |= {f"w{n}": n for n in range(len(value["model"]["vocab"]) + 1, 32)}
+    path.write_text(json.dumps(value))
+    (warning,) = checked(run).warnings
+    assert "policy: 1 added tokens have no row in the embedding ('<image>')" in warning
+
+
+# -- lengths -------------------------------------------------------------------------------------------------------
+
+
+def test_a_length_that_somebody_chose_is_refused_beyond_the_context_and_a_default_gives_way(run: Path, tmp_path: Path):
+    configure(max_position_embeddings=200)(tmp_path / "policy")
+    configure(max_position_embeddings=300)(tmp_path / "judge")
+    fitted, notes = fit_run(RunFile.load(run))
+    assert (fitted.rollout.max_model_len, fitted.rollout.max_tokens) == (200, 100)
+    assert fitted.judging.engine(fitted.judge, seed=0).max_model_len == 300
+    assert "rollout.max_model_len is 200, the policy's context" in notes
+    assert "rollout.max_tokens is 100, half of it" in notes
+    assert any("judging.max_model_len is 300" in note for note in notes)
+    assert "rollout.max_model_len = 500 exceeds the model's context of 200 tokens" in refusal(
+        run, "rollout.max_model_len=500"
+    )
+    assert "judging.max_model_len (judge" in refusal(run, "judging.max_model_len=500")
+    assert "rollout.max_tokens = 250 leaves no room" in refusal(run, "rollout.max_tokens=250")
+
+
+def test_an_engine_outside_of_runs_has_the_models_length_too(tmp_path: Path):
+    model = make_model(tmp_path / "judge")
+    configure(max_position_embeddings=256)(model)
+    assert engine_config(str(model), EngineOptions()).max_model_len == 256
+    assert engine_config(str(model), EngineOptions(max_model_len=4096), default=4096).max_model_len == 256
+    with pytest.raises(InputError, match="exceeds the model's context of 256 tokens"):
+        engine_config(str(model), EngineOptions(max_model_len=4096))
+    assert engine_config("org/model", EngineOptions()).max_model_len == 1024
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 100}, 100),
+        ({"n_positions": 100, "max_position_embeddings": 300}, 100),
+        ({"max_position_embeddings": 100, "rope_scaling": {"type": "linear", "factor": 4.0}}, 400),
+        ({"max_position_embeddings": 100, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 100),
+        ({"max_position_embeddings": 100, "rope_parameters": {"full": {"rope_type": "linear", "factor": 2}}}, 200),
+        ({"text_config": {"max_position_embeddings": 50}, "max_position_embeddings": 9}, 50),
+        ({}, None),
+    ],
+)
+def test_the_context_is_derived_as_the_engine_derives_it(tmp_path: Path, config: dict[str, Any], context: int | None):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    assert context_of(str(tmp_path)) == context
+
+
+def test_a_judge_that_cannot_hold_one_question_is_refused_and_one_that_cuts_answers_is_named(run: Path, tmp_path: Path):
+    long = CONSTITUTION.replace("is it kind", "is it kind " * 120)
+    (tmp_path / "constitution.yaml").write_text(long)
+    message = refusal(run, "judging.max_model_len=400")
+    assert "the question of principle 'kind' takes" in message
+    assert "raise it, shorten the question" in message
+    (warning,) = checked(run, "judging.max_model_len=640").warnings
+    assert "answers of rollout.max_tokens = 256 tokens are cut before they are judged" in warning
+    assert checked(run).warnings == ()
+
+
+def test_the_words_of_the_chat_template_count_as_well(run: Path, tmp_path: Path):
+    frame = "you are a judge " * 200 + "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokens(chat_template=frame)(tmp_path / "judge")
+    assert "there is room for 799" in refusal(run, "judging.max_model_len=800")
+    tokens(chat_template="{{ strange() }}")(tmp_path / "judge")  # not rendered here: not counted
+    assert checked(run, "judging.max_model_len=800")
+
+
+# -- settings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s4://bucket/folder", "has the scheme 's4', expected one that fsspec knows"),
+        ("webhdf://host/folder", "(did you mean `webhdfs`?)"),
+        ("https://host/folder", "has the scheme 'https', which cannot be written"),
+        ("dropbox://folder", "has the scheme 'dropbox': "),
+    ],
+)
+def test_a_store_that_cannot_be_written_is_refused(run: Path, url: str, words: str):
+    assert words in refusal(run, f"checkpoint_url={url}")
+
+
+@pytest.mark.parametrize("url", ["", "file:///tmp/x", "/tmp/x", "memory://x"])
+def test_a_store_that_can_be_written_is_taken(run: Path, url: str):
+    assert checked(run, f"checkpoint_url={url}")
+
+
+def test_the_nurserys_evaluator_is_refused_for_other_prompts(run: Path, tmp_path: Path):
+    settings = [f"evaluate.prompts={tmp_path}/prompts.jsonl", "evaluate.evaluator=nursery"]
+    message = refusal(run, *settings)
+    assert "reads prompts of the tiny language, 3 of 3 in evaluate.prompts are others ('is 0 blue')" in message
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "what color is the crow ?"}) + "\n")
+    assert checked(run, *settings)
+
+
+def test_a_judge_that_is_the_policy_is_a_warning_also_as_a_copy(run: Path, tmp_path: Path):
+    assert checked(run).warnings == ()
+    (warning,) = checked(run, f"judge='{tmp_path}/policy'").warnings
+    assert "judge is the policy itself" in warning
+    shutil.copytree(tmp_path / "policy", tmp_path / "copy")
+    assert checked(run, f"judge='{tmp_path}/copy'").warnings == (warning,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["learn.learning_rate=10"], "learn.learning_rate = 10 is high for all weights"),
+        (["learn.learning_rate=0.5", "learn.lora.r=4"], "learn.learning_rate = 0.5 is high for LoRA"),
+        (["learn.critic_learning_rate=1"], "learn.critic_learning_rate = 1 is high"),
+        (["learn.learning_rate=1e-12"], "is lost in rounding"),
+        (["learn.learning_rate=0.004", "learn.lora.r=4"], ""),
+        (["learn.learning_rate=4e-4", "learn.critic_learning_rate=1e-3"], ""),
+    ],
+)
+def test_an_absurd_learning_rate_is_a_warning(run: Path, settings: list[str], words: str):
+    warnings = checked(run, *settings).warnings
+    assert [words in warning for warning in warnings] == [True] * bool(words)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        ('["query"]', "= ('query',) matches no layer of the policy, expected some of k_proj, o_proj"),
+        ("'.*query'", "= '.*query' matches no layer"),
+        ("'('", "is no pattern"),
+        ('["q_proj", "query"]', ""),
+        ("'.*(q|v)_proj'", ""),
+        ("'all-linear'", ""),
+    ],
+)
+def test_adapters_that_match_no_layer_are_refused(run: Path, targets: str, words: str):
+    setting = f"learn.lora.target_modules={targets}"
+    if words:
+        assert words in refusal(run, setting)
+    else:
+        assert checked(run, setting)
+
+
+def test_what_is_not_on_this_machine_is_said_not_to_be_looked_at(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert checked(run, "policy=org/model").notes == (
+        "policy org/model is not on this machine, so it was not looked at; a run fetches it",
+    )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (note,) = checked(run, "judge=org/judge").notes
+    assert "cannot be fetched: HF_HUB_OFFLINE is set" in note
+
+
+def test_a_hub_model_that_was_fetched_before_is_looked_at(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    fetched = tmp_path / "hub" / "models--org--model"
+    (fetched / "refs").mkdir(parents=True)
+    (fetched / "refs" / "main").write_text("abc")
+    (fetched / "snapshots").mkdir()
+    shutil.copytree(tmp_path / "policy", fetched / "snapshots" / "abc")
+    assert model_folder("org/model") == fetched / "snapshots" / "abc"
+    assert checked(run, "policy=org/model").notes == ()
+    configure(num_local_experts=4)(fetched / "snapshots" / "abc")
+    assert "policy model org/model has 4 experts" in refusal(run, "policy=org/model")
+
+
+# -- the machine ---------------------------------------------------------------------------------------------------
+
+
+def test_the_four_keys_fit_two_cores_and_what_is_set_is_left_alone(run: Path):
+    fitted, notes = fit_run(RunFile.load(run), cpus=2.0)
+    assert fitted.cpus <= 2
+    assert [fitted.rollout.num_cpus, fitted.judging.num_cpus, fitted.learn.num_cpus] == [0.66] * 3
+    assert "with the defaults the run needs 3 CPUs, this machine has 2" in notes[-1]
+    fitted, _ = fit_run(RunFile.load(run, overrides=["rollout.num_cpus=1"]), cpus=2.0)
+    assert [fitted.rollout.num_cpus, fitted.judging.num_cpus, fitted.learn.num_cpus] == [1, 0.5, 0.5]
+    assert fit_run(RunFile.load(run), cpus=3.0) == (RunFile.load(run), ())
+    assert fit_run(RunFile.load(run), cpus=None) == (RunFile.load(run), ())
+
+
+def test_a_run_that_was_told_to_take_more_than_there_is_is_not_shrunk(run: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = [f"{section}.num_cpus=1" for section in ("rollout", "judging", "learn")]
+    asked = RunFile.load(run, overrides=settings)
+    assert fit_run(asked, cpus=2.0) == (asked, ())
+    monkeypatch.setattr("cluster.fitting.machine_cpus", lambda: 2.0)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "needs 3 CPU(s), this machine has 2" in str(too_large_for_here(asked))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "needs 1 GPU(s), this machine has 0" in str(
+        too_large_for_here(RunFile.load(run, overrides=["rollout.num_gpus=1"]))
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert too_large_for_here(asked) is None
+
+
+def test_the_cpus_of_this_machine_are_counted_as_ray_counts_them():
+    from ray._private.utils import get_num_cpus
+
+    assert machine_cpus() == get_num_cpus()
+
+
+# -- what is taken from libraries ----------------------------------------------------------------------------------
+
+
+def test_the_lists_of_the_installed_libraries_are_found():
+    causal = causal_models()
+    assert causal is not None
+    assert causal["llama"] == {"LlamaForCausalLM"}
+    assert {"llama", "qwen3", "gemma3", "mixtral"} <= (model_types() or set())
+    if importlib.util.find_spec("vllm") is not None:
+        assert {"LlamaForCausalLM", "Qwen3ForCausalLM", "MixtralForCausalLM"} <= (vllm_architectures() or set())
+
+
+def test_the_head_sizes_are_those_of_the_installed_engine():
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("vLLM is not installed")
+    source = Path(spec.submodule_search_locations[0]) / "v1" / "attention" / "backends" / "cpu_attn.py"
+    sizes = next(
+        ast.literal_eval(statement.value)
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name == "get_supported_head_sizes"
+        for statement in node.body
+        if isinstance(statement, ast.Return) and statement.value is not None
+    )
+    assert tuple(sizes) == CPU_HEAD_SIZES
+
+
+def test_headers_are_read_as_the_library_reads_them(tmp_path: Path):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({"b": np.zeros((2, 3), np.float16), "a": np.zeros((), np.int64), "c": np.zeros((0, 4))}, tmp_path / "x")
+    found = read_header(tmp_path / "x")
+    assert {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()} == {
+        "a": ("I64", ()),
+        "b": ("F16", (2, 3)),
+        "c": ("F64", (0, 4)),
+    }
+
+
+def test_facts_of_a_model_are_those_of_its_files(tmp_path: Path):
+    facts = read_facts(make_model(tmp_path / "model"))
+    assert (facts.architecture, facts.context, facts.head_size) == ("LlamaForCausalLM", 4096, 32)
+    assert (facts.embedding, facts.layers, facts.experts, facts.quantisation) == ((32, 64), 1, 0, "")
+    assert facts.special_token("eos_token") == "<end>"
+
+
+def test_a_check_imports_no_torch_and_takes_seconds_at_most(run: Path, tmp_path: Path):
+    code = (
+        "import json, sys, time\n"
+        "start = time.perf_counter()\n"
+        "from solon.cli.check import run_check\n"
+        f"run_check({str(run)!r}, overrides=[], as_json=True)\n"
+        "heavy = sorted({'torch', 'transformers', 'vllm', 'ray'} & set(sys.modules))\n"
+        "print(json.dumps([time.perf_counter() - start, heavy]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seconds, heavy = json.loads(done.stdout.splitlines()[-1])
+    assert heavy == []
+    assert seconds < 5
