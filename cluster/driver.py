@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,11 @@ class Driver:
             raise failure
         return summary
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether training began: everything before it leaves a run that is gone on with as it was."""
+        return self._signals.may_finish
+
     async def _train(self) -> str:
         run, checkpoint = self._run, self._start.checkpoint
         self._view.starting(self._launcher.names())
@@ -162,8 +168,20 @@ class Driver:
             await saver.save(committed)
         if self._stop.is_set():
             return "stopped"
-        await self._evaluate("after", crew, evaluator)
-        return "completed"
+        return "completed" if await self._unless_stopped(self._evaluate("after", crew, evaluator)) else "stopped"
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether the work was done. It is given up when the run is stopped: `--resume` does it then."""
+        working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working
+            return working.done()
+        finally:
+            working.cancel()
+            stopping.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)
 
     async def _run_loop(self, crew: Crew, publication: Publication, saver: Saver) -> int:
         run = self._run

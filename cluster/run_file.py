@@ -35,7 +35,7 @@ from solon.recovery import RecoveryConfig
 from solon.redaction import places_of_secrets, redacted
 from solon.staleness import StalenessConfig
 from solon.toml_file import read_toml
-from solon.validation import describe_invalid
+from solon.validation import describe_invalid, with_nothing
 from solon.weights import PublishConfig
 
 MODELS = (
@@ -61,6 +61,8 @@ FILES = (
 """Keys that name a file."""
 
 
+RECORDED = {"hash", "constitution_hash", "solon"}
+"""Keys by which the `config.json` of a run is known."""
 HOLDS_A_SECRET = (
     "holds what looks like a secret (it is not shown), expected none in a run file; put it into an environment "
     "variable or a file of its own"
@@ -148,7 +150,7 @@ class WatchSection(WatchConfig):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.model_fields_set - {"audit_judge"} and not self.audit_judge:
+        if not self.audit_judge and self != WatchSection.model_construct():
             raise ValueError("[watch] has no audit_judge, expected the model that audits; name one or drop the section")
         return self
 
@@ -210,6 +212,11 @@ class RunFile(_Section):
         for place in _out_of_range(raw):
             raise ValueError(f"`{place}` is infinite, huge or not a number, expected a finite one; set or remove it")
         return raw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_said(cls, raw: Any) -> Any:
+        return with_nothing(cls, raw)
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
@@ -283,9 +290,14 @@ class RunFile(_Section):
 
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Self:
-        """Read, override and check. Raises InputError; unknown keys come with the nearest known one."""
+        """Read, override and check. Raises InputError; unknown keys come with the nearest known one.
+
+        A run's own `config.json` is a run file as well: what it says of the run that was is left out.
+        """
         path = Path(path)
         raw = read_toml(path, what="run file")
+        if raw.keys() >= RECORDED:
+            raw = {key: value for key, value in raw.items() if key in cls.model_fields}
         for key in (*MODELS, *FILES):
             *sections, last = key.split(".")
             place: Any = raw

@@ -97,17 +97,45 @@ def _refuse_another_run(run: RunFile, constitution_hash: str, directory: Path) -
             f"--resume: the constitution is not the one of {directory}, so its labels would not go together; restore "
             "it, or start a run of another --name"
         )
-    ours, theirs = dict(_flat(run.model_dump(mode="json"))), dict(_flat(old))
+    ours, theirs = dict(_flat(run.model_dump(mode="json"))), dict(_flat(_completed(old, run)))
+    absent = object()
     changed = [
         key
-        for key in ours
-        if ours[key] != theirs.get(key, ours[key]) and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+        for key in (*ours, *(theirs.keys() - ours.keys()))
+        if ours.get(key, absent) != theirs.get(key, absent)
+        and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+        # An optional section that was given, or is: its own keys say what it holds.
+        and not any(other.startswith(f"{key}.") for other in (*ours, *theirs))
     ]
     if changed:
-        shown = "; ".join(f"{key} was {short(theirs[key])}, is {short(ours[key])}" for key in changed[:4])
+        shown = "; ".join(f"{key} was {_said(theirs, key)}, is {_said(ours, key)}" for key in changed[:4])
         raise InputError(
             f"--resume: {directory} was another run: {shown}; set them back, or start a run of another --name"
         )
+
+
+def _completed(old: Mapping[str, Any], run: RunFile) -> dict[str, Any]:
+    """The configuration of an old run, with today's defaults where it knew no such key."""
+    known = {key: value for key, value in old.items() if key in RunFile.model_fields}
+    try:
+        return RunFile.parse(known, source="config.json").model_dump(mode="json")
+    except InputError:  # of a version with other keys or bounds: what it does not say is taken to be the same
+        return _merged(run.model_dump(mode="json"), known)
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The first mapping under the second, section by section."""
+    found = dict(first)
+    for key, value in second.items():
+        if key in found and isinstance(found[key], Mapping) and isinstance(value, Mapping):
+            value = _merged(found[key], value)
+        if key in found:
+            found[key] = value
+    return found
+
+
+def _said(found: Mapping[str, Any], key: str) -> str:
+    return short(found[key]) if key in found else "not set"
 
 
 def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from cluster.preflight import check_cluster, check_inputs
 from cluster.run_file import RunFile
 from cluster.start import find_start
 from cluster.view import View
+from solon.errors import InputError
 
 
 def train(
@@ -60,5 +61,30 @@ def train(
             "solon": solon.__version__,
         }
         config |= {"started": time.time(), "origin": dict(origin or {})}
+        before = _records(directory.path) if start.directory is not None else {}
         directory.write_json("config.json", config | run.model_dump(mode="json"))
-        return asyncio.run(Driver(run, inputs, directory, view, start=start, launcher=launcher).drive())
+        driver = Driver(run, inputs, directory, view, start=start, launcher=launcher)
+        try:
+            return asyncio.run(driver.drive())
+        except InputError:
+            if not driver.has_begun:
+                # Refused: the run that was is not changed by the attempt to go on with it.
+                for name, content in before.items():
+                    put_back(directory.path / name, content)
+            raise
+
+
+def _records(folder: Path) -> dict[str, bytes | None]:
+    """What says how a run was asked for and how it ended; None: there is no such file."""
+    paths = [folder / name for name in ("config.json", "summary.json")]
+    return {path.name: path.read_bytes() if path.exists() else None for path in paths}
+
+
+def put_back(path: Path, content: bytes | None) -> None:
+    """A file as it was; None: it was not there."""
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_bytes(content)
+    scratch.replace(path)

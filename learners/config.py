@@ -69,7 +69,7 @@ class LearnConfig(BaseModel):
     clip_high: float = Field(0.28, gt=0)
     """The ratio pi / pi_prox has no gradient above 1 + clip_high."""
     dual_clip: float | None = Field(3.0, gt=1)
-    """Bound on the ratio where the advantage is negative (Ye et al. 2020); None: no bound."""
+    """Bound on the ratio where the advantage is negative (Ye et al. 2020); "none": no bound."""
     importance: Literal["token", "icepop", "sequence", "none"] = "token"
     """How pi_prox / mu weighs a token: `token` truncates it at importance_cap, `icepop` drops tokens outside
     icepop_low..icepop_high, `sequence` truncates the product over the rollout, `none` needs bypass."""

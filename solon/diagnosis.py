@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from solon.drops import summary
 from solon.next_steps import LITTLE_ROOM_BYTES, UP, next_steps
 from solon.run_facts import Facts
 from solon.run_files import time_of
@@ -243,7 +244,7 @@ def _groups(facts: Facts, status: str) -> list[str]:
         lines = [f"{found.admitted} admitted: {trained}, {len(found.held)} held"]
     if found.is_balanced:
         lines[0] += "; nothing is counted twice" + (", nothing is lost" if status in ("completed", "stopped") else "")
-    lines += [f"dropped {count}: {reason[:160]}" for reason, count in list(found.reasons.items())[:5]]
+    lines += [f"dropped {count}: {cause[:200]}" for cause, count in summary(found.reasons)[:5]]
     return lines
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from solon.drops import summary
 from solon.errors import RunFailedError
 from solon.ledger_cut import LedgerCut, State, settled
 from solon.ledger_shelves import OUT, Entry, Shelves
@@ -418,8 +419,8 @@ class Ledger:
     def _check_drops(self) -> None:
         dropped, finished = self.dropped.total(), self.dropped.total() + self.committed
         if finished >= 40 and dropped > self.config.max_dropped_share * finished:
-            causes = ", ".join(f"{reason} ({count})" for reason, count in self.dropped.most_common())
+            causes = "; ".join(f"{count} because {cause}" for cause, count in summary(self.dropped)[:3])
             raise RunFailedError(
                 f"{dropped} of {finished} finished groups were dropped, more than ledger.max_dropped_share = "
-                f"{self.config.max_dropped_share:.0%} allows; causes: {causes}"
+                f"{self.config.max_dropped_share:.0%} allows: {causes}"
             )

@@ -91,6 +91,8 @@ class Recorder:
         said = {key: redacted(value) if isinstance(value, str) else value for key, value in fields.items()}
         record = {"time": time.time(), "event": name, **said}
         self.tally.fault(name)
+        if name == "group_dropped":
+            self.tally.last_drop = str(said.get("reason", ""))
         self._jobs.put(lambda: self._directory.append("events.jsonl", record))
         self._on_change(f"{name} {fields['worker']}" if "worker" in fields else name)
 

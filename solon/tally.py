@@ -81,6 +81,8 @@ class Tally:
         """The last line of metrics.jsonl."""
         self.faults: Counter[str] = Counter()
         """Workers lost, workers recovered, and so on, by event."""
+        self.last_drop = ""
+        """Why the latest group was dropped."""
         self._before_s = 0.0
 
     def begin(self) -> None:

@@ -1,7 +1,8 @@
-"""A TOML file that a person wrote: read with bounds, so that no file can take the process with it."""
+"""A file of settings, TOML or JSON: read with bounds, so that no file can take the process with it."""
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,12 @@ MAX_DEPTH = 32
 
 
 def read_toml(path: Path, *, what: str) -> dict[str, Any]:
-    """What a TOML file holds. Raises InputError that begins with `what`; it never shows a value.
+    """What a TOML file holds, or a JSON file by its name. Raises InputError that begins with `what`; it never shows a
+    value.
 
     what: names the file in messages, as in `run file`.
     """
+    language = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(MAX_CHARACTERS + 1)
@@ -28,14 +31,16 @@ def read_toml(path: Path, *, what: str) -> dict[str, Any]:
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"{what} {path} has more than {MAX_CHARACTERS:,} characters; is it the right file?")
     try:
-        raw = tomllib.loads(text)
+        raw = json.loads(text) if language == "JSON" else tomllib.loads(text)
         if is_deep(raw):
             raise RecursionError
     except RecursionError:
         said = f"nested too deeply, expected {MAX_DEPTH} levels at most"
-        raise InputError(f"{what} {path} is not TOML that can be read: {said}") from None
+        raise InputError(f"{what} {path} is not {language} that can be read: {said}") from None
     except ValueError as error:
-        raise InputError(f"{what} {path} is not TOML: {error}") from None
+        raise InputError(f"{what} {path} is not {language}: {error}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{what} {path} holds a {type(raw).__name__}, expected an object")
     return raw
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,29 @@ def describe_invalid(model: type[BaseModel], error: ValidationError) -> str:
     hidden = bool(model.model_config.get("hide_input_in_errors"))
     parts = [_describe(model, item, hidden=hidden) for item in items[:MOST]]
     return "; ".join(parts) + (f"; and {len(items) - MOST} more" if len(items) > MOST else "")
+
+
+NOTHING = "none"
+"""How a TOML file and `--set` say that an optional number or section is not there."""
+
+
+def with_nothing(model: type[BaseModel], raw: Any) -> Any:
+    """What a person wrote, with None for `"none"` wherever the model takes None and no text.
+
+    TOML has no word for it. What is no mapping, or unknown to the model, is left to its own check.
+    """
+    if not isinstance(raw, Mapping):
+        return raw
+    found = dict(raw)
+    for name, field in model.model_fields.items():
+        if name not in found:
+            continue
+        kinds = get_args(field.annotation)
+        if found[name] == NOTHING and type(None) in kinds and str not in kinds:
+            found[name] = None
+        elif (inner := _model_in(field.annotation)) is not None:
+            found[name] = with_nothing(inner, found[name])
+    return found
 
 
 def _describe(model: type[BaseModel], item: Any, *, hidden: bool) -> str:

@@ -44,7 +44,8 @@ def run_train(
     return train(
         run,
         name=name,
-        default_name=path.stem,
+        # The config.json of a run stands for that run.
+        default_name=path.resolve().parent.name if path.name == "config.json" else path.stem,
         root=root,
         view=make_view(quiet=as_json),
         resume=resume,

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from solon.cli.terminal import visible
+from solon.drops import Drops
 from solon.overlap import LANES, measure
 from solon.tally import Tally
 
@@ -70,6 +71,7 @@ class PlainView(SilentView):
         self._console = console
         self._started_s = time.monotonic()
         self._tally: Tally | None = None
+        self._drops = Drops()
 
     def note(self, text: str) -> None:
         self._say(text)
@@ -98,6 +100,14 @@ class PlainView(SilentView):
     def changed(self, event: str) -> None:
         if event == "step" and self._tally is not None:
             self._say(step_line(self._tally))
+        else:
+            self._happened(event)
+
+    def _happened(self, event: str) -> None:
+        """An event that a person is told of."""
+        if event == "group_dropped" and self._tally is not None:
+            if (text := self._drops.add(self._tally.last_drop)) is not None:
+                self._say(text)
         elif event.startswith(SAID):
             self._say(event.replace("_", " "))
 
@@ -148,8 +158,7 @@ class LiveView(PlainView):
         self._live.start()
 
     def changed(self, event: str) -> None:
-        if event.startswith(SAID):
-            self._say(event.replace("_", " "))
+        self._happened(event)
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(self._ask_counts())
 

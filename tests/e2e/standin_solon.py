@@ -1,11 +1,13 @@
 """`solon` with timed stand-ins for engines and learner: `python -m tests.e2e.standin_solon train RUN.toml ...`
 
 Everything else is the real thing: the command line, the cluster, the driver, the files. `SOLON_STANDIN` is JSON:
-`seconds` that a group and a step take, and `learner`: "refuses" to start, or "fails" in its second step.
+`seconds` that a group and a step take, `answers_s` that held-out evaluation takes after training, and `learner`:
+"refuses" to start, or "fails" in its second step.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import os
@@ -25,6 +27,18 @@ from solon.errors import InputError, RunFailedError
 
 SETTINGS: dict[str, Any] = json.loads(os.environ.get("SOLON_STANDIN", "{}"))
 SECONDS = float(SETTINGS.get("seconds", 0.1))
+
+
+ANSWERS_S = float(SETTINGS.get("answers_s", 0.0))
+
+
+class PatientRollout(TimedRollout):
+    """Answers at once before training, and slowly after it."""
+
+    async def answer(self, prompts: Any, *, seed: int) -> list[str]:
+        if self.version:
+            await asyncio.sleep(ANSWERS_S)
+        return await super().answer(prompts, seed=seed)
 
 
 class RefusedLearner(TimedLearner):
@@ -50,7 +64,7 @@ class StandinLauncher(Launcher):
     """An engine, a judge and a learner that take as long as they are told to."""
 
     def rollout(self) -> list[RemoteRollout]:
-        spawn = self._spawner(ray.remote(num_cpus=0)(TimedRollout), "rollout-0", SECONDS, 0.1)
+        spawn = self._spawner(ray.remote(num_cpus=0)(PatientRollout), "rollout-0", SECONDS, 0.1)
         return [RemoteRollout(spawn, name="rollout-0", groups_at_once=8)]
 
     def judges(self) -> list[RemoteJudge]:

@@ -85,6 +85,46 @@ def test_sigterm_finishes_the_step_and_resume_reaches_the_same_groups(nursery: A
     assert_whole(child.directory)
 
 
+EVALUATED = ("--set", "evaluate.evaluator=nursery", "--set", "evaluate.prompts=nursery:heldout_prompts")
+
+
+def test_sigterm_in_the_last_evaluation_is_answered_at_once_and_resume_evaluates(
+    nursery: Any, tmp_path: Path, temporary: Path
+):
+    slow = json.dumps({"seconds": 0.05, "answers_s": 300})
+    with start(command(*EVALUATED), tmp_path, temporary, "night", SOLON_STANDIN=slow) as child:
+        child.wait_for(lambda: any(e["event"] == "checkpoint" and e["step"] == STEPS for e in events(child.directory)))
+        child.process.send_signal(signal.SIGTERM)
+        assert child.end(60) == 0, child.output[-3000:]
+    assert (child.summary["status"], child.summary["steps"], child.summary["eval"]["after"]) == ("stopped", STEPS, None)
+    latest = (child.directory / "checkpoints" / "LATEST").read_text().strip()
+    assert read_checkpoint(child.directory / "checkpoints" / latest).step == STEPS
+    with start(command(*EVALUATED, "--resume"), tmp_path, temporary, "night", SOLON_STANDIN="{}") as child:
+        assert child.end() == 0, child.output[-3000:]
+    assert child.summary["eval"]["after"] is not None
+    assert_whole(child.directory)
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(nursery: Any, tmp_path: Path, temporary: Path):
+    quick = json.dumps({"seconds": 0.05})
+    with start(command(), tmp_path, temporary, "night", SOLON_STANDIN=quick) as child:
+        assert child.end() == 0, child.output[-3000:]
+    kept = {name: (child.directory / name).read_bytes() for name in ("config.json", "summary.json")}
+    assert child.summary["status"] == "completed"
+    # What is refused before anything starts, and what only the learner can refuse.
+    refused = [("--set", "learn.lora.r=4"), ("--steps", str(STEPS + 1))]
+    for settings in refused:
+        learner = json.dumps({"learner": "refuses"})
+        with start(command("--resume", *settings), tmp_path, temporary, "night", SOLON_STANDIN=learner) as child:
+            assert child.end() == 2, child.output[-3000:]
+        assert {name: (child.directory / name).read_bytes() for name in kept} == kept
+    assert "learn.lora was None, is " in child.output or "learn.lora.r was not set, is 4" in child.output
+
+
+def events(directory: Path) -> list[dict[str, Any]]:
+    return lines(directory / "events.jsonl")
+
+
 def test_a_submitted_job_that_is_stopped_ends_in_good_order_and_goes_on_when_it_is_submitted_again(
     nursery: Any, head: dict[str, str], tmp_path: Path
 ):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -328,6 +330,86 @@ def test_arbitrary_overrides_never_crash_with_anything_but_an_input_error(folder
     for override in (text, f"steps={text}", f"policy={text}", f"learn.lora={text}"):
         with contextlib.suppress(InputError):
             RunFile.load(path, overrides=[override])
+
+
+def optional(model: type[BaseModel], place: str = "") -> Iterator[str]:
+    """Places of everything that may be None."""
+    for name, field in model.model_fields.items():
+        if type(None) in get_args(field.annotation):
+            yield f"{place}{name}"
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from optional(field.annotation, f"{place}{name}.")
+
+
+def at(run: RunFile, place: str) -> Any:
+    return functools.reduce(getattr, place.split("."), run)
+
+
+@pytest.mark.parametrize("place", list(optional(RunFile)))
+def test_everything_optional_can_be_said_not_to_be(tmp_path: Path, place: str):
+    assert at(load(tmp_path, "", f"{place}=none"), place) is None
+    *sections_, last = place.split(".")
+    assert at(load(tmp_path, f"[{'.'.join(sections_)}]\n{last} = 'none'"), place) is None
+
+
+def test_the_clips_that_are_on_by_default_are_among_them():
+    assert {"learn.reward_clip", "learn.dual_clip"} <= set(optional(RunFile))
+
+
+def test_none_is_no_number_where_one_is_needed(tmp_path: Path):
+    assert "`learn.gamma` got 'none'" in refusal(tmp_path, "", "learn.gamma=none")
+    assert load(tmp_path, "", "rollout.quantization=none").rollout.quantization == "none"
+
+
+CHOICES = (
+    "steps=7",
+    "learn.reward_clip=none",
+    "learn.dual_clip=4",
+    "learn.lora.r=8",
+    "learn.schedule=linear",
+    "learn.schedule_steps=50",
+    "learn.advantages=group",
+    "feedback.task=pairwise",
+    "feedback.principles_per_group=2",
+    "feedback.jury.judges=['a','b']",
+    "feedback.semantic.model=c",
+    "watch.audit_judge=d",
+    "watch.enabled=true",
+    "evaluate.prompts=e",
+    "evaluate.evaluator=nursery",
+    "rollout.num_gpus=0.5",
+    "judging.backend=transformers",
+    "ledger.batch_groups=3",
+    "staleness.max_staleness=6",
+    "checkpoint_url=s3://bucket/folder",
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.sampled_from(CHOICES)))
+def test_a_run_that_is_written_down_is_read_again_as_the_same_run(folder: Path, chosen: set[str]):
+    path = write_run(folder)
+    try:
+        run = RunFile.load(path, overrides=sorted(chosen))
+    except InputError:
+        return  # not every choice goes with every other
+    assert RunFile.parse(run.model_dump(), source="here") == run
+    # As it lies in the directory of a run, with what else is written there.
+    record = {"hash": run.hash, "constitution_hash": "x", "solon": "0", "started": 1.0, "origin": {}}
+    (folder / "config.json").write_text(json.dumps(record | run.model_dump(mode="json")))
+    again = RunFile.load(folder / "config.json")
+    assert again == run
+    assert again.hash == run.hash
+
+
+def test_json_that_is_no_record_of_a_run_is_checked_like_any_run_file(tmp_path: Path):
+    (tmp_path / "run.json").write_text('{"policy": "a", "hash": "x"}')
+    with pytest.raises(InputError, match="unknown key `hash`"):
+        RunFile.load(tmp_path / "run.json")
+    for text, words in (("{", "is not JSON"), ("[]", "holds a list"), ("[" * 9000, "nested too deeply")):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(InputError, match=words):
+            RunFile.load(tmp_path / "run.json")
 
 
 def test_every_key_that_names_a_place_exists():

@@ -12,7 +12,9 @@ import pytest
 
 from cluster.run_file import RunFile
 from cluster.start import Start, find_start
+from cluster.train import put_back
 from cluster.vigil import Vigil
+from learners.config import LoraConfig
 from solon.async_ledger import AsyncLedger
 from solon.checkpoints import CheckpointFolder
 from solon.errors import InputError, RunFailedError
@@ -100,6 +102,48 @@ def test_another_configuration_or_constitution_is_refused_by_name(tmp_path: Path
         start_of(tmp_path / "runs", other)
     with pytest.raises(InputError, match="the constitution is not the one of"):
         start_of(tmp_path / "runs", run, constitution="another")
+
+
+def test_adapters_that_come_or_go_are_another_run(tmp_path: Path, run: RunFile):
+    adapted = run.model_copy(update={"learn": run.learn.model_copy(update={"lora": LoraConfig(r=4)})})
+    begun(tmp_path / "runs", run, steps=(2,))
+    with pytest.raises(InputError, match=r"learn\.lora\.r was not set, is 4"):
+        start_of(tmp_path / "runs", adapted)
+    begun(tmp_path / "runs", adapted, name="adapted", steps=(2,))
+    with pytest.raises(InputError, match=r"learn\.lora\.r was 4, is not set"):
+        start_of(tmp_path / "runs", run, name="adapted")
+    assert start_of(tmp_path / "runs", adapted, name="adapted").step == 2
+
+
+def test_a_key_that_an_older_version_did_not_have_stands_for_its_default(tmp_path: Path, run: RunFile):
+    directory = begun(tmp_path / "runs", run, steps=(2,)).path
+    config = json.loads((directory / "config.json").read_text())
+    del config["learn"]["entropy_bonus"], config["watch"]
+    (directory / "config.json").write_text(json.dumps(config))
+    assert start_of(tmp_path / "runs", run).step == 2
+    other = run.model_copy(update={"learn": run.learn.model_copy(update={"entropy_bonus": 0.5})})
+    with pytest.raises(InputError, match=r"learn\.entropy_bonus was 0\.0, is 0\.5"):
+        start_of(tmp_path / "runs", other)
+
+
+def test_the_record_of_a_version_with_other_keys_is_compared_where_both_say_something(tmp_path: Path, run: RunFile):
+    directory = begun(tmp_path / "runs", run, steps=(2,)).path
+    config = json.loads((directory / "config.json").read_text())
+    config["learn"]["momentum_of_old"] = 1
+    del config["learn"]["entropy_bonus"]
+    (directory / "config.json").write_text(json.dumps(config))
+    assert start_of(tmp_path / "runs", run).step == 2
+    other = run.model_copy(update={"learn": run.learn.model_copy(update={"gamma": 0.5})})
+    with pytest.raises(InputError, match=r"learn\.gamma was 1\.0, is 0\.5"):
+        start_of(tmp_path / "runs", other)
+
+
+def test_what_a_refused_attempt_wrote_is_put_back(tmp_path: Path):
+    (tmp_path / "config.json").write_text("old")
+    put_back(tmp_path / "config.json", b"older")
+    put_back(tmp_path / "summary.json", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == "older"
 
 
 def test_how_long_where_and_how_patiently_may_change(tmp_path: Path, run: RunFile):

@@ -229,3 +229,16 @@ def test_a_reader_that_leaves_does_not_end_the_run():
     _, errors = process.communicate("go\n", timeout=60)
     assert errors == "the run went on\n"
     assert process.returncode == 0
+
+
+def test_groups_dropped_for_one_reason_are_told_of_with_a_remedy_and_not_one_by_one():
+    console = make_console(terminal=False)
+    view, tally = PlainView(console), make_tally([0.1])
+    view.training(tally, cast(Any, FakeLedger()))
+    for count in range(40):
+        tally.last_drop = f"fewer than 2 rollouts with a valid label (low_mass {count + 2})"
+        view.changed("group_dropped")
+    told = [line for line in shown(console).splitlines() if "dropped" in line]
+    assert len(told) == 3
+    assert "16 groups dropped: the judge is unsure (low_mass)" in told[-1]
+    assert "feedback.template" in told[-1]

@@ -1,0 +1,86 @@
+"""Why groups were dropped, said once for all that were dropped for one reason, with what helps."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+SAID_AT = 4
+"""A reason is told again when it has dropped so many times more groups."""
+# By status of a label. Written out: `solon doctor` reads this and must not wait for numpy.
+_CAUSES = {
+    "low_mass": (
+        "the judge is unsure (low_mass): it puts little probability on its answer labels",
+        "try another feedback.template, another judge or a smaller feedback.min_mass; `solon check --tests` asks it",
+    ),
+    "truncated": (
+        "the questions are too long for the judge (truncated)",
+        "raise judging.max_model_len, or lower rollout.max_tokens",
+    ),
+    "refusal": ("the judge declines to judge (refusal)", "try another judge, or reword the constitution"),
+    "unparsable": ("the judge answers in another form (unparsable)", "try another judge or feedback.template"),
+    "abstain": ("the judges abstain", "lower feedback.jury.min_jurors, or try other judges"),
+    "timeout": ("the judge does not answer in time (timeout)", "look at its endpoint, or raise its time limit"),
+    "transport_error": ("the judge's endpoint fails (transport_error)", "look at its endpoint and key"),
+    "engine_error": ("the judge's engine fails (engine_error)", "look at its log in the Ray dashboard"),
+    "budget_skip": ("the budget of the judge is spent (budget_skip)", "raise max_usd of its endpoint"),
+}
+_STATUS = re.compile(r"\b({}) (\d+)".format("|".join(_CAUSES)))
+
+
+def kind_of(reason: str) -> str:
+    """What reasons that differ in numbers alone have in common: the most frequent status of a label, or the words.
+
+    >>> kind_of("fewer than 2 rollouts with a valid label (low_mass 14, refusal 2)")
+    'low_mass'
+    """
+    found = [(int(count), status) for status, count in _STATUS.findall(reason)]
+    return max(found)[1] if found else re.sub(r"\d+", "N", reason)
+
+
+def tell(reason: str, count: int = 1) -> str:
+    """A sentence for people.
+
+    >>> tell("fewer than 2 rollouts with a valid label (truncated 8)", 40)[:70]
+    '40 groups dropped: the questions are too long for the judge (truncated'
+    """
+    groups = "1 group" if count == 1 else f"{count} groups"
+    return f"{groups} dropped: {explain(reason)}"
+
+
+def explain(reason: str) -> str:
+    """The cause, and what helps where that is known."""
+    kind = kind_of(reason)
+    if kind not in _CAUSES:
+        return reason
+    cause, remedy = _CAUSES[kind]
+    return f"{cause}; {remedy}"
+
+
+def summary(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    """(explanation, groups) by kind, the most frequent first."""
+    counts: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for reason, count in reasons.items():
+        kind = kind_of(reason)
+        counts[kind] += count
+        example.setdefault(kind, reason)
+    return [(explain(example[kind]), count) for kind, count in counts.most_common()]
+
+
+class Drops:
+    """Groups dropped so far; says each kind at the first, the fourth, the sixteenth and so on."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._next: dict[str, int] = {}
+
+    def add(self, reason: str) -> str | None:
+        """What is to be said of one more dropped group; None: nothing new."""
+        kind = kind_of(reason)
+        self._counts[kind] += 1
+        if self._counts[kind] < self._next.get(kind, 1):
+            return None
+        self._next[kind] = self._counts[kind] * SAID_AT
+        return tell(reason, self._counts[kind])
