@@ -53,7 +53,7 @@ def too_large_for_here(run: RunFile) -> str | None:
     """What the machine lacks, for somebody who has not started yet; None: nothing, or another cluster is joined."""
     if _joins_another():
         return None
-    gpus, cpus = _machine_gpus(), machine_cpus()
+    gpus, cpus = machine_gpus(), machine_cpus()
     if run.gpus > gpus:
         return (
             f"the run needs {run.gpus:g} GPU(s), this machine has {gpus}: it is refused here, not on a larger cluster"
@@ -66,7 +66,8 @@ def too_large_for_here(run: RunFile) -> str | None:
     return None
 
 
-def _machine_gpus() -> int:
+def machine_gpus() -> int:
+    """NVIDIA GPUs that a process of this machine sees, as far as that is known without asking the driver."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return len([one for one in chosen.split(",") if one.strip()])

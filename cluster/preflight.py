@@ -7,14 +7,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.fitting import machine_gpus
 from cluster.preflight_engines import check_engine, on_cpu
 from cluster.preflight_judges import check_labels, check_room
 from cluster.preflight_models import check_lora, check_model, remarks
 from cluster.preflight_settings import check_nursery_prompts, check_store, remarks_on_settings
 from cluster.run_file import RunFile
 from solon.constitution import Constitution
+from solon.engines.base import EngineOptions
 from solon.engines.openai_config import read_key
 from solon.errors import InputError
+from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.judging import Task
 from solon.feedback.reward import rule_of
@@ -85,14 +88,33 @@ def _check_watch(run: RunFile, constitution: Constitution) -> None:
     constitution.for_task("pointwise")
 
 
-def check_judge(judge: str, template: str, *, trusted: bool = False) -> None:
-    """A model or an endpoint file. Raises InputError when it cannot judge. trusted: its own code may run."""
+def check_judge(
+    judge: str,
+    template: str,
+    *,
+    trusted: bool = False,
+    options: EngineOptions | None = None,
+    feedback: FeedbackConfig | None = None,
+    constitution: Constitution | None = None,
+) -> None:
+    """A model or an endpoint file. Raises InputError when it cannot judge.
+
+    trusted: its own code may run. options: the engine that it gets on this machine. feedback and constitution: what it
+    will be asked.
+    """
     if EndpointFile.names(judge):
         read_key(EndpointFile.load(judge).endpoint)
         return
     facts = check_model(judge, role="judge", trusted=trusted)
-    if facts is not None:
-        check_labels(facts, template, role="judge")
+    if facts is None:
+        return
+    check_labels(facts, template, role="judge")
+    if options is None:
+        return
+    check_engine(facts, options, role="judge", section="judging", on_cpu=not machine_gpus())
+    if feedback is not None and constitution is not None:
+        length = options.max_model_len
+        check_room(facts, feedback, constitution, role="judge", length=length, task=feedback.task, answer_tokens=0)
 
 
 def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], list[str]]:

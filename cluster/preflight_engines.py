@@ -27,6 +27,7 @@ def check_engine(facts: ModelFacts, options: EngineOptions, *, role: str, sectio
         if on_cpu and options.backend == "vllm":
             _check_heads(facts, section)
             _check_cache(facts, options, section)
+            _check_dtype(facts, options, section)
     except InputError as error:
         raise InputError(f"{role} model {facts.path}: {error}") from None
     if options.backend == "vllm" and not is_installed("vllm"):
@@ -58,6 +59,15 @@ def _check_heads(facts: ModelFacts, section: str) -> None:
         raise InputError(
             f"its attention heads are {size} wide, vLLM on a CPU takes {sizes}; set {section}.backend = "
             '"transformers", or use a GPU'
+        )
+
+
+def _check_dtype(facts: ModelFacts, options: EngineOptions, section: str) -> None:
+    """vLLM's four-bit kernel for CPUs takes no float32; where nobody chose a type, the engine takes another."""
+    if options.dtype == "float32" and facts.quantisation.endswith("pack-quantized"):
+        raise InputError(
+            f"it is quantised ({facts.quantisation}), which vLLM computes in 16 bits on a CPU; set {section}.dtype = "
+            '"bfloat16", or leave it out'
         )
 
 

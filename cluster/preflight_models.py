@@ -5,11 +5,12 @@ One check is one function that raises InputError without saying whose model it i
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Literal
 
+from cluster.preflight_tokenizers import check_end, check_template, check_tokenizer
 from cluster.run_file import looks_like_hub_name
 from learners.config import LoraConfig
 from solon.errors import InputError, nearest, short
@@ -18,11 +19,21 @@ from solon.model_facts import ModelFacts, model_folder, read_facts
 
 Kind = Literal["policy", "judge", "encoder"]
 """Who is trained and written by; who only reads and answers; who only embeds."""
-GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer")
-"""Tokenizer classes that bring no end-of-sequence token of their own."""
-USUAL_ENDS = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|im_end|>", "[SEP]")
-"""End-of-sequence tokens that the other classes bring."""
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+PLAIN_ATTENTION = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "smollm3",
+    "granite",
+)
+"""Types whose weights are named as Llama's are, with a row of `q_proj` for each number of each head."""
+FLOATS = ("F32", "F16", "BF16")
 _COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
@@ -35,10 +46,10 @@ def check_model(
     """
     folder = model_folder(model)
     if folder is None:
-        path = Path(model)
-        if looks_like_hub_name(model) and not path.exists():
+        is_file = os.path.exists(model)  # noqa: PTH110  # what cannot be a path does not exist, and raises nothing
+        if looks_like_hub_name(model) and not is_file:
             return None  # fetched, or refused, when the engine loads it
-        found = "is a file" if path.exists() else "does not exist"
+        found = "is a file" if is_file else "does not exist"
         raise InputError(
             f"{role} model {model} {found}; expected a Hugging Face directory or a hub name like org/model"
         )
@@ -66,9 +77,9 @@ def _checks(kind: Kind, *, trusted: bool) -> Iterator[Callable[[ModelFacts], Non
     if not trusted:
         yield _check_architecture
     yield _check_weights
-    yield _check_template
-    yield _check_tokenizer
-    yield _check_end
+    yield check_template
+    yield check_tokenizer
+    yield check_end
 
 
 def _check_code(facts: ModelFacts, *, opt_in: str, trusted: bool) -> None:
@@ -142,12 +153,11 @@ def _check_trainable(facts: ModelFacts) -> None:
 def _check_counts(facts: ModelFacts) -> None:
     text = facts.text
     for key in _COUNTS:
-        if (value := text.get(key)) is not None and (type(value) is not int or value < 1):
+        value = text.get(key)  # a list has one number for each layer
+        if isinstance(value, str | float) or (isinstance(value, int) and value < 1):
             raise InputError(f"config.json has {key} = {short(value)}, expected a number above 0; fetch it again")
-    hidden, heads, groups = (text.get(key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
-    if hidden and heads and "head_dim" not in text and hidden % heads and not text.get("kv_lora_rank"):
-        raise InputError(f"config.json has hidden_size = {hidden}, which {heads} attention heads do not divide")
-    if heads and groups and heads % groups:
+    heads, groups = text.get("num_attention_heads"), text.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         raise InputError(f"config.json has {heads} attention heads, which {groups} key-value heads do not divide")
 
 
@@ -186,66 +196,28 @@ def _check_weights(facts: ModelFacts) -> None:
     width = text.get("hidden_size")
     if width is not None and columns != width and not {"word_embed_proj_dim", "embedding_size"} & text.keys():
         raise InputError(f"config.json has hidden_size = {width}, the embedding is {columns} wide; take both from one")
-    heads = ("lm_head.weight", "embed_out.weight", "output.weight")
-    if text.get("tie_word_embeddings") is False and not any(name.endswith(heads) for name in facts.tensors):
+    is_apart = facts.model_type in PLAIN_ATTENTION and text.get("tie_word_embeddings") is False
+    if is_apart and not any("lm_head." in name for name in facts.tensors):
         raise InputError(
             "config.json says that the output layer is not tied to the embedding, and the weights hold none: it would "
             "be random; fetch all files, or set tie_word_embeddings"
         )
+    _check_heads(facts)
 
 
-# -- the tokenizer -------------------------------------------------------------------------------------------------
-
-
-def _check_template(facts: ModelFacts) -> None:
-    if not facts.tokenizer_config.get("chat_template") and not (facts.path / "chat_template.jinja").exists():
-        raise InputError(
-            "has no chat template in tokenizer_config.json or chat_template.jinja; use a chat model or add one"
-        )
-
-
-def _check_tokenizer(facts: ModelFacts) -> None:
-    """Every id that can be written has a row in the embedding, and special ids mean the same in both."""
-    tokenizer, rows = facts.tokenizer, facts.embedding[0] if facts.embedding else facts.text.get("vocab_size")
-    if tokenizer is None:
+def _check_heads(facts: ModelFacts) -> None:
+    """Heads of the configuration are as wide together as the projection that makes them."""
+    heads, size = facts.text.get("num_attention_heads"), facts.head_size
+    if facts.model_type not in PLAIN_ATTENTION or not isinstance(heads, int) or not size:
         return
-    if rows and tokenizer.ordinary > rows:
-        raise InputError(
-            f"tokenizer.json has {tokenizer.ordinary} tokens, the embedding {rows} rows: it is the tokenizer of "
-            "another model; take both from one"
-        )
-    end = facts.special_token("eos_token")
-    if end is not None and end not in tokenizer.words:
-        raise InputError(
-            f"tokenizer_config.json has eos_token {short(end)}, which tokenizer.json does not know; take both from one "
-            "model"
-        )
-    if rows and end is not None and tokenizer.words[end] >= rows:
-        raise InputError(
-            f"the end-of-sequence token {short(end)} has id {tokenizer.words[end]}, the embedding {rows} rows; take "
-            "both from one model"
-        )
-    stops = facts.stop_ids
-    if not stops or (end is not None and tokenizer.words[end] in stops):
-        return
-    if not any(stop in tokenizer.special for stop in stops):
-        found = short(tokenizer.tokens.get(stops[0], "nothing"))
-        raise InputError(
-            f"config.json says that token {stops[0]} ends an answer, in tokenizer.json that is {found}: it is the "
-            "tokenizer of another model; take both from one"
-        )
-
-
-def _check_end(facts: ModelFacts) -> None:
-    tokenizer = facts.tokenizer
-    if tokenizer is None or facts.special_token("eos_token") is not None:
-        return
-    is_generic = facts.tokenizer_config.get("tokenizer_class") in GENERIC
-    if is_generic or not any(token in tokenizer.words for token in USUAL_ENDS):
-        raise InputError(
-            "has no end-of-sequence token, expected one: no answer would ever end; set `eos_token` in "
-            "tokenizer_config.json"
-        )
+    for name, tensor in facts.tensors.items():
+        if name.endswith("self_attn.q_proj.weight") and len(tensor.shape) == 2 and tensor.dtype in FLOATS:
+            if tensor.shape[0] != heads * size:
+                raise InputError(
+                    f"config.json says {heads} attention heads of width {size}, the weights have {tensor.shape[0]} "
+                    f"rows for them ({name}); take both from one model"
+                )
+            return
 
 
 # -- what is odd, and what is trained of it ------------------------------------------------------------------------
@@ -258,6 +230,8 @@ def remarks(facts: ModelFacts, *, role: str) -> list[str]:
     if role == "policy" and layers is not None and isinstance(expected, int) and layers > expected:
         found.append(f"{role}: the weights hold {layers} layers, config.json says {expected}; the rest is not used")
     tokenizer, rows = facts.tokenizer, facts.embedding[0] if facts.embedding else None
+    if tokenizer is None:
+        found.append(f"{role} has no tokenizer.json: its tokenizer was not looked at")
     if tokenizer is not None and rows is not None:
         beyond = sorted(word for word, index in tokenizer.words.items() if index >= rows)
         if beyond:

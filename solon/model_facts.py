@@ -3,6 +3,7 @@ most: of the weights only the headers are read."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -40,7 +41,8 @@ class TokenizerFacts:
     """Ids by token, added ones included."""
     ordinary: int
     """One more than the largest id that is not of an added token."""
-    special: frozenset[int]
+    added: frozenset[int]
+    """Ids of added tokens, special or not."""
     core: Any
     """`tokenizers.Tokenizer`."""
 
@@ -83,7 +85,7 @@ class ModelFacts:
         """Of a mixture-of-experts model; 0: it is dense."""
         counts = [self.text.get(key) for key in _EXPERTS]
         most = max((count for count in counts if type(count) is int), default=0)
-        return most if most > 1 else 0
+        return most if most > 1 and self.text.get("is_moe") is not False else 0
 
     @property
     def is_multimodal(self) -> bool:
@@ -173,10 +175,13 @@ def _scalings(text: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def model_folder(model: str) -> Path | None:
     """Where the files of a directory or hub name lie on this machine; None: nowhere."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or model.count("/") != 1:
+    try:
+        path = Path(model).expanduser()
+        if path.is_dir():
+            return path
+        if path.exists() or model.count("/") != 1:
+            return None
+    except (OSError, ValueError, RuntimeError):  # nothing that can be a path
         return None
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{model.replace('/', '--')}"
@@ -215,22 +220,32 @@ def context_of(model: str) -> int | None:
     return ModelFacts(path=folder, config=config, tokenizer_config={}, generation={}).context
 
 
+@dataclass(frozen=True, slots=True)
+class _TokenizerFile:
+    """A file, the same as any other with this content."""
+
+    digest: str
+    path: Path = field(compare=False)
+
+
 def read_tokenizer(path: Path) -> TokenizerFacts | None:
     """The tokenizer of a file, None where there is none. Raises InputError when it cannot be read."""
     try:
-        stat = path.stat()
-    except OSError:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
         return None
-    return _read_tokenizer((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
+    except OSError as error:
+        raise InputError(f"tokenizer.json cannot be read: {error}") from None
+    return _read_tokenizer(_TokenizerFile(digest, path))
 
 
 @lru_cache(16)
-def _read_tokenizer(version: tuple[str, int, int]) -> TokenizerFacts:
-    """version: path, size, time of the last change. A file may have tens of megabytes, and several models share it."""
+def _read_tokenizer(file: _TokenizerFile) -> TokenizerFacts:
+    """Kept: tens of megabytes take a second, and models of one family have the same."""
     from tokenizers import Tokenizer
 
     try:
-        core = Tokenizer.from_file(version[0])
+        core = Tokenizer.from_file(str(file.path))
     except Exception as error:  # the library has no narrower one
         raise InputError(f"tokenizer.json cannot be read: {short(str(error))}; fetch it again") from None
     added = core.get_added_tokens_decoder()
@@ -238,7 +253,7 @@ def _read_tokenizer(version: tuple[str, int, int]) -> TokenizerFacts:
     return TokenizerFacts(
         words=words,
         ordinary=max((index for index in words.values() if index not in added), default=-1) + 1,
-        special=frozenset(index for index, token in added.items() if token.special),
+        added=frozenset(added),
         core=core,
     )
 

@@ -23,7 +23,7 @@ from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.overrides import parse_override, put
-from solon.validation import describe_invalid
+from solon.validation import describe_invalid, with_nothing
 
 if TYPE_CHECKING:
     from solon.constitution_tests import TestResult
@@ -45,7 +45,7 @@ class CheckSettings(BaseModel):
             key, value, _ = parse_override(override)
             put(raw, key, value, override)
         try:
-            return cls.model_validate(raw)
+            return cls.model_validate(with_nothing(cls, raw))
         except ValidationError as error:
             raise InputError(f"--set: {describe_invalid(cls, error)}") from None
 
@@ -123,7 +123,18 @@ def _check_constitution(
         f"{len(constitution.tests)} tests, hash {constitution.hash}."
     )
     if judge:
-        source = _source(engine_config(path(judge), settings.judging))
+        from cluster.preflight import check_judge
+
+        judging, feedback = settings.judging, settings.feedback
+        check_judge(
+            path(judge),
+            feedback.template,
+            trusted=judging.trust_remote_code,
+            options=judging,
+            feedback=feedback,
+            constitution=constitution,
+        )
+        source = _source(engine_config(path(judge), judging))
         result["tests"] = _test(constitution, source, settings.feedback, show)
     return result
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from solon.cli.judge_inputs import LONGEST, JudgeInputs
 from solon.cli.terminal import visible
 from solon.engines.base import EngineConfig
-from solon.engines.lengths import engine_config
+from solon.engines.lengths import engine_config, lowered
 from solon.errors import InputError
 from solon.feedback.asking.secret import nonce_secret
 from solon.feedback.asking.swap import SwapConfig
@@ -117,6 +117,8 @@ def _examined(
         if EndpointFile.names(model)
         else engine_config(inputs.path(model), inputs.engine, default=LONGEST)
     )
+    if isinstance(source, EngineConfig) and (note := lowered(source, inputs.engine)) is not None:
+        inputs.console.print(Text(visible(note)), soft_wrap=True)
 
     async def ask() -> tuple[Examination, list[list[Verdict]], JudgeIdentity]:
         judge: HostedJudge = host_judge(source, config, inputs.constitution, name="judge", secret=nonce_secret())

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from solon.cli.label_view import LabelView
 from solon.cli.nursery_names import resolver
 from solon.constitution import Constitution
-from solon.engines.base import EngineOptions
-from solon.engines.lengths import engine_config
+from solon.engines.base import EngineConfig, EngineOptions
+from solon.engines.lengths import engine_config, lowered
 from solon.errors import InputError, RunFailedError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
@@ -31,7 +31,7 @@ from solon.feedback.spending.spend import spent_usd
 from solon.overrides import parse_override, put
 from solon.redaction import places_of_secrets
 from solon.run_directory import RunDirectory
-from solon.validation import describe_invalid
+from solon.validation import describe_invalid, with_nothing
 
 
 class WriteOptions(BaseModel):
@@ -66,7 +66,7 @@ class LabelSettings(BaseModel):
             key, value, _ = parse_override(override)
             put(raw, key, value, override)
         try:
-            settings = cls.model_validate(raw)
+            settings = cls.model_validate(with_nothing(cls, raw))
         except ValidationError as error:
             raise InputError(f"--set: {describe_invalid(cls, error)}") from None
         if settings.feedback.select.proxy:
@@ -106,12 +106,15 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
     if source.unanswered and not request.policy:
         source = _without_unanswered(source)
     judge, *others = (
-        _judge(path(name), settings, request.out, max_usd=request.max_usd)
+        _judge(path(name), settings, request.out, constitution, max_usd=request.max_usd)
         for name in (request.judge, *settings.feedback.panel)
     )
     directory = RunDirectory.reopen(request.out)
     _require_same(directory, request, settings, constitution, judge)
     show = LabelView(quiet=as_json)
+    for engine in (judge, *others):
+        if isinstance(engine, EngineConfig) and (note := lowered(engine, settings.judging)) is not None:
+            show.note(note)
     try:
         rows = list(source.rows)
         if source.unanswered:
@@ -146,12 +149,22 @@ def _refuse_secrets(request: LabelRequest, settings: LabelSettings) -> None:
         )
 
 
-def _judge(name: str, settings: LabelSettings, out: Path, *, max_usd: float | None) -> Source:
+def _judge(
+    name: str, settings: LabelSettings, out: Path, constitution: Constitution, *, max_usd: float | None
+) -> Source:
     """A model's engine, or an endpoint that spends no more than `max_usd` in this start. Raises InputError when it
     cannot be there."""
     from cluster.preflight import check_judge
 
-    check_judge(name, settings.feedback.template, trusted=settings.judging.trust_remote_code)
+    feedback, options = settings.feedback, settings.judging
+    check_judge(
+        name,
+        feedback.template,
+        trusted=options.trust_remote_code,
+        options=options,
+        feedback=feedback,
+        constitution=constitution,
+    )
     if not EndpointFile.names(name):
         return engine_config(name, settings.judging, seed=settings.seed)
     file = EndpointFile.load(name)
@@ -255,7 +268,7 @@ def _selected(
             rows=rows,
             skipped=(),
             weights={},
-            sources=[_judge(path(chosen.proxy), settings, request.out, max_usd=request.max_usd)],
+            sources=[_judge(path(chosen.proxy), settings, request.out, constitution, max_usd=request.max_usd)],
             constitution=constitution,
             feedback=feedback,
             budget=Budget(usd=request.max_usd),
@@ -343,8 +356,11 @@ def _written(
     directory: RunDirectory, prompts: Sequence[AnswerRow], policy: str, settings: LabelSettings, show: LabelView
 ) -> list[AnswerRow]:
     """The prompts with answers by a policy; written once, read again by a later start."""
+    from cluster.preflight import check_model
     from solon.feedback.labelling.writing import write_answers
 
+    trusted = settings.write.engine.trust_remote_code
+    check_model(policy, role="policy", opt_in="write.engine", trusted=trusted)
     show.note(f"{policy} writes {settings.write.answers} answers to each of {len(prompts)} prompts")
     return asyncio.run(
         write_answers(

@@ -37,3 +37,10 @@ def engine_config(model: str, options: EngineOptions, *, seed: int = 0, default:
     """The engine of a model, its length fitted to the model's context. Raises InputError."""
     fitted = fit_length(options, context_of(model), where=f"max_model_len of {model}", default=default)
     return EngineConfig(model=model, seed=seed, **fitted.model_dump(include=set(EngineOptions.model_fields)))
+
+
+def lowered(engine: EngineConfig, options: EngineOptions) -> str | None:
+    """What to tell whoever asked for a longer engine; None: it has the length that was asked for."""
+    if engine.max_model_len == options.max_model_len:
+        return None
+    return f"max_model_len is {engine.max_model_len}, the context of {engine.model}"

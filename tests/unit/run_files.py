@@ -56,12 +56,13 @@ def make_model(path: Path, *, words: str = WORDS) -> Path:
 def tensors_of(config: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Some of the tensors that a Llama of this configuration has: dtype and shape by name."""
     width, inner = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"] * config.get("head_dim", width // config["num_attention_heads"])
     found: dict[str, tuple[str, tuple[int, ...]]] = {
         "model.embed_tokens.weight": ("F32", (config["vocab_size"], width))
     }
     for layer in range(config["num_hidden_layers"]):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            found[f"model.layers.{layer}.self_attn.{name}.weight"] = ("F32", (width, width))
+            found[f"model.layers.{layer}.self_attn.{name}.weight"] = ("F32", (heads, width))
         found[f"model.layers.{layer}.mlp.up_proj.weight"] = ("F32", (inner, width))
     return found
 

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 from cluster.fitting import fit_run, machine_cpus, too_large_for_here
-from cluster.preflight import Inputs, check_inputs
+from cluster.preflight import Inputs, check_inputs, check_judge, check_model
 from cluster.preflight_engines import CPU_HEAD_SIZES
 from cluster.run_file import RunFile
+from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.engines.lengths import engine_config
 from solon.errors import InputError
+from solon.feedback.config import FeedbackConfig
 from solon.known_models import causal_models, model_types, vllm_architectures
 from solon.model_facts import context_of, model_folder, read_facts
 from solon.safetensors_header import read_header
@@ -69,9 +71,14 @@ def edit(path: Path, changes: dict[str, Any]) -> None:
     path.write_text(json.dumps({key: item for key, item in value.items() if item is not None}))
 
 
-def weights(**config: Any) -> Callable[[Model], None]:
-    """The weights of another configuration."""
-    return lambda model: write_weights(model / "model.safetensors", tensors_of(CONFIG | config))
+def becoming(**config: Any) -> Callable[[Model], None]:
+    """Another model, configuration and weights."""
+
+    def spoil(model: Model) -> None:
+        edit(model / "config.json", config)
+        write_weights(model / "model.safetensors", tensors_of(CONFIG | config))
+
+    return spoil
 
 
 def header(change: Callable[[dict[str, Any]], None]) -> Callable[[Model], None]:
@@ -140,7 +147,11 @@ BOTH: list[tuple[str, Callable[[Model], None], str]] = [
     ("unknown class", configure(architectures=["LlamaForCausalLn"]), "expected a causal language model"),
     ("encoder-decoder", configure(is_encoder_decoder=True), "is an encoder-decoder, expected a decoder"),
     ("no layers", configure(num_hidden_layers=0), "num_hidden_layers = 0, expected a number above 0"),
-    ("uneven heads", configure(num_attention_heads=3), "which 3 attention heads do not divide"),
+    (
+        "uneven heads",
+        configure(num_attention_heads=3, num_key_value_heads=3),
+        "says 3 attention heads of width 21, the weights have 64 rows",
+    ),
     ("uneven groups", configure(num_key_value_heads=4), "which 4 key-value heads do not divide"),
     ("attention", configure(attn_implementation="flashy"), "attn_implementation 'flashy', expected one of eager"),
     ("layer kinds", configure(layer_types=["full_attention"] * 3), "3 layer_types and 1 layers"),
@@ -165,13 +176,13 @@ BOTH: list[tuple[str, Callable[[Model], None], str]] = [
     ("unknown end", tokens(eos_token="<|im_end|>"), "eos_token '<|im_end|>', which tokenizer.json does not know"),
     ("other ids", configure(eos_token_id=3), "token 3 ends an answer, in tokenizer.json that is 'A'"),
     ("no end", tokens(eos_token=None), "has no end-of-sequence token, expected one"),
-    ("narrow heads", lambda m: configure(head_dim=16)(m), "attention heads are 16 wide, vLLM on a CPU takes 32, 64"),
+    ("narrow heads", becoming(head_dim=16), "attention heads are 16 wide, vLLM on a CPU takes 32, 64"),
     (
         "other numbers",
         configure(rope_scaling={"rope_type": "dynamic", "factor": 2.0}, max_position_embeddings=512),
         "so that engine and learner would disagree",
     ),
-    ("small cache", configure(num_hidden_layers=1, head_dim=512, num_key_value_heads=2), "GiB of cache"),
+    ("small cache", becoming(head_dim=512), "GiB of cache"),
 ]
 POLICY: list[tuple[str, Callable[[Model], None], str]] = [
     ("experts", configure(num_local_experts=8), "has 8 experts, expected a dense model"),
@@ -218,6 +229,16 @@ def test_a_quantised_judge_that_this_device_may_not_compute_is_a_warning(run: Pa
         {"quantization_config": {"quant_method": "compressed-tensors", "format": "int-quantized"}},
     )
     assert checked(run).warnings == ()
+
+
+@pytest.mark.parametrize(("kind", "is_refused"), [("pack-quantized", True), ("int-quantized", False)])
+def test_four_bits_are_not_computed_in_32_on_a_cpu(run: Path, tmp_path: Path, kind: str, is_refused: bool):
+    configure(quantization_config={"quant_method": "compressed-tensors", "format": kind})(tmp_path / "judge")
+    assert checked(run)
+    if is_refused:
+        assert 'set judging.dtype = "bfloat16", or leave it out' in refusal(run, "judging.dtype=float32")
+    else:
+        assert checked(run, "judging.dtype=float32")
 
 
 @pytest.mark.parametrize(
@@ -318,6 +339,29 @@ def test_the_words_of_the_chat_template_count_as_well(run: Path, tmp_path: Path)
     assert "there is room for 799" in refusal(run, "judging.max_model_len=800")
     tokens(chat_template="{{ strange() }}")(tmp_path / "judge")  # not rendered here: not counted
     assert checked(run, "judging.max_model_len=800")
+
+
+def test_a_judge_outside_of_runs_is_looked_at_with_its_engine_and_its_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    judge = make_model(tmp_path / "judge")
+    (tmp_path / "constitution.yaml").write_text(CONSTITUTION.replace("is it kind", "is it kind " * 120))
+    asked = {"feedback": FeedbackConfig(), "constitution": Constitution.load(tmp_path / "constitution.yaml")}
+    check_judge(str(judge), "assistant", options=EngineOptions(), **asked)
+    with pytest.raises(InputError, match="raise it, shorten the question"):
+        check_judge(str(judge), "assistant", options=EngineOptions(max_model_len=400), **asked)
+    becoming(head_dim=16)(judge)
+    with pytest.raises(InputError, match="attention heads are 16 wide"):
+        check_judge(str(judge), "assistant", options=EngineOptions())
+    check_judge(str(judge), "assistant", options=EngineOptions(backend="transformers"))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~nobody-of-this-name/x"])
+def test_what_cannot_be_a_path_is_no_model(name: str):
+    assert model_folder(name) is None
+    with pytest.raises(InputError, match="does not exist"):
+        check_model(name, role="judge")
 
 
 # -- settings ------------------------------------------------------------------------------------------------------
