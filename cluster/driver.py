@@ -98,7 +98,9 @@ class Driver:
         )
         for stage, rows in self._inputs.refused.items():
             for row in rows:
-                self._recorder.quarantine.add(stage=stage, reason=row.reason, line=row.line, excerpt=row.excerpt)
+                self._recorder.quarantine.add(
+                    stage=stage, reason=row.reason, line=row.place.number, file=row.place.file, excerpt=row.excerpt
+                )
         try:
             with self._signals:
                 try:
@@ -258,6 +260,7 @@ class Driver:
         return {
             "run_id": self._directory.path.name,
             "constitution_hash": self._inputs.constitution.hash,
+            "inputs": dict(self._inputs.digests),
             "tally": self._tally.state(),
             "scores": self._scores,
             "watch": None if self._watching is None else (await self._watching.state()).to_json(),
@@ -322,6 +325,7 @@ class Driver:
             injected=self._directory.lines("chaos.jsonl"),
         )
         summary["eval"] = self._scores
+        summary |= self._inputs.counts
         summary["quarantine"] = self._recorder.quarantine.summary()
         if self._watching is not None:
             summary["watch"] = self._watching.summary()

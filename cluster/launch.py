@@ -195,6 +195,7 @@ class Launcher:
             group_size=section.group_size,
             seed=self._run.seed,
             salvage_every_s=self._run.recovery.salvage_every_s,
+            cuts_overlong=self._run.data.overlong == "cut",
         )
 
         def spawner(name: str) -> Spawn:

@@ -1,17 +1,19 @@
-"""Everything about a run that can be found wrong before an engine starts. No Ray, no torch: answers in a second."""
+"""Everything about a run that can be found wrong before an engine starts. No Ray, no torch: answers in seconds."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.fitting import machine_gpus
+from cluster.input_digests import Digests, input_digests
 from cluster.preflight_engines import check_engine, on_cpu
 from cluster.preflight_judges import check_labels, check_room
 from cluster.preflight_models import check_lora, check_model, remarks
 from cluster.preflight_settings import check_nursery_prompts, check_store, remarks_on_settings
+from cluster.prompt_inputs import read_prompts
 from cluster.run_file import RunFile
 from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
@@ -22,7 +24,6 @@ from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.judging import Task
 from solon.feedback.reward import rule_of
 from solon.feedback.trials.gold import GoldPair, load_gold
-from solon.prompts import PromptFile, load_prompts
 from solon.records import Prompt
 from solon.rows import Refused
 
@@ -45,34 +46,41 @@ class Inputs:
     """What could not be looked at."""
     refused: Mapping[str, tuple[Refused, ...]] = field(default_factory=dict)
     """Rows of `prompts` and `heldout` that cannot be used."""
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How many prompts were read and used, and why the others were not: `cluster.prompt_inputs.COUNTS`."""
+    digests: Digests = field(default_factory=dict)
+    """Of prompts, policy and judges."""
     canary: tuple[GoldPair, ...] = ()
     """Pairs that the watch asks the judge again and again."""
 
 
-def check_inputs(run: RunFile) -> Inputs:
-    """Read and check constitution, prompts and models. Raises InputError on the first that cannot be used."""
+def check_inputs(run: RunFile, *, fetch: bool = False, say: Callable[[str], None] | None = None) -> Inputs:
+    """Read and check constitution, prompts and models. Raises InputError on the first that cannot be used.
+
+    fetch: the tokenizer of a policy on the hub may be fetched, to render the prompts. say: is told what takes long.
+    """
     constitution = Constitution.load(run.constitution)
     constitution.for_task(run.feedback.task)
     rule_of(constitution, run.feedback)
-    files = [load_prompts(run.prompts)]
-    if run.evaluate.prompts:
-        files.append(load_prompts(run.evaluate.prompts))
-    _check_principles_apply(constitution, files[0])
     check_store(run.checkpoint_url)
     if run.watch.audit_judge:
         _check_watch(run, constitution)
-    if run.evaluate.evaluator == "nursery":
-        check_nursery_prompts(files[1].prompts)
     warnings, notes = _check_models(run, constitution)
     warnings += remarks_on_settings(run)
+    found = read_prompts(run, fetch=fetch, say=say)
+    _check_principles_apply(constitution, run.prompts, found.prompts)
+    if run.evaluate.evaluator == "nursery":
+        check_nursery_prompts(found.heldout)
     return Inputs(
         constitution=constitution,
         canary=load_gold(run.watch.canary, constitution) if run.watch.canary else (),
-        prompts=files[0].prompts,
-        heldout=files[1].prompts[: run.evaluate.max_prompts] if len(files) > 1 else (),
-        warnings=(*(warning for file in files if (warning := file.warning())), *warnings),
+        prompts=found.prompts,
+        heldout=found.heldout,
+        warnings=(*found.warnings, *warnings),
         notes=tuple(notes),
-        refused={stage: file.refused() for stage, file in zip(("prompts", "heldout"), files, strict=False)},
+        refused=found.refused,
+        counts=found.counts,
+        digests=input_digests(run, found.prompts, found.heldout),
     )
 
 
@@ -197,12 +205,12 @@ def check_cluster(run: RunFile, resources: dict[str, float]) -> None:
         )
 
 
-def _check_principles_apply(constitution: Constitution, file: PromptFile) -> None:
-    bare = [p for p in file.prompts if not any(rule.applies_if(p) for rule in constitution.principles)]
+def _check_principles_apply(constitution: Constitution, path: str, prompts: Sequence[Prompt]) -> None:
+    bare = [p for p in prompts if not any(rule.applies_if(p) for rule in constitution.principles)]
     if bare:
         example = bare[0].messages[-1].content[:60]
         raise InputError(
-            f"{len(bare)} of {len(file.prompts)} prompts in {file.path} are under no principle of constitution "
+            f"{len(bare)} of {len(prompts)} prompts in {path} are under no principle of constitution "
             f"{constitution.id!r} (the first: {example!r}, tags {list(bare[0].tags)}), so no label could train them; "
             "remove them, tag them, or widen applies_if"
         )

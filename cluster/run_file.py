@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from learners.config import LearnConfig
+from solon.data_config import DataConfig
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.lengths import engine_config
 from solon.errors import InputError
@@ -33,6 +34,7 @@ from solon.ledger import LedgerConfig
 from solon.overrides import parse_override, put
 from solon.recovery import RecoveryConfig
 from solon.redaction import places_of_secrets, redacted
+from solon.row_sources import is_dataset_name
 from solon.staleness import StalenessConfig
 from solon.toml_file import read_toml
 from solon.validation import describe_invalid, with_nothing
@@ -59,6 +61,8 @@ FILES = (
     "watch.canary",
 )
 """Keys that name a file."""
+PROMPTS = ("prompts", "evaluate.prompts")
+"""Keys that may name a dataset of the hub instead."""
 
 
 RECORDED = {"hash", "constitution_hash", "solon"}
@@ -163,7 +167,7 @@ class RunFile(_Section):
     judge: str = Field(min_length=1)
     """The feedback model."""
     prompts: str = Field(min_length=1)
-    """Training prompts: JSONL, Parquet or a saved dataset."""
+    """Training prompts: a file, folder, glob, saved dataset or hub dataset; `docs/prompts.md` lists the formats."""
     constitution: str = Field(min_length=1)
     """Constitution YAML."""
 
@@ -178,6 +182,8 @@ class RunFile(_Section):
     checkpoint_url: str = ""
     """A second place for them, any URL that fsspec knows, s3://bucket/folder say; its credentials come from the
     environment."""
+    data: DataConfig = DataConfig()
+    """How prompts are read, and what becomes of those that do not fit."""
     rollout: RolloutSection = RolloutSection()
     feedback: FeedbackConfig = FeedbackConfig()
     judging: EngineSection = EngineSection()
@@ -333,7 +339,8 @@ def _resolve(key: str, value: str, folder: Path) -> str:
         raise InputError(f"run file: `{key}` {HOLDS_A_SECRET}")
     try:
         path = folder / Path(value).expanduser()
-        if key in MODELS and looks_like_hub_name(value) and not path.exists():
+        may_be_hub_name = (key in MODELS and looks_like_hub_name(value)) or (key in PROMPTS and is_dataset_name(value))
+        if may_be_hub_name and not path.exists():
             return value
         return str(path.resolve())
     except (OSError, ValueError, RuntimeError) as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.input_digests import Digests, refuse_other_inputs
 from cluster.run_file import RunFile
 from solon.checkpoint_store import download
 from solon.checkpoints import Checkpoint, CheckpointFolder
@@ -57,16 +58,24 @@ class Start:
 
 
 def find_start(
-    run: RunFile, constitution_hash: str, *, root: Path, name: str | None, default: str, resume: bool
+    run: RunFile,
+    constitution_hash: str,
+    *,
+    digests: Digests | None = None,
+    root: Path,
+    name: str | None,
+    default: str,
+    resume: bool,
 ) -> Start:
-    """Raises InputError when the old run is another one, so that going on would mix two."""
+    """digests: of what the run would train on and with (`cluster.input_digests`). Raises InputError when the old run is
+    another one, so that going on would mix two."""
     if not resume:
         return Start(directory=None)
     directory = root / name if name is not None else _latest(root, default)
     if directory is None or not (directory / "config.json").exists():
         # Nothing has begun yet: a job that is tried again with the same command starts like the first time.
         return Start(directory=directory if directory is not None and directory.exists() else None)
-    _refuse_another_run(run, constitution_hash, directory)
+    _refuse_another_run(run, constitution_hash, directory, digests or {})
     summary = _read(directory / "summary.json") if (directory / "summary.json").exists() else {}
     if summary.get("status") == "completed" and summary.get("steps", 0) >= run.steps:
         return Start(directory=directory, finished=summary)
@@ -76,6 +85,8 @@ def find_start(
     if run.checkpoint_url:
         download(run.checkpoint_url, folder)
         checkpoint = folder.last()
+    if checkpoint is not None:
+        refuse_other_inputs(digests or {}, checkpoint.run.get("inputs") or {}, place=checkpoint.path, run=run)
     if checkpoint is not None and checkpoint.step > run.steps:
         raise InputError(
             f"--resume: {directory} has trained {checkpoint.step} steps already, expected more than that in steps = "
@@ -90,7 +101,7 @@ def _latest(root: Path, default: str) -> Path | None:
     return max(found, key=lambda path: (path / "config.json").stat().st_mtime, default=None)
 
 
-def _refuse_another_run(run: RunFile, constitution_hash: str, directory: Path) -> None:
+def _refuse_another_run(run: RunFile, constitution_hash: str, directory: Path, digests: Digests) -> None:
     old = _read(directory / "config.json")
     if old.get("constitution_hash") != constitution_hash:
         raise InputError(
@@ -112,6 +123,7 @@ def _refuse_another_run(run: RunFile, constitution_hash: str, directory: Path) -
         raise InputError(
             f"--resume: {directory} was another run: {shown}; set them back, or start a run of another --name"
         )
+    refuse_other_inputs(digests, old.get("inputs") or {}, place=directory, run=run)
 
 
 def _completed(old: Mapping[str, Any], run: RunFile) -> dict[str, Any]:

@@ -38,12 +38,20 @@ def train(
     afterwards; `summary.json` is written in every case after that.
     """
     run, fitted = fit_run(run, cpus=own_cpus())
-    inputs = check_inputs(run)
+    inputs = check_inputs(run, fetch=True, say=view.note)
     for note in (*fitted, *inputs.notes):
         view.note(note)
     for warning in inputs.warnings:
         view.note(f"warning: {warning}")
-    start = find_start(run, inputs.constitution.hash, root=root, name=name, default=default_name, resume=resume)
+    start = find_start(
+        run,
+        inputs.constitution.hash,
+        digests=inputs.digests,
+        root=root,
+        name=name,
+        default=default_name,
+        resume=resume,
+    )
     if start.finished is not None:
         view.note(f"{start.directory} is complete, there is nothing left to do; more steps need a larger --steps")
         return dict(start.finished)
@@ -58,6 +66,7 @@ def train(
         config: dict[str, Any] = {
             "hash": run.hash,
             "constitution_hash": inputs.constitution.hash,
+            "inputs": dict(inputs.digests),
             "solon": solon.__version__,
         }
         config |= {"started": time.time(), "origin": dict(origin or {})}

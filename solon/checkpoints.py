@@ -6,7 +6,7 @@ either the checkpoint before or the one after, never half of one.
         learner.safetensors   weights and moments of policy and critic, exact to the bit; learner.json
         ledger.json           solon.ledger_cut: which groups are held, and where
         held.parquet          what was generated and not trained yet; feedback.jsonl: its labels
-        run.json              hashes of configuration and constitution, running totals, scores, what the watch knows
+        run.json              digests of constitution, prompts and models, running totals, scores, what the watch knows
         manifest.json         sha256 of every file
     checkpoints/LATEST        the name of the last one
 """

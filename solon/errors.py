@@ -28,6 +28,16 @@ class InputError(ValueError):
         super().__init__(one_line(message))
 
 
+class PromptRefusedError(ValueError):
+    """A prompt cannot be used with this model, its chat template refuses it, say. Others can: this one is left out.
+
+    The message is one line of bounded length without secrets.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
 def one_line(text: str, *, longest: int = LONGEST) -> str:
     """The text without line breaks and secrets; of a long one the beginning and the end, where the remedy stands.
 

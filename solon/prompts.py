@@ -1,27 +1,29 @@
-"""Prompts from a file: JSONL, Parquet or a saved Hugging Face dataset, column `prompt` (text or messages).
+"""Prompts from a file or dataset, a column of text or of messages; what is broken is counted and named with its place.
 
-Broken rows are counted and named with their line numbers; above one percent, or when none is left, the file
-is refused before anything starts.
+`docs/prompts.md` describes the formats.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from solon.data_config import DataConfig, ReadConfig
 from solon.errors import InputError, nearest, short
 from solon.records import Message, Prompt
-from solon.rows import Refused, excerpt_of, read_rows
+from solon.rows import Place, Refused, column_hint, described, excerpt_of, read_rows
 
-MAX_BAD_SHARE = 0.01
 ROLES = ("system", "user", "assistant")
+TOOL_KEYS = ("tool_calls", "tool_call_id", "function_call")
+"""Keys of a turn without which it says something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,52 +32,60 @@ class PromptFile:
 
     path: str
     prompts: tuple[Prompt, ...]
-    bad: tuple[tuple[int, str], ...]
-    """(line or row number from 1, what is wrong)."""
-    excerpts: tuple[str, ...] = ()
-    """Of the bad rows, in the same order."""
+    places: tuple[Place, ...]
+    """Where each prompt stands."""
+    bad: tuple[Refused, ...] = ()
+    """Broken rows."""
+    unused: Mapping[str, int] = field(default_factory=dict)
+    """Keys of turns that are not used, and how many prompts have them."""
 
-    def refused(self) -> tuple[Refused, ...]:
-        """The bad rows, for the quarantine."""
-        return tuple(
-            Refused(line=line, reason=reason, excerpt=excerpt)
-            for (line, reason), excerpt in zip(self.bad, self.excerpts, strict=True)
-        )
+    @property
+    def read(self) -> int:
+        """Rows, broken ones included."""
+        return len(self.prompts) + len(self.bad)
 
-    def warning(self) -> str | None:
-        """One line about skipped rows, or None."""
-        return f"{self.path}: skipped {_describe(self.bad)}" if self.bad else None
+    def warnings(self) -> list[str]:
+        """One line about skipped rows, one about keys that are not used."""
+        found = []
+        if self.bad:
+            found.append(f"{self.path}: skipped {len(self.bad)} of {self.read:,} rows, broken ({described(self.bad)})")
+        if self.unused:
+            keys = ", ".join(f"`{key}` ({count:,} prompts)" for key, count in sorted(self.unused.items()))
+            found.append(f"{self.path}: turns have keys that are not used: {keys}")
+        return found
 
 
-def load_prompts(path: str | Path) -> PromptFile:
+def load_prompts(
+    source: str | Path, *, read: ReadConfig | None = None, max_bad_share: float = DataConfig().max_bad_share
+) -> PromptFile:
     """Read and check prompts. Raises InputError when the file cannot be used."""
-    path = Path(path)
+    read = read or ReadConfig()
     prompts: list[Prompt] = []
-    bad: list[tuple[int, str]] = []
-    excerpts: list[str] = []
-    try:
-        if not path.exists():
-            raise InputError(f"prompt file {path} does not exist; check the path")
-        for number, row in read_rows(path, what="prompt"):
-            try:
-                prompts.append(parse_prompt(row))
-            except ValueError as error:
-                bad.append((number, str(error)))
-                excerpts.append(excerpt_of(row))
-    except OSError as error:
-        raise InputError(f"prompt file {path} cannot be read: {error}") from None
+    places: list[Place] = []
+    bad: list[Refused] = []
+    unused: Counter[str] = Counter()
+    for place, row in read_rows(source, what="prompt", read=read, columns=(read.column, "tags")):
+        try:
+            prompts.append(parse_prompt(row, column=read.column))
+        except ValueError as error:
+            bad.append(Refused(place=place, reason=str(error), excerpt=excerpt_of(row)))
+        else:
+            places.append(place)
+            unused.update(unused_keys(row[read.column]))
     if not prompts:
-        found = f"all {len(bad)} rows are broken: {_describe(bad)}" if bad else "it is empty"
-        raise InputError(f"prompt file {path} has no usable prompt, {found}; expected a column `prompt`")
-    if len(bad) > MAX_BAD_SHARE * (len(bad) + len(prompts)):
+        found = f"all {len(bad):,} rows are broken: {described(bad)}" if bad else "it is empty"
+        raise InputError(f"prompt file {source} has no usable prompt, {found}; docs/prompts.md shows what is expected")
+    if len(bad) > max_bad_share * (len(bad) + len(prompts)):
         raise InputError(
-            f"prompt file {path}: {len(bad)} of {len(bad) + len(prompts)} rows are broken, more than "
-            f"{MAX_BAD_SHARE:.0%}: {_describe(bad)}; mend or remove them"
+            f"prompt file {source}: {len(bad):,} of {len(bad) + len(prompts):,} rows are broken, more than "
+            f"data.max_bad_share = {max_bad_share:g}: {described(bad)}; mend or remove them, or raise the share"
         )
-    return PromptFile(path=str(path), prompts=tuple(prompts), bad=tuple(bad), excerpts=tuple(excerpts))
+    return PromptFile(
+        path=str(source), prompts=tuple(prompts), places=tuple(places), bad=tuple(bad), unused=dict(unused)
+    )
 
 
-def parse_prompt(row: Any) -> Prompt:
+def parse_prompt(row: Any, *, column: str = "prompt") -> Prompt:
     """A prompt from one row. Raises ValueError that says what is wrong.
 
     >>> parse_prompt({"prompt": "what color is the sky ?"}).messages[0].role
@@ -84,11 +94,11 @@ def parse_prompt(row: Any) -> Prompt:
     if isinstance(row, Exception):
         raise ValueError(str(row))
     if not isinstance(row, dict):
-        raise ValueError(f"holds a {type(row).__name__}, expected an object with `prompt`")
-    if "prompt" not in row:
-        hint = next((hint for key in row if (hint := nearest(str(key), ["prompt"]))), "")
-        raise ValueError(f"has no `prompt`, only {short(sorted(map(str, row)))}{hint}")
-    messages = parse_messages(row["prompt"])
+        raise ValueError(f"holds a {type(row).__name__}, expected an object with `{column}`")
+    if column not in row:
+        hint = next((hint for key in row if (hint := nearest(str(key), [column]))), "") or column_hint(row)
+        raise ValueError(f"has no `{column}`, only {short(sorted(map(str, row)))}{hint}")
+    messages = parse_messages(row[column], column=column)
     tags = row.get("tags")
     if tags is None:
         tags = []
@@ -122,26 +132,54 @@ class PromptSource:
         return self._prompts[int(self._order(epoch)[index])]
 
 
-def parse_messages(value: Any) -> tuple[Message, ...]:
+def parse_messages(value: Any, *, column: str = "prompt") -> tuple[Message, ...]:
     """A conversation from text or a list of {role, content}. Raises ValueError that says what is wrong."""
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
-        raise ValueError(f"`prompt` is {_kind(value)}, expected text or a list of messages")
-    messages = []
-    for turn in value:
-        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
-            raise ValueError("`prompt` has a turn that is not {role, content}")
-        if turn.get("role") not in ROLES:
-            raise ValueError(f"`prompt` has the role {short(turn.get('role'))}, expected one of {', '.join(ROLES)}")
-        if not is_text(turn["content"]):
-            raise ValueError("`prompt` holds half a character (a lone surrogate), expected text")
-        messages.append(Message(role=turn["role"], content=turn["content"]))
+        raise ValueError(f"`{column}` is {_kind(value)}, expected text or a list of messages")
+    messages = tuple(_parse_turn(turn, column) for turn in value)
     if messages[-1].role != "user":
-        raise ValueError("`prompt` does not end with a user turn")
+        raise ValueError(f"`{column}` ends with a turn of {messages[-1].role}, expected to end with a user turn")
     if not messages[-1].content.strip():
-        raise ValueError("`prompt` is empty")
-    return tuple(messages)
+        raise ValueError(f"`{column}` is empty")
+    return messages
+
+
+def unused_keys(value: Any) -> set[str]:
+    """Keys of turns that hold something and are not used, of a value that `parse_messages` takes."""
+    if not isinstance(value, list):
+        return set()
+    return {str(key) for turn in value for key in turn if key not in ("role", "content") and turn[key] is not None}
+
+
+def _parse_turn(turn: Any, column: str) -> Message:
+    if not isinstance(turn, dict):
+        raise ValueError(f"`{column}` is a list with {_kind(turn)} in it, expected messages {{role, content}}")
+    role, content = turn.get("role"), turn.get("content")
+    if role not in ROLES:
+        raise ValueError(f"`{column}` has the role {short(role)}, expected one of {', '.join(ROLES)}")
+    for key in TOOL_KEYS:
+        if turn.get(key):
+            raise ValueError(f"`{column}` has a turn with `{key}`, expected text alone: tools are not supported")
+    if isinstance(content, list) and content:
+        content = _joined_parts(content, column)
+    if not isinstance(content, str):
+        raise ValueError(
+            f"`{column}` has a turn whose content is {_kind(content)}, expected {{role, content}} with text"
+        )
+    if not is_text(content):
+        raise ValueError(f"`{column}` holds half a character (a lone surrogate), expected text")
+    return Message(role=role, content=content)
+
+
+def _joined_parts(parts: list[Any], column: str) -> str:
+    """Content in the form of parts, `[{"type": "text", "text": "…"}]`."""
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"`{column}` has a turn with content of the type {short(kind)}, expected text")
+    return "".join(part["text"] for part in parts)
 
 
 def is_text(text: str) -> bool:
@@ -153,11 +191,9 @@ def is_text(text: str) -> bool:
     return True
 
 
-def _describe(bad: Iterable[tuple[int, str]], most: int = 5) -> str:
-    bad = list(bad)
-    shown = "; ".join(f"line {number}: {what}" for number, what in bad[:most])
-    return f"{len(bad)} row(s) ({shown}{'; …' if len(bad) > most else ''})"
-
-
 def _kind(value: Any) -> str:
-    return "empty" if value in (None, "", []) else f"a {type(value).__name__}"
+    """What a value is, for people."""
+    if value is None or value in ("", []):
+        return "empty"
+    inner = {type(item).__name__ for item in value[:10]} if isinstance(value, list) else set()
+    return f"a list of {inner.pop()}s" if len(inner) == 1 else f"a {type(value).__name__}"

@@ -49,17 +49,24 @@ class Quarantine:
         self._go_on(directory.path / NAME, anew)
 
     def add(
-        self, *, stage: str, reason: str, ordinal: int | None = None, line: int | None = None, excerpt: str = ""
+        self,
+        *,
+        stage: str,
+        reason: str,
+        ordinal: int | None = None,
+        line: int | None = None,
+        file: str = "",
+        excerpt: str = "",
     ) -> None:
-        """One thing that was refused. ordinal: dispatch number of a group; line: of a file; excerpt: what it was, any
-        text of any length."""
+        """One thing that was refused. ordinal: dispatch number of a group; line: line or row of a file; file: which,
+        where there are several; excerpt: what it was, any text of any length."""
         reason = short_excerpt(reason)
         with self._lock:
             kind = self._kind(stage, reason)
             self._counts[kind] += 1
             self._reasons.setdefault(kind, reason)
             if _is_kept(self._counts[kind]):
-                self._write(kind, reason, ordinal=ordinal, line=line, excerpt=short_excerpt(excerpt))
+                self._write(kind, reason, ordinal=ordinal, line=line, file=file or None, excerpt=short_excerpt(excerpt))
 
     @property
     def total(self) -> int:

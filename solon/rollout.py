@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from solon.cutting import fitted
 from solon.engines.base import Completion, Engine, EngineConfig, Request
 from solon.engines.build import build_engine
 from solon.engines.runner import EngineRunner
+from solon.errors import InputError, PromptRefusedError
+from solon.prompts import prompt_id
 from solon.protocols import Assignment, GenerationReport
 from solon.records import Group, LoadReceipt, Prompt, Rollout, Salvage, Sampling, Span, Weights
 
@@ -28,6 +31,8 @@ class RolloutSettings:
     """The run's seed: with it, ordinal, draw and index fix the seed of every answer."""
     salvage_every_s: float = 0.0
     """How often to tell how far long answers have come; 0: never."""
+    cuts_overlong: bool = False
+    """Cut a prompt that leaves no room for the answer, instead of refusing it."""
 
 
 SALVAGE_TOKENS = 64
@@ -62,7 +67,7 @@ class RolloutWorker:
     async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Group] | Salvage]:
         """Generate all groups of the chunk together; yields each when its last answer is finished, and now and then
         how far the others have come."""
-        prompts = [self._encode(item.prompt) for item in work]
+        work, prompts = self._fit(work)
         requests = [self._requests(item, prompt_ids) for item, prompt_ids in zip(work, prompts, strict=True)]
         answers = self._generate_each(requests)
         done: asyncio.Queue[Group | Salvage | BaseException] = asyncio.Queue()
@@ -90,7 +95,7 @@ class RolloutWorker:
     async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
         """One answer to each prompt, sampled as in training: for evaluation."""
         requests = [
-            self._request(f"answer-{seed}-{index}", self._encode(prompt), seed_of(seed, "answer", index))
+            self._request(f"answer-{seed}-{index}", self._encode(prompt)[1], seed_of(seed, "answer", index))
             for index, prompt in enumerate(prompts)
         ]
         completions = await self._runner.generate(requests)
@@ -108,10 +113,34 @@ class RolloutWorker:
     async def close(self) -> None:
         await self._runner.close()
 
-    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
-        # The end of a conversation matters most: a prompt that leaves no room for the answer loses its beginning.
+    def _fit(self, work: Sequence[Assignment]) -> tuple[list[Assignment], list[tuple[int, ...]]]:
+        """The work with prompts as they were answered, and their ids."""
+        encoded = [self._encode(item.prompt) for item in work]
+        return [replace(item, prompt=prompt) for item, (prompt, _) in zip(work, encoded, strict=True)], [
+            ids for _, ids in encoded
+        ]
+
+    def _encode(self, prompt: Prompt) -> tuple[Prompt, tuple[int, ...]]:
+        """Its ids, and the prompt itself unless it had to be cut. Nothing is cut in silence: what is checked before
+        the start does not come here (`solon.prompt_screen`)."""
+        encode = self._runner.tokenizer.encode_chat
+        shown = f"prompt {prompt.prompt_id} ({prompt.messages[-1].content[:60]!r})"
         room = self._max_model_len - self._settings.sampling.max_tokens
-        return tuple(self._runner.tokenizer.encode_chat(prompt.messages)[-room:])
+        try:
+            ids = encode(prompt.messages)
+            if len(ids) > room and self._settings.cuts_overlong:
+                messages = fitted(prompt.messages, room=room, length=lambda shorter: len(encode(shorter)))
+                if messages is not None:
+                    prompt = replace(prompt, messages=messages, prompt_id=prompt_id(messages))
+                    ids = encode(messages)
+        except PromptRefusedError as error:
+            raise InputError(f"{shown} is refused by the policy's chat template: {error}; remove it") from None
+        if len(ids) > room:
+            raise InputError(
+                f"{shown} has {len(ids)} tokens, expected at most {room}: {self._max_model_len} of the engine less "
+                f"{self._settings.sampling.max_tokens} for the answer; raise max_model_len, or remove the prompt"
+            )
+        return prompt, tuple(ids)
 
     def _generate_each(self, batches: Sequence[Sequence[Request]]) -> list[Awaitable[list[Completion]]]:
         """As the runner's; a group whose answers were all salvaged whole asks for nothing."""

@@ -1,68 +1,63 @@
-"""Rows of a file that a user hands in: JSONL, Parquet or a saved Hugging Face dataset."""
+"""Rows of a file that a user hands in: JSON, CSV, Parquet, Arrow, compressed or not, a folder of them, a glob, a saved
+or a hub dataset."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from solon.data_config import ReadConfig
 from solon.errors import InputError, short
 from solon.plain_text import excerpt
+from solon.row_datasets import hub_rows, saved_rows
+from solon.row_formats import BrokenRowError, column_hint, file_rows
+from solon.row_sources import find_source
+
+__all__ = ["BrokenRowError", "Place", "Refused", "column_hint", "described", "excerpt_of", "read_rows"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a row stands. `str(Place(number=3, unit="line", ordinal=3))` is "line 3"."""
+
+    number: int
+    """Line or row number in its file, from 1."""
+    unit: str
+    """"line" of a text file, "row" of a table."""
+    ordinal: int
+    """A number of its own among all files that are read together; the same as `number` where there is one."""
+    file: str = ""
+    """Name of the file, where several are read together."""
+
+    def __str__(self) -> str:
+        return f"{self.unit} {self.number}" + (f" of {self.file}" if self.file else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A row of a file that cannot be used. `Refused(line=3, reason="not UTF-8", excerpt="…")`"""
+    """A row of a file that cannot be used. `Refused(place=place, reason="not UTF-8", excerpt="…")`"""
 
-    line: int
-    """Line or row number, from 1."""
+    place: Place
     reason: str
     excerpt: str = ""
     """How the row begins and ends, harmless to look at."""
 
 
-class BrokenRowError(ValueError):
-    """A row that is none. `excerpt`: what stands there instead."""
+def read_rows(
+    source: str | Path, *, what: str, read: ReadConfig | None = None, columns: Iterable[str] = ()
+) -> Iterator[tuple[Place, Any]]:
+    """Rows in their order, several files in the order of their names; a row that cannot be read is a BrokenRowError.
 
-    def __init__(self, message: str, excerpt: str = "") -> None:
-        super().__init__(message)
-        self.excerpt = excerpt
-
-
-MAX_LINE_BYTES = 64 * 2**20
-"""Of a JSONL file: a row is a prompt and a few answers, not a library."""
-
-
-def read_rows(path: Path, *, what: str) -> Iterator[tuple[int, Any]]:
-    """(line or row number from 1, row) of a file; a row that cannot be read is a ValueError that says why.
-
-    what: names the file in messages, as in `prompt file`. Raises InputError when nothing in it can be read.
+    what: names the file in messages, as in `prompt file`. columns: the only ones that are needed, the first of them for
+    certain; tables are read faster then. Raises InputError when the whole cannot be read.
     """
-    if path.is_dir():
-        return _dataset_rows(path, what)
-    if path.suffix == ".parquet":
-        return _parquet_rows(path, what)
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
-        return _jsonl_rows(path)
-    raise InputError(f"{what} file {path} ends in {path.suffix!r}, expected .jsonl, .parquet or a saved dataset folder")
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(_lines(file), start=1):
-            if not line.strip():
-                continue  # a blank line holds no prompt that could be lost
-            if len(line) > MAX_LINE_BYTES:
-                yield number, BrokenRowError(f"longer than {MAX_LINE_BYTES >> 20} MiB", _begins(line))
-                continue
-            try:
-                yield number, json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                yield number, BrokenRowError("not UTF-8", _begins(line))
-            except (ValueError, RecursionError) as error:
-                yield number, BrokenRowError(f"not JSON ({str(error)[:60]})", _begins(line))
+    read = read or ReadConfig()
+    try:
+        yield from _rows(source, what, read, tuple(columns))
+    except (OSError, EOFError) as error:
+        raise InputError(f"{what} file {source} cannot be read: {error}") from None
 
 
 def excerpt_of(row: Any) -> str:
@@ -70,52 +65,26 @@ def excerpt_of(row: Any) -> str:
     return row.excerpt if isinstance(row, BrokenRowError) else excerpt(short(row))
 
 
-def _begins(line: bytes) -> str:
-    return excerpt(line[:1000].decode("utf-8", "backslashreplace"))
+def described(refused: Iterable[Refused], most: int = 5) -> str:
+    """The first few with their places: `line 3: not UTF-8; line 9: is empty; …`"""
+    refused = list(refused)
+    shown = "; ".join(f"{one.place}: {one.reason}" for one in refused[:most])
+    return shown + ("; …" if len(refused) > most else "")
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines; of one that is too long only the beginning, so that none fills the memory."""
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        yield line
-        while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-            line = file.readline(MAX_LINE_BYTES + 1)
-
-
-def _parquet_rows(path: Path, what: str) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
-        raise InputError(f"{what} file {path} cannot be read as Parquet: {error}") from None
-    return iter(enumerate(rows, start=1))
-
-
-def _dataset_rows(path: Path, what: str) -> Iterator[tuple[int, Any]]:
-    from datasets import Dataset, load_from_disk
-
-    try:
-        dataset = load_from_disk(str(path))
-        if isinstance(dataset, Dataset):
-            # The file is mapped into memory as it is: offsets that lie would be read beyond its end.
-            dataset.data.table.validate(full=True)
-    except Exception as error:  # whatever its own JSON makes the library stumble over
-        said = str(error) or type(error).__name__
-        raise InputError(f"{what} folder {path} is not a saved dataset: {said}; or it is damaged") from None
-    if not isinstance(dataset, Dataset):
-        raise InputError(
-            f"{what} folder {path} holds the splits {', '.join(map(str, dataset))}; name one, as in {path}/train"
-        )
-    return _checked(dataset, path, what)
-
-
-def _checked(dataset: Any, path: Path, what: str) -> Iterator[tuple[int, Any]]:
-    rows = iter(dataset)
-    for number in range(1, len(dataset) + 1):
-        try:
-            row = next(rows)
-        except Exception as error:  # as above: features that do not fit the data show only when a row is made
-            raise InputError(f"{what} folder {path}: row {number} cannot be read ({error})") from None
-        yield number, row
+def _rows(source: str | Path, what: str, read: ReadConfig, columns: tuple[str, ...]) -> Iterator[tuple[Place, Any]]:
+    found = find_source(source, what=what, split=read.split)
+    if found.kind == "saved":
+        for number, row in saved_rows(found.files[0], what, read.split):
+            yield Place(number=number, unit="row", ordinal=number), row
+    elif found.kind == "hub":
+        for number, row in hub_rows(str(source), what, read):
+            yield Place(number=number, unit="row", ordinal=number), row
+    else:
+        before = last = 0
+        for path in found.files:
+            name = path.name if len(found.files) > 1 else ""
+            for number, unit, row in file_rows(path, what=what, columns=columns):
+                last = before + number
+                yield Place(number=number, unit=unit, ordinal=last, file=name), row
+            before = last

@@ -79,7 +79,8 @@ def _check_run(path: Path, *, overrides: list[str], as_json: bool, with_tests: b
     if uses_nursery(run):
         run = with_nursery(run, progress=not as_json)
     run, fitted = fit_run(run, cpus=own_cpus())
-    inputs = check_inputs(run)
+    show = _Show(quiet=as_json)
+    inputs = check_inputs(run, say=show.line)
     large = too_large_for_here(run)
     warnings = [*inputs.warnings, *([large] if large else [])]
     result = {
@@ -88,11 +89,11 @@ def _check_run(path: Path, *, overrides: list[str], as_json: bool, with_tests: b
         **_describe(inputs.constitution),
         "prompts": len(inputs.prompts),
         "heldout_prompts": len(inputs.heldout),
+        "prompt_counts": inputs.counts,
         "needs": {"cpus": run.cpus, "gpus": run.gpus},
         "notes": [*fitted, *inputs.notes],
         "warnings": warnings,
     }
-    show = _Show(quiet=as_json)
     for note in (*fitted, *inputs.notes):
         show.line(f"note: {note}")
     show.warn(warnings)

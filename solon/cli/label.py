@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from solon.cli.label_view import LabelView
 from solon.cli.nursery_names import resolver
 from solon.constitution import Constitution
+from solon.data_config import ReadConfig
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.lengths import engine_config, lowered
 from solon.errors import InputError, RunFailedError
@@ -26,6 +27,7 @@ from solon.feedback.labelling.budget import Budget
 from solon.feedback.labelling.dataset import AnswerFile, AnswerRow, SkippedRow, load_answers
 from solon.feedback.labelling.label_run import LabelRun
 from solon.feedback.labelling.row_selection import RowSelection
+from solon.feedback.labelling.writing import unwritable
 from solon.feedback.panels.panel_config import CascadeSection, JurySection
 from solon.feedback.spending.spend import spent_usd
 from solon.overrides import parse_override, put
@@ -54,6 +56,8 @@ class LabelSettings(BaseModel):
     feedback: FeedbackConfig = FeedbackConfig(task="pairwise")
     judging: EngineOptions = EngineOptions()
     write: WriteOptions = WriteOptions()
+    data: ReadConfig = ReadConfig()
+    """Which column and split of the file are read."""
     select: RowSelection = RowSelection()
     """Which rows are labelled; all by default."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -102,9 +106,11 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
     constitution = Constitution.load(path(request.constitution))
     constitution.for_task(settings.feedback.task)
     least = 2 if settings.feedback.task == "pairwise" else 1
-    source = load_answers(path(str(request.source)), least=least)
+    source = load_answers(path(str(request.source)), least=least, read=settings.data)
     if source.unanswered and not request.policy:
         source = _without_unanswered(source)
+    if source.unanswered:
+        source = _without_unwritable(source, path(request.policy), settings.write)
     judge, *others = (
         _judge(path(name), settings, request.out, constitution, max_usd=request.max_usd)
         for name in (request.judge, *settings.feedback.panel)
@@ -319,6 +325,20 @@ def _without_unanswered(source: AnswerFile) -> AnswerFile:
     unanswered = tuple(SkippedRow(number=row.number, row_id=row.row_id, reason=reason) for row in source.unanswered)
     skipped = tuple(sorted((*source.skipped, *unanswered), key=lambda row: row.number))
     return dataclasses.replace(source, unanswered=(), skipped=skipped)
+
+
+def _without_unwritable(source: AnswerFile, policy: str, write: WriteOptions) -> AnswerFile:
+    """Without the prompts that the policy cannot answer: its chat template refuses them, or they are too long."""
+    found = unwritable(source.unanswered, EngineConfig(model=policy, **write.engine.model_dump()), write.max_tokens)
+    gone = {row.row_id for row in found}
+    left = tuple(row for row in source.unanswered if row.row_id not in gone)
+    if not left and not source.rows:
+        raise InputError(
+            f"{policy} can answer none of the {len(found)} prompts: {found[0].place} {found[0].reason}; change the "
+            "prompts, write.max_tokens or write.engine.max_model_len"
+        )
+    skipped = tuple(sorted((*source.skipped, *found), key=lambda row: row.number))
+    return dataclasses.replace(source, unanswered=left, skipped=skipped)
 
 
 def _require_same(

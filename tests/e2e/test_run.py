@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -79,10 +81,28 @@ def test_lanes_appear_in_the_trace_and_the_checkpoint_is_a_model(demo: Run):
     assert not (demo.directory / ".ballast").exists()
 
 
+def unfitting(nursery: Any, folder: Path) -> list[str]:
+    """Overrides: a policy whose template refuses system turns, and prompts of which it refuses one in ten and finds
+    another one in ten too long."""
+    policy = shutil.copytree(nursery.policy, folder / "policy")
+    config = json.loads((policy / "tokenizer_config.json").read_text())
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}"
+    config["chat_template"] = refuse + config["chat_template"]
+    (policy / "tokenizer_config.json").write_text(json.dumps(config))
+    rows = [json.loads(line) for line in nursery.train_prompts.read_text().splitlines()[:100]]
+    for row in rows[::10]:
+        row["prompt"] = [{"role": "system", "content": "the fox"}, *row["prompt"]]
+    for row in rows[5::10]:
+        row["prompt"][-1]["content"] += " the fox" * 100
+    with gzip.open(folder / "prompts.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return ["--set", f"policy={policy}", "--set", f"prompts={folder / 'prompts.jsonl.gz'}"]
+
+
 def test_two_runs_with_target_zero_and_one_seed_commit_the_same_groups_with_the_same_rewards(
     nursery: Any, tmp_path: Path
 ):
-    overrides = ["--set", "staleness.target_staleness=0", "--seed", "7", "--steps", "4"]
+    overrides = ["--set", "staleness.target_staleness=0", "--seed", "7", "--steps", "4", *unfitting(nursery, tmp_path)]
     first, second = (run_solon(tmp_path, name, *overrides) for name in ("first", "second"))
     assert (first.returncode, second.returncode) == (0, 0), first.output[-2000:] + second.output[-2000:]
     assert [m["batch/ordinals"] for m in first.metrics] == [m["batch/ordinals"] for m in second.metrics]
@@ -90,6 +110,16 @@ def test_two_runs_with_target_zero_and_one_seed_commit_the_same_groups_with_the_
     for a, b in zip(first.metrics, second.metrics, strict=True):
         assert a["learn/reward/mean"] == pytest.approx(b["learn/reward/mean"], abs=1e-4)
         assert a["batch/staleness/max"] == b["batch/staleness/max"] == 0
+    # Prompts that the policy cannot answer are left out and counted.
+    found = {key: first.summary["prompts"][key] for key in ("read", "used", "refused", "overlong", "broken")}
+    assert found == {"read": 100, "used": 80, "refused": 10, "overlong": 10, "broken": 0}
+    kept = first.summary["quarantine"]["by_stage"]["prompts"]
+    assert kept.pop("the chat template refuses it: no system turn here") == 10
+    (reason,) = kept
+    assert reason.endswith("tokens, 104 fit")
+    assert kept[reason] == 10
+    assert "10 of 100 prompts (10.0%) are refused by the policy's chat template; dropped" in first.output
+    assert (first.summary["heldout"]["read"], first.summary["heldout"]["used"]) == (400, 400)
 
 
 def texts(run: Run) -> dict[tuple[int, int], str]:

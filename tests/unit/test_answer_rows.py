@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from solon.data_config import ReadConfig
 from solon.errors import InputError
 from solon.feedback.labelling.dataset import load_answers, parse_row
 
@@ -42,6 +44,23 @@ def test_every_form_of_a_row_is_the_same_prompt_and_answers(raw: Any):
     assert [m.content for m in row.prompt.messages] == ["hi"]
     assert row.answers == ("hello", "go away")
     assert row.row_id == parse_row(2, GOOD).row_id
+
+
+def test_answers_are_read_from_any_format_and_column(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("question,chosen,rejected,id\nhi,hello,go away,x\n")
+    (row,) = load_answers(tmp_path / "a.csv", least=2, read=ReadConfig(column="question")).rows
+    assert (row.row_id, row.answers, row.place) == ("x", ("hello", "go away"), "line 2")
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write(json.dumps(GOOD) + "\n")
+    (folder,) = (load_answers(source, least=2) for source in (f"{tmp_path}/*.gz",))
+    assert folder.rows[0].answers == ("hello", "go away")
+
+
+def test_rows_of_several_files_have_numbers_of_their_own(tmp_path: Path):
+    for name, text in (("a", "hi"), ("b", "ho")):
+        write(tmp_path / f"{name}.jsonl", {**GOOD, "prompt": text})
+    rows = load_answers(tmp_path, least=2).rows
+    assert [(row.number, row.place) for row in rows] == [(1, "line 1 of a.jsonl"), (2, "line 1 of b.jsonl")]
 
 
 def test_a_row_without_an_id_gets_one_from_its_texts_and_a_given_one_is_kept():

@@ -39,7 +39,8 @@ def write(
     (scratch / "policy").mkdir()
     (scratch / "policy" / "model.safetensors").write_text(text)
     cut = make_cut(*(group.ordinal for group, _ in held))
-    return folder.finish(scratch, step=step, config_hash="abc", ledger=cut, held=held, run={"step": step}, **extra)
+    given = {"run": {"step": step}, **extra}
+    return folder.finish(scratch, step=step, config_hash="abc", ledger=cut, held=held, **given)
 
 
 def test_every_file_is_in_the_manifest_with_its_digest_and_latest_names_the_folder(tmp_path: Path):

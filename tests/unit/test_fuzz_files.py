@@ -360,12 +360,12 @@ def test_thousands_of_principles_of_one_name_are_imported_in_no_time(tmp_path: P
 def test_a_line_longer_than_any_row_is_a_broken_row_and_the_next_one_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("solon.rows.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("solon.row_formats.MAX_LINE_BYTES", 1000)
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'{"prompt": "' + b"x" * 5000 + b'"}\n' + jsonl([{"prompt": f"{n}"} for n in range(200)]))
     file = load_prompts(path)
     assert len(file.prompts) == 200
-    assert file.bad == ((1, "longer than 0 MiB"),)
+    assert [(str(one.place), one.reason) for one in file.bad] == [("line 1", "longer than 0 MiB")]
 
 
 def test_a_message_is_one_line_and_keeps_its_end_however_long_it_is():

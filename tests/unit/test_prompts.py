@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.errors import InputError
-from solon.prompts import PromptFile, PromptSource, load_prompts, parse_prompt, prompt_id
+from solon.prompts import PromptSource, load_prompts, parse_prompt, prompt_id
 from solon.records import Message
 from tests.unit.fakes import make_prompt
 
@@ -45,7 +45,7 @@ def test_text_and_messages_are_both_prompts(tmp_path: Path):
     file = load_prompts(write(tmp_path, [{"prompt": "hi"}, {"prompt": chat, "tags": ["fact"]}]))
     assert [m.role for p in file.prompts for m in p.messages] == ["user", "system", "user"]
     assert file.prompts[1].tags == ("fact",)
-    assert file.warning() is None
+    assert file.warnings() == []
 
 
 def test_the_id_depends_on_the_conversation_alone():
@@ -57,14 +57,16 @@ def test_the_id_depends_on_the_conversation_alone():
 
 def test_blank_lines_and_a_byte_order_mark_are_no_broken_rows(tmp_path: Path):
     path = write(tmp_path, [b'\xef\xbb\xbf{"prompt": "hi"}', b"", b"  \r", {"prompt": "ho"}, b""])
-    assert load_prompts(path) == PromptFile(path=str(path), prompts=(make_prompt("hi"), make_prompt("ho")), bad=())
+    file = load_prompts(path)
+    assert (file.prompts, file.bad) == ((make_prompt("hi"), make_prompt("ho")), ())
+    assert [str(place) for place in file.places] == ["line 1", "line 4"]
 
 
 def test_one_broken_row_in_many_is_skipped_and_named_with_its_line(tmp_path: Path):
     file = load_prompts(write(tmp_path, [*many(), {"promt": "x"}]))
     assert len(file.prompts) == 200
-    warning = file.warning()
-    assert warning is not None
+    (warning,) = file.warnings()
+    assert "skipped 1 of 201 rows" in warning
     assert "line 201" in warning
     assert "only ['promt'] (did you mean `prompt`?)" in warning
 
@@ -74,7 +76,9 @@ def test_more_than_one_percent_of_broken_rows_is_refused(tmp_path: Path):
     message = refusal(path)
     assert "3 of 203 rows are broken" in message
     assert "line 201" in message
-    assert load_prompts(write(tmp_path, [*many(), *[b"{"] * 2])).bad[0][0] == 201
+    assert "data.max_bad_share = 0.01" in message
+    assert len(load_prompts(path, max_bad_share=0.02).bad) == 3
+    assert load_prompts(write(tmp_path, [*many(), *[b"{"] * 2])).bad[0].place.number == 201
 
 
 def test_a_file_with_nothing_in_it_is_refused(tmp_path: Path):
@@ -85,11 +89,10 @@ def test_a_file_with_nothing_in_it_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (b"\xff\xfe", "not UTF-8"),
+        (b"\xff\xfd", "not UTF-8"),
         (b"{", "not JSON"),
         (b"[" * 50_000, "not JSON"),
         (b'{"prompt": ' + b"9" * 5000 + b"}", "not JSON"),
-        (b"[1]", "holds a list"),
         (b"null", "holds a NoneType"),
         (b'{"prompt": NaN}', "is a float"),
         ({"text": "hi"}, "has no `prompt`, only ['text']"),
@@ -97,12 +100,25 @@ def test_a_file_with_nothing_in_it_is_refused(tmp_path: Path):
         ({"prompt": " \n "}, "is empty"),
         ({"prompt": []}, "is empty"),
         ({"prompt": {"role": "user"}}, "is a dict"),
-        ({"prompt": ["hi"]}, "not {role, content}"),
-        ({"prompt": [{"role": "user", "content": None}]}, "not {role, content}"),
+        ({"prompt": ["hi"]}, "is a list with a str in it, expected messages {role, content}"),
+        ({"prompt": [["hi"], ["ho"]]}, "is a list with a list of strs in it"),
+        ({"prompt": [{"role": "user", "content": None}]}, "whose content is empty, expected {role, content} with text"),
+        ({"prompt": [{"role": "tool", "content": "4"}]}, "the role 'tool', expected one of system, user, assistant"),
+        (
+            {"prompt": [{"role": "assistant", "content": None, "tool_calls": [{}]}, {"role": "user", "content": "?"}]},
+            "has a turn with `tool_calls`",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "content of the type 'image_url', expected text",
+        ),
         ({"prompt": [{"role": "judge", "content": "hi"}]}, "the role 'judge', expected one of system, user"),
         ({"prompt": [{"role": ["user"], "content": "hi"}]}, "the role ['user']"),
         ({"prompt": [{"role": "x" * 10_000, "content": "hi"}]}, "the role 'xxx"),
-        ({"prompt": [{"role": "assistant", "content": "hi"}]}, "does not end with a user turn"),
+        (
+            {"prompt": [{"role": "assistant", "content": "hi"}]},
+            "ends with a turn of assistant, expected to end with a user turn",
+        ),
         ({"prompt": "half \ud83d"}, "half a character"),
         ({"prompt": "hi", "tags": "fact"}, "`tags` is a str"),
         ({"prompt": "hi", "tags": 5}, "`tags` is a int"),
@@ -122,9 +138,20 @@ def test_a_pair_of_surrogates_is_one_character(tmp_path: Path):
     assert file.prompts[0].messages[0].content == "\N{GRINNING FACE}"
 
 
-@pytest.mark.parametrize("name", ["prompts.csv", "prompts", "prompts.JSONL"])
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts", "prompts.xlsx", "prompts.parquet.gz"])
 def test_another_kind_of_file_is_refused(tmp_path: Path, name: str):
-    assert "expected .jsonl, .parquet or a saved dataset" in refusal(write(tmp_path, many(1), name))
+    assert "expected .jsonl, .json, .csv" in refusal(write(tmp_path, many(1), name))
+
+
+def test_content_in_parts_of_text_is_text():
+    parts = [{"type": "text", "text": "what is "}, {"type": "text", "text": "blue ?"}]
+    assert parse_prompt({"prompt": [{"role": "user", "content": parts}]}).messages[0].content == "what is blue ?"
+
+
+def test_keys_of_a_turn_that_are_not_used_are_told(tmp_path: Path):
+    turn = {"role": "user", "content": "hi", "name": "ann", "weight": None}
+    (warning,) = load_prompts(write(tmp_path, [{"prompt": [turn]}, {"prompt": "ho"}])).warnings()
+    assert "turns have keys that are not used: `name` (1 prompts)" in warning
 
 
 @pytest.mark.parametrize("place", ["missing.jsonl", "a\0b.jsonl", "x" * 5000])
@@ -158,6 +185,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("examples")
 
 
+ENDINGS = ("jsonl", "json", "parquet", "csv", "tsv", "arrow", "jsonl.gz", "csv.zst")
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -178,8 +206,11 @@ def test_a_row_is_a_usable_prompt_or_a_value_error(row: dict[str, Any]):
         assert [tag for tag in prompt.tags if tag.encode().decode() != tag] == []
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.binary(max_size=300), st.sampled_from(["p.jsonl", "p.json", "p.parquet"]))
+@settings(max_examples=80, deadline=None)
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([f"p.{ending}" for ending in ENDINGS]),
+)
 def test_arbitrary_bytes_never_crash_with_anything_but_an_input_error(folder: Path, data: bytes, name: str):
     path = folder / name
     path.write_bytes(data)
@@ -227,7 +258,7 @@ class FakeDataset(list[Any]):
     [
         (FileNotFoundError("no state.json"), "is not a saved dataset: no state.json"),
         (KeyError("_data_files"), "is not a saved dataset"),
-        ({"train": FakeDataset(), "test": FakeDataset()}, "holds the splits train, test; name one"),
+        ({"train": FakeDataset(), "test": FakeDataset()}, "holds the splits train, test; name one with data.split"),
         (FakeDataset([{"text": "hi"}]), "all 1 rows are broken"),
         (FakeDataset(many(2)), ""),
     ],
@@ -240,6 +271,7 @@ def test_a_folder_is_a_saved_dataset_or_refused(
             raise loads
         return loads
 
+    (tmp_path / "state.json").touch()
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(Dataset=FakeDataset, load_from_disk=load_from_disk))
     if words:
         assert words in refusal(tmp_path)

@@ -116,8 +116,8 @@ def test_broken_rows_of_both_kinds_of_files_come_with_what_they_hold(tmp_path: P
     broken = ['{"prompt": "cut of', '{"prompt": 3}']
     path = tmp_path / "p.jsonl"
     path.write_bytes("\n".join([*good, *broken]).encode() + b"\n\xff\xfe\n")
-    refused = load_prompts(path).refused()
-    assert [row.line for row in refused] == [301, 302, 303]
+    refused = load_prompts(path).bad
+    assert [row.place.number for row in refused] == [301, 302, 303]
     assert [row.excerpt for row in refused] == ['{"prompt": "cut of', "{'prompt': 3}", "\\xff\\xfe"]
     assert [row.excerpt for row in load_answers(path, least=2).skipped] == [row.excerpt for row in refused]
 
@@ -127,7 +127,7 @@ def test_preflight_hands_on_what_it_refused(tmp_path: Path):
     with (tmp_path / "prompts.jsonl").open("a") as file:
         file.write("".join(json.dumps({"prompt": f"{n}"}) + "\n" for n in range(200)) + "[]\n")
     (found,) = check_inputs(RunFile.load(path)).refused["prompts"]
-    assert (found.line, found.reason) == (204, "holds a list, expected an object with `prompt`")
+    assert (found.place.number, found.reason) == (204, "holds a list, expected an object with `prompt`")
 
 
 def test_an_invalid_label_of_a_run_is_in_quarantine(directory: RunDirectory):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from solon.engines.base import EngineConfig
 from solon.engines.fake import FakeEngine, FakeTokenizer, fake_weights
+from solon.errors import InputError, PromptRefusedError
 from solon.ledger import Grant, Ledger, LedgerConfig
+from solon.prompts import prompt_id
 from solon.protocols import Assignment
 from solon.records import Group, Salvage, Sampling
 from solon.rollout import RolloutSettings, RolloutWorker, joined_segments
@@ -54,6 +58,40 @@ async def whole_group(worker: RolloutWorker, assignment: Assignment) -> Group:
         if not isinstance(item, Salvage):
             return item[1]
     raise AssertionError
+
+
+async def test_a_prompt_that_leaves_no_room_is_refused_by_name_and_cut_only_when_asked_for():
+    worker, _ = make_worker()
+    await worker.start()
+    prompt = make_prompt("the sky is blue " * 200)
+    work = Assignment(grant=Grant(ordinal=0, attempt=0, version=0), prompt=prompt)
+    try:
+        with pytest.raises(InputError, match=rf"prompt {prompt.prompt_id} .* has 803 tokens, expected at most 312"):
+            await whole_group(worker, work)
+        worker._settings = replace(worker._settings, cuts_overlong=True)
+        group = await whole_group(worker, work)
+    finally:
+        await worker.close()
+    assert len(group.prompt_token_ids) == 312
+    assert prompt.messages[0].content.endswith(group.prompt.messages[0].content)
+    assert group.prompt.prompt_id == prompt_id(group.prompt.messages) != prompt.prompt_id
+
+
+async def test_a_prompt_that_the_template_refuses_is_named():
+    worker, built = make_worker()
+    await worker.start()
+
+    def refuse(messages: Any) -> Any:
+        raise PromptRefusedError("roles must alternate")
+
+    built[0].tokenizer.encode_chat = refuse  # type: ignore[method-assign]
+    try:
+        with pytest.raises(
+            InputError, match=r"prompt .* is refused by the policy's chat template: roles must alternate"
+        ):
+            await worker.answer([make_prompt("a")], seed=0)
+    finally:
+        await worker.close()
 
 
 async def test_another_engine_goes_on_with_the_tokens_log_probs_and_versions_of_the_lost_one():

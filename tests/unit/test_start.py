@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cluster.input_digests import input_digests
 from cluster.run_file import RunFile
 from cluster.start import Start, find_start
 from cluster.train import put_back
@@ -19,11 +20,14 @@ from solon.async_ledger import AsyncLedger
 from solon.checkpoints import CheckpointFolder
 from solon.errors import InputError, RunFailedError
 from solon.ledger import LedgerConfig
+from solon.model_digest import file_digest
+from solon.records import Prompt
 from solon.recovery import RecoveryConfig
 from solon.run_directory import RunDirectory
 from solon.run_files import is_locked
 from solon.staleness import StalenessConfig
 from solon.standing import Standing, is_stuck
+from tests.unit.fakes import make_prompt
 from tests.unit.run_files import make_run
 from tests.unit.test_checkpoints import write
 
@@ -144,6 +148,84 @@ def test_what_a_refused_attempt_wrote_is_put_back(tmp_path: Path):
     put_back(tmp_path / "summary.json", None)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_text() == "older"
+
+
+DIGESTS = {"prompts": "9 prompts, aa", "policy": "p1", "judge": "j1"}
+
+
+def test_other_prompts_or_weights_under_the_same_name_are_refused_and_named(tmp_path: Path, run: RunFile):
+    def resumed(**other: str) -> Start:
+        changed = DIGESTS | other
+        return find_start(run, HASH, digests=changed, root=tmp_path, name="night", default="run", resume=True)
+
+    directory = begun(tmp_path, run, steps=(2,))
+    directory.write_json("config.json", json.loads((directory.path / "config.json").read_text()) | {"inputs": DIGESTS})
+    assert resumed().step == 2
+    with pytest.raises(
+        InputError, match=r"other inputs .*prompts .*prompts.jsonl was 9 prompts, aa, is 8 prompts, bb;"
+    ):
+        resumed(prompts="8 prompts, bb")
+    with pytest.raises(InputError, match=r"policy .*policy has other weights.*; judge .*judge has other weights"):
+        resumed(policy="p2", judge="j2")
+    # What was not known then, a hub name's files say, is not compared.
+    assert resumed(**{"watch.audit_judge": "w1"}).step == 2
+
+
+def test_a_checkpoint_knows_what_it_was_trained_with_when_the_configuration_was_written_anew(
+    tmp_path: Path, run: RunFile
+):
+    directory = begun(tmp_path, run)
+    write(CheckpointFolder(directory.path / "checkpoints"), 2, run={"inputs": DIGESTS})
+    with pytest.raises(InputError, match=r"step-000002 was begun with other inputs .*judge"):
+        find_start(
+            run, HASH, digests=DIGESTS | {"judge": "j2"}, root=tmp_path, name="night", default="run", resume=True
+        )
+
+
+def test_digests_show_other_prompts_weights_templates_and_endpoints(tmp_path: Path, run: RunFile):
+    endpoint = tmp_path / "big.toml"
+    endpoint.write_text('[endpoint]\nbase_url = "https://judge.example/v1"\nmodel = "big"\n')
+    run = run.model_copy(update={"judge": str(endpoint)})
+    prompts = [make_prompt("a"), make_prompt("b", "fact")]
+    first = input_digests(run, prompts, ())
+    assert set(first) == {"policy", "judge", "prompts"}
+    assert input_digests(run, prompts, ()) == first
+
+    def changed(prompts: list[Prompt] = prompts) -> set[str]:
+        now = input_digests(run, prompts, ())
+        return {key for key in first if now[key] != first[key]}
+
+    assert changed(prompts[:1]) == changed(prompts[::-1]) == changed([prompts[0], make_prompt("b")]) == {"prompts"}
+    endpoint.write_text(endpoint.read_text() + "usd_per_million_input = 3.0\n")
+    assert changed() == set()
+    endpoint.write_text(endpoint.read_text() + "seed = 3\n")
+    assert changed() == {"judge"}
+    for name, content in (("model.safetensors", b"other"), ("chat_template.jinja", b"{{ messages }}!")):
+        kept = (tmp_path / "policy" / name).read_bytes() if (tmp_path / "policy" / name).exists() else None
+        (tmp_path / "policy" / name).write_bytes(content)
+        assert changed() == {"policy", "judge"}
+        (tmp_path / "policy" / name).write_bytes(kept) if kept is not None else (tmp_path / "policy" / name).unlink()
+    assert changed() == {"judge"}
+    assert "policy" not in input_digests(run.model_copy(update={"policy": "org/model"}), prompts, ())
+
+
+def test_of_a_large_weight_file_names_sizes_and_samples_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("solon.model_digest.WHOLE_BYTES", 10_000)
+    file, header = tmp_path / "model.safetensors", b'{"a": {"shape": [2]}}'
+    body = bytearray(2_000_000)
+
+    def digest() -> bytes:
+        file.write_bytes(len(header).to_bytes(8, "little") + header + body)
+        return file_digest(file)
+
+    first = digest()
+    assert digest() == first
+    body[:] = b"\1" * len(body)
+    second = digest()
+    body[-1] = 7
+    third = digest()
+    header = header.replace(b"a", b"b")
+    assert len({first, second, third, digest()}) == 4
 
 
 def test_how_long_where_and_how_patiently_may_change(tmp_path: Path, run: RunFile):

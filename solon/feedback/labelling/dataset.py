@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from solon.data_config import ReadConfig
 from solon.errors import InputError, short
 from solon.prompts import is_text, parse_prompt
 from solon.records import Group, Prompt, Rollout
@@ -35,9 +36,11 @@ class AnswerRow:
     row_id: str
     """From the column `id`; without one, a digest of prompt and answers."""
     number: int
-    """Line or row in the file, from 1."""
+    """Line or row in the file, from 1; of several files, a number of its own."""
     prompt: Prompt
     answers: tuple[str, ...]
+    place: str = ""
+    """As people say it: "line 3", "row 3 of b.parquet"."""
 
     def as_group(self) -> Group:
         """In the shape that a labeler takes."""
@@ -52,6 +55,8 @@ class SkippedRow:
     row_id: str
     reason: str
     excerpt: str = ""
+    place: str = ""
+    """As people say it: "line 3", "row 3 of b.parquet"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,41 +69,40 @@ class AnswerFile:
     skipped: tuple[SkippedRow, ...]
 
 
-def load_answers(path: str | Path, *, least: int) -> AnswerFile:
+def load_answers(path: str | Path, *, least: int, read: ReadConfig | None = None) -> AnswerFile:
     """Read rows; one with answers, but fewer than `least`, is skipped. Raises InputError when the file cannot be
     read, or nothing in it can be used."""
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"answer file {path} does not exist; check the path")
+    read = read or ReadConfig()
     rows: list[AnswerRow] = []
     unanswered: list[AnswerRow] = []
     skipped: list[SkippedRow] = []
     known: dict[str, AnswerRow] = {}
-    try:
-        for number, raw in read_rows(path, what="answer"):
-            try:
-                row = parse_row(number, raw)
-                _refuse_repeated(row, known)
-                if row.answers and len(row.answers) < least:
-                    raise ValueError(f"has {len(row.answers)} answer, expected at least {least} to compare")
-            except ValueError as error:
-                reason, shown = str(error), excerpt_of(raw)
-                skipped.append(SkippedRow(number=number, row_id=_claimed_id(raw), reason=reason, excerpt=shown))
-                continue
-            known[row.row_id] = row
-            (rows if row.answers else unanswered).append(row)
-    except OSError as error:
-        raise InputError(f"answer file {path} cannot be read: {error}") from None
+    for place, raw in read_rows(path, what="answer", read=read):
+        try:
+            row = parse_row(place.ordinal, raw, column=read.column, place=str(place))
+            _refuse_repeated(row, known)
+            if row.answers and len(row.answers) < least:
+                raise ValueError(f"has {len(row.answers)} answer, expected at least {least} to compare")
+        except ValueError as error:
+            reason, shown = str(error), excerpt_of(raw)
+            skipped.append(
+                SkippedRow(
+                    number=place.ordinal, row_id=_claimed_id(raw), reason=reason, excerpt=shown, place=str(place)
+                )
+            )
+            continue
+        known[row.row_id] = row
+        (rows if row.answers else unanswered).append(row)
     if not rows and not unanswered:
-        reasons = "; ".join(f"line {s.number}: {s.reason}" for s in skipped[:5])
+        reasons = "; ".join(f"{s.place}: {s.reason}" for s in skipped[:5])
         found = f"all {len(skipped)} rows cannot be used ({reasons})" if skipped else "it is empty"
         raise InputError(f"answer file {path} has nothing to label: {found}; expected `prompt` and `answers`")
     return AnswerFile(rows=tuple(rows), unanswered=tuple(unanswered), skipped=tuple(skipped))
 
 
-def parse_row(number: int, raw: Any) -> AnswerRow:
+def parse_row(number: int, raw: Any, *, column: str = "prompt", place: str = "") -> AnswerRow:
     """One row. Raises ValueError that says what is wrong with it."""
-    prompt = parse_prompt(raw)
+    prompt = parse_prompt(raw, column=column)
     answers = _answers(raw)
     given = raw.get("id")
     if given is not None and not isinstance(given, str | int):
@@ -108,6 +112,7 @@ def parse_row(number: int, raw: Any) -> AnswerRow:
         number=number,
         prompt=prompt,
         answers=answers,
+        place=place or f"line {number}",
     )
 
 
@@ -157,9 +162,9 @@ def _refuse_repeated(row: AnswerRow, known: dict[str, AnswerRow]) -> None:
         return
     same = (earlier.prompt, earlier.answers) == (row.prompt, row.answers)
     raise ValueError(
-        f"repeats line {earlier.number}"
+        f"repeats {earlier.place}"
         if same
-        else f"has the id {row.row_id!r} of line {earlier.number}, but other texts; give each row its own id"
+        else f"has the id {row.row_id!r} of {earlier.place}, but other texts; give each row its own id"
     )
 
 

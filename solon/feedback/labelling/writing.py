@@ -8,8 +8,9 @@ import os
 from collections.abc import Sequence
 
 from solon.engines.base import EngineConfig
-from solon.feedback.labelling.dataset import AnswerRow
+from solon.feedback.labelling.dataset import AnswerRow, SkippedRow
 from solon.ledger import Grant
+from solon.prompt_screen import Screening, screen
 from solon.protocols import Assignment
 from solon.records import Salvage, Sampling
 from solon.rollout import RolloutSettings, RolloutWorker
@@ -54,6 +55,23 @@ async def write_answers(
         finally:
             await worker.close()
     return [dataclasses.replace(row, answers=known[row.row_id]) for row in prompts]
+
+
+def unwritable(prompts: Sequence[AnswerRow], engine: EngineConfig, max_tokens: int) -> list[SkippedRow]:
+    """The prompts that the engine's chat template refuses or that leave no room for an answer. Raises InputError when
+    its tokenizer cannot be loaded."""
+    room = engine.max_model_len - max_tokens
+    how = Screening(model=engine.model, room=room, trust_remote_code=engine.trust_remote_code)
+    found = []
+    for row, outcome in zip(prompts, screen([row.prompt.messages for row in prompts], how) or (), strict=False):
+        if outcome.refused:
+            reason = f"the chat template refuses it: {outcome.refused}"
+        elif outcome.is_overlong:
+            reason = f"has {outcome.tokens} tokens, {room} fit"
+        else:
+            continue
+        found.append(SkippedRow(number=row.number, row_id=row.row_id, reason=reason, place=row.place))
+    return found
 
 
 def _read(directory: RunDirectory) -> dict[str, tuple[str, ...]]:

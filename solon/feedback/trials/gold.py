@@ -50,16 +50,13 @@ class GoldPair:
 
 def load_gold(path: str | Path, constitution: Constitution) -> tuple[GoldPair, ...]:
     """Raises InputError when the file cannot be read, or more than one row in a hundred cannot be used."""
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"file of pairs {path} does not exist; check the path")
     pairs: list[GoldPair] = []
     bad: list[str] = []
-    for number, raw in read_rows(path, what="pair"):
+    for place, raw in read_rows(path, what="pair"):
         try:
-            pairs.append(parse_gold(number, raw, constitution))
+            pairs.append(parse_gold(place.ordinal, raw, constitution))
         except ValueError as error:
-            bad.append(f"line {number}: {error}")
+            bad.append(f"{place}: {error}")
     shown = "; ".join(bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
     if not pairs:
         raise InputError(f"file of pairs {path} has none that can be used ({shown or 'it is empty'})")

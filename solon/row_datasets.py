@@ -1,0 +1,68 @@
+"""Rows of Hugging Face datasets: saved in a folder, or on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from solon.data_config import ReadConfig
+from solon.errors import InputError
+
+
+def saved_rows(path: Path, what: str, split: str) -> Iterator[tuple[int, Any]]:
+    """What `save_to_disk` wrote; `split` of a dictionary of datasets."""
+    from datasets import Dataset, load_from_disk
+
+    place = f"{what} folder {path}"
+    try:
+        loaded = load_from_disk(str(path))
+        if not isinstance(loaded, Dataset):
+            loaded = _of_split(loaded, split, place)
+        # The file is mapped into memory as it is: offsets that lie would be read beyond its end.
+        loaded.data.table.validate(full=True)
+    except InputError:
+        raise
+    except Exception as error:  # whatever its own JSON makes the library stumble over
+        said = str(error) or type(error).__name__
+        raise InputError(f"{place} is not a saved dataset: {said}; or it is damaged") from None
+    return _checked(loaded, place)
+
+
+def hub_rows(name: str, what: str, read: ReadConfig) -> Iterator[tuple[int, Any]]:
+    """A dataset of the hub, from this machine's cache where it is there."""
+    from datasets import Dataset, disable_progress_bars, load_dataset
+
+    place = f"{what} dataset {name}"
+    disable_progress_bars()
+    try:
+        loaded = load_dataset(name, read.subset or None, split=read.split or None)
+    except Exception as error:  # network, access, unknown split or subset: the library has no common one
+        said = str(error) or type(error).__name__
+        raise InputError(
+            f"{place} is no path here and cannot be loaded from the hub: {said}; check the name, data.subset, "
+            "data.split, the network and HF_TOKEN"
+        ) from None
+    if not isinstance(loaded, Dataset):
+        loaded = _of_split(loaded, read.split, place)
+    return _checked(loaded, place)
+
+
+def _of_split(splits: Any, split: str, place: str) -> Any:
+    names = [str(name) for name in splits]
+    if not split and len(names) == 1:
+        split = names[0]
+    if split not in names:
+        asked = f"has no split {split!r}, only" if split else "holds the splits"
+        raise InputError(f"{place} {asked} {', '.join(names)}; name one with data.split")
+    return splits[split]
+
+
+def _checked(dataset: Any, place: str) -> Iterator[tuple[int, Any]]:
+    rows = iter(dataset)
+    for number in range(1, len(dataset) + 1):
+        try:
+            row = next(rows)
+        except Exception as error:  # features that do not fit the data show only when a row is made
+            raise InputError(f"{place}: row {number} cannot be read ({error})") from None
+        yield number, row

@@ -1,0 +1,194 @@
+"""What a run does with prompts that its policy refuses, that are too long, that repeat or that are held out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.preflight import Inputs, check_inputs
+from cluster.prompt_inputs import COUNTS
+from cluster.run_file import RunFile
+from solon import prompt_screen
+from solon.engines.base import EngineConfig
+from solon.engines.screening import screen_one
+from solon.errors import InputError
+from solon.feedback.labelling.dataset import load_answers
+from solon.feedback.labelling.writing import unwritable
+from solon.prompt_screen import Screening, screen
+from solon.records import Message
+from tests.unit.run_files import make_run
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}{{ m['content'] }} {% endfor %}"
+)
+"""Refuses a system turn and two user turns in a row, as many published templates do."""
+TWICE = [{"role": "user", "content": "sky"}, {"role": "user", "content": "blue"}]
+SYSTEM = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "sky"}]
+CHAT = [
+    {"role": "user", "content": "sky " * 9},
+    {"role": "assistant", "content": "blue"},
+    {"role": "user", "content": "is it blue"},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run whose policy takes 10 tokens of prompt and no system turn."""
+    make_run(tmp_path, "[rollout]\nmax_model_len = 16\nmax_tokens = 6\ngroup_size = 4\n")
+    config = {"chat_template": ALTERNATING, "eos_token": "<unk>", "unk_token": "<unk>", "model_max_length": 100}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (tmp_path / "policy" / "tokenizer_config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def write(folder: Path, prompts: list[Any], name: str = "prompts.jsonl") -> None:
+    (folder / name).write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+
+
+def check(folder: Path, *overrides: str) -> Inputs:
+    return check_inputs(RunFile.load(folder / "run.toml", overrides=overrides))
+
+
+def refusal(folder: Path, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        check(folder, *overrides)
+    return str(caught.value)
+
+
+def counts(**other: int) -> Mapping[str, int]:
+    return dict.fromkeys(COUNTS, 0) | other
+
+
+def texts(inputs: Inputs) -> list[str]:
+    return [prompt.messages[-1].content for prompt in inputs.prompts]
+
+
+def test_prompts_that_the_template_refuses_are_left_out_counted_and_named(folder: Path):
+    write(folder, ["is it blue", TWICE, "yes", SYSTEM])
+    inputs = check(folder)
+    assert texts(inputs) == ["is it blue", "yes"]
+    assert inputs.counts == {"prompts": counts(read=4, used=2, refused=2)}
+    assert [row.place.number for row in inputs.refused["prompts"]] == [2, 4]
+    (warning,) = inputs.warnings
+    assert "2 of 4 prompts (50.0%) are refused by the policy's chat template; dropped" in warning
+    assert "line 2: the chat template refuses it: roles must alternate user/assistant" in warning
+    assert "roles must alternate" in refusal(folder, "data.refused=error")
+    write(folder, [TWICE, SYSTEM])
+    assert "none of 2 prompts can be used: line 1: the chat template refuses it" in refusal(folder)
+
+
+def test_prompts_that_are_too_long_are_left_out_refused_or_cut_but_never_in_silence(folder: Path):
+    write(folder, ["is it blue", CHAT, "no " * 11])
+    dropped = check(folder)
+    assert texts(dropped) == ["is it blue"]
+    assert dropped.counts["prompts"] == counts(read=3, used=1, overlong=2)
+    assert "2 of 3 prompts (66.7%) are longer than the 10 tokens" in dropped.warnings[0]
+    assert "line 2: has 13 tokens, 10 fit" in dropped.warnings[0]
+    assert "line 2: has 13 tokens, 10 fit" in refusal(folder, "data.overlong=error")
+    cut = check(folder, "data.overlong=cut")
+    assert [[m.content for m in p.messages] for p in cut.prompts] == [["is it blue"], ["is it blue"], ["no " * 10]]
+    assert cut.counts["prompts"] == counts(read=3, used=3, overlong=2, cut=2)
+    assert "2 of 3 prompts (66.7%) were cut to 10 tokens" in cut.warnings[0]
+    assert cut.prompts[0].prompt_id == cut.prompts[1].prompt_id
+
+
+def test_prompts_that_repeat_or_are_held_out_as_well_are_told_and_left_out_when_asked_for(folder: Path):
+    with (folder / "run.toml").open("a") as file:
+        file.write('[evaluate]\nprompts = "heldout.jsonl"\nevaluator = "judge"\naudit_judge = "judge"\n')
+    write(folder, ["sky", "blue", "sky"])
+    write(folder, ["blue", "yes"], "heldout.jsonl")
+    inputs = check(folder)
+    assert texts(inputs) == ["sky", "blue", "sky"]
+    assert inputs.counts["prompts"] == counts(read=3, used=3, duplicates=1, overlap=1)
+    assert inputs.counts["heldout"] == counts(read=2, used=2)
+    assert "1 of 3 prompts (33.3%) repeat an earlier one; kept" in inputs.warnings[0]
+    assert "line 3: repeats line 1" in inputs.warnings[0]
+    assert "1 of 3 prompts (33.3%) are held out as well" in inputs.warnings[1]
+    clean = check(folder, "data.duplicates=drop", "data.heldout_overlap=drop")
+    assert texts(clean) == ["sky"]
+    assert clean.counts["prompts"] == counts(read=3, used=1, duplicates=1, overlap=1)
+    assert "line 2: is held out as well, line 1 of evaluate.prompts" in refusal(folder, "data.heldout_overlap=error")
+
+
+def test_what_was_rendered_once_is_not_rendered_again(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    write(folder, ["is it blue", TWICE, f"{time.time_ns()} yes"])
+    first = check(folder)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("rendered again")
+
+    monkeypatch.setattr(prompt_screen, "_start", never)
+    assert check(folder).counts == first.counts
+    with pytest.raises(AssertionError, match="rendered again"):
+        check(folder, "rollout.max_model_len=20")
+
+
+def test_rendering_many_prompts_is_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prompt_screen, "MANY", 2)
+    write(folder, ["is it blue", f"{time.time_ns()} yes"])
+    said: list[str] = []
+    for _ in range(2):
+        check_inputs(RunFile.load(folder / "run.toml"), say=said.append)
+    assert said == ["rendering 2 prompts with the policy's chat template; the result is kept"]
+
+
+def test_a_template_without_end_is_refused_in_one_line_soon(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prompt_screen, "DEADLINE_S", 0.5)
+    config = json.loads((folder / "policy" / "tokenizer_config.json").read_text())
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages }}"
+    (folder / "policy" / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": loops}))
+    message = refusal(folder)
+    assert "its chat template did not come to an end within 0.5 s" in message
+    assert "the one that ends in 'is 0 blue'" in message
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_refused_with_its_reason(folder: Path):
+    (folder / "policy" / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"policy model .*policy: its tokenizer cannot be loaded: \w+"):
+        screen([(Message(role="user", content="sky"),)], Screening(model=str(folder / "policy"), room=9))
+
+
+def test_a_policy_that_is_not_here_leaves_prompts_unrendered_and_says_so(folder: Path):
+    inputs = check(folder, "policy=org/model")
+    assert any("the prompts were not rendered" in warning for warning in inputs.warnings)
+    assert len(inputs.prompts) == 3
+
+
+def test_label_skips_prompts_that_its_policy_cannot_answer(folder: Path):
+    write(folder, ["is it blue", TWICE, "no " * 11])
+    rows = load_answers(folder / "prompts.jsonl", least=1).unanswered
+    skipped = unwritable(rows, EngineConfig(model=str(folder / "policy"), max_model_len=16), 6)
+    assert [(row.place, row.reason) for row in skipped] == [
+        ("line 2", "the chat template refuses it: roles must alternate user/assistant"),
+        ("line 3", "has 11 tokens, 10 fit"),
+    ]
+    assert unwritable(rows, EngineConfig(model="org/model", max_model_len=16), 6) == []
+
+
+def test_whatever_a_template_raises_is_a_refusal_of_that_prompt_alone():
+    def encode(messages: Any) -> list[int]:
+        raise TypeError("can only concatenate str\n(not NoneType)")
+
+    found = screen_one([Message(role="user", content="x")], encode, room=5, cuts=False)
+    assert found == {"refused": "can only concatenate str (not NoneType)"}
+
+
+def test_many_prompts_of_which_nine_in_a_thousand_are_broken_are_read_at_100_microseconds_each(tmp_path: Path):
+    from solon.prompts import load_prompts
+
+    count = 20_000
+    lines = ['{"prompt": "cut of' if n % 111 == 0 else f'{{"prompt": "question {n} ?"}}' for n in range(count)]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(lines))
+    started = time.process_time()
+    file = load_prompts(path)
+    assert len(file.bad) == 181
+    assert time.process_time() - started < count / 1_000_000 * 100
+    (warning,) = file.warnings()
+    assert "skipped 181 of 20,000 rows, broken (line 1: not JSON" in warning
