@@ -129,7 +129,7 @@ class _Pile:
         for place, prompt in self._rows:
             outcome = outcomes[prompt.prompt_id]
             if outcome.refused:
-                refused.append(Refused(place=place, reason=f"the chat template refuses it: {outcome.refused}"))
+                refused.append(Refused(place=place, reason=outcome.refused))
             elif outcome.cut is not None:
                 cut[place] = Prompt(prompt_id=prompt_id(outcome.cut), messages=outcome.cut, tags=prompt.tags)
             elif outcome.is_overlong:

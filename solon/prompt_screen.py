@@ -62,7 +62,7 @@ class Outcome:
     tokens: int = 0
     """Before it was cut."""
     refused: str = ""
-    """What the template says against it."""
+    """Why the template does not take it."""
     is_overlong: bool = False
     cut: tuple[Message, ...] | None = None
     """What fits of it."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from solon.cutting import fitted
-from solon.errors import InputError, one_line
+from solon.errors import InputError, PromptRefusedError, one_line
 from solon.records import Message
 
 FLUSH_S = 0.2
@@ -28,7 +28,7 @@ FLUSH_S = 0.2
 Encode = Callable[[Sequence[Message]], list[int]]
 
 
-class SlowTemplateError(Exception):
+class SlowTemplateError(BaseException):
     """One prompt took longer than all of them may."""
 
 
@@ -91,10 +91,11 @@ def screen_one(messages: Sequence[Message], encode: Encode, *, room: int, cuts: 
         if not cuts:
             return {"overlong": tokens}
         short = fitted(messages, room=room, length=lambda shorter: len(encode(shorter)))
-    except SlowTemplateError:
-        raise
+    except PromptRefusedError as error:
+        return {"refused": one_line(str(error), longest=300)}
     except Exception as error:  # a template can raise anything; what it says of one prompt holds for that prompt
-        return {"refused": one_line(str(error) or type(error).__name__, longest=200)}
+        said = one_line(str(error) or type(error).__name__, longest=200)
+        return {"refused": f"the chat template refuses it: {said}"}
     if short is None:
         return {"overlong": tokens}
     return {"overlong": tokens, "cut": [[message.role, message.content] for message in short]}

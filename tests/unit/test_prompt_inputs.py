@@ -77,10 +77,11 @@ def test_prompts_that_the_template_refuses_are_left_out_counted_and_named(folder
     assert [row.place.number for row in inputs.refused["prompts"]] == [2, 4]
     (warning,) = inputs.warnings
     assert "2 of 4 prompts (50.0%) are refused by the policy's chat template; dropped" in warning
-    assert "line 2: the chat template refuses it: roles must alternate user/assistant" in warning
+    assert "line 2: the chat template refuses" in warning
+    assert "roles must alternate user/assistant" in warning
     assert "roles must alternate" in refusal(folder, "data.refused=error")
     write(folder, [TWICE, SYSTEM])
-    assert "none of 2 prompts can be used: line 1: the chat template refuses it" in refusal(folder)
+    assert "none of 2 prompts can be used: line 1: the chat template refuses" in refusal(folder)
 
 
 def test_prompts_that_are_too_long_are_left_out_refused_or_cut_but_never_in_silence(folder: Path):
@@ -164,10 +165,9 @@ def test_label_skips_prompts_that_its_policy_cannot_answer(folder: Path):
     write(folder, ["is it blue", TWICE, "no " * 11])
     rows = load_answers(folder / "prompts.jsonl", least=1).unanswered
     skipped = unwritable(rows, EngineConfig(model=str(folder / "policy"), max_model_len=16), 6)
-    assert [(row.place, row.reason) for row in skipped] == [
-        ("line 2", "the chat template refuses it: roles must alternate user/assistant"),
-        ("line 3", "has 11 tokens, 10 fit"),
-    ]
+    assert [row.place for row in skipped] == ["line 2", "line 3"]
+    assert "roles must alternate user/assistant" in skipped[0].reason
+    assert skipped[1].reason == "has 11 tokens, 10 fit"
     assert unwritable(rows, EngineConfig(model="org/model", max_model_len=16), 6) == []
 
 
@@ -176,7 +176,7 @@ def test_whatever_a_template_raises_is_a_refusal_of_that_prompt_alone():
         raise TypeError("can only concatenate str\n(not NoneType)")
 
     found = screen_one([Message(role="user", content="x")], encode, room=5, cuts=False)
-    assert found == {"refused": "can only concatenate str (not NoneType)"}
+    assert found == {"refused": "the chat template refuses it: can only concatenate str (not NoneType)"}
 
 
 def test_many_prompts_of_which_nine_in_a_thousand_are_broken_are_read_at_100_microseconds_each(tmp_path: Path):

@@ -65,7 +65,7 @@ def unwritable(prompts: Sequence[AnswerRow], engine: EngineConfig, max_tokens: i
     found = []
     for row, outcome in zip(prompts, screen([row.prompt.messages for row in prompts], how) or (), strict=False):
         if outcome.refused:
-            reason = f"the chat template refuses it: {outcome.refused}"
+            reason = outcome.refused
         elif outcome.is_overlong:
             reason = f"has {outcome.tokens} tokens, {room} fit"
         else:
