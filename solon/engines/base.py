@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from solon.engines.chat_settings import ChatSettings
 from solon.records import FinishReason, Message, Weights
 
+if TYPE_CHECKING:
+    from solon.engines.thinking import AnswerText
+    from solon.engines.tokens import ChatPrompt
 
-class EngineOptions(BaseModel):
-    """How an engine is built, whatever its model."""
+
+class EngineOptions(ChatSettings):
+    """How an engine is built, whatever its model, and how it is talked to."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -92,7 +97,8 @@ class TokenizerLike(Protocol):
     """What Solon needs of a tokenizer; `solon.engines.tokens.ChatTokenizer` wraps a Hugging Face one."""
 
     def encode(self, text: str, *, is_data: bool = False) -> list[int]:
-        """Ids of a piece of text, nothing added. `is_data`: text that resembles a special token stays text."""
+        """Ids of a piece of text that stands within a longer one, nothing added. `is_data`: what looks like a control
+        token stays text."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -100,7 +106,15 @@ class TokenizerLike(Protocol):
         ...
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """A conversation in the model's chat template, ready for the assistant's turn."""
+        """A conversation in the model's chat template, ready for the assistant's turn. Raises PromptRefusedError."""
+        ...
+
+    def open_chat(self, messages: Sequence[Message]) -> ChatPrompt:
+        """The same ids, and what else is to be known of the prompt. Raises PromptRefusedError."""
+        ...
+
+    def read_answer(self, token_ids: Sequence[int], *, opens_thought: bool = False) -> AnswerText:
+        """An answer without the thought at its beginning. opens_thought: the prompt opened it."""
         ...
 
     def chat_frame(self) -> tuple[list[int], list[int]]:

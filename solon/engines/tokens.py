@@ -1,17 +1,42 @@
-"""A Hugging Face tokenizer behind the few calls that Solon makes."""
+"""A Hugging Face tokenizer behind the few calls that Solon makes: from texts to token ids, the same in every lane.
+
+One rule: what people or models wrote is data. A control token in a prompt was written by the chat template, never by a
+text, whatever the text looks like. A conversation without control words in its texts gets exactly the ids of
+`tokenizer.apply_chat_template`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from solon.errors import InputError
+from solon.engines.chat_settings import ChatSettings, ThinkingMarks
+from solon.engines.chat_template import ChatTemplate
+from solon.engines.control_tokens import ControlWords, SealedTokenizer, control_tokens
+from solon.engines.thinking import KNOWN, AnswerText, leaves_open, split_thought
+from solon.errors import InputError, PromptRefusedError
 from solon.records import Message
 
 _MARK = "solonframemark"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation as a model reads it."""
+
+    token_ids: tuple[int, ...]
+    opens_thought: bool = False
+    """The answer begins inside a thought."""
+    shown: tuple[Message, ...] = ()
+    """The conversation as the template shows it, where that is not all of it: some cut thoughts out of old answers.
+    Empty: all of it."""
 
 
 class ChatTokenizer:
@@ -20,64 +45,206 @@ class ChatTokenizer:
     Raises InputError when the tokenizer has no chat template or no end-of-turn token.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        if not tokenizer.chat_template:
+    def __init__(self, tokenizer: Any, settings: ChatSettings | None = None) -> None:
+        settings = settings or ChatSettings()
+        if not hasattr(tokenizer, "backend_tokenizer"):
             raise InputError(
-                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, expected one; "
-                "use a chat model or add `chat_template` to its tokenizer_config.json"
+                f"the tokenizer of {tokenizer.name_or_path!r} is no fast one ({type(tokenizer).__name__}), expected "
+                "one with a tokenizer.json; convert it, or use another model"
             )
+        self.hf = tokenizer
+        self._template = ChatTemplate(tokenizer, settings)
         if tokenizer.eos_token_id is None:
             raise InputError(
                 f"the tokenizer of {tokenizer.name_or_path!r} has no end-of-sequence token, expected one; "
                 "set `eos_token` in its tokenizer_config.json"
             )
-        self.hf = tokenizer
-        unknown = tokenizer.unk_token_id
-        self._special_ids = frozenset(tokenizer.all_special_ids) - {unknown}
-        extra = getattr(tokenizer, "added_tokens_decoder", {})
-        self._special_ids |= {index for index, token in extra.items() if token.special and index != unknown}
+        self._settings = settings
+        self.marks = self._find_marks()
+        """What stands around a thought; None: this model has no thoughts, or they are part of the answer."""
+        marks = (self.marks.start, self.marks.end) if self.marks else ()
+        self._control = control_tokens(
+            tokenizer, template=self._template.source, marks=marks, text_tokens=settings.text_tokens
+        )
+        self._words = ControlWords(self._control.values())
 
     @classmethod
-    def load(cls, model: str, *, trust_remote_code: bool = False) -> ChatTokenizer:
+    def load(
+        cls, model: str, *, trust_remote_code: bool = False, settings: ChatSettings | None = None
+    ) -> ChatTokenizer:
         """The tokenizer of a Hugging Face directory or hub name."""
-        return cls(load_tokenizer(model, trust_remote_code=trust_remote_code))
+        return cls(load_tokenizer(model, trust_remote_code=trust_remote_code), settings)
 
     def encode(self, text: str, *, is_data: bool = False) -> list[int]:
-        """Ids of a piece of text, nothing added. `is_data`: text that resembles a special token stays text."""
-        if not is_data:
-            return list(self.hf.encode(text, add_special_tokens=False))
-        ids = self.hf.encode(text, add_special_tokens=False, split_special_tokens=True)
-        # To a word-level vocabulary a special token is a word like any other, whatever it is told: left out here.
-        return [token for token in ids if token not in self._special_ids]
+        """Ids of a piece of text that stands within a longer one, nothing added. `is_data`: what looks like a control
+        token stays text."""
+        # Some vocabularies begin every text with a space that nobody wrote: only the first piece may have it.
+        for before in ("\n", ".") if text and self._adds_space(is_data=is_data) else ():
+            known, ids = self._encode(before, is_data=is_data), self._encode(before + text, is_data=is_data)
+            if ids[: len(known)] == known:
+                return ids[len(known) :]
+        return self._encode(text, is_data=is_data)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return str(self.hf.decode(list(token_ids), skip_special_tokens=True)).strip()
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """A conversation in the model's chat template, ready for the assistant's turn."""
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        text = self.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return list(self.hf.encode(text, add_special_tokens=False))
+        """A conversation in the model's chat template, ready for the assistant's turn. Raises PromptRefusedError."""
+        return self._ids(self._template.render(messages), messages)
+
+    def open_chat(self, messages: Sequence[Message]) -> ChatPrompt:
+        """The same ids, and what else is to be known of the prompt. The template runs once, a second time where a text
+        has control words in it. Raises PromptRefusedError when the template does not take the conversation."""
+        text = self._template.render(messages)
+        opens = self.marks is not None and self._template.opens_thought(text, messages, self.marks)
+        return ChatPrompt(tuple(self._ids(text, messages)), opens, self._shown(text, messages))
+
+    def read_answer(self, token_ids: Sequence[int], *, opens_thought: bool = False) -> AnswerText:
+        """An answer without the thought at its beginning. opens_thought: the prompt opened it."""
+        if self.marks is None:
+            return AnswerText(self.decode(token_ids))
+        ids = list(token_ids)
+        start, end = self._mark_ids
+        while ids and not opens_thought and ids[: len(start)] != start and not self.hf.decode(ids[:1]).strip():
+            ids = ids[1:]
+        if ids[: len(start)] == start:
+            ids, opens_thought = ids[len(start) :], True
+        place = _find(ids, end) if opens_thought or ids[: len(end)] == end else None
+        if place is not None:
+            thought, answer = self.decode(ids[:place]), self.decode(ids[place + len(end) :])
+            return AnswerText(answer, thought)
+        return split_thought(self.decode(ids), self.marks, is_open=opens_thought)
 
     def chat_frame(self) -> tuple[list[int], list[int]]:
-        """Ids before and after the content of one user turn, the assistant's opening included."""
-        turn = [{"role": "user", "content": _MARK}]
-        text = self.hf.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        before, found, after = text.partition(_MARK)
-        if not found:
-            raise InputError("the judge's chat template drops the user's message, expected it to be kept")
-        return self.encode(before), self.encode(after)
+        """Ids before and after the content of one user turn, the assistant's opening included and no thought left open.
+
+        Raises InputError when the template does not show the content exactly once.
+        """
+        try:
+            text = self._frame_text()
+        except PromptRefusedError as error:
+            raise InputError(f"the judge cannot be asked: {error}; set judging.chat_template to one that can") from None
+        if (count := text.count(_MARK)) != 1:
+            raise InputError(
+                f"the judge's chat template shows the user's message {count} times, expected once; name a file with "
+                "another template in judging.chat_template"
+            )
+        before, _, after = text.partition(_MARK)
+        return self._encode(before), self.encode(after)
 
     @property
     def eos_token_id(self) -> int:
         return int(self.hf.eos_token_id)
 
     @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary, added tokens included."""
+        return len(self.hf)
+
+    @cached_property
     def digest(self) -> str:
-        """Identifies vocabulary and chat template."""
+        """Identifies vocabulary, chat template and how it is used."""
         vocabulary = self.hf.backend_tokenizer.to_str()
-        return hashlib.sha256(f"{vocabulary}\x00{self.hf.chat_template}".encode()).hexdigest()[:16]
+        template = self._template.source if self._settings.chat_template else self.hf.chat_template
+        parts = [vocabulary, str(template)]
+        changed = self._settings.model_dump(mode="json", exclude_defaults=True, exclude={"chat_template"})
+        # Whoever builds this from an engine's settings hands over more than those of the chat.
+        changed = {name: value for name, value in changed.items() if name in ChatSettings.model_fields}
+        if changed:
+            parts.append(json.dumps(changed, sort_keys=True))
+        return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16]
+
+    def _encode(self, text: str, *, is_data: bool = False) -> list[int]:
+        return self._sealed.encode_data(text) if is_data else list(self.hf.encode(text, add_special_tokens=False))
+
+    def _adds_space(self, *, is_data: bool) -> bool:
+        """Whether a text is encoded in another way alone than behind a line break."""
+        if is_data not in self._spaces:
+            line, alone = self._encode("\n", is_data=is_data), self._encode("a", is_data=is_data)
+            self._spaces[is_data] = bool(line) and self._encode("\na", is_data=is_data) != line + alone
+        return self._spaces[is_data]
+
+    def _ids(self, text: str, messages: Sequence[Message]) -> list[int]:
+        """Ids of what the template wrote of a conversation."""
+        ids = self._encode(text)
+        if not any(self._words.may_matter_in(message.content) for message in messages):
+            return ids
+        masked = self._template.masked(messages, text, self._words)
+        places = self._control_places(masked)
+        if places == self._control_places(text):
+            return ids
+        pieces, at = [], 0
+        for first, last, index in places:
+            pieces += [text[at:first], self._sealed.name(index)]
+            at = last
+        return self._sealed.encode("".join((*pieces, text[at:])))
+
+    def _control_places(self, text: str) -> list[tuple[int, int, int]]:
+        """Where a text has control tokens: first and last character and id, spaces that belong to them left out."""
+        encoding = self.hf.backend_tokenizer.encode(text, add_special_tokens=False)
+        found = []
+        for index, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
+            if index in self._control:
+                inner = text[first:last]
+                first, last = first + len(inner) - len(inner.lstrip()), last - len(inner) + len(inner.rstrip())
+                found.append((first, last, index))
+        return found
+
+    def _shown(self, text: str, messages: Sequence[Message]) -> tuple[Message, ...]:
+        if self.marks is None:
+            return ()
+        shown = []
+        for message in messages:
+            read = split_thought(message.content, self.marks) if message.role == "assistant" else AnswerText("")
+            is_cut = bool(read.thought) and not read.is_unfinished and read.thought not in text
+            shown.append(Message(role=message.role, content=read.text) if is_cut else message)
+        return tuple(shown) if shown != list(messages) else ()
+
+    def _find_marks(self) -> ThinkingMarks | None:
+        setting = self._settings.thinking
+        if isinstance(setting, ThinkingMarks):
+            return setting
+        if setting == "off":
+            return None
+        template, added = self._template.source, self.hf.get_added_vocab()
+        for marks in KNOWN:
+            if (marks.start in template and marks.end in template) or (marks.start in added and marks.end in added):
+                return marks
+            if all(any(len(token) > 3 and mark.startswith(token) for token in added) for mark in (marks.start, marks.end)):
+                return marks
+        return None
+
+    @cached_property
+    def _mark_ids(self) -> tuple[list[int], list[int]]:
+        assert self.marks is not None
+        return self._encode(self.marks.start), self._encode(self.marks.end)
+
+    def _frame_text(self) -> str:
+        """A question's place in the template, in which the verdict can be written at once."""
+        turn = [Message(role="user", content=_MARK)]
+        source, given = self._template.source, self._template.args
+        off = {name: False for name in ("enable_thinking", "thinking") if name in source and name not in given}
+        text = self._template.render(turn, **off)
+        marks = self.marks or next((marks for marks in KNOWN if leaves_open(text, marks)), None)
+        if marks is not None and leaves_open(text, marks):
+            _log.warning("the judge's chat template opens a thought, which is closed again: it judges without thinking")
+            text = f"{text.rstrip()}\n\n{marks.end}\n\n"
+        return text
+
+    @cached_property
+    def _sealed(self) -> SealedTokenizer:
+        return SealedTokenizer(self.hf, self._control)
+
+    @cached_property
+    def _spaces(self) -> dict[bool, list[int]]:
+        return {}
+
+
+def _find(ids: Sequence[int], part: Sequence[int]) -> int | None:
+    """Where a part begins; None: nowhere."""
+    steps = range(len(ids) - len(part) + 1)
+    return next((n for n in steps if list(ids[n : n + len(part)]) == list(part)), None)
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:

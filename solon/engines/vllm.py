@@ -53,7 +53,9 @@ class VllmEngine:
         self.config = config
 
         prepare_process(config)
-        self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
+        self.tokenizer = ChatTokenizer.load(
+            config.model, trust_remote_code=config.trust_remote_code, settings=config
+        )
         self._quantised = is_quantised(config)
         self._llm = start_vllm(config)
         self._client = self._llm.engine_core

@@ -1,0 +1,58 @@
+"""How a conversation becomes text and how an answer is read: settings of every engine, policy and judge alike."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+
+DATE = "2024-07-26"
+"""The date that Llama's own templates fall back on."""
+OURS = frozenset({"messages", "conversation", "chat_template", "add_generation_prompt", "tokenize", "strftime_now"})
+"""Names that are passed to a template anyway."""
+
+
+class ThinkingMarks(BaseModel):
+    """`ThinkingMarks(start="<think>", end="</think>")`: what stands around a thought."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    start: str = Field(min_length=1, max_length=200)
+    end: str = Field(min_length=1, max_length=200)
+
+
+class ChatSettings(BaseModel):
+    """`ChatSettings(chat_template_args={"enable_thinking": False})`"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    chat_template: str = ""
+    """A file with a Jinja chat template, instead of the model's own."""
+    chat_template_args: dict[str, JsonValue] = Field(default_factory=dict)
+    """Arguments of the chat template, `{ enable_thinking = false }`."""
+    chat_date: str = DATE
+    """What a template that asks for today's date is given, year-month-day: the same in every run, so that prompts and
+    cached verdicts are."""
+    thinking: Literal["auto", "off"] | ThinkingMarks = "auto"
+    """How a thought at the beginning of an answer is told from the answer. `auto`: by the marks that template or
+    vocabulary know; `off`: all of it is the answer; or the marks, `{ start = "<think>", end = "</think>" }`."""
+    text_tokens: tuple[str, ...] = ()
+    """Control tokens that a text may contain as such, `["</think>"]`: in a text they become their one token. Only such
+    as the tokenizer does not call special."""
+
+    @field_validator("chat_date")
+    @classmethod
+    def _is_date(cls, value: str) -> str:
+        try:
+            datetime.date.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"is {value[:40]!r}, expected year-month-day such as {DATE}") from None
+        return value
+
+    @field_validator("chat_template_args")
+    @classmethod
+    def _are_not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(OURS & value.keys()):
+            raise ValueError(f"has `{taken[0]}`, which Solon sets itself; remove it")
+        return value

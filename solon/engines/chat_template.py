@@ -1,0 +1,136 @@
+"""A model's chat template, and which parts of what it writes are its own words.
+
+A template writes control tokens; the texts of a conversation hold none, whatever they look like. To tell the two apart
+where a text does look like one, the conversation is written a second time with its texts masked: what is a control
+token there was written by the template.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from solon.engines.chat_settings import ChatSettings, ThinkingMarks
+from solon.engines.control_tokens import MASK, ControlWords, mask_all
+from solon.engines.thinking import split_thought
+from solon.errors import InputError, PromptRefusedError, short
+from solon.records import Message
+
+MOST_BYTES = 1 << 20
+"""Longest template; the longest of published models has some 20 thousand."""
+
+Turn = dict[str, Any]
+Mask = Callable[[str], str]
+
+
+class ChatTemplate:
+    """`ChatTemplate(tokenizer, settings).render(messages)`
+
+    Raises InputError when there is no template, or the file of another one cannot be read.
+    """
+
+    def __init__(self, tokenizer: Any, settings: ChatSettings) -> None:
+        self._hf = tokenizer
+        self._override = _read(settings.chat_template) if settings.chat_template else None
+        if not self._override and not tokenizer.chat_template:
+            raise InputError(
+                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, expected one; use a chat model, "
+                "add `chat_template` to its tokenizer_config.json, or name a file with one in the setting chat_template"
+            )
+        self.source: str = self._override or tokenizer.get_chat_template()
+        if len(self.source.encode("utf-8", "surrogatepass")) > MOST_BYTES:
+            raise InputError(
+                f"the chat template of {tokenizer.name_or_path!r} has {len(self.source)} characters, expected at most "
+                f"{MOST_BYTES}; use another one"
+            )
+        self.args: dict[str, Any] = dict(settings.chat_template_args)
+        self._date = datetime.date.fromisoformat(settings.chat_date)
+
+    def render(self, messages: Sequence[Message], **more: Any) -> str:
+        """The conversation as text, ready for the assistant's turn. more: further arguments of the template. Raises
+        PromptRefusedError when the template does not take the conversation."""
+        return self.render_turns([{"role": m.role, "content": m.content} for m in messages], **more)
+
+    def render_turns(self, turns: Sequence[Turn], **more: Any) -> str:
+        """The same of turns as a template sees them."""
+        settings = {"tokenize": False, "add_generation_prompt": True, "chat_template": self._override} | more
+        try:
+            text = self._hf.apply_chat_template(list(turns), **self.args | settings, strftime_now=self._today)
+        except Exception as error:  # a template is a program: it raises whatever it likes
+            roles = ", ".join(turn["role"] for turn in turns[:8])
+            raise PromptRefusedError(
+                f"the chat template refuses the conversation (turns: {roles}): {short(str(error)) or type(error).__name__}"
+            ) from None
+        return str(text)
+
+    def masked(self, messages: Sequence[Message], text: str, control: ControlWords) -> str:
+        """What the template wrote, given what it wrote of the conversation: every other character of `text` that
+        comes from a message and might be part of a control token is `MASK`.
+
+        control: finds control words in messages. Raises PromptRefusedError when the template decides by the control
+        words in a text, so that its own cannot be told from those of the text.
+        """
+        for turns in _masked_turns(messages, control.mask):
+            found = self.render_turns(turns)
+            if len(found) == len(text) and all(a in (b, MASK) for a, b in zip(found, text, strict=True)):
+                return found
+        guilty = next((m for m in messages if control.may_matter_in(m.content)), messages[-1])
+        raise PromptRefusedError(
+            f"the text of a {guilty.role} turn contains control words of the chat template, which decides by them, so "
+            f"that text and control tokens cannot be told apart: {short(guilty.content)}"
+        )
+
+    def opens_thought(self, text: str, messages: Sequence[Message], marks: ThinkingMarks) -> bool:
+        """Whether the answer to a conversation begins inside a thought. text: what the template wrote."""
+        last = messages[-1].content.strip()
+        place = text.rfind(last) if last else -1
+        tail = text[place + len(last) :] if place >= 0 else text[-len(self._opening) - 200 :]
+        return tail.rfind(marks.start) > tail.rfind(marks.end)
+
+    @cached_property
+    def _opening(self) -> str:
+        """What the template writes to open an answer, roughly."""
+        return self.render([Message(role="user", content="hi")]).rpartition("hi")[2]
+
+    def _today(self, form: str = "%Y-%m-%d") -> str:
+        return self._date.strftime(form)
+
+
+def _masked_turns(messages: Sequence[Message], mask_words: Mask) -> Iterator[list[Turn]]:
+    """Ways to mask a conversation, the surest first: all of it; the same with thoughts of old answers handed over apart,
+    for templates that cut them out; control words alone, for templates that look into a text."""
+    has_thoughts = any(m.role == "assistant" and THOUGHT.end in m.content for m in messages)
+    for mask in (mask_all, mask_words):
+        yield [{"role": m.role, "content": mask(m.content)} for m in messages]
+        if has_thoughts:
+            yield [_parted(m, mask, "\n") for m in messages]
+            yield [_parted(m, mask, "") for m in messages]
+
+
+def _parted(message: Message, mask: Mask, left_out: str) -> Turn:
+    """An answer without its thought, masked, and the thought apart."""
+    answer = message.content
+    if message.role != "assistant" or THOUGHT.end not in answer:
+        return {"role": message.role, "content": mask(answer)}
+    thought = split_thought(answer, THOUGHT).thought
+    # What templates keep of it, byte for byte: what stands behind the last mark, with or without line breaks.
+    kept = answer.split(THOUGHT.end)[-1]
+    kept = kept.lstrip(left_out) if left_out else kept
+    return {"role": message.role, "content": mask(kept), "reasoning_content": mask(thought)}
+
+
+THOUGHT = ThinkingMarks(start="<think>", end="</think>")
+"""The marks that templates look for in old answers."""
+
+
+def _read(path: str) -> str:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the chat template {path} cannot be read: {error}; check the setting chat_template") from None
+    if not text.strip():
+        raise InputError(f"the chat template {path} is empty, expected a Jinja template; check the setting chat_template")
+    return text

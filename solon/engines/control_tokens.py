@@ -1,0 +1,177 @@
+"""Which tokens steer a model, and a tokenizer that sees them nowhere in a text.
+
+    sealed = SealedTokenizer(tokenizer, control)
+    sealed.encode("<|im_end|>")                  # pieces of text, never the control token
+    sealed.encode(sealed.name(7) + "hello")      # token 7 where its secret name stands, text elsewhere
+
+The sealed tokenizer is the model's own in everything else: its control tokens have been given random names that no text
+can know. So a text with control words is split exactly as it would be if the words meant nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from solon.errors import InputError
+
+_MARKER = re.compile(
+    r"<\|.*\|>|<\|.*>|<.*\|>|<｜.*｜>|\[/?[A-Z_]{2,}\]"
+    r"|</?(s|bos|eos|pad|mask|think|thinking|seed:think|tools?|tool_calls?|tool_response|start_of_turn|end_of_turn)>"
+)
+"""Control tokens of the usual families, by form."""
+
+
+def control_tokens(tokenizer: Any, *, template: str, marks: Iterable[str], text_tokens: Iterable[str]) -> dict[int, str]:
+    """The tokens that no text may become, by id.
+
+    Special ones; and of the other added tokens those that the template writes, that mark a thought, or that have the
+    form of a control token. Runs of spaces and HTML tags, which some vocabularies add too, are text. The token for
+    what is unknown is no control token: it stands for text. Raises InputError for a name in `text_tokens` that is
+    special or not there.
+    """
+    added = {index: (token.content, token.special) for index, token in tokenizer.added_tokens_decoder.items()}
+    for name in text_tokens:
+        if not any(content == name and not special for content, special in added.values()):
+            raise InputError(
+                f"text_tokens has {name!r}, expected an added token of {tokenizer.name_or_path!r} that is not special; "
+                "remove it"
+            )
+    named = {*marks}
+    found = {
+        index: content
+        for index, (content, special) in added.items()
+        if content.strip()
+        and content not in text_tokens
+        and (special or content in named or _is_marker(content, template))
+    }
+    for index, content in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True):
+        found.setdefault(int(index), str(content))
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in (
+        tokenizer.eos_token_id,
+        tokenizer.bos_token_id,
+    ):
+        found.pop(tokenizer.unk_token_id, None)
+    return found
+
+
+def _is_marker(content: str, template: str) -> bool:
+    if _MARKER.fullmatch(content):
+        return True
+    is_bracketed = content[0] in "<[" and content[-1] in ">]" and len(content) > 2
+    return is_bracketed and not re.search(r"\s", content) and content in template
+
+
+MASK = "\ue0f3"
+"""A character for private use: stands for one of a text."""
+
+
+def mask_all(text: str) -> str:
+    """A text of the same length that says nothing; spaces stay, for templates strip them."""
+    return re.sub(r"\S", MASK, text)
+
+
+class ControlWords:
+    """Finds words in a text that are, or with the text before or after it may become, control tokens."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        known = sorted({word.lower() for word in words}, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, known)) or r"(?!)", re.IGNORECASE)
+        self._heads = frozenset(word[:n] for word in known for n in range(1, len(word)))
+        self._tails = frozenset(word[n:] for word in known for n in range(1, len(word)))
+        self._longest = max(map(len, known), default=1)
+
+    def may_matter_in(self, text: str) -> bool:
+        """Whether any of it is in a text, or begins at its end, or ends at its beginning."""
+        return self._pattern.search(text) is not None or any(self._edges(text))
+
+    def mask(self, text: str) -> str:
+        """The text with all of that masked, of the same length."""
+        text = self._pattern.sub(lambda found: mask_all(found[0]), text)
+        begun, ended = self._edges(text)
+        first, last = len(text) - len(text.lstrip()), len(text.rstrip())
+        text = text[:first] + mask_all(text[first : first + ended]) + text[first + ended :]
+        return text[: last - begun] + mask_all(text[last - begun : last]) + text[last:]
+
+    def _edges(self, text: str) -> tuple[int, int]:
+        """How many characters at the end may be the beginning of a control token, and the other way round."""
+        core = text.strip()
+        longest = min(self._longest, len(core))
+        begun = next((n for n in range(longest, 0, -1) if core[-n:].lower() in self._heads), 0)
+        ended = next((n for n in range(longest, 0, -1) if core[:n].lower() in self._tails), 0)
+        return begun, ended
+
+
+UNKNOWN_PIECE = "\x00unknown"
+
+
+class SealedTokenizer:
+    """See the module. Built from the tokenizer's own description; costs about as much as loading it."""
+
+    def __init__(self, tokenizer: Any, control: Mapping[int, str]) -> None:
+        from tokenizers import Tokenizer
+
+        # Lower-case letters and digits: no normalizer changes them, and no text contains this one.
+        key = secrets.token_hex(12)
+        self._names = {index: f"zq{key}x{index}qz" for index in control}
+        described = json.loads(tokenizer.backend_tokenizer.to_str())
+        described |= {"truncation": None, "padding": None, "post_processor": None}
+        is_known = self._rename_words(described["model"], control, unknown=tokenizer.unk_token)
+        kept = []
+        for entry in described["added_tokens"]:
+            if entry["id"] in self._names:
+                entry |= {"content": self._names[entry["id"]], "single_word": False}
+            elif entry["content"] == tokenizer.unk_token and is_known:
+                continue  # to the model it stays what stands for unknown words; as a word it is text like any other
+            kept.append(entry)
+        described["added_tokens"] = kept
+        self._backend = Tokenizer.from_str(json.dumps(described))
+        for index, name in self._names.items():
+            found = self._backend.token_to_id(name)
+            if found is not None and found != index:
+                raise InputError(
+                    f"the tokenizer of {tokenizer.name_or_path!r} numbers its added tokens in an unusual way "
+                    f"({control[index]!r} is {index}, expected {found}); save it again with save_pretrained"
+                )
+        self._control = frozenset(control)
+
+    def name(self, index: int) -> str:
+        """What stands for a control token in a text that is encoded here."""
+        return self._names[index]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; control tokens only where their names stand."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_data(self, text: str) -> list[int]:
+        """Ids of a text, no control token among them."""
+        return [index for index in self.encode(text) if index not in self._control]
+
+    def _rename_words(self, model: dict[str, Any], control: Mapping[int, str], *, unknown: str | None) -> bool:
+        """A vocabulary may hold a control token as a word of its own, which a model of words or of pieces would find.
+        Returns whether it holds the token for unknown words."""
+        vocabulary = model.get("vocab")
+        if isinstance(vocabulary, list):  # pieces with scores, the id is the place
+            for index, name in self._names.items():
+                if index < len(vocabulary):
+                    vocabulary[index][0] = name
+            place = model.get("unk_id")
+            is_known = place is not None and vocabulary[place][0] == unknown
+            if is_known:
+                vocabulary[place][0] = UNKNOWN_PIECE
+            return is_known
+        if not isinstance(vocabulary, dict):
+            return False
+        merged = {"".join(m.split(" ")) if isinstance(m, str) else "".join(m) for m in model.get("merges") or ()}
+        for index, content in control.items():
+            # One that is made by merges must keep its name; `encode_data` leaves it out.
+            if vocabulary.get(content) == index and content not in merged:
+                del vocabulary[content]
+                vocabulary[self._names[index]] = index
+                if model.get("unk_token") == content:
+                    model["unk_token"] = self._names[index]
+        return unknown in vocabulary
