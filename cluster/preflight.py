@@ -19,6 +19,7 @@ from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.engines.openai_config import read_key
 from solon.errors import InputError
+from solon.feedback.asking.templates import TEMPLATES, require_suited
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.judging import Task
@@ -112,6 +113,7 @@ def check_judge(
     """
     if EndpointFile.names(judge):
         read_key(EndpointFile.load(judge).endpoint)
+        require_suited(TEMPLATES[template], None)
         return
     facts = check_model(judge, role="judge", trusted=trusted)
     if facts is None:

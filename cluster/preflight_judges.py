@@ -8,6 +8,7 @@ from typing import Any
 from solon.constitution import Constitution
 from solon.errors import InputError
 from solon.feedback.asking.prompts import LEAST_TEXT_TOKENS, TEMPLATES, JudgePrompts, label_ids
+from solon.feedback.asking.templates import require_suited
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.local import VERDICT_TOKENS
 from solon.feedback.judging import Task
@@ -62,6 +63,7 @@ def check_labels(facts: ModelFacts, template: str, *, role: str) -> None:
     chosen, encoder = TEMPLATES[template], FileEncoder(facts.tokenizer)
     for labels in (chosen.pair_labels, chosen.bool_labels):
         try:
+            require_suited(chosen, facts.tokenizer.core.get_vocab_size())
             label_ids(encoder, chosen.prefill, labels)
         except InputError as error:
             raise InputError(f"{role} model {facts.path}: {error}") from None

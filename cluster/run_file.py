@@ -55,6 +55,8 @@ FILES = (
     "prompts",
     "constitution",
     "evaluate.prompts",
+    "rollout.chat_template",
+    "judging.chat_template",
     "feedback.calibration",
     "feedback.cascade.calibration",
     "feedback.cache.path",

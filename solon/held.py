@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from solon.errors import InputError
 from solon.prompts import parse_messages
-from solon.records import Feedback, Group, Prompt, Rollout
+from solon.records import Feedback, Group, Message, Prompt, Rollout
 from solon.tables import arrow_table, rollout_rows
 
 GROUPS = "held.parquet"
@@ -86,7 +86,11 @@ def _group(rows: list[Mapping[str, Any]]) -> Group:
                 segments=tuple(zip(row["versions"], row["version_tokens"], strict=True)),
                 finish_reason=row["finish_reason"],
                 text=row["text"],
+                # Checkpoints of earlier versions have none of these three.
+                thought=row.get("thought") or "",
+                is_cut=bool(row.get("is_cut")),
             )
             for row in rows
         ),
+        shown=tuple(Message(**turn) for turn in json.loads(first.get("shown") or "[]")),
     )

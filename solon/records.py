@@ -52,7 +52,12 @@ class Rollout:
     """Run-length policy versions, `((3, 10), (4, 2))`: ten tokens by version 3, then two by version 4."""
     finish_reason: FinishReason
     text: str
-    """The answer decoded without special tokens, for judges and people; never tokenised again for training."""
+    """The answer decoded without special tokens, for judges and people; never tokenised again for training. A thought
+    that it began with is left out."""
+    thought: str = ""
+    """What a thinking model thought before the answer."""
+    is_cut: bool = False
+    """The answer ended at the length limit, or inside of a thought: judges are told."""
 
     @property
     def head(self) -> int:
@@ -79,6 +84,14 @@ class Group:
     prompt: Prompt
     prompt_token_ids: NDArray[np.int32]
     rollouts: tuple[Rollout, ...]
+    shown: tuple[Message, ...] = ()
+    """The conversation as the policy saw it, where its chat template cut thoughts out of old answers; empty: the
+    prompt's messages."""
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """What the policy saw."""
+        return self.shown or self.prompt.messages
 
     @property
     def head(self) -> int:

@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from solon.cutting import fitted
 from solon.engines.base import Completion, Engine, EngineConfig, Request
 from solon.engines.build import build_engine
 from solon.engines.runner import EngineRunner
+from solon.engines.thinking import AnswerText
+from solon.engines.tokens import ChatPrompt
 from solon.errors import InputError, PromptRefusedError
 from solon.prompts import prompt_id
 from solon.protocols import Assignment, GenerationReport
@@ -68,15 +71,15 @@ class RolloutWorker:
         """Generate all groups of the chunk together; yields each when its last answer is finished, and now and then
         how far the others have come."""
         work, prompts = self._fit(work)
-        requests = [self._requests(item, prompt_ids) for item, prompt_ids in zip(work, prompts, strict=True)]
+        requests = [self._requests(item, prompt.token_ids) for item, prompt in zip(work, prompts, strict=True)]
         answers = self._generate_each(requests)
         done: asyncio.Queue[Group | Salvage | BaseException] = asyncio.Queue()
         tasks = [
-            asyncio.ensure_future(_into(done, self._group(item, prompt_ids, completions)))
-            for item, prompt_ids, completions in zip(work, prompts, answers, strict=True)
+            asyncio.ensure_future(_into(done, self._group(item, prompt, completions)))
+            for item, prompt, completions in zip(work, prompts, answers, strict=True)
         ]
         if self._settings.salvage_every_s:
-            tasks.append(asyncio.ensure_future(_into(done, self._tell(done, work, requests))))
+            tasks.append(asyncio.ensure_future(_into(done, self._tell(done, work, prompts, requests))))
         left = len(work)
         try:
             while left:
@@ -94,13 +97,14 @@ class RolloutWorker:
 
     async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
         """One answer to each prompt, sampled as in training: for evaluation."""
+        encoded = [self._encode(prompt)[1] for prompt in prompts]
         requests = [
-            self._request(f"answer-{seed}-{index}", self._encode(prompt)[1], seed_of(seed, "answer", index))
-            for index, prompt in enumerate(prompts)
+            self._request(f"answer-{seed}-{index}", prompt.token_ids, seed_of(seed, "answer", index))
+            for index, prompt in enumerate(encoded)
         ]
         completions = await self._runner.generate(requests)
         self._runner.drain_spans()
-        return [self._runner.tokenizer.decode(c.token_ids.tolist()) for c in completions]
+        return [self._read(c.token_ids, prompt).text for c, prompt in zip(completions, encoded, strict=True)]
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
         """Take over a policy version between two decoding steps; running answers go on with the new weights."""
@@ -113,34 +117,37 @@ class RolloutWorker:
     async def close(self) -> None:
         await self._runner.close()
 
-    def _fit(self, work: Sequence[Assignment]) -> tuple[list[Assignment], list[tuple[int, ...]]]:
-        """The work with prompts as they were answered, and their ids."""
+    def _fit(self, work: Sequence[Assignment]) -> tuple[list[Assignment], list[ChatPrompt]]:
+        """The work with prompts as they were answered, and how the model reads them."""
         encoded = [self._encode(item.prompt) for item in work]
-        return [replace(item, prompt=prompt) for item, (prompt, _) in zip(work, encoded, strict=True)], [
-            ids for _, ids in encoded
-        ]
+        fitting = [replace(item, prompt=prompt) for item, (prompt, _) in zip(work, encoded, strict=True)]
+        return fitting, [opened for _, opened in encoded]
 
-    def _encode(self, prompt: Prompt) -> tuple[Prompt, tuple[int, ...]]:
-        """Its ids, and the prompt itself unless it had to be cut. Nothing is cut in silence: what is checked before
-        the start does not come here (`solon.prompt_screen`)."""
-        encode = self._runner.tokenizer.encode_chat
+    def _encode(self, prompt: Prompt) -> tuple[Prompt, ChatPrompt]:
+        """How the model reads it, and the prompt itself unless it had to be cut. Nothing is cut in silence: what is
+        checked before the start does not come here (`solon.prompt_screen`)."""
+        tokenizer = self._runner.tokenizer
         shown = f"prompt {prompt.prompt_id} ({prompt.messages[-1].content[:60]!r})"
         room = self._max_model_len - self._settings.sampling.max_tokens
         try:
-            ids = encode(prompt.messages)
-            if len(ids) > room and self._settings.cuts_overlong:
-                messages = fitted(prompt.messages, room=room, length=lambda shorter: len(encode(shorter)))
+            opened = tokenizer.open_chat(prompt.messages)
+            if len(opened.token_ids) > room and self._settings.cuts_overlong:
+                messages = fitted(prompt.messages, room=room, length=lambda m: len(tokenizer.encode_chat(m)))
                 if messages is not None:
                     prompt = replace(prompt, messages=messages, prompt_id=prompt_id(messages))
-                    ids = encode(messages)
+                    opened = tokenizer.open_chat(messages)
         except PromptRefusedError as error:
             raise InputError(f"{shown} is refused by the policy's chat template: {error}; remove it") from None
-        if len(ids) > room:
+        if len(opened.token_ids) > room:
             raise InputError(
-                f"{shown} has {len(ids)} tokens, expected at most {room}: {self._max_model_len} of the engine less "
-                f"{self._settings.sampling.max_tokens} for the answer; raise max_model_len, or remove the prompt"
+                f"{shown} has {len(opened.token_ids)} tokens, expected at most {room}: {self._max_model_len} of the "
+                f"engine less {self._settings.sampling.max_tokens} for the answer; raise max_model_len, or remove the "
+                "prompt"
             )
-        return prompt, tuple(ids)
+        return prompt, opened
+
+    def _read(self, token_ids: NDArray[np.int32], prompt: ChatPrompt) -> AnswerText:
+        return self._runner.tokenizer.read_answer(token_ids.tolist(), opens_thought=prompt.opens_thought)
 
     def _generate_each(self, batches: Sequence[Sequence[Request]]) -> list[Awaitable[list[Completion]]]:
         """As the runner's; a group whose answers were all salvaged whole asks for nothing."""
@@ -170,7 +177,11 @@ class RolloutWorker:
         return rollouts
 
     async def _tell(
-        self, done: asyncio.Queue[Any], work: Sequence[Assignment], requests: Sequence[Sequence[Request]]
+        self,
+        done: asyncio.Queue[Any],
+        work: Sequence[Assignment],
+        prompts: Sequence[ChatPrompt],
+        requests: Sequence[Sequence[Request]],
     ) -> None:
         """Put a Salvage into the queue for every group that has come far enough since the last one."""
         told = {item.grant.ordinal: sum(len(r.token_ids) for r in self._salvaged(item) if r) for item in work}
@@ -178,18 +189,18 @@ class RolloutWorker:
         while True:
             await asyncio.sleep(self._settings.salvage_every_s)
             completions = {c.request_id: c for c in await self._runner.so_far(names)}
-            for item in work:
-                salvage = self._salvage(item, completions)
+            for item, prompt in zip(work, prompts, strict=True):
+                salvage = self._salvage(item, prompt, completions)
                 if salvage is not None and salvage.num_tokens >= told[salvage.ordinal] + SALVAGE_TOKENS:
                     told[salvage.ordinal] = salvage.num_tokens
                     done.put_nowait(salvage)
 
-    def _salvage(self, item: Assignment, completions: Mapping[str, Completion]) -> Salvage | None:
+    def _salvage(self, item: Assignment, prompt: ChatPrompt, completions: Mapping[str, Completion]) -> Salvage | None:
         """How far a group has come; None: it is finished, or not begun."""
         if not any(_request_id(item, index) in completions for index in range(self._settings.group_size)):
             return None
         rollouts = tuple(
-            self._rollout(begun, completions.get(_request_id(item, index)))
+            self._rollout(begun, completions.get(_request_id(item, index)), prompt)
             for index, begun in enumerate(self._salvaged(item))
         )
         return Salvage(ordinal=item.grant.ordinal, attempt=item.grant.attempt, rollouts=rollouts)
@@ -204,23 +215,22 @@ class RolloutWorker:
             seed=seed,
         )
 
-    async def _group(
-        self, item: Assignment, prompt_ids: tuple[int, ...], answers: Awaitable[list[Completion]]
-    ) -> Group:
+    async def _group(self, item: Assignment, prompt: ChatPrompt, answers: Awaitable[list[Completion]]) -> Group:
         completions = {completion.request_id: completion for completion in await answers}
         rollouts = [
-            self._rollout(begun, completions.get(_request_id(item, index)))
+            self._rollout(begun, completions.get(_request_id(item, index)), prompt)
             for index, begun in enumerate(self._salvaged(item))
         ]
         return Group(
             ordinal=item.grant.ordinal,
             attempt=item.grant.attempt,
             prompt=item.prompt,
-            prompt_token_ids=np.array(prompt_ids, np.int32),
+            prompt_token_ids=np.array(prompt.token_ids, np.int32),
             rollouts=tuple(rollout for rollout in rollouts if rollout is not None),
+            shown=prompt.shown,
         )
 
-    def _rollout(self, begun: Rollout | None, completion: Completion | None) -> Rollout | None:
+    def _rollout(self, begun: Rollout | None, completion: Completion | None, prompt: ChatPrompt) -> Rollout | None:
         """An answer from what a lost engine had written of it and what was written since."""
         if completion is None:
             return begun
@@ -229,12 +239,15 @@ class RolloutWorker:
             token_ids = np.concatenate([begun.token_ids, token_ids])
             logprobs = np.concatenate([begun.logprobs, logprobs])
             segments = joined_segments(begun.segments, segments)
+        read = self._read(token_ids, prompt)
         return Rollout(
             token_ids=token_ids,
             logprobs=logprobs,
             segments=segments,
             finish_reason=completion.finish_reason,
-            text=self._runner.tokenizer.decode(token_ids.tolist()),
+            text=read.text,
+            thought=read.thought,
+            is_cut=read.is_unfinished or completion.finish_reason == "length",
         )
 
     def _report(self, group: Group) -> GenerationReport:
@@ -289,5 +302,7 @@ def seed_of(*parts: object) -> int:
 
 def group_nbytes(group: Group) -> int:
     """Approximate size of a group in the object store."""
-    per_rollout = sum(r.token_ids.nbytes + r.logprobs.nbytes + len(r.text) + 200 for r in group.rollouts)
+    per_rollout = sum(
+        r.token_ids.nbytes + r.logprobs.nbytes + len(r.text) + len(r.thought) + 200 for r in group.rollouts
+    )
     return per_rollout + group.prompt_token_ids.nbytes + sum(len(m.content) for m in group.prompt.messages)

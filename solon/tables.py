@@ -27,6 +27,8 @@ TYPES: dict[str, dict[str, str]] = {
         "versions": "list<int32>",
         "version_tokens": "list<int32>",
         "finish_reason": "string",
+        "thought": "string",
+        "is_cut": "bool",
         "created_ns": "int64",
     },
     "labels": {
@@ -93,6 +95,9 @@ def rollout_rows(group: Group) -> list[dict[str, Any]]:
             "prompt": messages,
             "tags": list(group.prompt.tags),
             "text": rollout.text,
+            "thought": rollout.thought,
+            "is_cut": rollout.is_cut,
+            "shown": json.dumps([{"role": m.role, "content": m.content} for m in group.shown]) if group.shown else "",
             "token_ids": rollout.token_ids.tolist(),
             "logprobs": rollout.logprobs.tolist(),
             "versions": [version for version, _ in rollout.segments],

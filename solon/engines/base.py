@@ -126,6 +126,11 @@ class TokenizerLike(Protocol):
         """Identifies vocabulary and chat template."""
         ...
 
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary, added tokens included."""
+        ...
+
 
 class Engine(Protocol):
     """Generates, scores, and can be given new weights."""

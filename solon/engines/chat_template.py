@@ -61,9 +61,8 @@ class ChatTemplate:
             text = self._hf.apply_chat_template(list(turns), **self.args | settings, strftime_now=self._today)
         except Exception as error:  # a template is a program: it raises whatever it likes
             roles = ", ".join(turn["role"] for turn in turns[:8])
-            raise PromptRefusedError(
-                f"the chat template refuses the conversation (turns: {roles}): {short(str(error)) or type(error).__name__}"
-            ) from None
+            said = short(str(error)) if str(error) else type(error).__name__
+            raise PromptRefusedError(f"the chat template refuses the conversation (turns: {roles}): {said}") from None
         return str(text)
 
     def masked(self, messages: Sequence[Message], text: str, control: ControlWords) -> str:
@@ -100,8 +99,8 @@ class ChatTemplate:
 
 
 def _masked_turns(messages: Sequence[Message], mask_words: Mask) -> Iterator[list[Turn]]:
-    """Ways to mask a conversation, the surest first: all of it; the same with thoughts of old answers handed over apart,
-    for templates that cut them out; control words alone, for templates that look into a text."""
+    """Ways to mask a conversation, the surest first: all of it; the same with thoughts of old answers apart, for
+    templates that cut them out; control words alone, for templates that look into a text."""
     has_thoughts = any(m.role == "assistant" and THOUGHT.end in m.content for m in messages)
     for mask in (mask_all, mask_words):
         yield [{"role": m.role, "content": mask(m.content)} for m in messages]
@@ -132,5 +131,7 @@ def _read(path: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the chat template {path} cannot be read: {error}; check the setting chat_template") from None
     if not text.strip():
-        raise InputError(f"the chat template {path} is empty, expected a Jinja template; check the setting chat_template")
+        raise InputError(
+            f"the chat template {path} is empty, expected a Jinja template; check the setting chat_template"
+        )
     return text

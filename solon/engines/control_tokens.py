@@ -25,7 +25,9 @@ _MARKER = re.compile(
 """Control tokens of the usual families, by form."""
 
 
-def control_tokens(tokenizer: Any, *, template: str, marks: Iterable[str], text_tokens: Iterable[str]) -> dict[int, str]:
+def control_tokens(
+    tokenizer: Any, *, template: str, marks: Iterable[str], text_tokens: Iterable[str]
+) -> dict[int, str]:
     """The tokens that no text may become, by id.
 
     Special ones; and of the other added tokens those that the template writes, that mark a thought, or that have the
@@ -160,10 +162,10 @@ class SealedTokenizer:
                 if index < len(vocabulary):
                     vocabulary[index][0] = name
             place = model.get("unk_id")
-            is_known = place is not None and vocabulary[place][0] == unknown
-            if is_known:
-                vocabulary[place][0] = UNKNOWN_PIECE
-            return is_known
+            if place is None or vocabulary[place][0] != unknown:
+                return False
+            vocabulary[place][0] = UNKNOWN_PIECE
+            return True
         if not isinstance(vocabulary, dict):
             return False
         merged = {"".join(m.split(" ")) if isinstance(m, str) else "".join(m) for m in model.get("merges") or ()}

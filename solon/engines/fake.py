@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from solon.engines.admission import check_request
 from solon.engines.base import Completion, Request
 from solon.engines.payload import run_length, verify_fingerprint
+from solon.engines.thinking import AnswerText
+from solon.engines.tokens import ChatPrompt
 from solon.records import FinishReason, Message, Weights
 
 WORDS = (
@@ -54,8 +56,18 @@ class FakeTokenizer:
             ids += [self._ids[mark], *self.encode(message.content), self.eos_token_id]
         return [*ids, self._ids["<assistant>"]]
 
+    def open_chat(self, messages: Sequence[Message]) -> ChatPrompt:
+        return ChatPrompt(tuple(self.encode_chat(messages)))
+
+    def read_answer(self, token_ids: Sequence[int], *, opens_thought: bool = False) -> AnswerText:
+        return AnswerText(self.decode(token_ids))
+
     def chat_frame(self) -> tuple[list[int], list[int]]:
         return [self._ids["<user>"]], [self.eos_token_id, self._ids["<assistant>"]]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self)
 
     @property
     def digest(self) -> str:

@@ -69,6 +69,11 @@ class EndpointConfig(BaseModel):
     """What the endpoint calls it in chat."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """Further fields of the request, `{"chat_template_kwargs": {"enable_thinking": false}}`."""
+    escape_markers: bool = True
+    """Control words in texts (`<|im_end|>`, `</s>`, `[INST]`) are sent with a backslash, `<\\|im_end|>`: the server
+    would take them for control tokens."""
+    markers: tuple[str, ...] = Field(default=(), max_length=100)
+    """Further control words of the endpoint's model."""
     usd_per_million_input: float = Field(0.0, ge=0)
     """Price of prompt tokens."""
     usd_per_million_cached: float | None = Field(None, ge=0)

@@ -211,7 +211,9 @@ class ChatTokenizer:
         for marks in KNOWN:
             if (marks.start in template and marks.end in template) or (marks.start in added and marks.end in added):
                 return marks
-            if all(any(len(token) > 3 and mark.startswith(token) for token in added) for mark in (marks.start, marks.end)):
+            if all(
+                any(len(token) > 3 and mark.startswith(token) for token in added) for mark in (marks.start, marks.end)
+            ):
                 return marks
         return None
 
@@ -237,7 +239,7 @@ class ChatTokenizer:
         return SealedTokenizer(self.hf, self._control)
 
     @cached_property
-    def _spaces(self) -> dict[bool, list[int]]:
+    def _spaces(self) -> dict[bool, bool]:
         return {}
 
 

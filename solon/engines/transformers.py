@@ -53,9 +53,7 @@ class TransformersEngine:
         self.name = name
         self.version = 0
         self.config = config
-        self.tokenizer = ChatTokenizer.load(
-            config.model, trust_remote_code=config.trust_remote_code, settings=config
-        )
+        self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code, settings=config)
         self._quantised = is_quantised(config) or config.quantization != "none"
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = _load_model(config, self._device)

@@ -53,9 +53,7 @@ class VllmEngine:
         self.config = config
 
         prepare_process(config)
-        self.tokenizer = ChatTokenizer.load(
-            config.model, trust_remote_code=config.trust_remote_code, settings=config
-        )
+        self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code, settings=config)
         self._quantised = is_quantised(config)
         self._llm = start_vllm(config)
         self._client = self._llm.engine_core

@@ -24,6 +24,10 @@ class FeedbackConfig(BaseModel):
     the principles' yes/no facts about each answer. `score`: a mark for each answer."""
     template: Literal["compact", "assistant"] = "assistant"
     """Fixed words around the data: `compact` for tiny models, `assistant` for real ones."""
+    tell_cut: bool = True
+    """The judge is told of an answer that ended at the length limit (template `assistant`)."""
+    show_thoughts: bool = False
+    """The judge reads what a thinking model thought before its answer, too. Thoughts are kept on disk either way."""
     principles_per_group: int | None = Field(None, ge=0)
     """Principles drawn at random for each group among those that apply; 0: all of them; not given: as the
     constitution's `sampling` says."""

@@ -38,6 +38,8 @@ class Item:
     """-1 for a predicate that speaks against the answer: its margin is turned around."""
     scale: int = 5
     """Score: the highest mark; the lowest is 1."""
+    cut: tuple[bool, ...] = ()
+    """Which of the answers ended at the length limit; empty: none, or the judge is not to know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from solon.constitution import Asked, Constitution
 from solon.constitution_rules import PrincipleSampling
+from solon.engines.thinking import with_thought
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judging import Item, Judge, Verdict, sound
 from solon.feedback.reward import rewards, rule_of
@@ -80,14 +81,17 @@ class Labeler:
 
 
 def _item(config: FeedbackConfig, group: Group, asked: Asked, rollouts: Sequence[int]) -> Item:
+    answers = [group.rollouts[i] for i in rollouts]
+    cut = tuple(answer.is_cut for answer in answers) if config.tell_cut else ()
     return Item(
         task=config.task,
-        conversation=group.prompt.messages,
-        answers=tuple(group.rollouts[i].text for i in rollouts),
+        conversation=group.conversation,
+        answers=tuple(with_thought(a.text, a.thought) if config.show_thoughts else a.text for a in answers),
         principle_id=asked.principle.id,
         question=asked.question,
         polarity=asked.polarity,
         scale=asked.scale,
+        cut=cut if any(cut) else (),
     )
 
 

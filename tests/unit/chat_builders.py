@@ -151,7 +151,8 @@ THINKS = (
     + "{{ '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}"
     + _END
     + "{{ '<|im_start|>assistant\\n' }}"
-    + "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+    + "{% if enable_thinking is defined and not enable_thinking %}"
+    + "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
 )
 OPENS = THINKS[: THINKS.index("{% if enable_thinking")] + "{{ '<think>\\n' }}{% endif %}"
 WRITES_BOS = (
@@ -162,7 +163,8 @@ WRITES_BOS = (
     + "{{ '<|assistant|>\\n\\n' }}{% endif %}"
 )
 STRICT = (
-    "{{ bos_token | default('') }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token | default('') }}{% if messages[0].role == 'system' %}"
+    + "{{ raise_exception('System role not supported') }}{% endif %}"
     + _LOOP
     + "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
     + "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
@@ -174,7 +176,8 @@ STRICT = (
 INST = (
     _LOOP
     + "{% if message.role == 'assistant' %}{{ ' ' + message.content | trim + ' ' + eos_token }}"
-    + "{% else %}{{ (bos_token | default('')) + '[INST] ' + message.content | trim + ' [/INST]' }}{% endif %}{% endfor %}"
+    + "{% else %}{{ (bos_token | default('')) + '[INST] ' + message.content | trim + ' [/INST]' }}{% endif %}"
+    + "{% endfor %}"
 )
 DATED = "{{ 'Today Date: ' + strftime_now('%d %b %Y') + '\\n' }}" + CHATML
 TWICE = CHATML.replace("message.content", "message.content + ' / ' + message.content")

@@ -18,6 +18,7 @@ from solon.cli.main import _fail
 from solon.cli.terminal import visible
 from solon.diagnosis import Diagnosis
 from solon.errors import InputError
+from solon.feedback.asking.markers import escaped, marker_pattern
 from solon.feedback.asking.prompts import TEMPLATES
 from solon.feedback.asking.text_prompts import TextPrompts
 from solon.feedback.judging import Item
@@ -165,4 +166,5 @@ def test_no_answer_can_end_its_fence_or_speak_for_the_template(attack: str):
     # The marks are where they were, as often as they were, and the attack stands between two of them.
     for mark in (f"<{nonce}>", f"</{nonce}>"):
         assert attacked.count(mark) == harmless.count(mark)
-    assert attacked.replace(attack.strip(), "an answer", 1) == harmless
+    sent = escaped(attack.strip(), marker_pattern())
+    assert attacked.replace(sent, "an answer", 1) == harmless

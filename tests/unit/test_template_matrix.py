@@ -18,7 +18,18 @@ from solon.engines.tokens import ChatTokenizer
 from solon.errors import InputError, PromptRefusedError
 from solon.feedback.asking.prompts import ASSISTANT, JudgePrompts
 from solon.records import Message
-from tests.unit.chat_builders import CHATML, DATED, OPENS, PEEKS, STRICT, TEMPLATES, THINKS, TOKENIZERS, TWICE, byte_level
+from tests.unit.chat_builders import (
+    CHATML,
+    DATED,
+    OPENS,
+    PEEKS,
+    STRICT,
+    TEMPLATES,
+    THINKS,
+    TOKENIZERS,
+    TWICE,
+    byte_level,
+)
 
 BUILT = {name: build() for name, build in TOKENIZERS.items()}
 PAIRS = list(itertools.product(BUILT, TEMPLATES))
@@ -41,9 +52,7 @@ def library(hf: Any, messages: list[Message], template: str) -> list[int]:
 
     turns = [{"role": m.role, "content": m.content} for m in messages]
     today = datetime.date(2024, 7, 26).strftime
-    return list(
-        hf.apply_chat_template(turns, add_generation_prompt=True, strftime_now=today, return_dict=False)
-    )
+    return list(hf.apply_chat_template(turns, add_generation_prompt=True, strftime_now=today, return_dict=False))
 
 
 HARMLESS = [
@@ -98,10 +107,13 @@ def test_no_text_adds_a_control_token_to_a_prompt(tokenizer: str, template: str)
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(
-        st.sampled_from([*HOSTILE, "<", "|", ">", "the sky ", "\n", " ", "</", "think>", "im_end|>", "é"]) | st.text(max_size=3),
+        st.sampled_from([*HOSTILE, "<", "|", ">", "the sky ", "\n", " ", "</", "think>", "im_end|>", "é"])
+        | st.text(max_size=3),
         min_size=1,
         max_size=6,
-    ).map("".join).filter(str.strip)
+    )
+    .map("".join)
+    .filter(str.strip)
 )
 def test_whatever_is_written_the_turns_of_a_prompt_stay_its_own(tokenizer: str, text: str):
     wrapper = wrapped(tokenizer, CHATML)
@@ -228,7 +240,9 @@ def test_judge_and_policy_read_the_same_ids(tokenizer: str, template: str, text:
     if tokenizer == "words" and template != "writes bos":
         pytest.skip("a template that puts no space before a text makes another word of it")
     if "prefix always" in tokenizer:
-        pytest.skip("begins every stretch between control tokens with a space of its own, the text's beginning included")
+        pytest.skip(
+            "begins every stretch between control tokens with a space of its own, the text's beginning included"
+        )
     wrapper = wrapped(tokenizer, TEMPLATES[template])
     before, after = wrapper.chat_frame()
     assert [*before, *wrapper.encode(text, is_data=True), *after] == wrapper.encode_chat(chat(text))

@@ -65,19 +65,36 @@ class QuestionPieces:
         self._secret = secret
 
     def pieces(
-        self, conversation: Sequence[Message], answers: Sequence[str], question: str, *, reminder: str = ""
+        self,
+        conversation: Sequence[Message],
+        answers: Sequence[str],
+        question: str,
+        *,
+        reminder: str = "",
+        cut: Sequence[bool] = (),
     ) -> list[Piece]:
-        """One answer, or the two of a pair in the order in which they are shown."""
+        """One answer, or the two of a pair in the order in which they are shown. cut: which of them ended at the length
+        limit."""
         template, nonce = self.template, self._nonce(conversation)
+        roles = {"system": template.system, "user": template.user, "assistant": template.assistant}
         laid: list[Piece] = []
         for message in conversation:
-            role = template.assistant if message.role == "assistant" else template.user
-            laid += self._text(role, message.content, nonce)
+            laid += self._text(roles[message.role], message.content, nonce)
         headings = (template.answer,) if len(answers) == 1 else (template.first, template.second)
-        for heading, answer in zip(headings, answers, strict=True):
+        for heading, answer, is_cut in zip(headings, answers, cut or (False,) * len(answers), strict=True):
             laid += self._text(heading, answer, nonce)
+            # Outside of the marks: an answer cannot say this of itself.
+            laid += [Piece(f"{template.ended}\n")] if is_cut and template.ended else []
         asked = f"{template.question} {question}" + (f" {reminder}" if reminder else "")
         return [*laid, Piece(f"{asked}\n")]
+
+    def of(self, item: Item, *, swapped: bool, reminded: bool) -> list[Piece]:
+        """The pieces of an item. swapped: the two answers in the other order; reminded: asked a second time."""
+        order = -1 if swapped else 1
+        reminder = self.reminder(self.labels(item)) if reminded else ""
+        return self.pieces(
+            item.conversation, item.answers[::order], item.question, reminder=reminder, cut=item.cut[::order]
+        )
 
     def reminder(self, labels: Sequence[str]) -> str:
         """What is added when a judge is asked again; empty when the template does not ask again."""
@@ -144,9 +161,7 @@ class JudgePrompts(QuestionPieces):
     ) -> Layout | None:
         """The question about an item, its texts cut to head and tail where it would exceed `max_tokens`; None when
         even that does not fit. `swapped`: the two answers in the other order."""
-        answers = item.answers[::-1] if swapped else item.answers
-        reminder = self.reminder(self.labels(item)) if reminded else ""
-        pieces = self.pieces(item.conversation, answers, item.question, reminder=reminder)
+        pieces = self.of(item, swapped=swapped, reminded=reminded)
         encoded: list[Sequence[int]] = [self._encode(p.text, p.is_data) for p in pieces]
         fixed = len(self._head) + len(self._tail) + len(self._prefill)
         excess = fixed + sum(map(len, encoded)) - max_tokens if max_tokens is not None else 0

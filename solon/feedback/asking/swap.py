@@ -98,12 +98,12 @@ class PositionBias:
 def shown_swapped(item: Item) -> bool:
     """Which order a pair is asked in first: decided by the texts alone, so that (x, y) and (y, x) ask the same
     question and get verdicts that are exactly opposite, and neither place is favoured."""
-    return _digest(item, item.answers[::-1]) < _digest(item, item.answers)
+    return _digest(item, swapped=True) < _digest(item, swapped=False)
 
 
 def pair_digest(item: Item) -> bytes:
     """Identifies a pair, the same for (x, y) and (y, x)."""
-    return min(_digest(item, item.answers), _digest(item, item.answers[::-1]))
+    return min(_digest(item, swapped=False), _digest(item, swapped=True))
 
 
 def is_audited(item: Item, share: float) -> bool:
@@ -112,7 +112,10 @@ def is_audited(item: Item, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def _digest(item: Item, answers: tuple[str, ...]) -> bytes:
+def _digest(item: Item, *, swapped: bool) -> bytes:
+    order = -1 if swapped else 1
     said = [text for message in item.conversation for text in (message.role, message.content)]
-    whole = "\0".join((item.question, *said, "\1", *answers))
+    # Only where an answer is cut, so that all other pairs keep the order that their cached verdicts were asked in.
+    cut = ("\1", *("cut" if is_cut else "" for is_cut in item.cut[::order])) if any(item.cut) else ()
+    whole = "\0".join((item.question, *said, "\1", *item.answers[::order], *cut))
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).digest()

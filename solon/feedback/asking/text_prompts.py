@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from solon.feedback.asking.markers import escaped, marker_pattern
 from solon.feedback.asking.prompts import LEAST_TEXT_TOKENS, NO_SECRET, Layout, QuestionPieces, shorten
 from solon.feedback.asking.templates import JudgeTemplate
 from solon.feedback.judging import Item
@@ -14,11 +17,23 @@ CHARACTERS_PER_TOKEN = 3
 class TextPrompts(QuestionPieces):
     """Lays out the same questions as `JudgePrompts`, in the same words and marks, as one text.
 
-    The labels are matched by whoever asks: an endpoint names tokens by their text.
+    The labels are matched by whoever asks: an endpoint names tokens by their text. An endpoint also takes control words
+    in a text for control tokens; there is no way to tell it that they are data. So they are spelt with a backslash.
+
+    escape: whether that is done; markers: further control words of this endpoint's model.
     """
 
-    def __init__(self, template: JudgeTemplate, *, preamble: str = "", secret: bytes = NO_SECRET) -> None:
+    def __init__(
+        self,
+        template: JudgeTemplate,
+        *,
+        preamble: str = "",
+        secret: bytes = NO_SECRET,
+        escape: bool = True,
+        markers: Sequence[str] = (),
+    ) -> None:
         super().__init__(template, secret=secret)
+        self._markers = marker_pattern(markers) if escape else None
         self._head = "\n".join(part for part in (preamble, template.opening) if part)
 
     def lay(
@@ -26,11 +41,9 @@ class TextPrompts(QuestionPieces):
     ) -> Layout | None:
         """The question about an item, its texts cut to head and tail where it would exceed about `max_tokens`; None
         when even that does not fit."""
-        answers = item.answers[::-1] if swapped else item.answers
         labels = self._labels(item)
-        reminder = self.reminder(labels) if reminded else ""
-        pieces = self.pieces(item.conversation, answers, item.question, reminder=reminder)
-        texts = [piece.text for piece in pieces]
+        pieces = self.of(item, swapped=swapped, reminded=reminded)
+        texts = [self._sent(piece.text) if piece.is_data else piece.text for piece in pieces]
         fixed = len(self._head) + len(self.template.prefill) + 2
         most = max_tokens * CHARACTERS_PER_TOKEN if max_tokens is not None else None
         excess = fixed + sum(map(len, texts)) - most if most is not None else 0
@@ -46,6 +59,9 @@ class TextPrompts(QuestionPieces):
             ]
         whole = f"{self._head}\n{''.join(texts)}{self.template.prefill}"
         return Layout(Question((), (), text=whole, labels=labels), is_cut=excess > 0)
+
+    def _sent(self, text: str) -> str:
+        return escaped(text, self._markers) if self._markers is not None else text
 
     def _labels(self, item: Item) -> tuple[str, ...]:
         return tuple(label.strip() for label in self.labels(item))

@@ -207,7 +207,7 @@ def clopper_pearson(wrong: int, observed: int) -> float:
 
 def _place(item: Item) -> tuple[object, ...]:
     """Only verdicts on the same question about the same conversation are compared, order of answers included."""
-    return item.task, item.question, item.polarity, item.scale, item.conversation
+    return item.task, item.question, item.polarity, item.scale, item.conversation, item.cut
 
 
 def _is_eligible(item: Item) -> bool:

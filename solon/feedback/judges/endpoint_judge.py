@@ -24,7 +24,7 @@ from solon.constitution import Constitution
 from solon.engines.openai_config import EndpointConfig
 from solon.errors import InputError
 from solon.feedback.asking.prompts import NO_SECRET
-from solon.feedback.asking.templates import TEMPLATES
+from solon.feedback.asking.templates import TEMPLATES, require_suited
 from solon.feedback.asking.text_prompts import TextPrompts
 from solon.feedback.caches.cache import open_cache
 from solon.feedback.config import FeedbackConfig
@@ -95,6 +95,7 @@ class EndpointJudge:
         if self._config.critique_tokens:
             raise InputError("feedback.critique_tokens needs a judge whose engine runs here; set it to 0")
         template, endpoint = TEMPLATES[self._config.template], self._file.endpoint
+        require_suited(template, None)
         self.identity = JudgeIdentity(
             judge_id=self.name,
             model=endpoint.model,
@@ -118,7 +119,13 @@ class EndpointJudge:
         self.cache = open_cache(self._timed, self._config.cache, judge_digest=self.identity.digest)
         settings: dict[str, Any] = {
             "name": self.name,
-            "prompts": TextPrompts(template, preamble=self._constitution.preamble, secret=self._secret),
+            "prompts": TextPrompts(
+                template,
+                preamble=self._constitution.preamble,
+                secret=self._secret,
+                escape=endpoint.escape_markers,
+                markers=endpoint.markers,
+            ),
             "max_prompt_tokens": self._file.max_model_len,
             "calibrate": load_calibration(self._config, self.identity),
         }

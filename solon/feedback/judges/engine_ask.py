@@ -37,7 +37,8 @@ class EngineAsk:
             return [self._answer(q, c) for q, c in zip(questions, completions, strict=True)]
         stems = [self._prompts.before_verdict(question) for question in questions]
         written = await self._runner.generate([self._request(stem, self._critique_tokens) for stem in stems])
-        texts = [self._runner.tokenizer.decode(completion.token_ids.tolist()) for completion in written]
+        # A thought that the judge began with, or never ended, is no critique.
+        texts = [self._runner.tokenizer.read_answer(completion.token_ids.tolist()).text for completion in written]
         continued = [
             self._prompts.after_critique(question, stem, text)
             for question, stem, text in zip(questions, stems, texts, strict=True)

@@ -107,7 +107,9 @@ class EngineJudge:
             if pair not in decided:
                 kind = self.bias.kind(case.item, swapped=case.swapped)
                 is_unknown = not self.bias.is_known(kind) and expected[kind] < self._config.swap.warmup
-                decided[pair] = is_unknown or is_audited(case.item, self._config.swap.audit)
+                # Of two equal answers neither is better: both orders are one question, and the offset cancels.
+                are_equal = case.item.answers[0] == case.item.answers[1]
+                decided[pair] = is_unknown or are_equal or is_audited(case.item, self._config.swap.audit)
                 expected[kind] += decided[pair]
             (twice if decided[pair] else once).append(case)
         return twice, once

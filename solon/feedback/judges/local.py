@@ -18,7 +18,7 @@ from solon.engines.base import EngineConfig
 from solon.engines.build import build_engine
 from solon.engines.runner import EngineRunner
 from solon.feedback.asking.prompts import NO_SECRET, JudgePrompts
-from solon.feedback.asking.templates import TEMPLATES
+from solon.feedback.asking.templates import TEMPLATES, require_suited
 from solon.feedback.caches.cache import open_cache
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.batching import Batcher
@@ -59,6 +59,7 @@ class LocalJudge:
         calibration belongs to another judge."""
         await self.runner.ready()
         config, template = self._config, TEMPLATES[self._config.template]
+        require_suited(template, self.runner.tokenizer.num_tokens)
         self.prompts = JudgePrompts(
             template, self.runner.tokenizer, preamble=self._constitution.preamble, secret=self._secret
         )

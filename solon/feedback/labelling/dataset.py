@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from solon.data_config import ReadConfig
+from solon.engines.thinking import without_old_thoughts, without_thought
 from solon.errors import InputError, short
 from solon.prompts import is_text, parse_prompt
 from solon.records import Group, Prompt, Rollout
@@ -117,7 +118,7 @@ def parse_row(number: int, raw: Any, *, column: str = "prompt", place: str = "")
 
 
 def text_group(ordinal: int, prompt: Prompt, answers: Sequence[str]) -> Group:
-    """Texts that were not generated here, in the shape that labelers take."""
+    """Texts that were not generated here, in the shape that labelers take: thoughts apart from answers."""
     nothing = np.zeros(0, np.int32)
     rollouts = tuple(
         Rollout(
@@ -125,11 +126,20 @@ def text_group(ordinal: int, prompt: Prompt, answers: Sequence[str]) -> Group:
             logprobs=np.zeros(0, np.float32),
             segments=((0, 0),),
             finish_reason="stop",
-            text=answer,
+            text=read.text,
+            thought=read.thought,
         )
-        for answer in answers
+        for read in map(without_thought, answers)
     )
-    return Group(ordinal=ordinal, attempt=0, prompt=prompt, prompt_token_ids=nothing, rollouts=rollouts)
+    shown = without_old_thoughts(prompt.messages)
+    return Group(
+        ordinal=ordinal,
+        attempt=0,
+        prompt=prompt,
+        prompt_token_ids=nothing,
+        rollouts=rollouts,
+        shown=shown if shown != prompt.messages else (),
+    )
 
 
 def _answers(raw: dict[str, Any]) -> tuple[str, ...]:
