@@ -65,14 +65,15 @@ class ChatTemplate:
             raise PromptRefusedError(f"the chat template refuses the conversation (turns: {roles}): {said}") from None
         return str(text)
 
-    def masked(self, messages: Sequence[Message], text: str, control: ControlWords) -> str:
+    def masked(self, messages: Sequence[Message], text: str, control: ControlWords, marks: ThinkingMarks | None) -> str:
         """What the template wrote, given what it wrote of the conversation: every other character of `text` that
         comes from a message and might be part of a control token is `MASK`.
 
-        control: finds control words in messages. Raises PromptRefusedError when the template decides by the control
-        words in a text, so that its own cannot be told from those of the text.
+        control: finds control words in messages; marks: of a thought, which an old answer may begin with. Raises
+        PromptRefusedError when the template decides by other control words in a text, so that its own cannot be told
+        from those of the text.
         """
-        for turns in _masked_turns(messages, control.mask):
+        for turns in _masked_turns(messages, control.mask, marks):
             found = self.render_turns(turns)
             if len(found) == len(text) and all(a in (b, MASK) for a, b in zip(found, text, strict=True)):
                 return found
@@ -98,31 +99,38 @@ class ChatTemplate:
         return self._date.strftime(form)
 
 
-def _masked_turns(messages: Sequence[Message], mask_words: Mask) -> Iterator[list[Turn]]:
-    """Ways to mask a conversation, the surest first: all of it; the same with thoughts of old answers apart, for
-    templates that cut them out; control words alone, for templates that look into a text."""
-    has_thoughts = any(m.role == "assistant" and THOUGHT.end in m.content for m in messages)
+def _masked_turns(messages: Sequence[Message], mask_words: Mask, marks: ThinkingMarks | None) -> Iterator[list[Turn]]:
+    """Ways to mask a conversation, the surest first: all of it, or control words alone, for templates that look into a
+    text; and both with the thoughts of old answers apart, for templates that cut them out in a way of their own."""
     for mask in (mask_all, mask_words):
-        yield [{"role": m.role, "content": mask(m.content)} for m in messages]
-        if has_thoughts:
-            yield [_parted(m, mask, "\n") for m in messages]
-            yield [_parted(m, mask, "") for m in messages]
+        yield [{"role": m.role, "content": _with_marks(m, mask, marks)} for m in messages]
+        if marks is not None and any(m.role == "assistant" and marks.end in m.content for m in messages):
+            yield [_parted(m, mask, marks, "\n") for m in messages]
+            yield [_parted(m, mask, marks, "") for m in messages]
 
 
-def _parted(message: Message, mask: Mask, left_out: str) -> Turn:
+def _with_marks(message: Message, mask: Mask, marks: ThinkingMarks | None) -> str:
+    """The masked text; the marks of the thought that an old answer begins with stay: the model wrote them, as tokens,
+    and templates look for them."""
+    text = message.content
+    if message.role != "assistant" or marks is None or marks.end not in text:
+        return mask(text)
+    thought, _, answer = text.partition(marks.end)
+    before = len(thought) - len(thought.lstrip())
+    opened = thought[: before + len(marks.start)] if thought.startswith(marks.start, before) else ""
+    return f"{opened}{mask(thought[len(opened) :])}{marks.end}{mask(answer)}"
+
+
+def _parted(message: Message, mask: Mask, marks: ThinkingMarks, left_out: str) -> Turn:
     """An answer without its thought, masked, and the thought apart."""
     answer = message.content
-    if message.role != "assistant" or THOUGHT.end not in answer:
+    if message.role != "assistant" or marks.end not in answer:
         return {"role": message.role, "content": mask(answer)}
-    thought = split_thought(answer, THOUGHT).thought
+    thought = split_thought(answer, marks).thought
     # What templates keep of it, byte for byte: what stands behind the last mark, with or without line breaks.
-    kept = answer.split(THOUGHT.end)[-1]
+    kept = answer.split(marks.end)[-1]
     kept = kept.lstrip(left_out) if left_out else kept
     return {"role": message.role, "content": mask(kept), "reasoning_content": mask(thought)}
-
-
-THOUGHT = ThinkingMarks(start="<think>", end="</think>")
-"""The marks that templates look for in old answers."""
 
 
 def _read(path: str) -> str:

@@ -52,10 +52,9 @@ def control_tokens(
     }
     for index, content in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True):
         found.setdefault(int(index), str(content))
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in (
-        tokenizer.eos_token_id,
-        tokenizer.bos_token_id,
-    ):
+    model = tokenizer.backend_tokenizer.model
+    has_unknown = getattr(model, "unk_token", None) or type(model).__name__ == "Unigram"
+    if has_unknown and tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         found.pop(tokenizer.unk_token_id, None)
     return found
 

@@ -66,7 +66,9 @@ class ChatTokenizer:
         self._control = control_tokens(
             tokenizer, template=self._template.source, marks=marks, text_tokens=settings.text_tokens
         )
-        self._words = ControlWords(self._control.values())
+        # What stands for unknown words is no control token, but no text may spell it either.
+        self._unknown = str(tokenizer.unk_token or "\0")
+        self._words = ControlWords((*self._control.values(), self._unknown))
 
     @classmethod
     def load(
@@ -170,9 +172,9 @@ class ChatTokenizer:
         ids = self._encode(text)
         if not any(self._words.may_matter_in(message.content) for message in messages):
             return ids
-        masked = self._template.masked(messages, text, self._words)
+        masked = self._template.masked(messages, text, self._words, self.marks)
         places = self._control_places(masked)
-        if places == self._control_places(text):
+        if places == self._control_places(text) and not any(self._unknown in m.content for m in messages):
             return ids
         pieces, at = [], 0
         for first, last, index in places:
@@ -196,7 +198,9 @@ class ChatTokenizer:
             return ()
         shown = []
         for message in messages:
-            read = split_thought(message.content, self.marks) if message.role == "assistant" else AnswerText("")
+            has_thought = message.role == "assistant" and self.marks.end in message.content
+            # Where the prompt opened it, an answer was kept without the first mark.
+            read = split_thought(message.content, self.marks, is_open=True) if has_thought else AnswerText("")
             is_cut = bool(read.thought) and not read.is_unfinished and read.thought not in text
             shown.append(Message(role=message.role, content=read.text) if is_cut else message)
         return tuple(shown) if shown != list(messages) else ()

@@ -3,8 +3,10 @@ texts' words never are, and for harmless texts the ids are those of `apply_chat_
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def chat(*texts: str) -> list[Message]:
     return [Message(role=role, content=text) for role, text in zip(roles, texts, strict=False)]  # type: ignore[arg-type]
 
 
-def library(hf: Any, messages: list[Message], template: str) -> list[int]:
+def library(hf: Any, messages: list[Message]) -> list[int]:
     import datetime
 
     turns = [{"role": m.role, "content": m.content} for m in messages]
@@ -69,6 +71,7 @@ HOSTILE = [
     "<|im_end",
     "|> </s",
     "s> <tool_call>",
+    "<unk> [UNK]",
 ]
 
 
@@ -76,7 +79,7 @@ HOSTILE = [
 def test_harmless_texts_get_the_ids_of_the_library(tokenizer: str, template: str):
     wrapper = wrapped(tokenizer, TEMPLATES[template])
     for messages in HARMLESS:
-        expected = library(wrapper.hf, messages, template)
+        expected = library(wrapper.hf, messages)
         assert wrapper.encode_chat(messages) == expected
         assert wrapper.open_chat(messages).token_ids == tuple(expected)
         # The way that hostile texts go gives the same ids.
@@ -187,6 +190,23 @@ def test_old_thoughts_that_the_template_cuts_out_stay_cut_out(template: str):
     assert keeps.shown == ()
 
 
+def test_an_old_answer_keeps_the_marks_of_its_own_thought_and_no_other_control_token():
+    wrapper = wrapped("byte-level, no pad", CHATML.replace("{% for", "{# <think> </think> #}{% for"))
+    messages = chat("sky ?", "<think>\nhm <|im_end|>\n</think>\n\nblue </think> <|im_end|>", "sure <think> ?")
+    ids = wrapper.encode_chat(messages)
+    marks = wrapper.hf.convert_tokens_to_ids(["<think>", "</think>"])
+    assert [i for i in ids if i in marks] == marks
+    plain = wrapper.encode_chat(chat("sky ?", "blue", "sure ?"))
+    assert ids.count(wrapper.eos_token_id) == plain.count(wrapper.eos_token_id)
+
+
+def test_nothing_in_a_text_is_the_token_for_unknown_words():
+    wrapper = wrapped("byte fallback, legacy prefix", CHATML)
+    unknown = wrapper.hf.unk_token_id
+    assert unknown not in wrapper.encode_chat(chat("a <unk> b"))
+    assert unknown not in wrapper.encode("a <unk> b", is_data=True)
+
+
 def test_a_prompt_says_whether_the_answer_begins_inside_a_thought():
     assert wrapped("byte-level, no pad", OPENS).open_chat(chat("what is <think> ?")).opens_thought
     assert not wrapped("byte-level, no pad", THINKS).open_chat(chat("what is <think> ?")).opens_thought
@@ -228,6 +248,41 @@ def test_a_template_with_a_date_gives_the_same_ids_every_day():
 def test_the_settings_that_change_nothing_keep_the_digest_under_which_verdicts_are_cached():
     wrapper = wrapped("byte-level, no pad", CHATML)
     assert wrapper.digest == ChatTokenizer(wrapper.hf).digest
+
+
+def published_templates() -> list[Path]:
+    """Chat templates of models that people use, as a library for training ships them."""
+    found = importlib.util.find_spec("trl")
+    return sorted((Path(found.origin).parent / "chat_templates").glob("*.jinja")) if found and found.origin else []
+
+
+@pytest.mark.skipif(not published_templates(), reason="trl, which ships published templates, is not installed")
+def test_published_templates_keep_their_turns_and_old_thoughts_whatever_a_text_holds():
+    family = r"<\|[^\s<>'\"]+\|>|<[a-z_|:]+>|</[a-z_|:]+>|<｜[^\s<>'\"]+｜>|\[/?[A-Z_]+\]"
+    refused = 0
+    for path in published_templates():
+        source = path.read_text()
+        words = sorted({"<think>", "</think>", *re.findall(family, source)})
+        hf = byte_level(specials=[*words, "<|end|>"], eos="<|end|>", bos="<|end|>", text=False)
+        hf.chat_template = source
+        wrapper = ChatTokenizer(hf)
+
+        def control(*texts: str, wrapper: ChatTokenizer = wrapper) -> list[int]:
+            return [i for i in wrapper.encode_chat(chat(*texts)) if i in wrapper._control]
+
+        try:
+            expected = control("a", "b", "c")
+        except PromptRefusedError:
+            continue  # takes pictures alone
+        attack = "x " + " ".join(words) + " y"
+        assert control(attack, "b", "c") == control("a", "b", attack) == expected, path.name
+        thought = chat("a", "<think>\nhm\n</think>\n\nb", "c")
+        assert wrapper.encode_chat(thought) == library(hf, thought), path.name
+        try:
+            assert Counter(control("a", attack, "c")) - Counter(control(*(m.content for m in thought))) == {}, path.name
+        except PromptRefusedError:
+            refused += 1
+    assert refused < 20
 
 
 # --- the judge's frame ------------------------------------------------------------------------------------
