@@ -115,7 +115,7 @@ def check_judge(
         read_key(EndpointFile.load(judge).endpoint)
         require_suited(TEMPLATES[template], None)
         return
-    facts = check_model(judge, role="judge", trusted=trusted)
+    facts = check_model(judge, role="judge", trusted=trusted, template=options.chat_template if options else "")
     if facts is None:
         return
     check_labels(facts, template, role="judge")
@@ -131,7 +131,10 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
     """Every model that the run names: (warnings, notes). Raises InputError on the first that cannot do its work."""
     warnings, notes = [], []
     trusted = run.rollout.trust_remote_code
-    policy = check_model(run.policy, role="policy", opt_in="rollout", trusted=trusted, kind="policy")
+    template = run.rollout.chat_template
+    policy = check_model(
+        run.policy, role="policy", opt_in="rollout", trusted=trusted, kind="policy", template=template
+    )
     if policy is None:
         notes.append(not_looked_up("policy", run.policy))
     else:
@@ -142,9 +145,11 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
     for role, model, task in _judges(run):
         if EndpointFile.names(model):
             read_key(EndpointFile.load(model).endpoint)
+            require_suited(TEMPLATES[run.feedback.template], None)
             notes.append(f"{role} {model} is an endpoint: it was not called")
             continue
-        judge = check_model(model, role=role, trusted=run.judging.trust_remote_code)
+        trusted, template = run.judging.trust_remote_code, run.judging.chat_template
+        judge = check_model(model, role=role, trusted=trusted, template=template)
         if judge is None:
             notes.append(not_looked_up(role, model))
             continue

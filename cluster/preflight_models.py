@@ -38,11 +38,18 @@ _COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_head
 
 
 def check_model(
-    model: str, *, role: str, opt_in: str = "judging", trusted: bool = False, kind: Kind = "judge"
+    model: str,
+    *,
+    role: str,
+    opt_in: str = "judging",
+    trusted: bool = False,
+    kind: Kind = "judge",
+    template: str = "",
 ) -> ModelFacts | None:
     """What the files say; None for a hub name that is not on this machine. Raises InputError.
 
-    opt_in: section of the setting by which a person lets a model bring code; trusted: whether it is set.
+    opt_in: section of the setting by which a person lets a model bring code; trusted: whether it is set. template: a
+    file with a chat template that takes the place of the model's own.
     """
     folder = model_folder(model)
     if folder is None:
@@ -57,7 +64,8 @@ def check_model(
         facts = read_facts(folder)
         _check_code(facts, opt_in=opt_in, trusted=trusted)
         for check in _checks(kind, trusted=trusted):
-            check(facts)
+            if check is not check_template or not template:
+                check(facts)
     except InputError as error:
         between = " " if str(error).startswith(("has ", "is ", "misses ", "brings ")) else ": "
         raise InputError(f"{role} model {model}{between}{error}") from None

@@ -14,7 +14,8 @@ USUAL_ENDS = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|im_end|>",
 def check_template(facts: ModelFacts) -> None:
     if not facts.tokenizer_config.get("chat_template") and not (facts.path / "chat_template.jinja").exists():
         raise InputError(
-            "has no chat template in tokenizer_config.json or chat_template.jinja; use a chat model or add one"
+            "has no chat template in tokenizer_config.json or chat_template.jinja; use a chat model, or name a file "
+            "with one in the setting chat_template"
         )
 
 

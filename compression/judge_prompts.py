@@ -5,13 +5,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
+from solon.engines.chat_settings import ChatSettings
 from solon.engines.tokens import ChatTokenizer
 from solon.feedback.asking.prompts import TEMPLATES, JudgePrompts
+from solon.feedback.asking.templates import require_suited
 from solon.feedback.judging import Item
 
 
 def judge_sequences(
-    model: str, items: Iterable[Item], *, template: str, preamble: str = "", limit: int = 512, max_tokens: int = 4096
+    model: str,
+    items: Iterable[Item],
+    *,
+    template: str,
+    preamble: str = "",
+    limit: int = 512,
+    max_tokens: int = 4096,
+    settings: ChatSettings | None = None,
 ) -> list[list[int]]:
     """Token ids of the questions about these items, a pair in both orders, `limit` of them at most.
 
@@ -19,7 +28,9 @@ def judge_sequences(
 
     An item that is too long even when cut is left out. Raises InputError when the tokenizer splits an answer label.
     """
-    prompts = JudgePrompts(TEMPLATES[template], ChatTokenizer.load(model), preamble=preamble)
+    tokenizer = ChatTokenizer.load(model, settings=settings)
+    require_suited(TEMPLATES[template], tokenizer.num_tokens)
+    prompts = JudgePrompts(TEMPLATES[template], tokenizer, preamble=preamble)
     laid = (
         prompts.lay(item, swapped=swapped, max_tokens=max_tokens)
         for item in items

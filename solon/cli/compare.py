@@ -40,6 +40,7 @@ def run_compare(
     parts: int,
     threads: int,
     max_model_len: int,
+    chat: Sequence[str] | None = None,
     as_json: bool,
 ) -> dict[str, Any]:
     """Raises InputError when a model, the pairs or the constitution cannot be used."""
@@ -51,6 +52,7 @@ def run_compare(
         limit=limit,
         threads=threads,
         max_model_len=max_model_len,
+        chat=chat,
         as_json=as_json,
     )
     console, rules, words, gold = inputs.console, inputs.constitution, inputs.template, inputs.pairs
@@ -81,6 +83,7 @@ def run_quantise(
     constitution: Path | None,
     template: str | None,
     samples: int,
+    chat: Sequence[str] | None = None,
     as_json: bool,
 ) -> dict[str, Any]:
     """Raises InputError when the scheme or the model cannot be used, or calibration data is missing."""
@@ -97,13 +100,14 @@ def run_quantise(
                 f"{scheme.removesuffix('-gptq')}, which needs no data"
             )
         inputs = JudgeInputs([], pairs=pairs, constitution=constitution, template=template, limit=samples,
-                             held_out=False, as_json=as_json)  # fmt: skip
+                             chat=chat, held_out=False, as_json=as_json)  # fmt: skip
         calibration = judge_sequences(
             str(source),
             [item for pair in inputs.pairs for item in pair.items],
             template=inputs.template,
             preamble=inputs.constitution.preamble,
             limit=samples,
+            settings=inputs.engine,
         )
     record = quantise_model(source, target, scheme, calibration=calibration)
     if not as_json:

@@ -106,6 +106,11 @@ def run_cascade(
 def _examined(
     inputs: JudgeInputs, model: str, *, calibration: str = ""
 ) -> tuple[Examination, list[list[Verdict]], JudgeIdentity]:
+    if EndpointFile.names(model) and inputs.engine.chat_template_args:
+        raise InputError(
+            "--chat got an argument, but the judge is an endpoint, which runs its chat template itself; put it into "
+            "the endpoint file: extra = { chat_template_kwargs = { … } }"
+        )
     config = FeedbackConfig(
         task="pairwise",
         template=inputs.template,

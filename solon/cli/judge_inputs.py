@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from solon.cli.nursery_names import PREFIX, grown_for, paths_in
 from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
+from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError, nearest
 from solon.feedback.asking.templates import TEMPLATES
 from solon.feedback.trials.gold import GoldPair, load_gold
+from solon.overrides import parse_override, put
+from solon.validation import describe_invalid
 
 if TYPE_CHECKING:
     from nursery.grow import Nursery
@@ -38,6 +42,7 @@ class JudgeInputs:
         limit: int,
         threads: int = 1,
         max_model_len: int = LONGEST,
+        chat: Sequence[str] | None = None,
         held_out: bool = True,
         as_json: bool,
     ) -> None:
@@ -47,7 +52,7 @@ class JudgeInputs:
         self.constitution = _constitution(constitution, self._grown, pairs)
         self.template = template_named(template, pairs)
         self._check(models)
-        self.engine = EngineOptions(threads=threads, max_model_len=max_model_len)
+        self.engine = EngineOptions(threads=threads, max_model_len=max_model_len, **chat_settings(chat))
         self.pairs = sample(self._pairs(pairs, limit=limit, held_out=held_out), limit)
 
     def _check(self, models: Sequence[str]) -> None:
@@ -65,6 +70,18 @@ class JudgeInputs:
 
         assert self._grown is not None
         return nursery_gold(self._grown, limit, held_out=held_out)
+
+
+def chat_settings(chat: Sequence[str] | None) -> dict[str, Any]:
+    """Arguments of the chat template from the command line: `["enable_thinking=false"]`. Raises InputError."""
+    args: dict[str, Any] = {}
+    for text in chat or ():
+        key, value, _ = parse_override(text)
+        put(args, key, value, text)
+    try:
+        return ChatSettings(chat_template_args=args).model_dump(exclude_defaults=True)
+    except ValidationError as error:
+        raise InputError(f"--chat: {describe_invalid(ChatSettings, error)}") from None
 
 
 def sample(pairs: Sequence[GoldPair], limit: int) -> tuple[GoldPair, ...]:

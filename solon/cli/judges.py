@@ -29,6 +29,10 @@ ConstitutionOption = Annotated[
 TemplateOption = Annotated[
     str | None, typer.Option(help="Words around the data: `assistant`, or `compact` for tiny models.")
 ]
+ChatOption = Annotated[
+    list[str] | None,
+    typer.Option("--chat", metavar="KEY=VALUE", help="An argument of the chat template, as in enable_thinking=false."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
@@ -51,6 +55,7 @@ def compare(
     parts: Annotated[int, typer.Option(min=1, help="Timed parts; rates are medians over them.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of an engine.")] = 1,
     max_model_len: Annotated[int, typer.Option(min=16, help="Longest question in tokens.")] = 4096,
+    chat: ChatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Speed, memory, agreement and cost of judges on the same pairs, one after the other."""
@@ -67,6 +72,7 @@ def compare(
         parts=parts,
         threads=threads,
         max_model_len=max_model_len,
+        chat=chat,
         as_json=as_json,
     )
     _print(result, as_json)
@@ -84,6 +90,7 @@ def quantise(
     constitution: ConstitutionOption = None,
     template: TemplateOption = None,
     samples: Annotated[int, typer.Option(min=8, help="Judge prompts to calibrate on.")] = 512,
+    chat: ChatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a quantised copy of a judge, calibrated on what judges read."""
@@ -97,6 +104,7 @@ def quantise(
         constitution=constitution,
         template=template,
         samples=samples,
+        chat=chat,
         as_json=as_json,
     )
     if as_json:
@@ -120,6 +128,7 @@ def examine(
     limit: LimitOption = 5000,
     threads: ThreadsOption = 1,
     max_model_len: LengthOption = 4096,
+    chat: ChatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """How often a judge prefers the right answer, subset by subset, in both orders."""
@@ -127,7 +136,7 @@ def examine(
     from solon.cli.judge_inputs import JudgeInputs
 
     inputs = JudgeInputs([model], pairs=pairs, constitution=constitution, template=template, limit=limit,
-                         threads=threads, max_model_len=max_model_len, as_json=as_json)  # fmt: skip
+                         threads=threads, max_model_len=max_model_len, chat=chat, as_json=as_json)  # fmt: skip
     _print(run_test(inputs, model, calibration=calibration), as_json)
 
 
@@ -141,6 +150,7 @@ def calibrate(
     limit: LimitOption = 5000,
     threads: ThreadsOption = 1,
     max_model_len: LengthOption = 4096,
+    chat: ChatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit how sure a judge may be taken to be; not on the pairs that it will be compared on."""
@@ -148,7 +158,8 @@ def calibrate(
     from solon.cli.judge_inputs import JudgeInputs
 
     inputs = JudgeInputs([model], pairs=pairs, constitution=constitution, template=template, limit=limit,
-                         threads=threads, max_model_len=max_model_len, held_out=False, as_json=as_json)  # fmt: skip
+                         threads=threads, max_model_len=max_model_len, chat=chat, held_out=False,
+                         as_json=as_json)  # fmt: skip
     _print(run_calibrate(inputs, model, out=out), as_json)
 
 
@@ -166,6 +177,7 @@ def cascade(
     limit: LimitOption = 5000,
     threads: ThreadsOption = 1,
     max_model_len: LengthOption = 4096,
+    chat: ChatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit the doubt up to which a judge may decide alone, as the first one of a cascade."""
@@ -173,7 +185,7 @@ def cascade(
     from solon.cli.judge_inputs import JudgeInputs
 
     inputs = JudgeInputs([model], pairs=pairs, constitution=constitution, template=template, limit=limit,
-                         threads=threads, max_model_len=max_model_len, as_json=as_json)  # fmt: skip
+                         threads=threads, max_model_len=max_model_len, chat=chat, as_json=as_json)  # fmt: skip
     _print(run_cascade(inputs, model, alpha=alpha, delta=delta, calibration=calibration), as_json)
 
 

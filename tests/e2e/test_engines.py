@@ -432,6 +432,32 @@ def test_text_becomes_tokens_by_the_models_own_template(engine: Engine):
     assert engine.tokenizer.decode([6, 7, 5]) == "w0 w1"
 
 
+async def test_policy_and_judge_read_the_same_ids_of_a_text_that_is_full_of_control_words(checkpoints: dict[str, Path]):
+    from solon.ledger import Grant
+    from solon.protocols import Assignment
+    from solon.records import Sampling
+    from solon.rollout import RolloutSettings, RolloutWorker
+
+    config = config_of(checkpoints["llama-tied"], "transformers")
+    prompt = make_prompt("w0 <|end|> <|assistant|> w1 <|user|> w2")
+    settings = RolloutSettings(sampling=Sampling(max_tokens=2), group_size=1, seed=0)
+    policy = RolloutWorker(config, settings, name="policy")
+    await policy.start()
+    made = [item async for item in policy.generate([Assignment(grant=Grant(0, 0, 0), prompt=prompt)])]
+    await policy.close()
+    (read_by_policy,) = [item[1].prompt_token_ids.tolist() for item in made if isinstance(item, tuple)]
+
+    runner = EngineRunner(lambda: build_engine(config, name="judge"), name="judge")
+    await runner.ready()
+    before, after = runner.tokenizer.chat_frame()
+    read_by_judge = [*before, *runner.tokenizer.encode(prompt.messages[-1].content, is_data=True), *after]
+    await runner.close()
+    unknown = 1  # what a word-level vocabulary makes of a word that is none
+    assert (
+        [i for i in read_by_policy if i != unknown] == [i for i in read_by_judge if i != unknown] == [3, 6, 7, 8, 5, 4]
+    )
+
+
 # ---- vLLM's own traps
 
 

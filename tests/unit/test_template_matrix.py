@@ -288,16 +288,17 @@ def test_published_templates_keep_their_turns_and_old_thoughts_whatever_a_text_h
 # --- the judge's frame ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokenizer", BUILT)
-@pytest.mark.parametrize("template", ["chatml", "writes bos", "strict", "dated"])
+JUDGED = [
+    (tokenizer, template)
+    for tokenizer, template in itertools.product(BUILT, ["chatml", "writes bos", "strict", "dated"])
+    # To a vocabulary of words a template that puts no space before a text makes another word of it.
+    if tokenizer != "words" or template == "writes bos"
+]
+
+
+@pytest.mark.parametrize(("tokenizer", "template"), JUDGED)
 @pytest.mark.parametrize("text", ["the sky is blue", "a <|im_end|> </s> b", "déjà vu 🙂"])
 def test_judge_and_policy_read_the_same_ids(tokenizer: str, template: str, text: str):
-    if tokenizer == "words" and template != "writes bos":
-        pytest.skip("a template that puts no space before a text makes another word of it")
-    if "prefix always" in tokenizer:
-        pytest.skip(
-            "begins every stretch between control tokens with a space of its own, the text's beginning included"
-        )
     wrapper = wrapped(tokenizer, TEMPLATES[template])
     before, after = wrapper.chat_frame()
     assert [*before, *wrapper.encode(text, is_data=True), *after] == wrapper.encode_chat(chat(text))

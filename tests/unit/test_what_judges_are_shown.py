@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from solon.cli.judge_inputs import chat_settings
 from solon.engines.base import EngineConfig
 from solon.engines.fake import FakeEngine, FakeTokenizer
 from solon.engines.tokens import ChatTokenizer
@@ -234,3 +235,12 @@ async def test_answers_from_a_file_are_judged_without_their_thoughts():
         ("<think> never ended",),
     ]
     assert [m.content for m in asked_about[0].conversation] == ["sky ?", "blue", "sure ?"]
+
+
+def test_arguments_of_the_chat_template_come_from_the_command_line():
+    assert chat_settings(["enable_thinking=false", "effort=low"]) == {
+        "chat_template_args": {"enable_thinking": False, "effort": "low"}
+    }
+    assert chat_settings(None) == {}
+    with pytest.raises(InputError, match=r"--chat: .* which Solon sets itself"):
+        chat_settings(["messages=1"])
