@@ -132,9 +132,7 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
     warnings, notes = [], []
     trusted = run.rollout.trust_remote_code
     template = run.rollout.chat_template
-    policy = check_model(
-        run.policy, role="policy", opt_in="rollout", trusted=trusted, kind="policy", template=template
-    )
+    policy = check_model(run.policy, role="policy", opt_in="rollout", trusted=trusted, kind="policy", template=template)
     if policy is None:
         notes.append(not_looked_up("policy", run.policy))
     else:
