@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from cluster.run_file import FILES, MODELS, RunFile, looks_like_hub_name
 from solon.cli.main import MAX_SEED
+from solon.engines.chat_settings import ThinkingMarks
 from solon.errors import InputError
 from tests.unit.run_files import write_run
 
@@ -46,6 +47,24 @@ def test_there_are_examples():
 def test_at_most_four_keys_are_required():
     required = [name for name, field in RunFile.model_fields.items() if field.is_required()]
     assert required == ["policy", "judge", "prompts", "constitution"]
+
+
+def test_how_a_conversation_becomes_text_is_set_for_policy_and_judge_apart(tmp_path: Path):
+    text = """
+[rollout]
+chat_template = "chat.jinja"
+chat_template_args = { enable_thinking = true }
+[judging]
+chat_template_args = { enable_thinking = false }
+thinking = { start = "<a>", end = "</a>" }
+"""
+    run = load(tmp_path, text, "judging.chat_template_args.effort=low", "rollout.thinking=off")
+    policy, judge = run.rollout.engine("policy", seed=0), run.judging.engine("judge", seed=0)
+    assert policy.chat_template == str(tmp_path / "chat.jinja")
+    assert (policy.chat_template_args, policy.thinking) == ({"enable_thinking": True}, "off")
+    assert judge.chat_template_args == {"enable_thinking": False, "effort": "low"}
+    assert judge.thinking == ThinkingMarks(start="<a>", end="</a>")
+    assert "expected year-month-day" in refusal(tmp_path, '[rollout]\nchat_date = "today"\n')
 
 
 def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
