@@ -52,6 +52,7 @@ def read_prompts(run: RunFile, *, fetch: bool = False, say: Callable[[str], None
         room=room,
         cuts=data.overlong == "cut",
         trust_remote_code=run.rollout.trust_remote_code,
+        chat=run.rollout,
         fetch=fetch,
     )
     unrendered = _screen(piles.values(), how, data, say)

@@ -16,12 +16,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import solon
+from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError, one_line
 from solon.model_digest import local_directory, tokenizer_digest
 from solon.records import Message
@@ -51,6 +52,8 @@ class Screening:
     cuts: bool = False
     """Cut what is longer."""
     trust_remote_code: bool = False
+    chat: ChatSettings = field(default_factory=ChatSettings)
+    """How the engines of the run are talked to; their options hold it."""
     fetch: bool = False
     """Fetch the tokenizer of a hub name that is not on this machine."""
 
@@ -125,6 +128,7 @@ def _run(part: Sequence[tuple[Message, ...]], how: Screening, model: str, place:
         "deadline_s": DEADLINE_S,
         "memory_bytes": MEMORY_BYTES,
         "trust_remote_code": how.trust_remote_code,
+        "chat": _chat(how),
     }
     given.with_suffix(".job").write_text(json.dumps(job), encoding="utf-8")
     said = _wait(_start(given.with_suffix(".job")), answers)
@@ -192,6 +196,10 @@ def _outcome(answer: Any) -> Outcome:
     )
 
 
+def _chat(how: Screening) -> dict[str, Any]:
+    return how.chat.model_dump(mode="json", include=set(ChatSettings.model_fields))
+
+
 def _line(messages: Iterable[Message]) -> str:
     return json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False) + "\n"
 
@@ -202,7 +210,10 @@ class _Kept:
     def __init__(self, conversations: Sequence[tuple[Message, ...]], how: Screening, directory: Path) -> None:
         import platformdirs
 
-        digest = hashlib.sha256(json.dumps([how.room, how.cuts, len(conversations)]).encode())
+        digest = hashlib.sha256(json.dumps([how.room, how.cuts, len(conversations), _chat(how)]).encode())
+        if how.chat.chat_template:
+            with contextlib.suppress(OSError):  # whoever renders says that it cannot be read
+                digest.update(Path(how.chat.chat_template).read_bytes())
         digest.update(tokenizer_digest(directory).encode())
         for package in ("transformers", "tokenizers"):
             digest.update(version(package).encode())

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from solon.cutting import fitted
+from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError, PromptRefusedError, one_line
 from solon.records import Message
 
@@ -58,7 +59,8 @@ def load_tokenizer(job: dict[str, Any]) -> Any:
         sys.modules["torch"] = None  # type: ignore[assignment]  # "not installed"; its import would take a second
     from solon.engines.tokens import ChatTokenizer
 
-    return ChatTokenizer.load(job["model"], trust_remote_code=job["trust_remote_code"])
+    chat = ChatSettings(**job.get("chat", {}))
+    return ChatTokenizer.load(job["model"], trust_remote_code=job["trust_remote_code"], settings=chat)
 
 
 def screen_lines(given: Any, out: Any, encode: Encode, *, room: int, cuts: bool, deadline_s: float) -> None:

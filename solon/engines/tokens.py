@@ -18,7 +18,7 @@ from typing import Any
 
 from solon.engines.chat_settings import ChatSettings, ThinkingMarks
 from solon.engines.chat_template import ChatTemplate
-from solon.engines.control_tokens import ControlWords, SealedTokenizer, control_tokens
+from solon.engines.control_tokens import MASK, ControlWords, SealedTokenizer, control_tokens
 from solon.engines.thinking import KNOWN, AnswerText, leaves_open, split_thought
 from solon.errors import InputError, PromptRefusedError
 from solon.records import Message
@@ -187,8 +187,8 @@ class ChatTokenizer:
         encoding = self.hf.backend_tokenizer.encode(text, add_special_tokens=False)
         found = []
         for index, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
-            if index in self._control:
-                inner = text[first:last]
+            inner = text[first:last]
+            if index in self._control and MASK not in inner:  # a masked word may be one that the vocabulary lacks
                 first, last = first + len(inner) - len(inner.lstrip()), last - len(inner) + len(inner.rstrip())
                 found.append((first, last, index))
         return found

@@ -117,6 +117,14 @@ def test_prompts_that_repeat_or_are_held_out_as_well_are_told_and_left_out_when_
     assert "line 2: is held out as well, line 1 of evaluate.prompts" in refusal(folder, "data.heldout_overlap=error")
 
 
+def test_prompts_are_rendered_as_the_engines_will_render_them(folder: Path):
+    write(folder, ["is it blue", "no"])
+    (folder / "chat.jinja").write_text("{% if long %}{{ 'sky ' * 9 }}{% endif %}" + ALTERNATING)
+    assert check(folder, f"rollout.chat_template={folder / 'chat.jinja'}").counts["prompts"]["overlong"] == 0
+    chosen = (f"rollout.chat_template={folder / 'chat.jinja'}", "rollout.chat_template_args.long=true")
+    assert check(folder, *chosen).counts["prompts"] == counts(read=2, used=1, overlong=1)
+
+
 def test_what_was_rendered_once_is_not_rendered_again(folder: Path, monkeypatch: pytest.MonkeyPatch):
     write(folder, ["is it blue", TWICE, f"{time.time_ns()} yes"])
     first = check(folder)

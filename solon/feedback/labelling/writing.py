@@ -61,7 +61,7 @@ def unwritable(prompts: Sequence[AnswerRow], engine: EngineConfig, max_tokens: i
     """The prompts that the engine's chat template refuses or that leave no room for an answer. Raises InputError when
     its tokenizer cannot be loaded."""
     room = engine.max_model_len - max_tokens
-    how = Screening(model=engine.model, room=room, trust_remote_code=engine.trust_remote_code)
+    how = Screening(model=engine.model, room=room, trust_remote_code=engine.trust_remote_code, chat=engine)
     found = []
     for row, outcome in zip(prompts, screen([row.prompt.messages for row in prompts], how) or (), strict=False):
         if outcome.refused:
