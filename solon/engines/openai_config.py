@@ -8,7 +8,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -72,8 +72,10 @@ class EndpointConfig(BaseModel):
     escape_markers: bool = True
     """Control words in texts (`<|im_end|>`, `</s>`, `[INST]`) are sent with a backslash, `<\\|im_end|>`: the server
     would take them for control tokens."""
-    markers: tuple[str, ...] = Field(default=(), max_length=100)
-    """Further control words of the endpoint's model."""
+    markers: tuple[Annotated[str, Field(min_length=2, max_length=64, pattern=r"^[^\w\s]")], ...] = Field(
+        default=(), max_length=100
+    )
+    """Further control words of the endpoint's model; each begins with a sign, such as `<`."""
     usd_per_million_input: float = Field(0.0, ge=0)
     """Price of prompt tokens."""
     usd_per_million_cached: float | None = Field(None, ge=0)

@@ -150,7 +150,7 @@ def test_the_configuration_that_is_written_holds_names_of_secrets_alone(
     (tmp_path / "judge.toml").write_text(
         '[endpoint]\nbase_url = "https://judge.example/v1"\nmodel = "m"\napi_key_env = "JUDGE_KEY"\n'
     )
-    path = make_run(tmp_path, '[feedback]\ntemplate = "compact"\n[feedback.cache]\nredis_env = "CACHE_URL"\n')
+    path = make_run(tmp_path, '[feedback.cache]\nredis_env = "CACHE_URL"\n')
     run = RunFile.load(path, overrides=[f"judge={tmp_path / 'judge.toml'}"])
     check_inputs(run)
     dumped = json.dumps(run.model_dump(mode="json")) + repr(run) + run.hash
