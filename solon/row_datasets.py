@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from solon.data_config import ReadConfig
 from solon.errors import InputError
+
+ANSWER_S = 10.0
+"""The hub answers within this, or is taken to be out of reach."""
 
 
 def saved_rows(path: Path, what: str, split: str) -> Iterator[tuple[int, Any]]:
@@ -36,7 +40,8 @@ def hub_rows(name: str, what: str, read: ReadConfig) -> Iterator[tuple[int, Any]
     place = f"{what} dataset {name}"
     disable_progress_bars()
     try:
-        loaded = load_dataset(name, read.subset or None, split=read.split or None)
+        with _at_once(name):
+            loaded = load_dataset(name, read.subset or None, split=read.split or None)
     except Exception as error:  # network, access, unknown split or subset: the library has no common one
         said = str(error) or type(error).__name__
         raise InputError(
@@ -46,6 +51,31 @@ def hub_rows(name: str, what: str, read: ReadConfig) -> Iterator[tuple[int, Any]
     if not isinstance(loaded, Dataset):
         loaded = _of_split(loaded, read.split, place)
     return _checked(loaded, place)
+
+
+@contextmanager
+def _at_once(name: str) -> Iterator[None]:
+    """Without the library's half minute of retries where there is no network: then it looks into its cache alone.
+
+    Raises what the hub says of a name that it does not have, or does not show to this account.
+    """
+    import datasets.config
+    import huggingface_hub.constants
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    was = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if not any(was):
+        try:
+            HfApi().dataset_info(name, timeout=ANSWER_S)
+        except (HfHubHTTPError, OfflineModeIsEnabled):
+            raise
+        except Exception:  # of whichever library carries the connection
+            huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = was
 
 
 def _of_split(splits: Any, split: str, place: str) -> Any:

@@ -203,6 +203,28 @@ def test_a_hub_dataset_is_asked_for_by_subset_and_split(monkeypatch: pytest.Monk
     assert asked == [("org/prompts", "main", "train")]
 
 
+def test_without_a_network_the_cache_alone_is_looked_into_and_nothing_is_retried(monkeypatch: pytest.MonkeyPatch):
+    import datasets
+    import huggingface_hub.constants
+    from huggingface_hub import HfApi
+
+    def no_answer(self: HfApi, name: str, *, timeout: float) -> Any:
+        raise OSError("Name or service not known")
+
+    def load(name: str, subset: str | None, *, split: str | None) -> Any:
+        assert datasets.config.HF_HUB_OFFLINE
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(HfApi, "dataset_info", no_answer)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for module in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    assert len(read("org/prompts")) == len(ROWS)
+    assert not datasets.config.HF_HUB_OFFLINE
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
 def test_names_of_files_are_no_names_of_datasets():
     assert is_dataset_name("org/ultra-prompts_v1.1")
     assert not any(map(is_dataset_name, ("data/p.jsonl", "data/p.jsonl.gz", "data/p.txt", "prompts", "./a/b", "a/b/c")))
