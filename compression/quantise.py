@@ -193,9 +193,16 @@ def _require_fit(source: Path, scheme: str, ignore: Sequence[str]) -> None:
     recipe = SCHEMES[scheme]
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, trust_remote_code=False))
+    layers = list(linear_layers(skeleton, ignore))
+    if any("expert" in name for name, _ in skeleton.named_parameters()):
+        raise InputError(f"{source} is a mixture of experts, whose layers are not quantised here; serve it as it is")
+    if not layers:
+        raise InputError(
+            f"{source} ({type(skeleton).__name__}) has no linear layers that are quantised here; serve it as it is"
+        )
     wrong = [
         f"{name} is {layer.out_features} x {layer.in_features}"
-        for name, layer in linear_layers(skeleton, ignore)
+        for name, layer in layers
         if layer.in_features % recipe.columns or layer.out_features % recipe.rows
     ]
     if wrong:

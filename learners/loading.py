@@ -11,6 +11,7 @@ from torch import nn
 
 from learners.config import LoraConfig
 from solon.errors import InputError
+from solon.model_facts import EXPERTS
 
 
 def with_adapters(model: Any, lora: LoraConfig | None) -> Any:
@@ -80,6 +81,23 @@ def load_model(model: str, device: torch.device) -> tuple[Any, torch.dtype]:
             "give a Hugging Face directory with config.json and safetensors files"
         ) from error
     return loaded.to(device).eval(), own if isinstance(own, torch.dtype) else getattr(torch, str(own))
+
+
+def refuse_experts(model: str) -> None:
+    """Raises InputError for a mixture of experts: it cannot be trained here."""
+    from transformers import AutoConfig
+
+    try:
+        text = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError):
+        return  # told by whoever loads it
+    counts = [getattr(text, key, None) for key in EXPERTS]
+    if most := max((count for count in counts if isinstance(count, int) and count > 1), default=0):
+        raise InputError(
+            f"the policy {model!r} is a mixture of {most} experts, expected a dense model: engines hold experts in "
+            "another layout than the files and would keep the old ones after a publication; choose a dense policy "
+            "(a judge may have experts)"
+        )
 
 
 def choose_device(name: str) -> torch.device:

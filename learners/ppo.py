@@ -18,6 +18,7 @@ from torch import Tensor
 from learners.batch import Batch
 from learners.config import LearnConfig
 from learners.critic import Critic
+from learners.loading import refuse_experts
 from learners.losses import Metrics, kl_loss, policy_loss, value_loss
 from learners.measure import batch_metrics
 from learners.optimizer import Optimizer
@@ -54,6 +55,7 @@ class PPOLearner:
         """`temperature` is the one that rollouts are sampled at; `canaries` are token ids whose log-probs travel
         with the weights (None: a few drawn from the vocabulary)."""
         torch.set_num_threads(config.threads)
+        refuse_experts(model)
         self.config, self.name = config, name
         self.version = 0
         """Committed steps, which is the version of the weights."""

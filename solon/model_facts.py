@@ -27,7 +27,8 @@ _CONTEXT = (
 """Keys of config.json that bound the context; vLLM takes the smallest."""
 _SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 """Kinds of position scaling whose configurations state the context after it."""
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+"""Keys of config.json that count the experts of a mixture."""
 _HEADS = ("num_attention_heads", "n_head")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -83,7 +84,7 @@ class ModelFacts:
     @property
     def experts(self) -> int:
         """Of a mixture-of-experts model; 0: it is dense."""
-        counts = [self.text.get(key) for key in _EXPERTS]
+        counts = [self.text.get(key) for key in EXPERTS]
         most = max((count for count in counts if type(count) is int), default=0)
         return most if most > 1 and self.text.get("is_moe") is not False else 0
 

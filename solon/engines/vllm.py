@@ -50,6 +50,7 @@ class VllmEngine:
     def __init__(self, config: EngineConfig, *, name: str) -> None:
         self.name = name
         self.version = 0
+        self._salt = "initial"
         self.config = config
 
         prepare_process(config)
@@ -123,7 +124,7 @@ class VllmEngine:
             if isinstance(error, RunFailedError):
                 raise
             raise RunFailedError(f"engine {self.name} is unusable, {self._broken}") from error
-        self.version = weights.version
+        self.version, self._salt = weights.version, weights.fingerprint
         return self.checksum()
 
     def checksum(self) -> str:
@@ -186,8 +187,9 @@ class VllmEngine:
                 pooling_params=None,
                 arrival_time=0.0,  # first come, first served: the order of the calls decides
                 lora_request=None,
-                # A prefix cached under other weights has another name, so nobody finds it.
-                cache_salt=str(self.version),
+                # A prefix cached under other weights has another name, so nobody finds it. A version is no name: a
+                # learner that was lost may train it again, to other weights.
+                cache_salt=self._salt,
                 data_parallel_rank=None,
             )
         )

@@ -19,6 +19,7 @@ from solon.engines import vllm_cpu_attention
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import model_settings
 from solon.engines.vllm_classes import classes_left_alone
+from solon.engines.vllm_cpu_int8 import int8_takes_float32
 from solon.errors import InputError
 
 TURN = threading.RLock()
@@ -75,15 +76,15 @@ def _start(config: EngineConfig) -> Any:
     uniproc_executor.get_file_store_init_method = _meeting_place
     arguments = _arguments(config, on_cpu=current_platform.is_cpu())
     try:
-        with warnings.catch_warnings(), classes_left_alone():
+        with warnings.catch_warnings(), classes_left_alone(), int8_takes_float32(arguments["dtype"]):
             warnings.simplefilter("ignore", FutureWarning)  # vLLM looks at every name of torch, also at the old
             llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
         _live.add(id(llm))
         return llm
-    except (ValueError, OSError, AssertionError, NotImplementedError) as error:
+    except (ValueError, OSError, AssertionError, NotImplementedError, KeyError) as error:
         raise InputError(
-            f"vLLM cannot load {config.model!r}: {error}; check the model and the engine's `max_model_len`, "
-            "`kv_cache_gib` and `gpu_memory_utilization`"
+            f"vLLM cannot load {config.model!r}: {error or type(error).__name__}; check the model and the engine's "
+            "`max_model_len`, `kv_cache_gib` and `gpu_memory_utilization`"
         ) from error
     finally:
         # The CPU worker turns torch.set_num_threads into a no-op and preloads libraries into every child

@@ -504,6 +504,40 @@ def test_a_prefix_cached_under_old_weights_is_never_used_by_new_requests(vllm_en
     assert finish(vllm_engine, [request])[0].cached_tokens == 96
 
 
+def test_a_prefix_cached_under_other_weights_of_the_same_version_is_never_used(vllm_engine: Engine):
+    ids = tuple(int(token) for token in np.random.default_rng(5).integers(6, VOCAB, 100))
+    request = Request(request_id="r", prompt_token_ids=ids, max_tokens=4)
+    vllm_engine.load_weights(make_weights("llama-tied", version=20)[0])
+    finish(vllm_engine, [request])
+    weights, network = make_weights("llama-tied", version=21)
+    vllm_engine.load_weights(replace(weights, version=20))
+    (completion,) = finish(vllm_engine, [request])
+    assert completion.cached_tokens == 0
+    assert behaviour_gap([request], [completion], network) < 1e-4
+
+
+def test_transformers_builds_a_model_that_vllm_has_served_through_its_classes(tmp_path: Path):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "olmo2", vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=128, eos_token_id=5, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    before = AutoModelForCausalLM.from_config(config).eval()
+    before.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    engine = build_engine(config_of(tmp_path, "vllm"), name="olmo2")
+    try:
+        after = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+        sequences = [request.prompt_token_ids for request in make_requests(4)]
+        for network in (before, after):
+            for one, other in zip(engine.sequence_logprobs(sequences), hf_logprobs(network, sequences), strict=True):
+                assert np.abs(np.subtract(one, other)).max() < 1e-5
+    finally:
+        engine.close()
+
+
 def test_a_load_that_forgets_the_tied_head_is_caught_by_the_canary(
     vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ):

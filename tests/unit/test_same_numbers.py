@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+from compression.quantise import quantise_model
+from learners.config import LearnConfig
+from learners.ppo import PPOLearner
 from solon.engines.base import EngineConfig
 from solon.engines.build import build_engine
 from solon.engines.same_numbers import require_same_numbers
 from solon.engines.vllm_classes import move_to_subclass
 from solon.errors import InputError
+from tests.architectures import ARCHITECTURES
 
 COHERE2 = {"model_type": "cohere2", "sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"]}
 LONGROPE = {
@@ -72,6 +77,30 @@ def test_an_engine_names_the_model_that_it_refuses(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(LONGROPE))
     with pytest.raises(InputError, match=rf"model '{tmp_path}': its rotary positions"):
         build_engine(EngineConfig(model=str(tmp_path), backend="transformers", max_model_len=8192), name="judge-0")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "llama4"])
+def test_a_mixture_of_experts_is_no_policy_and_the_reason_is_given(tmp_path: Path, name: str):
+    ARCHITECTURES[name]().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"is a mixture of \d experts, expected a dense model: engines"):
+        PPOLearner(LearnConfig(), model=str(tmp_path), temperature=1.0, seed=0)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_a_mixture_of_experts_is_not_quantised(tmp_path: Path, name: str):
+    write_random(name, tmp_path / "model")
+    with pytest.raises(InputError, match="is a mixture of experts, whose layers are not quantised here"):
+        quantise_model(tmp_path / "model", tmp_path / "int8", "w8a8")
+
+
+def test_a_model_without_linear_layers_is_not_quantised(tmp_path: Path):
+    write_random("gpt2", tmp_path / "model")
+    with pytest.raises(InputError, match=r"GPT2LMHeadModel\) has no linear layers that are quantised here"):
+        quantise_model(tmp_path / "model", tmp_path / "int8", "w8a8")
+
+
+def write_random(name: str, directory: Path) -> None:
+    AutoModelForCausalLM.from_config(ARCHITECTURES[name]()).save_pretrained(directory)
 
 
 def test_decorations_move_to_a_subclass_and_the_class_is_as_before():
