@@ -7,6 +7,7 @@ module changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
@@ -75,8 +76,9 @@ def _start(config: EngineConfig) -> Any:
     in_the_temporary_folder = uniproc_executor.get_file_store_init_method
     uniproc_executor.get_file_store_init_method = _meeting_place
     arguments = _arguments(config, on_cpu=current_platform.is_cpu())
+    kernels = int8_takes_float32(arguments["dtype"]) if current_platform.is_cpu() else contextlib.nullcontext()
     try:
-        with warnings.catch_warnings(), classes_left_alone(), int8_takes_float32(arguments["dtype"]):
+        with warnings.catch_warnings(), classes_left_alone(), kernels:
             warnings.simplefilter("ignore", FutureWarning)  # vLLM looks at every name of torch, also at the old
             llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
         _live.add(id(llm))
