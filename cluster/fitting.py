@@ -15,7 +15,7 @@ from solon.model_facts import context_of
 LEAST_SHARE = 0.05
 """CPUs of an actor; with less, the machine is not for this run."""
 _CGROUP = Path("/sys/fs/cgroup/cpu.max")
-_GPUS = Path("/proc/driver/nvidia/gpus")
+_GPUS, _DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
 
 
 def fit_run(run: RunFile, *, cpus: float | None = None) -> tuple[RunFile, tuple[str, ...]]:
@@ -67,11 +67,15 @@ def too_large_for_here(run: RunFile) -> str | None:
 
 
 def machine_gpus() -> int:
-    """NVIDIA GPUs that a process of this machine sees, as far as that is known without asking the driver."""
+    """GPUs that a process of this machine sees, as far as that is known without asking a driver; 1 where there is some
+    number of them."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return len([one for one in chosen.split(",") if one.strip()])
-    return len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
+        return len([one for one in chosen.split(",") if one.strip() and not one.strip().startswith("-")])
+    if _GPUS.is_dir() and (count := len(list(_GPUS.iterdir()))):
+        return count
+    count = len([path for path in _DEVICES.glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()])
+    return count or int(any((_DEVICES / name).exists() for name in ("dxg", "kfd")))
 
 
 def _joins_another() -> bool:

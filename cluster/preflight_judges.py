@@ -99,18 +99,17 @@ def check_room(
             ids = prompts.pointwise(turn, "", asked.question)
         if len(ids) > longest:
             longest, principle = len(ids), asked.principle.id
-    least = longest + LEAST_TEXT_TOKENS * (answers + 1)
-    if least > room:
+    if longest + answers + 1 > room:  # a token of each text
         raise InputError(
             f"{role} model {facts.path}: the question of principle {principle!r} takes {longest} tokens without any "
-            f"text, {least} with the least of each, and there is room for {room} (judging.max_model_len = {length}); "
-            "raise it, shorten the question or the preamble, or choose a judge of longer context"
+            f"text, and there is room for {room} (judging.max_model_len = {length}); raise it, shorten the question or "
+            "the preamble, or choose a judge of longer context"
         )
     whole = longest + LEAST_TEXT_TOKENS + answers * answer_tokens
     if whole > room:
         return [
-            f"{role}: answers of rollout.max_tokens = {answer_tokens} tokens are cut before they are judged: a "
-            f"question needs {whole} tokens, there is room for {room}; raise judging.max_model_len or lower "
+            f"{role}: answers of rollout.max_tokens = {answer_tokens} tokens are cut before they are judged, or not "
+            f"judged: a question needs {whole} tokens, there is room for {room}; raise judging.max_model_len or lower "
             "rollout.max_tokens"
         ]
     return []

@@ -33,10 +33,13 @@ ANSWERS_S = float(SETTINGS.get("answers_s", 0.0))
 
 
 class PatientRollout(TimedRollout):
-    """Answers at once before training, and slowly after it."""
+    """Answers the held-out prompts at once before training, and slowly after it."""
+
+    _evaluations = 0
 
     async def answer(self, prompts: Any, *, seed: int) -> list[str]:
-        if self.version:
+        self._evaluations += 1
+        if self._evaluations > 1:
             await asyncio.sleep(ANSWERS_S)
         return await super().answer(prompts, seed=seed)
 

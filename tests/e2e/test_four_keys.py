@@ -26,7 +26,7 @@ def solon(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_four_keys_train_a_step_on_two_cores_and_the_record_of_the_run_is_a_run_file(nursery: Any, tmp_path: Path):
     keys = {
         "policy": nursery.policy,
-        "judge": nursery.judge,
+        "judge": nursery.judge_fp,
         "prompts": nursery.train_prompts,
         "constitution": nursery.constitution,
     }

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from cluster.fitting import fit_run, machine_cpus, too_large_for_here
+from cluster.fitting import fit_run, machine_cpus, machine_gpus, too_large_for_here
 from cluster.preflight import Inputs, check_inputs, check_judge, check_model
 from cluster.preflight_engines import CPU_HEAD_SIZES
 from cluster.run_file import RunFile
 from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
-from solon.engines.lengths import engine_config
+from solon.engines.lengths import engine_config, lowered
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.known_models import causal_models, model_types, vllm_architectures
@@ -303,6 +303,10 @@ def test_an_engine_outside_of_runs_has_the_models_length_too(tmp_path: Path):
     with pytest.raises(InputError, match="exceeds the model's context of 256 tokens"):
         engine_config(str(model), EngineOptions(max_model_len=4096))
     assert engine_config("org/model", EngineOptions()).max_model_len == 1024
+    assert lowered(engine_config(str(model), EngineOptions()), EngineOptions()) == (
+        f"max_model_len is 256, the context of {model}"
+    )
+    assert lowered(engine_config("org/model", EngineOptions()), EngineOptions()) is None
 
 
 @pytest.mark.parametrize(
@@ -492,6 +496,27 @@ def test_the_cpus_of_this_machine_are_counted_as_ray_counts_them():
     from ray._private.utils import get_num_cpus
 
     assert machine_cpus() == get_num_cpus()
+
+
+@pytest.mark.parametrize(("chosen", "count"), [("", 0), ("0", 1), ("0,2", 2), ("-1", 0), ("GPU-abc", 1)])
+def test_gpus_that_are_hidden_are_not_counted(monkeypatch: pytest.MonkeyPatch, chosen: str, count: int):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert machine_gpus() == count
+
+
+@pytest.mark.parametrize(
+    ("devices", "count"),
+    [([], 0), (["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"], 2), (["dxg"], 1), (["kfd"], 1), (["null"], 0)],
+)
+def test_gpus_are_counted_by_their_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: list[str], count: int
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("cluster.fitting._GPUS", tmp_path / "none")
+    monkeypatch.setattr("cluster.fitting._DEVICES", tmp_path)
+    for name in devices:
+        (tmp_path / name).touch()
+    assert machine_gpus() == count
 
 
 # -- what is taken from libraries ----------------------------------------------------------------------------------
