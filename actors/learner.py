@@ -10,24 +10,34 @@ import ray
 
 from actors.calls import Process, Spawn, call
 from learners.config import LearnConfig
+from solon.engines.stops import end_ids_of
 from solon.ledger import Lease
 from solon.protocols import Box
-from solon.records import StepReport, TrainingGroup, Weights
+from solon.records import Sampling, StepReport, TrainingGroup, Weights
 
 
 class LearnerShell:
     """Builds the learner when asked to, so that a bad model is an answer and not a dead actor."""
 
-    def __init__(self, config: LearnConfig, *, model: str, temperature: float, seed: int, name: str) -> None:
-        self._arguments: dict[str, Any] = {"model": model, "temperature": temperature, "seed": seed, "name": name}
+    def __init__(self, config: LearnConfig, *, model: str, sampling: Sampling, seed: int, name: str) -> None:
+        """sampling: that of the rollouts."""
+        self._arguments: dict[str, Any] = {"model": model, "seed": seed, "name": name}
         self._config = config
+        self._sampling = sampling
         self.name = name
 
     def start(self, checkpoint: str) -> tuple[Weights, Weights]:
         """The manifest of the version it begins with, and that version: 0, or that of a checkpoint."""
         from learners.ppo import PPOLearner
 
-        self._learner = PPOLearner(self._config, **self._arguments)
+        sampling, model = self._sampling, self._arguments["model"]
+        self._learner = PPOLearner(
+            self._config,
+            temperature=sampling.temperature,
+            filters=sampling.filters,
+            end_ids=end_ids_of(model, sampling) if sampling.filters.min_tokens else (),
+            **self._arguments,
+        )
         if checkpoint:
             self._learner.load(checkpoint)
         weights = self._learner.initial_weights()

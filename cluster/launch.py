@@ -31,7 +31,7 @@ from solon.feedback.panels.panel_config import CascadeSection, JurySection
 from solon.feedback.panels.selective import SelectionSection
 from solon.guarded import GuardedJudge, GuardedLearner, GuardedRollout
 from solon.protocols import Box
-from solon.records import Sampling, Weights
+from solon.records import Weights
 from solon.recovery import Guard, spare_each_other
 from solon.rollout import RolloutSettings
 from solon.starting import start
@@ -191,7 +191,7 @@ class Launcher:
         """The engines that write."""
         section = self._run.rollout
         settings = RolloutSettings(
-            sampling=Sampling(max_tokens=section.max_tokens, temperature=section.temperature),
+            sampling=section.sampling(),
             group_size=section.group_size,
             seed=self._run.seed,
             salvage_every_s=self._run.recovery.salvage_every_s,
@@ -237,7 +237,7 @@ class Launcher:
             return LearnerActor.options(**self._options("learner", section, made)).remote(
                 section,
                 model=self._run.policy,
-                temperature=self._run.rollout.temperature,
+                sampling=self._run.rollout.sampling(),
                 seed=self._run.seed,
                 name="learner",
             )

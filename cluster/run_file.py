@@ -35,6 +35,7 @@ from solon.overrides import parse_override, put
 from solon.recovery import RecoveryConfig
 from solon.redaction import places_of_secrets, redacted
 from solon.row_sources import is_dataset_name
+from solon.sampling import SamplingOptions
 from solon.staleness import StalenessConfig
 from solon.toml_file import read_toml
 from solon.validation import describe_invalid, with_nothing
@@ -106,14 +107,11 @@ class EngineSection(EngineOptions):
         return engine_config(model, self, seed=seed)
 
 
-class RolloutSection(EngineSection):
+class RolloutSection(EngineSection, SamplingOptions):
     """Generation: the engine, and how answers are drawn."""
 
     group_size: int = Field(8, ge=1)
     """Answers per prompt."""
-    max_tokens: int = Field(256, ge=1)
-    """Tokens of an answer at most."""
-    temperature: float = Field(1.0, gt=0)
 
 
 class LearnSection(LearnConfig):

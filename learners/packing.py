@@ -55,6 +55,8 @@ class Microbatch:
     target_M: Tensor
     """Ids of the response tokens."""
     index_M: Tensor
+    place_M: Tensor
+    """Tokens of the same answer before each of them."""
     used: int
     """Positions of the B x T that are not padding."""
 
@@ -165,6 +167,7 @@ def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device, layout:
     segment_BT = np.full((len(rows), width), -1, np.int64)
     predict: list[NDArray[np.int64]] = []
     index: list[NDArray[np.int64]] = []
+    place: list[NDArray[np.int64]] = []
     for b, row in enumerate(rows):
         prompt = batch.prompts[row.group]
         input_BT[b, : len(prompt)] = prompt
@@ -179,6 +182,7 @@ def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device, layout:
             # The first token of every answer is predicted at the end of the prompt.
             predict.append(b * width + np.concatenate([[len(prompt) - 1], np.arange(at, end)]))
             index.append(np.arange(start, start + length))
+            place.append(np.arange(length))
             at = end
     index_M = np.concatenate(index)
 
@@ -192,6 +196,7 @@ def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device, layout:
         predict_M=tensor(np.concatenate(predict)),
         target_M=tensor(batch.token_N[index_M]),
         index_M=tensor(index_M),
+        place_M=tensor(np.concatenate(place)),
         used=sum(row.length for row in rows),
     )
 

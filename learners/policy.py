@@ -6,7 +6,9 @@ M response tokens of a microbatch, B rows, T positions, H hidden width, V vocabu
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +19,22 @@ from learners.loading import checkpoint_activations, choose_device, load_model, 
 from learners.losses import logprobs_and_entropy, logprobs_of
 from learners.packing import Layout, Microbatch
 from learners.sharing import best_layout
+from solon.engines.filters import FLOOR, allowed_tokens
 from solon.errors import InputError
+from solon.records import NO_FILTERS, Filters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What a policy says about the response tokens of a microbatch, [M] each; None: not asked for."""
+
+    logprobs_M: Tensor
+    entropy_M: Tensor | None = None
+    """Nats."""
+    reference_M: Tensor | None = None
+    """Log-probs under the frozen reference, over the tokens that the policy may sample."""
+    outside_M: Tensor | None = None
+    """True for tokens that the policy would not sample, given the filters; None: nothing is filtered."""
 
 
 class Policy:
@@ -27,9 +44,18 @@ class Policy:
     a frozen copy, or the model with its adapters off, and absent when nothing asks for it.
     """
 
-    def __init__(self, config: LearnConfig, *, model: str, temperature: float) -> None:
+    def __init__(
+        self,
+        config: LearnConfig,
+        *,
+        model: str,
+        temperature: float,
+        filters: Filters = NO_FILTERS,
+        end_ids: Sequence[int] = (),
+    ) -> None:
+        """temperature, filters: those that rollouts are sampled with; end_ids: tokens that end an answer."""
         self.device = choose_device(config.device)
-        self.temperature = temperature
+        self.temperature, self.filters, self._end_ids = temperature, filters, tuple(end_ids)
         bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and self.device.type == "cuda")
         self._autocast_dtype = torch.bfloat16 if bfloat16 else None
         self.base, self.own_dtype = load_model(model, self.device)
@@ -91,15 +117,38 @@ class Policy:
 
     def logprobs(self, microbatch: Microbatch) -> Tensor:
         """Log-probs of the response tokens, [M]."""
-        return logprobs_of(self.logits(microbatch), microbatch.target_M)
+        return self.score(microbatch).logprobs_M
 
-    def logprobs_and_entropy(self, microbatch: Microbatch) -> tuple[Tensor, Tensor]:
-        """Log-probs of the response tokens and entropies in nats, [M] each."""
-        return logprobs_and_entropy(self.logits(microbatch), microbatch.target_M)
+    def score(self, microbatch: Microbatch, *, entropy: bool = False, reference: bool = False) -> Scored:
+        """Log-probs and what else is asked for, of what is sampled from: after temperature and filters.
 
-    def reference_logprobs(self, microbatch: Microbatch) -> Tensor:
-        """Log-probs of the response tokens under the frozen reference, [M]."""
-        return logprobs_of(self.logits(microbatch, reference=True), microbatch.target_M)
+        A response token that the filters leave out, by rounding at the border of the set or because the policy has
+        moved, counts as allowed at its own position, so that every number is finite; whoever learns from it masks it.
+        The reference is taken over the policy's own set: the KL is finite, and 0 where the two are equal.
+        """
+        logits_MV, target_M = self.logits(microbatch), microbatch.target_M
+        banned_MV = outside_M = None
+        if self.filters:
+            allowed_MV = allowed_tokens(logits_MV, self.filters, place_N=microbatch.place_M, end_ids=self._end_ids)
+            outside_M = ~allowed_MV.gather(1, target_M[:, None])[:, 0]
+            banned_MV = ~allowed_MV.scatter_(1, target_M[:, None], True)
+            logits_MV = logits_MV.masked_fill(banned_MV, FLOOR)
+        entropy_M = reference_M = None
+        if entropy:
+            logprobs_M, entropy_M = logprobs_and_entropy(logits_MV, target_M)
+        else:
+            logprobs_M = logprobs_of(logits_MV, target_M)
+        del logits_MV
+        if reference:
+            reference_M = self.reference_logprobs(microbatch, banned_MV)
+        return Scored(logprobs_M=logprobs_M, entropy_M=entropy_M, reference_M=reference_M, outside_M=outside_M)
+
+    def reference_logprobs(self, microbatch: Microbatch, banned_MV: Tensor | None = None) -> Tensor:
+        """Log-probs of the response tokens under the frozen reference, [M]; `banned_MV`: tokens that are left out."""
+        logits_MV = self.logits(microbatch, reference=True)
+        if banned_MV is not None:
+            logits_MV = logits_MV.masked_fill(banned_MV, FLOOR)
+        return logprobs_of(logits_MV, microbatch.target_M)
 
     @torch.no_grad()
     def merged(self) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from learners.publish import Publisher
 from learners.state import load_state, save_state
 from learners.targets import Metric, Targets, TokenRewards, gather, group_advantages, mean_of, policy_targets
 from solon.errors import RunFailedError
-from solon.records import Span, StepReport, TrainingGroup, Weights
+from solon.records import NO_FILTERS, Filters, Span, StepReport, TrainingGroup, Weights
 
 
 class PPOLearner:
@@ -48,11 +48,14 @@ class PPOLearner:
         *,
         model: str,
         temperature: float,
+        filters: Filters = NO_FILTERS,
+        end_ids: Sequence[int] = (),
         seed: int,
         name: str = "learner-0",
         canaries: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """`temperature` is the one that rollouts are sampled at; `canaries` are token ids whose log-probs travel
+        """`temperature` and `filters` are those that rollouts are sampled with, `end_ids` the tokens that end them (for
+        `min_tokens`); `canaries` are token ids whose log-probs travel
         with the weights (None: a few drawn from the vocabulary)."""
         torch.set_num_threads(config.threads)
         refuse_experts(model)
@@ -63,7 +66,7 @@ class PPOLearner:
         # Adapters start from random numbers; the caller's generator is left alone.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._policy = Policy(config, model=model, temperature=temperature)
+            self._policy = Policy(config, model=model, temperature=temperature, filters=filters, end_ids=end_ids)
             self._critic: Critic | None = None
             if self._policy.backbone is not None:
                 self._critic = Critic(self._policy.backbone, self._policy.hidden).to(self._policy.device)
@@ -230,14 +233,15 @@ class PPOLearner:
     def _backward(self, microbatch: Microbatch, targets: Targets, denominator: float) -> Metrics:
         """Add a microbatch's gradients to those of its minibatch; returns its share of the metrics."""
         config, index_M = self.config, microbatch.index_M
-        if config.entropy_bonus or config.bypass:
-            logprobs_M, entropy_M = self._policy.logprobs_and_entropy(microbatch)
-        else:
-            logprobs_M, entropy_M = self._policy.logprobs(microbatch), None
+        scored = self._policy.score(microbatch, entropy=bool(config.entropy_bonus or config.bypass))
+        logprobs_M, entropy_M, weights_M = scored.logprobs_M, scored.entropy_M, targets.weights_N[index_M]
+        if scored.outside_M is not None:
+            # The policy would not sample them any more: pi / pi_prox is 0 there, and has no gradient.
+            weights_M = weights_M.masked_fill(scored.outside_M, 0.0)
         loss, metrics = policy_loss(
             logprobs_M,
             targets.prox_N[index_M],
-            targets.weights_N[index_M],
+            weights_M,
             targets.advantages_N[index_M],
             denominator=denominator,
             clip_low=config.clip_low,
@@ -245,14 +249,14 @@ class PPOLearner:
             dual_clip=config.dual_clip,
         )
         if entropy_M is not None:
-            entropy = (entropy_M * (targets.weights_N[index_M] > 0)).sum() / denominator
+            entropy = (entropy_M * (weights_M > 0)).sum() / denominator
             loss = loss - config.entropy_bonus * entropy
             metrics["update_entropy/mean"] = entropy.detach()
         if self._critic is None and targets.reference_N is not None:
             kl, found = kl_loss(
                 logprobs_M,
                 targets.prox_N[index_M],
-                targets.weights_N[index_M],
+                weights_M,
                 targets.reference_N[index_M],
                 denominator=denominator,
                 estimator=config.kl_estimator,

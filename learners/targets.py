@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,6 +52,19 @@ def gather(
     return gathered
 
 
+SCORES = ("logprobs", "entropy", "outside", "reference")
+
+
+def _scores(policy: Policy, microbatch: Microbatch) -> tuple[Tensor, ...]:
+    """Of the policy before the first update, in the order of SCORES, [M] each; the reference where there is one."""
+    scored = policy.score(microbatch, entropy=True, reference=policy.has_reference)
+    assert scored.entropy_M is not None
+    nothing = torch.zeros_like(scored.logprobs_M)
+    outside_M = nothing if scored.outside_M is None else scored.outside_M.float()
+    reference = () if scored.reference_M is None else (scored.reference_M,)
+    return (scored.logprobs_M, scored.entropy_M, outside_M, *reference)
+
+
 @torch.no_grad()
 def policy_targets(
     config: LearnConfig, policy: Policy, batch: Batch, microbatches: Sequence[Microbatch], step: int
@@ -59,18 +73,23 @@ def policy_targets(
     metrics: Metric = {}
     behaviour_N = torch.from_numpy(batch.behaviour_N).to(policy.device)
     version_N = torch.from_numpy(batch.version_N).to(policy.device)
-    prox_N = behaviour_N
-    if not config.bypass:
-        prox_N, entropy_N = gather(batch, microbatches, policy.logprobs_and_entropy)
-        metrics["entropy/mean"] = float(entropy_N.mean())
-    reference_N = None
-    if policy.has_reference:
+    prox_N, reference_N, outside_N = behaviour_N, None, torch.zeros_like(version_N, dtype=torch.bool)
+    if not config.bypass or policy.filters:
+        scored = dict(zip(SCORES, gather(batch, microbatches, partial(_scores, policy)), strict=False))
+        prox_N = prox_N if config.bypass else scored["logprobs"]
+        metrics["entropy/mean"] = float(scored["entropy"].mean())
+        reference_N, outside_N = scored.get("reference"), scored["outside"] > 0
+    elif policy.has_reference:
         (reference_N,) = gather(batch, microbatches, lambda m: (policy.reference_logprobs(m),))
+    if policy.filters:
+        metrics["outside_set/share"] = float(outside_N.float().mean())
+    if reference_N is not None:
         metrics["kl_reference/mean"] = float(kl_k3(prox_N, reference_N).mean())
-    masked_N = torch.zeros_like(version_N, dtype=torch.bool)
+    masked_N = outside_N
     if config.max_token_staleness is not None:
-        masked_N = version_N < step - config.max_token_staleness
-        metrics["too_old/share"] = float(masked_N.float().mean())
+        old_N = version_N < step - config.max_token_staleness
+        masked_N = masked_N | old_N
+        metrics["too_old/share"] = float(old_N.float().mean())
     if config.truncated == "mask":
         masked_N = masked_N | torch.from_numpy(batch.truncated_R[batch.rollout_N]).to(policy.device)
     weights_N, diagnostics = importance_weights(

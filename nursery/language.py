@@ -60,7 +60,7 @@ class WordEncoder:
         table = self._words if is_data else self._all
         return [table.get(word, 0) for word in text.split()]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, is_raw: bool = False) -> str:
         """Words joined by spaces, special tokens left out."""
         return " ".join(self._text[i] for i in token_ids if i in self._text)
 

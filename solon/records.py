@@ -34,12 +34,35 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Which tokens may be sampled at a position. They follow from its logits and its place in the answer alone, so the
+    learner applies the same ones: the policy that is trained is the filtered one."""
+
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    min_tokens: int = 0
+    """So many tokens come before one that ends the answer."""
+
+    def __bool__(self) -> bool:
+        """Whether any token is ever left out."""
+        return self != NO_FILTERS
+
+
+NO_FILTERS = Filters()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How rollouts are drawn. Only temperature: top-p and top-k would change the behaviour distribution
-    that the importance weights divide by."""
+    """How rollouts are drawn."""
 
     max_tokens: int
     temperature: float = 1.0
+    filters: Filters = NO_FILTERS
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer, besides the model's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +70,13 @@ class Rollout:
     """One sampled answer, exactly as the engine produced it."""
 
     token_ids: NDArray[np.int32]  # [T], the end-of-turn token included when finish_reason == "stop"
-    logprobs: NDArray[np.float32]  # [T], of the distribution it was sampled from (after temperature)
+    logprobs: NDArray[np.float32]  # [T], of the distribution it was sampled from (after temperature and filters)
     segments: tuple[tuple[int, int], ...]
     """Run-length policy versions, `((3, 10), (4, 2))`: ten tokens by version 3, then two by version 4."""
     finish_reason: FinishReason
     text: str
     """The answer decoded without special tokens, for judges and people; never tokenised again for training. A thought
-    that it began with is left out."""
+    that it began with and a stop string that it ended with are left out."""
     thought: str = ""
     """What a thinking model thought before the answer."""
     is_cut: bool = False

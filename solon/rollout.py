@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ from solon.cutting import fitted
 from solon.engines.base import Completion, Engine, EngineConfig, Request
 from solon.engines.build import build_engine
 from solon.engines.runner import EngineRunner
+from solon.engines.stops import end_of, stops_of
 from solon.engines.thinking import AnswerText
 from solon.engines.tokens import ChatPrompt
 from solon.errors import InputError, PromptRefusedError
 from solon.prompts import prompt_id
 from solon.protocols import Assignment, GenerationReport
-from solon.records import Group, LoadReceipt, Prompt, Rollout, Salvage, Sampling, Span, Weights
+from solon.records import FinishReason, Group, LoadReceipt, Prompt, Rollout, Salvage, Sampling, Span, Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +64,9 @@ class RolloutWorker:
         """Build and warm the engine; the first request costs seconds that no measurement should contain."""
         await self._runner.ready()
         prompt = self._runner.tokenizer.encode("warm up") or [0]
-        await self._runner.generate(
-            [Request(request_id="warm-up", prompt_token_ids=tuple(prompt[:8]), max_tokens=2, seed=0)]
-        )
+        request = self._request("warm-up", tuple(prompt[:8]), 0)
+        filters = replace(request.filters, min_tokens=0)
+        await self._runner.generate([replace(request, max_tokens=2, filters=filters)])
         self._runner.drain_spans()
 
     async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Group] | Salvage]:
@@ -104,7 +106,10 @@ class RolloutWorker:
         ]
         completions = await self._runner.generate(requests)
         self._runner.drain_spans()
-        return [self._read(c.token_ids, prompt).text for c, prompt in zip(completions, encoded, strict=True)]
+        return [
+            self._read(c.token_ids, prompt, c.finish_reason).text
+            for c, prompt in zip(completions, encoded, strict=True)
+        ]
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
         """Take over a policy version between two decoding steps; running answers go on with the new weights."""
@@ -146,8 +151,14 @@ class RolloutWorker:
             )
         return prompt, opened
 
-    def _read(self, token_ids: NDArray[np.int32], prompt: ChatPrompt) -> AnswerText:
-        return self._runner.tokenizer.read_answer(token_ids.tolist(), opens_thought=prompt.opens_thought)
+    def _read(self, token_ids: NDArray[np.int32], prompt: ChatPrompt, reason: FinishReason) -> AnswerText:
+        """What judges and people read of an answer, without what ended it."""
+        tokenizer, ids, end = self._runner.tokenizer, token_ids.tolist(), ""
+        if reason == "stop":
+            stop, stop_token_ids = self._stops
+            ids, end = end_of(tokenizer, ids, stop=stop, stop_token_ids=stop_token_ids)
+        read = tokenizer.read_answer(ids, opens_thought=prompt.opens_thought)
+        return replace(read, text=read.text.removesuffix(end).strip()) if end else read
 
     def _generate_each(self, batches: Sequence[Sequence[Request]]) -> list[Awaitable[list[Completion]]]:
         """As the runner's; a group whose answers were all salvaged whole asks for nothing."""
@@ -167,7 +178,7 @@ class RolloutWorker:
                 written = tuple(begun.token_ids.tolist())
                 parts = (*parts, "after", len(written))
             request = self._request(_request_id(item, index), prompt_ids + written, seed_of(*parts))
-            requests.append(replace(request, max_tokens=request.max_tokens - len(written)))
+            requests.append(replace(request, max_tokens=request.max_tokens - len(written), written=len(written)))
         return requests
 
     def _salvaged(self, item: Assignment) -> Sequence[Rollout | None]:
@@ -207,11 +218,15 @@ class RolloutWorker:
 
     def _request(self, request_id: str, prompt_ids: tuple[int, ...], seed: int) -> Request:
         sampling = self._settings.sampling
+        stop, stop_token_ids = self._stops
         return Request(
             request_id=request_id,
             prompt_token_ids=prompt_ids,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
+            filters=sampling.filters,
+            stop=stop,
+            stop_token_ids=stop_token_ids,
             seed=seed,
         )
 
@@ -239,7 +254,7 @@ class RolloutWorker:
             token_ids = np.concatenate([begun.token_ids, token_ids])
             logprobs = np.concatenate([begun.logprobs, logprobs])
             segments = joined_segments(begun.segments, segments)
-        read = self._read(token_ids, prompt)
+        read = self._read(token_ids, prompt, completion.finish_reason)
         return Rollout(
             token_ids=token_ids,
             logprobs=logprobs,
@@ -249,6 +264,11 @@ class RolloutWorker:
             thought=read.thought,
             is_cut=read.is_unfinished or completion.finish_reason == "length",
         )
+
+    @cached_property
+    def _stops(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Strings and ids that end an answer, besides the model's own ends."""
+        return stops_of(self._runner.tokenizer, self._settings.sampling)
 
     def _report(self, group: Group) -> GenerationReport:
         spans = tuple(

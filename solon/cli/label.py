@@ -33,18 +33,15 @@ from solon.feedback.spending.spend import spent_usd
 from solon.overrides import parse_override, put
 from solon.redaction import places_of_secrets
 from solon.run_directory import RunDirectory
+from solon.sampling import SamplingOptions
 from solon.validation import describe_invalid, with_nothing
 
 
-class WriteOptions(BaseModel):
+class WriteOptions(SamplingOptions):
     """How a policy writes answers where there are none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     answers: int = Field(2, ge=1)
     """Answers to each prompt."""
-    max_tokens: int = Field(256, ge=1)
-    temperature: float = Field(1.0, gt=0)
     engine: EngineOptions = EngineOptions()
 
 
@@ -388,8 +385,7 @@ def _written(
             prompts,
             engine_config(policy, settings.write.engine, seed=settings.seed),
             answers=settings.write.answers,
-            max_tokens=settings.write.max_tokens,
-            temperature=settings.write.temperature,
+            sampling=settings.write.sampling(),
             seed=settings.seed,
         )
     )

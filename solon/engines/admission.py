@@ -11,7 +11,7 @@ from solon.errors import InputError
 def check_request(request: Request, *, max_model_len: int, vocab_size: int) -> None:
     """Raises InputError unless the request fits the context and uses the model's own token ids."""
     check_length(request.request_id, request.prompt_token_ids, request.max_tokens, max_model_len)
-    check_ids(request.request_id, (*request.prompt_token_ids, *request.label_ids), vocab_size)
+    check_ids(request.request_id, (*request.prompt_token_ids, *request.label_ids, *request.stop_token_ids), vocab_size)
 
 
 def check_length(request_id: str, prompt: Sequence[int], max_tokens: int, max_model_len: int) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
 from solon.engines.chat_settings import ChatSettings
-from solon.records import FinishReason, Message, Weights
+from solon.records import NO_FILTERS, Filters, FinishReason, Message, Weights
 
 if TYPE_CHECKING:
     from solon.engines.thinking import AnswerText
@@ -73,6 +73,13 @@ class Request:
     prompt_token_ids: tuple[int, ...]
     max_tokens: int
     temperature: float = 1.0
+    filters: Filters = NO_FILTERS
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer: `finish_reason` is "stop", the tokens stay."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer, besides the model's own."""
+    written: int = 0
+    """The last so many tokens of the prompt belong to the answer: another engine wrote them."""
     seed: int = 0
     label_ids: tuple[int, ...] = ()
     """When given: nothing is sampled that matters; the log-probs of these tokens at the next position
@@ -85,7 +92,7 @@ class Completion:
 
     request_id: str
     token_ids: NDArray[np.int32]  # [T]
-    logprobs: NDArray[np.float32]  # [T], of the sampling distribution (after temperature)
+    logprobs: NDArray[np.float32]  # [T], of the sampling distribution (after temperature and filters)
     segments: tuple[tuple[int, int], ...]  # ((version, n_tokens), ...)
     finish_reason: FinishReason
     label_logprobs: tuple[float, ...] = ()
@@ -101,8 +108,8 @@ class TokenizerLike(Protocol):
         token stays text."""
         ...
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
+    def decode(self, token_ids: Sequence[int], *, is_raw: bool = False) -> str:
+        """Text without special tokens, and without white space around it unless `is_raw`."""
         ...
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:

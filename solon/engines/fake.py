@@ -20,7 +20,8 @@ from solon.engines.base import Completion, Request
 from solon.engines.payload import run_length, verify_fingerprint
 from solon.engines.thinking import AnswerText
 from solon.engines.tokens import ChatPrompt
-from solon.records import FinishReason, Message, Weights
+from solon.engines.stops import is_stopped
+from solon.records import Filters, FinishReason, Message, Weights
 
 WORDS = (
     "the sky is blue grass green yes no A B what color kind mean help harm User Assistant Answer Question "
@@ -46,7 +47,7 @@ class FakeTokenizer:
         ids = [self._ids.get(word, unknown) for word in text.split()]
         return [unknown if is_data and i < len(_SPECIAL) else i for i in ids]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, is_raw: bool = False) -> str:
         return " ".join(self._words[i] for i in token_ids if i >= len(_SPECIAL))
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
@@ -168,14 +169,17 @@ class FakeEngine:
         if request.label_ids:
             return self._label(running)
         logits_V = self._logprobs_VV[running.last] / max(request.temperature, 1e-6)
-        logprobs_V = _log_softmax(logits_V)
+        ends = (self.tokenizer.eos_token_id, *request.stop_token_ids)
+        if request.written + len(running.tokens) < request.filters.min_tokens:
+            logits_V[list(ends)] = -np.inf
+        logprobs_V = _log_softmax(_filtered(logits_V, request.filters))
         token = int(running.rng.choice(len(logprobs_V), p=np.exp(logprobs_V)))
         running.tokens.append(token)
         running.logprobs.append(float(logprobs_V[token]))
         running.versions.append(self.version)
         running.last = token
         reason: FinishReason | None = None
-        if token == self.tokenizer.eos_token_id:
+        if token in ends or is_stopped(self.tokenizer, request, running.tokens):
             reason = "stop"
         elif len(running.tokens) == request.max_tokens:
             reason = "length"
@@ -228,6 +232,21 @@ def _bigrams(payload: NDArray[np.uint8], num_words: int) -> NDArray[np.float64]:
     seed = int.from_bytes(hashlib.sha256(payload.tobytes()).digest()[:8], "little")
     logits_VV = np.random.default_rng(seed).normal(size=(num_words, num_words))
     return _log_softmax(logits_VV)
+
+
+def _filtered(logits_V: NDArray[np.float64], filters: Filters) -> NDArray[np.float64]:
+    """Minus infinity where a token may not be sampled; see `solon.engines.filters`."""
+    kept_V = np.ones(len(logits_V), bool)
+    if filters.min_p:
+        kept_V = logits_V >= logits_V.max() + np.log(filters.min_p)
+    order_V = np.argsort(-logits_V, kind="stable")
+    if filters.top_k:
+        kept_V[order_V[filters.top_k :]] = False
+    if filters.top_p < 1:
+        probs_V = np.exp(_log_softmax(np.where(kept_V, logits_V, -np.inf)))[order_V]
+        kept_V[order_V[probs_V.cumsum() - probs_V >= filters.top_p]] = False
+    result: NDArray[np.float64] = np.where(kept_V, logits_V, -np.inf)
+    return result
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -87,9 +87,10 @@ class ChatTokenizer:
                 return ids[len(known) :]
         return self._encode(text, is_data=is_data)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
-        return str(self.hf.decode(list(token_ids), skip_special_tokens=True)).strip()
+    def decode(self, token_ids: Sequence[int], *, is_raw: bool = False) -> str:
+        """Text without special tokens, and without white space around it unless `is_raw`."""
+        text = str(self.hf.decode(list(token_ids), skip_special_tokens=True))
+        return text if is_raw else text.strip()
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """A conversation in the model's chat template, ready for the assistant's turn. Raises PromptRefusedError."""

@@ -22,8 +22,10 @@ from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.bitsandbytes import bitsandbytes_options
 from solon.engines.checkpoint import is_quantised, model_settings, stop_token_ids
 from solon.engines.digest import digest_tensors
+from solon.engines.filters import FLOOR, allowed_tokens
 from solon.engines.kv_batch import KvBatch
 from solon.engines.payload import named_tensors, run_length, verify_fingerprint
+from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
 from solon.errors import AttestationError, InputError, RunFailedError
 from solon.records import FinishReason, Weights
@@ -201,7 +203,8 @@ class TransformersEngine:
         temperatures = [row.request.temperature for row in rows]
         greedy_B = torch.tensor([t < 1e-5 for t in temperatures], device=self._device)
         scale_B = torch.tensor([t if t >= 1e-5 else 1.0 for t in temperatures], device=self._device)
-        logprobs_BV = torch.log_softmax(logits_BV.float() / scale_B[:, None], -1)
+        logits_BV = self._filtered(logits_BV.float() / scale_B[:, None], rows)
+        logprobs_BV = torch.log_softmax(logits_BV, -1)
         # One uniform number per row, from the request's own generator: the draw does not depend on the batch.
         uniform_B = torch.cat([torch.rand(1, generator=r.generator, dtype=torch.float64) for r in rows])
         cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
@@ -212,6 +215,20 @@ class TransformersEngine:
         for row, token, logprob in zip(rows, token_B.tolist(), logprob_B.tolist(), strict=True):
             self._append(row, token, logprob)
 
+    def _filtered(self, logits_BV: torch.Tensor, rows: list[_Row]) -> torch.Tensor:
+        """Logits with those of tokens that may not be sampled at the floor."""
+        import torch
+
+        for filters in {row.request.filters for row in rows if row.request.filters}:
+            chosen = [index for index, row in enumerate(rows) if row.request.filters == filters]
+            place_N = torch.tensor([rows[i].request.written + len(rows[i].tokens) for i in chosen])
+            ends = self._stops.union(*(rows[i].request.stop_token_ids for i in chosen))
+            allowed_NV = allowed_tokens(
+                logits_BV[chosen], filters, place_N=place_N.to(self._device), end_ids=sorted(ends)
+            )
+            logits_BV[chosen] = logits_BV[chosen].masked_fill(~allowed_NV, FLOOR)
+        return logits_BV
+
     def _append(self, row: _Row, token: int, logprob: float) -> None:
         row.tokens.append(token)
         row.logprobs.append(logprob)
@@ -220,9 +237,10 @@ class TransformersEngine:
     def _drop_finished(self, finished: list[Completion]) -> None:
         keep = []
         for i, row in enumerate(self._rows):
-            if row.tokens[-1] in self._stops:
+            request, last = row.request, row.tokens[-1]
+            if last in self._stops or last in request.stop_token_ids or is_stopped(self.tokenizer, request, row.tokens):
                 finished.append(_completion(row, "stop"))
-            elif len(row.tokens) >= row.request.max_tokens:
+            elif len(row.tokens) >= request.max_tokens:
                 finished.append(_completion(row, "length"))
             else:
                 keep.append(i)

@@ -21,6 +21,7 @@ from solon.engines.admission import check_ids, check_length, check_request
 from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.checkpoint import is_quantised, stop_token_ids
 from solon.engines.payload import run_length, verify_fingerprint
+from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
 from solon.engines.vllm_build import TURN, prepare_process, start_vllm, stop_vllm
 from solon.errors import InputError, RunFailedError
@@ -75,7 +76,7 @@ class VllmEngine:
             params = self._label_params(request.label_ids)
         else:
             # A copy of a checked prototype: validating the parameters anew costs as much as a token.
-            params = copy(self._sample_params)
+            params = copy(self._sampling_params(request))
             params.temperature = request.temperature
             params.max_tokens = request.max_tokens
             params.seed = request.seed
@@ -161,13 +162,36 @@ class VllmEngine:
 
         self._request_type = EngineCoreRequest
         common = {"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
-        self._sample_params = SamplingParams(logprobs=0, seed=0, stop_token_ids=list(stops), **common)
+        self._sample_options = {"logprobs": 0, "seed": 0, **common}
+        self._sample_params: dict[tuple[Any, ...], Any] = {}
+        self._stops = stops
         # Greedy requests skip the sampler's noise; their log-probs are those of temperature 1.
         self._verdict_params = SamplingParams(temperature=0.0, max_tokens=1, **common)
         self._verdict_params_by_labels: dict[tuple[int, ...], Any] = {}
         self._attest_params = SamplingParams(
             temperature=0.0, max_tokens=1, prompt_logprobs=0, skip_reading_prefix_cache=True, **common
         )
+
+    def _sampling_params(self, request: Request) -> Any:
+        """The checked prototype for requests with these filters and ends."""
+        # Of an answer that another engine began, so many tokens less are left to be written.
+        least = max(0, request.filters.min_tokens - request.written)
+        key = (request.filters, least, request.stop_token_ids)
+        params = self._sample_params.get(key)
+        if params is None:
+            from vllm.sampling_params import SamplingParams
+
+            filters = request.filters
+            params = self._sample_params[key] = SamplingParams(
+                top_p=filters.top_p,
+                top_k=filters.top_k,
+                min_p=filters.min_p,
+                min_tokens=least,
+                max_tokens=max(1, least),
+                stop_token_ids=[*self._stops, *request.stop_token_ids],
+                **self._sample_options,
+            )
+        return params
 
     def _label_params(self, label_ids: tuple[int, ...]) -> Any:
         params = self._verdict_params_by_labels.get(label_ids)
@@ -217,9 +241,14 @@ class VllmEngine:
                 progress.label_logprobs = tuple(logprobs[0, 1 : 1 + len(progress.request.label_ids)].tolist())
         if output.prefill_stats is not None:
             progress.cached_tokens = output.prefill_stats.num_cached_tokens
-        if output.finish_reason is not None:
+        reason = None if output.finish_reason is None else _reason(str(output.finish_reason))
+        if reason != "stop" and new and is_stopped(self.tokenizer, progress.request, progress.tokens):
+            if reason is None:
+                self._client.abort_requests([output.request_id])
+            reason = "stop"
+        if reason is not None:
             del self._running[output.request_id]
-            self._finished.append(_completion(progress, _reason(str(output.finish_reason))))
+            self._finished.append(_completion(progress, reason))
 
     def _eager(self) -> contextlib.AbstractContextManager[Any]:
         """Keeps vLLM's few decorated helpers from being compiled, seconds of work, when eager is asked for."""

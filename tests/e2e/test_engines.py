@@ -21,7 +21,7 @@ from solon.engines.base import Completion, Engine, EngineConfig, Request
 from solon.engines.build import build_engine
 from solon.engines.runner import EngineRunner
 from solon.errors import AttestationError, InputError, RunFailedError
-from solon.records import Feedback, Group, Message, Rollout, TrainingGroup, Weights
+from solon.records import Feedback, Filters, Group, Message, Rollout, TrainingGroup, Weights
 from tests.models import make_tokenizer
 from tests.unit.fakes import make_prompt
 
@@ -229,6 +229,61 @@ def test_tokens_of_an_unfinished_answer_are_handed_out_and_another_request_goes_
     assert behaviour_gap([request], [whole], network) < 1e-4
 
 
+# ---- filters and ends
+
+FILTERS = (
+    Filters(top_p=0.9, top_k=20, min_p=0.05, min_tokens=6),
+    Filters(top_p=0.9),
+    Filters(top_k=20),
+    Filters(min_p=0.05),
+    Filters(min_tokens=6),
+)
+
+
+def test_filtered_log_probs_of_the_engine_are_those_of_the_learner(engine: Engine, checkpoints: dict[str, Path]):
+    """All filters in one running batch, then each one's samples in a learner with the same filter."""
+    from learners.config import LearnConfig
+    from learners.ppo import PPOLearner
+
+    model = str(checkpoints["llama-tied"])
+    requests = {
+        filters: [
+            replace(request, request_id=f"{number}-{request.request_id}", filters=filters, stop_token_ids=(9,))
+            for request in make_requests(16, temperature=0.7)
+        ]
+        for number, filters in enumerate(FILTERS)
+    }
+    for number, filters in enumerate(FILTERS):
+        config = LearnConfig(advantages="group", kl_coefficient=0.0)
+        learner = PPOLearner(config, model=model, temperature=0.7, seed=0, filters=filters, end_ids=(5, 9))
+        if number == 0:
+            engine.load_weights(learner.initial_weights())
+            done = {c.request_id: c for c in finish(engine, [r for asked in requests.values() for r in asked])}
+        groups = [
+            training_group(ordinal, request.prompt_token_ids, [done[request.request_id]] * 2)
+            for ordinal, request in enumerate(requests[filters])
+        ]
+        report, _ = learner.step(0, groups)
+        assert report.metrics["learn/mismatch_gap/max"] < 1e-5, filters
+        assert report.metrics["learn/outside_set/share"] == 0, filters
+        if filters.min_tokens:
+            lengths = [len(done[r.request_id].token_ids) for r in requests[filters]]
+            assert min(lengths) > filters.min_tokens
+
+
+def test_a_stop_string_ends_an_answer_in_a_real_engine_at_the_token_that_completes_it(engine: Engine):
+    asked = [replace(r, stop=("w1", "w40 ")) for r in make_requests(48, max_tokens=40)]
+    completions = finish(engine, asked)
+    texts = [engine.tokenizer.decode(c.token_ids.tolist(), is_raw=True) for c in completions]
+    before = [engine.tokenizer.decode(c.token_ids[:-1].tolist(), is_raw=True) for c in completions]
+    ended = [c for c, text in zip(completions, texts, strict=True) if "w1" in text or "w40 " in text]
+    assert len(ended) > 10
+    assert {c.finish_reason for c in ended} == {"stop"}
+    assert not any("w1" in text or "w40 " in text for text in before)
+    assert not engine.has_work()
+    assert all(len(c.token_ids) == len(c.logprobs) == sum(n for _, n in c.segments) for c in completions)
+
+
 # ---- every family
 
 
@@ -280,30 +335,28 @@ def make_training_groups(engine: Engine, requests: list[Request], *, size: int =
     for ordinal, start in enumerate(range(0, len(requests), size)):
         prompt = requests[start].prompt_token_ids
         group = [replace(r, prompt_token_ids=prompt) for r in requests[start : start + size]]
-        rollouts = tuple(
-            Rollout(
-                token_ids=c.token_ids,
-                logprobs=c.logprobs,
-                segments=c.segments,
-                finish_reason=c.finish_reason,
-                text="",
-            )
-            for c in finish(engine, group)
-        )
-        rewards = tuple(float(index) for index in range(size))
-        groups.append(
-            TrainingGroup(
-                group=Group(
-                    ordinal=ordinal,
-                    attempt=0,
-                    prompt=make_prompt(),
-                    prompt_token_ids=np.array(prompt, np.int32),
-                    rollouts=rollouts,
-                ),
-                feedback=Feedback(ordinal=ordinal, attempt=0, rewards_G=rewards, labels=()),
-            )
-        )
+        groups.append(training_group(ordinal, prompt, finish(engine, group)))
     return groups
+
+
+def training_group(ordinal: int, prompt: tuple[int, ...], completions: list[Completion]) -> TrainingGroup:
+    """Answers to one prompt; the later, the better."""
+    rollouts = tuple(
+        Rollout(token_ids=c.token_ids, logprobs=c.logprobs, segments=c.segments, finish_reason=c.finish_reason, text="")
+        for c in completions
+    )
+    return TrainingGroup(
+        group=Group(
+            ordinal=ordinal,
+            attempt=0,
+            prompt=make_prompt(),
+            prompt_token_ids=np.array(prompt, np.int32),
+            rollouts=rollouts,
+        ),
+        feedback=Feedback(
+            ordinal=ordinal, attempt=0, rewards_G=tuple(float(index) for index in range(len(rollouts))), labels=()
+        ),
+    )
 
 
 def test_the_engines_agree_on_what_a_sequence_is_worth(checkpoints: dict[str, Path]):

@@ -26,8 +26,7 @@ async def write_answers(
     engine: EngineConfig,
     *,
     answers: int,
-    max_tokens: int,
-    temperature: float,
+    sampling: Sampling,
     seed: int,
 ) -> list[AnswerRow]:
     """The rows with `answers` answers each. The seed of an answer depends on its row's number alone, so a start
@@ -35,7 +34,6 @@ async def write_answers(
     known = _read(directory)
     todo = [row for row in prompts if row.row_id not in known]
     if todo:
-        sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
         worker = RolloutWorker(engine, RolloutSettings(sampling=sampling, group_size=answers, seed=seed), name="policy")
         try:
             await worker.start()
