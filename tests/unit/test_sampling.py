@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from cluster.run_file import RunFile
 from learners.config import LearnConfig
 from learners.policy import Policy
 from learners.ppo import PPOLearner
@@ -23,6 +25,7 @@ from solon.engines.fake import FakeEngine
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.engines.stops import end_ids_of, end_of, is_stopped, stops_of
 from solon.engines.tokens import ChatTokenizer
+from solon.errors import InputError
 from solon.ledger import Grant
 from solon.protocols import Assignment
 from solon.records import Filters, Salvage, Sampling
@@ -331,3 +334,16 @@ def test_settings_become_what_engines_take():
     for wrong in ({"min_tokens": 9, "max_tokens": 8}, {"stop": ["a", ""]}, {"stop_token_ids": [-1]}, {"top_p": 0}):
         with pytest.raises(ValidationError):
             SamplingOptions.model_validate(wrong)
+
+
+def test_a_run_file_says_why_a_sampling_setting_is_refused():
+    raw = {"policy": "p", "judge": "j", "prompts": "x", "constitution": "c"}
+    for section, said in (
+        ({"repetition_penalty": 1.1}, "`rollout`: `repetition_penalty` is refused: it changes with the tokens written"),
+        ({"temperature": 1e-7}, "`rollout.temperature`: temperature = 1e-07, expected at least 0.01"),
+        ({"top_q": 0.9}, "unknown key `rollout.top_q`"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            RunFile.parse(raw | {"rollout": section}, source="run.toml")
+    run = RunFile.parse(raw | {"rollout": {"top_k": 5, "stop": ["a"]}}, source="run.toml")
+    assert run.rollout.sampling().filters == Filters(top_k=5)
