@@ -54,6 +54,8 @@ class Policy:
         end_ids: Sequence[int] = (),
     ) -> None:
         """temperature, filters: those that rollouts are sampled with; end_ids: tokens that end an answer."""
+        if filters.min_tokens and not end_ids:
+            raise ValueError(f"min_tokens = {filters.min_tokens} without the tokens that end an answer; name them")
         self.device = choose_device(config.device)
         self.temperature, self.filters, self._end_ids = temperature, filters, tuple(end_ids)
         bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and self.device.type == "cuda")

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "abort"]
+LEAST_TEMPERATURE = 0.01
+"""Below it rounding decides what is sampled, and engines go over to the likeliest token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from solon.records import Filters, Sampling
+from solon.records import LEAST_TEMPERATURE, Filters, Sampling
 
-LEAST_TEMPERATURE = 0.01
 _PENALTY = (
     "it changes with the tokens written before, so the policy that is trained would differ from the one that is "
     "served; put a principle against repetition into the constitution, or set min_p"

@@ -6,10 +6,16 @@ from collections.abc import Sequence
 
 from solon.engines.base import Request
 from solon.errors import InputError
+from solon.records import LEAST_TEMPERATURE
 
 
 def check_request(request: Request, *, max_model_len: int, vocab_size: int) -> None:
     """Raises InputError unless the request fits the context and uses the model's own token ids."""
+    if not (request.temperature == 0 or request.temperature >= LEAST_TEMPERATURE):
+        raise InputError(
+            f"request {request.request_id!r} has temperature {request.temperature:g}, expected {LEAST_TEMPERATURE} or "
+            "more, or 0 for the likeliest token; between them engines return log-probs of another temperature"
+        )
     check_length(request.request_id, request.prompt_token_ids, request.max_tokens, max_model_len)
     check_ids(request.request_id, (*request.prompt_token_ids, *request.label_ids, *request.stop_token_ids), vocab_size)
 

@@ -180,6 +180,11 @@ def worst_tokens(model: str, prompt: list[int]) -> int:
     return int(logits.argmin())
 
 
+def test_a_least_length_without_the_ends_it_is_about_is_refused(llama: str):
+    with pytest.raises(ValueError, match="min_tokens = 2 without the tokens that end"):
+        Policy(LearnConfig(), model=llama, temperature=1.0, filters=FILTERS)
+
+
 def test_the_floor_is_no_probability_and_no_gradient():
     logits = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
     logprobs = logits.masked_fill(torch.tensor([[True, False, False]]), FLOOR).log_softmax(-1)
@@ -324,6 +329,14 @@ def test_a_setting_that_cannot_be_reproduced_is_refused_with_its_reason(key: str
 def test_a_temperature_below_what_engines_sample_at_is_refused(temperature: float):
     with pytest.raises(ValidationError, match=r"expected at least 0\.01"):
         SamplingOptions(temperature=temperature)
+
+
+def test_an_engine_takes_temperature_zero_and_none_between_it_and_the_least():
+    for temperature in (0.0, 0.01):
+        FakeEngine().add(Request(request_id="r", prompt_token_ids=(5,), max_tokens=1, temperature=temperature))
+    for temperature in (1e-7, 0.005, -1.0, math.nan):
+        with pytest.raises(InputError, match=r"expected 0\.01 or more, or 0"):
+            FakeEngine().add(Request(request_id="r", prompt_token_ids=(5,), max_tokens=1, temperature=temperature))
 
 
 def test_settings_become_what_engines_take():
