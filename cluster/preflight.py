@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster.fitting import machine_gpus
 from cluster.input_digests import Digests, input_digests
-from cluster.preflight_engines import check_engine, on_cpu
+from cluster.preflight_engines import check_engine, check_stops, on_cpu
 from cluster.preflight_judges import check_labels, check_room
 from cluster.preflight_models import check_lora, check_model, remarks
 from cluster.preflight_settings import check_nursery_prompts, check_store, remarks_on_settings
@@ -138,6 +138,7 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
     else:
         warnings += remarks(policy, role="policy")
         warnings += check_engine(policy, run.rollout, role="policy", section="rollout", on_cpu=on_cpu(run.rollout))
+        check_stops(policy, run.rollout)
         if run.learn.lora is not None:
             check_lora(policy, run.learn.lora)
     for role, model, task in _judges(run):

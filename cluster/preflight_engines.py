@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.run_file import EngineSection
+from cluster.run_file import EngineSection, RolloutSection
 from solon.engines.base import EngineOptions
 from solon.engines.lengths import fit_length
 from solon.engines.same_numbers import require_same_numbers
@@ -41,6 +41,17 @@ def check_engine(facts: ModelFacts, options: EngineOptions, *, role: str, sectio
             "`solon judges quantise` run here"
         )
     return found
+
+
+def check_stops(facts: ModelFacts, section: RolloutSection) -> None:
+    """Raises InputError for a token that ends answers and is none of the policy's."""
+    vocabulary = facts.text.get("vocab_size")
+    beyond = [token for token in section.stop_token_ids if isinstance(vocabulary, int) and token >= vocabulary]
+    if beyond:
+        raise InputError(
+            f"rollout.stop_token_ids holds {beyond}, expected ids below {vocabulary}, the vocabulary of the policy; "
+            "remove them"
+        )
 
 
 def on_cpu(section: EngineSection) -> bool:

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cluster.run_file import RunFile
+from cluster.fitting import _fit_lengths
+from cluster.preflight_engines import check_stops
+from cluster.run_file import RolloutSection, RunFile
 from learners.config import LearnConfig
 from learners.policy import Policy
 from learners.ppo import PPOLearner
@@ -27,12 +30,13 @@ from solon.engines.stops import end_ids_of, end_of, is_stopped, stops_of
 from solon.engines.tokens import ChatTokenizer
 from solon.errors import InputError
 from solon.ledger import Grant
+from solon.model_facts import read_facts
 from solon.protocols import Assignment
 from solon.records import Filters, Salvage, Sampling
 from solon.rollout import RolloutSettings, RolloutWorker
 from solon.sampling import REFUSED, SamplingOptions
 from tests.unit.fakes import make_prompt
-from tests.unit.learner_builders import make_group, random_groups, write_llama
+from tests.unit.learner_builders import VOCABULARY, make_group, random_groups, write_llama
 
 # -- which tokens are allowed --------------------------------------------------------------------------------------
 
@@ -347,6 +351,15 @@ def test_settings_become_what_engines_take():
     for wrong in ({"min_tokens": 9, "max_tokens": 8}, {"stop": ["a", ""]}, {"stop_token_ids": [-1]}, {"top_p": 0}):
         with pytest.raises(ValidationError):
             SamplingOptions.model_validate(wrong)
+
+
+def test_the_check_finds_a_stop_token_beyond_the_vocabulary_and_a_least_length_beyond_the_context(llama: str):
+    facts = read_facts(Path(llama))
+    check_stops(facts, RolloutSection(stop_token_ids=(VOCABULARY - 1,)))
+    with pytest.raises(InputError, match=rf"stop_token_ids holds \[{VOCABULARY}\], expected ids below {VOCABULARY}"):
+        check_stops(facts, RolloutSection(stop_token_ids=(VOCABULARY,)))
+    with pytest.raises(InputError, match="min_tokens = 40 exceeds half of the policy's context of 64"):
+        _fit_lengths(RolloutSection(min_tokens=40), 64)
 
 
 def test_a_run_file_says_why_a_sampling_setting_is_refused():
