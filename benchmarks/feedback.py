@@ -1,6 +1,6 @@
 """Labels: how fast against the bare engine and the plain pipeline, what removing bias costs, how well calibrated.
 
-    python benchmarks/feedback.py [--quick] [--json PATH] [--only rates,prefix,bias,calibration,faults]
+    python benchmarks/feedback.py [--quick] [--json PATH] [--only rates,prefix,bias,calibration,faults,comparisons]
 
 Judge: the nursery's int8 judge on two cores. Both sides of a rate see the same questions, in turns, every round other
 ones, so that no side profits from what the other left in a cache.
@@ -21,18 +21,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+
 from benchmarks._harness import Row, arguments, report
 from benchmarks._labels import constitution_of, draw_groups, engine_config, gold_pairs, nursery, opened, timed
 from nursery.grow import Nursery
 from solon.constitution import Constitution
 from solon.feedback.asking.swap import SwapConfig
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.labeler import Labeler
+from solon.feedback.labeler import Labeler, ring_pairs
+from solon.feedback.pairwise import combined
 from solon.records import Feedback, Group
 from solon.run_directory import RunDirectory
 from solon.tables import label_rows
 
-PARTS = ("rates", "prefix", "bias", "calibration", "faults")
+PARTS = ("rates", "prefix", "bias", "calibration", "faults", "comparisons")
 PIPELINE_BATCH = 8
 PIPELINE_TOKENS = 100
 WRITING = 512
@@ -322,6 +325,39 @@ async def fault_rows(grown: Nursery, constitution: Constitution, *, quick: bool)
     ]
 
 
+# -- comparisons -----------------------------------------------------------------------------------------------
+
+
+async def comparison_rows(_: Nursery, __: Constitution, *, quick: bool) -> list[Row]:
+    """How well rewards from comparisons order a group, simulated: eight answers, normal with spread 1 nat, margins with
+    noise and clipped to 3 nats."""
+    rows = []
+    for comparisons in (1, 2, 7):
+        for noise in (0.0, 0.5, 1.0, 2.0):
+            options: Any = {"comparisons": comparisons, "noise": noise, "groups": 200 if quick else 2000}
+            squares, mean = (order_correlation(method, **options) for method in ("least_squares", "mean"))
+            name = f"order of a group of 8, {comparisons} neighbours, noise {noise:g}: least squares; mean"
+            rows.append(Row(name, squares, mean))
+    return rows
+
+
+def order_correlation(method: Any, *, comparisons: int, noise: float, groups: int, size: int = 8) -> float:
+    """Mean over groups of the correlation of rewards with the truth."""
+    rng = np.random.default_rng(0)
+    pairs = ring_pairs(size, comparisons)
+    found = []
+    for _ in range(groups):
+        truth = rng.normal(size=size)
+        errors = rng.normal(0, noise, len(pairs))
+        margins = {
+            (i, j): float(np.clip(truth[i] - truth[j] + error, -3, 3))
+            for (i, j), error in zip(pairs, errors, strict=True)
+        }
+        rewards = combined(margins, num_rollouts=size, method=method, ridge=FeedbackConfig().pairwise_ridge)
+        found.append(float(np.corrcoef(np.array(rewards, float), truth)[0, 1]))
+    return statistics.fmean(found)
+
+
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
@@ -334,6 +370,7 @@ def main() -> None:
         "bias": bias_rows,
         "calibration": calibration_rows,
         "faults": fault_rows,
+        "comparisons": comparison_rows,
     }
     rows: list[Row] = []
     for part in options.only.split(","):

@@ -29,6 +29,7 @@ from solon.feedback.trials.comparison import compare
 from solon.feedback.trials.gold import GoldPair, gold_pair, load_gold, parse_gold
 from solon.feedback.trials.measuring import Measurement, Part, deal, measure
 from solon.records import Status
+from tests.models import make_model
 from tests.unit.fakes import make_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -370,9 +371,10 @@ def compare_models(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
 
 
 def test_judges_are_compared_in_a_table_json_and_a_page(
-    monkeypatch: pytest.MonkeyPatch, model: Path, files: tuple[str, str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, files: tuple[str, str], tmp_path: Path
 ):
     pairs, constitution = files
+    model = make_model(tmp_path / "judge")
     out = tmp_path / "out"
     arguments = [str(model), f"{model}@bf16", "--pairs", pairs, "--constitution", constitution, "--out", str(out)]
     printed = compare_models(monkeypatch, *arguments, "--usd-per-hour", "3.6", "--json")
@@ -466,8 +468,6 @@ def test_an_existing_target_is_never_overwritten(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.models import make_model
-
     return make_model(tmp_path_factory.mktemp("tiny") / "llama")
 
 
