@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from solon.engines.admission import check_request
 from solon.engines.base import Completion, Request
 from solon.engines.payload import run_length, verify_fingerprint
+from solon.engines.stops import is_stopped
 from solon.engines.thinking import AnswerText
 from solon.engines.tokens import ChatPrompt
-from solon.engines.stops import is_stopped
 from solon.records import Filters, FinishReason, Message, Weights
 
 WORDS = (
