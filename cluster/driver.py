@@ -308,14 +308,10 @@ class Driver:
         if evaluator is None:
             return
         seed = EVALUATION_SEED + self._run.seed
-        scores, answers = await evaluate(crew.rollout, self._inputs.heldout, evaluator, seed=seed)
-        self._scores[when] = scores
-        rows = [
-            {"prompt": [dataclasses.asdict(m) for m in prompt.messages], "answer": answer}
-            for prompt, answer in zip(self._inputs.heldout, answers, strict=True)
-        ]
-        self._directory.write_json(f"heldout-{when}.json", rows)
-        self._view.evaluated(when, scores)
+        found = await evaluate(crew.rollout, self._inputs.heldout, evaluator, seed=seed)
+        self._scores[when] = found.scores
+        self._directory.write_json(f"heldout-{when}.json", found.rows())
+        self._view.evaluated(when, found.scores)
 
     async def _summarise(self, status: str, failure: Exception | None) -> dict[str, Any]:
         summary = self._tally.summary(

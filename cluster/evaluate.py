@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from solon.records import Group, Prompt, Rollout
+from solon.records import Group, Label, Prompt, Rollout
 
 if TYPE_CHECKING:
     from solon.guarded import GuardedJudge, GuardedRollout
@@ -17,28 +18,74 @@ Scores = dict[str, float]
 """Share of answers that obey each principle, and their `mean`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What an evaluator said of one answer."""
+
+    obeys: dict[str, bool]
+    """By principle; one that does not apply, or of which a question has no valid label, is left out."""
+    labels: tuple[Label, ...] = ()
+    """What it follows from, where a judge was asked."""
+
+
 class Evaluator(Protocol):
     """Scores answers to held-out prompts."""
 
-    async def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Scores: ...
+    async def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Judged]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Answers to the held-out prompts, and what was said of them."""
+
+    prompts: Sequence[Prompt]
+    answers: Sequence[str]
+    judged: Sequence[Judged]
+
+    @property
+    def scores(self) -> Scores:
+        return mean_scores([one.obeys for one in self.judged])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For `heldout-*.json`: one object per prompt, described in docs/data.md."""
+        return [
+            {
+                "prompt_id": prompt.prompt_id,
+                "prompt": [{"role": m.role, "content": m.content} for m in prompt.messages],
+                "tags": list(prompt.tags),
+                "answer": answer,
+                "scores": {name: float(obeyed) for name, obeyed in judged.obeys.items()},
+                "score": sum(judged.obeys.values()) / len(judged.obeys) if judged.obeys else None,
+                "labels": [
+                    {
+                        "principle_id": label.principle_id,
+                        "question_id": label.question_id,
+                        "status": str(label.status),
+                        "margin": label.margin,
+                    }
+                    for label in judged.labels
+                ],
+            }
+            for prompt, answer, judged in zip(self.prompts, self.answers, self.judged, strict=True)
+        ]
 
 
 async def evaluate(
     lanes: Sequence[GuardedRollout], prompts: Sequence[Prompt], evaluator: Evaluator, *, seed: int
-) -> tuple[Scores, list[str]]:
+) -> Evaluation:
     """Answers by the current policy, sampled as in training, and their scores. Before and after use one seed."""
     lane = next((lane for lane in lanes if lane.guard.is_up), lanes[0])
     answers = await lane.answer(prompts, seed=seed)
-    return await evaluator(prompts, answers), answers
+    return Evaluation(prompts=prompts, answers=answers, judged=await evaluator(prompts, answers))
 
 
 class OracleEvaluator:
     """The nursery's programmatic oracles."""
 
-    async def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Scores:
+    async def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Judged]:
         from nursery.oracles import adherence
 
-        return mean_scores([adherence(p, a) for p, a in zip(prompts, answers, strict=True)])
+        return [Judged(obeys=adherence(p, a)) for p, a in zip(prompts, answers, strict=True)]
 
 
 class AuditEvaluator:
@@ -47,14 +94,25 @@ class AuditEvaluator:
     def __init__(self, judge: GuardedJudge) -> None:
         self._judge = judge
 
-    async def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Scores:
-        found: list[dict[str, bool]] = []
+    async def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Judged]:
+        found = []
         for ordinal, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             feedback = await self._judge.label_group(as_group(ordinal, prompt, answer))
-            found.append(
-                {label.principle_id: label.margin > 0 for label in feedback.labels if label.margin is not None}
-            )
-        return mean_scores(found)
+            found.append(Judged(obeys=obeyed(feedback.labels), labels=feedback.labels))
+        return found
+
+
+def obeyed(labels: Sequence[Label]) -> dict[str, bool]:
+    """Whether one answer obeys each principle: all of its questions must speak for it. A principle of which a question
+    has no valid label is left out."""
+    margins: dict[str, list[float | None]] = defaultdict(list)
+    for label in labels:
+        margins[label.principle_id].append(label.margin)
+    return {
+        principle: all(margin > 0 for margin in found if margin is not None)
+        for principle, found in margins.items()
+        if None not in found
+    }
 
 
 def as_group(ordinal: int, prompt: Prompt, answer: str) -> Group:

@@ -20,7 +20,7 @@ from learners.config import LearnConfig
 from learners.critic import Critic
 from learners.loading import refuse_experts
 from learners.losses import Metrics, kl_loss, policy_loss, value_loss
-from learners.measure import batch_metrics
+from learners.measure import batch_metrics, trained_groups
 from learners.optimizer import Optimizer
 from learners.packing import Microbatch
 from learners.policy import Policy
@@ -117,7 +117,8 @@ class PPOLearner:
         span = Span(lane="learn", worker=self.name, name=f"step {step}", start_s=started, end_s=time.time())
         named = {f"learn/{key}": value for key, value in sorted(metrics.items())}
         moved = metrics["skipped/share"] < 1
-        return StepReport(step=step, metrics=named, spans=(span,), moved=moved), weights
+        told = trained_groups(groups, batch, targets)
+        return StepReport(step=step, metrics=named, spans=(span,), groups=told, moved=moved), weights
 
     def save(self, directory: str | Path) -> None:
         """Write `policy/`, a Hugging Face directory in the serving dtype, and beside it the learner's own

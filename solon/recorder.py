@@ -1,7 +1,8 @@
 """Writes down everything that happens in a run, beside it: a thread of its own, so that no stage waits for a disk.
 
 It is the loop's observer. The rows of a group are written as soon as it is generated or labelled (batched by
-step), so that a run that is stopped or fails has lost nothing it had made.
+step), so that a run that is stopped or fails has lost nothing it had made. What became of a rollout, its reward,
+advantage and step, is filled into its row when it is known (solon.outcomes).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from solon.errors import PayloadLostError
 from solon.ledger import Lease
+from solon.outcomes import Outcomes
 from solon.protocols import Box, GenerationReport, LabelReport
 from solon.quarantine import Quarantine
 from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
@@ -52,6 +54,8 @@ class Recorder:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._rollouts: list[dict[str, Any]] = []
         self._labels: list[dict[str, Any]] = []
+        self._outcomes = Outcomes(directory)
+        self._born_ns = time.time_ns()
         self._trace = TraceFile(directory)
         self._thread = threading.Thread(target=self._work, name="solon-recorder", daemon=True)
         self._thread.start()
@@ -71,7 +75,7 @@ class Recorder:
     def stepped(self, lease: Lease, report: StepReport) -> None:
         record = self.tally.stepped(lease, report)
         self._keep_spans(report.spans)
-        self._jobs.put(lambda: self._write_step(record))
+        self._jobs.put(lambda: self._write_step(record, lease, report))
         self._on_change("step")
 
     def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
@@ -93,7 +97,7 @@ class Recorder:
         self.tally.fault(name)
         if name == "group_dropped":
             self.tally.last_drop = str(said.get("reason", ""))
-        self._jobs.put(lambda: self._directory.append("events.jsonl", record))
+        self._jobs.put(lambda: self._write_event(record))
         self._on_change(f"{name} {fields['worker']}" if "worker" in fields else name)
 
     def write(self, name: str, value: Any) -> None:
@@ -124,7 +128,7 @@ class Recorder:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             self._try(job)
-        self._try(self._flush)
+        self._try(self._flush_all)
         self._try(self._trace.close)
         self._try(self.quarantine.close)
 
@@ -140,7 +144,7 @@ class Recorder:
 
     def _sync(self, done: threading.Event) -> None:
         try:
-            self._flush()
+            self._flush_all()
             self._directory.sync()
         finally:
             done.set()
@@ -164,18 +168,44 @@ class Recorder:
             if not label.status.valid:
                 reason = str(label.status)
                 self.quarantine.add(stage="labels", reason=reason, ordinal=feedback.ordinal, excerpt=label.detail)
-        self._labels += label_rows(feedback, self._provenance)
+        self._outcomes.labelled((feedback.ordinal, feedback.attempt), feedback.rewards_G)
+        # A group that is made again after a resume has the same numbers, and other labels.
+        subject = f"{feedback.ordinal}:{feedback.attempt}:{self._born_ns}"
+        self._labels += label_rows(feedback, self._provenance, subject=subject)
         self._flush_when_large()
 
     def _flush_when_large(self) -> None:
         if len(self._rollouts) + len(self._labels) >= ROWS_PER_PART:
             self._flush()
 
-    def _write_step(self, record: dict[str, Any]) -> None:
+    def _write_step(self, record: dict[str, Any], lease: Lease, report: StepReport) -> None:
+        self._outcomes.trained(report.step, report.groups)
+        self._outcomes.settle(lease.ordinals)
         try:
             self._flush()  # a step that is on record has its rollouts on disk
+            self._fill()
         finally:
             self._directory.append("metrics.jsonl", record)
+
+    def _write_event(self, record: dict[str, Any]) -> None:
+        if record["event"] == "group_dropped":
+            self._outcomes.settle([record["ordinal"]])
+        self._directory.append("events.jsonl", record)
+
+    def _write_rollouts(self, rows: list[dict[str, Any]]) -> None:
+        rows = self._outcomes.complete(rows)
+        path = self._directory.write_rows("rollouts", rows)
+        if path is not None:
+            self._outcomes.written(path, rows)
+
+    def _fill(self, *, everything: bool = False) -> None:
+        for problem in self._outcomes.fill(everything=everything):
+            told = {"time": time.time(), "event": "rows_unreadable", "table": "rollouts", "cause": problem}
+            self._directory.append("events.jsonl", told)
+
+    def _flush_all(self) -> None:
+        self._flush()
+        self._fill(everything=True)
 
     def _flush(self) -> None:
         # Taken out before writing: on a full disk the directory itself writes them a second time.
@@ -184,7 +214,7 @@ class Recorder:
         with ExitStack() as last_first:  # all three are tried, whichever fails
             last_first.callback(self._trace.write)
             last_first.callback(self._directory.write_rows, "labels", labels)
-            last_first.callback(self._directory.write_rows, "rollouts", rollouts)
+            last_first.callback(self._write_rollouts, rollouts)
 
 
 def _ignore(_: object) -> None:

@@ -289,12 +289,26 @@ class LoadReceipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedGroup:
+    """What a group came to in the step that trained it."""
+
+    ordinal: int
+    attempt: int
+    rewards_G: tuple[float | None, ...]
+    """As the judges gave them; None: no valid label."""
+    advantages_G: tuple[float | None, ...]
+    """Mean over the tokens that the policy loss weighed; None: none of the rollout was trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     """What one committed optimiser update says about itself; keys are `learn/what/stat`."""
 
     step: int
     metrics: dict[str, float]
     spans: tuple[Span, ...] = field(default=())
+    groups: tuple[TrainedGroup, ...] = ()
+    """What the step trained, in the order of the ordinals."""
     moved: bool = True
     """False: every gradient was zero (all rewards equal, say), no optimiser step was taken, and the policy is the same
     as before."""

@@ -135,6 +135,16 @@ class RunDirectory:
         self._guard(write)
         return path
 
+    def replace_rows(self, path: Path, table: Any) -> None:
+        """A part with the same rows and more filled in, in the place of the one before; a `pyarrow.Table`."""
+        import pyarrow.parquet as pq
+
+        def write() -> None:
+            with _appearing(path) as scratch:
+                pq.write_table(table, scratch)
+
+        self._guard(write)
+
     def lock(self) -> None:
         """One process at a time: until this one ends, however it ends. Raises InputError when another one is at it."""
         descriptor = _locked(self.path)

@@ -30,6 +30,9 @@ TYPES: dict[str, dict[str, str]] = {
         "thought": "string",
         "is_cut": "bool",
         "created_ns": "int64",
+        "reward": "float64",
+        "advantage": "float64",
+        "step": "int64",
     },
     "labels": {
         "label_id": "string",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -473,3 +474,35 @@ def test_the_caller_keeps_its_random_numbers(llama):
     torch.manual_seed(5)
     make_learner(llama, lora=LoraConfig(r=2)).step(0, random_groups())
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_step_tells_reward_and_advantage_of_every_rollout(llama):
+    rewards = (1.0, None, 3.0, 20.0)
+    groups = [make_group(ordinal, [3, 4], [[5, 6], [7], [8, 9, 10], [5]], rewards, version=0) for ordinal in (4, 2)]
+    learner = make_learner(llama, advantages="group", normalize_advantages=False, reward_clip=5.0)
+    report, _ = learner.step(0, groups)
+    assert [group.ordinal for group in report.groups] == [2, 4]
+    for group in report.groups:
+        assert group.rewards_G == rewards  # as they were given, not as they were clipped
+        mean = (1 + 3 + 5) / 3
+        assert group.advantages_G == (
+            pytest.approx(1 - mean), None, pytest.approx(3 - mean), pytest.approx(5 - mean)
+        )  # fmt: skip
+
+
+def test_a_rollout_of_which_no_token_trains_has_no_advantage(llama):
+    learner = make_learner(llama, max_token_staleness=0)
+    learner.version = 3
+    old, young = random_groups(2, 2, version=2), random_groups(2, 2, version=3)
+    young = [
+        dataclasses.replace(
+            one,
+            group=dataclasses.replace(one.group, ordinal=one.group.ordinal + 2),
+            feedback=dataclasses.replace(one.feedback, ordinal=one.group.ordinal + 2),
+        )
+        for one in young
+    ]
+    report, _ = learner.step(3, [*old, *young])
+    told = {group.ordinal: group.advantages_G for group in report.groups}
+    assert {one for ordinal in (0, 1) for one in told[ordinal]} == {None}
+    assert all(isinstance(one, float) and np.isfinite(one) for ordinal in (2, 3) for one in told[ordinal])
