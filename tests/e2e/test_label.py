@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from solon.data_objects import LABELLED
+from tests.documented import undocumented
 from tests.e2e.conftest import ROOT, environment, solon_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -88,6 +90,18 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_preferences(
     assert len(first ^ second) <= 0.05 * len(first | second)
     assert label(prompts, killed, *BOTH)["this_start"]["labels"] == 0
     assert written(killed) == second
+
+
+def test_every_file_is_described_and_every_label_of_a_preference_resolves(finished: tuple[dict[str, Any], Path]):
+    import pyarrow.parquet as pq
+
+    summary, out = finished
+    assert undocumented(out, LABELLED) == []
+    labels = [one for part in (out / "labels").glob("*.parquet") for one in pq.read_table(part)["label_id"].to_pylist()]
+    assert len(labels) == len(set(labels)) == summary["labels"]["total"]
+    for line in (out / "preferences.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert {row["label_id"], *row["label_ids"]} <= set(labels)
 
 
 def test_labels_asked_for_anew_come_from_the_file_of_verdicts(

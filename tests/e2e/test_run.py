@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from solon.data_objects import RUN
 from solon.run_directory import BALLAST_BYTES
+from tests.documented import undocumented
 from tests.e2e.conftest import ROOT, Run, environment, run_solon, solon_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -65,6 +68,27 @@ def test_every_group_is_trained_once_from_valid_labels_and_what_was_made_is_on_d
         assert row["quantization"] == "int-quantized"
         assert row["constitution_hash"] == json.loads((demo.directory / "config.json").read_text())["constitution_hash"]
     assert all(any(row["reward"] is not None for row in by_group[ordinal]) for ordinal in trained)
+
+
+def test_every_file_column_and_key_of_a_run_is_described(demo: Run):
+    assert undocumented(demo.directory, RUN) == []
+
+
+def test_rows_say_what_became_of_every_rollout_and_of_every_held_out_answer(demo: Run):
+    by_step = collections.defaultdict(list)
+    for row in demo.table("rollouts"):
+        by_step[row["step"]].append(row)
+    for line in demo.metrics:
+        rows = by_step[line["step"]]
+        assert {row["ordinal"] for row in rows} == set(line["batch/ordinals"])
+        rewards = [row["reward"] for row in rows if row["reward"] is not None]
+        assert statistics.fmean(rewards) == pytest.approx(line["learn/reward/mean"], abs=1e-6)
+        assert all((row["advantage"] is not None) == (row["reward"] is not None) for row in rows)
+    for when in ("before", "after"):
+        rows = json.loads((demo.directory / f"heldout-{when}.json").read_text())
+        for principle, share in demo.summary["eval"][when].items():
+            found = [row["scores"][principle] for row in rows if principle in row["scores"]]
+            assert principle == "mean" or statistics.fmean(found) == pytest.approx(share)
 
 
 def test_lanes_appear_in_the_trace_and_the_checkpoint_is_a_model(demo: Run):

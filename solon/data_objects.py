@@ -1,0 +1,324 @@
+"""What every JSON file of a run, of its checkpoints and of a labelled data set holds, in the words of docs/data.md,
+which is made from this.
+
+A key with dots names an object within: `labels.total`. `*` stands for names that depend on the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Keys = Mapping[str, str]
+
+CONFIG: Keys = {
+    "hash": "of the configuration: what a resumed run must share with the one before",
+    "constitution_hash": "of the constitution's content",
+    "solon": "version of Solon",
+    "started": "when the last process began, seconds since the epoch",
+    "origin.*": "of a submitted job: where its run file came from",
+    "*": "every key of the run file with its value, defaults included",
+}
+
+SUMMARY: Keys = {
+    "status": "`completed`, `stopped` or `failed`",
+    "failure": "of a failed run: why",
+    "finished": "local time at which it ended",
+    "steps": "committed steps",
+    "wall_s": "seconds of training, earlier processes included",
+    "reward.first": "mean reward of the first tenth of the steps, nats; null where none was reported",
+    "reward.last": "of the last tenth",
+    "reward.*": "further figures of the same two tenths, where rewards are relative to the group",
+    "labels.total": "labels made",
+    "labels.valid": "those with a number",
+    "labels.invalid": "those without",
+    "labels.cache_hits": "questions that the exact cache answered",
+    "labels.questions": "questions asked",
+    "labels.invalid_by_status.*": "labels without a number, by status",
+    "labels.prefix_hit_share": "judge prompt tokens that the engine's prefix cache served",
+    "staleness.max": "step minus the oldest version in a group, the largest",
+    "staleness.p50": "the median over groups",
+    "staleness.bound": "what is allowed",
+    "groups.admitted": "groups that were begun",
+    "groups.committed": "trained",
+    "groups.dropped": "given up, each with a reason in events.jsonl",
+    "groups.held": "under way when the run ended",
+    "overlap.efficiency": "busy share of the lane that binds",
+    "overlap.binding_stage": "`generate`, `label` or `learn`",
+    "overlap.busy.*": "busy share of each lane",
+    "overlap.speedup_bound": "how much faster than one after the other the lanes can be at best",
+    "weights.published": "policy versions published",
+    "weights.attested": "versions that every engine was seen to hold",
+    "weights.max_logprob_gap": "largest difference of canary log-probs between learner and engine, nats",
+    "weights.pause_s_p50": "seconds that an engine stood still for a version, median",
+    "throughput.rollouts_per_s": "answers labelled",
+    "throughput.labels_per_s": "valid labels",
+    "throughput.tokens_per_s": "tokens generated",
+    "faults.injected": "caused on purpose",
+    "faults.recovered": "workers and runs that came back",
+    "faults.by_event.*": "events that tell of a fault or of its end, counted",
+    "eval.before.*": "share of held-out answers that obey each principle before training, and their `mean`",
+    "eval.after.*": "the same after training",
+    "quarantine.total": "things refused",
+    "quarantine.by_stage.*": "how many, by stage and reason",
+    "watch.*": "what was audited, alarms, where the auditing judge liked the policy best",
+    "stopped_by.*": "what ended the run early, and the checkpoint to go back to",
+}
+
+HELDOUT: Keys = {
+    "prompt_id": "digest of the messages",
+    "prompt": "the messages",
+    "tags": "the prompt's tags",
+    "answer": "what the policy answered",
+    "scores.*": "1 or 0 by principle: whether the answer obeys it; missing where it does not apply or is not known",
+    "score": "their mean; null: none is known",
+    "labels": "what a judge said: `principle_id`, `question_id`, `status`, `margin` in nats; empty without one",
+}
+
+QUARANTINE: Keys = {
+    "time": "seconds since the epoch",
+    "stage": "`prompts`, `heldout`, `rows` or `labels`",
+    "reason": "why it was refused",
+    "count": "how often this reason had come by then; its last row has the exact count",
+    "line": "line or row of the input file",
+    "ordinal": "the group in rollouts/",
+    "excerpt": "how it begins and ends",
+}
+
+STANDING: Keys = {
+    "time": "when it was written, seconds since the epoch",
+    "pid": "of the driver",
+    "host": "of the driver",
+    "still_s": "seconds since anything moved",
+    "groups.*": "groups by state, and totals",
+    "out": "groups in somebody's hands: ordinal, attempt, state, holder, seconds",
+    "workers": "worker, state, how often it was replaced",
+    "batch_groups": "groups in a batch",
+}
+
+TRACE: Keys = {
+    "ph": "`X`: a span; `M`: the name of a track",
+    "pid": "always 1",
+    "tid": "the worker's track",
+    "ts": "begin, microseconds since the epoch",
+    "dur": "microseconds",
+    "cat": "lane: `generate`, `label`, `learn` or `publish`",
+    "name": "what was done",
+    "args.*": "of a name: the worker",
+}
+
+EVENTS: Mapping[str, tuple[str, Keys]] = {
+    "started": ("training begins", {"config_hash": "of the configuration", "step": "the first step"}),
+    "resumed": (
+        "a further process goes on",
+        {
+            "step": "of the checkpoint",
+            "admitted": "groups begun by then",
+            "held": "ordinals that the checkpoint holds",
+            "damaged": "checkpoints that could not be used, and why",
+        },
+    ),
+    "published": (
+        "a policy version is attested on every engine",
+        {
+            "version": "its number",
+            "engines": "their names",
+            "pause_s": "longest standstill of an engine",
+            "max_logprob_gap": "largest difference of canary log-probs so far, nats",
+        },
+    ),
+    "checkpoint": (
+        "a checkpoint is complete",
+        {"step": "its step", "held": "groups in it", "seconds": "what it took"},
+    ),
+    "upload_failed": ("a checkpoint was not uploaded; the next one is", {"checkpoint": "its name", "cause": "why"}),
+    "trained": ("no further step comes", {"step": "committed steps", "stopped": "whether it was stopped"}),
+    "ended": ("the process is about to write its summary", {"steps": "committed steps"}),
+    "group_dropped": ("a group is given up; another prompt takes its place", {"ordinal": "the group", "reason": "why"}),
+    "group_expired": ("nobody answered for a group in time; it is given to another", {"ordinal": "the group"}),
+    "group_lost": ("a group is generated again", {"ordinal": "the group", "attempt": "that is lost", "reason": "why"}),
+    "group_failed": (
+        "a group failed and is tried again",
+        {"ordinal": "the group", "attempt": "that failed", "reason": "why"},
+    ),
+    "judge_lost": ("a group is labelled again", {"ordinal": "the group", "attempt": "of it", "reason": "why"}),
+    "late_generation_refused": (
+        "an answer came after its group had moved on",
+        {"ordinal": "the group", "attempt": "of it"},
+    ),
+    "late_label_refused": ("a label came after its group had moved on", {"ordinal": "the group", "attempt": "of it"}),
+    "tokens_salvaged": ("an engine goes on where a lost one had come to", {"ordinal": "the group", "tokens": "kept"}),
+    "rows_lost": (
+        "a payload went with its machine before its rows were written",
+        {"table": "`rollouts` or `labels`", "ordinal": "the group", "attempt": "of it", "cause": "why"},
+    ),
+    "rows_unreadable": (
+        "a part could not be read, so that nothing was filled in",
+        {"table": "`rollouts`", "cause": "why"},
+    ),
+    "worker_lost": ("a worker is gone", {"worker": "its name", "cause": "why"}),
+    "worker_recovered": ("its replacement is at work", {"worker": "its name", "downtime_s": "how long it took"}),
+    "worker_given_up": ("no replacement: the others go on without it", {"worker": "its name", "cause": "why"}),
+    "restart_failed": ("a replacement did not come up; another try follows", {"worker": "its name", "cause": "why"}),
+    "call_lost": ("a worker did not answer one call", {"worker": "its name", "cause": "why"}),
+    "learner_trained_again": (
+        "a new learner has caught up from the last checkpoint",
+        {"steps": "trained again", "same_weights": "whether they came out to the bit"},
+    ),
+    "draining": ("the driver's machine is about to go: the run stops", {"reason": "what was announced"}),
+    "stalled": (
+        "nothing has moved for a while",
+        {"still_s": "how long", "waits": "who waits for whom", "tasks": "where every task waits"},
+    ),
+    "alarm": (
+        "the watch has seen something",
+        {
+            "kind": "of alarm",
+            "step": "at which",
+            "value": "what was measured",
+            "threshold": "what is allowed",
+            "message": "for people",
+            "action": "`warn`, `raise_kl` or `stop`",
+        },
+    ),
+}
+"""Events of events.jsonl; each has `time`, `event` and these."""
+
+LABEL_CONFIG: Keys = {
+    "judge": "the model, or the endpoint",
+    "constitution": "its id",
+    "constitution_hash": "of its content",
+    "policy": "who wrote the answers that were missing",
+    "settings": "all of `--set`, defaults included",
+}
+
+LABEL_SUMMARY: Keys = {
+    "status": "`completed`; `stopped`; `budget`: a limit was reached; `failed`: nothing was labelled",
+    "failure": "why nothing was labelled, and what to do",
+    "budget": "which limit was reached",
+    "rows.total": "rows that can be labelled",
+    "rows.done": "labelled, by all starts",
+    "rows.left": "not yet",
+    "rows.skipped": "that cannot be labelled, see quarantine.jsonl",
+    "preferences": "lines of preferences.jsonl",
+    "labels.total": "labels made",
+    "labels.valid": "those with a number",
+    "labels.invalid": "those without",
+    "labels.by_status.*": "by status",
+    "quality.tie_share": "ties among the valid",
+    "quality.consistent_share": "both orders agree, among those asked in both",
+    "quality.both_orders": "comparisons asked in both orders",
+    "quality.position_offset_mean": "how much the answer shown first is favoured, nats",
+    "quality.first_answer_chosen_share": "preferences for the answer that stands first in the file",
+    "quality.margin_mean": "mean absolute margin, nats",
+    "quality.entropy_bits_mean": "mean doubt of a label",
+    "quality.escalated_share": "labels that a cascade asked a further judge for",
+    "cost.questions": "questions asked",
+    "cost.cache_hits": "those that a cache answered",
+    "cost.prompt_tokens": "tokens of the questions",
+    "cost.cached_token_share": "of them from the prefix cache",
+    "cost.output_tokens": "tokens that judges wrote",
+    "cost.usd": "money spent",
+    "cost.usd_per_1k_valid": "for a thousand valid labels",
+    "quarantine.total": "things refused",
+    "quarantine.by_stage.*": "how many, by stage and reason",
+    "this_start.rows": "rows labelled by the last start",
+    "this_start.labels": "its labels",
+    "this_start.seconds": "its time",
+    "this_start.labels_per_s": "its rate",
+    "this_start.usd": "its money",
+}
+
+PREFERENCES: Keys = {
+    "prompt": "the conversation as messages `{role, content}`, system turns included",
+    "chosen": "the better answer: one assistant message",
+    "rejected": "the other one",
+    "soft_label": "probability that the chosen answer is the better one, `sigmoid(judge_margin)`",
+    "weight": "1 over the probability with which the row was selected; 1 where all were",
+    "judge_margin": "how sure the judge is, all principles together, nats; never below 0",
+    "label_id": "the first of `label_ids`",
+    "label_ids": "labels that the preference follows from, in labels/*.parquet",
+    "row_id": "`id` of the row in the input, or a digest of prompt and answers",
+}
+
+ANSWERS: Keys = {"id": "the row", "answers": "what the policy wrote"}
+
+SELECTION: Keys = {
+    "item_id": "the row",
+    "policy_id": "how it was chosen",
+    "propensity": "probability with which it was to be chosen",
+    "selected": "whether it was",
+    "weight": "1 over the propensity, bounded; 0 when it was not",
+    "proxy_score": "what the proxy thought of it, nats",
+}
+
+SPEND: Keys = {"schema": "of this file", "spent_usd": "money spent by all starts"}
+
+MANIFEST: Keys = {"step": "committed steps", "config_hash": "of the configuration", "files.*": "sha256 by path"}
+LEDGER_CUT: Keys = {
+    "admitted": "groups begun",
+    "committed": "groups trained",
+    "dropped.*": "groups given up, by reason",
+    "entries": "groups held: ordinal, attempt, state, head, nbytes, failures, losses",
+}
+RUN_STATE: Keys = {
+    "run_id": "name of the run",
+    "constitution_hash": "of the constitution",
+    "tally.*": "running totals",
+    "scores.*": "held-out scores so far",
+    "watch": "what the watch knows; null without one",
+    "*": "further digests that a resumed run must share",
+}
+LEARNER_STATE: Keys = {
+    "version": "committed steps",
+    "seed": "of the run",
+    "kl_coefficient": "as it stands",
+    "*": "further counters",
+}
+FEEDBACK_HELD: Keys = {
+    "ordinal": "the group",
+    "attempt": "of it",
+    "rewards_G": "reward of each answer, null: none",
+    "labels": "its labels, keys as in labels/*.parquet",
+}
+
+RUN: Mapping[str, tuple[str, Keys | None]] = {
+    "config.json": ("the resolved configuration, written before anything starts", CONFIG),
+    "metrics.jsonl": ("one object per committed step; after a resume the last line of a step counts", None),
+    "events.jsonl": ("faults, restarts, publications, alarms, dropped groups, as they come", None),
+    "rollouts/part-*.parquet": ("every answer that was generated", None),
+    "labels/part-*.parquet": ("every label", None),
+    "heldout-before.json": ("answers to the held-out prompts before training, with their scores", HELDOUT),
+    "heldout-after.json": ("and after", HELDOUT),
+    "quarantine.jsonl": ("what was refused and why; of each reason the first 100 rows", QUARANTINE),
+    "live.json": ("how the run stands, every few seconds; read by `solon doctor`", STANDING),
+    "trace.json": ("what every worker did when, for ui.perfetto.dev", TRACE),
+    "trace-earlier.json": ("the 64 MiB before that", TRACE),
+    "summary.json": ("the outcome, also of a run that was stopped or failed", SUMMARY),
+    ".ballast": ("16 MiB that are given up when the disk is full; gone when the run has ended", None),
+    "checkpoints/LATEST": ("name of the last checkpoint", None),
+    "checkpoints/step-*/manifest.json": ("sha256 of every file of the checkpoint", MANIFEST),
+    "checkpoints/step-*/policy/*": ("the policy: a Hugging Face directory, safetensors", None),
+    "checkpoints/step-*/learner.safetensors": ("weights and moments of policy and critic, exact to the bit", None),
+    "checkpoints/step-*/learner.json": ("the learner's counters", LEARNER_STATE),
+    "checkpoints/step-*/ledger.json": ("which groups are held, and where", LEDGER_CUT),
+    "checkpoints/step-*/held.parquet": ("answers that are held: generated, not trained yet", None),
+    "checkpoints/step-*/feedback.jsonl": ("labels of the held groups", FEEDBACK_HELD),
+    "checkpoints/step-*/run.json": ("totals and scores that a resumed run goes on with", RUN_STATE),
+}
+"""Files of a run directory: what each is, and its keys where it is JSON."""
+
+LABELLED: Mapping[str, tuple[str, Keys | None]] = {
+    "preferences.jsonl": ("the preferences, in TRL's columns; made anew from the labels by every start", PREFERENCES),
+    "labels/part-*.parquet": ("every label", None),
+    "summary.json": ("how many labels, how sure, how consistent, at what cost", LABEL_SUMMARY),
+    "config.json": ("what all labels of the directory share", LABEL_CONFIG),
+    "quarantine.jsonl": ("rows and labels that were refused, and why", QUARANTINE),
+    "answers.jsonl": ("answers that `--policy` wrote", ANSWERS),
+    "selection.jsonl": ("which rows were selected, with what probability", SELECTION),
+    "spend.json": ("money spent at an endpoint with a cap", SPEND),
+    ".ballast": ("as in a run directory", None),
+    "spend.json.lock": ("held by the process that spends", None),
+    "verdicts.sqlite*": ("the exact cache of verdicts: a later start asks none of them again", None),
+    "proxy/*": ("labels of `select.proxy`, a directory like this one", None),
+}
+"""Files of a directory that `solon label` writes."""
