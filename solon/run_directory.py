@@ -79,7 +79,7 @@ class RunDirectory:
         for path in (*self.path.glob("*.jsonl"), *self.path.glob("trace.json")):
             with path.open("rb+") as file:
                 file.truncate(_end_of_last_line(file))
-        for path in (*self.path.glob("*.tmp"), *self.path.glob("*/part-*.tmp")):
+        for path in (p for pattern in ("*.tmp", "*/part-*.tmp", "*/.part-*.tmp") for p in self.path.glob(pattern)):
             path.unlink(missing_ok=True)
 
     def lines(self, name: str) -> int:
@@ -213,7 +213,8 @@ def _locked(folder: Path) -> int | None:
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
     """A scratch file that takes its place when it is complete, and leaves nothing behind when it cannot be."""
-    scratch = path.with_name(path.name + ".tmp")
+    # Hidden: whoever reads all parts of a folder passes over it.
+    scratch = path.with_name(f".{path.name}.tmp")
     try:
         yield scratch
         scratch.replace(path)

@@ -336,3 +336,22 @@ def test_a_ballast_larger_than_the_disk_is_an_input_error(small_disk: Path, monk
     with pytest.raises(InputError, match="No space left"):
         make_directory(small_disk)
     assert list(small_disk.iterdir()) == []
+
+
+def test_who_reads_a_table_while_a_part_is_written_reads_the_whole_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    directory = RunDirectory.reopen(tmp_path)
+    directory.write_rows("rollouts", rollout_rows(make_group(0)))
+    write, seen = pq.write_table, []
+
+    def half_written(table: Any, path: Path) -> None:
+        path.write_bytes(b"PAR1 half of a part")
+        seen.append(pq.read_table(directory.path / "rollouts").num_rows)
+        write(table, path)
+
+    monkeypatch.setattr(pq, "write_table", half_written)
+    part = directory.write_rows("rollouts", rollout_rows(make_group(1)))
+    directory.replace_rows(part, pq.read_table(part))
+    assert seen == [2, 4]
+    assert pq.read_table(directory.path / "rollouts").num_rows == 4

@@ -257,6 +257,7 @@ def test_lines_that_a_killed_process_left_half_written_are_cut_off(tmp_path: Pat
     (path / "events.jsonl").write_text("{")
     (path / "rollouts").mkdir()
     (path / "rollouts" / "part-000001.parquet.tmp").write_text("half")
+    (path / "rollouts" / ".part-000002.parquet.tmp").write_text("half")
     RunDirectory.reopen(path).close()
     assert (path / "metrics.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
     assert (path / "events.jsonl").read_text() == ""
