@@ -53,23 +53,24 @@ def _unknown(path: Path, keys: Keys | None) -> Iterator[str]:
 
 
 def metric_keys() -> set[str]:
-    """Keys in the tables of docs/algorithm.md: `a/{b,c}/d` stands for two, `/max` and `_low` vary the one before."""
+    """Keys in the tables of docs/algorithm.md: `a/{b,c}/d` stands for two, `/max` and `_low` vary the last whole one."""
     found: set[str] = set()
     for line in (ROOT / "docs" / "algorithm.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("| `"):
-            before = ""
+            full = ""
             for key in re.findall(r"`([^`]+)`", line.split(" | ")[0]):
+                what, _, stat = full.rpartition("/")
                 if key.startswith("/"):
-                    key = before.rpartition("/")[0] + key
+                    key = what + key
                 elif key.startswith("_"):
-                    what, _, stat = before.rpartition("/")
                     key = f"{what}{key}/{stat}"
+                else:
+                    full = key
                 parts = re.split(r"\{([^}]*)\}", key)
                 found |= {
                     "".join(choice)
                     for choice in product(*(p.split(",") if n % 2 else [p] for n, p in enumerate(parts)))
                 }
-                before = key
     return found
 
 

@@ -98,7 +98,13 @@ def test_the_summary_of_a_run_is_described(tmp_path: Path):
 
 def test_keys_of_metrics_are_read_from_the_tables_of_the_algorithm_page():
     known = metric_keys()
-    assert {"step", "batch/staleness/mean", "overlap/busy/label", "learn/clip_fraction_low/mean"} <= known
+    assert {
+        "step",
+        "batch/staleness/mean",
+        "overlap/busy/label",
+        "learn/clip_fraction_low/mean",
+        "learn/clip_fraction_high/mean",
+    } <= known
 
 
 def test_the_recipe_of_the_page_finds_the_best_answers_and_why(
