@@ -164,9 +164,9 @@ def _present(path: Path) -> Manifest:
 
 def left_over(directory: Path) -> list[str]:
     """What a killed process left half done; the next start removes it."""
-    patterns = ("*.tmp", "*/part-*.tmp", "*/.part-*.tmp")
-    patterns += ("checkpoints/.step-*.tmp", "checkpoints/.step-*.gone", "checkpoints/*.tmp")
-    found = {path for pattern in patterns for path in directory.glob(pattern)}
+    parts = ("*.tmp", "*/part-*.tmp", "*/.part-*.tmp")
+    checkpoints = ("checkpoints/.step-*.tmp", "checkpoints/.step-*.gone", "checkpoints/*.tmp")
+    found = {path for pattern in (*parts, *checkpoints) for path in directory.glob(pattern)}
     found |= {path for path in (directory / ".ballast",) if path.exists()}
     return sorted(str(path.relative_to(directory)) for path in found)
 

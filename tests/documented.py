@@ -53,7 +53,7 @@ def _unknown(path: Path, keys: Keys | None) -> Iterator[str]:
 
 
 def metric_keys() -> set[str]:
-    """Keys in the tables of docs/algorithm.md: `a/{b,c}/d` stands for two, `/max` and `_low` vary the last whole one."""
+    """Keys in the tables of docs/algorithm.md: `a/{b,c}/d` stands for two, `/max` and `_low` vary a key."""
     found: set[str] = set()
     for line in (ROOT / "docs" / "algorithm.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("| `"):
