@@ -49,6 +49,7 @@ SUMMARY: Keys = {
     "weights.published": "policy versions published",
     "weights.attested": "versions that every engine was seen to hold",
     "weights.max_logprob_gap": "largest difference of canary log-probs between learner and engine, nats",
+    "weights.mean_logprob_gap": "their mean absolute difference, of the version where it was largest, nats",
     "weights.pause_s_p50": "seconds that an engine stood still for a version, median",
     "throughput.rollouts_per_s": "answers labelled",
     "throughput.labels_per_s": "valid labels",
@@ -58,6 +59,8 @@ SUMMARY: Keys = {
     "faults.by_event.*": "events that tell of a fault or of its end, counted",
     "eval.before.*": "share of held-out answers that obey each principle before training, and their `mean`",
     "eval.after.*": "the same after training",
+    "prompts.*": "rows of the prompt file: how many were read, used, and left out, by reason",
+    "heldout.*": "the same of the held-out prompts",
     "quarantine.total": "things refused",
     "quarantine.by_stage.*": "how many, by stage and reason",
     "watch.*": "what was audited, alarms, where the auditing judge liked the policy best",
@@ -80,6 +83,7 @@ QUARANTINE: Keys = {
     "reason": "why it was refused",
     "count": "how often this reason had come by then; its last row has the exact count",
     "line": "line or row of the input file",
+    "file": "which, where there are several",
     "ordinal": "the group in rollouts/",
     "excerpt": "how it begins and ends",
 }
@@ -124,6 +128,7 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
             "engines": "their names",
             "pause_s": "longest standstill of an engine",
             "max_logprob_gap": "largest difference of canary log-probs so far, nats",
+            "mean_logprob_gap": "their mean absolute difference for this version, nats",
         },
     ),
     "checkpoint": (
