@@ -10,13 +10,15 @@ from pathlib import Path
 from cluster.run_file import RunFile
 from solon.errors import InputError
 from solon.feedback.judges.endpoint_judge import EndpointFile
-from solon.model_digest import model_digest
+from solon.model_digest import file_digest, model_digest
 from solon.records import Prompt
 
 Digests = Mapping[str, str]
 """By key of the run file; a model that is not on this machine has none."""
 ASKED = ("base_url", "model", "api", "read", "text_margin", "text_tokens", "top_logprobs", "seed", "extra")
 """Fields of an endpoint that decide what it answers; the others say how it is reached and what it costs."""
+
+WEIGHTS = "weights, configuration or tokenizer"
 
 
 def input_digests(run: RunFile, prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> Digests:
@@ -29,6 +31,8 @@ def input_digests(run: RunFile, prompts: Sequence[Prompt], heldout: Sequence[Pro
         **{f"feedback judge {n}": name for n, name in enumerate(run.feedback.panel, start=1)},
     }
     found = {key: digest for key, name in models.items() if name and (digest := _model(name))}
+    templates = {"rollout.chat_template": run.rollout.chat_template, "judging.chat_template": run.judging.chat_template}
+    found |= {key: file_digest(Path(name)).hex()[:16] for key, name in templates.items() if name}
     found["prompts"] = prompts_digest(prompts)
     if heldout:
         found["evaluate.prompts"] = prompts_digest(heldout)
@@ -48,11 +52,18 @@ def refuse_other_inputs(now: Digests, then: Mapping[str, object], *, place: Path
     changed = [key for key in now if isinstance(then.get(key), str) and then[key] != now[key]]
     if not changed:
         return
-    names = {"policy": run.policy, "judge": run.judge, "prompts": run.prompts, "evaluate.prompts": run.evaluate.prompts}
+    names = {
+        "policy": run.policy,
+        "judge": run.judge,
+        "prompts": run.prompts,
+        "evaluate.prompts": run.evaluate.prompts,
+        "rollout.chat_template": run.rollout.chat_template,
+        "judging.chat_template": run.judging.chat_template,
+    }
     shown = "; ".join(
         f"{key} {names.get(key, '')} was {then[key]}, is {now[key]}"
         if key.endswith("prompts")
-        else f"{key} {names.get(key, '')} has other weights, configuration or tokenizer"
+        else f"{key} {names.get(key, '')} has other {'content' if 'template' in key else WEIGHTS}"
         for key in changed
     )
     raise InputError(

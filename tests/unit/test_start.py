@@ -207,6 +207,13 @@ def test_digests_show_other_prompts_weights_templates_and_endpoints(tmp_path: Pa
         (tmp_path / "policy" / name).write_bytes(kept) if kept is not None else (tmp_path / "policy" / name).unlink()
     assert changed() == {"judge"}
     assert "policy" not in input_digests(run.model_copy(update={"policy": "org/model"}), prompts, ())
+    template = tmp_path / "mine.jinja"
+    run = run.model_copy(update={"rollout": run.rollout.model_copy(update={"chat_template": str(template)})})
+    digests = []
+    for text in ("{{ messages }}", "{{ messages }} "):
+        template.write_text(text)
+        digests.append(input_digests(run, prompts, ()))
+    assert {key for key in digests[0] if digests[0][key] != digests[1][key]} == {"rollout.chat_template"}
 
 
 def test_of_a_large_weight_file_names_sizes_and_samples_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
