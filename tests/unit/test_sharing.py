@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from learners.batch import Batch
-from learners.config import LearnConfig
+from learners.config import LearnConfig, LoraConfig
 from learners.policy import Policy
+from learners.ppo import PPOLearner
 from tests.architectures import ARCHITECTURES, VOCABULARY, WINDOW
-from tests.unit.learner_builders import make_group
+from tests.unit.learner_builders import make_group, write_tokenizer
 
 CPU = torch.device("cpu")
 TEMPERATURE = 0.7
@@ -26,7 +27,7 @@ def mixed_groups():
     shapes = [(3 * WINDOW, [4, 5, 3]), (3, [4, 4]), (2, [3 * WINDOW]), (WINDOW, [WINDOW, 2]), (2, [3])]
     for ordinal, (prompt, answers) in enumerate(shapes):
         drawn = [rng.integers(1, VOCABULARY, length).tolist() for length in answers]
-        groups.append(make_group(ordinal, rng.integers(1, VOCABULARY, prompt).tolist(), drawn, [0.0] * len(answers)))
+        groups.append(make_group(ordinal, rng.integers(1, VOCABULARY, prompt).tolist(), drawn, range(len(answers))))
     return groups
 
 
@@ -86,3 +87,21 @@ def test_a_window_hides_by_position_in_the_conversation_not_by_column(tmp_path, 
     # Columns: a prompt of 4, seven tokens of the first answer, two of the second at positions 4 and 5.
     assert windowed[0, 0, 11].nonzero().flatten().tolist() == [0, 1, 2, 3, 11]
     assert windowed[0, 0, 10].nonzero().flatten().tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("name", ["mistral_window", "gemma3", "qwen2_window"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora": LoraConfig(r=2), "gradient_checkpointing": True}], ids=["all", "lora"]
+)
+def test_a_step_with_critic_and_reference_is_the_same_shared_and_apart(tmp_path, name, changes):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(ARCHITECTURES[name]()).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    found = []
+    for share in (True, False):
+        config = LearnConfig(share_prompts=share, minibatches=1, importance_cap=50.0, **changes)
+        report, _ = PPOLearner(config, model=str(tmp_path), temperature=1.0, seed=0).step(0, mixed_groups())
+        assert (report.metrics["learn/shared_prompt/share"] > 0) == share
+        found.append(report.metrics)
+    for key in ("grad_norm/max", "critic_grad_norm/max", "policy_loss/mean", "value_loss/mean", "mismatch_kl/mean"):
+        assert found[0][f"learn/{key}"] == pytest.approx(found[1][f"learn/{key}"], rel=1e-3, abs=1e-6)
