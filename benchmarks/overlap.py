@@ -35,7 +35,7 @@ from solon.records import Message, Prompt
 from solon.recovery import Guard, RecoveryConfig
 from solon.staleness import StalenessConfig
 from solon.tally import Tally
-from solon.weights import Publication
+from solon.weights import Publication, PublishConfig
 
 BATCH = 8
 NURSERY = Path(__file__).resolve().parents[1] / "examples" / "nursery.toml"
@@ -76,7 +76,9 @@ async def standins(*, steps: int, lane_s: float, synchronous: bool) -> Watch:
         learner=learner,
         ledger=ledger,
         prompts=PromptSource([Prompt(prompt_id=prompt_id(messages), messages=messages)], seed=0),
-        publication=Publication(rollout, tolerance=1e-3, timeout_s=30, initial=make_weights(0)),
+        publication=Publication(
+            rollout, settings=PublishConfig(logprob_tolerance=1e-3, timeout_s=30), initial=make_weights(0)
+        ),
         observer=watch,
     )
     watch.begin()

@@ -146,8 +146,7 @@ class Driver:
             self._recorder.event("resumed", step=0, admitted=0, held=[], damaged=list(self._start.damaged))
         publication = self._publication = Publication(
             crew.rollout,
-            tolerance=run.publish.logprob_tolerance or default_tolerance(run),
-            timeout_s=run.publish.timeout_s,
+            settings=run.publish,
             initial=crew.initial[0],
             attested=self._start.step,
             renewal_s=run.recovery.restart_timeout_s,
@@ -343,12 +342,6 @@ def best_checkpoint(folder: Path, best: Window | None) -> str | None:
     steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
     known = [step for step in steps if best is not None and step <= best.last_step]
     return f"step-{known[-1]:06d}" if known else None
-
-
-def default_tolerance(run: RunFile) -> float:
-    """Canary gap that numerics alone explain, nats."""
-    is_float32 = run.rollout.dtype == "float32" or (run.rollout.dtype == "auto" and run.rollout.num_gpus == 0)
-    return 2e-3 if is_float32 else 0.25
 
 
 def _ignore(_: object) -> None:

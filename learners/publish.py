@@ -1,6 +1,6 @@
 """Weights on their way to the engines: safetensors bytes, and canary log-probs that attest them.
 
-V vocabulary, S canary sequences.
+B canary sequences of one length, T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch import Tensor
 
 from learners.loading import quiet
 from learners.policy import Policy
+from solon.attestation import canary_gap
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.engines.payload import fingerprint
 from solon.engines.tokens import load_tokenizer
 from solon.records import Weights
 
-NUM_CANARIES = 2
+NUM_CANARIES = 4
 CANARY_TOKENS = 12
 
 
@@ -74,12 +75,14 @@ class Publisher:
         files = revert_weight_conversion(self._skeleton, dict(tensors))
         data = save({name: tensor.detach().to("cpu").contiguous() for name, tensor in files.items()}, {"format": "pt"})
         payload = np.frombuffer(data, np.uint8)
+        exact = self.canary_logprobs(tensors, torch.float32)
         return Weights(
             version=version,
             payload=payload,
             fingerprint=fingerprint(payload),
             canary_token_ids=self.canaries,
-            canary_logprobs=self._canary_logprobs(tensors),
+            canary_logprobs=exact,
+            canary_noise=self._noise(tensors, exact),
         )
 
     @torch.no_grad()
@@ -92,16 +95,32 @@ class Publisher:
         if not (self._source.is_dir() and copy_companions(self._source, directory)):
             self._tokenizer.save_pretrained(directory)
 
-    def _canary_logprobs(self, tensors: dict[str, Tensor]) -> tuple[tuple[float, ...], ...]:
-        """log p(token t | tokens < t) for t >= 1, of every canary, at temperature 1."""
-        state = dict(self._policy.base.named_buffers()) | tensors
-        found = []
-        for canary in self.canaries:
-            input_1T = torch.tensor([canary], device=self._policy.device)
-            output = torch.func.functional_call(self._skeleton, state, (input_1T,), {"use_cache": False})
-            logprobs_TV = output.logits[0, :-1].float().log_softmax(-1)
-            found.append(tuple(logprobs_TV.gather(-1, input_1T[0, 1:, None])[:, 0].tolist()))
-        return tuple(found)
+    def _noise(self, tensors: dict[str, Tensor], exact: tuple[tuple[float, ...], ...]) -> float:
+        """What 16 bits alone change, mean, nats: in the dtype that is served, or the one that engines choose."""
+        if self.dtype != torch.float32:
+            return canary_gap(exact, self.canary_logprobs(tensors, self.dtype)).mean
+        try:
+            return canary_gap(exact, self.canary_logprobs(tensors, torch.bfloat16)).mean
+        except RuntimeError:
+            # Not every model computes in 16 bits everywhere. No engine does then that this one is compared with; if one
+            # did, it would be held to the tolerance of float32.
+            return 0.0
+
+    def canary_logprobs(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[tuple[float, ...], ...]:
+        """log p(token t | tokens < t) for t >= 1, of every canary, at temperature 1, computed in this dtype. Takes a
+        copy of the tensors when theirs is another."""
+        state = dict(self._policy.base.named_buffers()) | {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+        }
+        found: dict[int, tuple[float, ...]] = {}
+        for length in {len(canary) for canary in self.canaries}:  # together as far as they need no padding
+            places = [place for place, canary in enumerate(self.canaries) if len(canary) == length]
+            input_BT = torch.tensor([self.canaries[place] for place in places], device=self._policy.device)
+            output = torch.func.functional_call(self._skeleton, state, (input_BT,), {"use_cache": False})
+            logprobs_BTV = output.logits[:, :-1].float().log_softmax(-1)
+            logprobs_BT = logprobs_BTV.gather(-1, input_BT[:, 1:, None])[..., 0]
+            found |= {place: tuple(row) for place, row in zip(places, logprobs_BT.tolist(), strict=True)}
+        return tuple(found[place] for place in range(len(self.canaries)))
 
 
 def default_canaries(vocabulary: int, tokenizer_length: int, special: Sequence[int]) -> tuple[tuple[int, ...], ...]:

@@ -87,6 +87,7 @@ class Recorder:
             engines=[r.engine for r in receipts],
             pause_s=max((r.pause_s for r in receipts), default=0.0),
             max_logprob_gap=gap,
+            mean_logprob_gap=max((r.mean_gap for r in receipts), default=0.0),
         )
 
     def event(self, name: str, **fields: Any) -> None:

@@ -270,7 +270,25 @@ class Weights:
     """sha256 of the payload."""
     canary_token_ids: tuple[tuple[int, ...], ...]
     canary_logprobs: tuple[tuple[float, ...], ...]
-    """The learner's log p(token t | tokens < t) for t >= 1 of every canary sequence, at temperature 1."""
+    """The learner's log p(token t | tokens < t) for t >= 1 of every canary sequence, at temperature 1, of exactly
+    these bytes, computed in float32."""
+    canary_noise: float = 0.0
+    """What computing in 16 bits alone changes: mean difference in nats between the learner's own canary log-probs in
+    16 bits and those in float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightCheck:
+    """What an engine found when it compared the tensors that it computes with to those that were sent."""
+
+    dtype: str = "float32"
+    """What it really computes in: `float32`, `bfloat16` or `float16`."""
+    compared: int = 0
+    """Live tensors that were compared value by value; 0: this engine cannot."""
+    stale: tuple[str, ...] = ()
+    """Those that hold something else than what was sent."""
+    unknown: tuple[str, ...] = ()
+    """Those of a layout that is not understood, which could not be compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,10 +300,15 @@ class LoadReceipt:
     fingerprint: str
     """sha256 of the payload as received."""
     checksum: str
-    """Digest of the live parameters in the engine's own layout; must change when the weights do."""
+    """Digest of the live parameters in the engine's own layout."""
     canary_logprobs: tuple[tuple[float, ...], ...]
     pause_s: float
     """How long generation stood still."""
+    check: WeightCheck = WeightCheck()
+    max_gap: float = 0.0
+    """Largest difference in nats of a canary log-prob from the learner's; known once it is attested."""
+    mean_gap: float = 0.0
+    """Mean of those differences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ COUNTS = (
     "cached_tokens",
     "published_versions",
     "max_gap",
+    "mean_gap",
 )
 """Attributes of a tally that are plain numbers."""
 FAULTS = frozenset(
@@ -72,7 +73,7 @@ class Tally:
         self.prompt_tokens = self.cached_tokens = 0
         self.invalid_by_status: Counter[str] = Counter()
         self.published_versions = 0
-        self.max_gap = 0.0
+        self.max_gap = self.mean_gap = 0.0
         self.pauses_s: list[float] = []
         self.busy = Busy()
         self.spans: deque[Span] = deque(maxlen=RECENT_SPANS)
@@ -119,7 +120,7 @@ class Tally:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
         for name in COUNTS:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, 0))  # a count may be younger than the checkpoint
         self._before_s = state["wall_s"]
         self.rewards = [math.nan if reward is None else reward for reward in state["rewards"]]
         self.spreads = [math.nan if spread is None else spread for spread in state.get("spreads", [])]
@@ -170,6 +171,7 @@ class Tally:
     def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
         self.published_versions = max(self.published_versions, version)
         self.max_gap = gap
+        self.mean_gap = max([self.mean_gap, *(receipt.mean_gap for receipt in receipts)])
         self.pauses_s += [receipt.pause_s for receipt in receipts]
         self._add_spans([span])
 
@@ -215,6 +217,7 @@ class Tally:
                 "published": self.published_versions,
                 "attested": attested,
                 "max_logprob_gap": self.max_gap,
+                "mean_logprob_gap": self.mean_gap,
                 "pause_s_p50": round(statistics.median(self.pauses_s), 4) if self.pauses_s else None,
             },
             "throughput": {

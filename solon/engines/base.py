@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
 from solon.engines.chat_settings import ChatSettings
-from solon.records import NO_FILTERS, Filters, FinishReason, Message, Weights
+from solon.records import NO_FILTERS, Filters, FinishReason, Message, WeightCheck, Weights
 
 if TYPE_CHECKING:
     from solon.engines.thinking import AnswerText
@@ -180,6 +180,10 @@ class Engine(Protocol):
 
     def checksum(self) -> str:
         """Digest of the live parameters in the engine's own layout."""
+        ...
+
+    def check_weights(self, weights: Weights) -> WeightCheck:
+        """Compares every tensor that the model computes with to what was sent: the weights loaded last."""
         ...
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -21,7 +21,7 @@ from solon.engines.payload import run_length, verify_fingerprint
 from solon.engines.stops import is_stopped
 from solon.engines.thinking import AnswerText
 from solon.engines.tokens import ChatPrompt
-from solon.records import Filters, FinishReason, Message, Weights
+from solon.records import Filters, FinishReason, Message, WeightCheck, Weights
 
 WORDS = (
     "the sky is blue grass green yes no A B what color kind mean help harm User Assistant Answer Question "
@@ -156,6 +156,11 @@ class FakeEngine:
 
     def checksum(self) -> str:
         return hashlib.sha256(self._logprobs_VV.tobytes()).hexdigest()
+
+    def check_weights(self, weights: Weights) -> WeightCheck:
+        return WeightCheck(
+            dtype="float32"
+        )  # a table drawn from a digest: nothing in it can be compared with the payload
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         table = self._logprobs_VV

@@ -117,7 +117,7 @@ class EngineRunner:
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
         """New weights between two steps, and what the engine computes with them; running requests go on."""
-        return await self._call(lambda engine: _load(engine, weights))
+        return await self._call(lambda engine: load_and_report(engine, weights))
 
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """log p(token t | tokens < t) for t >= 1 of every sequence, at temperature 1."""
@@ -306,9 +306,11 @@ class EngineRunner:
             call.reject(error if error is not None else self._gone())
 
 
-def _load(engine: Engine, weights: Weights) -> LoadReceipt:
+def load_and_report(engine: Engine, weights: Weights) -> LoadReceipt:
+    """Loads, and says what the engine received, what it holds and what it computes: everything to attest it by."""
     start = time.perf_counter()
     checksum = engine.load_weights(weights)
+    check = engine.check_weights(weights)
     canary = engine.sequence_logprobs(weights.canary_token_ids)
     return LoadReceipt(
         engine=engine.name,
@@ -317,4 +319,5 @@ def _load(engine: Engine, weights: Weights) -> LoadReceipt:
         checksum=checksum,
         canary_logprobs=tuple(tuple(logprobs) for logprobs in canary),
         pause_s=time.perf_counter() - start,
+        check=check,
     )

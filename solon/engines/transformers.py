@@ -24,11 +24,12 @@ from solon.engines.checkpoint import is_quantised, model_settings, stop_token_id
 from solon.engines.digest import digest_tensors
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.engines.kv_batch import KvBatch
+from solon.engines.live_weights import same_values
 from solon.engines.payload import named_tensors, run_length, verify_fingerprint
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
 from solon.errors import AttestationError, InputError, RunFailedError
-from solon.records import FinishReason, Weights
+from solon.records import FinishReason, WeightCheck, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +123,13 @@ class TransformersEngine:
 
     def checksum(self) -> str:
         return digest_tensors(self._model.named_parameters())
+
+    def check_weights(self, weights: Weights) -> WeightCheck:
+        self._require_usable()
+        state = self._model.state_dict()
+        sent = dict(named_tensors(weights))
+        stale = tuple(name for name, tensor in sent.items() if not same_values(state[name], tensor))
+        return WeightCheck(dtype=str(self._model.dtype).removeprefix("torch."), compared=len(sent), stale=stale)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         import torch

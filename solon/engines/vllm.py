@@ -20,12 +20,13 @@ import numpy as np
 from solon.engines.admission import check_ids, check_length, check_request
 from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.checkpoint import is_quantised, stop_token_ids
-from solon.engines.payload import run_length, verify_fingerprint
+from solon.engines.live_weights import LiveWeights
+from solon.engines.payload import named_tensors, run_length, verify_fingerprint
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
 from solon.engines.vllm_build import TURN, prepare_process, start_vllm, stop_vllm
 from solon.errors import InputError, RunFailedError
-from solon.records import FinishReason, Weights
+from solon.records import FinishReason, WeightCheck, Weights
 
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
@@ -67,6 +68,7 @@ class VllmEngine:
         self._attesting: dict[str, list[float] | None] = {}
         self._attest_ids = itertools.count()
         self._broken: str | None = None
+        self._live: LiveWeights | None = None
         self._prepare_parameters(stop_token_ids(config, self.tokenizer.eos_token_id))
 
     def add(self, request: Request) -> None:
@@ -115,8 +117,11 @@ class VllmEngine:
                 "quantise judges, and let the policy's engines load the unquantised checkpoint"
             )
         verify_fingerprint(weights, self.name)
-        from solon.engines.vllm_weights import reload_weights
+        from solon.engines.vllm_weights import learn_layout, live_model, reload_weights
 
+        if self._live is None:
+            with TURN:
+                self._live = learn_layout(live_model(self._core), self.config.model, weights)
         try:
             with TURN:
                 reload_weights(self._core, self._llm.vllm_config, weights)
@@ -132,6 +137,17 @@ class VllmEngine:
         from solon.engines.vllm_weights import live_checksum, live_model
 
         return live_checksum(live_model(self._core))
+
+    def check_weights(self, weights: Weights) -> WeightCheck:
+        from solon.engines.vllm_weights import live_model, live_tensors
+
+        self._require_usable()
+        if self._live is None:
+            raise RunFailedError(f"engine {self.name} has loaded no weights, expected some to compare; load them first")
+        dtype = str(self._llm.model_config.dtype).removeprefix("torch.")
+        sent = dict(named_tensors(weights))
+        with TURN:
+            return self._live.check(live_tensors(live_model(self._core)), sent, salt=weights.version, dtype=dtype)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `Engine`. Running requests are stepped along; what finishes is returned by the next `step()`."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from solon.engines.digest import digest_tensors
+from solon.engines.live_weights import JOINED, PACKED, CheckpointTensors, Live, LiveWeights
 from solon.engines.payload import named_tensors
 from solon.errors import AttestationError
 from solon.records import Weights
@@ -72,6 +73,44 @@ def live_checksum(model: torch.nn.Module) -> str:
         packed = ((n, _read_packed(m)) for n, m in model.named_modules() if hasattr(m, "cpu_linear"))
         kept = ((n, p) for n, p in model.named_parameters() if p.numel())
         return digest_tensors(itertools.chain(kept, packed))
+
+
+def learn_layout(model: torch.nn.Module, checkpoint: str, weights: Weights) -> LiveWeights:
+    """How the live tensors are made of those of a file, learnt before anything was loaded into the engine: they hold
+    what vLLM's own loader read from the checkpoint, or what is sent first if the checkpoint has no files here."""
+    known = CheckpointTensors(checkpoint)
+    joined = JOINED | dict(getattr(model, "packed_modules_mapping", None) or {})
+    return LiveWeights(live_tensors(model), known or dict(named_tensors(weights)), joined=joined)
+
+
+def live_tensors(model: torch.nn.Module) -> list[Live]:
+    """All that the model computes with: parameters, and the packed copies of linear layers."""
+    import functools
+
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    live = [
+        Live(name=name, loaded_as=name, dtype=parameter.dtype, tensor=parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.numel()
+    ]
+    for name, module in model.named_modules():
+        if hasattr(module, "cpu_linear"):
+            weight: Any = module.weight
+            live.append(
+                Live(
+                    name=f"{name}.weight{PACKED}",
+                    loaded_as=named.get(id(weight), f"{name}.weight"),
+                    dtype=getattr(module, "params_dtype", weight.dtype),
+                    multiply=functools.partial(_multiply, module),
+                    width=_input_width(module),
+                )
+            )
+    return live
+
+
+def _multiply(module: Any, probe_KC: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = module.cpu_linear(probe_KC, module.weight, None)
+    return result
 
 
 def _without_tied_copies(model: torch.nn.Module, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:

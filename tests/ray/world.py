@@ -37,7 +37,7 @@ from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, StepReport, Weights
 from solon.recovery import Guard, RecoveryConfig, spare_each_other
 from solon.staleness import StalenessConfig
-from solon.weights import Publication
+from solon.weights import Publication, PublishConfig
 from tests.unit.fakes import Witness, make_prompt
 
 QUICK = RecoveryConfig(
@@ -243,7 +243,9 @@ class World:
         spare_each_other([lane.guard for lane in self.rollout])
         spare_each_other([lane.guard for lane in judging])
         self.guards = [*(lane.guard for lane in self.rollout), *(lane.guard for lane in judging), learning.guard]
-        self.publication = Publication(self.rollout, tolerance=1e-3, timeout_s=publish_s, initial=make_weights(0))
+        self.publication = Publication(
+            self.rollout, settings=PublishConfig(logprob_tolerance=1e-3, timeout_s=publish_s), initial=make_weights(0)
+        )
         learning.on_weights = self.publication.renew
         for lane in self.rollout:
             lane.guard.on_down = partial(self.publication.leave, lane)

@@ -17,7 +17,7 @@ from solon.prompts import PromptSource, prompt_id
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, Message, Prompt, Rollout, StepReport, Weights
 from solon.staleness import StalenessConfig
-from solon.weights import Publication
+from solon.weights import Publication, PublishConfig
 
 
 def make_prompt(text: str = "what color is the sky ?", *tags: str) -> Prompt:
@@ -210,7 +210,9 @@ def make_lanes(
             total_groups=batch_groups * steps,
         ),
         prompts=PromptSource([make_prompt(f"question {i} ?") for i in range(7)], seed=0),
-        publication=Publication(rollout, tolerance=1e-3, timeout_s=5, initial=make_weights(0)),
+        publication=Publication(
+            rollout, settings=PublishConfig(logprob_tolerance=1e-3, timeout_s=5), initial=make_weights(0)
+        ),
         observer=witness,
     )
     lanes.ledger.listen(witness.event)

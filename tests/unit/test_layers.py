@@ -1,4 +1,4 @@
-"""Knowledge flows one way: solon ◀ learners, compression, nursery ◀ actors, serve_apps ◀ cluster."""
+"""Knowledge flows one way: solon ◀ learners, compression, nursery, english ◀ actors, serve_apps ◀ cluster."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ RANK = {
     "learners": 1,
     "compression": 1,
     "nursery": 1,
+    "english": 1,
     "actors": 2,
     "serve_apps": 2,
     "cluster": 3,

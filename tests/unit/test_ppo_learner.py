@@ -192,7 +192,8 @@ def test_a_payload_loads_into_a_fresh_model_with_the_canaries_it_promises(llama,
     assert weights.fingerprint != make_learner(path).initial_weights().fingerprint
     dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
     assert all(tensor.dtype == dtype for tensor in tensors.values())
-    model = model_from(weights, path, dtype)
+    model = model_from(weights, path, dtype).float()  # canaries are of these bytes, computed in float32
+    assert 1e-5 < weights.canary_noise < 0.1
     assert len(weights.canary_token_ids) >= 2
     for ids, promised in zip(weights.canary_token_ids, weights.canary_logprobs, strict=True):
         assert len(promised) == len(ids) - 1

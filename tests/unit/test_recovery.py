@@ -17,7 +17,7 @@ from solon.loop import run_loop
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import StepReport, Weights
 from solon.recovery import LOST_CALLS, Guard, RecoveryConfig, spare_each_other
-from solon.weights import Publication
+from solon.weights import Publication, PublishConfig
 from tests.unit.fakes import FakeJudge, FakeLearner, FakeRollout, make_lanes, make_weights
 
 QUICK = RecoveryConfig(backoff_s=0, beat_every_s=0.01, beat_timeout_s=0.05, max_restarts=1000, grace_s=0.5)
@@ -334,7 +334,9 @@ class Mortal:
         lanes, self.witness = make_lanes(steps=steps, max_losses=1000)
         tell = self.witness.event
         guarded = [GuardedRollout(engine, Guard(engine, QUICK, tell=tell)) for engine in self.engines]
-        publication = Publication(guarded, tolerance=1e-3, timeout_s=0.5, initial=make_weights(0))
+        publication = Publication(
+            guarded, settings=PublishConfig(logprob_tolerance=1e-3, timeout_s=0.5), initial=make_weights(0)
+        )
         for lane in guarded:
             lane.guard.on_down = lambda lane=lane: publication.leave(lane)
             lane.guard.rejoin = lambda lane=lane: publication.join(lane)

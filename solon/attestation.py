@@ -1,0 +1,119 @@
+"""When an engine counts as running what the learner sent. Bytes first: they are exact. Then numbers, for what bytes
+cannot show: an engine that computes something else with the right weights.
+
+In float32 learner and engine agree to 1e-4 nats, and the largest canary difference is judged. In 16 bits rounding
+alone moves single log-probs by up to a nat, as much as a stale layer does, and how much depends on the model. So the
+learner computes its canaries twice, in float32 and in 16 bits: the mean difference is the noise of this model with
+these weights, and the mean difference of an honest engine from the float32 values is as large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from solon.errors import AttestationError
+from solon.records import LoadReceipt, Weights
+
+FLOAT32_TOLERANCE = 2e-3
+"""Largest canary difference in float32, nats."""
+NOISE_RATIO = 3.0
+"""Mean canary difference in 16 bits over the learner's own rounding noise. Over ten architectures, 200,000 publications
+resampled from measured differences of each, the largest was 2.5 and the median 0.95; `benchmarks/attestation.py`
+measures it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Absolute differences of canary log-probs, nats."""
+
+    max: float
+    mean: float
+
+
+def attest(
+    manifest: Weights,
+    receipt: LoadReceipt,
+    *,
+    last_checksum: str | None,
+    tolerance: float = 0.0,
+    noise_ratio: float = NOISE_RATIO,
+) -> LoadReceipt:
+    """The receipt with its canary gaps, when the engine runs what was sent. Raises AttestationError when it does not.
+
+    `last_checksum`: of what the engine held before, if that was something else; judged only where the engine cannot
+    compare tensors. `tolerance`: largest gap in nats, 0: the automatic rule.
+    """
+    who = f"engine {receipt.engine} after publishing version {manifest.version}"
+    if receipt.version != manifest.version:
+        raise AttestationError(f"{who}: reports version {receipt.version}")
+    if receipt.fingerprint != manifest.fingerprint:
+        raise AttestationError(f"{who}: received other bytes than the learner sent (fingerprints differ)")
+    if receipt.check.stale:
+        raise AttestationError(f"{who}: {_stale(receipt)}")
+    if not receipt.check.compared and receipt.checksum == last_checksum:
+        raise AttestationError(f"{who}: its live parameters did not change")
+    gap = canary_gap(manifest.canary_logprobs, receipt.canary_logprobs)
+    if excess := _excess(manifest, receipt, gap, tolerance, noise_ratio):
+        raise AttestationError(
+            f"engine {receipt.engine} computes other log-probs than the learner after publishing version "
+            f"{manifest.version}: {excess}; {_suspicion(receipt)}"
+        )
+    return replace(receipt, max_gap=gap.max, mean_gap=gap.mean)
+
+
+def canary_gap(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Gap:
+    """Absolute differences; infinite when shapes differ, nothing is compared or a value is not finite."""
+    infinite = Gap(float("inf"), float("inf"))
+    if [len(row) for row in ours] != [len(row) for row in theirs] or not any(ours):
+        return infinite
+    ours_N, theirs_N = (np.concatenate([np.asarray(row, np.float64) for row in rows]) for rows in (ours, theirs))
+    if not (np.isfinite(ours_N).all() and np.isfinite(theirs_N).all()):
+        return infinite
+    gap_N = np.abs(ours_N - theirs_N)
+    return Gap(float(gap_N.max()), float(gap_N.mean()))
+
+
+def _excess(manifest: Weights, receipt: LoadReceipt, gap: Gap, tolerance: float, noise_ratio: float) -> str:
+    """By how much the gap is too large, for people; empty when it is not."""
+    dtype = receipt.check.dtype
+    if tolerance or dtype == "float32":
+        allowed = tolerance or FLOAT32_TOLERANCE
+        how = "publish.logprob_tolerance" if tolerance else "float32"
+        return "" if gap.max <= allowed else f"largest canary gap {gap.max:.2e} nats, tolerated {allowed:.2e} ({how})"
+    allowed = max(FLOAT32_TOLERANCE, noise_ratio * manifest.canary_noise)
+    if gap.mean <= allowed:
+        return ""
+    return (
+        f"mean canary gap {gap.mean:.2e} nats, tolerated {allowed:.2e}: publish.noise_ratio = {noise_ratio:g} times "
+        f"the {manifest.canary_noise:.2e} that 16 bits alone explain (it computes in {dtype})"
+    )
+
+
+def _stale(receipt: LoadReceipt) -> str:
+    check = receipt.check
+    names = ", ".join(check.stale[:3]) + (", …" if len(check.stale) > 3 else "")
+    total = check.compared + len(check.unknown)
+    cause = (
+        "the copies that it computes with were not made again"
+        if all("packed" in name for name in check.stale)
+        else "loading left them out"
+    )
+    return (
+        f"{len(check.stale)} of the {total} tensors that it computes with do not hold what was sent ({names}); {cause}"
+    )
+
+
+def _suspicion(receipt: LoadReceipt) -> str:
+    check = receipt.check
+    if not check.compared:
+        return "some layer may still hold old weights"
+    if check.unknown:
+        names = ", ".join(check.unknown[:3]) + (", …" if len(check.unknown) > 3 else "")
+        return f"tensors of an unknown layout may be stale ({names}), or it computes another function"
+    return (
+        "every tensor holds what was sent, so it computes another function: compare how both read the model's "
+        "config.json (attention window, rotary settings, soft caps), and the versions of their libraries"
+    )
