@@ -1,6 +1,8 @@
 """Run the matrix and write what it measured.
 
 python -m tests.e2e.models --write docs/models.md --json runs/models.json
+
+A run that was broken off goes on from the numbers that it wrote.
 """
 
 from __future__ import annotations
@@ -45,14 +47,18 @@ def main() -> int:
     parser.add_argument("--write", type=Path, help="the page")
     parser.add_argument("--json", type=Path, help="the numbers")
     arguments = parser.parse_args()
-    results = {**setting(), "cells": {}}
+    results: dict[str, Any] = {**setting(), "cells": {}}
+    if arguments.json and arguments.json.exists():
+        before = json.loads(arguments.json.read_text(encoding="utf-8"))
+        if before["commit"] == results["commit"]:
+            results = before
     with tempfile.TemporaryDirectory() as folder:
-        for name in MATRIX:
+        for name in (name for name in MATRIX if name not in results["cells"]):
             results["cells"][name] = measure(name, Path(folder))
             print(name, json.dumps(results["cells"][name]), flush=True)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            if arguments.json:
+                arguments.json.parent.mkdir(parents=True, exist_ok=True)
+                arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if arguments.write:
         arguments.write.write_text(render(results), encoding="utf-8")
     return 0 if all(cell.get("holds", True) for row in results["cells"].values() for cell in row.values()) else 1
