@@ -109,12 +109,12 @@ class TransformersEngine:
             )
         verify_fingerprint(weights, self.name)
         tensors = dict(named_tensors(weights))
-        state = self._model.state_dict()
-        _require_fit(weights, tensors, state)
+        places = _places(self._model)
+        _require_fit(weights, tensors, self._model.state_dict(), places)
         try:
             with torch.no_grad():
                 for name, tensor in tensors.items():
-                    state[name].copy_(tensor)
+                    places[name].copy_(tensor)
         except Exception as error:
             self._broken = f"loading weights {weights.version} failed half-way: {error}"
             raise RunFailedError(f"engine {self.name} is unusable, {self._broken}") from error
@@ -292,10 +292,26 @@ def _load_model(config: EngineConfig, device: torch.device) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _require_fit(weights: Weights, tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+def _places(model: Any) -> dict[str, torch.Tensor]:
+    """Live tensors by the names that the model gives them, and by those that its files do: Transformers renames some
+    when it loads a model, the output layer of GPT-NeoX for one."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state: dict[str, torch.Tensor] = model.state_dict()
+    live = {(tensor.data_ptr(), tensor.shape) for tensor in state.values()}
+    files = revert_weight_conversion(model, dict(state))
+    return {name: tensor for name, tensor in files.items() if (tensor.data_ptr(), tensor.shape) in live} | state
+
+
+def _require_fit(
+    weights: Weights,
+    tensors: dict[str, torch.Tensor],
+    state: dict[str, torch.Tensor],
+    places: dict[str, torch.Tensor],
+) -> None:
     """Raises AttestationError unless the payload gives every parameter of the model a value of its shape."""
-    wrong = [n for n, t in tensors.items() if n not in state or state[n].shape != t.shape]
-    covered = {state[name].data_ptr() for name in tensors.keys() & state.keys()}
+    wrong = [n for n, t in tensors.items() if n not in places or places[n].shape != t.shape]
+    covered = {places[name].data_ptr() for name in tensors.keys() & places.keys()}
     missing = [name for name, tensor in state.items() if tensor.data_ptr() not in covered]  # tied: one is enough
     if wrong or missing:
         raise AttestationError(
