@@ -90,7 +90,7 @@ class Subject:
     def sequences(self) -> list[tuple[int, ...]]:
         """Texts shorter and longer than the window."""
         rng = np.random.default_rng(1)
-        lengths = [n for n in (5, WINDOW, WINDOW + 1, 4 * WINDOW, 8 * WINDOW) if n <= self.length]
+        lengths = [n for n in (5, WINDOW, WINDOW + 1, 4 * WINDOW - 1, 8 * WINDOW) if n < self.length]
         return [tuple(int(token) for token in rng.integers(6, VOCABULARY, length)) for length in lengths]
 
     def requests(self, temperature: float) -> list[Request]:
