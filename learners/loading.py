@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from learners.config import LoraConfig
 from solon.errors import InputError
@@ -35,15 +35,50 @@ def with_adapters(model: Any, lora: LoraConfig | None) -> Any:
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Recompute activations in the backward pass. It needs training mode, which turns dropout on: so dropout
-    goes, or pi would differ from pi_prox at the first update."""
+    """Recompute activations in the backward pass.
+
+    Layers do so in training mode only, which turns dropout on: pi would differ from pi_prox at the first update. So
+    only the layers themselves are put into training mode, not what is in them, and dropout is 0 there. The model's own
+    configuration, which is saved with every checkpoint, is left as it is.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+    model.eval()
+    without_dropout: dict[int, Any] = {}
+    for layer in model.modules():
+        if not getattr(layer, "gradient_checkpointing", False):
+            continue
+        layer.training = True
+        for name in _dropouts(vars(layer)):
+            setattr(layer, name, 0.0)
+        config = getattr(layer, "config", None)
+        # A model makes its masks from its configuration, which sharing looks at: that one stays.
+        if isinstance(layer, GradientCheckpointingLayer) and config is not None and _dropouts(vars(config)):
+            if id(config) not in without_dropout:
+                without_dropout[id(config)] = copied = copy.deepcopy(config)
+                for name in _dropouts(vars(copied)):
+                    setattr(copied, name, 0.0)
+            layer.config = without_dropout[id(config)]
+
+
+def _dropouts(attributes: Mapping[str, Any]) -> list[str]:
+    """Names of probabilities of dropout: `hidden_dropout`, `resid_pdrop`, `dropout`, …"""
+    return [name for name, value in attributes.items() if "drop" in name and isinstance(value, float) and value > 0]
+
+
+@torch.no_grad()
+def require_repeatable(model: Any, device: torch.device) -> None:
+    """Raises InputError when the same tokens get other numbers the second time: what is left of dropout, usually."""
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    ids_BT = torch.arange(16, device=device)[None] % vocabulary
+    first, second = (model(input_ids=ids_BT, use_cache=False)[0].float() for _ in range(2))
+    gap = float((first - second).abs().max())
+    if not gap <= 1e-3 * max(1.0, float(first.abs().max())):
+        raise InputError(
+            f"the policy computes other numbers for the same tokens the second time (by {gap:.2g}), expected the same: "
+            "set its dropout to 0 in config.json, or learn.gradient_checkpointing = false"
+        )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.config import LearnConfig
-from learners.loading import checkpoint_activations, choose_device, load_model, with_adapters
+from learners.loading import checkpoint_activations, choose_device, load_model, require_repeatable, with_adapters
 from learners.losses import logprobs_and_entropy, logprobs_of
 from learners.packing import Layout, Microbatch
 from learners.sharing import best_layout
@@ -75,6 +75,7 @@ class Policy:
             for network in (self.base, backbone):
                 if network is not None:
                     checkpoint_activations(network)
+        require_repeatable(self.model, self.device)
 
     def _refuse_tied_adapters(self) -> None:
         """A tied tensor is published once, so it cannot carry an adapter on one of its two layers."""
