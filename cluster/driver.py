@@ -22,6 +22,7 @@ from cluster.view import View
 from cluster.vigil import Vigil, draining_here
 from solon.async_ledger import AsyncLedger
 from solon.checkpoints import CheckpointFolder
+from solon.errors import RunFailedError
 from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.canary import Canary
 from solon.feedback.watching.drift import Window
@@ -29,9 +30,11 @@ from solon.feedback.watching.watch import Watch
 from solon.feedback.watching.watch_state import WatchState
 from solon.feedback.watching.watching import WatchingObserver
 from solon.loop import Lanes, run_loop
+from solon.movement import Movement
 from solon.prompts import PromptSource
 from solon.recorder import Recorder
 from solon.run_directory import RunDirectory
+from solon.run_end import end_failure, end_warnings
 from solon.tally import Tally
 from solon.weights import Publication
 
@@ -62,6 +65,7 @@ class Driver:
             staleness_bound=run.staleness.max_staleness,
             total_steps=run.steps,
             is_relative=run.feedback.task == "pairwise",
+            movement=Movement(max_tokens=run.rollout.max_tokens, truncated=run.learn.truncated),
         )
         self._scores: dict[str, Scores | None] = {"before": None, "after": None}
         self._provenance: dict[str, Any] = {"run_id": directory.path.name}
@@ -169,7 +173,14 @@ class Driver:
             await saver.save(committed)
         if self._stop.is_set():
             return "stopped"
+        allowed = run.ledger.max_dropped_share
+        if failure := end_failure(self._tally.movement, *await self._finished(), allowed=allowed):
+            raise RunFailedError(failure)
         return "completed" if await self._unless_stopped(self._evaluate("after", crew, evaluator)) else "stopped"
+
+    async def _finished(self) -> tuple[dict[str, int], int]:
+        """Groups dropped, by reason, and how many were committed."""
+        return await self._ledger.dropped(), (await self._ledger.counts())["committed"]
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
         """Whether the work was done. It is given up when the run is stopped: `--resume` does it then."""
@@ -318,6 +329,12 @@ class Driver:
             counts=await self._ledger.counts(),
             attested=self._publication.attested if self._publication else 0,
             injected=self._directory.lines("chaos.jsonl"),
+        )
+        summary["warnings"] = end_warnings(
+            self._tally.movement,
+            *await self._finished(),
+            allowed=self._run.ledger.max_dropped_share,
+            failure=str(failure or ""),
         )
         summary["eval"] = self._scores
         summary |= self._inputs.counts

@@ -24,7 +24,7 @@ ROLLOUTS: Mapping[str, str] = {
     "created_ns": "when the row was made, nanoseconds since the epoch",
     "reward": "what the labels came to, in nats, before `learn.reward_clip`; null: no valid label, or none yet",
     "advantage": "mean over its trained tokens of what the policy loss multiplied; null: none of it was trained",
-    "step": "the step that trained it; null: it was not trained (yet): dropped, expired, or left when the run ended",
+    "step": "the step whose batch it was in; trained if `advantage` is not null; null: none (yet), dropped or left",
 }
 
 LABELS: Mapping[str, str] = {

@@ -24,6 +24,8 @@ SUMMARY: Keys = {
     "failure": "of a failed run: why",
     "finished": "local time at which it ended",
     "steps": "committed steps",
+    "steps_moved": "those that moved the policy; the others had a gradient of exactly 0",
+    "warnings": "sentences: steps that moved nothing, answers cut, too many groups dropped; each with what helps",
     "wall_s": "seconds of training, earlier processes included",
     "reward.first": "mean reward of the first tenth of the steps, nats; null where none was reported",
     "reward.last": "of the last tenth",
@@ -159,6 +161,14 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
     "rows_unreadable": (
         "a part could not be read, so that nothing was filled in",
         {"table": "`rollouts`", "cause": "why"},
+    ),
+    "nothing_moved": (
+        "a step had a gradient of exactly 0: the policy is what it was",
+        {"step": "its number", "cause": "why, and what helps"},
+    ),
+    "answers_cut": (
+        "at least 90 % of the answers of a step were cut at the length limit",
+        {"step": "its number", "cause": "how many, and what helps"},
     ),
     "worker_lost": ("a worker is gone", {"worker": "its name", "cause": "why"}),
     "worker_recovered": ("its replacement is at work", {"worker": "its name", "downtime_s": "how long it took"}),

@@ -36,6 +36,8 @@ FAULTS = (
     "draining",
     "alarm",
     "upload_failed",
+    "nothing_moved",
+    "answers_cut",
 )
 """Events that tell of something that went wrong."""
 
@@ -94,7 +96,7 @@ def diagnose(facts: Facts) -> Diagnosis:
 def _status(facts: Facts) -> tuple[str, str]:
     if _has_process(facts):
         return _status_alive(facts)
-    done = f"after {facts.summary.get('steps', '?')} steps" if facts.summary else _steps(facts)
+    done = f"after {_moved(facts.summary)}" if facts.summary else _steps(facts)
     if facts.summary is None:
         when = _clock(facts.last_sign) if facts.last_sign else "an unknown time"
         began = any(event.get("event") == "started" for event in facts.events)
@@ -147,6 +149,13 @@ def _stall_s(facts: Facts) -> float:
     recovery = facts.config.get("recovery")
     value = recovery.get("stall_s") if isinstance(recovery, Mapping) else None
     return float(value) if isinstance(value, int | float) else 600.0
+
+
+def _moved(summary: Mapping[str, Any]) -> str:
+    steps, moved = summary.get("steps", "?"), summary.get("steps_moved")
+    if moved is None or moved == steps:
+        return f"{steps} steps"
+    return f"{steps} steps, {moved or 'none'} of which moved the policy"
 
 
 def _steps(facts: Facts) -> str:

@@ -1,4 +1,7 @@
-"""Why groups were dropped, said once for all that were dropped for one reason, with what helps."""
+"""Why groups were dropped, said once for all that were dropped for one reason, with what helps, and when too many were.
+
+A message that may come thousands of times is folded: it is told at the first, the fourth, the sixteenth time and so on.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
+ENOUGH_GROUPS = 40
+"""Finished groups from which on the dropped share ends a run; a share of fewer says little."""
 SAID_AT = 4
 """A reason is told again when it has dropped so many times more groups."""
 # By status of a label. Written out: `solon doctor` reads this and must not wait for numpy.
 _CAUSES = {
     "low_mass": (
         "the judge is unsure (low_mass): it puts little probability on its answer labels",
-        "try another feedback.template, another judge or a smaller feedback.min_mass; `solon check --tests` asks it",
+        "try another feedback.template, another judge or a smaller feedback.min_mass; "
+        "where the constitution has `tests`, `solon check --tests` asks them of the judge",
     ),
     "truncated": (
         "the questions are too long for the judge (truncated)",
@@ -69,18 +75,47 @@ def summary(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
     return [(explain(example[kind]), count) for kind, count in counts.most_common()]
 
 
-class Drops:
-    """Groups dropped so far; says each kind at the first, the fourth, the sixteenth and so on."""
+def excess(reasons: Mapping[str, int], committed: int, allowed: float) -> str | None:
+    """That a larger share of the finished groups was dropped than is allowed, and why; None: it was not.
+
+    >>> excess({"a": 1}, 19, 0.05) is None
+    True
+    """
+    dropped = sum(reasons.values())
+    finished = dropped + committed
+    if dropped <= allowed * finished:
+        return None
+    causes = "; ".join(f"{count} because {cause}" for cause, count in summary(reasons)[:3])
+    return (
+        f"{dropped} of {finished} finished groups were dropped, more than ledger.max_dropped_share = {allowed:.0%} "
+        f"allows: {causes}"
+    )
+
+
+class Folded:
+    """Counts messages by kind; says at which count one is to be told: 1, 4, 16 and so on."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._next: dict[str, int] = {}
 
+    def add(self, kind: str) -> int | None:
+        """How many there are with this one; None: it is not to be told."""
+        self._counts[kind] += 1
+        count = self._counts[kind]
+        if count < self._next.get(kind, 1):
+            return None
+        self._next[kind] = count * SAID_AT
+        return count
+
+
+class Drops:
+    """Groups dropped so far; says each kind at the first, the fourth, the sixteenth and so on."""
+
+    def __init__(self) -> None:
+        self._folded = Folded()
+
     def add(self, reason: str) -> str | None:
         """What is to be said of one more dropped group; None: nothing new."""
-        kind = kind_of(reason)
-        self._counts[kind] += 1
-        if self._counts[kind] < self._next.get(kind, 1):
-            return None
-        self._next[kind] = self._counts[kind] * SAID_AT
-        return tell(reason, self._counts[kind])
+        count = self._folded.add(kind_of(reason))
+        return None if count is None else tell(reason, count)

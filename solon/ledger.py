@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from solon.drops import summary
+from solon.drops import ENOUGH_GROUPS, excess
 from solon.errors import RunFailedError
 from solon.ledger_cut import LedgerCut, State, settled
 from solon.ledger_shelves import OUT, Entry, Shelves
@@ -51,7 +51,8 @@ class LedgerConfig(BaseModel):
     lockstep: bool = False
     """Label only when the whole batch is generated: together with target_staleness = 0, synchronous training."""
     max_dropped_share: float = Field(0.05, ge=0, le=1)
-    """The run fails when more than this share of at least 40 finished groups was dropped."""
+    """The run fails when more than this share of at least 40 finished groups was dropped, while it goes on and at its
+    end. With fewer groups that is a warning in the summary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,10 +418,7 @@ class Ledger:
         return self.drop(entry.ordinal, entry.attempt, f"lost {entry.losses} times, last: {reason}")
 
     def _check_drops(self) -> None:
-        dropped, finished = self.dropped.total(), self.dropped.total() + self.committed
-        if finished >= 40 and dropped > self.config.max_dropped_share * finished:
-            causes = "; ".join(f"{count} because {cause}" for cause, count in summary(self.dropped)[:3])
-            raise RunFailedError(
-                f"{dropped} of {finished} finished groups were dropped, more than ledger.max_dropped_share = "
-                f"{self.config.max_dropped_share:.0%} allows: {causes}"
-            )
+        if self.dropped.total() + self.committed < ENOUGH_GROUPS:
+            return
+        if (text := excess(self.dropped, self.committed, self.config.max_dropped_share)) is not None:
+            raise RunFailedError(text)

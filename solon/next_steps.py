@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from solon.drops import SAID_AT, excess
 from solon.run_facts import Facts
 
 UP = ("starting", "running", "finishing", "stalled")
@@ -24,11 +25,12 @@ def next_steps(facts: Facts, status: str, *, is_balanced: bool) -> list[str]:
             "then train from the start under another --name: what this one trained on is not certain",
         ]
     if status == "completed":
-        best = next((c.name for c in facts.checkpoints if not c.problem), None)
-        return [f"nothing; the aligned model is {facts.path / 'checkpoints' / best / 'policy'}" if best else "nothing"]
+        return _after_training(facts)
     if status in ("starting", "running", "finishing"):
-        end = f"; to end it early and lose nothing: kill -TERM {facts.standing.pid}" if facts.standing else ""
-        return [f"nothing, look again later{end if status == 'running' else ''}"]
+        end = f"to end it early and lose nothing: kill -TERM {facts.standing.pid}" if facts.standing else ""
+        if status == "running" and (wrong := _wrong_so_far(facts)):
+            return [*wrong, *([end] if end else [])]
+        return [f"nothing, look again later{f'; {end}' if end and status == 'running' else ''}"]
     if status == "stalled":
         pid = facts.standing.pid if facts.standing else "PID"
         return [
@@ -37,12 +39,53 @@ def next_steps(facts: Facts, status: str, *, is_balanced: bool) -> list[str]:
             *room,
             resume,
         ]
+    if status == "failed" and _trained_nothing(facts):
+        return [
+            "mend what it failed of, then train from the start under another --name: the policy is as it was, and "
+            "--resume does not go on with other settings of rollouts, judges or learning"
+        ]
     if status == "failed":
         return ["mend what it failed of, if it is not mended yet", *room, resume]
     if status == "dead":
         where = facts.standing.host if facts.standing else "its machine"
         return [*room, resume, f"to learn why it died: dmesg -T | grep -iE 'out of memory|killed process' on {where}"]
     return [*room, resume]
+
+
+def _trained_nothing(facts: Facts) -> bool:
+    summary = facts.summary or {}
+    return bool(summary.get("steps")) and summary.get("steps_moved") == 0
+
+
+def _after_training(facts: Facts) -> list[str]:
+    """Of a run that is complete: what it says for itself comes before where its model is."""
+    best = next((c.name for c in facts.checkpoints if not c.problem), None)
+    model = f"{facts.path / 'checkpoints' / best / 'policy'}" if best else ""
+    warnings = (facts.summary or {}).get("warnings")
+    wrong = [f"look at this first: {text}" for text in warnings] if isinstance(warnings, list) else []
+    if _trained_nothing(facts):
+        return [*wrong, f"{model or 'its model'} is the policy as it was: no step moved it"]
+    if wrong:
+        return [*wrong, f"if that is as it should be, the aligned model is {model}"] if model else wrong
+    return [f"nothing; the aligned model is {model}" if model else "nothing"]
+
+
+def _wrong_so_far(facts: Facts) -> list[str]:
+    """Of a run that goes on: that it drops too many groups, or that its last step moved nothing."""
+    wrong = []
+    ledger = facts.config.get("ledger")
+    allowed = ledger.get("max_dropped_share") if isinstance(ledger, Mapping) else None
+    found = facts.account
+    if isinstance(allowed, int | float) and found is not None and len(found.dropped) >= SAID_AT:
+        committed = len(found.committed)
+        if text := excess(found.reasons, committed, allowed):
+            wrong.append(f"{text} ({committed or 'none'} trained)")
+    last = (facts.last_step or {}).get("step")
+    for event in reversed(facts.events):
+        if event.get("event") == "nothing_moved" and event.get("step") == last:
+            wrong.append(f"the last step moved nothing: {event.get('cause')}")
+            break
+    return wrong
 
 
 def resume_command(path: Path, config: Mapping[str, Any]) -> str:

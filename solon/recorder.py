@@ -77,6 +77,11 @@ class Recorder:
         self._keep_spans(report.spans)
         self._jobs.put(lambda: self._write_step(record, lease, report))
         self._on_change("step")
+        movement = self.tally.movement
+        if movement.cause:
+            self.event("nothing_moved", step=lease.step, cause=movement.cause)
+        elif movement.cut:
+            self.event("answers_cut", step=lease.step, cause=movement.cut)
 
     def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
         self.tally.published(version, receipts, gap, span)

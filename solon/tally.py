@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from solon.ledger import Lease
+from solon.movement import Movement
 from solon.overlap import Busy, Overlap
 from solon.protocols import GenerationReport, LabelReport
 from solon.records import LoadReceipt, Span, StepReport
@@ -54,8 +55,11 @@ FAULTS = frozenset(
 class Tally:
     """Fed by the recorder, read by whoever shows something. Single-threaded: lives on the event loop."""
 
-    def __init__(self, *, staleness_bound: int, total_steps: int, is_relative: bool = False) -> None:
+    def __init__(
+        self, *, staleness_bound: int, total_steps: int, is_relative: bool = False, movement: Movement | None = None
+    ) -> None:
         """is_relative: rewards compare answers of one prompt, so that their mean says nothing."""
+        self.movement = movement or Movement()
         self.is_relative = is_relative
         self.staleness_bound = staleness_bound
         self.total_steps = total_steps
@@ -115,6 +119,7 @@ class Tally:
             "invalid_by_status": dict(self.invalid_by_status),
             "faults": dict(self.faults),
             "busy": self.busy.totals(),
+            "movement": self.movement.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -128,6 +133,9 @@ class Tally:
         self.invalid_by_status = Counter(state["invalid_by_status"])
         self.faults = Counter(state["faults"])
         self.busy.add_totals(state["busy"])
+        # A checkpoint that knows nothing of it: no step is said to have moved nothing.
+        unknown = {"steps": self.steps, "moved": self.steps, "still": {}, "cut_steps": 0, "last_cut": ""}
+        self.movement.restore(state.get("movement", unknown))
 
     def generated(self, report: GenerationReport) -> None:
         self.groups_generated += 1
@@ -148,6 +156,7 @@ class Tally:
     def stepped(self, lease: Lease, report: StepReport) -> dict[str, Any]:
         """Counts a committed step; returns its line for metrics.jsonl."""
         self.steps += 1
+        self.movement.add(report)
         self.staleness.update(lease.staleness)
         self._add_spans(report.spans)
         self.rewards.append(report.metrics.get("learn/reward/mean", math.nan))
@@ -186,6 +195,7 @@ class Tally:
         return {
             "status": status,
             "steps": self.steps,
+            "steps_moved": self.movement.moved,
             "wall_s": round(wall_s, 3),
             "reward": {
                 **_first_and_last(self.rewards),

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from solon.cli.terminal import visible
-from solon.drops import Drops
+from solon.drops import Drops, Folded
 from solon.overlap import LANES, measure
 from solon.tally import Tally
 
@@ -72,6 +72,7 @@ class PlainView(SilentView):
         self._started_s = time.monotonic()
         self._tally: Tally | None = None
         self._drops = Drops()
+        self._folded = Folded()
 
     def note(self, text: str) -> None:
         self._say(text)
@@ -108,11 +109,15 @@ class PlainView(SilentView):
         if event == "group_dropped" and self._tally is not None:
             if (text := self._drops.add(self._tally.last_drop)) is not None:
                 self._say(text)
+        elif event in ("nothing_moved", "answers_cut") and self._tally is not None:
+            if (count := self._folded.add(event)) is not None:
+                self._say(warning_line(self._tally, count))
         elif event.startswith(SAID):
             self._say(event.replace("_", " "))
 
     def ended(self, summary: dict[str, Any], directory: Path) -> None:
-        self._console.print(end_table(summary))
+        if summary["eval"]["before"]:
+            self._console.print(end_table(summary))
         self._console.print(end_lines(summary, directory), soft_wrap=True)
 
     def _say(self, text: str) -> None:
@@ -219,6 +224,17 @@ def step_line(tally: Tally) -> str:
     )
 
 
+def warning_line(tally: Tally, count: int) -> str:
+    """That the latest step moved nothing, or was of cut answers; count: of such steps so far."""
+    movement = tally.movement
+    step = f"step {tally.steps}/{tally.total_steps}"
+    if movement.cause:
+        text = f"{step} moved nothing: {movement.cause}"
+        return f"warning: {text}" if count == 1 else f"warning: {count} steps moved nothing so far; {text}"
+    text = f"{step}: {movement.cut}"
+    return f"warning: {text}" if count == 1 else f"warning: nearly all answers cut in {count} steps so far; {text}"
+
+
 def reward_line(tally: Tally) -> str:
     """The reward so far, as a line of blocks; its spread in a group where its mean is always 0."""
     name, values, sign = ("spread", tally.spreads, "") if tally.is_relative else ("reward", tally.rewards, "+")
@@ -240,7 +256,7 @@ def health_line(tally: Tally) -> str:
     hits = tally.cache_hits / max(1, tally.questions)
     return (
         f"staleness {worst} of {tally.staleness_bound}   labels {tally.labels}, invalid {tally.invalid}, "
-        f"from cache {hits:.0%}   weights version {tally.published_versions} attested, gap {tally.max_gap:.1e}"
+        f"from cache {hits:.0%}   " + _live_weights(tally)
     )
 
 
@@ -258,8 +274,6 @@ def end_table(summary: dict[str, Any]) -> Table:
             f"{after[name]:.3f}" if name in after else "-",
             Text(f"{change:+.3f}", style="green" if change >= 0 else "red") if change is not None else "-",
         )
-    if not before:
-        table.add_row("not evaluated", "", "", "")
     return table
 
 
@@ -268,14 +282,15 @@ def end_lines(summary: dict[str, Any], directory: Path) -> Text:
     overlap, weights, labels = summary["overlap"], summary["weights"], summary["labels"]
     shares = ", ".join(f"{lane} {share:.0%}" for lane, share in overlap["busy"].items())
     lines = [
-        f"{summary['status']} after {summary['steps']} steps in {summary['wall_s']:.0f} s",
+        f"{summary['status']} after {_steps(summary)} in {summary['wall_s']:.0f} s",
         _reward(summary),
         f"staleness at most {summary['staleness']['max']} (bound {summary['staleness']['bound']})",
         f"busy {shares}; overlap efficiency {overlap['efficiency']:.2f}, {overlap['binding_stage']} binds",
         f"{labels['total']} labels, {labels['invalid']} invalid, {labels['cache_hits']} answered by the cache; "
         f"{summary['throughput']['rollouts_per_s']} rollouts/s",
-        f"{weights['published']} policy versions published, {weights['attested']} attested, largest canary gap "
-        f"{weights['max_logprob_gap']:.1e} nats",
+        f"{weights['published']} policy versions published, {weights['attested']} attested"
+        + (f", largest canary gap {weights['max_logprob_gap']:.1e} nats" if weights["published"] else ""),
+        *(f"warning: {text}" for text in summary.get("warnings", ())),
         f"written to {directory}/summary.json",
     ]
     return Text(visible("\n".join(lines)))
@@ -285,6 +300,8 @@ def _reward(summary: dict[str, Any]) -> str:
     """How the reward moved; of rewards that are relative to the group, what moves instead."""
     reward = summary["reward"]
     if not reward["relative"]:
+        if summary["steps"] and not summary["steps_moved"]:
+            return f"reward {_number(reward['last'])}, of the policy as it was"
         return f"reward {_number(reward['first'])} -> {_number(reward['last'])}"
     told = (
         "the held-out scores above say what was learned"
@@ -296,6 +313,16 @@ def _reward(summary: dict[str, Any]) -> str:
         "rewards compare the answers to one prompt, so their mean is always about 0; their spread in a group went "
         f"{first} -> {last} nats; {told}"
     )
+
+
+def _steps(summary: dict[str, Any]) -> str:
+    steps, moved = summary["steps"], summary["steps_moved"]
+    return f"{steps} steps" + ("" if moved == steps else f", {moved or 'none'} of which moved the policy,")
+
+
+def _live_weights(tally: Tally) -> str:
+    gap = f", gap {tally.max_gap:.1e}" if tally.published_versions else ""
+    return f"weights version {tally.published_versions} attested{gap}"
 
 
 def _number(value: float | None) -> str:

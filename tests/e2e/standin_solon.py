@@ -2,12 +2,13 @@
 
 Everything else is the real thing: the command line, the cluster, the driver, the files. `SOLON_STANDIN` is JSON:
 `seconds` that a group and a step take, `answers_s` that held-out evaluation takes after training, and `learner`:
-"refuses" to start, or "fails" in its second step.
+"refuses" to start, "fails" in its second step, or stands "still": none of its steps moves the policy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import json
 import os
@@ -60,7 +61,16 @@ class FailedLearner(TimedLearner):
         return super().step(step, *payloads)
 
 
-LEARNERS = {"": TimedLearner, "refuses": RefusedLearner, "fails": FailedLearner}
+class StillLearner(TimedLearner):
+    """Finds every gradient 0, all answers cut."""
+
+    def step(self, step: int, *payloads: Any) -> Any:
+        report, *weights = super().step(step, *payloads)
+        cut = {"learn/truncated/share": 1.0, "learn/masked/share": 1.0, "learn/rollouts/sum": 16.0}
+        return (dataclasses.replace(report, moved=False, metrics=report.metrics | cut), *weights)
+
+
+LEARNERS = {"": TimedLearner, "refuses": RefusedLearner, "fails": FailedLearner, "still": StillLearner}
 
 
 class StandinLauncher(Launcher):

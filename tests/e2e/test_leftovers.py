@@ -54,6 +54,7 @@ def assert_nothing_is_left(child: Child, shared_memory: set[str]) -> None:
         ("", 0, "completed", ""),
         ("refuses", 2, "failed", "solon: policy got a stand-in, expected a model; name one"),
         ("fails", 1, "failed", "solon: the run failed: the loss of step 1 is not finite"),
+        ("still", 1, "failed", "solon: the run failed: the run trained nothing: none of 4 steps moved the policy: "),
     ],
 )
 def test_after_a_run_that_ends_by_itself(

@@ -227,6 +227,58 @@ def test_dropped_groups_are_told_by_reason(tmp_path: Path):
     assert "dropped 2: no valid label" in examine(run.path).findings["groups"]
 
 
+def drop(run: RunDirectory, *ordinals: int) -> None:
+    for ordinal in ordinals:
+        reason = f"fewer than 2 rollouts with a valid label (low_mass {ordinal})"
+        event(run, "group_dropped", 3, ordinal=ordinal, reason=reason)
+
+
+def test_a_run_that_drops_its_groups_is_told_to_look_at_its_judge_while_it_goes_on(tmp_path: Path):
+    run = make_run(tmp_path, steps=0, ledger={"max_dropped_share": 0.05})
+    drop(run, *range(3))
+    assert examine(run.path).do[0].startswith("nothing, look again later")
+    drop(run, *range(3, 15))
+    first, end_it = examine(run.path).do
+    assert first.startswith("15 of 15 finished groups were dropped, more than ledger.max_dropped_share = 5% allows")
+    assert "(low_mass)" in first
+    assert first.endswith("(none trained)")
+    assert f"kill -TERM {os.getpid()}" in end_it
+
+
+def test_a_run_that_is_complete_says_first_what_it_warns_of(tmp_path: Path):
+    run = make_run(tmp_path)
+    checkpoint(run, 3)
+    path = end(run, "completed", steps_moved=2, warnings=["17 of 21 finished groups were dropped: …"])
+    found = examine(path)
+    assert found.is_well
+    assert found.headline == "completed after 3 steps, 2 of which moved the policy"
+    assert found.do[0] == "look at this first: 17 of 21 finished groups were dropped: …"
+    assert found.do[1].endswith("step-000003/policy")
+
+
+@pytest.mark.parametrize("status", ["completed", "stopped", "failed"])
+def test_a_policy_that_no_step_moved_is_not_called_aligned(tmp_path: Path, status: str):
+    run = make_run(tmp_path)
+    checkpoint(run, 3)
+    path = end(run, status, steps_moved=0, failure="RunFailedError: the run trained nothing: …", warnings=["…"])
+    found = examine(path)
+    assert "after 3 steps, none of which moved the policy" in found.headline
+    assert not any("aligned" in line for line in found.do)
+    if status == "failed":
+        assert not found.is_well
+        assert "from the start under another --name" in found.do[0]
+
+
+def test_a_run_whose_last_step_moved_nothing_says_so_while_it_goes_on(tmp_path: Path):
+    run = make_run(tmp_path)
+    event(run, "nothing_moved", 20, step=1, cause="all 16 answers were cut")
+    assert examine(run.path).do[0].startswith("nothing, look again later")
+    event(run, "nothing_moved", 10, step=2, cause="all 16 answers were cut")
+    found = examine(run.path)
+    assert found.do[0] == "the last step moved nothing: all 16 answers were cut"
+    assert found.findings["faults"] == ["2 x nothing moved: all 16 answers were cut"]
+
+
 # -- faults ---------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,9 @@ import pytest
 from solon.drops import Drops, explain, kind_of, summary
 from solon.errors import RunFailedError
 from solon.ledger import Ledger, LedgerConfig
-from solon.records import Status
+from solon.movement import Movement
+from solon.records import Status, StepReport
+from solon.run_end import end_failure, end_warnings
 from solon.staleness import StalenessConfig
 
 LOW = "fewer than 2 rollouts with a valid label (low_mass {}, refusal 1)"
@@ -48,6 +50,29 @@ def test_a_run_that_ends_of_its_drops_says_what_to_try():
     assert "40 because the judge is unsure (low_mass)" in message
     assert "smaller feedback.min_mass" in message
     assert len(message) < 600
+
+
+def test_the_advice_on_an_unsure_judge_holds_for_a_constitution_without_tests():
+    assert "where the constitution has `tests`, `solon check --tests`" in explain(LOW.format(3))
+
+
+def test_a_short_run_that_dropped_most_of_its_groups_is_warned_of_and_a_longer_one_fails():
+    moved = Movement()
+    moved.add(StepReport(step=0, metrics={}))
+    short, long = {LOW.format(2): 17}, {LOW.format(2): 30}
+    assert end_failure(moved, short, 4, allowed=0.05) is None
+    (warning,) = end_warnings(moved, short, 4, allowed=0.05)
+    assert warning.startswith(
+        "17 of 21 finished groups were dropped, more than ledger.max_dropped_share = 5% allows: 17"
+    )
+    assert "feedback.template" in warning
+    # Those of before the 40th finished group count at the end as well.
+    failure = end_failure(moved, long, 16, allowed=0.05)
+    assert failure is not None
+    assert failure.startswith("30 of 46 finished groups were dropped")
+    assert end_warnings(moved, long, 16, allowed=0.05, failure=f"the run failed: {failure}") == []
+    assert end_failure(moved, {"a": 2}, 38, allowed=0.05) is None
+    assert end_warnings(moved, {"a": 1}, 19, allowed=0.05) == []
 
 
 def test_reasons_are_added_up_by_kind():

@@ -20,6 +20,7 @@ from learners.ppo import PPOLearner
 from learners.targets import group_advantages
 from solon.errors import InputError, RunFailedError
 from solon.feedback.choosing.estimators import doubly_robust
+from solon.movement import Movement
 from tests.unit.learner_builders import (
     logprobs_of_sequence,
     make_group,
@@ -447,6 +448,10 @@ def test_a_batch_of_nothing_but_masked_answers_is_no_failure(llama):
     report, _ = learner.step(0, [make_group(0, [3], [[5, 6], [7]], [1.0, -1.0])])
     assert report.metrics["learn/truncated/share"] == report.metrics["learn/skipped/share"] == 1.0
     assert not report.moved
+    movement = Movement(max_tokens=2, truncated="mask")
+    movement.add(report)
+    assert movement.cause.startswith("all 2 answers were cut at rollout.max_tokens = 2 and learn.truncated = 'mask'")
+    assert report.groups[0].advantages_G == (None, None)
 
 
 def test_a_step_reports_its_span_on_the_learn_lane(llama):

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from solon.cli.view import LiveView, PlainView, SilentView, clock, end_lines, make_view, picture, reward_line, step_line
 from solon.ledger import Lease
+from solon.movement import Movement
 from solon.overlap import LANES
 from solon.protocols import LabelReport
 from solon.records import Span, StepReport
@@ -229,6 +230,58 @@ def test_a_reader_that_leaves_does_not_end_the_run():
     _, errors = process.communicate("go\n", timeout=60)
     assert errors == "the run went on\n"
     assert process.returncode == 0
+
+
+def without_scores(tally: Tally, **changes: Any) -> str:
+    console = make_console(terminal=False)
+    PlainView(console).ended(make_summary(tally) | changes, Path("runs/x"))
+    return shown(console)
+
+
+def test_a_run_without_evaluation_prints_no_table_and_without_a_version_no_gap():
+    nothing = without_scores(Tally(staleness_bound=4, total_steps=30))
+    for words in ("adherence", "not evaluated", "canary gap"):
+        assert words not in nothing
+    published = make_tally([0.5])
+    published.published(1, [], 2e-5, Span(lane="publish", worker="p", name="publish", start_s=0, end_s=1))
+    assert "largest canary gap 2.0e-05 nats" in without_scores(published)
+
+
+def still_tally(moved: list[bool]) -> Tally:
+    """The answers of every step are cut; masked where nothing moves."""
+    tally = Tally(staleness_bound=4, total_steps=20, movement=Movement(max_tokens=16, truncated="mask"))
+    for step, has_moved in enumerate(moved):
+        cut = {"learn/truncated/share": 0.0 if has_moved else 1.0, "learn/rollouts/sum": 16.0, "learn/reward/mean": 0.1}
+        lease = Lease(step=step, token=1, ordinals=(step,), staleness=(0,), payloads=())
+        tally.stepped(lease, StepReport(step=step, metrics=cut, moved=has_moved))
+    return tally
+
+
+def test_a_step_that_moved_nothing_is_warned_of_with_cause_and_remedy_and_not_at_every_step():
+    console = make_console(terminal=False)
+    view, tally = PlainView(console), still_tally([])
+    view.training(tally, cast(Any, FakeLedger()))
+    for step in range(16):
+        lease = Lease(step=step, token=1, ordinals=(step,), staleness=(0,), payloads=())
+        metrics = {"learn/truncated/share": 1.0, "learn/rollouts/sum": 16.0}
+        tally.stepped(lease, StepReport(step=step, metrics=metrics, moved=False))
+        view.changed("nothing_moved")
+    told = [line.partition("  ")[2] for line in shown(console).splitlines() if "moved nothing" in line]
+    assert len(told) == 3
+    assert told[0].startswith("warning: step 1/20 moved nothing: all 16 answers were cut at rollout.max_tokens = 16")
+    assert "raise rollout.max_tokens" in told[0]
+    assert told[2].startswith("warning: 16 steps moved nothing so far; step 16/20 moved nothing: ")
+
+
+def test_the_last_lines_say_how_many_steps_moved_the_policy_and_what_went_wrong():
+    none = without_scores(still_tally([False, False]), warnings=["17 of 21 finished groups were dropped"])
+    assert "after 2 steps, none of which moved the policy, in" in none
+    assert "reward +0.100, of the policy as it was" in none
+    assert "->" not in none
+    assert "warning: 17 of 21 finished groups were dropped" in none
+    some = without_scores(still_tally([True, False, False]))
+    assert "after 3 steps, 1 of which moved the policy, in" in some
+    assert "which moved" not in without_scores(still_tally([True]))
 
 
 def test_groups_dropped_for_one_reason_are_told_of_with_a_remedy_and_not_one_by_one():
