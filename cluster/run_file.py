@@ -238,7 +238,7 @@ class RunFile(_Section):
                 f"feedback.min_valid = {self.feedback.min_valid} exceeds rollout.group_size = "
                 f"{self.rollout.group_size}; lower min_valid"
             )
-        bound = reward_clip(self.feedback.margin_clip, is_selective=True)
+        bound = reward_clip(self.feedback.margin_clip, self.feedback.select)
         if self.feedback.select.proxy and self.learn.reward_clip is not None and self.learn.reward_clip < bound:
             raise ValueError(
                 f"learn.reward_clip = {self.learn.reward_clip:g} would cut the corrected rewards of "

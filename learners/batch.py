@@ -24,7 +24,8 @@ class Batch:
     prompts: tuple[NDArray[np.int64], ...]  # [P], token ids
     group_rewards: tuple[tuple[float | None, ...], ...]  # [P][G], as labelled, clipped; None: no valid label
     baseline_rewards: tuple[tuple[float | None, ...], ...]
-    """[P][G], what rollouts are compared by: less the penalty of a truncated one; None also where one is masked."""
+    """[P][G], what rollouts are compared by: less the penalty of a truncated one; None also where `truncated="mask"`
+    leaves it out."""
     group_R: NDArray[np.int64]
     """Group of every trained rollout, an index into `prompts`."""
     member_R: NDArray[np.int64]

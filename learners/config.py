@@ -50,8 +50,9 @@ class LearnConfig(BaseModel):
     """gae: whiten over the batch's tokens. group: divide by the standard deviation of the group."""
     reward_clip: float | None = Field(None, gt=0)
     """Rewards are clipped to [-reward_clip, reward_clip]; not given: they stay as they are, which labelling bounds by
-    feedback.margin_clip, and with feedback.select.proxy by 20 nats more. Least squares over comparisons can add up to
-    half the group size times as much."""
+    feedback.margin_clip, and with feedback.select.proxy by margin_clip (2 / floor - 1), 117 nats by default: a smaller
+    clip would bias corrected rewards and is refused. Least squares over comparisons can add up to half the group size
+    times as much."""
     truncated: Truncated = "keep"
     """What an answer cut at the length limit teaches. `keep`: its reward, as any other: the limit is part of the task.
     `bootstrap`: what the critic expected of it in place of its reward (gae). `mask`: nothing. `penalise`: its reward

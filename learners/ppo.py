@@ -145,7 +145,7 @@ class PPOLearner:
         values_N = returns_N = None
         kept_N = weights_N > 0
         if self._critic is None:
-            advantages_N = group_advantages(self.config, batch, self._policy.device)
+            advantages_N = group_advantages(self.config, batch, kept_N)
         else:
             rewards = TokenRewards(self.config, batch, prox_N, reference_N)
             if step == 0:

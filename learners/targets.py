@@ -112,15 +112,24 @@ def policy_targets(
     return prox_N, weights_N, reference_N, metrics
 
 
-def group_advantages(config: LearnConfig, batch: Batch, device: torch.device) -> Tensor:
-    """Group-relative advantages, the same for every token of a rollout, [N]."""
+def group_advantages(config: LearnConfig, batch: Batch, kept_N: Tensor) -> Tensor:
+    """Group-relative advantages, the same for every token of a rollout, [N].
+
+    kept_N: tokens that train. A rollout without one is in no mean and no deviation, whatever masked it: its length, its
+    age, or its distance from the policy.
+    """
     relative = GroupRelative(divide_by_std=config.normalize_advantages)
-    by_group = [relative(rewards) for rewards in batch.baseline_rewards]
+    kept_R = np.zeros(batch.num_rollouts, bool)
+    kept_R[batch.rollout_N[kept_N.cpu().numpy()]] = True
+    compared = [list(rewards) for rewards in batch.baseline_rewards]
+    for p, member in zip(batch.group_R[~kept_R], batch.member_R[~kept_R], strict=True):
+        compared[p][member] = None
+    by_group = [relative(rewards) for rewards in compared]
     # A rollout without an advantage is masked: it is compared with nothing.
     advantage_R = np.array(
         [by_group[p][member] or 0.0 for p, member in zip(batch.group_R, batch.member_R, strict=True)], np.float32
     )
-    return torch.from_numpy(advantage_R[batch.rollout_N]).to(device)
+    return torch.from_numpy(advantage_R[batch.rollout_N]).to(kept_N.device)
 
 
 class TokenRewards:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from solon.errors import InputError
@@ -76,10 +77,17 @@ def mask_all(text: str) -> str:
 
 
 class ControlWords:
-    """Finds words in a text that are, or with the text before or after it may become, control tokens."""
+    """Finds words in a text that are, or with the text before or after it may become, control tokens.
 
-    def __init__(self, words: Iterable[str]) -> None:
-        known = sorted({word.lower() for word in words}, key=len, reverse=True)
+    normalise: what the tokenizer makes of a text before it looks for tokens. It may turn full-width letters, accents
+    and characters without width into control words, so its result is searched too.
+    """
+
+    def __init__(self, words: Iterable[str], normalise: Callable[[str], str] | None = None) -> None:
+        self._normalise = normalise
+        words = [*words]
+        read = [] if normalise is None else [self._as_read(word).strip() for word in words]
+        known = sorted({word.lower() for word in (*words, *read) if word}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, known)) or r"(?!)", re.IGNORECASE)
         self._heads = frozenset(word[:n] for word in known for n in range(1, len(word)))
         self._tails = frozenset(word[n:] for word in known for n in range(1, len(word)))
@@ -87,10 +95,28 @@ class ControlWords:
 
     def may_matter_in(self, text: str) -> bool:
         """Whether any of it is in a text, or begins at its end, or ends at its beginning."""
-        return self._pattern.search(text) is not None or any(self._edges(text))
+        return self._is_in(text) or self._is_read_in(text)
 
     def mask(self, text: str) -> str:
-        """The text with all of that masked, of the same length."""
+        """The text with all of that masked, of the same length; all of it where only the tokenizer would find any."""
+        masked = self._mask_words(text)
+        return mask_all(text) if self._is_read_in(masked) else masked
+
+    def _is_in(self, text: str) -> bool:
+        return self._pattern.search(text) is not None or any(self._edges(text))
+
+    def _is_read_in(self, text: str) -> bool:
+        """Whether the tokenizer reads any in it, or its first character changes what stands before."""
+        if self._normalise is None:
+            return False
+        return any(map(unicodedata.combining, text.lstrip()[:1])) or self._is_in(self._as_read(text))
+
+    def _as_read(self, text: str) -> str:
+        """A text after the tokenizer's normaliser, its sign for spaces taken back."""
+        assert self._normalise is not None
+        return self._normalise(text).replace("▁", " ")
+
+    def _mask_words(self, text: str) -> str:
         text = self._pattern.sub(lambda found: mask_all(found[0]), text)
         begun, ended = self._edges(text)
         first, last = len(text) - len(text.lstrip()), len(text.rstrip())
@@ -115,9 +141,10 @@ class SealedTokenizer:
     def __init__(self, tokenizer: Any, control: Mapping[int, str]) -> None:
         from tokenizers import Tokenizer
 
-        # Lower-case letters and digits: no normalizer changes them, and no text contains this one.
+        # Lower-case letters and digits: no normalizer changes them, and no text contains this one. A digit is last: no
+        # accent at the beginning of a text combines with it.
         key = secrets.token_hex(12)
-        self._names = {index: f"zq{key}x{index}qz" for index in control}
+        self._names = {index: f"zq{key}x{index}q0" for index in control}
         described = json.loads(tokenizer.backend_tokenizer.to_str())
         described |= {"truncation": None, "padding": None, "post_processor": None}
         is_known = self._rename_words(described["model"], control, unknown=tokenizer.unk_token)

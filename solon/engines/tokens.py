@@ -68,7 +68,9 @@ class ChatTokenizer:
         )
         # What stands for unknown words is no control token, but no text may spell it either.
         self._unknown = str(tokenizer.unk_token or "\0")
-        self._words = ControlWords((*self._control.values(), self._unknown))
+        normalizer = tokenizer.backend_tokenizer.normalizer
+        self._normalise = normalizer.normalize_str if normalizer is not None else str
+        self._words = ControlWords((*self._control.values(), self._unknown), normalizer and normalizer.normalize_str)
 
     @classmethod
     def load(
@@ -174,8 +176,8 @@ class ChatTokenizer:
         if not any(self._words.may_matter_in(message.content) for message in messages):
             return ids
         masked = self._template.masked(messages, text, self._words, self.marks)
-        places = self._control_places(masked)
-        if places == self._control_places(text) and not any(self._unknown in m.content for m in messages):
+        places = self._control_places(masked, is_masked=True)
+        if places == self._control_places(text) and not any(self._spells_unknown(m.content) for m in messages):
             return ids
         pieces, at = [], 0
         for first, last, index in places:
@@ -183,13 +185,17 @@ class ChatTokenizer:
             at = last
         return self._sealed.encode("".join((*pieces, text[at:])))
 
-    def _control_places(self, text: str) -> list[tuple[int, int, int]]:
+    def _spells_unknown(self, text: str) -> bool:
+        return self._unknown in text or self._unknown in self._normalise(text)
+
+    def _control_places(self, text: str, *, is_masked: bool = False) -> list[tuple[int, int, int]]:
         """Where a text has control tokens: first and last character and id, spaces that belong to them left out."""
         encoding = self.hf.backend_tokenizer.encode(text, add_special_tokens=False)
         found = []
         for index, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
             inner = text[first:last]
-            if index in self._control and MASK not in inner:  # a masked word may be one that the vocabulary lacks
+            # A masked word may be one that the vocabulary lacks; and a text may hold the same character as the mask.
+            if index in self._control and not (is_masked and MASK in inner):
                 first, last = first + len(inner) - len(inner.lstrip()), last - len(inner) + len(inner.rstrip())
                 found.append((first, last, index))
         return found

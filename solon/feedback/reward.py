@@ -33,7 +33,7 @@ def rewards(
     """
     rule = rule_of(constitution, config)
     # Clipping corrected margins like raw ones would bias them again.
-    clip = reward_clip(config.margin_clip, is_selective=bool(config.select.proxy))
+    clip = reward_clip(config.margin_clip, config.select)
     if any(label.task == "pairwise" for label in labels):
         margins = pair_margins(labels, principles=principles, rule=rule, clip=clip)
         return combined(margins, num_rollouts=num_rollouts, method=config.pairwise, ridge=config.pairwise_ridge)

@@ -17,11 +17,13 @@ TEXT_TOKENS = ["<think>", "</think>", "<tool_call>", "    ", "<h1>"]
 
 def byte_level(**more: Any) -> Any:
     """As Qwen, Llama 3 and SmolLM: bytes, no unknown word, special tokens outside of the vocabulary."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(ignore_merges=more.pop("ignore_merges", False)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if more.get("normalized"):
+        tokenizer.normalizer = normalizers.NFKC()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
@@ -49,11 +51,13 @@ def llama2(scheme: str = "legacy", **more: Any) -> Any:
     return _finished(described, specials=["<s>", "</s>"], bos="<s>", eos="</s>", unk="<unk>", **more)
 
 
-def unigram() -> Any:
+def unigram(*, has_nfkc: bool = False) -> Any:
     """As T5 and XLNet: pieces with scores, special tokens among them."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.Unigram())
+    if has_nfkc:
+        tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
@@ -63,7 +67,7 @@ def unigram() -> Any:
     return _finished(tokenizer, specials=["<pad>", "</s>"], eos="</s>", pad="<pad>", unk="<unk>")
 
 
-def word_piece() -> Any:
+def word_piece(**more: Any) -> Any:
     """As BERT: lower case, punctuation apart."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -74,7 +78,7 @@ def word_piece() -> Any:
         vocab_size=300, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return _finished(tokenizer, specials=["[PAD]", "[CLS]", "[SEP]"], eos="[SEP]", pad="[PAD]", unk="[UNK]")
+    return _finished(tokenizer, specials=["[PAD]", "[CLS]", "[SEP]"], eos="[SEP]", pad="[PAD]", unk="[UNK]", **more)
 
 
 def words() -> Any:
@@ -111,14 +115,23 @@ def _without_added(tokenizer: Any, *, keep: tuple[str, ...]) -> Any:
 
 
 def _finished(
-    tokenizer: Any, *, specials: list[str], eos: str, bos: str = "", pad: str = "", unk: str = "", text: bool = True
+    tokenizer: Any,
+    *,
+    specials: list[str],
+    eos: str,
+    bos: str = "",
+    pad: str = "",
+    unk: str = "",
+    text: bool = True,
+    normalized: bool = False,
 ) -> Any:
+    """normalized: added tokens are looked for in what the normaliser makes of a text."""
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=normalized) for token in specials])
     if text:
-        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TEXT_TOKENS])
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=normalized) for token in TEXT_TOKENS])
     named = {"eos_token": eos, "bos_token": bos, "pad_token": pad, "unk_token": unk}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{key: value for key, value in named.items() if value})
 
@@ -134,6 +147,9 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
     "unigram": unigram,
     "word pieces": word_piece,
     "words": words,
+    "byte-level, NFKC before added tokens": lambda: byte_level(normalized=True),
+    "unigram, NFKC": lambda: unigram(has_nfkc=True),
+    "word pieces, BERT before added tokens": lambda: word_piece(normalized=True),
 }
 
 _LOOP = "{% for message in messages %}"

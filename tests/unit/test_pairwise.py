@@ -211,3 +211,15 @@ def test_the_totals_keep_the_spread_of_relative_rewards_over_a_resume():
     )
     assert summary["reward"]["relative"]
     assert summary["reward"]["spread"] == {"first": 2.0, "last": 1.0}
+
+
+@pytest.mark.parametrize(("answers", "kept"), [(2, 0.91), (4, 0.92), (8, 0.88), (16, 0.85)])
+def test_the_default_ridge_shrinks_rewards_by_what_the_documents_say(answers: int, kept: float):
+    rng, found, true = np.random.default_rng(0), 0.0, 0.0
+    ring = [(0, 1)] if answers == 2 else [(i, (i + 1) % answers) for i in range(answers)]
+    for _ in range(400):
+        good = rng.normal(size=answers)
+        margins = {(i, j): float(good[i] - good[j]) for i, j in ring}
+        rewards = combined(margins, num_rollouts=answers, method="least_squares", ridge=FeedbackConfig().pairwise_ridge)
+        found, true = found + float(np.var(np.array(rewards, float))), true + float(np.var(good))
+    assert (found / true) ** 0.5 == pytest.approx(kept, abs=0.006)

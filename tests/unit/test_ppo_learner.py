@@ -429,8 +429,33 @@ def test_a_penalty_for_truncation_is_in_the_baseline_and_a_masked_answer_is_not(
         assert batch.baseline_rewards == (baseline,)
         assert batch.reward_R.tolist() == learnt
         assert batch.group_rewards == ((1.0, 2.0, 2.0, None),)
-    advantages = group_advantages(LearnConfig(normalize_advantages=False), batch, torch.device("cpu"))
+    advantages = group_advantages(LearnConfig(normalize_advantages=False), batch, torch.ones(3, dtype=torch.bool))
     assert advantages.tolist() == [-0.5, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("masked_by", ["staleness", "geometric mask", "outlier"])
+def test_the_reward_of_a_rollout_that_a_mask_leaves_out_moves_nothing(llama, masked_by):
+    changes = {"staleness": {"max_token_staleness": 0}, "geometric mask": {"geometric_mask": 2.0}, "outlier": {}}
+    told, weights = set(), set()
+    for reward in (0.5, 40.0):
+        group = make_group(0, [3, 4], [[5, 6], [7, 8], [9, 10], [11, 12]], [1.0, -1.0, reward, 3.0], version=0)
+        rollouts = list(group.group.rollouts)
+        odd = rollouts[2]
+        rollouts[2] = (
+            dataclasses.replace(odd, segments=((-1, 2),))
+            if masked_by == "staleness"
+            else dataclasses.replace(odd, logprobs=odd.logprobs - np.float32(30.0))
+        )
+        group = dataclasses.replace(group, group=dataclasses.replace(group.group, rollouts=tuple(rollouts)))
+        learner = make_learner(
+            llama, advantages="group", importance="sequence", minibatches=1, kl_coefficient=0.0, **changes[masked_by]
+        )
+        report, updated = learner.step(0, [group])
+        assert report.metrics["learn/masked/share"] == pytest.approx(1 / 4)
+        assert report.groups[0].advantages_G[2] is None
+        told.add(report.groups[0].advantages_G)
+        weights.add(updated.fingerprint)
+    assert len(told) == len(weights) == 1
 
 
 def test_rewards_that_are_right_only_on_average_are_not_clipped():

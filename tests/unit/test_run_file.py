@@ -79,10 +79,10 @@ def test_every_section_refuses_unknown_keys_and_cannot_be_changed(model: type[Ba
 
 
 def test_a_clip_that_would_bias_corrected_rewards_is_refused(tmp_path: Path):
-    proxy = '[feedback.select]\nproxy = "org/small-judge"\npolicy = "random"\nrate = 0.3\n'
-    assert "which reach 23 nats" in refusal(tmp_path, proxy + "[learn]\nreward_clip = 10.0\n")
+    proxy = '[feedback.select]\nproxy = "org/small-judge"\npolicy = "random"\nrate = 0.3\nfloor = 0.1\n'
+    assert "which reach 57 nats" in refusal(tmp_path, proxy + "[learn]\nreward_clip = 10.0\n")
     assert load(tmp_path, proxy).learn.reward_clip is None
-    assert load(tmp_path, proxy + "[learn]\nreward_clip = 23.0\n").learn.reward_clip == 23.0
+    assert load(tmp_path, proxy + "[learn]\nreward_clip = 57.0\n").learn.reward_clip == 57.0
     assert load(tmp_path, "[learn]\nreward_clip = 2.0\n").learn.reward_clip == 2.0
 
 

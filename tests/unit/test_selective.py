@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
+from solon.feedback.choosing.estimators import Control
 from solon.feedback.choosing.selection import SelectionConfig
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.judging import Item
-from solon.feedback.panels.selective import SelectiveJudge
+from solon.feedback.judging import Item, Verdict
+from solon.feedback.panels.selective import SelectiveJudge, reward_clip
 from solon.records import Message, Status
 from tests.unit.test_label_run import LengthJudge
 
@@ -43,6 +46,27 @@ async def test_margins_are_right_on_average_however_bad_the_proxy_is(policy: str
     assert judge.selected / judge.asked == pytest.approx(0.3, abs=0.03)
     spread = found.std(0) / np.sqrt(len(found))
     assert (np.abs(found.mean(0) - TRUTH) < 5 * spread + 0.02).all()
+
+
+@pytest.mark.parametrize("control", [Control(), Control(slope=0.0), Control(slope=-5.0, offset=20.0)], ids=str)
+@pytest.mark.parametrize("floor", [0.05, 0.01])
+def test_with_the_defaults_the_mean_over_the_draws_is_what_the_judge_says_however_wrong_the_proxy(
+    control: Control, floor: float
+):
+    """By exact enumeration of both draws, up to margins at the clip and propensities at the floor."""
+    config = FeedbackConfig(select={"proxy": "small", "floor": floor})
+    clip, bound = config.margin_clip, reward_clip(config.margin_clip, config.select)
+    judge = SelectiveJudge(LengthJudge(), Wrong(), config.select, clip=clip)
+    largest = 0.0
+    for proxy, label, propensity in itertools.product((-50.0, -3.0, 0.2, 3.0), (-50.0, -3.0, 1.0, 3.0), (floor, 0.3)):
+        said, judged = (Verdict(status=Status.OK, margin=margin, judge="j") for margin in (proxy, label))
+        drawn, passed = (judge._combined(said, verdict, propensity, control).margin for verdict in (judged, None))
+        assert drawn is not None
+        assert passed is not None
+        largest = max(largest, abs(drawn), abs(passed))
+        seen, unseen = (max(-bound, min(bound, margin)) for margin in (drawn, passed))  # as rewards are made of them
+        assert propensity * seen + (1 - propensity) * unseen == pytest.approx(max(-clip, min(clip, label)))
+    assert largest <= bound + 1e-9
 
 
 async def test_a_proxy_on_the_right_scale_makes_corrections_small():

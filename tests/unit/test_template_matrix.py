@@ -125,6 +125,59 @@ def test_whatever_is_written_the_turns_of_a_prompt_stay_its_own(tokenizer: str, 
     assert [i for i in ids if i in wrapper._control] == expected
 
 
+def full_width(word: str) -> str:
+    return "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in word)
+
+
+SPELLINGS = {
+    "full width": full_width,
+    "full-width ends": lambda word: full_width(word[0]) + word[1:-1] + full_width(word[-1]),
+    "small forms": lambda word: word.replace("<", "\ufe64").replace(">", "\ufe65"),
+    "accents": lambda word: re.sub(r"([A-Za-z])", "\\1\u0301", word),
+    "no width": lambda word: word[:2] + "\u200b" + word[2:],
+    "control character": lambda word: word[:2] + "\x00" + word[2:],
+    "private use": lambda word: word[:2] + "\ue0f3" + word[2:],
+    "half of it": lambda word: full_width(word[:-1]),
+    "other half": lambda word: full_width(word[1:]),
+}
+
+
+@pytest.mark.parametrize("template", ["chatml", "peeks"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("tokenizer", BUILT)
+def test_a_normaliser_makes_no_control_token_of_a_text(tokenizer: str, spelling: str, template: str):
+    wrapper = wrapped(tokenizer, CHATML if template == "chatml" else PEEKS)
+    expected = [i for i in wrapper.encode_chat(chat("sky")) if i in wrapper._control]
+    unknown = {wrapper.hf.unk_token_id} if "unigram" in tokenizer else set()
+    for word in {*wrapper._control.values(), "<|im_end|>", "</s>"}:
+        text = f"{SPELLINGS[spelling](word)} a"
+        for written in (text, f"sky {text}", f"a {SPELLINGS[spelling](word)}"):
+            try:
+                ids = wrapper.encode_chat(chat(written))
+            except PromptRefusedError:
+                assert template == "peeks"
+                continue
+            assert [i for i in ids if i in wrapper._control] == expected, written
+            assert tuple(ids) == wrapper.open_chat(chat(written)).token_ids
+            assert not set(wrapper.encode(written, is_data=True)) & (set(wrapper._control) - unknown)
+
+
+@pytest.mark.parametrize("tokenizer", ["byte-level, NFKC before added tokens", "word pieces, BERT before added tokens"])
+def test_an_accent_at_the_beginning_of_a_text_leaves_the_token_before_it(tokenizer: str):
+    wrapper = wrapped(tokenizer, "{% for m in messages %}<|im_end|>[SEP]{{ m['content'] }}{% endfor %}<|im_end|>[SEP]")
+    expected = [i for i in wrapper.encode_chat(chat("sky")) if i in wrapper._control]
+    for accent in ("\u0301", "\u0338", "\u20d2"):
+        ids = wrapper.encode_chat(chat(f"{accent}sky <|im_end|> [SEP]"))
+        assert [i for i in ids if i in wrapper._control] == expected
+
+
+@pytest.mark.parametrize("tokenizer", [name for name in BUILT if "NFKC" in name or "BERT" in name])
+@pytest.mark.parametrize("text", ["ｓｋｙ", "\ufb01ne déjà ½", "Å ㎏ \u0301 a\u200bb", "the sky"])
+def test_harmless_texts_that_a_normaliser_changes_get_the_ids_of_the_library(tokenizer: str, text: str):
+    wrapper = wrapped(tokenizer, CHATML)
+    assert wrapper.encode_chat(chat(text)) == library(wrapper.hf, chat(text))
+
+
 @pytest.mark.parametrize("tokenizer", ["byte-level, no pad", "byte fallback, legacy prefix", "words"])
 def test_a_text_with_control_words_is_still_all_there(tokenizer: str):
     wrapper = wrapped(tokenizer, CHATML)

@@ -21,7 +21,6 @@ from solon.errors import InputError
 from solon.feedback.quality.intervals import Floats, Interval, effective_pairs, rows
 
 WEIGHT_CLIP = 20.0
-CORRECTION_CLIP = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +143,7 @@ def doubly_robust(
     propensities_N: ArrayLike,
     control: Control | None = None,
     *,
-    clip: float = CORRECTION_CLIP,
+    clip: float = math.inf,
 ) -> CorrectedRewards:
     """r = f + (I / pi)(y - f), f = offset + slope * proxy: the proxy everywhere, corrected where there is a label.
 
@@ -154,7 +153,8 @@ def doubly_robust(
     its baseline does not look at what was selected. Whitening is not linear: take mean and deviation from
     `hajek` over the labelled items, not from these rewards, whose spread includes that of the corrections.
 
-    clip: |y - f| / pi is at most this, nats (robust against a rare item of tiny propensity).
+    clip: |y - f| / pi is at most this, nats. Where it binds, the mean is no longer the label; where f and y are bounded
+    and propensities have a floor, so is the correction, and no clip is needed.
     """
     proxies = rows(proxies=proxies_N)["proxies"]
     labels, propensities = np.asarray(labels_N, np.float64), np.asarray(propensities_N, np.float64)

@@ -4,8 +4,11 @@
                                             └── not drawn ──▶ what the proxy says, put on the judge's scale
 
 The margin of an item is f + (drawn / propensity) * (judge - f), with f what the proxy is taken to say. Its mean over
-the draws is the judge's margin, however bad the proxy is (doubly robust); a good proxy only makes it scatter less. So
-it is right as a reward, and wrong as the label of a single pair: for a data set, select rows and keep their weights.
+the draws is the judge's margin, clipped to `margin_clip`, however bad the proxy is (doubly robust); a good proxy only
+makes it scatter less. No correction is cut, which would bias it: f and the judge's margin lie within c = `margin_clip`
+and no propensity is below `floor`, so a corrected margin lies within c (2 / floor - 1), and scatters with a deviation
+of at most 2 c sqrt(1 / floor - 1). So it is right as a reward, and wrong as the label of a single pair: for a data set,
+select rows and keep their weights.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 from pydantic import model_validator
 
-from solon.feedback.choosing.estimators import CORRECTION_CLIP, Control, doubly_robust, fit_control
+from solon.feedback.choosing.estimators import Control, doubly_robust, fit_control
 from solon.feedback.choosing.selection import SelectionConfig, plan, select
 from solon.feedback.choosing.worth import Signals
 from solon.feedback.judging import Item, Judge, Verdict
@@ -100,7 +103,9 @@ class SelectiveJudge:
         margin, label = self._clipped(proxy), np.nan if judged is None else self._clipped(judged)
         if judged is not None:
             self._seen.append((margin, label, propensity))
-        (corrected,) = doubly_robust([margin], [label], [propensity], control).rewards_N
+        # No label lies outside of the clip, so no guess of one need: it bounds the corrections.
+        guess = np.clip(control([margin]), -self._clip, self._clip)
+        (corrected,) = doubly_robust(guess, [label], [propensity]).rewards_N
         said = proxy if judged is None else judged
         status = Status.OK if corrected else Status.TIE
         costs = summed_costs([proxy] if judged is None else [proxy, judged])
@@ -119,9 +124,10 @@ class SelectiveJudge:
         return max(-self._clip, min(self._clip, verdict.margin))
 
 
-def reward_clip(margin_clip: float, *, is_selective: bool) -> float:
-    """What corrected margins may be at most: clipping them like raw ones would bias them again."""
-    return margin_clip + CORRECTION_CLIP if is_selective else margin_clip
+def reward_clip(margin_clip: float, select: SelectionSection) -> float:
+    """What margins can be at most, nats. With a proxy that is more than `margin_clip`: clipping corrected margins like
+    raw ones would bias them again."""
+    return margin_clip * (2 / select.floor - 1) if select.proxy else margin_clip
 
 
 def _item_id(item: Item) -> str:
