@@ -91,6 +91,7 @@ class ControlWords:
         self._pattern = re.compile("|".join(map(re.escape, known)) or r"(?!)", re.IGNORECASE)
         self._heads = frozenset(word[:n] for word in known for n in range(1, len(word)))
         self._tails = frozenset(word[n:] for word in known for n in range(1, len(word)))
+        self._ends = frozenset(word[-1] for word in known)
         self._longest = max(map(len, known), default=1)
 
     def may_matter_in(self, text: str) -> bool:
@@ -109,7 +110,13 @@ class ControlWords:
         """Whether the tokenizer reads any in it, or its first character changes what stands before."""
         if self._normalise is None:
             return False
-        return any(map(unicodedata.combining, text.lstrip()[:1])) or self._is_in(self._as_read(text))
+        return self._changes_what_is_before(text.lstrip()[:1]) or self._is_in(self._as_read(text))
+
+    def _changes_what_is_before(self, first: str) -> bool:
+        if not first or not unicodedata.combining(first):
+            return False
+        alone = self._as_read(first).strip()
+        return any(self._as_read(end + first).strip() != self._as_read(end).strip() + alone for end in self._ends)
 
     def _as_read(self, text: str) -> str:
         """A text after the tokenizer's normaliser, its sign for spaces taken back."""
