@@ -28,6 +28,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"tie_word_embeddings": True, "sliding_window": 32, "query_pre_attn_scalar": 32},
     "gpt2": {"n_embd": 128, "n_head": 4, "n_layer": 3, "n_positions": 256, "n_inner": 256},
     "gpt_neox": {"tie_word_embeddings": False},
+    "bloom": {"tie_word_embeddings": True},
 }
 """Architectures that lay weights out differently: joined, tied, with norms of their own, transposed, reordered."""
 LEARNING_RATE = 1e-5

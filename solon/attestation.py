@@ -53,6 +53,8 @@ def attest(
         raise AttestationError(f"{who}: received other bytes than the learner sent (fingerprints differ)")
     if receipt.check.stale:
         raise AttestationError(f"{who}: {_stale(receipt)}")
+    if uncompared := _uncompared(receipt):
+        raise AttestationError(f"{who}: {uncompared}")
     if not receipt.check.compared and receipt.checksum == last_checksum:
         raise AttestationError(f"{who}: its live parameters did not change")
     gap = canary_gap(manifest.canary_logprobs, receipt.canary_logprobs)
@@ -94,7 +96,6 @@ def _excess(manifest: Weights, receipt: LoadReceipt, gap: Gap, tolerance: float,
 
 def _stale(receipt: LoadReceipt) -> str:
     check = receipt.check
-    names = ", ".join(check.stale[:3]) + (", …" if len(check.stale) > 3 else "")
     total = check.compared + len(check.unknown)
     cause = (
         "the copies that it computes with were not made again"
@@ -102,8 +103,31 @@ def _stale(receipt: LoadReceipt) -> str:
         else "loading left them out"
     )
     return (
-        f"{len(check.stale)} of the {total} tensors that it computes with do not hold what was sent ({names}); {cause}"
+        f"{len(check.stale)} of the {total} tensors that it computes with do not hold what was sent "
+        f"({_few(check.stale)}); {cause}"
     )
+
+
+def _uncompared(receipt: LoadReceipt) -> str:
+    """Why bytes do not say that weights arrived, in an engine that can compare them; empty when they do."""
+    check = receipt.check
+    total = check.compared + len(check.unknown)
+    if check.uncompared:
+        return (
+            f"{len(check.uncompared)} of the {total} tensors that it computes with were not compared "
+            f"({_few(check.uncompared)}): the payload has nothing by the names that they have in the engine's "
+            "checkpoint; write the checkpoint anew with save_pretrained, so that its names are those of Transformers"
+        )
+    if check.unknown and not check.compared:
+        return (
+            f"none of the {total} tensors that it computes with could be compared ({_few(check.unknown)}): how they "
+            'are made of the tensors in its checkpoint is not understood; use backend = "transformers"'
+        )
+    return ""
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _suspicion(receipt: LoadReceipt) -> str:
@@ -111,8 +135,7 @@ def _suspicion(receipt: LoadReceipt) -> str:
     if not check.compared:
         return "some layer may still hold old weights"
     if check.unknown:
-        names = ", ".join(check.unknown[:3]) + (", …" if len(check.unknown) > 3 else "")
-        return f"tensors of an unknown layout may be stale ({names}), or it computes another function"
+        return f"tensors of an unknown layout may be stale ({_few(check.unknown)}), or it computes another function"
     return (
         "every tensor holds what was sent, so it computes another function: compare how both read the model's "
         "config.json (attention window, rotary settings, soft caps), and the versions of their libraries"

@@ -288,7 +288,10 @@ class WeightCheck:
     stale: tuple[str, ...] = ()
     """Those that hold something else than what was sent."""
     unknown: tuple[str, ...] = ()
-    """Those of a layout that is not understood, which could not be compared."""
+    """Those that were not compared, most of them for a layout that is not understood."""
+    uncompared: tuple[str, ...] = ()
+    """Those of `unknown` whose layout is understood: nothing was sent by the names of what they are made of, or they
+    are gone from the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,67 +1,44 @@
 """Which tensors of a live model do not hold what was sent: compared value by value, in the engine's own layout.
 
-An engine joins q, k and v, transposes, pads the vocabulary, and on a CPU computes with a packed copy that only a
-matrix product can read. `LiveWeights` learns from the checkpoint that the engine was built from how each live tensor
-is made of tensors of the file. After every load it compares the live ones with the payload. Equality is exact, so
-neither rounding nor a small update matters: a stale tensor is found, and a fresh one is never called stale.
-
-R rows (output features), C columns (input features), K columns that are read.
+An engine joins q, k and v, transposes, sorts heads, pads the vocabulary, and on a CPU computes with a packed copy that
+only a matrix product can read. `LiveWeights` learns from the checkpoint that the engine was built from how each live
+tensor is made of tensors of the file. After every load it compares the live ones with the payload. Equality is exact,
+so neither rounding nor a small update matters: a stale tensor is found, and a fresh one is never called stale. Nothing
+is passed over: what cannot be compared is `unknown`, and what was to be compared and was not is `uncompared`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from solon.engines.digest import digest_tensors
+from solon.engines.live_values import STACKED, TRANSPOSED, Layout, Live, has_equal_rows, holds, row_order
+from solon.errors import AttestationError
 from solon.records import WeightCheck
 
 if TYPE_CHECKING:
     import torch
 
-Form = Literal["stacked", "transposed", "reordered"]
-"""How a live tensor is made of those in the file: one below the other; the same, each transposed; or with the rows in
-another order (GPT-NeoX sorts its heads)."""
 PACKED = " (packed copy)"
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Modules that engines join, in the order of their rows."""
-_PADDING_ROWS = 64
-"""Vocabularies are padded to a multiple of this."""
-_CHUNK_ELEMENTS = 1 << 24
-_READ_BUDGET = 1 << 24
-"""Multiplications spent on reading one packed tensor: narrow ones are read whole, of wide ones some columns."""
-_MIN_COLUMNS = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Live:
-    """A tensor that the model computes with, or a packed copy that can be multiplied with and not looked at."""
-
-    name: str
-    loaded_as: str
-    """Name of the parameter whose values it holds; another than `name` for a tied head."""
-    dtype: torch.dtype
-    tensor: torch.Tensor | None = None
-    multiply: Callable[[torch.Tensor], torch.Tensor] | None = None
-    """[K, C] -> [K, R]. Kernels read beyond their operand when C is another than they were made for."""
-    width: int = 0
-    """That C."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     sources: tuple[str, ...]
-    form: Form
+    layout: Layout
 
 
 class LiveWeights:
     """Learns the layout from live tensors that hold the values of `checkpoint`, and checks later loads against it.
 
     A live tensor of a layout that is not understood is `unknown`: it must change when a tensor of its layer that
-    nothing else accounts for has changed.
+    nothing else accounts for has changed. Raises AttestationError when there is nothing live.
     """
 
     def __init__(
@@ -71,69 +48,81 @@ class LiveWeights:
         *,
         joined: Mapping[str, Sequence[str]] = JOINED,
     ) -> None:
-        self._plans: dict[str, _Plan] = {}
-        names = _by_key(checkpoint)
-        for one in live:
-            sources = _sources(one.loaded_as, names, joined)
-            parts = [checkpoint[name] for name in sources]
-            if (form := _form(one, parts)) is not None:
-                self._plans[one.name] = _Plan(sources, form)
-        accounted = {name for plan in self._plans.values() for name in plan.sources}
-        self._loose = {name for name in checkpoint if name not in accounted}
-        self._dtype = live[0].dtype if live else None
+        if not live:
+            raise AttestationError("the engine shows no live tensor, expected its weights: nothing can be compared")
+        self._in_file = tuple(checkpoint)
+        self._file_keys = _by_key(checkpoint)
+        self._plans = self._learn(live, checkpoint, joined)
+        self._dtype = live[0].dtype
         self._sent = self._loose_digests(checkpoint)
         self._held = _digests((one.name, one.tensor) for one in self._unknown(live))
 
     def check(self, live: Sequence[Live], sent: Mapping[str, torch.Tensor], *, salt: int, dtype: str) -> WeightCheck:
         """What became of `sent` in the live tensors. `salt`: other columns of wide packed tensors are read for each."""
-        stale, compared = [], 0
-        for one in live:
-            plan = self._plans.get(one.name)
-            if plan is None or any(name not in sent for name in plan.sources):
-                continue
-            compared += 1
-            if not _holds(one, [sent[name] for name in plan.sources], plan.form, salt=salt):
-                stale.append(one.name)
+        sent = self._by_name_in_file(sent)
+        now = {one.name: one for one in live}
+        stale, uncompared = [], []
+        for name, plan in self._plans.items():
+            if name not in now or any(source not in sent for source in plan.sources):
+                uncompared.append(name)
+            elif not holds(now[name], [sent[source] for source in plan.sources], plan.layout, salt=salt):
+                stale.append(name)
         unknown = self._unknown(live)
         stale += self._unchanged(unknown, sent)
         return WeightCheck(
-            dtype=dtype, compared=compared, stale=tuple(stale), unknown=tuple(one.name for one in unknown)
+            dtype=dtype,
+            compared=len(self._plans) - len(uncompared),
+            stale=tuple(stale),
+            unknown=(*uncompared, *(one.name for one in unknown)),
+            uncompared=tuple(uncompared),
         )
+
+    def _learn(
+        self, live: Sequence[Live], checkpoint: Mapping[str, torch.Tensor], joined: Mapping[str, Sequence[str]]
+    ) -> dict[str, _Plan]:
+        plans: dict[str, _Plan] = {}
+        layouts: dict[str, Layout | None] = {}
+        for one in sorted(live, key=lambda one: one.loaded_as.endswith("bias")):  # weights before their biases
+            sources = _sources(one.loaded_as, self._file_keys, joined)
+            parts = [checkpoint[name] for name in sources]
+            weight = re.sub(r"bias$", "weight", one.loaded_as)
+            if weight != one.loaded_as and weight in layouts:
+                layout = _layout_of_bias(one, parts, layouts[weight])
+            else:
+                layout = _layout(one, parts)
+            layouts[one.loaded_as] = layouts.get(one.loaded_as) or layout
+            if layout is not None:
+                plans[one.name] = _Plan(sources, layout)
+        return plans
+
+    def _by_name_in_file(self, sent: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What was sent, by the names that the checkpoint has for it: GPT-2's lack the `transformer.` of the learner's.
+        What the checkpoint does not have keeps its own name."""
+        keys = _by_key(sent)
+        own = {name: name for name in self._in_file if name in sent}
+        own |= {name: keys[key] for key, name in self._file_keys.items() if name not in own and key in keys}
+        taken = set(own.values())
+        return {name: sent[theirs] for name, theirs in own.items()} | {n: t for n, t in sent.items() if n not in taken}
 
     def _unknown(self, live: Sequence[Live]) -> list[Live]:
         # What is kept beside a packed copy that was understood is not computed with, or is looked at by another name.
-        return [
-            one for one in live if one.tensor is not None and not {one.name, one.name + PACKED} & self._plans.keys()
-        ]
+        return [one for one in live if not {one.name, one.name + PACKED} & self._plans.keys()]
 
     def _unchanged(self, unknown: Sequence[Live], sent: Mapping[str, torch.Tensor]) -> list[str]:
-        """Unknown tensors of layers in which something was sent anew and nothing became different."""
+        """Unknown tensors of layers in which something was sent anew and nothing became different. Packed copies are
+        not among them: a choice of their columns may stay the same when others change."""
         sent_now = self._loose_digests(sent)
         held_now = _digests((one.name, one.tensor) for one in unknown)
-        renewed = {_layer(name) for name, digest in sent_now.items() if digest != self._sent.get(name)}
+        renewed = {_layer(name) for name, digest in sent_now.items() if digest != self._sent.get(name, digest)}
         different = {_layer(name) for name, digest in held_now.items() if digest != self._held.get(name)}
         self._sent, self._held = self._sent | sent_now, held_now
         return [name for name in held_now if _layer(name) in renewed - different]
 
     def _loose_digests(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-        """As the engine rounds them: a file, or a small step, may differ from what is held by rounding alone."""
-        names = sorted(self._loose & tensors.keys())
-        return _digests((name, tensors[name].to(self._dtype)) for name in names)
-
-
-def same_values(live: torch.Tensor, sent: torch.Tensor) -> bool:
-    """Whether `live` holds what `sent` becomes in its dtype. Takes no copy of more than a few MiB."""
-    import torch
-
-    if live.shape != sent.shape:
-        return False
-    rows = live.shape[0] if live.ndim else 1
-    live, sent = live.detach().reshape(rows, -1), sent.reshape(rows, -1)
-    step = max(1, _CHUNK_ELEMENTS // max(1, live.shape[1]))
-    return all(
-        torch.equal(live[row : row + step], sent[row : row + step].to(live.device, live.dtype))
-        for row in range(0, rows, step)
-    )
+        """Of those that no plan accounts for, as the engine rounds them: a file, or a small step, may differ from what
+        is held by rounding alone."""
+        accounted = {name for plan in self._plans.values() for name in plan.sources}
+        return _digests((name, tensors[name].to(self._dtype)) for name in sorted(tensors.keys() - accounted))
 
 
 class CheckpointTensors(Mapping[str, "torch.Tensor"]):
@@ -205,101 +194,44 @@ def _layer(name: str) -> str:
     return found[1] if found else _key(name).partition(".")[0]
 
 
-def _form(live: Live, parts: Sequence[torch.Tensor]) -> Form | None:
+def _layout(live: Live, parts: Sequence[torch.Tensor]) -> Layout | None:
     """How a live tensor is made of these, seen from one that holds their values; None when it is not to be seen."""
     if not parts:
         return None
-    if _holds(live, parts, "stacked", salt=0):
-        if _holds(live, parts, "transposed", salt=0):
-            return None  # square and symmetric, zeros say: it may be either
-        # Rows that are all the same, as biases are before training, do not show their order.
-        return "reordered" if _has_equal_rows(parts) else "stacked"
-    later: tuple[Form, ...] = ("transposed", "reordered")
-    return next((form for form in later if _holds(live, parts, form, salt=0)), None)
+    stacked, transposed = (holds(live, parts, layout, salt=0) for layout in (STACKED, TRANSPOSED))
+    if stacked and transposed:
+        return None  # square and symmetric, zeros say: it may be either
+    if stacked:
+        # A vector without a matrix, as of a norm that is all ones, has the order of the features.
+        return STACKED if not _order_is_hidden(parts) or (parts[0].ndim < 2 and len(parts) == 1) else None
+    if transposed:
+        return None if _order_is_hidden([part.T for part in parts]) else TRANSPOSED
+    return _reordered(live, parts)
 
 
-def _has_equal_rows(parts: Sequence[torch.Tensor]) -> bool:
-    first = parts[0][:1] if parts[0].ndim else parts[0]
-    return all(bool((part[:2] == first).all()) and bool((part == first).all()) for part in parts)
+def _layout_of_bias(live: Live, parts: Sequence[torch.Tensor], weight: Layout | None) -> Layout | None:
+    """Its rows have the order of its weight's, which shows where those of the bias are alike."""
+    if not parts:
+        return None
+    if weight is not None and _has_rows_of(weight, parts):
+        layout = STACKED if weight.form == "transposed" else weight
+        if holds(live, parts, layout, salt=0):
+            return layout
+    if _order_is_hidden(parts):
+        return None
+    return STACKED if holds(live, parts, STACKED, salt=0) else _reordered(live, parts)
 
 
-def _holds(live: Live, parts: Sequence[torch.Tensor], form: Form, *, salt: int) -> bool:
-    if form == "transposed":
-        if any(part.ndim != 2 for part in parts):
-            return False
-        parts = [part.T for part in parts]
-    if any(part.ndim == 0 or part.shape[1:] != parts[0].shape[1:] for part in parts[1:]):
-        return False
-    if live.multiply is not None:
-        return _product_holds(live, parts, form, salt)
-    assert live.tensor is not None
-    return _tensor_holds(live.tensor, parts, form, salt)
+def _has_rows_of(weight: Layout, parts: Sequence[torch.Tensor]) -> bool:
+    return weight.order_R is None or len(weight.order_R) == sum(part.numel() for part in parts)
 
 
-def _tensor_holds(live: torch.Tensor, parts: Sequence[torch.Tensor], form: Form, salt: int) -> bool:
-    if not (live.ndim and parts[0].ndim):
-        return len(parts) == 1 and same_values(live, parts[0])
-    rows = sum(len(part) for part in parts)
-    if live.shape[1:] != parts[0].shape[1:] or not 0 <= len(live) - rows < _PADDING_ROWS:
-        return False
-    if form == "reordered":
-        return _reordered(live[:rows], parts, salt)
-    start = 0
-    for part in parts:
-        if not same_values(live[start : start + len(part)], part):
-            return False
-        start += len(part)
-    return True
+def _reordered(live: Live, parts: Sequence[torch.Tensor]) -> Layout | None:
+    if (order_R := row_order(live, parts)) is None:
+        return None
+    layout = Layout("reordered", order_R)
+    return layout if holds(live, parts, layout, salt=0) else None
 
 
-def _product_holds(live: Live, parts: Sequence[torch.Tensor], form: Form, salt: int) -> bool:
-    """Multiplying with columns of the identity gives columns of the weight, exactly: each is one product with 1 and
-    sums of 0."""
-    import torch
-
-    assert live.multiply is not None
-    if parts[0].ndim != 2 or parts[0].shape[1] != live.width:
-        return False
-    rows, width = sum(len(part) for part in parts), parts[0].shape[1]
-    column_K = _columns(rows, width, salt)
-    probe_KC = torch.zeros(len(column_K), width, dtype=live.dtype)
-    probe_KC[torch.arange(len(column_K)), column_K] = 1
-    held_KR = live.multiply(probe_KC)
-    if not 0 <= held_KR.shape[1] - rows < _PADDING_ROWS:
-        return False
-    sent_RK = _flushed(torch.cat([part[:, column_K] for part in parts]).to(live.dtype))
-    held_RK = _flushed(held_KR[:, :rows].T)
-    return _same_sets(held_RK, sent_RK) if form == "reordered" else torch.equal(held_RK, sent_RK)
-
-
-def _flushed(tensor: torch.Tensor) -> torch.Tensor:
-    """Processors that multiply in bfloat16 take numbers below 1.2e-38 for 0."""
-    import torch
-
-    return torch.where(tensor.abs() < torch.finfo(torch.bfloat16).tiny, torch.zeros_like(tensor), tensor)
-
-
-def _reordered(live: torch.Tensor, parts: Sequence[torch.Tensor], salt: int) -> bool:
-    import torch
-
-    rows = len(live)
-    live_RC = live.detach().reshape(rows, -1)
-    column_K = _columns(rows, live_RC.shape[1], salt)
-    sent_RK = torch.cat([part.reshape(len(part), -1)[:, column_K] for part in parts])
-    return _same_sets(live_RC[:, column_K.to(live.device)], sent_RK.to(live.device, live.dtype))
-
-
-def _same_sets(a_RK: torch.Tensor, b_RK: torch.Tensor) -> bool:
-    import torch
-
-    return torch.equal(a_RK.sort(0).values, b_RK.sort(0).values)
-
-
-def _columns(rows: int, width: int, salt: int) -> torch.Tensor:
-    """Which columns are read, [K]: all, or a random choice that is different for every salt."""
-    import torch
-
-    affordable = max(_MIN_COLUMNS, _READ_BUDGET // max(1, rows * width))
-    if affordable >= width:
-        return torch.arange(width)
-    return torch.randperm(width, generator=torch.Generator().manual_seed(salt))[:affordable]
+def _order_is_hidden(parts: Sequence[torch.Tensor]) -> bool:
+    return has_equal_rows(parts) and sum(len(part) if part.ndim else 1 for part in parts) > 1

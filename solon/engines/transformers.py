@@ -24,7 +24,7 @@ from solon.engines.checkpoint import is_quantised, model_settings, stop_token_id
 from solon.engines.digest import digest_tensors
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.engines.kv_batch import KvBatch
-from solon.engines.live_weights import same_values
+from solon.engines.live_values import same_values
 from solon.engines.payload import named_tensors, run_length, verify_fingerprint
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
@@ -126,10 +126,17 @@ class TransformersEngine:
 
     def check_weights(self, weights: Weights) -> WeightCheck:
         self._require_usable()
-        state = self._model.state_dict()
+        places = _places(self._model)
         sent = dict(named_tensors(weights))
-        stale = tuple(name for name, tensor in sent.items() if not same_values(state[name], tensor))
-        return WeightCheck(dtype=str(self._model.dtype).removeprefix("torch."), compared=len(sent), stale=stale)
+        known = [name for name in sent if name in places]
+        uncompared = tuple(_without_value(sent, self._model.state_dict(), places))
+        return WeightCheck(
+            dtype=str(self._model.dtype).removeprefix("torch."),
+            compared=len(known),
+            stale=tuple(name for name in known if not same_values(places[name], sent[name])),
+            unknown=uncompared,
+            uncompared=uncompared,
+        )
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         import torch
@@ -311,14 +318,21 @@ def _require_fit(
 ) -> None:
     """Raises AttestationError unless the payload gives every parameter of the model a value of its shape."""
     wrong = [n for n, t in tensors.items() if n not in places or places[n].shape != t.shape]
-    covered = {places[name].data_ptr() for name in tensors.keys() & places.keys()}
-    missing = [name for name, tensor in state.items() if tensor.data_ptr() not in covered]  # tied: one is enough
+    missing = _without_value(tensors, state, places)
     if wrong or missing:
         raise AttestationError(
             f"weights {weights.version} do not fit the model: {len(missing)} parameters without a value, "
             f"{len(wrong)} of another name or shape ({', '.join([*missing, *wrong][:3])}); "
             "publish the whole state dict of the same architecture"
         )
+
+
+def _without_value(
+    tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor], places: dict[str, torch.Tensor]
+) -> list[str]:
+    """Live tensors that the payload has no value for."""
+    covered = {places[name].data_ptr() for name in tensors.keys() & places.keys()}
+    return [name for name, tensor in state.items() if tensor.data_ptr() not in covered]  # tied: one is enough
 
 
 def _completion(row: _Row, reason: FinishReason, labels: tuple[float, ...] = ()) -> Completion:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from solon.engines.digest import digest_tensors
-from solon.engines.live_weights import JOINED, PACKED, CheckpointTensors, Live, LiveWeights
+from solon.engines.live_values import Live
+from solon.engines.live_weights import JOINED, PACKED, CheckpointTensors, LiveWeights
 from solon.engines.payload import named_tensors
 from solon.errors import AttestationError
 from solon.records import Weights

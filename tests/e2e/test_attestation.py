@@ -66,6 +66,31 @@ def test_in_bfloat16_honest_steps_pass_and_every_tensor_that_is_left_behind_is_n
         assert any(name.startswith(("lm_head", "embed_out")) and name.endswith(PACKED) for name in found)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "bloom"])
+def test_files_without_the_wrapper_in_their_names_are_compared_as_any(tmp_path: Path, family: str):
+    """As the files of GPT-2 and BLOOM are: `h.0…` for what learner and engine call `transformer.h.0…`."""
+    from safetensors.torch import load_file, save_file
+
+    path = make_tiny(tmp_path / family, family)
+    file = path / "model.safetensors"
+    named = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    assert any(name.startswith("h.0.") for name in named)
+    save_file(named, file, {"format": "pt"})
+    with published(path) as model:
+        require_honest(model.publish())
+        before = model.held()
+        model.step(0, lora=False)
+        sent = model.publish()
+        require_honest(sent)
+        now = model.held()
+        for name in ("transformer.h.1.input_layernorm.bias", "transformer.h.1.ln_1.bias"):
+            if name in now:
+                require_found(model, sent, name, before[name], now[name])
+                break
+        else:
+            pytest.fail(f"no such tensor among {sorted(now)}")
+
+
 def test_a_tied_head_that_is_not_packed_again_is_named_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from solon.engines import vllm_weights
 

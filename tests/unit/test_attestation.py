@@ -130,6 +130,26 @@ def test_a_stale_tensor_is_named_whatever_the_canaries_say(stale: tuple[str, ...
         attest(manifest, receipt, last_checksum=None)
 
 
+def test_tensors_that_were_to_be_compared_and_were_not_are_no_success():
+    manifest = make_weights(1)
+    check = WeightCheck(
+        dtype="bfloat16", compared=7, unknown=("w13", "h.0.ln_1.weight"), uncompared=("h.0.ln_1.weight",)
+    )
+    with pytest.raises(
+        AttestationError, match=r"1 of the 9 tensors.*not compared \(h\.0\.ln_1\.weight\).*save_pretrained"
+    ):
+        attest(manifest, make_receipt(manifest, check=check), last_checksum=None)
+    passes = WeightCheck(dtype="bfloat16", compared=7, unknown=("w13",))
+    assert attest(manifest, make_receipt(manifest, check=passes), last_checksum=None)
+
+
+def test_an_engine_that_compares_tensors_and_compared_none_is_refused_with_the_reason():
+    manifest = make_weights(1)
+    receipt = make_receipt(manifest, check=WeightCheck(dtype="bfloat16", unknown=("a", "b", "c", "d")))
+    with pytest.raises(AttestationError, match=r"none of the 4 tensors.*\(a, b, c, …\).*not understood; use backend"):
+        attest(manifest, receipt, last_checksum=None)
+
+
 def test_the_checksum_is_judged_only_where_tensors_cannot_be_compared():
     manifest = make_weights(1)
     seen = make_receipt(manifest, checksum="same", check=WeightCheck(compared=8))

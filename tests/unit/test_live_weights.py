@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from solon.engines import live_weights
-from solon.engines.live_weights import PACKED, CheckpointTensors, Live, LiveWeights, same_values
+from solon.engines import live_values
+from solon.engines.live_values import Live, same_values
+from solon.engines.live_weights import PACKED, CheckpointTensors, LiveWeights
+from solon.errors import AttestationError
+from solon.records import WeightCheck
 
 WIDTH = 16
 
@@ -96,7 +99,7 @@ def live_of(held: dict[str, Tensor], *, packed: tuple[str, ...] = ("qkv_proj.wei
     return live
 
 
-def check(learnt: LiveWeights, live: list[Live], tensors: dict[str, Tensor]) -> live_weights.WeightCheck:
+def check(learnt: LiveWeights, live: list[Live], tensors: dict[str, Tensor]) -> WeightCheck:
     return learnt.check(live, tensors, salt=1, dtype="bfloat16")
 
 
@@ -150,8 +153,8 @@ def test_an_unknown_layout_must_change_when_its_layer_was_sent_anew():
 
 
 def test_other_columns_of_a_wide_packed_copy_are_read_for_every_version(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(live_weights, "_READ_BUDGET", 0)
-    monkeypatch.setattr(live_weights, "_MIN_COLUMNS", 4)
+    monkeypatch.setattr(live_values, "_READ_BUDGET", 0)
+    monkeypatch.setattr(live_values, "_MIN_COLUMNS", 4)
     old, new = sent(0), sent(0)
     name = "model.layers.0.self_attn.q_proj.weight"
     new[name] = new[name].clone()
@@ -169,8 +172,99 @@ def test_names_may_differ_in_the_wrapper_around_the_layers():
     assert check(learnt, live_of(laid_out(sent(0))), tensors).compared == 9
 
 
+@pytest.mark.parametrize("wrapper", ["transformer.", "model.", "model.language_model."])
+def test_what_is_sent_is_found_by_another_name_than_in_the_file(wrapper: str):
+    """Files of GPT-2 and BLOOM say `h.0…` where learner and engine say `transformer.h.0…`."""
+
+    def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {wrapper + name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+    in_file = {name.removeprefix("model."): tensor for name, tensor in sent(0).items()}
+    head = {"model.embed_tokens.weight": laid_out(sent(1))["model.embed_tokens.weight"]}
+    learnt = LiveWeights(live_of(laid_out(sent(0))), in_file)
+    found = check(learnt, live_of(laid_out(sent(1))), renamed(sent(1)))
+    assert (found.compared, found.stale, found.uncompared) == (9, (), ())
+    learnt = LiveWeights(live_of(laid_out(sent(0))), in_file)
+    found = check(learnt, live_of(laid_out(sent(0)) | head), renamed(sent(1)))
+    assert len(found.stale) == 8  # all but embedding and head, and the unknown one, which had to change
+    assert "model.layers.1.experts.w13_weight" in found.stale
+
+
+def test_a_file_that_has_the_wrapper_around_some_layers_alone_is_compared_whole():
+    in_file = {n.removeprefix("model.") if ".0." in n else n: tensor for n, tensor in sent(0).items()}
+    learnt = LiveWeights(live_of(laid_out(sent(0))), in_file)
+    stale = {"model.layers.0.self_attn.o_proj.weight": laid_out(sent(0))["model.layers.0.self_attn.o_proj.weight"]}
+    assert check(learnt, live_of(laid_out(sent(1)) | stale), sent(1)).stale == tuple(stale)
+
+
+def test_a_name_that_is_meant_twice_is_never_guessed():
+    tensors = {"a": torch.randn(2, 3), "model.a": torch.randn(2, 3)}
+    live = [Live(name=n, loaded_as=n, dtype=torch.float32, tensor=t) for n, t in tensors.items()]
+    found = check(LiveWeights(live, tensors), live, tensors)
+    assert (found.compared, found.unknown) == (0, ("a", "model.a"))
+
+
+def test_an_understood_tensor_that_nothing_was_sent_for_or_that_is_gone_is_unknown_and_said_to_be_uncompared():
+    learnt = LiveWeights(live_of(laid_out(sent(0))), sent(0))
+    norm, other = "model.norm.weight", "model.layers.0.mlp.c_fc.weight"
+    live = [one for one in live_of(laid_out(sent(1))) if one.name != other]
+    found = check(learnt, live, {name: tensor for name, tensor in sent(1).items() if name != norm})
+    assert (found.compared, found.stale) == (7, ())
+    assert set(found.uncompared) == {norm, other}
+    assert set(found.unknown) == {norm, other, "model.layers.1.experts.w13_weight"}
+
+
+def test_an_engine_that_shows_no_tensor_is_no_engine_whose_tensors_are_all_fresh():
+    with pytest.raises(AttestationError, match="no live tensor"):
+        LiveWeights([], sent(0))
+
+
+QUERIES = "model.layers.0.attention.query_key_value."
+
+
+@pytest.mark.parametrize("packed", [(), ("query_key_value.weight",)])
+def test_rows_in_another_order_are_compared_exactly_in_the_order_that_was_learnt(packed: tuple[str, ...]):
+    learnt = LiveWeights(live_of(laid_out(sent(0)), packed=packed), sent(0))
+    right = laid_out(sent(1))
+    assert check(learnt, live_of(right, packed=packed), sent(1)).stale == ()
+    weight = right[QUERIES + "weight"]
+    swapped = weight[[1, 0, *range(2, 12)]]
+    shuffled = torch.stack([weight[torch.randperm(12), column] for column in range(WIDTH)], 1)
+    for wrong in (swapped, shuffled, sent(1)[QUERIES + "weight"].bfloat16()):
+        (stale,) = check(learnt, live_of(right | {QUERIES + "weight": wrong}, packed=packed), sent(1)).stale
+        assert stale.removesuffix(PACKED) == QUERIES + "weight"
+
+
+@pytest.mark.parametrize("packed", [(), ("query_key_value.weight", "qkv_proj.weight")])
+def test_a_bias_that_is_zero_at_first_has_the_order_of_its_weight(packed: tuple[str, ...]):
+    learnt = LiveWeights(live_of(laid_out(sent(0, zero_biases=True)), packed=packed), sent(0, zero_biases=True))
+    right = laid_out(sent(1))
+    joined = "model.layers.0.self_attn.qkv_proj.bias"
+    assert check(learnt, live_of(right, packed=packed), sent(1)).stale == ()
+    for name, wrong in ((joined, right[joined].roll(8)), (QUERIES + "bias", sent(1)[QUERIES + "bias"].bfloat16())):
+        assert check(learnt, live_of(right | {name: wrong}, packed=packed), sent(1)).stale == (name,)
+
+
+def test_an_order_that_rows_which_are_alike_do_not_show_is_unknown():
+    old = sent(0, zero_biases=True)
+    old[QUERIES + "weight"][3] = old[QUERIES + "weight"][7]
+    learnt = LiveWeights(live_of(laid_out(old)), old)
+    found = check(learnt, live_of(laid_out(sent(1))), sent(1))
+    assert (found.stale, found.uncompared) == ((), ())
+    assert {QUERIES + "weight", QUERIES + "bias"} < set(found.unknown)
+
+
+def test_a_norm_of_ones_is_compared_in_the_order_of_the_features():
+    old = sent(0) | {"model.norm.weight": torch.ones(WIDTH)}
+    learnt = LiveWeights(live_of(laid_out(old)), old)
+    right = laid_out(sent(1))
+    wrong = right | {"model.norm.weight": right["model.norm.weight"].flip(0)}
+    assert check(learnt, live_of(right), sent(1)).stale == ()
+    assert check(learnt, live_of(wrong), sent(1)).stale == ("model.norm.weight",)
+
+
 def test_values_are_compared_piece_by_piece_in_the_dtype_that_is_held(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(live_weights, "_CHUNK_ELEMENTS", 10)
+    monkeypatch.setattr(live_values, "_CHUNK_ELEMENTS", 10)
     tensor = torch.randn(7, 3, 2)
     assert same_values(tensor.bfloat16(), tensor)
     assert not same_values(tensor, tensor.bfloat16())
@@ -205,6 +299,13 @@ def test_a_packed_copy_is_never_multiplied_with_another_width_than_its_own():
     learnt = LiveWeights([live], parts, joined={"gate_up_proj": ("up_proj", "gate_proj")})
     assert check(learnt, [live], parts).compared == 1
     assert check(LiveWeights([live], {"gate_up_proj.weight": weight.T}), [live], parts).compared == 0
+
+
+def test_a_packed_copy_that_is_not_understood_is_unknown():
+    weight = torch.randn(4, 4)
+    live = Live(name="a" + PACKED, loaded_as="a", dtype=torch.float32, multiply=lambda x: x @ weight.T, width=4)
+    found = check(LiveWeights([live], {"a": torch.randn(4, 4)}), [live], {"a": weight})
+    assert (found.compared, found.unknown) == (0, ("a" + PACKED,))
 
 
 def test_a_processor_that_takes_the_smallest_numbers_for_zero_leaves_nothing_stale():

@@ -14,7 +14,9 @@ import numpy as np
 
 from learners.config import LearnConfig, LoraConfig
 from learners.ppo import PPOLearner
+from solon.attestation import attest
 from solon.engines.base import EngineConfig
+from solon.engines.runner import load_and_report
 from solon.engines.same_numbers import require_same_numbers
 from solon.engines.vllm_classes import classes_left_alone
 from tests.e2e.models.subject import LENGTH, Subject, answered_groups, canary_gap, largest_gap, plain_logprobs
@@ -94,7 +96,7 @@ def engine_against_learner(backend: str) -> Callable[[Subject], float]:
 
 
 def published(backend: str, lora: LoraConfig | None) -> Callable[[Subject], float]:
-    """The same after a training step: its weights were published, attested and sampled from."""
+    """The same after a training step: its weights were published, attested as a run does it, and sampled from."""
 
     def measure(subject: Subject) -> float:
         learner = _learner(subject, 0.7, lora=lora, advantages="gae" if lora is None else "group")
@@ -104,10 +106,12 @@ def published(backend: str, lora: LoraConfig | None) -> Callable[[Subject], floa
         moved = canary_gap(engine, weights)
         assert report.moved
         assert moved > 1e-3, f"training moved the canaries by {moved}"
-        assert engine.load_weights(weights) == engine.checksum() != digest
-        attested = canary_gap(engine, weights)
+        receipt = attest(weights, load_and_report(engine, weights), last_checksum=digest)
+        assert receipt.checksum == engine.checksum() != digest
+        assert receipt.check.compared
+        assert not receipt.check.unknown, f"not compared: {receipt.check.unknown}"
         report, _ = learner.step(1, answered_groups(engine, subject.requests(0.7)))
-        return max(attested, report.metrics["learn/mismatch_gap/max"])
+        return max(receipt.max_gap, report.metrics["learn/mismatch_gap/max"])
 
     return measure
 

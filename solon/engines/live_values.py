@@ -1,0 +1,188 @@
+"""Whether one live tensor holds given values: compared exactly, or read back by multiplying where it is packed.
+
+R rows (output features), C columns (input features), K columns that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+_PADDING_ROWS = 64
+"""Vocabularies are padded to a multiple of this."""
+_CHUNK_ELEMENTS = 1 << 24
+_READ_BUDGET = 1 << 24
+"""Multiplications spent on reading one packed tensor: narrow ones are read whole, of wide ones some columns."""
+_MIN_COLUMNS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """A tensor that the model computes with, or a packed copy that can be multiplied with and not looked at."""
+
+    name: str
+    loaded_as: str
+    """Name of the parameter whose values it holds; another than `name` for a tied head."""
+    dtype: torch.dtype
+    tensor: torch.Tensor | None = None
+    multiply: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """[K, C] -> [K, R]. Kernels read beyond their operand when C is another than they were made for."""
+    width: int = 0
+    """That C."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """How a live tensor is made of those in the file: one below the other; the same, each transposed; or with the rows
+    in another order (GPT-NeoX sorts its heads)."""
+
+    form: Literal["stacked", "transposed", "reordered"]
+    order_R: torch.Tensor | None = None
+    """`reordered` alone: which row of the stacked ones each live row is."""
+
+
+STACKED, TRANSPOSED = Layout("stacked"), Layout("transposed")
+
+
+def same_values(live: torch.Tensor, sent: torch.Tensor, order_R: torch.Tensor | None = None) -> bool:
+    """Whether `live` holds what `sent`, its rows in this order, becomes in its dtype. Takes no copy of more than a few
+    MiB."""
+    import torch
+
+    if live.shape != sent.shape:
+        return False
+    rows = live.shape[0] if live.ndim else 1
+    live, sent = live.detach().reshape(rows, -1), sent.reshape(rows, -1)
+    step = max(1, _CHUNK_ELEMENTS // max(1, live.shape[1]))
+    for row in range(0, rows, step):
+        part = sent[row : row + step] if order_R is None else sent[order_R[row : row + step]]
+        if not torch.equal(live[row : row + step], part.to(live.device, live.dtype)):
+            return False
+    return True
+
+
+def holds(live: Live, parts: Sequence[torch.Tensor], layout: Layout, *, salt: int) -> bool:
+    """Whether a live tensor of this layout is made of these. `salt`: chooses the columns that are read of a wide packed
+    copy."""
+    if layout.form == "transposed":
+        if any(part.ndim != 2 for part in parts):
+            return False
+        parts = [part.T for part in parts]
+    if live.multiply is None:
+        return _tensor_holds(live, parts, layout)
+    import torch
+
+    if (read := _read(live, parts, salt)) is None:
+        return False
+    held_RK, sent_RK = read
+    return torch.equal(held_RK, sent_RK if layout.order_R is None else sent_RK[layout.order_R])
+
+
+def row_order(live: Live, parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """[R]: which row of the stacked parts each live row holds; None when it is not to be seen, for rows that are alike
+    or have other values. Compares a choice of columns: check the whole with `holds`."""
+    import torch
+
+    if (read := _read(live, parts, 0)) is None:
+        return None
+    rows = len(read[0])
+    both_NK = torch.cat([one.cpu().float() for one in read])
+    values, place_N = torch.unique(both_NK, dim=0, return_inverse=True)
+    held_R, sent_R = place_N[:rows], place_N[rows:]
+    if not len(values) == len(set(held_R.tolist())) == len(set(sent_R.tolist())) == rows:
+        return None
+    order_R: torch.Tensor = sent_R.argsort()[held_R]
+    return order_R
+
+
+def has_equal_rows(parts: Sequence[torch.Tensor]) -> bool:
+    """Rows that are all the same, as biases are before training, do not show their order."""
+    first = parts[0][:1] if parts[0].ndim else parts[0]
+    return all(bool((part[:2] == first).all()) and bool((part == first).all()) for part in parts)
+
+
+def _tensor_holds(live: Live, parts: Sequence[torch.Tensor], layout: Layout) -> bool:
+    assert live.tensor is not None
+    if not (live.tensor.ndim and parts[0].ndim):
+        return len(parts) == 1 and same_values(live.tensor, parts[0])
+    if not _fit(live.tensor.shape, parts):
+        return False
+    rows = sum(len(part) for part in parts)
+    if layout.order_R is not None:
+        return same_values(live.tensor[:rows], _stack(parts), layout.order_R)
+    start = 0
+    for part in parts:
+        if not same_values(live.tensor[start : start + len(part)], part):
+            return False
+        start += len(part)
+    return True
+
+
+def _fit(shape: Sequence[int], parts: Sequence[torch.Tensor]) -> bool:
+    """Whether a tensor of this shape has room for the parts below each other, and no more than padding beside."""
+    if any(part.ndim == 0 or tuple(part.shape[1:]) != tuple(shape[1:]) for part in parts):
+        return False
+    return 0 <= shape[0] - sum(len(part) for part in parts) < _PADDING_ROWS
+
+
+def _stack(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _read(live: Live, parts: Sequence[torch.Tensor], salt: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The same columns as they are held and as they were sent, both [R, K]; None when the shapes do not fit.
+
+    Multiplying with columns of the identity gives columns of the weight, exactly: each is one product with 1 and sums
+    of 0.
+    """
+    if live.multiply is None:
+        assert live.tensor is not None
+        if not live.tensor.ndim or not _fit(live.tensor.shape, parts):
+            return None
+        rows = sum(len(part) for part in parts)
+        held_RC = live.tensor.detach()[:rows].reshape(rows, -1)
+        column_K = _columns(rows, held_RC.shape[1], salt)
+        return held_RC[:, column_K.to(held_RC.device)], _sent_columns(parts, column_K, held_RC.dtype)
+    if any(part.ndim != 2 or part.shape[1] != live.width for part in parts):
+        return None
+    rows = sum(len(part) for part in parts)
+    column_K = _columns(rows, live.width, salt)
+    held_KR = live.multiply(_identity(column_K, live))
+    if not _fit(held_KR.shape[::-1], [part[:, column_K] for part in parts]):
+        return None
+    return _flushed(held_KR[:, :rows].T), _flushed(_sent_columns(parts, column_K, live.dtype))
+
+
+def _identity(column_K: torch.Tensor, live: Live) -> torch.Tensor:
+    import torch
+
+    probe_KC = torch.zeros(len(column_K), live.width, dtype=live.dtype)
+    probe_KC[torch.arange(len(column_K)), column_K] = 1
+    return probe_KC
+
+
+def _sent_columns(parts: Sequence[torch.Tensor], column_K: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return _stack([part.reshape(len(part), -1)[:, column_K.to(part.device)] for part in parts]).to(dtype)
+
+
+def _flushed(tensor: torch.Tensor) -> torch.Tensor:
+    """Processors that multiply in bfloat16 take numbers below 1.2e-38 for 0."""
+    import torch
+
+    return torch.where(tensor.abs() < torch.finfo(torch.bfloat16).tiny, torch.zeros_like(tensor), tensor)
+
+
+def _columns(rows: int, width: int, salt: int) -> torch.Tensor:
+    """Which columns are read, [K]: all, or a random choice that is different for every salt."""
+    import torch
+
+    affordable = max(_MIN_COLUMNS, _READ_BUDGET // max(1, rows * width))
+    if affordable >= width:
+        return torch.arange(width)
+    return torch.randperm(width, generator=torch.Generator().manual_seed(salt))[:affordable]
