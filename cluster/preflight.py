@@ -10,13 +10,15 @@ from pathlib import Path
 from cluster.fitting import machine_gpus
 from cluster.input_digests import Digests, input_digests
 from cluster.preflight_engines import check_engine, check_stops, on_cpu
-from cluster.preflight_judges import check_labels, check_room
+from cluster.preflight_frames import unused_args
+from cluster.preflight_judges import check_frame, check_labels, check_room
 from cluster.preflight_models import check_lora, check_model, remarks
 from cluster.preflight_settings import check_nursery_prompts, check_store, remarks_on_settings
 from cluster.prompt_inputs import read_prompts
 from cluster.run_file import RunFile
 from solon.constitution import Constitution
 from solon.engines.base import EngineOptions
+from solon.engines.chat_settings import ChatSettings
 from solon.engines.openai_config import read_key
 from solon.errors import InputError
 from solon.feedback.asking.templates import TEMPLATES, require_suited
@@ -78,7 +80,7 @@ def check_inputs(run: RunFile, *, fetch: bool = False, say: Callable[[str], None
         prompts=found.prompts,
         heldout=found.heldout,
         warnings=(*found.warnings, *warnings),
-        notes=tuple(notes),
+        notes=(*notes, *found.notes),
         refused=found.refused,
         counts=found.counts,
         digests=input_digests(run, found.prompts, found.heldout),
@@ -105,11 +107,12 @@ def check_judge(
     options: EngineOptions | None = None,
     feedback: FeedbackConfig | None = None,
     constitution: Constitution | None = None,
+    chat: ChatSettings | None = None,
 ) -> None:
     """A model or an endpoint file. Raises InputError when it cannot judge.
 
     trusted: its own code may run. options: the engine that it gets on this machine. feedback and constitution: what it
-    will be asked.
+    will be asked. chat: how it is talked to, where there are no options.
     """
     if EndpointFile.names(judge):
         read_key(EndpointFile.load(judge).endpoint)
@@ -119,12 +122,22 @@ def check_judge(
     if facts is None:
         return
     check_labels(facts, template, role="judge")
+    check_frame(facts, template, chat or options or ChatSettings(), role="judge")
     if options is None:
         return
     check_engine(facts, options, role="judge", section="judging", on_cpu=not machine_gpus())
     if feedback is not None and constitution is not None:
         length = options.max_model_len
-        check_room(facts, feedback, constitution, role="judge", length=length, task=feedback.task, answer_tokens=0)
+        check_room(
+            facts,
+            feedback,
+            constitution,
+            role="judge",
+            length=length,
+            task=feedback.task,
+            answer_tokens=0,
+            chat=options,
+        )
 
 
 def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], list[str]]:
@@ -138,6 +151,7 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
     else:
         warnings += remarks(policy, role="policy")
         warnings += check_engine(policy, run.rollout, role="policy", section="rollout", on_cpu=on_cpu(run.rollout))
+        warnings += unused_args(policy, run.rollout, role="policy", section="rollout")
         check_stops(policy, run.rollout)
         if run.learn.lora is not None:
             check_lora(policy, run.learn.lora)
@@ -153,6 +167,7 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
             notes.append(not_looked_up(role, model))
             continue
         check_labels(judge, run.feedback.template, role=role)
+        check_frame(judge, run.feedback.template, run.judging, role=role)
         warnings += remarks(judge, role=role)
         warnings += check_engine(judge, run.judging, role=role, section="judging", on_cpu=on_cpu(run.judging))
         warnings += check_room(
@@ -163,7 +178,9 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
             length=run.judging.max_model_len,
             task=task,
             answer_tokens=run.rollout.max_tokens,
+            chat=run.judging,
         )
+        warnings += unused_args(judge, run.judging, role=role, section="judging")
     if (encoder := run.feedback.semantic.model) and check_model(encoder, role=ENCODER, kind="encoder") is None:
         notes.append(not_looked_up(ENCODER, encoder))
     return warnings, notes

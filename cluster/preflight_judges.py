@@ -1,59 +1,18 @@
-"""Whether a judge can be asked: its labels are single tokens, and its context holds the longest question."""
+"""Whether a judge can be asked: its labels are single tokens, and it can read the longest question."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
+from cluster.preflight_frames import FileEncoder, require_rows
 from solon.constitution import Constitution
+from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError
 from solon.feedback.asking.prompts import LEAST_TEXT_TOKENS, TEMPLATES, JudgePrompts, label_ids
 from solon.feedback.asking.templates import require_suited
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.local import VERDICT_TOKENS
 from solon.feedback.judging import Task
-from solon.model_facts import ModelFacts, TokenizerFacts
+from solon.model_facts import ModelFacts
 from solon.records import Message
-
-_MARK = "solonframemark"
-
-
-class FileEncoder:
-    """The tokenizer file alone, without the seconds that importing transformers costs."""
-
-    def __init__(self, tokenizer: TokenizerFacts, facts: ModelFacts | None = None) -> None:
-        self._core = tokenizer.core
-        self._facts = facts
-
-    def encode(self, text: str, *, is_data: bool = False) -> list[int]:
-        ids: list[int] = self._core.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def chat_frame(self) -> tuple[list[int], list[int]]:
-        """Empty where the template cannot be rendered here."""
-        text = "" if self._facts is None else render_chat(self._facts, [{"role": "user", "content": _MARK}])
-        before, found, after = text.partition(_MARK)
-        return (self.encode(before), self.encode(after)) if found else ([], [])
-
-
-def render_chat(facts: ModelFacts, turns: Sequence[Mapping[str, str]]) -> str:
-    """A conversation in the model's chat template; empty when the template needs more than it is given here."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    template = facts.tokenizer_config.get("chat_template")
-    file = facts.path / "chat_template.jinja"
-    if file.exists():
-        template = file.read_text(encoding="utf-8", errors="replace")
-    if not isinstance(template, str):
-        return ""
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    tokens: dict[str, Any] = {name: facts.special_token(name) or "" for name in names}
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    try:
-        rendered = environment.from_string(template).render(messages=turns, add_generation_prompt=True, **tokens)
-    except Exception:  # a template is a program; whoever loads the model says what is wrong with it
-        return ""
-    return str(rendered)
 
 
 def check_labels(facts: ModelFacts, template: str, *, role: str) -> None:
@@ -69,6 +28,14 @@ def check_labels(facts: ModelFacts, template: str, *, role: str) -> None:
             raise InputError(f"{role} model {facts.path}: {error}") from None
 
 
+def check_frame(facts: ModelFacts, template: str, chat: ChatSettings, *, role: str) -> None:
+    """The words around every question have rows in the judge's embedding. Raises InputError."""
+    if facts.tokenizer is not None:
+        prompts = JudgePrompts(TEMPLATES[template], FileEncoder(facts.tokenizer, facts, chat))
+        ids = prompts.pointwise((), "", "")
+        require_rows(facts, (*ids, *prompts.pair_ids, *prompts.bool_ids), role=role, what="a question to it")
+
+
 def check_room(
     facts: ModelFacts,
     feedback: FeedbackConfig,
@@ -78,17 +45,20 @@ def check_room(
     length: int,
     task: Task,
     answer_tokens: int,
+    chat: ChatSettings | None = None,
 ) -> list[str]:
-    """Raises InputError when no text fits beside the longest question; says it when whole answers do not.
+    """Raises InputError when no text fits beside the longest question, or a question has tokens that the judge's
+    embedding lacks; says it when whole answers do not fit.
 
-    length: tokens that the judge reads at once. answer_tokens: what an answer may have.
+    length: tokens that the judge reads at once. answer_tokens: what an answer may have. chat: how the judge
+    is talked to.
     """
     if facts.tokenizer is None:
         return []
     length = min(length, facts.context or length)
     room = length - 1 - (feedback.critique_tokens + VERDICT_TOKENS if feedback.critique_tokens else 0)
     template = TEMPLATES[feedback.template]
-    prompts = JudgePrompts(template, FileEncoder(facts.tokenizer, facts), preamble=constitution.preamble)
+    prompts = JudgePrompts(template, FileEncoder(facts.tokenizer, facts, chat), preamble=constitution.preamble)
     answers = 2 if task == "pairwise" else 1
     turn = (Message(role="user", content=""),)
     longest, principle = 0, ""
@@ -97,6 +67,7 @@ def check_room(
             ids = prompts.pairwise(turn, "", "", asked.question)
         else:
             ids = prompts.pointwise(turn, "", asked.question)
+        require_rows(facts, ids, role=role, what=f"the question of principle {asked.principle.id!r}")
         if len(ids) > longest:
             longest, principle = len(ids), asked.principle.id
     if longest + answers + 1 > room:  # a token of each text

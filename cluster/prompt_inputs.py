@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cluster.run_file import RunFile
 from solon.data_config import DataConfig
+from solon.engines.admission import ADD_ROWS
 from solon.errors import InputError
 from solon.prompt_screen import Outcome, Screening, screen
 from solon.prompts import PromptFile, load_prompts, prompt_id
@@ -31,6 +32,7 @@ class PromptInputs:
     refused: Mapping[str, tuple[Refused, ...]]
     """For the quarantine, of `prompts` and `heldout`."""
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_prompts(run: RunFile, *, fetch: bool = False, say: Callable[[str], None] | None = None) -> PromptInputs:
@@ -62,6 +64,7 @@ def read_prompts(run: RunFile, *, fetch: bool = False, say: Callable[[str], None
         counts={name: pile.counts() for name, pile in piles.items()},
         refused={name: tuple(pile.left_out) for name, pile in piles.items()},
         warnings=(*(warning for pile in piles.values() for warning in pile.warnings), *unrendered),
+        notes=tuple(note for pile in piles.values() for note in pile.notes),
     )
 
 
@@ -92,6 +95,7 @@ class _Pile:
         self._counts: Counter[str] = Counter(broken=len(file.bad))
         self.left_out: list[Refused] = list(file.bad)
         self.warnings: list[str] = file.warnings()
+        self.notes: list[str] = file.notes()
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -126,17 +130,23 @@ class _Pile:
 
     def apply(self, outcomes: Mapping[str, Outcome], room: int, data: DataConfig) -> None:
         """Leaves out what the template refuses or what is too long, or puts what fits of it in its place."""
-        refused, overlong, cut = [], [], {}
+        refused: list[Refused] = []
+        beyond: list[Refused] = []
+        overlong, cut = [], {}
         for place, prompt in self._rows:
             outcome = outcomes[prompt.prompt_id]
             if outcome.refused:
-                refused.append(Refused(place=place, reason=outcome.refused))
+                (beyond if outcome.is_beyond else refused).append(Refused(place=place, reason=outcome.refused))
             elif outcome.cut is not None:
                 cut[place] = Prompt(prompt_id=prompt_id(outcome.cut), messages=outcome.cut, tags=prompt.tags)
             elif outcome.is_overlong:
                 overlong.append(Refused(place=place, reason=f"has {outcome.tokens} tokens, {room} fit"))
         self._settle(
             "refused", refused, "are refused by the policy's chat template; {}; change them, or set data.refused",
+            drops=True, is_error=data.refused == "error",
+        )  # fmt: skip
+        self._settle(
+            "refused", beyond, f"hold tokens that the policy's embedding lacks; {{}}; {ADD_ROWS}",
             drops=True, is_error=data.refused == "error",
         )  # fmt: skip
         self._settle(
@@ -152,7 +162,7 @@ class _Pile:
         if not self._rows:
             raise InputError(
                 f"prompt file {self._path}: none of {self._total:,} prompts can be used: {described(self.left_out)}; "
-                "change the prompts, the chat template or rollout.max_model_len"
+                + (ADD_ROWS if beyond else "change the prompts, the chat template or rollout.max_model_len")
             )
 
     def _settle(self, name: str, found: Sequence[Refused], what: str, *, drops: bool, is_error: bool = False) -> None:
@@ -160,7 +170,9 @@ class _Pile:
         self._counts[name] += len(found)
         if not found:
             return
-        said = f"{self._share(len(found))} {what.format('dropped' if drops else 'kept')} ({described(found, most=3)})"
+        fate = "" if is_error else ("dropped; " if drops else "kept; ")
+        what = what.replace("{}; ", fate).replace("{}", fate.removesuffix("; "))
+        said = f"{self._share(len(found))} {what} ({described(found, most=3)})"
         if is_error:
             raise InputError(f"prompt file {self._path}: {said}")
         self.warnings.append(f"{self._path}: {said}")

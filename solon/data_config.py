@@ -14,6 +14,8 @@ class ReadConfig(BaseModel):
 
     column: str = Field("prompt", min_length=1)
     """The column (key of a JSON object) that holds the prompt: text, or a list of messages."""
+    json_messages: bool = True
+    """A text that is a JSON list of {role, content} is read as these messages. False: it is a text like any other."""
     split: str = ""
     """Split of a saved or hub dataset, or of a folder with files such as `train-00000-of-00002.parquet`; empty: the
     only one there is."""
@@ -41,4 +43,5 @@ class DataConfig(ReadConfig):
     @property
     def heldout(self) -> ReadConfig:
         """How the held-out prompts are read."""
-        return ReadConfig(column=self.column, split=self.heldout_split or self.split, subset=self.subset)
+        changed = {"split": self.heldout_split or self.split}
+        return ReadConfig(**self.model_dump(include={*ReadConfig.model_fields} - {"split"}), **changed)

@@ -143,6 +143,12 @@ class ModelFacts:
         found = [int(match[1]) for name in self.tensors if (match := _LAYER.search(name))]
         return max(found) + 1 if found and not self.is_multimodal else None
 
+    @property
+    def rows(self) -> int | None:
+        """Rows of the token embedding, by the weights, or by the configuration alone; None: neither says."""
+        said = self.embedding[0] if self.embedding else self.text.get("vocab_size")
+        return said if isinstance(said, int) else None
+
     def special_token(self, name: str) -> str | None:
         """The text of `eos_token` and its kind."""
         for source in (self.tokenizer_config, _object(self.path / "special_tokens_map.json", optional=True)):

@@ -25,6 +25,7 @@ import solon
 from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError, one_line
 from solon.model_digest import local_directory, tokenizer_digest
+from solon.model_facts import read_facts
 from solon.records import Message
 
 PROMPTS_PER_PROCESS = 5_000
@@ -65,7 +66,9 @@ class Outcome:
     tokens: int = 0
     """Before it was cut."""
     refused: str = ""
-    """Why the template does not take it."""
+    """Why the template does not take it, or the model its tokens."""
+    is_beyond: bool = False
+    """It holds tokens that the model's embedding lacks."""
     is_overlong: bool = False
     cut: tuple[Message, ...] | None = None
     """What fits of it."""
@@ -86,13 +89,15 @@ def screen(
     directory = local_directory(how.model)
     if directory is None and not how.fetch:
         return None
-    kept = None if directory is None else _Kept(conversations, how, directory)
+    rows = None if directory is None else _rows(directory)
+    kept = None if directory is None else _Kept(conversations, how, directory, rows)
     answers = None if kept is None else kept.read()
     if answers is None:
         if say is not None and len(conversations) >= MANY:
             say(f"rendering {len(conversations):,} prompts with the policy's chat template; the result is kept")
         try:
-            answers = _run_all(conversations, how, how.model if directory is None or how.fetch else str(directory))
+            model = how.model if directory is None or how.fetch else str(directory)
+            answers = _run_all(conversations, how, model, rows)
         except NotLoadedError:
             if Path(how.model).is_dir():
                 raise
@@ -106,16 +111,17 @@ def screen(
     return [_outcome(answer) for answer in answers]
 
 
-def _run_all(conversations: Sequence[tuple[Message, ...]], how: Screening, model: str) -> list[Any]:
+def _run_all(conversations: Sequence[tuple[Message, ...]], how: Screening, model: str, rows: int | None) -> list[Any]:
     processes = min(MOST_PROCESSES, os.cpu_count() or 1, -(-len(conversations) // PROMPTS_PER_PROCESS))
     size = -(-len(conversations) // max(1, processes))
     parts = [conversations[start : start + size] for start in range(0, len(conversations), size)]
     with tempfile.TemporaryDirectory(prefix="solon-screen-") as folder, ThreadPoolExecutor(len(parts) or 1) as pool:
-        jobs = [pool.submit(_run, part, how, model, Path(folder) / f"{number}") for number, part in enumerate(parts)]
+        places = [Path(folder) / f"{number}" for number in range(len(parts))]
+        jobs = [pool.submit(_run, part, how, model, rows, place) for part, place in zip(parts, places, strict=True)]
         return [answer for job in jobs for answer in job.result()]
 
 
-def _run(part: Sequence[tuple[Message, ...]], how: Screening, model: str, place: Path) -> list[Any]:
+def _run(part: Sequence[tuple[Message, ...]], how: Screening, model: str, rows: int | None, place: Path) -> list[Any]:
     """The answers of one process. Raises InputError."""
     given, answers = place.with_suffix(".in"), place.with_suffix(".out")
     given.write_text("".join(_line(messages) for messages in part), encoding="utf-8")
@@ -124,6 +130,7 @@ def _run(part: Sequence[tuple[Message, ...]], how: Screening, model: str, place:
         "conversations": str(given),
         "answers": str(answers),
         "room": how.room,
+        "rows": rows,
         "cuts": how.cuts,
         "deadline_s": DEADLINE_S,
         "memory_bytes": MEMORY_BYTES,
@@ -188,12 +195,22 @@ def _outcome(answer: Any) -> Outcome:
         return Outcome(tokens=answer)
     if "refused" in answer:
         return Outcome(refused=answer["refused"])
+    if "beyond" in answer:
+        return Outcome(refused=answer["beyond"], is_beyond=True)
     cut = answer.get("cut")
     return Outcome(
         tokens=answer["overlong"],
         is_overlong=True,
         cut=None if cut is None else tuple(Message(role=role, content=content) for role, content in cut),
     )
+
+
+def _rows(directory: Path) -> int | None:
+    """Rows of the embedding; None where the files do not say."""
+    try:
+        return read_facts(directory).rows
+    except InputError:
+        return None
 
 
 def _chat(how: Screening) -> dict[str, Any]:
@@ -207,10 +224,12 @@ def _line(messages: Iterable[Message]) -> str:
 class _Kept:
     """Answers in the user's cache. A cache that cannot be used costs time, nothing else."""
 
-    def __init__(self, conversations: Sequence[tuple[Message, ...]], how: Screening, directory: Path) -> None:
+    def __init__(
+        self, conversations: Sequence[tuple[Message, ...]], how: Screening, directory: Path, rows: int | None
+    ) -> None:
         import platformdirs
 
-        digest = hashlib.sha256(json.dumps([how.room, how.cuts, len(conversations), _chat(how)]).encode())
+        digest = hashlib.sha256(json.dumps([how.room, how.cuts, rows, len(conversations), _chat(how)]).encode())
         if how.chat.chat_template:
             with contextlib.suppress(OSError):  # whoever renders says that it cannot be read
                 digest.update(Path(how.chat.chat_template).read_bytes())

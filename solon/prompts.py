@@ -38,11 +38,17 @@ class PromptFile:
     """Broken rows."""
     unused: Mapping[str, int] = field(default_factory=dict)
     """Keys of turns that are not used, and how many prompts have them."""
+    from_json: int = 0
+    """Prompts that were messages written as JSON."""
 
     @property
     def read(self) -> int:
         """Rows, broken ones included."""
         return len(self.prompts) + len(self.bad)
+
+    def notes(self) -> list[str]:
+        """What a person may want to know."""
+        return [json_note(self.path, self.from_json)] if self.from_json else []
 
     def warnings(self) -> list[str]:
         """One line about skipped rows, one about keys that are not used."""
@@ -64,13 +70,16 @@ def load_prompts(
     places: list[Place] = []
     bad: list[Refused] = []
     unused: Counter[str] = Counter()
+    from_json = 0
     for place, row in read_rows(source, what="prompt", read=read, columns=(read.column, "tags")):
+        row, is_json = with_messages(row, read.column) if read.json_messages else (row, False)
         try:
             prompts.append(parse_prompt(row, column=read.column))
         except ValueError as error:
             bad.append(Refused(place=place, reason=str(error), excerpt=excerpt_of(row)))
         else:
             places.append(place)
+            from_json += is_json
             unused.update(unused_keys(row[read.column]))
     if not prompts:
         found = f"all {len(bad):,} rows are broken: {described(bad)}" if bad else "it is empty"
@@ -81,8 +90,42 @@ def load_prompts(
             f"data.max_bad_share = {max_bad_share:g}: {described(bad)}; mend or remove them, or raise the share"
         )
     return PromptFile(
-        path=str(source), prompts=tuple(prompts), places=tuple(places), bad=tuple(bad), unused=dict(unused)
+        path=str(source),
+        prompts=tuple(prompts),
+        places=tuple(places),
+        bad=tuple(bad),
+        unused=dict(unused),
+        from_json=from_json,
     )
+
+
+def with_messages(row: Any, *columns: str) -> tuple[Any, bool]:
+    """The row with messages where a column holds them as JSON, and whether one did.
+
+    >>> with_messages({"prompt": '[{"role": "user", "content": "hi"}]'}, "prompt")
+    ({'prompt': [{'role': 'user', 'content': 'hi'}]}, True)
+    """
+    if not isinstance(row, dict):
+        return row, False
+    found = {name: turns for name in columns if (turns := json_messages(row.get(name))) is not None}
+    return ({**row, **found}, True) if found else (row, False)
+
+
+def json_messages(value: Any) -> list[Any] | None:
+    """The turns of a text that is a JSON list of {role, content}; None of any other value, which stays what it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("[") or '"role"' not in value:
+        return None
+    try:
+        turns = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    return turns if turns and all(isinstance(t, dict) and {"role", "content"} <= t.keys() for t in turns) else None
+
+
+def json_note(source: str | Path, count: int) -> str:
+    """What is said of messages that were found as JSON."""
+    which = "1 row held messages as JSON" if count == 1 else f"{count:,} rows held messages as JSON"
+    return f"{source}: {which}, read as messages; data.json_messages = false takes them as text"
 
 
 def parse_prompt(row: Any, *, column: str = "prompt") -> Prompt:

@@ -3,6 +3,7 @@ or a hub dataset."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from solon.row_datasets import hub_rows, saved_rows
 from solon.row_formats import BrokenRowError, column_hint, file_rows
 from solon.row_sources import find_source
 
-__all__ = ["BrokenRowError", "Place", "Refused", "column_hint", "described", "excerpt_of", "read_rows"]
+__all__ = ["BrokenRowError", "Place", "Refused", "column_hint", "described", "excerpt_of", "folded", "read_rows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +67,33 @@ def excerpt_of(row: Any) -> str:
 
 
 def described(refused: Iterable[Refused], most: int = 5) -> str:
-    """The first few with their places: `line 3: not UTF-8; line 9: is empty; …`"""
-    refused = list(refused)
-    shown = "; ".join(f"{one.place}: {one.reason}" for one in refused[:most])
-    return shown + ("; …" if len(refused) > most else "")
+    """The first few reasons with their places: `line 3: not UTF-8; 7 rows: is empty (lines 9, 10, 11, …); …`"""
+    return folded(((str(one.place), one.reason) for one in refused), most=most)
+
+
+def folded(found: Iterable[tuple[str, str]], most: int = 5) -> str:
+    """The first few reasons of (place, reason), each once, with the places where it holds.
+
+    >>> folded([("line 1", "is empty"), ("line 2", "is empty"), ("line 4", "not UTF-8")])
+    '2 rows: is empty (lines 1, 2); line 4: not UTF-8'
+    """
+    places: dict[str, list[str]] = {}
+    for place, reason in found:
+        places.setdefault(reason, []).append(place)
+    shown = [
+        f"{held[0]}: {reason}" if len(held) == 1 else f"{len(held):,} rows: {reason} ({_listed(held)})"
+        for reason, held in itertools.islice(places.items(), most)
+    ]
+    return "; ".join(shown) + ("; …" if len(places) > most else "")
+
+
+def _listed(places: list[str], most: int = 3) -> str:
+    """`lines 1, 2, 3, …`"""
+    shown, rest = places[:most], ", …" if len(places) > most else ""
+    units = {place.partition(" ")[0] for place in shown}
+    if len(units) == 1 and not any(" of " in place for place in shown):
+        return f"{units.pop()}s {', '.join(place.partition(' ')[2] for place in shown)}{rest}"
+    return ", ".join(shown) + rest
 
 
 def _rows(source: str | Path, what: str, read: ReadConfig, columns: tuple[str, ...]) -> Iterator[tuple[Place, Any]]:

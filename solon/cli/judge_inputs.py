@@ -51,8 +51,8 @@ class JudgeInputs:
         self.path = paths_in(self._grown)
         self.constitution = _constitution(constitution, self._grown, pairs)
         self.template = template_named(template, pairs)
-        self._check(models)
         self.engine = EngineOptions(threads=threads, max_model_len=max_model_len, **chat_settings(chat))
+        self._check(models)
         self.pairs = sample(self._pairs(pairs, limit=limit, held_out=held_out), limit)
 
     def _check(self, models: Sequence[str]) -> None:
@@ -61,7 +61,7 @@ class JudgeInputs:
 
         for model in models:
             name = model.rpartition("@")[0] if "@" in Path(model).name else model  # `DIR@VARIANT`
-            check_judge(self.path(name), self.template)
+            check_judge(self.path(name), self.template, chat=self.engine)
 
     def _pairs(self, source: str, *, limit: int, held_out: bool) -> tuple[GoldPair, ...]:
         if source != NURSERY:

@@ -115,6 +115,8 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
     directory = RunDirectory.reopen(request.out)
     _require_same(directory, request, settings, constitution, judge)
     show = LabelView(quiet=as_json)
+    for said in source.notes:
+        show.note(said)
     for engine in (judge, *others):
         if isinstance(engine, EngineConfig) and (note := lowered(engine, settings.judging)) is not None:
             show.note(note)

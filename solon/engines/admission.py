@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from solon.engines.base import Request
 from solon.errors import InputError
 from solon.records import LEAST_TEMPERATURE
 
+ADD_ROWS = (
+    "the tokenizer has tokens that the model was not given: add rows to the embedding (resize_token_embeddings in "
+    "Transformers), or have its chat template not write them (chat_template, chat_template_args)"
+)
+"""What helps where a template writes tokens that the embedding lacks."""
 
-def check_request(request: Request, *, max_model_len: int, vocab_size: int) -> None:
-    """Raises InputError unless the request fits the context and uses the model's own token ids."""
+Name = Callable[[int], str]
+"""The text of a token; empty where the tokenizer has none."""
+
+
+def check_request(
+    request: Request, *, max_model_len: int, vocab_size: int, model: str = "", name: Name | None = None
+) -> None:
+    """Raises InputError unless the request fits the context and uses the model's own token ids. model and name: for the
+    message."""
     if not (request.temperature == 0 or request.temperature >= LEAST_TEMPERATURE):
         raise InputError(
             f"request {request.request_id!r} has temperature {request.temperature:g}, expected {LEAST_TEMPERATURE} or "
             "more, or 0 for the likeliest token; between them engines return log-probs of another temperature"
         )
     check_length(request.request_id, request.prompt_token_ids, request.max_tokens, max_model_len)
-    check_ids(request.request_id, (*request.prompt_token_ids, *request.label_ids, *request.stop_token_ids), vocab_size)
+    ids = (*request.prompt_token_ids, *request.label_ids, *request.stop_token_ids)
+    check_ids(f"request {request.request_id!r}", ids, vocab_size, model=model, name=name)
 
 
 def check_length(request_id: str, prompt: Sequence[int], max_tokens: int, max_model_len: int) -> None:
@@ -30,10 +43,22 @@ def check_length(request_id: str, prompt: Sequence[int], max_tokens: int, max_mo
         )
 
 
-def check_ids(request_id: str, token_ids: Sequence[int], vocab_size: int) -> None:
+def check_ids(
+    whose: str, token_ids: Sequence[int], vocab_size: int, *, model: str = "", name: Name | None = None
+) -> None:
     """Raises InputError for ids outside the vocabulary; on a CPU the model would read foreign memory."""
-    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
-        raise InputError(
-            f"request {request_id!r} has token ids outside 0 to {vocab_size - 1}; "
-            "tokenise it with this model's own tokenizer"
-        )
+    if not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        return
+    beyond = {i for i in token_ids if not 0 <= i < vocab_size}
+    is_its_own = name is not None and all(name(i) for i in beyond)
+    raise InputError(
+        f"{whose} holds {named_tokens(beyond, name or (lambda _: ''))}, expected ids of 0 to {vocab_size - 1}, the "
+        f"rows of the embedding of {model or 'the model'}; {ADD_ROWS if is_its_own else 'use its own tokenizer'}"
+    )
+
+
+def named_tokens(ids: Iterable[int], name: Name, most: int = 3) -> str:
+    """`the token '<think>' (id 49152)`, or several of them."""
+    ids = sorted(ids)
+    shown = ", ".join(f"{text!r} (id {i})" if (text := name(i)) else f"{i}" for i in ids[:most])
+    return f"the token{'s' if len(ids) > 1 else ''} {shown}{', …' if len(ids) > most else ''}"

@@ -4,8 +4,8 @@ A template is a program that came with a model. It may loop without end or fill 
 this process (`solon.prompt_screen`). Torch is not imported: a tokenizer needs none.
 
 The job names a file of conversations, one JSON list of [role, content] a line, and the file for the answers, one a
-line: a number of tokens, or {"refused": reason}, {"overlong": tokens}, {"overlong": tokens, "cut": conversation}, and
-{"slow": seconds} as the last line.
+line: a number of tokens, or {"refused": reason}, {"beyond": reason}, {"overlong": tokens}, {"overlong": tokens, "cut":
+conversation}, and {"slow": seconds} as the last line.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from solon.cutting import fitted
+from solon.engines.admission import named_tokens
 from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError, PromptRefusedError, one_line
 from solon.records import Message
@@ -27,6 +29,19 @@ from solon.records import Message
 FLUSH_S = 0.2
 
 Encode = Callable[[Sequence[Message]], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a model can read. rows: of its embedding, None where that is not known; name: of a token."""
+
+    rows: int | None
+    name: Callable[[int], str]
+
+    def lacks(self, ids: Sequence[int]) -> str:
+        """What is wrong with token ids; empty: nothing."""
+        beyond = {i for i in ids if self.rows is not None and i >= self.rows}
+        return f"holds {named_tokens(beyond, self.name)} beyond the {self.rows} rows of the embedding" if beyond else ""
 
 
 class SlowTemplateError(BaseException):
@@ -49,8 +64,9 @@ def main() -> None:
         return
     with Path(job["conversations"]).open(encoding="utf-8") as given, Path(job["answers"]).open("w") as out:
         screen_lines(
-            given, out, tokenizer.encode_chat, room=job["room"], cuts=job["cuts"], deadline_s=job["deadline_s"]
-        )
+            given, out, tokenizer.encode_chat, room=job["room"], cuts=job["cuts"], deadline_s=job["deadline_s"],
+            vocabulary=Vocabulary(rows=job["rows"], name=tokenizer.name_of),
+        )  # fmt: skip
 
 
 def load_tokenizer(job: dict[str, Any]) -> Any:
@@ -63,7 +79,9 @@ def load_tokenizer(job: dict[str, Any]) -> Any:
     return ChatTokenizer.load(job["model"], trust_remote_code=job["trust_remote_code"], settings=chat)
 
 
-def screen_lines(given: Any, out: Any, encode: Encode, *, room: int, cuts: bool, deadline_s: float) -> None:
+def screen_lines(
+    given: Any, out: Any, encode: Encode, *, room: int, cuts: bool, deadline_s: float, vocabulary: Vocabulary
+) -> None:
     """One answer to each line; ends after the first that took too long."""
     signal.signal(signal.SIGALRM, _too_slow)
     flushed = time.monotonic()
@@ -71,7 +89,7 @@ def screen_lines(given: Any, out: Any, encode: Encode, *, room: int, cuts: bool,
         messages = [Message(role=role, content=content) for role, content in json.loads(line)]
         signal.setitimer(signal.ITIMER_REAL, deadline_s)
         try:
-            answer: Any = screen_one(messages, encode, room=room, cuts=cuts)
+            answer: Any = screen_one(messages, encode, room=room, cuts=cuts, vocabulary=vocabulary)
         except SlowTemplateError:
             answer = {"slow": deadline_s}
         finally:
@@ -84,10 +102,15 @@ def screen_lines(given: Any, out: Any, encode: Encode, *, room: int, cuts: bool,
             return
 
 
-def screen_one(messages: Sequence[Message], encode: Encode, *, room: int, cuts: bool) -> int | dict[str, Any]:
+def screen_one(
+    messages: Sequence[Message], encode: Encode, *, room: int, cuts: bool, vocabulary: Vocabulary | None = None
+) -> int | dict[str, Any]:
     """What is to be done with one conversation."""
     try:
-        tokens = len(encode(messages))
+        ids = encode(messages)
+        if vocabulary is not None and (lack := vocabulary.lacks(ids)):
+            return {"beyond": lack}
+        tokens = len(ids)
         if tokens <= room:
             return tokens
         if not cuts:

@@ -142,6 +142,11 @@ class ChatTokenizer:
     def eos_token_id(self) -> int:
         return int(self.hf.eos_token_id)
 
+    def name_of(self, token_id: int) -> str:
+        """The text of a token as the vocabulary has it; empty for an id that is none of its own."""
+        known = 0 <= token_id < self.num_tokens or token_id in self.hf.added_tokens_decoder
+        return str(self.hf.convert_ids_to_tokens(token_id) or "") if known else ""
+
     @property
     def num_tokens(self) -> int:
         """Size of the vocabulary, added tokens included."""

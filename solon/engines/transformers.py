@@ -71,7 +71,13 @@ class TransformersEngine:
         import torch
 
         self._require_usable()
-        check_request(request, max_model_len=self.config.max_model_len, vocab_size=self._vocab_size)
+        check_request(
+            request,
+            max_model_len=self.config.max_model_len,
+            vocab_size=self._vocab_size,
+            model=self.config.model,
+            name=self.tokenizer.name_of,
+        )
         self._waiting.append(_Row(request, torch.Generator().manual_seed(request.seed)))
 
     def step(self) -> list[Completion]:

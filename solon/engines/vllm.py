@@ -73,7 +73,13 @@ class VllmEngine:
 
     def add(self, request: Request) -> None:
         self._require_usable()
-        check_request(request, max_model_len=self._max_model_len, vocab_size=self._vocab_size)
+        check_request(
+            request,
+            max_model_len=self._max_model_len,
+            vocab_size=self._vocab_size,
+            model=self.config.model,
+            name=self.tokenizer.name_of,
+        )
         if request.label_ids:
             params = self._label_params(request.label_ids)
         else:
@@ -154,7 +160,7 @@ class VllmEngine:
         self._require_usable()
         for sequence in sequences:
             check_length("of the attestation", sequence, 1, self._max_model_len)
-            check_ids("of the attestation", sequence, self._vocab_size)
+            check_ids("a request of the attestation", sequence, self._vocab_size)
         ids = [f"attest-{next(self._attest_ids)}" for _ in sequences]
         waiting = [(i, sequence) for i, sequence in zip(ids, sequences, strict=True) if len(sequence) > 1]
         for request_id, sequence in waiting:

@@ -53,6 +53,17 @@ def make_model(path: Path, *, words: str = WORDS) -> Path:
     return path
 
 
+def add_token(model: Path, token: str) -> None:
+    """Gives the tokenizer a token that the embedding has no row for, as `add_tokens` without a resize does."""
+    path = model / "tokenizer.json"
+    value = json.loads(path.read_text())
+    known = len(value["model"]["vocab"]) + 1  # the library numbers added tokens itself, from the end of the vocabulary
+    value["model"]["vocab"] |= {f"w{n}": n for n in range(known, CONFIG["vocab_size"])}
+    beyond = max(CONFIG["vocab_size"], *(added["id"] + 1 for added in value["added_tokens"]))
+    value["added_tokens"].append({**value["added_tokens"][0], "id": beyond, "content": token})
+    path.write_text(json.dumps(value))
+
+
 def tensors_of(config: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Some of the tensors that a Llama of this configuration has: dtype and shape by name."""
     width, inner = config["hidden_size"], config["intermediate_size"]

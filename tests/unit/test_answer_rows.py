@@ -46,6 +46,30 @@ def test_every_form_of_a_row_is_the_same_prompt_and_answers(raw: Any):
     assert row.row_id == parse_row(2, GOOD).row_id
 
 
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
+
+
+def test_two_whole_conversations_share_their_prompt():
+    row = parse_row(1, {"chosen": turns("hi", "hello"), "rejected": turns("hi", "go away")})
+    assert row.row_id == parse_row(2, GOOD).row_id
+    longer = {"chosen": turns("hi", "hello", "why ?", "so"), "rejected": turns("hi", "hello", "why ?", "no")}
+    assert [m.content for m in parse_row(1, longer).prompt.messages] == ["hi", "hello", "why ?"]
+    assert parse_row(1, longer).answers == ("so", "no")
+    same = parse_row(1, {"chosen": turns("hi", "hello"), "rejected": turns("hi", "hello")})
+    assert (len(same.prompt.messages), same.answers) == (1, ("hello", "hello"))
+
+
+def test_messages_written_as_json_are_messages_in_a_table_of_answers(tmp_path: Path):
+    whole = {"chosen": json.dumps(turns("hi", "hello")), "rejected": json.dumps(turns("hi", "go away"))}
+    path = write(tmp_path / "a.jsonl", whole)
+    found = load_answers(path, least=2)
+    assert found.rows[0].row_id == parse_row(2, GOOD).row_id
+    assert found.notes == (
+        f"{path}: 1 row held messages as JSON, read as messages; data.json_messages = false takes them as text",
+    )
+
+
 def test_answers_are_read_from_any_format_and_column(tmp_path: Path):
     (tmp_path / "a.csv").write_text("question,chosen,rejected,id\nhi,hello,go away,x\n")
     (row,) = load_answers(tmp_path / "a.csv", least=2, read=ReadConfig(column="question")).rows
@@ -78,6 +102,13 @@ def test_a_row_without_an_id_gets_one_from_its_texts_and_a_given_one_is_kept():
         ({"prompt": "hi", "answers": ["hello", "\ud800"]}, "half a character"),
         ({"answers": ["hello", "go away"]}, "has no `prompt`"),
         ({"prompt": "hi", "answers": ["a", "b"], "id": 1.5}, "`id` is a float"),
+        ({"chosen": turns("hi", "a"), "rejected": turns("ho", "b")}, "begin with different turns"),
+        (
+            {"chosen": turns("hi", "a", "b", "c"), "rejected": turns("hi", "b")},
+            "`chosen` has 3 turns behind the 1 that",
+        ),
+        ({"chosen": turns("hi"), "rejected": turns("hi")}, "`chosen` does not end with a turn of the assistant"),
+        ({"chosen": "Human: hi", "rejected": "Human: ho"}, "has no `prompt`, and `chosen` and `rejected` are texts"),
         ("{not json", "not JSON"),
         ([1, 2], "holds a list"),
     ],

@@ -26,7 +26,7 @@ from solon.feedback.config import FeedbackConfig
 from solon.known_models import causal_models, model_types, vllm_architectures
 from solon.model_facts import context_of, model_folder, read_facts
 from solon.safetensors_header import read_header
-from tests.unit.run_files import CONFIG, CONSTITUTION, make_model, make_run, tensors_of, write_weights
+from tests.unit.run_files import CONFIG, CONSTITUTION, add_token, make_model, make_run, tensors_of, write_weights
 
 Model = Path
 
@@ -343,6 +343,56 @@ def test_the_words_of_the_chat_template_count_as_well(run: Path, tmp_path: Path)
     assert "there is room for 799" in refusal(run, "judging.max_model_len=800")
     tokens(chat_template="{{ strange() }}")(tmp_path / "judge")  # not rendered here: not counted
     assert checked(run, "judging.max_model_len=800")
+
+
+THINKS = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %} <think> {% endif %}"
+)
+
+
+def test_a_judge_whose_template_writes_tokens_that_its_embedding_lacks_is_refused(run: Path, tmp_path: Path):
+    judge = tmp_path / "judge"
+    add_token(judge, "<think>")
+    tokens(chat_template=THINKS)(judge)
+    message = refusal(run)  # nobody set it: a judge is asked without thinking
+    assert (
+        f"judge model {judge}: a question to it holds the token '<think>' (id 32), the embedding has 32 rows" in message
+    )
+    assert "resize_token_embeddings" in message
+    with pytest.raises(InputError, match="holds the token '<think>'"):
+        check_judge(str(judge), "assistant")
+    assert checked(run, "judging.chat_template_args.enable_thinking=true")
+    (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert checked(run, f"judging.chat_template={tmp_path / 'plain.jinja'}")
+
+
+def test_a_question_of_the_constitution_is_compared_with_the_judges_embedding(run: Path, tmp_path: Path):
+    add_token(tmp_path / "judge", "<think>")
+    (tmp_path / "constitution.yaml").write_text(CONSTITUTION.replace("is it kind", "is it <think> kind"))
+    message = refusal(run, "feedback.task=pointwise")
+    assert "the question of principle 'kind' holds the token '<think>' (id 32)" in message
+
+
+def test_the_words_of_the_judges_template_are_counted_with_its_settings(run: Path, tmp_path: Path):
+    frame = "{% if long %}{{ 'you are a judge ' * 200 }}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokens(chat_template=frame)(tmp_path / "judge")
+    assert checked(run, "judging.max_model_len=800")
+    assert "there is room for 799" in refusal(run, "judging.max_model_len=800", "judging.chat_template_args.long=true")
+
+
+def test_an_argument_that_the_chat_template_never_mentions_is_a_warning(run: Path, tmp_path: Path):
+    tokens(chat_template=THINKS)(tmp_path / "judge")
+    found = checked(
+        run, "judging.chat_template_args.enable_thinkin=false", "rollout.chat_template_args.mood=1"
+    ).warnings
+    assert any(
+        "judging.chat_template_args has `enable_thinkin`, which its chat template never mentions (did you mean "
+        "`enable_thinking`?); it changes nothing" in warning
+        for warning in found
+    )
+    assert any("policy: rollout.chat_template_args has `mood`" in warning for warning in found)
+    assert checked(run, "judging.chat_template_args.enable_thinking=false").warnings == ()
 
 
 def test_a_judge_outside_of_runs_is_looked_at_with_its_engine_and_its_questions(

@@ -21,7 +21,7 @@ from solon.feedback.labelling.dataset import load_answers
 from solon.feedback.labelling.writing import unwritable
 from solon.prompt_screen import Screening, screen
 from solon.records import Message
-from tests.unit.run_files import make_run
+from tests.unit.run_files import add_token, make_run
 
 ALTERNATING = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -84,6 +84,30 @@ def test_prompts_that_the_template_refuses_are_left_out_counted_and_named(folder
     assert "none of 2 prompts can be used: line 1: the chat template refuses" in refusal(folder)
 
 
+def test_prompts_with_tokens_that_the_embedding_lacks_are_named_before_the_start(folder: Path):
+    add_token(folder / "policy", "<think>")
+    path = folder / "policy" / "tokenizer_config.json"
+    template = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if SPEAKS %}<think>{% endif %}"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"chat_template": template.replace("SPEAKS", "messages|length > 1")}))
+    write(folder, ["is it blue", SYSTEM])
+    inputs = check(folder)
+    assert texts(inputs) == ["is it blue"]
+    assert inputs.counts["prompts"] == counts(read=2, used=1, refused=1)
+    warning = next(w for w in inputs.warnings if "lacks" in w)
+    assert "1 of 2 prompts (50.0%) hold tokens that the policy's embedding lacks; dropped; the tokenizer has" in warning
+    assert "line 2: holds the token '<think>' (id 32) beyond the 32 rows of the embedding" in warning
+    assert "lacks; the tokenizer has tokens that the model was not given" in refusal(folder, "data.refused=error")
+    path.write_text(json.dumps(config | {"chat_template": template.replace("SPEAKS", "not enable_thinking")}))
+    message = refusal(folder, "rollout.chat_template_args.enable_thinking=false")
+    assert "none of 2 prompts can be used: 2 rows: holds the token '<think>' (id 32)" in message
+    assert message.endswith("(chat_template, chat_template_args)")
+    assert check(folder, "rollout.chat_template_args.enable_thinking=true").counts["prompts"]["used"] == 2
+    rows = load_answers(folder / "prompts.jsonl", least=1).unanswered
+    skipped = unwritable(rows, EngineConfig(model=str(folder / "policy"), max_model_len=16), 6)
+    assert ["<think>" in row.reason for row in skipped] == [True, True]
+
+
 def test_prompts_that_are_too_long_are_left_out_refused_or_cut_but_never_in_silence(folder: Path):
     write(folder, ["is it blue", CHAT, "no " * 11])
     dropped = check(folder)
@@ -91,7 +115,10 @@ def test_prompts_that_are_too_long_are_left_out_refused_or_cut_but_never_in_sile
     assert dropped.counts["prompts"] == counts(read=3, used=1, overlong=2)
     assert "2 of 3 prompts (66.7%) are longer than the 10 tokens" in dropped.warnings[0]
     assert "line 2: has 13 tokens, 10 fit" in dropped.warnings[0]
-    assert "line 2: has 13 tokens, 10 fit" in refusal(folder, "data.overlong=error")
+    message = refusal(folder, "data.overlong=error")
+    assert "line 2: has 13 tokens, 10 fit" in message
+    assert "leaves; raise max_model_len" in message
+    assert "dropped" not in message
     cut = check(folder, "data.overlong=cut")
     assert [[m.content for m in p.messages] for p in cut.prompts] == [["is it blue"], ["is it blue"], ["no " * 10]]
     assert cut.counts["prompts"] == counts(read=3, used=3, overlong=2, cut=2)
@@ -199,4 +226,5 @@ def test_many_prompts_of_which_nine_in_a_thousand_are_broken_are_read_at_100_mic
     assert len(file.bad) == 181
     assert time.process_time() - started < count / 1_000_000 * 100
     (warning,) = file.warnings()
-    assert "skipped 181 of 20,000 rows, broken (line 1: not JSON" in warning
+    assert "skipped 181 of 20,000 rows, broken (181 rows: not JSON" in warning
+    assert warning.endswith("(lines 1, 112, 223, …))")

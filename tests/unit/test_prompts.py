@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from solon.data_config import ReadConfig
 from solon.errors import InputError
 from solon.prompts import PromptSource, load_prompts, parse_prompt, prompt_id
 from solon.records import Message
@@ -75,7 +76,7 @@ def test_more_than_one_percent_of_broken_rows_is_refused(tmp_path: Path):
     path = write(tmp_path, [*many(), *[b"{"] * 3])
     message = refusal(path)
     assert "3 of 203 rows are broken" in message
-    assert "line 201" in message
+    assert "lines 201, 202, 203" in message
     assert "data.max_bad_share = 0.01" in message
     assert len(load_prompts(path, max_bad_share=0.02).bad) == 3
     assert load_prompts(write(tmp_path, [*many(), *[b"{"] * 2])).bad[0].place.number == 201
@@ -84,6 +85,47 @@ def test_more_than_one_percent_of_broken_rows_is_refused(tmp_path: Path):
 def test_a_file_with_nothing_in_it_is_refused(tmp_path: Path):
     assert "it is empty" in refusal(write(tmp_path, []))
     assert "all 1 rows are broken" in refusal(write(tmp_path, [{"prompt": ""}]))
+
+
+CHAT = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
+
+
+def test_a_text_that_is_a_json_list_of_messages_is_read_as_messages(tmp_path: Path):
+    texts = [
+        "[1, 2]",
+        '[{"role": "user"}]',
+        '{"role": "user", "content": "hi"}',
+        '[{"role": "user", "content": "hi"}',
+        "[]",
+    ]
+    path = write(tmp_path, [{"prompt": json.dumps(CHAT)}, *({"prompt": text} for text in texts)])
+    file = load_prompts(path)
+    assert [m.role for m in file.prompts[0].messages] == ["system", "user"]
+    assert file.prompts[0] == parse_prompt({"prompt": CHAT})
+    assert [p.messages[0].content for p in file.prompts[1:]] == texts
+    assert file.notes() == [
+        f"{path}: 1 row held messages as JSON, read as messages; data.json_messages = false takes them as text"
+    ]
+    plain = load_prompts(path, read=ReadConfig(json_messages=False))
+    assert plain.prompts[0].messages[0].content == json.dumps(CHAT)
+    assert plain.notes() == []
+
+
+def test_a_chat_in_a_csv_cell_is_a_chat_and_a_broken_one_a_broken_row(tmp_path: Path):
+    turns = [CHAT, [{"role": "tool", "content": "4"}]]
+    cells = "\n".join('"{}"'.format(json.dumps(one).replace('"', '""')) for one in turns)
+    path = tmp_path / "p.csv"
+    path.write_text(f"prompt\n{cells}\n")
+    file = load_prompts(path, max_bad_share=0.5)
+    assert [len(p.messages) for p in file.prompts] == [2]
+    assert "the role 'tool'" in file.bad[0].reason
+
+
+def test_a_reason_that_holds_for_many_rows_is_said_once(tmp_path: Path):
+    rows = [{"prompt": ""}] * 5 + [{"prompt": 3}]
+    message = refusal(write(tmp_path, rows))
+    assert "5 rows: `prompt` is empty (lines 1, 2, 3, …); line 6: " in message
+    assert message.count("is empty") == 1
 
 
 @pytest.mark.parametrize(

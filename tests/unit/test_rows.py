@@ -248,7 +248,7 @@ def test_names_of_files_are_no_names_of_datasets():
         (
             "p.parquet",
             in_parquet([{"prompt": [[["a"]], [["b"]]]}] * 3),
-            "row 1: `prompt` is a list with a list of lists",
+            "3 rows: `prompt` is a list with a list of lists in it, expected messages {role, content} (rows 1, 2, 3)",
         ),
     ],
 )

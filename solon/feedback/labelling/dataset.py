@@ -4,14 +4,16 @@ A row is one of
 
     {"prompt": text or messages, "answers": [text, text, …], "id": …, "tags": […]}
     {"prompt": text or messages, "chosen": text or messages, "rejected": text or messages}
+    {"chosen": messages, "rejected": messages}      two whole conversations: the prompt is what they begin with
 
-`completions` and `responses` are other names of `answers`. No row is dropped in silence: a row that cannot be labelled
-is returned with the reason.
+`completions` and `responses` are other names of `answers`. Messages may be written as JSON, as a CSV file must. No row
+is dropped in silence: a row that cannot be labelled is returned with the reason.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +25,12 @@ import numpy as np
 from solon.data_config import ReadConfig
 from solon.engines.thinking import without_old_thoughts, without_thought
 from solon.errors import InputError, short
-from solon.prompts import is_text, parse_prompt
+from solon.prompts import is_text, json_note, parse_prompt, with_messages
 from solon.records import Group, Prompt, Rollout
-from solon.rows import excerpt_of, read_rows
+from solon.rows import excerpt_of, folded, read_rows
 
 ANSWER_COLUMNS = ("answers", "completions", "responses")
+PAIR_COLUMNS = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,8 @@ class AnswerFile:
     unanswered: tuple[AnswerRow, ...]
     """Prompts without any answer: a policy may write them."""
     skipped: tuple[SkippedRow, ...]
+    notes: tuple[str, ...] = ()
+    """What a person may want to know."""
 
 
 def load_answers(path: str | Path, *, least: int, read: ReadConfig | None = None) -> AnswerFile:
@@ -78,7 +83,9 @@ def load_answers(path: str | Path, *, least: int, read: ReadConfig | None = None
     unanswered: list[AnswerRow] = []
     skipped: list[SkippedRow] = []
     known: dict[str, AnswerRow] = {}
+    from_json = 0
     for place, raw in read_rows(path, what="answer", read=read):
+        raw, is_json = with_messages(raw, read.column, *PAIR_COLUMNS) if read.json_messages else (raw, False)
         try:
             row = parse_row(place.ordinal, raw, column=read.column, place=str(place))
             _refuse_repeated(row, known)
@@ -93,16 +100,19 @@ def load_answers(path: str | Path, *, least: int, read: ReadConfig | None = None
             )
             continue
         known[row.row_id] = row
+        from_json += is_json
         (rows if row.answers else unanswered).append(row)
     if not rows and not unanswered:
-        reasons = "; ".join(f"{s.place}: {s.reason}" for s in skipped[:5])
+        reasons = folded((s.place, s.reason) for s in skipped)
         found = f"all {len(skipped)} rows cannot be used ({reasons})" if skipped else "it is empty"
         raise InputError(f"answer file {path} has nothing to label: {found}; expected `prompt` and `answers`")
-    return AnswerFile(rows=tuple(rows), unanswered=tuple(unanswered), skipped=tuple(skipped))
+    notes = (json_note(path, from_json),) if from_json else ()
+    return AnswerFile(rows=tuple(rows), unanswered=tuple(unanswered), skipped=tuple(skipped), notes=notes)
 
 
 def parse_row(number: int, raw: Any, *, column: str = "prompt", place: str = "") -> AnswerRow:
     """One row. Raises ValueError that says what is wrong with it."""
+    raw = with_prompt(raw, column)
     prompt = parse_prompt(raw, column=column)
     answers = _answers(raw)
     given = raw.get("id")
@@ -115,6 +125,37 @@ def parse_row(number: int, raw: Any, *, column: str = "prompt", place: str = "")
         answers=answers,
         place=place or f"line {number}",
     )
+
+
+def with_prompt(raw: Any, column: str) -> Any:
+    """The row with the prompt that its two conversations begin with, where it has no prompt of its own. Raises
+    ValueError."""
+    if not isinstance(raw, dict) or column in raw or any(raw.get(name) is not None for name in ANSWER_COLUMNS):
+        return raw
+    pair = [raw.get(name) for name in PAIR_COLUMNS]
+    if not all(isinstance(turns, list | tuple) and turns for turns in pair):
+        if all(isinstance(text, str) for text in pair):
+            raise ValueError(
+                f"has no `{column}`, and `chosen` and `rejected` are texts, expected two lists of messages {{role, "
+                "content}} or the prompt in a column of its own"
+            )
+        return raw
+    chosen, rejected = (list(turns) for turns in pair if turns is not None)
+    both = zip(chosen[:-1], rejected[:-1], strict=False)
+    shared = [a for a, b in itertools.takewhile(lambda turns: turns[0] == turns[1], both)]
+    if chosen[0] != rejected[0]:
+        raise ValueError(f"has no `{column}`, and `chosen` and `rejected` begin with different turns")
+    for name, turns in zip(PAIR_COLUMNS, (chosen, rejected), strict=True):
+        if len(turns) != len(shared) + 1:
+            raise ValueError(
+                f"has no `{column}`, and `{name}` has {len(turns) - len(shared)} turns behind the {len(shared)} that "
+                "both conversations begin with, expected one, the answer"
+            )
+        if not isinstance(turns[-1], dict) or turns[-1].get("role") != "assistant":
+            raise ValueError(f"has no `{column}`, and `{name}` does not end with a turn of the assistant")
+    if not shared:
+        raise ValueError(f"has no `{column}`, and `chosen` and `rejected` hold an answer alone")
+    return {**raw, column: shared}
 
 
 def text_group(ordinal: int, prompt: Prompt, answers: Sequence[str]) -> Group:
