@@ -253,7 +253,7 @@ def _groups(facts: Facts, status: str) -> list[str]:
         lines = [f"{found.admitted} admitted: {trained}, {len(found.held)} held"]
     if found.is_balanced:
         lines[0] += "; nothing is counted twice" + (", nothing is lost" if status in ("completed", "stopped") else "")
-    lines += [f"dropped {count}: {cause[:200]}" for cause, count in summary(found.reasons)[:5]]
+    lines += [f"dropped {count}: {cause[:400]}" for cause, count in summary(found.reasons)[:5]]
     return lines
 
 

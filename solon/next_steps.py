@@ -49,7 +49,7 @@ def next_steps(facts: Facts, status: str, *, is_balanced: bool) -> list[str]:
     if status == "dead":
         where = facts.standing.host if facts.standing else "its machine"
         return [*room, resume, f"to learn why it died: dmesg -T | grep -iE 'out of memory|killed process' on {where}"]
-    return [*room, resume]
+    return [*_warnings(facts), *room, resume]
 
 
 def _trained_nothing(facts: Facts) -> bool:
@@ -61,17 +61,23 @@ def _after_training(facts: Facts) -> list[str]:
     """Of a run that is complete: what it says for itself comes before where its model is."""
     best = next((c.name for c in facts.checkpoints if not c.problem), None)
     model = f"{facts.path / 'checkpoints' / best / 'policy'}" if best else ""
-    warnings = (facts.summary or {}).get("warnings")
-    wrong = [f"look at this first: {text}" for text in warnings] if isinstance(warnings, list) else []
+    wrong = _warnings(facts)
     if _trained_nothing(facts):
         return [*wrong, f"{model or 'its model'} is the policy as it was: no step moved it"]
     if wrong:
-        return [*wrong, f"if that is as it should be, the aligned model is {model}"] if model else wrong
+        return [*wrong, f"if that is as it should be, the model is {model}"] if model else wrong
     return [f"nothing; the aligned model is {model}" if model else "nothing"]
 
 
+def _warnings(facts: Facts) -> list[str]:
+    """What the summary warns of; what its lines show where it is of a version that did not warn."""
+    warnings = (facts.summary or {}).get("warnings")
+    found = warnings if isinstance(warnings, list) else _wrong_so_far(facts)
+    return [f"look at this first: {text}" for text in found]
+
+
 def _wrong_so_far(facts: Facts) -> list[str]:
-    """Of a run that goes on: that it drops too many groups, or that its last step moved nothing."""
+    """What the lines of a run show: that it drops too many groups, or that its last step moved nothing."""
     wrong = []
     ledger = facts.config.get("ledger")
     allowed = ledger.get("max_dropped_share") if isinstance(ledger, Mapping) else None
@@ -80,11 +86,14 @@ def _wrong_so_far(facts: Facts) -> list[str]:
         committed = len(found.committed)
         if text := excess(found.reasons, committed, allowed):
             wrong.append(f"{text} ({committed or 'none'} trained)")
-    last = (facts.last_step or {}).get("step")
-    for event in reversed(facts.events):
-        if event.get("event") == "nothing_moved" and event.get("step") == last:
-            wrong.append(f"the last step moved nothing: {event.get('cause')}")
-            break
+    last = facts.last_step or {}
+    if last.get("learn/skipped/share") == 1:
+        causes = [
+            e.get("cause")
+            for e in facts.events
+            if e.get("event") == "nothing_moved" and e.get("step") == last.get("step")
+        ]
+        wrong.append(f"the last step moved nothing: {causes[-1] if causes else 'its gradient was exactly 0'}")
     return wrong
 
 

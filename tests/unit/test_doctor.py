@@ -273,10 +273,22 @@ def test_a_run_whose_last_step_moved_nothing_says_so_while_it_goes_on(tmp_path: 
     run = make_run(tmp_path)
     event(run, "nothing_moved", 20, step=1, cause="all 16 answers were cut")
     assert examine(run.path).do[0].startswith("nothing, look again later")
-    event(run, "nothing_moved", 10, step=2, cause="all 16 answers were cut")
+    run.append("metrics.jsonl", {"time": NOW - 9, "step": 3, "batch/ordinals": [6, 7], "learn/skipped/share": 1.0})
+    assert examine(run.path).do[0] == "the last step moved nothing: its gradient was exactly 0"
+    event(run, "nothing_moved", 8, step=3, cause="all 16 answers were cut")
     found = examine(run.path)
     assert found.do[0] == "the last step moved nothing: all 16 answers were cut"
     assert found.findings["faults"] == ["2 x nothing moved: all 16 answers were cut"]
+
+
+def test_a_finished_run_whose_summary_does_not_warn_is_judged_by_its_lines(tmp_path: Path):
+    run = make_run(tmp_path, steps=2, ledger={"max_dropped_share": 0.05})
+    checkpoint(run, 2)
+    drop(run, *range(4, 8))
+    groups = {"admitted": 8, "committed": 4, "dropped": 4, "held": 0}
+    found = examine(end(run, "completed", groups=groups))
+    assert found.is_well
+    assert found.do[0].startswith("look at this first: 4 of 8 finished groups were dropped")
 
 
 # -- faults ---------------------------------------------------------------------------------------------------------
