@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from typing import Any
 
@@ -34,9 +35,20 @@ def put(raw: dict[str, Any], key: str, value: Any, text: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """A TOML value; a bare word is text, and so is a value that something follows."""
+    """A TOML value, or a JSON object or list; a bare word is text, and so is a value that something follows."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
-        return text.strip()
+        return _json(text.strip())
     return parsed["value"] if len(parsed) == 1 and not is_deep(parsed) else text.strip()
+
+
+def _json(text: str) -> Any:
+    """An object or list as JSON writes it, `{"enable_thinking": false}`; any other text as it is."""
+    if not text.startswith(("{", "[")):
+        return text
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if is_deep({"value": parsed}) else parsed

@@ -19,6 +19,7 @@ import numpy as np
 from solon.data_config import DataConfig, ReadConfig
 from solon.errors import InputError, nearest, short
 from solon.records import Message, Prompt
+from solon.row_formats import SHARE_GPT
 from solon.rows import Place, Refused, column_hint, described, excerpt_of, read_rows
 
 ROLES = ("system", "user", "assistant")
@@ -200,6 +201,8 @@ def _parse_turn(turn: Any, column: str) -> Message:
     if not isinstance(turn, dict):
         raise ValueError(f"`{column}` is a list with {_kind(turn)} in it, expected messages {{role, content}}")
     role, content = turn.get("role"), turn.get("content")
+    if role is None and {"from", "value"} <= turn.keys():
+        raise ValueError(f"`{column}` has {SHARE_GPT}")
     if role not in ROLES:
         raise ValueError(f"`{column}` has the role {short(role)}, expected one of {', '.join(ROLES)}")
     for key in TOOL_KEYS:

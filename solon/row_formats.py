@@ -20,6 +20,11 @@ MAX_LIST_BYTES = 2**30
 """Of a file that is one JSON list, which is read in one piece."""
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
+SHARE_GPT = (
+    "turns {from, value}, as ShareGPT writes them: turn them into {role, content} (human is user, gpt is assistant), "
+    "leave out the last answer"
+)
+
 Row = tuple[int, str, Any]
 """(line or row number from 1, "line" or "row", the row)."""
 
@@ -268,8 +273,26 @@ def _need_column(names: list[str], columns: tuple[str, ...], place: str) -> None
         raise InputError(f"{place} has no column `{columns[0]}`, only {short(sorted(names))}{column_hint(names)}")
 
 
-def column_hint(names: Any) -> str:
-    """What to set when the column has another name."""
-    known = [name for name in ("messages", "prompts", "question", "instruction", "query", "text") if name in names]
-    shown = known[0] if known else "NAME"
+def column_hint(found: Any) -> str:
+    """What to do when the column has another name. found: a row, or the names of the columns alone."""
+    known = [name for name in ("messages", "prompts", "question", "instruction", "query", "text") if name in found]
+    turns = (
+        {name: set(value[0]) for name, value in found.items() if _has_turns(value)} if isinstance(found, dict) else {}
+    )
+    foreign = [name for name, keys in turns.items() if {"from", "value"} <= keys]
+    chats = [name for name, keys in turns.items() if {"role", "content"} <= keys and name not in ("chosen", "rejected")]
+    if not known and foreign:
+        return f"; `{foreign[0]}` has {SHARE_GPT}, and set data.column = {foreign[0]!r}"
+    if not known and not chats and "conversations" in found:
+        return f"; set data.column = 'conversations' if it has turns {{role, content}}; if it has {SHARE_GPT} first"
+    if not known and not chats and "chosen" in found and "rejected" in found:
+        return (
+            "; `solon label` reads `chosen` and `rejected`; to train, write the turns before the answer to a column of "
+            "their own"
+        )
+    shown = (*known, *chats, "NAME")[0]
     return f"; set data.column = {shown!r} if the prompts are there"
+
+
+def _has_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)

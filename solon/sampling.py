@@ -53,7 +53,7 @@ class SamplingOptions(BaseModel):
     """Logits are divided by it; at least 0.01."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Only the likeliest tokens that together have this probability are drawn from; 1: all."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = 0
     """Only so many of the likeliest tokens are drawn from; 0: all."""
     min_p: float = Field(0.0, ge=0, le=1)
     """Only tokens that have this share of the likeliest one's probability are drawn from; 0: all."""
@@ -71,6 +71,13 @@ class SamplingOptions(BaseModel):
             if key in REFUSED:
                 raise ValueError(f"`{key}` is refused: {REFUSED[key]}")
         return raw
+
+    @field_validator("top_k")
+    @classmethod
+    def _nothing_is_zero(cls, top_k: int) -> int:
+        if top_k < 0:
+            raise ValueError(f"got {top_k}, expected 0 or more; 0 turns it off")
+        return top_k
 
     @field_validator("temperature")
     @classmethod

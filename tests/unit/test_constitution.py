@@ -114,7 +114,7 @@ def test_the_hash_does_not_change_between_releases(tmp_path: Path):
         (("weight: 0.5", "weight: .nan"), ["principles.1.weight", "got nan"]),
         (("weight: 0.5", "weight: .inf"), ["principles.1.weight", "got inf"]),
         (("weight: 0.5", "weight: 1.0e+300"), ["principles.1.weight", "less than or equal"]),
-        (('"1.0"', "1.0"), ["`version` got 1.0", "valid string", "quotes"]),
+        (('"1.0"', "1.0"), ["`version` got 1.0", "expected text", "quotes"]),
         (('"1.0"', "2024-01-31"), ["`version` got datetime.date", "quotes"]),
         (("id: brief", "id: 2024-01-31"), ["principles.1.id", "quotes"]),
         (("solon.constitution/v1", "solon.constitution/v9"), ["schema", "v1"]),
@@ -131,6 +131,25 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, change: tuple[str, st
         return
     message = refusal(tmp_path, text)
     assert [word for word in words if word not in message] == []
+
+
+def test_mistakes_are_told_in_plain_words(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "id: x\nversion: 1\nprinciples:\n  - {id: Big One, pointwise_question: 3}\n  - {id: b, weigth: 1}\n"
+    )
+    with pytest.raises(InputError) as caught:
+        Constitution.load(path)
+    message = str(caught.value)
+    assert "`schema` is missing; it is required, with the value `solon.constitution/v1`" in message
+    assert "`principles.0.id` got 'Big One', expected text of the pattern ^[a-z0-9]" in message
+    assert "`principles.0.pointwise_question` got 3, expected text; put it in quotes" in message
+    assert "at least" not in message
+    for word in ("Tuple", "String", "valid string", "not 0"):
+        assert word not in message
+    path.write_text("schema: solon.constitution/v1\nid: x\nversion: '1'\nprinciples: []\n")
+    with pytest.raises(InputError, match=r"`principles` got \[\], expected at least 1 of them"):
+        Constitution.load(path)
 
 
 def test_a_principle_without_any_question_is_refused(tmp_path: Path):
@@ -245,7 +264,7 @@ def full() -> Constitution:
         (("{1: rude, 2: cold, 3: kind}", "{1: rude, 2: ' '}"), ["mark 2 has no text"]),
         (("{1: rude, 2: cold, 3: kind}", '{1: rude, "1": cold}'), ["line 15", "stands twice"]),
         (("{1: rude, 2: cold, 3: kind}", "{1: rude, 0x1: cold}"), ["line 15", "stands twice"]),
-        (("{1: rude, 2: cold, 3: kind}", "{low: rude, high: kind}"), ["score_anchors", "'low'", "integer"]),
+        (("{1: rude, 2: cold, 3: kind}", "{low: rude, high: kind}"), ["score_anchors", "'low'", "a whole number"]),
         (("severity: hard", "severity: hrad"), ["principles.0.severity", "'hrad'", "'hard' or 'soft'"]),
         (("method: min", "method: max"), ["aggregation.method", "'max'", "'lexicographic'"]),
         (("tie_band: 0.2", "tie_band: -1"), ["aggregation.tie_band", "greater than or equal to 0"]),

@@ -102,9 +102,17 @@ def test_a_missing_required_key_is_named(tmp_path: Path, without: str):
         ("[rollout]\ngroupsize = 2", ["unknown key `rollout.groupsize`", "did you mean `group_size`"]),
         ("[learn.lora]\nrr = 2\nalpa = 3", ["`learn.lora.rr`", "did you mean `alpha`"]),
         ("[staleness]\nmax = 2", ["unknown key `staleness.max`"]),
+        ("[learn.lora]\nrank = 8", ["unknown key `learn.lora.rank` (did you mean `r`?)"]),
+        (
+            "dtype = 'bfloat16'",
+            ["unknown key `dtype` (did you mean `rollout.dtype` or `judging.dtype` or `learn.dtype`?)"],
+        ),
+        ("learning_rate = 1e-6", ["(did you mean `learn.learning_rate`?)"]),
+        ("lr = 1e-6", ["(did you mean `learn.learning_rate`?)"]),
+        ("[rollout]\ntop_k = -1", ["`rollout.top_k`: got -1, expected 0 or more; 0 turns it off"]),
         ("[feedback]\nxyz = 1", ["unknown key `feedback.xyz`"]),
         ("steps = 0", ["`steps` got 0, expected greater than or equal to 1"]),
-        ("steps = 'many'", ["`steps` got 'many', expected a valid integer"]),
+        ("steps = 'many'", ["`steps` got 'many', expected a whole number"]),
         ("steps = 1.5", ["`steps` got 1.5"]),
         ("seed = -1", ["`seed` got -1"]),
         (f"seed = {2**31}", ["`seed`"]),
@@ -240,6 +248,14 @@ def test_set_changes_one_key_and_makes_sections(tmp_path: Path):
     assert run.learn.lora is not None
     assert run.learn.lora.r == 4
     assert run.learn.learning_rate == 1e-4
+
+
+def test_a_table_may_be_set_as_toml_or_as_json_writes_it(tmp_path: Path):
+    for value in ('{"enable_thinking": false, "n": [1, null]}', "{ enable_thinking = false, n = [1] }"):
+        args = load(tmp_path, "", f"rollout.chat_template_args={value}").rollout.chat_template_args
+        assert args["enable_thinking"] is False
+    assert load(tmp_path, "", 'rollout.stop=["a", "b"]').rollout.stop == ("a", "b")
+    assert load(tmp_path, "", "rollout.stop={no json").rollout.stop == ("{no json",)
 
 
 @pytest.mark.parametrize(
