@@ -330,7 +330,7 @@ class Driver:
             attested=self._publication.attested if self._publication else 0,
             injected=self._directory.lines("chaos.jsonl"),
         )
-        summary["warnings"] = end_warnings(
+        summary["warnings"] += end_warnings(
             self._tally.movement,
             *await self._finished(),
             allowed=self._run.ledger.max_dropped_share,

@@ -27,12 +27,15 @@ from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.judging import Task
 from solon.feedback.reward import rule_of
 from solon.feedback.trials.gold import GoldPair, load_gold
+from solon.model_facts import ModelFacts
 from solon.records import Prompt
 from solon.rows import Refused
 
 __all__ = ["Inputs", "check_cluster", "check_inputs", "check_judge", "check_model"]
 
 ENCODER = "feedback.semantic.model"
+NARROW = {"BF16": "bfloat16", "F16": "float16"}
+"""Types of two bytes, as safetensors and as run files call them."""
 ROUNDING = 1e-6
 """Three times 0.1 CPU is a little more than 0.3 to a float."""
 
@@ -140,6 +143,20 @@ def check_judge(
         )
 
 
+def _widened(policy: ModelFacts, run: RunFile) -> list[str]:
+    """That the aligned model is stored in a wider type than the policy is."""
+    stored = {kind for tensor in policy.tensors.values() if (kind := NARROW.get(tensor.dtype))}
+    wanted = run.learn.serving_dtype
+    if len(stored) != 1 or not (wanted == "float32" or (wanted == "auto" and run.learn.num_gpus == 0)):
+        return []
+    (kind,) = stored
+    return [
+        f"the policy's weights are {kind}; the aligned model is written in float32, twice as large "
+        f"(learn.serving_dtype = {wanted!r})"
+        f'; learn.serving_dtype = "{kind}" keeps the type'
+    ]
+
+
 def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], list[str]]:
     """Every model that the run names: (warnings, notes). Raises InputError on the first that cannot do its work."""
     warnings, notes = [], []
@@ -155,6 +172,7 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
         check_stops(policy, run.rollout)
         if run.learn.lora is not None:
             check_lora(policy, run.learn.lora)
+        notes += _widened(policy, run)
     for role, model, task in _judges(run):
         if EndpointFile.names(model):
             read_key(EndpointFile.load(model).endpoint)

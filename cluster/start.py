@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from cluster.run_file import RunFile
 from solon.checkpoint_store import download
 from solon.checkpoints import Checkpoint, CheckpointFolder
 from solon.errors import InputError, short
+from solon.overrides import flat_items
 from solon.run_directory import RunDirectory
 
 MAY_CHANGE = (
@@ -108,7 +109,7 @@ def _refuse_another_run(run: RunFile, constitution_hash: str, directory: Path, d
             f"--resume: the constitution is not the one of {directory}, so its labels would not go together; restore "
             "it, or start a run of another --name"
         )
-    ours, theirs = dict(_flat(run.model_dump(mode="json"))), dict(_flat(_completed(old, run)))
+    ours, theirs = dict(flat_items(run.model_dump(mode="json"))), dict(flat_items(_completed(old, run)))
     absent = object()
     changed = [
         key
@@ -148,14 +149,6 @@ def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
 
 def _said(found: Mapping[str, Any], key: str) -> str:
     return short(found[key]) if key in found else "not set"
-
-
-def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(item, f"{place}.{key}" if place else str(key))
-    else:
-        yield place, value
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solon.engines.model_files import repair_generation_config, warn_of_dropped
+from solon.file_modes import widen
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,8 +53,7 @@ def write_compressed(
         dropped = repair_generation_config(model)
         model.save_pretrained(written, save_compressed=True)
     warn_of_dropped(dropped)
-    for file in written.glob("*.safetensors"):
-        file.chmod(0o644)  # written for its owner alone, but a model is read by many
+    widen(written)
     return layers
 
 

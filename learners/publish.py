@@ -22,6 +22,7 @@ from solon.attestation import canary_gap
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.engines.payload import fingerprint
 from solon.engines.tokens import load_tokenizer
+from solon.file_modes import widen
 from solon.records import Weights
 
 NUM_CANARIES = 4
@@ -91,6 +92,7 @@ class Publisher:
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in self.tensors().items()}
         with quiet():
             self._skeleton.save_pretrained(directory, state_dict=tensors)
+        widen(directory)
         # As they came: to write a tokenizer anew may change it. One from the hub lies in no directory of its own.
         if not (self._source.is_dir() and copy_companions(self._source, directory)):
             self._tokenizer.save_pretrained(directory)

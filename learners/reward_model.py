@@ -34,6 +34,7 @@ from learners.loading import choose_device, quiet
 from learners.optimizer import Optimizer
 from solon.errors import InputError
 from solon.feedback.quality.intervals import Interval, effective_pairs, wilson
+from solon.file_modes import widen
 
 Tokens = tuple[int, ...]
 
@@ -155,6 +156,7 @@ class RewardModel(nn.Module):
         """As `AutoModelForSequenceClassification` loads it; the tokenizer is the caller's to put beside it."""
         with quiet():
             self.network.save_pretrained(directory)
+        widen(directory)
 
     @property
     def device(self) -> torch.device:

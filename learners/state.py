@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from learners.optimizer import Optimizer
 from solon.errors import InputError
+from solon.file_modes import widen
 
 TENSORS = "learner.safetensors"
 COUNTERS = "learner.json"
@@ -25,6 +26,7 @@ def save_state(directory: Path, parts: Mapping[str, Optimizer], counters: Mappin
         for name, tensor in optimizer.tensors().items()
     }
     save_file(tensors, directory / TENSORS)
+    widen(directory, TENSORS)
     (directory / COUNTERS).write_text(json.dumps(dict(counters), indent=1) + "\n")
 
 

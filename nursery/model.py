@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from solon.file_modes import widen
+
 Family = Literal["llama", "qwen2", "qwen3"]
 _ARCHITECTURE = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 MAX_POSITIONS = 256
@@ -184,6 +186,7 @@ class TinyModel(nn.Module):
 
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, str(directory / "model.safetensors"), metadata={"format": "pt"})
+        widen(directory)
         ids = {"bos_token_id": None, "eos_token_id": end_id, "pad_token_id": pad_id}
         config = {**hf_config(self.shape), **ids}
         (directory / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from nursery.model import TinyModel, shape_of
+from solon.file_modes import widen
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
@@ -31,6 +32,7 @@ def to_int8(source: Path, target: Path) -> None:
     recipe = QuantizationModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"])
     oneshot(model=model, recipe=recipe)
     model.save_pretrained(target, save_compressed=True)
+    widen(target)
     for name in TOKENIZER_FILES:
         shutil.copyfile(source / name, target / name)
 

@@ -66,7 +66,7 @@ LABELS: Mapping[str, str] = {
     "quantization": "how its weights are quantised",
     "engine": "`vllm`, `transformers` or `openai`",
     "engine_version": "of that engine",
-    "dtype": "of its arithmetic",
+    "dtype": "what its engine computes in, never `auto`; `unknown` for an endpoint",
     "tokenizer_digest": "of its tokenizer",
     "template_id": "the fixed words around the question",
     "constitution_id": "`id` of the constitution",

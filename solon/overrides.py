@@ -1,9 +1,10 @@
-"""`--set section.key=value`: a value of a configuration file, changed on the command line."""
+"""`--set section.key=value`: a value of a configuration file, changed on the command line; and its dotted keys."""
 
 from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from solon.errors import InputError, short
@@ -52,3 +53,16 @@ def _json(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return text if is_deep({"value": parsed}) else parsed
+
+
+def flat_items(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested tables with its dotted key.
+
+    >>> dict(flat_items({"a": {"b": 1}, "c": 2}))
+    {'a.b': 1, 'c': 2}
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flat_items(item, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, value

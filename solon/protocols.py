@@ -56,6 +56,8 @@ class LabelReport:
     cached_tokens: int
     nbytes: int
     invalid_by_status: tuple[tuple[str, int], ...] = ()
+    pairs: tuple[tuple[float, float | None, bool | None], ...] = ()
+    """(raw margin, position offset, whether both orders agree) of each valid comparison."""
     spans: tuple[Span, ...] = ()
 
 

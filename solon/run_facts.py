@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -128,7 +130,11 @@ def look(path: Path, *, thorough: bool = False, now: float | None = None) -> Fac
 def _refuse_others(path: Path) -> None:
     if not path.is_dir():
         what = "is no directory" if path.exists() else "does not exist"
-        raise InputError(f"{path} {what}, expected a run directory or the name of one under runs/; look with `ls runs`")
+        root = os.environ.get("SOLON_RUNS", "runs")
+        raise InputError(
+            f"{path} {what}, expected a run directory or the name of one under {root}; look with "
+            f"`ls {shlex.quote(root)}`"
+        )
     if (path / "preferences.jsonl").exists():
         raise InputError(
             f"{path} is a labelled data set, expected a run directory; the same `solon label` again goes on in it"

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from solon.feedback.quality.position import PositionCount
 from solon.ledger import Lease
 from solon.movement import Movement
 from solon.overlap import Busy, Overlap
@@ -76,6 +77,7 @@ class Tally:
         self.labels = self.invalid = self.questions = self.cache_hits = 0
         self.prompt_tokens = self.cached_tokens = 0
         self.invalid_by_status: Counter[str] = Counter()
+        self.position = PositionCount()
         self.published_versions = 0
         self.max_gap = self.mean_gap = 0.0
         self.pauses_s: list[float] = []
@@ -117,6 +119,7 @@ class Tally:
             "spreads": [spread if math.isfinite(spread) else None for spread in self.spreads],
             "staleness": sorted(self.staleness.items()),
             "invalid_by_status": dict(self.invalid_by_status),
+            "position": self.position.state(),
             "faults": dict(self.faults),
             "busy": self.busy.totals(),
             "movement": self.movement.state(),
@@ -131,6 +134,7 @@ class Tally:
         self.spreads = [math.nan if spread is None else spread for spread in state.get("spreads", [])]
         self.staleness = Counter(dict(state["staleness"]))
         self.invalid_by_status = Counter(state["invalid_by_status"])
+        self.position = PositionCount(**state.get("position", {}))
         self.faults = Counter(state["faults"])
         self.busy.add_totals(state["busy"])
         # A checkpoint that knows nothing of it: no step is said to have moved nothing.
@@ -151,6 +155,7 @@ class Tally:
         self.prompt_tokens += report.prompt_tokens
         self.cached_tokens += report.cached_tokens
         self.invalid_by_status.update(dict(report.invalid_by_status))
+        self.position.add(report.pairs)
         self._add_spans(report.spans)
 
     def stepped(self, lease: Lease, report: StepReport) -> dict[str, Any]:
@@ -192,8 +197,10 @@ class Tally:
         """What summary.json holds besides the evaluation. injected: faults that somebody caused on purpose."""
         wall_s = self.wall_s
         overlap = self.overlap()
+        warning = self.position.warning()
         return {
             "status": status,
+            "warnings": [warning] if warning else [],
             "steps": self.steps,
             "steps_moved": self.movement.moved,
             "wall_s": round(wall_s, 3),

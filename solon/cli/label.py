@@ -19,7 +19,7 @@ from solon.constitution import Constitution
 from solon.data_config import ReadConfig
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.lengths import engine_config, lowered
-from solon.errors import InputError, RunFailedError
+from solon.errors import InputError, RunFailedError, short
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.judges.hosted import Source, host_judge
@@ -30,7 +30,7 @@ from solon.feedback.labelling.row_selection import RowSelection
 from solon.feedback.labelling.writing import unwritable
 from solon.feedback.panels.panel_config import CascadeSection, JurySection
 from solon.feedback.spending.spend import spent_usd
-from solon.overrides import parse_override, put
+from solon.overrides import flat_items, parse_override, put
 from solon.redaction import places_of_secrets
 from solon.run_directory import RunDirectory
 from solon.sampling import SamplingOptions
@@ -363,12 +363,22 @@ def _require_same(
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}; choose another --out") from None
-    changed = [key for key in now if before.get(key) != now[key]]
-    if changed:
+    if changed := _differences(before if isinstance(before, dict) else {}, now):
         raise InputError(
-            f"{directory.path} holds labels made with another {', '.join(changed)}; "
-            "go on with the same, or choose another --out"
+            f"{directory.path} holds labels made in another way: {'; '.join(changed[:4])}; set them back, or choose "
+            "another --out"
         )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What was otherwise, one part of a sentence each; a setting that is younger than `before` had its default."""
+    default = {"settings": LabelSettings().model_dump(mode="json")}
+    old, new, since = (dict(flat_items(one)) for one in (before, now, default))
+    return [
+        f"{key.removeprefix('settings.')} was {short(was)}, is {short(new.get(key))}"
+        for key in dict.fromkeys((*new, *old))
+        if (was := old.get(key, since.get(key))) != new.get(key)
+    ]
 
 
 def _written(

@@ -68,8 +68,15 @@ class LabelView:
         if not labels["valid"]:
             return  # what the failure says; a table of nothing would hide it
         self._console.print(_quality_table(summary))
-        if not summary["preferences"]:
+        if summary["contradicted"]:
+            self.note(
+                f"{summary['contradicted']} pairs are no preference: the judge favours one answer in one order and the "
+                "other in the other (--set feedback.swap.contradicted=keep writes them)"
+            )
+        elif not summary["preferences"]:
             self.note("no preference: every pair is a tie, has an invalid label, or its answers are the same text")
+        for warning in summary.get("warnings", ()):
+            self.note(f"warning: {warning}")
         if labels["invalid"]:
             invalid = {k: v for k, v in labels["by_status"].items() if k not in ("ok", "tie")}
             self.note(f"no verdict: {json_text(invalid)}")
@@ -105,6 +112,7 @@ def _quality_table(summary: dict[str, Any]) -> Table:
     table.add_row(
         "both orders agree", f"{share(quality['consistent_share'])} of {quality['both_orders']:,} asked twice"
     )
+    table.add_row("decided by position", share(quality["by_position_share"]))
     table.add_row("position offset, mean", f"{number(quality['position_offset_mean'])} nats")
     table.add_row("first answer chosen", share(quality["first_answer_chosen_share"]))
     table.add_row("margin, mean", f"{number(quality['margin_mean'])} nats")

@@ -111,8 +111,18 @@ def check(
 
 @app.command()
 def label(
-    source: Annotated[Path, typer.Argument(metavar="ANSWERS", help="JSONL, Parquet or saved dataset.")],
-    judge: Annotated[str, typer.Option(help="Feedback model: a directory or a hub name.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ANSWERS",
+            help="JSONL, JSON, CSV or Parquet, a folder of them, or a saved data set. A row has `prompt` (text or "
+            "messages) and `answers` (two or more; also `completions`, `responses`), or `chosen` and `rejected`.",
+        ),
+    ],
+    judge: Annotated[
+        str,
+        typer.Option(help="Feedback model: a directory, a hub name, or an endpoint's .toml (docs/feedback.md)."),
+    ],
     constitution: Annotated[str, typer.Option(help="Constitution YAML.")],
     out: Annotated[Path, typer.Option(help="Directory of labels and preferences; an earlier start goes on in it.")],
     policy: Annotated[str, typer.Option(help="Model that writes answers to prompts without any.")] = "",

@@ -153,6 +153,11 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> TokenizerLike: ...
 
+    @property
+    def dtype(self) -> str:
+        """What the model computes in, "float32" for one; never "auto"."""
+        ...
+
     def add(self, request: Request) -> None:
         """Queue a request. Raises InputError when prompt plus `max_tokens` exceed `max_model_len`."""
         ...

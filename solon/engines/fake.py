@@ -157,10 +157,13 @@ class FakeEngine:
     def checksum(self) -> str:
         return hashlib.sha256(self._logprobs_VV.tobytes()).hexdigest()
 
+    @property
+    def dtype(self) -> str:
+        return "float32"
+
     def check_weights(self, weights: Weights) -> WeightCheck:
-        return WeightCheck(
-            dtype="float32"
-        )  # a table drawn from a digest: nothing in it can be compared with the payload
+        # A table drawn from a digest: nothing in it can be compared with the payload.
+        return WeightCheck(dtype=self.dtype)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         table = self._logprobs_VV

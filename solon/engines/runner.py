@@ -159,6 +159,11 @@ class EngineRunner:
     def tokenizer(self) -> TokenizerLike:
         return self._built().tokenizer
 
+    @property
+    def dtype(self) -> str:
+        """What the engine computes in."""
+        return self._built().dtype
+
     def _built(self) -> Engine:
         if self._engine is None:
             raise RunFailedError(f"engine {self.name} is not built, expected it to be; await `ready()` first")

@@ -130,6 +130,10 @@ class TransformersEngine:
     def checksum(self) -> str:
         return digest_tensors(self._model.named_parameters())
 
+    @property
+    def dtype(self) -> str:
+        return str(self._model.dtype).removeprefix("torch.")
+
     def check_weights(self, weights: Weights) -> WeightCheck:
         self._require_usable()
         places = _places(self._model)
@@ -137,7 +141,7 @@ class TransformersEngine:
         known = [name for name in sent if name in places]
         uncompared = tuple(_without_value(sent, self._model.state_dict(), places))
         return WeightCheck(
-            dtype=str(self._model.dtype).removeprefix("torch."),
+            dtype=self.dtype,
             compared=len(known),
             stale=tuple(name for name in known if not same_values(places[name], sent[name])),
             unknown=uncompared,

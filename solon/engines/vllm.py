@@ -144,16 +144,19 @@ class VllmEngine:
 
         return live_checksum(live_model(self._core))
 
+    @property
+    def dtype(self) -> str:
+        return str(self._llm.model_config.dtype).removeprefix("torch.")
+
     def check_weights(self, weights: Weights) -> WeightCheck:
         from solon.engines.vllm_weights import live_model, live_tensors
 
         self._require_usable()
         if self._live is None:
             raise RunFailedError(f"engine {self.name} has loaded no weights, expected some to compare; load them first")
-        dtype = str(self._llm.model_config.dtype).removeprefix("torch.")
         sent = dict(named_tensors(weights))
         with TURN:
-            return self._live.check(live_tensors(live_model(self._core)), sent, salt=weights.version, dtype=dtype)
+            return self._live.check(live_tensors(live_model(self._core)), sent, salt=weights.version, dtype=self.dtype)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `Engine`. Running requests are stepped along; what finishes is returned by the next `step()`."""

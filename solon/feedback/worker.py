@@ -13,6 +13,7 @@ from solon.feedback.judges.hosted import Source, host_judge
 from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.judging import Item, Verdict
 from solon.feedback.labeler import Labeler
+from solon.feedback.quality.position import pairs_of
 from solon.feedback.spending.limiter import LimitsPort
 from solon.protocols import LabelReport
 from solon.records import Feedback, Group, Span
@@ -83,6 +84,7 @@ class JudgeWorker:
             cached_tokens=sum(label.cached_tokens for label in labels),
             nbytes=400 * len(labels),
             invalid_by_status=tuple(sorted(invalid.items())),
+            pairs=pairs_of(labels),
             spans=tuple(
                 Span(lane="label", worker=self.name, name="judge", start_s=start, end_s=end)
                 for start, end in self._judge.drain_spans()

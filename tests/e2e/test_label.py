@@ -99,6 +99,9 @@ def test_every_file_is_described_and_every_label_of_a_preference_resolves(finish
     assert undocumented(out, LABELLED) == []
     labels = [one for part in (out / "labels").glob("*.parquet") for one in pq.read_table(part)["label_id"].to_pylist()]
     assert len(labels) == len(set(labels)) == summary["labels"]["total"]
+    # What the engine computes in, not what was asked for: it was left to it.
+    dtypes = {one for part in (out / "labels").glob("*.parquet") for one in pq.read_table(part)["dtype"].to_pylist()}
+    assert dtypes == {"float32"}
     for line in (out / "preferences.jsonl").read_text().splitlines():
         row = json.loads(line)
         assert {row["label_id"], *row["label_ids"]} <= set(labels)

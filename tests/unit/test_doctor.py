@@ -166,6 +166,20 @@ def test_a_run_that_ended_says_how(tmp_path: Path, status: str, is_well: bool):
     assert any("--resume" in line for line in found.do) == (status != "completed")
 
 
+def test_what_a_run_warns_of_at_its_end_is_told(tmp_path: Path):
+    found = examine(end(make_run(tmp_path), "completed", warnings=["the judge decides by position: on 90%"]))
+    assert found.do[0] == "look at this first: the judge decides by position: on 90%"
+    assert found.is_well
+
+
+def test_runs_are_looked_for_where_solon_runs_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("SOLON_RUNS", str(tmp_path / "my runs"))
+    assert call(monkeypatch, "nosuch") == 2
+    assert f"look with `ls '{tmp_path}/my runs'`" in capsys.readouterr().err
+
+
 def test_a_run_killed_after_a_resume_is_dead_though_an_old_summary_is_there(tmp_path: Path):
     run = make_run(tmp_path)
     path = end(run, "stopped")

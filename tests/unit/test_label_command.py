@@ -131,10 +131,49 @@ def test_a_directory_keeps_to_one_judge_and_one_constitution(make: Any, tmp_path
         request = make(server.base_url)
         run_label(request, as_json=True)
         (tmp_path / "c.yaml").write_text(CONSTITUTION.replace("kinder", "nicer"))
-        with pytest.raises(InputError, match="another constitution_hash"):
+        with pytest.raises(InputError, match=r"made in another way: constitution_hash was .*, is "):
             run_label(request, as_json=True)
+        (tmp_path / "c.yaml").write_text(CONSTITUTION)
+        other = [*request.overrides, "feedback.min_mass=0.3", "seed=7"]
+        with pytest.raises(
+            InputError, match=r"feedback\.min_mass was [\d.]+, is 0\.3; seed was 0, is 7; set them back"
+        ):
+            run_label(make(server.base_url, overrides=other), as_json=True)
         with pytest.raises(InputError, match=r"did you mean `orders`"):
             run_label(make(server.base_url, overrides=["feedback.swap.order=both"]), as_json=True)
+
+
+def test_a_directory_that_knew_fewer_settings_is_gone_on_with_by_their_defaults(make: Any, tmp_path: Path):
+    with EndpointServer(answer({"A": 0.6, "B": 0.3})) as server:
+        request = make(server.base_url)
+        run_label(request, as_json=True)
+        path = request.out / "config.json"
+        config = json.loads(path.read_text())
+        del config["settings"]["feedback"]["swap"]["contradicted"]
+        path.write_text(json.dumps(config))
+        assert run_label(request, as_json=True)["status"] == "completed"
+        with pytest.raises(InputError, match=r"feedback\.swap\.contradicted was 'drop', is 'keep'"):
+            run_label(
+                make(server.base_url, overrides=[*request.overrides, "feedback.swap.contradicted=keep"]), as_json=True
+            )
+
+
+def test_the_help_names_the_formats_of_rows_and_that_an_endpoint_may_judge(monkeypatch: Any, capsys: Any):
+    monkeypatch.setattr(sys, "argv", ["solon", "label", "--help"])
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        main()
+    said = " ".join(capsys.readouterr().out.split())
+    for word in ("JSONL", "CSV", "Parquet", "`answers`", "`chosen`", ".toml"):
+        assert word in said
+
+
+def test_a_judge_that_says_the_same_place_always_is_warned_of_in_words(make: Any, capsys: Any):
+    with EndpointServer(answer({"A": 0.6, "B": 0.3})) as server:
+        summary = run_label(make(server.base_url), as_json=False)
+    assert len(summary["warnings"]) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "warning: the judge decides by position: on 100% of 10 comparisons" in told
 
 
 def test_rows_without_answers_need_a_policy(make: Any, tmp_path: Path):

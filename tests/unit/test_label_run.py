@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +20,14 @@ from hypothesis import strategies as st
 
 from solon.constitution import Constitution
 from solon.errors import RunFailedError
+from solon.feedback.asking.swap import SwapConfig
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judging import Item, Verdict
 from solon.feedback.labelling.budget import Budget
 from solon.feedback.labelling.dataset import AnswerRow, SkippedRow, parse_row
 from solon.feedback.labelling.finished import finished_rows, read_labels
 from solon.feedback.labelling.label_run import LabelRun, Progress
-from solon.feedback.labelling.remedies import REMEDIES
+from solon.feedback.labelling.remedies import REMEDIES, why_nothing
 from solon.records import Status
 from solon.run_directory import RunDirectory
 
@@ -358,3 +361,48 @@ def test_progress_tells_what_is_left():
     assert progress.left_s is None
     progress.rows = 4
     assert progress.left_s == pytest.approx(1000, rel=0.1)
+
+
+@dataclass
+class PlaceJudge(LengthJudge):
+    """Asked in both orders; favours whatever stands first under the principles of `by_place`."""
+
+    by_place: tuple[str, ...] = ("long", "early")
+
+    def _verdict(self, item: Item) -> Verdict:
+        verdict = super()._verdict(item)
+        agree = item.principle_id not in self.by_place
+        return dataclasses.replace(verdict, raw_margin=verdict.margin, position_offset=9.0, consistent=agree)
+
+
+async def test_pairs_whose_two_orders_disagree_under_every_principle_are_left_out_and_counted(tmp_path: Path):
+    summary = await make_run(tmp_path / "a", PlaceJudge()).run(make_rows(10))
+    assert (summary["preferences"], summary["contradicted"]) == (0, 8)
+    assert written(tmp_path / "a") == []
+    half = await make_run(tmp_path / "b", PlaceJudge(by_place=("early",))).run(make_rows(10))
+    assert (half["preferences"], half["contradicted"]) == (8, 0)
+
+
+async def test_contradicted_pairs_are_preferences_where_that_is_set(tmp_path: Path):
+    run = make_run(tmp_path, PlaceJudge())
+    run._config = FeedbackConfig(task="pairwise", swap=SwapConfig(contradicted="keep"))
+    summary = await run.run(make_rows(10))
+    assert (summary["preferences"], summary["contradicted"]) == (8, 0)
+
+
+async def test_a_judge_that_decides_by_position_is_warned_of_in_the_summary(tmp_path: Path):
+    summary = await make_run(tmp_path / "a", PlaceJudge()).run(make_rows(10))
+    (warning,) = summary["warnings"]
+    assert "decides by position" in warning
+    assert summary["quality"]["by_position_share"] == 1
+    assert "warnings" not in await make_run(tmp_path / "b", LengthJudge()).run(make_rows(10))
+
+
+def test_a_template_that_is_set_already_is_not_advised():
+    def advice(template: str) -> str:
+        return why_nothing(Counter(low_mass=9), refusal="", detail="", template=template)
+
+    assert "template=assistant" not in advice("assistant")
+    assert "template=compact" in advice("assistant")
+    assert "template=assistant" in advice("compact")
+    assert "template=compact" not in advice("compact")

@@ -490,6 +490,15 @@ def test_adapters_that_match_no_layer_are_refused(run: Path, targets: str, words
         assert checked(run, setting)
 
 
+def test_a_policy_of_two_bytes_is_said_to_come_back_in_four(run: Path, tmp_path: Path):
+    narrow = {name: ("BF16", shape) for name, (_, shape) in tensors_of(CONFIG).items()}
+    assert not any("twice as large" in note for note in checked(run).notes)
+    write_weights(tmp_path / "policy" / "model.safetensors", narrow)
+    (note,) = checked(run).notes
+    assert "weights are bfloat16; the aligned model is written in float32, twice as large" in note
+    assert checked(run, "learn.serving_dtype=bfloat16").notes == ()
+
+
 def test_what_is_not_on_this_machine_is_said_not_to_be_looked_at(run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert checked(run, "policy=org/model").notes == (

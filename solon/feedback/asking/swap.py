@@ -37,6 +37,9 @@ class SwapConfig(BaseModel):
     """Share of all pairs that is asked in both orders whatever the first one says."""
     warmup: int = Field(16, ge=2)
     """Pairs of a kind that are asked in both orders before their offset is trusted."""
+    contradicted: Literal["drop", "keep"] = "drop"
+    """Of `solon label`: a pair on which the two orders favour different answers, under every principle, is no
+    preference. `keep`: it is one, with the margin that is left when the offset is taken off."""
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ class JudgeIdentity:
     engine: str
     engine_version: str
     dtype: str
+    """What the engine computes in, never "auto": verdicts of two arithmetics must not share a cache entry."""
     tokenizer_digest: str
     template_id: str
     constitution_id: str
@@ -53,13 +54,14 @@ def identify(
     config: EngineConfig,
     *,
     name: str,
+    dtype: str,
     tokenizer_digest: str,
     template: JudgeTemplate,
     constitution_id: str,
     constitution_hash: str,
     critique_tokens: int,
 ) -> JudgeIdentity:
-    """The identity of a judge whose engine runs here. Reads the weights once."""
+    """The identity of a judge whose engine runs here. Reads the weights once. dtype: the engine's own."""
     model = Path(config.model)
     return JudgeIdentity(
         judge_id=name,
@@ -68,7 +70,7 @@ def identify(
         quantization=quantization(config),
         engine=config.backend,
         engine_version=_version(config.backend),
-        dtype=config.dtype,
+        dtype=dtype,
         tokenizer_digest=tokenizer_digest,
         template_id=template.template_id,
         constitution_id=constitution_id,

@@ -66,6 +66,7 @@ class LocalJudge:
         self.identity = identify(
             self._engine_config,
             name=self.name,
+            dtype=self.runner.dtype,
             tokenizer_digest=self.runner.tokenizer.digest,
             template=template,
             constitution_id=self._constitution.id,

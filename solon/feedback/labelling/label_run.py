@@ -177,6 +177,7 @@ class LabelRun:
         by_id = {row.row_id: row for row in rows}
         summary = Summary()
         found: list[tuple[AnswerRow, Preference]] = []
+        contradicted = 0
         for done in read_labels(self._directory.path):
             if (row := by_id.get(done.row_id)) is None:
                 continue  # the file was changed since
@@ -189,8 +190,10 @@ class LabelRun:
                 label_ids=done.label_ids,
                 weight=done.weight,
             )
-            summary.add(done.labels, preferred)
-            found += [(row, preference) for preference in preferred]
+            kept = [one for one in preferred if not one.contradicted or self._config.swap.contradicted == "keep"]
+            contradicted += len(preferred) - len(kept)
+            summary.add(done.labels, kept)
+            found += [(row, preference) for preference in kept]
         self._write_preferences(found)
         for one in skipped:
             self._quarantine.add(stage="rows", reason=one.reason, line=one.number, excerpt=one.excerpt)
@@ -199,16 +202,21 @@ class LabelRun:
         refusal = self._refusal or self._purse.refusal
         failure = ""
         if not self._stopping and len(rows) > 0 and not summary.valid:
-            failure = why_nothing(summary.statuses, refusal=refusal, detail=summary.detail)
+            failure = why_nothing(
+                summary.statuses, refusal=refusal, detail=summary.detail, template=self._config.template
+            )
         status = "completed"
         if left or failure:
             status = "stopped" if self._stopping else "budget" if refusal else "failed"
+        warning = summary.position.warning()
         result = {
             "status": status,
+            **({"warnings": [warning]} if warning else {}),
             **({"failure": failure} if failure else {}),
             **({"budget": refusal} if refusal and left else {}),
             "rows": {"total": len(rows), "done": len(rows) - left, "left": left, "skipped": len(skipped)},
             "preferences": len(found),
+            "contradicted": contradicted,
             **summary.to_dict(),
             "quarantine": self._quarantine.summary(),
             "this_start": {

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from solon.feedback.labelling.preferences import Preference
+from solon.feedback.quality.position import PositionCount, pairs_of
 from solon.records import Label
 
 
@@ -29,6 +30,7 @@ class Summary:
     escalated: int = 0
     preferences: int = 0
     first_chosen: int = 0
+    position: PositionCount = field(default_factory=PositionCount)
     detail: str = ""
     """What the first invalid label said of itself."""
     _margin: float = 0.0
@@ -38,6 +40,7 @@ class Summary:
 
     def add(self, labels: Sequence[Label], preferred: Sequence[Preference]) -> None:
         """The labels of one row."""
+        self.position.add(pairs_of(labels))
         for label in labels:
             self.labels += 1
             self.statuses[str(label.status)] += 1
@@ -82,6 +85,7 @@ class Summary:
                 "tie_share": _share(self.statuses["tie"], valid),
                 "consistent_share": _share(self.consistent, self.both_orders),
                 "both_orders": self.both_orders,
+                "by_position_share": _share(self.position.by_position, self.position.pairs),
                 "position_offset_mean": _share(self._offset, self._offsets),
                 "first_answer_chosen_share": _share(self.first_chosen, self.preferences),
                 "margin_mean": _share(self._margin, valid),

@@ -2,7 +2,9 @@
 
 A pair's margin is what the constitution's aggregation makes of the principles' calibrated margins; `soft_label` is
 the probability that the chosen answer is the better one, `sigmoid(margin)`. A pair with an invalid label has no margin
-and is no preference; a tie is none either, but stays in the labels, where losses that take soft labels find it.
+and is no preference; a tie is none either, but stays in the labels, where losses that take soft labels find it. A pair
+on which the judge contradicts itself under every principle, one answer in one order and the other in the other, is
+marked.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ class Preference:
     label_ids: tuple[str, ...]
     """The labels that it follows from, at least one."""
     weight: float = 1.0
+    contradicted: bool = False
+    """Under every principle the judge was asked in both orders, and favoured one answer in one and the other in the
+    other: what is left of its margin is less than what the places of the answers did to it."""
 
     @property
     def soft_label(self) -> float:
@@ -66,17 +71,20 @@ def preferences(
         if abs(margin) < config.tie_band or row.answers[first] == row.answers[second]:
             continue
         chosen, rejected = (first, second) if margin > 0 else (second, first)
-        about = tuple(
-            one for one, label in zip(label_ids, feedback.labels, strict=True) if {*label.rollouts} <= {first, second}
-        )
+        about = [
+            (one, label)
+            for one, label in zip(label_ids, feedback.labels, strict=True)
+            if {*label.rollouts} <= {first, second}
+        ]
         found.append(
             Preference(
                 row_id=row.row_id,
                 chosen=chosen,
                 rejected=rejected,
                 margin=abs(margin),
-                label_ids=about,
+                label_ids=tuple(one for one, _ in about),
                 weight=weight,
+                contradicted=all(label.consistent is False for _, label in about),
             )
         )
     return found

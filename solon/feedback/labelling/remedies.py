@@ -7,9 +7,8 @@ from collections.abc import Mapping
 
 REMEDIES: Mapping[str, str] = {
     "low_mass": (
-        "the judge puts little probability on the answers that it is asked for: its words are probably not those of "
-        "feedback.template; try --set feedback.template=assistant for a real model, compact for a nursery model, or "
-        "another judge (`solon check CONSTITUTION --judge MODEL` asks it the constitution's own tests)"
+        "the judge puts little probability on the answers that it is asked for; {template} another judge (`solon check "
+        "CONSTITUTION --judge MODEL` asks it the constitution's own tests)"
     ),
     "truncated": (
         "a question does not fit the judge's context: raise --set judging.max_model_len=N, or shorten the texts"
@@ -28,9 +27,16 @@ REMEDIES: Mapping[str, str] = {
 """By the status of a label, for people."""
 
 
-def why_nothing(statuses: Counter[str], *, refusal: str, detail: str) -> str:
+def _other_template(template: str) -> str:
+    """What to try of the templates that is not set already."""
+    if template == "assistant":
+        return "if it is a nursery model, try --set feedback.template=compact, else"
+    return "its words are probably not those of feedback.template: try --set feedback.template=assistant, or"
+
+
+def why_nothing(statuses: Counter[str], *, refusal: str, detail: str, template: str) -> str:
     """One sentence with cause and remedy for a run without a valid label. refusal: what the budget said; detail: what
-    an invalid label said of itself."""
+    an invalid label said of itself; template: the one that is set."""
     if refusal and not statuses.total():
         return f"nothing was labelled: {refusal}"
     if not statuses.total():
@@ -39,8 +45,9 @@ def why_nothing(statuses: Counter[str], *, refusal: str, detail: str) -> str:
             "principles and at the column `tags`"
         )
     status, count = statuses.most_common(1)[0]
+    remedy = REMEDIES[status].format(template=_other_template(template))
     said = f" (`{' '.join(detail.split())[:120]}`)" if detail else ""
     return (
-        f"nothing was labelled: {count} of {statuses.total()} labels are {status}{said}; {REMEDIES[status]}; then "
+        f"nothing was labelled: {count} of {statuses.total()} labels are {status}{said}; {remedy}; then "
         "start again with another --out, as this one keeps what its judge said"
     )
