@@ -70,7 +70,10 @@ class ChatTokenizer:
         self._unknown = str(tokenizer.unk_token or "\0")
         normalizer = tokenizer.backend_tokenizer.normalizer
         self._normalise = normalizer.normalize_str if normalizer is not None else str
-        self._words = ControlWords((*self._control.values(), self._unknown), normalizer and normalizer.normalize_str)
+        self._words = ControlWords(
+            (*self._control.values(), self._unknown),
+            normalizer.normalize_str if normalizer is not None else None,  # one of no steps is false
+        )
 
     @classmethod
     def load(
