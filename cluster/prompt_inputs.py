@@ -72,7 +72,7 @@ def _screen(piles: Iterable[_Pile], how: Screening, data: DataConfig, say: Calla
     """Renders what all piles hold, each conversation once; a warning where that is not possible."""
     piles = list(piles)
     wanted = {prompt.prompt_id: prompt.messages for pile in piles for prompt in pile.prompts}
-    found = screen(list(wanted.values()), how, say=say)
+    found = screen(list(wanted.values()), how, say=say, name=_namer(piles, list(wanted)))
     if found is None:
         return [
             f"policy model {how.model}: its tokenizer is not on this machine, so the prompts were not rendered; one "
@@ -82,6 +82,15 @@ def _screen(piles: Iterable[_Pile], how: Screening, data: DataConfig, say: Calla
     for pile in piles:
         pile.apply(outcomes, how.room, data)
     return []
+
+
+def _namer(piles: Sequence[_Pile], identities: Sequence[str]) -> Callable[[int], str]:
+    """Names a prompt by its file and row."""
+
+    def name(number: int) -> str:
+        return next(found for pile in piles if (found := pile.name(identities[number])))
+
+    return name
 
 
 class _Pile:
@@ -100,6 +109,10 @@ class _Pile:
     @property
     def prompts(self) -> tuple[Prompt, ...]:
         return tuple(prompt for _, prompt in self._rows)
+
+    def name(self, identity: str) -> str:
+        """File and row of a prompt; empty: it is not here."""
+        return next((f"{place} of {self._path}" for place, prompt in self._rows if prompt.prompt_id == identity), "")
 
     def counts(self) -> dict[str, int]:
         return {**{name: self._counts[name] for name in COUNTS}, "read": self._read, "used": len(self._rows)}
@@ -140,7 +153,7 @@ class _Pile:
             elif outcome.cut is not None:
                 cut[place] = Prompt(prompt_id=prompt_id(outcome.cut), messages=outcome.cut, tags=prompt.tags)
             elif outcome.is_overlong:
-                overlong.append(Refused(place=place, reason=f"has {outcome.tokens} tokens, {room} fit"))
+                overlong.append(Refused(place=place, reason=outcome.excess(room)))
         self._settle(
             "refused", refused, "are refused by the policy's chat template; {}; change them, or set data.refused",
             drops=True, is_error=data.refused == "error",

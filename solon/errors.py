@@ -34,8 +34,12 @@ class PromptRefusedError(ValueError):
     The message is one line of bounded length without secrets.
     """
 
-    def __init__(self, message: str) -> None:
+    cause: str = ""
+    """What the template said, without the prompt it said it of."""
+
+    def __init__(self, message: str, *, cause: str = "") -> None:
         super().__init__(one_line(message))
+        self.cause = one_line(cause, longest=300)
 
 
 def one_line(text: str, *, longest: int = LONGEST) -> str:

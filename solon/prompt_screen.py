@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,21 +22,23 @@ from typing import Any
 
 import solon
 from solon.engines.chat_settings import ChatSettings
-from solon.errors import InputError, one_line
+from solon.errors import InputError
 from solon.model_digest import local_directory, tokenizer_digest
 from solon.model_facts import read_facts
 from solon.records import Message
+from solon.screen_process import memory_for, wait
 
+Name = Callable[[int], str]
 PROMPTS_PER_PROCESS = 5_000
 MOST_PROCESSES = 16
 DEADLINE_S = 20.0
 """For one prompt: real templates take a millisecond."""
-SILENCE_S = 120.0
-"""A process that has written nothing for so long is ended."""
+CHARACTERS_PER_S = 50_000
+"""A prompt has one second more for so many."""
 MANY = 50_000
 """So many take long enough to say that they are rendered."""
-MEMORY_BYTES = 16 << 30
-"""Of one process."""
+MEMORY_BYTES = 2 << 30
+"""That one process may fill after it has loaded the tokenizer, at most."""
 MOST_KEPT = 100
 """Answers of so many files and models are kept in the cache."""
 
@@ -70,8 +71,16 @@ class Outcome:
     is_beyond: bool = False
     """It holds tokens that the model's embedding lacks."""
     is_overlong: bool = False
+    characters: int = 0
+    """Of a prompt with more characters than any tokens in the room have: it was not rendered, `tokens` is 0."""
     cut: tuple[Message, ...] | None = None
     """What fits of it."""
+
+    def excess(self, room: int) -> str:
+        """Why an overlong one is."""
+        if self.characters:
+            return f"has {self.characters:,} characters, more than {room} tokens can hold"
+        return f"has {self.tokens} tokens, {room} fit"
 
 
 class NotLoadedError(InputError):
@@ -79,12 +88,17 @@ class NotLoadedError(InputError):
 
 
 def screen(
-    conversations: Sequence[tuple[Message, ...]], how: Screening, *, say: Callable[[str], None] | None = None
+    conversations: Sequence[tuple[Message, ...]],
+    how: Screening,
+    *,
+    say: Callable[[str], None] | None = None,
+    name: Name = "prompt number {}".format,
 ) -> list[Outcome] | None:
     """An outcome for each; None when the tokenizer is that of a hub name and cannot be had here. say: is told when it
-    takes long.
+    takes long. name: of a conversation by its index, for messages.
 
-    Raises InputError when the tokenizer cannot be loaded or its template does not come to an end.
+    Raises InputError when the tokenizer cannot be loaded, or its template takes no prompt, shows none, or does not come
+    to an end.
     """
     directory = local_directory(how.model)
     if directory is None and not how.fetch:
@@ -97,7 +111,7 @@ def screen(
             say(f"rendering {len(conversations):,} prompts with the policy's chat template; the result is kept")
         try:
             model = how.model if directory is None or how.fetch else str(directory)
-            answers = _run_all(conversations, how, model, rows)
+            answers = _run_all(conversations, how, model, rows, name)
         except NotLoadedError:
             if Path(how.model).is_dir():
                 raise
@@ -108,50 +122,81 @@ def screen(
             ) from None
         if kept is not None:
             kept.write(answers)
+    _refuse_useless_template(answers, how)
     return [_outcome(answer) for answer in answers]
 
 
-def _run_all(conversations: Sequence[tuple[Message, ...]], how: Screening, model: str, rows: int | None) -> list[Any]:
+def _run_all(
+    conversations: Sequence[tuple[Message, ...]], how: Screening, model: str, rows: int | None, name: Name
+) -> list[Any]:
     processes = min(MOST_PROCESSES, os.cpu_count() or 1, -(-len(conversations) // PROMPTS_PER_PROCESS))
     size = -(-len(conversations) // max(1, processes))
-    parts = [conversations[start : start + size] for start in range(0, len(conversations), size)]
-    with tempfile.TemporaryDirectory(prefix="solon-screen-") as folder, ThreadPoolExecutor(len(parts) or 1) as pool:
-        places = [Path(folder) / f"{number}" for number in range(len(parts))]
-        jobs = [pool.submit(_run, part, how, model, rows, place) for part, place in zip(parts, places, strict=True)]
-        return [answer for job in jobs for answer in job.result()]
-
-
-def _run(part: Sequence[tuple[Message, ...]], how: Screening, model: str, rows: int | None, place: Path) -> list[Any]:
-    """The answers of one process. Raises InputError."""
-    given, answers = place.with_suffix(".in"), place.with_suffix(".out")
-    given.write_text("".join(_line(messages) for messages in part), encoding="utf-8")
+    starts = range(0, len(conversations), size or 1)
     job = {
         "model": model,
-        "conversations": str(given),
-        "answers": str(answers),
         "room": how.room,
         "rows": rows,
         "cuts": how.cuts,
-        "deadline_s": DEADLINE_S,
-        "memory_bytes": MEMORY_BYTES,
+        "memory_bytes": memory_for(processes, MEMORY_BYTES),
         "trust_remote_code": how.trust_remote_code,
         "chat": _chat(how),
     }
-    given.with_suffix(".job").write_text(json.dumps(job), encoding="utf-8")
-    said = _wait(_start(given.with_suffix(".job")), answers)
-    found = [json.loads(line) for line in answers.read_text().splitlines()] if answers.exists() else []
-    is_slow = bool(found) and isinstance(found[-1], dict) and "slow" in found[-1]
-    if len(found) == len(part) and not is_slow:
-        return found
-    if said.startswith("{"):
-        raise NotLoadedError(f"policy model {how.model}: its tokenizer cannot be loaded: {json.loads(said)['error']}")
-    shown = part[min(len(found) - is_slow, len(part) - 1)][-1].content
-    which = "the one" if is_slow else "near the one"
+    with tempfile.TemporaryDirectory(prefix="solon-screen-") as folder, ThreadPoolExecutor(len(starts) or 1) as pool:
+
+        def run(start: int) -> list[Any]:
+            files = Path(folder) / f"{start}"
+            return _run(conversations[start : start + size], job, files, lambda number: name(start + number))
+
+        return [answer for answers in pool.map(run, starts) for answer in answers]
+
+
+def _run(part: Sequence[tuple[Message, ...]], job: dict[str, Any], files: Path, name: Name) -> list[Any]:
+    """The answers of one process. Raises InputError."""
+    names = {kind: files.with_suffix(f".{kind}") for kind in ("conversations", "answers", "place")}
+    names["conversations"].write_text("".join(_line(messages) for messages in part), encoding="utf-8")
+    description = files.with_suffix(".job")
+    description.write_text(json.dumps(job | {kind: str(path) for kind, path in names.items()}), encoding="utf-8")
+    ending = wait(_start(description), names["place"], lambda number: _allowed_s(part[number]))
+    # Whoever was ended may have left half a line.
+    lines = names["answers"].read_text().split("\n")[:-1] if names["answers"].exists() else []
+    if len(lines) == len(part) and not ending.late_s and not lines[-1].startswith('{"full"'):
+        return [json.loads(line) for line in lines]
+    if ending.said.startswith("{"):
+        reason = json.loads(ending.said)["error"]
+        raise NotLoadedError(f"policy model {job['model']}: its tokenizer cannot be loaded: {reason}")
+    if ending.number is None:
+        reason = ending.said or (f"nothing after {ending.late_s:g} s" if ending.late_s else "its process died")
+        raise InputError(f"policy model {job['model']}: its tokenizer cannot be loaded: {reason}")
+    if ending.late_s:
+        what = f"did not come to an end within {ending.late_s:g} s"
+    elif lines and lines[-1].startswith('{"full"'):
+        what = f"takes more memory than {job['memory_bytes'] / (1 << 30):.2g} GiB"
+    else:
+        what = f"ended the process that rendered it ({ending.said or 'no message'})"
     raise InputError(
-        f"policy model {how.model}: its chat template did not come to an end within {DEADLINE_S:g} s and "
-        f"{MEMORY_BYTES >> 30} GiB for a prompt, {which} that ends in {shown[-60:]!r}"
-        f"{f' ({said})' if said else ''}; mend or replace the template"
+        f"policy model {job['model']}: its chat template {what} for {name(ending.number)}, a prompt of "
+        f"{_characters(part[ending.number]):,} characters; mend or replace the template, or shorten that prompt"
     )
+
+
+def _allowed_s(messages: tuple[Message, ...]) -> float:
+    return DEADLINE_S + _characters(messages) // CHARACTERS_PER_S
+
+
+def _characters(messages: tuple[Message, ...]) -> int:
+    return sum(len(message.content) for message in messages)
+
+
+def _refuse_useless_template(answers: Sequence[Any], how: Screening) -> None:
+    """Raises InputError when no prompt can be what is wrong."""
+    remedy = "mend it, or name a file with another one in the setting chat_template"
+    policy = f"policy model {how.model}: its chat template"
+    if not answers or not all(isinstance(answer, dict) for answer in answers):
+        return
+    if all("broken" in answer for answer in answers):
+        raise InputError(f"{policy} {answers[0]['broken']}; {remedy}")
+    if all("unshown" in answer for answer in answers):
+        raise InputError(f"{policy} writes the same whatever the user's last turn says; {remedy}")
 
 
 def _start(job: Path) -> subprocess.Popen[str]:
@@ -167,32 +212,11 @@ def _start(job: Path) -> subprocess.Popen[str]:
     )
 
 
-def _wait(process: subprocess.Popen[str], answers: Path) -> str:
-    """What it said: JSON on stdout, or the last line of its complaint. A process that stands still is ended."""
-    size, since = 0, time.monotonic()
-    while True:
-        try:
-            said, complaint = process.communicate(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            now = answers.stat().st_size if answers.exists() else 0
-            if now != size:
-                size, since = now, time.monotonic()
-            if time.monotonic() - since > SILENCE_S:
-                process.kill()
-                process.communicate()
-                return ""
-            continue
-        except BaseException:
-            process.kill()
-            process.communicate()
-            raise
-        lines = [line for line in complaint.splitlines() if line.strip()]
-        return said.strip() or (one_line(lines[-1], longest=200) if process.returncode and lines else "")
-
-
 def _outcome(answer: Any) -> Outcome:
     if isinstance(answer, int):
         return Outcome(tokens=answer)
+    if "unshown" in answer and "overlong" not in answer:
+        return Outcome(tokens=answer["unshown"])
     if "refused" in answer:
         return Outcome(refused=answer["refused"])
     if "beyond" in answer:
@@ -201,6 +225,7 @@ def _outcome(answer: Any) -> Outcome:
     return Outcome(
         tokens=answer["overlong"],
         is_overlong=True,
+        characters=answer.get("characters", 0),
         cut=None if cut is None else tuple(Message(role=role, content=content) for role, content in cut),
     )
 
@@ -237,7 +262,7 @@ class _Kept:
         for package in ("transformers", "tokenizers"):
             digest.update(version(package).encode())
         here = Path(__file__).parent
-        for source in (*sorted((here / "engines").glob("*.py")), here / "cutting.py"):
+        for source in (*sorted((here / "engines").glob("*.py")), here / "cutting.py", Path(__file__)):
             digest.update(source.read_bytes())
         for messages in conversations:
             digest.update(_line(messages).encode())

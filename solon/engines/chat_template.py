@@ -62,7 +62,8 @@ class ChatTemplate:
         except Exception as error:  # a template is a program: it raises whatever it likes
             roles = ", ".join(turn["role"] for turn in turns[:8])
             said = short(str(error)) if str(error) else type(error).__name__
-            raise PromptRefusedError(f"the chat template refuses the conversation (turns: {roles}): {said}") from None
+            refusal = f"the chat template refuses the conversation (turns: {roles}): {said}"
+            raise PromptRefusedError(refusal, cause=said) from error
         return str(text)
 
     def masked(self, messages: Sequence[Message], text: str, control: ControlWords, marks: ThinkingMarks | None) -> str:

@@ -1,32 +1,48 @@
 """Renders prompts with a model's chat template, in a process of its own: `python -m solon.engines.screening JOB.json`.
 
-A template is a program that came with a model. It may loop without end or fill the memory, so whoever asks can end
-this process (`solon.prompt_screen`). Torch is not imported: a tokenizer needs none.
+A template is a program that came with a model. It may loop without end or fill the memory, so whoever asks ends this
+process when a prompt takes too long (`solon.screen_process`), and its memory is limited. Torch is not imported: a
+tokenizer needs none.
 
-The job names a file of conversations, one JSON list of [role, content] a line, and the file for the answers, one a
-line: a number of tokens, or {"refused": reason}, {"beyond": reason}, {"overlong": tokens}, {"overlong": tokens, "cut":
-conversation}, and {"slow": seconds} as the last line.
+The job names a file of conversations, one JSON list of [role, content] a line; the file for the answers, one a line:
+
+    17                                                  tokens
+    {"refused": reason}                                 with "broken": cause where a plain user turn is refused as well
+    {"beyond": reason}                                  tokens that the embedding lacks
+    {"overlong": tokens}                                or {"overlong": 0, "characters": count}: not rendered
+    {"overlong": tokens, "cut": conversation}
+    {"unshown": tokens}                                 the template writes the same whatever the last
+                                                        user turn says; also beside "overlong"
+    {"full": bytes}                                     memory that did not suffice, as the last line
+
+and the file that holds the number of the prompt that is being rendered, from 0.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
-import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from solon.cutting import fitted
 from solon.engines.admission import named_tokens
 from solon.engines.chat_settings import ChatSettings
+from solon.engines.thinking import KNOWN
 from solon.errors import InputError, PromptRefusedError, one_line
 from solon.records import Message
 
-FLUSH_S = 0.2
+LEAST_CHARACTERS = 65_536
+CHARACTERS_PER_TOKEN = 64
+"""So many characters a token are always rendered, whatever the longest token is: unknown words are one token each."""
+LOADING_BYTES = 16 << 30
+"""Address space while libraries are loaded; what remote code imports maps much more than it uses."""
+PLAIN = (Message(role="user", content="hello"),)
 
 Encode = Callable[[Sequence[Message]], list[int]]
 
@@ -44,16 +60,10 @@ class Vocabulary:
         return f"holds {named_tokens(beyond, self.name)} beyond the {self.rows} rows of the embedding" if beyond else ""
 
 
-class SlowTemplateError(BaseException):
-    """One prompt took longer than all of them may."""
-
-
 def main() -> None:
     """Does the job of a file; what cannot be loaded goes to stdout as JSON."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = job["memory_bytes"] if hard == resource.RLIM_INFINITY else min(job["memory_bytes"], hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    _limit(LOADING_BYTES)
     try:
         tokenizer = load_tokenizer(job)
     except InputError as error:
@@ -62,11 +72,32 @@ def main() -> None:
     except Exception as error:  # whatever a library says of files that are not as it expects them
         print(json.dumps({"error": one_line(f"{type(error).__name__}: {error}", longest=400)}))
         return
+    _limit(job["memory_bytes"] + _mapped())
+    screener = Screener(tokenizer, room=job["room"], cuts=job["cuts"], rows=job["rows"])
+    place = os.open(job["place"], os.O_WRONLY | os.O_CREAT)
     with Path(job["conversations"]).open(encoding="utf-8") as given, Path(job["answers"]).open("w") as out:
-        screen_lines(
-            given, out, tokenizer.encode_chat, room=job["room"], cuts=job["cuts"], deadline_s=job["deadline_s"],
-            vocabulary=Vocabulary(rows=job["rows"], name=tokenizer.name_of),
-        )  # fmt: skip
+        for number, line in enumerate(given):
+            os.pwrite(place, number.to_bytes(8, "little"), 0)
+            try:
+                answer = screener.screen([Message(role=role, content=content) for role, content in json.loads(line)])
+            except MemoryError:
+                answer = {"full": job["memory_bytes"]}
+            out.write(json.dumps(answer) + "\n")
+            if isinstance(answer, dict) and "full" in answer:
+                return
+
+
+def _limit(size: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+
+
+def _mapped() -> int:
+    """Bytes of address space in use; where the system does not say, what loading may use."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return LOADING_BYTES
 
 
 def load_tokenizer(job: dict[str, Any]) -> Any:
@@ -79,33 +110,89 @@ def load_tokenizer(job: dict[str, Any]) -> Any:
     return ChatTokenizer.load(job["model"], trust_remote_code=job["trust_remote_code"], settings=chat)
 
 
-def screen_lines(
-    given: Any, out: Any, encode: Encode, *, room: int, cuts: bool, deadline_s: float, vocabulary: Vocabulary
-) -> None:
-    """One answer to each line; ends after the first that took too long."""
-    signal.signal(signal.SIGALRM, _too_slow)
-    flushed = time.monotonic()
-    for line in given:
-        messages = [Message(role=role, content=content) for role, content in json.loads(line)]
-        signal.setitimer(signal.ITIMER_REAL, deadline_s)
+class Screener:
+    """`Screener(tokenizer, room=512, cuts=False).screen(messages)`: what is to be done with one conversation after
+    another. tokenizer: a `ChatTokenizer`."""
+
+    def __init__(self, tokenizer: Any, *, room: int, cuts: bool, rows: int | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._room = room
+        self._cuts = cuts
+        self._ends = {marks.end for marks in (*KNOWN, *filter(None, (tokenizer.marks,)))}
+        self._vocabulary = Vocabulary(rows=rows, name=tokenizer.name_of)
+        self._is_suspect = True
+
+    def screen(self, messages: Sequence[Message]) -> int | dict[str, Any]:
+        """The answer to one conversation. Raises MemoryError."""
+        characters = self.characters(messages)
+        if characters > self._most_characters(characters):
+            return self._far_too_long(messages, characters)
+        answer = self._measure(messages)
+        if isinstance(answer, dict) and "refused" in answer and (cause := self._plain_refusal):
+            return answer | {"broken": cause}
+        if self._is_suspect and (isinstance(answer, int) or "overlong" in answer):
+            self._is_suspect = self._hides_last_turn(messages)
+            if self._is_suspect:
+                return {"unshown": answer} if isinstance(answer, int) else answer | {"unshown": answer["overlong"]}
+        return answer
+
+    def characters(self, messages: Sequence[Message]) -> int:
+        """Characters that a template shows, at least: many trim texts and leave out the thoughts of old answers."""
+        count = 0
+        for message in messages:
+            text = message.content
+            for end in self._ends if message.role == "assistant" else ():
+                text = text.rpartition(end)[2]
+            count += len(text.strip())
+        return count
+
+    def _most_characters(self, characters: int) -> int:
+        """More do not fit into the room."""
+        most = max(LEAST_CHARACTERS, CHARACTERS_PER_TOKEN * self._room)
+        return most if characters <= most else max(most, self._tokenizer.longest_token * self._room)
+
+    def _far_too_long(self, messages: Sequence[Message], characters: int) -> int | dict[str, Any]:
+        answer: dict[str, Any] = {"overlong": 0, "characters": characters}
+        if not self._cuts:
+            return answer
+        shorter = fitted(messages, room=self._most_characters(characters), length=self.characters)
+        if shorter is None:
+            return answer
+        short = self._measure(shorter)
+        if isinstance(short, int):  # unknown words, or what the tokenizer leaves out: all of it that was kept fits
+            return answer | {"cut": [[message.role, message.content] for message in shorter]}
+        return short | answer if "overlong" in short else short
+
+    def _measure(self, messages: Sequence[Message]) -> int | dict[str, Any]:
+        encode, vocabulary = self._tokenizer.encode_chat, self._vocabulary
+        return screen_one(messages, encode, room=self._room, cuts=self._cuts, vocabulary=vocabulary)
+
+    def _hides_last_turn(self, messages: Sequence[Message]) -> bool:
+        *before, last = messages
+        other = Message(role=last.role, content=f"not {last.content[:20]}")
         try:
-            answer: Any = screen_one(messages, encode, room=room, cuts=cuts, vocabulary=vocabulary)
-        except SlowTemplateError:
-            answer = {"slow": deadline_s}
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        out.write(json.dumps(answer) + "\n")
-        if time.monotonic() - flushed > FLUSH_S:
-            out.flush()
-            flushed = time.monotonic()
-        if isinstance(answer, dict) and "slow" in answer:
-            return
+            return bool(self._tokenizer.render_chat((*before, other)) == self._tokenizer.render_chat(messages))
+        except PromptRefusedError:
+            return False
+
+    @cached_property
+    def _plain_refusal(self) -> str:
+        """Why the template takes no plain user turn either; empty: it does."""
+        try:
+            self._tokenizer.render_chat(PLAIN)
+        except PromptRefusedError as error:
+            _raise_if_full(error)
+            # Jinja's errors are told by name: the library belongs to the tokenizer's.
+            parses = type(error.__cause__).__name__ != "TemplateSyntaxError"
+            line = getattr(error.__cause__, "lineno", None)
+            return f"fails: {error.cause}" if parses else f"does not parse: {error.cause} (line {line})"
+        return ""
 
 
 def screen_one(
     messages: Sequence[Message], encode: Encode, *, room: int, cuts: bool, vocabulary: Vocabulary | None = None
 ) -> int | dict[str, Any]:
-    """What is to be done with one conversation."""
+    """What is to be done with one conversation, by its tokens. Raises MemoryError."""
     try:
         ids = encode(messages)
         if vocabulary is not None and (lack := vocabulary.lacks(ids)):
@@ -117,8 +204,10 @@ def screen_one(
             return {"overlong": tokens}
         short = fitted(messages, room=room, length=lambda shorter: len(encode(shorter)))
     except PromptRefusedError as error:
+        _raise_if_full(error)
         return {"refused": one_line(str(error), longest=300)}
     except Exception as error:  # a template can raise anything; what it says of one prompt holds for that prompt
+        _raise_if_full(error)
         said = one_line(str(error) or type(error).__name__, longest=200)
         return {"refused": f"the chat template refuses it: {said}"}
     if short is None:
@@ -126,8 +215,10 @@ def screen_one(
     return {"overlong": tokens, "cut": [[message.role, message.content] for message in short]}
 
 
-def _too_slow(*_: object) -> None:
-    raise SlowTemplateError
+def _raise_if_full(error: Exception) -> None:
+    """A template that fills the memory takes seconds for it: once is enough."""
+    if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+        raise MemoryError
 
 
 if __name__ == "__main__":

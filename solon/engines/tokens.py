@@ -101,6 +101,15 @@ class ChatTokenizer:
         """A conversation in the model's chat template, ready for the assistant's turn. Raises PromptRefusedError."""
         return self._ids(self._template.render(messages), messages)
 
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """What the template writes of a conversation. Raises PromptRefusedError."""
+        return self._template.render(messages)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest entry of the vocabulary: a byte or a character of text each, at most."""
+        return max(map(len, self.hf.get_vocab()), default=1)
+
     def open_chat(self, messages: Sequence[Message]) -> ChatPrompt:
         """The same ids, and what else is to be known of the prompt. The template runs once, a second time where a text
         has control words in it. Raises PromptRefusedError when the template does not take the conversation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from solon.feedback.labelling.dataset import load_answers
 from solon.feedback.labelling.writing import unwritable
 from solon.prompt_screen import Screening, screen
 from solon.records import Message
+from solon.screen_process import memory_for
 from tests.unit.run_files import add_token, make_run
 
 ALTERNATING = (
@@ -174,14 +176,86 @@ def test_rendering_many_prompts_is_said_once(folder: Path, monkeypatch: pytest.M
     assert said == ["rendering 2 prompts with the policy's chat template; the result is kept"]
 
 
-def test_a_template_without_end_is_refused_in_one_line_soon(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def use_template(folder: Path, template: str) -> None:
+    path = folder / "policy" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+
+
+def test_a_template_without_end_is_ended_from_outside_and_the_row_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(prompt_screen, "DEADLINE_S", 0.5)
-    config = json.loads((folder / "policy" / "tokenizer_config.json").read_text())
-    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages }}"
-    (folder / "policy" / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": loops}))
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    use_template(folder, f"{{% if messages[0].content == 'sky' %}}{loops}{{% endif %}}{ALTERNATING}")
+    write(folder, ["is it blue", "sky", "no"])
     message = refusal(folder)
-    assert "its chat template did not come to an end within 0.5 s" in message
-    assert "the one that ends in 'is 0 blue'" in message
+    assert "its chat template did not come to an end within 0.5 s for line 2 of " in message
+    assert "prompts.jsonl, a prompt of 3 characters" in message
+
+
+def test_a_call_into_c_without_end_is_ended_at_the_deadline(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prompt_screen, "DEADLINE_S", 0.5)
+    use_template(folder, "{{ 9 ** (9 ** 9) }}{{ messages }}")
+    write(folder, ["sky"])
+    assert "did not come to an end within 0.5 s for line 1 of " in refusal(folder)
+
+
+def test_a_template_that_fills_the_memory_is_refused_at_a_limit_far_below_the_machines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert prompt_screen.MEMORY_BYTES <= 4 << 30
+    assert memory_for(10**6, 2 << 30) == 512 << 20
+    monkeypatch.setattr(prompt_screen, "MEMORY_BYTES", 64 << 20)
+    doubles = "{% set ns=namespace(x='a') %}{% for i in range(60) %}{% set ns.x=ns.x+ns.x %}{% endfor %}{{ ns.x }}"
+    use_template(folder, doubles)
+    write(folder, ["sky", "blue"])
+    assert re.search(r"its chat template takes more memory than 0\.\d+ GiB for line 1 of ", refusal(folder))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for %}", "does not parse: "),
+        ("{{ 1/0 }}", "fails: 'division by zero'"),
+        ("{% include 'x' %}", "fails: 'no loader"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "writes the same whatever the user's last turn says"),
+    ],
+)
+def test_a_template_that_serves_no_prompt_is_said_once_of_the_policy(folder: Path, template: str, said: str):
+    use_template(folder, template)
+    write(folder, ["is it blue", CHAT, "no"])
+    message = refusal(folder)
+    assert message.startswith(f"policy model {folder / 'policy'}: its chat template {said}")
+    assert message.count(said) == 1
+    assert "line 2" not in message
+    rows = load_answers(folder / "prompts.jsonl", least=1).unanswered
+    with pytest.raises(InputError, match="its chat template"):
+        unwritable(rows, EngineConfig(model=str(folder / "policy"), max_model_len=16), 6)
+
+
+def test_a_prompt_of_more_characters_than_can_fit_is_overlong_without_being_rendered(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(prompt_screen, "DEADLINE_S", 5.0)
+    monkeypatch.setattr(prompt_screen, "CHARACTERS_PER_S", 10**9)
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    use_template(folder, f"{{% if messages[-1].content|length > 66000 %}}{loops}{{% endif %}}{ALTERNATING}")
+    write(folder, ["is it blue", "no " * 700_000, [*CHAT[:2], {"role": "user", "content": "sky " * 500_000}]])
+    dropped = check(folder)
+    assert texts(dropped) == ["is it blue"]
+    assert dropped.counts["prompts"] == counts(read=3, used=1, overlong=2)
+    assert "line 2: has 2,099,999 characters, more than 10 tokens can hold" in dropped.warnings[0]
+    assert "line 2: has 2,099,999 characters" in refusal(folder, "data.overlong=error")
+    cut = check(folder, "data.overlong=cut")
+    assert [p.messages[-1].content.split() for p in cut.prompts] == [["is", "it", "blue"], ["no"] * 10, ["sky"] * 10]
+    assert cut.counts["prompts"] == counts(read=3, used=3, overlong=2, cut=2)
+
+
+def test_thoughts_that_a_template_may_leave_out_do_not_count_as_characters(folder: Path):
+    use_template(folder, "{% for m in messages %}{{ m.content.split('</think>')[-1] }} {% endfor %}")
+    old = {"role": "assistant", "content": f"<think>{'no ' * 40_000}</think> blue"}
+    write(folder, [[CHAT[2], old, CHAT[2]]])
+    assert check(folder).counts["prompts"] == counts(read=1, used=1)
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_refused_with_its_reason(folder: Path):

@@ -61,11 +61,12 @@ def unwritable(prompts: Sequence[AnswerRow], engine: EngineConfig, max_tokens: i
     room = engine.max_model_len - max_tokens
     how = Screening(model=engine.model, room=room, trust_remote_code=engine.trust_remote_code, chat=engine)
     found = []
-    for row, outcome in zip(prompts, screen([row.prompt.messages for row in prompts], how) or (), strict=False):
+    outcomes = screen([row.prompt.messages for row in prompts], how, name=lambda number: prompts[number].place)
+    for row, outcome in zip(prompts, outcomes or (), strict=False):
         if outcome.refused:
             reason = outcome.refused
         elif outcome.is_overlong:
-            reason = f"has {outcome.tokens} tokens, {room} fit"
+            reason = outcome.excess(room)
         else:
             continue
         found.append(SkippedRow(number=row.number, row_id=row.row_id, reason=reason, place=row.place))
