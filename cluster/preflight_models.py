@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from cluster.preflight_tokenizers import check_end, check_template, check_tokenizer
+from cluster.preflight_values import check_inner_size, check_values
 from cluster.run_file import looks_like_hub_name
 from learners.config import LoraConfig
 from solon.errors import InputError, nearest, short
@@ -34,7 +35,6 @@ PLAIN_ATTENTION = (
 )
 """Types whose weights are named as Llama's are, with a row of `q_proj` for each number of each head."""
 FLOATS = ("F32", "F16", "BF16")
-_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
 def check_model(
@@ -75,7 +75,8 @@ def check_model(
 def _checks(kind: Kind, *, trusted: bool) -> Iterator[Callable[[ModelFacts], None]]:
     if not trusted:
         yield _check_type
-    yield _check_counts
+    yield check_values
+    yield _check_groups
     yield _check_attention
     if kind == "encoder":
         return
@@ -158,12 +159,8 @@ def _check_trainable(facts: ModelFacts) -> None:
         )
 
 
-def _check_counts(facts: ModelFacts) -> None:
+def _check_groups(facts: ModelFacts) -> None:
     text = facts.text
-    for key in _COUNTS:
-        value = text.get(key)  # a list has one number for each layer
-        if isinstance(value, str | float) or (isinstance(value, int) and value < 1):
-            raise InputError(f"config.json has {key} = {short(value)}, expected a number above 0; fetch it again")
     heads, groups = text.get("num_attention_heads"), text.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         raise InputError(f"config.json has {heads} attention heads, which {groups} key-value heads do not divide")
@@ -211,6 +208,7 @@ def _check_weights(facts: ModelFacts) -> None:
             "be random; fetch all files, or set tie_word_embeddings"
         )
     _check_heads(facts)
+    check_inner_size(facts)
 
 
 def _check_heads(facts: ModelFacts) -> None:
@@ -238,6 +236,8 @@ def remarks(facts: ModelFacts, *, role: str) -> list[str]:
     if role == "policy" and layers is not None and isinstance(expected, int) and layers > expected:
         found.append(f"{role}: the weights hold {layers} layers, config.json says {expected}; the rest is not used")
     tokenizer, rows = facts.tokenizer, facts.embedding[0] if facts.embedding else None
+    if facts.text.get("pad_token_id") == -1:
+        found.append(f"{role}: config.json has pad_token_id = -1, which is no token; it is not used here")
     if tokenizer is None:
         found.append(f"{role} has no tokenizer.json: its tokenizer was not looked at")
     if tokenizer is not None and rows is not None:

@@ -9,6 +9,22 @@ GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer"
 """Tokenizer classes that bring no end-of-sequence token of their own."""
 USUAL_ENDS = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|im_end|>", "[SEP]")
 """End-of-sequence tokens that the other classes bring."""
+OTHER_FILES = ("vocab.*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
+"""Files that a tokenizer is made from where there is no tokenizer.json."""
+
+
+def _check_files(facts: ModelFacts) -> None:
+    """There is a tokenizer, and its template is text."""
+    if facts.tokenizer is None and not any(file for kind in OTHER_FILES for file in facts.path.glob(kind)):
+        raise InputError("has no tokenizer.json, expected one; fetch it from the model's own files")
+    template = facts.tokenizer_config.get("chat_template")
+    listed = template if isinstance(template, list) else []
+    is_named = all(isinstance(one, dict) and isinstance(one.get("template"), str) and "name" in one for one in listed)
+    if not isinstance(template, str | list | None) or not is_named:
+        raise InputError(
+            f"tokenizer_config.json has chat_template = {short(template)}, expected text, or a list of objects with "
+            "`name` and `template`; fetch it again"
+        )
 
 
 def check_template(facts: ModelFacts) -> None:
@@ -21,6 +37,7 @@ def check_template(facts: ModelFacts) -> None:
 
 def check_tokenizer(facts: ModelFacts) -> None:
     """Every id that can be written has a row in the embedding, and special ids mean the same in both."""
+    _check_files(facts)
     tokenizer, rows = facts.tokenizer, facts.embedding[0] if facts.embedding else facts.text.get("vocab_size")
     if tokenizer is None:
         return

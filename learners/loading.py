@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from learners.config import LoraConfig
-from solon.errors import InputError
+from solon.errors import InputError, loading
 from solon.model_facts import EXPERTS
 
 
@@ -99,7 +99,8 @@ def load_model(model: str, device: torch.device) -> tuple[Any, torch.dtype]:
     """The model in float32, and the dtype its files have."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
+    remedy = "give a Hugging Face directory with config.json and safetensors files"
+    with loading(f"the policy {model!r}", remedy=remedy):
         # Weights without pickles, and no code that came with them: either would run as the user.
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         own = getattr(config, "dtype", None) or torch.float32
@@ -110,12 +111,7 @@ def load_model(model: str, device: torch.device) -> tuple[Any, torch.dtype]:
             options["attn_implementation"] = "eager"
         with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the policy {model!r} cannot be loaded ({error}); "
-            "give a Hugging Face directory with config.json and safetensors files"
-        ) from error
-    return loaded.to(device).eval(), own if isinstance(own, torch.dtype) else getattr(torch, str(own))
+        return loaded.to(device).eval(), own if isinstance(own, torch.dtype) else getattr(torch, str(own))
 
 
 def refuse_experts(model: str) -> None:
@@ -124,7 +120,7 @@ def refuse_experts(model: str) -> None:
 
     try:
         text = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError):
+    except Exception:
         return  # told by whoever loads it
     counts = [getattr(text, key, None) for key in EXPERTS]
     if most := max((count for count in counts if isinstance(count, int) and count > 1), default=0):

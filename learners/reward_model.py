@@ -32,7 +32,7 @@ from torch.nn import functional
 from learners.config import LearnConfig
 from learners.loading import choose_device, quiet
 from learners.optimizer import Optimizer
-from solon.errors import InputError
+from solon.errors import InputError, loading
 from solon.feedback.quality.intervals import Interval, effective_pairs, wilson
 from solon.file_modes import widen
 
@@ -130,14 +130,9 @@ class RewardModel(nn.Module):
 
         options = {"num_labels": 1, "dtype": torch.float32, "pad_token_id": pad_id, "output_loading_info": True}
         options |= {"use_safetensors": True, "trust_remote_code": False}
-        try:
-            with quiet(), _without_load_report():
-                network, info = AutoModelForSequenceClassification.from_pretrained(str(model), **options)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"the reward model {str(model)!r} cannot be loaded ({error}); give a Hugging Face directory of a "
-                "decoder, with config.json and safetensors files"
-            ) from error
+        remedy = "give a Hugging Face directory of a decoder, with config.json and safetensors files"
+        with loading(f"the reward model {str(model)!r}", remedy=remedy), quiet(), _without_load_report():
+            network, info = AutoModelForSequenceClassification.from_pretrained(str(model), **options)
         missing = set(info["missing_keys"])
         if missing - {"score.weight"}:
             raise InputError(

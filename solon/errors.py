@@ -7,7 +7,8 @@ code 1). Anything else that escapes is a bug in Solon and shows a traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from reprlib import Repr
 from typing import Any
 
@@ -81,6 +82,25 @@ class CallLostError(WorkerLostError):
 
 class PayloadLostError(RunFailedError):
     """What a worker made is gone with the machine that kept it. It must be made again."""
+
+
+@contextmanager
+def loading(what: str, *, remedy: str) -> Iterator[None]:
+    """What a library raises while it loads a model becomes an InputError: it has no common class, and the model is the
+    user's. What the memory does not hold is a RunFailedError.
+
+        with loading("the policy '/models/policy'", remedy="check its config.json"):
+            ...
+    """
+    try:
+        yield
+    except (InputError, RunFailedError):
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        if isinstance(error, MemoryError) or "OutOfMemory" in kind:
+            raise RunFailedError(f"{what} does not fit into memory: {one_line(str(error), longest=500)}") from error
+        raise InputError(f"{what} cannot be loaded ({kind}: {error}); {remedy}") from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -29,6 +29,18 @@ def causal_models() -> dict[str, frozenset[str]] | None:
 
 
 @cache
+def activations() -> frozenset[str] | None:
+    """Names of activation functions that Transformers knows."""
+    return frozenset(_table("transformers", "activations.py", "ACT2CLS")) or None
+
+
+@cache
+def rope_types() -> frozenset[str] | None:
+    """Kinds of position scaling that Transformers computes, the one without scaling left out."""
+    return frozenset(_table("transformers", "modeling_rope_utils.py", "ROPE_INIT_FUNCTIONS")) or None
+
+
+@cache
 def vllm_architectures() -> frozenset[str] | None:
     """The `architectures` that vLLM serves."""
     tables = [_table("vllm", _REGISTRY, name) for name in ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS")]
@@ -50,8 +62,12 @@ def _table(package: str, file: str, name: str) -> dict[str, frozenset[str]]:
         except (OSError, SyntaxError, ValueError):
             continue
         for node in tree.body:
-            if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-                return _entries(node.value)
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if isinstance(node, ast.AnnAssign):
+                targets = [node.target]
+            if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+                value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+                return _entries(value) if value is not None else {}
     return {}
 
 

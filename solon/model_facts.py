@@ -267,7 +267,7 @@ def _read_tokenizer(file: _TokenizerFile) -> TokenizerFacts:
 
 def _tensors(path: Path) -> dict[str, StoredTensor]:
     files = sorted(path.glob("*.safetensors"))
-    if not files:
+    if not files and not (path / INDEX).exists():
         pickled = sorted(p.name for ending in PICKLED for p in path.glob(f"*.{ending}"))
         hint = f" (only {short(pickled)}, which may run code when read: convert it to safetensors)" if pickled else ""
         raise InputError(f"has no *.safetensors file{hint}")
@@ -296,7 +296,7 @@ def _object(path: Path, *, optional: bool = False) -> dict[str, Any]:
             return {}
         raise InputError(f"has no {path.name}; expected a Hugging Face directory") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path.name} cannot be read: {short(str(error))}") from None
+        raise InputError(f"{path.name} cannot be read: {short(str(error))}; check it, or fetch it again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path.name} holds a {type(value).__name__}, expected an object")
     return value

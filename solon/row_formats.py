@@ -265,7 +265,7 @@ def _table_rows(batches: Iterator[Any], cannot: str) -> Iterator[Row]:
     except InputError:
         raise
     except (pa.ArrowException, ValueError, OverflowError, OSError, KeyError) as error:
-        raise InputError(f"{cannot}: {error}") from None
+        raise InputError(f"{cannot}: {error}; check the file, or write it again") from None
 
 
 def _need_column(names: list[str], columns: tuple[str, ...], place: str) -> None:

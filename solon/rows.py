@@ -58,7 +58,7 @@ def read_rows(
     try:
         yield from _rows(source, what, read, tuple(columns))
     except (OSError, EOFError) as error:
-        raise InputError(f"{what} file {source} cannot be read: {error}") from None
+        raise InputError(f"{what} file {source} cannot be read: {error}; check the file, or write it again") from None
 
 
 def excerpt_of(row: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from solon.errors import nearest, short
+from solon.unions import told_once
 
 MOST = 5
 """Mistakes that are named; a file with more gets their number."""
@@ -52,7 +53,7 @@ def describe_invalid(model: type[BaseModel], error: ValidationError) -> str:
 
     Of a model that says `hide_input_in_errors`, nothing that was got is shown: it may be a secret in the wrong field.
     """
-    items = _without_consequences(error.errors(include_url=False))
+    items = told_once(model, _without_consequences(error.errors(include_url=False)))
     hidden = bool(model.model_config.get("hide_input_in_errors"))
     parts = [_describe(model, item, hidden=hidden) for item in items[:MOST]]
     return "; ".join(parts) + (f"; and {len(items) - MOST} more" if len(items) > MOST else "")

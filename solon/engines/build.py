@@ -7,7 +7,7 @@ import importlib.util
 from solon.engines.base import Engine, EngineConfig
 from solon.engines.checkpoint import model_settings, require_model
 from solon.engines.same_numbers import require_same_numbers
-from solon.errors import InputError
+from solon.errors import InputError, loading
 
 
 def build_engine(config: EngineConfig, *, name: str) -> Engine:
@@ -17,6 +17,12 @@ def build_engine(config: EngineConfig, *, name: str) -> Engine:
     the backend cannot be had.
     """
     require_model(config)
+    remedy = "check the model's config.json and its weights, or choose another model"
+    with loading(f"{name}: the model {config.model!r}", remedy=remedy):
+        return _built(config, name)
+
+
+def _built(config: EngineConfig, name: str) -> Engine:
     try:
         require_same_numbers(model_settings(config), backend=config.backend, max_model_len=config.max_model_len)
     except InputError as error:

@@ -36,7 +36,7 @@ class EncoderEmbed:
             positions = int(getattr(self._model.config, "max_position_embeddings", MAX_TOKENS))
             self._longest = min(MAX_TOKENS, int(self._tokenizer.model_max_length), positions)
             rows_ND = self._embed(["a", "a text that is longer"])
-        except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(_refusal(model, str(error))) from None
         if not np.isfinite(rows_ND).all():
             raise InputError(_refusal(model, "its embeddings are not finite"))

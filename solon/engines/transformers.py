@@ -299,8 +299,10 @@ def _load_model(config: EngineConfig, device: torch.device) -> Any:
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(config.model, use_safetensors=True, **options)
-    except (ValueError, OSError) as error:
-        raise InputError(f"Transformers cannot load {config.model!r}: {error}; check the model") from error
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"Transformers cannot load {config.model!r}: {type(error).__name__}: {error}; check the model"
+        ) from error
     finally:
         if bars:
             logging.enable_progress_bar()

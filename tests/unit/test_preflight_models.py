@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from solon.engines.base import EngineOptions
 from solon.engines.lengths import engine_config, lowered
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.known_models import causal_models, model_types, vllm_architectures
+from solon.known_models import activations, causal_models, model_types, rope_types, vllm_architectures
 from solon.model_facts import context_of, model_folder, read_facts
 from solon.safetensors_header import read_header
 from tests.unit.run_files import CONFIG, CONSTITUTION, add_token, make_model, make_run, tensors_of, write_weights
@@ -131,6 +132,25 @@ def sharded(model: Model, *, missing: bool = False, stray: bool = False) -> None
         (model / "model-2.safetensors").unlink()
 
 
+def no_shards(model: Model) -> None:
+    sharded(model, missing=True)
+    (model / "model-1.safetensors").unlink()
+
+
+def generation(**values: Any) -> Callable[[Model], None]:
+    return lambda model: (model / "generation_config.json").write_text(json.dumps(values)) and None
+
+
+def valued(key: str, value: Any) -> Callable[[Model], None]:
+    """A value in config.json, null included."""
+
+    def spoil(model: Model) -> None:
+        path = model / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    return spoil
+
+
 def many_words(model: Model) -> None:
     """A tokenizer of more tokens than the embedding has rows."""
     other = make_model(model.parent / "wordy", words=" ".join(f"w{n}" for n in range(40)) + " Verdict: A B yes no")
@@ -146,7 +166,7 @@ BOTH: list[tuple[str, Callable[[Model], None], str]] = [
     ("unknown type", configure(model_type="lama", architectures=["LamaForCausalLM"]), "(did you mean `llama`?)"),
     ("unknown class", configure(architectures=["LlamaForCausalLn"]), "expected a causal language model"),
     ("encoder-decoder", configure(is_encoder_decoder=True), "is an encoder-decoder, expected a decoder"),
-    ("no layers", configure(num_hidden_layers=0), "num_hidden_layers = 0, expected a number above 0"),
+    ("no layers", configure(num_hidden_layers=0), "num_hidden_layers = 0, expected a whole number above 0"),
     (
         "uneven heads",
         configure(num_attention_heads=3, num_key_value_heads=3),
@@ -168,6 +188,14 @@ BOTH: list[tuple[str, Callable[[Model], None], str]] = [
     ("unknown dtype", header(lambda h: first(h).update(dtype="F33")), "it describes 'model.embed_tokens.weight' as"),
     ("missing shard", lambda m: sharded(m, missing=True), "misses 1 of 2 files of model.safetensors.index.json"),
     ("stray tensor", lambda m: sharded(m, stray=True), "looks for 'model.norm.weight' in model-1.safetensors"),
+    ("no shard", no_shards, "misses 2 of 2 files of model.safetensors.index.json: ['model-1.safetensors', "),
+    ("no tokenizer", lambda m: (m / "tokenizer.json").unlink(), "has no tokenizer.json, expected one"),
+    ("template number", tokens(chat_template=5), "has chat_template = 5, expected text, or a list"),
+    ("template list", tokens(chat_template=[1, 2]), "has chat_template = [1, 2], expected text"),
+    ("nameless template", tokens(chat_template=[{"name": "default", "template": 5}]), "expected text, or a list"),
+    ("deep", lambda m: (m / "config.json").write_text("[" * 100_000) and None, "; check it, or fetch it again"),
+    ("generation end", generation(eos_token_id="x"), "generation_config.json has eos_token_id = 'x'"),
+    ("generation ends", generation(eos_token_id=[1, [1]]), "generation_config.json has eos_token_id = [1, [1]]"),
     ("fewer layers", configure(num_hidden_layers=4), "config.json says 4 layers, the weights hold 1"),
     ("other vocabulary", configure(vocab_size=33), "vocab_size = 33, the embedding 32 rows"),
     ("other width", configure(hidden_size=32), "hidden_size = 32, the embedding is 64 wide"),
@@ -212,6 +240,98 @@ def test_what_cannot_be_trained_is_refused_as_a_policy(
     message = refusal(run)
     assert "policy model" in message
     assert words in message
+
+
+NONSENSE: list[tuple[str, Any, str]] = [
+    ("hidden_act", "nonsense", "hidden_act = 'nonsense', which the installed Transformers does not know"),
+    ("hidden_act", "sillu", "(did you mean `silu`?)"),
+    ("hidden_act", 3, "hidden_act = 3, expected the name of an activation function"),
+    ("rope_parameters", {"rope_type": "foo"}, "rope_parameters.rope_type = 'foo', which the installed"),
+    ("rope_parameters", {"full_attention": {"rope_type": "foo"}}, "rope_parameters.rope_type = 'foo', which"),
+    ("rope_parameters", {"rope_type": "yarn"}, "rope_type = 'yarn' without a factor"),
+    ("rope_parameters", "x", "rope_parameters = 'x', expected an object"),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": "big"}, "rope_theta = 'big', expected a number above 0"),
+    ("rope_scaling", {"rope_type": "linear", "factor": -2}, "rope_scaling.factor = -2, expected a number above 0"),
+    ("rope_theta", "big", "rope_theta = 'big', expected a number above 0"),
+    ("rms_norm_eps", "1e-6", "rms_norm_eps = '1e-6', expected a number above 0"),
+    ("rms_norm_eps", math.nan, "rms_norm_eps = nan, expected"),
+    ("rms_norm_eps", -1, "rms_norm_eps = -1, expected"),
+    ("rms_norm_eps", None, "rms_norm_eps = None, expected"),
+    ("hidden_size", math.nan, "hidden_size = nan, expected a whole number above 0"),
+    ("intermediate_size", -256, "intermediate_size = -256, expected a whole number above 0"),
+    ("intermediate_size", 512, "intermediate_size = 512, the weights have 16 rows for it"),
+    ("max_position_embeddings", -5, "max_position_embeddings = -5, expected a whole number above 0"),
+    ("max_position_embeddings", "256", "max_position_embeddings = '256', expected"),
+    ("max_position_embeddings", True, "max_position_embeddings = True, expected"),
+    ("max_position_embeddings", 10**15, "max_position_embeddings = 1000000000000000, expected at most"),
+    ("eos_token_id", "x", "eos_token_id = 'x', expected the id of a token"),
+    ("eos_token_id", {}, "eos_token_id = {}, expected"),
+    ("eos_token_id", -3, "eos_token_id = -3, expected"),
+    ("eos_token_id", 10**9, "eos_token_id = 1000000000, the embedding 32 rows"),
+    ("pad_token_id", "x", "pad_token_id = 'x', expected"),
+    ("pad_token_id", 99_999, "pad_token_id = 99999, the embedding 32 rows"),
+    ("dtype", "float99", "dtype = 'float99', expected a dtype of torch"),
+    ("torch_dtype", 7, "torch_dtype = 7, expected"),
+    ("quantization_config", "x", "quantization_config = 'x', expected an object"),
+    ("quantization_config", [1], "quantization_config = [1], expected"),
+    ("quantization_config", {}, "quantization_config = {}, expected"),
+    ("attention_dropout", "a", "attention_dropout = 'a', expected a probability"),
+    ("resid_pdrop", 2.0, "resid_pdrop = 2.0, expected a probability"),
+    ("tie_word_embeddings", "yes", "tie_word_embeddings = 'yes', expected true or false"),
+    ("use_cache", "x", "use_cache = 'x', expected true or false"),
+    ("architectures", 5, "architectures = 5, expected a list"),
+    ("architectures", "LlamaForCausalLM", "architectures = 'LlamaForCausalLM', expected a list"),
+    ("architectures", [], "architectures = [], expected a list"),
+    ("architectures", None, "architectures = None, expected a list"),
+    ("architectures", [["LlamaForCausalLM"]], "architectures = [['LlamaForCausalLM']], expected a list"),
+    ("layer_types", 5, "layer_types = 5, expected a list"),
+    ("sliding_window", "a", "sliding_window = 'a', expected a number"),
+    ("initializer_range", "x", "initializer_range = 'x', expected a number"),
+    ("text_config", "x", "text_config = 'x', expected an object"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "words"), NONSENSE)
+def test_a_value_of_another_kind_in_a_configuration_is_refused(tmp_path: Path, key: str, value: Any, words: str):
+    model = make_model(tmp_path / "model")
+    valued(key, value)(model)
+    with pytest.raises(InputError) as caught:
+        check_model(str(model), role="policy", kind="policy")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_key_value_heads", None),
+        ("rope_parameters", None),
+        ("rope_scaling", {"type": "default", "mrope_section": [1, 2]}),
+        ("rope_parameters", {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}),
+        ("rope_theta", 500_000),
+        ("rms_norm_eps", 1e-6),
+        ("eos_token_id", None),
+        ("eos_token_id", [9, 128_009]),
+        ("pad_token_id", -1),
+        ("bos_token_id", 50_256),
+        ("torch_dtype", "bfloat16"),
+        ("dtype", "torch.float16"),
+        ("attention_dropout", 0),
+        ("classifier_dropout", None),
+        ("sliding_window", None),
+        ("hidden_act", "gelu_pytorch_tanh"),
+        ("quantization_config", None),
+    ],
+)
+def test_what_published_models_have_in_their_configurations_is_taken(tmp_path: Path, key: str, value: Any):
+    model = make_model(tmp_path / "model")
+    valued(key, value)(model)
+    assert check_model(str(model), role="policy", kind="policy") is not None
+
+
+def test_a_padding_token_that_is_none_is_a_warning(run: Path, tmp_path: Path):
+    configure(pad_token_id=-1)(tmp_path / "policy")
+    (warning,) = checked(run).warnings
+    assert "policy: config.json has pad_token_id = -1" in warning
 
 
 @pytest.mark.parametrize("change", [{"num_local_experts": 8}, {"quantization_config": {"quant_method": "awq"}}])
@@ -585,6 +705,8 @@ def test_the_lists_of_the_installed_libraries_are_found():
     causal = causal_models()
     assert causal is not None
     assert causal["llama"] == {"LlamaForCausalLM"}
+    assert {"silu", "gelu", "gelu_new", "relu2"} <= (activations() or set())
+    assert {"linear", "dynamic", "yarn", "longrope", "llama3"} <= (rope_types() or set())
     assert {"llama", "qwen3", "gemma3", "mixtral"} <= (model_types() or set())
     if importlib.util.find_spec("vllm") is not None:
         assert {"LlamaForCausalLM", "Qwen3ForCausalLM", "MixtralForCausalLM"} <= (vllm_architectures() or set())
