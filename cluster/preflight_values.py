@@ -45,7 +45,7 @@ def check_values(facts: ModelFacts) -> None:
         _check_numbers(part, facts)
         _check_names(part, facts)
         for key in ("rope_parameters", "rope_scaling"):
-            _check_rope(key, part.get(key))
+            _check_rope(key, part.get(key), rope_types() if _is_of_the_library(facts) else None)
         _check_tokens("config.json", part, facts)
     _check_tokens("generation_config.json", facts.generation, facts)
     _check_containers(facts.config)
@@ -112,16 +112,14 @@ def _check_size(key: str, value: Any) -> None:
 
 
 def _check_names(part: Mapping[str, Any], facts: ModelFacts) -> None:
-    known = activations()
-    own = causal_models() or {}
+    known = activations() if _is_of_the_library(facts) else None
     for key in _ACTIVATIONS:
         value = part.get(key)
         if value is None:
             continue
         if not isinstance(value, str):
             raise _wrong(key, value, "the name of an activation function")
-        # A model of the engine alone, or with code of its own, may have others.
-        if known is not None and facts.model_type in own and not facts.config.get("auto_map") and value not in known:
+        if known is not None and value not in known:
             raise InputError(
                 f"config.json has {key} = {short(value)}, which the installed Transformers does not know"
                 f"{nearest(value, known)}; take config.json from the model's own files"
@@ -137,6 +135,11 @@ def _check_names(part: Mapping[str, Any], facts: ModelFacts) -> None:
             raise _wrong(key, part[key], "true or false")
 
 
+def _is_of_the_library(facts: ModelFacts) -> bool:
+    """A model of the engine alone, or with code of its own, may have other activations and position scalings."""
+    return facts.model_type in (causal_models() or {}) and not facts.config.get("auto_map")
+
+
 def _check_containers(config: Mapping[str, Any]) -> None:
     if "architectures" in config:
         listed = config["architectures"]
@@ -150,14 +153,13 @@ def _check_containers(config: Mapping[str, Any]) -> None:
         raise _wrong("layer_types", kinds, "a list of names")
 
 
-def _check_rope(key: str, value: Any) -> None:
+def _check_rope(key: str, value: Any, known: frozenset[str] | None) -> None:
     """One scaling for all layers, or one for each kind of layer."""
     if value is None:
         return
     if not isinstance(value, dict):
         raise _wrong(key, value, "an object")
     inner = [part for part in value.values() if isinstance(part, dict)]
-    known = rope_types()
     for part in inner or [value]:
         kind = part.get("rope_type", part.get("type"))
         if kind is not None and not isinstance(kind, str):
@@ -181,8 +183,10 @@ def _check_tokens(file: str, part: Mapping[str, Any], facts: ModelFacts) -> None
         listed = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(token) is int and token >= -1 for token in listed):
             raise _wrong(key, value, "the id of a token, or a list of them", file=file)
-        # Some name tokens of a larger relative beside their own; the beginning of a text is the tokenizer's business.
-        if rows is not None and listed and key != "bos_token_id" and all(token >= rows for token in listed):
+        # Some name tokens of a larger relative beside their own, or for a beginning or padding that is never used; the
+        # embedding is made with the padding of config.json.
+        is_used = key == "eos_token_id" or (key == "pad_token_id" and file == "config.json")
+        if rows is not None and listed and is_used and all(token >= rows for token in listed):
             raise InputError(f"{file} has {key} = {short(value)}, the embedding {rows} rows; take both from one model")
 
 
