@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from cluster.preflight_tokenizers import check_end, check_template, check_tokenizer
-from cluster.preflight_values import check_inner_size, check_values
+from cluster.preflight_values import check_biases, check_inner_size, check_values
 from cluster.run_file import looks_like_hub_name
 from learners.config import LoraConfig
 from solon.errors import InputError, nearest, short
@@ -209,6 +209,7 @@ def _check_weights(facts: ModelFacts) -> None:
         )
     _check_heads(facts)
     check_inner_size(facts)
+    check_biases(facts)
 
 
 def _check_heads(facts: ModelFacts) -> None:

@@ -62,6 +62,18 @@ def check_inner_size(facts: ModelFacts) -> None:
             )
 
 
+def check_biases(facts: ModelFacts) -> None:
+    """Biases that the configuration asks for are there: the library would draw what is missing."""
+    for key, layer in (("attention_bias", "self_attn.q_proj"), ("mlp_bias", "mlp.up_proj")):
+        names = [name for name in facts.tensors if f"{layer}." in name]
+        is_plain = facts.model_type in _PLAIN and any(name.endswith(f"{layer}.weight") for name in names)
+        if is_plain and facts.text.get(key) is True and not any(name.endswith(f"{layer}.bias") for name in names):
+            raise InputError(
+                f"config.json has {key} = true, and the weights hold no {layer}.bias: it would be random; take both "
+                "from one model"
+            )
+
+
 def _inner_rows(facts: ModelFacts) -> Iterator[tuple[str, str, int]]:
     """(key, tensor, rows) of the first tensor of each name that shows the size."""
     key, endings = _INNER.get(facts.model_type, ("", ()))

@@ -278,6 +278,8 @@ NONSENSE: list[tuple[str, Any, str]] = [
     ("attention_dropout", "a", "attention_dropout = 'a', expected a probability"),
     ("resid_pdrop", 2.0, "resid_pdrop = 2.0, expected a probability"),
     ("tie_word_embeddings", "yes", "tie_word_embeddings = 'yes', expected true or false"),
+    ("attention_bias", True, "the weights hold no self_attn.q_proj.bias: it would be random"),
+    ("mlp_bias", True, "the weights hold no mlp.up_proj.bias: it would be random"),
     ("use_cache", "x", "use_cache = 'x', expected true or false"),
     ("architectures", 5, "architectures = 5, expected a list"),
     ("architectures", "LlamaForCausalLM", "architectures = 'LlamaForCausalLM', expected a list"),
