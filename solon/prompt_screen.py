@@ -92,7 +92,7 @@ def screen(
     how: Screening,
     *,
     say: Callable[[str], None] | None = None,
-    name: Name = "prompt number {}".format,
+    name: Name = lambda number: f"prompt number {number + 1}",
 ) -> list[Outcome] | None:
     """An outcome for each; None when the tokenizer is that of a hub name and cannot be had here. say: is told when it
     takes long. name: of a conversation by its index, for messages.

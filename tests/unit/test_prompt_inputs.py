@@ -196,8 +196,10 @@ def test_a_template_without_end_is_ended_from_outside_and_the_row_is_named(
 def test_a_call_into_c_without_end_is_ended_at_the_deadline(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prompt_screen, "DEADLINE_S", 0.5)
     use_template(folder, "{{ 9 ** (9 ** 9) }}{{ messages }}")
-    write(folder, ["sky"])
-    assert "did not come to an end within 0.5 s for line 1 of " in refusal(folder)
+    with pytest.raises(
+        InputError, match=r"did not come to an end within 0.5 s for prompt number 1, a prompt of 3 chara"
+    ):
+        screen([(Message(role="user", content="sky"),)], Screening(model=str(folder / "policy"), room=9))
 
 
 def test_a_template_that_fills_the_memory_is_refused_at_a_limit_far_below_the_machines(
