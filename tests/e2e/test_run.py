@@ -138,9 +138,9 @@ def test_two_runs_with_target_zero_and_one_seed_commit_the_same_groups_with_the_
     found = {key: first.summary["prompts"][key] for key in ("read", "used", "refused", "overlong", "broken")}
     assert found == {"read": 100, "used": 80, "refused": 10, "overlong": 10, "broken": 0}
     kept = first.summary["quarantine"]["by_stage"]["prompts"]
-    assert sorted(kept.values()) == [10, 10]
-    assert any("no system turn here" in reason for reason in kept)
-    assert any(reason.endswith("tokens, 104 fit") for reason in kept)
+    # A refusal names the turns of the conversation, so that it may have several reasons.
+    assert sum(count for reason, count in kept.items() if "no system turn here" in reason) == 10
+    assert sum(count for reason, count in kept.items() if reason.endswith("tokens, 104 fit")) == 10
     assert "10 of 100 prompts (10.0%) are refused by the policy's chat template; dropped" in first.output
     assert (first.summary["heldout"]["read"], first.summary["heldout"]["used"]) == (400, 400)
 
