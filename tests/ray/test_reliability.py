@@ -78,8 +78,9 @@ async def test_what_a_killed_engine_had_in_hand_is_generated_again_and_its_late_
         late = {"ordinal": lost["ordinal"], "attempt": lost["attempt"], "head": 9, "nbytes": 1, "payload": None}
         assert await world.ledger.apply([("commit_generation", late)]) == [False]
         await world.ended()
-        attempts = {(report.ordinal, report.attempt) for report in world.watcher.generations}
-        assert {(fields["ordinal"], fields["attempt"] + 1) for fields in world.told("group_lost")} <= attempts
+        last = {report.ordinal: report.attempt for report in world.watcher.generations}
+        # A group may be lost a second time, when the engine's successor has it before its first sign of life.
+        assert all(last[fields["ordinal"]] > fields["attempt"] for fields in world.told("group_lost"))
 
 
 async def test_a_group_whose_engine_dies_between_its_report_and_itself_is_generated_again(ray_cluster):

@@ -320,7 +320,7 @@ class World:
             run_loop(self.lanes, steps=self.steps, min_valid=self._min_valid, stop=self.stop)
         )
 
-    async def ended(self, *, timeout_s: float = 30, dropped: int | None = 0, exact: bool = True) -> None:
+    async def ended(self, *, timeout_s: float = 60, dropped: int | None = 0, exact: bool = True) -> None:
         """Wait for the end, and check what must hold after every run that ends well. dropped: how many groups were;
         None: any number. exact: labels are the stand-in's."""
         assert self._running is not None
@@ -383,7 +383,7 @@ class World:
     def told(self, name: str) -> list[dict[str, Any]]:
         return self.watcher.told(name)
 
-    async def until(self, condition: Callable[[], Any], *, timeout_s: float = 30) -> None:
+    async def until(self, condition: Callable[[], Any], *, timeout_s: float = 60) -> None:
         """Wait for a condition, as long as the run goes on."""
         assert self._running is not None
         deadline = time.monotonic() + timeout_s
