@@ -129,6 +129,7 @@ class BareEngine:
         from vllm import LLM
 
         from solon.engines import vllm_build
+        from solon.engines.vllm_cpu_int8 import int8_takes_float32
 
         config = engine_config(grown.judge)
         vllm_build.prepare_process(config)
@@ -143,7 +144,9 @@ class BareEngine:
         )
         settings = vllm_build._arguments(config, on_cpu=True)
         chosen = {key: settings[key] for key in (*keys, "max_num_batched_tokens") if key in settings}
-        self._llm = LLM(**chosen, enable_prefix_caching=True, disable_log_stats=True)
+        # The kernel that the judge's engine uses: on a processor with tiles vLLM's own choice takes no float32.
+        with int8_takes_float32(str(chosen["dtype"])):
+            self._llm = LLM(**chosen, enable_prefix_caching=True, disable_log_stats=True)
 
     def seconds(self, questions: Sequence[tuple[tuple[int, ...], tuple[int, int]]]) -> float:
         """To answer them all in one call."""
