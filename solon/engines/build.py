@@ -18,6 +18,8 @@ def build_engine(config: EngineConfig, *, name: str) -> Engine:
     """
     require_model(config)
     remedy = "check the model's config.json and its weights, or choose another model"
+    if config.backend == "vllm":
+        remedy += "; `max_model_len`, `kv_cache_gib` and `gpu_memory_utilization` must fit it too"
     with loading(f"{name}: the model {config.model!r}", remedy=remedy):
         return _built(config, name)
 

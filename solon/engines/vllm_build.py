@@ -21,7 +21,6 @@ from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import model_settings
 from solon.engines.vllm_classes import classes_left_alone
 from solon.engines.vllm_cpu_int8 import int8_takes_float32
-from solon.errors import InputError
 
 TURN = threading.RLock()
 """vLLM keeps what is being built or computed in module variables: the engines of one process take turns."""
@@ -52,7 +51,7 @@ def prepare_process(config: EngineConfig) -> None:
 def start_vllm(config: EngineConfig) -> Any:
     """An `LLMEngine` without a subprocess, while the process's other engines wait.
 
-    Raises InputError when vLLM refuses the model or the settings.
+    Raises what vLLM raises when it refuses the model or the settings; `build_engine` makes one InputError of it.
     """
     with TURN:
         return _start(config)
@@ -83,11 +82,6 @@ def _start(config: EngineConfig) -> Any:
             llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
         _live.add(id(llm))
         return llm
-    except (ValueError, OSError, AssertionError, NotImplementedError, KeyError) as error:
-        raise InputError(
-            f"vLLM cannot load {config.model!r}: {error or type(error).__name__}; check the model and the engine's "
-            "`max_model_len`, `kv_cache_gib` and `gpu_memory_utilization`"
-        ) from error
     finally:
         # The CPU worker turns torch.set_num_threads into a no-op and preloads libraries into every child
         # process: neither is its business outside this engine.
