@@ -99,7 +99,7 @@ STANDING: Keys = {
     "host": "of the driver",
     "still_s": "seconds since anything moved",
     "groups.*": "groups by state, and totals",
-    "out": "groups in somebody's hands: ordinal, attempt, state, holder, seconds",
+    "out": "groups checked out: ordinal, attempt, state, holder, seconds",
     "workers": "worker, state, how often it was replaced",
     "batch_groups": "groups in a batch",
 }
@@ -118,7 +118,7 @@ TRACE: Keys = {
 EVENTS: Mapping[str, tuple[str, Keys]] = {
     "started": ("training begins", {"config_hash": "of the configuration", "step": "the first step"}),
     "resumed": (
-        "a further process goes on",
+        "another process resumes the run",
         {
             "step": "of the checkpoint",
             "admitted": "groups begun by then",
@@ -144,7 +144,7 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
     "trained": ("no further step comes", {"step": "committed steps", "stopped": "whether it was stopped"}),
     "ended": ("the process is about to write its summary", {"steps": "committed steps"}),
     "group_dropped": ("a group is given up; another prompt takes its place", {"ordinal": "the group", "reason": "why"}),
-    "group_expired": ("nobody answered for a group in time; it is given to another", {"ordinal": "the group"}),
+    "group_expired": ("no result for a group within its lease; it is assigned again", {"ordinal": "the group"}),
     "group_lost": ("a group is generated again", {"ordinal": "the group", "attempt": "that is lost", "reason": "why"}),
     "group_failed": (
         "a group failed and is tried again",
@@ -156,7 +156,10 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
         {"ordinal": "the group", "attempt": "of it"},
     ),
     "late_label_refused": ("a label came after its group had moved on", {"ordinal": "the group", "attempt": "of it"}),
-    "tokens_salvaged": ("an engine goes on where a lost one had come to", {"ordinal": "the group", "tokens": "kept"}),
+    "tokens_salvaged": (
+        "an engine continues from the tokens of a lost one",
+        {"ordinal": "the group", "tokens": "kept"},
+    ),
     "rows_lost": (
         "a payload went with its machine before its rows were written",
         {"table": "`rollouts` or `labels`", "ordinal": "the group", "attempt": "of it", "cause": "why"},
@@ -175,7 +178,10 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
     ),
     "worker_lost": ("a worker is gone", {"worker": "its name", "cause": "why"}),
     "worker_recovered": ("its replacement is at work", {"worker": "its name", "downtime_s": "how long it took"}),
-    "worker_given_up": ("no replacement: the others go on without it", {"worker": "its name", "cause": "why"}),
+    "worker_given_up": (
+        "no replacement; the other workers continue without it",
+        {"worker": "its name", "cause": "why"},
+    ),
     "restart_failed": ("a replacement did not come up; another try follows", {"worker": "its name", "cause": "why"}),
     "call_lost": ("a worker did not answer one call", {"worker": "its name", "cause": "why"}),
     "learner_trained_again": (
@@ -328,12 +334,15 @@ RUN: Mapping[str, tuple[str, Keys | None]] = {
     "checkpoints/step-*/ledger.json": ("which groups are held, and where", LEDGER_CUT),
     "checkpoints/step-*/held.parquet": ("answers that are held: generated, not trained yet", None),
     "checkpoints/step-*/feedback.jsonl": ("labels of the held groups", FEEDBACK_HELD),
-    "checkpoints/step-*/run.json": ("totals and scores that a resumed run goes on with", RUN_STATE),
+    "checkpoints/step-*/run.json": ("totals and scores that a resumed run continues from", RUN_STATE),
 }
 """Files of a run directory: what each is, and its keys where it is JSON."""
 
 LABELLED: Mapping[str, tuple[str, Keys | None]] = {
-    "preferences.jsonl": ("the preferences, in TRL's columns; made anew from the labels by every start", PREFERENCES),
+    "preferences.jsonl": (
+        "the preferences, in TRL's columns; written again from the labels by every start",
+        PREFERENCES,
+    ),
     "labels/part-*.parquet": ("every label", None),
     "summary.json": ("how many labels, how sure, how consistent, at what cost", LABEL_SUMMARY),
     "config.json": ("what all labels of the directory share", LABEL_CONFIG),
