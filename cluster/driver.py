@@ -120,7 +120,14 @@ class Driver:
         except Exception as error:
             failure = error
         self._tally.end()
-        summary = await self._summarise(status, failure)
+        try:
+            summary = await self._summarise(status, failure)
+        except OSError as error:
+            # Why the run ended matters more than that its summary is missing.
+            raise failure or RunFailedError(
+                f"summary.json of {self._directory.path} cannot be written: {error.strerror}; the run ended as "
+                f"{status}; free some space"
+            ) from error
         self._view.ended(summary, self._directory.path)
         if failure is not None:
             raise failure

@@ -56,6 +56,8 @@ CAUSES = {"DiskFullError", "RunFailedError", "PayloadLostError", "WorkerLostErro
 PAUSE_S = 1.0
 LAST_BYTES = 100
 """What a full disk still takes of every file."""
+SUMMARY_BYTES = 8192
+"""No file is limited to less: a run keeps that much of a disk free for its summary."""
 NODE_AWAY_S = 3.0
 AGAIN = 0.25
 """Share of driver faults after which the next driver is hurt as well, before its first step."""
@@ -238,7 +240,8 @@ class Campaign:
             self._hoard()
         elif how == "fill":
             fullest = max(path.stat().st_size for path in directory.glob("*.jsonl"))
-            victims[0].rlimit(psutil.RLIMIT_FSIZE, (fullest + LAST_BYTES, fullest + LAST_BYTES))
+            most = max(fullest + LAST_BYTES, SUMMARY_BYTES)
+            victims[0].rlimit(psutil.RLIMIT_FSIZE, (most, most))
         elif how == "remove":
             self._head.remove_node()
             threading.Timer(NODE_AWAY_S, self._head.add_node_soon).start()
