@@ -29,6 +29,7 @@ from solon.feedback.watching.drift import Window
 from solon.feedback.watching.watch import Watch
 from solon.feedback.watching.watch_state import WatchState
 from solon.feedback.watching.watching import WatchingObserver
+from solon.guarded import ask_any
 from solon.loop import Lanes, run_loop
 from solon.movement import Movement
 from solon.prompts import PromptSource
@@ -304,7 +305,8 @@ class Driver:
             unbox=open_box,
             on_action=on_alarm,
             canary=Canary(self._inputs.canary) if self._inputs.canary else None,
-            judge=crew.judges[0].judge_fresh,
+            # One identity for all judges of a run, so that any of them may be asked.
+            judge=lambda items: ask_any(crew.judges, lambda judge: judge.judge_fresh(items)),
         )
         checkpoint = self._start.checkpoint
         if checkpoint is not None and (state := checkpoint.run.get("watch")) is not None:

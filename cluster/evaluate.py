@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from solon.guarded import ask_any
 from solon.records import Group, Label, Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -74,8 +75,7 @@ async def evaluate(
     lanes: Sequence[GuardedRollout], prompts: Sequence[Prompt], evaluator: Evaluator, *, seed: int
 ) -> Evaluation:
     """Answers by the current policy, sampled as in training, and their scores. Before and after use one seed."""
-    lane = next((lane for lane in lanes if lane.guard.is_up), lanes[0])
-    answers = await lane.answer(prompts, seed=seed)
+    answers = await ask_any(lanes, lambda lane: lane.answer(prompts, seed=seed))
     return Evaluation(prompts=prompts, answers=answers, judged=await evaluator(prompts, answers))
 
 

@@ -230,6 +230,8 @@ def recent_faults(events: Sequence[Mapping[str, Any]], *, now: float) -> list[st
         if name not in FAULTS or time_of(event) < now - LATELY_S:
             continue
         cause = str(event.get("cause") or event.get("reason") or event.get("message") or event.get("kind") or "")
+        if name == "learner_trained_again" and event.get("same_weights") is False:
+            cause = "to other weights than the lost learner had"
         key = (name, str(event.get("worker") or ""), re.sub(r"\b[0-9a-f]{8,}\b|\d+", "#", cause)[:200])
         counts[key] += 1
         first.setdefault(key, " ".join(cause.split())[:160])

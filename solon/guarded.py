@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
 from solon.feedback.judging import Item, Verdict
 from solon.ledger import Lease, Work
 from solon.protocols import Assignment, Box, GenerationReport, LabelReport
 from solon.records import Group, LoadReceipt, Prompt, Salvage, StepReport, Weights
-from solon.recovery import Guard, RecoveryConfig
+from solon.recovery import GivenUpError, Guard, RecoveryConfig
+
+T = TypeVar("T")
+L = TypeVar("L", bound="Guarded")
+
+
+class Guarded(Protocol):
+    """A lane with a guard."""
+
+    @property
+    def guard(self) -> Guard: ...
+
+
+async def ask_any(lanes: Sequence[L], call: Callable[[L], Awaitable[T]]) -> T:
+    """The result of a call that any of these lanes can answer: the first one that is up, or that comes back first.
+
+    Raises RunFailedError when all of them were given up, and what ended a lane and with it the run.
+    """
+    while True:
+        left = [lane for lane in lanes if not lane.guard.given_up]
+        if not left:
+            raise RunFailedError(f"{', '.join(lane.guard.name for lane in lanes)}: all were given up")
+        lane = next((lane for lane in left if lane.guard.is_up), None) or await _first_back(left)
+        with suppress(GivenUpError):
+            return await call(lane)
+
+
+async def _first_back(lanes: Sequence[L]) -> L:
+    """The lane whose wait for its replacement ends first, in whichever way."""
+    waiting = {asyncio.ensure_future(lane.guard.ready()): lane for lane in lanes}
+    try:
+        (done, *_), _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        done.result()
+        return waiting[done]
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 class GuardedRollout:

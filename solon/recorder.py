@@ -100,7 +100,7 @@ class Recorder:
         # A cause may quote a library that quotes an address.
         said = {key: redacted(value) if isinstance(value, str) else value for key, value in fields.items()}
         record = {"time": time.time(), "event": name, **said}
-        self.tally.fault(name)
+        self.tally.fault(name, fields)
         if name == "group_dropped":
             self.tally.last_drop = str(said.get("reason", ""))
         self._jobs.put(lambda: self._write_event(record))

@@ -162,11 +162,11 @@ class Guard:
             task.cancel()
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of a call that may be made again to a replacement, however often it takes. Raises RunFailedError
+        """The result of a call that may be made again to a replacement, however often it takes. Raises GivenUpError
         when there is none."""
         while True:
             if not await self.ready():
-                raise RunFailedError(f"{self.name} was given up")
+                raise GivenUpError(f"{self.name} was given up")
             with suppress(WorkerLostError):
                 return await self.during(call())
 
@@ -341,6 +341,10 @@ class _Lately:
         while self._times and self._times[0] <= self._clock() - self._window_s:
             self._times.popleft()
         return len(self._times)
+
+
+class GivenUpError(RunFailedError):
+    """The worker is not replaced any more; another of its kind may be up."""
 
 
 class _SpentError(Exception):

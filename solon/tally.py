@@ -31,6 +31,7 @@ COUNTS = (
     "published_versions",
     "max_gap",
     "mean_gap",
+    "learners_apart",
 )
 """Attributes of a tally that are plain numbers."""
 FAULTS = frozenset(
@@ -88,27 +89,32 @@ class Tally:
         """The last line of metrics.jsonl."""
         self.faults: Counter[str] = Counter()
         """Workers lost, workers recovered, and so on, by event."""
+        self.learners_apart = 0
+        """Rebuilt learners that came to other weights than the lost one."""
         self.last_drop = ""
         """Why the latest group was dropped."""
         self._before_s = 0.0
 
     def begin(self) -> None:
         """The clock of the run starts here, engines warm."""
-        self.started_s = time.time()
+        self.started_s, self.ended_s = time.time(), None
 
     def end(self) -> None:
-        """And stops here: what follows (evaluation, checkpoint) is not training."""
-        self.ended_s = time.time()
+        """And stops here: what follows (evaluation, checkpoint) is not training. A second call changes nothing."""
+        if self.ended_s is None:
+            self.ended_s = time.time()
 
     @property
     def wall_s(self) -> float:
         """Seconds of training so far, those before a resume included."""
         return self._before_s + max((self.ended_s or time.time()) - self.started_s, 1e-9)
 
-    def fault(self, name: str) -> None:
-        """Counts an event that tells of a fault or its end."""
+    def fault(self, name: str, fields: Mapping[str, Any] | None = None) -> None:
+        """Counts an event that tells of a fault or its end. fields: of the event."""
         if name in FAULTS:
             self.faults[name] += 1
+        if name == "learner_trained_again" and not (fields or {}).get("same_weights", True):
+            self.learners_apart += 1
 
     def state(self) -> dict[str, Any]:
         """Everything counted so far, as JSON: what a resumed run goes on with."""
@@ -197,10 +203,9 @@ class Tally:
         """What summary.json holds besides the evaluation. injected: faults that somebody caused on purpose."""
         wall_s = self.wall_s
         overlap = self.overlap()
-        warning = self.position.warning()
         return {
             "status": status,
-            "warnings": [warning] if warning else [],
+            "warnings": [text for text in (self.position.warning(), self._apart()) if text],
             "steps": self.steps,
             "steps_moved": self.movement.moved,
             "wall_s": round(wall_s, 3),
@@ -248,6 +253,16 @@ class Tally:
                 "by_event": dict(self.faults),
             },
         }
+
+    def _apart(self) -> str | None:
+        if not self.learners_apart:
+            return None
+        times = "once" if self.learners_apart == 1 else f"{self.learners_apart} times"
+        return (
+            f"a lost learner was trained again to other weights than it had ({times}): the kernels of this machine do "
+            "not repeat exactly. The run is sound, since groups keep the log-probs that they were drawn with, but it "
+            "cannot be repeated to the bit"
+        )
 
     def _add_spans(self, spans: Sequence[Span]) -> None:
         self.spans.extend(spans)

@@ -3,6 +3,7 @@ test has a cluster of its own."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -14,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
+from actors.calls import is_there, put_in_box
 from solon.staleness import StalenessConfig
 from tests.ray.world import QUICK, World
 
@@ -71,6 +74,32 @@ async def test_payloads_that_go_with_their_node_are_noticed_and_generated_again_
             assert time.monotonic() - removed < DETECTION_S + 2
             await world.ended(timeout_s=60)
         assert {fields["worker"] for fields in world.told("worker_lost")} == {"rollout-0"}
+
+
+@ray.remote(num_cpus=0, resources={"gen": 0.6}, max_restarts=0, max_task_retries=0)
+class Maker:
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    def make(self, nbytes: int) -> Any:
+        return np.zeros(nbytes, np.uint8)
+
+
+async def test_whether_a_payload_is_there_is_learnt_without_fetching_it_and_a_lost_one_is_recognised():
+    with nodes() as (cluster, rooms):
+        maker = Maker.remote()
+        home = ray.get(maker.node.remote())
+        far, small = [maker.make.remote(20 * 2**20)], [maker.make.remote(10)]
+        mine = put_in_box(np.zeros(2**20, np.uint8))
+        assert [await is_there(box) for box in (far, small, mine)] == [True, True, True]
+        places = ray.experimental.get_object_locations(far)[far[0]]["node_ids"]
+        assert places == [home]
+        cluster.remove_node(next(n for n in rooms if n.node_id == home), allow_graceful=False)
+        deadline = time.monotonic() + DETECTION_S + 5
+        while await is_there(far):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        assert [await is_there(box) for box in (far, small, mine)] == [False, True, True]
 
 
 async def test_twice_as_much_data_as_the_object_store_holds_goes_through_it():

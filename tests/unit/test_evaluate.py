@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from cluster.evaluate import AuditEvaluator, Evaluation, OracleEvaluator, obeyed
-from solon.records import Feedback, Group, Label, Status
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from cluster.evaluate import AuditEvaluator, Evaluation, OracleEvaluator, evaluate, obeyed
+from solon.errors import RunFailedError
+from solon.guarded import GuardedRollout
+from solon.records import Feedback, Group, Label, Prompt, Status
+from solon.recovery import Guard, RecoveryConfig
 from tests.unit.fakes import make_prompt
 
 
@@ -47,6 +56,54 @@ async def test_every_held_out_row_carries_its_scores_and_the_labels_that_they_fo
         ],
     }
     assert (second["scores"], second["score"]) == ({"kind": 1.0, "true": 0.0}, 0.5)
+
+
+@pytest.mark.parametrize("first_is", ["given up", "being replaced"])
+async def test_held_out_answers_come_from_an_engine_that_is_up(first_is: str):
+    lanes = [make_lane("rollout-0"), make_lane("rollout-1")]
+    first = lanes[0].guard
+    if first_is == "given up":
+        first.given_up = True
+    else:
+        first._up.clear()
+    found = await evaluate(lanes, (make_prompt("one"),), OracleEvaluator(), seed=0)
+    assert found.answers == ["rollout-1"]
+
+
+async def test_when_no_engine_is_up_the_first_that_comes_back_answers_and_one_that_is_given_up_is_not_waited_for():
+    lanes = [make_lane(f"rollout-{n}") for n in range(3)]
+    for lane in lanes:
+        lane.guard._up.clear()
+    answering = asyncio.ensure_future(evaluate(lanes, (make_prompt("one"),), OracleEvaluator(), seed=0))
+    await asyncio.sleep(0.01)
+    lanes[0].guard.given_up = True
+    lanes[0].guard._up.set()
+    await asyncio.sleep(0.01)
+    assert not answering.done()
+    lanes[2].guard._up.set()
+    assert (await asyncio.wait_for(answering, 5)).answers == ["rollout-2"]
+
+
+async def test_when_all_engines_were_given_up_the_evaluation_says_so():
+    lanes = [make_lane("rollout-0"), make_lane("rollout-1")]
+    for lane in lanes:
+        lane.guard.given_up = True
+    with pytest.raises(RunFailedError, match="rollout-0, rollout-1: all were given up"):
+        await evaluate(lanes, (make_prompt("one"),), OracleEvaluator(), seed=0)
+
+
+def make_lane(name: str) -> GuardedRollout:
+    """An engine that answers with its name."""
+
+    class Engine:
+        groups_at_once = 1
+
+        async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
+            return [self.name for _ in prompts]
+
+    engine: Any = Engine()
+    engine.name = name
+    return GuardedRollout(engine, Guard(engine, RecoveryConfig()))
 
 
 async def test_the_oracles_score_every_held_out_row():

@@ -222,6 +222,36 @@ def test_the_summary_is_valid_json_though_a_reward_was_missing():
     assert summary["staleness"] == {"max": 1, "p50": 0, "bound": 4}
 
 
+def test_the_clock_of_training_stops_once_and_what_follows_dilutes_nothing(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr("solon.tally.time.time", lambda: now[0])
+    tally = Tally(staleness_bound=4, total_steps=3)
+    tally.labelled(make_labelling(make_feedback()))
+    now[0] = 110.0
+    tally.begin()
+    now[0] = 130.0
+    tally.end()
+    before = make_summary(tally)
+    now[0] = 230.0  # the last checkpoint, the last evaluation
+    tally.end()
+    assert make_summary(tally) == before
+    assert before["wall_s"] == 20.0
+    tally.begin()
+    now[0] = 231.0
+    assert tally.wall_s == 1.0
+
+
+def test_a_learner_that_came_to_other_weights_is_warned_of_and_after_a_resume_as_well():
+    tally = Tally(staleness_bound=4, total_steps=3)
+    tally.fault("learner_trained_again", {"steps": 2, "same_weights": True})
+    assert make_summary(tally)["warnings"] == []
+    tally.fault("learner_trained_again", {"steps": 2, "same_weights": False})
+    resumed = Tally(staleness_bound=4, total_steps=3)
+    resumed.restore(tally.state())
+    (warning,) = make_summary(resumed)["warnings"]
+    assert warning.startswith("a lost learner was trained again to other weights than it had (once)")
+
+
 def test_the_summary_counts_what_was_reported():
     tally = Tally(staleness_bound=4, total_steps=3)
     tally.generated(make_generation(make_group()))

@@ -208,15 +208,20 @@ async def test_an_auditor_that_falls_behind_holds_no_more_than_its_share(monkeyp
     await observer.close()
 
 
-async def test_what_breaks_inside_the_watch_is_raised_at_the_end():
+@pytest.mark.parametrize(("action", "stopped"), [("warn", []), ("stop", ["watch_failed"])])
+async def test_what_breaks_inside_the_watch_is_told_at_once_and_fails_no_run(action: str, stopped: list[str]):
     def broken(box: Any) -> Any:
         raise ConnectionError("no payload")
 
-    observer, _, _ = make_observer(Gold(), unbox=broken)
-    tell(observer, 0)
-    await asyncio.gather(*observer._tasks, return_exceptions=True)
-    with pytest.raises(ConnectionError, match="no payload"):
-        await observer.close()
+    observer, written, stops = make_observer(Gold(), unbox=broken, action=action)
+    for step in range(3):
+        tell(observer, step)
+        await asyncio.gather(*observer._tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert written.alarms() == ["watch_failed"]
+    assert "ConnectionError: no payload" in written.events[0][1]["message"]
+    await observer.close()
+    assert [alarm.kind for alarm in stops] == stopped
 
 
 async def test_nothing_is_fetched_for_a_group_that_nobody_looks_at():
@@ -335,6 +340,28 @@ async def test_a_judge_that_changes_is_caught_by_the_canaries():
     assert asked == [10, 10, 10]
     assert written.alarms() == ["canary"]
     assert [alarm.kind for alarm in stops] == ["canary"]
+
+
+async def test_canaries_that_no_judge_answers_are_told_once_and_fail_no_run():
+    pairs = [gold_pair(make_prompt("p"), "blue", "green", target=1.0, principles=[PRINCIPLE])]
+    asked: list[int] = []
+
+    async def judge(items: Any) -> list[Verdict]:
+        asked.append(len(items))
+        raise RunFailedError("judge-0, judge-1: all were given up")
+
+    async def act(alarm: Any) -> None:
+        raise AssertionError("a warning asks for nothing")
+
+    written = Written()
+    observer = WatchingObserver(
+        written, Watch(WatchConfig(audit_share=0.001), canaries=CanaryConfig(every=1)), gold=Gold(),
+        unbox=lambda box: box, on_action=act, canary=Canary(pairs), judge=judge,
+    )  # fmt: skip
+    await run(observer, 4)
+    assert asked == [1]
+    assert written.alarms() == ["canary_lost"]
+    assert "all were given up" in written.events[-1][1]["message"]
 
 
 PRINCIPLE = Principle(id="kind", pairwise_question="which is kinder?")

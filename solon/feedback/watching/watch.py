@@ -44,7 +44,7 @@ class Watch:
         canaries: CanaryConfig | None = None,
     ) -> None:
         self.config = config
-        self._canaries = canaries or CanaryConfig()
+        self.canaries = canaries or CanaryConfig()
         self._seed = seed
         self._is_relative = is_relative
         self.windows: list[Window] = []
@@ -90,14 +90,14 @@ class Watch:
 
     def is_canary_due(self, step: int) -> bool:
         """Whether the canary pairs are to be judged before this step."""
-        return step % self._canaries.every == 0
+        return step % self.canaries.every == 0
 
     def canary(self, reading: CanaryReading) -> None:
         """What came of the canary pairs."""
         self._metrics |= reading.metrics()
-        too_many = reading.flips > self._canaries.flips
-        changed = self._canaries.is_repeatable and not reading.is_identical
-        threshold = 0.0 if changed and not too_many else self._canaries.flips
+        too_many = reading.flips > self.canaries.flips
+        changed = self.canaries.is_repeatable and not reading.is_identical
+        threshold = 0.0 if changed and not too_many else self.canaries.flips
         what = (
             f"the judge says the opposite on {reading.flips:.1%} of the canary pairs"
             if too_many
@@ -110,7 +110,7 @@ class Watch:
             value=reading.flips if too_many else reading.largest_change,
             threshold=threshold,
             message=f"{what}, compared with its first reading: it is no longer the same judge",
-            action=self._canaries.action,
+            action=self.canaries.action,
         )
 
     # -- what it says ----------------------------------------------------------------------------------------------

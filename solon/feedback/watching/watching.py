@@ -42,7 +42,8 @@ class GoldJudge(Protocol):
 
 
 class WatchingObserver:
-    """Implements `Observer`. `await close()` when the loop has ended; it raises what went wrong inside.
+    """Implements `Observer`. `await close()` when the loop has ended. What goes wrong inside is an alarm, no error:
+    the run itself is sound.
 
     unbox: opens a payload; may block. on_action: called with the first alarm of each kind whose action is more than a
     warning. canary, judge: pairs that never change, and who asks the rewarding judge about them past its caches.
@@ -77,7 +78,10 @@ class WatchingObserver:
         self._metrics: dict[str, float] = {}
         self._step = 0
         self._is_blind = False
-        self._failure: BaseException | None = None
+        """Gold cannot be asked any more."""
+        self._is_deaf = False
+        """The canary pairs cannot be put any more."""
+        self._has_failed = False
 
     def generated(self, report: GenerationReport, box: Box) -> None:
         self._boxes[report.ordinal, report.attempt] = box
@@ -114,12 +118,10 @@ class WatchingObserver:
         self._observer.event(name, **fields)
 
     async def close(self) -> None:
-        """End what is still under way. Raises the first error of the watch itself."""
+        """End what is still under way."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._failure is not None:
-            raise self._failure
 
     async def state(self) -> WatchState:
         """What a checkpoint keeps; audits that are still under way are not part of it."""
@@ -166,13 +168,21 @@ class WatchingObserver:
         try:
             found: Feedback = await self._gold.label_group(excerpt(group, rollouts))
         except Exception as error:  # whatever the auditor dies of, the run itself is sound
-            self._lose("audit_lost", f"{type(error).__name__}: {error}")
+            self._lose("audit_lost", _described(error))
             return None
         return found
 
     async def _read_canary(self, canary: Canary, step: int) -> None:
-        assert self._judge is not None, "canaries need somebody to ask"
-        verdicts = await self._judge(canary.items)
+        assert self._judge is not None, "canaries need a judge to ask"
+        if self._is_deaf:
+            return
+        try:
+            verdicts = await self._judge(canary.items)
+        except Exception as error:  # whatever the judges die of, the watch ends no run
+            self._is_deaf = True
+            message = f"the canary pairs are no longer judged: {_described(error)}"
+            self._raise(self._loss("canary_lost", message, self.watch.canaries.action))
+            return
         async with self._turn:
             self.watch.canary(canary.read(step, verdicts))
 
@@ -190,9 +200,16 @@ class WatchingObserver:
         if self._is_blind:
             return
         self._is_blind = True
-        action: Action = "stop" if self.watch.config.action == "stop" else "warn"
-        message = f"the run is no longer audited: {why}"
-        self._raise(Alarm(kind=kind, step=self._step, value=1.0, threshold=0.0, message=message, action=action))
+        self._raise(self._loss(kind, f"the run is no longer audited: {why}", self._without_gold))
+
+    @property
+    def _without_gold(self) -> Action:
+        """What a run does that is no longer audited."""
+        return "stop" if self.watch.config.action == "stop" else "warn"
+
+    def _loss(self, kind: str, message: str, action: Action) -> Alarm:
+        """That a part of the watch is gone."""
+        return Alarm(kind=kind, step=self._step, value=1.0, threshold=0.0, message=message, action=action)
 
     def _raise(self, alarm: Alarm) -> None:
         self.alarms.append(alarm)
@@ -215,5 +232,12 @@ class WatchingObserver:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None and self._failure is None:
-            self._failure = task.exception()
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._has_failed:
+            self._has_failed = True
+            message = f"the watch itself failed, so that it may miss alarms: {_described(error)}"
+            self._raise(self._loss("watch_failed", message, self._without_gold))
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
