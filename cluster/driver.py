@@ -123,11 +123,10 @@ class Driver:
         self._tally.end()
         try:
             summary = await self._summarise(status, failure)
-        except OSError as error:
+        except (OSError, RunFailedError) as error:
             # Why the run ended matters more than that its summary is missing.
             raise failure or RunFailedError(
-                f"summary.json of {self._directory.path} cannot be written: {error.strerror}; the run ended as "
-                f"{status}; free some space"
+                f"summary.json cannot be written: {error}; the run ended as {status}"
             ) from error
         self._view.ended(summary, self._directory.path)
         if failure is not None:
@@ -206,6 +205,10 @@ class Driver:
     async def _run_loop(self, crew: Crew, publication: Publication, saver: Saver) -> int:
         run = self._run
         self._watching = self._watch(crew)
+        if self._watching is not None:
+            self._ledger.listen(
+                self._watching.event
+            )  # it keeps the payload of a group until that group comes to nothing
         every = run.checkpoint_every
 
         async def checkpoint(step: int) -> None:
@@ -358,7 +361,7 @@ class Driver:
         summary["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         if failure is not None:
             summary["failure"] = f"{type(failure).__name__}: {failure}"
-        self._directory.close()
+        self._directory.ballast.give_up()
         self._directory.write_json("summary.json", summary)
         return summary
 

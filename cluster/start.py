@@ -1,4 +1,5 @@
-"""Where a run begins: in a new directory, or in the last checkpoint of an old one. Looks, decides, writes nothing."""
+"""Where a run begins: in a new directory, or in the last checkpoint of an old one. Looks and decides. It writes nothing
+but a checkpoint that it fetches from `checkpoint_url`, and that under the lock of the run directory."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from cluster.input_digests import Digests, refuse_other_inputs
 from cluster.run_file import RunFile
 from solon.checkpoint_store import download
 from solon.checkpoints import Checkpoint, CheckpointFolder
+from solon.directory_lock import locked
 from solon.errors import InputError, short
 from solon.overrides import flat_items
 from solon.run_directory import RunDirectory
@@ -76,18 +78,24 @@ def find_start(
     if directory is None or not (directory / "config.json").exists():
         # Nothing has begun yet: a job that is tried again with the same command starts like the first time.
         return Start(directory=directory if directory is not None and directory.exists() else None)
-    _refuse_another_run(run, constitution_hash, directory, digests or {})
+    with locked(directory):  # of a run that is still going on nothing is read, and nothing is removed
+        return _start_in(directory, run, constitution_hash, digests or {})
+
+
+def _start_in(directory: Path, run: RunFile, constitution_hash: str, digests: Digests) -> Start:
+    """Where an old run goes on."""
+    _refuse_another_run(run, constitution_hash, directory, digests)
     summary = _read(directory / "summary.json") if (directory / "summary.json").exists() else {}
     if summary.get("status") == "completed" and summary.get("steps", 0) >= run.steps:
         return Start(directory=directory, finished=summary)
     folder = CheckpointFolder(directory / "checkpoints")
     damaged: list[str] = []
     checkpoint = folder.last(damaged=damaged)
-    if run.checkpoint_url:
-        download(run.checkpoint_url, folder)
+    whole = -1 if checkpoint is None else checkpoint.step
+    if run.checkpoint_url and download(run.checkpoint_url, folder, whole=whole, damaged=damaged):
         checkpoint = folder.last()
     if checkpoint is not None:
-        refuse_other_inputs(digests or {}, checkpoint.run.get("inputs") or {}, place=checkpoint.path, run=run)
+        refuse_other_inputs(digests, checkpoint.run.get("inputs") or {}, place=checkpoint.path, run=run)
     if checkpoint is not None and checkpoint.step > run.steps:
         raise InputError(
             f"--resume: {directory} has trained {checkpoint.step} steps already, expected more than that in steps = "

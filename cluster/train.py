@@ -71,9 +71,9 @@ def train(
         }
         config |= {"started": time.time(), "origin": dict(origin or {})}
         before = _records(directory.path) if start.directory is not None else {}
-        directory.write_json("config.json", config | run.model_dump(mode="json"))
         driver = Driver(run, inputs, directory, view, start=start, launcher=launcher)
         try:
+            directory.write_json("config.json", config | run.model_dump(mode="json"))
             return asyncio.run(driver.drive())
         except InputError:
             if not driver.has_begun:
@@ -81,6 +81,8 @@ def train(
                 for name, content in before.items():
                     put_back(directory.path / name, content)
             raise
+        finally:
+            directory.close()  # the lock is held until the last file of the run is written
 
 
 def _records(folder: Path) -> dict[str, bytes | None]:

@@ -25,21 +25,48 @@ def upload(checkpoint: Path, url: str) -> None:
         files.pipe_file(f"{root}/{LATEST}", (checkpoint.name + "\n").encode())
 
 
-def download(url: str, folder: CheckpointFolder) -> str | None:
-    """Copy the last checkpoint from an fsspec URL, unless it is here; returns its name. None: there is none. Raises
-    RunFailedError, and InputError when it is damaged."""
+def download(url: str, folder: CheckpointFolder, *, whole: int = -1, damaged: list[str] | None = None) -> str | None:
+    """Copy the last checkpoint from an fsspec URL that is whole; returns its name. None: there is none that is younger
+    than step `whole`, the last one that is whole here.
+
+    A folder that is here under its name is damaged, and is replaced. What `LATEST` names is tried first, then those
+    before it; what is wrong with them goes to `damaged`. The caller holds the lock of the run directory. Raises
+    RunFailedError.
+    """
     with _filesystem(url) as (files, root):
         if not files.exists(f"{root}/{LATEST}"):
             return None
-        name: str = files.cat_file(f"{root}/{LATEST}").decode().strip()
-        step = int(name.removeprefix("step-"))
-        if step in folder.steps():
-            return name
-        scratch = folder.begin(step)
+        last = _step(files.cat_file(f"{root}/{LATEST}").decode().strip())
+        there = {step for path in files.ls(root, detail=False) if (step := _step(path.rpartition("/")[2])) is not None}
+        # One that is younger than LATEST was never finished, or is of a branch that the run went back from.
+        for step in sorted((s for s in there if last is not None and whole < s <= last), reverse=True):
+            try:
+                return _fetch(files, root, step, folder)
+            except InputError as error:
+                if damaged is not None:
+                    damaged.append(f"in the checkpoint store: {error}")
+        return None
+
+
+def _fetch(files: Any, root: str, step: int, folder: CheckpointFolder) -> str:
+    """Raises InputError when it is damaged there."""
+    name = folder.name(step)
+    if not files.exists(f"{root}/{name}/{MANIFEST}"):
+        raise InputError(f"{name} has no {MANIFEST}; its upload broke off")
+    scratch = folder.begin(step)
+    try:
         files.get(f"{root}/{name}/", f"{scratch}/", recursive=True)
         verify(scratch)
-        scratch.replace(folder.path / name)
-        return name
+        folder.place(scratch, step=step)
+    finally:
+        folder.discard(scratch)
+    return name
+
+
+def _step(name: str) -> int | None:
+    """The step of a checkpoint's name; None for other names."""
+    digits = name.removeprefix("step-")
+    return int(digits) if digits != name and digits.isdecimal() else None
 
 
 @contextmanager

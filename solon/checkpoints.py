@@ -75,7 +75,8 @@ class CheckpointFolder:
         self.failpoint: Callable[[str], None] = lambda name: None
 
     def begin(self, step: int) -> Path:
-        """A scratch folder for the checkpoint of this step; what a killed process left of others is removed."""
+        """A scratch folder for the checkpoint of this step. What a killed process left of others is removed, so the
+        caller holds the lock of the run directory. Raises RunFailedError when the run directory is gone."""
         for gone in self.path.glob(".step-*.gone"):
             home = self.path / _home(gone)
             if home.exists():
@@ -86,7 +87,11 @@ class CheckpointFolder:
             shutil.rmtree(old, ignore_errors=True)
         scratch = self.path / f".{_name(step)}.tmp"
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        try:  # without its parents: a run directory that was removed is not made again
+            self.path.mkdir(exist_ok=True)
+            scratch.mkdir()
+        except FileNotFoundError:
+            raise RunFailedError(f"{self.path.parent} is gone: it was removed or moved while the run used it") from None
         return scratch
 
     def finish(
@@ -124,6 +129,12 @@ class CheckpointFolder:
         for path in (*files, scratch / MANIFEST, *(p for p in scratch.rglob("*") if p.is_dir()), scratch):
             _sync(path)
         self.failpoint("synced")
+        final = self.place(scratch, step=step)
+        self._retire(spared)
+        return final
+
+    def place(self, scratch: Path, *, step: int) -> Path:
+        """Put a complete folder in its place and let `LATEST` name it."""
         final = self.path / _name(step)
         replaced = self.path / f".{_name(step)}.gone"
         if final.exists():
@@ -138,8 +149,17 @@ class CheckpointFolder:
         latest.replace(self.path / LATEST)
         _sync(self.path)
         self.failpoint("latest")
-        self._retire(spared)
         return final
+
+    @staticmethod
+    def name(step: int) -> str:
+        """`step-000040`."""
+        return _name(step)
+
+    @staticmethod
+    def discard(scratch: Path) -> None:
+        """Remove a scratch folder that became no checkpoint, so that its space is free; nothing when it did."""
+        shutil.rmtree(scratch, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, complete or damaged, in order."""

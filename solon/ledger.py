@@ -16,6 +16,7 @@ process (solon.ledger_cut).
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class LedgerConfig(BaseModel):
     batch_groups: int = Field(16, ge=1)
     """Groups in a batch: one optimiser step."""
     max_held_mib: float = Field(4096, gt=0)
-    """Payload that may wait in the object store; admission stops above it."""
+    """Payload that may wait in the object store, what is still to be written to disk included; admission stops above
+    it. The groups of one batch are always let through, however large they are."""
     max_attempts: int = Field(3, ge=1)
     """Tries for a group before it is dropped."""
     max_losses: int = Field(10, ge=1)
@@ -105,6 +107,8 @@ class Ledger:
         self.admitted = 0
         self.committed = 0
         self.dropped: Counter[str] = Counter()
+        self.unwritten_bytes = 0
+        """Payload that a group has left or may leave and that is kept all the same, until it is written to disk."""
         self.on_drop: Callable[[int, str], None] = lambda ordinal, reason: None
         """Told of every group that is dropped, with its reason."""
         self._open = True
@@ -137,19 +141,32 @@ class Ledger:
         return self.version if entry.salvage is None else entry.salvage_head
 
     def _credits(self) -> int:
-        if self._shelves.nbytes >= self.config.max_held_mib * 2**20:
-            return 0
         held = len(self._shelves)
         free = self.staleness.credits(
             batch_groups=self.config.batch_groups,
             uncommitted=held - (len(self._lease.ordinals) if self._lease else 0),
             unpublished=sum(self._unpublished.values()),
         )
+        free = min(free, self._credits_by_size(held))
         return free if self.total_groups is None else min(free, self.total_groups - self.committed - held)
+
+    def _credits_by_size(self, held: int) -> int:
+        """What the byte budget allows. A batch that is larger than the budget is let through alone: fewer groups than a
+        batch can never be trained, so their bytes would never be freed."""
+        if self.is_unwritten_over:
+            return 0  # freed by writing, which waits for no group
+        if self._shelves.nbytes + self.unwritten_bytes < self.config.max_held_mib * 2**20:
+            return sys.maxsize
+        return max(0, self.config.batch_groups - held)
 
     def close(self) -> None:
         """Admit nothing more. What is held may still be finished, or go into a cut."""
         self._open = False
+
+    @property
+    def is_unwritten_over(self) -> bool:
+        """What is still to be written fills the byte budget alone."""
+        return self.unwritten_bytes >= self.config.max_held_mib * 2**20
 
     @property
     def is_closed(self) -> bool:
@@ -339,6 +356,7 @@ class Ledger:
             "dropped": self.dropped.total(),
             "held": len(self._shelves),
             "held_bytes": self._shelves.nbytes,
+            "unwritten_bytes": self.unwritten_bytes,
             "version": self.version,
         }
 

@@ -1,13 +1,11 @@
 """The folder of a run: what is written when, and how nothing written is ever lost.
 
-Whole files appear by rename; JSON lines and Parquet parts are only ever added. A ballast file is given up when
-the disk is full, so that what was already generated can still be written and the run can say what happened.
+Whole files appear by rename; JSON lines and Parquet parts are only ever added. A ballast (solon.ballast) is given up
+when the disk is full, so that what was already generated can still be written and the run can say what happened.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import time
@@ -17,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from solon.ballast import Ballast, is_no_space
+from solon.directory_lock import lock_directory
 from solon.errors import InputError, RunFailedError
 from solon.json_text import json_text
 from solon.tables import arrow_table
@@ -27,6 +27,15 @@ BALLAST_BYTES = 16 * 2**20
 class DiskFullError(RunFailedError):
     """No space is left for the run directory."""
 
+    def __init__(self, message: str, *, is_written: bool = False) -> None:
+        """is_written: what was to be written found room in the ballast; no row is lost."""
+        super().__init__(message)
+        self.is_written = is_written
+
+
+class UnwritableError(RunFailedError):
+    """The run directory was removed, or its disk is read-only or broken."""
+
 
 class RunDirectory:
     """`RunDirectory.create("runs", "demo")`; the name gets a number when it is taken and was not asked for."""
@@ -34,6 +43,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._parts: dict[str, int] = {}
+        self.ballast = Ballast(path)
         self._unlock: Callable[[], object] = lambda: None
 
     @classmethod
@@ -70,11 +80,14 @@ class RunDirectory:
             raise InputError(f"directory {path} cannot be made: {error}; free space or go elsewhere") from None
         directory = cls(path)
         directory.lock()
-        directory._mend()
+        try:
+            directory._remove_halves()
+        except OSError as error:
+            raise InputError(_not_writable(path, error)) from None
         directory._lay_ballast()
         return directory
 
-    def _mend(self) -> None:
+    def _remove_halves(self) -> None:
         """Remove what a killed process left half written: the end of a last line, parts that were never whole."""
         for path in (*self.path.glob("*.jsonl"), *self.path.glob("trace.json")):
             with path.open("rb+") as file:
@@ -100,7 +113,13 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> Path:
         """A whole file, there completely or not at all."""
         path = self.path / name
-        self._guard(lambda: _write_whole(path, text))
+
+        def write() -> None:
+            if path.parent != self.path:  # a run directory that was removed is not made again
+                path.parent.mkdir(exist_ok=True)
+            _write_whole(path, text)
+
+        self._guard(write)
         return path
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
@@ -146,32 +165,23 @@ class RunDirectory:
         self._guard(write)
 
     def lock(self) -> None:
-        """One process at a time: until this one ends, however it ends. Raises InputError when another one is at it."""
-        descriptor = _locked(self.path)
-        if descriptor is None:
-            raise InputError(
-                f"run directory {self.path} is in use: the run is still going on in another process; wait for it, or "
-                "end it first"
-            )
-        self._unlock = weakref.finalize(self, os.close, descriptor)
+        """One process at a time, until this one ends, however it ends. Raises InputError when another works here."""
+        self._unlock = weakref.finalize(self, os.close, lock_directory(self.path))
 
     def close(self) -> None:
-        """Give the ballast back, and the lock."""
-        self._ballast.unlink(missing_ok=True)
+        """Give the ballast back, and the lock: what is written comes before this."""
+        self.ballast.give_up()
         self._unlock()
-
-    @property
-    def _ballast(self) -> Path:
-        return self.path / ".ballast"
 
     def _lay_ballast(self) -> None:
         try:
-            with self._ballast.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+            self.ballast.lay(BALLAST_BYTES)
         except OSError as error:
             self.close()
             with suppress(OSError):  # it holds something already
                 self.path.rmdir()  # or the same --name would be taken when it is tried again
+            if not is_no_space(error):
+                raise InputError(_not_writable(self.path, error)) from None
             raise InputError(
                 f"run directory {self.path}: {error.strerror}; expected at least {BALLAST_BYTES >> 20} MiB free, "
                 "free some space or run elsewhere"
@@ -181,33 +191,43 @@ class RunDirectory:
         """Write; when the disk is full, give up the ballast, write once more, and report that it is full."""
         try:
             write()
+            return
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            had_ballast = self._ballast.exists()
-            self._ballast.unlink(missing_ok=True)
-            try:
-                write()
-            except OSError:
-                raise DiskFullError(
-                    f"the disk of {self.path} is full and the last rows could not be written; free some space"
-                ) from None
-            if had_ballast:
-                raise DiskFullError(
-                    f"the disk of {self.path} is full; everything generated so far was written, and the run was "
-                    "stopped; free some space and start again"
-                ) from None
+            if not is_no_space(error):
+                raise self._unwritable(error) from error
+        had_ballast = self.ballast.give_up()
+        try:
+            write()
+        except OSError as error:
+            if not is_no_space(error):
+                raise self._unwritable(error) from error
+            raise DiskFullError(
+                f"the disk of {self.path} is full and the last rows could not be written; free some space"
+            ) from None
+        if had_ballast:
+            raise DiskFullError(
+                f"the disk of {self.path} is full; everything generated so far was written, and the run was "
+                "stopped; free some space and start again with --resume",
+                is_written=True,
+            )
+
+    def _unwritable(self, error: OSError) -> UnwritableError:
+        if not self.path.is_dir():
+            return UnwritableError(
+                f"run directory {self.path} is gone: it was removed or moved while the run used it; what was written "
+                "after that is lost"
+            )
+        return UnwritableError(
+            f"run directory {self.path} cannot be written: {error.strerror or error}; make its disk writable again, "
+            "then start the same command with --resume"
+        )
 
 
-def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock until it is closed; None when somebody else holds it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+def _not_writable(path: Path, error: OSError) -> str:
+    return (
+        f"run directory {path} cannot be written: {error.strerror or error}; make it writable, or run elsewhere "
+        "(SOLON_RUNS)"
+    )
 
 
 @contextmanager
@@ -223,7 +243,6 @@ def _appearing(path: Path) -> Iterator[Path]:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _appearing(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

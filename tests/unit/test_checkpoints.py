@@ -167,7 +167,48 @@ def test_a_checkpoint_goes_to_a_url_and_comes_back_from_it_whole(tmp_path: Path)
     found = elsewhere.last()
     assert found is not None
     assert (found.path / "policy" / "model.safetensors").read_text() == "weights 6"
-    assert download(url, elsewhere) == "step-000006"  # it is there already
+    assert download(url, elsewhere, whole=6) is None  # it is here already
+
+
+def test_a_damaged_newest_checkpoint_is_fetched_again(tmp_path: Path):
+    folder, url = CheckpointFolder(tmp_path / "here"), (tmp_path / "store").as_uri()
+    for step in (3, 6):
+        upload(write(folder, step, text=f"weights {step}"), url)
+    (folder.path / "step-000006" / "policy" / "model.safetensors").write_text("rubbish")
+    assert download(url, folder, whole=3) == "step-000006"
+    found = folder.last()
+    assert found is not None
+    assert (found.step, (found.path / "policy" / "model.safetensors").read_text()) == (6, "weights 6")
+    assert (folder.path / "LATEST").read_text() == "step-000006\n"
+    assert sorted(p.name for p in folder.path.iterdir()) == ["LATEST", "step-000003", "step-000006"]
+
+
+def test_the_store_is_searched_for_the_last_checkpoint_that_is_whole(tmp_path: Path):
+    ours, store = CheckpointFolder(tmp_path / "here", keep=0), tmp_path / "store"
+    for step in (2, 4, 6, 8):
+        upload(write(ours, step), store.as_uri())
+    (store / "step-000008" / "manifest.json").unlink()
+    (store / "step-000006" / "ledger.json").write_text("{}")
+    elsewhere, damaged = CheckpointFolder(tmp_path / "there"), list[str]()
+    assert download(store.as_uri(), elsewhere, damaged=damaged) == "step-000004"
+    assert elsewhere.steps() == [4]
+    assert ["in the checkpoint store" in text for text in damaged] == [True, True]
+    assert "step-000008" in damaged[0]
+    assert "ledger.json is damaged" in damaged[1]
+    assert download(store.as_uri(), CheckpointFolder(tmp_path / "third"), whole=4) is None
+
+
+def test_a_checkpoint_in_the_store_that_is_younger_than_its_latest_is_of_another_branch(tmp_path: Path):
+    ours, store = CheckpointFolder(tmp_path / "here", keep=0), tmp_path / "store"
+    for step in (2, 8, 4):  # the run went back to step 2 and trained on
+        upload(write(ours, step), store.as_uri())
+    assert download(store.as_uri(), CheckpointFolder(tmp_path / "there")) == "step-000004"
+
+
+def test_a_run_directory_that_is_gone_is_not_made_again_for_a_checkpoint(tmp_path: Path):
+    with pytest.raises(RunFailedError, match="is gone: it was removed or moved"):
+        CheckpointFolder(tmp_path / "run" / "checkpoints").begin(3)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_upload_that_broke_off_is_not_taken_for_a_checkpoint(tmp_path: Path):

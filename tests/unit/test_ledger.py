@@ -65,6 +65,35 @@ def test_bytes_in_hand_stop_admission():
     assert ledger.reserve(1, now=0) == []  # 20 bytes
 
 
+def test_a_batch_larger_than_the_byte_budget_is_let_through_alone():
+    ledger = make_ledger(batch=3, target=3, total=6, max_held_mib=1 / 2**20)
+    for step in range(2):
+        for number in range(3):
+            (grant,) = ledger.reserve(1, now=0)  # the budget is over from the first group on
+            assert grant.ordinal == 3 * step + number
+            make_ready(ledger, grant)
+        assert ledger.reserve(1, now=0) == []
+        lease = ledger.lease(step)
+        assert ledger.reserve(1, now=0) == []  # not beside a batch that is trained
+        assert ledger.commit(step, lease.token)
+        assert ledger.publish(step + 1)
+    assert ledger.is_drained
+
+
+def test_what_is_not_written_yet_counts_against_the_byte_budget_and_alone_stops_all_admission():
+    ledger = make_ledger(batch=2, target=3, max_held_mib=15 / 2**20)
+    (grant,) = ledger.reserve(1, now=0)
+    assert generate(ledger, grant)
+    ledger.unwritten_bytes = 10  # with the 10 held more than the budget: the rest of one batch is let through
+    assert len(ledger.reserve(9, now=0)) == 1
+    assert ledger.reserve(9, now=0) == []
+    other = make_ledger(batch=2, target=3, max_held_mib=15 / 2**20)
+    other.unwritten_bytes = 15
+    assert other.reserve(1, now=0) == []
+    other.unwritten_bytes = 14
+    assert len(other.reserve(1, now=0)) == 1
+
+
 def test_a_late_result_of_an_expired_attempt_is_refused():
     ledger = make_ledger(lease_s=5)
     (grant,) = ledger.reserve(1, now=0)
@@ -168,12 +197,19 @@ def test_choose_is_exactly_the_feasibility_rule(ready, unfinished, batch):
     target=st.integers(0, 3),
     slack=st.integers(0, 3),
     publish_lag=st.integers(0, 2),
+    budget=st.sampled_from([1, 11, 35, 10**6]),
 )
-def test_random_schedules_keep_every_promise(seed, batch, target, slack, publish_lag):
+def test_random_schedules_keep_every_promise(seed, batch, target, slack, publish_lag, budget):
     steps = 25
     rng = random.Random(seed)
     ledger = make_ledger(
-        batch=batch, target=target, bound=target + slack, total=batch * steps, max_dropped_share=1.0, lease_s=50
+        batch=batch,
+        target=target,
+        bound=target + slack,
+        total=batch * steps,
+        max_dropped_share=1.0,
+        lease_s=50,
+        max_held_mib=budget / 2**20,  # groups of 11 bytes: less than one, one, three, all
     )
     generating, judging, unpublished, committed = [], [], [], []
     lease, step, now = None, 0, 0.0

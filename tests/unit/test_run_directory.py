@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solon.run_directory as module
+from solon.ballast import Ballast, is_no_space
 from solon.errors import InputError
 from solon.json_text import json_text
 from solon.records import Feedback, Label, Status
-from solon.run_directory import DiskFullError, RunDirectory
+from solon.run_directory import DiskFullError, RunDirectory, UnwritableError
 from solon.tables import label_rows, rollout_rows
 from tests.unit.fakes import make_group
 
@@ -234,7 +238,7 @@ def test_a_disk_that_stays_full_is_reported_and_leaves_the_old_file(tmp_path: Pa
 def test_another_error_of_the_disk_is_not_called_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     directory = make_directory(tmp_path)
     full_disk(monkeypatch, "_append", times=1, error=errno.EIO)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(UnwritableError, match=r"Input/output error; make its disk writable again.*--resume"):
         directory.append("metrics.jsonl", {})
     assert (directory.path / ".ballast").exists()
 
@@ -260,6 +264,99 @@ def test_no_room_for_the_ballast_is_an_input_error_and_takes_no_name(tmp_path: P
         with pytest.raises(InputError, match=r"No space left.*expected at least.*free some space"):
             make_directory(tmp_path, "demo")
     assert make_directory(tmp_path, "demo").path.name == "demo"
+
+
+# -- disks that cannot be written -----------------------------------------------------------------------------------
+
+
+def test_a_run_directory_that_becomes_read_only_is_one_message_and_closing_it_hides_nothing(small_disk: Path):
+    directory = make_directory(small_disk)
+    directory.append("events.jsonl", {"event": "started"})
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for write in (
+        lambda: directory.append("events.jsonl", {}),
+        lambda: directory.write_json("summary.json", {}),
+        lambda: directory.write_rows("rollouts", rollout_rows(make_group())),
+    ):
+        with pytest.raises(UnwritableError, match="Read-only file system; make its disk writable again"):
+            write()
+    directory.close()
+    with pytest.raises(InputError, match="Read-only file system; make it writable, or run elsewhere"):
+        RunDirectory.reopen(directory.path)
+    with pytest.raises(InputError, match=r"cannot be made: .*Read-only"):
+        make_directory(small_disk, "other")
+
+
+def test_a_run_directory_that_is_removed_is_one_message_and_is_not_made_again(tmp_path: Path):
+    directory = make_directory(tmp_path)
+    directory.append("events.jsonl", {"event": "started"})
+    shutil.rmtree(directory.path)
+    for write in (
+        lambda: directory.append("events.jsonl", {}),
+        lambda: directory.write_json("summary.json", {}),
+        lambda: directory.write_rows("rollouts", rollout_rows(make_group())),
+    ):
+        with pytest.raises(UnwritableError, match="is gone: it was removed or moved while the run used it"):
+            write()
+    directory.close()
+    assert not directory.path.exists()
+
+
+def test_a_file_system_without_locks_is_not_called_a_run_that_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(InputError, match="cannot be locked: No locks available; put runs on a file system"):
+        make_directory(tmp_path)
+
+
+# -- the ballast ----------------------------------------------------------------------------------------------------
+
+
+def test_the_ballast_is_space_that_nobody_else_can_take(small_disk: Path):
+    ballast = Ballast(small_disk)
+    ballast.lay(64 * 1024)
+    ballast.lay(192 * 1024)
+    assert shutil.disk_usage(small_disk).free == 64 * 1024
+    with pytest.raises(OSError, match="No space left"):
+        ballast.lay(2**20)
+    assert ballast.nbytes == 192 * 1024  # what it held it holds
+    ballast.lay(16 * 1024)
+    assert shutil.disk_usage(small_disk).free == 240 * 1024
+    assert ballast.give_up()
+    assert not ballast.give_up()
+    assert shutil.disk_usage(small_disk).free == 256 * 1024
+
+
+def test_a_large_ballast_is_allocated_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("solon.ballast.EMULATED_BYTES", 4096)
+    monkeypatch.setattr(os, "posix_fallocate", None)
+    ballast = Ballast(tmp_path)
+    with suppress(OSError):  # a file system that cannot allocate says so at once
+        ballast.lay(2**20)
+    assert (tmp_path / ".ballast").stat().st_blocks * 512 >= ballast.nbytes
+    assert ballast.nbytes in (0, 2**20)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("Error while serializing: IoError(Os { code: 28 }, No space left on device)"), True),
+        (RuntimeError("I/O error: (os error 28)"), True),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (RuntimeError("os error 281)"), False),
+    ],
+)
+def test_a_full_disk_is_known_by_its_number_or_by_what_a_library_says(error: Exception, is_full: bool):
+    assert is_no_space(error) == is_full
+    outer = ValueError("saving failed")
+    outer.__cause__ = error
+    assert is_no_space(outer) == is_full
 
 
 @pytest.fixture

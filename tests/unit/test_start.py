@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import cluster.train
 from cluster.input_digests import input_digests
 from cluster.run_file import RunFile
 from cluster.start import Start, find_start
@@ -17,7 +22,9 @@ from cluster.train import put_back
 from cluster.vigil import Vigil
 from learners.config import LoraConfig
 from solon.async_ledger import AsyncLedger
+from solon.checkpoint_store import upload
 from solon.checkpoints import CheckpointFolder
+from solon.cli.view import SilentView
 from solon.errors import InputError, RunFailedError
 from solon.ledger import LedgerConfig
 from solon.model_digest import file_digest
@@ -256,6 +263,85 @@ def test_a_run_that_is_still_going_on_is_not_gone_on_with_by_another(tmp_path: P
         start_of(tmp_path / "runs", run).open(tmp_path / "runs", "night", default="run")
     first.close()
     assert not is_locked(first.path)
+
+
+def test_a_run_that_is_still_going_on_is_refused_before_anything_is_fetched_or_removed(tmp_path: Path, run: RunFile):
+    root, store = tmp_path / "runs", (tmp_path / "store").as_uri()
+    directory = begun(root, run, steps=(2,))
+    upload(write(CheckpointFolder(directory.path / "checkpoints"), 4), store)
+    shutil.rmtree(directory.path / "checkpoints" / "step-000004")
+    directory.lock()
+    scratch = CheckpointFolder(directory.path / "checkpoints").begin(6)
+    before = sorted(directory.path.rglob("*"))
+    elsewhere = run.model_copy(update={"checkpoint_url": store})
+    with pytest.raises(InputError, match="is in use: another process works in it"):
+        start_of(root, elsewhere)
+    assert sorted(directory.path.rglob("*")) == before
+    directory.close()
+    assert start_of(root, elsewhere).step == 4
+    assert not scratch.exists()
+    assert not is_locked(directory.path)
+
+
+def test_a_damaged_newest_checkpoint_is_taken_from_the_store(tmp_path: Path, run: RunFile):
+    root, store = tmp_path / "runs", (tmp_path / "store").as_uri()
+    directory = begun(root, run, steps=(4, 8))
+    upload(directory.path / "checkpoints" / "step-000008", store)
+    (directory.path / "checkpoints" / "step-000008" / "ledger.json").write_text("{}")
+    start = start_of(root, run.model_copy(update={"checkpoint_url": store}))
+    assert start.step == 8
+    assert "ledger.json is damaged" in start.damaged[0]
+
+
+class Driven:
+    """A driver that writes what it is told to, and remembers whether the run directory was locked."""
+
+    refuses = False
+    locked: bool | None = None
+    has_begun = False
+
+    def __init__(self, run: RunFile, inputs: Any, directory: RunDirectory, view: Any, **_: Any) -> None:
+        self._directory = directory
+
+    async def drive(self) -> dict[str, Any]:
+        self._directory.ballast.give_up()
+        path = self._directory.write_json("summary.json", {"status": "completed"})
+        type(self).locked = is_locked(path.parent)
+        if self.refuses:
+            raise InputError("no such model")
+        return {}
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_the_lock_is_held_until_the_last_file_of_a_run_is_written(
+    tmp_path: Path, run: RunFile, monkeypatch: pytest.MonkeyPatch, refuses: bool
+):
+    @contextmanager
+    def no_cluster() -> Iterator[Any]:
+        yield SimpleNamespace(resources={"CPU": 99.0})
+
+    put_backs: list[bool | None] = []
+
+    def watched_put_back(path: Path, content: bytes | None) -> None:
+        put_backs.append(is_locked(path.parent))
+        put_back(path, content)
+
+    for name, value in (("Driver", Driven), ("cluster", no_cluster), ("put_back", watched_put_back)):
+        monkeypatch.setattr(cluster.train, name, value)
+    monkeypatch.setattr(cluster.train, "fit_run", lambda run, cpus: (run, ()))
+    monkeypatch.setattr(Driven, "refuses", refuses)
+    given = {"name": "night", "default_name": "run", "root": tmp_path / "runs", "view": SilentView()}
+    with suppress(InputError):
+        cluster.train.train(run, **given)
+    assert Driven.locked is True
+    config = tmp_path / "runs" / "night" / "config.json"
+    (config.parent / "summary.json").unlink()
+    before = config.read_text()
+    with suppress(InputError):
+        cluster.train.train(run, **given, resume=True)
+    assert put_backs == [True, True] * refuses
+    assert (config.read_text() == before) == refuses
+    assert is_locked(tmp_path / "runs" / "night") is False
 
 
 def test_lines_that_a_killed_process_left_half_written_are_cut_off(tmp_path: Path, run: RunFile):

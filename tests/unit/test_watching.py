@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,35 @@ async def test_nothing_is_fetched_for_a_group_that_nobody_looks_at():
     await run(observer, 10)
     assert len(fetched) <= 4  # one window of symptoms, and one that waits for its turn
     assert observer._boxes == {}
+
+
+class Boxed:
+    """A payload that can be seen to go."""
+
+
+@pytest.mark.parametrize("event", ["group_dropped", "group_lost", "group_failed", "group_expired"])
+async def test_the_payload_of_an_attempt_that_is_never_labelled_is_let_go(event: str):
+    observer, written, _ = make_observer(Gold())
+    box = Boxed()
+    kept = weakref.ref(box)
+    observer.generated(GenerationReport(ordinal=3, attempt=0, head=0, num_tokens=3, nbytes=1), box)
+    del box
+    assert kept() is not None
+    observer.event(event, ordinal=3, reason="its judge took too long")
+    assert observer._boxes == {}
+    assert kept() is None
+    assert written.events == [(event, {"ordinal": 3, "reason": "its judge took too long"})]
+
+
+async def test_only_the_last_attempt_at_a_group_keeps_its_payload():
+    observer, _, _ = make_observer(Gold())
+    boxes = [Boxed(), Boxed()]
+    kept = [weakref.ref(box) for box in boxes]
+    for attempt in (0, 1):
+        report = GenerationReport(ordinal=3, attempt=attempt, head=0, num_tokens=3, nbytes=1)
+        observer.generated(report, boxes.pop(0))
+    assert [box() is None for box in kept] == [True, False]
+    assert list(observer._boxes) == [3]
 
 
 def test_the_checkpoint_that_gold_liked_is_not_younger_than_its_window(tmp_path: Path):

@@ -31,6 +31,8 @@ from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
 AUDITS_AT_ONCE = 8
 MAX_WAITING = 256
 """Groups that wait for gold at most: each holds a payload that the run could free."""
+ENDED = ("group_dropped", "group_lost", "group_failed", "group_expired")
+"""Events after which an attempt that was generated is never labelled."""
 
 
 class GoldJudge(Protocol):
@@ -44,6 +46,8 @@ class GoldJudge(Protocol):
 class WatchingObserver:
     """Implements `Observer`. `await close()` when the loop has ended. What goes wrong inside is an alarm, no error:
     the run itself is sound.
+
+    The events of the ledger must come through `event`: a payload is kept until its group is labelled, lost or dropped.
 
     unbox: opens a payload; may block. on_action: called with the first alarm of each kind whose action is more than a
     warning. canary, judge: pairs that never change, and who asks the rewarding judge about them past its caches.
@@ -71,7 +75,8 @@ class WatchingObserver:
         """All of the run, those before it was resumed included."""
         self._before = 0
         """So many of them are from before."""
-        self._boxes: dict[tuple[int, int], Box] = {}
+        self._boxes: dict[int, tuple[int, Box]] = {}
+        """Attempt and payload by ordinal, of groups that are generated and not labelled yet."""
         self._room = asyncio.Semaphore(AUDITS_AT_ONCE)
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,12 +89,14 @@ class WatchingObserver:
         self._has_failed = False
 
     def generated(self, report: GenerationReport, box: Box) -> None:
-        self._boxes[report.ordinal, report.attempt] = box
+        self._boxes[report.ordinal] = (report.attempt, box)
         self._observer.generated(report, box)
 
     def labelled(self, report: LabelReport, box: Box) -> None:
         self._observer.labelled(report, box)
-        written = self._boxes.pop((report.ordinal, report.attempt), None)
+        attempt, written = self._boxes.pop(report.ordinal, (report.attempt, None))
+        if attempt != report.attempt:  # of an attempt that was given up
+            written = None
         rollouts = self.watch.chosen(report.ordinal, report.attempt, report.num_rollouts)
         if self._is_blind:
             rollouts = ()
@@ -115,6 +122,8 @@ class WatchingObserver:
         self._observer.published(version, receipts, gap, span)
 
     def event(self, name: str, **fields: Any) -> None:
+        if name in ENDED:
+            self._boxes.pop(int(fields["ordinal"]), None)
         self._observer.event(name, **fields)
 
     async def close(self) -> None:

@@ -1,0 +1,78 @@
+"""Space that a run holds on its disk until it is needed: for the last rows, and for the next checkpoint.
+
+Blocks are allocated, not only promised: what others write meanwhile cannot take them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+NAME = ".ballast"
+EMULATED_BYTES = 64 * 2**20
+"""Up to here a file system that cannot allocate is written to instead, block by block; more would take minutes."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Ballast:
+    """`ballast.lay(n)`, `ballast.give_up()`; the file `.ballast` of a run directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NAME
+
+    @property
+    def nbytes(self) -> int:
+        """What is held now; 0 when it was given up."""
+        try:
+            return self._path.stat().st_size
+        except OSError:
+            return 0
+
+    def lay(self, nbytes: int) -> None:
+        """Hold so much, more or less than now. Raises OSError, and holds what it held, when there is no room; with
+        EOPNOTSUPP where the file system cannot allocate."""
+        before = self.nbytes
+        with self._path.open("ab") as file:
+            try:
+                if nbytes > before:
+                    _allocate(file.fileno(), nbytes)
+                file.truncate(nbytes)
+            except OSError:
+                file.truncate(before)
+                raise
+
+    def give_up(self) -> bool:
+        """Free it. False: there was none."""
+        had = self.nbytes > 0
+        with suppress(OSError):  # a disk that is read-only or gone: another write says so
+            self._path.unlink(missing_ok=True)
+        return had
+
+
+def is_no_space(error: BaseException | None) -> bool:
+    """Whether a full disk or a used-up quota is behind an error: of this process or of a worker, whose library may have
+    told it in words alone."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            return True
+        text = str(error)
+        if any(os.strerror(code) in text or f"os error {code})" in text for code in NO_SPACE):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _allocate(descriptor: int, nbytes: int) -> None:
+    if nbytes <= EMULATED_BYTES:
+        os.posix_fallocate(descriptor, 0, nbytes)
+        return
+    call = ctypes.CDLL(None, use_errno=True).fallocate
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if call(descriptor, 0, 0, nbytes):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
