@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -46,9 +47,20 @@ class Process:
 def open_box(box: list[ray.ObjectRef]) -> Any:
     """The payload in a box; fetches it when it lies on another node. Raises PayloadLostError."""
     try:
-        return ray.get(box[0], timeout=OPEN_TIMEOUT_S)
+        return _get(box[0])
     except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError, *_DEAD) as error:
         raise PayloadLostError(f"a payload is lost: {_first_line(error)}") from None
+
+
+def _get(reference: ray.ObjectRef) -> Any:
+    while True:
+        began = time.monotonic()
+        try:
+            return ray.get(reference, timeout=OPEN_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError:
+            if time.monotonic() - began < 1.5 * OPEN_TIMEOUT_S:
+                raise
+            # Much longer than was asked for: this process was stopped, and did not wait for the payload.
 
 
 def put_in_box(payload: Any) -> list[ray.ObjectRef]:

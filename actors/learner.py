@@ -10,10 +10,13 @@ import ray
 
 from actors.calls import Process, Spawn, call
 from learners.config import LearnConfig
+from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.stops import end_ids_of
 from solon.ledger import Lease
 from solon.protocols import Box
 from solon.records import Sampling, StepReport, TrainingGroup, Weights
+
+NO_ROOM = "; if it happens again, lower learn.max_tokens_per_microbatch"
 
 
 class LearnerShell:
@@ -49,7 +52,8 @@ class LearnerShell:
             TrainingGroup(group=group, feedback=feedback)
             for group, feedback in zip(payloads[::2], payloads[1::2], strict=True)
         ]
-        report, weights = self._learner.step(step, groups)
+        with computing("the learner", f"training step {step}", kinds=RAISED_BY_LIBRARIES, no_room=NO_ROOM):
+            report, weights = self._learner.step(step, groups)
         return report, manifest_of(weights), weights
 
     def raise_kl(self, factor: float) -> float:
@@ -57,7 +61,8 @@ class LearnerShell:
         return self._learner.raise_kl(factor)
 
     def save(self, directory: str) -> None:
-        self._learner.save(directory)
+        with computing("the learner", "writing its state", kinds=RAISED_BY_LIBRARIES, no_room=NO_ROOM):
+            self._learner.save(directory)
 
     @ray.method(concurrency_group="signs")  # type: ignore[untyped-decorator]
     def beat(self) -> float:

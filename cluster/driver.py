@@ -21,6 +21,7 @@ from cluster.start import Start
 from cluster.view import View
 from cluster.vigil import Vigil, draining_here
 from solon.async_ledger import AsyncLedger
+from solon.awake import Awake
 from solon.checkpoints import CheckpointFolder
 from solon.errors import RunFailedError
 from solon.feedback.watching.alarm import Alarm
@@ -75,6 +76,7 @@ class Driver:
         self._saver: Saver | None = None
         self._watching: WatchingObserver | None = None
         self._stopped_by: dict[str, Any] | None = None
+        self._awake = Awake()
         checkpoint = start.checkpoint
         self._launcher = launcher(
             run,
@@ -82,8 +84,14 @@ class Driver:
             run_name=directory.path.name,
             tell=lambda name, **fields: self._recorder.event(name, **fields),
             checkpoint=str(checkpoint.path.resolve()) if checkpoint else "",
+            awake=self._awake,
         )
-        self._ledger = AsyncLedger(run.ledger, run.staleness, total_groups=run.steps * run.ledger.batch_groups)
+        self._ledger = AsyncLedger(
+            run.ledger,
+            run.staleness,
+            total_groups=run.steps * run.ledger.batch_groups,
+            clock=self._awake.now,
+        )
         if checkpoint is not None:
             self._tally.restore(checkpoint.run["tally"])
             self._scores |= checkpoint.run["scores"]
@@ -161,6 +169,7 @@ class Driver:
             initial=crew.initial[0],
             attested=self._start.step,
             renewal_s=run.recovery.restart_timeout_s,
+            awake=self._awake,
         )
         crew.learner.on_weights = publication.renew
         for lane in crew.rollout:
@@ -234,6 +243,7 @@ class Driver:
             recorder=self._recorder,
             on_stop=self._end_early,
             draining=draining_here,
+            awake=self._awake,
         )
         self._recorder.event("started", config_hash=run.hash, step=self._start.step)
         self._tally.begin()

@@ -19,6 +19,7 @@ from cluster.preflight import check_cluster
 from cluster.run_file import EngineSection, LearnSection, RunFile
 from cluster.session import ClusterInfo as ClusterInfo
 from cluster.session import cluster as cluster
+from solon.awake import Awake
 from solon.constitution import Constitution
 from solon.errors import RunFailedError, first_cause
 from solon.feedback.asking.prompts import NO_SECRET, TEMPLATES
@@ -82,13 +83,16 @@ class Launcher:
         run_name: str,
         tell: Callable[..., None],
         checkpoint: str = "",
+        awake: Awake | None = None,
     ) -> None:
-        """checkpoint: the directory that the learner goes on from; empty: the policy as it is."""
+        """checkpoint: the directory that the learner starts from; empty: the policy as it is. awake: what deadlines
+        are measured with."""
         self._run = run
         self._namespace = f"solon-{run_name}"
         self._constitution = constitution
         self._tell = tell
         self._checkpoint = checkpoint
+        self._awake = awake or Awake()
         # One secret for all runs of this user, so that they share cached verdicts. Not in the run file: it is written
         # out with every run.
         self._secret = nonce_secret() if TEMPLATES[run.feedback.template].fenced else NO_SECRET
@@ -109,11 +113,8 @@ class Launcher:
 
         limit_s = self._run.recovery.restart_timeout_s
         try:
-            async with asyncio.timeout(limit_s), asyncio.TaskGroup() as group:
-                identities = [group.create_task(ready(judge)) for judge in judges]
-                initial = group.create_task(ready(learner, self._checkpoint))
-                for worker in (*rollout, *([auditor] if auditor is not None else [])):
-                    group.create_task(ready(worker))
+            starting = self._start_all(ready, rollout, judges, learner, auditor)
+            identity, initial = await self._awake.within(starting, limit_s)
         except ExceptionGroup as failures:
             raise first_cause(failures) from None
         except TimeoutError:
@@ -121,7 +122,23 @@ class Launcher:
                 f"not ready within recovery.restart_timeout_s = {limit_s:.0f} s: {', '.join(sorted(waiting))}; look "
                 "for free resources with `ray status`, or raise it for large models"
             ) from None
-        return self._guarded(rollout, judges, learner, auditor, identities[0].result(), initial.result())
+        return self._guarded(rollout, judges, learner, auditor, identity, initial)
+
+    async def _start_all(
+        self,
+        ready: Callable[..., Any],
+        rollout: Sequence[RemoteRollout],
+        judges: Sequence[RemoteJudge],
+        learner: RemoteLearner,
+        auditor: RemoteJudge | None,
+    ) -> tuple[JudgeIdentity, tuple[Weights, Box]]:
+        """All at once; what the first judge and the learner say of themselves."""
+        async with asyncio.TaskGroup() as group:
+            identities = [group.create_task(ready(judge)) for judge in judges]
+            initial = group.create_task(ready(learner, self._checkpoint))
+            for worker in (*rollout, *([auditor] if auditor is not None else [])):
+                group.create_task(ready(worker))
+        return identities[0].result(), initial.result()
 
     def _guarded(
         self,
@@ -132,16 +149,18 @@ class Launcher:
         identity: JudgeIdentity,
         initial: tuple[Weights, Box],
     ) -> Crew:
-        recovery, tell = self._run.recovery, self._tell
-        engines = [GuardedRollout(lane, Guard(lane, recovery, tell=tell)) for lane in rollout]
-        labelling = [GuardedJudge(judge, Guard(judge, recovery, tell=tell)) for judge in judges]
+        recovery, tell, awake = self._run.recovery, self._tell, self._awake
+        engines = [GuardedRollout(lane, Guard(lane, recovery, tell=tell, awake=awake)) for lane in rollout]
+        labelling = [GuardedJudge(judge, Guard(judge, recovery, tell=tell, awake=awake)) for judge in judges]
         spare_each_other([lane.guard for lane in engines])
         spare_each_other([lane.guard for lane in labelling])
         return Crew(
             rollout=engines,
             judges=labelling,
-            learner=GuardedLearner(learner, recovery, checkpoint=self._checkpoint, tell=tell),
-            auditor=None if auditor is None else GuardedJudge(auditor, Guard(auditor, recovery, tell=tell)),
+            learner=GuardedLearner(learner, recovery, checkpoint=self._checkpoint, tell=tell, awake=awake),
+            auditor=(
+                None if auditor is None else GuardedJudge(auditor, Guard(auditor, recovery, tell=tell, awake=awake))
+            ),
             judge_identity=identity,
             initial=initial,
         )

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from solon.async_ledger import AsyncLedger
+from solon.awake import Awake
 from solon.errors import RunFailedError
 from solon.recorder import Recorder
 from solon.recovery import Guard, RecoveryConfig
@@ -36,15 +37,18 @@ class Vigil:
         recorder: Recorder,
         on_stop: Callable[[str], None],
         draining: Callable[[], str | None],
+        awake: Awake | None = None,
     ) -> None:
         """on_stop: ends the run after the step in hand, with a reason. draining: why this machine is about to go, or
-        None; may block."""
+        None; may block. awake: what standing still is measured with."""
         self._config = config
         self._ledger = ledger
         self._guards = guards
         self._recorder = recorder
         self._on_stop = on_stop
         self._draining = draining
+        self._awake = awake or Awake()
+        self._away = (0, 0.0)
         self._moved = (-1, 0.0)
         self._stalls = 0
         self._task: asyncio.Task[None] | None = None
@@ -53,7 +57,8 @@ class Vigil:
 
     async def __aenter__(self) -> Vigil:
         self._owner = asyncio.current_task()
-        self._moved = (self._ledger.progress, time.monotonic())
+        self._moved = (self._ledger.progress, self._awake.now())
+        self._away = (self._awake.absences, self._awake.away_s)
         self._task = asyncio.ensure_future(self._watch())
         return self
 
@@ -79,7 +84,8 @@ class Vigil:
             await asyncio.sleep(min(LOOK_EVERY_S, self._config.stall_s / 2))
 
     async def _look(self) -> Standing:
-        now = time.monotonic()
+        now = self._awake.now()
+        self._tell_away()
         if self._ledger.progress != self._moved[0]:
             self._moved, self._stalls = (self._ledger.progress, now), 0
         still_s = now - self._moved[1]
@@ -97,6 +103,13 @@ class Vigil:
             self._stalls += 1
             self._stalled(standing)
         return standing
+
+    def _tell_away(self) -> None:
+        """A pause of this process is on record: whoever looks for the lost time finds it."""
+        absences, away_s = self._awake.absences, self._awake.away_s
+        if absences > self._away[0]:
+            self._recorder.event("driver_was_away", seconds=round(away_s - self._away[1], 1))
+            self._away = absences, away_s
 
     def _stalled(self, standing: Standing) -> None:
         waits = who_waits(standing)

@@ -80,6 +80,11 @@ class CallLostError(WorkerLostError):
     """The answer to a call did not arrive. The worker may have done what it was asked, and may be well."""
 
 
+class EngineFailedError(WorkerLostError):
+    """The libraries that a worker computes with failed: CUDA, vLLM, memory that was too small, numbers that are none.
+    The process is not used again; another may do better."""
+
+
 class PayloadLostError(RunFailedError):
     """What a worker made is gone with the machine that kept it. It must be made again."""
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
+from solon.awake import Awake
 from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
 from solon.feedback.judging import Item, Verdict
 from solon.ledger import Lease, Work
@@ -135,11 +136,18 @@ class GuardedLearner:
     """
 
     def __init__(
-        self, learner: RestartableLearner, config: RecoveryConfig, *, checkpoint: str, tell: Callable[..., None]
+        self,
+        learner: RestartableLearner,
+        config: RecoveryConfig,
+        *,
+        checkpoint: str,
+        tell: Callable[..., None],
+        awake: Awake | None = None,
     ) -> None:
         self.name = learner.name
         self._learner = learner
         self._config = config
+        self._awake = awake or Awake()
         self._checkpoint = checkpoint
         self._since: list[Lease | float] = []
         """Batches trained and KL factors set since the checkpoint, in order."""
@@ -147,7 +155,7 @@ class GuardedLearner:
         self.on_weights: Callable[[Weights, Box], None] = lambda manifest, box: None
         """Given every version that a new learner makes again: those of the lost one may have gone with its machine."""
         # A step that is trained twice is another step: a learner whose answer is lost is made again.
-        self.guard = Guard(self, config, tell=tell, rejoin=self._train_again, repeatable=False)
+        self.guard = Guard(self, config, tell=tell, rejoin=self._train_again, repeatable=False, awake=self._awake)
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:
         """Raises PayloadLostError when a group of the batch cannot be read any more."""
@@ -191,8 +199,7 @@ class GuardedLearner:
                 await self._learner.raise_kl(done)
                 continue
             try:
-                async with asyncio.timeout(self._config.step_timeout_s):
-                    _, manifest, box = await self._learner.step(done)
+                _, manifest, box = await self._awake.within(self._learner.step(done), self._config.step_timeout_s)
             except TimeoutError:
                 raise WorkerLostError(f"{self.name} did not train step {done.step} again in time") from None
             except PayloadLostError as error:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,7 +24,9 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from solon.awake import Awake
 from solon.errors import CallLostError, RunFailedError, WorkerLostError
+from solon.restarts import Lately, Restarts, SpentError
 
 T = TypeVar("T")
 
@@ -39,7 +40,8 @@ class RecoveryConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_restarts: int = Field(5, ge=0)
-    """Replacements of one worker within `window_s`; one more ends the run with the cause."""
+    """Replacements of one worker within `window_s`, or in a row without a single answer in between; one more ends the
+    run with the cause."""
     window_s: float = Field(600, gt=0)
     backoff_s: float = Field(1, ge=0)
     """Pause before the second replacement within the window; it doubles with each further one."""
@@ -90,10 +92,11 @@ class Guard:
         spare: Callable[[], bool] = lambda: False,
         repeatable: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        awake: Awake | None = None,
     ) -> None:
         """rejoin: what a replacement must do before it is up. on_down: called when the worker is lost. spare: whether
-        the run can go on without it, asked when the restarts are spent. repeatable: whether a call may be made twice to
-        the same worker."""
+        the run can continue without it, asked when the restarts are spent. repeatable: whether a call may be made twice
+        to the same worker. awake: what deadlines are measured with, one for all guards of a run."""
         self._worker = worker
         self._config = config
         self.tell = tell
@@ -102,11 +105,14 @@ class Guard:
         self.spare = spare
         self._repeatable = repeatable
         self._clock = clock
+        self._awake = awake or Awake()
         self._up = asyncio.Event()
         self._up.set()
         self._life: asyncio.Future[None] | None = None
-        self._restarts = _Lately(config.window_s, clock)
-        self._lost_calls = _Lately(config.window_s, clock)
+        self._restarts = Restarts(
+            most=config.max_restarts, window_s=config.window_s, backoff_s=config.backoff_s, clock=clock
+        )
+        self._lost_calls = Lately(config.window_s, clock)
         self._doubt: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -139,6 +145,11 @@ class Guard:
 
     async def during(self, call: Awaitable[T], *, timeout_s: float | None = None) -> T:
         """The result of a call to the worker. Raises WorkerLostError when it is given up meanwhile or takes longer."""
+        result = await self._during(call, timeout_s=timeout_s)
+        self._restarts.answered()
+        return result
+
+    async def _during(self, call: Awaitable[T], *, timeout_s: float | None = None) -> T:
         task = asyncio.ensure_future(call)
         if not self.is_up:
             task.cancel()
@@ -146,7 +157,7 @@ class Guard:
         life, incarnation = self._lifetime(), self.incarnation
         try:
             waiting: set[asyncio.Future[Any]] = {task, life}
-            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await self._awake.wait(waiting, timeout_s=timeout_s)
             if task.done():
                 return task.result()
             if not life.done():
@@ -175,7 +186,7 @@ class Guard:
         if incarnation != self.incarnation or self._closed or not self.is_up:
             return
         self.incarnation += 1
-        self._lost_calls = _Lately(self._config.window_s, self._clock)
+        self._lost_calls = Lately(self._config.window_s, self._clock)
         self._up.clear()
         life, self._life = self._life, None
         if life is not None and not life.done():
@@ -214,8 +225,7 @@ class Guard:
         try:
             if self._lost_calls.count() > LOST_CALLS:
                 raise error
-            async with asyncio.timeout(self._config.beat_timeout_s):
-                await self._beat()
+            await self._awake.within(self._beat(), self._config.beat_timeout_s)
         except (TimeoutError, WorkerLostError):
             self.lost(error, incarnation)
         else:
@@ -230,10 +240,11 @@ class Guard:
     async def _recover(self, error: WorkerLostError) -> None:
         began = self._clock()
         self.tell("worker_lost", worker=self.name, cause=str(error))
+        self._restarts.lost()
         try:
             while True:
-                self._spend(error)
-                await asyncio.sleep(self._backoff())
+                self._restarts.spend(self.name, error)
+                await asyncio.sleep(self._restarts.pause_s())
                 try:
                     await self._replace()
                     break
@@ -241,8 +252,9 @@ class Guard:
                     error = again
                     self.tell("restart_failed", worker=self.name, cause=str(again))
             self.recovered += 1
+            self._restarts.up()
             self.tell("worker_recovered", worker=self.name, downtime_s=round(self._clock() - began, 3))
-        except _SpentError as end:
+        except SpentError as end:
             if self.spare():
                 self.given_up = True
                 self.tell("worker_given_up", worker=self.name, cause=str(end))
@@ -255,8 +267,7 @@ class Guard:
 
     async def _replace(self) -> None:
         try:
-            async with asyncio.timeout(self._config.restart_timeout_s):
-                await self._worker.restart()
+            await self._awake.within(self._worker.restart(), self._config.restart_timeout_s)
         except TimeoutError:
             raise WorkerLostError(
                 f"a new {self.name} was not ready within recovery.restart_timeout_s = "
@@ -275,26 +286,12 @@ class Guard:
         task = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({task}, timeout=self._config.beat_every_s))[0]:
-                async with asyncio.timeout(self._config.beat_timeout_s):
-                    await self._beat()
+                await self._awake.within(self._beat(), self._config.beat_timeout_s)
             task.result()
         except TimeoutError:
             raise WorkerLostError(f"a new {self.name} does not answer") from None
         finally:
             task.cancel()
-
-    def _spend(self, error: WorkerLostError) -> None:
-        """Count a restart. Raises _SpentError when there were too many."""
-        if self._restarts.count() >= self._config.max_restarts:
-            raise _SpentError(
-                f"{self.name} was replaced {self._restarts.count()} times within {self._config.window_s:.0f} s and was "
-                f"lost again, more than recovery.max_restarts = {self._config.max_restarts} allows; last cause: {error}"
-            )
-        self._restarts.note()
-
-    def _backoff(self) -> float:
-        repeats = self._restarts.count() - 1
-        return min(60.0, self._config.backoff_s * 2.0 ** (repeats - 1)) if repeats > 0 else 0.0
 
     async def _watch(self) -> None:
         config = self._config
@@ -304,7 +301,9 @@ class Guard:
                 continue
             with suppress(WorkerLostError):
                 incarnation = self.incarnation
-                stalled_s = await self.during(self._beat(), timeout_s=config.beat_timeout_s)
+                stalled_s = await self._during(self._beat(), timeout_s=config.beat_timeout_s)
+                # Whoever stopped this process may have stopped the worker too: what it counts begins with the return.
+                stalled_s = min(stalled_s, self._awake.since_return())
                 if stalled_s > config.stall_s:
                     error = WorkerLostError(f"{self.name} has had work for {stalled_s:.0f} s without getting on")
                     self.lost(error, incarnation)
@@ -326,26 +325,5 @@ def _any_other_is_up(one: Guard, guards: Sequence[Guard]) -> bool:
     return any(guard.is_up for guard in guards if guard is not one)
 
 
-class _Lately:
-    """How often something happened within the last so many seconds."""
-
-    def __init__(self, window_s: float, clock: Callable[[], float]) -> None:
-        self._window_s = window_s
-        self._clock = clock
-        self._times: deque[float] = deque()
-
-    def note(self) -> None:
-        self._times.append(self._clock())
-
-    def count(self) -> int:
-        while self._times and self._times[0] <= self._clock() - self._window_s:
-            self._times.popleft()
-        return len(self._times)
-
-
 class GivenUpError(RunFailedError):
     """The worker is not replaced any more; another of its kind may be up."""
-
-
-class _SpentError(Exception):
-    """The restarts are used up."""

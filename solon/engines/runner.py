@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from solon.engines.base import Completion, Engine, Request, TokenizerLike
-from solon.errors import InputError, RunFailedError
+from solon.engines.failures import check_canaries, check_numbers
+from solon.errors import EngineFailedError, InputError, RunFailedError
 from solon.records import LoadReceipt, Weights
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class EngineRunner:
 
     The engine is built in the thread, so calls may be made at once and wait for it. An InputError belongs to
     the call that caused it; any other exception of the engine fails every waiting call with that error, and
-    all later ones with RunFailedError.
+    all later ones with RunFailedError, or EngineFailedError when that is what it was.
     """
 
     def __init__(self, build: Callable[[], Engine], *, name: str = "(not built)") -> None:
@@ -198,24 +199,29 @@ class EngineRunner:
     def _gone(self) -> BaseException:
         if isinstance(self._error, InputError):
             return self._error
-        return RunFailedError(f"engine {self.name} is gone ({self._error or 'closed'}); start a new one")
+        failed = isinstance(self._error, EngineFailedError)
+        kind = EngineFailedError if failed else RunFailedError
+        return kind(f"engine {self.name} is gone ({self._error or 'closed'}); start a new one")
 
     # ---- the thread
 
     def _run(self) -> None:
-        error: BaseException | None = None
         try:
             self._engine = self._build()
             self.name = self._engine.name
             self._serve(self._engine)
-        except BaseException as caught:
-            error = caught
-        if self._engine is not None:
-            try:
-                self._engine.close()
-            except Exception as caught:
-                error = error or caught
-        self._bury(error)
+        except BaseException as error:
+            self._bury(error)  # first: what failed may not close either, and nobody should wait for that
+            if self._engine is not None:
+                with contextlib.suppress(Exception):
+                    self._engine.close()
+            return
+        try:
+            self._engine.close()
+        except Exception as error:
+            self._bury(error)
+        else:
+            self._bury(None)
 
     def _serve(self, engine: Engine) -> None:
         while True:
@@ -263,6 +269,7 @@ class EngineRunner:
     def _step(self, engine: Engine) -> None:
         start = time.time()
         completions = engine.step()
+        check_numbers(f"engine {self.name}", completions)
         self._moved_at = time.monotonic()
         self._note_span(start, time.time())
         for completion in completions:
@@ -317,6 +324,7 @@ def load_and_report(engine: Engine, weights: Weights) -> LoadReceipt:
     checksum = engine.load_weights(weights)
     check = engine.check_weights(weights)
     canary = engine.sequence_logprobs(weights.canary_token_ids)
+    check_canaries(f"engine {engine.name}", canary)
     return LoadReceipt(
         engine=engine.name,
         version=engine.version,

@@ -9,6 +9,7 @@ Shapes: B rows, T cached positions, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections import deque
 from collections.abc import Sequence
@@ -22,13 +23,14 @@ from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.bitsandbytes import bitsandbytes_options
 from solon.engines.checkpoint import is_quantised, model_settings, stop_token_ids
 from solon.engines.digest import digest_tensors
+from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.engines.kv_batch import KvBatch
 from solon.engines.live_values import same_values
 from solon.engines.payload import named_tensors, run_length, verify_fingerprint
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
-from solon.errors import AttestationError, InputError, RunFailedError
+from solon.errors import AttestationError, EngineFailedError, InputError
 from solon.records import FinishReason, WeightCheck, Weights
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class TransformersEngine:
         import torch
 
         self._require_usable()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._computing("decoding"):
             return self._step()
 
     def has_work(self) -> bool:
@@ -103,7 +105,7 @@ class TransformersEngine:
         """Replaces all weights between two steps; running requests keep their cached keys and values.
 
         Raises InputError for a quantised model, AttestationError when the payload is not what was sent or does
-        not fit the model; nothing is changed then.
+        not fit the model; nothing is changed then. Raises EngineFailedError when loading fails half-way.
         """
         import torch
 
@@ -118,17 +120,18 @@ class TransformersEngine:
         places = _places(self._model)
         _require_fit(weights, tensors, self._model.state_dict(), places)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._computing(f"loading weights {weights.version}"):
                 for name, tensor in tensors.items():
                     places[name].copy_(tensor)
         except Exception as error:
             self._broken = f"loading weights {weights.version} failed half-way: {error}"
-            raise RunFailedError(f"engine {self.name} is unusable, {self._broken}") from error
+            raise
         self.version = weights.version
         return self.checksum()
 
     def checksum(self) -> str:
-        return digest_tensors(self._model.named_parameters())
+        with self._computing("summing up its weights"):
+            return digest_tensors(self._model.named_parameters())
 
     @property
     def dtype(self) -> str:
@@ -156,10 +159,10 @@ class TransformersEngine:
         if longest < 2:
             return [[] for _ in sequences]
         ids_BT = torch.tensor([[*s, *[0] * (longest - len(s))] for s in sequences], device=self._device)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._computing("reading log-probs of the attestation"):
             # Padding stands on the right and attention is causal: no real token sees it.
             logits_BTV = self._model(ids_BT, use_cache=False).logits[:, :-1]
-        logprobs_BT = torch.log_softmax(logits_BTV.float(), -1).gather(-1, ids_BT[:, 1:, None])[..., 0].tolist()
+            logprobs_BT = torch.log_softmax(logits_BTV.float(), -1).gather(-1, ids_BT[:, 1:, None])[..., 0].tolist()
         return [row[: max(len(s) - 1, 0)] for row, s in zip(logprobs_BT, sequences, strict=True)]
 
     def close(self) -> None:
@@ -278,7 +281,10 @@ class TransformersEngine:
 
     def _require_usable(self) -> None:
         if self._broken is not None:
-            raise RunFailedError(f"engine {self.name} is unusable: {self._broken}; start a new one")
+            raise EngineFailedError(f"engine {self.name} is unusable: {self._broken}; start a new one")
+
+    def _computing(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return computing(f"engine {self.name}", what, kinds=RAISED_BY_LIBRARIES)
 
 
 def _load_model(config: EngineConfig, device: torch.device) -> Any:

@@ -20,12 +20,13 @@ import numpy as np
 from solon.engines.admission import check_ids, check_length, check_request
 from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.checkpoint import is_quantised, stop_token_ids
+from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.live_weights import LiveWeights
 from solon.engines.payload import named_tensors, run_length, verify_fingerprint
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
 from solon.engines.vllm_build import TURN, prepare_process, start_vllm, stop_vllm
-from solon.errors import InputError, RunFailedError
+from solon.errors import EngineFailedError, InputError, RunFailedError
 from solon.records import FinishReason, WeightCheck, Weights
 
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
@@ -106,7 +107,8 @@ class VllmEngine:
 
     def abort(self, request_ids: Sequence[str]) -> None:
         known = [i for i in request_ids if self._running.pop(i, None) is not None]
-        self._client.abort_requests(known)
+        with self._computing("aborting requests"):
+            self._client.abort_requests(known)
         gone = set(request_ids)
         self._finished = [c for c in self._finished if c.request_id not in gone]
 
@@ -114,7 +116,7 @@ class VllmEngine:
         """Replaces all weights between two steps; running requests keep their cached keys and values.
 
         Raises InputError for a quantised model, AttestationError when the payload is not what was sent, and
-        RunFailedError when loading fails half-way, after which the engine refuses all work.
+        EngineFailedError when loading fails half-way, after which the engine refuses all work.
         """
         self._require_usable()
         if self._quantised:
@@ -126,23 +128,22 @@ class VllmEngine:
         from solon.engines.vllm_weights import learn_layout, live_model, reload_weights
 
         if self._live is None:
-            with TURN:
+            with TURN, self._computing("reading the layout of its weights", RAISED_BY_LIBRARIES):
                 self._live = learn_layout(live_model(self._core), self.config.model, weights)
         try:
-            with TURN:
+            with TURN, self._computing(f"loading weights {weights.version}"):
                 reload_weights(self._core, self._llm.vllm_config, weights)
         except Exception as error:
             self._broken = f"loading weights {weights.version} failed half-way: {error}"
-            if isinstance(error, RunFailedError):
-                raise
-            raise RunFailedError(f"engine {self.name} is unusable, {self._broken}") from error
+            raise
         self.version, self._salt = weights.version, weights.fingerprint
         return self.checksum()
 
     def checksum(self) -> str:
         from solon.engines.vllm_weights import live_checksum, live_model
 
-        return live_checksum(live_model(self._core))
+        with self._computing("summing up its weights", RAISED_BY_LIBRARIES):
+            return live_checksum(live_model(self._core))
 
     @property
     def dtype(self) -> str:
@@ -155,7 +156,7 @@ class VllmEngine:
         if self._live is None:
             raise RunFailedError(f"engine {self.name} has loaded no weights, expected some to compare; load them first")
         sent = dict(named_tensors(weights))
-        with TURN:
+        with TURN, self._computing("comparing its weights", RAISED_BY_LIBRARIES):
             return self._live.check(live_tensors(live_model(self._core)), sent, salt=weights.version, dtype=self.dtype)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -227,25 +228,25 @@ class VllmEngine:
         return params
 
     def _submit(self, request_id: str, prompt: Sequence[int], params: Any) -> None:
-        self._client.add_request(
-            self._request_type(
-                request_id=request_id,
-                prompt_token_ids=list(prompt),
-                mm_features=None,
-                sampling_params=params,
-                pooling_params=None,
-                arrival_time=0.0,  # first come, first served: the order of the calls decides
-                lora_request=None,
-                # A prefix cached under other weights has another name, so nobody finds it. A version is no name: a
-                # learner that was lost may train it again, to other weights.
-                cache_salt=self._salt,
-                data_parallel_rank=None,
-            )
+        request = self._request_type(
+            request_id=request_id,
+            prompt_token_ids=list(prompt),
+            mm_features=None,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=0.0,  # first come, first served: the order of the calls decides
+            lora_request=None,
+            # A prefix cached under other weights has another name, so nobody finds it. A version is no name: a
+            # learner that was lost may train it again, to other weights.
+            cache_salt=self._salt,
+            data_parallel_rank=None,
         )
+        with self._computing("taking a request"):
+            self._client.add_request(request)
 
     def _pump(self) -> None:
         """One step of the engine core; finished requests go to `self._finished`."""
-        with TURN, self._eager():
+        with TURN, self._eager(), self._computing("decoding"):
             outputs = self._client.get_output().outputs
         for output in outputs:
             progress = self._running.get(output.request_id)
@@ -269,11 +270,17 @@ class VllmEngine:
         reason = None if output.finish_reason is None else _reason(str(output.finish_reason))
         if reason != "stop" and new and is_stopped(self.tokenizer, progress.request, progress.tokens):
             if reason is None:
-                self._client.abort_requests([output.request_id])
+                with self._computing("ending a request"):
+                    self._client.abort_requests([output.request_id])
             reason = "stop"
         if reason is not None:
             del self._running[output.request_id]
             self._finished.append(_completion(progress, reason))
+
+    def _computing(
+        self, what: str, kinds: tuple[type[Exception], ...] = (Exception,)
+    ) -> contextlib.AbstractContextManager[None]:
+        return computing(f"engine {self.name}", what, kinds=kinds)
 
     def _eager(self) -> contextlib.AbstractContextManager[Any]:
         """Keeps vLLM's few decorated helpers from being compiled, seconds of work, when eager is asked for."""
@@ -286,7 +293,7 @@ class VllmEngine:
 
     def _require_usable(self) -> None:
         if self._broken is not None:
-            raise RunFailedError(f"engine {self.name} is unusable: {self._broken}; start a new one")
+            raise EngineFailedError(f"engine {self.name} is unusable: {self._broken}; start a new one")
 
 
 def _completion(progress: _Progress, reason: FinishReason) -> Completion:

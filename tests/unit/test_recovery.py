@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from solon.errors import CallLostError, PayloadLostError, RunFailedError, WorkerLostError
+from solon.errors import (
+    AttestationError,
+    CallLostError,
+    EngineFailedError,
+    InputError,
+    PayloadLostError,
+    RunFailedError,
+    WorkerLostError,
+)
 from solon.guarded import GuardedJudge, GuardedLearner, GuardedRollout
 from solon.ledger import Lease, Work
 from solon.loop import run_loop
@@ -199,6 +207,75 @@ async def test_a_replacement_that_raises_when_it_starts_is_tried_again():
     assert await soon(guard.ready())
     causes = [fields["cause"] for name, fields in events if name == "restart_failed"]
     assert causes == ["a new worker-0 did not start: MemoryError: the device is full"] * 2
+
+
+async def test_a_worker_that_starts_slower_than_the_window_and_fails_at_its_first_work_is_not_replaced_for_ever():
+    now = [0.0]
+
+    class Slow(Process):
+        async def restart(self) -> None:
+            await super().restart()
+            now[0] += 200  # of a window of 60
+            self.alive = False
+
+    process = Slow(alive=False)
+    guard = Guard(process, QUICK.model_copy(update={"max_restarts": 3, "window_s": 60}), clock=lambda: now[0])
+    with pytest.raises(RunFailedError, match=r"replaced 3 times in a row.*recovery.max_restarts = 3.*worker-0 died"):
+        await soon(guard.insist(process.touch))
+    assert process.starts == 3
+
+
+async def test_an_answer_between_two_losses_ends_the_row():
+    now = [0.0]
+    process = Process()
+    guard = Guard(process, QUICK.model_copy(update={"max_restarts": 2, "window_s": 60}), clock=lambda: now[0])
+    for _ in range(6):
+        now[0] += 61
+        process.alive = False
+        with pytest.raises(WorkerLostError):
+            await guard.during(process.touch())
+        assert await soon(guard.insist(process.touch)) == "answer"
+    assert process.starts == 6
+
+
+async def test_an_engine_that_fails_inside_is_replaced_like_a_dead_one_and_its_cause_is_told():
+    process = Process()
+    guard, events = make_guard(process)
+
+    async def fails() -> str:
+        raise EngineFailedError("engine rollout-0 failed while decoding: OutOfMemoryError: CUDA out of memory")
+
+    with pytest.raises(EngineFailedError):
+        await guard.during(fails())
+    assert await soon(guard.ready())
+    assert process.starts == 1
+    assert "CUDA out of memory" in dict(events)["worker_lost"]["cause"]
+
+
+async def test_an_engine_that_always_fails_inside_ends_the_run_with_what_it_failed_of():
+    process = Process()
+    guard, _ = make_guard(process, max_restarts=2)
+
+    async def fails() -> str:
+        raise EngineFailedError("engine rollout-0 failed while decoding: AcceleratorError: illegal memory access")
+
+    with pytest.raises(RunFailedError, match=r"max_restarts = 2 allows; last cause: .*illegal memory access"):
+        await soon(guard.insist(fails))
+    assert process.starts == 2
+
+
+@pytest.mark.parametrize("bug", [InputError("a bad prompt"), TypeError("a bug"), AttestationError("stale weights")])
+async def test_bad_input_and_our_own_bugs_replace_nothing(bug: Exception):
+    process = Process()
+    guard, events = make_guard(process)
+
+    async def fails() -> str:
+        raise bug
+
+    with pytest.raises(type(bug)):
+        await guard.during(fails())
+    assert process.starts == 0
+    assert events == []
 
 
 async def test_restarts_are_forgotten_when_their_window_has_passed():

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import pickle
 import threading
 import time
 from dataclasses import replace
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from solon.engines.base import Completion, Engine, Request
+from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.fake import FakeEngine, fake_weights
 from solon.engines.payload import named_tensors, run_length
 from solon.engines.runner import EngineRunner
-from solon.errors import AttestationError, InputError, RunFailedError
+from solon.errors import AttestationError, EngineFailedError, InputError, RunFailedError
 
 
 def make_requests(count: int, *, max_tokens: int = 8, temperature: float = 1.0) -> list[Request]:
@@ -217,3 +219,82 @@ def test_a_read_only_payload_is_read_without_a_copy():
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
     base = payload.ctypes.data
     assert all(base <= tensor.data_ptr() < base + payload.size for tensor in read.values())
+
+
+class GivesNothing(FakeEngine):
+    """Its second step gives log-probs that are no numbers."""
+
+    wrong = float("nan")
+
+    def step(self) -> list[Completion]:
+        finished = super().step()
+        return [replace(c, logprobs=np.full_like(c.logprobs, self.wrong)) for c in finished]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+async def test_log_probs_that_are_no_numbers_are_a_failure_of_the_engine(wrong: float):
+    engine = GivesNothing()
+    engine.wrong = wrong
+    runner = await started(engine)
+    with pytest.raises(EngineFailedError, match=r"log-probs that are no numbers.*learn.learning_rate"):
+        await runner.generate(make_requests(3))
+    assert not runner.alive  # it is not used again
+    with pytest.raises(EngineFailedError, match="is gone"):
+        await runner.generate(make_requests(1))
+    await runner.close()
+
+
+async def test_canaries_that_are_no_numbers_are_a_failure_of_the_engine():
+    class Broken(FakeEngine):
+        def sequence_logprobs(self, sequences: object) -> list[list[float]]:
+            return [[-1.0, float("nan")]]
+
+    runner = await started(Broken())
+    with pytest.raises(EngineFailedError, match="no numbers on the attestation's sequences"):
+        await runner.load_weights(fake_weights(1))
+    await runner.close()
+
+
+async def test_an_engine_that_failed_and_cannot_close_keeps_nobody_waiting():
+    class Stuck(FakeEngine):
+        may_close = threading.Event()
+
+        def step(self) -> list[Completion]:
+            raise EngineFailedError("the device does not answer")
+
+        def close(self) -> None:
+            self.may_close.wait(20)
+
+    engine = Stuck()
+    runner = await started(engine)
+    with pytest.raises(EngineFailedError, match="does not answer"):
+        await asyncio.wait_for(runner.generate(make_requests(1)), 5)
+    engine.may_close.set()
+    await runner.close()
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "kinds", "expected"),
+    [
+        (ValueError("assertion of the scheduler"), (Exception,), EngineFailedError),
+        (RuntimeError("CUDA error: device-side assert"), RAISED_BY_LIBRARIES, EngineFailedError),
+        (OutOfMemoryError("tried to allocate 2 GiB"), RAISED_BY_LIBRARIES, EngineFailedError),
+        (MemoryError(), RAISED_BY_LIBRARIES, EngineFailedError),
+        (TypeError("our own bug"), RAISED_BY_LIBRARIES, TypeError),
+        (NotImplementedError("our own gap"), RAISED_BY_LIBRARIES, NotImplementedError),
+        (InputError("a bad prompt"), (Exception,), InputError),
+        (AttestationError("stale weights"), (Exception,), AttestationError),
+        (RunFailedError("the loss is not finite"), RAISED_BY_LIBRARIES, RunFailedError),
+    ],
+)
+def test_only_what_libraries_raise_is_a_failure_of_the_engine(raised, kinds, expected):
+    with pytest.raises(expected) as caught, computing("engine rollout-0", "decoding", kinds=kinds):
+        raise raised
+    assert isinstance(caught.value, EngineFailedError) is (expected is EngineFailedError)
+    if isinstance(raised, OutOfMemoryError | MemoryError):
+        assert "lower max_running" in str(caught.value)
+    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args  # it travels to the driver

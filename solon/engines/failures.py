@@ -1,0 +1,62 @@
+"""Failures of the libraries that an engine or a learner computes with, told apart from bad input and from our own bugs.
+
+    with computing("engine rollout-0", "decoding"):
+        outputs = client.get_output()
+
+What torch, CUDA, vLLM or Transformers raise while they compute says that this process cannot be used any more: its
+state may be half written, and after a CUDA error the device refuses all further work. So it becomes an
+EngineFailedError, and whoever owns the process replaces it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from solon.engines.base import Completion
+from solon.errors import EngineFailedError, InputError, RunFailedError, one_line
+
+RAISED_BY_LIBRARIES = (RuntimeError, MemoryError)
+"""Where Solon's own code runs between calls of torch: what torch raises when a computation fails. Every CUDA error and
+`torch.OutOfMemoryError` is a RuntimeError; mistakes in Python code are other classes."""
+_OURS = (InputError, RunFailedError, NotImplementedError, RecursionError)
+_NO_ROOM = "; if it happens again, lower max_running, max_model_len or gpu_memory_utilization of this engine's section"
+
+
+@contextmanager
+def computing(
+    who: str, what: str, *, kinds: tuple[type[Exception], ...] = (Exception,), no_room: str = _NO_ROOM
+) -> Iterator[None]:
+    """Exceptions of these kinds become an EngineFailedError; input errors and errors of a run stay what they are.
+
+    no_room: what to do when the memory was too small, beginning with "; ".
+    """
+    try:
+        yield
+    except _OURS:
+        raise
+    except kinds as error:
+        kind = type(error).__name__
+        remedy = no_room if isinstance(error, MemoryError) or "OutOfMemory" in kind else ""
+        cause = one_line(str(error), longest=500)
+        raise EngineFailedError(f"{who} failed while {what}: {kind}: {cause}{remedy}") from error
+
+
+def check_numbers(who: str, completions: Sequence[Completion]) -> None:
+    """Raises EngineFailedError when log-probs are no numbers: a token that was sampled has a finite one."""
+    for completion in completions:
+        wrong = [float(x) for x in completion.logprobs if not math.isfinite(x)]
+        wrong += [x for x in completion.label_logprobs if math.isnan(x) or x == math.inf]
+        if wrong:
+            raise EngineFailedError(
+                f"{who} computed log-probs that are no numbers: {wrong[0]} among {len(completion.logprobs)} tokens; if "
+                'a new one does so too, the weights are broken: lower learn.learning_rate, or dtype = "bfloat16" '
+                "where float16 overflows"
+            )
+
+
+def check_canaries(who: str, canary: Sequence[Sequence[float]]) -> None:
+    """The same of the log-probs by which weights are attested."""
+    if any(not math.isfinite(x) for row in canary for x in row):
+        raise EngineFailedError(f"{who} computed log-probs that are no numbers on the attestation's sequences")
