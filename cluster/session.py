@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ import ray
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import Config  # type: ignore[attr-defined]
 
+from cluster.own_cluster import init_options, private_start
+from cluster.session_folder import SessionFolder, session_folder, start_failure
 from cluster.signals import sigterm_as_ctrl_c
 from solon.errors import InputError, short
 
@@ -44,6 +46,10 @@ class ClusterInfo:
     resources: dict[str, float]
     token_path: str
     """File with the token that the dashboard asks for; empty when the cluster has none."""
+    files: str = ""
+    """Folder of a cluster that was started here; its logs are kept when the run fails."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about where the cluster is."""
 
 
 @contextlib.contextmanager
@@ -53,27 +59,42 @@ def cluster(*, dashboard: bool = True) -> Iterator[ClusterInfo]:
     Raises InputError when there is no cluster, when it refuses the token, and when it asks for none.
     """
     address = os.environ.get("RAY_ADDRESS", "")
-    options: dict[str, Any]
-    if address in ("", "local"):
-        token_path = _require_token()
-        # The dashboard runs what it is told to run: it is for this machine alone.
-        options = {"address": "local", "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
-    else:
-        token_path = ""
+    if address not in ("", "local"):
         _check_before_joining(address)
-        options = {"address": address}
+        with _connected({"address": address}) as info:
+            yield info
+        return
+    token_path = _require_token()
+    with session_folder() as folder:
+        options = init_options(folder, dashboard=dashboard)
+        with _connected(options, starting=folder) as info:
+            notes = (folder.note,) if folder.note else ()
+            yield replace(info, token_path=token_path, files=str(folder.path), notes=notes)
+
+
+@contextlib.contextmanager
+def _connected(options: dict[str, Any], *, starting: SessionFolder | None = None) -> Iterator[ClusterInfo]:
+    """`ray.init` with these options; `starting`: the folder of a cluster that starts with it."""
     with sigterm_as_ctrl_c() as take_again:
-        context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
+        try:
+            with private_start(starting) if starting else contextlib.nullcontext():
+                context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
+        except Exception as error:
+            if starting is None:
+                raise
+            with contextlib.suppress(Exception):  # what did start
+                ray.shutdown()
+            raise start_failure(starting, error) from error
         try:
             take_again()
             yield ClusterInfo(
                 address=str(context.address_info.get("gcs_address") or "local"),
                 dashboard_url=str(context.dashboard_url or ""),
                 resources=ray.cluster_resources(),
-                token_path=token_path,
+                token_path="",
             )
         finally:
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=starting is not None)
 
 
 # -- a cluster of our own ------------------------------------------------------------------------------------------
@@ -98,14 +119,17 @@ def private_token() -> Path:
     try:
         if not path.exists():
             if os.environ.get("RAY_AUTH_TOKEN_PATH"):
-                raise InputError(f"RAY_AUTH_TOKEN_PATH names {path}, which does not exist; mend it or unset it")
+                raise InputError(f"RAY_AUTH_TOKEN_PATH names {path}, which does not exist; correct it or unset it")
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             _create(path, secrets.token_hex(32))
         if path.stat().st_mode & 0o077 and path.stat().st_uid == os.getuid():
             path.chmod(0o600)
         path.read_bytes()
     except OSError as error:
-        raise InputError(f"the token of Ray {path} cannot be read or made: {error}; mend the permissions") from None
+        raise InputError(
+            f"Ray's token {path} cannot be read or made: {error.strerror}; set RAY_AUTH_TOKEN_PATH to a file of yours "
+            "with a long random text, or RAY_AUTH_TOKEN to such a text, or change the permissions"
+        ) from None
     return path
 
 
@@ -122,7 +146,15 @@ def _create(path: Path, token: str) -> None:
 
 
 def _token_path() -> Path:
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(path)
+    try:
+        return Path.home() / ".ray" / "auth_token"
+    except RuntimeError:
+        raise InputError(
+            "this account has no home directory for Ray's token; set RAY_AUTH_TOKEN_PATH to a file of yours with a "
+            "long random text, or RAY_AUTH_TOKEN to such a text"
+        ) from None
 
 
 def _use_environment() -> None:

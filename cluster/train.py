@@ -61,6 +61,8 @@ def train(
         check_cluster(run, info.resources)
         directory = start.open(root, name, default=default_name)
         view.cluster(info, directory.path)
+        for note in info.notes:
+            view.note(note)
         if start.directory is not None:
             view.note(f"going on in {directory.path} after step {start.step}")
         config: dict[str, Any] = {

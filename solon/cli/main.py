@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
+import platformdirs
 import typer
 
 import solon
@@ -177,6 +180,7 @@ def _print(result: dict[str, object], as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: turns the two kinds of error into one message and an exit code."""
+    _settle()
     try:
         app(prog_name="solon")
     except InputError as error:
@@ -187,6 +191,16 @@ def main() -> None:
         if end.code == INTERRUPTED:
             _fail("interrupted before training began; nothing was lost", 1)
         raise
+
+
+def _settle() -> None:
+    """torch keeps compiled code in the temporary folder unless it is told of a better place."""
+    if not os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        with suppress(OSError, RuntimeError):  # no home that can be written: the temporary folder, then
+            cache = platformdirs.user_cache_path("solon") / "torchinductor"
+            cache.mkdir(parents=True, exist_ok=True)
+            if os.access(cache, os.W_OK):
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
 
 
 def _fail(message: str, code: int) -> None:

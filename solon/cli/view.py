@@ -83,6 +83,8 @@ class PlainView(SilentView):
         where = f"dashboard http://{info.dashboard_url}" if info.dashboard_url else "no dashboard"
         where += f" (it asks for the token in {info.token_path})" if info.token_path else ""
         self._say(f"Ray cluster {info.address} with {cpus:g} CPUs and {gpus:g} GPUs, {where}")
+        if info.files:
+            self._say(f"Ray's files are in {info.files}; its logs stay there when the run fails")
 
     def starting(self, names: Sequence[str]) -> None:
         self._say(f"starting {', '.join(names)}")

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.session_folder import session_folder
 from tests.e2e.conftest import NURSERY, solon_command
 from tests.e2e.standin_runs import Child, orphans, standin_command, start
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-
-RAYS_OWN = ("ray", "pymp-", "torchinductor_")
-"""What Ray and torch keep in the temporary folder: logs of the session, the folder of a process pool, a cache."""
 
 
 @pytest.fixture
@@ -37,6 +37,14 @@ RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """They look a minute for the cluster of a driver that was killed, and go then."""
 
 
+@contextmanager
+def session_folder_in(temporary: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(temporary))
+        with session_folder():
+            yield
+
+
 def assert_nothing_is_left(child: Child, shared_memory: set[str]) -> None:
     assert len(child.seen) > 5, "the cluster was never seen"
     if child.process.returncode == -signal.SIGKILL:
@@ -45,7 +53,14 @@ def assert_nothing_is_left(child: Child, shared_memory: set[str]) -> None:
     else:
         child.wait_until_gone()
     assert orphans(shared_memory) == []
-    assert [path.name for path in child.temporary.iterdir() if not path.name.startswith(RAYS_OWN)] == []
+    sessions = list(child.temporary.glob(f"solon-{os.getuid()}/*"))
+    if child.process.returncode == 0:
+        assert list(child.temporary.iterdir()) == []
+    elif child.process.returncode > 0:
+        assert {entry.name for session in sessions for entry in session.iterdir()} == {"logs", "lock"}
+    else:  # the next start clears what a driver left that was killed
+        with session_folder_in(child.temporary):
+            assert {entry.name for session in sessions for entry in session.iterdir()} == {"logs", "lock"}
 
 
 @pytest.mark.parametrize(
