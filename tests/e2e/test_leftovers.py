@@ -53,7 +53,7 @@ def assert_nothing_is_left(child: Child, shared_memory: set[str]) -> None:
     else:
         child.wait_until_gone()
     assert orphans(shared_memory) == []
-    sessions = list(child.temporary.glob(f"solon-{os.getuid()}/*"))
+    sessions = list(child.temporary.glob(f"solon-{os.getuid()}/[0-9]*"))
     if child.process.returncode == 0:
         assert list(child.temporary.iterdir()) == []
     elif child.process.returncode > 0:
