@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 _WHOLE_ELEMENTS = 1 << 20
+"""Larger matrices are summed before they are hashed."""
+_CHUNK_ELEMENTS = 1 << 20
+"""Elements that are widened to int64, or copied to the host, together: 8 MiB."""
 
 
 def digest_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """sha256 over names and values; another bit in any one tensor gives another digest."""
+    """sha256 over names and values; another bit in any one tensor gives another digest. Takes no copy of a tensor, but
+    for a few MiB."""
     import torch
 
     digest = hashlib.sha256()
     with torch.no_grad():
         for name, tensor in named:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(_bytes_of(tensor.detach()))
+            for piece in _bytes_of(tensor.detach()):
+                digest.update(piece)
     return digest.hexdigest()
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def _bytes_of(tensor: torch.Tensor) -> Iterator[memoryview]:
     import torch
 
-    tensor = tensor.contiguous()
-    if tensor.numel() > _WHOLE_ELEMENTS and tensor.ndim > 1:
-        # Integer sums of the bit patterns along both axes are exact in any order of summation and take no copy
-        # of the tensor; hashing a large model byte by byte would take longer than loading it.
-        integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-        bits = tensor.view(integer).reshape(tensor.shape[0], -1)
-        tensor = torch.cat([bits.sum(0, dtype=torch.int64), bits.sum(1, dtype=torch.int64)])
-    return tensor.reshape(-1).view(torch.uint8).cpu().numpy().data
+    # Integer sums of the bit patterns along both axes are exact in any order of summation; hashing a large model byte
+    # by byte would take longer than loading it.
+    wide = tensor.numel() > _WHOLE_ELEMENTS and tensor.ndim > 1
+    for part in _sums(tensor) if wide else (tensor,):
+        flat = part.reshape(-1)  # a view, unless a small matrix lies in another order
+        for start in range(0, max(1, flat.numel()), _CHUNK_ELEMENTS):
+            piece = flat[start : start + _CHUNK_ELEMENTS].contiguous()
+            yield piece.view(torch.uint8).cpu().numpy().data
+
+
+def _sums(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of the bit patterns over the first axis, then over all others; int64. Widens one chunk at a time."""
+    import torch
+
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    rows = tensor.shape[0]
+    width = tensor.numel() // rows
+    down_C = torch.zeros(width, dtype=torch.int64, device=tensor.device)
+    across_R = torch.zeros(rows, dtype=torch.int64, device=tensor.device)
+    step = max(1, _CHUNK_ELEMENTS // width)
+    for row in range(0, rows, step):
+        part = tensor[row : row + step].contiguous().view(integer).reshape(-1, width)
+        for column in range(0, width, _CHUNK_ELEMENTS):
+            wide = part[:, column : column + _CHUNK_ELEMENTS].to(torch.int64)
+            down_C[column : column + _CHUNK_ELEMENTS] += wide.sum(0)
+            across_R[row : row + step] += wide.sum(1)
+            del wide  # or the next one would be made beside it
+    return down_C, across_R
