@@ -1,5 +1,6 @@
 # Every target sets up `.venv` first; that costs a fraction of a second when nothing changed.
 # Another interpreter: make setup PYTHON=/path/to/python3.12
+# The build for CPUs on a machine with a GPU, or the other way round: make setup SOLON_ACCELERATOR=cpu
 
 PYTHON ?= python3
 BIN := .venv/bin

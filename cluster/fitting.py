@@ -7,7 +7,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.run_file import RolloutSection, RunFile
+from cluster.run_file import RunFile
+from cluster.run_sections import EngineSection, RolloutSection
+from solon.engines.device import NEEDS_A_GPU, vllm_build
 from solon.engines.lengths import fit_length
 from solon.errors import InputError
 from solon.model_facts import context_of
@@ -31,12 +33,14 @@ def fit_run(run: RunFile, *, cpus: float | None = None) -> tuple[RunFile, tuple[
     if cpus is not None:
         run, more = _fit_cpus(run, cpus)
         notes += more
+        run, more = _fit_backends(run, vllm_build())
+        notes += more
     return run, tuple(notes)
 
 
 def own_cpus() -> float | None:
     """CPUs of the cluster that a run would start here; None when it joins another one."""
-    return None if _joins_another() else machine_cpus()
+    return None if joins_another() else machine_cpus()
 
 
 def machine_cpus() -> float:
@@ -51,7 +55,7 @@ def machine_cpus() -> float:
 
 def too_large_for_here(run: RunFile) -> str | None:
     """What the machine lacks, for somebody who has not started yet; None: nothing, or another cluster is joined."""
-    if _joins_another():
+    if joins_another():
         return None
     gpus, cpus = machine_gpus(), machine_cpus()
     if run.gpus > gpus:
@@ -78,7 +82,7 @@ def machine_gpus() -> int:
     return count or int(any((_DEVICES / name).exists() for name in ("dxg", "kfd")))
 
 
-def _joins_another() -> bool:
+def joins_another() -> bool:
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
@@ -113,6 +117,23 @@ def _fitted_judges(run: RunFile) -> list[str]:
         if fitted is not run.judging:
             notes.append(f"judging.max_model_len is {context} for {judge}, its context")
     return notes
+
+
+def _fit_backends(run: RunFile, build: str) -> tuple[RunFile, list[str]]:
+    """vLLM for GPUs computes nothing on a CPU: engines without a GPU take the other backend, unless one was chosen."""
+    sections: Mapping[str, EngineSection] = {"rollout": run.rollout, "judging": run.judging}
+    stuck = [
+        name
+        for name, section in sections.items()
+        if build == "gpu" and section.num_gpus == 0 and "backend" not in section.model_fields_set
+    ]
+    if not stuck:
+        return run, []
+    changed = {name: sections[name].model_copy(update={"backend": "transformers"}) for name in stuck}
+    places = " and ".join(f"{name}.backend" for name in stuck)
+    verb = "is" if len(stuck) == 1 else "are"
+    note = f"{places} {verb} transformers: num_gpus is 0 and {NEEDS_A_GPU}; num_gpus above 0 uses it"
+    return run.model_copy(update=changed), [note]
 
 
 def _fit_cpus(run: RunFile, cpus: float) -> tuple[RunFile, list[str]]:

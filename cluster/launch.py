@@ -16,7 +16,8 @@ from actors.learner import LearnerActor, RemoteLearner
 from actors.limits import LimitsActor, RemoteLimits
 from actors.rollout import RemoteRollout, RolloutActor
 from cluster.preflight import check_cluster
-from cluster.run_file import EngineSection, LearnSection, RunFile
+from cluster.run_file import RunFile
+from cluster.run_sections import EngineSection, LearnSection
 from cluster.session import ClusterInfo as ClusterInfo
 from cluster.session import cluster as cluster
 from solon.awake import Awake
@@ -254,7 +255,7 @@ class Launcher:
 
         def spawn(made: int) -> Any:
             return LearnerActor.options(**self._options("learner", section, made)).remote(
-                section,
+                section.placed,
                 model=self._run.policy,
                 sampling=self._run.rollout.sampling(),
                 seed=self._run.seed,
@@ -270,12 +271,13 @@ class Launcher:
             "namespace": self._namespace,
             "num_cpus": section.num_cpus,
             "num_gpus": section.num_gpus,
-            "runtime_env": worker_environment(section.threads),
+            "runtime_env": worker_environment(section.threads, on_gpu=section.num_gpus > 0),
         }
 
 
-def worker_environment(threads: int) -> dict[str, Any]:
-    """Environment of a worker process: its share of the threads, no progress bars in its log."""
+def worker_environment(threads: int, *, on_gpu: bool) -> dict[str, Any]:
+    """Environment of a worker process: its share of the threads, no progress bars in its log, no GPU that it did not
+    ask for."""
     variables = {
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -284,4 +286,8 @@ def worker_environment(threads: int) -> dict[str, Any]:
         # Empty means unset to Python: workers write bytecode, so the next start imports twice as fast.
         "PYTHONDONTWRITEBYTECODE": "",
     }
+    if not on_gpu:
+        # Ray hides no device from an actor that asks for none, unless it is told to; where
+        # RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES is set it never does.
+        variables |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1", "CUDA_VISIBLE_DEVICES": ""}
     return {"env_vars": variables}

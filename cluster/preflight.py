@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.fitting import machine_gpus
 from cluster.input_digests import Digests, input_digests
+from cluster.preflight_devices import check_devices
 from cluster.preflight_engines import check_engine, check_stops, on_cpu
 from cluster.preflight_frames import unused_args
 from cluster.preflight_judges import check_frame, check_labels, check_room
@@ -72,7 +73,7 @@ def check_inputs(run: RunFile, *, fetch: bool = False, say: Callable[[str], None
     if run.watch.audit_judge:
         _check_watch(run, constitution)
     warnings, notes = _check_models(run, constitution)
-    warnings += remarks_on_settings(run)
+    warnings += [*check_devices(run), *remarks_on_settings(run)]
     found = read_prompts(run, fetch=fetch, say=say)
     _check_principles_apply(constitution, run.prompts, found.prompts)
     if run.evaluate.evaluator == "nursery":

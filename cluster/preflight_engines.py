@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.run_file import EngineSection, RolloutSection
+from cluster.run_sections import EngineSection, RolloutSection
 from solon.engines.base import EngineOptions
 from solon.engines.lengths import fit_length
 from solon.engines.same_numbers import require_same_numbers
@@ -55,7 +55,7 @@ def check_stops(facts: ModelFacts, section: RolloutSection) -> None:
 
 
 def on_cpu(section: EngineSection) -> bool:
-    """Whether the engine has no GPU: Ray hides those that an actor did not ask for."""
+    """Whether the engine has no GPU: those that its actor did not ask for are hidden from it."""
     return section.num_gpus == 0
 
 

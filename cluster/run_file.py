@@ -17,25 +17,21 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from learners.config import LearnConfig
+from cluster.run_sections import EngineSection, EvaluateSection, LearnSection, RolloutSection, Section, WatchSection
 from solon.data_config import DataConfig
-from solon.engines.base import EngineConfig, EngineOptions
-from solon.engines.lengths import engine_config
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.panels.selective import reward_clip
-from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.ledger import LedgerConfig
 from solon.overrides import parse_override, put
 from solon.recovery import RecoveryConfig
 from solon.redaction import places_of_secrets, redacted
 from solon.row_sources import is_dataset_name
-from solon.sampling import SamplingOptions
 from solon.staleness import StalenessConfig
 from solon.toml_file import read_toml
 from solon.validation import describe_invalid, with_nothing
@@ -76,90 +72,7 @@ HOLDS_A_SECRET = (
 )
 
 
-def _as_ray_counts(quantity: float) -> float:
-    if quantity > 1 and quantity != int(quantity):
-        raise ValueError(f"got {quantity:g}, expected a whole number above 1: Ray shares one device, not several")
-    if 0 < quantity < 1e-4:
-        raise ValueError(f"got {quantity:g}, expected 0 or at least 0.0001: Ray counts no finer")
-    return quantity
-
-
-Quantity = Annotated[float, Field(ge=0), AfterValidator(_as_ray_counts)]
-"""Ray CPUs or GPUs of one actor: a fraction of one, or a whole number."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EngineSection(EngineOptions):
-    """An engine's options and the resources of the actors that host it."""
-
-    num_actors: int = Field(1, ge=1)
-    """Engines of this kind, each its own Ray actor."""
-    num_cpus: Quantity = 1.0
-    """Ray CPUs of one actor."""
-    num_gpus: Quantity = 0.0
-    """Ray GPUs of one actor; below 1, several share a device and must share its memory."""
-
-    def engine(self, model: str, *, seed: int) -> EngineConfig:
-        """The configuration of the engine itself, a default length fitted to the model's context."""
-        return engine_config(model, self, seed=seed)
-
-
-class RolloutSection(EngineSection, SamplingOptions):
-    """Generation: the engine, and how answers are drawn."""
-
-    group_size: int = Field(8, ge=1)
-    """Answers per prompt."""
-
-
-class LearnSection(LearnConfig):
-    """Learning, and the resources of the learner's actor."""
-
-    num_cpus: Quantity = 1.0
-    num_gpus: Quantity = 0.0
-
-
-class EvaluateSection(_Section):
-    """Held-out evaluation before the first and after the last step, by an evaluator that never rewards."""
-
-    prompts: str = ""
-    """Held-out prompts; empty: no evaluation."""
-    evaluator: Literal["", "nursery", "judge"] = ""
-    """`nursery`: the tiny language's programmatic oracles. `judge`: the feedback questions, asked of another
-    judge, `audit_judge`."""
-    audit_judge: str = ""
-    max_prompts: int = Field(256, ge=1)
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if bool(self.prompts) != bool(self.evaluator):
-            raise ValueError("evaluate needs both prompts and evaluator, or neither")
-        if (self.evaluator == "judge") != bool(self.audit_judge):
-            raise ValueError("evaluate.audit_judge goes with evaluate.evaluator = 'judge'; set both or neither")
-        return self
-
-
-class WatchSection(WatchConfig):
-    """The gold audit: another judge reads a share of the rollouts, which never becomes a reward."""
-
-    audit_judge: str = ""
-    """Another model than the judge, better of another family and larger; empty: nothing is watched."""
-    kl_factor: float = Field(2.0, gt=1, le=100)
-    """`action = "raise_kl"`: what learn.kl_coefficient is multiplied by, once for each kind of alarm."""
-    canary: str = ""
-    """Pairs with a right verdict that the judge is asked again and again, past its caches; empty: none."""
-    canaries: CanaryConfig = CanaryConfig()
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if not self.audit_judge and self != WatchSection.model_construct():
-            raise ValueError("[watch] has no audit_judge, expected the model that audits; name one or drop the section")
-        return self
-
-
-class RunFile(_Section):
+class RunFile(Section):
     """A whole run. `RunFile.load("run.toml", overrides=["learn.epochs=1"])`"""
 
     policy: str = Field(min_length=1)

@@ -135,5 +135,8 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"learn.device = {name!r}, but torch sees no GPU; set device = 'auto' or 'cpu'")
+        raise InputError(
+            f"the learner is to run on {name!r}, by learn.num_gpus or learn.device, but torch sees no GPU; check the "
+            "driver with nvidia-smi and that torch is a CUDA build, or set learn.num_gpus = 0"
+        )
     return torch.device(name)

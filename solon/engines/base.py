@@ -63,6 +63,9 @@ class EngineConfig(EngineOptions):
     model: str
     """A Hugging Face directory, or a hub name `org/model`."""
     seed: int = 0
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """What it runs on. `auto`: a GPU where one is visible. `cpu`, `gpu`: that alone, and InputError where the engine
+    cannot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

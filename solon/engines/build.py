@@ -6,6 +6,7 @@ import importlib.util
 
 from solon.engines.base import Engine, EngineConfig
 from solon.engines.checkpoint import model_settings, require_model
+from solon.engines.device import require_build, vllm_build
 from solon.engines.same_numbers import require_same_numbers
 from solon.errors import InputError, loading
 
@@ -38,6 +39,7 @@ def _built(config: EngineConfig, name: str) -> Engine:
             "the engine's backend is vllm, which is not installed; install it with `pip install solon[gpu]` "
             '(`solon[cpu]` on a machine without a GPU), or set `backend = "transformers"`'
         )
+    require_build(config.device, vllm_build(), name)
     from solon.engines.vllm import VllmEngine
 
     return VllmEngine(config, name=name)

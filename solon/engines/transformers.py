@@ -22,6 +22,7 @@ from solon.engines.admission import check_request
 from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.bitsandbytes import bitsandbytes_options
 from solon.engines.checkpoint import is_quantised, model_settings, stop_token_ids
+from solon.engines.device import torch_device
 from solon.engines.digest import digest_tensors
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.filters import FLOOR, allowed_tokens
@@ -60,7 +61,7 @@ class TransformersEngine:
         self.config = config
         self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code, settings=config)
         self._quantised = is_quantised(config) or config.quantization != "none"
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(torch_device(config.device, name))
         self._model = _load_model(config, self._device)
         self._vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
         self._stops = frozenset(stop_token_ids(config, self.tokenizer.eos_token_id))

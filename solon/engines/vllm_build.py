@@ -19,8 +19,10 @@ from typing import Any
 from solon.engines import vllm_cpu_attention
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import model_settings
+from solon.engines.device import require_visible_gpu, vllm_build
 from solon.engines.vllm_classes import classes_left_alone
 from solon.engines.vllm_cpu_int8 import int8_takes_float32
+from solon.errors import InputError
 
 TURN = threading.RLock()
 """vLLM keeps what is being built or computed in module variables: the engines of one process take turns."""
@@ -60,6 +62,9 @@ def start_vllm(config: EngineConfig) -> Any:
 def _start(config: EngineConfig) -> Any:
     import torch
 
+    if vllm_build() == "gpu":
+        require_visible_gpu(config.device, f"the engine of {config.model!r}")
+        _require_alone(config)
     set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     set_num_threads(config.threads)
 
@@ -91,6 +96,16 @@ def _start(config: EngineConfig) -> Any:
             os.environ.pop("LD_PRELOAD", None)
         else:
             os.environ["LD_PRELOAD"] = preload
+
+
+def _require_alone(config: EngineConfig) -> None:
+    """Raises InputError for a second engine of this process on a GPU: both would compute in one workspace, a variable
+    of vLLM's module that the second replaces while graphs of the first point at it."""
+    if _live:
+        raise InputError(
+            f"the engine of {config.model!r} would be the second one of this process on a GPU, expected one: vLLM has "
+            "one workspace for all of them; let the other judges be endpoints, or use the CPU"
+        )
 
 
 def stop_vllm(llm: Any) -> None:

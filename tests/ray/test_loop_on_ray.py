@@ -69,7 +69,13 @@ async def test_an_error_of_a_worker_arrives_as_it_was_raised(ray_cluster):
 
 
 async def test_more_gpus_than_the_cluster_has_are_refused_before_an_actor_is_made(ray_cluster):
-    raw = {"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c", "rollout": {"num_gpus": 3}}
+    raw = {
+        "policy": "a/b",
+        "judge": "a/b",
+        "prompts": "p",
+        "constitution": "c",
+        "rollout": {"num_gpus": 1, "num_actors": 3},
+    }
     run = RunFile.parse(raw, source="test")
     launcher = Launcher(run, constitution=None, run_name="gpus", tell=print)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"needs 3 GPU\(s\) .*has 0; lower num_gpus"):

@@ -125,7 +125,13 @@ def test_a_missing_required_key_is_named(tmp_path: Path, without: str):
         ("[staleness]\ntarget_staleness = 9", ["staleness", "exceeds max_staleness = 4"]),
         ("[learn]\nlearning_rate = inf", ["`learn.learning_rate` is infinite"]),
         ("[feedback]\ntemperature = nan", ["`feedback.temperature` is infinite, huge or not a number"]),
-        ("[learn]\nnum_gpus = 1.5", ["`learn.num_gpus`", "got 1.5, expected a whole number above 1"]),
+        ("[learn]\nnum_gpus = 4", ["`learn.num_gpus`: got 4, expected at most 1", "neither is the learner"]),
+        ("[rollout]\nnum_gpus = 2", ["`rollout.num_gpus`: got 2, expected at most 1", "no tensor parallelism"]),
+        ("[judging]\nnum_gpus = 1.5", ["`judging.num_gpus`: got 1.5, expected at most 1"]),
+        ("[rollout]\nnum_cpus = 1.5", ["`rollout.num_cpus`", "got 1.5, expected a whole number above 1"]),
+        ("[learn]\ndevice = 'cuda'", ["device = 'cuda' with num_gpus = 0, which hides every GPU"]),
+        ("[learn]\nnum_gpus = 1\ndevice = 'cuda:1'", ["device = 'cuda:1', expected 'auto'"]),
+        ("[learn]\nnum_gpus = 1\ndevice = 'cpu'", ["which would be idle; set num_gpus = 0"]),
         ("[rollout]\nnum_cpus = 0.00001", ["`rollout.num_cpus`", "at least 0.0001"]),
         ("[evaluate]\nprompts = 'p.jsonl'", ["evaluate needs both prompts and evaluator"]),
         ("[evaluate]\nprompts = 'p'\nevaluator = 'judge'", ["audit_judge goes with"]),
@@ -288,11 +294,11 @@ def test_resources_are_summed_over_all_actors_the_auditing_judge_included(tmp_pa
     run = load(
         tmp_path,
         "[rollout]\nnum_actors = 3\nnum_gpus = 1\nnum_cpus = 2\n[judging]\nnum_gpus = 0.5\n"
-        "[learn]\nnum_gpus = 4\nnum_cpus = 0.5\n"
+        "[learn]\nnum_gpus = 1\nnum_cpus = 0.5\n"
         "[evaluate]\nprompts = 'p.jsonl'\nevaluator = 'judge'\naudit_judge = 'org/audit'",
     )
     assert run.num_judges == 2
-    assert run.gpus == 3 + 2 * 0.5 + 4
+    assert run.gpus == 3 + 2 * 0.5 + 1
     assert run.cpus == 6 + 2 + 0.5
 
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from cluster.fitting import _fit_lengths
 from cluster.preflight_engines import check_stops
-from cluster.run_file import RolloutSection, RunFile
+from cluster.run_file import RunFile
+from cluster.run_sections import RolloutSection
 from learners.config import LearnConfig
 from learners.policy import Policy
 from learners.ppo import PPOLearner
