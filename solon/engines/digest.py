@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 _WHOLE_ELEMENTS = 1 << 20
 """Larger matrices are summed before they are hashed."""
-_CHUNK_ELEMENTS = 1 << 20
-"""Elements that are widened to int64, or copied to the host, together: 8 MiB."""
+_CHUNK_ELEMENTS = 1 << 19
+"""Elements that are widened to int64, or copied to the host, together: 4 MiB."""
 
 
 def digest_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> str:
