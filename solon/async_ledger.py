@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from solon.ledger import Grant, Lease, Ledger, LedgerConfig, Work
 from solon.ledger_cut import LedgerCut
+from solon.shares import Ask
 from solon.staleness import StalenessConfig
 
 T = TypeVar("T")
@@ -46,6 +47,9 @@ class AsyncLedger:
         self._clock = clock
         self._changed = asyncio.Condition()
         self._reaper: asyncio.Task[None] | None = None
+        self._engines: list[Ask] = []
+        self._judges: list[Ask] = []
+        self._nudge: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._tell: Callable[..., None] = lambda name, **fields: None
         self.progress = 0
@@ -56,12 +60,16 @@ class AsyncLedger:
         self._ledger.on_drop = lambda ordinal, reason: tell("group_dropped", ordinal=ordinal, reason=reason)
 
     async def reserve(self, limit: int, *, holder: str = "") -> list[Grant]:
-        """Permission for up to `limit` groups. Waits for a credit; woken by publish, fail, requeue or drop."""
-        return await self._until(lambda: self._ledger.reserve(limit, now=self._clock(), holder=holder)) or []
+        """Permission for up to `limit` groups. Waits for a credit; woken by publish, fail, requeue or drop.
+
+        Engines that wait together share what there is, so that none is idle while another has more than it decodes.
+        """
+        return await self._among(self._engines, Ask(holder, limit), self._ledger.reserve)
 
     async def next_generated(self, limit: int, *, holder: str = "") -> list[Work]:
-        """Up to `limit` groups to label. Waits for any; woken by commit_generation and return_work."""
-        return await self._until(lambda: self._ledger.take_generated(limit, now=self._clock(), holder=holder)) or []
+        """Up to `limit` groups to label, shared as in `reserve`. Waits for any; woken by commit_generation and
+        return_work."""
+        return await self._among(self._judges, Ask(holder, limit), self._ledger.take_generated)
 
     async def lease(self, step: int) -> Lease | None:
         """The batch of `step`. Waits until the groups it needs are ready; woken by commit_labels."""
@@ -130,6 +138,32 @@ class AsyncLedger:
             self.progress += 1
             self._changed.notify_all()
         return result
+
+    async def _among(self, asking: list[Ask], ask: Ask, take: Callable[..., list[T]]) -> list[T]:
+        """`take` for one of those who ask."""
+        asking.append(ask)
+        try:
+            await asyncio.sleep(0)  # whoever asks at the same moment is there when the first takes its share
+            return (
+                await self._until(
+                    lambda: take(
+                        ask.room,
+                        now=self._clock(),
+                        holder=ask.holder,
+                        others=[other for other in asking if other is not ask],
+                    )
+                )
+                or []
+            )
+        finally:
+            asking.remove(ask)
+            # Its share may have been left for it: without it, it is for the others.
+            if asking and self._ledger.num_reservable + self._ledger.num_labelable:
+                self._nudge = asyncio.ensure_future(self._look_again())
+
+    async def _look_again(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     async def _until(self, attempt: Callable[[], T]) -> T | None:
         """Try now and after every change, until there is a result or the ledger has nothing left to give."""

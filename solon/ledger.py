@@ -28,6 +28,7 @@ from solon.drops import ENOUGH_GROUPS, excess
 from solon.errors import RunFailedError
 from solon.ledger_cut import LedgerCut, State, settled
 from solon.ledger_shelves import OUT, Entry, Shelves
+from solon.shares import Ask, share
 from solon.staleness import StalenessConfig, choose
 
 HELD = (State.GENERATING, State.GENERATED, State.JUDGING, State.READY)
@@ -69,8 +70,8 @@ class Grant:
     attempt: int
     version: int
     draw: int = 0
-    salvage: Any = None
-    """How far a lost engine had come with it; `version` is the oldest in it then."""
+    salvage: tuple[Any, ...] = ()
+    """What lost engines had written of it, part after part; `version` is the oldest in it then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,26 +120,37 @@ class Ledger:
 
     # -- admission ---------------------------------------------------------------------------------------------
 
-    def reserve(self, limit: int, *, now: float, holder: str = "") -> list[Grant]:
-        """Admit up to `limit` groups as credits allow, retries first."""
-        if not self._open:
-            return []
+    def reserve(self, limit: int, *, now: float, holder: str = "", others: Sequence[Ask] = ()) -> list[Grant]:
+        """Admit up to `limit` groups as credits allow, retries first. `others` ask at the same time: the holder gets
+        its share."""
         shelves = self._shelves
-        for _ in range(min(limit - shelves.num_pending, self._credits())):
+        limit = self._share(self.num_reservable, State.GENERATING, Ask(holder, limit), others)
+        for _ in range(limit - shelves.num_pending):
             shelves.to_pending(Entry(self.admitted, 0, self.version))
             self.admitted += 1
         grants = []
-        for _ in range(min(limit, shelves.num_pending)):
+        for _ in range(limit):
             entry = shelves.next_pending()
-            if entry.salvage is not None and self.staleness.deadline(entry.salvage_head) <= self.version:
-                entry.salvage = None  # too old to be worth going on with
+            if entry.salvage and self.staleness.deadline(entry.salvage_head) <= self.version:
+                entry.salvage = ()  # too old to be worth continuing
             entry.head = self._head_when_granted(entry)
             shelves.hand_out(entry, State.GENERATING, now=now, holder=holder, lease_s=self.config.lease_s)
             grants.append(Grant(entry.ordinal, entry.attempt, entry.head, entry.failures, entry.salvage))
         return grants
 
+    @property
+    def num_reservable(self) -> int:
+        """Groups that may be generated now: those that wait for another try, and those that credits admit."""
+        return self._shelves.num_pending + max(0, self._credits()) if self._open else 0
+
+    def _share(self, available: int, state: State, ask: Ask, others: Sequence[Ask]) -> int:
+        """Of what is there, for one of those who ask."""
+        in_hand = self._shelves.num_in_hand
+        rest = [(other.room, in_hand(state, other.holder)) for other in others] if available else []
+        return share(available, ask.room, in_hand(state, ask.holder), rest)
+
     def _head_when_granted(self, entry: Entry) -> int:
-        return self.version if entry.salvage is None else entry.salvage_head
+        return entry.salvage_head if entry.salvage else self.version
 
     def _credits(self) -> int:
         held = len(self._shelves)
@@ -188,23 +200,32 @@ class Ledger:
         if entry is None:
             return False
         assert head >= entry.head, f"group {ordinal} holds version {head}, granted at {entry.head}"
-        entry.head, entry.generation, entry.salvage = head, payload, None
+        entry.head, entry.generation, entry.salvage = head, payload, ()
         self._shelves.hold(entry, nbytes)
         self._shelves.to_generated(entry)
         return True
 
     def keep(self, ordinal: int, attempt: int, *, head: int, salvage: Any) -> bool:
-        """How far a group has come whose generation is under way, should its engine be lost. False: refused."""
+        """What was written since the last call of a group that is being generated, should its engine be lost. False:
+        refused."""
         entry = self._shelves.find(ordinal, attempt, State.GENERATING)
         if entry is None:
             return False
-        entry.salvage, entry.salvage_head = salvage, head
+        entry.salvage_head = min(entry.salvage_head, head) if entry.salvage else head
+        entry.salvage += (salvage,)
         return True
 
-    def take_generated(self, limit: int, *, now: float, holder: str = "") -> list[Work]:
-        """Hand out generated groups for labelling, the earliest deadline first."""
+    @property
+    def num_labelable(self) -> int:
+        """Generated groups that may be labelled now."""
         if self.config.lockstep and any(e.state in (State.PENDING, State.GENERATING) for e in self._shelves):
-            return []
+            return 0
+        return self._shelves.num_generated
+
+    def take_generated(self, limit: int, *, now: float, holder: str = "", others: Sequence[Ask] = ()) -> list[Work]:
+        """Hand out up to `limit` generated groups for labelling, the earliest deadline first. `others` ask at the same
+        time: the holder gets its share."""
+        limit = self._share(self.num_labelable, State.JUDGING, Ask(holder, limit), others)
         work = []
         for entry in self._shelves.next_generated(limit):
             self._shelves.hand_out(entry, State.JUDGING, now=now, holder=holder, lease_s=self.config.lease_s)
@@ -231,7 +252,7 @@ class Ledger:
         entry.failures += 1
         if entry.failures >= self.config.max_attempts:
             return self.drop(ordinal, attempt, reason)
-        entry.salvage = None  # it led to nothing
+        entry.salvage = ()  # it led to nothing
         self._shelves.again(entry, version=self.version)
         return True
 

@@ -37,8 +37,8 @@ class Entry:
     since: float = 0.0
     """When it was handed to the holder, on the ledger's clock."""
     lease_until: float = 0.0
-    salvage: Any = None
-    """How far an engine has come with it that may be lost."""
+    salvage: tuple[Any, ...] = ()
+    """What engines that may be lost have written of it, part after part."""
     salvage_head: int = 0
 
 
@@ -54,6 +54,7 @@ class Shelves:
         """(deadline, ordinal) of labelled groups, sorted."""
         self.nbytes = 0
         """Payload of all held groups."""
+        self._in_hand: Counter[tuple[State, str]] = Counter()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -82,6 +83,10 @@ class Shelves:
     def num_pending(self) -> int:
         return len(self._pending)
 
+    @property
+    def num_generated(self) -> int:
+        return len(self._generated)
+
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def to_pending(self, entry: Entry) -> None:
@@ -91,11 +96,13 @@ class Shelves:
         self._pending.append(entry.ordinal)
 
     def to_generated(self, entry: Entry) -> None:
+        self._take_back(entry)
         entry.state, entry.holder = State.GENERATED, ""
         self._entries[entry.ordinal] = entry
         insort(self._generated, (self._deadline(entry.head), entry.ordinal))
 
     def to_ready(self, entry: Entry) -> None:
+        self._take_back(entry)
         entry.state, entry.holder = State.READY, ""
         self._entries[entry.ordinal] = entry
         insort(self.ready, (self._deadline(entry.head), entry.ordinal))
@@ -132,10 +139,21 @@ class Shelves:
             entry.state = State.LEASED
         return entries
 
-    @staticmethod
-    def hand_out(entry: Entry, state: State, *, now: float, holder: str, lease_s: float) -> None:
-        """Somebody takes it in hand."""
+    def hand_out(self, entry: Entry, state: State, *, now: float, holder: str, lease_s: float) -> None:
+        """An engine or a judge takes it in hand."""
         entry.state, entry.holder, entry.since, entry.lease_until = state, holder, now, now + lease_s
+        self._in_hand[state, holder] += 1
+
+    def num_in_hand(self, state: State, holder: str) -> int:
+        """Groups that this engine (GENERATING) or judge (JUDGING) has in hand."""
+        return self._in_hand[state, holder]
+
+    def _take_back(self, entry: Entry) -> None:
+        """It leaves the hands that it is in, if any."""
+        if entry.state in OUT:
+            self._in_hand[entry.state, entry.holder] -= 1
+            if not self._in_hand[entry.state, entry.holder]:
+                del self._in_hand[entry.state, entry.holder]
 
     def hold(self, entry: Entry, nbytes: int) -> None:
         """Its payload has grown."""
@@ -144,6 +162,7 @@ class Shelves:
 
     def remove(self, entry: Entry) -> None:
         """Off its shelf and out of the ledger, its bytes given back."""
+        self._take_back(entry)
         place = (self._deadline(entry.head), entry.ordinal)
         if entry.state is State.GENERATED:
             self._generated.remove(place)

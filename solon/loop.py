@@ -114,8 +114,9 @@ async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Gran
     work = [Assignment(grant=grant, prompt=lanes.prompts[grant.ordinal]) for grant in grants]
     missing = {grant.ordinal: grant for grant in grants}
     for grant in grants:
-        if grant.salvage is not None:
-            lanes.observer.event("tokens_salvaged", ordinal=grant.ordinal, tokens=grant.salvage.num_tokens)
+        if grant.salvage:
+            tokens = sum(part.num_tokens for part in grant.salvage)
+            lanes.observer.event("tokens_salvaged", ordinal=grant.ordinal, tokens=tokens)
     try:
         async for report, box in lane.generate(work):
             if isinstance(report, Salvage):

@@ -134,7 +134,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Salvage:
-    """How far a group has come that is still being generated: another engine can go on from there.
+    """What the answers of a group that is still being generated have gained since the part before: another engine can
+    continue from all parts together.
 
     The tokens keep the log-probs and versions of the engine that sampled them, so what follows is as legitimate as
     generation across a change of weights.
@@ -142,16 +143,21 @@ class Salvage:
 
     ordinal: int
     attempt: int
-    rollouts: tuple[Rollout | None, ...]  # [G], None: nothing yet; `finish_reason` "abort": to be gone on with
+    token_ids: NDArray[np.int32]  # [N], new tokens of all answers, one answer after the other
+    logprobs: NDArray[np.float32]  # [N]
+    segments: tuple[tuple[tuple[int, int], ...], ...]
+    """[G]. Policy versions of each answer's new tokens, and so how many there are; (): none."""
+    finish_reasons: tuple[FinishReason, ...]
+    """[G]. "abort": to be continued."""
 
     @property
     def head(self) -> int:
         """Oldest policy version in it."""
-        return min(r.head for r in self.rollouts if r is not None)
+        return min(version for segments in self.segments for version, _ in segments)
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(r.token_ids) for r in self.rollouts if r is not None)
+        return len(self.token_ids)
 
 
 class Status(StrEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,7 @@ from solon.errors import InputError, PromptRefusedError
 from solon.prompts import prompt_id
 from solon.protocols import Assignment, GenerationReport
 from solon.records import FinishReason, Group, LoadReceipt, Prompt, Rollout, Salvage, Sampling, Span, Weights
+from solon.salvage import Followed, Reporter, continued, joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +36,9 @@ class RolloutSettings:
     seed: int
     """The run's seed: with it, ordinal, draw and index fix the seed of every answer."""
     salvage_every_s: float = 0.0
-    """How often to tell how far long answers have come; 0: never."""
+    """Seconds between two reports of what long answers have gained; 0: never."""
     cuts_overlong: bool = False
     """Cut a prompt that leaves no room for the answer, instead of refusing it."""
-
-
-SALVAGE_TOKENS = 64
-"""A group is told of again when it has so many tokens more: fewer are not worth the message."""
 
 
 class RolloutWorker:
@@ -58,6 +55,7 @@ class RolloutWorker:
         self.name = name
         self._settings = settings
         self._runner = EngineRunner(lambda: build(engine, name=name), name=name)
+        self._reporter = Reporter(self._runner.news, every_s=settings.salvage_every_s)
         self._max_model_len = engine.max_model_len
 
     async def start(self) -> None:
@@ -73,29 +71,39 @@ class RolloutWorker:
         """Generate all groups of the chunk together; yields each when its last answer is finished, and now and then
         how far the others have come."""
         work, prompts = self._fit(work)
-        requests = [self._requests(item, prompt.token_ids) for item, prompt in zip(work, prompts, strict=True)]
-        answers = self._generate_each(requests)
+        begun = [joined(item.grant.salvage, self._settings.group_size) for item in work]
+        requests = [
+            self._requests(item, prompt.token_ids, answers)
+            for item, prompt, answers in zip(work, prompts, begun, strict=True)
+        ]
+        completions = self._generate_each(requests)
         done: asyncio.Queue[Group | Salvage | BaseException] = asyncio.Queue()
         tasks = [
-            asyncio.ensure_future(_into(done, self._group(item, prompt, completions)))
-            for item, prompt, completions in zip(work, prompts, answers, strict=True)
+            asyncio.ensure_future(_into(done, self._group(item, prompt, answers, after)))
+            for item, prompt, answers, after in zip(work, prompts, begun, completions, strict=True)
         ]
-        if self._settings.salvage_every_s:
-            tasks.append(asyncio.ensure_future(_into(done, self._tell(done, work, prompts, requests))))
-        left = len(work)
+        followed = {item.grant.ordinal: self._followed(item, done.put_nowait) for item in work}
         try:
-            while left:
+            while followed:
                 item = await done.get()
                 if isinstance(item, BaseException):
                     raise item
                 if isinstance(item, Salvage):
                     yield item
                 else:
-                    left -= 1
+                    self._reporter.leave(followed.pop(item.ordinal))
                     yield self._report(item), item
         finally:
             for task in tasks:
                 task.cancel()
+            for group in followed.values():
+                self._reporter.leave(group)
+
+    def _followed(self, item: Assignment, report: Callable[[Salvage | BaseException], None]) -> Followed:
+        ids = tuple(_request_id(item, index) for index in range(self._settings.group_size))
+        group = Followed(item.grant.ordinal, item.grant.attempt, ids, report)
+        self._reporter.follow(group)
+        return group
 
     async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
         """One answer to each prompt, sampled as in training: for evaluation."""
@@ -165,11 +173,13 @@ class RolloutWorker:
         asked = iter(self._runner.generate_each([batch for batch in batches if batch]))
         return [next(asked) if batch else _nothing() for batch in batches]
 
-    def _requests(self, item: Assignment, prompt_ids: tuple[int, ...]) -> list[Request]:
+    def _requests(
+        self, item: Assignment, prompt_ids: tuple[int, ...], answers: Sequence[Completion | None]
+    ) -> list[Request]:
         """What is still to be written: all of it, or what follows the tokens that a lost engine had written."""
         grant = item.grant
         requests = []
-        for index, begun in enumerate(self._salvaged(item)):
+        for index, begun in enumerate(answers):
             parts: tuple[object, ...] = (self._settings.seed, grant.ordinal, grant.draw, index)
             written: tuple[int, ...] = ()
             if begun is not None:
@@ -180,41 +190,6 @@ class RolloutWorker:
             request = self._request(_request_id(item, index), prompt_ids + written, seed_of(*parts))
             requests.append(replace(request, max_tokens=request.max_tokens - len(written), written=len(written)))
         return requests
-
-    def _salvaged(self, item: Assignment) -> Sequence[Rollout | None]:
-        if item.grant.salvage is None:
-            return (None,) * self._settings.group_size
-        rollouts: Sequence[Rollout | None] = item.grant.salvage.rollouts
-        return rollouts
-
-    async def _tell(
-        self,
-        done: asyncio.Queue[Any],
-        work: Sequence[Assignment],
-        prompts: Sequence[ChatPrompt],
-        requests: Sequence[Sequence[Request]],
-    ) -> None:
-        """Put a Salvage into the queue for every group that has come far enough since the last one."""
-        told = {item.grant.ordinal: sum(len(r.token_ids) for r in self._salvaged(item) if r) for item in work}
-        names = [request.request_id for batch in requests for request in batch]
-        while True:
-            await asyncio.sleep(self._settings.salvage_every_s)
-            completions = {c.request_id: c for c in await self._runner.so_far(names)}
-            for item, prompt in zip(work, prompts, strict=True):
-                salvage = self._salvage(item, prompt, completions)
-                if salvage is not None and salvage.num_tokens >= told[salvage.ordinal] + SALVAGE_TOKENS:
-                    told[salvage.ordinal] = salvage.num_tokens
-                    done.put_nowait(salvage)
-
-    def _salvage(self, item: Assignment, prompt: ChatPrompt, completions: Mapping[str, Completion]) -> Salvage | None:
-        """How far a group has come; None: it is finished, or not begun."""
-        if not any(_request_id(item, index) in completions for index in range(self._settings.group_size)):
-            return None
-        rollouts = tuple(
-            self._rollout(begun, completions.get(_request_id(item, index)), prompt)
-            for index, begun in enumerate(self._salvaged(item))
-        )
-        return Salvage(ordinal=item.grant.ordinal, attempt=item.grant.attempt, rollouts=rollouts)
 
     def _request(self, request_id: str, prompt_ids: tuple[int, ...], seed: int) -> Request:
         sampling = self._settings.sampling
@@ -230,39 +205,34 @@ class RolloutWorker:
             seed=seed,
         )
 
-    async def _group(self, item: Assignment, prompt: ChatPrompt, answers: Awaitable[list[Completion]]) -> Group:
+    async def _group(
+        self,
+        item: Assignment,
+        prompt: ChatPrompt,
+        begun: Sequence[Completion | None],
+        answers: Awaitable[list[Completion]],
+    ) -> Group:
         completions = {completion.request_id: completion for completion in await answers}
-        rollouts = [
-            self._rollout(begun, completions.get(_request_id(item, index)), prompt)
-            for index, begun in enumerate(self._salvaged(item))
-        ]
+        whole = [continued(answer, completions.get(_request_id(item, index))) for index, answer in enumerate(begun)]
         return Group(
             ordinal=item.grant.ordinal,
             attempt=item.grant.attempt,
             prompt=item.prompt,
             prompt_token_ids=np.array(prompt.token_ids, np.int32),
-            rollouts=tuple(rollout for rollout in rollouts if rollout is not None),
+            rollouts=tuple(self._rollout(answer, prompt) for answer in whole if answer is not None),
             shown=prompt.shown,
         )
 
-    def _rollout(self, begun: Rollout | None, completion: Completion | None, prompt: ChatPrompt) -> Rollout | None:
-        """An answer from what a lost engine had written of it and what was written since."""
-        if completion is None:
-            return begun
-        token_ids, logprobs, segments = completion.token_ids, completion.logprobs, completion.segments
-        if begun is not None:
-            token_ids = np.concatenate([begun.token_ids, token_ids])
-            logprobs = np.concatenate([begun.logprobs, logprobs])
-            segments = joined_segments(begun.segments, segments)
-        read = self._read(token_ids, prompt, completion.finish_reason)
+    def _rollout(self, answer: Completion, prompt: ChatPrompt) -> Rollout:
+        read = self._read(answer.token_ids, prompt, answer.finish_reason)
         return Rollout(
-            token_ids=token_ids,
-            logprobs=logprobs,
-            segments=segments,
-            finish_reason=completion.finish_reason,
+            token_ids=answer.token_ids,
+            logprobs=answer.logprobs,
+            segments=answer.segments,
+            finish_reason=answer.finish_reason,
             text=read.text,
             thought=read.thought,
-            is_cut=read.is_unfinished or completion.finish_reason == "length",
+            is_cut=read.is_unfinished or answer.finish_reason == "length",
         )
 
     @cached_property
@@ -283,19 +253,6 @@ class RolloutWorker:
             nbytes=group_nbytes(group),
             spans=spans,
         )
-
-
-def joined_segments(
-    first: tuple[tuple[int, int], ...], second: tuple[tuple[int, int], ...]
-) -> tuple[tuple[int, int], ...]:
-    """Runs of versions one after the other.
-
-    >>> joined_segments(((3, 10), (4, 2)), ((4, 5),))
-    ((3, 10), (4, 7))
-    """
-    if first and second and first[-1][0] == second[0][0]:
-        return (*first[:-1], (first[-1][0], first[-1][1] + second[0][1]), *second[1:])
-    return (*first, *second)
 
 
 def _request_id(item: Assignment, index: int) -> str:

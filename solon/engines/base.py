@@ -7,8 +7,8 @@ replaced, so an update in flight needs no pause and loses no token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import numpy as np
@@ -34,7 +34,7 @@ class EngineOptions(ChatSettings):
     max_model_len: int = Field(1024, ge=16)
     """Prompt and answer together, in tokens."""
     max_running: int = Field(128, ge=1)
-    """Requests decoded together."""
+    """Requests decoded together; all others wait in front of the engine."""
     gpu_memory_utilization: float = Field(0.85, gt=0, lt=1)
     kv_cache_gib: float = Field(0.5, gt=0)
     """Key-value cache on a CPU, GiB."""
@@ -101,6 +101,15 @@ class Completion:
     label_logprobs: tuple[float, ...] = ()
     cached_tokens: int = 0
     """Prompt tokens that the prefix cache served."""
+
+    def after(self, known: int) -> Self:
+        """The same without its first tokens."""
+        segments, left = [], known
+        for version, count in self.segments:
+            if count > left:
+                segments.append((version, count - left))
+            left = max(0, left - count)
+        return replace(self, token_ids=self.token_ids[known:], logprobs=self.logprobs[known:], segments=tuple(segments))
 
 
 class TokenizerLike(Protocol):
@@ -171,18 +180,21 @@ class Engine(Protocol):
 
     def has_work(self) -> bool: ...
 
-    def unfinished(self) -> list[Completion]:
-        """What running requests have produced so far, `finish_reason` "abort": enough to go on from elsewhere."""
+    def unfinished(self, after: Mapping[str, int] = ...) -> list[Completion]:
+        """What running requests have produced beyond their first `after[request_id]` tokens, `finish_reason` "abort":
+        another engine can continue from there. Requests without new tokens are left out."""
         ...
 
     def abort(self, request_ids: Sequence[str]) -> None:
-        """Forget these requests; unknown ids are ignored."""
+        """Forget these requests, waiting or running; unknown ids are ignored."""
         ...
 
     def load_weights(self, weights: Weights) -> str:
-        """Replace all weights, running requests go on; returns the digest of the live parameters.
+        """Replace all weights between two steps; returns the digest of the live parameters. Sets `version`.
 
-        Sets `version`. New requests never see cached prefixes of older versions.
+        A request without a token is computed with the new weights alone, its prompt included. One that has tokens
+        loses none: it continues with the keys and values of its earlier tokens, which are those of the weights that
+        were live when they were computed.
         """
         ...
 
@@ -195,7 +207,8 @@ class Engine(Protocol):
         ...
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """log p(token t | tokens < t) for t >= 1, temperature 1, no cached prefix. For attestation."""
+        """log p(token t | tokens < t) for t >= 1, temperature 1, no cached prefix. For attestation: it waits for no
+        answer to end."""
         ...
 
     def close(self) -> None: ...

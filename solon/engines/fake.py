@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from solon.engines.admission import check_request
 from solon.engines.base import Completion, Request
-from solon.engines.payload import run_length, verify_fingerprint
+from solon.engines.payload import verify_fingerprint
+from solon.engines.progress import NOTHING, Progress, news
 from solon.engines.stops import is_stopped
 from solon.engines.thinking import AnswerText
 from solon.engines.tokens import ChatPrompt
@@ -75,14 +76,10 @@ class FakeTokenizer:
         return hashlib.sha256(" ".join(self._words).encode()).hexdigest()[:16]
 
 
-@dataclass(slots=True)
-class _Running:
-    request: Request
-    rng: np.random.Generator
-    last: int
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
+@dataclass(slots=True, eq=False)
+class _Running(Progress):
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    last: int = 0
 
 
 class FakeEngine:
@@ -120,7 +117,7 @@ class FakeEngine:
     def add(self, request: Request) -> None:
         check_request(request, max_model_len=self._max_model_len, vocab_size=len(self.tokenizer))
         rng = np.random.default_rng(request.seed)
-        self._active[request.request_id] = _Running(request, rng, request.prompt_token_ids[-1])
+        self._active[request.request_id] = _Running(request, rng=rng, last=request.prompt_token_ids[-1])
 
     def step(self) -> list[Completion]:
         if self.fail_next is not None:
@@ -140,8 +137,8 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._active)
 
-    def unfinished(self) -> list[Completion]:
-        return [_completion(running, "abort") for running in self._active.values() if running.tokens]
+    def unfinished(self, after: Mapping[str, int] = NOTHING) -> list[Completion]:
+        return news(self._active.values(), after)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
@@ -191,7 +188,7 @@ class FakeEngine:
             reason = "stop"
         elif len(running.tokens) == request.max_tokens:
             reason = "length"
-        return None if reason is None else _completion(running, reason)
+        return None if reason is None else running.completion(reason)
 
     def _label(self, running: _Running) -> Completion:
         request = running.request
@@ -208,16 +205,6 @@ class FakeEngine:
             finish_reason="length",
             label_logprobs=labels,
         )
-
-
-def _completion(running: _Running, reason: FinishReason) -> Completion:
-    return Completion(
-        request_id=running.request.request_id,
-        token_ids=np.array(running.tokens, np.int32),
-        logprobs=np.array(running.logprobs, np.float32),
-        segments=run_length(running.versions),
-        finish_reason=reason,
-    )
 
 
 def fake_weights(

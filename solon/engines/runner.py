@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -36,6 +36,8 @@ class _Call:
     requests: tuple[Request, ...] = ()
     action: Callable[[Engine], Any] | None = None
     done: list[Completion | None] = field(default_factory=list)
+    told: list[int] = field(default_factory=list)
+    """Tokens of each request that `news` has handed out; one more when that was the end."""
     missing: int = 0
 
     def resolve(self, result: Any) -> None:
@@ -102,9 +104,10 @@ class EngineRunner:
         """
         return [self._outcome(call) for call in self._enqueue([{"requests": tuple(batch)} for batch in batches])]
 
-    async def so_far(self, request_ids: Collection[str]) -> list[Completion]:
-        """What these requests of `generate_each` have produced up to now, finished or not (`finish_reason` "abort")."""
-        return await self._call(lambda engine: self._collect(engine, frozenset(request_ids)))
+    async def news(self) -> list[Completion]:
+        """What the requests of all calls that are under way have produced since this was last asked, finished or not
+        (`finish_reason` "abort"); those without news are left out."""
+        return await self._call(self._collect)
 
     async def score(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> list[Completion]:
         """One verdict per prompt: `label_logprobs` of the given tokens at the next position."""
@@ -258,6 +261,7 @@ class EngineRunner:
 
     def _add(self, engine: Engine, call: _Call) -> None:
         call.done = [None] * len(call.requests)
+        call.told = [0] * len(call.requests)
         call.missing = len(call.requests)
         for position, request in enumerate(call.requests):
             # Callers choose their ids without knowing each other.
@@ -282,15 +286,19 @@ class EngineRunner:
             if call.missing == 0:
                 call.resolve(call.done)
 
-    def _collect(self, engine: Engine, wanted: frozenset[str]) -> list[Completion]:
-        running = {completion.request_id: completion for completion in engine.unfinished()}
-        found: dict[str, Completion] = {}
-        for unique, (call, position) in self._owners.items():
-            name = call.requests[position].request_id
-            if name in wanted and unique in running:
-                found[name] = replace(running[unique], request_id=name)
-            found |= {done.request_id: done for done in call.done if done is not None and done.request_id in wanted}
-        return list(found.values())
+    def _collect(self, engine: Engine) -> list[Completion]:
+        found = []
+        known = {unique: call.told[position] for unique, (call, position) in self._owners.items()}
+        for new in engine.unfinished(known):
+            call, position = self._owners[new.request_id]
+            call.told[position] += len(new.token_ids)
+            found.append(replace(new, request_id=call.requests[position].request_id))
+        for call in {id(call): call for call, _ in self._owners.values()}.values():
+            for position, done in enumerate(call.done):
+                if done is not None and call.told[position] <= len(done.token_ids):
+                    found.append(done.after(call.told[position]))
+                    call.told[position] = len(done.token_ids) + 1
+        return found
 
     def _forget(self, engine: Engine, calls: Sequence[_Call] | deque[_Call]) -> None:
         for call in calls:

@@ -12,11 +12,9 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from solon.engines.admission import check_request
 from solon.engines.base import Completion, EngineConfig, Request
@@ -28,11 +26,12 @@ from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.engines.kv_batch import KvBatch
 from solon.engines.live_values import same_values
-from solon.engines.payload import named_tensors, run_length, verify_fingerprint
+from solon.engines.payload import named_tensors, verify_fingerprint
+from solon.engines.progress import NOTHING, Progress, news
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
 from solon.errors import AttestationError, EngineFailedError, InputError
-from solon.records import FinishReason, WeightCheck, Weights
+from solon.records import WeightCheck, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +41,8 @@ _PREFILL_TOKENS = 16384
 
 
 @dataclass(slots=True, eq=False)
-class _Row:
-    request: Request
-    generator: torch.Generator
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
+class _Row(Progress):
+    generator: torch.Generator = None  # type: ignore[assignment]
 
 
 class TransformersEngine:
@@ -81,7 +76,7 @@ class TransformersEngine:
             model=self.config.model,
             name=self.tokenizer.name_of,
         )
-        self._waiting.append(_Row(request, torch.Generator().manual_seed(request.seed)))
+        self._waiting.append(_Row(request, generator=torch.Generator().manual_seed(request.seed)))
 
     def step(self) -> list[Completion]:
         import torch
@@ -93,8 +88,8 @@ class TransformersEngine:
     def has_work(self) -> bool:
         return bool(self._waiting or self._rows)
 
-    def unfinished(self) -> list[Completion]:
-        return [_completion(row, "abort") for row in self._rows if row.tokens]
+    def unfinished(self, after: Mapping[str, int] = NOTHING) -> list[Completion]:
+        return news(self._rows, after)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         gone = set(request_ids)
@@ -222,8 +217,8 @@ class TransformersEngine:
             if row.request.label_ids:
                 top = int(logprobs_V.argmax())
                 self._append(row, top, float(logprobs_V[top]))
-                labels = logprobs_V[list(row.request.label_ids)].tolist()
-                verdicts.append(_completion(row, "length", tuple(labels)))
+                row.label_logprobs = tuple(logprobs_V[list(row.request.label_ids)].tolist())
+                verdicts.append(row.completion("length"))
         return verdicts
 
     def _sample(self, logits_BV: torch.Tensor, rows: list[_Row]) -> None:
@@ -268,9 +263,9 @@ class TransformersEngine:
         for i, row in enumerate(self._rows):
             request, last = row.request, row.tokens[-1]
             if last in self._stops or last in request.stop_token_ids or is_stopped(self.tokenizer, request, row.tokens):
-                finished.append(_completion(row, "stop"))
+                finished.append(row.completion("stop"))
             elif len(row.tokens) >= request.max_tokens:
-                finished.append(_completion(row, "length"))
+                finished.append(row.completion("length"))
             else:
                 keep.append(i)
         self._keep(keep)
@@ -352,14 +347,3 @@ def _without_value(
     """Live tensors that the payload has no value for."""
     covered = {places[name].data_ptr() for name in tensors.keys() & places.keys()}
     return [name for name, tensor in state.items() if tensor.data_ptr() not in covered]  # tied: one is enough
-
-
-def _completion(row: _Row, reason: FinishReason, labels: tuple[float, ...] = ()) -> Completion:
-    return Completion(
-        request_id=row.request.request_id,
-        token_ids=np.array(row.tokens, np.int32),
-        logprobs=np.array(row.logprobs, np.float32),
-        segments=run_length(row.versions),
-        finish_reason=reason,
-        label_logprobs=labels,
-    )

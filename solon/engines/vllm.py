@@ -10,38 +10,34 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from solon.engines.admission import check_ids, check_length, check_request
 from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.checkpoint import is_quantised, stop_token_ids
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.live_weights import LiveWeights
-from solon.engines.payload import named_tensors, run_length, verify_fingerprint
+from solon.engines.payload import named_tensors, verify_fingerprint
+from solon.engines.progress import NOTHING, Progress, news
+from solon.engines.queue import Queue
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
 from solon.engines.vllm_build import TURN, prepare_process, start_vllm, stop_vllm
+from solon.engines.vllm_room import make_room
 from solon.errors import EngineFailedError, InputError, RunFailedError
 from solon.records import FinishReason, WeightCheck, Weights
 
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
-@dataclass(slots=True)
-class _Progress:
-    """What a running request has produced so far."""
+@dataclass(slots=True, eq=False)
+class _Progress(Progress):
+    """With what vLLM is asked for."""
 
-    request: Request
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    label_logprobs: tuple[float, ...] = ()
-    cached_tokens: int = 0
+    params: Any = None
 
 
 class VllmEngine:
@@ -53,8 +49,10 @@ class VllmEngine:
     def __init__(self, config: EngineConfig, *, name: str) -> None:
         self.name = name
         self.version = 0
-        self._salt = "initial"
         self.config = config
+        self._salts = (f"weights-{count}" for count in itertools.count())
+        self._salt = next(self._salts)
+        self._queue = Queue(config.max_running)
 
         prepare_process(config)
         self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code, settings=config)
@@ -68,6 +66,7 @@ class VllmEngine:
         self._finished: list[Completion] = []
         self._attesting: dict[str, list[float] | None] = {}
         self._attest_ids = itertools.count()
+        self._submitted = itertools.count()
         self._broken: str | None = None
         self._live: LiveWeights | None = None
         self._prepare_parameters(stop_token_ids(config, self.tokenizer.eos_token_id))
@@ -89,11 +88,14 @@ class VllmEngine:
             params.temperature = request.temperature
             params.max_tokens = request.max_tokens
             params.seed = request.seed
-        self._running[request.request_id] = _Progress(request)
-        self._submit(request.request_id, request.prompt_token_ids, params)
+        self._running[request.request_id] = _Progress(request, params=params)
+        self._queue.add(request.request_id)
 
     def step(self) -> list[Completion]:
         self._require_usable()
+        for request_id in self._queue.let_in():
+            progress = self._running[request_id]
+            self._submit(request_id, progress.request.prompt_token_ids, progress.params)
         if self._running:
             self._pump()
         finished, self._finished = self._finished, []
@@ -102,18 +104,21 @@ class VllmEngine:
     def has_work(self) -> bool:
         return bool(self._running or self._finished)
 
-    def unfinished(self) -> list[Completion]:
-        return [_completion(progress, "abort") for progress in self._running.values() if progress.tokens]
+    def unfinished(self, after: Mapping[str, int] = NOTHING) -> list[Completion]:
+        return news(self._running.values(), after)
 
     def abort(self, request_ids: Sequence[str]) -> None:
-        known = [i for i in request_ids if self._running.pop(i, None) is not None]
-        with self._computing("aborting requests"):
-            self._client.abort_requests(known)
         gone = set(request_ids)
+        for request_id in gone:
+            self._running.pop(request_id, None)
+        self._withdraw(self._queue.remove(gone))
         self._finished = [c for c in self._finished if c.request_id not in gone]
 
     def load_weights(self, weights: Weights) -> str:
-        """Replaces all weights between two steps; running requests keep their cached keys and values.
+        """Replaces all weights between two steps.
+
+        A request without a token starts again, so that all of it is computed with the new weights. One that has tokens
+        keeps its cached keys and values.
 
         Raises InputError for a quantised model, AttestationError when the payload is not what was sent, and
         EngineFailedError when loading fails half-way, after which the engine refuses all work.
@@ -125,6 +130,7 @@ class VllmEngine:
                 "quantise judges, and let the policy's engines load the unquantised checkpoint"
             )
         verify_fingerprint(weights, self.name)
+        self._take_back_unbegun()
         from solon.engines.vllm_weights import learn_layout, live_model, reload_weights
 
         if self._live is None:
@@ -136,7 +142,10 @@ class VllmEngine:
         except Exception as error:
             self._broken = f"loading weights {weights.version} failed half-way: {error}"
             raise
-        self.version, self._salt = weights.version, weights.fingerprint
+        # A prefix cached under other weights has another name, so no request finds it. Neither version nor fingerprint
+        # is a name: a learner that was lost may train a version again to other weights, and under weights that were
+        # loaded before there are keys and values that running requests computed with the next ones.
+        self.version, self._salt = weights.version, next(self._salts)
         return self.checksum()
 
     def checksum(self) -> str:
@@ -160,16 +169,20 @@ class VllmEngine:
             return self._live.check(live_tensors(live_model(self._core)), sent, salt=weights.version, dtype=self.dtype)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """See `Engine`. Running requests are stepped along; what finishes is returned by the next `step()`."""
+        """See `Engine`. Requests that have tokens are stepped along, all others wait meanwhile; what finishes is
+        returned by the next `step()`."""
         self._require_usable()
         for sequence in sequences:
             check_length("of the attestation", sequence, 1, self._max_model_len)
             check_ids("a request of the attestation", sequence, self._vocab_size)
         ids = [f"attest-{next(self._attest_ids)}" for _ in sequences]
         waiting = [(i, sequence) for i, sequence in zip(ids, sequences, strict=True) if len(sequence) > 1]
+        self._take_back_unbegun()
+        with self._computing("preempting requests", RAISED_BY_LIBRARIES):
+            make_room(self._core, [sequence for _, sequence in waiting])
         for request_id, sequence in waiting:
             self._attesting[request_id] = None
-            self._submit(request_id, sequence, copy(self._attest_params))
+            self._submit(request_id, sequence, copy(self._attest_params), priority=-1)
         while any(self._attesting[i] is None for i, _ in waiting):
             self._pump()
         return [self._attesting.pop(i, None) or [] for i in ids]
@@ -227,19 +240,26 @@ class VllmEngine:
             self._verdict_params_by_labels[label_ids] = params
         return params
 
-    def _submit(self, request_id: str, prompt: Sequence[int], params: Any) -> None:
+    def _take_back_unbegun(self) -> None:
+        """Requests inside vLLM that have no token wait outside again, as if they had never been submitted."""
+        self._withdraw(self._queue.take_back(lambda request_id: not self._running[request_id].tokens))
+
+    def _withdraw(self, request_ids: Sequence[str]) -> None:
+        with self._computing("aborting requests"):
+            self._client.abort_requests(request_ids)
+
+    def _submit(self, request_id: str, prompt: Sequence[int], params: Any, *, priority: int = 0) -> None:
         request = self._request_type(
             request_id=request_id,
             prompt_token_ids=list(prompt),
             mm_features=None,
             sampling_params=params,
             pooling_params=None,
-            arrival_time=0.0,  # first come, first served: the order of the calls decides
+            arrival_time=float(next(self._submitted)),  # first come, first served: the order of the calls decides
             lora_request=None,
-            # A prefix cached under other weights has another name, so nobody finds it. A version is no name: a
-            # learner that was lost may train it again, to other weights.
             cache_salt=self._salt,
             data_parallel_rank=None,
+            priority=priority,
         )
         with self._computing("taking a request"):
             self._client.add_request(request)
@@ -275,7 +295,8 @@ class VllmEngine:
             reason = "stop"
         if reason is not None:
             del self._running[output.request_id]
-            self._finished.append(_completion(progress, reason))
+            self._queue.remove([output.request_id])
+            self._finished.append(progress.completion(reason))
 
     def _computing(
         self, what: str, kinds: tuple[type[Exception], ...] = (Exception,)
@@ -294,18 +315,6 @@ class VllmEngine:
     def _require_usable(self) -> None:
         if self._broken is not None:
             raise EngineFailedError(f"engine {self.name} is unusable: {self._broken}; start a new one")
-
-
-def _completion(progress: _Progress, reason: FinishReason) -> Completion:
-    return Completion(
-        request_id=progress.request.request_id,
-        token_ids=np.array(progress.tokens, np.int32),
-        logprobs=np.array(progress.logprobs, np.float32),
-        segments=run_length(progress.versions),
-        finish_reason=reason,
-        label_logprobs=progress.label_logprobs,
-        cached_tokens=progress.cached_tokens,
-    )
 
 
 def _reason(reason: str) -> FinishReason:

@@ -22,6 +22,7 @@ from solon.engines.checkpoint import model_settings
 from solon.engines.device import require_visible_gpu, vllm_build
 from solon.engines.vllm_classes import classes_left_alone
 from solon.engines.vllm_cpu_int8 import int8_takes_float32
+from solon.engines.vllm_room import ATTEST_PLACES
 from solon.errors import InputError
 
 TURN = threading.RLock()
@@ -153,7 +154,8 @@ def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
         "model": config.model,
         "dtype": config.dtype,
         "max_model_len": config.max_model_len,
-        "max_num_seqs": config.max_running,
+        "max_num_seqs": config.max_running + ATTEST_PLACES,
+        "scheduling_policy": "priority",  # what attests new weights is computed in the next step
         "seed": config.seed,
         "enforce_eager": config.enforce_eager,
         "trust_remote_code": config.trust_remote_code,

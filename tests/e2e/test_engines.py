@@ -569,6 +569,66 @@ def test_a_prefix_cached_under_other_weights_of_the_same_version_is_never_used(v
     assert behaviour_gap([request], [completion], network) < 1e-4
 
 
+def queued_twice(engine: Engine, *, running: int, max_tokens: int) -> list[Request]:
+    """Twice as many requests as run together, whose prompts share all cache blocks but the last; half have begun."""
+    shared = tuple(int(token) for token in np.random.default_rng(41).integers(6, VOCAB, 48))
+    requests = [
+        Request(request_id=f"q{i}", prompt_token_ids=(*shared, 6 + i, 7), max_tokens=max_tokens, seed=i)
+        for i in range(2 * running)
+    ]
+    for request in requests:
+        engine.add(request)
+    return requests
+
+
+def test_answers_that_wait_while_weights_change_use_no_cache_of_the_old_ones(checkpoints: dict[str, Path]):
+    engine: Any = build_engine(config_of(checkpoints["llama-tied"], "vllm", max_running=4), name="queued")
+    try:
+        weights, network = make_weights("llama-tied", version=1)
+        engine.load_weights(weights)
+        requests = {r.request_id: r for r in queued_twice(engine, running=4, max_tokens=30)}
+        done = [completion for _ in range(3) for completion in engine.step()]
+        # vLLM takes in more than it can begin at once: those wait inside of it, with a name for their prefix.
+        engine._client.engine_core.scheduler.max_num_active_reqs = 2
+        engine.abort(["q0"])
+        done += engine.step()
+        weights, network = make_weights("llama-tied", version=2)
+        engine.load_weights(weights)
+        engine._client.engine_core.scheduler.max_num_active_reqs = 8
+        done += finish(engine)
+        assert {c.request_id for c in done} == requests.keys() - {"q0"}
+        after = [c for c in done if c.segments[0][0] == 2]
+        assert len(after) >= 4
+        assert behaviour_gap([requests[c.request_id] for c in after], after, network) < 1e-4
+        assert max(c.cached_tokens for c in after) == 48  # of the new weights, by one of the others
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("cache_gib", [0.05, 0.0003])
+def test_an_attestation_waits_for_one_step_and_for_no_answer(checkpoints: dict[str, Path], cache_gib: float):
+    config = config_of(checkpoints["llama-tied"], "vllm", max_running=4)
+    engine: Any = build_engine(config.model_copy(update={"kv_cache_gib": cache_gib}), name="attested")
+    try:
+        requests = queued_twice(engine, running=4, max_tokens=70)
+        done = [completion for _ in range(20) for completion in engine.step()]
+        pumped: list[int] = []
+        pump = engine._pump
+        engine._pump = lambda: (pumped.append(1), pump())
+        weights, _ = make_weights("llama-tied", version=3)
+        canaries = tuple(weights.canary_token_ids[0][i:] for i in range(4))
+        engine.load_weights(weights)
+        assert len(engine.sequence_logprobs(canaries)) == 4
+        assert len(pumped) == 1
+        assert canary_gap(engine, weights) < 1e-4
+        assert len(pumped) == 2
+        done += finish(engine)
+        assert {c.request_id for c in done} == {r.request_id for r in requests}
+        assert all(len(c.token_ids) == 70 or c.finish_reason == "stop" for c in done)
+    finally:
+        engine.close()
+
+
 def test_transformers_builds_a_model_that_vllm_has_served_through_its_classes(tmp_path: Path):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

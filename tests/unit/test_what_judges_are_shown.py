@@ -153,19 +153,17 @@ class Thinking(FakeEngine):
         self._script = [*hf.encode(written, add_special_tokens=False)]
 
     def _advance(self, running: Any) -> Any:
-        from solon.engines.fake import _completion
-
         limit = running.request.max_tokens
         running.tokens = self._script[:limit]
         running.logprobs, running.versions = [-1.0] * len(running.tokens), [0] * len(running.tokens)
-        return _completion(running, "length" if len(self._script) >= limit else "stop")
+        return running.completion("length" if len(self._script) >= limit else "stop")
 
     def add(self, request: Any) -> None:
         import numpy as np
 
         from solon.engines.fake import _Running
 
-        self._active[request.request_id] = _Running(request, np.random.default_rng(0), 0)
+        self._active[request.request_id] = _Running(request, rng=np.random.default_rng(0))
 
 
 async def rolled_out(template: str, written: str, prompt: Prompt, *, max_tokens: int = 100) -> Group:

@@ -1,0 +1,49 @@
+"""What a request has produced so far, token by token, each with its log-prob and its policy version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from solon.engines.base import Completion, Request
+from solon.engines.payload import run_length
+from solon.records import FinishReason
+
+NOTHING: Mapping[str, int] = {}
+"""No token of any request is known to the caller."""
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """A request that an engine works on."""
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    label_logprobs: tuple[float, ...] = ()
+    cached_tokens: int = 0
+
+    def completion(self, reason: FinishReason, *, after: int = 0) -> Completion:
+        """All of it, or the tokens from `after` on."""
+        return Completion(
+            request_id=self.request.request_id,
+            token_ids=np.array(self.tokens[after:], np.int32),
+            logprobs=np.array(self.logprobs[after:], np.float32),
+            segments=run_length(self.versions[after:]),
+            finish_reason=reason,
+            label_logprobs=self.label_logprobs,
+            cached_tokens=self.cached_tokens,
+        )
+
+
+def news(running: Iterable[Progress], after: Mapping[str, int]) -> list[Completion]:
+    """What these requests have produced beyond their first `after[request_id]` tokens; those without are left out."""
+    found = []
+    for progress in running:
+        known = after.get(progress.request.request_id, 0)
+        if len(progress.tokens) > known:
+            found.append(progress.completion("abort", after=known))
+    return found

@@ -1,0 +1,42 @@
+"""Who gets how much of the work that is there, when several workers ask for it.
+
+The first that asks could take all that it has room for, and the others would stand idle until the next weights are
+published. So work is dealt like water into vessels: it levels what the workers hold, as far as their room allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """A worker that waits for work, with room for so many more groups."""
+
+    holder: str
+    room: int
+
+
+def share(available: int, room: int, held: int, others: Sequence[tuple[int, int]] = ()) -> int:
+    """Groups for a worker with this room that holds so many already; `others`: (room, held) of all that ask as well.
+
+    What does not divide evenly goes to those who take first. Whoever is left without finds that others take it all.
+
+    >>> [share(32, 64, 0, [(64, 0)] * 3), share(32, 64, 8, [(64, 0)]), share(3, 9, 5, [(2, 0)])]
+    [8, 12, 1]
+    """
+    asks = [(room, held), *others]
+    if available >= sum(room for room, _ in asks):
+        return room
+
+    def poured(level: int) -> int:
+        return sum(min(max(level - held, 0), room) for room, held in asks)
+
+    low, high = min(held for _, held in asks), max(room + held for room, held in asks)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if poured(middle) <= available else (low, middle - 1)
+    mine = min(max(low - held, 0), room)
+    takes_the_odd_one = poured(low) < available and held <= low and mine < room
+    return mine + takes_the_odd_one
