@@ -150,7 +150,7 @@ class AsyncLedger:
                         ask.room,
                         now=self._clock(),
                         holder=ask.holder,
-                        others=[other for other in asking if other is not ask],
+                        others=(other for other in asking if other is not ask),
                     )
                 )
                 or []

@@ -120,7 +120,7 @@ class Ledger:
 
     # -- admission ---------------------------------------------------------------------------------------------
 
-    def reserve(self, limit: int, *, now: float, holder: str = "", others: Sequence[Ask] = ()) -> list[Grant]:
+    def reserve(self, limit: int, *, now: float, holder: str = "", others: Iterable[Ask] = ()) -> list[Grant]:
         """Admit up to `limit` groups as credits allow, retries first. `others` ask at the same time: the holder gets
         its share."""
         shelves = self._shelves
@@ -143,7 +143,7 @@ class Ledger:
         """Groups that may be generated now: those that wait for another try, and those that credits admit."""
         return self._shelves.num_pending + max(0, self._credits()) if self._open else 0
 
-    def _share(self, available: int, state: State, ask: Ask, others: Sequence[Ask]) -> int:
+    def _share(self, available: int, state: State, ask: Ask, others: Iterable[Ask]) -> int:
         """Of what is there, for one of those who ask."""
         in_hand = self._shelves.num_in_hand
         rest = [(other.room, in_hand(state, other.holder)) for other in others] if available else []
@@ -222,7 +222,7 @@ class Ledger:
             return 0
         return self._shelves.num_generated
 
-    def take_generated(self, limit: int, *, now: float, holder: str = "", others: Sequence[Ask] = ()) -> list[Work]:
+    def take_generated(self, limit: int, *, now: float, holder: str = "", others: Iterable[Ask] = ()) -> list[Work]:
         """Hand out up to `limit` generated groups for labelling, the earliest deadline first. `others` ask at the same
         time: the holder gets its share."""
         limit = self._share(self.num_labelable, State.JUDGING, Ask(holder, limit), others)

@@ -7,7 +7,7 @@ to be taken; GENERATING, JUDGING and LEASED ones are in somebody's hands.
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,8 @@ class Shelves:
         """(deadline, ordinal) of labelled groups, sorted."""
         self.nbytes = 0
         """Payload of all held groups."""
-        self._in_hand: Counter[tuple[State, str]] = Counter()
+        self._writing: defaultdict[str, int] = defaultdict(int)
+        self._judging: defaultdict[str, int] = defaultdict(int)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -142,18 +143,18 @@ class Shelves:
     def hand_out(self, entry: Entry, state: State, *, now: float, holder: str, lease_s: float) -> None:
         """An engine or a judge takes it in hand."""
         entry.state, entry.holder, entry.since, entry.lease_until = state, holder, now, now + lease_s
-        self._in_hand[state, holder] += 1
+        (self._writing if state is State.GENERATING else self._judging)[holder] += 1
 
     def num_in_hand(self, state: State, holder: str) -> int:
         """Groups that this engine (GENERATING) or judge (JUDGING) has in hand."""
-        return self._in_hand[state, holder]
+        return (self._writing if state is State.GENERATING else self._judging)[holder]
 
     def _take_back(self, entry: Entry) -> None:
         """It leaves the hands that it is in, if any."""
-        if entry.state in OUT:
-            self._in_hand[entry.state, entry.holder] -= 1
-            if not self._in_hand[entry.state, entry.holder]:
-                del self._in_hand[entry.state, entry.holder]
+        if entry.state is State.GENERATING:
+            self._writing[entry.holder] -= 1
+        elif entry.state is State.JUDGING:
+            self._judging[entry.holder] -= 1
 
     def hold(self, entry: Entry, nbytes: int) -> None:
         """Its payload has grown."""

@@ -26,6 +26,8 @@ def share(available: int, room: int, held: int, others: Sequence[tuple[int, int]
     >>> [share(32, 64, 0, [(64, 0)] * 3), share(32, 64, 8, [(64, 0)]), share(3, 9, 5, [(2, 0)])]
     [8, 12, 1]
     """
+    if not others:
+        return min(room, available)
     asks = [(room, held), *others]
     if available >= sum(room for room, _ in asks):
         return room
