@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import time
 from collections.abc import Coroutine
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from actors.calls import is_there, open_box
 from cluster.evaluate import AuditEvaluator, Evaluator, OracleEvaluator, Scores, evaluate
 from cluster.launch import Crew, Launcher
 from cluster.preflight import Inputs
+from cluster.rewind import best_of
 from cluster.run_file import RunFile
 from cluster.saving import Saver, restore_ledger
 from cluster.signals import Signals
 from cluster.start import Start
 from cluster.view import View
 from cluster.vigil import Vigil, draining_here
+from cluster.watch import make_watch
 from solon.async_ledger import AsyncLedger
 from solon.awake import Awake
-from solon.checkpoints import CheckpointFolder
+from solon.checkpoint_store import go_back
+from solon.checkpoints import ASIDE, Checkpoint, CheckpointFolder
+from solon.ending import Ending, ending
 from solon.errors import RunFailedError
-from solon.feedback.watching.alarm import Alarm
-from solon.feedback.watching.canary import Canary
-from solon.feedback.watching.drift import Window
-from solon.feedback.watching.watch import Watch
-from solon.feedback.watching.watch_state import WatchState
+from solon.feedback.watching.best import ranked
 from solon.feedback.watching.watching import WatchingObserver
-from solon.guarded import ask_any
 from solon.loop import Lanes, run_loop
 from solon.movement import Movement
 from solon.prompts import PromptSource
@@ -76,6 +75,7 @@ class Driver:
         self._saver: Saver | None = None
         self._watching: WatchingObserver | None = None
         self._stopped_by: dict[str, Any] | None = None
+        """What ended the run early."""
         self._awake = Awake()
         checkpoint = start.checkpoint
         self._launcher = launcher(
@@ -126,6 +126,7 @@ class Driver:
             if not self._signals.interrupted:
                 raise
             status = "stopped"
+            self._stopped_by = {"kind": "interrupted", "message": self._signals.said(at_once=True)}
         except Exception as error:
             failure = error
         self._tally.end()
@@ -138,6 +139,8 @@ class Driver:
             ) from error
         self._view.ended(summary, self._directory.path)
         if failure is not None:
+            for note in self._notes(summary["end"]):
+                failure.add_note(note)
             raise failure
         return summary
 
@@ -153,13 +156,14 @@ class Driver:
         self._provenance |= dataclasses.asdict(crew.judge_identity)
         self._ledger.listen(self._recorder.event)
         if checkpoint is not None:
-            restore_ledger(self._ledger, checkpoint)
+            restore_ledger(self._ledger, checkpoint, judges_again=self._start.judges_again)
             self._recorder.event(
                 "resumed",
                 step=checkpoint.step,
                 admitted=checkpoint.ledger.admitted,
                 held=[entry.ordinal for entry in checkpoint.ledger.entries],
                 damaged=list(self._start.damaged),
+                **await asyncio.to_thread(self._go_back, checkpoint),
             )
         elif self._start.directory is not None:
             self._recorder.event("resumed", step=0, admitted=0, held=[], damaged=list(self._start.damaged))
@@ -194,6 +198,17 @@ class Driver:
             raise RunFailedError(failure)
         return "completed" if await self._unless_stopped(self._evaluate("after", crew, evaluator)) else "stopped"
 
+    def _go_back(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Set aside what the run goes back from; for the event that tells of it."""
+        if not self._start.goes_back:
+            return {}
+        aside = CheckpointFolder(checkpoint.path.parent).set_aside(after=checkpoint.step)
+        if self._run.checkpoint_url:
+            go_back(checkpoint.path.name, self._run.checkpoint_url)
+        if aside:
+            self._view.note(f"set aside in {checkpoint.path.parent / ASIDE}: {', '.join(aside)}")
+        return {"aside": aside, "changed": dict(self._start.changed)}
+
     async def _finished(self) -> tuple[dict[str, int], int]:
         """Groups dropped, by reason, and how many were committed."""
         return await self._ledger.dropped(), (await self._ledger.counts())["committed"]
@@ -213,7 +228,15 @@ class Driver:
 
     async def _run_loop(self, crew: Crew, publication: Publication, saver: Saver) -> int:
         run = self._run
-        self._watching = self._watch(crew)
+        self._watching = make_watch(
+            run,
+            crew,
+            self._start,
+            canary=self._inputs.canary,
+            recorder=self._recorder,
+            on_stop=self._stop_for,
+            note=self._view.note,
+        )
         if self._watching is not None:
             self._ledger.listen(
                 self._watching.event
@@ -260,7 +283,11 @@ class Driver:
                 await self._watching.close()
 
     def _end_early(self, reason: str) -> None:
-        self._stopped_by = self._stopped_by or {"kind": "draining", "message": reason}
+        self._stop_for({"kind": "draining", "message": reason})
+
+    def _stop_for(self, cause: dict[str, Any]) -> None:
+        """End the run after the step that is being trained; the first cause is told."""
+        self._stopped_by = self._stopped_by or cause
         self._stop.set()
 
     async def _close_records(self) -> None:
@@ -272,8 +299,7 @@ class Driver:
         folder = CheckpointFolder(self._directory.path / "checkpoints", keep=run.checkpoint_keep)
 
         def best() -> list[int]:
-            name = best_checkpoint(folder.path, self._watching.watch.best) if self._watching else None
-            return [int(name.removeprefix("step-"))] if name else []
+            return ranked(folder.steps(), self._watching.watch.known)[:1] if self._watching else []
 
         return Saver(
             folder,
@@ -294,37 +320,9 @@ class Driver:
             "inputs": dict(self._inputs.digests),
             "tally": self._tally.state(),
             "scores": self._scores,
+            "stopped_by": self._stopped_by,
             "watch": None if self._watching is None else (await self._watching.state()).to_json(),
         }
-
-    def _watch(self, crew: Crew) -> WatchingObserver | None:
-        run = self._run
-        if not run.watch.audit_judge or crew.auditor is None:
-            return None
-        relative = run.feedback.task == "pairwise"
-        watch = Watch(run.watch, canaries=run.watch.canaries, seed=run.seed, is_relative=relative)
-
-        async def on_alarm(alarm: Alarm) -> None:
-            if alarm.action == "raise_kl":
-                await crew.learner.raise_kl(run.watch.kl_factor)
-            elif self._stopped_by is None:
-                self._stopped_by = dataclasses.asdict(alarm)
-                self._stop.set()
-
-        watching = WatchingObserver(
-            self._recorder,
-            watch,
-            gold=crew.auditor,
-            unbox=open_box,
-            on_action=on_alarm,
-            canary=Canary(self._inputs.canary) if self._inputs.canary else None,
-            # One identity for all judges of a run, so that any of them may be asked.
-            judge=lambda items: ask_any(crew.judges, lambda judge: judge.judge_fresh(items)),
-        )
-        checkpoint = self._start.checkpoint
-        if checkpoint is not None and (state := checkpoint.run.get("watch")) is not None:
-            watching.restore(WatchState.from_json(state))
-        return watching
 
     def _evaluator(self, crew: Crew) -> Evaluator | None:
         match self._run.evaluate.evaluator:
@@ -358,29 +356,42 @@ class Driver:
             allowed=self._run.ledger.max_dropped_share,
             failure=str(failure or ""),
         )
+        if self._watching is not None:
+            summary["warnings"] += self._watching.warnings()
         summary["eval"] = self._scores
         summary |= self._inputs.counts
         summary["quarantine"] = self._recorder.quarantine.summary()
         if self._watching is not None:
             summary["watch"] = self._watching.summary()
+        if status == "stopped" and self._stopped_by is None and self._signals.received:
+            self._stopped_by = {"kind": "signal", "message": self._signals.said()}
         if self._stopped_by is not None:
-            best = self._watching.watch.best if self._watching is not None else None
-            summary["stopped_by"] = self._stopped_by | {
-                "checkpoint": best_checkpoint(self._directory.path / "checkpoints", best)
-            }
+            windows = self._watching.watch.known if self._watching is not None else []
+            best = best_of(CheckpointFolder(self._directory.path / "checkpoints"), windows)
+            summary["stopped_by"] = self._stopped_by | {"checkpoint": best or None}
         summary["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         if failure is not None:
             summary["failure"] = f"{type(failure).__name__}: {failure}"
+        summary["end"] = self._ending(summary).as_json()
         self._directory.ballast.give_up()
         self._directory.write_json("summary.json", summary)
         return summary
 
+    def _notes(self, end: dict[str, str | None]) -> list[str]:
+        """What a person does about a failure, said after its cause."""
+        if end["resume"]:
+            return [f"resume: {end['resume']}"]
+        if not self.has_begun and self._start.directory is not None:
+            return [f"{self._directory.path} is as it was before this attempt to resume it"]
+        return [f"what to do: {end['remedy']}"] if end["remedy"] else []
 
-def best_checkpoint(folder: Path, best: Window | None) -> str | None:
-    """Name of the last checkpoint that is not younger than the window gold liked best; None when there is none."""
-    steps = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
-    known = [step for step in steps if best is not None and step <= best.last_step]
-    return f"step-{known[-1]:06d}" if known else None
+    def _ending(self, summary: dict[str, Any]) -> Ending:
+        path = self._directory.path.absolute()
+        try:
+            config = json.loads((path / "config.json").read_bytes())
+        except (OSError, ValueError):
+            config = {}
+        return ending(summary, config, path, has_begun=self.has_begun)
 
 
 def _ignore(_: object) -> None:

@@ -91,10 +91,13 @@ def open_held(boxes: Mapping[int, tuple[Any, Any]]) -> tuple[list[Held], set[int
     return held, lost
 
 
-def restore_ledger(ledger: AsyncLedger, checkpoint: Checkpoint) -> None:
-    """Put what a checkpoint holds into a new ledger; the engines are about to hold the checkpoint's weights."""
+def restore_ledger(ledger: AsyncLedger, checkpoint: Checkpoint, *, judges_again: bool = False) -> None:
+    """Put what a checkpoint holds into a new ledger; the engines are about to hold the checkpoint's weights.
+
+    judges_again: the labels that it holds are another judge's, so that what was written is judged again.
+    """
     payloads = {
-        ordinal: (put_in_box(group), None if feedback is None else put_in_box(feedback))
+        ordinal: (put_in_box(group), None if feedback is None or judges_again else put_in_box(feedback))
         for ordinal, (group, feedback) in checkpoint.held.items()
     }
     ledger.restore(checkpoint.ledger, payloads, version=checkpoint.step)

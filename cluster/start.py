@@ -4,12 +4,22 @@ but a checkpoint that it fetches from `checkpoint_url`, and that under the lock 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.input_digests import Digests, refuse_other_inputs
+from cluster.rewind import (
+    best_of,
+    chosen,
+    inputs_to_share,
+    judges_changed,
+    may_change,
+    other_judge,
+    refuse_spoilt,
+    windows_of,
+)
 from cluster.run_file import RunFile
 from solon.checkpoint_store import download
 from solon.checkpoints import Checkpoint, CheckpointFolder
@@ -46,8 +56,17 @@ class Start:
     """None: from the first step."""
     damaged: tuple[str, ...] = ()
     """What is wrong with younger checkpoints."""
+    goes_back: bool = False
+    """Younger checkpoints than this one are set aside: `--from`."""
+    changed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """What a run that goes back sets anew: [before, now] by key."""
     finished: Mapping[str, Any] | None = None
     """The summary of a run that has nothing left to do."""
+
+    @property
+    def judges_again(self) -> bool:
+        """Another judge rewards from here on: labels that the checkpoint holds are not its own."""
+        return other_judge(self.changed)
 
     @property
     def step(self) -> int:
@@ -69,20 +88,41 @@ def find_start(
     name: str | None,
     default: str,
     resume: bool,
+    back_to: str = "",
 ) -> Start:
-    """digests: of what the run would train on and with (`cluster.input_digests`). Raises InputError when the old run is
-    another one, so that going on would mix two."""
+    """digests: of what the run would train on and with (`cluster.input_digests`). back_to: `best` or a step, the
+    checkpoint that a resumed run begins at; empty: the last one. Raises InputError when the old run is another: going
+    on would mix two."""
     if not resume:
+        if back_to:
+            raise InputError(f"--from {back_to} goes with --resume, got a run that begins; add --resume and --name")
         return Start(directory=None)
     directory = root / name if name is not None else _latest(root, default)
     if directory is None or not (directory / "config.json").exists():
+        if back_to:
+            raise InputError(
+                f"--from {back_to}: {directory or root} has no run to go back in, expected the --name of one; look "
+                f"with `ls {root}`"
+            )
         # Nothing has begun yet: a job that is tried again with the same command starts like the first time.
         return Start(directory=directory if directory is not None and directory.exists() else None)
     with locked(directory):  # of a run that is still going on nothing is read, and nothing is removed
-        return _start_in(directory, run, constitution_hash, digests or {})
+        start = _start_back_in if back_to else _start_in
+        return start(directory, run, constitution_hash, digests or {}, back_to)
 
 
-def _start_in(directory: Path, run: RunFile, constitution_hash: str, digests: Digests) -> Start:
+def _start_back_in(directory: Path, run: RunFile, constitution_hash: str, digests: Digests, back_to: str) -> Start:
+    """Where an old run goes on that goes back to an earlier checkpoint."""
+    changed = _refuse_another_run(run, constitution_hash, directory, digests, goes_back=True)
+    checkpoint = chosen(CheckpointFolder(directory / "checkpoints"), back_to)
+    then = checkpoint.run.get("inputs") or {}
+    refuse_other_inputs(inputs_to_share(digests), then, place=checkpoint.path, run=run)
+    changed |= judges_changed(digests, then)
+    _refuse_too_far(checkpoint, run, directory)
+    return Start(directory=directory, checkpoint=checkpoint, goes_back=True, changed=changed)
+
+
+def _start_in(directory: Path, run: RunFile, constitution_hash: str, digests: Digests, _: str = "") -> Start:
     """Where an old run goes on."""
     _refuse_another_run(run, constitution_hash, directory, digests)
     summary = _read(directory / "summary.json") if (directory / "summary.json").exists() else {}
@@ -96,12 +136,17 @@ def _start_in(directory: Path, run: RunFile, constitution_hash: str, digests: Di
         checkpoint = folder.last()
     if checkpoint is not None:
         refuse_other_inputs(digests, checkpoint.run.get("inputs") or {}, place=checkpoint.path, run=run)
-    if checkpoint is not None and checkpoint.step > run.steps:
+        refuse_spoilt(checkpoint, directory, best_of(folder, windows_of(checkpoint)))
+        _refuse_too_far(checkpoint, run, directory)
+    return Start(directory=directory, checkpoint=checkpoint, damaged=tuple(damaged))
+
+
+def _refuse_too_far(checkpoint: Checkpoint, run: RunFile, directory: Path) -> None:
+    if checkpoint.step > run.steps:
         raise InputError(
             f"--resume: {directory} has trained {checkpoint.step} steps already, expected more than that in steps = "
             f"{run.steps}; raise it with --steps"
         )
-    return Start(directory=directory, checkpoint=checkpoint, damaged=tuple(damaged))
 
 
 def _latest(root: Path, default: str) -> Path | None:
@@ -110,7 +155,10 @@ def _latest(root: Path, default: str) -> Path | None:
     return max(found, key=lambda path: (path / "config.json").stat().st_mtime, default=None)
 
 
-def _refuse_another_run(run: RunFile, constitution_hash: str, directory: Path, digests: Digests) -> None:
+def _refuse_another_run(
+    run: RunFile, constitution_hash: str, directory: Path, digests: Digests, *, goes_back: bool = False
+) -> dict[str, Sequence[Any]]:
+    """What a run that goes back sets anew, [before, now] by key."""
     old = _read(directory / "config.json")
     if old.get("constitution_hash") != constitution_hash:
         raise InputError(
@@ -127,12 +175,16 @@ def _refuse_another_run(run: RunFile, constitution_hash: str, directory: Path, d
         # An optional section that was given, or is: its own keys say what it holds.
         and not any(other.startswith(f"{key}.") for other in (*ours, *theirs))
     ]
-    if changed:
-        shown = "; ".join(f"{key} was {_said(theirs, key)}, is {_said(ours, key)}" for key in changed[:4])
+    anew = [key for key in changed if goes_back and may_change(key)]
+    if refused := [key for key in changed if key not in anew]:
+        shown = "; ".join(f"{key} was {_said(theirs, key)}, is {_said(ours, key)}" for key in refused[:4])
+        back = "" if goes_back or not all(map(may_change, refused)) else ", go back with --from best or --from STEP"
         raise InputError(
-            f"--resume: {directory} was another run: {shown}; set them back, or start a run of another --name"
+            f"--resume: {directory} was another run: {shown}; set them back{back}, or start a run of another --name"
         )
-    refuse_other_inputs(digests, old.get("inputs") or {}, place=directory, run=run)
+    shared = inputs_to_share(digests) if goes_back else digests
+    refuse_other_inputs(shared, old.get("inputs") or {}, place=directory, run=run)
+    return {key: [theirs.get(key), ours.get(key)] for key in anew}
 
 
 def _completed(old: Mapping[str, Any], run: RunFile) -> dict[str, Any]:

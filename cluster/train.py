@@ -16,7 +16,7 @@ from cluster.preflight import check_cluster, check_inputs
 from cluster.run_file import RunFile
 from cluster.start import find_start
 from cluster.view import View
-from solon.errors import InputError
+from solon.errors import InputError, short
 
 
 def train(
@@ -27,11 +27,13 @@ def train(
     root: Path,
     view: View,
     resume: bool = False,
+    back_to: str = "",
     origin: Mapping[str, Any] | None = None,
     launcher: type[Launcher] = Launcher,
 ) -> dict[str, Any]:
     """A whole run; returns its summary. `resume`: go on from the last checkpoint of the directory of that name, or of
-    the youngest one; begin where there is none. `origin`: how the run was asked for; `config.json` keeps it, so that
+    the youngest one; begin where there is none. `back_to`: `best` or a step: the checkpoint to go on from, not the
+    last one. `origin`: how the run was asked for; `config.json` keeps it, so that
     whoever finds the directory knows how to go on.
 
     Raises InputError before any engine starts where that is possible, and RunFailedError or what a stage died of
@@ -51,6 +53,7 @@ def train(
         name=name,
         default=default_name,
         resume=resume,
+        back_to=back_to,
     )
     if start.finished is not None:
         view.note(f"{start.directory} is complete, there is nothing left to do; more steps need a larger --steps")
@@ -65,6 +68,10 @@ def train(
             view.note(note)
         if start.directory is not None:
             view.note(f"going on in {directory.path} after step {start.step}")
+            for key, (was, now) in start.changed.items():
+                view.note(f"{key} was {short(was)}, is {short(now)} from here on")
+            if start.judges_again:
+                view.note("the labels that the checkpoint holds are another judge's; its groups are judged again")
         config: dict[str, Any] = {
             "hash": run.hash,
             "constitution_hash": inputs.constitution.hash,

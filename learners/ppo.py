@@ -63,6 +63,7 @@ class PPOLearner:
         self.version = 0
         """Committed steps, which is the version of the weights."""
         self._seed = seed
+        self._kl_configured = config.kl_coefficient
         # Adapters start from random numbers; the caller's generator is left alone.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -126,6 +127,7 @@ class PPOLearner:
         directory = Path(directory)
         self._publisher.save(directory / "policy")
         counters = {"version": self.version, "seed": self._seed, "kl_coefficient": self.config.kl_coefficient}
+        counters["kl_configured"] = self._kl_configured
         save_state(directory, self._optimizers, counters)
 
     def load(self, directory: str | Path) -> None:
@@ -133,8 +135,9 @@ class PPOLearner:
         does not fit."""
         counters = load_state(Path(directory), self._optimizers)
         self.version = int(counters["version"])
-        # It may have been raised since the run began.
-        self.config = self.config.model_copy(update={"kl_coefficient": counters["kl_coefficient"]})
+        # It may have been raised since the run began; where the configuration is another one now, that holds.
+        if counters.get("kl_configured", self._kl_configured) == self._kl_configured:
+            self.config = self.config.model_copy(update={"kl_coefficient": counters["kl_coefficient"]})
 
     def _microbatches(self, batch: Batch, groups: Sequence[int]) -> list[Microbatch]:
         return self._layout.microbatches(batch, batch.rollouts_of(groups), self._policy.device)

@@ -25,6 +25,14 @@ def upload(checkpoint: Path, url: str) -> None:
         files.pipe_file(f"{root}/{LATEST}", (checkpoint.name + "\n").encode())
 
 
+def go_back(name: str, url: str) -> None:
+    """Let `LATEST` name an earlier checkpoint: those after it are of a branch that the run went back from. Raises
+    RunFailedError."""
+    with _filesystem(url) as (files, root):
+        if files.exists(f"{root}/{LATEST}"):
+            files.pipe_file(f"{root}/{LATEST}", (name + "\n").encode())
+
+
 def download(url: str, folder: CheckpointFolder, *, whole: int = -1, damaged: list[str] | None = None) -> str | None:
     """Copy the last checkpoint from an fsspec URL that is whole; returns its name. None: there is none that is younger
     than step `whole`, the last one that is whole here.

@@ -9,6 +9,7 @@ either the checkpoint before or the one after, never half of one.
         run.json              digests of constitution, prompts and models, running totals, scores, what the watch knows
         manifest.json         sha256 of every file
     checkpoints/LATEST        the name of the last one
+    checkpoints/aside/        those that the run went back from (`--from`)
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 LATEST = "LATEST"
+ASIDE = "aside"
+"""Folder of checkpoints that a run went back from. Nothing reads them; they may be removed."""
 
 
 class Manifest(BaseModel):
@@ -143,11 +146,7 @@ class CheckpointFolder:
         scratch.replace(final)
         shutil.rmtree(replaced, ignore_errors=True)
         self.failpoint("renamed")
-        latest = self.path / f"{LATEST}.tmp"
-        latest.write_text(final.name + "\n")
-        _sync(latest)
-        latest.replace(self.path / LATEST)
-        _sync(self.path)
+        self._point(final.name)
         self.failpoint("latest")
         return final
 
@@ -160,6 +159,29 @@ class CheckpointFolder:
     def discard(scratch: Path) -> None:
         """Remove a scratch folder that became no checkpoint, so that its space is free; nothing when it did."""
         shutil.rmtree(scratch, ignore_errors=True)
+
+    def set_aside(self, *, after: int) -> list[str]:
+        """Move every checkpoint of a later step to `aside/` and let `LATEST` name that of this one: the run goes back
+        to it. Returns the names of those that were moved."""
+        self._point(_name(after))
+        later = [step for step in self.steps() if step > after]
+        for gone in self.path.glob(".step-*.gone"):
+            if _home(gone) > _name(after):  # or it would take its old place again
+                shutil.rmtree(gone)
+        aside = self.path / ASIDE
+        for step in later:
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / _name(step), ignore_errors=True)
+            (self.path / _name(step)).replace(aside / _name(step))
+        _sync(self.path)
+        return [_name(step) for step in later]
+
+    def _point(self, name: str) -> None:
+        latest = self.path / f"{LATEST}.tmp"
+        latest.write_text(name + "\n")
+        _sync(latest)
+        latest.replace(self.path / LATEST)
+        _sync(self.path)
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, complete or damaged, in order."""

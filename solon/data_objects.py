@@ -70,6 +70,10 @@ SUMMARY: Keys = {
     "quarantine.by_stage.*": "how many, by stage and reason",
     "watch.*": "what was audited, alarms, where the auditing judge liked the policy best",
     "stopped_by.*": "what ended the run early, and the checkpoint to go back to",
+    "end.cause": "why the run ended, in one sentence",
+    "end.evidence": "the numbers behind it; null: there are none",
+    "end.remedy": "what to do about it; null: nothing",
+    "end.resume": "the command that resumes the run; null: there is nothing to resume",
 }
 
 HELDOUT: Keys = {
@@ -124,6 +128,8 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
             "admitted": "groups begun by then",
             "held": "ordinals that the checkpoint holds",
             "damaged": "checkpoints that could not be used, and why",
+            "aside": "later checkpoints that were set aside, where the run went back (`--from`)",
+            "changed": "settings that are others from here on, [before, now] by key, where the run went back",
         },
     ),
     "published": (
@@ -200,7 +206,9 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
             "step": "at which",
             "value": "what was measured",
             "threshold": "what is allowed",
-            "message": "for people",
+            "message": "the cause in one sentence",
+            "evidence": "the numbers that it rests on, with the windows that they are of",
+            "remedy": "what to do about it",
             "action": "`warn`, `raise_kl` or `stop`",
         },
     ),
@@ -293,12 +301,14 @@ RUN_STATE: Keys = {
     "tally.*": "running totals",
     "scores.*": "held-out scores so far",
     "watch": "what the watch knows; null without one",
+    "stopped_by": "what stopped the run at this checkpoint; null: nothing",
     "*": "further digests that a resumed run must share",
 }
 LEARNER_STATE: Keys = {
     "version": "committed steps",
     "seed": "of the run",
     "kl_coefficient": "as it stands",
+    "kl_configured": "of the configuration",
     "*": "further counters",
 }
 FEEDBACK_HELD: Keys = {
@@ -323,6 +333,7 @@ RUN: Mapping[str, tuple[str, Keys | None]] = {
     "summary.json": ("the outcome, also of a run that was stopped or failed", SUMMARY),
     ".ballast": ("16 MiB that are given up when the disk is full; gone when the run has ended", None),
     "checkpoints/LATEST": ("name of the last checkpoint", None),
+    "checkpoints/aside/step-*": ("checkpoints that the run went back from; nothing reads them", None),
     "checkpoints/step-*/manifest.json": ("sha256 of every file of the checkpoint", MANIFEST),
     "checkpoints/step-*/policy/*": (
         "the policy: a Hugging Face directory, safetensors, in `learn.serving_dtype`: `auto` is float32 on a CPU, also "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from solon.drops import summary
+from solon.feedback.watching.remedies import SPOILING
 from solon.next_steps import LITTLE_ROOM_BYTES, UP, next_steps
 from solon.run_facts import Facts
 from solon.run_files import time_of
@@ -34,7 +35,6 @@ FAULTS = (
     "judge_lost",
     "stalled",
     "draining",
-    "alarm",
     "upload_failed",
     "nothing_moved",
     "answers_cut",
@@ -75,6 +75,7 @@ def diagnose(facts: Facts) -> Diagnosis:
         "waits": who_waits(facts.standing) if facts.standing and status in ("running", "stalled") else [],
         "workers": _workers(facts),
         "faults": recent_faults(facts.events, now=facts.now if status in UP else facts.last_sign),
+        "alarms": alarms(facts.events),
         "groups": _groups(facts, status),
         "checkpoints": _checkpoints(facts),
         "disk": _disk(facts, status),
@@ -242,6 +243,24 @@ def recent_faults(events: Sequence[Mapping[str, Any]], *, now: float) -> list[st
     ]
 
 
+def alarms(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The last alarm of each kind since the run was last resumed, with evidence and remedy; symptoms together."""
+    last: dict[str, Mapping[str, Any]] = {}
+    for event in events:
+        if event.get("event") == "resumed":
+            last.clear()
+        elif event.get("event") == "alarm":
+            last[str(event.get("kind"))] = event
+    symptoms = [kind.partition("/")[2] for kind in last if kind.startswith("symptom/")]
+    lines = [
+        f"{kind} at step {event.get('step')} ({event.get('action')}): "
+        + "; ".join(str(event[key]) for key in ("message", "evidence", "remedy") if event.get(key))
+        for kind, event in last.items()
+        if not kind.startswith("symptom/")
+    ]
+    return [*lines, *([f"changed since the first windows: {', '.join(symptoms)}"] if symptoms else [])]
+
+
 def _groups(facts: Facts, status: str) -> list[str]:
     found = facts.account
     if found is None:
@@ -267,7 +286,13 @@ def _checkpoints(facts: Facts) -> list[str]:
         held = len(whole[0].cut.entries) if whole[0].cut else 0
         steps = facts.steps_done - whole[0].step
         again = f"; {steps} step{'s are' if steps > 1 else ' is'} trained again" if steps > 0 else ""
-        lines.append(f"whole: {names}; --resume goes on from {whole[0].name}, which holds {held} groups{again}")
+        stopped = (facts.summary or {}).get("stopped_by")
+        if isinstance(stopped, Mapping) and stopped.get("kind") in SPOILING:
+            lines.append(
+                f"whole: {names}; an alarm stopped the run, gold liked {stopped.get('checkpoint')} best of them"
+            )
+        else:
+            lines.append(f"whole: {names}; --resume goes on from {whole[0].name}, which holds {held} groups{again}")
     unread = [checkpoint.name for checkpoint in whole if not checkpoint.is_read]
     if unread:
         lines.append(f"too large to be compared with their digests now: {', '.join(unread)}; `--thorough` reads them")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from solon.drops import SAID_AT, excess
+from solon.ending import ending
+from solon.resuming import resume_command as resume_command
+from solon.resuming import trained_nothing
 from solon.run_facts import Facts
 
 UP = ("starting", "running", "finishing", "stalled")
@@ -49,12 +49,17 @@ def next_steps(facts: Facts, status: str, *, is_balanced: bool) -> list[str]:
     if status == "dead":
         where = facts.standing.host if facts.standing else "its machine"
         return [*room, resume, f"to learn why it died: dmesg -T | grep -iE 'out of memory|killed process' on {where}"]
-    return [*_warnings(facts), *room, resume]
+    return [*_warnings(facts), *room, *_after_a_stop(facts)]
+
+
+def _after_a_stop(facts: Facts) -> list[str]:
+    """What is to be changed, where an alarm stopped the run, and the command that resumes it."""
+    found = ending(facts.summary or {}, facts.config, facts.path)
+    return [text for text in (found.remedy, found.resume) if text]
 
 
 def _trained_nothing(facts: Facts) -> bool:
-    summary = facts.summary or {}
-    return bool(summary.get("steps")) and summary.get("steps_moved") == 0
+    return trained_nothing(facts.summary or {})
 
 
 def _after_training(facts: Facts) -> list[str]:
@@ -95,18 +100,3 @@ def _wrong_so_far(facts: Facts) -> list[str]:
         ]
         wrong.append(f"the last step moved nothing: {causes[-1] if causes else 'its gradient was exactly 0'}")
     return wrong
-
-
-def resume_command(path: Path, config: Mapping[str, Any]) -> str:
-    """What a person types to go on, wherever they are."""
-    origin = config.get("origin")
-    origin = origin if isinstance(origin, Mapping) else {}
-    command = origin.get("command")
-    words = [str(word) for word in command] if isinstance(command, list) and command else ["solon", "train", "RUN.toml"]
-    line = shlex.join([*words, "--name", path.name, "--resume"])
-    folder, is_job = str(origin.get("folder") or ""), bool(origin.get("is_job"))
-    if path.resolve().parent != Path(folder or ".").resolve() / "runs":
-        line = f"{'env ' if is_job else ''}SOLON_RUNS={shlex.quote(str(path.resolve().parent))} {line}"
-    if is_job:  # its folder was a copy that went with it
-        return f"ray job submit --working-dir . -- {line}"
-    return f"cd {shlex.quote(folder)} && {line}" if folder and Path(folder) != Path.cwd() else line

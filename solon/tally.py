@@ -91,6 +91,8 @@ class Tally:
         """Workers lost, workers recovered, and so on, by event."""
         self.learners_apart = 0
         """Rebuilt learners that came to other weights than the lost one."""
+        self.last_alarm: Mapping[str, Any] = {}
+        """The latest alarm of the watch."""
         self.last_drop = ""
         """Why the latest group was dropped."""
         self._before_s = 0.0
@@ -113,6 +115,8 @@ class Tally:
         """Counts an event that tells of a fault or its end. fields: of the event."""
         if name in FAULTS:
             self.faults[name] += 1
+        if name == "alarm":
+            self.last_alarm = fields or {}
         if name == "learner_trained_again" and not (fields or {}).get("same_weights", True):
             self.learners_apart += 1
 

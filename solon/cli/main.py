@@ -78,6 +78,16 @@ def train(
             show_default=False,
         ),
     ] = None,
+    back_to: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="best|STEP",
+            help="Resume from the checkpoint that the audit ([watch]) liked best, or from that of a step; later ones "
+            "are set aside. Settings of judge, feedback, watch and learning rate or KL may change then.",
+            show_default=False,
+        ),
+    ] = "",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -85,7 +95,14 @@ def train(
     from solon.cli.train import run_train
 
     summary = run_train(
-        run_file, name=name, steps=steps, seed=seed, overrides=overrides or [], as_json=as_json, resume=resume
+        run_file,
+        name=name,
+        steps=steps,
+        seed=seed,
+        overrides=overrides or [],
+        as_json=as_json,
+        resume=resume,
+        back_to=back_to,
     )
     _print(summary, as_json)
 
@@ -184,9 +201,9 @@ def main() -> None:
     try:
         app(prog_name="solon")
     except InputError as error:
-        _fail(str(error), 2)
+        _fail(_with_notes(str(error), error), 2)
     except RunFailedError as error:
-        _fail(f"the run failed: {error}", 1)
+        _fail(_with_notes(f"the run failed: {error}", error), 1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             _fail("interrupted before training began; nothing was lost", 1)
@@ -201,6 +218,11 @@ def _settle() -> None:
             cache.mkdir(parents=True, exist_ok=True)
             if os.access(cache, os.W_OK):
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+
+
+def _with_notes(message: str, error: Exception) -> str:
+    """With what a person does next: the driver knows the command that resumes its run."""
+    return "\n".join([message, *getattr(error, "__notes__", ())])
 
 
 def _fail(message: str, code: int) -> None:

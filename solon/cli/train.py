@@ -21,10 +21,12 @@ def run_train(
     overrides: list[str],
     as_json: bool,
     resume: bool | None = None,
+    back_to: str = "",
 ) -> dict[str, Any]:
     """Loads the run file, grows what it needs, trains. Returns the summary.
 
     resume=None: a submitted job that was given a name goes on where an earlier try of it ended; others begin anew.
+    back_to: `best` or a step, for a run that goes back to an earlier checkpoint; it is resumed then.
     """
     from cluster.run_file import RunFile
 
@@ -40,7 +42,7 @@ def run_train(
     # A submitted job works in a copy of the working directory that goes with it: let the results go elsewhere.
     root = Path(os.environ.get("SOLON_RUNS", "runs")).absolute()
     if resume is None:
-        resume = name is not None and is_submitted_job()
+        resume = bool(back_to) or (name is not None and is_submitted_job())
     return train(
         run,
         name=name,
@@ -49,6 +51,7 @@ def run_train(
         root=root,
         view=make_view(quiet=as_json),
         resume=resume,
+        back_to=back_to,
         origin=describe_origin(path, steps=steps, seed=seed, overrides=overrides),
     )
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from solon.cli.terminal import visible
 from solon.drops import Drops, Folded
+from solon.ending import Ending
 from solon.overlap import LANES, measure
 from solon.tally import Tally
 
@@ -114,11 +115,15 @@ class PlainView(SilentView):
         elif event in ("nothing_moved", "answers_cut") and self._tally is not None:
             if (count := self._folded.add(event)) is not None:
                 self._say(warning_line(self._tally, count))
+        elif event == "alarm" and self._tally is not None:
+            alarm = self._tally.last_alarm
+            if (count := self._folded.add(f"alarm {alarm.get('kind')}")) is not None:
+                self._say(alarm_line(alarm, count))
         elif event.startswith(SAID):
             self._say(event.replace("_", " "))
 
     def ended(self, summary: dict[str, Any], directory: Path) -> None:
-        if summary["eval"]["before"]:
+        if summary["eval"]["after"]:
             self._console.print(end_table(summary))
         self._console.print(end_lines(summary, directory), soft_wrap=True)
 
@@ -237,6 +242,13 @@ def warning_line(tally: Tally, count: int) -> str:
     return f"warning: {text}" if count == 1 else f"warning: nearly all answers cut in {count} steps so far; {text}"
 
 
+def alarm_line(alarm: Mapping[str, Any], count: int = 1) -> str:
+    """What a watch has seen, with evidence and remedy; count: of alarms of this kind so far."""
+    said = "; ".join(str(alarm[key]) for key in ("message", "evidence", "remedy") if alarm.get(key))
+    again = f" ({count} times)" if count > 1 else ""
+    return f"alarm {alarm.get('kind')} at step {alarm.get('step')}{again}: {said}"
+
+
 def reward_line(tally: Tally) -> str:
     """The reward so far, as a line of blocks; its spread in a group where its mean is always 0."""
     name, values, sign = ("spread", tally.spreads, "") if tally.is_relative else ("reward", tally.rewards, "+")
@@ -280,11 +292,24 @@ def end_table(summary: dict[str, Any]) -> Table:
 
 
 def end_lines(summary: dict[str, Any], directory: Path) -> Text:
-    """The rest of the summary in a few lines."""
-    overlap, weights, labels = summary["overlap"], summary["weights"], summary["labels"]
-    shares = ", ".join(f"{lane} {share:.0%}" for lane, share in overlap["busy"].items())
+    """The rest of the summary in a few lines; why a run was stopped, and how it is resumed, at the end. Of a failed run
+    the cause is told on stderr, after these lines."""
     lines = [
         f"{summary['status']} after {_steps(summary)} in {summary['wall_s']:.0f} s",
+        *(_figures(summary) if summary["steps"] else ()),
+        *(f"warning: {text}" for text in summary.get("warnings", ())),
+        f"written to {directory}/summary.json",
+    ]
+    if summary["status"] == "stopped" and (end := summary.get("end")):
+        lines += Ending(**{key: text or "" for key, text in end.items()}).lines()
+    return Text(visible("\n".join(lines)))
+
+
+def _figures(summary: dict[str, Any]) -> list[str]:
+    """Of a run that has trained something."""
+    overlap, weights, labels = summary["overlap"], summary["weights"], summary["labels"]
+    shares = ", ".join(f"{lane} {share:.0%}" for lane, share in overlap["busy"].items())
+    return [
         _reward(summary),
         f"staleness at most {summary['staleness']['max']} (bound {summary['staleness']['bound']})",
         f"busy {shares}; overlap efficiency {overlap['efficiency']:.2f}, {overlap['binding_stage']} binds",
@@ -292,10 +317,7 @@ def end_lines(summary: dict[str, Any], directory: Path) -> Text:
         f"{summary['throughput']['rollouts_per_s']} rollouts/s",
         f"{weights['published']} policy versions published, {weights['attested']} attested"
         + (f", largest canary gap {weights['max_logprob_gap']:.1e} nats" if weights["published"] else ""),
-        *(f"warning: {text}" for text in summary.get("warnings", ())),
-        f"written to {directory}/summary.json",
     ]
-    return Text(visible("\n".join(lines)))
 
 
 def _reward(summary: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.driver import best_checkpoint
 from cluster.preflight import check_inputs
 from cluster.run_file import RunFile
 from solon.constitution import Principle
@@ -20,6 +19,7 @@ from solon.feedback.judging import Verdict
 from solon.feedback.trials.gold import gold_pair
 from solon.feedback.watching import watching as module
 from solon.feedback.watching.alarm import Alarm
+from solon.feedback.watching.best import gold_at, ranked
 from solon.feedback.watching.canary import Canary
 from solon.feedback.watching.drift import Window
 from solon.feedback.watching.watch import Watch
@@ -151,7 +151,10 @@ async def test_a_fooled_judge_stops_the_run_once_and_the_summary_says_why():
     assert summary["best"]["first_step"] == 8
     assert stops[0].kind in {alarm["kind"] for alarm in summary["alarms"]}
     events = [fields for name, fields in written.events if name == "alarm" and fields["action"] == "stop"]
-    assert set(events[0]) == {"kind", "step", "value", "threshold", "message", "action"}
+    assert set(events[0]) == {"kind", "step", "value", "threshold", "message", "evidence", "remedy", "action"}
+    assert events[0]["evidence"].startswith("gold ")
+    assert "windows of about 16 answers, steps " in events[0]["evidence"]
+    assert "another `judge`" in events[0]["remedy"] or "train fewer steps" in events[0]["remedy"]
 
 
 async def test_a_run_that_was_stopped_and_is_gone_on_with_is_not_stopped_again_for_the_same():
@@ -267,16 +270,19 @@ async def test_only_the_last_attempt_at_a_group_keeps_its_payload():
     assert list(observer._boxes) == [3]
 
 
-def test_the_checkpoint_that_gold_liked_is_not_younger_than_its_window(tmp_path: Path):
-    for step in (10, 20, 30):
-        (tmp_path / f"step-{step:06d}").mkdir()
-    best = Window(
-        first_step=20, last_step=26, step=23.0, num=64, proxy=0.0, gold=1.0, proxy_std=1.0, gold_std=1.0,
-        correlation=0.5, agreement=0.7,
+def make_window(step: float, gold: float) -> Window:
+    return Window(
+        first_step=int(step) - 2, last_step=int(step) + 2, step=step, num=64, proxy=0.0, gold=gold, proxy_std=1.0,
+        gold_std=1.0, correlation=0.5, agreement=0.7,
     )  # fmt: skip
-    assert best_checkpoint(tmp_path, best) == "step-000020"
-    assert best_checkpoint(tmp_path, None) is None
-    assert best_checkpoint(tmp_path / "none", best) is None
+
+
+def test_checkpoints_are_ranked_by_what_gold_says_of_their_steps_and_not_by_their_age():
+    windows = [make_window(step, gold) for step, gold in ((2, 0.0), (12, 1.0), (22, 0.9), (32, 0.1))]
+    assert ranked([10, 20, 30], windows) == [20, 10, 30]
+    assert gold_at([2, 7, 22, 27, 99], windows) == pytest.approx([0.0, 0.5, 0.9, 0.5, 0.1])
+    assert ranked([40, 50], windows) == [50, 40]  # gold knows no difference
+    assert ranked([10, 20], []) == ranked([], windows) == []
 
 
 # -- the run file ------------------------------------------------------------------------------------------------

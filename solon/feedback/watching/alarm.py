@@ -17,4 +17,13 @@ class Alarm:
     value: float
     threshold: float
     message: str
+    """The cause in one sentence."""
+    evidence: str = ""
+    """The numbers that it rests on, with the windows that they are of."""
+    remedy: str = ""
+    """What to do about it."""
     action: Action = "warn"
+
+    def line(self) -> str:
+        """All of it, for people."""
+        return "; ".join(part for part in (f"{self.kind} at step {self.step}: {self.message}", self.remedy) if part)

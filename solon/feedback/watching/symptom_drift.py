@@ -43,6 +43,16 @@ LIMITS: tuple[tuple[str, Way, float, str], ...] = (
     ("first_margin", "zero", 0.3, "the judge favours a place"),
 )
 
+COLLAPSES: tuple[tuple[str, Literal["alike", "part"], str], ...] = (
+    ("opening", "alike", "of the answers begin with the same three words"),
+    ("overlap", "alike", "of the word pairs of two answers to one prompt are the same"),
+    ("length", "part", "of the first length is left of the answers"),
+    ("distinct", "part", "of the first variety is left: different word pairs over all"),
+)
+"""Symptoms of a policy that says the same to everything, or nothing."""
+NEAR = 0.2
+"""Answers that were as alike as the limit less this in the first windows have not become alike."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
@@ -52,6 +62,10 @@ class Change:
     value: float
     threshold: float
     message: str
+    was: float = math.nan
+    """In the first windows."""
+    is_collapse: bool = False
+    """It is no drift any more: see `collapses`."""
 
 
 def changes(reference: Symptoms, now: Symptoms) -> list[Change]:
@@ -63,7 +77,28 @@ def changes(reference: Symptoms, now: Symptoms) -> list[Change]:
             continue
         low, high = _allowed(was, way, limit)
         if value > high or value < low:
-            found.append(Change(name=name, value=value, threshold=high if value > high else low, message=message))
+            bound = high if value > high else low
+            found.append(Change(name=name, value=value, threshold=bound, message=message, was=was))
+    return found
+
+
+def collapses(reference: Symptoms, now: Symptoms, *, alike: float, part: float) -> list[Change]:
+    """Symptoms that say that the policy has collapsed. alike: answers are alike above this share. part: below this
+    part of what they were in the first windows, lengths and variety are gone."""
+    found = []
+    for name, way, words in COLLAPSES:
+        was, value = getattr(reference, name), getattr(now, name)
+        if not (math.isfinite(was) and math.isfinite(value)):
+            continue
+        if way == "alike":
+            threshold, share, is_so = alike, value, value > alike and was < alike - NEAR
+        else:
+            threshold, share, is_so = part * was, value / was if was else 1.0, value < part * was
+        if is_so:
+            message = f"{share:.0%} {words}"
+            name = f"collapse/{name}"
+            change = Change(name=name, value=value, threshold=threshold, message=message, was=was, is_collapse=True)
+            found.append(change)
     return found
 
 
@@ -90,8 +125,12 @@ class SymptomDrift:
     told when two windows in a row have it.
     """
 
-    def __init__(self, *, answers: int, reference_windows: int, psi_limit: float) -> None:
+    def __init__(
+        self, *, answers: int, reference_windows: int, psi_limit: float, alike: float = 1.0, part: float = 0.0
+    ) -> None:
+        """alike, part: see `collapses`; with these defaults nothing is a collapse."""
         self._wanted, self._reference_windows, self._psi_limit = answers, reference_windows, psi_limit
+        self._alike, self._part = alike, part
         self._labelled: list[tuple[Group, Feedback]] = []
         self._answers = 0
         self._first: list[Sample] = []
@@ -140,7 +179,7 @@ class SymptomDrift:
                 self._first = []
             return now.metrics(), []
         reference, margins = self._reference
-        found = changes(reference, now)
+        found = changes(reference, now) + collapses(reference, now, alike=self._alike, part=self._part)
         shift, (distance, _) = psi(margins, sample.margins), ks(margins, sample.margins)
         metrics = {"symptom/margin_psi/mean": shift, "symptom/margin_ks/mean": distance}
         if shift > self._psi_limit:

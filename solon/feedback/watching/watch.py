@@ -18,9 +18,12 @@ from collections.abc import Sequence
 from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.audit import Audited, chosen, pair_up
 from solon.feedback.watching.canary import CanaryReading
-from solon.feedback.watching.drift import Reason, Window, decide, fit_peak, trend, window_of
+from solon.feedback.watching.drift import Reason, Window, decide, window_of
+from solon.feedback.watching.evidence import metrics_of, of_windows
 from solon.feedback.watching.gap import Gap
-from solon.feedback.watching.symptom_drift import SymptomDrift
+from solon.feedback.watching.principles import PrincipleDrift, describe
+from solon.feedback.watching.remedies import remedy_of
+from solon.feedback.watching.symptom_drift import Change, SymptomDrift
 from solon.feedback.watching.watch_config import Action, CanaryConfig, WatchConfig
 from solon.feedback.watching.watch_state import WatchState
 from solon.records import Feedback, Group
@@ -53,8 +56,15 @@ class Watch:
         self._asked = self._missing = 0
         self._gap: Gap | None = None
         self._kl: deque[tuple[int, float]] = deque(maxlen=KEPT_STEPS)
+        self._past: list[Window] = []
+        """Windows of another judge, from before the run was resumed with this one."""
+        self._principles = PrincipleDrift(reference_windows=config.reference_windows, part=config.collapse_part)
         self._symptoms = SymptomDrift(
-            answers=config.symptom_answers, reference_windows=config.reference_windows, psi_limit=config.psi
+            answers=config.symptom_answers,
+            reference_windows=config.reference_windows,
+            psi_limit=config.psi,
+            alike=config.collapse_alike,
+            part=config.collapse_part,
         )
         self._symptoms_due = 0
         self._pending: list[Alarm] = []
@@ -82,6 +92,7 @@ class Watch:
         self._audited += pairs
         self._asked += len(rollouts)
         self._missing += missing
+        self._principles.observe(gold)
 
     def kl(self, step: int, value: float) -> None:
         """KL of policy version `step` to the reference, nats per answer."""
@@ -110,6 +121,8 @@ class Watch:
             value=reading.flips if too_many else reading.largest_change,
             threshold=threshold,
             message=f"{what}, compared with its first reading: it is no longer the same judge",
+            evidence=f"{reading.flips:.1%} of the pairs turned around, {reading.silent:.1%} without verdict, accuracy "
+            f"{reading.accuracy:.1%} at step {reading.step}",
             action=self.canaries.action,
         )
 
@@ -135,7 +148,17 @@ class Watch:
     @property
     def best(self) -> Window | None:
         """The window that gold liked most."""
-        return max(self.windows, key=lambda window: window.gold, default=None)
+        return max(self.known, key=lambda window: window.gold, default=None)
+
+    @property
+    def known(self) -> list[Window]:
+        """All windows that gold has seen, whoever was the judge."""
+        return [*self._past, *self.windows]
+
+    @property
+    def standing(self) -> list[str]:
+        """Kinds of alarm that were raised and have not gone since: they are not raised again while they stand."""
+        return sorted(self._raised)
 
     # -- what a checkpoint keeps of it ------------------------------------------------------------------------------
 
@@ -150,6 +173,8 @@ class Watch:
             symptoms=self._symptoms.state(),
             symptoms_due=self._symptoms_due,
             raised=frozenset(self._raised) - {alarm.kind for alarm in self._pending},
+            principles=self._principles.state(),
+            past=tuple(self._past),
         )
 
     def restore(self, state: WatchState) -> None:
@@ -161,6 +186,8 @@ class Watch:
         self._symptoms.restore(state.symptoms)
         self._symptoms_due = state.symptoms_due
         self._raised = set(state.raised)
+        self._principles.restore(state.principles)
+        self._past = list(state.past)
         reference = self.config.reference_windows
         if len(self.windows) >= reference:
             self._gap = self._new_gap(self.windows[:reference])
@@ -179,7 +206,8 @@ class Watch:
             self._gap = self._new_gap(self.windows)
         elif self._gap is not None:
             is_wide = self._gap.add(window)
-        self._measure(window)
+        self._metrics |= metrics_of(self.windows, self._gap, trend_windows=self.config.trend_windows)
+        self._watch_principles(step)
         if self._gap is not None:
             self._raise(
                 "gap",
@@ -189,6 +217,7 @@ class Watch:
                 threshold=self.config.gap_limit,
                 message=f"the reward is {self._gap.value:.2f} standard deviations further above gold than it was in "
                 f"the first {self.config.reference_windows} windows",
+                evidence=of_windows(self.windows),
             )
         found = {reason.kind: reason for reason in self._decide()}
         for kind in ("near_peak", "past_peak", "gold_falls"):
@@ -218,6 +247,7 @@ class Watch:
             value=reason.value,
             threshold=reason.threshold,
             message=reason.message + where,
+            evidence=of_windows(self.windows),
             action=self.config.action if reason.verdict == "act" else "warn",
         )
 
@@ -240,25 +270,20 @@ class Watch:
         values = values or [value for step, value in self._kl if step <= last][-1:]
         return math.sqrt(sum(values) / len(values)) if values else math.nan
 
-    def _measure(self, window: Window) -> None:
-        found = {
-            "watch/proxy/mean": window.proxy,
-            "watch/gold/mean": window.gold,
-            "watch/agreement/mean": window.agreement,
-            "watch/correlation/mean": window.correlation,
-            "watch/distance/mean": window.distance,
-            "watch/audited/sum": float(window.num),
-        }
-        if self._gap is not None:
-            found |= {"watch/gap/mean": self._gap.value, "watch/gap_cusum/last": self._gap.cusum.value}
-        recent = self.windows[-self.config.trend_windows :]
-        if len(recent) == self.config.trend_windows and recent[0].step < recent[-1].step:
-            proxy, gold = trend(recent, "proxy"), trend(recent, "gold")
-            found |= {"watch/proxy_slope/mean": proxy.value, "watch/gold_slope/mean": gold.value}
-            found["watch/gold_slope/high"] = gold.high
-        if (fit := fit_peak(self.windows)) is not None:
-            found |= {"watch/peak/mean": fit.peak.value, "watch/peak/high": fit.peak.high}
-        self._metrics |= {key: value for key, value in found.items() if math.isfinite(value)}
+    def _watch_principles(self, step: int) -> None:
+        metrics, lost = self._principles.close()
+        self._metrics |= metrics
+        worst = min(lost, key=lambda one: one.now / one.was, default=None)
+        self._raise(
+            "principle_lost",
+            when=worst is not None,
+            step=step,
+            value=worst.now if worst else 0.0,
+            threshold=self.config.collapse_part * worst.was if worst else 0.0,
+            message=f"answers no longer obey {', '.join(one.principle for one in lost)}, by the auditing judge",
+            evidence=f"{describe(lost)}, in two windows in a row, against the first {self.config.reference_windows}",
+            action=self.config.action,
+        )
 
     def _close_symptoms(self, step: int) -> None:
         closed = self._symptoms.close()
@@ -267,7 +292,10 @@ class Watch:
         metrics, changed = closed
         self._metrics |= metrics
         self._symptoms_due = step + self.config.symptom_every
+        self._watch_collapse(step, [change for change in changed if change.is_collapse])
         for change in changed:
+            if change.is_collapse:
+                continue
             self._raise(
                 f"symptom/{change.name}",
                 when=True,
@@ -275,7 +303,22 @@ class Watch:
                 value=change.value,
                 threshold=change.threshold,
                 message=f"{change.message}: {change.value:.3g}, where the first windows allow {change.threshold:.3g}",
+                evidence=f"{change.name} {change.was:.3g} -> {change.value:.3g}, two windows in a row",
             )
+
+    def _watch_collapse(self, step: int, collapsed: Sequence[Change]) -> None:
+        first = collapsed[0] if collapsed else None
+        self._raise(
+            "collapse",
+            when=first is not None,
+            step=step,
+            value=first.value if first else 0.0,
+            threshold=first.threshold if first else 0.0,
+            message=f"the policy has collapsed: {'; '.join(change.message for change in collapsed)}",
+            evidence=", ".join(f"{c.name.partition('/')[2]} {c.was:.3g} -> {c.value:.3g}" for c in collapsed)
+            + f" from the first {self.config.reference_windows} windows to this one, and the same in the one before it",
+            action=self.config.action,
+        )
 
     def _raise(
         self,
@@ -286,6 +329,7 @@ class Watch:
         value: float,
         threshold: float,
         message: str,
+        evidence: str = "",
         action: Action = "warn",
     ) -> None:
         if not when:
@@ -293,5 +337,14 @@ class Watch:
         elif kind not in self._raised:
             self._raised.add(kind)
             self._pending.append(
-                Alarm(kind=kind, step=step, value=value, threshold=threshold, message=message, action=action)
+                Alarm(
+                    kind=kind,
+                    step=step,
+                    value=value,
+                    threshold=threshold,
+                    message=message,
+                    evidence=evidence,
+                    remedy=remedy_of(kind),
+                    action=action,
+                )
             )

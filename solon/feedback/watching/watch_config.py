@@ -40,9 +40,16 @@ class WatchConfig(BaseModel):
     """Steps between two windows of symptoms at least."""
     psi: float = Field(0.2, gt=0)
     """Warn when the margins' stability index against the first windows exceeds this."""
+    collapse_alike: float = Field(0.9, gt=0, le=1)
+    """The policy has collapsed when a larger share of its answers begins alike, or answers to one prompt share more of
+    their word pairs, in two windows in a row, and the first windows were well below. 1: never."""
+    collapse_part: float = Field(0.2, ge=0, lt=1)
+    """It has also collapsed when the length or the variety of its answers falls below this part of what it was in the
+    first windows; and a principle is lost when the share of answers that obey it does, by gold. 0: never."""
     action: Action = "warn"
-    """What to do when gold falls while the reward rises, or the predicted peak is behind: `warn` says so, `raise_kl`
-    pulls the policy back to the reference, `stop` ends the run after the step in hand."""
+    """What to do when gold falls while the reward rises, when the predicted peak is behind, when the policy has
+    collapsed or a principle is lost: `warn` says so, `raise_kl` pulls the policy back to the reference, `stop` ends the
+    run after the step that is being trained."""
 
 
 class CanaryConfig(BaseModel):

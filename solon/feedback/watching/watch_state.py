@@ -13,6 +13,7 @@ from solon.errors import InputError
 from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.audit import Audited
 from solon.feedback.watching.drift import Window
+from solon.feedback.watching.principles import PrincipleState
 from solon.feedback.watching.symptoms import Sample, Symptoms
 
 
@@ -42,10 +43,22 @@ class WatchState(BaseModel):
     symptoms: SymptomState = SymptomState()
     symptoms_due: int = 0
     raised: frozenset[str] = frozenset()
+    principles: PrincipleState = PrincipleState()
+    past: tuple[Window, ...] = ()
+    """Windows of another judge, from before the run was resumed with this one: gold is still known of them."""
     alarms: tuple[Alarm, ...] = ()
     """All alarms of the run."""
     canary: tuple[float | None, ...] | None = None
     """The first reading of the canary pairs."""
+
+    def for_another_judge(self) -> WatchState:
+        """What is left of it when another judge rewards: what gold said. All else is compared from here on."""
+        return WatchState(
+            past=self.past + self.windows,
+            principles=self.principles,
+            alarms=self.alarms,
+            symptoms_due=self.symptoms_due,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; NaN and infinities are text, which JSON has no numbers for."""

@@ -21,6 +21,8 @@ from solon.feedback.judging import Item, Verdict
 from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.audit import excerpt
 from solon.feedback.watching.canary import Canary
+from solon.feedback.watching.drift import Window
+from solon.feedback.watching.remedies import LOSSES, remedy_of
 from solon.feedback.watching.watch import Watch
 from solon.feedback.watching.watch_config import Action
 from solon.feedback.watching.watch_state import WatchState
@@ -146,16 +148,24 @@ class WatchingObserver:
         if self._canary is not None:
             self._canary.restore(state.canary)
 
+    def warnings(self) -> list[str]:
+        """For a run that went on in spite of its alarms: those that stand at its end, and what is no longer watched."""
+        standing = set(self.watch.standing) - {"near_peak"}
+        last = {alarm.kind: alarm for alarm in self.alarms if alarm.kind in standing or alarm.kind in LOSSES}
+        symptoms = sorted(kind.partition("/")[2] for kind in last if kind.startswith("symptom/"))
+        lines = [f"alarm {alarm.line()}" for kind, alarm in last.items() if not kind.startswith("symptom/")]
+        return [*lines, *([f"answers or labels changed in {', '.join(symptoms)} (alarms)"] if symptoms else [])]
+
     def summary(self) -> dict[str, Any]:
         """For summary.json: what was audited, what was raised, where gold was best."""
-        best = self.watch.best
+        best, last = self.watch.best, self.watch.windows[-1] if self.watch.windows else None
         return {
             "audited": sum(window.num for window in self.watch.windows),
             "windows": len(self.watch.windows),
             "alarms": [asdict(alarm) for alarm in self.alarms],
-            "best": None
-            if best is None
-            else {"first_step": best.first_step, "last_step": best.last_step, "gold": best.gold},
+            "best": _place(best),
+            "last": _place(last),
+            "standing": self.watch.standing,
         }
 
     async def _look(self, written: Box, labels: Box, rollouts: tuple[int, ...]) -> None:
@@ -218,7 +228,10 @@ class WatchingObserver:
 
     def _loss(self, kind: str, message: str, action: Action) -> Alarm:
         """That a part of the watch is gone."""
-        return Alarm(kind=kind, step=self._step, value=1.0, threshold=0.0, message=message, action=action)
+        remedy = remedy_of(kind)
+        return Alarm(
+            kind=kind, step=self._step, value=1.0, threshold=0.0, message=message, remedy=remedy, action=action
+        )
 
     def _raise(self, alarm: Alarm) -> None:
         self.alarms.append(alarm)
@@ -246,6 +259,10 @@ class WatchingObserver:
             self._has_failed = True
             message = f"the watch itself failed, so that it may miss alarms: {_described(error)}"
             self._raise(self._loss("watch_failed", message, self._without_gold))
+
+
+def _place(window: Window | None) -> dict[str, Any] | None:
+    return None if window is None else {key: getattr(window, key) for key in ("first_step", "last_step", "gold")}
 
 
 def _described(error: BaseException) -> str:

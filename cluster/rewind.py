@@ -1,0 +1,128 @@
+"""Resuming from an earlier checkpoint than the last one: `--resume --from best|STEP`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.input_digests import Digests
+from solon.checkpoints import Checkpoint, CheckpointFolder, read_checkpoint
+from solon.errors import InputError
+from solon.feedback.watching.best import ranked
+from solon.feedback.watching.drift import Window
+from solon.feedback.watching.remedies import SPOILING
+from solon.feedback.watching.watch_state import WatchState
+
+BEST = "best"
+ALSO_MAY_CHANGE = (
+    "judge",
+    "judging",
+    "feedback",
+    "watch",
+    *(f"learn.{key}" for key in ("kl_coefficient", "kl_estimator", "learning_rate", "critic_learning_rate")),
+    "learn.entropy_bonus",
+)
+"""Keys that a run may set anew when it goes back: they say how the policy is rewarded and trained from there on."""
+GOLD = ("watch.audit_judge",)
+"""Gold stays what it is: how good the run was before and after it went back is told by it."""
+REWARDING = ("judge", "judging", "feedback")
+"""When one of them changes, what is held in the checkpoint is judged again."""
+
+
+def may_change(key: str) -> bool:
+    """Whether a run that goes back may set this key anew."""
+    return _within(key, ALSO_MAY_CHANGE) and not _within(key, GOLD)
+
+
+def other_judge(changed: Mapping[str, Any]) -> bool:
+    """Whether the answers are rewarded in another way than before."""
+    return any(_within(key, REWARDING) for key in changed)
+
+
+def inputs_to_share(digests: Digests) -> Digests:
+    """Digests of what a run must have in common with the one before when it goes back: all but the judges'."""
+    return {
+        key: digest
+        for key, digest in digests.items()
+        if key not in ("judge", "judging.chat_template") and not key.startswith("feedback judge")
+    }
+
+
+def judges_changed(now: Digests, then: Mapping[str, object]) -> dict[str, list[Any]]:
+    """Judges that have other weights under the same name, as changes of the configuration are told."""
+    keys = now.keys() - inputs_to_share(now).keys()
+    return {
+        f"{'judging' if key == 'judging.chat_template' else 'judge'} ({key})": [then[key], now[key]]
+        for key in sorted(keys)
+        if isinstance(then.get(key), str) and then[key] != now[key]
+    }
+
+
+def refuse_spoilt(checkpoint: Checkpoint, directory: Path, best: str) -> None:
+    """Raises InputError when an alarm stopped the run at this checkpoint: a plain resume would go on with the policy
+    that it was stopped for."""
+    alarm = checkpoint.run.get("stopped_by")
+    if not isinstance(alarm, Mapping) or alarm.get("kind") not in SPOILING:
+        return
+    back = (
+        f"--from best goes back to {best}" if best else "no checkpoint is as good as what gold liked best: start again"
+    )
+    raise InputError(
+        f"--resume: an alarm stopped {directory} at step {checkpoint.step}, {alarm['kind']}: "
+        f"{alarm.get('message')}. {back}; --from {checkpoint.step} goes on from where it stopped"
+    )
+
+
+def chosen(folder: CheckpointFolder, wanted: str) -> Checkpoint:
+    """The checkpoint that `--from` names. Raises InputError that lists those that there are."""
+    if wanted == BEST:
+        return _best(folder)
+    steps = folder.steps()
+    if not wanted.isdecimal() or int(wanted) not in steps:
+        got = f"step {wanted}" if wanted.isdecimal() else repr(wanted)
+        raise InputError(
+            f"--from got {got}, expected `best` or the step of a checkpoint in {folder.path}: {_list(steps)}"
+        )
+    return read_checkpoint(folder.path / folder.name(int(wanted)))
+
+
+def best_of(folder: CheckpointFolder, windows: Sequence[Window]) -> str:
+    """Name of the checkpoint that gold liked best; empty: nothing is known of any."""
+    found = ranked(folder.steps(), windows)
+    return folder.name(found[0]) if found else ""
+
+
+def windows_of(checkpoint: Checkpoint) -> list[Window]:
+    """What the audits had found when this checkpoint was written; empty: the run was not audited."""
+    state = checkpoint.run.get("watch")
+    if state is None:
+        return []
+    found = WatchState.from_json(state)
+    return [*found.past, *found.windows]
+
+
+def _best(folder: CheckpointFolder) -> Checkpoint:
+    last = folder.last()
+    windows = windows_of(last) if last is not None else []
+    if not windows:
+        raise InputError(
+            f"--from best: {folder.path} has no audits to choose by, expected finished windows of [watch]; name the "
+            f"step of a checkpoint: {_list(folder.steps())}"
+        )
+    problems = []
+    for step in ranked(folder.steps(), windows):
+        try:
+            return read_checkpoint(folder.path / folder.name(step))
+        except InputError as error:
+            problems.append(str(error))
+    raise InputError(f"--from best: no checkpoint in {folder.path} is whole: {problems[0]}")
+
+
+def _list(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps)) or "there is none"
+
+
+def _within(key: str, sections: Sequence[str]) -> bool:
+    name = key.partition(" ")[0]
+    return any(name == section or name.startswith(f"{section}.") for section in sections)

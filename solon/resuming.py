@@ -1,0 +1,30 @@
+"""How a run is resumed: the exact command, as a person types it. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def trained_nothing(summary: Mapping[str, Any]) -> bool:
+    """Whether no step of the run moved the policy."""
+    return bool(summary.get("steps")) and summary.get("steps_moved") == 0
+
+
+def resume_command(path: Path, config: Mapping[str, Any], *, back_to: str = "", settings: Sequence[str] = ()) -> str:
+    """What a person types to go on, wherever they are. back_to: for `--from`. settings: for `--set`."""
+    origin = config.get("origin")
+    origin = origin if isinstance(origin, Mapping) else {}
+    command = origin.get("command")
+    words = [str(word) for word in command] if isinstance(command, list) and command else ["solon", "train", "RUN.toml"]
+    back = ["--from", back_to] if back_to else []
+    sets = [word for setting in settings for word in ("--set", setting)]
+    line = shlex.join([*words, "--name", path.name, "--resume", *back, *sets])
+    folder, is_job = str(origin.get("folder") or ""), bool(origin.get("is_job"))
+    if path.resolve().parent != Path(folder or ".").resolve() / "runs":
+        line = f"{'env ' if is_job else ''}SOLON_RUNS={shlex.quote(str(path.resolve().parent))} {line}"
+    if is_job:  # its folder was a copy that went with it
+        return f"ray job submit --working-dir . -- {line}"
+    return f"cd {shlex.quote(folder)} && {line}" if folder and Path(folder) != Path.cwd() else line
