@@ -15,7 +15,7 @@ from solon.rollout import RolloutWorker
 
 
 class RolloutShell(RolloutWorker):
-    """The worker, with its stream flattened: a report, then the group it is about; or how far a group has come."""
+    """The worker, with its stream flattened: a report, then the group it is about; or what a group has gained."""
 
     async def stream(self, work: Sequence[Assignment]) -> AsyncIterator[GenerationReport | Group | Salvage]:
         async for item in self.generate(work):

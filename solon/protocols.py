@@ -73,8 +73,8 @@ class RolloutLane(Protocol):
         ...
 
     def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, Box]]:
-        """Groups as they are finished, in any order; now and then, without a box, how far one has come. Raises
-        WorkerLostError: the rest will not come."""
+        """Groups as they are finished, in any order; now and then, without a box, what one has gained since the
+        last time. Raises WorkerLostError: the rest will not come."""
         ...
 
     async def load_weights(self, weights: Box) -> LoadReceipt:

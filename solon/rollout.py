@@ -69,7 +69,7 @@ class RolloutWorker:
 
     async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Group] | Salvage]:
         """Generate all groups of the chunk together; yields each when its last answer is finished, and now and then
-        how far the others have come."""
+        what the others have gained."""
         work, prompts = self._fit(work)
         begun = [joined(item.grant.salvage, self._settings.group_size) for item in work]
         requests = [

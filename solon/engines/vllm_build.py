@@ -175,7 +175,7 @@ def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
         # A prompt computed in two pieces makes vLLM rewind the request's random generator, and torch's CPU
         # generator cannot be rewound ("CPU Generator does not use offset").
         arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(_CPU_BATCHED_TOKENS, config.max_model_len)
+        arguments["max_num_batched_tokens"] = max(_CPU_BATCHED_TOKENS, config.max_model_len, arguments["max_num_seqs"])
     else:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     return arguments
