@@ -27,6 +27,10 @@ RETRIES = {"fail": "group_failed", "requeue": "group_lost", "return_work": "judg
 """Events of the transitions that make work be done again."""
 
 
+class _DownError(Exception):
+    """Whoever waited is not up any more."""
+
+
 class AsyncLedger:
     """`await ledger.lease(step)` returns when the batch is there.
 
@@ -59,17 +63,22 @@ class AsyncLedger:
         self._tell = tell
         self._ledger.on_drop = lambda ordinal, reason: tell("group_dropped", ordinal=ordinal, reason=reason)
 
-    async def reserve(self, limit: int, *, holder: str = "") -> list[Grant]:
+    async def reserve(
+        self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = lambda: True
+    ) -> list[Grant] | None:
         """Permission for up to `limit` groups. Waits for a credit; woken by publish, fail, requeue or drop.
 
         Engines that wait together share what there is, so that none is idle while another has more than it decodes.
+        None: the holder went down meanwhile, and is to ask again when it is up.
         """
-        return await self._among(self._engines, Ask(holder, limit), self._ledger.reserve)
+        return await self._among(self._engines, Ask(holder, limit, is_up), self._ledger.reserve)
 
-    async def next_generated(self, limit: int, *, holder: str = "") -> list[Work]:
+    async def next_generated(
+        self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = lambda: True
+    ) -> list[Work] | None:
         """Up to `limit` groups to label, shared as in `reserve`. Waits for any; woken by commit_generation and
         return_work."""
-        return await self._among(self._judges, Ask(holder, limit), self._ledger.take_generated)
+        return await self._among(self._judges, Ask(holder, limit, is_up), self._ledger.take_generated)
 
     async def lease(self, step: int) -> Lease | None:
         """The batch of `step`. Waits until the groups it needs are ready; woken by commit_labels."""
@@ -139,22 +148,21 @@ class AsyncLedger:
             self._changed.notify_all()
         return result
 
-    async def _among(self, asking: list[Ask], ask: Ask, take: Callable[..., list[T]]) -> list[T]:
-        """`take` for one of those who ask."""
+    async def _among(self, asking: list[Ask], ask: Ask, take: Callable[..., list[T]]) -> list[T] | None:
+        """`take` for one of those who ask; None: it is not up any more."""
+
+        def attempt() -> list[T]:
+            if not ask.is_up():
+                raise _DownError
+            others = (other for other in asking if other is not ask and other.is_up())
+            return take(ask.room, now=self._clock(), holder=ask.holder, others=others)
+
         asking.append(ask)
         try:
             await asyncio.sleep(0)  # whoever asks at the same moment is there when the first takes its share
-            return (
-                await self._until(
-                    lambda: take(
-                        ask.room,
-                        now=self._clock(),
-                        holder=ask.holder,
-                        others=(other for other in asking if other is not ask),
-                    )
-                )
-                or []
-            )
+            return await self._until(attempt) or []
+        except _DownError:
+            return None
         finally:
             asking.remove(ask)
             # Its share may have been left for it: without it, it is for the others.

@@ -61,6 +61,10 @@ class GuardedRollout:
         self.name: str = engine.name
         self.groups_at_once: int = engine.groups_at_once
 
+    @property
+    def is_up(self) -> bool:
+        return self.guard.is_up
+
     async def ready(self) -> bool:
         return await self.guard.ready()
 
@@ -96,6 +100,10 @@ class GuardedJudge:
         self.guard = guard
         self.name: str = judge.name
         self.groups_at_once: int = judge.groups_at_once
+
+    @property
+    def is_up(self) -> bool:
+        return self.guard.is_up
 
     async def ready(self) -> bool:
         return await self.guard.ready()

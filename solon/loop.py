@@ -103,7 +103,9 @@ async def generate(lanes: Lanes, lane: RolloutLane) -> None:
             free = await room.some()
             if not await lane.ready():
                 return
-            grants = await lanes.ledger.reserve(free, holder=lane.name)
+            grants = await lanes.ledger.reserve(free, holder=lane.name, is_up=lambda: lane.is_up)
+            if grants is None:
+                continue
             if not grants:
                 return
             room.take(len(grants))
@@ -153,7 +155,9 @@ async def label(lanes: Lanes, judge: JudgeLane, min_valid: int) -> None:
             free = await room.some()
             if not await judge.ready():
                 return
-            work = await lanes.ledger.next_generated(free, holder=judge.name)
+            work = await lanes.ledger.next_generated(free, holder=judge.name, is_up=lambda: judge.is_up)
+            if work is None:
+                continue
             if not work:
                 return
             room.take(len(work))

@@ -6,7 +6,7 @@ straight from the worker that made it to the worker that needs it; in a unit tes
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,6 +68,11 @@ class RolloutLane(Protocol):
     groups_at_once: int
     """Groups that it decodes together."""
 
+    @property
+    def is_up(self) -> bool:
+        """It is neither being replaced nor given up."""
+        ...
+
     async def ready(self) -> bool:
         """Waits while it is being replaced. False: it is given up. Raises what ended the run with it."""
         ...
@@ -97,6 +102,11 @@ class JudgeLane(Protocol):
     name: str
     groups_at_once: int
 
+    @property
+    def is_up(self) -> bool:
+        """It is neither being replaced nor given up."""
+        ...
+
     async def ready(self) -> bool:
         """Waits while it is being replaced. False: it is given up. Raises what ended the run with it."""
         ...
@@ -122,8 +132,10 @@ class Learner(Protocol):
 class LedgerPort(Protocol):
     """`solon.async_ledger.AsyncLedger`."""
 
-    async def reserve(self, limit: int, *, holder: str = "") -> list[Grant]: ...
-    async def next_generated(self, limit: int, *, holder: str = "") -> list[Work]: ...
+    async def reserve(self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = ...) -> list[Grant] | None: ...
+    async def next_generated(
+        self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = ...
+    ) -> list[Work] | None: ...
     async def lease(self, step: int) -> Lease | None: ...
     async def apply(self, transitions: Sequence[Transition]) -> list[bool]: ...
     async def commit(self, step: int, token: int) -> bool: ...

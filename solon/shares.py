@@ -6,16 +6,17 @@ published. So work is dealt like water into vessels: it levels what the workers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ask:
-    """A worker that waits for work, with room for so many more groups."""
+    """A worker that waits for work, with room for so many more groups. `is_up`: whether it could begin now."""
 
     holder: str
     room: int
+    is_up: Callable[[], bool] = lambda: True
 
 
 def share(available: int, room: int, held: int, others: Sequence[tuple[int, int]] = ()) -> int:

@@ -70,6 +70,10 @@ class FakeRollout:
     started: list[tuple[int, int]] = field(default_factory=list)
     """(ordinal, version at dispatch)"""
 
+    @property
+    def is_up(self) -> bool:
+        return True
+
     async def ready(self) -> bool:
         return True
 
@@ -118,6 +122,10 @@ class FakeJudge:
     delay_s: float = 0.0
     speechless: frozenset[int] = frozenset()
     error: Exception | None = None
+
+    @property
+    def is_up(self) -> bool:
+        return True
 
     async def ready(self) -> bool:
         return True

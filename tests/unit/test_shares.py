@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.async_ledger import AsyncLedger
+from solon.errors import WorkerLostError
 from solon.ledger import Ledger, LedgerConfig
+from solon.protocols import Assignment, GenerationReport
 from solon.shares import Ask, share
 from solon.staleness import StalenessConfig
 from tests.unit.fakes import FakeJudge, FakeRollout, make_lanes
@@ -113,6 +118,36 @@ async def test_what_was_meant_for_an_engine_that_stops_waiting_goes_to_those_tha
     assert len(busy.result()) == 1
 
 
+class GoesDown(FakeRollout):
+    """Is lost with the first groups that it is given, and never up again."""
+
+    @property
+    def is_up(self) -> bool:
+        return not self.started
+
+    async def ready(self) -> bool:
+        if self.started:
+            await asyncio.Event().wait()
+        return True
+
+    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Any]]:
+        if not self.started:
+            self.started += [(item.grant.ordinal, item.grant.version) for item in work]
+            raise WorkerLostError("killed while it waited for credits")
+        async for item in super().generate(work):
+            yield item
+
+
+async def test_credits_that_a_lost_engine_was_given_go_to_the_others():
+    engines = [GoesDown(name="lost"), FakeRollout(name="up-0"), FakeRollout(name="up-1")]
+    lanes, witness = make_lanes(batch_groups=9, steps=3, staleness=ON_POLICY, rollout=engines)
+    assert await run(replace(lanes, grace_s=0.05), steps=2) == 2  # without it
+    assert len(engines[0].started) == 3
+    assert sorted(len(engine.started) for engine in engines[1:]) == [9, 9]
+    assert [name for name, _ in witness.events].count("group_lost") == 3
+    assert "group_dropped" not in [name for name, _ in witness.events]
+
+
 async def test_judges_share_what_was_generated():
     ledger = make_async(12)
     grants = await ledger.reserve(12)
@@ -135,8 +170,14 @@ async def test_lanes_that_come_and_go_lose_no_credit_and_none_starves(seed, batc
     )
     served: Counter[str] = Counter()
 
+    def is_up() -> bool:
+        return rng.random() < 0.9
+
     async def engine(name: str) -> None:
-        while grants := await ledger.reserve(rng.randint(1, 2 * batch), holder=name):
+        while (grants := await ledger.reserve(rng.randint(1, 2 * batch), holder=name, is_up=is_up)) != []:
+            if grants is None:  # down while it waited
+                await asyncio.sleep(0)
+                continue
             served[name] += len(grants)
             for grant in grants:
                 await asyncio.sleep(0)
