@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 
 import ray
 
-from solon.errors import CallLostError, PayloadLostError, RunFailedError, WorkerLostError
+from solon.errors import CallLostError, ForeignCodeError, PayloadLostError, RunFailedError, WorkerLostError
 
 T = TypeVar("T")
 
 Spawn = Callable[[int], Any]
 """Makes an actor; the number says how many there were before it. Two of them never have the same name."""
+
+NOT_IMPORTED = "failed to import on the worker"
+"""Ray's words for an actor whose module is not found, or raises."""
 
 OPEN_TIMEOUT_S = 60.0
 """Fetching a payload from another node takes no longer, unless that node is gone."""
@@ -108,6 +111,9 @@ async def call(result: Awaitable[T], *, who: str) -> T:
     except ray.exceptions.ActorUnavailableError as error:  # a dead actor's is another subclass of RayActorError
         raise CallLostError(f"{who} could not be reached: {_first_line(error)}") from None
     except _DEAD as error:
+        if NOT_IMPORTED in str(error):
+            last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+            raise ForeignCodeError(f"{who} could not import Solon's code on its machine: {last[:300]}") from None
         raise WorkerLostError(f"{who} died: {_first_line(error)}; its log is in the Ray dashboard") from None
     except ray.exceptions.RaySystemError as error:
         raise RunFailedError(f"{who}: Ray itself failed: {_first_line(error)}") from None

@@ -20,9 +20,10 @@ from cluster.run_file import RunFile
 from cluster.run_sections import EngineSection, LearnSection
 from cluster.session import ClusterInfo as ClusterInfo
 from cluster.session import cluster as cluster
+from cluster.worker_path import refuse_foreign_code
 from solon.awake import Awake
 from solon.constitution import Constitution
-from solon.errors import RunFailedError, first_cause
+from solon.errors import ForeignCodeError, RunFailedError, first_cause
 from solon.feedback.asking.prompts import NO_SECRET, TEMPLATES
 from solon.feedback.asking.secret import nonce_secret
 from solon.feedback.caches.semantic import SemanticConfig
@@ -117,7 +118,10 @@ class Launcher:
             starting = self._start_all(ready, rollout, judges, learner, auditor)
             identity, initial = await self._awake.within(starting, limit_s)
         except ExceptionGroup as failures:
-            raise first_cause(failures) from None
+            cause = first_cause(failures)
+            if isinstance(cause, ForeignCodeError):
+                await asyncio.to_thread(refuse_foreign_code)
+            raise cause from None
         except TimeoutError:
             raise RunFailedError(
                 f"not ready within recovery.restart_timeout_s = {limit_s:.0f} s: {', '.join(sorted(waiting))}; look "
@@ -285,6 +289,8 @@ def worker_environment(threads: int, *, on_gpu: bool) -> dict[str, Any]:
         "VLLM_LOGGING_LEVEL": "WARNING",
         # Empty means unset to Python: workers write bytecode, so the next start imports twice as fast.
         "PYTHONDONTWRITEBYTECODE": "",
+        # What a library starts in it does not import from the folder that the machine's Ray was started in.
+        "PYTHONSAFEPATH": "1",
     }
     if not on_gpu:
         # Ray hides no device from an actor that asks for none, unless it is told to; where

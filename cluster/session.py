@@ -23,7 +23,10 @@ from ray._raylet import Config  # type: ignore[attr-defined]
 from cluster.own_cluster import init_options, private_start
 from cluster.session_folder import SessionFolder, session_folder, start_failure
 from cluster.signals import sigterm_as_ctrl_c
+from cluster.worker_path import job_config
 from solon.errors import InputError, short
+from solon.own_code import protect
+from solon.submitted_job import is_submitted_job
 
 ALLOW_OPEN = "SOLON_ALLOW_OPEN_CLUSTER"
 """Environment variable: 1 joins a cluster that asks nobody for a token."""
@@ -56,8 +59,10 @@ class ClusterInfo:
 def cluster(*, dashboard: bool = True) -> Iterator[ClusterInfo]:
     """The cluster of `RAY_ADDRESS` (set by `ray job submit`), or a local one that ends with the block.
 
-    Raises InputError when there is no cluster, when it refuses the token, and when it asks for none.
+    Raises InputError when there is no cluster, when it refuses the token, and when it asks for none, and when one of
+    Solon's packages is shadowed.
     """
+    protect()
     address = os.environ.get("RAY_ADDRESS", "")
     if address not in ("", "local"):
         _check_before_joining(address)
@@ -78,7 +83,7 @@ def _connected(options: dict[str, Any], *, starting: SessionFolder | None = None
     with sigterm_as_ctrl_c() as take_again:
         try:
             with private_start(starting) if starting else contextlib.nullcontext():
-                context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
+                context = ray.init(log_to_driver=False, logging_level="ERROR", job_config=job_config(), **options)
         except Exception as error:
             if starting is None:
                 raise
@@ -180,10 +185,16 @@ def _check_before_joining(address: str) -> None:
             raise InputError(
                 f"the Ray cluster at {address} takes orders from anybody who can reach it: it answered without a "
                 "token, expected one that asks for it; set RAY_AUTH_MODE=token on all its nodes and here, or, if "
-                f"nobody else can reach it, set {ALLOW_OPEN}=1"
+                f"nobody else can reach it, {_how_to_allow()}"
             )
         case "refuses":
             _check_token(address, place)
+
+
+def _how_to_allow() -> str:
+    if is_submitted_job():  # a variable of the shell that submits does not reach it
+        return f"submit with `-- env {ALLOW_OPEN}=1` in front of the command"
+    return f"set {ALLOW_OPEN}=1"
 
 
 def _check_token(address: str, place: str) -> None:

@@ -76,6 +76,10 @@ class WorkerLostError(RunFailedError):
     """A worker died, or does not answer. What it held may be given to another."""
 
 
+class ForeignCodeError(WorkerLostError):
+    """A worker could not import Solon's code on its machine."""
+
+
 class CallLostError(WorkerLostError):
     """The answer to a call did not arrive. The worker may have done what it was asked, and may be well."""
 

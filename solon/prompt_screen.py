@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import solon
 from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError
 from solon.model_digest import local_directory, tokenizer_digest
 from solon.model_facts import read_facts
+from solon.own_code import child_environment, module_command
 from solon.records import Message
 from solon.screen_process import memory_for, wait
 
@@ -200,11 +199,9 @@ def _refuse_useless_template(answers: Sequence[Any], how: Screening) -> None:
 
 
 def _start(job: Path) -> subprocess.Popen[str]:
-    # -P: a module of the same name in the current directory is not ours.
-    path = os.pathsep.join(filter(None, (str(Path(solon.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "solon.engines.screening", str(job)],
-        env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
+        module_command("solon.engines.screening", str(job)),
+        env=child_environment(TOKENIZERS_PARALLELISM="false"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

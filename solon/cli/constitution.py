@@ -10,6 +10,7 @@ import typer
 from solon.cli.terminal import visible
 from solon.errors import InputError
 from solon.json_text import json_text
+from solon.submitted_job import refuse_working_copy
 
 constitution_app = typer.Typer(
     name="constitution", help="Constitutions from elsewhere.", no_args_is_help=True, rich_markup_mode=None
@@ -37,6 +38,7 @@ def import_(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Write another tool's constitution as Solon's. Questions that it lacks are derived, and marked so."""
+    refuse_working_copy(out, "--out")
     result = run_import(source, out=out, form=form, constitution_id=constitution_id, kind=kind, force=force)
     if as_json:
         typer.echo(json_text(result, indent=2))

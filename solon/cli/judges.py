@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from solon.json_text import json_text
+from solon.submitted_job import refuse_working_copy
 
 judges_app = typer.Typer(
     name="judges",
@@ -61,6 +62,8 @@ def compare(
     """Speed, memory, agreement and cost of judges on the same pairs, one after the other."""
     from solon.cli.compare import run_compare
 
+    if out is not None:
+        refuse_working_copy(out, "--out")
     result = run_compare(
         models,
         pairs=pairs,
@@ -96,6 +99,7 @@ def quantise(
     """Write a quantised copy of a judge, calibrated on what judges read."""
     from solon.cli.compare import run_quantise
 
+    refuse_working_copy(target, "the new directory")
     result = run_quantise(
         source,
         target,
@@ -157,6 +161,7 @@ def calibrate(
     from solon.cli.examine import run_calibrate
     from solon.cli.judge_inputs import JudgeInputs
 
+    refuse_working_copy(out, "--out")
     inputs = JudgeInputs([model], pairs=pairs, constitution=constitution, template=template, limit=limit,
                          threads=threads, max_model_len=max_model_len, chat=chat, held_out=False,
                          as_json=as_json)  # fmt: skip

@@ -17,6 +17,8 @@ from solon.cli.judges import judges_app
 from solon.cli.terminal import visible
 from solon.errors import InputError, RunFailedError
 from solon.json_text import json_text
+from solon.own_code import protect
+from solon.submitted_job import refuse_working_copy
 
 MAX_SEED = 2**31 - 1
 """The run file's bound; said here because importing it takes long."""
@@ -157,6 +159,7 @@ def label(
     """Turn prompts and answers into a preference data set. Needs no training run; goes on where it ended."""
     from solon.cli.label import LabelRequest, run_label
 
+    refuse_working_copy(out, "--out")
     request = LabelRequest(
         source=source,
         judge=judge,
@@ -199,6 +202,7 @@ def main() -> None:
     """Entry point: turns the two kinds of error into one message and an exit code."""
     _settle()
     try:
+        protect()
         app(prog_name="solon")
     except InputError as error:
         _fail(_with_notes(str(error), error), 2)

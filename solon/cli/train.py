@@ -8,6 +8,7 @@ from typing import Any
 
 from solon.cli.nursery_names import uses_nursery, with_nursery
 from solon.cli.view import make_view
+from solon.submitted_job import is_submitted_job, refuse_working_copy
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "nursery.toml"
 
@@ -30,6 +31,7 @@ def run_train(
     """
     from cluster.run_file import RunFile
 
+    root = runs_folder()
     run = RunFile.load(path, overrides=overrides)
     changes = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
     run = run.model_copy(update=changes)
@@ -39,8 +41,6 @@ def run_train(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from cluster.train import train
 
-    # A submitted job works in a copy of the working directory that goes with it: let the results go elsewhere.
-    root = Path(os.environ.get("SOLON_RUNS", "runs")).absolute()
     if resume is None:
         resume = bool(back_to) or (name is not None and is_submitted_job())
     return train(
@@ -56,6 +56,18 @@ def run_train(
     )
 
 
+def runs_folder() -> Path:
+    """Where run directories go. Raises InputError when they would be removed after a submitted job."""
+    root = Path(os.environ.get("SOLON_RUNS") or "runs").absolute()
+    refuse_working_copy(
+        root,
+        "the folder of run directories",
+        remedy="name one that outlives the job: ray job submit --working-dir . -- env SOLON_RUNS=/shared/runs solon "
+        "train RUN.toml (a variable in front of `ray job submit` does not reach the job)",
+    )
+    return root
+
+
 def describe_origin(path: Path, *, steps: int | None, seed: int | None, overrides: list[str]) -> dict[str, Any]:
     """How this run was asked for: its command without a name, where it was given, and whether as a submitted job."""
     command = ["solon", "train", str(path)]
@@ -64,11 +76,6 @@ def describe_origin(path: Path, *, steps: int | None, seed: int | None, override
     for override in overrides:
         command += ["--set", override]
     return {"command": command, "folder": str(Path.cwd()), "is_job": is_submitted_job()}
-
-
-def is_submitted_job() -> bool:
-    """Whether `ray job submit` started this process. It may do so again: when its cluster was lost, say."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def run_demo(*, steps: int | None, seed: int | None, as_json: bool) -> dict[str, Any]:

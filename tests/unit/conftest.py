@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -42,3 +43,10 @@ def lost_errors() -> Any:
     yield watch
     gc.collect(1)
     assert found == []
+
+
+@pytest.fixture(autouse=True)
+def _import_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands set for the processes that they start is put back."""
+    for name in ("PYTHONSAFEPATH", "PYTHONPATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))

@@ -92,6 +92,8 @@ def test_an_open_cluster_is_refused_unless_it_is_allowed(serve: Any, monkeypatch
     assert "set RAY_AUTH_MODE=token on all its nodes" in message
     monkeypatch.setenv("SOLON_ALLOW_OPEN_CLUSTER", "yes")
     assert "SOLON_ALLOW_OPEN_CLUSTER=1" in refusal(address)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # what is set where a job is submitted does not reach it
+    assert refusal(address).endswith("submit with `-- env SOLON_ALLOW_OPEN_CLUSTER=1` in front of the command")
     monkeypatch.setenv("SOLON_ALLOW_OPEN_CLUSTER", "1")
     session._check_before_joining(address)
 
