@@ -58,7 +58,7 @@ def run_train(
 
 def runs_folder() -> Path:
     """Where run directories go. Raises InputError when they would be removed after a submitted job."""
-    root = Path(os.environ.get("SOLON_RUNS") or "runs").absolute()
+    root = Path(os.environ.get("SOLON_RUNS", "runs")).absolute()
     refuse_working_copy(
         root,
         "the folder of run directories",

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NURSERY = ROOT / "examples" / "nursery.toml"
 RAY = str(Path(sys.executable).with_name("ray"))
+TOKEN = "7ab1e5" * 8
 
 
 @dataclass(frozen=True)
@@ -123,3 +125,27 @@ def ray_head(**extra: str) -> Iterator[dict[str, str]]:
             except subprocess.TimeoutExpired:
                 process.kill()
             log.close()
+
+
+@pytest.fixture(scope="module")
+def token_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Of clients of a cluster that asks for a token, which is in their ~/.ray/auth_token; nothing else is set."""
+    home = tmp_path_factory.mktemp("home")
+    token = home / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.touch(mode=0o600)
+    token.write_text(TOKEN)
+    with ray_head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token)) as variables:
+        given = {key: value for key, value in variables.items() if not key.startswith("RAY_AUTH")}
+        given["HOME"] = str(home)
+        asking = {**given, "RAY_AUTH_MODE": "token"}
+        for _ in range(60):  # the dashboard answers a few seconds after the head is up
+            done = subprocess.run(
+                [RAY, "job", "list"], cwd=home, env=asking, capture_output=True, text=True, timeout=60, check=False
+            )
+            if done.returncode == 0:
+                break
+            time.sleep(1)
+        else:
+            raise AssertionError(done.stdout + done.stderr)
+        yield given

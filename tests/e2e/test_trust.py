@@ -1,15 +1,12 @@
-"""What runs, and what does not: Solon started in a folder full of traps, and the submit command of the README."""
+"""What runs, and what does not: Solon started in a folder in which every importable name is a trap."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,11 @@ import pytest
 from tests.e2e.conftest import NURSERY, RAY, ROOT, ray_head
 from tests.e2e.standin_runs import SETTINGS as STANDIN
 from tests.e2e.test_label import SETTINGS as LABEL
+from tests.e2e.test_submit import run
 from tests.e2e.traps import TrapFolder, plain_environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-TOKEN = "7ab1e5" * 8
 SHORT = ("--steps", "1", "--set", "evaluate.evaluator=''", "--set", "evaluate.prompts=''",
          "--set", "ledger.batch_groups=2")  # fmt: skip
 BEFORE_SOLON = ("solon", "warnings", "importlib", "keyword", "operator", "reprlib", "collections", "types", "functools",
@@ -30,15 +27,6 @@ BEFORE_SOLON = ("solon", "warnings", "importlib", "keyword", "operator", "reprli
 """What Python imports for `python -m solon` before the first line of Solon's."""
 STANDINS = [sys.executable, "-P", "-m", "tests.e2e.standin_solon", "train", str(NURSERY), "--steps", "1",
             *(part for setting in STANDIN for part in ("--set", setting))]  # fmt: skip
-
-
-def run(
-    *command: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=cwd, env=env or plain_environment(ROOT), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=timeout, check=False,
-    )  # fmt: skip
 
 
 def solon(*arguments: str) -> list[str]:
@@ -91,92 +79,16 @@ def test_python_m_solon_runs_none_of_the_libraries_in_the_folder_it_is_started_i
     must_end_well(run(sys.executable, "-m", "solon", "--version", cwd=traps.path), traps)
 
 
-# -- clusters --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A cluster that asks for a token; its clients have it in ~/.ray/auth_token, and nothing else set."""
-    token = tmp_path / "home" / ".ray" / "auth_token"
-    token.parent.mkdir(parents=True)
-    token.touch(mode=0o600)
-    token.write_text(TOKEN)
-    with ray_head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token)) as variables:
-        given = {key: value for key, value in variables.items() if not key.startswith("RAY_AUTH")}
-        given["HOME"] = str(tmp_path / "home")
-        for _ in range(60):
-            done = run(RAY, "job", "list", cwd=tmp_path, env={**given, "RAY_AUTH_MODE": "token"})
-            if done.returncode == 0:
-                break
-            time.sleep(1)
-        else:
-            raise AssertionError(done.stdout + done.stderr)
-        yield given
-
-
-def readme_command() -> str:
-    """The block of the README that submits a job."""
-    blocks = re.findall(r"(?:^    .*\n)+", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    (found,) = [block for block in blocks if "ray job submit" in block]
-    return re.sub(r"^    ", "", found, flags=re.MULTILINE)
-
-
-def test_the_submit_command_of_the_readme_makes_a_run_that_outlives_its_job(
-    nursery: Any, head: dict[str, str], tmp_path: Path
-):
-    command = readme_command()
-    for example, here in (
-        ("http://127.0.0.1:8265", head.pop("RAY_API_SERVER_ADDRESS")),
-        ("/shared/runs", str(tmp_path / "shared")),
-    ):
-        assert command.count(example) == 1
-        command = command.replace(example, here)
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    text = NURSERY.read_text().replace("steps = 30\n", "steps = 1\n").replace("batch_groups = 16", "batch_groups = 2")
-    (folder / "run.toml").write_text(text[: text.index("[evaluate]")])
-    done = run("bash", "-e", "-c", command, cwd=folder, env=head)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (directory,) = (tmp_path / "shared").iterdir()
-    summary = json.loads((directory / "summary.json").read_text())
-    assert (summary["status"], summary["steps"]) == ("completed", 1)
-    assert list((directory / "checkpoints").iterdir())
-    assert TOKEN not in done.stdout + done.stderr
-
-    # Without the folder that stays, the run is refused before it makes anything that would be lost.
-    bare = re.sub(r"env SOLON_RUNS=\S+ ", "", command)
-    assert bare != command
-    refused = run("bash", "-e", "-c", bare, cwd=folder, env=head)
-    assert refused.returncode != 0
-    assert "is removed after the job; name one that outlives the job" in refused.stdout + refused.stderr
-
-
 def test_jobs_and_runs_that_join_run_nothing_of_the_folder_they_are_started_in(
-    nursery: Any, head: dict[str, str], traps: TrapFolder, tmp_path: Path
+    nursery: Any, token_head: dict[str, str], traps: TrapFolder, tmp_path: Path
 ):
-    variables = {**head, "RAY_AUTH_MODE": "token", "SOLON_RUNS": str(tmp_path / "runs")}
-    joined = run(*STANDINS, "--name", "joined", cwd=traps.path, env={**variables, "RAY_ADDRESS": head["GCS"]})
+    variables = {**token_head, "RAY_AUTH_MODE": "token", "SOLON_RUNS": str(tmp_path / "runs")}
+    joined = run(*STANDINS, "--name", "joined", cwd=traps.path, env={**variables, "RAY_ADDRESS": token_head["GCS"]})
     must_end_well(joined, traps)
     entry = ["env", f"SOLON_RUNS={tmp_path / 'runs'}", *STANDINS, "--name", "job"]
     job = run(RAY, "job", "submit", "--working-dir", str(ROOT), "--", *entry, cwd=traps.path, env=variables)
     must_end_well(job, traps)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"joined", "job"}
-
-
-def test_a_submitted_folder_that_shadows_a_package_of_solons_is_refused_by_name(
-    head: dict[str, str], traps: TrapFolder, tmp_path: Path
-):
-    folder = tmp_path / "mine"
-    (folder / "actors").mkdir(parents=True)
-    (folder / "actors" / "__init__.py").write_text("print('the other package ran')\n")
-    variables = {**head, "RAY_AUTH_MODE": "token"}
-    done = run(RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", "solon", "train", "run.toml",
-               cwd=folder, env=variables)  # fmt: skip
-    said = done.stdout + done.stderr
-    assert done.returncode != 0
-    assert "holds `actors/`, which shadows Solon's package actors in" in said
-    assert "rename it there, or submit another folder" in said
-    assert "the other package ran" not in said
 
 
 JOIN = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ COPY = Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_8c1
 
 
 def start(folder: Path, *command: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    variables = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONSAFEPATH", "SOLON_RUNS")}
     variables |= {"PYTHONPATH": str(ROOT), **extra}
     return subprocess.run(
         [sys.executable, *command], cwd=folder, env=variables, capture_output=True, text=True, timeout=60
@@ -130,6 +131,16 @@ def test_workers_of_a_submitted_job_look_where_the_job_itself_looks(monkeypatch:
     assert worker_path.job_config()._py_driver_sys_path == []
 
 
+def test_no_page_recommends_a_start_that_imports_from_the_current_folder():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *(ROOT / "docs").glob("*.md")]
+    lines = [
+        line for page in pages if page.name not in ("log.md", "security.md") for line in page.read_text().splitlines()
+    ]
+    risky = [line for line in lines if re.search(r"python3? -m (solon|nursery)", line)]
+    # A folder that is submitted is code.
+    assert all("ray job submit" in line for line in risky), risky
+
+
 # -- the copy of a submitted folder ----------------------------------------------------------------------------------
 
 
@@ -158,7 +169,7 @@ def test_what_is_written_into_rays_copy_is_refused_before_it_is_lost(tmp_path: P
 def test_every_command_that_writes_says_where_its_results_must_go(tmp_path: Path, command: tuple[str, ...]):
     copy = tmp_path / Path(*COPY.parts[1:])
     copy.mkdir(parents=True)
-    done = start(copy, "-P", "-m", "solon", *command, SOLON_RUNS="")
+    done = start(copy, "-P", "-m", "solon", *command)
     assert done.returncode == 2, done.stderr
     assert "removed after the job" in done.stderr
     assert len(done.stderr.splitlines()) == 1
