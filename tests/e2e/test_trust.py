@@ -74,7 +74,9 @@ def test_python_m_solon_runs_none_of_the_libraries_in_the_folder_it_is_started_i
     """What Python itself imports before the first line of Solon's cannot be helped: docs/security.md names it."""
     traps = TrapFolder(tmp_path / "downloaded")
     shutil.rmtree(traps.path / "solon")
+    page = (ROOT / "docs" / "security.md").read_text()
     for name in BEFORE_SOLON:
+        assert f"`{name}`" in page
         (traps.path / f"{name}.py").unlink()
     must_end_well(run(sys.executable, "-m", "solon", "--version", cwd=traps.path), traps)
 
