@@ -98,11 +98,11 @@ from cluster import worker_path
 worker_path.import_folders = lambda: []  # as where Solon is installed on every machine
 import asyncio
 from actors.calls import call
-from actors.limits import LimitsActor
+from actors.judge import JudgeActor
 from cluster.session import cluster
 from solon.errors import ForeignCodeError
 with cluster():
-    try: asyncio.run(call(LimitsActor.remote({}).__ray_ready__.remote(), who="limits"))
+    try: asyncio.run(call(JudgeActor.remote(None, None, None, name="judge-0").__ray_ready__.remote(), who="judge-0"))
     except ForeignCodeError as error: print(error)
     try: worker_path.refuse_foreign_code()
     except worker_path.InputError as error: print(error)
@@ -120,6 +120,6 @@ def test_a_machine_whose_own_path_shadows_solon_is_named(tmp_path: Path):
         done = run(sys.executable, "-P", "-c", JOIN, cwd=tmp_path, env=join)
     assert done.returncode == 0, done.stderr[-3000:]
     lost, refused = done.stdout.splitlines()
-    assert lost.startswith("limits could not import Solon's code on its machine: ")
+    assert lost.startswith("judge-0 could not import Solon's code on its machine: ")
     assert refused.startswith("on the machine 127.0.0.1: the folder ")
     assert f"{other} holds `actors/`, which shadows Solon's package actors in {ROOT}" in refused
