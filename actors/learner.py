@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,13 @@ import ray
 
 from actors.calls import Process, Spawn, call
 from learners.config import LearnConfig
+from solon.ballast import is_no_space
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.stops import end_ids_of
 from solon.ledger import Lease
 from solon.protocols import Box
 from solon.records import Sampling, StepReport, TrainingGroup, Weights
+from solon.run_directory import DiskFullError
 
 NO_ROOM = "; if it happens again, lower learn.max_tokens_per_microbatch"
 
@@ -61,8 +65,16 @@ class LearnerShell:
         return self._learner.raise_kl(factor)
 
     def save(self, directory: str) -> None:
-        with computing("the learner", "writing its state", kinds=RAISED_BY_LIBRARIES, no_room=NO_ROOM):
-            self._learner.save(directory)
+        try:
+            with computing("the learner", "writing its state", kinds=RAISED_BY_LIBRARIES, no_room=NO_ROOM):
+                self._learner.save(directory)
+        except Exception as error:
+            if not is_no_space(error):
+                raise
+            # A full disk says nothing against this process: another one in its place would find it full as well.
+            raise DiskFullError(
+                f"the learner's state does not fit into {directory}: {os.strerror(errno.ENOSPC)}"
+            ) from None
 
     @ray.method(concurrency_group="signs")  # type: ignore[untyped-decorator]
     def beat(self) -> float:

@@ -53,13 +53,16 @@ class Driver:
         view: View,
         *,
         start: Start,
+        resume: str = "the same command with --resume",
         launcher: type[Launcher] = Launcher,
     ) -> None:
+        """resume: what a person types to continue this run."""
         self._run = run
         self._inputs = inputs
         self._directory = directory
         self._view = view
         self._start = start
+        self._resume = resume
         self._stop = asyncio.Event()
         self._signals = Signals(self._stop)
         self._tally = Tally(
@@ -108,6 +111,7 @@ class Driver:
             provenance=self._provenance,
             on_failure=lambda _: _ignore(loop.call_soon_threadsafe(self._stop.set)),
             on_change=self._view.changed,
+            on_backlog=lambda nbytes: _ignore(loop.call_soon_threadsafe(self._ledger.hold_back, nbytes)),
         )
         for stage, rows in self._inputs.refused.items():
             for row in rows:
@@ -163,10 +167,14 @@ class Driver:
                 admitted=checkpoint.ledger.admitted,
                 held=[entry.ordinal for entry in checkpoint.ledger.entries],
                 damaged=list(self._start.damaged),
+                records=[damage.text for damage in self._start.records.damages],
+                unlisted=not self._start.records.has_account,
                 **await asyncio.to_thread(self._go_back, checkpoint),
             )
         elif self._start.directory is not None:
-            self._recorder.event("resumed", step=0, admitted=0, held=[], damaged=list(self._start.damaged))
+            self._recorder.event(
+                "resumed", step=0, admitted=0, held=[], damaged=list(self._start.damaged), records=[], unlisted=False
+            )
         publication = self._publication = Publication(
             crew.rollout,
             settings=run.publish,
@@ -190,7 +198,7 @@ class Driver:
         self._tally.end()
         self._recorder.event("trained", step=committed, stopped=self._stop.is_set())
         if committed and (self._stop.is_set() or saver.saved_at != committed):
-            await saver.save(committed)
+            await saver.save(committed, is_last=True)
         if self._stop.is_set():
             return "stopped"
         allowed = run.ledger.max_dropped_share
@@ -238,13 +246,11 @@ class Driver:
             note=self._view.note,
         )
         if self._watching is not None:
-            self._ledger.listen(
-                self._watching.event
-            )  # it keeps the payload of a group until that group comes to nothing
-        every = run.checkpoint_every
+            # It keeps the payload of a group until it hears that the group came to nothing.
+            self._ledger.listen(self._watching.event)
 
         async def checkpoint(step: int) -> None:
-            if every and step % every == 0 and step < run.steps:  # the last one is written at the end anyway
+            if run.saves_after(step) and step < run.steps:  # the last one is written at the end anyway
                 await saver.save(step)
 
         lanes = Lanes(
@@ -303,6 +309,7 @@ class Driver:
 
         return Saver(
             folder,
+            directory=self._directory,
             learner=crew.learner,
             ledger=self._ledger,
             recorder=self._recorder,
@@ -310,6 +317,7 @@ class Driver:
             url=run.checkpoint_url,
             state=self._state,
             spared=best,
+            resume=self._resume,
         )
 
     async def _state(self) -> dict[str, Any]:

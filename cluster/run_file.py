@@ -90,6 +90,9 @@ class RunFile(Section):
     checkpoint_every: int = Field(10, ge=0)
     """Steps between checkpoints; 0: only at the end. A learner that is lost trains the steps since the last one again,
     a driver that is lost generates and labels them again as well."""
+    checkpoint_first: int = Field(1, ge=0)
+    """Steps before the first checkpoint of a run, so that an early end loses little and a disk that is too small shows
+    at once; 0: the first comes after `checkpoint_every` steps."""
     checkpoint_keep: int = Field(3, ge=0)
     """How many checkpoints stay; 0: all."""
     checkpoint_url: str = ""
@@ -177,6 +180,10 @@ class RunFile(Section):
     def auditor(self) -> str:
         """The model that audits and evaluates but never rewards; empty: none."""
         return self.watch.audit_judge or self.evaluate.audit_judge
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint follows so many committed steps; the one at the end is another matter."""
+        return bool(self.checkpoint_every) and (step % self.checkpoint_every == 0 or step == self.checkpoint_first)
 
     @property
     def hash(self) -> str:

@@ -10,12 +10,15 @@ from typing import Any
 
 from actors.calls import open_box, put_in_box
 from solon.async_ledger import AsyncLedger
+from solon.ballast import is_no_space
+from solon.checkpoint_room import CheckpointRoom
 from solon.checkpoint_store import upload
-from solon.checkpoints import Checkpoint, CheckpointFolder
+from solon.checkpoints import Checkpoint, CheckpointFolder, folder_bytes
 from solon.errors import PayloadLostError, RunFailedError
 from solon.guarded import GuardedLearner
 from solon.held import Held
 from solon.recorder import Recorder
+from solon.run_directory import RunDirectory, UnwritableError
 
 
 class Saver:
@@ -25,6 +28,7 @@ class Saver:
         self,
         folder: CheckpointFolder,
         *,
+        directory: RunDirectory,
         learner: GuardedLearner,
         ledger: AsyncLedger,
         recorder: Recorder,
@@ -32,8 +36,10 @@ class Saver:
         url: str,
         state: Callable[[], Awaitable[Mapping[str, Any]]],
         spared: Callable[[], list[int]] = list,
+        resume: str = "the same command with --resume",
     ) -> None:
-        """state: what else of the run is to be kept. spared: steps whose checkpoint must not be retired."""
+        """state: what else of the run is to be kept. spared: steps whose checkpoint must not be retired. resume: what
+        is typed to go on when the disk was full."""
         self._folder = folder
         self._learner = learner
         self._ledger = ledger
@@ -42,35 +48,75 @@ class Saver:
         self._url = url
         self._state = state
         self._spared = spared
+        self._resume = resume
+        self._room = CheckpointRoom(directory, folder, tell=recorder.event)
+        self._written = 0
         self.saved_at: int | None = None
         """The step of the last checkpoint."""
 
-    async def save(self, step: int) -> None:
-        """Raises RunFailedError, OSError when it cannot be written; an upload that fails is told and tried again with
-        the next one."""
+    async def save(self, step: int, *, is_last: bool = False) -> None:
+        """Raises DiskFullError when the disk cannot hold it, whatever is given up for it; the checkpoint before stays.
+        Raises RunFailedError when it cannot be written. An upload that fails is told and tried again with the next."""
         began = time.monotonic()
-        cut, boxes = await self._ledger.cut()
-        scratch = self._folder.begin(step)
-        await self._learner.save(str(scratch.resolve()))
-        held, lost = await asyncio.to_thread(open_held, boxes)
-        state = await self._state()
-        # What the checkpoint says was trained must be on record before the checkpoint is there.
-        await asyncio.to_thread(self._recorder.sync)
-        path = await asyncio.to_thread(
-            self._folder.finish,
-            scratch,
-            step=step,
-            config_hash=self._config_hash,
-            ledger=cut.without(lost),
-            held=held,
-            run=state,
-            spared=self._spared(),
-        )
+        path, held = await self._fit(step)
         self._learner.saved(str(path.resolve()))
         self.saved_at = step
-        self._recorder.event("checkpoint", step=step, held=len(held), seconds=round(time.monotonic() - began, 3))
+        self._recorder.event("checkpoint", step=step, held=held, seconds=round(time.monotonic() - began, 3))
+        if not is_last:
+            self._room.end(step)
         if self._url:
             await self._upload(path)
+
+    async def _fit(self, step: int) -> tuple[Path, int]:
+        """The checkpoint in its place, and how many groups it holds. What can be spared is given up for it, in turn."""
+        self._room.begin()
+        written = 0
+        while True:
+            if not self._room.missing:
+                try:
+                    return await self._write(step)
+                except Exception as error:
+                    if not is_no_space(error):
+                        raise self._told(error) from error
+                    written = max(written, self._written)
+            if not self._room.give_up(step, self._spared()):
+                raise self._room.full(written=written, resume=self._resume)
+
+    async def _write(self, step: int) -> tuple[Path, int]:
+        """One try. What it leaves behind is removed, so that its space is free; `_written` says how much it was."""
+        scratch = self._folder.begin(step)
+        try:
+            cut, boxes = await self._ledger.cut()
+            await self._learner.save(str(scratch.resolve()))
+            held, lost = await asyncio.to_thread(open_held, boxes)
+            state = await self._state()
+            # What the checkpoint says was trained must be on record before the checkpoint is there.
+            records = await asyncio.to_thread(self._recorder.sync)
+            path = await asyncio.to_thread(
+                self._folder.finish,
+                scratch,
+                step=step,
+                config_hash=self._config_hash,
+                ledger=cut.without(lost),
+                held=held,
+                run=state,
+                records=records,
+                spared=self._spared(),
+            )
+        finally:
+            self._written = folder_bytes(scratch)
+            self._folder.discard(scratch)
+        return path, len(held)
+
+    @staticmethod
+    def _told(error: Exception) -> Exception:
+        """What the disk refuses for another reason than space, as one message."""
+        if not isinstance(error, OSError):
+            return error
+        return UnwritableError(
+            f"a checkpoint cannot be written: {error.strerror or error}; make the disk writable again, then start the "
+            "same command with --resume: it begins at the last checkpoint that is whole"
+        )
 
     async def _upload(self, path: Path) -> None:
         try:

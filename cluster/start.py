@@ -26,11 +26,13 @@ from solon.checkpoints import Checkpoint, CheckpointFolder
 from solon.directory_lock import locked
 from solon.errors import InputError, short
 from solon.overrides import flat_items
+from solon.record_integrity import UNRECORDED, Integrity, examine, said_of
 from solon.run_directory import RunDirectory
 
 MAY_CHANGE = (
     "steps",
     "checkpoint_every",
+    "checkpoint_first",
     "checkpoint_keep",
     "checkpoint_url",
     "recovery",
@@ -60,6 +62,8 @@ class Start:
     """Younger checkpoints than this one are set aside: `--from`."""
     changed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """What a run that goes back sets anew: [before, now] by key."""
+    records: Integrity = UNRECORDED
+    """How the files of the run compare with what the checkpoint says of them."""
     finished: Mapping[str, Any] | None = None
     """The summary of a run that has nothing left to do."""
 
@@ -71,6 +75,11 @@ class Start:
     @property
     def step(self) -> int:
         return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is said of a run whose files are not what it wrote, a sentence each."""
+        return said_of(self.records, self.checkpoint.path.name) if self.checkpoint else []
 
     def open(self, root: Path, name: str | None, *, default: str) -> RunDirectory:
         """The directory, made or made ready."""
@@ -119,7 +128,8 @@ def _start_back_in(directory: Path, run: RunFile, constitution_hash: str, digest
     refuse_other_inputs(inputs_to_share(digests), then, place=checkpoint.path, run=run)
     changed |= judges_changed(digests, then)
     _refuse_too_far(checkpoint, run, directory)
-    return Start(directory=directory, checkpoint=checkpoint, goes_back=True, changed=changed)
+    records = _compared(directory, checkpoint, run)
+    return Start(directory=directory, checkpoint=checkpoint, goes_back=True, changed=changed, records=records)
 
 
 def _start_in(directory: Path, run: RunFile, constitution_hash: str, digests: Digests, _: str = "") -> Start:
@@ -138,7 +148,8 @@ def _start_in(directory: Path, run: RunFile, constitution_hash: str, digests: Di
         refuse_other_inputs(digests, checkpoint.run.get("inputs") or {}, place=checkpoint.path, run=run)
         refuse_spoilt(checkpoint, directory, best_of(folder, windows_of(checkpoint)))
         _refuse_too_far(checkpoint, run, directory)
-    return Start(directory=directory, checkpoint=checkpoint, damaged=tuple(damaged))
+    records = _compared(directory, checkpoint, run)
+    return Start(directory=directory, checkpoint=checkpoint, damaged=tuple(damaged), records=records)
 
 
 def _refuse_too_far(checkpoint: Checkpoint, run: RunFile, directory: Path) -> None:
@@ -147,6 +158,18 @@ def _refuse_too_far(checkpoint: Checkpoint, run: RunFile, directory: Path) -> No
             f"--resume: {directory} has trained {checkpoint.step} steps already, expected more than that in steps = "
             f"{run.steps}; raise it with --steps"
         )
+
+
+def _compared(directory: Path, checkpoint: Checkpoint | None, run: RunFile) -> Integrity:
+    """How the files that are only added to compare with what the checkpoint says of them. Raises InputError when that
+    is to refuse a resume."""
+    records = UNRECORDED if checkpoint is None else examine(directory, checkpoint.records)
+    if records.damages and run.recovery.damaged_records == "refuse":
+        raise InputError(
+            f"--resume: {'; '.join(damage.text for damage in records.damages)}; restore the files of {directory}, or "
+            'set recovery.damaged_records = "continue"'
+        )
+    return records
 
 
 def _latest(root: Path, default: str) -> Path | None:

@@ -13,10 +13,13 @@ from cluster.driver import Driver
 from cluster.fitting import fit_run, own_cpus
 from cluster.launch import Launcher, cluster
 from cluster.preflight import check_cluster, check_inputs
+from cluster.preflight_space import remarks_on_space
 from cluster.run_file import RunFile
 from cluster.start import find_start
 from cluster.view import View
+from solon.checkpoints import folder_bytes
 from solon.errors import InputError, short
+from solon.next_steps import resume_command
 
 
 def train(
@@ -58,8 +61,9 @@ def train(
     if start.finished is not None:
         view.note(f"{start.directory} is complete, there is nothing left to do; more steps need a larger --steps")
         return dict(start.finished)
-    for damage in start.damaged:
-        view.note(f"warning: {damage}")
+    there = folder_bytes(start.directory / "checkpoints") if start.directory is not None else 0
+    for warning in (*start.damaged, *start.remarks, *remarks_on_space(run, root, there=there)):
+        view.note(f"warning: {warning}")
     with cluster() as info:
         check_cluster(run, info.resources)
         directory = start.open(root, name, default=default_name)
@@ -80,7 +84,8 @@ def train(
         }
         config |= {"started": time.time(), "origin": dict(origin or {})}
         before = _records(directory.path) if start.directory is not None else {}
-        driver = Driver(run, inputs, directory, view, start=start, launcher=launcher)
+        resume_with = resume_command(directory.path, config)
+        driver = Driver(run, inputs, directory, view, start=start, resume=resume_with, launcher=launcher)
         try:
             directory.write_json("config.json", config | run.model_dump(mode="json"))
             return asyncio.run(driver.drive())

@@ -54,6 +54,7 @@ class AsyncLedger:
         self._engines: list[Ask] = []
         self._judges: list[Ask] = []
         self._nudge: asyncio.Task[None] | None = None
+        self._waking: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._tell: Callable[..., None] = lambda name, **fields: None
         self.progress = 0
@@ -62,6 +63,19 @@ class AsyncLedger:
         """`tell(name, **fields)` hears of every group that is tried again or dropped, as it happens."""
         self._tell = tell
         self._ledger.on_drop = lambda ordinal, reason: tell("group_dropped", ordinal=ordinal, reason=reason)
+
+    def hold_back(self, unwritten_bytes: int) -> None:
+        """So many bytes of payloads are kept until they are written: they count against the byte budget.
+
+        Wakes those that wait for a credit when they become fewer."""
+        was_over, fell = self._ledger.is_over_budget, unwritten_bytes < self._ledger.unwritten_bytes
+        self._ledger.unwritten_bytes = unwritten_bytes
+        if was_over and fell and (self._waking is None or self._waking.done()):
+            self._waking = asyncio.ensure_future(self._wake())
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     async def reserve(
         self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = lambda: True

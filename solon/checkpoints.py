@@ -7,6 +7,7 @@ either the checkpoint before or the one after, never half of one.
         ledger.json           solon.ledger_cut: which groups are held, and where
         held.parquet          what was generated and not trained yet; feedback.jsonl: its labels
         run.json              digests of constitution, prompts and models, running totals, scores, what the watch knows
+        records.json          counts and digests of the run's other files at that moment (solon.record_integrity)
         manifest.json         sha256 of every file
     checkpoints/LATEST        the name of the last one
     checkpoints/aside/        those that the run went back from (`--from`)
@@ -28,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from solon.errors import InputError, RunFailedError
 from solon.json_text import json_text
 from solon.ledger_cut import LedgerCut
+from solon.record_integrity import RECORDS, Records, read_records
 
 if TYPE_CHECKING:
     from solon.held import Held
@@ -59,6 +61,8 @@ class Checkpoint:
     held: Mapping[int, Held]
     run: Mapping[str, Any]
     """What the driver wrote of the run."""
+    records: Records | None = None
+    """How far the run's files went; None: written by a version that did not say."""
 
 
 class CheckpointFolder:
@@ -106,6 +110,7 @@ class CheckpointFolder:
         ledger: LedgerCut,
         held: Iterable[Held],
         run: Mapping[str, Any],
+        records: Records | None = None,
         spared: Iterable[int] = (),
     ) -> Path:
         """Complete what the learner saved into `scratch` and put it in its place. Steps in `spared` stay beyond `keep`.
@@ -123,6 +128,8 @@ class CheckpointFolder:
         write_held(scratch, held)
         (scratch / "ledger.json").write_text(ledger.model_dump_json(indent=1) + "\n")
         (scratch / "run.json").write_text(json_text(run, indent=1) + "\n")
+        if records is not None:
+            (scratch / RECORDS).write_text(records.model_dump_json(indent=1) + "\n")
         self.failpoint("written")
         files = sorted(path for path in scratch.rglob("*") if path.is_file())
         manifest = Manifest(
@@ -133,7 +140,8 @@ class CheckpointFolder:
             _sync(path)
         self.failpoint("synced")
         final = self.place(scratch, step=step)
-        self._retire(spared)
+        if self._keep:
+            self.retire(keep=self._keep, spared=spared)
         return final
 
     def place(self, scratch: Path, *, step: int) -> Path:
@@ -203,17 +211,21 @@ class CheckpointFolder:
                     damaged.append(str(error))
         return None
 
-    def _retire(self, spared: Iterable[int]) -> None:
-        if not self._keep:
-            return
-        kept = {*self.steps()[-self._keep :], *spared}
-        for step in self.steps():
-            if step not in kept:
-                # Renamed first: a folder that is half removed must not look like a checkpoint.
-                gone = self.path / f".{_name(step)}.gone"
-                shutil.rmtree(gone, ignore_errors=True)
-                (self.path / _name(step)).replace(gone)
-                shutil.rmtree(gone, ignore_errors=True)
+    def size(self, step: int) -> int:
+        """Bytes of the files of a checkpoint."""
+        return folder_bytes(self.path / _name(step))
+
+    def retire(self, *, keep: int, spared: Iterable[int] = ()) -> list[int]:
+        """Remove all but the last `keep` and those that are spared; returns the steps of those that went."""
+        kept = {*self.steps()[-keep:], *spared}
+        gone = [step for step in self.steps() if step not in kept]
+        for step in gone:
+            # Renamed first: a folder that is half removed must not look like a checkpoint.
+            going = self.path / f".{_name(step)}.gone"
+            shutil.rmtree(going, ignore_errors=True)
+            (self.path / _name(step)).replace(going)
+            shutil.rmtree(going, ignore_errors=True)
+        return gone
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -226,7 +238,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         run = json.loads((path / "run.json").read_text())
     except (OSError, ValueError, ValidationError) as error:
         raise InputError(f"checkpoint {path}: {_one_line(error)}; resume from another one") from None
-    return Checkpoint(path=path, step=manifest.step, ledger=ledger, held=read_held(path), run=run)
+    return Checkpoint(
+        path=path, step=manifest.step, ledger=ledger, held=read_held(path), run=run, records=read_records(path)
+    )
 
 
 def verify(path: Path) -> Manifest:
@@ -246,6 +260,11 @@ def verify(path: Path) -> Manifest:
         if found != digest:
             raise InputError(f"checkpoint {path}: {name} is damaged, its sha256 is not the manifest's")
     return manifest
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _name(step: int) -> str:

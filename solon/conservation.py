@@ -5,6 +5,9 @@ A line of `metrics.jsonl` commits the groups of its step; a `group_dropped` even
 {step, admitted, held} takes back, at its moment, what the process before had done since the checkpoint: every commit of
 a step from `step` on, and every drop of a group that is in `held` or was not admitted yet (its number is `admitted` or
 higher). Those groups are generated again under the same numbers, so nothing of them may count twice.
+
+Where lines were cut or edited, a checkpoint vouches for the groups before it: its ledger adds up, so each of them was
+trained or dropped once, although no line says which. A `resumed` event with `unlisted` says so of its checkpoint.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ class Account:
     """Admitted, neither committed nor dropped, and nobody has them."""
     doubled: frozenset[int]
     """Committed or dropped more than once."""
+    unlisted: frozenset[int] = frozenset()
+    """Trained or dropped as a checkpoint says; the lines that said so are gone."""
 
     @property
     def is_balanced(self) -> bool:
@@ -47,16 +52,17 @@ def account(
     *,
     admitted: int | None = None,
     held: Collection[int] | None = None,
+    vouched: Collection[int] = (),
 ) -> Account:
     """The account of a run at the end of these lines.
 
     admitted: how many groups there were; None: those on record. held: the groups that somebody still has, an empty one
-    at the end of a completed run; None: not known, then none counts as lost. Raises KeyError, TypeError, ValueError for
-    lines that no run writes.
+    at the end of a completed run; None: not known, then none counts as lost. vouched: groups that a checkpoint says are
+    trained or dropped, where lines are damaged. Raises KeyError, TypeError, ValueError for lines that no run writes.
     """
     trained: list[tuple[int, list[int]]] = []  # (step, its groups), steps ascending
     dropped: dict[int, list[str]] = {}
-    known = 0
+    known, trusted = 0, set(vouched)
     for line in _in_order(events, metrics):
         name = line.get("event")
         if name is None:
@@ -72,12 +78,17 @@ def account(
             known, again = int(line["admitted"]), {int(ordinal) for ordinal in line["held"]}
             for ordinal in [o for o in dropped if o in again or o >= known]:
                 del dropped[ordinal]
+            settled = set(range(known)) - again
+            trusted = trusted & settled | (settled if line.get("unlisted") else set())
     committed = {ordinal: step for step, ordinals in trained for ordinal in ordinals}
     times = Counter(ordinal for _, ordinals in trained for ordinal in ordinals)
     times.update({ordinal: len(reasons) for ordinal, reasons in dropped.items()})
+    unlisted = frozenset(trusted - times.keys())
+    for ordinal in trusted:  # once, whatever is left of its lines says
+        times[ordinal] = 1
     # Somebody has what was trained or dropped already: it would count again.
     times.update({ordinal for ordinal in held or () if ordinal in times})
-    admitted = max(known, admitted or 0)
+    admitted = max(known, admitted or 0, *(ordinal + 1 for ordinal in trusted))
     rest = frozenset(range(admitted)) - times.keys()
     kept = rest if held is None else rest & frozenset(held)
     return Account(
@@ -87,6 +98,7 @@ def account(
         held=kept,
         lost=rest - kept,
         doubled=frozenset(ordinal for ordinal, count in times.items() if count > 1),
+        unlisted=unlisted,
     )
 
 

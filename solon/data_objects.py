@@ -130,6 +130,9 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
             "damaged": "checkpoints that could not be used, and why",
             "aside": "later checkpoints that were set aside, where the run went back (`--from`)",
             "changed": "settings that are others from here on, [before, now] by key, where the run went back",
+            "records": "files that were cut or edited since the checkpoint, a sentence each",
+            "unlisted": "whether lines that say where groups are were among them: then the checkpoint counts for all "
+            "groups before it",
         },
     ),
     "published": (
@@ -145,6 +148,14 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
     "checkpoint": (
         "a checkpoint is complete",
         {"step": "its step", "held": "groups in it", "seconds": "what it took"},
+    ),
+    "space_short": (
+        "the disk has no room for the next checkpoint; told once",
+        {"checkpoint_bytes": "size of the last one", "missing_bytes": "to be freed", "cause": "the same in words"},
+    ),
+    "space_freed": (
+        "a checkpoint did not fit: the oldest one was removed for it",
+        {"step": "of the one that did not fit", "removed": "step of the oldest"},
     ),
     "upload_failed": ("a checkpoint was not uploaded; the next one is", {"checkpoint": "its name", "cause": "why"}),
     "trained": ("no further step comes", {"step": "committed steps", "stopped": "whether it was stopped"}),
@@ -304,6 +315,17 @@ RUN_STATE: Keys = {
     "stopped_by": "what stopped the run at this checkpoint; null: nothing",
     "*": "further digests that a resumed run must share",
 }
+RECORDED: Keys = {
+    "files.*.lines": "lines of a file; of `quarantine.jsonl` those that no start writes again",
+    "files.*.bytes": "their bytes",
+    "files.*.sha256": "their digest",
+}
+PART: Keys = {
+    "part": "its path in the run directory",
+    "rows": "rows in it",
+    "bytes": "its size",
+    "sha256": "its digest",
+}
 LEARNER_STATE: Keys = {
     "version": "committed steps",
     "seed": "of the run",
@@ -322,6 +344,7 @@ RUN: Mapping[str, tuple[str, Keys | None]] = {
     "config.json": ("the resolved configuration, written before anything starts", CONFIG),
     "metrics.jsonl": ("one object per committed step; after a resume the last line of a step counts", None),
     "events.jsonl": ("faults, restarts, publications, alarms, dropped groups, as they come", None),
+    "parts.jsonl": ("a line for every part that was written; the last line of a part counts", PART),
     "rollouts/part-*.parquet": ("every answer that was generated", None),
     "labels/part-*.parquet": ("every label", None),
     "heldout-before.json": ("answers to the held-out prompts before training, with their scores", HELDOUT),
@@ -331,7 +354,11 @@ RUN: Mapping[str, tuple[str, Keys | None]] = {
     "trace.json": ("what every worker did when, for ui.perfetto.dev", TRACE),
     "trace-earlier.json": ("the 64 MiB before that", TRACE),
     "summary.json": ("the outcome, also of a run that was stopped or failed", SUMMARY),
-    ".ballast": ("16 MiB that are given up when the disk is full; gone when the run has ended", None),
+    ".ballast": (
+        "space that is held on the disk: 16 MiB for the last rows, and room for the next checkpoint; gone when the run "
+        "has ended",
+        None,
+    ),
     "checkpoints/LATEST": ("name of the last checkpoint", None),
     "checkpoints/aside/step-*": ("checkpoints that the run went back from; nothing reads them", None),
     "checkpoints/step-*/manifest.json": ("sha256 of every file of the checkpoint", MANIFEST),
@@ -345,6 +372,7 @@ RUN: Mapping[str, tuple[str, Keys | None]] = {
     "checkpoints/step-*/ledger.json": ("which groups are held, and where", LEDGER_CUT),
     "checkpoints/step-*/held.parquet": ("answers that are held: generated, not trained yet", None),
     "checkpoints/step-*/feedback.jsonl": ("labels of the held groups", FEEDBACK_HELD),
+    "checkpoints/step-*/records.json": ("how far the files beside it went at that moment", RECORDED),
     "checkpoints/step-*/run.json": ("totals and scores that a resumed run continues from", RUN_STATE),
 }
 """Files of a run directory: what each is, and its keys where it is JSON."""
@@ -361,7 +389,7 @@ LABELLED: Mapping[str, tuple[str, Keys | None]] = {
     "answers.jsonl": ("answers that `--policy` wrote", ANSWERS),
     "selection.jsonl": ("which rows were selected, with what probability", SELECTION),
     "spend.json": ("money spent at an endpoint with a cap", SPEND),
-    ".ballast": ("as in a run directory", None),
+    ".ballast": ("16 MiB that are given up when the disk is full", None),
     "spend.json.lock": ("held by the process that spends", None),
     "verdicts.sqlite*": ("the exact cache of verdicts: a later start asks none of them again", None),
     "proxy/*": ("labels of `select.proxy`, a directory like this one", None),

@@ -12,6 +12,7 @@ from typing import Any
 from solon.drops import summary
 from solon.feedback.watching.remedies import SPOILING
 from solon.next_steps import LITTLE_ROOM_BYTES, UP, next_steps
+from solon.record_integrity import said_of
 from solon.run_facts import Facts
 from solon.run_files import time_of
 from solon.standing import who_waits
@@ -36,6 +37,8 @@ FAULTS = (
     "stalled",
     "draining",
     "upload_failed",
+    "space_short",
+    "space_freed",
     "nothing_moved",
     "answers_cut",
 )
@@ -78,13 +81,14 @@ def diagnose(facts: Facts) -> Diagnosis:
         "alarms": alarms(facts.events),
         "groups": _groups(facts, status),
         "checkpoints": _checkpoints(facts),
+        "records": _records(facts),
         "disk": _disk(facts, status),
         "left over": _left_over(facts, status),
         "unclear": list(facts.problems),
     }
     return Diagnosis(
         status=status,
-        is_well=status not in ("stalled", "failed", "dead") and not unbalanced,
+        is_well=status not in ("stalled", "failed", "dead") and not unbalanced and not facts.records.damages,
         headline=headline,
         findings={name: lines for name, lines in findings.items() if lines},
         do=next_steps(facts, status, is_balanced=not unbalanced),
@@ -186,7 +190,8 @@ def _unbalanced(facts: Facts) -> list[str]:
                 f"summary.json: {told['admitted']} groups were admitted, but {told['committed']} committed, "
                 f"{told['dropped']} dropped and {told['held']} held"
             )
-        if facts.account is not None and facts.summary and facts.summary.get("status") in ("completed", "stopped"):
+        is_listed = facts.account is not None and facts.records.has_account and not facts.account.unlisted
+        if facts.account is not None and is_listed and facts.summary and _ended_well(facts.summary):
             counted = {"committed": len(facts.account.committed), "dropped": len(facts.account.dropped)}
             lines += [
                 f"summary.json says {told[key]} groups {key}, the lines say {count}"
@@ -194,6 +199,10 @@ def _unbalanced(facts: Facts) -> list[str]:
                 if told[key] != count
             ]
     return lines
+
+
+def _ended_well(summary: Mapping[str, Any]) -> bool:
+    return summary.get("status") in ("completed", "stopped")
 
 
 def _process(facts: Facts, status: str) -> list[str]:
@@ -272,7 +281,9 @@ def _groups(facts: Facts, status: str) -> list[str]:
         lines = [f"{trained}, {held} {'in hand' if status in UP else 'were in hand'}"]
     else:
         lines = [f"{found.admitted} admitted: {trained}, {len(found.held)} held"]
-    if found.is_balanced:
+    if found.unlisted:
+        lines[0] += f", {len(found.unlisted)} trained or dropped as a checkpoint says, whose lines are gone"
+    if found.is_balanced and facts.records.has_account:
         lines[0] += "; nothing is counted twice" + (", nothing is lost" if status in ("completed", "stopped") else "")
     lines += [f"dropped {count}: {cause[:400]}" for cause, count in summary(found.reasons)[:5]]
     return lines
@@ -299,6 +310,20 @@ def _checkpoints(facts: Facts) -> list[str]:
     lines += [f"damaged: {checkpoint.problem}" for checkpoint in facts.checkpoints if checkpoint.problem]
     if not whole:
         lines.append("none that is whole: --resume begins at the first step again")
+    return lines
+
+
+def _records(facts: Facts) -> list[str]:
+    """Whether the files that a run only adds to are what it wrote."""
+    lines = said_of(facts.records, facts.whole.name if facts.whole else "the first step")
+    if facts.whole is not None and not facts.records.is_recorded:
+        lines.append(f"{facts.whole.name} keeps no digests of them: whether lines were cut is not known")
+    if facts.records.unread:
+        lines.append(f"too large to be compared now: {', '.join(facts.records.unread)}; `--thorough` reads them")
+    for event in facts.events:
+        found = event.get("records")
+        if event.get("event") == "resumed" and isinstance(found, list) and found:
+            lines.append(f"when it was resumed from step {event.get('step')}: {'; '.join(map(str, found))}")
     return lines
 
 

@@ -165,20 +165,18 @@ class Ledger:
     def _credits_by_size(self, held: int) -> int:
         """What the byte budget allows. A batch that is larger than the budget is let through alone: fewer groups than a
         batch can never be trained, so their bytes would never be freed."""
-        if self.is_unwritten_over:
+        if self.unwritten_bytes >= self.config.max_held_mib * 2**20:
             return 0  # freed by writing, which waits for no group
-        if self._shelves.nbytes + self.unwritten_bytes < self.config.max_held_mib * 2**20:
-            return sys.maxsize
-        return max(0, self.config.batch_groups - held)
+        return max(0, self.config.batch_groups - held) if self.is_over_budget else sys.maxsize
 
     def close(self) -> None:
         """Admit nothing more. What is held may still be finished, or go into a cut."""
         self._open = False
 
     @property
-    def is_unwritten_over(self) -> bool:
-        """What is still to be written fills the byte budget alone."""
-        return self.unwritten_bytes >= self.config.max_held_mib * 2**20
+    def is_over_budget(self) -> bool:
+        """Held payloads and those still to be written fill the byte budget."""
+        return self._shelves.nbytes + self.unwritten_bytes >= self.config.max_held_mib * 2**20
 
     @property
     def is_closed(self) -> bool:

@@ -78,7 +78,8 @@ def _warnings(facts: Facts) -> list[str]:
     """What the summary warns of; what its lines show where it is of a version that did not warn."""
     warnings = (facts.summary or {}).get("warnings")
     found = warnings if isinstance(warnings, list) else _wrong_so_far(facts)
-    return [f"look at this first: {text}" for text in found]
+    damaged = [damage.text for damage in facts.records.damages]
+    return [f"look at this first: {text}" for text in (*damaged, *found)]
 
 
 def _wrong_so_far(facts: Facts) -> list[str]:

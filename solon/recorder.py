@@ -3,6 +3,9 @@
 It is the loop's observer. The rows of a group are written as soon as it is generated or labelled (batched by
 step), so that a run that is stopped or fails has lost nothing it had made. What became of a rollout, its reward,
 advantage and step, is filled into its row when it is known (solon.outcomes).
+
+What waits to be written keeps its payload. How many bytes those are is told, so that a run generates no more than its
+disk takes (`AsyncLedger.hold_back`).
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ from solon.ledger import Lease
 from solon.outcomes import Outcomes
 from solon.protocols import Box, GenerationReport, LabelReport
 from solon.quarantine import Quarantine
+from solon.record_integrity import REREAD_STAGES, Records
 from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
 from solon.redaction import redacted
-from solon.run_directory import RunDirectory
+from solon.run_directory import DiskFullError, RunDirectory
 from solon.tables import label_rows, rollout_rows
 from solon.tally import Tally
 from solon.trace_file import TraceFile
@@ -30,7 +34,8 @@ ROWS_PER_PART = 4096
 
 
 class Recorder:
-    """`unbox` opens a payload (on Ray: fetches it). `on_failure` is called once, from the writing thread."""
+    """`unbox` opens a payload (on Ray: fetches it). `on_failure` is called once, from the writing thread; `on_backlog`
+    with the bytes of all payloads that wait to be written, whenever they change, from any thread."""
 
     def __init__(
         self,
@@ -41,16 +46,23 @@ class Recorder:
         provenance: dict[str, Any],
         on_failure: Callable[[Exception], None],
         on_change: Callable[[str], None] = lambda _: None,
+        on_backlog: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._directory = directory
+        directory.keeps_part_digests = True
         self.tally = tally
-        self.quarantine = Quarantine(directory, anew=("prompts", "heldout"))
+        self.quarantine = Quarantine(directory, anew=REREAD_STAGES)
         """What was refused; prompts are read anew in every start."""
         self._unbox = unbox
         self._provenance = provenance
         self._on_failure = on_failure
         self._on_change = on_change
+        self._on_backlog = on_backlog
+        self._backlog = 0
+        self._counting = threading.Lock()
         self.failure: Exception | None = None
+        self._has_lost = False
+        """Something that was to be written was not."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._rollouts: list[dict[str, Any]] = []
         self._labels: list[dict[str, Any]] = []
@@ -65,12 +77,14 @@ class Recorder:
     def generated(self, report: GenerationReport, box: Box) -> None:
         self.tally.generated(report)
         self._keep_spans(report.spans)
-        self._jobs.put(lambda: self._opened(box, self._keep_rollouts, "rollouts", report.ordinal, report.attempt))
+        keep = self._keep_rollouts
+        self._put_payload(report.nbytes, lambda: self._opened(box, keep, "rollouts", report.ordinal, report.attempt))
 
     def labelled(self, report: LabelReport, box: Box) -> None:
         self.tally.labelled(report)
         self._keep_spans(report.spans)
-        self._jobs.put(lambda: self._opened(box, self._keep_labels, "labels", report.ordinal, report.attempt))
+        keep = self._keep_labels
+        self._put_payload(report.nbytes, lambda: self._opened(box, keep, "labels", report.ordinal, report.attempt))
 
     def stepped(self, lease: Lease, report: StepReport) -> None:
         record = self.tally.stepped(lease, report)
@@ -110,17 +124,38 @@ class Recorder:
         """A whole JSON file of the run directory."""
         self._jobs.put(lambda: _ignore(self._directory.write_json(name, value)))
 
+    def _put_payload(self, nbytes: int, job: Callable[[], None]) -> None:
+        """A job that keeps a payload of this size until it is done."""
+        self._count(nbytes)
+
+        def counted() -> None:
+            try:
+                job()
+            finally:
+                self._count(-nbytes)
+
+        self._jobs.put(counted)
+
+    def _count(self, nbytes: int) -> None:
+        with self._counting:
+            self._backlog += nbytes
+            with suppress(RuntimeError):  # an event loop that has ended admits nothing anyway
+                self._on_backlog(self._backlog)
+
     def _keep_spans(self, spans: Sequence[Span]) -> None:
         if spans:
             self._jobs.put(lambda: self._trace.add(spans))
 
-    def sync(self) -> None:
-        """Waits until everything said so far is on the disk. Raises what went wrong while writing."""
+    def sync(self) -> Records:
+        """Waits until everything said so far is on the disk; returns what is there. Raises what went wrong, unless all
+        of it was written all the same: into the ballast of a full disk."""
         done = threading.Event()
-        self._jobs.put(lambda: self._sync(done))
+        found: list[Records] = []
+        self._jobs.put(lambda: self._sync(done, found))
         done.wait()
-        if self.failure is not None:
+        if self.failure is not None and (self._has_lost or not found):
             raise self.failure
+        return found[0]
 
     def close(self) -> None:
         """Write what is left and wait for it. Raises what went wrong while writing, if anything did."""
@@ -134,6 +169,7 @@ class Recorder:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             self._try(job)
+            del job  # or its payload stays until there is another one
         self._try(self._flush_all)
         self._try(self._trace.close)
         self._try(self.quarantine.close)
@@ -142,16 +178,18 @@ class Recorder:
         try:
             job()
         except Exception as error:
+            self._has_lost |= not (isinstance(error, DiskFullError) and error.is_written)
             if self.failure is None:
                 self.failure = error
                 # Whoever is told may be gone already; what is left to write is still written.
                 with suppress(Exception):
                     self._on_failure(error)
 
-    def _sync(self, done: threading.Event) -> None:
+    def _sync(self, done: threading.Event, found: list[Records]) -> None:
         try:
-            self._flush_all()
-            self._directory.sync()
+            with ExitStack() as last_first:
+                last_first.callback(lambda: found.append(self._directory.sync()))
+                self._flush_all()
         finally:
             done.set()
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -62,6 +62,9 @@ class RecoveryConfig(BaseModel):
     grace_s: float = Field(20, ge=0)
     """When a run is stopped: what is being generated or labelled may take so long to end; the rest is generated again
     when the run goes on."""
+    damaged_records: Literal["continue", "refuse"] = "continue"
+    """What `--resume` does when files that a run only adds to (metrics, events, rollouts, labels) were cut or edited
+    since the checkpoint: it says so and continues, for nothing is trained from them, or it refuses."""
 
 
 class Restartable(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from solon.ballast import Ballast, is_no_space
 from solon.directory_lock import lock_directory
 from solon.errors import InputError, RunFailedError
 from solon.json_text import json_text
+from solon.record_integrity import CHAINED, PARTS, Records, Running, drop_unplaced, part_line
 from solon.tables import arrow_table
 
 BALLAST_BYTES = 16 * 2**20
@@ -42,8 +44,13 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._parts: dict[str, int] = {}
         self.ballast = Ballast(path)
+        self.keeps_part_digests = False
+        """Whether `parts.jsonl` gets a line for every part."""
+        self._parts: dict[str, int] = {}
+        self._running: dict[str, Running] = {}
+        self._unsynced: set[Path] = set()
+        self._adding = threading.RLock()
         self._unlock: Callable[[], object] = lambda: None
 
     @classmethod
@@ -92,6 +99,7 @@ class RunDirectory:
         for path in (*self.path.glob("*.jsonl"), *self.path.glob("trace.json")):
             with path.open("rb+") as file:
                 file.truncate(_end_of_last_line(file))
+        drop_unplaced(self.path)
         for path in (p for pattern in ("*.tmp", "*/part-*.tmp", "*/.part-*.tmp") for p in self.path.glob(pattern)):
             path.unlink(missing_ok=True)
 
@@ -100,11 +108,15 @@ class RunDirectory:
         path = self.path / name
         return len(path.read_bytes().splitlines()) if path.exists() else 0
 
-    def sync(self) -> None:
-        """The lines written so far, to the disk."""
-        for path in self.path.glob("*.jsonl"):
+    def sync(self) -> Records:
+        """The lines and parts written so far, to the disk. Returns what is there then."""
+        with self._adding:  # counted first: of what comes meanwhile nothing is promised
+            records = Records(files={name: self._grown(name).extent() for name in CHAINED if self._is_there(name)})
+            parts, self._unsynced = self._unsynced, set()
+        for path in (*self.path.glob("*.jsonl"), *parts):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        return records
 
     def write_json(self, name: str, value: Any) -> Path:
         """A whole JSON file, there completely or not at all."""
@@ -128,14 +140,31 @@ class RunDirectory:
 
     def append_bytes(self, name: str, lines: bytes) -> None:
         """Whole lines at the end of a file, all of them or none."""
-        self._guard(lambda: _append(self.path / name, lines))
+        with self._adding:
+            self._guard(lambda: self._add(name, lines))
+
+    def _add(self, name: str, lines: bytes) -> None:
+        running = self._grown(name) if name in CHAINED else None
+        _append(self.path / name, lines)
+        if running is not None:
+            running.add(lines)
+
+    def _grown(self, name: str) -> Running:
+        """How far a file goes: what this process added to what it found."""
+        if name not in self._running:
+            running, path = Running(name), self.path / name
+            if path.exists():
+                running.add(path.read_bytes())
+            self._running[name] = running
+        return self._running[name]
+
+    def _is_there(self, name: str) -> bool:
+        return name in self._running or (self.path / name).exists()
 
     def write_rows(self, table: str, rows: Sequence[Mapping[str, Any]]) -> Path | None:
         """Rows as the next Parquet part of `rollouts` or `labels`."""
         if not rows:
             return None
-        import pyarrow.parquet as pq
-
         columns = arrow_table(table, rows)
         folder = self.path / table
         if table not in self._parts:  # a folder that has parts already goes on after the last
@@ -146,8 +175,7 @@ class RunDirectory:
 
         def write() -> None:
             folder.mkdir(exist_ok=True)
-            with _appearing(path) as scratch:
-                pq.write_table(columns, scratch)
+            self._place(path, columns)
             # Here, and not after the guard: that raises when only the second try found room.
             self._parts[table] = number + 1
 
@@ -156,13 +184,18 @@ class RunDirectory:
 
     def replace_rows(self, path: Path, table: Any) -> None:
         """A part with the same rows and more filled in, in the place of the one before; a `pyarrow.Table`."""
+        self._guard(lambda: self._place(path, table))
+
+    def _place(self, path: Path, table: Any) -> None:
         import pyarrow.parquet as pq
 
-        def write() -> None:
-            with _appearing(path) as scratch:
-                pq.write_table(table, scratch)
-
-        self._guard(write)
+        with _appearing(path) as scratch:
+            pq.write_table(table, scratch)
+            if self.keeps_part_digests:
+                line = part_line(f"{path.parent.name}/{path.name}", scratch, rows=table.num_rows)
+                with self._adding:
+                    self._add(PARTS, json_text(line).encode() + b"\n")
+        self._unsynced.add(path)
 
     def lock(self) -> None:
         """One process at a time, until this one ends, however it ends. Raises InputError when another works here."""

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from solon.checkpoints import CheckpointFolder
 from solon.conservation import Account, account
 from solon.errors import InputError
+from solon.record_integrity import Integrity, examine, read_records
 from solon.run_files import (
     CheckpointState,
     free_bytes,
@@ -59,6 +60,8 @@ class Facts:
     account: Account | None
     checkpoints: tuple[CheckpointState, ...]
     """In the order in which `--resume` tries them."""
+    records: Integrity
+    """How the files that are only added to compare with what the last whole checkpoint says of them."""
     left_over: tuple[str, ...]
     torn: tuple[str, ...]
     """Files whose last line has no end."""
@@ -71,6 +74,11 @@ class Facts:
     def started(self) -> float:
         """When the last process began; 0 when nothing says so."""
         return time_of(self.config, "started")
+
+    @property
+    def whole(self) -> CheckpointState | None:
+        """The checkpoint that `--resume` takes."""
+        return next((checkpoint for checkpoint in self.checkpoints if not checkpoint.problem), None)
 
     @property
     def last_sign(self) -> float:
@@ -98,6 +106,7 @@ def look(path: Path, *, thorough: bool = False, now: float | None = None) -> Fac
         if lines.unreadable:
             problems.append(f"{name} has {lines.unreadable} lines that are no JSON")
     checkpoints = read_checkpoints(CheckpointFolder(path / "checkpoints"), thorough=thorough)
+    records = _integrity(path, checkpoints, thorough=thorough)
     locked = is_locked(path)
     started = time_of(config or {}, "started")
     if summary is not None and (locked or not _is_of_the_end(summary, started, events.last_time)):
@@ -117,8 +126,9 @@ def look(path: Path, *, thorough: bool = False, now: float | None = None) -> Fac
         pid_lives=is_alive(standing.pid) if standing and standing.host == socket.gethostname() else None,
         events=events.records,
         last_step=last_step.records[-1] if last_step.records else None,
-        account=_account(path, summary, checkpoints, problems, thorough=thorough),
+        account=_account(path, summary, checkpoints, records, problems, thorough=thorough),
         checkpoints=tuple(checkpoints),
+        records=records,
         left_over=tuple(left_over(path)),
         torn=tuple(n for n, lines in (("events.jsonl", events), ("metrics.jsonl", last_step)) if lines.is_torn),
         problems=tuple(problems),
@@ -152,10 +162,16 @@ def _standing(path: Path, problems: list[str]) -> Standing | None:
         return None
 
 
+def _integrity(path: Path, checkpoints: Sequence[CheckpointState], *, thorough: bool) -> Integrity:
+    whole = next((c for c in checkpoints if not c.problem), None)
+    return examine(path, read_records(path / "checkpoints" / whole.name) if whole else None, thorough=thorough)
+
+
 def _account(
     path: Path,
     summary: Mapping[str, Any] | None,
     checkpoints: Sequence[CheckpointState],
+    records: Integrity,
     problems: list[str],
     *,
     thorough: bool,
@@ -169,12 +185,19 @@ def _account(
     events = read_lines(files[0], only=('"group_dropped"', '"resumed"'))
     metrics = read_lines(files[1])
     admitted, held = _end_of(summary, checkpoints)
+    vouched: set[int] = set()
+    if not records.has_account:
+        # Of groups after the checkpoint nothing is certain: none counts as lost.
+        held = None
+        whole = next((c.cut for c in checkpoints if c.cut is not None), None)
+        vouched = set() if whole is None else set(range(whole.admitted)) - {entry.ordinal for entry in whole.entries}
     try:
         return account(
             (e for e in events.records if e.get("event") in ("group_dropped", "resumed")),
             metrics.records,
             admitted=admitted,
             held=held,
+            vouched=vouched,
         )
     except (KeyError, TypeError, ValueError) as error:
         problems.append(f"the groups cannot be counted: a line is not what a run writes ({error!r})")

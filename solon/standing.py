@@ -66,6 +66,8 @@ def who_waits(standing: Standing) -> list[str]:
     if waiting := groups.get("pending", 0):
         lines.append(f"generate has {_groups(waiting)} waiting for an engine")
     elif not groups.get("generating", 0):
+        if unwritten := groups.get("unwritten_bytes", 0):
+            lines.append(f"{unwritten / 2**20:.1f} MiB of rollouts and labels wait to be written to the disk")
         lines.append(
             "generate waits for a credit: a group must be trained and its weights published first, or the run needs "
             "no more groups"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ def is_constitution(path: str | Path) -> bool:
 def _check_run(path: Path, *, overrides: list[str], as_json: bool, with_tests: bool) -> dict[str, Any]:
     from cluster.fitting import fit_run, own_cpus, too_large_for_here
     from cluster.preflight import check_inputs
+    from cluster.preflight_space import remarks_on_space
     from cluster.run_file import RunFile
 
     run = RunFile.load(path, overrides=overrides)
@@ -82,7 +84,8 @@ def _check_run(path: Path, *, overrides: list[str], as_json: bool, with_tests: b
     show = _Show(quiet=as_json)
     inputs = check_inputs(run, say=show.line)
     large = too_large_for_here(run)
-    warnings = [*inputs.warnings, *([large] if large else [])]
+    space = remarks_on_space(run, Path(os.environ.get("SOLON_RUNS", "runs")))
+    warnings = [*inputs.warnings, *([large] if large else []), *space]
     result = {
         "run_file": str(path),
         "config_hash": run.hash,

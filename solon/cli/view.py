@@ -29,7 +29,19 @@ if TYPE_CHECKING:
 
 WINDOW_S = 15.0
 BLOCKS = "▁▂▃▄▅▆▇█"
-SAID = ("group_", "late_", "alarm", "worker_", "restart_", "learner_", "stalled", "draining", "resumed", "upload_")
+SAID = (
+    "group_",
+    "late_",
+    "alarm",
+    "worker_",
+    "restart_",
+    "learner_",
+    "stalled",
+    "draining",
+    "resumed",
+    "upload_",
+    "space_",
+)
 """Events that a person is told of."""
 WAITING = {"generate": "generating", "label": "judging", "learn": "ready"}
 """The ledger's count that is shown beside each lane."""

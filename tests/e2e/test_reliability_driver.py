@@ -18,9 +18,11 @@ import pytest
 from benchmarks._standins import batch_digest, make_group
 from solon.checkpoints import CheckpointFolder
 from solon.conservation import account
+from solon.diagnosis import diagnose
 from solon.ledger import Grant
 from solon.prompts import PromptSource, load_prompts
 from solon.records import Feedback
+from solon.run_facts import look
 from tests.e2e.conftest import ROOT, environment
 from tests.unit.run_files import make_run
 
@@ -171,6 +173,40 @@ def test_a_driver_that_is_killed_takes_everybody_along_and_the_next_one_goes_on_
     # The second start found the same checkpoint as the first: the one that was being written was not whole.
     assert [event["step"] for event in night.lines("events.jsonl") if event["event"] == "resumed"] == [last.step] * 2
     night.check(int(following))
+
+
+def test_after_half_of_the_lines_was_cut_doctor_and_resume_say_the_same_and_nothing_is_called_lost(tmp_path: Path):
+    night = Night(tmp_path)
+    child = night.start("--steps", "2000")
+    try:
+        night.until(child, lambda: len(night.lines("metrics.jsonl")) >= 5)
+        child.kill()
+        child.communicate(timeout=30)
+    finally:
+        night.end(child)
+    all_gone(night.actors())
+    # The first checkpoint comes after the first step, whatever `checkpoint_every` is.
+    assert [event["step"] for event in night.lines("events.jsonl") if event["event"] == "checkpoint"][:2] == [1, 2]
+    metrics = night.directory / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:2]))
+    part = night.directory / "rollouts" / "part-000000.parquet"
+    part.write_bytes(part.read_bytes()[:-100])
+    before = diagnose(look(night.directory))
+    assert "2 of " in before.findings["records"][0]
+    assert any("part-000000.parquet cannot be read" in line for line in before.findings["records"])
+    last = CheckpointFolder(night.directory / "checkpoints").last()
+    assert last is not None
+    assert f"--resume continues from step-{last.step:06d}" in before.findings["records"][-1]
+    assert "numbers" not in before.findings
+    code, output = night.run("--steps", str(last.step + 2), "--resume")
+    assert code == 0, output
+    (resumed,) = [event for event in night.lines("events.jsonl") if event["event"] == "resumed"]
+    assert resumed["records"] == list(before.findings["records"][:-1])
+    assert resumed["unlisted"]
+    after = diagnose(look(night.directory))
+    assert after.status == "completed"
+    assert "numbers" not in after.findings
+    assert "trained or dropped as a checkpoint says, whose lines are gone" in after.findings["groups"][0]
 
 
 @pytest.mark.soak

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from solon.checkpoints import CheckpointFolder
 from solon.data_objects import RUN
 from solon.run_directory import BALLAST_BYTES
 from tests.documented import undocumented
@@ -101,7 +102,7 @@ def test_lanes_appear_in_the_trace_and_the_checkpoint_is_a_model(demo: Run):
     latest = demo.directory / "checkpoints" / (demo.directory / "checkpoints" / "LATEST").read_text().strip()
     manifest = json.loads((latest / "manifest.json").read_text())
     assert {"policy/config.json", "policy/model.safetensors", "ledger.json"} <= set(manifest["files"])
-    assert sorted(p.name for p in latest.parent.glob("step-*")) == ["step-000020", latest.name]
+    assert sorted(p.name for p in latest.parent.glob("step-*")) == ["step-000001", "step-000020", latest.name]
     assert not (demo.directory / ".ballast").exists()
 
 
@@ -171,13 +172,13 @@ def test_ctrl_c_finishes_the_step_saves_everything_and_exits_0(nursery: Any, tmp
 def test_a_full_disk_stops_the_run_with_one_message_and_loses_nothing(nursery: Any, tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    size = BALLAST_BYTES + 2 * 2**20
+    size = BALLAST_BYTES + 64 * 2**20  # the ballast, and a few checkpoints
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=False).returncode:
         pytest.skip("mounting a small file system needs root")
     child = None
     try:
         child = start(tmp_path, "full", "--steps", "500", SOLON_RUNS=str(disk))
-        wait_for_step(child, disk / "full", 1)
+        wait_for_step(child, disk / "full", 2)
         filler = disk / "filler"
         with filler.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, free_bytes(disk))
@@ -188,6 +189,10 @@ def test_a_full_disk_stops_the_run_with_one_message_and_loses_nothing(nursery: A
         assert "disk" in output
         assert "is full; everything generated so far was written" in output
         assert run.summary["status"] == "failed"
+        # The last checkpoint found the room that was held for it: no step is lost.
+        last = CheckpointFolder(run.directory / "checkpoints").last()
+        assert last is not None
+        assert last.step == run.summary["steps"]
         trained = {ordinal for line in run.metrics for ordinal in line["batch/ordinals"]}
         assert trained <= {row["ordinal"] for row in run.table("rollouts")}
     finally:

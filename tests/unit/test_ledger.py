@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from solon.async_ledger import AsyncLedger
 from solon.errors import RunFailedError
 from solon.ledger import Ledger, LedgerConfig
 from solon.staleness import StalenessConfig, choose
@@ -392,3 +394,20 @@ def test_a_run_cut_and_restored_at_any_moment_trains_every_group_once(seed: int,
         counts = ledger.counts()
         assert counts["admitted"] == counts["committed"] + counts["dropped"] + counts["held"]
     assert sorted(trained) == list(range(steps * batch))
+
+
+async def test_who_waits_for_a_credit_is_woken_when_the_disk_has_caught_up():
+    ledger = AsyncLedger(
+        LedgerConfig(batch_groups=2, max_held_mib=15 / 2**20), StalenessConfig(target_staleness=1, max_staleness=4)
+    )
+    ledger.hold_back(20)
+    waiting = asyncio.ensure_future(ledger.reserve(1))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    ledger.hold_back(16)
+    await asyncio.sleep(0.01)
+    assert not waiting.done()  # still more than the budget
+    assert (await ledger.counts())["unwritten_bytes"] == 16
+    ledger.hold_back(0)
+    assert len(await asyncio.wait_for(waiting, 1)) == 1
+    await ledger.close()

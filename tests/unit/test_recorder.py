@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import solon.recorder as module
+from solon import run_directory
 from solon.errors import PayloadLostError
 from solon.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
+from solon.record_integrity import examine
 from solon.recorder import Recorder
 from solon.records import Feedback, Group, Label, Span, Status, StepReport
-from solon.run_directory import RunDirectory
+from solon.run_directory import DiskFullError, RunDirectory
 from solon.tables import label_rows
 from solon.tally import Tally
 from tests.unit.fakes import make_group
@@ -179,6 +183,74 @@ def test_no_stage_waits_for_the_disk(tmp_path: Path):
     opened.set()
     recorder.close()
     assert len(lines(path / "metrics.jsonl")) == 1
+
+
+class Boxed:
+    """A payload that can be seen to go."""
+
+
+def test_what_waits_to_be_written_is_counted_in_bytes_and_let_go_when_it_is_written(tmp_path: Path):
+    opened, backlog = threading.Event(), list[int]()
+
+    def slow(box: Any) -> Any:
+        opened.wait(5)
+        return make_group(0)
+
+    recorder, _ = make_recorder(tmp_path, unbox=slow, on_backlog=backlog.append)
+    boxes = [Boxed(), Boxed()]
+    kept = [weakref.ref(box) for box in boxes]
+    for ordinal in (0, 1):
+        report = GenerationReport(ordinal=ordinal, attempt=0, head=0, num_tokens=6, nbytes=100)
+        recorder.generated(report, boxes.pop())
+    assert backlog == [100, 200]
+    assert all(box() is not None for box in kept)
+    opened.set()
+    recorder.sync()
+    assert backlog == [100, 200, 100, 0]
+    assert [box() for box in kept] == [None, None]  # although the recorder lives on, and has nothing to do
+    recorder.close()
+
+
+def test_a_payload_that_cannot_be_written_is_let_go_as_well(tmp_path: Path):
+    backlog: list[int] = []
+    recorder, _ = make_recorder(tmp_path, unbox=lambda box: 1 / 0, on_backlog=backlog.append)
+    recorder.generated(make_generation(make_group()), make_group())
+    with pytest.raises(ZeroDivisionError):
+        recorder.close()
+    assert backlog == [1, 0]
+
+
+def test_after_a_full_disk_what_was_written_into_the_ballast_still_counts_for_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recorder, path = make_recorder(tmp_path)
+    append, tries = run_directory._append, list[str]()
+
+    def full_once(place: Path, lines: bytes) -> None:
+        tries.append(place.name)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(place, lines)
+
+    monkeypatch.setattr(run_directory, "_append", full_once)
+    recorder.event("started")
+    records = recorder.sync()
+    assert records.files["events.jsonl"].lines == 1
+    assert not examine(path, records).damages
+    with pytest.raises(DiskFullError, match="everything generated so far was written"):
+        recorder.close()
+
+
+def test_what_a_full_disk_lost_makes_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recorder, _ = make_recorder(tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_directory, "_append", full)
+    recorder.event("started")
+    with pytest.raises(DiskFullError, match="could not be written"):
+        recorder.sync()
 
 
 def test_a_metric_that_is_no_number_is_null(tmp_path: Path):

@@ -318,7 +318,7 @@ def test_the_lock_is_held_until_the_last_file_of_a_run_is_written(
 ):
     @contextmanager
     def no_cluster() -> Iterator[Any]:
-        yield SimpleNamespace(resources={"CPU": 99.0})
+        yield SimpleNamespace(resources={"CPU": 99.0}, notes=())
 
     put_backs: list[bool | None] = []
 

@@ -1,0 +1,268 @@
+"""Whether the files that a run only adds to are as its last checkpoint left them: `--resume` and `solon doctor` ask
+here, so both say the same.
+
+    checkpoint step-000040: records.json        lines, bytes and sha256 of each file at that moment
+    metrics.jsonl  ████████████████░░░░░        its beginning must be the same; what came later may follow
+    parts.jsonl    one line per part written    names, bytes and sha256 of the parts of rollouts and labels; the last
+                                                line of a part counts, since rewards are filled in later
+
+A part's line is written before the part takes its place, so a process that dies in between leaves the part as an
+earlier line has it. Reads only, but for `drop_unplaced`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+RECORDS = "records.json"
+PARTS = "parts.jsonl"
+QUARANTINE = "quarantine.jsonl"
+CHAINED = ("metrics.jsonl", "events.jsonl", QUARANTINE, PARTS)
+"""Files that are only added to, a line at a time."""
+ACCOUNTED = ("metrics.jsonl", "events.jsonl")
+"""Those that say where every group is."""
+REREAD_STAGES = ("prompts", "heldout")
+"""Stages whose rows of `quarantine.jsonl` are written again by every start: they are not counted."""
+HASHED_BYTES = 64 * 2**20
+"""Of lines and of parts, unless everything is to be read."""
+_MAGIC = b"PAR1"
+
+
+class Extent(BaseModel):
+    """How far a file goes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    lines: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Records(BaseModel):
+    """What a checkpoint knows of the files beside it. Empty in a run directory of an older version."""
+
+    model_config = ConfigDict(frozen=True)
+
+    files: Mapping[str, Extent] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A file that is not what was written."""
+
+    name: str
+    kind: Literal["missing", "cut", "edited", "unreadable"]
+    text: str
+    """For people: `metrics.jsonl was cut: 20 of 40 lines are there`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Integrity:
+    """What is to be said of all of them."""
+
+    is_recorded: bool
+    """False: no checkpoint says what they were."""
+    damages: tuple[Damage, ...] = ()
+    unread: tuple[str, ...] = ()
+    """What was too large to be compared."""
+
+    @property
+    def has_account(self) -> bool:
+        """The lines that say where every group is are all there, as far as is known."""
+        return not any(damage.name in ACCOUNTED for damage in self.damages)
+
+
+UNRECORDED = Integrity(is_recorded=False)
+
+
+@dataclass(slots=True)
+class Running:
+    """Lines, bytes and digest of a file as it grows."""
+
+    name: str
+    lines: int = 0
+    nbytes: int = 0
+    _digest: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, text: bytes) -> None:
+        """Whole lines."""
+        counted = _counted(self.name, text)
+        self.lines += counted.count(b"\n")
+        self.nbytes += len(counted)
+        self._digest.update(counted)
+
+    def extent(self) -> Extent:
+        return Extent(lines=self.lines, bytes=self.nbytes, sha256=self._digest.hexdigest())
+
+
+def part_line(name: str, file: Path, *, rows: int) -> dict[str, Any]:
+    """The line of `parts.jsonl` for a part `rollouts/part-000003.parquet` whose content is in `file`."""
+    return {"part": name, "rows": rows, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def read_records(checkpoint: Path) -> Records | None:
+    """What a checkpoint says of the files beside it; None: nothing, it is of an older version."""
+    try:
+        return Records.model_validate_json((checkpoint / RECORDS).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def examine(directory: Path, records: Records | None, *, thorough: bool = False) -> Integrity:
+    """Compare the files of a run directory with what its last whole checkpoint says. thorough: however large."""
+    damages: list[Damage] = []
+    unread: list[str] = []
+    for name, extent in (records.files if records else {}).items():
+        path = directory / name
+        if not thorough and extent.bytes > HASHED_BYTES and _size(path) >= extent.bytes:
+            unread.append(name)
+        elif (damage := _compare(path, extent)) is not None:
+            damages.append(damage)
+    promised = records.files[PARTS].lines if records and PARTS in records.files else 0
+    found, left_out = _examine_parts(directory, promised=promised, thorough=thorough)
+    return Integrity(is_recorded=records is not None, damages=(*damages, *found), unread=(*unread, *left_out))
+
+
+def said_of(found: Integrity, checkpoint: str) -> list[str]:
+    """What `--resume` and `solon doctor` say of damaged files, a sentence each. checkpoint: the last one that is
+    whole."""
+    if not found.damages:
+        return []
+    lines = [damage.text for damage in found.damages]
+    then = f"--resume continues from {checkpoint}, for which nothing of these files is needed"
+    if not found.has_account:
+        then += "; the groups that only the lost lines named count as that checkpoint has them"
+    return [*lines, then]
+
+
+def drop_unplaced(directory: Path) -> None:
+    """Takes the last line of `parts.jsonl` away when its process died before the part took its place: the part is still
+    beside it."""
+    path = directory / PARTS
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+        last = json.loads(lines[-1])
+        place = directory / str(last["part"])
+        if _sha256(place.with_name(f".{place.name}.tmp")) != last["sha256"]:
+            return
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return  # nothing of the kind
+    with path.open("rb+") as file:
+        file.truncate(sum(map(len, lines[:-1])))
+
+
+def _compare(path: Path, extent: Extent) -> Damage | None:
+    try:
+        text = _counted(path.name, path.read_bytes())
+    except FileNotFoundError:
+        return (
+            Damage(path.name, "missing", f"{path.name} is missing: it had {extent.lines} lines")
+            if extent.lines
+            else None
+        )
+    except OSError as error:
+        return Damage(path.name, "unreadable", f"{path.name} cannot be read: {error.strerror}")
+    start = text[: extent.bytes]
+    if hashlib.sha256(start).hexdigest() == extent.sha256:
+        return None
+    lines = text.count(b"\n")
+    if lines < extent.lines:
+        return Damage(path.name, "cut", f"{path.name} was cut: {lines} of {extent.lines} lines are there")
+    return Damage(
+        path.name, "edited", f"{path.name} was edited: its first {extent.lines} lines are not those that were written"
+    )
+
+
+def _examine_parts(directory: Path, *, promised: int, thorough: bool) -> tuple[list[Damage], list[str]]:
+    """promised: lines of `parts.jsonl` whose parts must be there; of those after them a killed process wrote none."""
+    damages, unread, left = [], 0, HASHED_BYTES
+    for name, (is_promised, lines) in reversed(_part_lines(directory / PARTS, promised).items()):
+        path = directory / name
+        try:
+            size = path.stat().st_size
+        except OSError:
+            if is_promised:
+                damages.append(Damage(name, "missing", f"{name} is missing: it had {lines[-1]['rows']} rows"))
+            continue
+        alike = [line for line in lines if line["bytes"] == size]
+        if alike:
+            left -= size
+            if left < 0 and not thorough:
+                unread += 1
+                continue
+            if _sha256(path) in [line["sha256"] for line in alike]:
+                continue
+        if not _is_parquet(path, size):
+            text = f"{name} cannot be read: {size} of {lines[-1]['bytes']} bytes are there, its end is missing"
+            damages.append(Damage(name, "unreadable", text))
+        else:
+            damages.append(Damage(name, "edited", f"{name} was edited: its digest is not that of what was written"))
+    return damages[::-1], [f"{unread} parts of rollouts and labels"] if unread else []
+
+
+def _part_lines(path: Path, promised: int) -> dict[str, tuple[bool, list[Mapping[str, Any]]]]:
+    """By part, the lines that may describe it: the last one that is promised, and all after it."""
+    found: dict[str, tuple[bool, list[Mapping[str, Any]]]] = {}
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return {}
+    for number, raw in enumerate(text.split(b"\n")[:-1]):
+        try:
+            line = json.loads(raw)
+            name = str(line["part"])
+            known = {"rows": int(line["rows"]), "bytes": int(line["bytes"]), "sha256": str(line["sha256"])}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue  # a damaged file is told of as such
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            continue
+        if number < promised:
+            found[name] = (True, [known])
+        else:
+            is_promised, lines = found.get(name, (False, []))
+            found[name] = (is_promised, [*lines, known])
+    return found
+
+
+def _counted(name: str, text: bytes) -> bytes:
+    """The lines that are only ever added."""
+    if name != QUARANTINE:
+        return text
+    return b"".join(line for line in text.splitlines(keepends=True) if _is_counted(line))
+
+
+def _is_counted(line: bytes) -> bool:
+    try:
+        stage = json.loads(line)["stage"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return stage not in REREAD_STAGES
+
+
+def _is_parquet(path: Path, size: int) -> bool:
+    """Whether a file begins and ends as Parquet files do."""
+    if size < 2 * len(_MAGIC) + 4:
+        return False
+    with path.open("rb") as file:
+        begins = file.read(len(_MAGIC)) == _MAGIC
+        file.seek(size - len(_MAGIC))
+        return begins and file.read() == _MAGIC
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
