@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from solon.errors import InputError, RunFailedError
+from solon.errors import InputError, RunFailedError, one_line
 
 SESSIONS_KEPT = 5
 """Logs of so many failed sessions stay."""
@@ -255,4 +255,7 @@ def _keep_end(log: Path) -> None:
 
 def start_failure(folder: SessionFolder, error: Exception) -> RunFailedError:
     """What a person is told when Ray does not start in this folder."""
-    return RunFailedError(f"Ray did not start: {error}; its logs are in {folder.path / 'logs'}")
+    return RunFailedError(
+        f"Ray did not start: {one_line(str(error), longest=500).rstrip('.')}; its logs are in {folder.path / 'logs'}; "
+        "if the machine was busy, start again"
+    )

@@ -98,6 +98,7 @@ class Folded:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._next: dict[str, int] = {}
+        self._told: Counter[str] = Counter()
 
     def add(self, kind: str) -> int | None:
         """How many there are with this one; None: it is not to be told."""
@@ -106,7 +107,12 @@ class Folded:
         if count < self._next.get(kind, 1):
             return None
         self._next[kind] = count * SAID_AT
+        self._told[kind] = count
         return count
+
+    def untold(self) -> dict[str, int]:
+        """How many there are of each kind of which more came than was told."""
+        return {kind: count for kind, count in self._counts.items() if count > self._told[kind]}
 
 
 class Drops:

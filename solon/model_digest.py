@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+
+from solon.user_folders import hub_folder
 
 WHOLE_BYTES = 32 << 20
 """A larger file is not read whole: its size, its first bytes (tensor names and shapes) and samples of the rest are."""
@@ -35,10 +36,7 @@ def local_directory(model: str) -> Path | None:
         return path
     if model.count("/") != 1 or path.exists():
         return None
-    home = os.environ.get("HF_HOME") or str(
-        Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "huggingface"
-    )
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub") / f"models--{model.replace('/', '--')}"
+    cache = hub_folder() / f"models--{model.replace('/', '--')}"
     try:
         revision = (cache / "refs" / "main").read_text(encoding="utf-8").strip()
     except OSError:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from solon.errors import InputError, short
 from solon.safetensors_header import StoredTensor, read_header
+from solon.user_folders import hub_folder
 
 PICKLED = ("bin", "pt", "pth", "pkl", "pickle", "ckpt")
 """Endings of files that may run code when they are read; nothing here reads them."""
@@ -190,8 +190,7 @@ def model_folder(model: str) -> Path | None:
             return None
     except (OSError, ValueError, RuntimeError):  # nothing that can be a path
         return None
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{model.replace('/', '--')}"
+    hub = hub_folder() / f"models--{model.replace('/', '--')}"
     try:
         snapshot = hub / "snapshots" / (hub / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):

@@ -26,6 +26,7 @@ from solon.model_facts import read_facts
 from solon.own_code import child_environment, module_command
 from solon.records import Message
 from solon.screen_process import memory_for, wait
+from solon.user_folders import cache_folder
 
 Name = Callable[[int], str]
 PROMPTS_PER_PROCESS = 5_000
@@ -249,8 +250,6 @@ class _Kept:
     def __init__(
         self, conversations: Sequence[tuple[Message, ...]], how: Screening, directory: Path, rows: int | None
     ) -> None:
-        import platformdirs
-
         digest = hashlib.sha256(json.dumps([how.room, how.cuts, rows, len(conversations), _chat(how)]).encode())
         if how.chat.chat_template:
             with contextlib.suppress(OSError):  # whoever renders says that it cannot be read
@@ -263,7 +262,10 @@ class _Kept:
             digest.update(source.read_bytes())
         for messages in conversations:
             digest.update(_line(messages).encode())
-        self._folder = platformdirs.user_cache_path("solon") / "screened"
+        try:
+            self._folder = cache_folder() / "screened"
+        except InputError:  # an account without a home
+            self._folder = Path(os.devnull)
         self._path = self._folder / f"{digest.hexdigest()[:32]}.json"
         self._count = len(conversations)
 

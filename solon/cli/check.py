@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from solon.cli.nursery_names import PREFIX, resolver, uses_nursery, with_nursery
+from solon.cli.tables import print_table
 from solon.cli.terminal import visible
 from solon.constitution import Constitution
 from solon.engines.base import EngineConfig, EngineOptions
@@ -228,4 +229,4 @@ class _Show:
                 Text("pass", style="green") if result.passed else Text("FAIL", style="bold red"),
                 Text(visible(" ".join(result.prompt.split()))),
             )
-        self._console.print(table)
+        print_table(self._console, table)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from solon.cli.judge_inputs import JudgeInputs, model_path
+from solon.cli.tables import print_table
 from solon.cli.terminal import visible
 from solon.errors import InputError
 from solon.feedback.quality.intervals import Interval
@@ -63,8 +64,8 @@ def run_compare(
         feedback = comparing(words, batch_order=BATCH_LENGTH[candidate.engine.backend])
         measurements.append(measure_apart(candidate, gold, rules, feedback, parts=parts))
     comparison = compare(measurements, gold, usd_per_hour=usd_per_hour)
-    console.print(table("what judges cost", COST, comparison))
-    console.print(table("what judges are worth", QUALITY, comparison))
+    print_table(console, table("what judges cost", COST, comparison))
+    print_table(console, table("what judges are worth", QUALITY, comparison))
     console.print(Text(footnote(comparison)), soft_wrap=True)
     result = {"pairs": pairs, "constitution": rules.id, "constitution_hash": rules.hash, "template": words}
     result |= asdict(comparison)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from solon.cli.tables import print_table
 from solon.cli.terminal import visible
 from solon.diagnosis import Diagnosis, diagnose
 from solon.run_facts import look
@@ -48,7 +49,7 @@ def show(diagnosis: Diagnosis, path: Path, console: Console) -> None:
         style = "red" if heading == "numbers" else "dim"
         for index, line in enumerate(lines):
             table.add_row(Text("" if index else f"  {heading}", style=style), Text(visible(line)))
-    console.print(table)
+    print_table(console, table)
     console.print(Text("NEXT", style="bold"))
     for line in diagnosis.do:
         console.print(Text(f"  {visible(line)}"), soft_wrap=True)  # one line each: it is to be copied

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from solon.cli.judge_inputs import LONGEST, JudgeInputs
+from solon.cli.tables import print_table
 from solon.cli.terminal import visible
 from solon.engines.base import EngineConfig
 from solon.engines.lengths import engine_config, lowered
@@ -31,7 +32,7 @@ from solon.feedback.trials.gold import GoldPair
 def run_test(inputs: JudgeInputs, model: str, *, calibration: str = "") -> dict[str, Any]:
     """How often the judge prefers the right answer, subset by subset."""
     examination, _, _ = _examined(inputs, model, calibration=calibration)
-    inputs.console.print(_table(examination))
+    print_table(inputs.console, _table(examination))
     inputs.console.print(
         Text(
             f"mean of subsets {examination.mean_of_subsets:.1%}. Verdicts in both orders; `one order` is what asking "
@@ -74,7 +75,7 @@ def run_calibrate(inputs: JudgeInputs, model: str, *, out: Path, seed: int = 0) 
         name = one.principle_id or "(all)"
         before, after = _interval(one.before.ece), _interval(one.after.ece)
         table.add_row(Text(visible(name)), f"{one.temperature:.3f}", str(one.pairs), before, after)
-    inputs.console.print(table)
+    print_table(inputs.console, table)
     for one in found:
         if one.warning:
             about = one.principle_id or "all principles"

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
+from solon.cli.tables import print_table
 from solon.cli.terminal import visible
 from solon.feedback.labelling.label_run import Progress as Done
 from solon.json_text import json_text
@@ -67,7 +68,7 @@ class LabelView:
             self.note(f"{rows['left']} rows are left; start the same command again to go on")
         if not labels["valid"]:
             return  # what the failure says; a table of nothing would hide it
-        self._console.print(_quality_table(summary))
+        print_table(self._console, _quality_table(summary))
         if summary["contradicted"]:
             self.note(
                 f"{summary['contradicted']} pairs are no preference: the judge favours one answer in one order and the "

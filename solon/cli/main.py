@@ -8,17 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-import platformdirs
 import typer
 
 import solon
 from solon.cli.constitution import constitution_app
 from solon.cli.judges import judges_app
-from solon.cli.terminal import visible
+from solon.cli.output import lost_output, settle_streams
 from solon.errors import InputError, RunFailedError
 from solon.json_text import json_text
 from solon.own_code import protect
+from solon.plain_text import visible
 from solon.submitted_job import refuse_working_copy
+from solon.user_folders import cache_folder
 
 MAX_SEED = 2**31 - 1
 """The run file's bound; said here because importing it takes long."""
@@ -200,7 +201,8 @@ def _print(result: dict[str, object], as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: turns the two kinds of error into one message and an exit code."""
-    _settle()
+    settle_streams()
+    _keep_compiled_code()
     try:
         protect()
         app(prog_name="solon")
@@ -211,14 +213,16 @@ def main() -> None:
     except SystemExit as end:
         if end.code == INTERRUPTED:
             _fail("interrupted before training began; nothing was lost", 1)
+        if not end.code and (failure := lost_output()) is not None:
+            _fail(f"the output could not be written: {failure.strerror}; what it tells is incomplete", 1)
         raise
 
 
-def _settle() -> None:
+def _keep_compiled_code() -> None:
     """torch keeps compiled code in the temporary folder unless it is told of a better place."""
     if not os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
-        with suppress(OSError, RuntimeError):  # no home that can be written: the temporary folder, then
-            cache = platformdirs.user_cache_path("solon") / "torchinductor"
+        with suppress(OSError, InputError):  # no home that can be written: the temporary folder, then
+            cache = cache_folder() / "torchinductor"
             cache.mkdir(parents=True, exist_ok=True)
             if os.access(cache, os.W_OK):
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)

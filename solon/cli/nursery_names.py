@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from solon.errors import InputError, nearest
+from solon.user_folders import cache_folder, unusable
 
 if TYPE_CHECKING:
     from cluster.run_file import RunFile
@@ -61,15 +62,22 @@ def paths_in(grown: Nursery | None) -> Callable[[str], str]:
 
 
 def grown_for(names: Collection[str], *, progress: bool) -> Nursery:
-    """The nursery with all that these names (without their prefix) stand for. Raises InputError before it grows
-    anything for a name that the nursery does not have."""
+    """The nursery with all that these names (without their prefix) stand for.
+
+    Raises InputError before it grows anything for a name that the nursery does not have, and when the account's cache
+    cannot be used.
+    """
     for name in names:
         _checked(PREFIX + name)
+    folder = cache_folder()
     from nursery.grow import grow, grow_large_judge
 
-    grown = grow(progress=progress)
-    if "large_judge" in names:
-        grow_large_judge(grown, progress=progress)
+    try:
+        grown = grow(progress=progress)
+        if "large_judge" in names:
+            grow_large_judge(grown, progress=progress)
+    except OSError as error:
+        raise unusable(folder, error, "XDG_CACHE_HOME") from error
     return grown
 
 

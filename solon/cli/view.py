@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from solon.cli.tables import print_table
 from solon.cli.terminal import visible
 from solon.drops import Drops, Folded
 from solon.ending import Ending
@@ -51,17 +51,8 @@ def make_view(*, quiet: bool) -> PlainView | LiveView | SilentView:
     """The view for this output."""
     if quiet:
         return SilentView()
-    console = _PatientConsole(highlight=False)
+    console = Console(highlight=False)
     return LiveView(console) if console.is_terminal else PlainView(console)
-
-
-class _PatientConsole(Console):
-    """Falls silent when whoever read its output has left (`solon train … | head`): the run goes on."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        with suppress(OSError, ValueError):  # what Python flushes at exit must go somewhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 class SilentView:
@@ -131,12 +122,15 @@ class PlainView(SilentView):
             alarm = self._tally.last_alarm
             if (count := self._folded.add(f"alarm {alarm.get('kind')}")) is not None:
                 self._say(alarm_line(alarm, count))
-        elif event.startswith(SAID):
-            self._say(event.replace("_", " "))
+        elif event.startswith(SAID) and (count := self._folded.add(event)) is not None:
+            self._say(repeated(event, count))
 
     def ended(self, summary: dict[str, Any], directory: Path) -> None:
+        for event, count in self._folded.untold().items():
+            if event.startswith(SAID):
+                self._say(repeated(event, count))
         if summary["eval"]["after"]:
-            self._console.print(end_table(summary))
+            print_table(self._console, end_table(summary))
         self._console.print(end_lines(summary, directory), soft_wrap=True)
 
     def _say(self, text: str) -> None:
@@ -241,6 +235,16 @@ def step_line(tally: Tally) -> str:
         + "  ".join(f"{lane} {last[f'overlap/busy/{lane}']:.0%}" for lane in LANES)
         + f"  binds {tally.overlap().binding_stage}"
     )
+
+
+def repeated(event: str, count: int) -> str:
+    """An event that came for the count-th time.
+
+    >>> repeated("group_lost", 1), repeated("group_lost", 16)
+    ('group lost', 'group lost, 16 times so far')
+    """
+    text = event.replace("_", " ")
+    return text if count == 1 else f"{text}, {count} times so far"
 
 
 def warning_line(tally: Tally, count: int) -> str:

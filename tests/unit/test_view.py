@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-import os
 import re
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +50,7 @@ class Cluster:
     address: str
     dashboard_url: str
     token_path: str
+    files: str
     resources: dict[str, float]
 
 
@@ -98,7 +96,8 @@ async def show_all(view: Any, tally: Tally, ledger: FakeLedger, *, text: str = "
     """A whole run, every text of which is `text`."""
     view.note(text)
     view.cluster(
-        Cluster(address=text, dashboard_url=text, token_path=text, resources={"CPU": 2.0}), Path("runs") / text
+        Cluster(address=text, dashboard_url=text, token_path=text, files=text, resources={"CPU": 2.0}),
+        Path("runs") / text,
     )
     view.starting([text, "judge-0"])
     view.ready(text)
@@ -207,31 +206,6 @@ def test_the_view_suits_the_output(monkeypatch: pytest.MonkeyPatch):
     assert type(make_view(quiet=False)) is PlainView  # pytest's output is no terminal
 
 
-def test_a_reader_that_leaves_does_not_end_the_run():
-    code = (
-        "import sys\n"
-        "from solon.cli.view import make_view\n"
-        "view = make_view(quiet=False)\n"
-        "sys.stdin.readline()\n"  # until the other end of the pipe is closed
-        "for _ in range(3): view.note('x' * 70000)\n"
-        "print('the run went on', file=sys.stderr)\n"
-    )
-    reader, writer = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
-        stdin=subprocess.PIPE,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    os.close(writer)
-    os.close(reader)
-    _, errors = process.communicate("go\n", timeout=60)
-    assert errors == "the run went on\n"
-    assert process.returncode == 0
-
-
 def without_scores(tally: Tally, **changes: Any) -> str:
     console = make_console(terminal=False)
     PlainView(console).ended(make_summary(tally) | changes, Path("runs/x"))
@@ -282,6 +256,21 @@ def test_the_last_lines_say_how_many_steps_moved_the_policy_and_what_went_wrong(
     some = without_scores(still_tally([True, False, False]))
     assert "after 3 steps, 1 of which moved the policy, in" in some
     assert "which moved" not in without_scores(still_tally([True]))
+
+
+def test_an_event_that_comes_again_and_again_is_told_with_its_count_and_the_rest_at_the_end():
+    console = make_console(terminal=False)
+    view, tally = PlainView(console), make_tally([0.1])
+    view.training(tally, cast(Any, FakeLedger()))
+    for _ in range(18):
+        view.changed("group_lost")
+    view.changed("worker_lost")
+    view.ended(make_summary(tally), Path("runs/x"))
+    told = [line.partition("  ")[2] for line in shown(console).splitlines() if "lost" in line]
+    assert told == [
+        "group lost", "group lost, 4 times so far", "group lost, 16 times so far", "worker lost",
+        "group lost, 18 times so far",
+    ]  # fmt: skip
 
 
 def test_groups_dropped_for_one_reason_are_told_of_with_a_remedy_and_not_one_by_one():

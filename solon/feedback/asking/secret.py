@@ -7,9 +7,8 @@ import os
 import secrets
 from pathlib import Path
 
-import platformdirs
-
 from solon.errors import InputError
+from solon.user_folders import state_folder
 
 NAME = "nonce.key"
 LENGTH = 32
@@ -21,13 +20,16 @@ def nonce_secret(directory: Path | None = None) -> bytes:
     directory: where it lies; by default the user's state directory. Raises InputError when it cannot be read or
     written, or is not what was written there.
     """
-    path = (directory or platformdirs.user_state_path("solon")) / NAME
+    path = (directory or state_folder()) / NAME
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _create(path)
         secret = path.read_bytes()
     except OSError as error:
-        raise InputError(f"the secret {path} cannot be read or written: {error}; mend the permissions") from None
+        raise InputError(
+            f"the secret {path} cannot be read or written: {error.strerror}; change the permissions, or set "
+            "XDG_STATE_HOME to a folder of yours"
+        ) from None
     if len(secret) != LENGTH:
         raise InputError(
             f"the secret {path} holds {len(secret)} bytes, expected {LENGTH}; remove it, a new one is made"
