@@ -46,6 +46,10 @@ class Process:
         self.actor = self._spawn(self._made)
         self._made += 1
 
+    async def placed(self, *, who: str) -> None:
+        """Returns when the actor has a place on a node and its process is there. Raises WorkerLostError."""
+        await call(self.actor.__ray_ready__.remote(), who=who)
+
 
 def open_box(box: list[ray.ObjectRef]) -> Any:
     """The payload in a box; fetches it when it lies on another node. Raises PayloadLostError."""

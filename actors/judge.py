@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -42,8 +42,14 @@ class RemoteJudge:
         """Another process in place of this one, which is not started yet."""
         self._process.replace()
 
-    async def restart(self) -> None:
+    async def placed(self) -> None:
+        """Returns when the process has a place on a node."""
+        await self._process.placed(who=self.name)
+
+    async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
         self.replace()
+        await self.placed()
+        placed()
         await self.start()
 
     async def beat(self) -> float:

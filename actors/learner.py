@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -110,8 +111,14 @@ class RemoteLearner:
         """Another process in place of this one, which is not started yet."""
         self._process.replace()
 
-    async def restart_from(self, checkpoint: str) -> tuple[Weights, Box]:
+    async def placed(self) -> None:
+        """Returns when the process has a place on a node."""
+        await self._process.placed(who=self.name)
+
+    async def restart_from(self, checkpoint: str, placed: Callable[[], None] = lambda: None) -> tuple[Weights, Box]:
         self.replace()
+        await self.placed()
+        placed()
         return await self.start(checkpoint)
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:

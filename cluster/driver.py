@@ -156,7 +156,7 @@ class Driver:
     async def _train(self) -> str:
         run, checkpoint = self._run, self._start.checkpoint
         self._view.starting(self._launcher.names())
-        crew = self._crew = await self._launcher.launch(on_ready=self._view.ready)
+        crew = self._crew = await self._launcher.launch(on_ready=self._view.ready, say=self._view.note)
         self._provenance |= dataclasses.asdict(crew.judge_identity)
         self._ledger.listen(self._recorder.event)
         if checkpoint is not None:
@@ -180,7 +180,7 @@ class Driver:
             settings=run.publish,
             initial=crew.initial[0],
             attested=self._start.step,
-            renewal_s=run.recovery.restart_timeout_s,
+            renewal_s=run.recovery.node_timeout_s + run.recovery.restart_timeout_s,
             awake=self._awake,
         )
         crew.learner.on_weights = publication.renew

@@ -83,6 +83,7 @@ def machine_gpus() -> int:
 
 
 def joins_another() -> bool:
+    """Whether a run that starts here joins a cluster that is there already."""
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 

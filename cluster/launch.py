@@ -15,11 +15,12 @@ from actors.judge import JudgeActor, RemoteJudge
 from actors.learner import LearnerActor, RemoteLearner
 from actors.limits import LimitsActor, RemoteLimits
 from actors.rollout import RemoteRollout, RolloutActor
-from cluster.preflight import check_cluster
+from cluster.placement import demands_of
 from cluster.run_file import RunFile
 from cluster.run_sections import EngineSection, LearnSection
 from cluster.session import ClusterInfo as ClusterInfo
 from cluster.session import cluster as cluster
+from cluster.waiting import Waiting
 from cluster.worker_path import refuse_foreign_code
 from solon.awake import Awake
 from solon.constitution import Constitution
@@ -35,7 +36,7 @@ from solon.feedback.panels.selective import SelectionSection
 from solon.guarded import GuardedJudge, GuardedLearner, GuardedRollout
 from solon.protocols import Box
 from solon.records import Weights
-from solon.recovery import Guard, spare_each_other
+from solon.recovery import Guard, spare_each_other, start_limit
 from solon.rollout import RolloutSettings
 from solon.starting import start
 
@@ -99,34 +100,42 @@ class Launcher:
         # out with every run.
         self._secret = nonce_secret() if TEMPLATES[run.feedback.template].fenced else NO_SECRET
 
-    async def launch(self, *, on_ready: Callable[[str], None]) -> Crew:
-        """Raises InputError for what the models' files make impossible, RunFailedError for what dies or finds no
-        place in time."""
-        check_cluster(self._run, ray.cluster_resources())
+    async def launch(self, *, on_ready: Callable[[str], None], say: Callable[[str], None] = lambda line: None) -> Crew:
+        """`say` is told every few seconds which actors have no place yet. Raises InputError for what the models' files
+        make impossible, RunFailedError for what dies, finds no place in time, or is not ready in time after that."""
+        recovery = self._run.recovery
         rollout, judges, learner = self.rollout(), self.judges(), self.learner()
         auditor = self.audit_judge() if self._run.auditor else None
-        waiting = set(self.names())
+        waiting = Waiting(demands_of(self._run), say=say, tell=self._tell)
 
         async def ready(worker: Any, *arguments: Any) -> Any:
-            result = await start(worker, *arguments, tell=self._tell)
-            waiting.discard(worker.name)
+            limit = start_limit(recovery, self._awake)
+
+            def placed() -> None:
+                limit.placed()
+                waiting.placed(worker.name)
+
+            try:
+                result = await limit.within(
+                    start(worker, *arguments, tell=self._tell, waits=limit.waits, placed=placed)
+                )
+            except TimeoutError:
+                if not limit.has_place:
+                    raise await waiting.failure(recovery.node_timeout_s) from None
+                raise RunFailedError(f"{worker.name} {limit.missed}") from None
             on_ready(worker.name)
             return result
 
-        limit_s = self._run.recovery.restart_timeout_s
+        reporting = asyncio.ensure_future(waiting.report())
         try:
-            starting = self._start_all(ready, rollout, judges, learner, auditor)
-            identity, initial = await self._awake.within(starting, limit_s)
+            identity, initial = await self._start_all(ready, rollout, judges, learner, auditor)
         except ExceptionGroup as failures:
             cause = first_cause(failures)
             if isinstance(cause, ForeignCodeError):
                 await asyncio.to_thread(refuse_foreign_code)
             raise cause from None
-        except TimeoutError:
-            raise RunFailedError(
-                f"not ready within recovery.restart_timeout_s = {limit_s:.0f} s: {', '.join(sorted(waiting))}; look "
-                "for free resources with `ray status`, or raise it for large models"
-            ) from None
+        finally:
+            reporting.cancel()
         return self._guarded(rollout, judges, learner, auditor, identity, initial)
 
     async def _start_all(
@@ -275,6 +284,7 @@ class Launcher:
             "namespace": self._namespace,
             "num_cpus": section.num_cpus,
             "num_gpus": section.num_gpus,
+            "label_selector": dict(section.labels),
             "runtime_env": worker_environment(section.threads, on_gpu=section.num_gpus > 0),
         }
 

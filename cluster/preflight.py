@@ -32,13 +32,11 @@ from solon.model_facts import ModelFacts
 from solon.records import Prompt
 from solon.rows import Refused
 
-__all__ = ["Inputs", "check_cluster", "check_inputs", "check_judge", "check_model"]
+__all__ = ["Inputs", "check_inputs", "check_judge", "check_model"]
 
 ENCODER = "feedback.semantic.model"
 NARROW = {"BF16": "bfloat16", "F16": "float16"}
 """Types of two bytes, as safetensors and as run files call them."""
-ROUNDING = 1e-6
-"""Three times 0.1 CPU is a little more than 0.3 to a float."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,27 +222,6 @@ def not_looked_up(role: str, model: str) -> str:
     offline = any(os.environ.get(name) in ("1", "true") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     then = "and cannot be fetched: HF_HUB_OFFLINE is set" if offline else "so it was not looked at; a run fetches it"
     return f"{role} {model} is not on this machine, {then}"
-
-
-def check_cluster(run: RunFile, resources: dict[str, float]) -> None:
-    """Whether a cluster can hold the run's actors. Raises InputError naming what to lower."""
-    wanted = {
-        f"{run.rollout.num_actors} x rollout": run.rollout.num_gpus * run.rollout.num_actors,
-        f"{run.num_judges} x judging": run.judging.num_gpus * run.num_judges,
-        "learn": run.learn.num_gpus,
-    }
-    have = resources.get("GPU", 0.0)
-    if run.gpus > have + ROUNDING:
-        parts = ", ".join(f"{role} {gpus:g}" for role, gpus in wanted.items() if gpus)
-        raise InputError(
-            f"the run needs {run.gpus:g} GPU(s) ({parts}), the cluster has {have:g}; lower num_gpus or num_actors in "
-            "[rollout], [judging] and [learn], or join a larger cluster"
-        )
-    if run.cpus > resources.get("CPU", 0.0) + ROUNDING:
-        raise InputError(
-            f"the run needs {run.cpus:g} CPU(s), the cluster has {resources.get('CPU', 0.0):g}; lower num_cpus in "
-            "[rollout], [judging] and [learn], or join a larger cluster"
-        )
 
 
 def _check_principles_apply(constitution: Constitution, path: str, prompts: Sequence[Prompt]) -> None:

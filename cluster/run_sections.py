@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from cluster.labels import Labels
 from learners.config import LearnConfig
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.lengths import engine_config
@@ -53,6 +54,8 @@ class EngineSection(EngineOptions):
     num_gpus: Share = 0.0
     """Ray GPUs of one actor: 0, the engine runs on the CPU and sees no GPU; below 1, several actors share a device and
     must share its memory."""
+    labels: Labels = Field(default_factory=dict)
+    """Label selector: these actors run on nodes with these labels alone. Empty: on any node."""
 
     def engine(self, model: str, *, seed: int) -> EngineConfig:
         """The configuration of the engine itself, a default length fitted to the model's context."""
@@ -74,6 +77,8 @@ class LearnSection(LearnConfig):
     """Ray CPUs of the learner."""
     num_gpus: Share = 0.0
     """Ray GPUs of the learner: 0, it runs on the CPU and sees no GPU; below 1, it shares a device."""
+    labels: Labels = Field(default_factory=dict)
+    """Label selector: the learner runs on a node with these labels. Empty: on any node."""
 
     @model_validator(mode="after")
     def _device_is_asked_for(self) -> Self:

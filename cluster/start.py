@@ -42,8 +42,8 @@ MAY_CHANGE = (
     "ledger.max_losses",
     "ledger.max_dropped_share",
     "ledger.lease_s",
-    *(f"{section}.{key}" for section in ("rollout", "judging") for key in ("num_actors", "num_cpus", "num_gpus")),
-    *(f"learn.{key}" for key in ("num_cpus", "num_gpus")),
+    *(f"{section}.num_actors" for section in ("rollout", "judging")),
+    *(f"{section}.{key}" for section in ("rollout", "judging", "learn") for key in ("num_cpus", "num_gpus", "labels")),
 )
 """Keys that say how long, where and how patiently, not what is trained: a resumed run may set them anew."""
 

@@ -12,10 +12,12 @@ import solon
 from cluster.driver import Driver
 from cluster.fitting import fit_run, own_cpus
 from cluster.launch import Launcher, cluster
-from cluster.preflight import check_cluster, check_inputs
+from cluster.placement import check_cluster
+from cluster.preflight import check_inputs
 from cluster.preflight_space import remarks_on_space
 from cluster.run_file import RunFile
 from cluster.start import find_start
+from cluster.supply import read_supply
 from cluster.view import View
 from solon.checkpoints import folder_bytes
 from solon.errors import InputError, short
@@ -65,7 +67,7 @@ def train(
     for warning in (*start.damaged, *start.remarks, *remarks_on_space(run, root, there=there)):
         view.note(f"warning: {warning}")
     with cluster() as info:
-        check_cluster(run, info.resources)
+        check_cluster(run, read_supply())
         directory = start.open(root, name, default=default_name)
         view.cluster(info, directory.path)
         for note in info.notes:

@@ -193,6 +193,10 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
         "at least 90 % of the answers of a step were cut at the length limit",
         {"step": "its number", "cause": "how many, and what helps"},
     ),
+    "waiting_for_nodes": (
+        "the cluster has no room yet for some workers",
+        {"workers": "their names", "asks": "what they ask for"},
+    ),
     "worker_lost": ("a worker is gone", {"worker": "its name", "cause": "why"}),
     "worker_recovered": ("its replacement is at work", {"worker": "its name", "downtime_s": "how long it took"}),
     "worker_given_up": (

@@ -130,9 +130,9 @@ class RestartableLearner(Protocol):
     async def save(self, directory: str) -> None: ...
     async def beat(self) -> float: ...
 
-    async def restart_from(self, checkpoint: str) -> tuple[Weights, Box]:
-        """End what is left of it, begin another and load a checkpoint; empty: the model it began with. Returns the
-        weights it holds then."""
+    async def restart_from(self, checkpoint: str, placed: Callable[[], None]) -> tuple[Weights, Box]:
+        """End what is left of it, begin another and load a checkpoint; empty: the model it began with. `placed` is
+        called when it has a place on a node. Returns the weights it holds then."""
         ...
 
 
@@ -190,8 +190,8 @@ class GuardedLearner:
         """A checkpoint of the present state is complete: what came before is not needed any more."""
         self._checkpoint, self._since = checkpoint, []
 
-    async def restart(self) -> None:
-        self.on_weights(*await self._learner.restart_from(self._checkpoint))
+    async def restart(self, placed: Callable[[], None]) -> None:
+        self.on_weights(*await self._learner.restart_from(self._checkpoint, placed))
 
     async def beat(self) -> float:
         return await self._learner.beat()

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from solon.awake import Awake
 from solon.errors import CallLostError, RunFailedError, WorkerLostError
 from solon.restarts import Lately, Restarts, SpentError
+from solon.start_limit import StartLimit
 
 T = TypeVar("T")
 
@@ -46,7 +47,9 @@ class RecoveryConfig(BaseModel):
     backoff_s: float = Field(1, ge=0)
     """Pause before the second replacement within the window; it doubles with each further one."""
     restart_timeout_s: float = Field(600, gt=0)
-    """A replacement must have its model loaded by then."""
+    """A worker that has a place on a node must have its model loaded by then."""
+    node_timeout_s: float = Field(900, gt=0)
+    """A worker must have a place on a node by then: on a cluster that grows, a node is started and pulls its image."""
     beat_every_s: float = Field(5, gt=0)
     """Pause between two signs of life."""
     beat_timeout_s: float = Field(30, gt=0)
@@ -67,13 +70,19 @@ class RecoveryConfig(BaseModel):
     since the checkpoint: it says so and continues, for nothing is trained from them, or it refuses."""
 
 
+def start_limit(config: RecoveryConfig, awake: Awake) -> StartLimit:
+    """How long one process may take to start."""
+    return StartLimit(node_timeout_s=config.node_timeout_s, restart_timeout_s=config.restart_timeout_s, awake=awake)
+
+
 class Restartable(Protocol):
     """A process that can be replaced."""
 
     name: str
 
-    async def restart(self) -> None:
-        """End what is left of it, begin another and wait until that is ready. Raises WorkerLostError."""
+    async def restart(self, placed: Callable[[], None]) -> None:
+        """End what is left of it, begin another and wait until that is ready; `placed` is called when it has a place on
+        a node. Raises WorkerLostError."""
         ...
 
     async def beat(self) -> float:
@@ -246,7 +255,8 @@ class Guard:
         self._restarts.lost()
         try:
             while True:
-                self._restarts.spend(self.name, error)
+                if not isinstance(error, _NoPlaceError):  # to look for a place again is no restart
+                    self._restarts.spend(self.name, error)
                 await asyncio.sleep(self._restarts.pause_s())
                 try:
                     await self._replace()
@@ -254,6 +264,9 @@ class Guard:
                 except WorkerLostError as again:
                     error = again
                     self.tell("restart_failed", worker=self.name, cause=str(again))
+                    # Others do its work while it waits for a node, however long; without it, the run would wait.
+                    if isinstance(again, _NoPlaceError) and not self.spare():
+                        raise SpentError(str(again)) from None
             self.recovered += 1
             self._restarts.up()
             self.tell("worker_recovered", worker=self.name, downtime_s=round(self._clock() - began, 3))
@@ -269,13 +282,12 @@ class Guard:
             self._up.set()
 
     async def _replace(self) -> None:
+        limit = start_limit(self._config, self._awake)
         try:
-            await self._awake.within(self._worker.restart(), self._config.restart_timeout_s)
+            await limit.within(self._worker.restart(limit.placed))
         except TimeoutError:
-            raise WorkerLostError(
-                f"a new {self.name} was not ready within recovery.restart_timeout_s = "
-                f"{self._config.restart_timeout_s:.0f} s; look for free resources with `ray status`"
-            ) from None
+            kind = WorkerLostError if limit.has_place else _NoPlaceError
+            raise kind(f"a new {self.name} {limit.missed}") from None
         except WorkerLostError:
             raise
         except Exception as error:
@@ -330,3 +342,7 @@ def _any_other_is_up(one: Guard, guards: Sequence[Guard]) -> bool:
 
 class GivenUpError(RunFailedError):
     """The worker is not replaced any more; another of its kind may be up."""
+
+
+class _NoPlaceError(WorkerLostError):
+    """No node had room for it in time."""

@@ -20,6 +20,10 @@ class Startable(Protocol):
 
     name: str
 
+    async def placed(self) -> None:
+        """Returns when the process has a place on a node. Raises WorkerLostError."""
+        ...
+
     async def start(self, *arguments: Any) -> Any:
         """Raises WorkerLostError when it died or its answer was lost, and whatever its own code raises."""
         ...
@@ -30,9 +34,14 @@ class Startable(Protocol):
 
 
 async def start(
-    worker: Startable, *arguments: Any, tell: Callable[..., None], pauses_s: Sequence[float] = PAUSES_S
+    worker: Startable,
+    *arguments: Any,
+    tell: Callable[..., None],
+    waits: Callable[[], None] = lambda: None,
+    placed: Callable[[], None] = lambda: None,
+    pauses_s: Sequence[float] = PAUSES_S,
 ) -> Any:
-    """What its start returns.
+    """What its start returns. waits: called when a process waits for a place on a node. placed: when it has one.
 
     Raises the last WorkerLostError when `START_TRIES` processes died, or one more than there are pauses could not be
     reached.
@@ -40,6 +49,9 @@ async def start(
     deaths, pauses = 0, list(pauses_s)
     while True:
         try:
+            waits()
+            await worker.placed()
+            placed()
             return await worker.start(*arguments)
         except CallLostError as error:
             if not pauses:

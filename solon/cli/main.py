@@ -229,7 +229,7 @@ def _keep_compiled_code() -> None:
 
 
 def _with_notes(message: str, error: Exception) -> str:
-    """With what a person does next: the driver knows the command that resumes its run."""
+    """With the table of a refusal, and with what a person does next: the driver knows the command that resumes."""
     return "\n".join([message, *getattr(error, "__notes__", ())])
 
 

@@ -2,7 +2,8 @@
 
 Everything else is the real thing: the command line, the cluster, the driver, the files. `SOLON_STANDIN` is JSON:
 `seconds` that a group and a step take, `answers_s` that held-out evaluation takes after training, and `learner`:
-"refuses" to start, "fails" in its second step, or stands "still": none of its steps moves the policy.
+"refuses" to start, "fails" in its second step, or stands "still": none of its steps moves the policy. `asks`: whether
+the actors ask the cluster for what the run file says, or for nothing.
 """
 
 from __future__ import annotations
@@ -77,21 +78,23 @@ class StandinLauncher(Launcher):
     """An engine, a judge and a learner that take as long as they are told to."""
 
     def rollout(self) -> list[RemoteRollout]:
-        spawn = self._spawner(ray.remote(num_cpus=0)(PatientRollout), "rollout-0", SECONDS, 0.1)
+        spawn = self._spawner(ray.remote(num_cpus=0)(PatientRollout), "rollout-0", self._run.rollout, SECONDS, 0.1)
         return [RemoteRollout(spawn, name="rollout-0", groups_at_once=8)]
 
     def judges(self) -> list[RemoteJudge]:
-        spawn = self._spawner(ray.remote(num_cpus=0)(TimedJudge), "judge-0", SECONDS / 8)
+        spawn = self._spawner(ray.remote(num_cpus=0)(TimedJudge), "judge-0", self._run.judging, SECONDS / 8)
         return [RemoteJudge(spawn, name="judge-0", groups_at_once=8)]
 
     def learner(self) -> RemoteLearner:
         learner = LEARNERS[SETTINGS.get("learner", "")]
         actor = ray.remote(num_cpus=0, concurrency_groups={"signs": 1})(learner)
-        return RemoteLearner(self._spawner(actor, "learner", SECONDS), name="learner")
+        return RemoteLearner(self._spawner(actor, "learner", self._run.learn, SECONDS), name="learner")
 
-    def _spawner(self, actor: Any, name: str, *timing: float) -> Spawn:
+    def _spawner(self, actor: Any, name: str, section: Any, *timing: float) -> Spawn:
         def spawn(made: int) -> Any:
-            options = {"name": f"{name}.{made}" if made else name, "namespace": self._namespace}
+            options = self._options(name, section, made)
+            if not SETTINGS.get("asks"):
+                options = {key: options[key] for key in ("name", "namespace")}
             return actor.options(**options).remote(*timing, name=name)
 
         return spawn

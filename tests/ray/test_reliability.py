@@ -235,11 +235,11 @@ async def test_an_engine_that_starts_at_the_second_try_is_no_reason_to_end_a_run
         assert len(world.told("restart_failed")) == 2
 
 
-async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_start_is_up(ray_cluster, tmp_path):
+async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_get_one_is_up(ray_cluster, tmp_path):
     """Infeasible resources: there is enough in the cluster as a whole, but somebody else has it."""
     raw_run = {
         **{"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c"},
-        **{"recovery": {"restart_timeout_s": 3}, "learn": {"num_cpus": 2}},
+        **{"recovery": {"node_timeout_s": 3}, "learn": {"num_cpus": 2}},
         **{section: {"num_cpus": 0} for section in ("rollout", "judging")},
     }
     world = World(steps=1)
@@ -260,7 +260,7 @@ async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_st
     await hog.start.remote("")
     launcher = Standins(run, constitution=None, run_name="starved", tell=print)  # type: ignore[arg-type]
     with pytest.raises(
-        RunFailedError, match=r"not ready within .* = 3 s: learner; look for free resources with `ray st"
+        RunFailedError, match=r"no place for learner within recovery.node_timeout_s = 3 s; see with `ray status`"
     ):
         await launcher.launch(on_ready=lambda _: None)
     ray.kill(hog)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.evaluate import mean_scores
-from cluster.preflight import check_cluster, check_inputs
+from cluster.placement import Node, Supply, check_cluster
+from cluster.preflight import check_inputs
 from cluster.run_file import RunFile
 from solon.errors import InputError
 from tests.unit.run_files import CONSTITUTION, WORDS, make_model, make_run
@@ -142,28 +143,33 @@ def test_a_task_without_its_questions_is_refused(run: Path, tmp_path: Path):
     assert "kind has no pairwise_question" in refusal(run, "feedback.task=pairwise")
 
 
+def machine(resources: dict[str, float]) -> Supply:
+    """A cluster of one node."""
+    return Supply(nodes=[Node(resources=resources)])
+
+
 @pytest.mark.parametrize(("resources", "words"), [({}, "the cluster has 0"), ({"GPU": 2.0}, "the cluster has 2")])
 def test_more_gpus_than_the_cluster_has_are_refused_by_role(run: Path, resources: dict[str, float], words: str):
     config = RunFile.load(run, overrides=["rollout.num_gpus=1", "rollout.num_actors=2", "learn.num_gpus=1"])
     with pytest.raises(InputError, match=r"needs 3 GPU\(s\) \(2 x rollout 2, learn 1\)") as caught:
-        check_cluster(config, {"CPU": 99.0} | resources)
+        check_cluster(config, machine({"CPU": 99.0} | resources))
     assert words in str(caught.value)
-    check_cluster(config, {"CPU": 99.0, "GPU": 3.0})
+    check_cluster(config, machine({"CPU": 99.0, "GPU": 3.0}))
 
 
 def test_more_cpus_than_the_cluster_has_are_refused(run: Path):
     config = RunFile.load(run)
-    with pytest.raises(InputError, match=r"needs 3 CPU\(s\), the cluster has 2; lower num_cpus"):
-        check_cluster(config, {"CPU": 2.0})
-    check_cluster(config, {"CPU": 3.0})
+    with pytest.raises(InputError, match=r"needs 3 CPU\(s\) .*, the cluster has 2; lower num_cpus"):
+        check_cluster(config, machine({"CPU": 2.0}))
+    check_cluster(config, machine({"CPU": 3.0}))
 
 
 def test_fractions_that_add_up_to_the_cluster_fit(run: Path):
     config = RunFile.load(run, overrides=["rollout.num_cpus=0.1", "judging.num_cpus=0.2", "learn.num_cpus=0.7"])
-    check_cluster(config, {"CPU": 1.0})
+    check_cluster(config, machine({"CPU": 1.0}))
     config = RunFile.load(run, overrides=["rollout.num_cpus=0.1", "judging.num_cpus=0.1", "learn.num_cpus=0.1"])
     assert config.cpus > 0.3
-    check_cluster(config, {"CPU": 0.3})
+    check_cluster(config, machine({"CPU": 0.3}))
 
 
 def test_mean_scores_match_hand_computed_values():
@@ -178,6 +184,6 @@ def test_the_one_gpu_example_fits_one_gpu_and_is_refused_without():
     run = RunFile.load(Path(__file__).resolve().parents[2] / "examples" / "one_gpu.toml")
     inputs = check_inputs(run)
     assert len(inputs.prompts) == 12
-    check_cluster(run, {"CPU": 4.0, "GPU": 1.0})
+    check_cluster(run, machine({"CPU": 4.0, "GPU": 1.0}))
     with pytest.raises(InputError, match=r"needs 1 GPU\(s\) .*has 0"):
-        check_cluster(run, {"CPU": 4.0})
+        check_cluster(run, machine({"CPU": 4.0}))

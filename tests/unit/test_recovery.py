@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,7 +45,7 @@ class Process:
     lost_calls: int = 0
     """So many answers will not arrive."""
 
-    async def restart(self) -> None:
+    async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
         self.starts += 1
         await asyncio.sleep(0)
         if self.starts <= self.fails_to_start:
@@ -195,7 +195,7 @@ async def test_a_restart_storm_ends_with_one_cause():
 
 async def test_a_replacement_that_raises_when_it_starts_is_tried_again():
     class Full(Process):
-        async def restart(self) -> None:
+        async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
             if self.starts < 2:
                 self.starts += 1
                 raise MemoryError("the device is full")
@@ -213,7 +213,7 @@ async def test_a_worker_that_starts_slower_than_the_window_and_fails_at_its_firs
     now = [0.0]
 
     class Slow(Process):
-        async def restart(self) -> None:
+        async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
             await super().restart()
             now[0] += 200  # of a window of 60
             self.alive = False
@@ -317,13 +317,48 @@ async def test_a_worker_is_up_only_when_it_has_joined_again():
 
 async def test_a_replacement_that_is_not_ready_in_time_counts_as_lost():
     class Slow(Process):
-        async def restart(self) -> None:
+        async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
+            placed()
             await asyncio.sleep(60)
 
     guard, events = make_guard(Slow(), restart_timeout_s=0.01, max_restarts=2)
     guard.lost(WorkerLostError("killed"), guard.incarnation)
     with pytest.raises(RunFailedError, match=r"was not ready within recovery.restart_timeout_s"):
         await soon(guard.ready())
+
+
+async def test_the_time_that_a_node_takes_to_start_is_not_the_time_that_a_model_takes_to_load():
+    class Placed(Process):
+        async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
+            await asyncio.sleep(0.2)
+            placed()
+
+    guard, events = make_guard(Placed(), restart_timeout_s=0.05, node_timeout_s=30, max_restarts=1)
+    guard.lost(WorkerLostError("its node was taken away"), guard.incarnation)
+    assert await soon(guard.ready())
+    assert [name for name, _ in events] == ["worker_lost", "worker_recovered"]
+
+
+async def test_a_replacement_without_a_place_ends_the_run_at_its_deadline_unless_others_do_its_work():
+    class Homeless(Process):
+        async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
+            await asyncio.sleep(60 if self.alive else 0)
+
+    guard, events = make_guard(Homeless(), node_timeout_s=0.01)
+    guard.lost(WorkerLostError("killed"), guard.incarnation)
+    with pytest.raises(RunFailedError, match=r"had no place on a node within recovery.node_timeout_s = 0.01 s; look"):
+        await soon(guard.ready())
+    assert [name for name, _ in events] == ["worker_lost", "restart_failed"]
+
+    process = Homeless()
+    guard, events = make_guard(process, node_timeout_s=0.01)
+    guard.spare = lambda: True
+    guard.lost(WorkerLostError("killed"), guard.incarnation)
+    while len(events) < 4:  # noqa: ASYNC110 - it is tried again and again
+        await asyncio.sleep(0.01)
+    process.alive = False  # a node has come
+    assert await soon(guard.ready())
+    assert not guard.given_up
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -344,7 +379,7 @@ class MortalRollout(FakeRollout):
         await self.process.touch()
         return await super().load_weights(weights)
 
-    async def restart(self) -> None:
+    async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
         await self.process.restart()
         self.engine_version = 0
 
@@ -362,7 +397,7 @@ class MortalJudge(FakeJudge):
         await self.process.touch()
         return answer
 
-    async def restart(self) -> None:
+    async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
         await self.process.restart()
 
     async def beat(self) -> float:
@@ -392,7 +427,7 @@ class MortalLearner(FakeLearner):
     async def save(self, directory: str) -> None:
         await self.process.touch()
 
-    async def restart_from(self, checkpoint: str) -> tuple[Weights, Any]:
+    async def restart_from(self, checkpoint: str, placed: Callable[[], None] = lambda: None) -> tuple[Weights, Any]:
         await self.process.restart()
         self.trained = []
         return make_weights(0), make_weights(0)

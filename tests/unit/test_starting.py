@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,10 @@ class Worker:
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)
-        self.replaced = 0
+        self.replaced = self.places = 0
+
+    async def placed(self) -> None:
+        self.places += 1
 
     async def start(self, *arguments: Any) -> Any:
         if self.failures:
@@ -36,8 +40,12 @@ def tell_into(events: list[str]) -> Any:
 async def test_a_worker_that_dies_or_is_not_heard_of_when_it_starts_is_started_again():
     events: list[str] = []
     worker = Worker(WorkerLostError("its node is gone"), CallLostError("unreachable"))
-    assert await start(worker, "checkpoint", tell=tell_into(events), pauses_s=(0,)) == ("up", "checkpoint")
+    steps: list[str] = []
+    limits: dict[str, Any] = {"waits": partial(steps.append, "waits"), "placed": partial(steps.append, "placed")}
+    assert await start(worker, "checkpoint", tell=tell_into(events), pauses_s=(0,), **limits) == ("up", "checkpoint")
     assert worker.replaced == 2
+    assert worker.places == 3
+    assert steps == ["waits", "placed"] * 3  # every process needs a place of its own
     assert events == ["worker_lost judge-0: its node is gone", "worker_lost judge-0: unreachable"]
 
 
