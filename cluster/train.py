@@ -63,7 +63,8 @@ def train(
     if start.finished is not None:
         view.note(f"{start.directory} is complete, there is nothing left to do; more steps need a larger --steps")
         return dict(start.finished)
-    there = folder_bytes(start.directory / "checkpoints") if start.directory is not None else 0
+    old = start.directory / "checkpoints" if start.directory is not None else None
+    there = sum(map(folder_bytes, old.glob("step-*"))) if old is not None else 0
     for warning in (*start.damaged, *start.remarks, *remarks_on_space(run, root, there=there)):
         view.note(f"warning: {warning}")
     with cluster() as info:
