@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -19,6 +20,8 @@ Spawn = Callable[[int], Any]
 
 NOT_IMPORTED = "failed to import on the worker"
 """Ray's words for an actor whose module is not found, or raises."""
+
+_RAISED = re.compile(r"[\w.]+(Error|Exception): ")
 
 OPEN_TIMEOUT_S = 60.0
 """Fetching a payload from another node takes no longer, unless that node is gone."""
@@ -116,8 +119,11 @@ async def call(result: Awaitable[T], *, who: str) -> T:
         raise CallLostError(f"{who} could not be reached: {_first_line(error)}") from None
     except _DEAD as error:
         if NOT_IMPORTED in str(error):
-            last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-            raise ForeignCodeError(f"{who} could not import Solon's code on its machine: {last[:300]}") from None
+            # The text holds the traceback there; the last error in it is what the import raised.
+            lines = [line.strip() for line in str(error).splitlines()]
+            causes = [line for line in lines if _RAISED.match(line) and NOT_IMPORTED not in line]
+            cause = causes[-1][:300] if causes else "look at its log in the Ray dashboard"
+            raise ForeignCodeError(f"{who} could not import Solon's code on its machine: {cause}") from None
         raise WorkerLostError(f"{who} died: {_first_line(error)}; its log is in the Ray dashboard") from None
     except ray.exceptions.RaySystemError as error:
         raise RunFailedError(f"{who}: Ray itself failed: {_first_line(error)}") from None
