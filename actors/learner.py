@@ -14,6 +14,7 @@ import ray
 from actors.calls import Process, Spawn, call
 from learners.config import LearnConfig
 from solon.ballast import is_no_space
+from solon.engines.device_turns import device_key, turn_on_device
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.stops import end_ids_of
 from solon.ledger import Lease
@@ -36,6 +37,10 @@ class LearnerShell:
 
     def start(self, checkpoint: str) -> tuple[Weights, Weights]:
         """The manifest of the version it begins with, and that version: 0, or that of a checkpoint."""
+        with turn_on_device(device_key() if self._config.device == "cuda" else ""):
+            return self._start(checkpoint)
+
+    def _start(self, checkpoint: str) -> tuple[Weights, Weights]:
         from learners.ppo import PPOLearner
 
         sampling, model = self._sampling, self._arguments["model"]

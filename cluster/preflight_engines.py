@@ -5,6 +5,7 @@ from __future__ import annotations
 from cluster.run_sections import EngineSection, RolloutSection
 from solon.engines.base import EngineOptions
 from solon.engines.lengths import fit_length
+from solon.engines.memory import CPU_CACHE_GIB
 from solon.engines.same_numbers import require_same_numbers
 from solon.errors import InputError
 from solon.known_models import is_installed
@@ -90,8 +91,9 @@ def _check_cache(facts: ModelFacts, options: EngineOptions, section: str) -> Non
         return
     length = _length(facts, options)
     needed = 2 * layers * heads * size * _BYTES.get(options.dtype, 4) * length
-    if needed > options.kv_cache_gib * _GIB:
+    given = CPU_CACHE_GIB if options.kv_cache_gib is None else options.kv_cache_gib
+    if needed > given * _GIB:
         raise InputError(
             f"a request of {section}.max_model_len = {length} tokens needs {needed / _GIB:.2f} GiB of cache, "
-            f"{section}.kv_cache_gib = {options.kv_cache_gib:g}; raise it or lower max_model_len"
+            f"{section}.kv_cache_gib = {given:g}; raise it or lower max_model_len"
         )

@@ -60,7 +60,8 @@ class EngineSection(EngineOptions):
     def engine(self, model: str, *, seed: int) -> EngineConfig:
         """The configuration of the engine itself, a default length fitted to the model's context."""
         config = engine_config(model, self, seed=seed)
-        return config.model_copy(update={"device": "gpu" if self.num_gpus else "cpu"})
+        placed = {"device": "gpu" if self.num_gpus else "cpu", "shares_device": 0 < self.num_gpus < 1}
+        return config.model_copy(update=placed)
 
 
 class RolloutSection(EngineSection, SamplingOptions):
@@ -68,6 +69,10 @@ class RolloutSection(EngineSection, SamplingOptions):
 
     group_size: int = Field(8, ge=1)
     """Answers per prompt."""
+
+    def engine(self, model: str, *, seed: int) -> EngineConfig:
+        """As of any engine; this one is given new weights."""
+        return super().engine(model, seed=seed).model_copy(update={"reloads": True})
 
 
 class LearnSection(LearnConfig):

@@ -29,6 +29,7 @@ from solon.overrides import flat_items
 from solon.record_integrity import UNRECORDED, Integrity, examine, said_of
 from solon.run_directory import RunDirectory
 
+_PLACE = ("num_actors", "gpu_memory_utilization", "kv_cache_gib", "max_batched_tokens")
 MAY_CHANGE = (
     "steps",
     "checkpoint_every",
@@ -42,7 +43,7 @@ MAY_CHANGE = (
     "ledger.max_losses",
     "ledger.max_dropped_share",
     "ledger.lease_s",
-    *(f"{section}.num_actors" for section in ("rollout", "judging")),
+    *(f"{section}.{key}" for section in ("rollout", "judging") for key in _PLACE),
     *(f"{section}.{key}" for section in ("rollout", "judging", "learn") for key in ("num_cpus", "num_gpus", "labels")),
 )
 """Keys that say how long, where and how patiently, not what is trained: a resumed run may set them anew."""

@@ -82,3 +82,8 @@ def _check_spans(spans: list[tuple[int, int, str]], size: int, path: Path) -> No
 
 def _damaged(path: Path, how: str) -> InputError:
     return InputError(f"{path.name} is damaged: {how}; fetch it again")
+
+
+def bits_of(dtype: str) -> int:
+    """Bits of an element of a stored type, 8 for one that is not known."""
+    return _BITS.get(dtype, 8)

@@ -28,6 +28,7 @@ from solon.overrides import parse_override, put
 from solon.validation import describe_invalid, with_nothing
 
 if TYPE_CHECKING:
+    from cluster.memory import RoleMemory
     from solon.constitution_tests import TestResult
 
 
@@ -53,18 +54,24 @@ class CheckSettings(BaseModel):
 
 
 def run_check(
-    path: str | Path, *, overrides: list[str], as_json: bool, with_tests: bool = False, judge: str = ""
+    path: str | Path,
+    *,
+    overrides: list[str],
+    as_json: bool,
+    with_tests: bool = False,
+    judge: str = "",
+    device_gib: float | None = None,
 ) -> dict[str, Any]:
     """Raises InputError for the first thing that is wrong. Returns what was found.
 
     with_tests: ask the judge the constitution's unit tests; their results are under `tests`. judge: the model that
-    is asked, instead of the run file's.
+    is asked, instead of the run file's. device_gib: memory of the GPU that the run is for.
     """
     if is_constitution(path):
         return _check_constitution(str(path), overrides=overrides, as_json=as_json, with_tests=with_tests, judge=judge)
     if judge:
         overrides = [*overrides, f"judge={json.dumps(judge)}"]
-    return _check_run(Path(path), overrides=overrides, as_json=as_json, with_tests=with_tests)
+    return _check_run(Path(path), overrides=overrides, as_json=as_json, with_tests=with_tests, device_gib=device_gib)
 
 
 def is_constitution(path: str | Path) -> bool:
@@ -72,8 +79,11 @@ def is_constitution(path: str | Path) -> bool:
     return str(path) == f"{PREFIX}constitution" or Path(path).suffix.lower() in (".yaml", ".yml")
 
 
-def _check_run(path: Path, *, overrides: list[str], as_json: bool, with_tests: bool) -> dict[str, Any]:
+def _check_run(
+    path: Path, *, overrides: list[str], as_json: bool, with_tests: bool, device_gib: float | None
+) -> dict[str, Any]:
     from cluster.fitting import fit_run, own_cpus, too_large_for_here
+    from cluster.memory import device_memory, estimate, machine_memory, too_much
     from cluster.preflight import check_inputs
     from cluster.preflight_space import remarks_on_space
     from cluster.run_file import RunFile
@@ -86,7 +96,14 @@ def _check_run(path: Path, *, overrides: list[str], as_json: bool, with_tests: b
     inputs = check_inputs(run, say=show.line)
     large = too_large_for_here(run)
     space = remarks_on_space(run, Path(os.environ.get("SOLON_RUNS", "runs")))
-    warnings = [*inputs.warnings, *([large] if large else []), *space]
+    device = device_memory(device_gib)
+    roles = estimate(run, device=device)
+    warnings = [
+        *inputs.warnings,
+        *([large] if large else []),
+        *space,
+        *too_much(run, roles, device=device, ram=machine_memory()),
+    ]
     result = {
         "run_file": str(path),
         "config_hash": run.hash,
@@ -95,11 +112,16 @@ def _check_run(path: Path, *, overrides: list[str], as_json: bool, with_tests: b
         "heldout_prompts": len(inputs.heldout),
         "prompt_counts": inputs.counts,
         "needs": {"cpus": run.cpus, "gpus": run.gpus},
+        "memory": {
+            "device_gib": None if device is None else round(device / 2**30, 3),
+            "actors": [role.as_json() for role in roles],
+        },
         "notes": [*fitted, *inputs.notes],
         "warnings": warnings,
     }
     for note in (*fitted, *inputs.notes):
         show.line(f"note: {note}")
+    show.memory(roles, device if run.gpus else None, on_gpu=run.gpus > 0)
     show.warn(warnings)
     show.line(
         f"{path}: good. {len(inputs.prompts)} prompts, {len(inputs.constitution.principles)} principles of "
@@ -212,6 +234,18 @@ class _Show:
     def warn(self, warnings: Sequence[str]) -> None:
         for warning in warnings:
             self._console.print(Text(visible(f"warning: {warning}"), style="yellow"), soft_wrap=True)
+
+    def memory(self, roles: Sequence[RoleMemory], device: int | None, *, on_gpu: bool) -> None:
+        from cluster.memory import table_rows
+
+        known = "of unknown size; --device-gib says it" if device is None else f"{device / 2**30:.1f} GiB each"
+        self.line(f"memory of one actor, GiB, estimated{f' (GPUs: {known})' if on_gpu else ''}:")
+        table = Table(box=None, pad_edge=False)
+        for title in ("role", "model", "actors", "on", "weights", "cache", "working", "runtime", "total"):
+            table.add_column(title, no_wrap=True, justify="left" if title in ("role", "model") else "right")
+        for row in table_rows(roles):
+            table.add_row(*(Text(visible(cell)) for cell in row))
+        self._console.print(table)
 
     def table(self, results: Sequence[TestResult]) -> None:
         table = Table(box=None, pad_edge=False, expand=True)

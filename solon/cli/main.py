@@ -120,13 +120,29 @@ def check(
     judge: Annotated[
         str, typer.Option(metavar="MODEL", help="Run them against this judge: a directory or a hub name.")
     ] = "",
+    device_gib: Annotated[
+        float | None,
+        typer.Option(
+            "--device-gib",
+            min=1,
+            help="Memory of the GPU that the run is for, GiB; by default that of this machine's.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a run file or a constitution. Starts nothing, unless the constitution's tests are to be run."""
     from solon.cli.check import run_check
 
-    result = run_check(path, overrides=overrides or [], as_json=as_json, with_tests=tests or bool(judge), judge=judge)
+    result = run_check(
+        path,
+        overrides=overrides or [],
+        as_json=as_json,
+        with_tests=tests or bool(judge),
+        judge=judge,
+        device_gib=device_gib,
+    )
     _print(result, as_json)
     if result.get("tests", {}).get("failed"):
         raise typer.Exit(1)

@@ -36,8 +36,13 @@ class EngineOptions(ChatSettings):
     max_running: int = Field(128, ge=1)
     """Requests decoded together; all others wait in front of the engine."""
     gpu_memory_utilization: float = Field(0.85, gt=0, lt=1)
-    kv_cache_gib: float = Field(0.5, gt=0)
-    """Key-value cache on a CPU, GiB."""
+    """Share of a GPU's memory that the engine takes in all; the key-value cache is what weights, activations and
+    context leave of it. Not used with `kv_cache_gib`."""
+    kv_cache_gib: float | None = Field(None, gt=0)
+    """Key-value cache, GiB. Not given: 0.5 on a CPU, on a GPU by `gpu_memory_utilization`."""
+    max_batched_tokens: int | None = Field(None, ge=16)
+    """Tokens computed in one step at most, over all requests: more fill a GPU better and take more memory. Not given:
+    8,192. On a CPU, where a prompt is computed in one piece, at least `max_model_len`."""
     threads: int = Field(1, ge=1)
     """CPU threads."""
     enforce_eager: bool = True
@@ -66,6 +71,10 @@ class EngineConfig(EngineOptions):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """What it runs on. `auto`: a GPU where one is visible. `cpu`, `gpu`: that alone, and InputError where the engine
     cannot."""
+    shares_device: bool = False
+    """Other processes compute on the same GPU."""
+    reloads: bool = False
+    """It is given new weights while it runs, and needs room for a second copy of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

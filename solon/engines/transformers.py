@@ -21,6 +21,7 @@ from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.bitsandbytes import bitsandbytes_options
 from solon.engines.checkpoint import is_quantised, model_settings, stop_token_ids
 from solon.engines.device import torch_device
+from solon.engines.device_turns import device_key, turn_on_device
 from solon.engines.digest import digest_tensors
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.filters import FLOOR, allowed_tokens
@@ -57,7 +58,8 @@ class TransformersEngine:
         self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code, settings=config)
         self._quantised = is_quantised(config) or config.quantization != "none"
         self._device = torch.device(torch_device(config.device, name))
-        self._model = _load_model(config, self._device)
+        with turn_on_device(device_key() if self._device.type == "cuda" else ""):
+            self._model = _load_model(config, self._device)
         self._vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
         self._stops = frozenset(stop_token_ids(config, self.tokenizer.eos_token_id))
         self._waiting: deque[_Row] = deque()

@@ -20,10 +20,14 @@ from solon.engines import vllm_cpu_attention
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import model_settings
 from solon.engines.device import require_visible_gpu, vllm_build
+from solon.engines.device_turns import device_key, turn_on_device, wait_for_memory
+from solon.engines.memory import BATCHED_TOKENS, CPU_CACHE_GIB
 from solon.engines.vllm_classes import classes_left_alone
 from solon.engines.vllm_cpu_int8 import int8_takes_float32
+from solon.engines.vllm_memory import gpu_memory_arguments, sizes_of_model
 from solon.engines.vllm_room import ATTEST_PLACES
 from solon.errors import InputError
+from solon.model_sizes import ModelSizes
 
 TURN = threading.RLock()
 """vLLM keeps what is being built or computed in module variables: the engines of one process take turns."""
@@ -35,8 +39,6 @@ _rendezvous: list[int] = []
 _CPU_BLOCK_TOKENS, _AMX_BLOCK_TOKENS = 16, 32
 """Tokens per cache block on a CPU; its tiles (AMX) take no smaller ones. The backend's default of 128 would keep short
 prompts out of the prefix cache."""
-_CPU_BATCHED_TOKENS = 8192
-"""Tokens computed in one step on a CPU at most."""
 
 
 def prepare_process(config: EngineConfig) -> None:
@@ -80,11 +82,15 @@ def _start(config: EngineConfig) -> Any:
         register_backend(AttentionBackendEnum.CPU_ATTN, vllm_cpu_attention.BACKEND)
     in_the_temporary_folder = uniproc_executor.get_file_store_init_method
     uniproc_executor.get_file_store_init_method = _meeting_place
-    arguments = _arguments(config, on_cpu=current_platform.is_cpu())
-    kernels = int8_takes_float32(arguments["dtype"]) if current_platform.is_cpu() else contextlib.nullcontext()
+    on_cpu = current_platform.is_cpu()
+    arguments = _arguments(config, on_cpu=on_cpu)
+    sizes = None if on_cpu else sizes_of_model(config.model)  # may fetch it: not while others wait
+    kernels = int8_takes_float32(arguments["dtype"]) if on_cpu else contextlib.nullcontext()
     try:
-        with warnings.catch_warnings(), classes_left_alone(), kernels:
+        with turn_on_device("" if on_cpu else device_key()), warnings.catch_warnings(), classes_left_alone(), kernels:
             warnings.simplefilter("ignore", FutureWarning)  # vLLM looks at every name of torch, also at the old
+            if not on_cpu:
+                arguments |= _gpu_memory(config, sizes)
             llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
         _live.add(id(llm))
         return llm
@@ -156,6 +162,7 @@ def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_running + ATTEST_PLACES,
         "scheduling_policy": "priority",  # what attests new weights is computed in the next step
+        "max_num_batched_tokens": max(config.max_batched_tokens or BATCHED_TOKENS, config.max_running + ATTEST_PLACES),
         "seed": config.seed,
         "enforce_eager": config.enforce_eager,
         "trust_remote_code": config.trust_remote_code,
@@ -171,13 +178,20 @@ def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
     if on_cpu:
         arguments["dtype"] = _cpu_dtype(config)
         arguments["block_size"] = _cpu_block_tokens(arguments["dtype"])
-        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * _GIB)
+        arguments["kv_cache_memory_bytes"] = int((config.kv_cache_gib or CPU_CACHE_GIB) * _GIB)
         # A prompt computed in two pieces makes vLLM rewind the request's random generator, and torch's CPU
         # generator cannot be rewound ("CPU Generator does not use offset").
         arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(_CPU_BATCHED_TOKENS, config.max_model_len, arguments["max_num_seqs"])
-    else:
-        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        arguments["max_num_batched_tokens"] = max(arguments["max_num_batched_tokens"], config.max_model_len)
+    return arguments
+
+
+def _gpu_memory(config: EngineConfig, sizes: ModelSizes | None) -> dict[str, Any]:
+    import torch
+
+    total = int(torch.cuda.get_device_properties(0).total_memory)
+    arguments, needed = gpu_memory_arguments(config, sizes, total)
+    wait_for_memory(needed, lambda: torch.cuda.mem_get_info(0), who=f"the engine of {config.model!r}")
     return arguments
 
 

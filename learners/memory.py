@@ -1,0 +1,101 @@
+"""How much memory the learner takes, estimated before it starts: arithmetic on the size of the policy and [learn].
+
+P: elements of the policy, C: of the critic, A: of the adapters; all weights, gradients and moments are float32.
+
+    weights        policy 4 P, reference 4 P where a KL is asked for, critic 4 C
+    optimiser      gradients 4, two moments 8 bytes of every element that trains
+    then the largest of
+      scoring      16 bytes of every logit of a microbatch, no gradients yet
+      updating     gradients, 12.5 bytes of every logit, activations of the microbatch, narrow copies of the weights
+      publishing   the payload, and the policy once more in float32 and in 16 bits for the canaries
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from learners.config import LearnConfig
+from solon.model_sizes import BYTES, ModelSizes
+
+SCORING_BYTES, UPDATING_BYTES = 16.0, 12.5
+"""Of one logit at the peak: log-probs with entropy without gradients, and cross-entropy with its gradient."""
+FILTERING_BYTES = 14.0
+"""More of one logit in scoring where answers are sampled with filters: sorted values, their places, masks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerMemory:
+    """Bytes of the learner, by purpose, each at its own peak."""
+
+    weights: int
+    moments: int
+    gradients: int
+    scoring: int
+    updating: int
+    """Logits, activations and narrow copies, without gradients."""
+    publishing: int
+    runtime: int
+
+    @property
+    def total(self) -> int:
+        """The peak. Gradients are gone while scoring and publishing."""
+        passing = max(self.scoring, self.gradients + self.updating, self.publishing)
+        return self.weights + self.moments + passing + self.runtime
+
+
+def learner_memory(
+    sizes: ModelSizes,
+    config: LearnConfig,
+    *,
+    on_gpu: bool,
+    longest: int,
+    runtime: int,
+    filtered: bool = False,
+) -> LearnerMemory:
+    """The estimate for one learner. longest: tokens of a prompt and its answer at most, which may exceed
+    `max_tokens_per_microbatch`; runtime: bytes of an empty process on that device; filtered: rollouts are sampled with
+    top-k, top-p or min-p."""
+    policy = sizes.parameters
+    critic = policy - sizes.head if config.advantages == "gae" else 0
+    trained = policy + critic
+    weights = 4 * (policy + critic)
+    if config.lora is not None:
+        adapters = config.lora.r * sizes.layers * (9 * sizes.hidden + 3 * sizes.intermediate)
+        trained = adapters * (2 if critic else 1)
+        weights += 4 * trained
+    elif config.kl_coefficient > 0:
+        weights += 4 * policy
+    tokens = max(config.max_tokens_per_microbatch, longest)
+    logits = tokens * sizes.vocabulary
+    narrow = config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu)
+    return LearnerMemory(
+        weights=weights,
+        moments=8 * trained,
+        gradients=4 * trained,
+        scoring=int(logits * (SCORING_BYTES + (FILTERING_BYTES if filtered else 0))),
+        updating=int(logits * UPDATING_BYTES)
+        + _activations(sizes, config, tokens, 2 if narrow else 4)
+        + (2 * policy if narrow else 0),
+        publishing=_publishing(sizes, config, on_gpu=on_gpu),
+        runtime=runtime,
+    )
+
+
+def _activations(sizes: ModelSizes, config: LearnConfig, tokens: int, width: int) -> int:
+    """Kept for the backward pass of one microbatch; norms are computed in float32."""
+    attention = 3 * sizes.heads * sizes.head_dim + 4 * sizes.kv_heads * sizes.head_dim
+    of_layer = tokens * (width * (4 * sizes.hidden + attention + 4 * sizes.intermediate) + 4 * 4 * sizes.hidden)
+    if not config.gradient_checkpointing:
+        return of_layer * sizes.layers
+    return tokens * sizes.hidden * width * sizes.layers + of_layer
+
+
+def _publishing(sizes: ModelSizes, config: LearnConfig, *, on_gpu: bool) -> int:
+    """Copies of the policy on the learner's device; on a CPU also the payload, which lies in the same memory."""
+    policy = sizes.parameters
+    served = (sizes.own_bytes if on_gpu else 4) if config.serving_dtype == "auto" else BYTES[config.serving_dtype]
+    merged = 4 * policy if config.lora is not None else 0
+    cast = served * policy if served != 4 else 0
+    canaries = 4 * policy if served != 4 else 2 * policy
+    payload = 0 if on_gpu else served * policy
+    return merged + cast + payload + canaries

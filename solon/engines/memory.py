@@ -1,0 +1,83 @@
+"""How much memory an engine takes, estimated before it starts: arithmetic on the sizes of its model and its settings.
+
+What depends on the library, such as the context of CUDA, are constants below. They are assumptions, chosen high.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from solon.engines.base import EngineOptions
+from solon.model_sizes import BYTES, ModelSizes
+
+GIB = 1 << 30
+CPU_CACHE_GIB = 0.5
+"""Key-value cache on a CPU where `kv_cache_gib` is not set."""
+BATCHED_TOKENS = 8192
+"""Tokens computed in one step at most where `max_batched_tokens` is not set. vLLM's own default for an engine that is
+stepped by its owner is 2,048, which cuts the questions of a judge into many small steps."""
+CONTEXT = int(0.6 * GIB)
+"""Context of CUDA, code of the kernels, workspaces of its libraries: of every process on a device."""
+GRAPHS = int(0.75 * GIB)
+"""CUDA graphs and what compiling leaves, without `enforce_eager`."""
+PROCESS = int(0.9 * GIB)
+"""Resident memory of a process that has imported torch and its libraries."""
+LOGITS_COPIES = 4
+"""Float32 copies of the logits of all running requests that the sampler makes at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineMemory:
+    """Bytes of one engine, by purpose."""
+
+    weights: int
+    cache: int
+    activations: int
+    """Of one step with `max_batched_tokens` tokens, and the sampler's logits."""
+    runtime: int
+    """Context, kernels, graphs."""
+    reload: int
+    """A second copy while new weights are loaded; 0 for judges."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.activations + self.runtime + self.reload
+
+
+def engine_memory(
+    sizes: ModelSizes, options: EngineOptions, *, on_gpu: bool, reloads: bool, device: int | None = None
+) -> EngineMemory:
+    """The estimate for one engine. reloads: it is given new weights. device: bytes of the GPU's memory.
+
+    With `kv_cache_gib` the cache has that size. Without it, an engine on a GPU takes `gpu_memory_utilization` of the
+    device in all, and the cache is what the rest leaves, below 0 where it leaves nothing; 0 for an unknown device.
+    """
+    width = element_bytes(sizes, options, on_gpu=on_gpu)
+    weights = sizes.weights(width)
+    tokens = options.max_batched_tokens or BATCHED_TOKENS
+    of_layer = 4 * sizes.hidden + (sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim + 3 * sizes.intermediate
+    activations = tokens * of_layer * width + options.max_running * sizes.vocabulary * 4 * LOGITS_COPIES
+    graphs = GRAPHS if on_gpu and not options.enforce_eager else 0
+    runtime = CONTEXT + graphs if on_gpu else PROCESS
+    reload = weights if reloads else 0
+    if options.kv_cache_gib is not None:
+        cache = int(options.kv_cache_gib * GIB)
+    elif not on_gpu:
+        cache = int(CPU_CACHE_GIB * GIB)
+    elif device is None:
+        cache = 0
+    else:
+        cache = int(options.gpu_memory_utilization * device) - (weights + activations + runtime + reload)
+    return EngineMemory(weights=weights, cache=cache, activations=activations, runtime=runtime, reload=reload)
+
+
+def element_bytes(sizes: ModelSizes, options: EngineOptions, *, on_gpu: bool) -> int:
+    """Of one element of what the engine computes in."""
+    if options.dtype != "auto":
+        return BYTES[options.dtype]
+    return min(2, sizes.own_bytes) if on_gpu else 4
+
+
+def request_cache(sizes: ModelSizes, options: EngineOptions, *, on_gpu: bool) -> int:
+    """Bytes that one request of full length takes in the key-value cache."""
+    return sizes.cached_elements * element_bytes(sizes, options, on_gpu=on_gpu) * options.max_model_len
