@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,6 +23,10 @@ NOT_IMPORTED = "failed to import on the worker"
 """Ray's words for an actor whose module is not found, or raises."""
 
 _RAISED = re.compile(r"[\w.]+(Error|Exception): ")
+
+RAY_IS_GONE = threading.Event()
+"""Set when Ray's own processes are gone (cluster.ray_watch): whatever is asked of Ray from then on may hang, or end
+this process without a word."""
 
 OPEN_TIMEOUT_S = 60.0
 """Fetching a payload from another node takes no longer, unless that node is gone."""
@@ -44,6 +49,8 @@ class Process:
 
     def replace(self) -> None:
         """Another actor. The old one is killed first: whatever it still does reaches nobody."""
+        if RAY_IS_GONE.is_set():
+            raise RunFailedError("Ray is gone")
         with suppress(ValueError, ray.exceptions.RayError):  # dead already
             ray.kill(self.actor, no_restart=True)
         self.actor = self._spawn(self._made)
@@ -56,6 +63,8 @@ class Process:
 
 def open_box(box: list[ray.ObjectRef]) -> Any:
     """The payload in a box; fetches it when it lies on another node. Raises PayloadLostError."""
+    if RAY_IS_GONE.is_set():
+        raise PayloadLostError("a payload is lost: Ray is gone")
     try:
         return _get(box[0])
     except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError, *_DEAD) as error:

@@ -44,16 +44,17 @@ class LearnerShell:
         from learners.ppo import PPOLearner
 
         sampling, model = self._sampling, self._arguments["model"]
-        self._learner = PPOLearner(
-            self._config,
-            temperature=sampling.temperature,
-            filters=sampling.filters,
-            end_ids=end_ids_of(model, sampling) if sampling.filters.min_tokens else (),
-            **self._arguments,
-        )
-        if checkpoint:
-            self._learner.load(checkpoint)
-        weights = self._learner.initial_weights()
+        with computing("the learner", "starting", kinds=RAISED_BY_LIBRARIES, no_room=NO_ROOM):
+            self._learner = PPOLearner(
+                self._config,
+                temperature=sampling.temperature,
+                filters=sampling.filters,
+                end_ids=end_ids_of(model, sampling) if sampling.filters.min_tokens else (),
+                **self._arguments,
+            )
+            if checkpoint:
+                self._learner.load(checkpoint)
+            weights = self._learner.initial_weights()
         return manifest_of(weights), weights
 
     def step(self, step: int, *payloads: Any) -> tuple[StepReport, Weights, Weights]:

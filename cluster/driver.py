@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
 
 from actors.calls import is_there, open_box
 from cluster.evaluate import AuditEvaluator, Evaluator, OracleEvaluator, Scores, evaluate
+from cluster.last_words import LastWords
 from cluster.launch import Crew, Launcher
 from cluster.preflight import Inputs
 from cluster.rewind import best_of
@@ -26,7 +26,7 @@ from solon.async_ledger import AsyncLedger
 from solon.awake import Awake
 from solon.checkpoint_store import go_back
 from solon.checkpoints import ASIDE, Checkpoint, CheckpointFolder
-from solon.ending import Ending, ending
+from solon.ending import ending
 from solon.errors import RunFailedError
 from solon.feedback.watching.best import ranked
 from solon.feedback.watching.watching import WatchingObserver
@@ -58,6 +58,7 @@ class Driver:
     ) -> None:
         """resume: what a person types to continue this run."""
         self._run = run
+        self._last_words = LastWords(directory, end=self._end_of)
         self._inputs = inputs
         self._directory = directory
         self._view = view
@@ -104,6 +105,7 @@ class Driver:
         status: str = "failed"
         failure: Exception | None = None
         loop = asyncio.get_running_loop()
+        self._last_words.begin()
         self._recorder = Recorder(
             self._directory,
             self._tally,
@@ -127,26 +129,38 @@ class Driver:
                         await self._crew.close()
                     await self._close_records()
         except asyncio.CancelledError:
-            if not self._signals.interrupted:
+            if not self._signals.interrupted and self._last_words.ray_failure is None:
                 raise
             status = "stopped"
             self._stopped_by = {"kind": "interrupted", "message": self._signals.said(at_once=True)}
         except Exception as error:
-            failure = error
+            failure = self._directory.explained(error)
+        if self._last_words.ray_failure is not None:  # whatever else was raised follows from it
+            status, failure = "failed", self._last_words.ray_failure
         self._tally.end()
-        try:
-            summary = await self._summarise(status, failure)
-        except (OSError, RunFailedError) as error:
-            # Why the run ended matters more than that its summary is missing.
-            raise failure or RunFailedError(
-                f"summary.json cannot be written: {error}; the run ended as {status}"
-            ) from error
+        summary = await self._summarise(status, failure)
+        unwritten = self._last_words.write(summary)
         self._view.ended(summary, self._directory.path)
-        if failure is not None:
+        # Why the run ended matters more than that its summary is missing.
+        if (cause := failure or unwritten) is not None:
             for note in self._notes(summary["end"]):
-                failure.add_note(note)
-            raise failure
+                cause.add_note(note)
+            raise cause
         return summary
+
+    # -- what the watch of Ray tells (cluster.ray_watch), from its thread ---------------------------------------------
+
+    def ray_lost(self, error: RunFailedError) -> None:
+        """Ray is gone: write that down at once, and end."""
+        self._last_words.ray_lost(error, steps=self._tally.steps, note=self._view.note)
+
+    def helper_lost(self, what: str, cause: str) -> None:
+        """A process of Ray's is gone that the run does not need."""
+        self._last_words.in_the_loop(lambda: self._recorder.event("ray_helper_lost", worker=what, cause=cause))
+
+    def epitaph(self, error: Exception) -> str:
+        """The last lines of a run whose process cannot end in the ordinary way."""
+        return self._last_words.epitaph(error)
 
     @property
     def has_begun(self) -> bool:
@@ -198,6 +212,7 @@ class Driver:
         self._tally.end()
         self._recorder.event("trained", step=committed, stopped=self._stop.is_set())
         if committed and (self._stop.is_set() or saver.saved_at != committed):
+            self._directory.require_here()
             await saver.save(committed, is_last=True)
         if self._stop.is_set():
             return "stopped"
@@ -251,6 +266,7 @@ class Driver:
 
         async def checkpoint(step: int) -> None:
             if run.saves_after(step) and step < run.steps:  # the last one is written at the end anyway
+                self._directory.require_here()
                 await saver.save(step)
 
         lanes = Lanes(
@@ -380,12 +396,10 @@ class Driver:
         summary["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         if failure is not None:
             summary["failure"] = f"{type(failure).__name__}: {failure}"
-        summary["end"] = self._ending(summary).as_json()
-        self._directory.ballast.give_up()
-        self._directory.write_json("summary.json", summary)
+        summary["end"] = self._end_of(summary)
         return summary
 
-    def _notes(self, end: dict[str, str | None]) -> list[str]:
+    def _notes(self, end: Mapping[str, str | None]) -> list[str]:
         """What a person does about a failure, said after its cause."""
         if end["resume"]:
             return [f"resume: {end['resume']}"]
@@ -393,13 +407,9 @@ class Driver:
             return [f"{self._directory.path} is as it was before this attempt to resume it"]
         return [f"what to do: {end['remedy']}"] if end["remedy"] else []
 
-    def _ending(self, summary: dict[str, Any]) -> Ending:
+    def _end_of(self, summary: Mapping[str, Any]) -> Mapping[str, str | None]:
         path = self._directory.path.absolute()
-        try:
-            config = json.loads((path / "config.json").read_bytes())
-        except (OSError, ValueError):
-            config = {}
-        return ending(summary, config, path, has_begun=self.has_begun)
+        return ending(summary, self._directory.config, path, has_begun=self.has_begun).as_json()
 
 
 def _ignore(_: object) -> None:

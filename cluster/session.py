@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +100,16 @@ def _connected(options: dict[str, Any], *, starting: SessionFolder | None = None
             )
         finally:
             ray.shutdown(wait_for_processes=starting is not None)
+
+
+def answers_probe() -> Callable[[], bool] | None:
+    """Whether the control service of the cluster that was joined still answers; None for one that was started here, of
+    which the process itself is watched, and for one that talks TLS."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local") or os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
+        return None
+    place, (token, _) = _place(address), _own_token()
+    return lambda: ask(place, token=token) != "silent"
 
 
 # -- a cluster of our own ------------------------------------------------------------------------------------------

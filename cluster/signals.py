@@ -1,38 +1,59 @@
-"""How a person or a scheduler ends a run."""
+"""How a person, a scheduler or a lost terminal ends a run."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Signals that ask a run to end. SIGHUP, of a terminal that is gone, is one, unless whoever started the process had
+    it ignored, as `nohup` does."""
+    always = (signal.SIGINT, signal.SIGTERM)
+    return always if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*always, signal.SIGHUP)
 
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[Callable[[], None]]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does, until `Signals` takes both over.
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, until `Signals` takes all three over.
 
     Gives what has to be called after `ray.init`, which takes SIGTERM for itself: it would end the process with 15 and
-    without a word. Does nothing outside the main thread, where Python allows no handlers.
+    without a word. Until then SIGHUP is blocked, which processes that are started meanwhile inherit: a lost terminal
+    would otherwise end Ray's together with this one. Does nothing outside the main thread, where Python allows no
+    handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    before = signal.getsignal(signal.SIGTERM)
+    numbers = [number for number in ending_signals() if number is not signal.SIGINT]
+    before = {number: signal.getsignal(number) for number in numbers}
+    hangup = {signal.SIGHUP} & set(numbers)
 
     def take() -> None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
+
+    def take_again() -> None:
+        take()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, hangup)
 
     take()
+    signal.pthread_sigmask(signal.SIG_BLOCK, hangup)
     try:
-        yield take
+        yield take_again
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, hangup)
 
 
 class Signals:
-    """Ctrl-C and SIGTERM end the run after the step in hand; a second one, or one before training, at once."""
+    """Ctrl-C, SIGTERM and SIGHUP end the run after the step under way; a second one, or one before training, at
+    once."""
 
     def __init__(self, stop: asyncio.Event) -> None:
         self._stop = stop
@@ -40,16 +61,28 @@ class Signals:
         self.received = ""
         """Name of the first one."""
         self.may_finish = False
-        """Training has begun: there is a step in hand."""
+        """Training has begun: there is a step to finish."""
 
     def __enter__(self) -> None:
         self._task = asyncio.current_task()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+        self._terminals = [number for number in (0, 1, 2) if os.isatty(number)]
+        self._numbers = ending_signals()
+        self._loop = asyncio.get_running_loop()
+        for number in self._numbers:
+            self._loop.add_signal_handler(number, self._on_signal, number)
+        if signal.SIGHUP in self._numbers:
+            signal.signal(signal.SIGHUP, self._on_hangup)  # at once: the loop may be about to write to the terminal
 
     def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(number)
+        for number in self._numbers:
+            self._loop.remove_signal_handler(number)
+
+    def _on_hangup(self, *_: object) -> None:
+        """A terminal that is gone refuses what is written to it, and the run has things to say until it ends."""
+        for number in self._terminals:
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        self._loop.call_soon_threadsafe(self._on_signal, signal.SIGHUP)
 
     def said(self, *, at_once: bool = False) -> str:
         """What was asked for, for people. at_once: the step that was being trained was not finished."""

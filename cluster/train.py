@@ -15,7 +15,9 @@ from cluster.launch import Launcher, cluster
 from cluster.placement import check_cluster
 from cluster.preflight import check_inputs
 from cluster.preflight_space import remarks_on_space
+from cluster.ray_watch import RayWatch
 from cluster.run_file import RunFile
+from cluster.session import answers_probe
 from cluster.start import find_start
 from cluster.supply import read_supply
 from cluster.view import View
@@ -91,10 +93,15 @@ def train(
         driver = Driver(run, inputs, directory, view, start=start, resume=resume_with, launcher=launcher)
         try:
             directory.write_json("config.json", config | run.model_dump(mode="json"))
-            return asyncio.run(driver.drive())
+            with RayWatch(driver, probe=answers_probe()) as ray_watch:
+                try:
+                    return asyncio.run(driver.drive())
+                except Exception as error:
+                    ray_watch.leave_if_gone(error)
+                    raise
         except InputError:
             if not driver.has_begun:
-                # Refused: the run that was is not changed by the attempt to go on with it.
+                # Refused: the run that was is not changed by the attempt to resume it.
                 for name, content in before.items():
                     put_back(directory.path / name, content)
             raise

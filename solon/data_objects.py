@@ -209,6 +209,14 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
         "a new learner has caught up from the last checkpoint",
         {"steps": "trained again", "same_weights": "whether they came out to the bit"},
     ),
+    "driver_was_away": (
+        "the driver was stopped itself (Ctrl-Z, a debugger); no deadline ran meanwhile",
+        {"seconds": "for how long"},
+    ),
+    "ray_helper_lost": (
+        "a process of Ray's is gone that the run does not need",
+        {"worker": "what it was", "cause": "how it ended"},
+    ),
     "draining": ("the driver's machine is about to go: the run stops", {"reason": "what was announced"}),
     "stalled": (
         "nothing has moved for a while",

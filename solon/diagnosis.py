@@ -35,6 +35,8 @@ FAULTS = (
     "group_expired",
     "judge_lost",
     "stalled",
+    "driver_was_away",
+    "ray_helper_lost",
     "draining",
     "upload_failed",
     "space_short",

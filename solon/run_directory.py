@@ -24,6 +24,7 @@ from solon.record_integrity import CHAINED, PARTS, Records, Running, drop_unplac
 from solon.tables import arrow_table
 
 BALLAST_BYTES = 16 * 2**20
+CONFIG = "config.json"
 
 
 class DiskFullError(RunFailedError):
@@ -51,6 +52,8 @@ class RunDirectory:
         self._running: dict[str, Running] = {}
         self._unsynced: set[Path] = set()
         self._adding = threading.RLock()
+        self.config: Mapping[str, Any] = {}
+        """What was written to config.json: a folder that had one and has none any more is another folder."""
         self._unlock: Callable[[], object] = lambda: None
 
     @classmethod
@@ -120,7 +123,10 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> Path:
         """A whole JSON file, there completely or not at all."""
-        return self.write_text(name, json_text(value, indent=2) + "\n")
+        path = self.write_text(name, json_text(value, indent=2) + "\n")
+        if name == CONFIG:
+            self.config = value
+        return path
 
     def write_text(self, name: str, text: str) -> Path:
         """A whole file, there completely or not at all."""
@@ -220,8 +226,33 @@ class RunDirectory:
                 "free some space or run elsewhere"
             ) from None
 
+    @property
+    def is_gone(self) -> bool:
+        """It was removed or moved; something else of the same name may be in its place."""
+        return not (self.path / CONFIG if self.config else self.path).exists()
+
+    def require_here(self) -> None:
+        """Raises UnwritableError when the folder is gone."""
+        if self.is_gone:
+            raise self._unwritable(FileNotFoundError())
+
+    def explained(self, error: Exception) -> Exception:
+        """An error about a file in this folder in words that a person understands; any other as it is."""
+        if isinstance(error, OSError) and Path(str(error.filename or "")).is_relative_to(self.path):
+            return self._unwritable(error)
+        return error
+
+    def put_back(self, summary: Any) -> None:
+        """After the folder was removed: make it again, with what says what the run was and how it ended. Raises OSError
+        when the folder that it was in is gone too."""
+        self.path.mkdir(exist_ok=True)
+        for name, value in ((CONFIG, self.config), ("summary.json", summary)):
+            _write_whole(self.path / name, json_text(value, indent=2) + "\n")
+
     def _guard(self, write: Callable[[], None]) -> None:
         """Write; when the disk is full, give up the ballast, write once more, and report that it is full."""
+        if self.config:
+            self.require_here()
         try:
             write()
             return
@@ -245,7 +276,7 @@ class RunDirectory:
             )
 
     def _unwritable(self, error: OSError) -> UnwritableError:
-        if not self.path.is_dir():
+        if self.is_gone:
             return UnwritableError(
                 f"run directory {self.path} is gone: it was removed or moved while the run used it; what was written "
                 "after that is lost"

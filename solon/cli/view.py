@@ -41,6 +41,7 @@ SAID = (
     "resumed",
     "upload_",
     "space_",
+    "ray_",
 )
 """Events that a person is told of."""
 WAITING = {"generate": "generating", "label": "judging", "learn": "ready"}
@@ -314,7 +315,7 @@ def end_lines(summary: dict[str, Any], directory: Path) -> Text:
         f"{summary['status']} after {_steps(summary)} in {summary['wall_s']:.0f} s",
         *(_figures(summary) if summary["steps"] else ()),
         *(f"warning: {text}" for text in summary.get("warnings", ())),
-        f"written to {directory}/summary.json",
+        f"not written: {summary['unwritten']}" if "unwritten" in summary else f"written to {directory}/summary.json",
     ]
     if summary["status"] == "stopped" and (end := summary.get("end")):
         lines += Ending(**{key: text or "" for key, text in end.items()}).lines()

@@ -1,0 +1,89 @@
+"""Processes of this machine, read from `/proc`: who started whom, what they are called, whether they still run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process; another one that has its number later is not it."""
+
+    pid: int
+    parent: int
+    name: str
+    born: int
+    """Clock ticks since the machine was started."""
+
+    @classmethod
+    def find(cls, pid: int) -> Process | None:
+        """None: there is none, or it has ended and only waits to be asked how."""
+        try:
+            text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        # The name is in parentheses and may hold some.
+        begin, end = text.index("("), text.rindex(")")
+        fields = text[end + 2 :].split()
+        if fields[0] in ("Z", "X"):
+            return None
+        return cls(pid, int(fields[1]), text[begin + 1 : end], int(fields[19]))
+
+    @property
+    def is_there(self) -> bool:
+        found = Process.find(self.pid)
+        return found is not None and found.born == self.born
+
+    @property
+    def command(self) -> str:
+        """Its command line, or the title that it gave itself; empty when it is gone."""
+        try:
+            raw = (PROC / str(self.pid) / "cmdline").read_bytes()
+        except OSError:
+            return ""
+        return " ".join(raw.decode("utf-8", "replace").split("\0")).strip()
+
+    def send(self, number: int) -> None:
+        """A signal, if it is still there."""
+        if self.is_there:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, number)
+
+
+def all_processes() -> list[Process]:
+    """Those that can be seen from here."""
+    numbers = [int(path.name) for path in PROC.iterdir() if path.name.isdigit()] if PROC.is_dir() else []
+    return [found for number in numbers if (found := Process.find(number)) is not None]
+
+
+def descendants(pids: Iterable[int], *, depth: int = 64) -> list[Process]:
+    """Children, and theirs, down to `depth` generations; those that were found first come first."""
+    by_parent: dict[int, list[Process]] = {}
+    for process in all_processes():
+        by_parent.setdefault(process.parent, []).append(process)
+    found: list[Process] = []
+    generation = list(pids)
+    for _ in range(depth):
+        children = [child for pid in generation for child in by_parent.get(pid, ())]
+        if not children:
+            break
+        found += children
+        generation = [child.pid for child in children]
+    return found
+
+
+def wait_for_the_end(processes: Iterable[Process], *, timeout_s: float) -> list[Process]:
+    """Those that are still there after so many seconds."""
+    deadline = time.monotonic() + timeout_s
+    left = [process for process in processes if process.is_there]
+    while left and time.monotonic() < deadline:
+        time.sleep(0.02)
+        left = [process for process in left if process.is_there]
+    return left
