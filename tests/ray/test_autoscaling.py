@@ -1,0 +1,71 @@
+"""Runs on a cluster that has no nodes yet: it starts them when it can, and is told when it never can."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import environment
+from tests.e2e.standin_runs import standin_command
+from tests.ray.growing_cluster import growing_cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+NODE_TYPES = {
+    "rollout": {"resources": {"CPU": 1}, "labels": {"solon.io/pool": "rollout"}, "max_workers": 2},
+    "trainer": {"resources": {"CPU": 2}, "labels": {"solon.io/pool": "trainer"}, "max_workers": 1},
+}
+POOLS = (
+    'rollout.labels={"solon.io/pool" = "rollout"}',
+    'judging.labels={"solon.io/pool" = "trainer"}',
+    'learn.labels={"solon.io/pool" = "trainer"}',
+    *(f"{section}.num_cpus=1" for section in ("rollout", "judging", "learn")),
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    with growing_cluster(NODE_TYPES) as joining:
+        yield joining
+
+
+def solon(cluster: dict[str, str], folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    """A run of stand-ins that ask for what the run file says."""
+    command = standin_command("run", "--steps", "2")
+    for setting in (*POOLS, *settings):
+        command += ["--set", setting]
+    standin = json.dumps({"seconds": 0.05, "asks": True})
+    return subprocess.run(
+        command, cwd=folder, env=environment(SOLON_STANDIN=standin, **cluster), capture_output=True, text=True,
+        timeout=200,
+    )  # fmt: skip
+
+
+def test_a_run_that_the_cluster_can_never_hold_is_refused_at_once_with_the_table(
+    cluster: dict[str, str], tmp_path: Path
+):
+    refused = solon(cluster, tmp_path, "learn.num_cpus=4")
+    assert refused.returncode == 2, refused.stderr[-3000:]
+    assert "needs 6 CPU(s) (1 x rollout 1, 1 x judging 1, learn 4), the cluster can have 4;" in refused.stderr
+    rows = [line.split() for line in refused.stderr.splitlines()]
+    assert ["1", "x", "learn", "4", "CPU,", "solon.io/pool=trainer", "nowhere"] in rows
+    assert ["trainer", "0", "1", "2", "CPU,", "solon.io/pool=trainer"] in rows
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_from_no_worker_node_says_what_it_waits_for_and_trains_when_the_nodes_have_come(
+    cluster: dict[str, str], tmp_path: Path
+):
+    run = solon(cluster, tmp_path)
+    assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+    said = [line for line in run.stdout.splitlines() if "waiting for" in line]
+    assert "waiting for 3 of 3 actors: rollout-0 asks 1 CPU, solon.io/pool=rollout; " in said[0]
+    assert "judge-0, learner ask 1 CPU, solon.io/pool=trainer; nodes: 1 ray.head.default" in said[0]
+    events = [json.loads(line) for line in (tmp_path / "runs" / "run" / "events.jsonl").read_text().splitlines()]
+    (waited,) = (event for event in events if event["event"] == "waiting_for_nodes")
+    assert waited["workers"] == ["judge-0", "learner", "rollout-0"]
+    assert json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())["steps"] == 2
