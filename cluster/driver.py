@@ -381,7 +381,7 @@ class Driver:
             failure=str(failure or ""),
         )
         if self._watching is not None:
-            summary["warnings"] += self._watching.warnings()
+            summary["warnings"] += self._watching.warnings(but=(self._stopped_by or {}).get("kind", ""))
         summary["eval"] = self._scores
         summary |= self._inputs.counts
         summary["quarantine"] = self._recorder.quarantine.summary()

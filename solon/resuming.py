@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ def resume_command(path: Path, config: Mapping[str, Any], *, back_to: str = "", 
     origin = origin if isinstance(origin, Mapping) else {}
     command = origin.get("command")
     words = [str(word) for word in command] if isinstance(command, list) and command else ["solon", "train", "RUN.toml"]
+    words = _without(words, {setting.partition("=")[0] for setting in settings})
     back = ["--from", back_to] if back_to else []
     sets = [word for setting in settings for word in ("--set", setting)]
     line = shlex.join([*words, "--name", path.name, "--resume", *back, *sets])
@@ -28,3 +29,14 @@ def resume_command(path: Path, config: Mapping[str, Any], *, back_to: str = "", 
     if is_job:  # its folder was a copy that went with it
         return f"ray job submit --working-dir . -- {line}"
     return f"cd {shlex.quote(folder)} && {line}" if folder and Path(folder) != Path.cwd() else line
+
+
+def _without(words: Sequence[str], keys: Collection[str]) -> list[str]:
+    """The command without its `--set` of these keys: each is said once."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] == "--set" and word.partition("=")[0] in keys:
+            found.pop()
+        else:
+            found.append(word)
+    return found

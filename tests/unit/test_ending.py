@@ -57,6 +57,15 @@ def test_a_run_that_an_alarm_stopped_goes_back_with_a_setting_that_does_not_stop
     assert found.resume == f"{RESUME} --from best --set learn.kl_coefficient=0.1"
 
 
+def test_a_setting_that_the_command_gave_before_is_said_once(run: Path, tmp_path: Path):
+    origin = {"command": ["solon", "train", "r.toml", "--set", "learn.kl_coefficient=0.05", "--set", "seed=1"],
+              "folder": str(tmp_path)}  # fmt: skip
+    found = ending({"status": "stopped", "stopped_by": ALARM}, config(tmp_path) | {"origin": origin}, run)
+    assert found.resume == (
+        "solon train r.toml --set seed=1 --name n --resume --from best --set learn.kl_coefficient=0.1"
+    )
+
+
 def test_a_run_without_a_checkpoint_from_before_the_alarm_is_not_resumed(run: Path, tmp_path: Path):
     found = ending({"status": "stopped", "stopped_by": ALARM | {"checkpoint": None}}, config(tmp_path), run)
     assert found.resume == ""

@@ -181,6 +181,23 @@ def test_the_saved_policy_is_a_hugging_face_directory_that_equals_the_payload(ll
     assert json.loads((tmp_path / "learner.json").read_text())["version"] == 1
 
 
+def test_a_raised_kl_coefficient_outlives_a_checkpoint_unless_the_configuration_is_another(llama, tmp_path):
+    learner = make_learner(llama, advantages="group", kl_coefficient=0.1)
+    learner.raise_kl(3.0)
+    learner.save(tmp_path)
+    for configured, expected in ((0.1, 0.3), (0.2, 0.2)):
+        resumed = make_learner(llama, advantages="group", kl_coefficient=configured)
+        resumed.load(tmp_path)
+        assert resumed.config.kl_coefficient == pytest.approx(expected)
+    # A checkpoint of a version that did not write the configured value.
+    counters = json.loads((tmp_path / "learner.json").read_text())
+    del counters["kl_configured"]
+    (tmp_path / "learner.json").write_text(json.dumps(counters))
+    resumed = make_learner(llama, advantages="group", kl_coefficient=0.2)
+    resumed.load(tmp_path)
+    assert resumed.config.kl_coefficient == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize("kind", ["tied", "untied", "bfloat16"])
 def test_a_payload_loads_into_a_fresh_model_with_the_canaries_it_promises(llama, untied, kind):
     path = untied if kind == "untied" else llama

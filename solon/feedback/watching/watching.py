@@ -148,10 +148,11 @@ class WatchingObserver:
         if self._canary is not None:
             self._canary.restore(state.canary)
 
-    def warnings(self) -> list[str]:
-        """For a run that went on in spite of its alarms: those that stand at its end, and what is no longer watched."""
-        standing = set(self.watch.standing) - {"near_peak"}
-        last = {alarm.kind: alarm for alarm in self.alarms if alarm.kind in standing or alarm.kind in LOSSES}
+    def warnings(self, *, but: str = "") -> list[str]:
+        """For a run that went on in spite of its alarms: those that stand at its end, and what is no longer watched.
+        but: a kind that is told elsewhere."""
+        told = {*self.watch.standing, *LOSSES} - {"near_peak", but}
+        last = {alarm.kind: alarm for alarm in self.alarms if alarm.kind in told}
         symptoms = sorted(kind.partition("/")[2] for kind in last if kind.startswith("symptom/"))
         lines = [f"alarm {alarm.line()}" for kind, alarm in last.items() if not kind.startswith("symptom/")]
         return [*lines, *([f"answers or labels changed in {', '.join(symptoms)} (alarms)"] if symptoms else [])]
