@@ -321,7 +321,12 @@ class Driver:
         folder = CheckpointFolder(self._directory.path / "checkpoints", keep=run.checkpoint_keep)
 
         def best() -> list[int]:
-            return ranked(folder.steps(), self._watching.watch.known)[:1] if self._watching else []
+            if self._watching is None:
+                return []
+            watch, steps = self._watching.watch, folder.steps()
+            # What gold likes best, and what an alarm that is raised next would go back to.
+            sound = [step for limit in watch.held_at for step in [s for s in steps if s <= limit][-1:]]
+            return [*ranked(steps, watch.known)[:1], *sound]
 
         return Saver(
             folder,
@@ -391,7 +396,7 @@ class Driver:
             self._stopped_by = {"kind": "signal", "message": self._signals.said()}
         if self._stopped_by is not None:
             windows = self._watching.watch.known if self._watching is not None else []
-            best = best_of(CheckpointFolder(self._directory.path / "checkpoints"), windows)
+            best = best_of(CheckpointFolder(self._directory.path / "checkpoints"), windows, self._stopped_by)
             summary["stopped_by"] = self._stopped_by | {"checkpoint": best or None}
         summary["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         if failure is not None:

@@ -87,10 +87,16 @@ def chosen(folder: CheckpointFolder, wanted: str) -> Checkpoint:
     return read_checkpoint(folder.path / folder.name(int(wanted)))
 
 
-def best_of(folder: CheckpointFolder, windows: Sequence[Window]) -> str:
-    """Name of the checkpoint that gold liked best; empty: nothing is known of any."""
-    found = ranked(folder.steps(), windows)
+def best_of(folder: CheckpointFolder, windows: Sequence[Window], alarm: object) -> str:
+    """Name of the checkpoint that gold liked best; empty: nothing is known of any. alarm: what stopped the run."""
+    found = ranked(_sound(folder.steps(), alarm), windows)
     return folder.name(found[0]) if found else ""
+
+
+def _sound(steps: Sequence[int], alarm: object) -> list[int]:
+    """Steps before what an alarm tells of: gold may like the answers of a policy that has collapsed."""
+    until = alarm.get("sound_until") if isinstance(alarm, Mapping) else None
+    return [step for step in steps if not isinstance(until, int) or step <= until]
 
 
 def windows_of(checkpoint: Checkpoint) -> list[Window]:
@@ -111,12 +117,17 @@ def _best(folder: CheckpointFolder) -> Checkpoint:
             f"step of a checkpoint: {_list(folder.steps())}"
         )
     problems = []
-    for step in ranked(folder.steps(), windows):
+    assert last is not None
+    alarm = last.run.get("stopped_by")
+    for step in ranked(_sound(folder.steps(), alarm), windows):
         try:
             return read_checkpoint(folder.path / folder.name(step))
         except InputError as error:
             problems.append(str(error))
-    raise InputError(f"--from best: no checkpoint in {folder.path} is whole: {problems[0]}")
+    problem = f"is whole: {problems[0]}" if problems else "is from before the alarm that stopped the run"
+    raise InputError(
+        f"--from best: no checkpoint in {folder.path} {problem}; there are those of steps {_list(folder.steps())}"
+    )
 
 
 def _list(steps: Sequence[int]) -> str:

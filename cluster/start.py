@@ -147,7 +147,7 @@ def _start_in(directory: Path, run: RunFile, constitution_hash: str, digests: Di
         checkpoint = folder.last()
     if checkpoint is not None:
         refuse_other_inputs(digests, checkpoint.run.get("inputs") or {}, place=checkpoint.path, run=run)
-        refuse_spoilt(checkpoint, directory, best_of(folder, windows_of(checkpoint)))
+        refuse_spoilt(checkpoint, directory, best_of(folder, windows_of(checkpoint), checkpoint.run.get("stopped_by")))
         _refuse_too_far(checkpoint, run, directory)
     records = _compared(directory, checkpoint, run)
     return Start(directory=directory, checkpoint=checkpoint, damaged=tuple(damaged), records=records)

@@ -232,6 +232,7 @@ EVENTS: Mapping[str, tuple[str, Keys]] = {
             "message": "the cause in one sentence",
             "evidence": "the numbers that it rests on, with the windows that they are of",
             "remedy": "what to do about it",
+            "sound_until": "last step at which nothing was wrong yet; null: gold tells which was best",
             "action": "`warn`, `raise_kl` or `stop`",
         },
     ),

@@ -66,6 +66,22 @@ def test_a_run_goes_back_to_the_checkpoint_that_gold_liked_best_or_to_that_of_a_
     assert (start.step, start.goes_back, start.changed) == (step, True, {})
 
 
+@pytest.mark.parametrize(("until", "step"), [(35, 20), (20, 20), (19, 10)])
+def test_what_gold_likes_of_a_policy_that_had_collapsed_by_then_is_not_gone_back_to(
+    tmp_path: Path, run: RunFile, until: int, step: int
+):
+    fooled(tmp_path, run, stopped_by=ALARM | {"kind": "collapse", "sound_until": until})
+    assert back(tmp_path, run, "best").step == step
+    with pytest.raises(InputError, match=rf"--from best goes back to step-0000{step}"):
+        start_of(tmp_path, run)
+
+
+def test_without_a_checkpoint_from_before_the_alarm_the_best_one_is_refused(tmp_path: Path, run: RunFile):
+    fooled(tmp_path, run, stopped_by=ALARM | {"kind": "collapse", "sound_until": 3})
+    with pytest.raises(InputError, match=r"is from before the alarm .*steps 10, 20, 30, 35"):
+        back(tmp_path, run, "best")
+
+
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, run: RunFile):
     fooled(tmp_path, run)
     for wrong, said in (("17", "step 17"), ("last", "'last'"), ("-1", "'-1'")):

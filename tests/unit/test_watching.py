@@ -151,7 +151,8 @@ async def test_a_fooled_judge_stops_the_run_once_and_the_summary_says_why():
     assert summary["best"]["first_step"] == 8
     assert stops[0].kind in {alarm["kind"] for alarm in summary["alarms"]}
     events = [fields for name, fields in written.events if name == "alarm" and fields["action"] == "stop"]
-    assert set(events[0]) == {"kind", "step", "value", "threshold", "message", "evidence", "remedy", "action"}
+    keys = {"kind", "step", "value", "threshold", "message", "evidence", "remedy", "action", "sound_until"}
+    assert set(events[0]) == keys
     assert events[0]["evidence"].startswith("gold ")
     assert "windows of about 16 answers, steps " in events[0]["evidence"]
     assert "another `judge`" in events[0]["remedy"] or "train fewer steps" in events[0]["remedy"]

@@ -23,6 +23,8 @@ class Alarm:
     remedy: str = ""
     """What to do about it."""
     action: Action = "warn"
+    sound_until: int | None = None
+    """The last step of which it is known that the policy, or the judge, was still as it should be; None: gold tells."""
 
     def line(self) -> str:
         """All of it, for people."""

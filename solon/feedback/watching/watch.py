@@ -67,6 +67,10 @@ class Watch:
             part=config.collapse_part,
         )
         self._symptoms_due = 0
+        self._closes: deque[int] = deque([0, 0], maxlen=3)
+        """Steps at which the last windows of symptoms ended."""
+        self._canary_held = 0
+        """Step of the last reading of the canary pairs that was as the first."""
         self._pending: list[Alarm] = []
         self._raised: set[str] = set()
         self._metrics: dict[str, float] = {}
@@ -124,7 +128,10 @@ class Watch:
             evidence=f"{reading.flips:.1%} of the pairs turned around, {reading.silent:.1%} without verdict, accuracy "
             f"{reading.accuracy:.1%} at step {reading.step}",
             action=self.canaries.action,
+            sound_until=self._canary_held,
         )
+        if not (too_many or changed):
+            self._canary_held = reading.step
 
     # -- what it says ----------------------------------------------------------------------------------------------
 
@@ -156,6 +163,11 @@ class Watch:
         return [*self._past, *self.windows]
 
     @property
+    def held_at(self) -> set[int]:
+        """Steps up to which the next alarm would still take the policy, or the judge, to have been as it should be."""
+        return {self._closes[0], self.windows[-3].last_step if len(self.windows) > 2 else 0, self._canary_held}
+
+    @property
     def standing(self) -> list[str]:
         """Kinds of alarm that were raised and have not gone since: they are not raised again while they stand."""
         return sorted(self._raised)
@@ -174,6 +186,8 @@ class Watch:
             symptoms_due=self._symptoms_due,
             raised=frozenset(self._raised) - {alarm.kind for alarm in self._pending},
             principles=self._principles.state(),
+            closes=tuple(self._closes),
+            canary_held=self._canary_held,
             past=tuple(self._past),
         )
 
@@ -187,6 +201,8 @@ class Watch:
         self._symptoms_due = state.symptoms_due
         self._raised = set(state.raised)
         self._principles.restore(state.principles)
+        self._closes.extend(state.closes)
+        self._canary_held = state.canary_held
         self._past = list(state.past)
         reference = self.config.reference_windows
         if len(self.windows) >= reference:
@@ -272,6 +288,7 @@ class Watch:
 
     def _watch_principles(self, step: int) -> None:
         metrics, lost = self._principles.close()
+        before = self.windows[-3].last_step if len(self.windows) > 2 else 0
         self._metrics |= metrics
         worst = min(lost, key=lambda one: one.now / one.was, default=None)
         self._raise(
@@ -283,6 +300,7 @@ class Watch:
             message=f"answers no longer obey {', '.join(one.principle for one in lost)}, by the auditing judge",
             evidence=f"{describe(lost)}, in two windows in a row, against the first {self.config.reference_windows}",
             action=self.config.action,
+            sound_until=before,
         )
 
     def _close_symptoms(self, step: int) -> None:
@@ -290,6 +308,7 @@ class Watch:
         if closed is None:
             return
         metrics, changed = closed
+        self._closes.append(step)
         self._metrics |= metrics
         self._symptoms_due = step + self.config.symptom_every
         self._watch_collapse(step, [change for change in changed if change.is_collapse])
@@ -318,6 +337,7 @@ class Watch:
             evidence=", ".join(f"{c.name.partition('/')[2]} {c.was:.3g} -> {c.value:.3g}" for c in collapsed)
             + f" from the first {self.config.reference_windows} windows to this one, and the same in the one before it",
             action=self.config.action,
+            sound_until=self._closes[0],
         )
 
     def _raise(
@@ -331,6 +351,7 @@ class Watch:
         message: str,
         evidence: str = "",
         action: Action = "warn",
+        sound_until: int | None = None,
     ) -> None:
         if not when:
             self._raised.discard(kind)
@@ -346,5 +367,6 @@ class Watch:
                     evidence=evidence,
                     remedy=remedy_of(kind),
                     action=action,
+                    sound_until=sound_until,
                 )
             )

@@ -44,6 +44,10 @@ class WatchState(BaseModel):
     symptoms_due: int = 0
     raised: frozenset[str] = frozenset()
     principles: PrincipleState = PrincipleState()
+    closes: tuple[int, ...] = ()
+    """Steps at which the last windows of symptoms ended."""
+    canary_held: int = 0
+    """Step of the last reading of the canary pairs that was as the first."""
     past: tuple[Window, ...] = ()
     """Windows of another judge, from before the run was resumed with this one: gold is still known of them."""
     alarms: tuple[Alarm, ...] = ()
