@@ -153,7 +153,7 @@ class LocalLauncher(Launcher):
 
     loses_a_judge = False
 
-    async def launch(self, *, on_ready: Any) -> Crew:
+    async def launch(self, *, on_ready: Any, say: Any = None) -> Crew:
         recovery = self._run.recovery
         learner: Any = Drifting(self._run.learn.kl_coefficient, self._checkpoint)
         writer, auditor = Writer("rollout-0"), Opinion("audit-judge")
