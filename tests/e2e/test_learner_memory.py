@@ -11,7 +11,7 @@ import pytest
 from tests.unit.learner_builders import write_llama, write_tokenizer
 
 pytestmark = pytest.mark.engine
-TOLERANCE = 0.3
+TOLERANCE = 0.25
 """Of what was measured; the estimate has no term for fragmentation and none for the small tensors of a batch."""
 
 
@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 )
 def test_a_learner_takes_the_memory_that_the_estimate_says(model: str, settings: dict[str, Any]):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.learner_memory_subject", model, json.dumps(settings)],
+        [sys.executable, "-m", "tests.e2e.learner_memory_subject", model, json.dumps(settings)],
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
