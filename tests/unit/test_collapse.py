@@ -10,7 +10,7 @@ import pytest
 
 from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.principles import LostPrinciple, PrincipleDrift
-from solon.feedback.watching.symptom_drift import collapses
+from solon.feedback.watching.symptom_drift import Change, collapses
 from solon.feedback.watching.symptoms import symptoms
 from solon.feedback.watching.watch import Watch
 from solon.feedback.watching.watch_config import Action, WatchConfig
@@ -97,6 +97,12 @@ def test_limits_at_their_ends_turn_it_off():
     reference, now = symptoms(make_sample(*varied(0))), symptoms(make_sample(*COLLAPSED["one word"]))
     assert {change.name for change in collapses(reference, now, alike=0.9, part=0.2)} >= {"collapse/length"}
     assert collapses(reference, now, alike=1.0, part=0.0) == []
+
+
+def test_evidence_names_no_value_that_the_first_windows_do_not_have():
+    known = Change(name="collapse/opening", value=1.0, threshold=0.9, message="", was=0.25)
+    assert known.evolution == "opening 0.25 -> 1"
+    assert Change(name="margin_psi", value=0.835, threshold=0.2, message="").evolution == "margin_psi 0.835"
 
 
 def test_a_principle_that_is_lost_acts_though_the_others_rise():

@@ -67,6 +67,12 @@ class Change:
     is_collapse: bool = False
     """It is no drift any more: see `collapses`."""
 
+    @property
+    def evolution(self) -> str:
+        """From the first windows to now; of what has no value in the first windows, its value now."""
+        was = f"{self.was:.3g} -> " if math.isfinite(self.was) else ""
+        return f"{self.name.removeprefix('collapse/')} {was}{self.value:.3g}"
+
 
 def changes(reference: Symptoms, now: Symptoms) -> list[Change]:
     """Symptoms that moved from the reference further than their limits; unknown ones are left out."""

@@ -322,7 +322,7 @@ class Watch:
                 value=change.value,
                 threshold=change.threshold,
                 message=f"{change.message}: {change.value:.3g}, where the first windows allow {change.threshold:.3g}",
-                evidence=f"{change.name} {change.was:.3g} -> {change.value:.3g}, two windows in a row",
+                evidence=f"{change.evolution}, two windows in a row",
             )
 
     def _watch_collapse(self, step: int, collapsed: Sequence[Change]) -> None:
@@ -334,7 +334,7 @@ class Watch:
             value=first.value if first else 0.0,
             threshold=first.threshold if first else 0.0,
             message=f"the policy has collapsed: {'; '.join(change.message for change in collapsed)}",
-            evidence=", ".join(f"{c.name.partition('/')[2]} {c.was:.3g} -> {c.value:.3g}" for c in collapsed)
+            evidence=", ".join(change.evolution for change in collapsed)
             + f" from the first {self.config.reference_windows} windows to this one, and the same in the one before it",
             action=self.config.action,
             sound_until=self._closes[0],
