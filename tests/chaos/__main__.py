@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import statistics
@@ -17,8 +18,9 @@ from rich.table import Table
 from scipy import stats
 
 import tests.chaos
-from tests.chaos.campaign import FAULTS, Campaign, Result, Subject
+from tests.chaos.campaign import Campaign, Result, Subject
 from tests.chaos.cluster_of_our_own import ROOT, ray_head
+from tests.chaos.faults import FAULTS
 from tests.chaos.standin_run import BATCH, is_spoilt, prompts_of
 from tests.chaos.verdict import (
     committed_steps,
@@ -60,16 +62,16 @@ def standin_subject(*, steps: int | None, target: int) -> Subject:
     return Subject(
         command=command,
         kinds={
-            "rollout": "TimedRollout",
+            "rollout": "FailingRollout",
             "judge": "LabellingJudge",
-            "learner": "TimedLearner",
+            "learner": "FailingLearner",
             "audit": "AuditingJudge",
         },
         complaints=judge,
         patience_s=90,
         between_s=(0.2, 1.2) if steps else (20, 40),
         # A long run keeps its driver: its memory, files and threads are what is looked at.
-        faults=FAULTS if steps else without("driver", "disk", "node"),
+        faults=FAULTS if steps else without("driver", "disk", "node", "folder", "file", "raylet", "gcs", "agent"),
         is_lossy=True,
     )
 
@@ -88,12 +90,13 @@ def real_subject(*, steps: int) -> Subject:
     overrides = [part for setting in settings for part in ("--set", setting)]
     run_file = str(ROOT / "examples" / "nursery.toml")
     return Subject(
-        command=lambda _, name: ["solon", "train", run_file, "--name", name, "--resume", *overrides],
+        command=lambda _, name: ["tests.chaos.real_run", "train", run_file, "--name", name, "--resume", *overrides],
         kinds={"rollout": "Rollout", "judge": "Judge", "learner": "Learner"},
         complaints=lambda directory: complaints(directory, steps=steps, batch=REAL_BATCH),
         patience_s=240,
         between_s=(4, 14),
         faults=without("audit", "disk", "node"),  # the oracles evaluate
+        names_command=True,
     )
 
 
@@ -191,6 +194,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engines", choices=("standins", "real"), default="standins")
     parser.add_argument("--target", type=int, default=1, help="target_staleness; 0: on policy")
+    parser.add_argument("--only", action="append", metavar="FAULT", choices=FAULTS, help="no other faults than these")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="one long run instead")
     parser.add_argument("--undisturbed", type=int, default=0, help="runs without faults before the others, to compare")
     parser.add_argument("--json", type=Path, help="write the result there")
@@ -207,6 +211,8 @@ def main() -> int:
             subject, each = standin_subject(steps=None, target=options.target), 0
         else:
             subject, each = standin_subject(steps=60, target=options.target), 25
+        if options.only:
+            subject = dataclasses.replace(subject, faults={fault: FAULTS[fault] for fault in options.only})
         campaign = Campaign(head, root, subject, seed=options.seed, say=console.print)
         if options.soak:
             found = soak(campaign, root, options.soak, console)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
+import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,30 +17,11 @@ from typing import Any
 
 import psutil
 
-from tests.chaos.cluster_of_our_own import ROOT, STORE_MIB, Head
+from tests.chaos.cluster_of_our_own import ROOT, Head
+from tests.chaos.ends import Driver, cut_and_put_back, last_words
+from tests.chaos.faults import ENDS_CLUSTER, ENDS_DRIVER, FAULTS, Injector, away, end
 from tests.chaos.verdict import downtimes, lines_of
 
-FAULTS = {
-    "kill rollout": 30,
-    "kill judge": 24,
-    "kill learner": 18,
-    "stop rollout": 4,
-    "stop judge": 3,
-    "stop learner": 3,
-    "pause learner": 4,
-    "pause rollout": 4,
-    "kill audit": 4,
-    "kill rollouts": 4,
-    "kill everyone": 4,
-    "kill driver": 7,
-    "end driver": 3,
-    "remove node": 5,
-    "fill disk": 3,
-    "fill store": 4,
-}
-"""Faults and how often each is drawn. stop: SIGSTOP for good; pause: for a second; end: SIGTERM. rollouts, everyone:
-all engines, all workers, at the same moment. remove node: the second node goes, another one joins later. fill disk: the
-driver can write no further. fill store: somebody else puts half as much again as the object store holds into it."""
 LOSSY = 0.3
 """Share of drivers whose first calls to actors are lost, or their answers are."""
 LOSSES = {
@@ -50,21 +29,9 @@ LOSSES = {
         "num_failures": 4, "req_failure_prob": 10, "resp_failure_prob": 10, "in_flight_failure_prob": 5
     }
 }  # fmt: skip
-MAY_END_IT = {"fill disk", "remove node"}
-"""Faults after which a run may end with one cause, if it can be gone on with."""
-CAUSES = {"DiskFullError", "RunFailedError", "PayloadLostError", "WorkerLostError"}
-PAUSE_S = 1.0
-LAST_BYTES = 100
-"""What a full disk still takes of every file."""
-SUMMARY_BYTES = 8192
-"""No file is limited to less: a run keeps that much of a disk free for its summary."""
-NODE_AWAY_S = 3.0
 AGAIN = 0.25
 """Share of driver faults after which the next driver is hurt as well, before its first step."""
 AGAIN_WITHIN_S = (0.5, 9.0)
-HOARD = ("tests.chaos.hoard", "--mib", str(STORE_MIB * 3 // 2), "--seconds", "4")
-WORKERS_OF_A_KIND = 2
-"""More processes than that are on their way out: of a lost worker, or of a driver that is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +50,8 @@ class Subject:
     faults: Mapping[str, int] = field(default_factory=lambda: FAULTS)
     is_lossy: bool = False
     """Whether calls are lost now and then."""
+    names_command: bool = False
+    """Whether a run that ends names the command that resumes it: a run of the command line does."""
 
 
 @dataclass
@@ -114,9 +83,8 @@ class Campaign:
         self._say = say
         self.result = Result()
         self._began = time.monotonic()
-        self._excused = False
-        """The driver that runs now may end with a cause."""
-        self._hoarder: subprocess.Popen[bytes] | None = None
+        self._injector = Injector(head, subject.kinds, self._rng)
+        self._driver: Driver | None = None
         self._has_nodes = "remove node" in subject.faults
 
     def run(self, *, faults: int, each: int) -> Result:
@@ -131,144 +99,103 @@ class Campaign:
             self._head.add_node()
         end_at = None if seconds is None else time.monotonic() + seconds
         directory = self._root / name
-        child = self._start(name)
+        driver = self._start(name)
         moved, steps, left = time.monotonic(), 0, faults
-        away: float | None = None
+        down_since: float | None = None
         again: float | None = None
         due = time.monotonic() + self._pause()
         try:
             while True:
                 time.sleep(0.05)
                 now, found = time.monotonic(), _count_lines(directory / "metrics.jsonl")
-                if end_at is not None and now >= end_at and away is None and child.poll() is None:
-                    child.terminate()
-                    child.wait(timeout=self._subject.patience_s)
+                if end_at is not None and now >= end_at and down_since is None and driver.poll() is None:
+                    driver.process.terminate()
+                    driver.process.wait(timeout=self._subject.patience_s)
                     break
                 if found != steps:
                     moved, steps = now, found
-                    if away is not None:
-                        self.result.down_s.setdefault("driver", []).append(now - away)
-                        away = None
-                if child.poll() is not None:
-                    if self._is_over(child, directory):
+                    if down_since is not None:
+                        self.result.down_s.setdefault("driver", []).append(now - down_since)
+                        down_since = None
+                if driver.poll() is not None:
+                    if self._is_over(driver, directory):
                         break
-                    child, away = self._start(name), away or now
-                    moved = now
-                    again = now + self._rng.uniform(*AGAIN_WITHIN_S) if self._rng.random() < AGAIN else None
+                    self._repair(driver, directory)
+                    driver, down_since = self._start(name), down_since or now
+                    moved = time.monotonic()
+                    again = moved + self._rng.uniform(*AGAIN_WITHIN_S) if self._rng.random() < AGAIN else None
                 if now - moved > self._subject.patience_s:
-                    self.result.complaints.append(f"{name}: no step for {now - moved:.0f} s; {_standing(directory)}")
+                    self.result.complaints.append(f"{name}: no step for {now - moved:.0f} s; {last_words(directory)}")
                     break
-                if left > 0 and now >= due and steps and away is None:
-                    fault = self._rng.choices(list(self._subject.faults), list(self._subject.faults.values()))[0]
-                    if self._inject(fault, child, directory):
-                        left -= 1
-                        if fault.endswith("driver"):
-                            child.wait(timeout=self._subject.patience_s)
-                    due = now + self._pause()
-                if away is not None and left > 0 and again is not None and now >= again:
-                    # While it starts, or goes on from its checkpoint: nothing of that may be half done.
+                if left > 0 and now >= due and steps and down_since is None and not driver.is_doomed:
+                    left -= self._inject(self._draw(), driver, directory)
+                    due = time.monotonic() + self._pause()
+                if down_since is not None and left > 0 and again is not None and now >= again:
+                    # While it starts or resumes: nothing of that may be half done.
                     again = None
-                    left -= self._inject(self._rng.choice(["kill driver", "end driver"]), child, directory)
-                self._sample(child)
+                    left -= self._inject(self._rng.choice(["kill driver", "end driver"]), driver, directory)
+                self._sample(driver)
         finally:
-            _end(child)
-            if self._hoarder is not None:
-                _end(self._hoarder)
+            end(driver.process)
+            self._injector.close()
         self.result.runs += 1
         if not self.result.complaints:
             self._judge(name, directory)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _start(self, name: str) -> subprocess.Popen[bytes]:
-        self._excused = False
+    def _start(self, name: str) -> Driver:
         lossy = {}
         if self._subject.is_lossy and self._rng.random() < LOSSY:
             lossy["RAY_testing_rpc_failure"] = json.dumps(LOSSES)
             self.result.lossy += 1
-        with (self._root / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
+        log = self._root / f"{name}.log"
+        with log.open("ab") as file:
+            begins_at = file.tell()
+            process = subprocess.Popen(
                 [sys.executable, "-m", *self._subject.command(self._root, name)], cwd=ROOT,
                 env={**self._head.environment, **lossy, "SOLON_RUNS": str(self._root)},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        return Driver(process, log=log, begins_at=begins_at, started=time.time())
 
-    def _hoard(self) -> None:
-        """One at a time; it goes by itself."""
-        if self._hoarder is None or self._hoarder.poll() is not None:
-            self._hoarder = subprocess.Popen(
-                [sys.executable, "-m", *HOARD], cwd=ROOT, env=self._head.environment, stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+    def _draw(self) -> str:
+        return self._rng.choices(list(self._subject.faults), list(self._subject.faults.values()))[0]
 
     def _pause(self) -> float:
         return self._rng.uniform(*self._subject.between_s)
 
-    def _is_over(self, child: subprocess.Popen[bytes], directory: Path) -> bool:
-        """Whether the run is complete, or ended in a way that nobody asked for."""
-        summary: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            summary = json.loads((directory / "summary.json").read_text())
-        if summary.get("status") == "completed":
-            return True
-        # SIGTERM interrupts a driver that has not begun to train, or ends it where it has not come as far as asking.
-        if child.returncode in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
+    def _inject(self, fault: str, driver: Driver, directory: Path) -> bool:
+        if not self._injector.inject(fault, driver.process, directory):
             return False
-        log = _tail(self._root / directory.name)
-        if child.returncode == 1 and log.endswith("interrupted before training began; nothing was lost\n"):
-            return False
-        cause = str(summary.get("failure", "")).partition(":")[0]
-        if self._excused and child.returncode == 1 and cause in CAUSES:
-            self.result.ends[cause] += 1
-            return False
-        self.result.complaints.append(
-            f"{directory.name}: the driver ended with {child.returncode}: {log}; {_standing(directory)}"
-        )
-        return True
-
-    def _inject(self, fault: str, child: subprocess.Popen[bytes], directory: Path) -> bool:
-        how, _, whom = fault.partition(" ")
-        victims = self._victims(whom, child)
-        if not victims:
-            if whom == "node":
-                self._head.add_node_soon()
-            return False
-        # Before the fault, so that a run that dies of it has it on record.
-        with (directory / "chaos.jsonl").open("a") as file:
-            file.write(json.dumps({"time": time.time(), "fault": fault, "pids": [v.pid for v in victims]}) + "\n")
-        if fault == "fill store":
-            self._hoard()
-        elif how == "fill":
-            fullest = max(path.stat().st_size for path in directory.glob("*.jsonl"))
-            most = max(fullest + LAST_BYTES, SUMMARY_BYTES)
-            victims[0].rlimit(psutil.RLIMIT_FSIZE, (most, most))
-        elif how == "remove":
-            self._head.remove_node()
-            threading.Timer(NODE_AWAY_S, self._head.add_node_soon).start()
-        for victim in victims:
-            with suppress(psutil.Error):  # gone by itself meanwhile, or with another one
-                _hurt(victim, how)
-        if how == "pause":
-            threading.Timer(PAUSE_S, _resume, victims).start()
-        self._excused |= fault in MAY_END_IT
         self.result.injected[fault] += 1
+        driver.faults.append(fault)
+        if fault in ENDS_DRIVER:
+            with suppress(subprocess.TimeoutExpired):
+                driver.process.wait(timeout=self._subject.patience_s)
         return True
 
-    def _victims(self, whom: str, child: subprocess.Popen[bytes]) -> list[psutil.Process]:
-        match whom:
-            case "driver" | "disk" | "store":
-                return [psutil.Process(child.pid)]
-            case "node":
-                return self._head.node()
-            case _:
-                return self._workers(whom)
+    def _is_over(self, driver: Driver, directory: Path) -> bool:
+        """Whether the run is complete, or ended in a way that it must not."""
+        place = directory if directory.exists() else away(directory)
+        if driver.summary(directory, place).get("status") == "completed":
+            return True
+        complaints, cause = driver.complaints(directory, place, names_command=self._subject.names_command)
+        if cause:
+            self.result.ends[cause] += 1
+        self.result.complaints += [f"{directory.name}: {complaint}" for complaint in complaints]
+        return bool(complaints)
 
-    def _workers(self, whom: str) -> list[psutil.Process]:
-        """One worker of a kind, all engines, or all there are."""
-        kinds = self._subject.kinds
-        asked = {"rollouts": ["rollout"], "everyone": list(kinds)}.get(whom, [whom])
-        found = [p for kind in asked for p in self._head.workers(kinds[kind])[-WORKERS_OF_A_KIND:]]
-        return [self._rng.choice(found)] if found and whom in kinds else found
+    def _repair(self, driver: Driver, directory: Path) -> None:
+        """What an operator does before the run is resumed."""
+        if away(directory).exists():
+            shutil.rmtree(directory, ignore_errors=True)  # what a run may have written where its directory was
+            away(directory).rename(directory)
+        if ENDS_CLUSTER.intersection(driver.faults) and not self._head.is_whole():
+            self._head.restart()
+        if "cut file" in driver.faults:
+            found = cut_and_put_back(directory, self._rng, self._head.environment)
+            self.result.complaints += [f"{directory.name}: {complaint}" for complaint in found]
 
     def _judge(self, name: str, directory: Path) -> None:
         self.result.complaints += [f"{name}: {complaint}" for complaint in self._subject.complaints(directory)]
@@ -283,53 +210,17 @@ class Campaign:
             f"{self.result.injected.total()}, {verdict}"
         )
 
-    def _sample(self, child: subprocess.Popen[bytes]) -> None:
+    def _sample(self, driver: Driver) -> None:
         now = time.monotonic() - self._began
         if self.result.samples and now - self.result.samples[-1][0] < 10:
             return
         with suppress(psutil.Error):
-            driver = psutil.Process(child.pid)
-            self.result.samples.append((now, driver.memory_info().rss / 2**20, driver.num_fds(), driver.num_threads()))
-
-
-def _hurt(victim: psutil.Process, how: str) -> None:
-    match how:
-        case "kill":
-            victim.kill()
-        case "end":
-            victim.terminate()
-        case "stop" | "pause":
-            victim.suspend()
-
-
-def _resume(*processes: psutil.Process) -> None:
-    for process in processes:
-        with suppress(psutil.Error):
-            process.resume()
+            process = psutil.Process(driver.process.pid)
+            sample = process.memory_info().rss / 2**20, process.num_fds(), process.num_threads()
+            self.result.samples.append((now, *sample))
 
 
 def _count_lines(path: Path) -> int:
     with suppress(OSError):
         return path.read_bytes().count(b"\n")
     return 0
-
-
-def _standing(directory: Path) -> str:
-    """The last thing that a run said of itself."""
-    stalled = [event for event in lines_of(directory / "events.jsonl") if event["event"] != "published"][-3:]
-    failure = ""
-    with suppress(OSError, ValueError):
-        failure = json.loads((directory / "summary.json").read_text()).get("failure", "")
-    return f"{failure} {json.dumps(stalled)[:1500]}"
-
-
-def _tail(stem: Path) -> str:
-    with suppress(OSError):
-        return stem.with_suffix(".log").read_text(errors="replace")[-1500:]
-    return ""
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait(timeout=30)

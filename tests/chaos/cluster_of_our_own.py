@@ -1,4 +1,4 @@
-"""A Ray head that drivers come and go on, and a second node that comes and goes: started here, ended by process id."""
+"""A Ray head that drivers join and leave, and a second node that comes and goes: started here, ended by process id."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,10 @@ START_TIMEOUT_S = 120
 """On a busy machine."""
 STORE_MIB = 256
 """Of the head's object store."""
+ESSENTIAL = ("raylet/raylet ", "gcs_server")
+"""Parts of the command lines of the processes without which no driver runs."""
+FAILURES = "SOLON_CHAOS_FAILURES"
+"""Environment variable: the folder in which workers look whether they are to fail."""
 
 
 QUICK_TO_NOTICE = {
@@ -35,24 +38,62 @@ QUICK_TO_NOTICE = {
 """A node that is gone is noticed within seconds: it refuses to be asked. One that is merely slow has time to answer."""
 
 
-@dataclass
 class Head:
-    """The head's process, and the environment in which a driver finds it."""
+    """`ray start --head --block` on free ports, with a folder of its own, and the environment in which a driver finds
+    it."""
 
-    process: psutil.Process
-    environment: dict[str, str]
-    folder: Path
-    _node: subprocess.Popen[bytes] | None = None
-    _joining: threading.Thread | None = None
+    def __init__(self, folder: Path, *, num_cpus: int) -> None:
+        self.folder = folder
+        self._num_cpus = num_cpus
+        self._node: subprocess.Popen[bytes] | None = None
+        self._joining: threading.Thread | None = None
+        self._starts = 0
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONUNBUFFERED": "1",  # what the head says is waited for
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "SOLON_ALLOW_OPEN_CLUSTER": "1",
+            FAILURES: str(folder / "failures"),
+            **QUICK_TO_NOTICE,
+        }
+        (folder / "failures").mkdir()
+        self._start()
+
+    def restart(self) -> None:
+        """Another cluster in place of one that lost a process of its own."""
+        self.close()
+        self._start()
+
+    def is_whole(self) -> bool:
+        """Whether the processes are there without which no driver runs."""
+        return all(self.processes((part,)) for part in ESSENTIAL)
+
+    def processes(self, parts: Sequence[str]) -> list[psutil.Process]:
+        """Processes of the head node whose command line has one of these parts."""
+        found = []
+        for process in family_of(self._process):
+            with suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if process.status() != psutil.STATUS_ZOMBIE and any(part in line for part in parts):
+                    found.append(process)
+        return found
 
     def workers(self, kind: str) -> list[psutil.Process]:
         """Processes of actors of this class on any node, the oldest first."""
         found = []
-        for process in [p for node in (self.process, *self._node_processes()) for p in family_of(node)]:
+        for process in [p for node in (self._process, *self._node_processes()) for p in family_of(node)]:
             with suppress(psutil.Error):
                 if process.status() != psutil.STATUS_ZOMBIE and f"ray::{kind}" in " ".join(process.cmdline()):
                     found.append(process)
         return sorted(found, key=lambda process: process.create_time())
+
+    def tell_to_raise(self, role: str) -> None:
+        """The next call of a worker of this role fails inside: see `tests.chaos.failing`."""
+        (self.folder / "failures" / role).touch()
 
     def node(self) -> list[psutil.Process]:
         """All processes of the second node; none while there is none."""
@@ -94,10 +135,34 @@ class Head:
             self._node = None
 
     def close(self) -> None:
-        """No more nodes."""
+        """End the nodes."""
         if self._joining is not None:
             self._joining.join(timeout=START_TIMEOUT_S)
         self.remove_node()
+        _end(self._child)
+
+    def _start(self) -> None:
+        self._starts += 1
+        gcs, client, metrics, agent = _free_ports(4)
+        self.environment.pop("RAY_ADDRESS", None)
+        log = self.folder / f"head-{self._starts}.log"
+        with log.open("w") as file:
+            self._child = subprocess.Popen(
+                [RAY, "start", "--head", "--block", f"--num-cpus={self._num_cpus}",
+                 "--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+                 f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
+                 f"--dashboard-agent-listen-port={agent}", f"--temp-dir={self.folder}/t{self._starts}",
+                 *WORKER_PORTS, f"--object-store-memory={STORE_MIB << 20}"],
+                env=self.environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        self._process = psutil.Process(self._child.pid)
+        try:
+            _wait_for(log, self._child)
+        except RuntimeError:
+            _end(self._child)
+            raise
+        self.environment["RAY_ADDRESS"] = f"127.0.0.1:{gcs}"
 
     def _node_processes(self) -> list[psutil.Process]:
         with suppress(psutil.Error):
@@ -114,40 +179,13 @@ def family_of(process: psutil.Process) -> list[psutil.Process]:
 
 @contextmanager
 def ray_head(*, num_cpus: int = 4) -> Iterator[Head]:
-    """`ray start --head --block` on free ports, with a folder of its own."""
-    gcs, client, metrics, agent = _free_ports(4)
+    """A head, ended with the block."""
     with tempfile.TemporaryDirectory(prefix="c", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PYTHONDONTWRITEBYTECODE": "",
-            "PYTHONUNBUFFERED": "1",  # what the head says is waited for
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            **QUICK_TO_NOTICE,
-        }
-        environment.pop("RAY_ADDRESS", None)
-        with (Path(folder) / "head.log").open("w") as log:
-            child = subprocess.Popen(
-                [RAY, "start", "--head", "--block", f"--num-cpus={num_cpus}",
-                 "--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--port={gcs}",
-                 f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
-                 f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}/t",
-                 *WORKER_PORTS, f"--object-store-memory={STORE_MIB << 20}"],
-                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )  # fmt: skip
-            try:
-                _wait_for(Path(folder) / "head.log", child)
-                address = {"RAY_ADDRESS": f"127.0.0.1:{gcs}", "SOLON_ALLOW_OPEN_CLUSTER": "1"}
-                head = Head(psutil.Process(child.pid), environment | address, Path(folder))
-                try:
-                    yield head
-                finally:
-                    head.close()
-            finally:
-                _end(child)
+        head = Head(Path(folder), num_cpus=num_cpus)
+        try:
+            yield head
+        finally:
+            head.close()
 
 
 def _wait_for(log: Path, child: subprocess.Popen[bytes]) -> None:
@@ -161,7 +199,7 @@ def _wait_for(log: Path, child: subprocess.Popen[bytes]) -> None:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    family = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
+    family = family_of(psutil.Process(child.pid)) if child.poll() is None else []
     child.terminate()
     with suppress(subprocess.TimeoutExpired):
         child.wait(timeout=20)

@@ -14,7 +14,7 @@ import ray
 from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
-from benchmarks._standins import TimedJudge, TimedLearnerActor, TimedRolloutActor
+from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout
 from cluster.driver import Driver
 from cluster.launch import Launcher, cluster
 from cluster.preflight import Inputs
@@ -23,8 +23,9 @@ from cluster.start import find_start
 from solon.cli.view import SilentView
 from solon.constitution import Constitution
 from solon.prompts import prompt_id
-from solon.protocols import LabelReport
-from solon.records import Feedback, Group, Label, Message, Prompt, Status
+from solon.protocols import Assignment, LabelReport
+from solon.records import Feedback, Group, Label, Message, Prompt, Span, Status, StepReport, Weights
+from tests.chaos.failing import fail_if_told
 
 BATCH = 8
 SLOW_S = 2.0
@@ -80,6 +81,22 @@ def is_spoilt(ordinal: int) -> bool:
     return ordinal % 47 == 11
 
 
+class FailingRollout(TimedRollout):
+    """Fails inside when it is told to."""
+
+    async def _one(self, item: Assignment) -> tuple[Group, Span]:
+        fail_if_told("rollout")
+        return await super()._one(item)
+
+
+class FailingLearner(TimedLearner):
+    """Fails inside when it is told to."""
+
+    def step(self, step: int, *payloads: Any) -> tuple[StepReport, Weights, Weights]:
+        fail_if_told("learner")
+        return super().step(step, *payloads)
+
+
 class LabellingJudge(TimedJudge):
     """Gives a label with every reward, so that the files can show who was labelled; some late, and some that are no
     verdict where it is told to spoil them."""
@@ -88,7 +105,10 @@ class LabellingJudge(TimedJudge):
         super().__init__(seconds, name=name)
         self._spoils = spoils
 
+    role = "judge"
+
     async def label(self, group: Group) -> tuple[LabelReport, Feedback]:
+        fail_if_told(self.role)
         if is_slow(group.ordinal):
             await asyncio.sleep(SLOW_S)
         report, feedback = await super().label(group)
@@ -111,6 +131,11 @@ class LabellingJudge(TimedJudge):
 class AuditingJudge(LabellingJudge):
     """A class of its own, so that its process is told apart."""
 
+    role = "audit"
+
+
+FailingRolloutActor = ray.remote(num_cpus=0)(FailingRollout)
+FailingLearnerActor = ray.remote(num_cpus=0, concurrency_groups={"signs": 1})(FailingLearner)
 
 LabellingJudgeActor = ray.remote(num_cpus=0)(LabellingJudge)
 AuditingJudgeActor = ray.remote(num_cpus=0)(AuditingJudge)
@@ -137,10 +162,10 @@ class StandinLauncher(Launcher):
         return RemoteJudge(spawn, name="audit-judge", groups_at_once=1)
 
     def learner(self) -> RemoteLearner:
-        return RemoteLearner(lambda _: TimedLearnerActor.remote(self.lane_s, name="learner"), name="learner")
+        return RemoteLearner(lambda _: FailingLearnerActor.remote(self.lane_s, name="learner"), name="learner")
 
     def _writer(self, name: str) -> Callable[[int], Any]:
-        actor = TimedRolloutActor.options(scheduling_strategy="SPREAD")
+        actor = FailingRolloutActor.options(scheduling_strategy="SPREAD")
         return lambda _: actor.remote(self.lane_s, 0.5, name=name, slots=BATCH)
 
     def _judge(self, name: str) -> Callable[[int], Any]:

@@ -1,0 +1,44 @@
+"""Workers that fail inside when they are told to: the engine's or the learner's library raises, once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.cluster_of_our_own import FAILURES
+
+
+def is_told_to_fail(role: str) -> bool:
+    """Whether this call is to fail; of all workers of a role, one call does."""
+    if not (folder := os.environ.get(FAILURES)):
+        return False
+    try:
+        (Path(folder) / role).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def fail_if_told(role: str) -> None:
+    """What an engine raises when its library has failed."""
+    if is_told_to_fail(role):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def fail_like_a_device() -> None:
+    """What torch raises when a kernel fails."""
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def with_failures(llm: Any, role: str) -> Any:
+    """The same vLLM, whose engine core raises when it is told to."""
+    get_output = llm.engine_core.get_output
+
+    def fails() -> Any:
+        if is_told_to_fail(role):
+            fail_like_a_device()
+        return get_output()
+
+    llm.engine_core.get_output = fails
+    return llm

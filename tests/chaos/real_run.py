@@ -1,0 +1,63 @@
+"""`solon`, whose engines and learner fail inside when they are told to: `python -m tests.chaos.real_run train ...`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+import cluster.launch
+from actors.judge import JudgeShell
+from actors.learner import LearnerShell
+from actors.rollout import RolloutShell
+from solon.cli.main import main
+from tests.chaos.failing import fail_like_a_device, is_told_to_fail, with_failures
+
+
+class RolloutThatFails(RolloutShell):
+    """A rollout engine."""
+
+    async def start(self) -> None:
+        fail_in_vllm("rollout")
+        await super().start()
+
+
+class JudgeThatFails(JudgeShell):
+    """A feedback model."""
+
+    async def start(self) -> Any:
+        fail_in_vllm("judge")
+        return await super().start()
+
+
+class LearnerThatFails(LearnerShell):
+    """A learner."""
+
+    def start(self, checkpoint: str) -> Any:
+        import torch
+
+        zero_grad = torch.optim.Optimizer.zero_grad
+
+        def fails(*arguments: Any, **options: Any) -> None:
+            if is_told_to_fail("learner"):
+                fail_like_a_device()
+            zero_grad(*arguments, **options)
+
+        torch.optim.Optimizer.zero_grad = fails  # type: ignore[method-assign]
+        return super().start(checkpoint)
+
+
+def fail_in_vllm(role: str) -> None:
+    """From now on, the engines of this process fail when they are told to."""
+    import solon.engines.vllm as vllm
+
+    start_vllm = vllm.start_vllm
+    vllm.start_vllm = lambda *arguments, **options: with_failures(start_vllm(*arguments, **options), role)
+
+
+if __name__ == "__main__":
+    options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
+    cluster.launch.RolloutActor = ray.remote(**options)(RolloutThatFails)
+    cluster.launch.JudgeActor = ray.remote(**options)(JudgeThatFails)
+    cluster.launch.LearnerActor = ray.remote(**options, concurrency_groups={"signs": 1})(LearnerThatFails)
+    main()
