@@ -17,7 +17,7 @@ from tests.chaos.verdict import lines_of
 
 CAUSES = {"DiskFullError", "RunFailedError", "PayloadLostError", "WorkerLostError"}
 """Classes of errors that a fault of the machine may end a run with; others are errors in Solon."""
-UNFORESEEN = "interrupted before training began; nothing was lost"
+BEFORE_TRAINING = "interrupted before training began; nothing was lost"
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Driver:
         if code == -signal.SIGKILL and {"kill driver", "cut file"}.intersection(self.faults):
             return [], ""
         # A signal may come before the driver asks for it, or before training has begun.
-        if code in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP) or (code == 1 and UNFORESEEN in said):
+        if code in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP) or (code == 1 and BEFORE_TRAINING in said):
             asked = {"end driver", "hang-up driver"}.intersection(self.faults)
             return ([], "") if asked else ([self._told(f"ended with {code}, and no one asked it to")], "")
         if code == 0 and summary.get("status") == "stopped":

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from solon.engines.failures import computing
 from tests.chaos.cluster_of_our_own import FAILURES
 
 
@@ -23,7 +24,8 @@ def is_told_to_fail(role: str) -> bool:
 def fail_if_told(role: str) -> None:
     """What an engine raises when its library has failed."""
     if is_told_to_fail(role):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        with computing(f"a {role}", "computing"):
+            fail_like_a_device()
 
 
 def fail_like_a_device() -> None:

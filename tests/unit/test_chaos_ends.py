@@ -1,0 +1,62 @@
+"""A driver that ends without a cause must not pass the chaos harness."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.ends import Driver
+
+FAILED = {"status": "failed", "failure": "RunFailedError: the raylet died"}
+RESUME = "solon train run.toml --name run --resume"
+
+
+def ended(folder: Path, code: str, *, faults: list[str], summary: dict[str, Any] | None = None) -> Driver:
+    """A driver that did this and was hurt like that."""
+    if summary is not None:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    log = folder / "run.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=subprocess.STDOUT)
+        process.wait(timeout=60)
+    return Driver(process, log=log, begins_at=0, started=0.0, faults=faults)
+
+
+def test_an_end_with_a_cause_and_the_command_that_resumes_it_draws_no_complaint(tmp_path: Path):
+    driver = ended(tmp_path, f"print({RESUME!r}); exit(1)", faults=["kill raylet"], summary=FAILED)
+    assert driver.complaints(tmp_path, names_command=True) == ([], "RunFailedError")
+
+
+@pytest.mark.parametrize(
+    ("code", "faults", "summary", "said"),
+    [
+        ("exit(1)", ["kill raylet"], None, "no summary"),
+        ("exit(1)", ["kill raylet"], {"status": "failed", "failure": "RunFailedError: "}, "without a cause"),
+        ("exit(1)", ["kill gcs"], FAILED, "did not name the command"),
+        (f"print({RESUME!r}); exit(1)", ["kill rollout"], FAILED, "the driver ended with 1"),
+        ("raise ValueError", ["fill disk"], {"status": "failed", "failure": "ValueError: x"}, "traceback"),
+        (f"import os; os.kill(os.getpid(), {signal.SIGABRT})", ["kill raylet"], None, "exit code -6"),
+        (f"import os; os.kill(os.getpid(), {signal.SIGTERM})", ["kill judge"], None, "no one asked it to"),
+    ],
+)
+def test_an_end_that_tells_too_little_is_a_complaint(
+    tmp_path: Path, code: str, faults: list[str], summary: dict[str, Any] | None, said: str
+):
+    complaints, _ = ended(tmp_path, code, faults=faults, summary=summary).complaints(tmp_path, names_command=True)
+    assert len(complaints) == 1
+    assert said in complaints[0]
+
+
+def test_a_killed_driver_owes_no_summary_and_an_old_summary_is_not_its_own(tmp_path: Path):
+    driver = ended(tmp_path, f"import os; os.kill(os.getpid(), {signal.SIGKILL})", faults=["kill driver"])
+    assert driver.complaints(tmp_path, names_command=True) == ([], "")
+    driver = ended(tmp_path, "exit(1)", faults=["kill raylet"], summary=FAILED)
+    driver.started = time.time() + 1
+    assert driver.summary(tmp_path) == {}
