@@ -137,7 +137,7 @@ class Injector:
             with suppress(psutil.Error):  # gone by itself meanwhile, or with another one
                 hurt(victim, how)
         if how == "pause":
-            threading.Timer(DRIVER_PAUSE_S if whom == "driver" else PAUSE_S, _resume, victims).start()
+            threading.Timer(DRIVER_PAUSE_S if whom == "driver" else PAUSE_S, _resume, [victims]).start()
 
     def _victims(self, whom: str, driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
         match whom:
