@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 
 from tests.chaos.cluster_of_our_own import ROOT, Head
-from tests.chaos.ends import Driver, cut_and_put_back, last_words
+from tests.chaos.cut import cut_complaints
+from tests.chaos.ends import Driver, last_words
 from tests.chaos.faults import ENDS_CLUSTER, ENDS_DRIVER, FAULTS, Injector, away, end
 from tests.chaos.verdict import downtimes, lines_of
 
@@ -194,7 +195,7 @@ class Campaign:
         if ENDS_CLUSTER.intersection(driver.faults) and not self._head.is_whole():
             self._head.restart()
         if "cut file" in driver.faults:
-            found = cut_and_put_back(directory, self._rng, self._head.environment)
+            found = cut_complaints(directory, self._rng)
             self.result.complaints += [f"{directory.name}: {complaint}" for complaint in found]
 
     def _judge(self, name: str, directory: Path) -> None:

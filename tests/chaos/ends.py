@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 import subprocess
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +88,3 @@ def last_words(directory: Path) -> str:
     with suppress(OSError, ValueError):
         failure = json.loads((directory / "summary.json").read_text()).get("failure", "")
     return f"{failure} {json.dumps(events)[:1500]}"
-
-
-def cut_and_put_back(directory: Path, rng: random.Random, environment: Mapping[str, str]) -> list[str]:
-    return []

@@ -56,7 +56,7 @@ FAULTS = {
 - remove node: the second node goes, another one joins later. remove folder: the run directory is moved away.
 - fill disk: the driver cannot write any further. fill store: another program puts half as much again as the object
   store holds into it.
-- cut file: the driver is killed, and the tail of a file of records that the last checkpoint knows is cut off.
+- cut file: the driver is killed; in a copy of its directory a file is cut to half, and must be named.
 """
 MAY_END_IT = {"fill disk", "remove node", "remove folder", "kill raylet", "kill gcs", "kill agent"}
 """Faults after which a run may end with one cause, if it can be resumed."""
