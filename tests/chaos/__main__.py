@@ -73,6 +73,7 @@ def standin_subject(*, steps: int | None, target: int) -> Subject:
         # A long run keeps its driver: its memory, files and threads are what is looked at.
         faults=FAULTS if steps else without("driver", "disk", "node", "folder", "file", "raylet", "gcs", "agent"),
         is_lossy=True,
+        names_command=True,
     )
 
 

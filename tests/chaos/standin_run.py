@@ -5,23 +5,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 
+import cluster.train
 from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
 from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout
-from cluster.driver import Driver
-from cluster.launch import Launcher, cluster
+from cluster.launch import Launcher
+from cluster.launch import cluster as open_cluster
 from cluster.preflight import Inputs
 from cluster.run_file import RunFile
-from cluster.start import find_start
 from solon.cli.view import SilentView
 from solon.constitution import Constitution
+from solon.errors import RunFailedError
 from solon.prompts import prompt_id
 from solon.protocols import Assignment, LabelReport
 from solon.records import Feedback, Group, Label, Message, Prompt, Span, Status, StepReport, Weights
@@ -185,16 +188,21 @@ def main() -> None:
     options = parser.parse_args()
     StandinLauncher.lane_s, StandinLauncher.spoils = options.lane, options.spoils
     run = run_of(steps=options.steps, seed=options.seed, target=options.target)
-    constitution = Constitution.load(run.constitution)
-    inputs = Inputs(constitution=constitution, prompts=prompts_of(), heldout=prompts_of(4), warnings=())
-    start = find_start(run, constitution.hash, root=options.root, name=options.name, default="run", resume=True)
-    if start.finished is not None:
-        return
-    with cluster(dashboard=False):
-        directory = start.open(options.root, options.name, default="run")
-        config = {"hash": run.hash, "constitution_hash": constitution.hash}
-        directory.write_json("config.json", config | run.model_dump(mode="json"))
-        asyncio.run(Driver(run, inputs, directory, SilentView(), start=start, launcher=StandinLauncher).drive())
+    inputs = Inputs(
+        constitution=Constitution.load(run.constitution), prompts=prompts_of(), heldout=prompts_of(4), warnings=()
+    )
+    # There are no models to look at, and no dashboard to wait for.
+    cluster.train.fit_run = lambda run, **_: (run, ())  # type: ignore[assignment]
+    cluster.train.check_inputs = lambda *_, **__: inputs  # type: ignore[assignment]
+    cluster.train.cluster = functools.partial(open_cluster, dashboard=False)  # type: ignore[assignment]
+    try:
+        cluster.train.train(
+            run, name=options.name, default_name="run", root=options.root, view=SilentView(), resume=True,
+            launcher=StandinLauncher,
+        )  # fmt: skip
+    except RunFailedError as error:
+        print("\n".join([f"the run failed: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
