@@ -78,11 +78,11 @@ class Signals:
             self._loop.remove_signal_handler(number)
 
     def _on_hangup(self, *_: object) -> None:
-        """A terminal that is gone refuses what is written to it, and the run has things to say until it ends."""
+        """A terminal that is gone refuses what is written to it, and the run has things to say until it ends. The loop
+        hears of the signal by itself."""
         for number in self._terminals:
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_RDWR), number)
-        self._loop.call_soon_threadsafe(self._on_signal, signal.SIGHUP)
 
     def said(self, *, at_once: bool = False) -> str:
         """What was asked for, for people. at_once: the step that was being trained was not finished."""
