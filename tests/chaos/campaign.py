@@ -126,7 +126,10 @@ class Campaign:
                     moved = time.monotonic()
                     again = moved + self._rng.uniform(*AGAIN_WITHIN_S) if self._rng.random() < AGAIN else None
                 if now - moved > self._subject.patience_s:
-                    self.result.complaints.append(f"{name}: no step for {now - moved:.0f} s; {last_words(directory)}")
+                    place = directory if directory.exists() else away(directory)
+                    told = f"{last_words(place)} {driver.said()[-1500:]}"
+                    faults = ", ".join(driver.faults)
+                    self.result.complaints.append(f"{name}: no step for {now - moved:.0f} s after {faults}: {told}")
                     break
                 if left > 0 and now >= due and steps and down_since is None and not driver.is_doomed:
                     left -= self._inject(self._draw(), driver, directory)

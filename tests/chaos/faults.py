@@ -52,21 +52,22 @@ FAULTS = {
 - kill: SIGKILL; end: SIGTERM; hang-up: SIGHUP; stop: SIGSTOP for good; pause: SIGSTOP for a while.
 - raise: the next call of the engine or learner fails with an error of its library.
 - rollouts, everyone: all engines, all workers, at the same moment.
-- raylet, gcs, agent: processes of Ray's head node without which no driver runs; helper: those without which it does.
+- raylet, gcs, agent: processes of Ray's head node without which no driver runs; helper: one without which a run goes
+  on in a cluster of its own, while `ray start --block`, which the harness joins, ends all others with it.
 - remove node: the second node goes, another one joins later. remove folder: the run directory is moved away.
 - fill disk: the driver cannot write any further. fill store: another program puts half as much again as the object
   store holds into it.
 - cut file: the driver is killed; in a copy of its directory a file is cut to half, and must be named.
 """
-MAY_END_IT = {"fill disk", "remove node", "remove folder", "kill raylet", "kill gcs", "kill agent"}
+ENDS_CLUSTER = {"kill raylet", "kill gcs", "kill agent", "kill helper"}
+"""Faults after which the harness starts another cluster."""
+MAY_END_IT = {"fill disk", "remove node", "remove folder", *ENDS_CLUSTER}
 """Faults after which a run may end with one cause, if it can be resumed."""
 ENDS_DRIVER = {
     "kill driver", "end driver", "hang-up driver", "cut file", "fill disk", "remove folder",
     "kill raylet", "kill gcs",
 }  # fmt: skip
 """Faults after which the driver has to end."""
-ENDS_CLUSTER = {"kill raylet", "kill gcs", "kill agent"}
-"""Faults after which the harness starts another cluster."""
 RAY_PROCESSES: Mapping[str, tuple[str, ...]] = {
     "raylet": ("raylet/raylet ",),
     "gcs": ("gcs_server",),
