@@ -21,7 +21,7 @@ class LastWords:
         self._end = end
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._is_written = False
+        self._written: str | None = None
         self.ray_failure: RunFailedError | None = None
         """Why the run cannot continue, when Ray itself is gone."""
 
@@ -40,15 +40,16 @@ class LastWords:
     def ray_lost(self, error: RunFailedError, *, steps: int, note: Callable[[str], None]) -> None:
         """From another thread: a short summary is written at once, since Ray's own code may end this process at any
         moment; then the task that drives the run is cancelled, and writes a better one."""
+        if self._written is not None:
+            return  # the run has ended, and its summary says how
         self.ray_failure = error
-        if not self._is_written:
-            with suppress(Exception):  # the folder may be gone as well
-                self._directory.write_json("summary.json", self._short(error, steps=steps))
+        with suppress(Exception):  # the folder may be gone as well
+            self._directory.write_json("summary.json", self._short(error, steps=steps))
         self.in_the_loop(lambda: self._cancel(note))
 
     def write(self, summary: dict[str, Any]) -> RunFailedError | None:
         """Write `summary.json`. Returns why it could not be written; the summary has it as `unwritten` then."""
-        self._is_written = True
+        self._written = str(summary["status"])
         try:
             self._directory.ballast.give_up()
             self._directory.write_json("summary.json", summary)
@@ -62,7 +63,9 @@ class LastWords:
             return RunFailedError(f"summary.json cannot be written: {error}; the run ended as {summary['status']}")
 
     def epitaph(self, error: Exception) -> str:
-        """The cause, and the command that resumes the run."""
+        """The cause, and the command that resumes the run; empty when the run had ended in good order before."""
+        if self._written in ("completed", "stopped"):
+            return ""
         resume = self._end(self._short(error, steps=0)).get("resume")
         return "\n".join([f"solon: the run failed: {error}", *([f"resume: {resume}"] if resume else [])])
 

@@ -52,7 +52,8 @@ class Watched(Protocol):
         ...
 
     def epitaph(self, error: Exception) -> str:
-        """What a person is told at the end: the cause, and the command that resumes the run."""
+        """What a person is told at the end: the cause, and the command that resumes the run. Empty: the run had ended
+        in good order before, and only its process is still there."""
         ...
 
 
@@ -148,10 +149,12 @@ class RayWatch:
         if not self._leaving.acquire(blocking=False):
             threading.Event().wait()  # another thread is at it
         end_processes([one for one in self._known.values() if one.child is not None])
+        told = self._driver.epitaph(error)
         with suppress(OSError, ValueError):
             sys.stdout.flush()
-            print(self._driver.epitaph(error), file=sys.stderr, flush=True)
-        self._exit(1)
+            if told:
+                print(told, file=sys.stderr, flush=True)
+        self._exit(1 if told else 0)
 
 
 def end_processes(processes: list[RayProcess], *, patience_s: float = 2.0) -> None:

@@ -138,6 +138,35 @@ def test_a_process_that_the_run_needs_ends_it_and_nothing_is_asked_of_ray_any_mo
     assert sleepers[1].child.wait(timeout=5) == -signal.SIGTERM  # what is left of a cluster of our own goes along
 
 
+def test_a_run_that_had_ended_in_good_order_stays_so_when_ray_dies_before_its_process_is_gone(
+    sleepers: list[Sleeper], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+):
+    monkeypatch.setattr(ray_watch, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(ray_watch, "END_S", 0.05)
+    directory = RunDirectory.create(tmp_path, "run", default="run")
+    words, codes, left = LastWords(directory, end=lambda short: {"resume": COMMAND}), [], threading.Event()
+    words.write({"status": "stopped", "steps": 4})
+
+    class Ended(Driver):
+        def ray_lost(self, error: RunFailedError) -> None:
+            words.ray_lost(error, steps=4, note=lambda text: None)
+
+        def epitaph(self, error: Exception) -> str:
+            return words.epitaph(error)
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        left.set()
+
+    processes = [sleepers[0].as_("Ray's raylet", is_needed=True)]
+    with RayWatch(Ended(), processes=lambda: processes, leave=leave):
+        sleepers[0].child.kill()
+        assert left.wait(10)
+    assert codes == [0]
+    assert "failed" not in capfd.readouterr().err
+    assert json.loads((directory.path / "summary.json").read_text())["status"] == "stopped"
+
+
 def test_a_driver_that_hangs_in_ray_is_ended_with_its_cause(
     sleepers: list[Sleeper], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
