@@ -111,7 +111,7 @@ class Driver:
             self._tally,
             unbox=open_box,
             provenance=self._provenance,
-            on_failure=lambda _: _ignore(loop.call_soon_threadsafe(self._stop.set)),
+            on_failure=lambda _: _ignore(loop.call_soon_threadsafe(self._recording_failed)),
             on_change=self._view.changed,
             on_backlog=lambda nbytes: _ignore(loop.call_soon_threadsafe(self._ledger.hold_back, nbytes)),
         )
@@ -147,6 +147,13 @@ class Driver:
                 cause.add_note(note)
             raise cause
         return summary
+
+    def _recording_failed(self) -> None:
+        """Nothing can be recorded any more: end after the current step, or at once when the directory is gone. A
+        learner that is being replaced would look there for its checkpoint for ever."""
+        self._stop.set()
+        if self._directory.is_gone:
+            self._last_words.cut_short()
 
     # -- what the watch of Ray tells (cluster.ray_watch), from its thread ---------------------------------------------
 

@@ -47,6 +47,11 @@ class LastWords:
             self._directory.write_json("summary.json", self._short(error, steps=steps))
         self.in_the_loop(lambda: self._cancel(note))
 
+    def cut_short(self) -> None:
+        """End the task that drives the run, unless it has come to its summary. Call it in the loop."""
+        if self._task is not None and self._written is None:
+            self._task.cancel()
+
     def write(self, summary: dict[str, Any]) -> RunFailedError | None:
         """Write `summary.json`. Returns why it could not be written; the summary has it as `unwritten` then."""
         self._written = str(summary["status"])
@@ -75,5 +80,4 @@ class LastWords:
 
     def _cancel(self, note: Callable[[str], None]) -> None:
         note(f"the run ends: {self.ray_failure}")
-        if self._task is not None:
-            self._task.cancel()
+        self.cut_short()

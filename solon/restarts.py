@@ -80,4 +80,4 @@ class Restarts:
     def pause_s(self) -> float:
         """Before the next replacement: none before the first within the window, then doubling."""
         repeats = self._lately.count() - 1
-        return min(LONGEST_PAUSE_S, self._backoff_s * 2.0 ** (repeats - 1)) if repeats > 0 else 0.0
+        return min(LONGEST_PAUSE_S, self._backoff_s * 2.0 ** min(repeats - 1, 60)) if repeats > 0 else 0.0

@@ -28,6 +28,7 @@ import cluster.watch
 from cluster.launch import Crew, Launcher
 from solon.cli.main import main
 from solon.diagnosis import diagnose
+from solon.errors import EngineFailedError
 from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.judging import Item, Verdict
 from solon.guarded import GuardedJudge, GuardedLearner, GuardedRollout
@@ -318,6 +319,31 @@ def test_a_run_that_fails_says_on_stderr_why_and_how_it_is_resumed(solon: Any, m
         "cause": "the loss of step 0 is not finite", "evidence": None,
         "remedy": "correct it if it is not corrected yet", "resume": "solon train run.toml --name night --resume",
     }  # fmt: skip
+
+
+def test_a_run_whose_directory_goes_while_its_learner_is_replaced_ends_with_that_cause(
+    solon: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    step = Drifting.step
+
+    async def fails(self: Drifting, lease: Lease) -> Any:
+        if lease.step == 3:
+            (folder / "runs" / "night").rename(folder / "elsewhere")
+            raise EngineFailedError("the learner failed while computing")
+        return await step(self, lease)
+
+    async def restart_from(self: Drifting, checkpoint: str) -> Any:
+        await asyncio.sleep(0.01)
+        return (Path(checkpoint) / "learner.json").read_text()
+
+    monkeypatch.setattr(Drifting, "step", fails)
+    monkeypatch.setattr(Drifting, "restart_from", restart_from, raising=False)
+    patience = ("--set", "recovery.max_restarts=100000", "--set", "recovery.backoff_s=0")
+    told = solon("train", "run.toml", "--name", "night", *patience)
+    assert told.code == 1
+    assert "is gone: it was removed or moved while the run used it" in told.err
+    assert told.summary["status"] == "failed"
+    assert "is gone" in told.summary["failure"]
 
 
 def test_a_judge_that_was_given_up_is_not_waited_for_and_the_run_completes(solon: Any, monkeypatch: pytest.MonkeyPatch):

@@ -25,6 +25,7 @@ from solon.loop import run_loop
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import StepReport, Weights
 from solon.recovery import LOST_CALLS, Guard, RecoveryConfig, spare_each_other
+from solon.restarts import LONGEST_PAUSE_S, Restarts
 from solon.weights import Publication, PublishConfig
 from tests.unit.fakes import FakeJudge, FakeLearner, FakeRollout, make_lanes, make_weights
 
@@ -619,3 +620,10 @@ async def test_a_group_that_kills_every_engine_is_dropped_with_its_reason_and_th
     drops = [fields for name, fields in world.witness.events if name == "group_dropped"]
     assert [fields["ordinal"] for fields in drops] == [poisoned]
     assert "lost 5 times, last: " in drops[0]["reason"]
+
+
+def test_the_pause_between_replacements_is_bounded_however_many_there_were():
+    restarts = Restarts(most=10_000, window_s=600, backoff_s=1, clock=lambda: 0.0)
+    for _ in range(2_000):
+        restarts.spend("rollout-0", WorkerLostError("gone"))
+    assert restarts.pause_s() == LONGEST_PAUSE_S
