@@ -13,7 +13,7 @@ from typing import Any
 from tests.chaos.faults import ENDS_DRIVER, MAY_END_IT
 from tests.chaos.verdict import lines_of
 
-CAUSES = {"DiskFullError", "RunFailedError", "PayloadLostError", "WorkerLostError"}
+CAUSES = {"DiskFullError", "UnwritableError", "RunFailedError", "PayloadLostError", "WorkerLostError"}
 """Classes of errors that a fault of the machine may end a run with; others are errors in Solon."""
 BEFORE_TRAINING = "interrupted before training began; nothing was lost"
 
