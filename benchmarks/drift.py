@@ -39,8 +39,9 @@ from solon.feedback.labeler import Labeler
 from solon.feedback.trials.biased import Bias, BiasedJudge
 from solon.feedback.trials.gold import GoldPair, gold_pair
 from solon.feedback.watching.alarm import Alarm
-from solon.feedback.watching.audit import excerpt
+from solon.feedback.watching.audit import Audited, excerpt
 from solon.feedback.watching.canary import Canary, CanaryReading
+from solon.feedback.watching.drift import decide, window_of
 from solon.feedback.watching.watch import Watch
 from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.records import Feedback, Group, Prompt, Rollout, Status
@@ -290,6 +291,21 @@ def runs_of(seed: int) -> tuple[list[Outcome], dict[Bias, CanaryReading]]:
     return found, {bias: read_canaries(world, bias) for bias in KINDS}
 
 
+def stationary_pairwise(*, runs: int = 250, num: int = 40) -> float:
+    """Alarms to act on per 1,000 windows of pairwise runs in which nothing changes: gold and the reward are noise."""
+    rng = np.random.default_rng(0)
+    acts = 0
+    for _ in range(runs):
+        noise = rng.standard_normal((num, WATCH.audit_window, 2))
+        windows = [
+            window_of([Audited(step=10 * n + i % 10, ordinal=i, proxy=p, gold=g) for i, (p, g) in enumerate(one)])
+            for n, one in enumerate(noise.tolist())
+        ]
+        seen = (decide(windows[:n], is_relative=True) for n in range(1, num + 1))
+        acts += sum(any(reason.verdict == "act" for reason in reasons) for reasons in seen)
+    return 1000 * acts / (runs * num)
+
+
 def is_act(kind: str) -> bool:
     """Alarms that the run may be stopped for."""
     return kind in ("gold_falls", "past_peak")
@@ -309,6 +325,8 @@ def rows_of(outcomes: Sequence[Outcome], canaries: Sequence[dict[Bias, CanaryRea
             goal="<= 10",
         ),
     ]
+    pairwise = Row("stationary pairwise runs: alarms to act on, per 1,000 windows", stationary_pairwise(), goal="<= 5")
+    rows.append(pairwise)
     silent = set(false)
     rows += [
         Row(

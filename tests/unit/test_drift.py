@@ -190,8 +190,8 @@ def test_a_reward_that_runs_away_from_gold_is_found_within_a_few_windows():
 # -- decisions -------------------------------------------------------------------------------------------------
 
 
-def rising_and_falling(proxy: float, gold: float) -> list[Window]:
-    return [make_window(5.0 * i, gold * i, proxy=proxy * i) for i in range(5)]
+def rising_and_falling(proxy: float, gold: float, *, num: int = 5) -> list[Window]:
+    return [make_window(5.0 * i, gold * i, proxy=proxy * i) for i in range(num)]
 
 
 def test_it_acts_when_the_reward_rises_while_gold_falls_and_only_then():
@@ -212,8 +212,35 @@ def test_within_the_noise_nothing_falls():
 
 
 def test_a_reward_that_compares_within_groups_need_not_rise():
-    assert decide(rising_and_falling(0.0, -0.2)) == []
-    assert [r.kind for r in decide(rising_and_falling(0.0, -0.2), is_relative=True)] == ["gold_falls"]
+    falling = rising_and_falling(0.0, -0.2, num=7)
+    assert decide(falling) == []
+    assert [r.kind for r in decide(falling, is_relative=True)] == ["gold_falls"]
+    # Gold must be seen below its best level, which takes six windows, and twice.
+    assert decide(falling[:6], is_relative=True) == []
+
+
+def noisy(rng: np.random.Generator, num: int, *, slope: float = 0.0) -> list[Window]:
+    """Windows of 64 rollouts whose gold changes by so many standard deviations of a rollout from one to the next."""
+    noise = rng.normal(0, 1 / 8, (num, 2))
+    return [make_window(10.0 * i, slope * i + noise[i, 0], proxy=noise[i, 1]) for i in range(num)]
+
+
+def acts(windows: Sequence[Window], *, is_relative: bool) -> int:
+    """At how many of the windows the run may be stopped."""
+    seen = (decide(windows[: n + 1], is_relative=is_relative) for n in range(len(windows)))
+    return sum(any(reason.verdict == "act" for reason in reasons) for reasons in seen)
+
+
+def test_stationary_gold_of_a_pairwise_run_is_acted_on_at_five_in_a_thousand_windows_at_most():
+    rng = np.random.default_rng(8)
+    runs = [acts(noisy(rng, 40), is_relative=True) for _ in range(100)]
+    assert sum(runs) <= 20  # of 4,000
+    assert sum(map(bool, runs)) <= 5
+
+
+def test_a_pairwise_run_whose_gold_falls_slowly_is_acted_on_all_the_same():
+    rng = np.random.default_rng(9)
+    assert all(acts(noisy(rng, 40, slope=-0.05), is_relative=True) for _ in range(20))
 
 
 def test_it_warns_before_the_predicted_peak_and_acts_behind_it():
@@ -231,7 +258,7 @@ def test_how_far_gold_has_fallen_matches_hand_computed_values():
     windows = [make_window(5.0 * i, gold) for i, gold in enumerate([1.0, 2.0, 3.0, 1.0, 0.0, -1.0])]
     found = fallen(windows)
     assert found.value == pytest.approx(2.0)  # (1 + 2 + 3) / 3 less (1 + 0 - 1) / 3
-    assert found.low == pytest.approx(2.0 - 1.645 / 8 * math.sqrt(2 / 3), abs=1e-3)  # one earlier level to compare with
+    assert found.low == pytest.approx(2.0 - 2.326 / 8 * math.sqrt(2 / 3), abs=1e-3)  # one earlier level to compare with
     assert fallen(windows[:5]).low == -math.inf
 
 

@@ -25,6 +25,8 @@ from solon.feedback.watching.audit import Audited
 ONE_SIDED_95 = 1.645
 TWO_SIDED_95 = 1.96
 MIN_FIT_WINDOWS = 5
+FALSE_FALL = 0.01
+"""Chance that noise alone looks like a fall from the best level, at one window."""
 LEVEL_WINDOWS = 3
 """Windows whose mean is taken for where gold, or the distance, stands."""
 FARTHEST = 50.0
@@ -93,7 +95,7 @@ def agreement(proxy_N: Sequence[float] | Floats, gold_N: Sequence[float] | Float
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trend:
-    """Change per step, with one-sided 95 % bounds either way."""
+    """A change, with one-sided bounds either way; of a change per step, 95 % bounds."""
 
     value: float
     low: float
@@ -201,26 +203,15 @@ def decide(
     """What the last windows call for; empty: nothing.
 
     act: the proxy rises while gold falls over the last `trend_windows`, both by their 95 % bounds; or the run is past
-    the predicted peak by its interval and by the slope of the curve, and gold is seen to have fallen. warn: it has
-    come further than `near` of the way to the peak. is_relative: the reward compares answers of one group (pairwise),
-    so that its level cannot rise.
+    the predicted peak by its interval and by the slope of the curve, and gold is below its best level (`fallen`). warn:
+    it has come further than `near` of the way to the peak. is_relative: the reward compares answers of one group
+    (pairwise), so that its level cannot rise; instead, gold must fall and be below its best level at this window and at
+    the one before.
     """
     reasons = []
-    recent = windows[-trend_windows:]
-    if len(recent) == trend_windows and recent[0].step < recent[-1].step:
-        proxy, gold = trend(recent, "proxy"), trend(recent, "gold")
-        if gold.high < 0 and (is_relative or proxy.low > 0):
-            reasons.append(
-                Reason(
-                    verdict="act",
-                    kind="gold_falls",
-                    value=gold.high,
-                    threshold=0.0,
-                    message=f"gold falls by {-gold.value:.4f} nats a step over steps {recent[0].first_step} to "
-                    f"{recent[-1].last_step} (95 % bound {-gold.high:.4f}) while the reward changes by "
-                    f"{proxy.value:+.4f}",
-                )
-            )
+    falls = _gold_falls(windows, trend_windows, is_relative=is_relative)
+    if falls is not None and (not is_relative or _gold_falls(windows[:-1], trend_windows, is_relative=True)):
+        reasons.append(falls)
     fit, here = fit_peak(windows), _here(windows)
     if fit is None or not math.isfinite(fit.peak.high):
         return reasons
@@ -236,8 +227,27 @@ def decide(
     return reasons
 
 
+def _gold_falls(windows: Sequence[Window], trend_windows: int, *, is_relative: bool) -> Reason | None:
+    """A bound that is looked at in every window is passed by noise sooner or later: stationary gold falls by its 95 %
+    bound in every twentieth window. Where the reward need not rise at the same time, gold must be below its best."""
+    recent = windows[-trend_windows:]
+    if len(recent) < trend_windows or recent[0].step == recent[-1].step:
+        return None
+    proxy, gold = trend(recent, "proxy"), trend(recent, "gold")
+    if gold.high >= 0 or not (fallen(windows).low > 0 if is_relative else proxy.low > 0):
+        return None
+    return Reason(
+        verdict="act",
+        kind="gold_falls",
+        value=gold.high,
+        threshold=0.0,
+        message=f"gold falls by {-gold.value:.4f} nats a step over steps {recent[0].first_step} to "
+        f"{recent[-1].last_step} (95 % bound {-gold.high:.4f}) while the reward changes by {proxy.value:+.4f}",
+    )
+
+
 def fallen(windows: Sequence[Window], *, over: int = LEVEL_WINDOWS) -> Trend:
-    """How far gold's level over the last windows is below the best earlier one, with one-sided 95 % bounds.
+    """How far gold's level over the last windows is below the best earlier one, with one-sided 99 % bounds.
 
     The best of many levels is partly luck, so the bounds are those of as many comparisons (Bonferroni). A curve
     that is fitted to gold at its ceiling bends as if it were to fall, and predicts a peak that never comes: what is
@@ -249,7 +259,7 @@ def fallen(windows: Sequence[Window], *, over: int = LEVEL_WINDOWS) -> Trend:
     levels = np.convolve(golds_W, np.full(over, 1 / over), "valid")
     value = float(levels[:-over].max() - levels[-1])
     variances_W = _variances(windows, "gold")
-    quantile = NormalDist().inv_cdf(1 - 0.05 / len(levels[:-over]))
+    quantile = NormalDist().inv_cdf(1 - FALSE_FALL / len(levels[:-over]))
     half = quantile * math.sqrt(2 * float(variances_W.mean()) / over)
     return Trend(value=value, low=value - half, high=value + half)
 
