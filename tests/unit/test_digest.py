@@ -49,6 +49,30 @@ def test_the_digest_in_chunks_is_the_digest_of_the_whole(name: str, monkeypatch:
     assert digest_tensors([(name, tensor)]) == digest_in_one_piece(name, tensor)
 
 
+ONE_OR_NONE = {
+    "a column of one row": torch.randn(1, 3)[:, 0],
+    "a column of one row, widened": torch.randn(1, 3).T[:1].T,
+    "one element of a strided vector": torch.randn(9)[::9],
+    "no element of a strided matrix": torch.zeros(0, 3)[:, 0],
+    "one element in two axes": torch.as_strided(torch.randn(9), (1, 1), (3, 7)),
+    "one element of half precision": torch.randn(1, 3).to(torch.bfloat16)[:, 1],
+    "expanded": torch.randn(1)[::2].expand(1),
+}
+
+
+@pytest.mark.parametrize("name", ONE_OR_NONE)
+def test_a_tensor_of_one_element_or_none_has_a_digest_whatever_its_strides(name: str):
+    tensor = ONE_OR_NONE[name]
+    packed = tensor.clone(memory_format=torch.contiguous_format)
+    assert digest_tensors([(name, tensor)]) == digest_in_one_piece(name, packed)
+
+
+def test_the_last_element_of_a_strided_vector_is_a_chunk_like_any_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(digest, "_CHUNK_ELEMENTS", 4)
+    tensor = torch.randn(27)[::3]  # 4 + 4 + 1 elements
+    assert digest_tensors([("w", tensor)]) == digest_in_one_piece("w", tensor)
+
+
 def test_one_bit_anywhere_changes_the_digest():
     tensor = torch.randn(1100, 1000)
     before = digest_tensors([("w", tensor)])
