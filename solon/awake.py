@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ T = TypeVar("T")
 TICK_S = 1.0
 LONGEST_S = 3.0
 """Seconds between two ticks that count at most. A busy loop is late by less."""
+REMEMBERED = 4096
+"""Absences of which it is known when they were."""
 
 
 class Awake:
@@ -32,6 +35,7 @@ class Awake:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._returned = float("-inf")
         self._absences = 0
+        self._away: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
         self.away_s = 0.0
         """Seconds in all that were not counted."""
 
@@ -50,12 +54,31 @@ class Awake:
         """Seconds since it was away last; infinite when it never was."""
         return self.now() - self._returned
 
+    def charged(self, standing_s: float) -> float:
+        """Of the seconds for which a worker has stood still, those to blame it for. Whoever stopped this process may
+        have stopped the worker too, so they are counted from the last return; but half of all that this process was
+        running for at least, since it may be stopped again and again."""
+        since = self.since_return()
+        begun = self._last - standing_s
+        away_s = sum(min(length, back - begun) for back, length in self._away if back > begun)
+        return min(standing_s, max(since, min(self._counted, standing_s - away_s) / 2))
+
     async def wait(self, futures: Collection[asyncio.Future[Any]], *, timeout_s: float | None) -> None:
-        """Returns when one of them is done, or none was for so many seconds in which this process was running."""
+        """Returns when one of them is done, or none was for so many seconds in which this process was running: so many
+        since it was away last, and no more than twice as many in all."""
+        if timeout_s is None:
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+            return
+        begun = self.now()
+        limit = begun + timeout_s
+        latest = limit + timeout_s + 2 * LONGEST_S  # what came during the last absence is still received
         while True:
-            absences = self.absences
-            done, _ = await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            absences, left = self.absences, limit - self.now()
+            done, _ = await asyncio.wait(futures, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
             if done or self.absences == absences:
+                return
+            limit = max(limit, min(self._returned + timeout_s, latest))
+            if self.now() >= limit:
                 return
 
     async def within(self, work: Awaitable[T], timeout_s: float) -> T:
@@ -82,6 +105,7 @@ class Awake:
         if passed > LONGEST_S:
             self._absences += 1
             self.away_s += passed - LONGEST_S
+            self._away.append((now, passed - LONGEST_S))
             self._returned = self._counted
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:

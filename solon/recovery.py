@@ -317,8 +317,7 @@ class Guard:
             with suppress(WorkerLostError):
                 incarnation = self.incarnation
                 stalled_s = await self._during(self._beat(), timeout_s=config.beat_timeout_s)
-                # Whoever stopped this process may have stopped the worker too: what it counts begins with the return.
-                stalled_s = min(stalled_s, self._awake.since_return())
+                stalled_s = self._awake.charged(stalled_s)
                 if stalled_s > config.stall_s:
                     error = WorkerLostError(f"{self.name} has had work for {stalled_s:.0f} s without getting on")
                     self.lost(error, incarnation)

@@ -60,6 +60,60 @@ async def test_a_wait_that_the_process_slept_through_begins_again(quick: None):
     await arriving
 
 
+class Stops:
+    """A clock, and a process that is stopped again and again: `away` seconds in every `every`. No time passes here."""
+
+    def __init__(self, *, away: float, every: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.away, self.every = away, every
+        self.time = 0.0
+        self._stops = every - away
+        self.ran = 0.0
+        monkeypatch.setattr(asyncio, "wait", self.wait)
+
+    def clock(self) -> float:
+        return self.time
+
+    async def wait(self, futures: Any, *, timeout: float, **named: Any) -> Any:  # noqa: ASYNC109
+        """What asyncio.wait does with ticks in between, when nothing is ever done."""
+        assert self.ran < 10_000, "it never ends"
+        end = self.time + timeout
+        while True:
+            step = min(module.TICK_S, end - self.time, self._stops - self.time)
+            self.time, self.ran = self.time + step, self.ran + step
+            if self.time >= self._stops:
+                self.time += self.away
+                self._stops += self.every
+            if self.time >= end:
+                return set(), set(futures)
+            self.awake.now()
+
+    awake: Awake
+
+
+@pytest.mark.parametrize(("away", "every", "timeout_s"), [(6, 26, 30), (4, 5, 10), (3600, 3700, 300), (10, 30, 20)])
+async def test_a_wait_of_a_process_that_is_away_again_and_again_ends(
+    away: float, every: float, timeout_s: float, monkeypatch: pytest.MonkeyPatch
+):
+    stops = Stops(away=away, every=every, monkeypatch=monkeypatch)
+    stops.awake = awake = Awake(clock=stops.clock)
+    await awake.wait([asyncio.get_running_loop().create_future()], timeout_s=timeout_s)
+    assert timeout_s <= awake.now() <= 2 * timeout_s + 3 * LONGEST_S
+    assert stops.ran <= 2 * timeout_s + 2 * LONGEST_S
+
+
+async def test_a_worker_that_stands_still_is_found_by_a_process_that_is_away_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    stops = Stops(away=6, every=26, monkeypatch=monkeypatch)
+    stops.awake = awake = Awake(clock=stops.clock)
+    awake.now()
+    await stops.wait((), timeout=1000)
+    assert awake.since_return() < 30
+    assert 380 < awake.charged(1000) < 460  # half of the 770 s and of what is counted of each absence
+    assert awake.charged(5) == 5
+    assert 10 < awake.charged(60) < 30
+
+
 async def test_a_wait_without_a_pause_ends_in_time_and_cancels_its_work():
     awake, cancelled = Awake(), asyncio.Event()
 
