@@ -238,6 +238,6 @@ def _said(found: Mapping[str, Any], key: str) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--resume: {path} cannot be read: {error}; start a run of another --name") from None
     return value if isinstance(value, dict) else {}

@@ -236,7 +236,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         ledger = LedgerCut.model_validate_json((path / "ledger.json").read_text())
         run = json.loads((path / "run.json").read_text())
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError, RecursionError, ValidationError) as error:
         raise InputError(f"checkpoint {path}: {_one_line(error)}; resume from another one") from None
     return Checkpoint(
         path=path, step=manifest.step, ledger=ledger, held=read_held(path), run=run, records=read_records(path)

@@ -105,7 +105,7 @@ class Quarantine:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             row = _row(line)
             if row is None or row["stage"] in anew:
                 continue
@@ -121,7 +121,7 @@ def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
         is_ours = isinstance(row["stage"], str) and isinstance(row["reason"], str) and type(row["count"]) is int
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return row if is_ours else None
 

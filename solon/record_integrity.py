@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,8 @@ def examine(directory: Path, records: Records | None, *, thorough: bool = False)
     damages: list[Damage] = []
     unread: list[str] = []
     for name, extent in (records.files if records else {}).items():
+        if not _is_inside(name):
+            continue
         path = directory / name
         if not thorough and extent.bytes > HASHED_BYTES and _size(path) >= extent.bytes:
             unread.append(name)
@@ -149,6 +152,8 @@ def drop_unplaced(directory: Path) -> None:
     try:
         lines = path.read_bytes().splitlines(keepends=True)
         last = json.loads(lines[-1])
+        if not _is_inside(str(last["part"])):
+            return
         place = directory / str(last["part"])
         if _sha256(place.with_name(f".{place.name}.tmp")) != last["sha256"]:
             return
@@ -186,20 +191,29 @@ def _examine_parts(directory: Path, *, promised: int, thorough: bool) -> tuple[l
     for name, (is_promised, lines) in reversed(_part_lines(directory / PARTS, promised).items()):
         path = directory / name
         try:
-            size = path.stat().st_size
+            state = path.stat()
         except OSError:
             if is_promised:
                 damages.append(Damage(name, "missing", f"{name} is missing: it had {lines[-1]['rows']} rows"))
             continue
+        if not stat.S_ISREG(state.st_mode):
+            damages.append(Damage(name, "unreadable", f"{name} cannot be read: it is no file"))
+            continue
+        size = state.st_size
         alike = [line for line in lines if line["bytes"] == size]
         if alike:
             left -= size
             if left < 0 and not thorough:
                 unread += 1
                 continue
-            if _sha256(path) in [line["sha256"] for line in alike]:
+        try:
+            if alike and _sha256(path) in [line["sha256"] for line in alike]:
                 continue
-        if not _is_parquet(path, size):
+            is_whole = _is_parquet(path, size)
+        except OSError as error:
+            damages.append(Damage(name, "unreadable", f"{name} cannot be read: {error.strerror}"))
+            continue
+        if not is_whole:
             text = f"{name} cannot be read: {size} of {lines[-1]['bytes']} bytes are there, its end is missing"
             damages.append(Damage(name, "unreadable", text))
         else:
@@ -219,9 +233,9 @@ def _part_lines(path: Path, promised: int) -> dict[str, tuple[bool, list[Mapping
             line = json.loads(raw)
             name = str(line["part"])
             known = {"rows": int(line["rows"]), "bytes": int(line["bytes"]), "sha256": str(line["sha256"])}
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # a damaged file is told of as such
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not _is_inside(name):
             continue
         if number < promised:
             found[name] = (True, [known])
@@ -229,6 +243,11 @@ def _part_lines(path: Path, promised: int) -> dict[str, tuple[bool, list[Mapping
             is_promised, lines = found.get(name, (False, []))
             found[name] = (is_promised, [*lines, known])
     return found
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a part may have this name: it lies below the run directory, and a path can say it."""
+    return name.isprintable() and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _counted(name: str, text: bytes) -> bytes:
@@ -241,7 +260,7 @@ def _counted(name: str, text: bytes) -> bytes:
 def _is_counted(line: bytes) -> bool:
     try:
         stage = json.loads(line)["stage"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
     return stage not in REREAD_STAGES
 

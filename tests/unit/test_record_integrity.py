@@ -19,7 +19,7 @@ from solon.diagnosis import Diagnosis, diagnose
 from solon.errors import InputError
 from solon.ledger_cut import LedgerCut
 from solon.quarantine import Quarantine
-from solon.record_integrity import Integrity, Records, Running, examine, read_records
+from solon.record_integrity import Integrity, Records, Running, drop_unplaced, examine, read_records
 from solon.run_directory import RunDirectory
 from solon.run_facts import look
 from solon.tables import rollout_rows
@@ -105,6 +105,11 @@ def touch_up(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "half of metrics.jsonl cut": ("metrics.jsonl", halve, "metrics.jsonl was cut: 2 of 4 lines are there"),
     "half of events.jsonl cut": ("events.jsonl", halve, "events.jsonl was cut: 3 of 5 lines are there"),
@@ -122,6 +127,11 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "rollouts/part-000002.parquet",
         Path.unlink,
         "rollouts/part-000002.parquet is missing: it had 2",
+    ),
+    "a folder in the place of a part": (
+        "rollouts/part-000002.parquet",
+        replace_by_folder,
+        "rollouts/part-000002.parquet cannot be read: it is no file",
     ),
     "a rewritten part cut": ("rollouts/part-000007.parquet", cut_bytes, "part-000007.parquet cannot be read: "),
     "the list of parts cut": ("parts.jsonl", halve, "parts.jsonl was cut: 4 of 8 lines are there"),
@@ -288,6 +298,60 @@ def test_a_beginning_that_differs_is_always_seen_and_one_that_does_not_never(
     (folder / "metrics.jsonl").write_bytes(bytes(text))
     found = examine(folder, Records(files={"metrics.jsonl": running.extent()}))
     assert bool(found.damages) == (not bytes(text).startswith(promised))
+
+
+DEEP = b"[" * 200_000
+STRANGE = {
+    "a part's name holds a NUL byte": b'{"part": "rollouts/p\\u0000", "rows": 1, "bytes": 1, "sha256": "a"}',
+    "a part's name is half a character": b'{"part": "rollouts/\\ud800", "rows": 1, "bytes": 1, "sha256": "a"}',
+    "a part's name is too long for a file": b'{"part": "' + b"r" * 5000 + b'", "rows": 1, "bytes": 1, "sha256": "a"}',
+    "a part has infinitely many rows": b'{"part": "rollouts/p", "rows": 1e999, "bytes": 1, "sha256": "a"}',
+    "a part has infinitely many bytes": b'{"part": "rollouts/p", "rows": 1, "bytes": -1e999, "sha256": "a"}',
+    "the line is nested deeply": DEEP,
+    "the line is nested deeply in a field": b'{"stage": ' + DEEP,
+    "the line is not UTF-8": b'{"stage": "\xff", "reason": "\xff", "count": 1}',
+}
+
+
+@pytest.mark.parametrize("name", ["parts.jsonl", "quarantine.jsonl", "metrics.jsonl", "events.jsonl"])
+@pytest.mark.parametrize("strange", STRANGE)
+def test_a_strange_line_is_passed_over_or_is_a_damage_of_its_file(
+    tmp_path: Path, run: RunFile, name: str, strange: str
+):
+    path = make_night(tmp_path, run)
+    lines = (path / name).read_bytes().splitlines(keepends=True)
+    (path / name).write_bytes(b"".join([STRANGE[strange] + b"\n", *lines]))
+    start, diagnosis = resume(path, run), doctor(path)
+    assert list(diagnosis.findings.get("records", [])) == start.remarks
+    # A line that no start counts is no damage of the refusals.
+    assert any(line.startswith(f"{name} was edited") for line in start.remarks) or name == "quarantine.jsonl"
+    directory = RunDirectory.reopen(path)
+    Quarantine(directory, anew=("prompts", "heldout")).add(stage="labels", reason="no margin", ordinal=7)
+    directory.close()
+
+
+def test_a_part_that_cannot_be_opened_is_a_named_damage(tmp_path: Path, run: RunFile, monkeypatch: pytest.MonkeyPatch):
+    path = make_night(tmp_path, run)
+
+    def refused(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("solon.record_integrity._sha256", refused)
+    damages = {damage.name: damage.text for damage in found_in(path).damages}
+    assert damages["rollouts/part-000002.parquet"] == "rollouts/part-000002.parquet cannot be read: Permission denied"
+
+
+def test_a_process_that_died_at_a_strange_line_leaves_it(tmp_path: Path):
+    for line in STRANGE.values():
+        (tmp_path / "parts.jsonl").write_bytes(line + b"\n")
+        drop_unplaced(tmp_path)
+        assert (tmp_path / "parts.jsonl").read_bytes() == line + b"\n"
+
+
+def test_a_checkpoint_that_names_files_that_no_path_can_name_says_nothing_of_them(tmp_path: Path):
+    names = ("metrics\0.jsonl", "../metrics.jsonl", "/etc/hostname")
+    records = Records(files={name: Running(name).extent().model_copy(update={"lines": 3}) for name in names})
+    assert examine(tmp_path, records).damages == ()
 
 
 def test_parts_that_lie_outside_are_not_looked_at(tmp_path: Path):
