@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray._private.parameter
+import ray._private.services
 
 from cluster.session_folder import SessionFolder
 from solon.errors import InputError, short
@@ -44,7 +45,8 @@ def init_options(folder: SessionFolder, *, dashboard: bool) -> dict[str, Any]:
 
 @contextmanager
 def private_start(folder: SessionFolder) -> Iterator[None]:
-    """Within it, what `ray.init` starts is on loopback and on free ports, and uses `folder` for temporary files.
+    """Within it, what `ray.init` starts is on loopback and on free ports, in sessions of its own, and uses `folder` for
+    temporary files.
 
     `ray.init` has no options for this: it makes the machine's own address of 127.0.0.1, and of the agent's port 52365.
     """
@@ -61,12 +63,24 @@ def private_start(folder: SessionFolder) -> Iterator[None]:
     def on_loopback(**given: Any) -> Any:
         return plain(**given | {"node_ip_address": LOOPBACK, "dashboard_agent_listen_port": 0})
 
+    services: Any = ray._private.services
+    popen = services.ConsolePopen
+
+    class InItsOwnSession(popen):  # type: ignore[misc]
+        """A signal to the driver's process group, as `timeout` and service managers send it, is for the driver: without
+        Ray it could not save a checkpoint."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"start_new_session": True})
+
     parameter.RayParams = on_loopback
+    services.ConsolePopen = InItsOwnSession
     os.environ.update(changes)
     try:
         yield
     finally:
         parameter.RayParams = plain
+        services.ConsolePopen = popen
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

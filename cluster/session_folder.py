@@ -61,7 +61,8 @@ class SessionFolder:
 def session_folder() -> Iterator[SessionFolder]:
     """A folder for one cluster; enter it before Ray starts, leave it after Ray has ended.
 
-    Removes what earlier sessions left. A block that raises keeps Ray's logs; Ctrl-C is no failure.
+    Removes what earlier sessions left. A block that raises keeps Ray's logs; bad input and Ctrl-C are no
+    failures.
     Raises InputError when there is no place for it.
     """
     root, note = _root()
@@ -74,6 +75,8 @@ def session_folder() -> Iterator[SessionFolder]:
     keep_logs = os.environ.get(KEEP_LOGS) == "1"
     try:
         yield SessionFolder(path, note)
+    except InputError:  # what is refused is not for Ray's logs to explain
+        raise
     except Exception:
         keep_logs = True
         raise

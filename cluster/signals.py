@@ -51,6 +51,11 @@ def sigterm_as_ctrl_c() -> Iterator[Callable[[], None]]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, hangup)
 
 
+TOGETHER_S = 5.0
+"""A terminal that closes sends SIGHUP, and its shell sends it again; a scheduler may send SIGTERM to a process and to
+its group. Within so many seconds that is one request. Ctrl-C counts every time: a person presses it."""
+
+
 class Signals:
     """Ctrl-C, SIGTERM and SIGHUP end the run after the step under way; a second one, or one before training, at
     once."""
@@ -62,8 +67,9 @@ class Signals:
         """Name of the first one."""
         self.may_finish = False
         """Training has begun: there is a step to finish."""
+        self._last_s = float("-inf")
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Signals:
         self._task = asyncio.current_task()
         self._terminals = [number for number in (0, 1, 2) if os.isatty(number)]
         self._numbers = ending_signals()
@@ -72,6 +78,7 @@ class Signals:
             self._loop.add_signal_handler(number, self._on_signal, number)
         if signal.SIGHUP in self._numbers:
             signal.signal(signal.SIGHUP, self._on_hangup)  # at once: the loop may be about to write to the terminal
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number in self._numbers:
@@ -96,7 +103,10 @@ class Signals:
         )
 
     def _on_signal(self, number: signal.Signals) -> None:
-        self.received = self.received or signal.Signals(number).name
+        now, self.received = self._loop.time(), self.received or signal.Signals(number).name
+        if number != signal.SIGINT and now - self._last_s < TOGETHER_S:
+            return
+        self._last_s = now
         if (self.interrupted or not self.may_finish) and self._task is not None:
             self._task.cancel()
         self.interrupted = True

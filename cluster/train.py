@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,11 @@ def train(
     if start.finished is not None:
         view.note(f"{start.directory} is complete, there is nothing left to do; more steps need a larger --steps")
         return dict(start.finished)
+    require_place(root)
+    if resume and start.directory is None:
+        view.note(
+            f"there is no run to resume{f' of the name {name}' if name else ''} in {root}: this one begins at step 0"
+        )
     old = start.directory / "checkpoints" if start.directory is not None else None
     there = sum(map(folder_bytes, old.glob("step-*"))) if old is not None else 0
     for warning in (*start.damaged, *start.remarks, *remarks_on_space(run, root, there=there)):
@@ -107,6 +113,19 @@ def train(
             raise
         finally:
             directory.close()  # the lock is held until the last file of the run is written
+
+
+def require_place(root: Path) -> None:
+    """Raises InputError when no run directory can be made there: before a cluster is started for it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".solon-", dir=root):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"no run directory can be made in {root}: {error.strerror or error}; free some space there, make it "
+            "writable, or set SOLON_RUNS to another folder"
+        ) from None
 
 
 def _records(folder: Path) -> dict[str, bytes | None]:

@@ -13,8 +13,9 @@ from actors.calls import call, open_box
 from actors.rollout import RemoteRollout
 from benchmarks._standins import TimedRolloutActor
 from benchmarks.overlap import standins
-from cluster.launch import Launcher
+from cluster.placement import check_cluster
 from cluster.run_file import RunFile
+from cluster.supply import read_supply
 from solon.errors import InputError, WorkerLostError
 from solon.ledger import Grant
 from solon.protocols import Assignment
@@ -68,7 +69,7 @@ async def test_an_error_of_a_worker_arrives_as_it_was_raised(ray_cluster):
         await call(Pid.remote().fail.remote(), who="judge-0")
 
 
-async def test_more_gpus_than_the_cluster_has_are_refused_before_an_actor_is_made(ray_cluster):
+def test_more_gpus_than_the_cluster_has_are_refused_before_an_actor_is_made(ray_cluster):
     raw = {
         "policy": "a/b",
         "judge": "a/b",
@@ -77,6 +78,5 @@ async def test_more_gpus_than_the_cluster_has_are_refused_before_an_actor_is_mad
         "rollout": {"num_gpus": 1, "num_actors": 3},
     }
     run = RunFile.parse(raw, source="test")
-    launcher = Launcher(run, constitution=None, run_name="gpus", tell=print)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"needs 3 GPU\(s\) .*has 0; lower num_gpus"):
-        await launcher.launch(on_ready=lambda _: None)
+    with pytest.raises(InputError, match=r"needs 3 GPU\(s\) .*has 0; "):
+        check_cluster(run, read_supply())

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import cluster.signals as signals_module
 from actors.calls import RAY_IS_GONE, open_box
 from cluster import ray_watch
 from cluster.last_words import LastWords
@@ -322,6 +323,43 @@ async def test_a_hangup_ends_a_run_after_its_step_as_sigterm_does():
         await asyncio.sleep(0.1)  # one is not taken for two, which would end the run before its checkpoint
     assert signals.received == "SIGHUP"
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+async def test_a_signal_that_comes_twice_at_once_is_one_request_and_later_it_is_a_second(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(signals_module, "TOGETHER_S", 0.3)
+
+    async def asked() -> str:
+        with Signals(asyncio.Event()) as signals:
+            signals.may_finish = True
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(0.05)
+            os.kill(os.getpid(), number)  # as a shell does for its terminal, or a service manager for a group
+            await asyncio.sleep(0.4)
+            told.append("continued")
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(5)
+        return "ended by itself"
+
+    told: list[str] = []
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.ensure_future(asked())
+    assert told == ["continued"]
+
+
+async def test_a_second_ctrl_c_counts_however_soon_it_comes():
+    async def asked() -> None:
+        with Signals(asyncio.Event()) as signals:
+            signals.may_finish = True
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(5)
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.ensure_future(asked())
 
 
 async def test_a_hangup_that_nohup_ignores_stays_ignored():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,12 @@ class DeadOnArrival:
     def __init__(self, error: Exception) -> None:
         self.start = self
         self._error = pickle.loads(pickle.dumps(error))
+
+    @property
+    def __ray_ready__(self) -> Any:
+        async def there() -> None: ...
+
+        return SimpleNamespace(remote=there)
 
     def options(self, *, num_returns: int) -> DeadOnArrival:
         return self

@@ -274,10 +274,12 @@ async def test_an_answer_that_goes_on_elsewhere_keeps_its_least_length_and_loses
         build=lambda config, name: FakeEngine(name=name),
     )
     await worker.start()
-    begun = await only_group(worker, None)
-    cut = replace(begun.rollouts[0], token_ids=begun.rollouts[0].token_ids[:5], logprobs=begun.rollouts[0].logprobs[:5])
-    cut = replace(cut, segments=((0, 5),), finish_reason="abort")
-    group = await only_group(worker, Salvage(ordinal=0, attempt=0, rollouts=(cut,)))
+    begun = (await only_group(worker)).rollouts[0]
+    cut = Salvage(
+        ordinal=0, attempt=0, token_ids=begun.token_ids[:5], logprobs=begun.logprobs[:5], segments=(((0, 5),),),
+        finish_reasons=("abort",),
+    )  # fmt: skip
+    group = await only_group(worker, cut)
     await worker.close()
     (whole,) = group.rollouts
     assert whole.token_ids[:5].tolist() == cut.token_ids.tolist()
@@ -286,7 +288,7 @@ async def test_an_answer_that_goes_on_elsewhere_keeps_its_least_length_and_loses
     assert not whole.text.endswith("is blue")
 
 
-async def only_group(worker: RolloutWorker, salvage: Salvage | None) -> Any:
+async def only_group(worker: RolloutWorker, *salvage: Salvage) -> Any:
     grant = Grant(ordinal=0, attempt=0, version=0, salvage=salvage)
     async for item in worker.generate([Assignment(grant=grant, prompt=make_prompt())]):
         if not isinstance(item, Salvage):

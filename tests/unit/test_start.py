@@ -329,6 +329,8 @@ def test_the_lock_is_held_until_the_last_file_of_a_run_is_written(
     for name, value in (("Driver", Driven), ("cluster", no_cluster), ("put_back", watched_put_back)):
         monkeypatch.setattr(cluster.train, name, value)
     monkeypatch.setattr(cluster.train, "fit_run", lambda run, cpus: (run, ()))
+    monkeypatch.setattr(cluster.train, "read_supply", lambda: None)
+    monkeypatch.setattr(cluster.train, "check_cluster", lambda run, supply: None)
     monkeypatch.setattr(Driven, "refuses", refuses)
     given = {"name": "night", "default_name": "run", "root": tmp_path / "runs", "view": SilentView()}
     with suppress(InputError):
