@@ -66,7 +66,7 @@ def private_start(folder: SessionFolder) -> Iterator[None]:
     services: Any = ray._private.services
     popen = services.ConsolePopen
 
-    class InItsOwnSession(popen):  # type: ignore[misc]
+    class InItsOwnSession(popen):  # type: ignore[valid-type, misc]
         """A signal to the driver's process group, as `timeout` and service managers send it, is for the driver: without
         Ray it could not save a checkpoint."""
 
