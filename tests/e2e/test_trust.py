@@ -65,7 +65,7 @@ def test_label_and_a_comparison_of_judges_run_nothing_of_the_folder_they_are_sta
     command = solon("label", "prompts.jsonl", "--policy", "nursery:policy", "--judge", "nursery:judge",
                     "--constitution", "nursery:constitution", "--out", "labels", *LABEL)  # fmt: skip
     must_end_well(run(*command, cwd=traps.path), traps)
-    compare = solon("judges", "compare", "nursery:judge", "--pairs", "nursery", "--limit", "8", "--parts", "1",
+    compare = solon("judges", "compare", "nursery:judge", "--pairs", "nursery", "--limit", "40", "--parts", "1",
                     "--max-model-len", "256")  # fmt: skip
     must_end_well(run(*compare, cwd=traps.path), traps)
 
