@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -241,6 +242,17 @@ def test_stationary_gold_of_a_pairwise_run_is_acted_on_at_five_in_a_thousand_win
 def test_a_pairwise_run_whose_gold_falls_slowly_is_acted_on_all_the_same():
     rng = np.random.default_rng(9)
     assert all(acts(noisy(rng, 40, slope=-0.05), is_relative=True) for _ in range(20))
+
+
+def test_stationary_gold_is_seldom_past_a_peak_however_far_the_policy_moves():
+    rng = np.random.default_rng(11)
+    acted = 0
+    for _ in range(100):
+        away = [2 * math.sqrt((i + 1) / 40) * math.exp(rng.normal(0, 0.1)) for i in range(40)]
+        run = [replace(window, distance=d) for window, d in zip(noisy(rng, 40), away, strict=True)]
+        seen = (decide(run[:n], is_relative=True) for n in range(5, 41))
+        acted += any(reason.kind == "past_peak" for reasons in seen for reason in reasons)
+    assert acted <= 1
 
 
 def test_it_warns_before_the_predicted_peak_and_acts_behind_it():

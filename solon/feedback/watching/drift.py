@@ -203,10 +203,10 @@ def decide(
     """What the last windows call for; empty: nothing.
 
     act: the proxy rises while gold falls over the last `trend_windows`, both by their 95 % bounds; or the run is past
-    the predicted peak by its interval and by the slope of the curve, and gold is below its best level (`fallen`). warn:
-    it has come further than `near` of the way to the peak. is_relative: the reward compares answers of one group
-    (pairwise), so that its level cannot rise; instead, gold must fall and be below its best level at this window and at
-    the one before.
+    the predicted peak by its interval and by the slope of the curve, and gold is below its best level (`fallen`), at
+    this window and at the one before. warn: it has come further than `near` of the way to the peak. is_relative: the
+    reward compares answers of one group (pairwise), so that its level cannot rise; instead, gold must fall and be below
+    its best level at this window and at the one before.
     """
     reasons = []
     falls = _gold_falls(windows, trend_windows, is_relative=is_relative)
@@ -216,9 +216,8 @@ def decide(
     if fit is None or not math.isfinite(fit.peak.high):
         return reasons
     told = f"sqrt KL {here:.2f}, gold is predicted to peak at {fit.peak}"
-    lost = fallen(windows)
-    if fit.peak.high < here and fit.past.high < 0 and lost.low > 0:
-        message = f"{told}, and has fallen by {lost.value:.3f} nats since its best windows"
+    if _is_past_peak(windows) and _is_past_peak(windows[:-1]):
+        message = f"{told}, and has fallen by {fallen(windows).value:.3f} nats since its best windows"
         reasons.append(Reason(verdict="act", kind="past_peak", value=here, threshold=fit.peak.high, message=message))
     elif here >= near * fit.peak.value:
         reasons.append(
@@ -244,6 +243,11 @@ def _gold_falls(windows: Sequence[Window], trend_windows: int, *, is_relative: b
         message=f"gold falls by {-gold.value:.4f} nats a step over steps {recent[0].first_step} to "
         f"{recent[-1].last_step} (95 % bound {-gold.high:.4f}) while the reward changes by {proxy.value:+.4f}",
     )
+
+
+def _is_past_peak(windows: Sequence[Window]) -> bool:
+    fit = fit_peak(windows)
+    return fit is not None and fit.peak.high < _here(windows) and fit.past.high < 0 and fallen(windows).low > 0
 
 
 def fallen(windows: Sequence[Window], *, over: int = LEVEL_WINDOWS) -> Trend:
