@@ -126,11 +126,20 @@ class Place:
         """How many actors like this one node holds."""
         if self.labels is not None and not matches(demand.labels, self.labels):
             return 0
-        per_node = (
-            math.floor((have + ROUNDING) / asked) if asked else math.inf
-            for have, asked in zip(self.amounts, demand.amounts, strict=True)
-        )
-        return min(per_node)
+        cpus, gpus = self.amounts
+        return min(_times(cpus, demand.cpus), _gpu_slots(gpus, demand.gpus))
+
+
+def _times(have: float, asked: float) -> float:
+    return math.floor((have + ROUNDING) / asked) if asked else math.inf
+
+
+def _gpu_slots(have: float, asked: float) -> float:
+    """How many fractions of a GPU fit: Ray puts each on one GPU, so 2 GPUs hold two times 0.6 and not three."""
+    if not 0 < asked < 1:
+        return _times(have, asked)
+    whole = math.floor(have + ROUNDING)
+    return whole * _times(1.0, asked) + _times(max(0.0, have - whole), asked)
 
 
 def demands_of(run: RunFile) -> list[Demand]:
@@ -275,6 +284,9 @@ def table(demands: Sequence[Demand], supply: Supply) -> str:
         now, more = sum(place.now for place in places), sum(place.more for place in places)
         each = ", ".join(part for part in (amounts_shown(places[-1].amounts), _labels_shown(places[-1])) if part)
         has.append((name, str(now), f"{now + more:g}", each or "nothing for actors"))
+    if supply.room < sum(place.more for place in supply.places):
+        now = sum(place.now for place in supply.places)
+        has.append(("all together", str(now), f"{now + supply.room:g}", "the most that the cluster may have"))
     if supply.types is None:
         has.append(("others", "", "", "the node types of this cluster are not known"))
     return f"{_aligned(asked)}\n\n{_aligned(has)}"

@@ -97,6 +97,31 @@ def test_actors_that_need_a_node_each_are_counted_against_the_nodes():
     assert "3 x judging asks for 3 CPU each, the cluster can have room for 2 of them" in refused(run, growing(*types))
 
 
+def test_a_fraction_of_a_gpu_lies_on_one_gpu():
+    def judges(count: int, share: float) -> RunFile:
+        return run_of(judging={"num_gpus": share, "num_actors": count})
+
+    two = Supply(nodes=[Node(resources={"CPU": 99.0, "GPU": 2.0})])
+    check_cluster(judges(2, 0.6), two)
+    message = refused(judges(3, 0.6), two)
+    assert "3 x judging asks for 1 CPU, 0.6 GPU each, the cluster has room for 2 of them" in message
+    check_cluster(judges(6, 1 / 3), two)
+    check_cluster(judges(4, 0.4), two)
+    assert "room for 4 of them" in refused(judges(5, 0.4), two)
+    check_cluster(judges(20, 0.1), two)
+    check_cluster(judges(2, 1.0), two)
+
+
+def test_the_table_says_how_many_nodes_there_may_be_of_all_types_together():
+    types = kind("small", at_most=8, CPU=1), kind("large", at_most=8, CPU=2)
+    rows = [line.split() for line in refused(run_of(), growing(*types, at_most=1)).splitlines()]
+    assert ["all", "together", "1", "2", "the", "most", "that", "the", "cluster", "may", "have"] in rows  # the head too
+    assert not any(
+        row[:2] == ["all", "together"]
+        for row in (line.split() for line in table(demands_of(run_of()), growing(*types)).splitlines())
+    )
+
+
 def test_a_selector_that_no_node_type_has_is_refused_and_the_table_says_who_fits_where():
     run = run_of(judging={"labels": POOL, "num_actors": 2})
     message = refused(run, growing(kind("rollout", at_most=8, labels={"solon.io/pool": "rollout"}, CPU=8, GPU=1)))
