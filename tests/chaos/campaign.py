@@ -122,6 +122,7 @@ class Campaign:
                     if self._is_over(driver, directory):
                         break
                     self._repair(driver, directory)
+                    steps = _count_lines(directory / "metrics.jsonl")  # a directory that came back is no progress
                     driver, down_since = self._start(name), down_since or now
                     moved = time.monotonic()
                     again = moved + self._rng.uniform(*AGAIN_WITHIN_S) if self._rng.random() < AGAIN else None

@@ -24,7 +24,7 @@ from cluster.preflight import Inputs
 from cluster.run_file import RunFile
 from solon.cli.view import SilentView
 from solon.constitution import Constitution
-from solon.errors import RunFailedError
+from solon.errors import InputError, RunFailedError
 from solon.prompts import prompt_id
 from solon.protocols import Assignment, LabelReport
 from solon.records import Feedback, Group, Label, Message, Prompt, Span, Status, StepReport, Weights
@@ -200,9 +200,9 @@ def main() -> None:
             run, name=options.name, default_name="run", root=options.root, view=SilentView(), resume=True,
             launcher=StandinLauncher,
         )  # fmt: skip
-    except RunFailedError as error:
+    except (InputError, RunFailedError) as error:
         print("\n".join([f"the run failed: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 if __name__ == "__main__":
