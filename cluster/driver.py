@@ -134,7 +134,7 @@ class Driver:
             status = "stopped"
             self._stopped_by = {"kind": "interrupted", "message": self._signals.said(at_once=True)}
         except Exception as error:
-            failure = self._directory.explained(error)
+            status, failure = "failed", self._directory.explained(error)  # records may fail after a stop in good order
         if self._last_words.ray_failure is not None:  # whatever else was raised follows from it
             status, failure = "failed", self._last_words.ray_failure
         self._tally.end()

@@ -329,9 +329,7 @@ RUN_STATE: Keys = {
     "*": "further digests that a resumed run must share",
 }
 RECORDED: Keys = {
-    "files.*.lines": "lines of a file; of `quarantine.jsonl` those that no start writes again",
-    "files.*.bytes": "their bytes",
-    "files.*.sha256": "their digest",
+    "files.*": "by name: `lines` of a file (of `quarantine.jsonl` those that no start writes again), `bytes`, `sha256`"
 }
 PART: Keys = {
     "part": "its path in the run directory",
