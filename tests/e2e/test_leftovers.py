@@ -54,7 +54,7 @@ def assert_nothing_is_left(child: Child, shared_memory: set[str]) -> None:
         child.wait_until_gone()
     assert orphans(shared_memory) == []
     sessions = list(child.temporary.glob(f"solon-{os.getuid()}/[0-9]*"))
-    if child.process.returncode == 0:
+    if child.process.returncode in (0, 2):  # what is refused is not for Ray's logs to explain
         assert list(child.temporary.iterdir()) == []
     elif child.process.returncode > 0:
         assert {entry.name for session in sessions for entry in session.iterdir()} == {"logs", "lock"}
