@@ -125,7 +125,7 @@ class RayWatch:
     def _lost(self, cause: str) -> None:
         RAY_IS_GONE.set()
         self.failure = RunFailedError(
-            f"{cause}; if nobody ended it, look for the out-of-memory killer: dmesg -T | grep -i 'killed process'"
+            f"{cause}; unless it was ended on purpose, look for the out-of-memory killer: dmesg -T | grep -i 'killed process'"
         )
         self._driver.ray_lost(self.failure)
 
