@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.calls import is_there, open_box
 from cluster.evaluate import AuditEvaluator, Evaluator, OracleEvaluator, Scores, evaluate
-from cluster.last_words import LastWords
+from cluster.final_summary import FinalSummary
 from cluster.launch import Crew, Launcher
 from cluster.preflight import Inputs
 from cluster.rewind import best_of
@@ -58,7 +58,7 @@ class Driver:
     ) -> None:
         """resume: what a person types to continue this run."""
         self._run = run
-        self._last_words = LastWords(directory, end=self._end_of)
+        self._final = FinalSummary(directory, end=self._end_of)
         self._inputs = inputs
         self._directory = directory
         self._view = view
@@ -105,7 +105,7 @@ class Driver:
         status: str = "failed"
         failure: Exception | None = None
         loop = asyncio.get_running_loop()
-        self._last_words.begin()
+        self._final.begin()
         self._recorder = Recorder(
             self._directory,
             self._tally,
@@ -129,17 +129,17 @@ class Driver:
                         await self._crew.close()
                     await self._close_records()
         except asyncio.CancelledError:
-            if not self._signals.interrupted and self._last_words.ray_failure is None:
+            if not self._signals.interrupted and self._final.ray_failure is None:
                 raise
             status = "stopped"
             self._stopped_by = {"kind": "interrupted", "message": self._signals.said(at_once=True)}
         except Exception as error:
             status, failure = "failed", self._directory.explained(error)  # records may fail after a stop in good order
-        if self._last_words.ray_failure is not None:  # whatever else was raised follows from it
-            status, failure = "failed", self._last_words.ray_failure
+        if self._final.ray_failure is not None:  # whatever else was raised follows from it
+            status, failure = "failed", self._final.ray_failure
         self._tally.end()
         summary = await self._summarise(status, failure)
-        unwritten = self._last_words.write(summary)
+        unwritten = self._final.write(summary)
         self._view.ended(summary, self._directory.path)
         # Why the run ended matters more than that its summary is missing.
         if (cause := failure or unwritten) is not None:
@@ -153,21 +153,21 @@ class Driver:
         learner that is being replaced would look there for its checkpoint for ever."""
         self._stop.set()
         if self._directory.is_gone:
-            self._last_words.cut_short()
+            self._final.cut_short()
 
     # -- what the watch of Ray tells (cluster.ray_watch), from its thread ---------------------------------------------
 
     def ray_lost(self, error: RunFailedError) -> None:
         """Ray is gone: write that down at once, and end."""
-        self._last_words.ray_lost(error, steps=self._tally.steps, note=self._view.note)
+        self._final.ray_lost(error, steps=self._tally.steps, note=self._view.note)
 
     def helper_lost(self, what: str, cause: str) -> None:
         """A process of Ray's is gone that the run does not need."""
-        self._last_words.in_the_loop(lambda: self._recorder.event("ray_helper_lost", worker=what, cause=cause))
+        self._final.in_the_loop(lambda: self._recorder.event("ray_helper_lost", worker=what, cause=cause))
 
-    def epitaph(self, error: Exception) -> str:
+    def final_message(self, error: Exception) -> str:
         """The last lines of a run whose process cannot end in the ordinary way."""
-        return self._last_words.epitaph(error)
+        return self._final.final_message(error)
 
     @property
     def has_begun(self) -> bool:

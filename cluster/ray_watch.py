@@ -51,7 +51,7 @@ class Watched(Protocol):
         """Called from the thread: a process of Ray's that the run does not need is gone."""
         ...
 
-    def epitaph(self, error: Exception) -> str:
+    def final_message(self, error: Exception) -> str:
         """What a person is told at the end: the cause, and the command that resumes the run. Empty: the run had ended
         in good order before, and only its process is still there."""
         ...
@@ -125,7 +125,8 @@ class RayWatch:
     def _lost(self, cause: str) -> None:
         RAY_IS_GONE.set()
         self.failure = RunFailedError(
-            f"{cause}; unless it was ended on purpose, look for the out-of-memory killer: dmesg -T | grep -i 'killed process'"
+            f"{cause}; unless it was ended on purpose, look for the out-of-memory killer: "
+            "dmesg -T | grep -i 'killed process'"
         )
         self._driver.ray_lost(self.failure)
 
@@ -149,7 +150,7 @@ class RayWatch:
         if not self._leaving.acquire(blocking=False):
             threading.Event().wait()  # another thread is at it
         end_processes([one for one in self._known.values() if one.child is not None])
-        told = self._driver.epitaph(error)
+        told = self._driver.final_message(error)
         with suppress(OSError, ValueError):
             sys.stdout.flush()
             if told:

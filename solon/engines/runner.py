@@ -214,7 +214,7 @@ class EngineRunner:
             self.name = self._engine.name
             self._serve(self._engine)
         except BaseException as error:
-            self._bury(error)  # first: what failed may not close either, and nobody should wait for that
+            self._fail_waiting(error)  # first: what failed may not close either, and nobody should wait for that
             if self._engine is not None:
                 with contextlib.suppress(Exception):
                     self._engine.close()
@@ -222,9 +222,9 @@ class EngineRunner:
         try:
             self._engine.close()
         except Exception as error:
-            self._bury(error)
+            self._fail_waiting(error)
         else:
-            self._bury(None)
+            self._fail_waiting(None)
 
     def _serve(self, engine: Engine) -> None:
         while True:
@@ -314,7 +314,7 @@ class EngineRunner:
             else:
                 self._spans.append((start, end))
 
-    def _bury(self, error: BaseException | None) -> None:
+    def _fail_waiting(self, error: BaseException | None) -> None:
         with self._wake:
             self._closing = True
             self._error = error

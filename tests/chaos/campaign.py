@@ -19,7 +19,7 @@ import psutil
 
 from tests.chaos.cluster_of_our_own import ROOT, Head
 from tests.chaos.cut import cut_complaints
-from tests.chaos.ends import Driver, last_words
+from tests.chaos.ends import Driver, last_events
 from tests.chaos.faults import ENDS_CLUSTER, ENDS_DRIVER, FAULTS, Injector, away, end
 from tests.chaos.verdict import downtimes, lines_of
 
@@ -128,7 +128,7 @@ class Campaign:
                     again = moved + self._rng.uniform(*AGAIN_WITHIN_S) if self._rng.random() < AGAIN else None
                 if now - moved > self._subject.patience_s:
                     place = directory if directory.exists() else away(directory)
-                    told = f"{last_words(place)} {driver.said()[-1500:]}"
+                    told = f"{last_events(place)} {driver.said()[-1500:]}"
                     faults = ", ".join(driver.faults)
                     self.result.complaints.append(f"{name}: no step for {now - moved:.0f} s after {faults}: {told}")
                     break

@@ -81,7 +81,7 @@ class Driver:
         return f"{what}. After {', '.join(self.faults) or 'no fault'}: {self.said()[-1500:]}"
 
 
-def last_words(directory: Path) -> str:
+def last_events(directory: Path) -> str:
     """The last things that a run recorded."""
     events = [event for event in lines_of(directory / "events.jsonl") if event["event"] != "published"][-3:]
     failure = ""

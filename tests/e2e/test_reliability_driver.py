@@ -148,10 +148,8 @@ def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_nobody_behind_and_is
     night.check(steps + 3)
 
 
-def test_a_driver_that_is_killed_takes_everybody_along_and_the_next_one_goes_on_from_the_checkpoint(tmp_path: Path):
-    """SIGKILL, then an end in the middle of writing a checkpoint. The ledger dies with the driver, as whatever hands
-    work out does: nothing of what it knew is needed but what is in the checkpoint."""
-    night = Night(tmp_path)
+def kill_after_five_steps(night: Night) -> None:
+    """A driver that SIGKILL ends once it has committed five steps."""
     child = night.start("--steps", "2000")
     try:
         night.until(child, lambda: len(night.lines("metrics.jsonl")) >= 5)
@@ -159,6 +157,13 @@ def test_a_driver_that_is_killed_takes_everybody_along_and_the_next_one_goes_on_
         child.communicate(timeout=30)
     finally:
         night.end(child)
+
+
+def test_a_driver_that_is_killed_takes_everybody_along_and_the_next_one_goes_on_from_the_checkpoint(tmp_path: Path):
+    """SIGKILL, then an end in the middle of writing a checkpoint. The ledger dies with the driver, as whatever hands
+    work out does: nothing of what it knew is needed but what is in the checkpoint."""
+    night = Night(tmp_path)
+    kill_after_five_steps(night)
     assert night.actors()
     all_gone(night.actors())
     last = CheckpointFolder(night.directory / "checkpoints").last()
@@ -177,13 +182,7 @@ def test_a_driver_that_is_killed_takes_everybody_along_and_the_next_one_goes_on_
 
 def test_after_half_of_the_lines_was_cut_doctor_and_resume_say_the_same_and_nothing_is_called_lost(tmp_path: Path):
     night = Night(tmp_path)
-    child = night.start("--steps", "2000")
-    try:
-        night.until(child, lambda: len(night.lines("metrics.jsonl")) >= 5)
-        child.kill()
-        child.communicate(timeout=30)
-    finally:
-        night.end(child)
+    kill_after_five_steps(night)
     all_gone(night.actors())
     # The first checkpoint comes after the first step, whatever `checkpoint_every` is.
     assert [event["step"] for event in night.lines("events.jsonl") if event["event"] == "checkpoint"][:2] == [1, 2]

@@ -23,7 +23,7 @@ import pytest
 import cluster.signals as signals_module
 from actors.calls import RAY_IS_GONE, open_box
 from cluster import ray_watch
-from cluster.last_words import LastWords
+from cluster.final_summary import FinalSummary
 from cluster.ray_processes import RayProcess
 from cluster.ray_watch import RayWatch
 from cluster.signals import Signals, ending_signals, sigterm_as_ctrl_c
@@ -91,7 +91,7 @@ class Driver:
     def helper_lost(self, what: str, cause: str) -> None:
         self.helpers.append(cause)
 
-    def epitaph(self, error: Exception) -> str:
+    def final_message(self, error: Exception) -> str:
         return f"solon: the run failed: {error}\nresume: {COMMAND}"
 
 
@@ -145,15 +145,15 @@ def test_a_run_that_had_ended_in_good_order_stays_so_when_ray_dies_before_its_pr
     monkeypatch.setattr(ray_watch, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(ray_watch, "END_S", 0.05)
     directory = RunDirectory.create(tmp_path, "run", default="run")
-    words, codes, left = LastWords(directory, end=lambda short: {"resume": COMMAND}), [], threading.Event()
+    words, codes, left = FinalSummary(directory, end=lambda short: {"resume": COMMAND}), [], threading.Event()
     words.write({"status": "stopped", "steps": 4})
 
     class Ended(Driver):
         def ray_lost(self, error: RunFailedError) -> None:
             words.ray_lost(error, steps=4, note=lambda text: None)
 
-        def epitaph(self, error: Exception) -> str:
-            return words.epitaph(error)
+        def final_message(self, error: Exception) -> str:
+            return words.final_message(error)
 
     def leave(code: int) -> None:
         codes.append(code)
@@ -221,7 +221,7 @@ def test_a_process_is_known_by_its_birth_and_its_parent(sleepers: list[Sleeper])
 
 
 async def test_ray_gone_is_on_record_before_the_driver_has_done_anything(directory: RunDirectory):
-    words, notes = LastWords(directory, end=end_of), []
+    words, notes = FinalSummary(directory, end=end_of), []
     words.begin()
     error = RunFailedError("Ray's raylet was killed by SIGKILL")
     thread = threading.Thread(target=lambda: words.ray_lost(error, steps=7, note=notes.append))
@@ -243,7 +243,7 @@ async def test_ray_gone_is_on_record_before_the_driver_has_done_anything(directo
 
 
 async def test_a_summary_of_a_finished_run_is_not_replaced_when_ray_dies_after_it(directory: RunDirectory):
-    words = LastWords(directory, end=end_of)
+    words = FinalSummary(directory, end=end_of)
     words.write({"status": "completed", "steps": 3})
     words.ray_lost(RunFailedError("Ray's raylet ended"), steps=3, note=print)
     found = json.loads((directory.path / "summary.json").read_text())
@@ -256,7 +256,7 @@ def test_a_run_whose_folder_was_removed_leaves_what_it_was_and_how_it_ended(dire
         directory.append("events.jsonl", {"event": "published"})
     assert not directory.path.exists()  # nothing made half a run of it
     summary: dict[str, Any] = {"status": "failed", "steps": 2, "end": {"resume": COMMAND}}
-    error = LastWords(directory, end=end_of).write(summary)
+    error = FinalSummary(directory, end=end_of).write(summary)
     assert isinstance(error, UnwritableError)
     assert json.loads((directory.path / "config.json").read_text()) == {"steps": 3}
     assert json.loads((directory.path / "summary.json").read_text())["end"]["resume"] == COMMAND
@@ -274,7 +274,7 @@ def test_nothing_is_made_where_the_folder_of_all_runs_is_gone_too(tmp_path: Path
     made = RunDirectory.create(tmp_path / "runs", "run", default="run")
     made.write_json("config.json", {"steps": 3})
     shutil.rmtree(tmp_path / "runs")
-    error = LastWords(made, end=end_of).write({"status": "failed", "steps": 0})
+    error = FinalSummary(made, end=end_of).write({"status": "failed", "steps": 0})
     assert "is gone: it was removed or moved" in str(error)
     assert not (tmp_path / "runs").exists()
 
@@ -305,7 +305,7 @@ async def test_a_summary_that_cannot_be_written_is_told_with_the_status(
 
     monkeypatch.setattr(run_directory, "_write_whole", refuse)
     summary: dict[str, Any] = {"status": "stopped", "steps": 2}
-    error = LastWords(directory, end=end_of).write(summary)
+    error = FinalSummary(directory, end=end_of).write(summary)
     assert "the run ended as stopped" in str(error)
     assert "Read-only file system" in summary["unwritten"]
 

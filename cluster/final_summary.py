@@ -12,7 +12,7 @@ from solon.errors import RunFailedError
 from solon.run_directory import RunDirectory
 
 
-class LastWords:
+class FinalSummary:
     """The summary of one run, early or late. `begin()` within the task that drives it."""
 
     def __init__(self, directory: RunDirectory, *, end: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
@@ -67,7 +67,7 @@ class LastWords:
             summary["unwritten"] = str(error)
             return RunFailedError(f"summary.json cannot be written: {error}; the run ended as {summary['status']}")
 
-    def epitaph(self, error: Exception) -> str:
+    def final_message(self, error: Exception) -> str:
         """The cause, and the command that resumes the run; empty when the run had ended in good order before."""
         if self._written in ("completed", "stopped"):
             return ""
