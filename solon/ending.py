@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from solon.drops import ENOUGH_GROUPS
 from solon.feedback.watching.remedies import DRIFTS, SPOILING
 from solon.resuming import resume_command, trained_nothing
 
 KL_FACTOR = 2.0
 KL_AT_LEAST = 0.05
 """The KL coefficient that is proposed to a run without any."""
+
+_OTHER_SETTINGS = (
+    "change the setting that the cause names, then train from the start under another --name: a plain --resume accepts "
+    "no other settings of rollouts, judges and learning"
+)
+_OR_GO_BACK = "; --resume --from STEP accepts those of judges, feedback and learning rates"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +71,24 @@ def _of_failure(summary: Mapping[str, Any], config: Mapping[str, Any], path: Pat
     kind, _, text = str(summary.get("failure") or "the summary does not say of what").partition(": ")
     cause = text if kind.isidentifier() and text else f"{kind}: {text}" if text else kind
     if trained_nothing(summary):
-        return Ending(cause=cause, remedy="correct it, then train from the start under another --name")
+        return Ending(cause=cause, remedy=_OTHER_SETTINGS)
+    if _dropped_too_many(summary, config):
+        return Ending(cause=cause, remedy=_OTHER_SETTINGS + (_OR_GO_BACK if summary.get("steps") else ""))
     if kind == "InputError" and not has_begun:
         return Ending(cause=cause, remedy=f"correct it, then start again under another --name, or remove {path} first")
-    return Ending(cause=cause, remedy="correct it if it is not corrected yet", resume=resume_command(path, config))
+    return Ending(cause=cause, remedy="fix the cause, then resume", resume=resume_command(path, config))
+
+
+def _dropped_too_many(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether the run failed since its groups were dropped: the same settings would drop them again."""
+    groups, ledger = summary.get("groups"), config.get("ledger")
+    if not isinstance(groups, Mapping) or not isinstance(ledger, Mapping):
+        return False
+    dropped, committed = int(groups.get("dropped") or 0), int(groups.get("committed") or 0)
+    allowed = ledger.get("max_dropped_share")
+    if dropped + committed < ENOUGH_GROUPS or not isinstance(allowed, int | float):
+        return False
+    return dropped > allowed * (dropped + committed)
 
 
 def _of_spoilt(summary: Mapping[str, Any], stopped: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Ending:

@@ -39,13 +39,9 @@ def next_steps(facts: Facts, status: str, *, is_balanced: bool) -> list[str]:
             *room,
             resume,
         ]
-    if status == "failed" and _trained_nothing(facts):
-        return [
-            "mend what it failed of, then train from the start under another --name: the policy is as it was, and "
-            "--resume does not go on with other settings of rollouts, judges or learning"
-        ]
     if status == "failed":
-        return ["mend what it failed of, if it is not mended yet", *room, resume]
+        found = ending(facts.summary or {}, facts.config, facts.path)
+        return [text for text in (found.remedy, *room, found.resume) if text]
     if status == "dead":
         where = facts.standing.host if facts.standing else "its machine"
         return [*room, resume, f"to learn why it died: dmesg -T | grep -iE 'out of memory|killed process' on {where}"]

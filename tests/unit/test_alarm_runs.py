@@ -317,7 +317,7 @@ def test_a_run_that_fails_says_on_stderr_why_and_how_it_is_resumed(solon: Any, m
     assert "staleness at most" not in run.out
     assert run.summary["end"] == {
         "cause": "the loss of step 0 is not finite", "evidence": None,
-        "remedy": "correct it if it is not corrected yet", "resume": "solon train run.toml --name night --resume",
+        "remedy": "fix the cause, then resume", "resume": "solon train run.toml --name night --resume",
     }  # fmt: skip
 
 

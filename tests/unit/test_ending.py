@@ -219,3 +219,19 @@ def test_a_learner_that_came_to_other_weights_is_told_by_doctor(tmp_path: Path):
     assert (
         "1 x learner trained again: to other weights than the lost learner had" in examine(run.path).findings["faults"]
     )
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_a_run_whose_groups_were_dropped_is_not_told_to_resume_with_the_settings_that_dropped_them(
+    tmp_path: Path, steps: int
+):
+    summary = {
+        "status": "failed",
+        "steps": steps,
+        "failure": "RunFailedError: 40 of 40 finished groups were dropped",
+        "groups": {"admitted": 50, "committed": steps, "dropped": 40, "held": 10 - steps},
+    }
+    found = ending(summary, config(tmp_path) | {"ledger": {"max_dropped_share": 0.05}}, tmp_path / "runs" / "night")
+    assert found.resume == ""
+    assert "under another --name" in found.remedy
+    assert ("--resume --from STEP" in found.remedy) == bool(steps)
