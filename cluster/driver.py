@@ -65,7 +65,7 @@ class Driver:
         self._start = start
         self._resume = resume
         self._stop = asyncio.Event()
-        self._signals = Signals(self._stop)
+        self._signals = Signals(self._stop, tell=self._view.note)
         self._tally = Tally(
             staleness_bound=run.staleness.max_staleness,
             total_steps=run.steps,

@@ -60,8 +60,10 @@ class Signals:
     """Ctrl-C, SIGTERM and SIGHUP end the run after the step under way; a second one, or one before training, at
     once."""
 
-    def __init__(self, stop: asyncio.Event) -> None:
+    def __init__(self, stop: asyncio.Event, *, tell: Callable[[str], None] = lambda text: None) -> None:
+        """tell: says to a person that the signal arrived, as a step may take minutes."""
         self._stop = stop
+        self._tell = tell
         self.interrupted = False
         self.received = ""
         """Name of the first one."""
@@ -107,6 +109,8 @@ class Signals:
         if number != signal.SIGINT and now - self._last_s < TOGETHER_S:
             return
         self._last_s = now
+        if self.may_finish and not self.interrupted:
+            self._tell(f"asked to stop ({self.received}): the current step is finished and saved first")
         if (self.interrupted or not self.may_finish) and self._task is not None:
             self._task.cancel()
         self.interrupted = True

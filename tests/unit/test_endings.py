@@ -314,14 +314,15 @@ async def test_a_summary_that_cannot_be_written_is_told_with_the_status(
 
 
 async def test_a_hangup_ends_a_run_after_its_step_as_sigterm_does():
-    stop = asyncio.Event()
-    signals = Signals(stop)
+    stop, told = asyncio.Event(), []
+    signals = Signals(stop, tell=told.append)
     with signals:
         signals.may_finish = True
         os.kill(os.getpid(), signal.SIGHUP)
         await asyncio.wait_for(stop.wait(), 5)
         await asyncio.sleep(0.1)  # one is not taken for two, which would end the run before its checkpoint
     assert signals.received == "SIGHUP"
+    assert told == ["asked to stop (SIGHUP): the current step is finished and saved first"]
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
 
