@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 import time
 from collections.abc import Mapping
@@ -116,11 +117,16 @@ def train(
 
 
 def require_place(root: Path) -> None:
-    """Raises InputError when no run directory can be made there: before a cluster is started for it."""
+    """Raises InputError when no run directory can be made there: before a cluster is started for it. Leaves nothing: a start
+    that is refused later has made no folder."""
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".solon-", dir=root):
             pass
+        for folder in made:
+            with contextlib.suppress(OSError):  # another run has begun in it
+                folder.rmdir()
     except OSError as error:
         raise InputError(
             f"no run directory can be made in {root}: {error.strerror or error}; free some space there, make it "

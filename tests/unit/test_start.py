@@ -18,7 +18,7 @@ import cluster.train
 from cluster.input_digests import input_digests
 from cluster.run_file import RunFile
 from cluster.start import Start, find_start
-from cluster.train import put_back
+from cluster.train import put_back, require_place
 from cluster.vigil import Vigil
 from learners.config import LoraConfig
 from solon.async_ledger import AsyncLedger
@@ -435,3 +435,17 @@ async def test_a_machine_that_is_about_to_go_stops_the_run_once():
             await asyncio.sleep(0.01)
     assert stops == ["the driver's node is drained"]
     assert said.events == [("draining", {"reason": "the driver's node is drained"})]
+
+
+def test_looking_whether_a_run_directory_can_be_made_leaves_no_folder(tmp_path: Path):
+    require_place(tmp_path / "deep" / "runs")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "runs").mkdir()
+    require_place(tmp_path / "runs")
+    assert (tmp_path / "runs").is_dir()
+
+
+def test_a_place_where_no_run_directory_can_be_made_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="no run directory can be made in .*set SOLON_RUNS"):
+        require_place(tmp_path / "file" / "runs")
