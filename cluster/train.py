@@ -117,8 +117,10 @@ def train(
 
 
 def require_place(root: Path) -> None:
-    """Raises InputError when no run directory can be made there: before a cluster is started for it. Leaves nothing: a start
-    that is refused later has made no folder."""
+    """Raises InputError when no run directory can be made there: before a cluster is started for it.
+
+    No folder stays, as the start may still be refused.
+    """
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)

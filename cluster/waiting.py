@@ -12,7 +12,7 @@ from cluster.placement import Demand, table
 from cluster.supply import Growth, read_growth, read_supply
 from solon.errors import RunFailedError
 
-FIRST_S = 5.0
+FIRST_S = 2.0
 """Until the first line: an actor whose node is there has its place by then."""
 EVERY_S = 12.0
 """Between two lines: nodes take minutes."""

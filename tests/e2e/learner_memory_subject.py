@@ -28,7 +28,7 @@ def resident() -> int:
 
 
 def peak_resident() -> int:
-    """The most bytes this program ever had. `ru_maxrss` would not do: a process inherits the peak of what started it."""
+    """Bytes at most. Not `ru_maxrss`, which is inherited: a process begins with the peak of its parent."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) << 10
 

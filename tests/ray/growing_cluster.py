@@ -56,7 +56,7 @@ def _started(
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_autoscaler_v2": "1",  # as `ray up` does
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "3",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,

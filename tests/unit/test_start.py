@@ -447,5 +447,5 @@ def test_looking_whether_a_run_directory_can_be_made_leaves_no_folder(tmp_path: 
 
 def test_a_place_where_no_run_directory_can_be_made_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="no run directory can be made in .*set SOLON_RUNS"):
+    with pytest.raises(InputError, match=r"no run directory can be made in .*set SOLON_RUNS"):
         require_place(tmp_path / "file" / "runs")

@@ -173,7 +173,7 @@ def _disk_bytes(candidate: Candidate) -> int | None:
 
 
 def _peak_resident_bytes() -> int:
-    """The most that this program ever had. Linux hands `ru_maxrss` down: a process begins with the peak of its parent."""
+    """Of this program. On Linux `ru_maxrss` is inherited: a process begins with the peak of its parent."""
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text()
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) * 1024
