@@ -25,8 +25,8 @@ NOT_IMPORTED = "failed to import on the worker"
 _RAISED = re.compile(r"[\w.]+(Error|Exception): ")
 
 RAY_IS_GONE = threading.Event()
-"""Set when Ray's own processes are gone (cluster.ray_watch): whatever is asked of Ray from then on may hang, or end
-this process without a word."""
+"""Set when Ray's own processes are gone (cluster.ray_session.watch). A later call into Ray may hang, or end this
+process without a message."""
 
 OPEN_TIMEOUT_S = 60.0
 """Fetching a payload from another node takes no longer, unless that node is gone."""
@@ -61,12 +61,12 @@ class Process:
         await call(self.actor.__ray_ready__.remote(), who=who)
 
 
-def open_box(box: list[ray.ObjectRef]) -> Any:
+def open_payload(payload_ref: list[ray.ObjectRef]) -> Any:
     """The payload in a box; fetches it when it lies on another node. Raises PayloadLostError."""
     if RAY_IS_GONE.is_set():
         raise PayloadLostError("a payload is lost: Ray is gone")
     try:
-        return _get(box[0])
+        return _get(payload_ref[0])
     except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError, *_DEAD) as error:
         raise PayloadLostError(f"a payload is lost: {_first_line(error)}") from None
 
@@ -82,27 +82,27 @@ def _get(reference: ray.ObjectRef) -> Any:
             # Much longer than was asked for: this process was stopped, and did not wait for the payload.
 
 
-def put_in_box(payload: Any) -> list[ray.ObjectRef]:
+def put_payload(payload: Any) -> list[ray.ObjectRef]:
     """A box with a payload that this process owns."""
     return [ray.put(payload)]
 
 
-async def is_there(box: list[ray.ObjectRef]) -> bool:
+async def is_there(payload_ref: list[ray.ObjectRef]) -> bool:
     """Whether a payload can still be read. One that another node keeps is not fetched for that."""
-    return await asyncio.to_thread(_is_there, box)
+    return await asyncio.to_thread(_is_there, payload_ref)
 
 
-def _is_there(box: list[ray.ObjectRef]) -> bool:
-    ready, _ = ray.wait(box, timeout=OPEN_TIMEOUT_S, fetch_local=False)
+def _is_there(payload_ref: list[ray.ObjectRef]) -> bool:
+    ready, _ = ray.wait(payload_ref, timeout=OPEN_TIMEOUT_S, fetch_local=False)
     if not ready:
         return False
     here = ray.get_runtime_context().get_node_id()
-    places = ray.experimental.get_object_locations(box)[box[0]]["node_ids"]
+    places = ray.experimental.get_object_locations(payload_ref)[payload_ref[0]]["node_ids"]
     if places and here not in places:
         return True
     # Small, on this node, or lost: of a lost payload Ray keeps an error on this node, which only a read tells apart.
     try:
-        open_box(box)
+        open_payload(payload_ref)
     except PayloadLostError:
         return False
     return True

@@ -8,11 +8,11 @@ from typing import Any
 import ray
 
 from actors.calls import Process, Spawn, call
+from solon.feedback.interfaces import Item, Verdict
 from solon.feedback.judges.identity import JudgeIdentity
-from solon.feedback.judging import Item, Verdict
 from solon.feedback.worker import JudgeWorker
-from solon.ledger import Work
-from solon.protocols import Box, LabelReport
+from solon.ledger.ledger import Work
+from solon.protocols import LabelReport, PayloadRef
 from solon.records import Group
 
 
@@ -52,10 +52,10 @@ class RemoteJudge:
         placed()
         await self.start()
 
-    async def beat(self) -> float:
-        return await call(self._actor.beat.remote(), who=self.name)
+    async def heartbeat(self) -> float:
+        return await call(self._actor.heartbeat.remote(), who=self.name)
 
-    async def label(self, work: Work) -> tuple[LabelReport, Box]:
+    async def label(self, work: Work) -> tuple[LabelReport, PayloadRef]:
         report, feedback = self._actor.label.options(num_returns=2).remote(work.payload[0])
         return await call(report, who=self.name), [feedback]
 

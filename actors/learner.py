@@ -13,14 +13,14 @@ import ray
 
 from actors.calls import Process, Spawn, call
 from learners.config import LearnConfig
-from solon.ballast import is_no_space
 from solon.engines.device_turns import device_key, turn_on_device
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.stops import end_ids_of
-from solon.ledger import Lease
-from solon.protocols import Box
+from solon.host.ballast import is_no_space
+from solon.ledger.ledger import Lease
+from solon.protocols import PayloadRef
 from solon.records import Sampling, StepReport, TrainingGroup, Weights
-from solon.run_directory import DiskFullError
+from solon.runs.directory import DiskFullError
 
 NO_ROOM = "; if it happens again, lower learn.max_tokens_per_microbatch"
 
@@ -84,7 +84,7 @@ class LearnerShell:
             ) from None
 
     @ray.method(concurrency_group="signs")  # type: ignore[untyped-decorator]
-    def beat(self) -> float:
+    def heartbeat(self) -> float:
         """A sign of life, given while a step is under way."""
         return 0.0
 
@@ -108,7 +108,7 @@ class RemoteLearner:
     def _actor(self) -> Any:
         return self._process.actor
 
-    async def start(self, checkpoint: str = "") -> tuple[Weights, Box]:
+    async def start(self, checkpoint: str = "") -> tuple[Weights, PayloadRef]:
         """The weights it begins with; `checkpoint` is a directory that its machine sees."""
         manifest, weights = self._actor.start.options(num_returns=2).remote(checkpoint)
         return await call(manifest, who=self.name), [weights]
@@ -121,14 +121,16 @@ class RemoteLearner:
         """Returns when the process has a place on a node."""
         await self._process.placed(who=self.name)
 
-    async def restart_from(self, checkpoint: str, placed: Callable[[], None] = lambda: None) -> tuple[Weights, Box]:
+    async def restart_from(
+        self, checkpoint: str, placed: Callable[[], None] = lambda: None
+    ) -> tuple[Weights, PayloadRef]:
         self.replace()
         await self.placed()
         placed()
         return await self.start(checkpoint)
 
-    async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:
-        payloads = [box[0] for pair in lease.payloads for box in pair]
+    async def step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]:
+        payloads = [payload_ref[0] for pair in lease.payloads for payload_ref in pair]
         report, manifest, weights = self._actor.step.options(num_returns=3).remote(lease.step, *payloads)
         return await call(report, who=self.name), await call(manifest, who=self.name), [weights]
 
@@ -140,8 +142,8 @@ class RemoteLearner:
     async def save(self, directory: str) -> None:
         await call(self._actor.save.remote(directory), who=self.name)
 
-    async def beat(self) -> float:
-        return await call(self._actor.beat.remote(), who=self.name)
+    async def heartbeat(self) -> float:
+        return await call(self._actor.heartbeat.remote(), who=self.name)
 
 
 LearnerActor = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"signs": 1})(LearnerShell)

@@ -9,9 +9,9 @@ from typing import Any
 import ray
 
 from actors.calls import Process, Spawn, call
-from solon.protocols import Assignment, Box, GenerationReport
+from solon.pipeline.rollout import RolloutWorker
+from solon.protocols import Assignment, GenerationReport, PayloadRef
 from solon.records import Group, LoadReceipt, Prompt, Salvage
-from solon.rollout import RolloutWorker
 
 
 class RolloutShell(RolloutWorker):
@@ -59,10 +59,12 @@ class RemoteRollout:
         placed()
         await self.start()
 
-    async def beat(self) -> float:
-        return await call(self._actor.beat.remote(), who=self.name)
+    async def heartbeat(self) -> float:
+        return await call(self._actor.heartbeat.remote(), who=self.name)
 
-    async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, Box]]:
+    async def generate(
+        self, work: Sequence[Assignment]
+    ) -> AsyncIterator[tuple[GenerationReport | Salvage, PayloadRef]]:
         stream = self._actor.stream.options(num_returns="streaming").remote(list(work))
         finished = False
         try:
@@ -84,7 +86,7 @@ class RemoteRollout:
     async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
         return await call(self._actor.answer.remote(list(prompts), seed=seed), who=self.name)
 
-    async def load_weights(self, weights: Box) -> LoadReceipt:
+    async def load_weights(self, weights: PayloadRef) -> LoadReceipt:
         return await call(self._actor.load_weights.remote(weights[0]), who=self.name)
 
     async def close(self) -> None:

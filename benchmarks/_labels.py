@@ -14,11 +14,11 @@ from nursery import answers, prompts
 from nursery.grow import Nursery, grow
 from nursery.oracles import adherence
 from nursery.reading import understand
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineConfig
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.interfaces import Item
 from solon.feedback.judges.local import LocalJudge, open_judge
-from solon.feedback.judging import Item
 from solon.feedback.labelling.dataset import text_group
 from solon.records import Group
 

@@ -20,7 +20,7 @@ import numpy as np
 import ray
 
 from solon.feedback.judges.identity import JudgeIdentity
-from solon.ledger import Grant
+from solon.ledger.ledger import Grant
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, Prompt, Rollout, Span, StepReport, Weights
 
@@ -40,7 +40,7 @@ class TimedRollout:
     async def start(self) -> None:
         """Nothing to load."""
 
-    async def beat(self) -> float:
+    async def heartbeat(self) -> float:
         return 0.0
 
     async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
@@ -91,7 +91,7 @@ class TimedJudge:
         texts = {field.name: "stand-in" for field in fields(JudgeIdentity) if field.name != "critique_tokens"}
         return JudgeIdentity(**texts)
 
-    async def beat(self) -> float:
+    async def heartbeat(self) -> float:
         return 0.0
 
     async def label(self, group: Group) -> tuple[LabelReport, Feedback]:
@@ -131,7 +131,7 @@ class TimedLearner:
         return weights, weights
 
     @ray.method(concurrency_group="signs")
-    def beat(self) -> float:
+    def heartbeat(self) -> float:
         return 0.0
 
     def raise_kl(self, factor: float) -> float:
@@ -174,8 +174,8 @@ def make_weights(version: int, digest: str = "") -> Weights:
 
 
 def make_group(grant: Grant, prompt: Prompt, version: int, *, tokens: int = PAYLOAD_TOKENS) -> Group:
-    """A group of one answer, of realistic size, fixed by its ordinal and draw."""
-    token_ids = np.random.default_rng([grant.ordinal, grant.draw]).integers(0, 1000, tokens)
+    """A group of one answer, of realistic size, fixed by its ordinal and sample index."""
+    token_ids = np.random.default_rng([grant.ordinal, grant.sample_index]).integers(0, 1000, tokens)
     rollout = Rollout(
         token_ids=token_ids.astype(np.int32),
         logprobs=np.zeros(tokens, np.float32),

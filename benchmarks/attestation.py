@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks._harness import Row, arguments, report
 from benchmarks._stale import FAMILIES, PublishedModel, Sent, make_tiny, with_settings
 from english.smollm2 import write_smollm2
-from solon.attestation import FLOAT32_TOLERANCE, NOISE_RATIO, attest, canary_gap
 from solon.engines.live_weights import PACKED
 from solon.errors import AttestationError
+from solon.pipeline.attestation import FLOAT32_TOLERANCE, NOISE_RATIO, attest, canary_gap
 from solon.records import LoadReceipt
 
 SIMULATED = 10_000

@@ -28,7 +28,7 @@ from benchmarks._near_duplicates import NearDuplicate, adversarial, harmless
 from solon.feedback.caches.cache import CacheConfig, open_cache
 from solon.feedback.caches.semantic import SemanticConfig, SemanticJudge
 from solon.feedback.caches.semantic_rule import may_stand_for
-from solon.feedback.judging import Item, Verdict
+from solon.feedback.interfaces import Item, Verdict
 from solon.feedback.questions import Answer, Question
 from solon.records import Message, Status
 

@@ -37,15 +37,15 @@ from nursery.model import TinyModel, load
 from nursery.oracles import adherence
 from nursery.sampling import sample_texts
 from nursery.spoiling import near_miss
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.errors import InputError
-from solon.feedback.asking.prompts import COMPACT, JudgePrompts
-from solon.feedback.asking.swap import SwapConfig
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.interfaces import Item, Judge, Verdict
 from solon.feedback.judges.engine_judge import EngineJudge
-from solon.feedback.judging import Item, Judge, Verdict
 from solon.feedback.panels.cascade import Cascade, Threshold, fit_threshold, measured_against
 from solon.feedback.panels.jury import Jury, JuryConfig, Method
+from solon.feedback.prompting.prompts import COMPACT, JudgePrompts
+from solon.feedback.prompting.swap import SwapConfig
 from solon.feedback.quality.intervals import Floats
 from solon.feedback.questions import Answer, Question
 from solon.feedback.trials.acceptance import HeldOutPair, accept

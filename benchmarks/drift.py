@@ -32,9 +32,9 @@ from nursery import answers, prompts, spoiling
 from nursery.language import CONSTITUTION_PATH
 from nursery.oracles import keeps
 from nursery.reading import understand
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.judging import Item, Judge, Task, Verdict
+from solon.feedback.interfaces import Item, Judge, Task, Verdict
 from solon.feedback.labeler import Labeler
 from solon.feedback.trials.biased import Bias, BiasedJudge
 from solon.feedback.trials.gold import GoldPair, gold_pair

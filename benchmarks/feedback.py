@@ -26,14 +26,14 @@ import numpy as np
 from benchmarks._harness import Row, arguments, report
 from benchmarks._labels import constitution_of, draw_groups, engine_config, gold_pairs, nursery, opened, timed
 from nursery.grow import Nursery
-from solon.constitution import Constitution
-from solon.feedback.asking.swap import SwapConfig
+from solon.constitution.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.labeler import Labeler, ring_pairs
 from solon.feedback.pairwise import combined
+from solon.feedback.prompting.swap import SwapConfig
 from solon.records import Feedback, Group
-from solon.run_directory import RunDirectory
-from solon.tables import label_rows
+from solon.runs.directory import RunDirectory
+from solon.runs.tables import label_rows
 
 PARTS = ("rates", "prefix", "bias", "calibration", "faults", "comparisons")
 PIPELINE_BATCH = 8
@@ -264,7 +264,7 @@ async def calibration_rows(grown: Nursery, constitution: Constitution, *, quick:
     import numpy as np
 
     from solon.feedback.quality.calibration import calibrate, fit
-    from solon.feedback.quality.quality import ece, ece_floor
+    from solon.feedback.quality.metrics import ece, ece_floor
 
     number = 800 if quick else 2500
     pairs = gold_pairs(2 * number, constitution, seed=11)

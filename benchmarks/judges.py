@@ -30,7 +30,7 @@ from compression.judge_prompts import judge_sequences
 from compression.quantise import quantise_model, weight_bytes
 from nursery.grow import Nursery, grow_large_judge
 from solon.cli.nursery_pairs import nursery_gold
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.feedback.judges.local import LocalJudge, open_judge
 from solon.feedback.trials.candidates import WARM_UP_ITEMS, Candidate, comparing, parse_candidate

@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._harness import Row, arguments, report
-from solon.async_ledger import AsyncLedger
-from solon.ledger import Ledger, LedgerConfig
-from solon.staleness import StalenessConfig
+from solon.ledger.async_ledger import AsyncLedger
+from solon.ledger.ledger import Ledger, LedgerConfig
+from solon.ledger.staleness import StalenessConfig
 
 TRANSITIONS_PER_GROUP = 6
 """Admitted, generated, taken, labelled, leased, committed."""

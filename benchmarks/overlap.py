@@ -25,29 +25,29 @@ from actors.rollout import RemoteRollout
 from benchmarks._harness import Row, arguments, report
 from benchmarks._standins import TimedJudgeActor, TimedLearnerActor, TimedRolloutActor, make_weights
 from cluster.launch import cluster
-from solon.async_ledger import AsyncLedger
-from solon.guarded import GuardedJudge, GuardedRollout
-from solon.ledger import LedgerConfig
+from solon.files.prompts import PromptSource, prompt_id
+from solon.ledger.async_ledger import AsyncLedger
+from solon.ledger.ledger import LedgerConfig
+from solon.ledger.staleness import StalenessConfig
 from solon.loop import Lanes, run_loop
-from solon.overlap import LANES
-from solon.prompts import PromptSource, prompt_id
+from solon.pipeline.publication import Publication, PublishConfig
 from solon.records import Message, Prompt
-from solon.recovery import Guard, RecoveryConfig
-from solon.staleness import StalenessConfig
-from solon.tally import Tally
-from solon.weights import Publication, PublishConfig
+from solon.recovery.guard import Guard, RecoveryConfig
+from solon.recovery.supervised_lanes import SupervisedJudge, SupervisedRollout
+from solon.telemetry.overlap import LANES
+from solon.telemetry.totals import RunTotals
 
 BATCH = 8
 NURSERY = Path(__file__).resolve().parents[1] / "examples" / "nursery.toml"
 
 
-class Watch(Tally):
+class Watch(RunTotals):
     """A tally that is an observer by itself: nothing is written."""
 
-    def generated(self, report: Any, box: Any = None) -> None:
+    def generated(self, report: Any, payload_ref: Any = None) -> None:
         super().generated(report)
 
-    def labelled(self, report: Any, box: Any = None) -> None:
+    def labelled(self, report: Any, payload_ref: Any = None) -> None:
         super().labelled(report)
 
     def event(self, name: str, **fields: Any) -> None: ...
@@ -65,14 +65,14 @@ async def standins(*, steps: int, lane_s: float, synchronous: bool) -> Watch:
     judge = RemoteJudge(lambda _: TimedJudgeActor.remote(lane_s / BATCH, name="j"), name="j", groups_at_once=2 * BATCH)
     learner = RemoteLearner(lambda _: TimedLearnerActor.remote(lane_s, name="l"), name="l")
     # The actors are up before the clock starts.
-    await asyncio.gather(writer.load_weights([_put(make_weights(0))]), judge.beat(), learner.start())
+    await asyncio.gather(writer.load_weights([_put(make_weights(0))]), judge.heartbeat(), learner.start())
     patience = RecoveryConfig()
-    rollout = [GuardedRollout(writer, Guard(writer, patience))]
+    rollout = [SupervisedRollout(writer, Guard(writer, patience))]
     watch = Watch(staleness_bound=4, total_steps=steps)
     messages = (Message(role="user", content="?"),)
     lanes = Lanes(
         rollout=rollout,
-        judges=[GuardedJudge(judge, Guard(judge, patience))],
+        judges=[SupervisedJudge(judge, Guard(judge, patience))],
         learner=learner,
         ledger=ledger,
         prompts=PromptSource([Prompt(prompt_id=prompt_id(messages), messages=messages)], seed=0),
@@ -121,7 +121,7 @@ def lane_seconds(watch: Watch) -> tuple[float, float, float]:
 
 def nursery_run(*, seed: int, steps: int, synchronous: bool, root: Path) -> dict[str, Any]:
     """One training run; returns its summary."""
-    from cluster.run_file import RunFile
+    from cluster.config.run_file import RunFile
     from cluster.train import train
     from solon.cli.nursery_names import with_nursery
     from solon.cli.view import SilentView

@@ -40,9 +40,9 @@ from nursery.language import WordEncoder
 from nursery.oracles import adherence
 from nursery.prompts import draw
 from nursery.sampling import sample
-from solon.feedback.choosing.estimators import Control, doubly_robust, fit_control
-from solon.feedback.choosing.selection import Bandit, Plan, SelectionConfig, plan, select
-from solon.feedback.choosing.worth import Signals
+from solon.feedback.selection.estimators import Control, doubly_robust, fit_control
+from solon.feedback.selection.policy import Bandit, Plan, SelectionConfig, plan, select
+from solon.feedback.selection.worth import Signals
 
 POLICIES = {
     "disagreement": SelectionConfig(policy="disagreement", disagreement="js", sharpness=2),

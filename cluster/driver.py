@@ -9,35 +9,35 @@ from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from actors.calls import is_there, open_box
+from actors.calls import is_there, open_payload
+from cluster.audit import make_watch
+from cluster.config.run_file import RunFile
 from cluster.evaluate import AuditEvaluator, Evaluator, OracleEvaluator, Scores, evaluate
 from cluster.final_summary import FinalSummary
-from cluster.launch import Crew, Launcher
-from cluster.preflight import Inputs
+from cluster.launch import Launcher, WorkerSet
+from cluster.preflight.checks import Inputs
 from cluster.rewind import best_of
-from cluster.run_file import RunFile
 from cluster.saving import Saver, restore_ledger
 from cluster.signals import Signals
 from cluster.start import Start
 from cluster.view import View
-from cluster.vigil import Vigil, draining_here
-from cluster.watch import make_watch
-from solon.async_ledger import AsyncLedger
-from solon.awake import Awake
-from solon.checkpoint_store import go_back
-from solon.checkpoints import ASIDE, Checkpoint, CheckpointFolder
-from solon.ending import ending
+from cluster.watchdog import Watchdog, draining_here
+from solon.checkpoints.folder import ASIDE, Checkpoint, CheckpointFolder
+from solon.checkpoints.remote import go_back
+from solon.clock import Awake
+from solon.doctor.ending import ending
+from solon.doctor.goal import end_failure, end_warnings
 from solon.errors import RunFailedError
 from solon.feedback.watching.best import ranked
-from solon.feedback.watching.watching import WatchingObserver
+from solon.feedback.watching.observer import WatchingObserver
+from solon.files.prompts import PromptSource
+from solon.ledger.async_ledger import AsyncLedger
 from solon.loop import Lanes, run_loop
-from solon.movement import Movement
-from solon.prompts import PromptSource
-from solon.recorder import Recorder
-from solon.run_directory import RunDirectory
-from solon.run_end import end_failure, end_warnings
-from solon.tally import Tally
-from solon.weights import Publication
+from solon.pipeline.publication import Publication
+from solon.runs.directory import RunDirectory
+from solon.telemetry.movement import Movement
+from solon.telemetry.recorder import Recorder
+from solon.telemetry.totals import RunTotals
 
 EVALUATION_SEED = 20_000
 
@@ -66,7 +66,7 @@ class Driver:
         self._resume = resume
         self._stop = asyncio.Event()
         self._signals = Signals(self._stop, tell=self._view.note)
-        self._tally = Tally(
+        self._totals = RunTotals(
             staleness_bound=run.staleness.max_staleness,
             total_steps=run.steps,
             is_relative=run.feedback.task == "pairwise",
@@ -75,7 +75,7 @@ class Driver:
         self._scores: dict[str, Scores | None] = {"before": None, "after": None}
         self._provenance: dict[str, Any] = {"run_id": directory.path.name}
         self._publication: Publication | None = None
-        self._crew: Crew | None = None
+        self._workers: WorkerSet | None = None
         self._saver: Saver | None = None
         self._watching: WatchingObserver | None = None
         self._stopped_by: dict[str, Any] | None = None
@@ -86,7 +86,7 @@ class Driver:
             run,
             inputs.constitution,
             run_name=directory.path.name,
-            tell=lambda name, **fields: self._recorder.event(name, **fields),
+            emit=lambda name, **fields: self._recorder.event(name, **fields),
             checkpoint=str(checkpoint.path.resolve()) if checkpoint else "",
             awake=self._awake,
         )
@@ -97,7 +97,7 @@ class Driver:
             clock=self._awake.now,
         )
         if checkpoint is not None:
-            self._tally.restore(checkpoint.run["tally"])
+            self._totals.restore(checkpoint.run["tally"])
             self._scores |= checkpoint.run["scores"]
 
     async def drive(self) -> dict[str, Any]:
@@ -108,8 +108,8 @@ class Driver:
         self._final.begin()
         self._recorder = Recorder(
             self._directory,
-            self._tally,
-            unbox=open_box,
+            self._totals,
+            open_payload=open_payload,
             provenance=self._provenance,
             on_failure=lambda _: _ignore(loop.call_soon_threadsafe(self._recording_failed)),
             on_change=self._view.changed,
@@ -125,8 +125,8 @@ class Driver:
                 try:
                     status = await self._train()
                 finally:
-                    if self._crew is not None:
-                        await self._crew.close()
+                    if self._workers is not None:
+                        await self._workers.close()
                     await self._close_records()
         except asyncio.CancelledError:
             if not self._signals.interrupted and self._final.ray_failure is None:
@@ -137,7 +137,7 @@ class Driver:
             status, failure = "failed", self._directory.explained(error)  # records may fail after a stop in good order
         if self._final.ray_failure is not None:  # whatever else was raised follows from it
             status, failure = "failed", self._final.ray_failure
-        self._tally.end()
+        self._totals.end()
         summary = await self._summarise(status, failure)
         unwritten = self._final.write(summary)
         self._view.ended(summary, self._directory.path)
@@ -155,11 +155,11 @@ class Driver:
         if self._directory.is_gone:
             self._final.cut_short()
 
-    # -- what the watch of Ray tells (cluster.ray_watch), from its thread ---------------------------------------------
+    # -- called by the watch of Ray (cluster.ray_session.watch), from its thread -------------------------------------
 
     def ray_lost(self, error: RunFailedError) -> None:
         """Ray is gone: write that down at once, and end."""
-        self._final.ray_lost(error, steps=self._tally.steps, note=self._view.note)
+        self._final.ray_lost(error, steps=self._totals.steps, note=self._view.note)
 
     def helper_lost(self, what: str, cause: str) -> None:
         """A process of Ray's is gone that the run does not need."""
@@ -177,8 +177,8 @@ class Driver:
     async def _train(self) -> str:
         run, checkpoint = self._run, self._start.checkpoint
         self._view.starting(self._launcher.names())
-        crew = self._crew = await self._launcher.launch(on_ready=self._view.ready, say=self._view.note)
-        self._provenance |= dataclasses.asdict(crew.judge_identity)
+        workers = self._workers = await self._launcher.launch(on_ready=self._view.ready, say=self._view.note)
+        self._provenance |= dataclasses.asdict(workers.judge_identity)
         self._ledger.listen(self._recorder.event)
         if checkpoint is not None:
             restore_ledger(self._ledger, checkpoint, judges_again=self._start.judges_again)
@@ -197,26 +197,26 @@ class Driver:
                 "resumed", step=0, admitted=0, held=[], damaged=list(self._start.damaged), records=[], unlisted=False
             )
         publication = self._publication = Publication(
-            crew.rollout,
+            workers.rollout,
             settings=run.publish,
-            initial=crew.initial[0],
+            initial=workers.initial[0],
             attested=self._start.step,
             renewal_s=run.recovery.node_timeout_s + run.recovery.restart_timeout_s,
             awake=self._awake,
         )
-        crew.learner.on_weights = publication.renew
-        for lane in crew.rollout:
+        workers.learner.on_weights = publication.renew
+        for lane in workers.rollout:
             lane.guard.on_down = partial(publication.leave, lane)
             lane.guard.rejoin = partial(publication.join, lane)
-        await publication.verify(*crew.initial)
-        for guard in crew.guards:
+        await publication.verify(*workers.initial)
+        for guard in workers.guards:
             guard.start()
-        evaluator = self._evaluator(crew)
+        evaluator = self._evaluator(workers)
         if self._scores["before"] is None:
-            await self._evaluate("before", crew, evaluator)
-        saver = self._saver = self._make_saver(crew)
-        committed = await self._run_loop(crew, publication, saver)
-        self._tally.end()
+            await self._evaluate("before", workers, evaluator)
+        saver = self._saver = self._make_saver(workers)
+        committed = await self._run_loop(workers, publication, saver)
+        self._totals.end()
         self._recorder.event("trained", step=committed, stopped=self._stop.is_set())
         if committed and (self._stop.is_set() or saver.saved_at != committed):
             self._directory.require_here()
@@ -224,9 +224,9 @@ class Driver:
         if self._stop.is_set():
             return "stopped"
         allowed = run.ledger.max_dropped_share
-        if failure := end_failure(self._tally.movement, *await self._finished(), allowed=allowed):
+        if failure := end_failure(self._totals.movement, *await self._finished(), allowed=allowed):
             raise RunFailedError(failure)
-        return "completed" if await self._unless_stopped(self._evaluate("after", crew, evaluator)) else "stopped"
+        return "completed" if await self._unless_stopped(self._evaluate("after", workers, evaluator)) else "stopped"
 
     def _go_back(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Set aside what the run goes back from; for the event that tells of it."""
@@ -256,11 +256,11 @@ class Driver:
             stopping.cancel()
             await asyncio.gather(working, stopping, return_exceptions=True)
 
-    async def _run_loop(self, crew: Crew, publication: Publication, saver: Saver) -> int:
+    async def _run_loop(self, workers: WorkerSet, publication: Publication, saver: Saver) -> int:
         run = self._run
         self._watching = make_watch(
             run,
-            crew,
+            workers,
             self._start,
             canary=self._inputs.canary,
             recorder=self._recorder,
@@ -277,9 +277,9 @@ class Driver:
                 await saver.save(step)
 
         lanes = Lanes(
-            rollout=crew.rollout,
-            judges=crew.judges,
-            learner=crew.learner,
+            rollout=workers.rollout,
+            judges=workers.judges,
+            learner=workers.learner,
             ledger=self._ledger,
             prompts=PromptSource(self._inputs.prompts, seed=run.seed),
             publication=publication,
@@ -288,26 +288,26 @@ class Driver:
             is_there=is_there,
             grace_s=run.recovery.grace_s,
         )
-        vigil = Vigil(
+        watchdog = Watchdog(
             run.recovery,
             ledger=self._ledger,
-            guards=crew.guards,
+            guards=workers.guards,
             recorder=self._recorder,
             on_stop=self._end_early,
             draining=draining_here,
             awake=self._awake,
         )
         self._recorder.event("started", config_hash=run.hash, step=self._start.step)
-        self._tally.begin()
-        self._view.training(self._tally, self._ledger)
+        self._totals.begin()
+        self._view.training(self._totals, self._ledger)
         self._signals.may_finish = True
         try:
-            async with vigil:
+            async with watchdog:
                 return await run_loop(
                     lanes, steps=run.steps, first=self._start.step, min_valid=run.feedback.min_valid, stop=self._stop
                 )
         finally:
-            self._tally.end()
+            self._totals.end()
             if self._watching is not None:
                 await self._watching.close()
 
@@ -320,10 +320,10 @@ class Driver:
         self._stop.set()
 
     async def _close_records(self) -> None:
-        self._recorder.event("ended", steps=self._tally.steps)
+        self._recorder.event("ended", steps=self._totals.steps)
         await asyncio.to_thread(self._recorder.close)
 
-    def _make_saver(self, crew: Crew) -> Saver:
+    def _make_saver(self, workers: WorkerSet) -> Saver:
         run = self._run
         folder = CheckpointFolder(self._directory.path / "checkpoints", keep=run.checkpoint_keep)
 
@@ -338,7 +338,7 @@ class Driver:
         return Saver(
             folder,
             directory=self._directory,
-            learner=crew.learner,
+            learner=workers.learner,
             ledger=self._ledger,
             recorder=self._recorder,
             config_hash=run.hash,
@@ -354,40 +354,40 @@ class Driver:
             "run_id": self._directory.path.name,
             "constitution_hash": self._inputs.constitution.hash,
             "inputs": dict(self._inputs.digests),
-            "tally": self._tally.state(),
+            "tally": self._totals.state(),
             "scores": self._scores,
             "stopped_by": self._stopped_by,
             "watch": None if self._watching is None else (await self._watching.state()).to_json(),
         }
 
-    def _evaluator(self, crew: Crew) -> Evaluator | None:
+    def _evaluator(self, workers: WorkerSet) -> Evaluator | None:
         match self._run.evaluate.evaluator:
             case "nursery":
                 return OracleEvaluator()
             case "judge":
-                assert crew.auditor is not None, "the run file names one"
-                return AuditEvaluator(crew.auditor)
+                assert workers.auditor is not None, "the run file names one"
+                return AuditEvaluator(workers.auditor)
             case _:
                 return None
 
-    async def _evaluate(self, when: str, crew: Crew, evaluator: Evaluator | None) -> None:
+    async def _evaluate(self, when: str, workers: WorkerSet, evaluator: Evaluator | None) -> None:
         if evaluator is None:
             return
         seed = EVALUATION_SEED + self._run.seed
-        found = await evaluate(crew.rollout, self._inputs.heldout, evaluator, seed=seed)
+        found = await evaluate(workers.rollout, self._inputs.heldout, evaluator, seed=seed)
         self._scores[when] = found.scores
         self._directory.write_json(f"heldout-{when}.json", found.rows())
         self._view.evaluated(when, found.scores)
 
     async def _summarise(self, status: str, failure: Exception | None) -> dict[str, Any]:
-        summary = self._tally.summary(
+        summary = self._totals.summary(
             status=status,
             counts=await self._ledger.counts(),
             attested=self._publication.attested if self._publication else 0,
             injected=self._directory.lines("chaos.jsonl"),
         )
         summary["warnings"] += end_warnings(
-            self._tally.movement,
+            self._totals.movement,
             *await self._finished(),
             allowed=self._run.ledger.max_dropped_share,
             failure=str(failure or ""),

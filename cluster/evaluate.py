@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from solon.guarded import ask_any
 from solon.records import Group, Label, Prompt, Rollout
+from solon.recovery.supervised_lanes import ask_any
 
 if TYPE_CHECKING:
-    from solon.guarded import GuardedJudge, GuardedRollout
+    from solon.recovery.supervised_lanes import SupervisedJudge, SupervisedRollout
 
 Scores = dict[str, float]
 """Share of answers that obey each principle, and their `mean`."""
@@ -72,7 +72,7 @@ class Evaluation:
 
 
 async def evaluate(
-    lanes: Sequence[GuardedRollout], prompts: Sequence[Prompt], evaluator: Evaluator, *, seed: int
+    lanes: Sequence[SupervisedRollout], prompts: Sequence[Prompt], evaluator: Evaluator, *, seed: int
 ) -> Evaluation:
     """Answers by the current policy, sampled as in training, and their scores. Before and after use one seed."""
     answers = await ask_any(lanes, lambda lane: lane.answer(prompts, seed=seed))
@@ -91,7 +91,7 @@ class OracleEvaluator:
 class AuditEvaluator:
     """The constitution's yes/no questions, asked of another judge."""
 
-    def __init__(self, judge: GuardedJudge) -> None:
+    def __init__(self, judge: SupervisedJudge) -> None:
         self._judge = judge
 
     async def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Judged]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from solon.errors import RunFailedError
-from solon.run_directory import RunDirectory
+from solon.runs.directory import RunDirectory
 
 
 class FinalSummary:

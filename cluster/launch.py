@@ -15,42 +15,42 @@ from actors.judge import JudgeActor, RemoteJudge
 from actors.learner import LearnerActor, RemoteLearner
 from actors.limits import LimitsActor, RemoteLimits
 from actors.rollout import RemoteRollout, RolloutActor
-from cluster.placement import demands_of
-from cluster.run_file import RunFile
-from cluster.run_sections import EngineSection, LearnSection
-from cluster.session import ClusterInfo as ClusterInfo
-from cluster.session import cluster as cluster
-from cluster.waiting import Waiting
-from cluster.worker_path import refuse_foreign_code
-from solon.awake import Awake
-from solon.constitution import Constitution
+from cluster.config.run_file import RunFile
+from cluster.config.sections import EngineSection, LearnSection
+from cluster.placement.placement import demands_of
+from cluster.placement.waiting import Waiting
+from cluster.ray_session.session import ClusterInfo as ClusterInfo
+from cluster.ray_session.session import cluster as cluster
+from cluster.ray_session.worker_path import refuse_foreign_code
+from solon.clock import Awake
+from solon.constitution.constitution import Constitution
 from solon.errors import ForeignCodeError, RunFailedError, first_cause
-from solon.feedback.asking.prompts import NO_SECRET, TEMPLATES
-from solon.feedback.asking.secret import nonce_secret
 from solon.feedback.caches.semantic import SemanticConfig
+from solon.feedback.judges.assembly import Source
 from solon.feedback.judges.endpoint_judge import EndpointFile
-from solon.feedback.judges.hosted import Source
 from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.panels.panel_config import CascadeSection, JurySection
 from solon.feedback.panels.selective import SelectionSection
-from solon.guarded import GuardedJudge, GuardedLearner, GuardedRollout
-from solon.protocols import Box
+from solon.feedback.prompting.prompts import NO_SECRET, TEMPLATES
+from solon.feedback.prompting.secret import nonce_secret
+from solon.pipeline.rollout import RolloutSettings
+from solon.protocols import PayloadRef
 from solon.records import Weights
-from solon.recovery import Guard, spare_each_other, start_limit
-from solon.rollout import RolloutSettings
-from solon.starting import start
+from solon.recovery.guard import Guard, mutual_failover, start_limit
+from solon.recovery.startup import start
+from solon.recovery.supervised_lanes import SupervisedJudge, SupervisedLearner, SupervisedRollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
+class WorkerSet:
     """The workers of a run, engines built and warm, each with a guard that replaces it when it is lost."""
 
-    rollout: list[GuardedRollout]
-    judges: list[GuardedJudge]
-    learner: GuardedLearner
-    auditor: GuardedJudge | None
+    rollout: list[SupervisedRollout]
+    judges: list[SupervisedJudge]
+    learner: SupervisedLearner
+    auditor: SupervisedJudge | None
     judge_identity: JudgeIdentity
-    initial: tuple[Weights, Box]
+    initial: tuple[Weights, PayloadRef]
 
     @property
     def guards(self) -> list[Guard]:
@@ -84,7 +84,7 @@ class Launcher:
         constitution: Constitution,
         *,
         run_name: str,
-        tell: Callable[..., None],
+        emit: Callable[..., None],
         checkpoint: str = "",
         awake: Awake | None = None,
     ) -> None:
@@ -93,20 +93,22 @@ class Launcher:
         self._run = run
         self._namespace = f"solon-{run_name}"
         self._constitution = constitution
-        self._tell = tell
+        self._emit = emit
         self._checkpoint = checkpoint
         self._awake = awake or Awake()
         # One secret for all runs of this user, so that they share cached verdicts. Not in the run file: it is written
         # out with every run.
         self._secret = nonce_secret() if TEMPLATES[run.feedback.template].fenced else NO_SECRET
 
-    async def launch(self, *, on_ready: Callable[[str], None], say: Callable[[str], None] = lambda line: None) -> Crew:
+    async def launch(
+        self, *, on_ready: Callable[[str], None], say: Callable[[str], None] = lambda line: None
+    ) -> WorkerSet:
         """`say` is told every few seconds which actors have no place yet. Raises InputError for what the models' files
         make impossible, RunFailedError for what dies, finds no place in time, or is not ready in time after that."""
         recovery = self._run.recovery
         rollout, judges, learner = self.rollout(), self.judges(), self.learner()
         auditor = self.audit_judge() if self._run.auditor else None
-        waiting = Waiting(demands_of(self._run), say=say, tell=self._tell)
+        waiting = Waiting(demands_of(self._run), say=say, emit=self._emit)
 
         async def ready(worker: Any, *arguments: Any) -> Any:
             limit = start_limit(recovery, self._awake)
@@ -117,7 +119,7 @@ class Launcher:
 
             try:
                 result = await limit.within(
-                    start(worker, *arguments, tell=self._tell, waits=limit.waits, placed=placed)
+                    start(worker, *arguments, emit=self._emit, waits=limit.waits, placed=placed)
                 )
             except TimeoutError:
                 if not limit.has_place:
@@ -136,7 +138,7 @@ class Launcher:
             raise cause from None
         finally:
             reporting.cancel()
-        return self._guarded(rollout, judges, learner, auditor, identity, initial)
+        return self._supervised(rollout, judges, learner, auditor, identity, initial)
 
     async def _start_all(
         self,
@@ -145,7 +147,7 @@ class Launcher:
         judges: Sequence[RemoteJudge],
         learner: RemoteLearner,
         auditor: RemoteJudge | None,
-    ) -> tuple[JudgeIdentity, tuple[Weights, Box]]:
+    ) -> tuple[JudgeIdentity, tuple[Weights, PayloadRef]]:
         """All at once; what the first judge and the learner say of themselves."""
         async with asyncio.TaskGroup() as group:
             identities = [group.create_task(ready(judge)) for judge in judges]
@@ -154,26 +156,26 @@ class Launcher:
                 group.create_task(ready(worker))
         return identities[0].result(), initial.result()
 
-    def _guarded(
+    def _supervised(
         self,
         rollout: Sequence[RemoteRollout],
         judges: Sequence[RemoteJudge],
         learner: RemoteLearner,
         auditor: RemoteJudge | None,
         identity: JudgeIdentity,
-        initial: tuple[Weights, Box],
-    ) -> Crew:
-        recovery, tell, awake = self._run.recovery, self._tell, self._awake
-        engines = [GuardedRollout(lane, Guard(lane, recovery, tell=tell, awake=awake)) for lane in rollout]
-        labelling = [GuardedJudge(judge, Guard(judge, recovery, tell=tell, awake=awake)) for judge in judges]
-        spare_each_other([lane.guard for lane in engines])
-        spare_each_other([lane.guard for lane in labelling])
-        return Crew(
+        initial: tuple[Weights, PayloadRef],
+    ) -> WorkerSet:
+        recovery, emit, awake = self._run.recovery, self._emit, self._awake
+        engines = [SupervisedRollout(lane, Guard(lane, recovery, emit=emit, awake=awake)) for lane in rollout]
+        labelling = [SupervisedJudge(judge, Guard(judge, recovery, emit=emit, awake=awake)) for judge in judges]
+        mutual_failover([lane.guard for lane in engines])
+        mutual_failover([lane.guard for lane in labelling])
+        return WorkerSet(
             rollout=engines,
             judges=labelling,
-            learner=GuardedLearner(learner, recovery, checkpoint=self._checkpoint, tell=tell, awake=awake),
+            learner=SupervisedLearner(learner, recovery, checkpoint=self._checkpoint, emit=emit, awake=awake),
             auditor=(
-                None if auditor is None else GuardedJudge(auditor, Guard(auditor, recovery, tell=tell, awake=awake))
+                None if auditor is None else SupervisedJudge(auditor, Guard(auditor, recovery, emit=emit, awake=awake))
             ),
             judge_identity=identity,
             initial=initial,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.input_digests import Digests
-from solon.checkpoints import Checkpoint, CheckpointFolder, read_checkpoint
+from cluster.config.input_digests import Digests
+from solon.checkpoints.folder import Checkpoint, CheckpointFolder, read_checkpoint
 from solon.errors import InputError
 from solon.feedback.watching.best import ranked
 from solon.feedback.watching.drift import Window

@@ -8,17 +8,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from actors.calls import open_box, put_in_box
-from solon.async_ledger import AsyncLedger
-from solon.ballast import is_no_space
-from solon.checkpoint_room import CheckpointRoom
-from solon.checkpoint_store import upload
-from solon.checkpoints import Checkpoint, CheckpointFolder, folder_bytes
+from actors.calls import open_payload, put_payload
+from solon.checkpoints.folder import Checkpoint, CheckpointFolder, folder_bytes
+from solon.checkpoints.held_groups import Held
+from solon.checkpoints.remote import upload
+from solon.checkpoints.room import CheckpointRoom
 from solon.errors import PayloadLostError, RunFailedError
-from solon.guarded import GuardedLearner
-from solon.held import Held
-from solon.recorder import Recorder
-from solon.run_directory import RunDirectory, UnwritableError
+from solon.host.ballast import is_no_space
+from solon.ledger.async_ledger import AsyncLedger
+from solon.recovery.supervised_lanes import SupervisedLearner
+from solon.runs.directory import RunDirectory, UnwritableError
+from solon.telemetry.recorder import Recorder
 
 
 class Saver:
@@ -29,7 +29,7 @@ class Saver:
         folder: CheckpointFolder,
         *,
         directory: RunDirectory,
-        learner: GuardedLearner,
+        learner: SupervisedLearner,
         ledger: AsyncLedger,
         recorder: Recorder,
         config_hash: str,
@@ -49,7 +49,7 @@ class Saver:
         self._state = state
         self._spared = spared
         self._resume = resume
-        self._room = CheckpointRoom(directory, folder, tell=recorder.event)
+        self._room = CheckpointRoom(directory, folder, emit=recorder.event)
         self._written = 0
         self.saved_at: int | None = None
         """The step of the last checkpoint."""
@@ -86,9 +86,9 @@ class Saver:
         """One try. What it leaves behind is removed, so that its space is free; `_written` says how much it was."""
         scratch = self._folder.begin(step)
         try:
-            cut, boxes = await self._ledger.cut()
+            cut, payload_refs = await self._ledger.cut()
             await self._learner.save(str(scratch.resolve()))
-            held, lost = await asyncio.to_thread(open_held, boxes)
+            held, lost = await asyncio.to_thread(open_held, payload_refs)
             state = await self._state()
             # What the checkpoint says was trained must be on record before the checkpoint is there.
             records = await asyncio.to_thread(self._recorder.sync)
@@ -125,13 +125,13 @@ class Saver:
             self._recorder.event("upload_failed", checkpoint=path.name, cause=str(error))
 
 
-def open_held(boxes: Mapping[int, tuple[Any, Any]]) -> tuple[list[Held], set[int]]:
+def open_held(payload_refs: Mapping[int, tuple[Any, Any]]) -> tuple[list[Held], set[int]]:
     """The groups in boxes, and the ordinals of those that are lost."""
     held: list[Held] = []
     lost = set()
-    for ordinal, (generation, feedback) in boxes.items():
+    for ordinal, (generation, feedback) in payload_refs.items():
         try:
-            held.append((open_box(generation), None if feedback is None else open_box(feedback)))
+            held.append((open_payload(generation), None if feedback is None else open_payload(feedback)))
         except PayloadLostError:
             lost.add(ordinal)
     return held, lost
@@ -143,7 +143,7 @@ def restore_ledger(ledger: AsyncLedger, checkpoint: Checkpoint, *, judges_again:
     judges_again: the labels that it holds are another judge's, so that what was written is judged again.
     """
     payloads = {
-        ordinal: (put_in_box(group), None if feedback is None or judges_again else put_in_box(feedback))
+        ordinal: (put_payload(group), None if feedback is None or judges_again else put_payload(feedback))
         for ordinal, (group, feedback) in checkpoint.held.items()
     }
     ledger.restore(checkpoint.ledger, payloads, version=checkpoint.step)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.input_digests import Digests, refuse_other_inputs
+from cluster.config.input_digests import Digests, refuse_other_inputs
+from cluster.config.run_file import RunFile
 from cluster.rewind import (
     best_of,
     chosen,
@@ -20,14 +21,13 @@ from cluster.rewind import (
     refuse_spoilt,
     windows_of,
 )
-from cluster.run_file import RunFile
-from solon.checkpoint_store import download
-from solon.checkpoints import Checkpoint, CheckpointFolder
-from solon.directory_lock import locked
+from solon.checkpoints.folder import Checkpoint, CheckpointFolder
+from solon.checkpoints.remote import download
 from solon.errors import InputError, short
-from solon.overrides import flat_items
-from solon.record_integrity import UNRECORDED, Integrity, examine, said_of
-from solon.run_directory import RunDirectory
+from solon.files.overrides import flat_items
+from solon.host.directory_lock import locked
+from solon.runs.directory import RunDirectory
+from solon.runs.integrity import UNRECORDED, Integrity, examine, said_of
 
 _PLACE = ("num_actors", "gpu_memory_utilization", "kv_cache_gib", "max_batched_tokens")
 MAY_CHANGE = (
@@ -100,7 +100,7 @@ def find_start(
     resume: bool,
     back_to: str = "",
 ) -> Start:
-    """digests: of what the run would train on and with (`cluster.input_digests`). back_to: `best` or a step, the
+    """digests: of what the run would train on and with (`cluster.config.input_digests`). back_to: `best` or a step, the
     checkpoint that a resumed run begins at; empty: the last one. Raises InputError when the old run is another: going
     on would mix two."""
     if not resume:

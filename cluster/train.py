@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import solon
+from cluster.config.fitting import fit_run, own_cpus
+from cluster.config.run_file import RunFile
 from cluster.driver import Driver
-from cluster.fitting import fit_run, own_cpus
 from cluster.launch import Launcher, cluster
-from cluster.placement import check_cluster
-from cluster.preflight import check_inputs
-from cluster.preflight_space import remarks_on_space
-from cluster.ray_watch import RayWatch
-from cluster.run_file import RunFile
-from cluster.session import answers_probe
+from cluster.placement.placement import check_cluster
+from cluster.placement.supply import read_supply
+from cluster.preflight.checks import check_inputs
+from cluster.preflight.space import remarks_on_space
+from cluster.ray_session.session import answers_probe
+from cluster.ray_session.watch import RayWatch
 from cluster.start import find_start
-from cluster.supply import read_supply
 from cluster.view import View
-from solon.checkpoints import folder_bytes
+from solon.checkpoints.folder import folder_bytes
+from solon.doctor.next_steps import resume_command
 from solon.errors import InputError, short
-from solon.next_steps import resume_command
 
 
 def train(

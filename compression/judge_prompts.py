@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from solon.engines.chat_settings import ChatSettings
 from solon.engines.tokens import ChatTokenizer
-from solon.feedback.asking.prompts import TEMPLATES, JudgePrompts
-from solon.feedback.asking.templates import require_suited
-from solon.feedback.judging import Item
+from solon.feedback.interfaces import Item
+from solon.feedback.prompting.prompts import TEMPLATES, JudgePrompts
+from solon.feedback.prompting.templates import require_suited
 
 
 def judge_sequences(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solon.engines.model_files import repair_generation_config, warn_of_dropped
-from solon.file_modes import widen
+from solon.host.file_modes import widen
 
 if TYPE_CHECKING:
     from torch import nn

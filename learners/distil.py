@@ -39,7 +39,7 @@ from solon.engines.checkpoint import is_quantised
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.errors import InputError
 from solon.feedback.questions import Question, question_digest
-from solon.file_modes import widen
+from solon.host.file_modes import widen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 
 from learners.config import LoraConfig
 from solon.errors import InputError, loading
-from solon.model_facts import EXPERTS
+from solon.models.facts import EXPERTS
 
 
 def with_adapters(model: Any, lora: LoraConfig | None) -> Any:

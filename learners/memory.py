@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from learners.config import LearnConfig
-from solon.model_sizes import BYTES, ModelSizes
+from solon.models.sizes import BYTES, ModelSizes
 
 SCORING_BYTES, UPDATING_BYTES = 16.0, 12.5
 """Of one logit at the peak: log-probs with entropy without gradients, and cross-entropy with its gradient."""

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from learners.loading import quiet
 from learners.policy import Policy
-from solon.attestation import canary_gap
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.engines.payload import fingerprint
 from solon.engines.tokens import load_tokenizer
-from solon.file_modes import widen
+from solon.host.file_modes import widen
+from solon.pipeline.attestation import canary_gap
 from solon.records import Weights
 
 NUM_CANARIES = 4

@@ -34,7 +34,7 @@ from learners.loading import choose_device, quiet
 from learners.optimizer import Optimizer
 from solon.errors import InputError, loading
 from solon.feedback.quality.intervals import Interval, effective_pairs, wilson
-from solon.file_modes import widen
+from solon.host.file_modes import widen
 
 Tokens = tuple[int, ...]
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from learners.optimizer import Optimizer
 from solon.errors import InputError
-from solon.file_modes import widen
+from solon.host.file_modes import widen
 
 TENSORS = "learner.safetensors"
 COUNTERS = "learner.json"

@@ -32,9 +32,9 @@ import platformdirs
 from nursery import prompts
 from nursery.language import CONSTITUTION_PATH, WordEncoder
 from nursery.progress import LARGE_PARTS, Display
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.errors import RunFailedError
-from solon.feedback.asking.prompts import COMPACT, JudgePrompts
+from solon.feedback.prompting.prompts import COMPACT, JudgePrompts
 from solon.records import Message
 
 PACKAGES = ("torch", "transformers", "tokenizers", "llmcompressor", "compressed-tensors")
@@ -191,7 +191,7 @@ def _run_workers(
                     display.show(message["part"], message["done"])
                 if message.get("finished"):
                     for other in running:
-                        _tell(workers[other], message["part"])
+                        _emit(workers[other], message["part"])
     return report
 
 
@@ -220,7 +220,7 @@ def _relay(lane: str, worker: subprocess.Popen[str], heard: SimpleQueue[tuple[st
     heard.put((lane, None))
 
 
-def _tell(worker: subprocess.Popen[str], part: str) -> None:
+def _emit(worker: subprocess.Popen[str], part: str) -> None:
     assert worker.stdin
     with contextlib.suppress(BrokenPipeError):  # it has ended; its exit status says how
         worker.stdin.write(f"{part}\n")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from nursery import prompts, world
 from nursery.world import ACTS, FACTS, FORMS, TARGETS, TOPICS, VALUES
-from solon.constitution import Constitution
-from solon.feedback.asking.prompts import COMPACT
+from solon.constitution.constitution import Constitution
+from solon.feedback.prompting.prompts import COMPACT
 from solon.records import Message
 
 CONSTITUTION_PATH = Path(__file__).with_name("constitution.yaml")

@@ -22,8 +22,8 @@ from nursery.oracles import PRINCIPLES, adherence, keeps
 from nursery.reading import is_asked, is_telling, understand
 from nursery.spoiling import near_miss, spoil
 from nursery.world import DEEDS_OF_TOPICS, FACTS, FORMS, RELATIONS, TOPICS, VALUES, reply, what_is_known
-from solon.constitution import Constitution
-from solon.feedback.asking.prompts import COMPACT, JudgePrompts
+from solon.constitution.constitution import Constitution
+from solon.feedback.prompting.prompts import COMPACT, JudgePrompts
 from solon.records import Prompt
 
 CHANNELS = {name: index for index, name in enumerate(PRINCIPLES)}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from solon.file_modes import widen
+from solon.host.file_modes import widen
 
 Family = Literal["llama", "qwen2", "qwen3"]
 _ARCHITECTURE = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from nursery.model import TinyModel, shape_of
-from solon.file_modes import widen
+from solon.host.file_modes import widen
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 

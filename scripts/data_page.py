@@ -10,13 +10,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "data.md"
 sys.path.insert(0, str(ROOT))
 
-from solon import data_objects as objects  # noqa: E402
-from solon.data_columns import COLUMNS, HELD  # noqa: E402
-from solon.tables import TYPES  # noqa: E402
+from solon.runs import objects  # noqa: E402
+from solon.runs.columns import COLUMNS, HELD  # noqa: E402
+from solon.runs.tables import TYPES  # noqa: E402
 
 INTRO = """# Files, columns and keys
 
-Made from `solon/data_columns.py` and `solon/data_objects.py` by `python scripts/data_page.py`. A test compares this
+Made from `solon/runs/columns.py` and `solon/runs/objects.py` by `python scripts/data_page.py`. A test compares this
 page with the code, others compare the files of real runs with both.
 
 ## Reading a run

@@ -9,7 +9,7 @@ looks at a clock. The same page runs on small fakes in unit tests and on Ray act
 Synchronous training is the same code with `target_staleness = 0` and `ledger.lockstep`.
 
 A worker that is lost ends nothing: what it held goes back to the ledger, and its lane is `ready` again when a
-replacement holds the current weights (solon.recovery).
+replacement holds the current weights (solon.recovery.guard).
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from solon.async_ledger import Transition
 from solon.errors import PayloadLostError, RunFailedError, WorkerLostError, first_cause
-from solon.ledger import Grant, Lease, Work
-from solon.prompts import PromptSource
+from solon.files.prompts import PromptSource
+from solon.ledger.async_ledger import Transition
+from solon.ledger.ledger import Grant, Lease, Work
+from solon.pipeline.publication import Publication
 from solon.protocols import (
     Assignment,
-    Box,
     JudgeLane,
     Learner,
     LedgerPort,
     Observer,
+    PayloadRef,
     RolloutLane,
 )
 from solon.records import Salvage, Span, StepReport, Weights
-from solon.weights import Publication
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Lanes:
     observer: Observer
     checkpoint: Callable[[int], Awaitable[None]] | None = None
     """Called with the number of committed steps after each of them, before the next begins."""
-    is_there: Callable[[Box], Awaitable[bool]] | None = None
+    is_there: Callable[[PayloadRef], Awaitable[bool]] | None = None
     """Whether a payload can still be read; None: payloads are never lost."""
     grace_s: float = 20.0
     """How long what is under way may take to end when the run is stopped."""
@@ -60,7 +60,7 @@ class Publishing:
     """A trained version on its way from learn to publish."""
 
     manifest: Weights
-    box: Box
+    payload_ref: PayloadRef
     moved: bool
 
 
@@ -120,7 +120,7 @@ async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Gran
             tokens = sum(part.num_tokens for part in grant.salvage)
             lanes.observer.event("tokens_salvaged", ordinal=grant.ordinal, tokens=tokens)
     try:
-        async for report, box in lane.generate(work):
+        async for report, payload_ref in lane.generate(work):
             if isinstance(report, Salvage):
                 kept = {"ordinal": report.ordinal, "attempt": report.attempt, "head": report.head, "salvage": report}
                 await lanes.ledger.apply([("keep", kept)])
@@ -128,10 +128,10 @@ async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Gran
             del missing[report.ordinal]
             room.give(1)
             arguments = {"ordinal": report.ordinal, "attempt": report.attempt, "head": report.head}
-            arguments |= {"nbytes": report.nbytes, "payload": box}
+            arguments |= {"nbytes": report.nbytes, "payload": payload_ref}
             (accepted,) = await lanes.ledger.apply([("commit_generation", arguments)])
             if accepted:
-                lanes.observer.generated(report, box)
+                lanes.observer.generated(report, payload_ref)
             else:
                 lanes.observer.event("late_generation_refused", ordinal=report.ordinal, attempt=report.attempt)
         if missing:
@@ -168,7 +168,7 @@ async def label(lanes: Lanes, judge: JudgeLane, min_valid: int) -> None:
 async def _label_group(lanes: Lanes, judge: JudgeLane, item: Work, min_valid: int, room: Room) -> None:
     who = {"ordinal": item.ordinal, "attempt": item.attempt}
     try:
-        report, box = await judge.label(item)
+        report, payload_ref = await judge.label(item)
     except WorkerLostError as error:
         await lanes.ledger.apply([("return_work", {**who, "reason": str(error)})])
         return
@@ -183,10 +183,10 @@ async def _label_group(lanes: Lanes, judge: JudgeLane, item: Work, min_valid: in
         reason = f"fewer than {min_valid} rollouts with a valid label ({causes})"
         transition: Transition = ("drop", {**who, "reason": reason})
     else:
-        transition = ("commit_labels", {**who, "nbytes": report.nbytes, "payload": box})
+        transition = ("commit_labels", {**who, "nbytes": report.nbytes, "payload": payload_ref})
     (accepted,) = await lanes.ledger.apply([transition])
     if accepted:
-        lanes.observer.labelled(report, box)
+        lanes.observer.labelled(report, payload_ref)
     else:
         lanes.observer.event("late_label_refused", **who)
 
@@ -230,7 +230,7 @@ async def _commit(
     lease: Lease,
     report: StepReport,
     manifest: Weights,
-    box: Box,
+    payload_ref: PayloadRef,
     versions: asyncio.Queue[Publishing | None],
 ) -> None:
     if not await lanes.ledger.commit(lease.step, lease.token):
@@ -238,7 +238,7 @@ async def _commit(
     lanes.observer.stepped(lease, report)
     if lanes.checkpoint is not None:
         await lanes.checkpoint(lease.step + 1)
-    await versions.put(Publishing(manifest, box, report.moved))
+    await versions.put(Publishing(manifest, payload_ref, report.moved))
 
 
 async def _give_back(lanes: Lanes, lease: Lease, error: PayloadLostError) -> None:
@@ -247,8 +247,8 @@ async def _give_back(lanes: Lanes, lease: Lease, error: PayloadLostError) -> Non
         raise error
     lost = [
         ordinal
-        for ordinal, boxes in zip(lease.ordinals, lease.payloads, strict=True)
-        if not all([await lanes.is_there(box) for box in boxes])
+        for ordinal, payload_refs in zip(lease.ordinals, lease.payloads, strict=True)
+        if not all([await lanes.is_there(payload_ref) for payload_ref in payload_refs])
     ]
     await lanes.ledger.abort(lease.step, lease.token)
     # None to be found, and still it could not be read: then none of it is trusted.
@@ -267,7 +267,7 @@ async def publish(lanes: Lanes, versions: asyncio.Queue[Publishing | None]) -> N
     """
     while (item := await versions.get()) is not None:
         start_s = time.time()
-        receipts = await lanes.publication.publish(item.manifest, item.box, moved=item.moved)
+        receipts = await lanes.publication.publish(item.manifest, item.payload_ref, moved=item.moved)
         await lanes.ledger.publish(item.manifest.version)
         span = Span(
             lane="publish",

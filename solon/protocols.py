@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from solon.async_ledger import Transition
 from solon.errors import WorkerLostError
-from solon.ledger import Grant, Lease, Work
+from solon.ledger.async_ledger import Transition
+from solon.ledger.ledger import Grant, Lease, Work
 from solon.records import LoadReceipt, Prompt, Salvage, Span, StepReport, Weights
 
-Box = Any
+PayloadRef = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +77,12 @@ class RolloutLane(Protocol):
         """Waits while it is being replaced. False: it is given up. Raises what ended the run with it."""
         ...
 
-    def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, Box]]:
+    def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, PayloadRef]]:
         """Groups as they are finished, in any order; now and then, without a box, what one has gained since the
         last time. Raises WorkerLostError: the rest will not come."""
         ...
 
-    async def load_weights(self, weights: Box) -> LoadReceipt:
+    async def load_weights(self, weights: PayloadRef) -> LoadReceipt:
         """Take over a new policy version between two decoding steps. Raises WorkerLostError."""
         ...
 
@@ -111,7 +111,7 @@ class JudgeLane(Protocol):
         """Waits while it is being replaced. False: it is given up. Raises what ended the run with it."""
         ...
 
-    async def label(self, work: Work) -> tuple[LabelReport, Box]:
+    async def label(self, work: Work) -> tuple[LabelReport, PayloadRef]:
         """Raises WorkerLostError when it is gone, PayloadLostError when the group is."""
         ...
 
@@ -121,7 +121,7 @@ class Learner(Protocol):
 
     name: str
 
-    async def step(self, lease: Lease) -> tuple[StepReport, Weights, Box]:
+    async def step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]:
         """One optimiser step: its report, the new weights without their payload, and a box with all of them.
 
         Raises PayloadLostError when a group of the batch cannot be read any more.
@@ -130,7 +130,7 @@ class Learner(Protocol):
 
 
 class LedgerPort(Protocol):
-    """`solon.async_ledger.AsyncLedger`."""
+    """`solon.ledger.async_ledger.AsyncLedger`."""
 
     async def reserve(self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = ...) -> list[Grant] | None: ...
     async def next_generated(
@@ -148,8 +148,8 @@ class LedgerPort(Protocol):
 class Observer(Protocol):
     """Told of everything that happens; writes files, draws the live view. Must not block."""
 
-    def generated(self, report: GenerationReport, box: Box) -> None: ...
-    def labelled(self, report: LabelReport, box: Box) -> None: ...
+    def generated(self, report: GenerationReport, payload_ref: PayloadRef) -> None: ...
+    def labelled(self, report: LabelReport, payload_ref: PayloadRef) -> None: ...
     def stepped(self, lease: Lease, report: StepReport) -> None: ...
     def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None: ...
     def event(self, name: str, **fields: Any) -> None: ...

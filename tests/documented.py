@@ -10,8 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from solon.data_columns import COLUMNS
-from solon.data_objects import EVENTS, Keys
+from solon.runs.columns import COLUMNS
+from solon.runs.objects import EVENTS, Keys
 
 ROOT = Path(__file__).resolve().parents[1]
 Files = Mapping[str, tuple[str, Keys | None]]

@@ -18,18 +18,18 @@ from rich.text import Text
 from solon.cli.nursery_names import PREFIX, resolver, uses_nursery, with_nursery
 from solon.cli.tables import print_table
 from solon.cli.terminal import visible
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.lengths import engine_config
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
-from solon.overrides import parse_override, put
-from solon.validation import describe_invalid, with_nothing
+from solon.files.overrides import parse_override, put
+from solon.files.validation import describe_invalid, with_nothing
 
 if TYPE_CHECKING:
-    from cluster.memory import RoleMemory
-    from solon.constitution_tests import TestResult
+    from cluster.placement.memory import RoleMemory
+    from solon.feedback.trials.constitution_tests import TestResult
 
 
 class CheckSettings(BaseModel):
@@ -82,11 +82,11 @@ def is_constitution(path: str | Path) -> bool:
 def _check_run(
     path: Path, *, overrides: list[str], as_json: bool, with_tests: bool, device_gib: float | None
 ) -> dict[str, Any]:
-    from cluster.fitting import fit_run, own_cpus, too_large_for_here
-    from cluster.memory import device_memory, estimate, machine_memory, too_much
-    from cluster.preflight import check_inputs
-    from cluster.preflight_space import remarks_on_space
-    from cluster.run_file import RunFile
+    from cluster.config.fitting import fit_run, own_cpus, too_large_for_here
+    from cluster.config.run_file import RunFile
+    from cluster.placement.memory import device_memory, estimate, machine_memory, too_much
+    from cluster.preflight.checks import check_inputs
+    from cluster.preflight.space import remarks_on_space
 
     run = RunFile.load(path, overrides=overrides)
     if uses_nursery(run):
@@ -150,7 +150,7 @@ def _check_constitution(
         f"{len(constitution.tests)} tests, hash {constitution.hash}."
     )
     if judge:
-        from cluster.preflight import check_judge
+        from cluster.preflight.checks import check_judge
 
         judging, feedback = settings.judging, settings.feedback
         check_judge(
@@ -178,7 +178,7 @@ def _source(engine: EngineConfig) -> EngineConfig | EndpointFile:
     """What answers: an endpoint, if the judge's name is that of an endpoint file, or an engine."""
     if EndpointFile.names(engine.model):
         return EndpointFile.load(engine.model)
-    from cluster.preflight import check_model
+    from cluster.preflight.checks import check_model
 
     check_model(engine.model, role="judge", trusted=engine.trust_remote_code)
     return engine
@@ -210,9 +210,9 @@ def _test(
 async def _ask(
     constitution: Constitution, source: EngineConfig | EndpointFile, feedback: FeedbackConfig
 ) -> list[TestResult]:
-    from solon.constitution_tests import run
-    from solon.feedback.asking.secret import nonce_secret
-    from solon.feedback.judges.hosted import host_judge
+    from solon.feedback.judges.assembly import host_judge
+    from solon.feedback.prompting.secret import nonce_secret
+    from solon.feedback.trials.constitution_tests import run
 
     judge = host_judge(source, feedback, constitution, name="judge", secret=nonce_secret())
     try:
@@ -236,7 +236,7 @@ class _Show:
             self._console.print(Text(visible(f"warning: {warning}"), style="yellow"), soft_wrap=True)
 
     def memory(self, roles: Sequence[RoleMemory], device: int | None, *, on_gpu: bool) -> None:
-        from cluster.memory import table_rows
+        from cluster.placement.memory import table_rows
 
         known = "of unknown size; --device-gib says it" if device is None else f"{device / 2**30:.1f} GiB each"
         self.line(f"memory of one actor, GiB, estimated{f' (GPUs: {known})' if on_gpu else ''}:")

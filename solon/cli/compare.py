@@ -20,7 +20,7 @@ from solon.feedback.quality.intervals import Interval
 from solon.feedback.trials.candidates import comparing, measure_apart, parse_candidate, told_apart
 from solon.feedback.trials.comparison import Comparison, JudgeRow, compare
 from solon.feedback.trials.measuring import Measurement
-from solon.json_text import json_text
+from solon.files.json_text import json_text
 
 if TYPE_CHECKING:
     from solon.report.figures import JudgePoint

@@ -9,8 +9,8 @@ import typer
 
 from solon.cli.terminal import visible
 from solon.errors import InputError
-from solon.json_text import json_text
-from solon.submitted_job import refuse_working_copy
+from solon.files.json_text import json_text
+from solon.host.submitted_job import refuse_working_copy
 
 constitution_app = typer.Typer(
     name="constitution", help="Constitutions from elsewhere.", no_args_is_help=True, rich_markup_mode=None
@@ -58,7 +58,7 @@ def run_import(
     force: bool,
 ) -> dict[str, Any]:
     """Reads, checks and writes. Raises InputError for what is no such file, and for `out` when it is taken."""
-    from solon.constitution_import import import_constitution
+    from solon.constitution.imports import import_constitution
 
     imported = import_constitution(source, constitution_id=constitution_id, form=form, kind=kind)
     try:

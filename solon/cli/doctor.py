@@ -12,8 +12,8 @@ from rich.text import Text
 
 from solon.cli.tables import print_table
 from solon.cli.terminal import visible
-from solon.diagnosis import Diagnosis, diagnose
-from solon.run_facts import look
+from solon.doctor.diagnosis import Diagnosis, diagnose
+from solon.doctor.facts import look
 
 COLOURS = {"stalled": "red", "failed": "red", "dead": "red", "stopped": "yellow", "starting": "yellow"}
 

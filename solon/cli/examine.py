@@ -17,13 +17,13 @@ from solon.cli.terminal import visible
 from solon.engines.base import EngineConfig
 from solon.engines.lengths import engine_config, lowered
 from solon.errors import InputError
-from solon.feedback.asking.secret import nonce_secret
-from solon.feedback.asking.swap import SwapConfig
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.interfaces import Verdict
+from solon.feedback.judges.assembly import HostedJudge, host_judge
 from solon.feedback.judges.endpoint_judge import EndpointFile
-from solon.feedback.judges.hosted import HostedJudge, host_judge
 from solon.feedback.judges.identity import JudgeIdentity
-from solon.feedback.judging import Verdict
+from solon.feedback.prompting.secret import nonce_secret
+from solon.feedback.prompting.swap import SwapConfig
 from solon.feedback.quality.intervals import Interval
 from solon.feedback.trials.examination import Examination, SubsetResult, examine
 from solon.feedback.trials.gold import GoldPair

@@ -11,14 +11,14 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from solon.cli.nursery_names import PREFIX, grown_for, paths_in
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError, nearest
-from solon.feedback.asking.templates import TEMPLATES
+from solon.feedback.prompting.templates import TEMPLATES
 from solon.feedback.trials.gold import GoldPair, load_gold
-from solon.overrides import parse_override, put
-from solon.validation import describe_invalid
+from solon.files.overrides import parse_override, put
+from solon.files.validation import describe_invalid
 
 if TYPE_CHECKING:
     from nursery.grow import Nursery
@@ -57,7 +57,7 @@ class JudgeInputs:
 
     def _check(self, models: Sequence[str]) -> None:
         """Before an engine is built for the first of several."""
-        from cluster.preflight import check_judge
+        from cluster.preflight.checks import check_judge
 
         for model in models:
             name = model.rpartition("@")[0] if "@" in Path(model).name else model  # `DIR@VARIANT`

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from solon.json_text import json_text
-from solon.submitted_job import refuse_working_copy
+from solon.files.json_text import json_text
+from solon.host.submitted_job import refuse_working_copy
 
 judges_app = typer.Typer(
     name="judges",

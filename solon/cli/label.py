@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from solon.cli.label_view import LabelView
 from solon.cli.nursery_names import resolver
-from solon.constitution import Constitution
-from solon.data_config import ReadConfig
+from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.lengths import engine_config, lowered
+from solon.engines.sampling import SamplingOptions
 from solon.errors import InputError, RunFailedError, short
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.judges.assembly import Source, host_judge
 from solon.feedback.judges.endpoint_judge import EndpointFile
-from solon.feedback.judges.hosted import Source, host_judge
 from solon.feedback.labelling.budget import Budget
 from solon.feedback.labelling.dataset import AnswerFile, AnswerRow, SkippedRow, load_answers
 from solon.feedback.labelling.label_run import LabelRun
@@ -30,11 +30,11 @@ from solon.feedback.labelling.row_selection import RowSelection
 from solon.feedback.labelling.writing import unwritable
 from solon.feedback.panels.panel_config import CascadeSection, JurySection
 from solon.feedback.spending.spend import spent_usd
-from solon.overrides import flat_items, parse_override, put
+from solon.files.data_config import ReadConfig
+from solon.files.overrides import flat_items, parse_override, put
+from solon.files.validation import describe_invalid, with_nothing
 from solon.redaction import places_of_secrets
-from solon.run_directory import RunDirectory
-from solon.sampling import SamplingOptions
-from solon.validation import describe_invalid, with_nothing
+from solon.runs.directory import RunDirectory
 
 
 class WriteOptions(SamplingOptions):
@@ -159,7 +159,7 @@ def _judge(
 ) -> Source:
     """A model's engine, or an endpoint that spends no more than `max_usd` in this start. Raises InputError when it
     cannot be there."""
-    from cluster.preflight import check_judge
+    from cluster.preflight.checks import check_judge
 
     feedback, options = settings.feedback, settings.judging
     check_judge(
@@ -210,8 +210,8 @@ class _Work:
 
 
 async def _label(work: _Work, show: LabelView) -> dict[str, Any]:
-    from solon.feedback.asking.secret import nonce_secret
     from solon.feedback.labelling.finished import finished_rows
+    from solon.feedback.prompting.secret import nonce_secret
 
     directory = work.directory
     done = finished_rows(directory.path)
@@ -385,7 +385,7 @@ def _written(
     directory: RunDirectory, prompts: Sequence[AnswerRow], policy: str, settings: LabelSettings, show: LabelView
 ) -> list[AnswerRow]:
     """The prompts with answers by a policy; written once, read again by a later start."""
-    from cluster.preflight import check_model
+    from cluster.preflight.checks import check_model
     from solon.feedback.labelling.writing import write_answers
 
     trusted = settings.write.engine.trust_remote_code

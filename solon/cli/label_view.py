@@ -15,7 +15,7 @@ from rich.text import Text
 from solon.cli.tables import print_table
 from solon.cli.terminal import visible
 from solon.feedback.labelling.label_run import Progress as Done
-from solon.json_text import json_text
+from solon.files.json_text import json_text
 
 
 class LabelView:

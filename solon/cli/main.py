@@ -15,11 +15,11 @@ from solon.cli.constitution import constitution_app
 from solon.cli.judges import judges_app
 from solon.cli.output import lost_output, settle_streams
 from solon.errors import InputError, RunFailedError
-from solon.json_text import json_text
-from solon.own_code import protect
-from solon.plain_text import visible
-from solon.submitted_job import refuse_working_copy
-from solon.user_folders import cache_folder
+from solon.files.json_text import json_text
+from solon.files.plain_text import visible
+from solon.host.own_code import protect
+from solon.host.submitted_job import refuse_working_copy
+from solon.host.user_folders import cache_folder
 
 MAX_SEED = 2**31 - 1
 """The run file's bound; said here because importing it takes long."""

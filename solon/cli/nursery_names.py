@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from solon.errors import InputError, nearest
-from solon.user_folders import cache_folder, unusable
+from solon.host.user_folders import cache_folder, unusable
 
 if TYPE_CHECKING:
-    from cluster.run_file import RunFile
+    from cluster.config.run_file import RunFile
     from nursery.grow import Nursery
     from solon.feedback.config import FeedbackConfig
 

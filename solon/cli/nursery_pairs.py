@@ -25,7 +25,7 @@ def nursery_gold(grown: Nursery, number: int, *, held_out: bool = True, seed: in
     from nursery.oracles import adherence
     from nursery.prompts import draw_many
     from nursery.sampling import sample_texts
-    from solon.constitution import Constitution
+    from solon.constitution.constitution import Constitution
 
     principles = {p.id: p for p in Constitution.load(grown.constitution).principles}
     policy, rng = load(grown.policy), random.Random(f"gold-{seed}-{held_out}")

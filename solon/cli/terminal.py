@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from solon.plain_text import visible as visible
+from solon.files.plain_text import visible as visible

@@ -8,7 +8,7 @@ from typing import Any
 
 from solon.cli.nursery_names import uses_nursery, with_nursery
 from solon.cli.view import make_view
-from solon.submitted_job import is_submitted_job, refuse_working_copy
+from solon.host.submitted_job import is_submitted_job, refuse_working_copy
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "nursery.toml"
 
@@ -29,7 +29,7 @@ def run_train(
     resume=None: a submitted job that was given a name goes on where an earlier try of it ended; others begin anew.
     back_to: `best` or a step, for a run that goes back to an earlier checkpoint; it is resumed then.
     """
-    from cluster.run_file import RunFile
+    from cluster.config.run_file import RunFile
 
     root = runs_folder()
     run = RunFile.load(path, overrides=overrides)

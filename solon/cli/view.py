@@ -18,14 +18,14 @@ from rich.text import Text
 
 from solon.cli.tables import print_table
 from solon.cli.terminal import visible
-from solon.drops import Drops, Folded
-from solon.ending import Ending
-from solon.overlap import LANES, measure
-from solon.tally import Tally
+from solon.doctor.ending import Ending
+from solon.ledger.drops import Drops, Folded
+from solon.telemetry.overlap import LANES, measure
+from solon.telemetry.totals import RunTotals
 
 if TYPE_CHECKING:
     from cluster.launch import ClusterInfo
-    from solon.async_ledger import AsyncLedger
+    from solon.ledger.async_ledger import AsyncLedger
 
 WINDOW_S = 15.0
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -64,7 +64,7 @@ class SilentView:
     def starting(self, names: Sequence[str]) -> None: ...
     def ready(self, name: str) -> None: ...
     def evaluated(self, when: str, scores: dict[str, float]) -> None: ...
-    def training(self, tally: Tally, ledger: AsyncLedger) -> None: ...
+    def training(self, totals: RunTotals, ledger: AsyncLedger) -> None: ...
     def changed(self, event: str) -> None: ...
     def ended(self, summary: dict[str, Any], directory: Path) -> None: ...
 
@@ -75,7 +75,7 @@ class PlainView(SilentView):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._started_s = time.monotonic()
-        self._tally: Tally | None = None
+        self._totals: RunTotals | None = None
         self._drops = Drops()
         self._folded = Folded()
 
@@ -101,26 +101,26 @@ class PlainView(SilentView):
         parts = ", ".join(f"{name} {score:.3f}" for name, score in scores.items() if name != "mean")
         self._say(f"held-out {when}: mean {scores.get('mean', float('nan')):.3f} ({parts})")
 
-    def training(self, tally: Tally, ledger: AsyncLedger) -> None:
-        self._tally = tally
-        self._say(f"training {tally.total_steps} steps")
+    def training(self, totals: RunTotals, ledger: AsyncLedger) -> None:
+        self._totals = totals
+        self._say(f"training {totals.total_steps} steps")
 
     def changed(self, event: str) -> None:
-        if event == "step" and self._tally is not None:
-            self._say(step_line(self._tally))
+        if event == "step" and self._totals is not None:
+            self._say(step_line(self._totals))
         else:
             self._happened(event)
 
     def _happened(self, event: str) -> None:
         """An event that a person is told of."""
-        if event == "group_dropped" and self._tally is not None:
-            if (text := self._drops.add(self._tally.last_drop)) is not None:
+        if event == "group_dropped" and self._totals is not None:
+            if (text := self._drops.add(self._totals.last_drop)) is not None:
                 self._say(text)
-        elif event in ("nothing_moved", "answers_cut") and self._tally is not None:
+        elif event in ("nothing_moved", "answers_cut") and self._totals is not None:
             if (count := self._folded.add(event)) is not None:
-                self._say(warning_line(self._tally, count))
-        elif event == "alarm" and self._tally is not None:
-            alarm = self._tally.last_alarm
+                self._say(warning_line(self._totals, count))
+        elif event == "alarm" and self._totals is not None:
+            alarm = self._totals.last_alarm
             if (count := self._folded.add(f"alarm {alarm.get('kind')}")) is not None:
                 self._say(alarm_line(alarm, count))
         elif event.startswith(SAID) and (count := self._folded.add(event)) is not None:
@@ -170,8 +170,8 @@ class LiveView(PlainView):
                 self._progress.stop()
         super().ready(name)
 
-    def training(self, tally: Tally, ledger: AsyncLedger) -> None:
-        super().training(tally, ledger)
+    def training(self, totals: RunTotals, ledger: AsyncLedger) -> None:
+        super().training(totals, ledger)
         self._ledger = ledger
         self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)
         self._live.start()
@@ -200,17 +200,17 @@ class LiveView(PlainView):
                 self._counts = await self._ledger.counts()
 
     def _picture(self) -> Group:
-        assert self._tally is not None
-        return picture(self._tally, self._counts)
+        assert self._totals is not None
+        return picture(self._totals, self._counts)
 
 
-def picture(tally: Tally, counts: dict[str, int]) -> Group:
+def picture(totals: RunTotals, counts: dict[str, int]) -> Group:
     """The three lanes, the queue between them, staleness, reward, and what binds."""
     now = time.time()
-    window = measure(tally.spans, start_s=max(now - WINDOW_S, tally.started_s), end_s=now)
-    left = tally.wall_s / tally.steps * (tally.total_steps - tally.steps) if tally.steps else None
+    window = measure(totals.spans, start_s=max(now - WINDOW_S, totals.started_s), end_s=now)
+    left = totals.wall_s / totals.steps * (totals.total_steps - totals.steps) if totals.steps else None
     head = Text.assemble(
-        ("step ", "dim"), (f"{tally.steps}/{tally.total_steps}", "bold"), f"   {clock(tally.wall_s)}",
+        ("step ", "dim"), (f"{totals.steps}/{totals.total_steps}", "bold"), f"   {clock(totals.wall_s)}",
         f"   about {clock(left)} left" if left is not None else "",
     )  # fmt: skip
     lanes = Table.grid(padding=(0, 2))
@@ -223,18 +223,18 @@ def picture(tally: Tally, counts: dict[str, int]) -> Group:
         lanes.add_row(
             Text(lane), bar, Text(f"{share:4.0%}"), Text(f"{queue:<16}", style="dim"), Text(binds, style=colour)
         )
-    return Group(head, lanes, Text(reward_line(tally)), Text(health_line(tally), style="dim"))
+    return Group(head, lanes, Text(reward_line(totals)), Text(health_line(totals), style="dim"))
 
 
-def step_line(tally: Tally) -> str:
+def step_line(totals: RunTotals) -> str:
     """One committed step, for logs."""
-    last = tally.last
-    reward = f"spread {tally.spreads[-1]:.3f}" if tally.is_relative else f"reward {tally.rewards[-1]:+.3f}"
+    last = totals.last
+    reward = f"spread {totals.spreads[-1]:.3f}" if totals.is_relative else f"reward {totals.rewards[-1]:+.3f}"
     return (
-        f"step {tally.steps}/{tally.total_steps}  {reward}  "
+        f"step {totals.steps}/{totals.total_steps}  {reward}  "
         f"staleness {last['batch/staleness/max']}  "
         + "  ".join(f"{lane} {last[f'overlap/busy/{lane}']:.0%}" for lane in LANES)
-        + f"  binds {tally.overlap().binding_stage}"
+        + f"  binds {totals.overlap().binding_stage}"
     )
 
 
@@ -248,10 +248,10 @@ def repeated(event: str, count: int) -> str:
     return text if count == 1 else f"{text}, {count} times so far"
 
 
-def warning_line(tally: Tally, count: int) -> str:
+def warning_line(totals: RunTotals, count: int) -> str:
     """That the latest step moved nothing, or was of cut answers; count: of such steps so far."""
-    movement = tally.movement
-    step = f"step {tally.steps}/{tally.total_steps}"
+    movement = totals.movement
+    step = f"step {totals.steps}/{totals.total_steps}"
     if movement.cause:
         text = f"{step} moved nothing: {movement.cause}"
         return f"warning: {text}" if count == 1 else f"warning: {count} steps moved nothing so far; {text}"
@@ -266,9 +266,9 @@ def alarm_line(alarm: Mapping[str, Any], count: int = 1) -> str:
     return f"alarm {alarm.get('kind')} at step {alarm.get('step')}{again}: {said}"
 
 
-def reward_line(tally: Tally) -> str:
+def reward_line(totals: RunTotals) -> str:
     """The reward so far, as a line of blocks; its spread in a group where its mean is always 0."""
-    name, values, sign = ("spread", tally.spreads, "") if tally.is_relative else ("reward", tally.rewards, "+")
+    name, values, sign = ("spread", totals.spreads, "") if totals.is_relative else ("reward", totals.rewards, "+")
     if not values:
         return f"{name}  waiting for the first batch"
     recent = values[-40:]
@@ -281,13 +281,13 @@ def reward_line(tally: Tally) -> str:
     return f"{name}  {blocks}  {recent[-1]:{sign}.3f} (first {values[0]:{sign}.3f})"
 
 
-def health_line(tally: Tally) -> str:
+def health_line(totals: RunTotals) -> str:
     """Staleness, labels and weights in one line."""
-    worst = max(tally.staleness, default=0)
-    hits = tally.cache_hits / max(1, tally.questions)
+    worst = max(totals.staleness, default=0)
+    hits = totals.cache_hits / max(1, totals.questions)
     return (
-        f"staleness {worst} of {tally.staleness_bound}   labels {tally.labels}, invalid {tally.invalid}, "
-        f"from cache {hits:.0%}   " + _live_weights(tally)
+        f"staleness {worst} of {totals.staleness_bound}   labels {totals.labels}, invalid {totals.invalid}, "
+        f"from cache {hits:.0%}   " + _live_weights(totals)
     )
 
 
@@ -361,9 +361,9 @@ def _steps(summary: dict[str, Any]) -> str:
     return f"{steps} steps" + ("" if moved == steps else f", {moved or 'none'} of which moved the policy,")
 
 
-def _live_weights(tally: Tally) -> str:
-    gap = f", gap {tally.max_gap:.1e}" if tally.published_versions else ""
-    return f"weights version {tally.published_versions} attested{gap}"
+def _live_weights(totals: RunTotals) -> str:
+    gap = f", gap {totals.max_gap:.1e}" if totals.published_versions else ""
+    return f"weights version {totals.published_versions} attested{gap}"
 
 
 def _number(value: float | None) -> str:

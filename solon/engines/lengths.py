@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.errors import InputError
-from solon.model_facts import context_of
+from solon.models.facts import context_of
 
 DEFAULT = int(EngineOptions.model_fields["max_model_len"].default)
 Options = TypeVar("Options", bound=EngineOptions)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from solon.engines.base import EngineOptions
-from solon.model_sizes import BYTES, ModelSizes
+from solon.models.sizes import BYTES, ModelSizes
 
 GIB = 1 << 30
 CPU_CACHE_GIB = 0.5

@@ -1,8 +1,8 @@
 """Renders prompts with a model's chat template, in a process of its own: `python -m solon.engines.screening JOB.json`.
 
 A template is a program that came with a model. It may loop without end or fill the memory, so whoever asks ends this
-process when a prompt takes too long (`solon.screen_process`), and its memory is limited. Torch is not imported: a
-tokenizer needs none.
+process when a prompt takes too long (`solon.pipeline.screen_process`), and its memory is limited. Torch is not
+imported: a tokenizer needs none.
 
 The job names a file of conversations, one JSON list of [role, content] a line; the file for the answers, one a line:
 
@@ -30,11 +30,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from solon.cutting import fitted
 from solon.engines.admission import named_tokens
 from solon.engines.chat_settings import ChatSettings
 from solon.engines.thinking import KNOWN
 from solon.errors import InputError, PromptRefusedError, one_line
+from solon.files.cutting import fitted
 from solon.records import Message
 
 LEAST_CHARACTERS = 65_536

@@ -27,7 +27,7 @@ from solon.engines.vllm_cpu_int8 import int8_takes_float32
 from solon.engines.vllm_memory import gpu_memory_arguments, sizes_of_model
 from solon.engines.vllm_room import ATTEST_PLACES
 from solon.errors import InputError
-from solon.model_sizes import ModelSizes
+from solon.models.sizes import ModelSizes
 
 TURN = threading.RLock()
 """vLLM keeps what is being built or computed in module variables: the engines of one process take turns."""

@@ -13,8 +13,8 @@ from typing import Any
 from solon.engines.base import EngineConfig
 from solon.engines.memory import GIB, EngineMemory, engine_memory, request_cache
 from solon.errors import InputError
-from solon.model_facts import model_folder, read_facts
-from solon.model_sizes import ModelSizes, sizes_of
+from solon.models.facts import model_folder, read_facts
+from solon.models.sizes import ModelSizes, sizes_of
 
 LARGEST_SHARE = 0.98
 """Of the device, that vLLM may be asked to check for."""

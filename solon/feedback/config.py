@@ -6,12 +6,12 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from solon.feedback.asking.swap import SwapConfig
 from solon.feedback.caches.cache import CacheConfig
 from solon.feedback.caches.semantic import SemanticConfig
-from solon.feedback.judging import Task
+from solon.feedback.interfaces import Task
 from solon.feedback.panels.panel_config import CascadeSection, JurySection
 from solon.feedback.panels.selective import SelectionSection
+from solon.feedback.prompting.swap import SwapConfig
 
 
 class FeedbackConfig(BaseModel):

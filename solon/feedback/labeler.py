@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from solon.constitution import Asked, Constitution
-from solon.constitution_rules import PrincipleSampling
+from solon.constitution.constitution import Asked, Constitution
+from solon.constitution.rules import PrincipleSampling
 from solon.engines.thinking import with_thought
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.judging import Item, Judge, Verdict, sound
+from solon.feedback.interfaces import Item, Judge, Verdict, sound
 from solon.feedback.reward import rewards, rule_of
 from solon.records import Feedback, Group, Label
 

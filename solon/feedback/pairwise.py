@@ -16,8 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from solon.constitution import Principle
-from solon.constitution_rules import Aggregation, Weighed
+from solon.constitution.constitution import Principle
+from solon.constitution.rules import Aggregation, Weighed
 from solon.records import Label
 
 Pair = tuple[int, int]
@@ -56,7 +56,7 @@ def combined(
     the margins, so that an answer is measured by how good its neighbours are, and theirs, all around the group. They
     sum to zero over every set of answers that comparisons connect. `mean`: of the margins for and against the
     answer. Both are linear in the margins, so margins that are right on average give rewards that are: see
-    `solon.feedback.choosing.estimators.doubly_robust`.
+    `solon.feedback.selection.estimators.doubly_robust`.
     """
     normal_GG, signed_G, count_G = np.eye(num_rollouts) * ridge, np.zeros(num_rollouts), np.zeros(num_rollouts)
     for (first, second), margin in margins.items():

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from solon.constitution import Constitution, Principle
-from solon.constitution_rules import Aggregation, Weighed
+from solon.constitution.constitution import Constitution, Principle
+from solon.constitution.rules import Aggregation, Weighed
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.pairwise import combined, pair_margins

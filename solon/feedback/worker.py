@@ -6,13 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from solon.constitution import Constitution
-from solon.feedback.asking.prompts import NO_SECRET
+from solon.constitution.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.judges.hosted import Source, host_judge
+from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.judges.assembly import Source, host_judge
 from solon.feedback.judges.identity import JudgeIdentity
-from solon.feedback.judging import Item, Verdict
 from solon.feedback.labeler import Labeler
+from solon.feedback.prompting.prompts import NO_SECRET
 from solon.feedback.quality.position import pairs_of
 from solon.feedback.spending.limiter import LimitsPort
 from solon.protocols import LabelReport
@@ -55,7 +55,7 @@ class JudgeWorker:
             self._moved_at = time.monotonic()
         return self._report(feedback), feedback
 
-    async def beat(self) -> float:
+    async def heartbeat(self) -> float:
         """A sign of life: seconds for which there have been groups to label and none was finished."""
         return time.monotonic() - self._moved_at if self._under_way else 0.0
 

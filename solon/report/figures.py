@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from solon.errors import InputError
 from solon.feedback.quality.intervals import Interval
-from solon.feedback.quality.quality import Bin
-from solon.whole_file import write_whole
+from solon.feedback.quality.metrics import Bin
+from solon.files.whole_file import write_whole
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -6,9 +6,9 @@ import random
 import shutil
 from pathlib import Path
 
-from solon.checkpoints import CheckpointFolder
+from solon.checkpoints.folder import CheckpointFolder
 from solon.cli.doctor import run_doctor
-from solon.record_integrity import examine, read_records
+from solon.runs.integrity import examine, read_records
 
 
 def cut_complaints(directory: Path, rng: random.Random) -> list[str]:

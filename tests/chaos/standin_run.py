@@ -18,14 +18,14 @@ from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
 from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout
+from cluster.config.run_file import RunFile
 from cluster.launch import Launcher
 from cluster.launch import cluster as open_cluster
-from cluster.preflight import Inputs
-from cluster.run_file import RunFile
+from cluster.preflight.checks import Inputs
 from solon.cli.view import SilentView
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.errors import InputError, RunFailedError
-from solon.prompts import prompt_id
+from solon.files.prompts import prompt_id
 from solon.protocols import Assignment, LabelReport
 from solon.records import Feedback, Group, Label, Message, Prompt, Span, Status, StepReport, Weights
 from tests.chaos.failing import fail_if_told

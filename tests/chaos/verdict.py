@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks._standins import batch_digest, make_group
-from solon.checkpoints import CheckpointFolder
-from solon.conservation import account
-from solon.ledger import Grant
-from solon.prompts import PromptSource
+from solon.checkpoints.folder import CheckpointFolder
+from solon.files.prompts import PromptSource
+from solon.ledger.conservation import account
+from solon.ledger.ledger import Grant
 from solon.records import Feedback, Prompt
 
 

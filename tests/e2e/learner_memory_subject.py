@@ -15,8 +15,8 @@ import numpy as np
 from learners.config import LearnConfig
 from learners.memory import learner_memory
 from learners.ppo import PPOLearner
-from solon.model_facts import read_facts
-from solon.model_sizes import sizes_of
+from solon.models.facts import read_facts
+from solon.models.sizes import sizes_of
 from tests.unit.learner_builders import make_group
 
 PROMPT, ANSWER, ANSWERS = 8, 248, 8

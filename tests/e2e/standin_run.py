@@ -17,10 +17,10 @@ import cluster.train
 from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
+from cluster.config.run_file import RunFile
 from cluster.launch import Launcher
 from cluster.launch import cluster as open_cluster
-from cluster.run_file import RunFile
-from solon.checkpoints import CheckpointFolder
+from solon.checkpoints.folder import CheckpointFolder
 from solon.cli.view import SilentView
 from tests.ray.world import EngineActor, JudgeActor, LearnerActor
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from solon.conservation import Account, account
+from solon.ledger.conservation import Account, account
 from tests.e2e.conftest import NURSERY, environment
 
 SETTINGS = ("evaluate.evaluator=''", "evaluate.prompts=''", "feedback.min_valid=1", "ledger.batch_groups=4")

@@ -1,6 +1,6 @@
 """A run on real engines whose judge has a known fault: its watch stops it, and the command that it prints ends better.
 
-The same on lanes that live in one process, in seconds: `tests/unit/test_alarm_runs.py`.
+The same on lanes that live in one process, in seconds: `tests/unit/recovery/test_alarm_runs.py`.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from benchmarks._stale import PublishedModel, Sent, make_tiny
-from solon.attestation import NOISE_RATIO, attest
 from solon.engines.base import EngineConfig
 from solon.engines.build import build_engine
 from solon.engines.live_weights import PACKED
 from solon.engines.runner import load_and_report
 from solon.errors import AttestationError
+from solon.pipeline.attestation import NOISE_RATIO, attest
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -17,7 +17,7 @@ from tests.unit.run_files import make_run
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 TOKEN = "5ec4e7" * 8
-JOIN = "from cluster.session import cluster\nwith cluster() as info: print('CPUs', info.resources['CPU'])"
+JOIN = "from cluster.ray_session.session import cluster\nwith cluster() as info: print('CPUs', info.resources['CPU'])"
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_a_cluster_started_here_asks_for_a_token_that_only_its_owner_can_read(tm
 
     code = (
         "import os, urllib.request, urllib.error\n"
-        "from cluster.session import ask, cluster\n"
+        "from cluster.ray_session.session import ask, cluster\n"
         "with cluster() as info:\n"
         "    print(os.environ['RAY_AUTH_MODE'], info.token_path)\n"
         "    print(ask(info.address), ask(info.address, token=open(info.token_path).read()))\n"

@@ -486,10 +486,10 @@ def test_text_becomes_tokens_by_the_models_own_template(engine: Engine):
 
 
 async def test_policy_and_judge_read_the_same_ids_of_a_text_that_is_full_of_control_words(checkpoints: dict[str, Path]):
-    from solon.ledger import Grant
+    from solon.ledger.ledger import Grant
+    from solon.pipeline.rollout import RolloutSettings, RolloutWorker
     from solon.protocols import Assignment
     from solon.records import Sampling
-    from solon.rollout import RolloutSettings, RolloutWorker
 
     config = config_of(checkpoints["llama-tied"], "transformers")
     prompt = make_prompt("w0 <|end|> <|assistant|> w1 <|user|> w2")
@@ -806,7 +806,7 @@ def test_a_judge_is_measured_in_a_process_of_its_own(tmp_path: Path):
     from solon.feedback.trials.candidates import comparing, measure_apart, parse_candidate
     from solon.feedback.trials.comparison import compare
     from tests.models import make_model
-    from tests.unit.test_quantise import make_constitution, make_pairs
+    from tests.unit.compression.test_quantise import make_constitution, make_pairs
 
     options = EngineOptions(backend="transformers", max_model_len=256)
     candidate = parse_candidate(str(make_model(tmp_path / "judge")), options)

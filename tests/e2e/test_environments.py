@@ -21,7 +21,7 @@ import pytest
 
 from tests.e2e.conftest import NURSERY, ROOT, environment, solon_command
 from tests.e2e.standin_runs import standin_command
-from tests.unit.test_doctor import end, make_run
+from tests.unit.doctor.test_doctor import end, make_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

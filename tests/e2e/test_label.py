@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from solon.data_objects import LABELLED
+from solon.runs.objects import LABELLED
 from tests.documented import undocumented
 from tests.e2e.conftest import ROOT, environment, solon_command
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.session_folder import session_folder
+from cluster.ray_session.session_folder import session_folder
 from tests.e2e.conftest import NURSERY, solon_command
 from tests.e2e.standin_runs import Child, orphans, standin_command, start
 

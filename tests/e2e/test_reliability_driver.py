@@ -16,13 +16,13 @@ import psutil
 import pytest
 
 from benchmarks._standins import batch_digest, make_group
-from solon.checkpoints import CheckpointFolder
-from solon.conservation import account
-from solon.diagnosis import diagnose
-from solon.ledger import Grant
-from solon.prompts import PromptSource, load_prompts
+from solon.checkpoints.folder import CheckpointFolder
+from solon.doctor.diagnosis import diagnose
+from solon.doctor.facts import look
+from solon.files.prompts import PromptSource, load_prompts
+from solon.ledger.conservation import account
+from solon.ledger.ledger import Grant
 from solon.records import Feedback
-from solon.run_facts import look
 from tests.e2e.conftest import ROOT, environment
 from tests.unit.run_files import make_run
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from solon.checkpoints import CheckpointFolder
-from solon.data_objects import RUN
-from solon.run_directory import BALLAST_BYTES
+from solon.checkpoints.folder import CheckpointFolder
+from solon.runs.directory import BALLAST_BYTES
+from solon.runs.objects import RUN
 from tests.documented import undocumented
 from tests.e2e.conftest import ROOT, Run, environment, run_solon, solon_command
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from solon.checkpoints import read_checkpoint
+from solon.checkpoints.folder import read_checkpoint
 from tests.e2e.conftest import ROOT
 from tests.e2e.standin_runs import audit, lines, standin_command, start
 from tests.e2e.test_submit import RAY, head

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.judging import Item, Verdict
+from solon.feedback.interfaces import Item, Verdict
 from solon.feedback.labelling.dataset import load_answers
 from solon.feedback.labelling.label_run import LabelRun
-from solon.json_text import json_text
+from solon.files.json_text import json_text
 from solon.records import Status
-from solon.run_directory import RunDirectory
+from solon.runs.directory import RunDirectory
 from tests.models import make_model
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]

@@ -94,12 +94,12 @@ def test_jobs_and_runs_that_join_run_nothing_of_the_folder_they_are_started_in(
 
 
 JOIN = """
-from cluster import worker_path
+from cluster.ray_session import worker_path
 worker_path.import_folders = lambda: []  # as where Solon is installed on every machine
 import asyncio
 from actors.calls import call
 from actors.judge import JudgeActor
-from cluster.session import cluster
+from cluster.ray_session.session import cluster
 from solon.errors import ForeignCodeError
 with cluster():
     try: asyncio.run(call(JudgeActor.remote(None, None, None, name="judge-0").__ray_ready__.remote(), who="judge-0"))

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-from solon.own_code import PACKAGES
+from solon.host.own_code import PACKAGES
 
 STARTUP = ("sitecustomize", "usercustomize")
 TRAP = "import os, sys\nwith open({mark!r}, 'a') as file: file.write(f'{{__name__}} {{os.getpid()}} {{sys.argv}}\\n')\n"

@@ -14,7 +14,7 @@ import grpc
 import psutil
 import ray
 
-from cluster.session import cluster
+from cluster.ray_session.session import cluster
 
 METHODS = (
     "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",

@@ -9,15 +9,15 @@ import signal
 import pytest
 import ray
 
-from actors.calls import call, open_box
+from actors.calls import call, open_payload
 from actors.rollout import RemoteRollout
 from benchmarks._standins import TimedRolloutActor
 from benchmarks.overlap import standins
-from cluster.placement import check_cluster
-from cluster.run_file import RunFile
-from cluster.supply import read_supply
+from cluster.config.run_file import RunFile
+from cluster.placement.placement import check_cluster
+from cluster.placement.supply import read_supply
 from solon.errors import InputError, WorkerLostError
-from solon.ledger import Grant
+from solon.ledger.ledger import Grant
 from solon.protocols import Assignment
 from tests.unit.fakes import make_prompt
 
@@ -51,10 +51,10 @@ async def test_what_was_generated_outlives_the_engine_that_made_it(ray_cluster):
         lambda _: TimedRolloutActor.remote(0.01, 0.0, name="rollout-0"), name="rollout-0", groups_at_once=4
     )
     work = [Assignment(grant=Grant(n, 0, 0), prompt=make_prompt()) for n in range(3)]
-    boxes = [box async for _, box in lane.generate(work)]
+    payload_refs = [payload_ref async for _, payload_ref in lane.generate(work)]
     ray.kill(lane._actor)
     await asyncio.sleep(0.5)
-    assert sorted(open_box(box).ordinal for box in boxes) == [0, 1, 2]
+    assert sorted(open_payload(payload_ref).ordinal for payload_ref in payload_refs) == [0, 1, 2]
 
 
 async def test_an_engine_that_is_killed_ends_the_call_with_its_name(ray_cluster):

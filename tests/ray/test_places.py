@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from cluster.own_cluster import WELL_KNOWN
+from cluster.ray_session.own_cluster import WELL_KNOWN
 from tests.documented import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]

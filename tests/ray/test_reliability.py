@@ -16,16 +16,16 @@ import pytest
 import ray
 
 from actors.judge import JudgeActor
+from cluster.config.run_file import RunFile
 from cluster.launch import Launcher
-from cluster.run_file import RunFile
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.errors import RunFailedError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
-from solon.recorder import Recorder
-from solon.run_directory import RunDirectory
-from solon.staleness import StalenessConfig
-from solon.tally import Tally
+from solon.ledger.staleness import StalenessConfig
+from solon.runs.directory import RunDirectory
+from solon.telemetry.recorder import Recorder
+from solon.telemetry.totals import RunTotals
 from tests.ray.world import QUICK, Fault, World, gone, is_alive
 from tests.unit.endpoint_server import EndpointServer, answer, error, half, hang_up, never, raw
 from tests.unit.run_files import CONSTITUTION
@@ -191,7 +191,7 @@ class BrokenJudge:
 
     async def start(self) -> None: ...
 
-    async def beat(self) -> float:
+    async def heartbeat(self) -> float:
         return 0.0
 
     @ray.method(num_returns=2)
@@ -258,7 +258,7 @@ async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_ge
 
     hog = LearnerHog.options(num_cpus=1).remote()
     await hog.start.remote("")
-    launcher = Standins(run, constitution=None, run_name="starved", tell=print)  # type: ignore[arg-type]
+    launcher = Standins(run, constitution=None, run_name="starved", emit=print)  # type: ignore[arg-type]
     with pytest.raises(
         RunFailedError, match=r"no place for learner within recovery.node_timeout_s = 3 s; see with `ray status`"
     ):
@@ -307,20 +307,22 @@ async def test_lines_of_a_run_are_strict_json_and_restarts_make_no_new_names(ray
     """The contract of metrics and events, with odd fields and after many restarts. Workers' logs are Ray's own; what
     Solon says of a run is in these files, and there is no logging with `extra` of ours that could lose a line."""
     directory = RunDirectory.create(tmp_path, "odd", default="odd")
-    tally = Tally(staleness_bound=4, total_steps=8)
-    recorder = Recorder(directory, tally, unbox=lambda box: None, provenance={}, on_failure=lambda error: None)
+    totals = RunTotals(staleness_bound=4, total_steps=8)
+    recorder = Recorder(
+        directory, totals, open_payload=lambda payload_ref: None, provenance={}, on_failure=lambda error: None
+    )
     async with World(steps=8, engines=2) as world:
         watcher = world.watcher
-        tell = watcher.event
+        emit = watcher.event
 
         def both(name: str, **fields: Any) -> None:
-            tell(name, **fields)
+            emit(name, **fields)
             recorder.event(name, **fields)
 
         watcher.event = both  # type: ignore[method-assign]
         world.ledger.listen(both)
         for guard in world.guards:
-            guard.tell = both
+            guard.emit = both
         stepped = watcher.stepped
 
         def step(lease: Any, report: Any) -> None:

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import ray
 
-from actors.calls import is_there, put_in_box
-from solon.staleness import StalenessConfig
+from actors.calls import is_there, put_payload
+from solon.ledger.staleness import StalenessConfig
 from tests.ray.world import QUICK, World
 
 pytestmark = pytest.mark.ray
@@ -90,8 +90,8 @@ async def test_whether_a_payload_is_there_is_learnt_without_fetching_it_and_a_lo
         maker = Maker.remote()
         home = ray.get(maker.node.remote())
         far, small = [maker.make.remote(20 * 2**20)], [maker.make.remote(10)]
-        mine = put_in_box(np.zeros(2**20, np.uint8))
-        assert [await is_there(box) for box in (far, small, mine)] == [True, True, True]
+        mine = put_payload(np.zeros(2**20, np.uint8))
+        assert [await is_there(payload_ref) for payload_ref in (far, small, mine)] == [True, True, True]
         places = ray.experimental.get_object_locations(far)[far[0]]["node_ids"]
         assert places == [home]
         cluster.remove_node(next(n for n in rooms if n.node_id == home), allow_graceful=False)
@@ -99,7 +99,7 @@ async def test_whether_a_payload_is_there_is_learnt_without_fetching_it_and_a_lo
         while await is_there(far):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
-        assert [await is_there(box) for box in (far, small, mine)] == [False, True, True]
+        assert [await is_there(payload_ref) for payload_ref in (far, small, mine)] == [False, True, True]
 
 
 async def test_twice_as_much_data_as_the_object_store_holds_goes_through_it():

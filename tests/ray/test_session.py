@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import os, signal, time
-from cluster.session import cluster
+from cluster.ray_session.session import cluster
 before = signal.getsignal(signal.SIGTERM)
 try:
     with cluster(dashboard=False):

@@ -26,18 +26,18 @@ from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
 from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout, batch_digest, make_group, make_weights
-from cluster.vigil import waiting_tasks
-from solon.async_ledger import AsyncLedger
+from cluster.watchdog import waiting_tasks
 from solon.errors import WorkerLostError
-from solon.guarded import GuardedJudge, GuardedLearner, GuardedRollout
-from solon.ledger import Grant, LedgerConfig
+from solon.files.prompts import PromptSource
+from solon.ledger.async_ledger import AsyncLedger
+from solon.ledger.ledger import Grant, LedgerConfig
+from solon.ledger.staleness import StalenessConfig
 from solon.loop import Lanes, run_loop
-from solon.prompts import PromptSource
+from solon.pipeline.publication import Publication, PublishConfig
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, StepReport, Weights
-from solon.recovery import Guard, RecoveryConfig, spare_each_other
-from solon.staleness import StalenessConfig
-from solon.weights import Publication, PublishConfig
+from solon.recovery.guard import Guard, RecoveryConfig, mutual_failover
+from solon.recovery.supervised_lanes import SupervisedJudge, SupervisedLearner, SupervisedRollout
 from tests.unit.fakes import Witness, make_prompt
 
 QUICK = RecoveryConfig(
@@ -151,13 +151,13 @@ class Watcher(Witness):
     log: list[tuple[str, Any]] = field(default_factory=list)
     """Everything in the order in which it was told: ("generated", report), ("published", version), (event, fields)."""
 
-    def generated(self, report: GenerationReport, box: Any) -> None:
-        super().generated(report, box)
+    def generated(self, report: GenerationReport, payload_ref: Any) -> None:
+        super().generated(report, payload_ref)
         self.generations.append(report)
         self.log.append(("generated", report))
 
-    def labelled(self, report: LabelReport, box: Any) -> None:
-        super().labelled(report, box)
+    def labelled(self, report: LabelReport, payload_ref: Any) -> None:
+        super().labelled(report, payload_ref)
         self.labels.append(report)
 
     def stepped(self, lease: Any, report: StepReport) -> None:
@@ -236,12 +236,12 @@ class World:
             total_groups=steps * batch,
         )
         self.ledger.listen(watcher.event)
-        tell = watcher.event
-        self.rollout = [GuardedRollout(lane, Guard(lane, recovery, tell=tell)) for lane in self.engines]
-        judging = [GuardedJudge(lane, Guard(lane, recovery, tell=tell)) for lane in self.judges]
-        learning = GuardedLearner(self.learner, recovery, checkpoint="", tell=tell)
-        spare_each_other([lane.guard for lane in self.rollout])
-        spare_each_other([lane.guard for lane in judging])
+        emit = watcher.event
+        self.rollout = [SupervisedRollout(lane, Guard(lane, recovery, emit=emit)) for lane in self.engines]
+        judging = [SupervisedJudge(lane, Guard(lane, recovery, emit=emit)) for lane in self.judges]
+        learning = SupervisedLearner(self.learner, recovery, checkpoint="", emit=emit)
+        mutual_failover([lane.guard for lane in self.rollout])
+        mutual_failover([lane.guard for lane in judging])
         self.guards = [*(lane.guard for lane in self.rollout), *(lane.guard for lane in judging), learning.guard]
         self.publication = Publication(
             self.rollout, settings=PublishConfig(logprob_tolerance=1e-3, timeout_s=publish_s), initial=make_weights(0)
@@ -283,8 +283,8 @@ class World:
     async def __aenter__(self) -> World:
         starting = [self._up(lane.start, lane.restart) for lane in (*self.engines, *self.judges)]
         learner = self._up(self.learner.start, partial(self.learner.restart_from, ""))
-        (manifest, box), *_ = await asyncio.gather(learner, *starting)
-        await self._up(partial(self.publication.verify, manifest, box), self._all_again(manifest, box))
+        (manifest, payload_ref), *_ = await asyncio.gather(learner, *starting)
+        await self._up(partial(self.publication.verify, manifest, payload_ref), self._all_again(manifest, payload_ref))
         for guard in self.guards:
             guard.start()
         return self
@@ -299,11 +299,11 @@ class World:
                 start = again
         return await start()
 
-    def _all_again(self, manifest: Weights, box: Any) -> Callable[[], Any]:
+    def _all_again(self, manifest: Weights, payload_ref: Any) -> Callable[[], Any]:
         async def again() -> None:
             for lane in self.engines:
                 await self._up(lane.restart, lane.restart)
-            await self.publication.verify(manifest, box)
+            await self.publication.verify(manifest, payload_ref)
 
         return again
 

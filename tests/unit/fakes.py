@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from solon.async_ledger import AsyncLedger
 from solon.errors import WorkerLostError
-from solon.ledger import Lease, LedgerConfig, Work
+from solon.files.prompts import PromptSource, prompt_id
+from solon.ledger.async_ledger import AsyncLedger
+from solon.ledger.ledger import Lease, LedgerConfig, Work
+from solon.ledger.staleness import StalenessConfig
 from solon.loop import Lanes
-from solon.prompts import PromptSource, prompt_id
+from solon.pipeline.publication import Publication, PublishConfig
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, Message, Prompt, Rollout, StepReport, Weights
-from solon.staleness import StalenessConfig
-from solon.weights import Publication, PublishConfig
 
 
 def make_prompt(text: str = "what color is the sky ?", *tags: str) -> Prompt:
@@ -180,10 +180,10 @@ class Witness:
     generated_ordinals: list[int] = field(default_factory=list)
     labelled_ordinals: list[int] = field(default_factory=list)
 
-    def generated(self, report: GenerationReport, box: Any) -> None:
+    def generated(self, report: GenerationReport, payload_ref: Any) -> None:
         self.generated_ordinals.append(report.ordinal)
 
-    def labelled(self, report: LabelReport, box: Any) -> None:
+    def labelled(self, report: LabelReport, payload_ref: Any) -> None:
         self.labelled_ordinals.append(report.ordinal)
 
     def stepped(self, lease: Lease, report: StepReport) -> None:

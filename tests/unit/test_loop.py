@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from solon.errors import AttestationError, RunFailedError
+from solon.ledger.staleness import StalenessConfig
 from solon.loop import Room, run_loop
-from solon.staleness import StalenessConfig
 from tests.unit.fakes import FakeJudge, FakeLearner, FakeRollout, make_lanes
 
 
@@ -65,8 +65,8 @@ async def test_lockstep_labels_only_when_the_whole_batch_is_generated():
         lockstep=True,
     )
     order = []
-    lanes.observer.generated = lambda report, box: order.append("g")
-    lanes.observer.labelled = lambda report, box: order.append("l")
+    lanes.observer.generated = lambda report, payload_ref: order.append("g")
+    lanes.observer.labelled = lambda report, payload_ref: order.append("l")
     await run(lanes)
     assert "".join(order) == "ggggllll" * 5
 

@@ -20,22 +20,22 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from solon.constitution import Constitution
-from solon.engines.openai_config import EndpointConfig
+from solon.constitution.constitution import Constitution
 from solon.errors import InputError
-from solon.feedback.asking.prompts import NO_SECRET
-from solon.feedback.asking.templates import TEMPLATES, require_suited
-from solon.feedback.asking.text_prompts import TextPrompts
 from solon.feedback.caches.cache import open_cache
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.endpoint.config import EndpointConfig
+from solon.feedback.interfaces import Item, Verdict
 from solon.feedback.judges.engine_judge import EngineJudge
 from solon.feedback.judges.identity import JudgeIdentity
-from solon.feedback.judging import Item, Verdict
+from solon.feedback.prompting.prompts import NO_SECRET
+from solon.feedback.prompting.templates import TEMPLATES, require_suited
+from solon.feedback.prompting.text_prompts import TextPrompts
 from solon.feedback.questions import Answer, Question
 from solon.feedback.spending.limiter import AsyncLimits, Limiter, LimitsPort
 from solon.feedback.spending.limits import LimitsConfig
-from solon.toml_file import read_toml
-from solon.validation import describe_invalid
+from solon.files.toml_file import read_toml
+from solon.files.validation import describe_invalid
 
 
 class EndpointFile(BaseModel):
@@ -89,7 +89,7 @@ class EndpointJudge:
 
     async def start(self) -> JudgeIdentity:
         """Raises InputError when the key is missing, or critiques are asked for, which endpoints do not write."""
-        from solon.engines.openai import EndpointAsk
+        from solon.feedback.endpoint.ask import EndpointAsk
         from solon.feedback.judges.local import in_both_orders, load_calibration
 
         if self._config.critique_tokens:

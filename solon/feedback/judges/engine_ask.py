@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from solon.engines.base import Completion, Request
 from solon.engines.runner import EngineRunner
-from solon.feedback.asking.prompts import JudgePrompts
+from solon.feedback.prompting.prompts import JudgePrompts
 from solon.feedback.questions import Answer, Question
 
 LITTLE_MASS = 0.5

@@ -2,8 +2,9 @@
 
     item ──lay out──▶ question(s) ──ask──▶ log-probs ──read, debias, calibrate──▶ verdict
 
-A pair is asked in both orders, or in one where the other could not change the verdict (`solon.feedback.asking.swap`). A
-question whose answer put little probability on the labels is asked once more with a reminder.
+A pair is asked in both orders, or in one where the other could not change the verdict
+(`solon.feedback.prompting.swap`). A question whose answer put little probability on the
+labels is asked once more with a reminder.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from solon.feedback.asking.prompts import Layout
-from solon.feedback.asking.swap import PositionBias, is_audited, pair_digest, shown_swapped
-from solon.feedback.asking.templates import JudgeTemplate
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.interfaces import Item, Task, Verdict
 from solon.feedback.judges.verdicts import Reading, mass, read_bool, read_one_order, read_pair, read_score, turned
-from solon.feedback.judging import Item, Task, Verdict
+from solon.feedback.prompting.prompts import Layout
+from solon.feedback.prompting.swap import PositionBias, is_audited, pair_digest, shown_swapped
+from solon.feedback.prompting.templates import JudgeTemplate
 from solon.feedback.questions import Answer, Ask, Question, question_digest
 from solon.records import Status
 

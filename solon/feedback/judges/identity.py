@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from solon.engines.base import EngineConfig
-from solon.feedback.asking.templates import JudgeTemplate
+from solon.feedback.prompting.templates import JudgeTemplate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

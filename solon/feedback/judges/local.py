@@ -13,19 +13,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineConfig
 from solon.engines.build import build_engine
 from solon.engines.runner import EngineRunner
-from solon.feedback.asking.prompts import NO_SECRET, JudgePrompts
-from solon.feedback.asking.templates import TEMPLATES, require_suited
 from solon.feedback.caches.cache import open_cache
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.interfaces import Item, Verdict
 from solon.feedback.judges.batching import Batcher
 from solon.feedback.judges.engine_ask import EngineAsk
 from solon.feedback.judges.engine_judge import CalibrateTask, EngineJudge
 from solon.feedback.judges.identity import JudgeIdentity, identify
-from solon.feedback.judging import Item, Verdict
+from solon.feedback.prompting.prompts import NO_SECRET, JudgePrompts
+from solon.feedback.prompting.templates import TEMPLATES, require_suited
 from solon.feedback.questions import Question
 
 VERDICT_TOKENS = 8

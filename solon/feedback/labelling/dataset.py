@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from solon.data_config import ReadConfig
 from solon.engines.thinking import without_old_thoughts, without_thought
 from solon.errors import InputError, short
-from solon.prompts import is_text, json_note, parse_prompt, with_messages
+from solon.files.data_config import ReadConfig
+from solon.files.prompts import is_text, json_note, parse_prompt, with_messages
+from solon.files.rows import excerpt_of, folded, read_rows
 from solon.records import Group, Prompt, Rollout
-from solon.rows import excerpt_of, folded, read_rows
 
 ANSWER_COLUMNS = ("answers", "completions", "responses")
 PAIR_COLUMNS = ("chosen", "rejected")

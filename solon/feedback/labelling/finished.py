@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.labelling.dataset import AnswerRow
 from solon.feedback.reward import rewards

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.errors import first_cause
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.judging import Judge
+from solon.feedback.interfaces import Judge
 from solon.feedback.labeler import Labeler
 from solon.feedback.labelling.budget import UNLIMITED, Budget, Purse
 from solon.feedback.labelling.dataset import AnswerRow, SkippedRow
@@ -27,10 +27,10 @@ from solon.feedback.labelling.finished import feedback_of, finished_rows, read_l
 from solon.feedback.labelling.label_summary import Summary
 from solon.feedback.labelling.preferences import Preference, preference_row, preferences
 from solon.feedback.labelling.remedies import why_nothing
-from solon.quarantine import Quarantine
 from solon.records import Feedback, Label, Status
-from solon.run_directory import RunDirectory
-from solon.tables import label_rows
+from solon.runs.directory import RunDirectory
+from solon.runs.quarantine import Quarantine
+from solon.runs.tables import label_rows
 
 ROWS_AT_ONCE = 96
 """Rows under way together: enough to fill the engine's batches."""

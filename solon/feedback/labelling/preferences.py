@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.labelling.dataset import AnswerRow
 from solon.feedback.pairwise import pair_margins

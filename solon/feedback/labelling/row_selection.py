@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, model_validator
 
-from solon.constitution import Constitution
-from solon.feedback.choosing.selection import Selection, SelectionConfig, plan, select
-from solon.feedback.choosing.worth import Signals
+from solon.constitution.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.labelling.dataset import AnswerRow
 from solon.feedback.labelling.finished import feedback_of, read_labels
 from solon.feedback.labelling.preferences import preferences
 from solon.feedback.panels.selective import STREAMING
+from solon.feedback.selection.policy import Selection, SelectionConfig, plan, select
+from solon.feedback.selection.worth import Signals
 
 FILE = "selection.jsonl"
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from solon.engines.base import EngineConfig
 from solon.feedback.labelling.dataset import AnswerRow, SkippedRow
-from solon.ledger import Grant
-from solon.prompt_screen import Screening, screen
+from solon.ledger.ledger import Grant
+from solon.pipeline.prompt_screen import Screening, screen
+from solon.pipeline.rollout import RolloutSettings, RolloutWorker
 from solon.protocols import Assignment
 from solon.records import Salvage, Sampling
-from solon.rollout import RolloutSettings, RolloutWorker
-from solon.run_directory import RunDirectory
+from solon.runs.directory import RunDirectory
 
 FILE = "answers.jsonl"
 PROMPTS_AT_ONCE = 64

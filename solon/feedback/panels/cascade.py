@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 
 from solon.errors import InputError
-from solon.feedback.judging import Item, Judge, Verdict, sound
+from solon.feedback.interfaces import Item, Judge, Verdict, sound
 from solon.feedback.quality.intervals import Floats, rows
 from solon.records import Status
 

@@ -21,11 +21,11 @@ from dataclasses import replace
 import numpy as np
 from pydantic import model_validator
 
-from solon.feedback.choosing.estimators import Control, doubly_robust, fit_control
-from solon.feedback.choosing.selection import SelectionConfig, plan, select
-from solon.feedback.choosing.worth import Signals
-from solon.feedback.judging import Item, Judge, Verdict
+from solon.feedback.interfaces import Item, Judge, Verdict
 from solon.feedback.panels.cascade import summed_costs
+from solon.feedback.selection.estimators import Control, doubly_robust, fit_control
+from solon.feedback.selection.policy import SelectionConfig, plan, select
+from solon.feedback.selection.worth import Signals
 from solon.records import Status
 
 STREAMING = ("random", "uncertainty", "near_tie")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from solon.feedback.judging import Verdict
+from solon.feedback.interfaces import Verdict
 from solon.records import Status
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from solon.errors import InputError
-from solon.feedback.judging import Verdict
+from solon.feedback.interfaces import Verdict
 from solon.feedback.panels.cascade import upper_bound
 from solon.feedback.quality.intervals import Floats, mean
 

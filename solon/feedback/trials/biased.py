@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from solon.feedback.judging import Item, Judge, Verdict
+from solon.feedback.interfaces import Item, Judge, Verdict
 from solon.records import Status
 
 Bias = Literal["length", "phrase", "first_position", "flattery", "random_flips"]

@@ -20,13 +20,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from solon.constitution import Constitution
+from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.checkpoint import model_settings, require_model
 from solon.errors import InputError, RunFailedError, nearest
-from solon.feedback.asking.swap import SwapConfig
 from solon.feedback.caches.cache import CacheConfig
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.prompting.swap import SwapConfig
 from solon.feedback.trials.gold import GoldPair
 from solon.feedback.trials.measuring import Measurement, measure
 

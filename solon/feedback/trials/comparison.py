@@ -18,7 +18,7 @@ from solon.errors import InputError
 from solon.feedback.quality.agreement import agreement, codes, flips, kappa
 from solon.feedback.quality.consistency import position_quality
 from solon.feedback.quality.intervals import Interval, Statistic, mcnemar
-from solon.feedback.quality.quality import Bin, ece, ece_floor, reliability
+from solon.feedback.quality.metrics import Bin, ece, ece_floor, reliability
 from solon.feedback.trials.gold import GoldPair
 from solon.feedback.trials.measuring import Measurement
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from solon.feedback.judging import Judge, Verdict
+from solon.feedback.interfaces import Judge, Verdict
 from solon.feedback.quality.intervals import Interval, wilson
 from solon.feedback.trials.gold import GoldPair
 

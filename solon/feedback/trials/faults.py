@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from solon.errors import nearest
-from solon.feedback.judging import Item, Judge, Verdict
+from solon.feedback.interfaces import Item, Judge, Verdict
 from solon.feedback.panels.cascade import summed_costs
 from solon.feedback.questions import Answer, Ask, Question, question_digest
 from solon.records import Status

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from solon.constitution import Constitution, Principle
+from solon.constitution.constitution import Constitution, Principle
 from solon.errors import InputError, nearest, short
-from solon.feedback.judging import Item
+from solon.feedback.interfaces import Item
 from solon.feedback.labelling.dataset import parse_row
+from solon.files.rows import read_rows
 from solon.records import Prompt
-from solon.rows import read_rows
 
 EXPECTED = {"a": 1.0, "b": 0.0, "tie": 0.5}
 MAX_BAD_SHARE = 0.01

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from solon.feedback.judging import Judge, Verdict
+from solon.feedback.interfaces import Judge, Verdict
 from solon.feedback.trials.gold import GoldPair
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from solon.errors import InputError
-from solon.feedback.judging import Item, Verdict
+from solon.feedback.interfaces import Item, Verdict
 from solon.feedback.trials.gold import GoldPair
 
 

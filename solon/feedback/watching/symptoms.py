@@ -18,7 +18,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from solon.feedback.quality.quality import sigmoid
+from solon.feedback.quality.metrics import sigmoid
 from solon.records import Feedback, Group
 
 NGRAM = 3

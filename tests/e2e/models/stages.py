@@ -14,11 +14,11 @@ import numpy as np
 
 from learners.config import LearnConfig, LoraConfig
 from learners.ppo import PPOLearner
-from solon.attestation import attest
 from solon.engines.base import EngineConfig
 from solon.engines.runner import load_and_report
 from solon.engines.same_numbers import require_same_numbers
 from solon.engines.vllm_classes import classes_left_alone
+from solon.pipeline.attestation import attest
 from tests.e2e.models.subject import LENGTH, Subject, answered_groups, canary_gap, largest_gap, plain_logprobs
 
 EXACT = 1e-5
@@ -49,7 +49,7 @@ def packed_gradients(subject: Subject) -> float:
     """Norm of the difference, relative."""
     import torch
 
-    from tests.unit.test_sharing import gradient
+    from tests.unit.learners.test_sharing import gradient
 
     found, expected, model = _packed(subject)
     weights = torch.linspace(-1, 1, len(found))
@@ -63,7 +63,7 @@ def _packed(subject: Subject) -> tuple[Any, Any, Any]:
 
     from learners.batch import Batch
     from learners.policy import Policy
-    from tests.unit.test_sharing import TEMPERATURE, mixed_groups, one_by_one
+    from tests.unit.learners.test_sharing import TEMPERATURE, mixed_groups, one_by_one
 
     config = LearnConfig(kl_coefficient=0.0, advantages="group")
     policy = Policy(config, model=str(subject.path), temperature=TEMPERATURE)

@@ -1,0 +1,153 @@
+"""A run file fitted to its models and to the machine, where it leaves the choice: what is set stays as it is."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster.config.run_file import RunFile
+from cluster.config.sections import EngineSection, RolloutSection
+from solon.engines.device import NEEDS_A_GPU, vllm_build
+from solon.engines.lengths import fit_length
+from solon.errors import InputError
+from solon.models.facts import context_of
+
+LEAST_SHARE = 0.05
+"""CPUs of an actor; with less, the machine is not for this run."""
+_CGROUP = Path("/sys/fs/cgroup/cpu.max")
+_GPUS, _DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
+
+
+def fit_run(run: RunFile, *, cpus: float | None = None) -> tuple[RunFile, tuple[str, ...]]:
+    """The run with lengths that its policy takes and CPUs that the machine has, and a sentence for each change.
+
+    cpus: of a cluster that is this machine alone; None: a cluster of which nothing is known. Raises InputError when
+    what is set does not fit.
+    """
+    rollout, notes = _fit_lengths(run.rollout, context_of(run.policy))
+    notes += _fitted_judges(run)
+    if rollout is not run.rollout:
+        run = run.model_copy(update={"rollout": rollout})
+    if cpus is not None:
+        run, more = _fit_cpus(run, cpus)
+        notes += more
+        run, more = _fit_backends(run, vllm_build())
+        notes += more
+    return run, tuple(notes)
+
+
+def own_cpus() -> float | None:
+    """CPUs of the cluster that a run would start here; None when it joins another one."""
+    return None if joins_another() else machine_cpus()
+
+
+def machine_cpus() -> float:
+    """CPUs of this machine, or of the container that this is, as Ray counts them."""
+    count = float(os.cpu_count() or 1)
+    try:
+        quota, period = _CGROUP.read_text(encoding="utf-8").split()
+        return max(1.0, min(count, float(int(quota) // int(period))))
+    except (OSError, ValueError):  # no limit
+        return count
+
+
+def too_large_for_here(run: RunFile) -> str | None:
+    """What the machine lacks, for somebody who has not started yet; None: nothing, or another cluster is joined."""
+    if joins_another():
+        return None
+    gpus, cpus = machine_gpus(), machine_cpus()
+    if run.gpus > gpus:
+        return (
+            f"the run needs {run.gpus:g} GPU(s), this machine has {gpus}: it is refused here, not on a larger cluster"
+        )
+    if run.cpus > cpus + 1e-6:
+        return (
+            f"the run needs {run.cpus:g} CPU(s), this machine has {cpus:g}: it is refused here, not on a larger "
+            "cluster; lower num_cpus in [rollout], [judging] and [learn]"
+        )
+    return None
+
+
+def machine_gpus() -> int:
+    """GPUs that a process of this machine sees, as far as that is known without asking a driver; 1 where there is some
+    number of them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([one for one in chosen.split(",") if one.strip() and not one.strip().startswith("-")])
+    if _GPUS.is_dir() and (count := len(list(_GPUS.iterdir()))):
+        return count
+    count = len([path for path in _DEVICES.glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()])
+    return count or int(any((_DEVICES / name).exists() for name in ("dxg", "kfd")))
+
+
+def joins_another() -> bool:
+    """Whether a run that starts here joins a cluster that is there already."""
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
+def _fit_lengths(rollout: RolloutSection, context: int | None) -> tuple[RolloutSection, list[str]]:
+    fitted = fit_length(rollout, context, where="rollout.max_model_len")
+    if fitted is rollout:
+        return rollout, []
+    length = fitted.max_model_len
+    notes = [f"rollout.max_model_len is {length}, the policy's context"]
+    if fitted.max_tokens < length:
+        return fitted, notes
+    if fitted.max_tokens != RolloutSection.model_fields["max_tokens"].default:
+        raise InputError(
+            f"rollout.max_tokens = {fitted.max_tokens} leaves no room for a prompt in the policy's context of {length} "
+            "tokens; lower it"
+        )
+    if fitted.min_tokens > length // 2:
+        raise InputError(
+            f"rollout.min_tokens = {fitted.min_tokens} exceeds half of the policy's context of {length} tokens, which "
+            "an answer gets; lower it, or set rollout.max_tokens"
+        )
+    notes.append(f"rollout.max_tokens is {length // 2}, half of it")
+    return fitted.model_copy(update={"max_tokens": length // 2}), notes
+
+
+def _fitted_judges(run: RunFile) -> list[str]:
+    """Each judge's engine gets its own length: see `EngineSection.engine`."""
+    notes = []
+    for judge in dict.fromkeys((run.judge, *run.feedback.panel, run.auditor)):
+        context = context_of(judge) if judge else None
+        fitted = fit_length(run.judging, context, where=f"judging.max_model_len (judge {judge})")
+        if fitted is not run.judging:
+            notes.append(f"judging.max_model_len is {context} for {judge}, its context")
+    return notes
+
+
+def _fit_backends(run: RunFile, build: str) -> tuple[RunFile, list[str]]:
+    """vLLM for GPUs computes nothing on a CPU: engines without a GPU take the other backend, unless one was chosen."""
+    sections: Mapping[str, EngineSection] = {"rollout": run.rollout, "judging": run.judging}
+    stuck = [
+        name
+        for name, section in sections.items()
+        if build == "gpu" and section.num_gpus == 0 and "backend" not in section.model_fields_set
+    ]
+    if not stuck:
+        return run, []
+    changed = {name: sections[name].model_copy(update={"backend": "transformers"}) for name in stuck}
+    places = " and ".join(f"{name}.backend" for name in stuck)
+    verb = "is" if len(stuck) == 1 else "are"
+    note = f"{places} {verb} transformers: num_gpus is 0 and {NEEDS_A_GPU}; num_gpus above 0 uses it"
+    return run.model_copy(update=changed), [note]
+
+
+def _fit_cpus(run: RunFile, cpus: float) -> tuple[RunFile, list[str]]:
+    """Defaults shrink until all actors have a place; what somebody chose is left alone."""
+    actors: Mapping[str, int] = {"rollout": run.rollout.num_actors, "judging": run.num_judges, "learn": 1}
+    free = [name for name in actors if "num_cpus" not in getattr(run, name).model_fields_set]
+    if run.cpus <= cpus or not free:
+        return run, []
+    taken = sum(actors[name] * getattr(run, name).num_cpus for name in actors if name not in free)
+    share = math.floor((cpus - taken) / sum(actors[name] for name in free) * 100) / 100
+    if share < LEAST_SHARE:
+        return run, []
+    sections = {name: getattr(run, name).model_copy(update={"num_cpus": share}) for name in free}
+    places = " and ".join(f"{name}.num_cpus" for name in free)
+    note = f"{places} are {share:g}: with the defaults the run needs {run.cpus:g} CPUs, this machine has {cpus:g}"
+    return run.model_copy(update=sections), [note]

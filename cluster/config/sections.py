@@ -1,0 +1,145 @@
+"""Sections of a run file that place work on a cluster or watch it: engines, learner, evaluation, audit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from cluster.config.labels import Labels
+from learners.config import LearnConfig
+from solon.engines.base import EngineConfig, EngineOptions
+from solon.engines.lengths import engine_config
+from solon.engines.sampling import SamplingOptions
+from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
+
+
+def _as_ray_counts(quantity: float) -> float:
+    if quantity > 1 and quantity != int(quantity):
+        raise ValueError(f"got {quantity:g}, expected a whole number above 1: Ray counts no fraction above 1")
+    if 0 < quantity < 1e-4:
+        raise ValueError(f"got {quantity:g}, expected 0 or at least 0.0001: Ray counts no finer")
+    return quantity
+
+
+def _one_device(quantity: float) -> float:
+    if quantity > 1:
+        raise ValueError(
+            f"got {quantity:g}, expected at most 1: an engine is not divided over several GPUs (no tensor "
+            "parallelism) and neither is the learner, so all but one would be idle; set 1, and num_actors for more "
+            "engines"
+        )
+    return _as_ray_counts(quantity)
+
+
+Quantity = Annotated[float, Field(ge=0), AfterValidator(_as_ray_counts)]
+"""Ray CPUs of one actor: a fraction of one, or a whole number."""
+Share = Annotated[float, Field(ge=0), AfterValidator(_one_device)]
+"""Ray GPUs of one actor: none, a fraction of one, or one."""
+
+
+class Section(BaseModel):
+    """A part of the run file that allows no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineSection(EngineOptions):
+    """An engine's options and the resources of the actors that host it."""
+
+    num_actors: int = Field(1, ge=1)
+    """Engines of this kind, each its own Ray actor."""
+    num_cpus: Quantity = 1.0
+    """Ray CPUs of one actor."""
+    num_gpus: Share = 0.0
+    """Ray GPUs of one actor: 0, the engine runs on the CPU and sees no GPU; below 1, several actors share a device and
+    must share its memory."""
+    labels: Labels = Field(default_factory=dict)
+    """Label selector: these actors run on nodes with these labels alone. Empty: on any node."""
+
+    def engine(self, model: str, *, seed: int) -> EngineConfig:
+        """The configuration of the engine itself, a default length fitted to the model's context."""
+        config = engine_config(model, self, seed=seed)
+        placed = {"device": "gpu" if self.num_gpus else "cpu", "shares_device": 0 < self.num_gpus < 1}
+        return config.model_copy(update=placed)
+
+
+class RolloutSection(EngineSection, SamplingOptions):
+    """Generation: the engine, and how answers are drawn."""
+
+    group_size: int = Field(8, ge=1)
+    """Answers per prompt."""
+
+    def engine(self, model: str, *, seed: int) -> EngineConfig:
+        """As of any engine; this one is given new weights."""
+        return super().engine(model, seed=seed).model_copy(update={"reloads": True})
+
+
+class LearnSection(LearnConfig):
+    """Learning, and the resources of the learner's actor."""
+
+    num_cpus: Quantity = 1.0
+    """Ray CPUs of the learner."""
+    num_gpus: Share = 0.0
+    """Ray GPUs of the learner: 0, it runs on the CPU and sees no GPU; below 1, it shares a device."""
+    labels: Labels = Field(default_factory=dict)
+    """Label selector: the learner runs on a node with these labels. Empty: on any node."""
+
+    @model_validator(mode="after")
+    def _device_is_asked_for(self) -> Self:
+        wants_gpu = self.device.startswith("cuda")
+        if wants_gpu and not self.num_gpus:
+            raise ValueError(
+                f"device = {self.device!r} with num_gpus = 0, which hides every GPU from the learner; set num_gpus"
+            )
+        if wants_gpu and self.device not in ("cuda", "cuda:0"):
+            raise ValueError(
+                f"device = {self.device!r}, expected 'auto': the learner sees one GPU, the one it was given"
+            )
+        if self.device == "cpu" and self.num_gpus:
+            raise ValueError(f"device = 'cpu' with num_gpus = {self.num_gpus:g}, which would be idle; set num_gpus = 0")
+        return self
+
+    @property
+    def placed(self) -> Self:
+        """The same with the device that it was given in place of `auto`, so that a GPU that is not there is an error
+        and not a slow learner."""
+        return self.model_copy(update={"device": "cuda" if self.num_gpus else "cpu"})
+
+
+class EvaluateSection(Section):
+    """Held-out evaluation before the first and after the last step, by an evaluator that never rewards."""
+
+    prompts: str = ""
+    """Held-out prompts; empty: no evaluation."""
+    evaluator: Literal["", "nursery", "judge"] = ""
+    """`nursery`: the tiny language's programmatic oracles. `judge`: the feedback questions, asked of another
+    judge, `audit_judge`."""
+    audit_judge: str = ""
+    max_prompts: int = Field(256, ge=1)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if bool(self.prompts) != bool(self.evaluator):
+            raise ValueError("evaluate needs both prompts and evaluator, or neither")
+        if (self.evaluator == "judge") != bool(self.audit_judge):
+            raise ValueError("evaluate.audit_judge goes with evaluate.evaluator = 'judge'; set both or neither")
+        return self
+
+
+class WatchSection(WatchConfig):
+    """The gold audit: another judge reads a share of the rollouts, which never becomes a reward."""
+
+    audit_judge: str = ""
+    """Another model than the judge, better of another family and larger; empty: nothing is watched."""
+    kl_factor: float = Field(2.0, gt=1, le=100)
+    """`action = "raise_kl"`: what learn.kl_coefficient is multiplied by, once for each kind of alarm."""
+    canary: str = ""
+    """Pairs with a right verdict that the judge is asked again and again, past its caches; empty: none."""
+    canaries: CanaryConfig = CanaryConfig()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.audit_judge and self != WatchSection.model_construct():
+            raise ValueError("[watch] has no audit_judge, expected the model that audits; name one or drop the section")
+        return self

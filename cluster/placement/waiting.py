@@ -1,0 +1,96 @@
+"""Says, while a run starts, which of its actors have no place yet and what the cluster does about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import ray
+
+from cluster.placement.placement import Demand, table
+from cluster.placement.supply import Growth, read_growth, read_supply
+from solon.errors import RunFailedError
+
+FIRST_S = 2.0
+"""Until the first line: an actor whose node is there has its place by then."""
+EVERY_S = 12.0
+"""Between two lines: nodes take minutes."""
+
+
+class Waiting:
+    """Actors without a place. `report` runs beside the start of all of them."""
+
+    def __init__(
+        self,
+        demands: Sequence[Demand],
+        *,
+        say: Callable[[str], None],
+        emit: Callable[..., None],
+        look: Callable[[], Growth] = read_growth,
+    ) -> None:
+        """say: for people. tell: events of the run. look: at the cluster; it may block."""
+        self._demands = demands
+        self._without = {demand.name: demand for demand in demands}
+        self._say = say
+        self._emit = emit
+        self._look = look
+
+    def placed(self, name: str) -> None:
+        """This actor has a place."""
+        self._without.pop(name, None)
+
+    async def report(self, *, first_s: float = FIRST_S, every_s: float = EVERY_S) -> None:
+        """A line every few seconds as long as the cluster has no room for an actor, and one event."""
+        pause_s, told = first_s, False
+        while self._without:
+            await asyncio.sleep(pause_s)
+            pause_s = every_s
+            growth = await self._growth()
+            # Without anything pending, the processes have their places and are being started.
+            if growth is None or not growth.pending or not self._without:
+                continue
+            if not told:
+                told = True
+                self._emit("waiting_for_nodes", workers=sorted(self._without), asks=self._asks())
+            self._say(self.line(growth))
+
+    def line(self, growth: Growth) -> str:
+        """What is awaited, and how far the cluster has come."""
+        parts = [f"waiting for {len(self._without)} of {len(self._demands)} actors: {self._asks()}"]
+        parts.append(f"nodes: {_counts(growth.nodes)}")
+        if growth.starting:
+            parts.append(f"starting: {_counts(growth.starting)}")
+        if growth.failed:
+            parts.append(f"not started: {', '.join(growth.failed)}")
+        return "; ".join(parts)
+
+    async def failure(self, limit_s: float) -> RunFailedError:
+        """What ends a run whose actors found no place in time, with a table as its note."""
+        growth = await self._growth()
+        supply = await asyncio.to_thread(read_supply)
+        failed = f" (not started: {', '.join(growth.failed)})" if growth is not None and growth.failed else ""
+        error = RunFailedError(
+            f"no place for {', '.join(sorted(self._without))} within recovery.node_timeout_s = {limit_s:g} s{failed}; "
+            "see with `ray status` what has the nodes, or why none starts; then ask for less, or raise it"
+        )
+        error.add_note(table(self._demands, supply))
+        return error
+
+    def _asks(self) -> str:
+        alike: dict[str, list[str]] = {}
+        for name, demand in self._without.items():
+            alike.setdefault(demand.asks or "nothing", []).append(name)
+        return "; ".join(
+            f"{', '.join(names)} {'ask' if len(names) > 1 else 'asks'} {asks}" for asks, names in alike.items()
+        )
+
+    async def _growth(self) -> Growth | None:
+        try:
+            return await asyncio.to_thread(self._look)
+        except ray.exceptions.RayError:  # a head that is busy answers the next time
+            return None
+
+
+def _counts(nodes: Mapping[str, int] | Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(nodes.items()))

@@ -1,0 +1,46 @@
+"""Whether the engines of a run can compute on the devices that it gives them."""
+
+from __future__ import annotations
+
+from cluster.config.fitting import joins_another, machine_gpus
+from cluster.config.run_file import RunFile
+from cluster.config.sections import EngineSection
+from solon.engines.device import require_build, vllm_build
+from solon.errors import InputError
+from solon.feedback.judges.endpoint_judge import EndpointFile
+
+
+def check_devices(run: RunFile) -> list[str]:
+    """Raises InputError for engines that cannot share a process on a GPU. Returns what this machine's vLLM cannot do:
+    another cluster may have another one, and the engines look at it themselves when they start."""
+    _check_one_engine_a_process(run)
+    if joins_another():
+        return []
+    sections: dict[str, EngineSection] = {"rollout": run.rollout}
+    if local_judges(run) or run.auditor:
+        sections["judging"] = run.judging
+    found = []
+    for name, section in sections.items():
+        if section.backend != "vllm" or (section.num_gpus and not machine_gpus()):
+            continue  # a machine without a GPU is no place for it in any case
+        try:
+            require_build("gpu" if section.num_gpus else "cpu", vllm_build(), f"[{name}]")
+        except InputError as error:
+            found.append(f"it is refused here, not on a cluster with another vLLM: {error}")
+    return found
+
+
+def local_judges(run: RunFile) -> list[str]:
+    """The judges of one judge actor that run on engines in it, endpoints left out."""
+    return [judge for judge in (run.judge, *run.feedback.panel) if not EndpointFile.names(judge)]
+
+
+def _check_one_engine_a_process(run: RunFile) -> None:
+    engines = local_judges(run)
+    if run.judging.num_gpus and run.judging.backend == "vllm" and len(engines) > 1:
+        raise InputError(
+            f"judging.num_gpus = {run.judging.num_gpus:g} with {len(engines)} judges in one actor "
+            f"({', '.join(engines)}), expected one: engines of one process share vLLM's workspace on a GPU, and the "
+            "second would break the first; let all but one be endpoints, set judging.num_gpus = 0, or remove "
+            "[feedback.cascade], [feedback.jury] or the proxy"
+        )

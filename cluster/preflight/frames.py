@@ -1,0 +1,120 @@
+"""The words of a model's chat template around a question, as the engine will render them. They are rendered from the
+files alone: importing transformers would cost seconds."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from solon.engines.admission import ADD_ROWS, named_tokens
+from solon.engines.chat_settings import ChatSettings, ThinkingMarks
+from solon.engines.thinking import KNOWN, leaves_open
+from solon.errors import InputError, nearest
+from solon.models.facts import ModelFacts, TokenizerFacts
+
+_MARK = "solonframemark"
+
+
+class FileEncoder:
+    """The tokenizer file alone. facts: of the model whose template is rendered; chat: how it is talked to."""
+
+    def __init__(
+        self, tokenizer: TokenizerFacts, facts: ModelFacts | None = None, chat: ChatSettings | None = None
+    ) -> None:
+        self._core = tokenizer.core
+        self._facts = facts
+        self._chat = chat or ChatSettings()
+
+    def encode(self, text: str, *, is_data: bool = False) -> list[int]:
+        ids: list[int] = self._core.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def chat_frame(self) -> tuple[list[int], list[int]]:
+        """Empty where the template cannot be rendered here."""
+        text = "" if self._facts is None else frame_text(self._facts, self._chat)
+        before, found, after = text.partition(_MARK)
+        return (self.encode(before), self.encode(after)) if found else ([], [])
+
+
+def frame_text(facts: ModelFacts, chat: ChatSettings) -> str:
+    """A question's place in the template, in which a verdict can be written at once; empty when the template needs more
+    than it is given here. Engines do the same (`ChatTokenizer.chat_frame`)."""
+    source, given = template_source(facts, chat), chat.chat_template_args
+    off = {name: False for name in ("enable_thinking", "thinking") if name in source and name not in given}
+    text = render_chat(facts, [{"role": "user", "content": _MARK}], chat, **off)
+    setting = chat.thinking
+    known = () if setting == "off" else (setting,) if isinstance(setting, ThinkingMarks) else KNOWN
+    marks = next((marks for marks in (*known, *KNOWN) if leaves_open(text, marks)), None)
+    return text if marks is None else f"{text.rstrip()}\n\n{marks.end}\n\n"
+
+
+def template_source(facts: ModelFacts, chat: ChatSettings) -> str:
+    """The Jinja template that the engine renders; empty where it cannot be read."""
+    file = facts.path / "chat_template.jinja"
+    named = Path(chat.chat_template).expanduser() if chat.chat_template else file
+    if chat.chat_template or file.exists():
+        try:
+            return named.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+    template = facts.tokenizer_config.get("chat_template")
+    if isinstance(template, list):  # several with names
+        named_ones = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+        template = named_ones[0].get("template") if named_ones else None
+    return template if isinstance(template, str) else ""
+
+
+def render_chat(
+    facts: ModelFacts, turns: Sequence[Mapping[str, str]], chat: ChatSettings | None = None, **more: Any
+) -> str:
+    """A conversation in the model's chat template; empty when the template needs more than it is given here."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    chat = chat or ChatSettings()
+    date = datetime.date.fromisoformat(chat.chat_date)
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    tokens: dict[str, Any] = {name: facts.special_token(name) or "" for name in names}
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, indent=how.get("indent"))
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form="%Y-%m-%d": date.strftime(form)
+    given = {**tokens, "tools": None, "documents": None, **chat.chat_template_args, **more}
+    try:
+        template = environment.from_string(template_source(facts, chat))
+        return str(template.render(messages=turns, add_generation_prompt=True, **given))
+    except Exception:  # a template is a program; whoever loads the model says what is wrong with it
+        return ""
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
+
+
+def require_rows(facts: ModelFacts, ids: Sequence[int], *, role: str, what: str) -> None:
+    """Every token that a judge is asked with has a row in its embedding. Raises InputError."""
+    rows, tokenizer = facts.rows, facts.tokenizer
+    beyond = {i for i in ids if rows is not None and i >= rows}
+    if beyond:
+        known = {} if tokenizer is None else tokenizer.tokens
+        raise InputError(
+            f"{role} model {facts.path}: {what} holds {named_tokens(beyond, lambda i: known.get(i, ''))}, the "
+            f"embedding has {rows} rows; {ADD_ROWS}"
+        )
+
+
+def unused_args(facts: ModelFacts, chat: ChatSettings, *, role: str, section: str) -> list[str]:
+    """A warning for each argument that the template never mentions."""
+    source = template_source(facts, chat)
+    known = [name for name in ("enable_thinking", "thinking", "reasoning_effort", "date_string") if name in source]
+    return [
+        f"{role}: {section}.chat_template_args has `{name}`, which its chat template never mentions"
+        f"{nearest(name, known)}; it changes nothing"
+        for name in chat.chat_template_args
+        if source and not re.search(rf"\b{re.escape(name)}\b", source)
+    ]

@@ -1,0 +1,86 @@
+"""Whether a judge can be asked: its labels are single tokens, and it can read the longest question."""
+
+from __future__ import annotations
+
+from cluster.preflight.frames import FileEncoder, require_rows
+from solon.constitution.constitution import Constitution
+from solon.engines.chat_settings import ChatSettings
+from solon.errors import InputError
+from solon.feedback.config import FeedbackConfig
+from solon.feedback.interfaces import Task
+from solon.feedback.judges.local import VERDICT_TOKENS
+from solon.feedback.prompting.prompts import LEAST_TEXT_TOKENS, TEMPLATES, JudgePrompts, label_ids
+from solon.feedback.prompting.templates import require_suited
+from solon.models.facts import ModelFacts
+from solon.records import Message
+
+
+def check_labels(facts: ModelFacts, template: str, *, role: str) -> None:
+    """Each label is one token. Raises InputError."""
+    if facts.tokenizer is None:
+        return  # a slow tokenizer: checked when the judge starts
+    chosen, encoder = TEMPLATES[template], FileEncoder(facts.tokenizer)
+    for labels in (chosen.pair_labels, chosen.bool_labels):
+        try:
+            require_suited(chosen, facts.tokenizer.core.get_vocab_size())
+            label_ids(encoder, chosen.prefill, labels)
+        except InputError as error:
+            raise InputError(f"{role} model {facts.path}: {error}") from None
+
+
+def check_frame(facts: ModelFacts, template: str, chat: ChatSettings, *, role: str) -> None:
+    """The words around every question have rows in the judge's embedding. Raises InputError."""
+    if facts.tokenizer is not None:
+        prompts = JudgePrompts(TEMPLATES[template], FileEncoder(facts.tokenizer, facts, chat))
+        ids = prompts.pointwise((), "", "")
+        require_rows(facts, (*ids, *prompts.pair_ids, *prompts.bool_ids), role=role, what="a question to it")
+
+
+def check_room(
+    facts: ModelFacts,
+    feedback: FeedbackConfig,
+    constitution: Constitution,
+    *,
+    role: str,
+    length: int,
+    task: Task,
+    answer_tokens: int,
+    chat: ChatSettings | None = None,
+) -> list[str]:
+    """Raises InputError when no text fits beside the longest question, or a question has tokens that the judge's
+    embedding lacks; says it when whole answers do not fit.
+
+    length: tokens that the judge reads at once. answer_tokens: what an answer may have. chat: how the judge
+    is talked to.
+    """
+    if facts.tokenizer is None:
+        return []
+    length = min(length, facts.context or length)
+    room = length - 1 - (feedback.critique_tokens + VERDICT_TOKENS if feedback.critique_tokens else 0)
+    template = TEMPLATES[feedback.template]
+    prompts = JudgePrompts(template, FileEncoder(facts.tokenizer, facts, chat), preamble=constitution.preamble)
+    answers = 2 if task == "pairwise" else 1
+    turn = (Message(role="user", content=""),)
+    longest, principle = 0, ""
+    for asked in (asked for one in constitution.principles for asked in one.questions(task)):
+        if answers == 2:
+            ids = prompts.pairwise(turn, "", "", asked.question)
+        else:
+            ids = prompts.pointwise(turn, "", asked.question)
+        require_rows(facts, ids, role=role, what=f"the question of principle {asked.principle.id!r}")
+        if len(ids) > longest:
+            longest, principle = len(ids), asked.principle.id
+    if longest + answers + 1 > room:  # a token of each text
+        raise InputError(
+            f"{role} model {facts.path}: the question of principle {principle!r} takes {longest} tokens without any "
+            f"text, and there is room for {room} (judging.max_model_len = {length}); raise it, shorten the question or "
+            "the preamble, or choose a judge of longer context"
+        )
+    whole = longest + LEAST_TEXT_TOKENS + answers * answer_tokens
+    if whole > room:
+        return [
+            f"{role}: answers of rollout.max_tokens = {answer_tokens} tokens are cut before they are judged, or not "
+            f"judged: a question needs {whole} tokens, there is room for {room}; raise judging.max_model_len or lower "
+            "rollout.max_tokens"
+        ]
+    return []

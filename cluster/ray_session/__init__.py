@@ -1,0 +1,6 @@
+"""Ray itself: a cluster of one's own or another's, its folders, its processes, its death.
+
+Start with `session`, the only caller of `ray.init`; `own_cluster` starts a head, `session_folder` cleans up after it,
+`watch` notices when Ray's processes die, `worker_path` decides what workers import.
+May know: solon.host, errors and signals.
+"""

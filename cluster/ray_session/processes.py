@@ -1,0 +1,89 @@
+"""Ray's own processes on this machine, and how one ended: those that a run needs, and those that only help."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from subprocess import Popen
+
+import ray
+
+from solon.host.processes import Process, all_processes, descendants
+
+AGENTS = {
+    "ray::DashboardAgent": "Ray's dashboard agent",
+    "ray::RuntimeEnvAgent": "Ray's runtime environment agent",
+}
+"""By the title of the process. The raylet ends when one of them does; no setting of Ray 2.60 changes that."""
+STARTED = {
+    "raylet": ("Ray's raylet", True),
+    "gcs_server": ("Ray's control service (GCS)", True),
+    "dashboard": ("Ray's dashboard", False),
+    "log_monitor": ("Ray's log monitor", False),
+    "monitor": ("Ray's autoscaler", False),
+}
+"""By Ray's name of the process: what it is, and whether a run needs it."""
+
+
+@dataclass(frozen=True)
+class RayProcess:
+    """One of them."""
+
+    what: str
+    is_needed: bool
+    process: Process
+    child: Popen[bytes] | None = None
+    """Of a process that this one started."""
+
+    def ended(self) -> str | None:
+        """How it ended, or None while it is there."""
+        # 0 also when somebody else in this process, Ray's own code for one, was told how it ended.
+        if self.child is not None and (code := self.child.poll()) is not None:
+            return how_it_ended(code) if code else "ended"
+        return None if self.process.is_there else "ended"
+
+
+def how_it_ended(code: int) -> str:
+    """For people.
+
+    >>> how_it_ended(-9), how_it_ended(1)
+    ('was killed by SIGKILL', 'ended with exit code 1')
+    """
+    if code >= 0:
+        return f"ended with exit code {code}"
+    with suppress(ValueError):
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
+
+
+def ray_processes() -> list[RayProcess]:
+    """Of the node that this process is connected to, agents first: when the raylet ended because of one, that one is
+    the cause. Of a node in another container, of whose processes nothing is seen, none."""
+    node = ray._private.worker._global_node
+    if node is None:
+        return []
+    started = [
+        RayProcess(*STARTED[name], process, info.process)
+        for name, infos in node.all_processes.items()
+        if name in STARTED
+        for info in infos
+        if (process := Process.find(info.process.pid)) is not None
+    ]
+    raylets = [one.process for one in started if one.what == STARTED["raylet"][0]]
+    if not raylets:  # a cluster that was joined
+        socket = str(node.raylet_socket_name)
+        raylets = [process for process in all_processes() if process.name == "raylet" and socket in process.command]
+        started += [RayProcess(*STARTED["raylet"], process) for process in raylets]
+    return [*_agents_of(raylets), *started]
+
+
+def _agents_of(raylets: Sequence[Process]) -> list[RayProcess]:
+    children = descendants([raylet.pid for raylet in raylets], depth=1)
+    return [
+        RayProcess(what, True, child)
+        for child in children
+        for title, what in AGENTS.items()
+        if child.command.startswith(title)
+    ]

@@ -1,0 +1,294 @@
+"""Checkpoints: written beside their place, checked, then renamed into it; `LATEST` last. What a crash leaves behind is
+either the checkpoint before or the one after, never half of one.
+
+    checkpoints/step-000040/
+        policy/               Hugging Face directory
+        learner.safetensors   weights and moments of policy and critic, exact to the bit; learner.json
+        ledger.json           solon.ledger.snapshot: which groups are held, and where
+        held.parquet          what was generated and not trained yet; feedback.jsonl: its labels
+        run.json              digests of constitution, prompts and models, running totals, scores, what the watch knows
+        records.json          counts and digests of the run's other files at that moment (solon.runs.integrity)
+        manifest.json         sha256 of every file
+    checkpoints/LATEST        the name of the last one
+    checkpoints/aside/        those that the run went back from (`--from`)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from solon.errors import InputError, RunFailedError
+from solon.files.json_text import json_text
+from solon.ledger.snapshot import LedgerSnapshot
+from solon.runs.integrity import RECORDS, Records, read_records
+
+if TYPE_CHECKING:
+    from solon.checkpoints.held_groups import Held
+
+MANIFEST = "manifest.json"
+LATEST = "LATEST"
+ASIDE = "aside"
+"""Folder of checkpoints that a run went back from. Nothing reads them; they may be removed."""
+
+
+class Manifest(BaseModel):
+    """What a checkpoint consists of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int = Field(ge=0)
+    config_hash: str
+    files: dict[str, str]
+    """sha256 by path within the checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that was read back."""
+
+    path: Path
+    step: int
+    ledger: LedgerSnapshot
+    held: Mapping[int, Held]
+    run: Mapping[str, Any]
+    """What the driver wrote of the run."""
+    records: Records | None = None
+    """How far the run's files went; None: written by a version that did not say."""
+
+
+class CheckpointFolder:
+    """`runs/NAME/checkpoints`.
+
+        with folder.writing(40) as scratch: ...      # the learner saves into it
+        folder.finish(scratch, step=40, ...)
+        checkpoint = folder.last()
+
+    `failpoint(name)` is called between all stages of writing: tests kill the process there.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 3) -> None:
+        """keep: how many stay, the oldest go first; 0: all."""
+        self.path = path
+        self._keep = keep
+        self.failpoint: Callable[[str], None] = lambda name: None
+
+    def begin(self, step: int) -> Path:
+        """A scratch folder for the checkpoint of this step. What a killed process left of others is removed, so the
+        caller holds the lock of the run directory. Raises RunFailedError when the run directory is gone."""
+        for gone in self.path.glob(".step-*.gone"):
+            home = self.path / _home(gone)
+            if home.exists():
+                shutil.rmtree(gone, ignore_errors=True)
+            else:  # killed between taking it away and putting another in its place
+                gone.replace(home)
+        for old in self.path.glob(".step-*.tmp"):
+            shutil.rmtree(old, ignore_errors=True)
+        scratch = self.path / f".{_name(step)}.tmp"
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:  # without its parents: a run directory that was removed is not made again
+            self.path.mkdir(exist_ok=True)
+            scratch.mkdir()
+        except FileNotFoundError:
+            raise RunFailedError(f"{self.path.parent} is gone: it was removed or moved while the run used it") from None
+        return scratch
+
+    def finish(
+        self,
+        scratch: Path,
+        *,
+        step: int,
+        config_hash: str,
+        ledger: LedgerSnapshot,
+        held: Iterable[Held],
+        run: Mapping[str, Any],
+        records: Records | None = None,
+        spared: Iterable[int] = (),
+    ) -> Path:
+        """Complete what the learner saved into `scratch` and put it in its place. Steps in `spared` stay beyond `keep`.
+
+        Raises RunFailedError when the learner saved nothing there.
+        """
+        if not any(path.is_file() for path in scratch.rglob("*")):
+            raise RunFailedError(
+                f"the learner saved nothing into {scratch}; expected a folder that its machine shares: put the run "
+                "directory on a shared file system"
+            )
+        from solon.checkpoints.held_groups import write_held  # late: who only looks at checkpoints needs no arrays
+
+        self.failpoint("saved")
+        write_held(scratch, held)
+        (scratch / "ledger.json").write_text(ledger.model_dump_json(indent=1) + "\n")
+        (scratch / "run.json").write_text(json_text(run, indent=1) + "\n")
+        if records is not None:
+            (scratch / RECORDS).write_text(records.model_dump_json(indent=1) + "\n")
+        self.failpoint("written")
+        files = sorted(path for path in scratch.rglob("*") if path.is_file())
+        manifest = Manifest(
+            step=step, config_hash=config_hash, files={str(path.relative_to(scratch)): _sha256(path) for path in files}
+        )
+        (scratch / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+        for path in (*files, scratch / MANIFEST, *(p for p in scratch.rglob("*") if p.is_dir()), scratch):
+            _sync(path)
+        self.failpoint("synced")
+        final = self.place(scratch, step=step)
+        if self._keep:
+            self.retire(keep=self._keep, spared=spared)
+        return final
+
+    def place(self, scratch: Path, *, step: int) -> Path:
+        """Put a complete folder in its place and let `LATEST` name it."""
+        final = self.path / _name(step)
+        replaced = self.path / f".{_name(step)}.gone"
+        if final.exists():
+            final.replace(replaced)
+        self.failpoint("replacing")
+        scratch.replace(final)
+        shutil.rmtree(replaced, ignore_errors=True)
+        self.failpoint("renamed")
+        self._point(final.name)
+        self.failpoint("latest")
+        return final
+
+    @staticmethod
+    def name(step: int) -> str:
+        """`step-000040`."""
+        return _name(step)
+
+    @staticmethod
+    def discard(scratch: Path) -> None:
+        """Remove a scratch folder that became no checkpoint, so that its space is free; nothing when it did."""
+        shutil.rmtree(scratch, ignore_errors=True)
+
+    def set_aside(self, *, after: int) -> list[str]:
+        """Move every checkpoint of a later step to `aside/` and let `LATEST` name that of this one: the run goes back
+        to it. Returns the names of those that were moved."""
+        self._point(_name(after))
+        later = [step for step in self.steps() if step > after]
+        for gone in self.path.glob(".step-*.gone"):
+            if _home(gone) > _name(after):  # or it would take its old place again
+                shutil.rmtree(gone)
+        aside = self.path / ASIDE
+        for step in later:
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / _name(step), ignore_errors=True)
+            (self.path / _name(step)).replace(aside / _name(step))
+        _sync(self.path)
+        return [_name(step) for step in later]
+
+    def _point(self, name: str) -> None:
+        latest = self.path / f"{LATEST}.tmp"
+        latest.write_text(name + "\n")
+        _sync(latest)
+        latest.replace(self.path / LATEST)
+        _sync(self.path)
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, complete or damaged, in order."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.path.glob("step-*") if path.is_dir())
+
+    def candidates(self) -> list[Path]:
+        """Every folder that may be a whole checkpoint, in the order in which `last` tries them."""
+        found = [*self.path.glob("step-*"), *self.path.glob(".step-*.gone")]
+        return sorted(found, key=lambda path: (_home(path), path.name), reverse=True)
+
+    def last(self, *, damaged: list[str] | None = None) -> Checkpoint | None:
+        """The last checkpoint that is whole, None when there is none; what is wrong with younger ones goes to
+        `damaged`."""
+        for path in self.candidates():
+            try:
+                return read_checkpoint(path)
+            except InputError as error:
+                if damaged is not None:
+                    damaged.append(str(error))
+        return None
+
+    def size(self, step: int) -> int:
+        """Bytes of the files of a checkpoint."""
+        return folder_bytes(self.path / _name(step))
+
+    def retire(self, *, keep: int, spared: Iterable[int] = ()) -> list[int]:
+        """Remove all but the last `keep` and those that are spared; returns the steps of those that went."""
+        kept = {*self.steps()[-keep:], *spared}
+        gone = [step for step in self.steps() if step not in kept]
+        for step in gone:
+            # Renamed first: a folder that is half removed must not look like a checkpoint.
+            going = self.path / f".{_name(step)}.gone"
+            shutil.rmtree(going, ignore_errors=True)
+            (self.path / _name(step)).replace(going)
+            shutil.rmtree(going, ignore_errors=True)
+        return gone
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify. Raises InputError that says what is wrong with it."""
+    from solon.checkpoints.held_groups import read_held
+
+    manifest = verify(path)
+    try:
+        ledger = LedgerSnapshot.model_validate_json((path / "ledger.json").read_text())
+        run = json.loads((path / "run.json").read_text())
+    except (OSError, ValueError, RecursionError, ValidationError) as error:
+        raise InputError(f"checkpoint {path}: {_one_line(error)}; resume from another one") from None
+    return Checkpoint(
+        path=path, step=manifest.step, ledger=ledger, held=read_held(path), run=run, records=read_records(path)
+    )
+
+
+def verify(path: Path) -> Manifest:
+    """Compare every file with the manifest. Raises InputError naming the first that differs."""
+    try:
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_text())
+    except (OSError, ValueError, ValidationError) as error:
+        raise InputError(f"checkpoint {path} has no usable {MANIFEST}: {_one_line(error)}; it is not whole") from None
+    for name, digest in manifest.files.items():
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"checkpoint {path}: {name!r} lies outside of it; it is not one of ours")
+        try:
+            found = _sha256(file)
+        except OSError as error:
+            raise InputError(f"checkpoint {path}: {name} cannot be read ({error.strerror}); it is not whole") from None
+        if found != digest:
+            raise InputError(f"checkpoint {path}: {name} is damaged, its sha256 is not the manifest's")
+    return manifest
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _home(path: Path) -> str:
+    """The name of the place that a folder has, had or is to have."""
+    return path.name.lstrip(".").partition(".")[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """To the disk, a file's bytes or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,96 @@
+"""Groups that are generated or labelled but not trained yet, as files of a checkpoint.
+
+`held.parquet` has one row per rollout, `feedback.jsonl` one line per labelled group. Both carry everything over to the
+bit: a group that was read back is trained exactly as it would have been.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from solon.errors import InputError
+from solon.files.prompts import parse_messages
+from solon.records import Feedback, Group, Message, Prompt, Rollout
+from solon.runs.tables import arrow_table, rollout_rows
+
+GROUPS = "held.parquet"
+FEEDBACK = "feedback.jsonl"
+
+Held = tuple[Group, Feedback | None]
+
+_feedback = TypeAdapter(Feedback)
+
+
+def write_held(folder: Path, held: Iterable[Held]) -> None:
+    """Write both files. No group: no rows."""
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = []
+    lines = []
+    for group, feedback in held:
+        extra = {"prompt_token_ids": group.prompt_token_ids.tolist()}
+        rows += [row | extra for row in rollout_rows(group)]
+        if feedback is not None:
+            lines.append(_feedback.dump_json(feedback, exclude_defaults=True).decode())
+    if rows:
+        pq.write_table(arrow_table("held", rows), folder / GROUPS)
+    (folder / FEEDBACK).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def read_held(folder: Path) -> dict[int, Held]:
+    """By ordinal. Raises InputError when the files are not what `write_held` wrote."""
+    try:
+        groups = _read_groups(folder / GROUPS) if (folder / GROUPS).exists() else {}
+        found: dict[int, Feedback] = {}
+        for line in (folder / FEEDBACK).read_text(encoding="utf-8").splitlines():
+            feedback = _feedback.validate_json(line)
+            found[feedback.ordinal] = feedback
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise InputError(
+            f"the held groups in {folder} cannot be read ({error!r}); resume from another checkpoint"
+        ) from None
+    return {ordinal: (group, found.get(ordinal)) for ordinal, group in groups.items()}
+
+
+def _read_groups(path: Path) -> dict[int, Group]:
+    import pyarrow.parquet as pq
+
+    by_ordinal: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in pq.read_table(path).to_pylist():
+        by_ordinal[row["ordinal"]].append(row)
+    return {ordinal: _group(sorted(rows, key=lambda row: row["index"])) for ordinal, rows in by_ordinal.items()}
+
+
+def _group(rows: list[Mapping[str, Any]]) -> Group:
+    first = rows[0]
+    return Group(
+        ordinal=first["ordinal"],
+        attempt=first["attempt"],
+        prompt=Prompt(
+            prompt_id=first["prompt_id"],
+            messages=parse_messages(json.loads(first["prompt"])),
+            tags=tuple(first["tags"]),
+        ),
+        prompt_token_ids=np.array(first["prompt_token_ids"], np.int32),
+        rollouts=tuple(
+            Rollout(
+                token_ids=np.array(row["token_ids"], np.int32),
+                logprobs=np.array(row["logprobs"], np.float32),
+                segments=tuple(zip(row["versions"], row["version_tokens"], strict=True)),
+                finish_reason=row["finish_reason"],
+                text=row["text"],
+                # Checkpoints of earlier versions have none of these three.
+                thought=row.get("thought") or "",
+                is_cut=bool(row.get("is_cut")),
+            )
+            for row in rows
+        ),
+        shown=tuple(Message(**turn) for turn in json.loads(first.get("shown") or "[]")),
+    )

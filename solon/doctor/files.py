@@ -1,0 +1,176 @@
+"""The files of a run directory as somebody finds them who did not write them: torn, half written, huge or gone. Reads
+only; nothing here waits for the run or disturbs it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solon.checkpoints.folder import MANIFEST, CheckpointFolder, Manifest, verify
+from solon.errors import InputError
+from solon.ledger.snapshot import LedgerSnapshot
+
+HASHED_BYTES = 256 * 2**20
+"""Of checkpoints, the youngest first: reading so much takes half a second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lines:
+    """Objects of a .jsonl file."""
+
+    records: tuple[Mapping[str, Any], ...] = ()
+    is_whole: bool = True
+    """False: only the end of the file was read."""
+    is_torn: bool = False
+    """The last line has no end: its writer died over it, or is writing it now."""
+    unreadable: int = 0
+    """Whole lines that are no JSON objects."""
+
+    @property
+    def last_time(self) -> float:
+        """`time` of the last line; 0 when there is none."""
+        return time_of(self.records[-1]) if self.records else 0.0
+
+
+def time_of(record: Mapping[str, Any], key: str = "time") -> float:
+    """When something was written; 0 when it does not say so."""
+    value = record.get(key)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def read_lines(path: Path, *, last_bytes: int | None = None, only: tuple[str, ...] = ()) -> Lines:
+    """The lines of a file, those of its last `last_bytes` when given. only: skip lines that hold none of these texts
+    unparsed. A file that is not there has none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - last_bytes) if last_bytes is not None else 0
+            file.seek(start)
+            text = file.read(size - start)
+    except OSError:
+        return Lines()
+    if start:
+        text = text.partition(b"\n")[2]
+    *lines, rest = text.split(b"\n")
+    wanted = [word.encode() for word in only]
+    records, unreadable = [], 0
+    for line in lines:
+        if wanted and not any(word in line for word in wanted):
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            unreadable += 1
+    return Lines(records=tuple(records), is_whole=not start, is_torn=bool(rest), unreadable=unreadable)
+
+
+def read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """A JSON file's object. None: it is not there, or cannot be used, which `problems` then says."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.name} cannot be read: {str(error)[:200]}")
+        return None
+    if not isinstance(value, dict):
+        problems.append(f"{path.name} holds no JSON object")
+        return None
+    return value
+
+
+def is_locked(directory: Path) -> bool | None:
+    """Whether a process has the run directory in hand (`RunDirectory.lock`). None: its file system does not say."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Shared, and given back at once: two who look do not see each other.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process of this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointState:
+    """What is to be said of one checkpoint."""
+
+    name: str
+    step: int
+    problem: str = ""
+    """Empty: it is whole, as far as it was read."""
+    is_read: bool = True
+    """False: its files are there, but were too large to be compared with their digests."""
+    cut: LedgerSnapshot | None = None
+
+
+def read_checkpoints(folder: CheckpointFolder, *, thorough: bool) -> list[CheckpointState]:
+    """Every checkpoint, in the order in which `--resume` tries them. thorough: read them whole, however large."""
+    found, left = [], HASHED_BYTES
+    for path in folder.candidates():
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        left -= size
+        found.append(_read_checkpoint(path, is_read=thorough or left >= 0))
+    return found
+
+
+def _read_checkpoint(path: Path, *, is_read: bool) -> CheckpointState:
+    digits = "".join(c for c in path.name.partition("-")[2] if c.isdigit())
+    step = int(digits or 0)
+    try:
+        manifest = verify(path) if is_read else _present(path)
+        step = manifest.step
+        cut = LedgerSnapshot.model_validate_json((path / "ledger.json").read_bytes())
+    except (InputError, OSError, ValueError) as error:
+        return CheckpointState(name=path.name, step=step, problem=" ".join(str(error).split())[:300], is_read=is_read)
+    return CheckpointState(name=path.name, step=step, is_read=is_read, cut=cut)
+
+
+def _present(path: Path) -> Manifest:
+    """The manifest, when all its files are there."""
+    manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    missing = [name for name in manifest.files if not (path / name).is_file()]
+    if missing:
+        raise InputError(f"checkpoint {path}: {missing[0]} is not there; it is not whole")
+    return manifest
+
+
+def left_over(directory: Path) -> list[str]:
+    """What a killed process left half done; the next start removes it."""
+    parts = ("*.tmp", "*/part-*.tmp", "*/.part-*.tmp")
+    checkpoints = ("checkpoints/.step-*.tmp", "checkpoints/.step-*.gone", "checkpoints/*.tmp")
+    found = {path for pattern in (*parts, *checkpoints) for path in directory.glob(pattern)}
+    found |= {path for path in (directory / ".ballast",) if path.exists()}
+    return sorted(str(path.relative_to(directory)) for path in found)
+
+
+def free_bytes(directory: Path) -> int:
+    """Room on the disk of the run directory."""
+    return shutil.disk_usage(directory).free

@@ -1,0 +1,125 @@
+"""The judge that settings stand for, put together and ready to run.
+
+    engine or endpoint ──▶ (with others) cascade or jury ──▶ semantic cache ──▶ whoever asks
+
+A training run hosts one in a Ray actor (`solon.feedback.worker`); `solon label` opens one directly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from solon.constitution.constitution import Constitution
+from solon.engines.base import EngineConfig
+from solon.feedback.caches.semantic import SemanticJudge
+from solon.feedback.config import FeedbackConfig
+from solon.feedback.interfaces import Item, Judge, Verdict
+from solon.feedback.judges.endpoint_judge import EndpointFile, EndpointJudge
+from solon.feedback.judges.identity import JudgeIdentity
+from solon.feedback.judges.local import LocalJudge
+from solon.feedback.panels.cascade import Cascade
+from solon.feedback.panels.jury import Jury
+from solon.feedback.panels.selective import SelectiveJudge
+from solon.feedback.prompting.prompts import NO_SECRET
+from solon.feedback.spending.limiter import LimitsPort
+
+Source = EngineConfig | EndpointFile
+"""What a judge runs on: an engine here, or an endpoint."""
+
+
+class HostedJudge(Judge, Protocol):
+    """A judge together with what it runs on."""
+
+    async def start(self) -> JudgeIdentity:
+        """Ready to judge. Raises InputError for what the user must mend."""
+        ...
+
+    async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
+        """Verdicts past the caches: what the judge says now."""
+        ...
+
+    def drain_spans(self) -> list[tuple[float, float]]:
+        """(start, end) wall-clock seconds of work since the last call."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Panel:
+    """Implements `HostedJudge` with all that the settings ask for: further judges, the semantic cache.
+
+    members: the judge itself first, then those that `feedback.panel` names, in that order.
+    """
+
+    def __init__(self, members: Sequence[HostedJudge], feedback: FeedbackConfig) -> None:
+        self.name = members[0].name
+        self._members = tuple(members)
+        self._config = feedback
+        self._judge: Judge = members[0]
+        if feedback.cascade.judge:
+            self._judge = Cascade(members, [feedback.cascade.threshold], feedback.cascade)
+        elif feedback.jury.judges:
+            self._judge = Jury(members, feedback.jury)
+        elif feedback.select.proxy:
+            judge, proxy = members
+            self._judge = SelectiveJudge(judge, proxy, feedback.select, clip=feedback.margin_clip)
+
+    async def start(self) -> JudgeIdentity:
+        """The identity of the first judge; the label says who gave each verdict."""
+        identities = [await member.start() for member in self._members]
+        if self._config.semantic.model:
+            from solon.engines.embedding import EncoderEmbed
+
+            embed = await asyncio.to_thread(EncoderEmbed, self._config.semantic.model)
+            self._judge = SemanticJudge(self._judge, embed, self._config.semantic)
+        return identities[0]
+
+    async def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        return await self._judge.judge(items)
+
+    async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
+        """Of the first judge alone."""
+        return await self._members[0].judge_fresh(items)
+
+    def drain_spans(self) -> list[tuple[float, float]]:
+        return sorted(span for member in self._members for span in member.drain_spans())
+
+    async def close(self) -> None:
+        for member in self._members:
+            await member.close()
+
+
+def host_judge(
+    source: Source,
+    feedback: FeedbackConfig,
+    constitution: Constitution,
+    *,
+    name: str,
+    others: Sequence[Source] = (),
+    secret: bytes = NO_SECRET,
+    port: LimitsPort | None = None,
+) -> HostedJudge:
+    """Not started yet. others: what the judges of `feedback.panel` run on, in that order. port: the limits of the first
+    judge's endpoint, where several processes share them."""
+    assert len(others) == len(feedback.panel), f"{len(others)} sources for {len(feedback.panel)} further judges"
+    members = [_host(source, feedback, constitution, name=name, secret=secret, port=port)]
+    settings = feedback.model_copy(update={"calibration": feedback.cascade.calibration})
+    for number, other in enumerate(others, start=1):
+        members.append(_host(other, settings, constitution, name=f"{name}.{number}", secret=secret, port=None))
+    return members[0] if not others and not feedback.semantic.model else Panel(members, feedback)
+
+
+def _host(
+    source: Source,
+    feedback: FeedbackConfig,
+    constitution: Constitution,
+    *,
+    name: str,
+    secret: bytes,
+    port: LimitsPort | None,
+) -> HostedJudge:
+    if isinstance(source, EndpointFile):
+        return EndpointJudge(source, feedback, constitution, name=name, secret=secret, port=port)
+    return LocalJudge(source, feedback, constitution, name=name, secret=secret)

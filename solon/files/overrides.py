@@ -1,0 +1,68 @@
+"""`--set section.key=value`: a value of a configuration file, changed on the command line; and its dotted keys."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from solon.errors import InputError, short
+from solon.files.toml_file import MAX_DEPTH, is_deep
+
+
+def parse_override(text: str) -> tuple[str, Any, str]:
+    """(key, value as TOML reads it, value as it was written). Raises InputError.
+
+    >>> parse_override("learn.epochs=2")
+    ('learn.epochs', 2, '2')
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
+        raise InputError(f"--set got {short(text)}, expected key=value as in --set learn.epochs=1")
+    return key, _value(value), value.strip()
+
+
+def put(raw: dict[str, Any], key: str, value: Any, text: str) -> None:
+    """Put a value at a dotted key. Raises InputError when the way there leads through a value."""
+    *sections, last = key.split(".")
+    place = raw
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise InputError(f"--set got {short(text)}, but {section!r} is a value, not a section")
+    place[last] = value
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or a JSON object or list; a bare word is text, and so is a value that something follows."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return _json(text.strip())
+    return parsed["value"] if len(parsed) == 1 and not is_deep(parsed) else text.strip()
+
+
+def _json(text: str) -> Any:
+    """An object or list as JSON writes it, `{"enable_thinking": false}`; any other text as it is."""
+    if not text.startswith(("{", "[")):
+        return text
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if is_deep({"value": parsed}) else parsed
+
+
+def flat_items(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested tables with its dotted key.
+
+    >>> dict(flat_items({"a": {"b": 1}, "c": 2}))
+    {'a.b': 1, 'c': 2}
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flat_items(item, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, value

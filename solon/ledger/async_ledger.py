@@ -1,0 +1,221 @@
+"""The ledger behind an event loop: the same transitions, plus waiting. Plain asyncio; Ray hosts this class.
+
+Whoever has nothing to do waits on one condition and is woken by the transition that gives it work; nobody
+polls. The only timer is the one that takes back groups from an engine or judge that went silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from solon.ledger.ledger import Grant, Lease, Ledger, LedgerConfig, Work
+from solon.ledger.shares import Ask
+from solon.ledger.snapshot import LedgerSnapshot
+from solon.ledger.staleness import StalenessConfig
+
+T = TypeVar("T")
+
+Transition = tuple[
+    Literal["keep", "commit_generation", "commit_labels", "fail", "requeue", "return_work", "drop"], dict[str, Any]
+]
+"""A ledger method and its arguments: `("fail", {"ordinal": 3, "attempt": 0, "reason": "timeout"})`."""
+
+RETRIES = {"fail": "group_failed", "requeue": "group_lost", "return_work": "judge_lost"}
+"""Events of the transitions that make work be done again."""
+
+
+class _DownError(Exception):
+    """Whoever waited is not up any more."""
+
+
+class AsyncLedger:
+    """`await ledger.lease(step)` returns when the batch is there.
+
+    Every waiting method returns None or an empty list once the ledger is drained or closed for good. `progress` counts
+    what changed: it stands still when everybody waits.
+    """
+
+    def __init__(
+        self,
+        config: LedgerConfig,
+        staleness: StalenessConfig,
+        *,
+        total_groups: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger = Ledger(config, staleness, total_groups=total_groups)
+        self.batch_groups = config.batch_groups
+        self._clock = clock
+        self._changed = asyncio.Condition()
+        self._reaper: asyncio.Task[None] | None = None
+        self._engines: list[Ask] = []
+        self._judges: list[Ask] = []
+        self._nudge: asyncio.Task[None] | None = None
+        self._waking: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        self._emit: Callable[..., None] = lambda name, **fields: None
+        self.progress = 0
+
+    def listen(self, emit: Callable[..., None]) -> None:
+        """`tell(name, **fields)` hears of every group that is tried again or dropped, as it happens."""
+        self._emit = emit
+        self._ledger.on_drop = lambda ordinal, reason: emit("group_dropped", ordinal=ordinal, reason=reason)
+
+    def hold_back(self, unwritten_bytes: int) -> None:
+        """So many bytes of payloads are kept until they are written: they count against the byte budget.
+
+        Wakes those that wait for a credit when they become fewer."""
+        was_over, fell = self._ledger.is_over_budget, unwritten_bytes < self._ledger.unwritten_bytes
+        self._ledger.unwritten_bytes = unwritten_bytes
+        if was_over and fell and (self._waking is None or self._waking.done()):
+            self._waking = asyncio.ensure_future(self._wake())
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def reserve(
+        self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = lambda: True
+    ) -> list[Grant] | None:
+        """Permission for up to `limit` groups. Waits for a credit; woken by publish, fail, requeue or drop.
+
+        Engines that wait together share what there is, so that none is idle while another has more than it decodes.
+        None: the holder went down meanwhile, and is to ask again when it is up.
+        """
+        return await self._among(self._engines, Ask(holder, limit, is_up), self._ledger.reserve)
+
+    async def next_generated(
+        self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = lambda: True
+    ) -> list[Work] | None:
+        """Up to `limit` groups to label, shared as in `reserve`. Waits for any; woken by commit_generation and
+        return_work."""
+        return await self._among(self._judges, Ask(holder, limit, is_up), self._ledger.take_generated)
+
+    async def lease(self, step: int) -> Lease | None:
+        """The batch of `step`. Waits until the groups it needs are ready; woken by commit_labels."""
+        return await self._until(lambda: self._ledger.lease(step))
+
+    async def apply(self, transitions: Sequence[Transition]) -> list[bool]:
+        """Many transitions in one call; False where one was refused."""
+        async with self._changed:
+            try:
+                done = [bool(getattr(self._ledger, name)(**arguments)) for name, arguments in transitions]
+            except Exception as error:
+                self._failure = error
+                raise
+            finally:
+                self.progress += 1
+                self._changed.notify_all()
+        for (name, arguments), ok in zip(transitions, done, strict=True):
+            if ok and name in RETRIES:
+                self._emit(RETRIES[name], **arguments)
+        return done
+
+    async def commit(self, step: int, token: int) -> bool:
+        """The batch of `step` was trained."""
+        return await self._change(lambda: self._ledger.commit(step, token))
+
+    async def abort(self, step: int, token: int) -> bool:
+        """The step did not happen; its groups are ready again."""
+        return await self._change(lambda: self._ledger.abort(step, token))
+
+    async def publish(self, version: int) -> bool:
+        """`version` is live and attested on every engine."""
+        return await self._change(lambda: self._ledger.publish(version))
+
+    async def close(self) -> list[int]:
+        """Admit nothing more and wake everybody. Returns the ordinals still held."""
+        await self._change(self._ledger.close)
+        return list(self._ledger.held())
+
+    async def counts(self) -> dict[str, int]:
+        return self._ledger.counts()
+
+    async def dropped(self) -> dict[str, int]:
+        """Dropped groups by reason."""
+        return dict(self._ledger.dropped)
+
+    async def cut(self) -> tuple[LedgerSnapshot, dict[int, tuple[Any, Any]]]:
+        """See `Ledger.cut`: one moment, whatever the stages do meanwhile."""
+        async with self._changed:
+            return self._ledger.cut()
+
+    def restore(self, cut: LedgerSnapshot, payloads: Mapping[int, tuple[Any, Any]], *, version: int) -> None:
+        """See `Ledger.restore`; before the first stage asks for anything."""
+        self._ledger.restore(cut, payloads, version=version)
+
+    def attempts(self, ordinals: Sequence[int]) -> dict[int, int]:
+        """The current attempt of each of these groups that is held."""
+        return self._ledger.attempts(ordinals)
+
+    def out(self) -> list[dict[str, Any]]:
+        """Groups in somebody's hands: who has them, and for how long."""
+        return self._ledger.out(now=self._clock())
+
+    async def _change(self, transition: Callable[[], T]) -> T:
+        async with self._changed:
+            result = transition()
+            self.progress += 1
+            self._changed.notify_all()
+        return result
+
+    async def _among(self, asking: list[Ask], ask: Ask, take: Callable[..., list[T]]) -> list[T] | None:
+        """`take` for one of those who ask; None: it is not up any more."""
+
+        def attempt() -> list[T]:
+            if not ask.is_up():
+                raise _DownError
+            others = (other for other in asking if other is not ask and other.is_up())
+            return take(ask.room, now=self._clock(), holder=ask.holder, others=others)
+
+        asking.append(ask)
+        try:
+            await asyncio.sleep(0)  # whoever asks at the same moment is there when the first takes its share
+            return await self._until(attempt) or []
+        except _DownError:
+            return None
+        finally:
+            asking.remove(ask)
+            # Its share may have been left for it: without it, it is for the others.
+            if asking and self._ledger.num_reservable + self._ledger.num_labelable:
+                self._nudge = asyncio.ensure_future(self._look_again())
+
+    async def _look_again(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _until(self, attempt: Callable[[], T]) -> T | None:
+        """Try now and after every change, until there is a result or the ledger has nothing left to give."""
+        async with self._changed:
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                if self._ledger.is_closed:
+                    return None
+                if result := attempt():
+                    self.progress += 1
+                    self._watch_expiry()
+                    return result
+                if self._ledger.is_drained:
+                    return None
+                await self._changed.wait()
+
+    def _watch_expiry(self) -> None:
+        if self._reaper is None or self._reaper.done():
+            self._reaper = asyncio.ensure_future(self._expire_when_due())
+
+    async def _expire_when_due(self) -> None:
+        while (due := self._ledger.next_expiry()) is not None:
+            await asyncio.sleep(max(0.0, due - self._clock()))
+            async with self._changed:
+                try:
+                    expired = self._ledger.expire(now=self._clock())
+                except Exception as error:
+                    self._failure, expired = error, []
+                for ordinal in expired:
+                    self._emit("group_expired", ordinal=ordinal)
+                if expired or self._failure:
+                    self._changed.notify_all()

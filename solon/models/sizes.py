@@ -1,0 +1,121 @@
+"""How large a model is: elements and bytes, by the headers of its weights, or by config.json without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from solon.models.facts import ModelFacts
+from solon.models.safetensors_header import bits_of
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+"""Of one element, by the names that config.json uses."""
+_WIDE = {"F64", "F32", "F16", "BF16"}
+"""Stored types that an engine turns into the one it computes in; integers and eight-bit floats stay as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSizes:
+    """Sizes of a decoder. Elements and widths are counts, `fixed` is bytes."""
+
+    parameters: int
+    """Elements of its weights, shared ones counted once; of a quantised model those of the model it was made of."""
+    wide: int
+    """Elements that are held in the dtype of the computation."""
+    fixed: int
+    """Bytes of the weights that stay compressed."""
+    head: int
+    """Elements of the output head where it is not the embedding; else 0."""
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    own_bytes: int
+    """Bytes of an element in the model's own dtype."""
+
+    @property
+    def cached_elements(self) -> int:
+        """Of one token in the key-value cache, all layers together."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+    def weights(self, bytes_per_element: int) -> int:
+        """Bytes of the weights as an engine of this dtype holds them."""
+        return self.wide * bytes_per_element + self.fixed
+
+
+def sizes_of(facts: ModelFacts) -> ModelSizes | None:
+    """None for what config.json does not describe as an ordinary decoder: experts, other attention, unknown keys."""
+    text = facts.text
+    shape = [_count(text, *keys) for keys in _SHAPE]
+    if facts.experts or facts.is_encoder_decoder or facts.head_size is None or None in shape:
+        return None
+    layers, hidden, heads, vocabulary = (int(value or 0) for value in shape)
+    kv_heads = _count(text, "num_key_value_heads") or heads
+    intermediate = _count(text, "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden
+    width = facts.head_size
+    tied = bool(text.get("tie_word_embeddings", facts.config.get("tie_word_embeddings", True)))
+    matrices = layers * (2 * hidden * width * (heads + kv_heads) + 3 * hidden * intermediate)
+    small = layers * (2 * hidden + _biases(text, facts.model_type, width * (heads + 2 * kv_heads))) + hidden
+    embeddings = vocabulary * hidden
+    head = 0 if tied else embeddings
+    if facts.tensors:
+        # A file may keep the tied head as well.
+        stored = {n: t for n, t in facts.tensors.items() if not (tied and n.endswith("lm_head.weight"))}
+        wide = sum(prod(t.shape) for t in stored.values() if t.dtype in _WIDE)
+        fixed = sum(prod(t.shape) * bits_of(t.dtype) // 8 for t in stored.values() if t.dtype not in _WIDE)
+        parameters = embeddings + head + matrices + small if facts.quantisation else wide
+    else:
+        parameters = embeddings + head + matrices + small
+        bits = _quantised_bits(facts.config)
+        wide = embeddings + head + small if bits else parameters
+        fixed = matrices * bits // 8
+    return ModelSizes(
+        parameters=parameters,
+        wide=wide,
+        fixed=fixed,
+        head=head,
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=width,
+        vocabulary=vocabulary,
+        own_bytes=BYTES.get(str(text.get("dtype", text.get("torch_dtype", facts.config.get("torch_dtype")))), 4),
+    )
+
+
+_SHAPE = (
+    ("num_hidden_layers", "n_layer"),
+    ("hidden_size", "n_embd"),
+    ("num_attention_heads", "n_head"),
+    ("vocab_size",),
+)
+
+
+def _count(text: Mapping[str, Any], *keys: str) -> int | None:
+    return next((value for key in keys if type(value := text.get(key)) is int and value > 0), None)
+
+
+def _biases(text: Mapping[str, Any], model_type: str, width: int) -> int:
+    """Elements of the biases of queries, keys and values in one layer."""
+    return width if text.get("attention_bias", model_type == "qwen2") else 0
+
+
+def _quantised_bits(config: Mapping[str, Any]) -> int:
+    """Bits of a quantised weight; 0: the model is not quantised."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(found, dict):
+        return 0
+    groups = found.get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if isinstance(weights, dict) and type(weights.get("num_bits")) is int:
+            return int(weights["num_bits"])
+    bits = found.get("bits")
+    return bits if type(bits) is int else 8

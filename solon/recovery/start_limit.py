@@ -1,0 +1,71 @@
+"""How long a worker may take to start: first for a place on a node, which may have to boot, then for its model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from solon.clock import Awake
+
+T = TypeVar("T")
+
+
+class StartLimit:
+    """A deadline in two parts.
+
+    limit = StartLimit(node_timeout_s=900, restart_timeout_s=600)
+    await limit.within(worker.restart(limit.placed))    # raises TimeoutError; `missed` says which part was too long
+    """
+
+    def __init__(self, *, node_timeout_s: float, restart_timeout_s: float, awake: Awake | None = None) -> None:
+        """awake: what the deadline is measured with."""
+        self._node_timeout_s = node_timeout_s
+        self._restart_timeout_s = restart_timeout_s
+        self._awake = awake or Awake()
+        self._changed = asyncio.Event()
+        self.has_place = False
+
+    async def within(self, work: Awaitable[T]) -> T:
+        """Its result. Raises TimeoutError when a part takes too long; it is cancelled then."""
+        task = asyncio.ensure_future(work)
+        try:
+            while True:
+                self._changed.clear()
+                changed = asyncio.ensure_future(self._changed.wait())
+                limit_s = self._restart_timeout_s if self.has_place else self._node_timeout_s
+                try:
+                    await self._awake.wait({task, changed}, timeout_s=limit_s)
+                finally:
+                    changed.cancel()
+                if task.done():
+                    return task.result()
+                if not self._changed.is_set():
+                    break
+        finally:
+            task.cancel()
+        await asyncio.wait({task})
+        raise TimeoutError
+
+    def waits(self) -> None:
+        """Another process waits for a place."""
+        self.has_place = False
+        self._changed.set()
+
+    def placed(self) -> None:
+        """It has one."""
+        self.has_place = True
+        self._changed.set()
+
+    @property
+    def missed(self) -> str:
+        """What did not happen in time, and what to do."""
+        if self.has_place:
+            return (
+                f"was not ready within recovery.restart_timeout_s = {self._restart_timeout_s:g} s of getting its "
+                "place; raise it for large models"
+            )
+        return (
+            f"had no place on a node within recovery.node_timeout_s = {self._node_timeout_s:g} s; look for free "
+            "resources with `ray status`"
+        )

@@ -1,0 +1,271 @@
+"""Writes down everything that happens in a run, beside it: a thread of its own, so that no stage waits for a disk.
+
+It is the loop's observer. The rows of a group are written as soon as it is generated or labelled (batched by
+step), so that a run that is stopped or fails has lost nothing it had made. What became of a rollout, its reward,
+advantage and step, is filled into its row when it is known (solon.runs.outcomes).
+
+What waits to be written keeps its payload. How many bytes those are is told, so that a run generates no more than its
+disk takes (`AsyncLedger.hold_back`).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from solon.errors import PayloadLostError
+from solon.ledger.ledger import Lease
+from solon.protocols import GenerationReport, LabelReport, PayloadRef
+from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
+from solon.redaction import redacted
+from solon.runs.directory import DiskFullError, RunDirectory
+from solon.runs.integrity import REREAD_STAGES, Records
+from solon.runs.outcomes import Outcomes
+from solon.runs.quarantine import Quarantine
+from solon.runs.tables import label_rows, rollout_rows
+from solon.telemetry.totals import RunTotals
+from solon.telemetry.trace import TraceFile
+
+ROWS_PER_PART = 4096
+
+
+class Recorder:
+    """`unbox` opens a payload (on Ray: fetches it). `on_failure` is called once, from the writing thread; `on_backlog`
+    with the bytes of all payloads that wait to be written, whenever they change, from any thread."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        totals: RunTotals,
+        *,
+        open_payload: Callable[[PayloadRef], Any],
+        provenance: dict[str, Any],
+        on_failure: Callable[[Exception], None],
+        on_change: Callable[[str], None] = lambda _: None,
+        on_backlog: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._directory = directory
+        directory.keeps_part_digests = True
+        self.totals = totals
+        self.quarantine = Quarantine(directory, anew=REREAD_STAGES)
+        """What was refused; prompts are read anew in every start."""
+        self._open_payload = open_payload
+        self._provenance = provenance
+        self._on_failure = on_failure
+        self._on_change = on_change
+        self._on_backlog = on_backlog
+        self._backlog = 0
+        self._counting = threading.Lock()
+        self.failure: Exception | None = None
+        self._has_lost = False
+        """Something that was to be written was not."""
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._rollouts: list[dict[str, Any]] = []
+        self._labels: list[dict[str, Any]] = []
+        self._outcomes = Outcomes(directory)
+        self._born_ns = time.time_ns()
+        self._trace = TraceFile(directory)
+        self._thread = threading.Thread(target=self._work, name="solon-recorder", daemon=True)
+        self._thread.start()
+
+    # -- the loop's observer -------------------------------------------------------------------------------------
+
+    def generated(self, report: GenerationReport, payload_ref: PayloadRef) -> None:
+        self.totals.generated(report)
+        self._keep_spans(report.spans)
+        keep = self._keep_rollouts
+        self._put_payload(
+            report.nbytes, lambda: self._opened(payload_ref, keep, "rollouts", report.ordinal, report.attempt)
+        )
+
+    def labelled(self, report: LabelReport, payload_ref: PayloadRef) -> None:
+        self.totals.labelled(report)
+        self._keep_spans(report.spans)
+        keep = self._keep_labels
+        self._put_payload(
+            report.nbytes, lambda: self._opened(payload_ref, keep, "labels", report.ordinal, report.attempt)
+        )
+
+    def stepped(self, lease: Lease, report: StepReport) -> None:
+        record = self.totals.stepped(lease, report)
+        self._keep_spans(report.spans)
+        self._jobs.put(lambda: self._write_step(record, lease, report))
+        self._on_change("step")
+        movement = self.totals.movement
+        if movement.cause:
+            self.event("nothing_moved", step=lease.step, cause=movement.cause)
+        elif movement.cut:
+            self.event("answers_cut", step=lease.step, cause=movement.cut)
+
+    def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
+        self.totals.published(version, receipts, gap, span)
+        self._keep_spans((span,))
+        self.event(
+            "published",
+            version=version,
+            engines=[r.engine for r in receipts],
+            pause_s=max((r.pause_s for r in receipts), default=0.0),
+            max_logprob_gap=gap,
+            mean_logprob_gap=max((r.mean_gap for r in receipts), default=0.0),
+        )
+
+    def event(self, name: str, **fields: Any) -> None:
+        """A line of events.jsonl."""
+        # A cause may quote a library that quotes an address.
+        said = {key: redacted(value) if isinstance(value, str) else value for key, value in fields.items()}
+        record = {"time": time.time(), "event": name, **said}
+        self.totals.fault(name, fields)
+        if name == "group_dropped":
+            self.totals.last_drop = str(said.get("reason", ""))
+        self._jobs.put(lambda: self._write_event(record))
+        self._on_change(f"{name} {fields['worker']}" if "worker" in fields else name)
+
+    def write(self, name: str, value: Any) -> None:
+        """A whole JSON file of the run directory."""
+        self._jobs.put(lambda: _ignore(self._directory.write_json(name, value)))
+
+    def _put_payload(self, nbytes: int, job: Callable[[], None]) -> None:
+        """A job that keeps a payload of this size until it is done."""
+        self._count(nbytes)
+
+        def counted() -> None:
+            try:
+                job()
+            finally:
+                self._count(-nbytes)
+
+        self._jobs.put(counted)
+
+    def _count(self, nbytes: int) -> None:
+        with self._counting:
+            self._backlog += nbytes
+            with suppress(RuntimeError):  # an event loop that has ended admits nothing anyway
+                self._on_backlog(self._backlog)
+
+    def _keep_spans(self, spans: Sequence[Span]) -> None:
+        if spans:
+            self._jobs.put(lambda: self._trace.add(spans))
+
+    def sync(self) -> Records:
+        """Waits until everything said so far is on the disk; returns what is there. Raises what went wrong, unless all
+        of it was written all the same: into the ballast of a full disk."""
+        done = threading.Event()
+        found: list[Records] = []
+        self._jobs.put(lambda: self._sync(done, found))
+        done.wait()
+        if self.failure is not None and (self._has_lost or not found):
+            raise self.failure
+        return found[0]
+
+    def close(self) -> None:
+        """Write what is left and wait for it. Raises what went wrong while writing, if anything did."""
+        self._jobs.put(None)
+        self._thread.join()
+        if self.failure is not None:
+            raise self.failure
+
+    # -- the writing thread ----------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._try(job)
+            del job  # or its payload stays until there is another one
+        self._try(self._flush_all)
+        self._try(self._trace.close)
+        self._try(self.quarantine.close)
+
+    def _try(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:
+            self._has_lost |= not (isinstance(error, DiskFullError) and error.is_written)
+            if self.failure is None:
+                self.failure = error
+                # Whoever is told may be gone already; what is left to write is still written.
+                with suppress(Exception):
+                    self._on_failure(error)
+
+    def _sync(self, done: threading.Event, found: list[Records]) -> None:
+        try:
+            with ExitStack() as last_first:
+                last_first.callback(lambda: found.append(self._directory.sync()))
+                self._flush_all()
+        finally:
+            done.set()
+
+    def _opened(
+        self, payload_ref: PayloadRef, keep: Callable[[Any], None], table: str, ordinal: int, attempt: int
+    ) -> None:
+        """Hand on what is in a box. When its machine is gone, that is told: the group itself is made again."""
+        try:
+            payload = self._open_payload(payload_ref)
+        except PayloadLostError as error:
+            lost = {"time": time.time(), "event": "rows_lost", "table": table, "ordinal": ordinal, "attempt": attempt}
+            self._directory.append("events.jsonl", lost | {"cause": str(error)})
+            return
+        keep(payload)
+
+    def _keep_rollouts(self, group: Group) -> None:
+        self._rollouts += rollout_rows(group)
+        self._flush_when_large()
+
+    def _keep_labels(self, feedback: Feedback) -> None:
+        for label in feedback.labels:
+            if not label.status.valid:
+                reason = str(label.status)
+                self.quarantine.add(stage="labels", reason=reason, ordinal=feedback.ordinal, excerpt=label.detail)
+        self._outcomes.labelled((feedback.ordinal, feedback.attempt), feedback.rewards_G)
+        # A group that is made again after a resume has the same numbers, and other labels.
+        subject = f"{feedback.ordinal}:{feedback.attempt}:{self._born_ns}"
+        self._labels += label_rows(feedback, self._provenance, subject=subject)
+        self._flush_when_large()
+
+    def _flush_when_large(self) -> None:
+        if len(self._rollouts) + len(self._labels) >= ROWS_PER_PART:
+            self._flush()
+
+    def _write_step(self, record: dict[str, Any], lease: Lease, report: StepReport) -> None:
+        self._outcomes.trained(report.step, report.groups)
+        self._outcomes.settle(lease.ordinals)
+        try:
+            self._flush()  # a step that is on record has its rollouts on disk
+            self._fill()
+        finally:
+            self._directory.append("metrics.jsonl", record)
+
+    def _write_event(self, record: dict[str, Any]) -> None:
+        if record["event"] == "group_dropped":
+            self._outcomes.settle([record["ordinal"]])
+        self._directory.append("events.jsonl", record)
+
+    def _write_rollouts(self, rows: list[dict[str, Any]]) -> None:
+        rows = self._outcomes.complete(rows)
+        path = self._directory.write_rows("rollouts", rows)
+        if path is not None:
+            self._outcomes.written(path, rows)
+
+    def _fill(self, *, everything: bool = False) -> None:
+        for problem in self._outcomes.fill(everything=everything):
+            told = {"time": time.time(), "event": "rows_unreadable", "table": "rollouts", "cause": problem}
+            self._directory.append("events.jsonl", told)
+
+    def _flush_all(self) -> None:
+        self._flush()
+        self._fill(everything=True)
+
+    def _flush(self) -> None:
+        # Taken out before writing: on a full disk the directory itself writes them a second time.
+        rollouts, self._rollouts = self._rollouts, []
+        labels, self._labels = self._labels, []
+        with ExitStack() as last_first:  # all three are tried, whichever fails
+            last_first.callback(self._trace.write)
+            last_first.callback(self._directory.write_rows, "labels", labels)
+            last_first.callback(self._write_rollouts, rollouts)
+
+
+def _ignore(_: object) -> None:
+    """Makes a job of something that returns a value."""

@@ -1,0 +1,91 @@
+"""`trace.json`: what every worker did when, for ui.perfetto.dev or chrome://tracing, added to as it happens.
+
+The file is an array of trace events, one to a line (Google, "Trace Event Format": JSON array format). Its end may be
+missing, so that the trace of a run that was killed, or still goes on, can be opened as well; when the run has ended it
+is JSON to everybody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from solon.records import Span
+from solon.runs.directory import RunDirectory
+
+NAME, EARLIER = "trace.json", "trace-earlier.json"
+MAX_BYTES = 64 * 2**20
+"""A larger file becomes `trace-earlier.json`, in the place of the one before: half a million spans or so each."""
+_OPEN = b"[\n"
+_CLOSE = b'{"ph":"M","pid":1,"tid":0,"name":"process_name","args":{"name":"solon"}}\n]\n'
+
+
+class TraceFile:
+    """`trace = TraceFile(directory); trace.add(spans); trace.write(); trace.close()`. One thread's business.
+
+    `write` and `close` raise what `RunDirectory.append_bytes` raises.
+    """
+
+    def __init__(self, directory: RunDirectory, *, max_bytes: int = MAX_BYTES) -> None:
+        self._directory = directory
+        self._path = directory.path / NAME
+        self._max_bytes = max_bytes
+        self._lines: list[bytes] = []
+        self._tracks: set[int] = set()
+        if self._path.exists():
+            _reopen(self._path)
+
+    def add(self, spans: Sequence[Span]) -> None:
+        """Keeps the spans for the next `write`."""
+        for span in spans:
+            # The same number for the same worker also after a resume.
+            track = zlib.crc32(span.worker.encode())
+            if track not in self._tracks:
+                self._tracks.add(track)
+                self._say({"ph": "M", "pid": 1, "tid": track, "name": "thread_name", "args": {"name": span.worker}})
+            start_us = round(span.start_s * 1e6)
+            self._say(
+                {
+                    "ph": "X",
+                    "pid": 1,
+                    "tid": track,
+                    "ts": start_us,
+                    "dur": round(span.end_s * 1e6) - start_us,
+                    "cat": span.lane,
+                    "name": span.name,
+                }
+            )
+
+    def write(self) -> None:
+        """The spans added so far, to the file."""
+        if not self._lines:
+            return
+        # Taken out before writing: on a full disk the directory itself writes them a second time.
+        text, self._lines = b"".join(self._lines), []
+        size = self._path.stat().st_size if self._path.exists() else 0
+        self._directory.append_bytes(NAME, text if size else _OPEN + text)
+        if size + len(text) > self._max_bytes:
+            self._directory.append_bytes(NAME, _CLOSE)
+            self._path.replace(self._path.with_name(EARLIER))
+            self._tracks.clear()
+
+    def close(self) -> None:
+        """What is left, and the end of the array."""
+        self.write()
+        if self._path.exists():
+            self._directory.append_bytes(NAME, _CLOSE)
+
+    def _say(self, event: dict[str, object]) -> None:
+        self._lines.append(json.dumps(event, separators=(",", ":")).encode() + b",\n")
+
+
+def _reopen(path: Path) -> None:
+    """Takes the end of the array away, so that it can be added to."""
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(_CLOSE)))
+        if file.read() == _CLOSE:
+            file.truncate(size - len(_CLOSE))

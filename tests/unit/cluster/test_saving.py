@@ -1,0 +1,265 @@
+"""Saving a running run: room for a checkpoint is held before it is needed, and what a full disk costs."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.learner import LearnerShell
+from cluster.config.run_file import RunFile
+from cluster.preflight.space import checkpoint_bytes, free_at, remarks_on_space
+from cluster.saving import Saver
+from solon.checkpoints.folder import CheckpointFolder, read_checkpoint
+from solon.errors import EngineFailedError
+from solon.ledger.async_ledger import AsyncLedger
+from solon.ledger.ledger import LedgerConfig
+from solon.ledger.staleness import StalenessConfig
+from solon.models.facts import read_facts
+from solon.runs import directory as run_directory
+from solon.runs.directory import DiskFullError, RunDirectory, UnwritableError
+from solon.telemetry.recorder import Recorder
+from solon.telemetry.totals import RunTotals
+from tests.unit.run_files import make_run
+
+KIB = 1024
+BALLAST = 64 * KIB
+
+
+@pytest.fixture(autouse=True)
+def _small_margins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_directory, "BALLAST_BYTES", BALLAST)
+    monkeypatch.setattr("solon.checkpoints.room.MARGIN_BYTES", 16 * KIB)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("cannot mount a small disk")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+class Weights:
+    """A learner whose state has so many bytes."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.saved_in: list[str] = []
+
+    async def save(self, directory: str) -> None:
+        (Path(directory) / "policy").mkdir()
+        (Path(directory) / "policy" / "model.safetensors").write_bytes(os.urandom(self.nbytes))
+
+    def saved(self, checkpoint: str) -> None:
+        self.saved_in.append(Path(checkpoint).name)
+
+
+class Night:
+    """A run directory, its recorder, and a learner."""
+
+    def __init__(self, root: Path, *, nbytes: int, keep: int = 3) -> None:
+        self.directory = RunDirectory.create(root, "night", default="run")
+        self.folder = CheckpointFolder(self.directory.path / "checkpoints", keep=keep)
+        self.learner = Weights(nbytes)
+        totals = RunTotals(staleness_bound=4, total_steps=9)
+        self.failures: list[Exception] = []
+        self.recorder = Recorder(
+            self.directory,
+            totals,
+            open_payload=lambda payload_ref: payload_ref,
+            provenance={},
+            on_failure=self.failures.append,
+        )
+        self.events: list[str] = []
+        record = self.recorder.event
+
+        def event(name: str, **fields: Any) -> None:
+            self.events.append(name)
+            record(name, **fields)
+
+        self.recorder.event = event  # type: ignore[method-assign]
+        ledger = AsyncLedger(LedgerConfig(batch_groups=2), StalenessConfig())
+
+        async def state() -> dict[str, Any]:
+            return {}
+
+        self.saver = Saver(
+            self.folder, directory=self.directory, learner=self.learner, ledger=ledger,  # type: ignore[arg-type]
+            recorder=self.recorder, config_hash="", url="", state=state, resume="solon train r.toml --resume",
+        )  # fmt: skip
+
+    @property
+    def free(self) -> int:
+        return shutil.disk_usage(self.directory.path).free
+
+    def fill(self, *, leave: int) -> None:
+        """Another process takes the disk, but for so much."""
+        self.recorder.sync()  # nothing else is written meanwhile
+        with (self.directory.path.parent / "other").open("ab") as file:
+            os.posix_fallocate(file.fileno(), file.tell(), self.free - leave)
+
+
+async def test_room_for_the_next_checkpoint_is_held_as_soon_as_its_size_is_known(disk: Path):
+    night = Night(disk, nbytes=200 * KIB)
+    assert night.directory.ballast.nbytes == BALLAST
+    await night.saver.save(1)
+    assert night.directory.ballast.nbytes > BALLAST + 200 * KIB
+    night.fill(leave=4 * KIB)  # nothing that others write now can take its place
+    await night.saver.save(2)
+    assert night.folder.steps() == [1, 2]
+    assert "space_freed" not in night.events
+    assert night.events.count("space_short") == 1  # the one after that has none
+    night.directory.close()
+
+
+async def test_a_disk_that_is_too_small_for_all_checkpoints_keeps_the_last_and_says_so(disk: Path):
+    night = Night(disk, nbytes=200 * KIB, keep=5)
+    for step in range(1, 7):
+        await night.saver.save(step)
+    # Four fit beside the ballast: the oldest went, one by one.
+    assert night.folder.steps() == [3, 4, 5, 6]
+    assert night.events.count("space_short") == 1
+    assert night.events.count("space_freed") == 2
+    read_checkpoint(night.folder.path / "step-000006")
+    night.directory.close()
+
+
+async def test_a_checkpoint_that_does_not_fit_keeps_the_one_before_and_says_how_much_is_missing(disk: Path):
+    night = Night(disk, nbytes=200 * KIB)
+    await night.saver.save(1)
+    night.learner.nbytes = 900 * KIB
+    with pytest.raises(DiskFullError) as caught:
+        await night.saver.save(2)
+    text = str(caught.value)
+    assert "a checkpoint needs more than" in text
+    assert "MiB are free; the one of step 1 is whole; free at least" in text
+    assert text.endswith("then: solon train r.toml --resume")
+    assert night.folder.steps() == [1]
+    assert [path.name for path in night.folder.path.glob(".step-*")] == []  # its space is free again
+    assert night.learner.saved_in == ["step-000001"]
+    night.directory.write_json("summary.json", {"status": "failed"})  # there is room to say so
+    night.directory.close()
+
+
+async def test_when_a_run_stops_because_its_disk_is_full_its_last_checkpoint_finds_room(disk: Path):
+    night = Night(disk, nbytes=200 * KIB)
+    await night.saver.save(1)
+    night.fill(leave=0)
+    for number in range(10):
+        night.recorder.event("stalled", waits=["x" * 3000], number=number)
+    night.recorder.sync()
+    await night.saver.save(2, is_last=True)
+    assert [type(failure) for failure in night.failures] == [DiskFullError]
+    assert "everything generated so far was written" in str(night.failures[0])
+    assert night.folder.steps()[-1] == 2
+    with pytest.raises(DiskFullError):
+        night.recorder.close()
+
+
+async def test_a_checkpoint_that_took_the_last_space_ends_a_run_that_would_go_on(disk: Path):
+    night = Night(disk, nbytes=200 * KIB)
+    await night.saver.save(1)
+    night.fill(leave=0)
+    night.directory.ballast.give_up()
+    night.fill(leave=256 * KIB)
+    with pytest.raises(DiskFullError, match="the checkpoint of step 2 took the last space, and the run was stopped"):
+        await night.saver.save(2)
+    assert night.folder.steps()[-1] == 2
+    night.directory.close()
+
+
+async def test_a_first_checkpoint_that_does_not_fit_says_that_there_is_none(disk: Path):
+    night = Night(disk, nbytes=1100 * KIB)
+    with pytest.raises(DiskFullError, match="there is none before it; free at least"):
+        await night.saver.save(1)
+    night.directory.close()
+
+
+async def test_a_disk_that_cannot_be_written_is_one_message_and_nothing_is_given_up_for_it(tmp_path: Path):
+    night = Night(tmp_path, nbytes=10)
+    await night.saver.save(1)
+
+    async def broken(directory: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    night.learner.save = broken  # type: ignore[method-assign]
+    with pytest.raises(UnwritableError, match="a checkpoint cannot be written: Input/output error; make the disk"):
+        await night.saver.save(2)
+    assert night.folder.steps() == [1]
+    assert night.directory.ballast.nbytes > 0
+    night.directory.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (
+            RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed: No space left on device"),
+            DiskFullError,
+        ),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), DiskFullError),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), EngineFailedError),
+    ],
+)
+def test_a_learner_that_finds_the_disk_full_is_not_replaced(error: Exception, raised: type[Exception]):
+    class Broken:
+        def save(self, directory: str) -> None:
+            raise error
+
+    shell = LearnerShell.__new__(LearnerShell)
+    shell._learner = Broken()  # type: ignore[assignment]
+    with pytest.raises(raised):
+        shell.save("/runs/night")
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_that_stay_is_told_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = RunFile.load(make_run(tmp_path, "checkpoint_keep = 2"))
+    facts = read_facts(Path(run.policy))
+    parameters = sum(math.prod(tensor.shape) for tensor in facts.tensors.values())
+    # float32 on a CPU: the policy as it is served; parameters and two moments of policy and critic.
+    size = checkpoint_bytes(run, facts)
+    assert size == parameters * (4 + 12 + 12)
+    monkeypatch.setattr("cluster.preflight.space.free_at", lambda root: 3 * size)
+    assert remarks_on_space(run, tmp_path) == []
+    monkeypatch.setattr("cluster.preflight.space.free_at", lambda root: 3 * size - 1)
+    (text,) = remarks_on_space(run, tmp_path)
+    assert "so the 2 that stay (checkpoint_keep = 2) and the one being written take" in text
+    assert remarks_on_space(run, tmp_path, there=size) == []
+    assert remarks_on_space(run.model_copy(update={"policy": "somebody/on-the-hub"}), tmp_path) == []
+
+
+def test_free_space_is_that_of_the_folder_that_will_be_made(tmp_path: Path):
+    assert free_at(tmp_path / "runs" / "not yet") == free_at(tmp_path) != 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "saved"),
+    [
+        ("", [1, 10, 20]),
+        ("checkpoint_first = 0", [10, 20]),
+        ("checkpoint_first = 3", [3, 10, 20]),
+        ("checkpoint_every = 0", []),
+        ("checkpoint_every = 8", [1, 8, 16, 24]),
+    ],
+)
+def test_the_first_checkpoint_comes_after_the_first_step(tmp_path: Path, settings: str, saved: list[int]):
+    run = RunFile.load(make_run(tmp_path, settings))
+    assert [step for step in range(1, 25) if run.saves_after(step)] == saved

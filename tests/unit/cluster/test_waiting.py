@@ -1,0 +1,77 @@
+"""What a person is told while actors of a run have no place yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from cluster.config.run_file import RunFile
+from cluster.placement.placement import demands_of
+from cluster.placement.supply import Growth
+from cluster.placement.waiting import Waiting
+
+RAW = {"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c"}
+RUN = RunFile.parse(
+    RAW | {"judging": {"num_actors": 2, "num_gpus": 1, "labels": {"solon.io/pool": "judge"}}}, source="test"
+)
+
+
+class World:
+    """A cluster, and what a run says of it."""
+
+    def __init__(self, *growths: Growth) -> None:
+        self.growths = list(growths)
+        self.said: list[str] = []
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.waiting = Waiting(
+            demands_of(RUN),
+            say=self.said.append,
+            emit=lambda name, **fields: self.told.append((name, fields)),
+            look=lambda: self.growths.pop(0) if len(self.growths) > 1 else self.growths[0],
+        )
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110 - a list tells nobody that it has grown
+                await asyncio.sleep(0.005)
+
+    async def report(self) -> None:
+        await self.waiting.report(first_s=0.01, every_s=0.01)
+
+
+def growth(*, pending: bool = True, starting: dict[str, int] | None = None, failed: tuple[str, ...] = ()) -> Growth:
+    return Growth(
+        nodes=Counter(head=1), starting=Counter(starting or {}), failed=failed, pending=((1.0, 1.0),) if pending else ()
+    )
+
+
+async def test_each_line_says_who_waits_for_what_and_what_the_cluster_does():
+    world = World(growth(), growth(starting={"judge": 2}), growth(failed=("judge: no capacity",)))
+    world.waiting.placed("learner")
+    task = asyncio.ensure_future(world.report())
+    await world.until(lambda: len(world.said) >= 3)
+    world.waiting.placed("rollout-0")
+    world.waiting.placed("judge-1")
+    await world.until(lambda: "of 4 actors: judge-0 asks" in world.said[-1])
+    for worker in ("judge-0", "audit-judge"):  # a worker that nobody announced is no error
+        world.waiting.placed(worker)
+    await asyncio.wait_for(task, 5)
+    asks = "rollout-0 asks 1 CPU; judge-0, judge-1 ask 1 CPU, 1 GPU, solon.io/pool=judge"
+    assert world.said[:3] == [
+        f"waiting for 3 of 4 actors: {asks}; nodes: 1 head",
+        f"waiting for 3 of 4 actors: {asks}; nodes: 1 head; starting: 2 judge",
+        f"waiting for 3 of 4 actors: {asks}; nodes: 1 head; not started: judge: no capacity",
+    ]
+    told = {"workers": ["judge-0", "judge-1", "rollout-0"], "asks": asks}
+    assert world.told == [("waiting_for_nodes", told)]
+
+
+async def test_processes_that_are_being_started_on_their_nodes_are_not_called_waiting():
+    world = World(growth(pending=False))
+    task = asyncio.ensure_future(world.report())
+    await asyncio.sleep(0.2)
+    task.cancel()
+    assert not world.said
+    assert not world.told

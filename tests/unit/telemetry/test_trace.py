@@ -1,0 +1,80 @@
+"""The trace of a run, in whatever way the run ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from solon.records import Span
+from solon.runs.directory import RunDirectory
+from solon.telemetry.trace import EARLIER, NAME, TraceFile
+
+
+def span(worker: str, start_s: float, end_s: float) -> Span:
+    return Span(lane="learn", worker=worker, name="work", start_s=start_s, end_s=end_s)
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(text)
+    return found
+
+
+def work(found: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
+    """(worker, start, duration) in microseconds."""
+    names = {e["tid"]: e["args"]["name"] for e in found if e["name"] == "thread_name"}
+    return [(names[e["tid"]], e["ts"], e["dur"]) for e in found if e["ph"] == "X"]
+
+
+def test_every_worker_has_a_named_track_and_every_span_its_microseconds(tmp_path: Path):
+    trace = TraceFile(RunDirectory(tmp_path))
+    trace.add([span("a", 1.5, 2.0), span('quo"te\n', 2.0, 2.25)])
+    trace.write()
+    trace.add([span("a", 3.0, 3.5)])
+    trace.close()
+    found = events((tmp_path / NAME).read_text())
+    assert work(found) == [("a", 1_500_000, 500_000), ('quo"te\n', 2_000_000, 250_000), ("a", 3_000_000, 500_000)]
+    assert sum(e["name"] == "thread_name" for e in found) == 2
+
+
+def test_the_trace_of_a_run_that_was_killed_lacks_nothing_but_its_end(tmp_path: Path):
+    trace = TraceFile(RunDirectory(tmp_path))
+    trace.add([span("a", 1, 2), span("b", 2, 3)])
+    trace.write()
+    text = (tmp_path / NAME).read_text()
+    assert text.endswith(",\n")
+    assert len(work(events(text.removesuffix(",\n") + "]"))) == 2
+
+
+def test_a_run_that_goes_on_adds_to_its_trace_whether_it_had_ended_or_was_killed(tmp_path: Path):
+    for turn in range(4):
+        directory = RunDirectory.reopen(tmp_path)
+        trace = TraceFile(directory)
+        trace.add([span("a", turn, turn + 1)])
+        if turn % 2:
+            trace.close()
+        else:
+            trace.write()
+            with (tmp_path / NAME).open("ab") as file:
+                file.write(b'{"ph":"X","pid"')  # killed in the midst of a line
+        directory.close()
+    assert [start for _, start, _ in work(events((tmp_path / NAME).read_text()))] == [0, 1e6, 2e6, 3e6]
+
+
+def test_a_large_trace_makes_place_for_a_new_one_that_names_its_tracks_again(tmp_path: Path):
+    trace = TraceFile(RunDirectory(tmp_path), max_bytes=2000)
+    for second in range(100):
+        trace.add([span("a", second, second + 1)])
+        trace.write()
+    trace.close()
+    earlier, last = (events((tmp_path / name).read_text()) for name in (EARLIER, NAME))
+    starts = [start for found in (earlier, last) for _, start, _ in work(found)]
+    assert starts == [second * 10**6 for second in range(100 - len(starts), 100)]
+    assert (tmp_path / EARLIER).stat().st_size < 3000
+
+
+def test_a_run_without_spans_has_no_trace(tmp_path: Path):
+    trace = TraceFile(RunDirectory(tmp_path))
+    trace.write()
+    trace.close()
+    assert list(tmp_path.iterdir()) == []
