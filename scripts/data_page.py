@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "data.md"
 sys.path.insert(0, str(ROOT))
 
+from solon.events import EVENTS  # noqa: E402
 from solon.runs import objects  # noqa: E402
 from solon.runs.columns import COLUMNS, HELD  # noqa: E402
 from solon.runs.tables import TYPES  # noqa: E402
@@ -79,12 +80,18 @@ def files(title: str, found: Mapping[str, tuple[str, objects.Keys | None]]) -> I
             yield "Keys read `stage/what/stat`; [algorithm.md](algorithm.md) has a table of all of them.\n"
         elif name == "events.jsonl":
             yield "### `events.jsonl`\n"
-            yield "Every line has `time`, seconds since the epoch, and `event`.\n"
+            yield "Every line has `time`, seconds since the epoch, and `event`. `info` is normal operation, `warning`"
+            yield "needs attention, `fault` is a failure that the run dealt with. The table is `solon/events.py`.\n"
             yield table(
-                ("event", "what happened", "further keys"),
+                ("event", "severity", "what happened", "further keys"),
                 (
-                    (f"`{event}`", about, "; ".join(f"`{key}`: {text}" for key, text in further.items()))
-                    for event, (about, further) in objects.EVENTS.items()
+                    (
+                        f"`{kind.name}`",
+                        kind.severity,
+                        kind.meaning,
+                        "; ".join(f"`{key}`: {field.meaning}" for key, field in kind.fields.items()),
+                    )
+                    for kind in EVENTS.values()
                 ),
             )
         elif name == "rollouts/part-*.parquet":

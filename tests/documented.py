@@ -10,8 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from solon.events import EVENTS
 from solon.runs.columns import COLUMNS
-from solon.runs.objects import EVENTS, Keys
+from solon.runs.objects import Keys
 
 ROOT = Path(__file__).resolve().parents[1]
 Files = Mapping[str, tuple[str, Keys | None]]
@@ -41,11 +42,16 @@ def _unknown(path: Path, keys: Keys | None) -> Iterator[str]:
         yield from (key for line in _lines(path) for key in line if not _matches(key, known))
     elif path.name == "events.jsonl":
         for line in _lines(path):
-            _, further = EVENTS.get(line["event"], ("", None))
-            if further is None:
-                yield f"event {line['event']}"
-            else:
-                yield from (f"{line['event']}: {k}" for k in line.keys() - further.keys() - {"time", "event"})
+            name = line["event"]
+            if name not in EVENTS:
+                yield f"event {name}"
+                continue
+            fields = EVENTS[name].fields
+            for key in line.keys() - {"time", "event"}:
+                if key not in fields:
+                    yield f"{name}: {key}"
+                elif not fields[key].accepts(line[key]):
+                    yield f"{name}: {key} is {line[key]!r}, expected {fields[key].type}"
     elif keys is not None:
         objects = _lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
         for one in objects if isinstance(objects, list) else [objects]:

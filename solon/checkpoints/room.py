@@ -22,7 +22,7 @@ MARGIN_BYTES = 2**20
 class CheckpointRoom:
     """`room.begin()`, write, `room.end(step)`; `room.give_up(...)` when the disk turns out to be full.
 
-    `tell(name, **fields)` hears of a disk that has no room for the next one.
+    `emit(name, **fields)` is called when the disk has no room for the next one.
     """
 
     def __init__(self, directory: RunDirectory, folder: CheckpointFolder, *, emit: Callable[..., None]) -> None:

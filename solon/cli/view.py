@@ -19,6 +19,7 @@ from rich.text import Text
 from solon.cli.tables import print_table
 from solon.cli.terminal import visible
 from solon.doctor.ending import Ending
+from solon.events import is_shown
 from solon.ledger.drops import Drops, Folded
 from solon.telemetry.overlap import LANES, measure
 from solon.telemetry.totals import RunTotals
@@ -29,21 +30,6 @@ if TYPE_CHECKING:
 
 WINDOW_S = 15.0
 BLOCKS = "▁▂▃▄▅▆▇█"
-SAID = (
-    "group_",
-    "late_",
-    "alarm",
-    "worker_",
-    "restart_",
-    "learner_",
-    "stalled",
-    "draining",
-    "resumed",
-    "upload_",
-    "space_",
-    "ray_",
-)
-"""Events that a person is told of."""
 WAITING = {"generate": "generating", "label": "judging", "learn": "ready"}
 """The ledger's count that is shown beside each lane."""
 
@@ -123,12 +109,12 @@ class PlainView(SilentView):
             alarm = self._totals.last_alarm
             if (count := self._folded.add(f"alarm {alarm.get('kind')}")) is not None:
                 self._say(alarm_line(alarm, count))
-        elif event.startswith(SAID) and (count := self._folded.add(event)) is not None:
+        elif is_shown(event.partition(" ")[0]) and (count := self._folded.add(event)) is not None:
             self._say(repeated(event, count))
 
     def ended(self, summary: dict[str, Any], directory: Path) -> None:
         for event, count in self._folded.untold().items():
-            if event.startswith(SAID):
+            if is_shown(event.partition(" ")[0]):
                 self._say(repeated(event, count))
         if summary["eval"]["after"]:
             print_table(self._console, end_table(summary))

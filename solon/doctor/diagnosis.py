@@ -13,6 +13,7 @@ from solon.doctor.facts import Facts
 from solon.doctor.files import time_of
 from solon.doctor.next_steps import LITTLE_ROOM_BYTES, UP, next_steps
 from solon.doctor.status import who_waits
+from solon.events import needs_attention
 from solon.feedback.watching.remedies import SPOILING
 from solon.ledger.drops import summary
 from solon.runs.integrity import said_of
@@ -24,27 +25,8 @@ ELSEWHERE_S = 30.0
 LATELY_S = 600.0
 """Faults are told for so long."""
 
-FAULTS = (
-    "worker_lost",
-    "restart_failed",
-    "call_lost",
-    "worker_given_up",
-    "learner_trained_again",
-    "group_lost",
-    "group_failed",
-    "group_expired",
-    "judge_lost",
-    "stalled",
-    "driver_was_away",
-    "ray_helper_lost",
-    "draining",
-    "upload_failed",
-    "space_short",
-    "space_freed",
-    "nothing_moved",
-    "answers_cut",
-)
-"""Events that tell of something that went wrong."""
+OWN_FINDINGS = ("alarm", "group_dropped")
+"""Events that have a heading of their own, `alarms` and `groups`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +221,7 @@ def recent_faults(events: Sequence[Mapping[str, Any]], *, now: float) -> list[st
     first: dict[tuple[str, str, str], str] = {}
     for event in events:
         name = str(event.get("event"))
-        if name not in FAULTS or time_of(event) < now - LATELY_S:
+        if not needs_attention(name) or name in OWN_FINDINGS or time_of(event) < now - LATELY_S:
             continue
         cause = str(event.get("cause") or event.get("reason") or event.get("message") or event.get("kind") or "")
         if name == "learner_trained_again" and event.get("same_weights") is False:

@@ -45,10 +45,10 @@ def kind_of(reason: str) -> str:
     return max(found)[1] if found else re.sub(r"\d+", "N", reason)
 
 
-def emit(reason: str, count: int = 1) -> str:
+def sentence(reason: str, count: int = 1) -> str:
     """A sentence for people.
 
-    >>> tell("fewer than 2 rollouts with a valid label (truncated 8)", 40)[:70]
+    >>> sentence("fewer than 2 rollouts with a valid label (truncated 8)", 40)[:70]
     '40 groups dropped: the questions are too long for the judge (truncated'
     """
     groups = "1 group" if count == 1 else f"{count} groups"
@@ -124,4 +124,4 @@ class Drops:
     def add(self, reason: str) -> str | None:
         """What is to be said of one more dropped group; None: nothing new."""
         count = self._folded.add(kind_of(reason))
-        return None if count is None else emit(reason, count)
+        return None if count is None else sentence(reason, count)

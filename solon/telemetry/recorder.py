@@ -18,10 +18,10 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from solon.errors import PayloadLostError
+from solon.events import event_line
 from solon.ledger.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport, PayloadRef
 from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
-from solon.redaction import redacted
 from solon.runs.directory import DiskFullError, RunDirectory
 from solon.runs.integrity import REREAD_STAGES, Records
 from solon.runs.outcomes import Outcomes
@@ -114,13 +114,11 @@ class Recorder:
         )
 
     def event(self, name: str, **fields: Any) -> None:
-        """A line of events.jsonl."""
-        # A cause may quote a library that quotes an address.
-        said = {key: redacted(value) if isinstance(value, str) else value for key, value in fields.items()}
-        record = {"time": time.time(), "event": name, **said}
+        """Write a line of events.jsonl. Raises AssertionError for an event or a field that solon.events lacks."""
+        record = event_line(name, time_s=time.time(), **fields)
         self.totals.fault(name, fields)
         if name == "group_dropped":
-            self.totals.last_drop = str(said.get("reason", ""))
+            self.totals.last_drop = str(record.get("reason", ""))
         self._jobs.put(lambda: self._write_event(record))
         self._on_change(f"{name} {fields['worker']}" if "worker" in fields else name)
 
@@ -204,8 +202,9 @@ class Recorder:
         try:
             payload = self._open_payload(payload_ref)
         except PayloadLostError as error:
-            lost = {"time": time.time(), "event": "rows_lost", "table": table, "ordinal": ordinal, "attempt": attempt}
-            self._directory.append("events.jsonl", lost | {"cause": str(error)})
+            where = {"table": table, "ordinal": ordinal, "attempt": attempt}
+            line = event_line("rows_lost", time_s=time.time(), **where, cause=str(error))
+            self._directory.append("events.jsonl", line)
             return
         keep(payload)
 
@@ -250,8 +249,8 @@ class Recorder:
 
     def _fill(self, *, everything: bool = False) -> None:
         for problem in self._outcomes.fill(everything=everything):
-            told = {"time": time.time(), "event": "rows_unreadable", "table": "rollouts", "cause": problem}
-            self._directory.append("events.jsonl", told)
+            line = event_line("rows_unreadable", time_s=time.time(), table="rollouts", cause=problem)
+            self._directory.append("events.jsonl", line)
 
     def _flush_all(self) -> None:
         self._flush()

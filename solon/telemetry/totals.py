@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from solon.events import is_counted
 from solon.feedback.quality.position import PositionCount
 from solon.ledger.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
@@ -33,25 +34,7 @@ COUNTS = (
     "mean_gap",
     "learners_apart",
 )
-"""Attributes of a tally that are plain numbers."""
-FAULTS = frozenset(
-    {
-        "worker_lost",
-        "worker_recovered",
-        "worker_given_up",
-        "restart_failed",
-        "call_lost",
-        "learner_trained_again",
-        "group_lost",
-        "tokens_salvaged",
-        "judge_lost",
-        "group_expired",
-        "resumed",
-        "stalled",
-        "upload_failed",
-    }
-)
-"""Events that the summary counts."""
+"""Attributes of the totals that are plain numbers."""
 
 
 class RunTotals:
@@ -112,8 +95,8 @@ class RunTotals:
         return self._before_s + max((self.ended_s or time.time()) - self.started_s, 1e-9)
 
     def fault(self, name: str, fields: Mapping[str, Any] | None = None) -> None:
-        """Counts an event that tells of a fault or its end. fields: of the event."""
-        if name in FAULTS:
+        """Count an event if it reports a fault or a recovery. fields: of the event."""
+        if is_counted(name):
             self.faults[name] += 1
         if name == "alarm":
             self.last_alarm = fields or {}

@@ -341,14 +341,14 @@ async def test_lines_of_a_run_are_strict_json_and_restarts_make_no_new_names(ray
         await world.ended()
     odd = {"nan": float("nan"), "inf": -float("inf"), "bytes": b"\xff", "path": tmp_path, "line": "a\nb\u2028c",
            "lone": "\ud800", "set": {1}, "deep": [{"x": float("nan"), 3: None}], "big": 2**80}  # fmt: skip
-    recorder.event("odd", **odd)
+    recorder.event("stalled", still_s=float("inf"), waits=odd, tasks=b"\xff")
     recorder.close()
     directory.close()
     lines = {name: list(strict_lines(directory.path / name)) for name in ("metrics.jsonl", "events.jsonl")}
     assert len(lines["metrics.jsonl"]) == 8
     assert all(isinstance(line["step"], int) and line["learn/reward/mean"] is None for line in lines["metrics.jsonl"])
     assert all(isinstance(line["event"], str) and isinstance(line["time"], float) for line in lines["events.jsonl"])
-    assert lines["events.jsonl"][-1]["event"] == "odd"
+    assert lines["events.jsonl"][-1]["event"] == "stalled"
     assert {line["worker"] for line in lines["events.jsonl"] if "worker" in line} <= {"rollout-0", "rollout-1"}
 
 

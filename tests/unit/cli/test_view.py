@@ -104,7 +104,7 @@ async def show_all(view: Any, totals: RunTotals, ledger: FakeLedger, *, text: st
     view.ready("judge-0")
     view.evaluated("before", {text: 0.5, "mean": 0.5})
     view.training(totals, ledger)
-    for event in ("step", f"group_dropped {text}", "late_label", "published"):
+    for event in ("step", f"group_dropped {text}", "late_label_refused", "published"):
         view.changed(event)
         await asyncio.sleep(0)
     await asyncio.sleep(0.01)

@@ -162,7 +162,7 @@ async def test_when_a_run_stops_because_its_disk_is_full_its_last_checkpoint_fin
     await night.saver.save(1)
     night.fill(leave=0)
     for number in range(10):
-        night.recorder.event("stalled", waits=["x" * 3000], number=number)
+        night.recorder.event("stalled", still_s=number, waits=["x" * 3000])
     night.recorder.sync()
     await night.saver.save(2, is_last=True)
     assert [type(failure) for failure in night.failures] == [DiskFullError]

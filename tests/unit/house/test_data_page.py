@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,12 +18,10 @@ from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.labelling.dataset import parse_row
 from solon.feedback.labelling.preferences import Preference, preference_row
 from solon.feedback.selection.policy import Selection
-from solon.feedback.watching.alarm import Alarm
-from solon.ledger.async_ledger import RETRIES
 from solon.records import Feedback, Label, Status
 from solon.runs.columns import COLUMNS, HELD, LABELS, ROLLOUTS
 from solon.runs.directory import RunDirectory
-from solon.runs.objects import EVENTS, HELDOUT, LABELLED, PREFERENCES, RUN, SUMMARY
+from solon.runs.objects import HELDOUT, LABELLED, PREFERENCES, RUN, SUMMARY
 from solon.runs.outcomes import COLUMNS as OUTCOME
 from solon.runs.tables import TYPES, label_rows, rollout_rows
 from solon.telemetry.totals import RunTotals
@@ -33,7 +30,6 @@ from tests.unit.fakes import make_group, make_prompt
 from tests.unit.telemetry.test_outcomes import Run
 
 ROOT = Path(__file__).resolve().parents[3]
-SOURCES = [path for folder in ("solon", "cluster", "actors") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def test_the_page_is_what_the_code_says(script: Callable[[str], ModuleType]):
@@ -47,25 +43,6 @@ def test_every_column_is_described_and_every_description_has_its_column():
     assert written | TYPES["rollouts"].keys() == ROLLOUTS.keys()
     assert TYPES["held"].keys() <= ROLLOUTS.keys() | HELD.keys() == COLUMNS["held"].keys()
     assert TYPES["labels"].keys() | identity | {"run_id", "row_id"} == LABELS.keys()
-
-
-def events_in(path: Path) -> Iterator[str]:
-    """Names of events that a file emits, by call or as an object."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name.lstrip("_") in ("event", "emit") and isinstance(node.args[0].value, str):
-                yield node.args[0].value
-        elif isinstance(node, ast.Dict):
-            for key, value in zip(node.keys, node.values, strict=True):
-                if isinstance(key, ast.Constant) and key.value == "event" and isinstance(value, ast.Constant):
-                    yield str(value.value)
-
-
-def test_every_event_is_described_and_every_description_has_its_event():
-    told = {name for path in SOURCES for name in events_in(path)} | set(RETRIES.values())
-    assert told == set(EVENTS)
-    assert {field.name for field in dataclasses.fields(Alarm)} == EVENTS["alarm"][1].keys()
 
 
 def test_keys_of_objects_are_those_of_the_classes_that_write_them():

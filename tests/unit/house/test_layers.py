@@ -29,6 +29,7 @@ ORDERS = {
     "solon": (
         "redaction",
         "errors",
+        "events",
         "clock",
         "records",
         "host",

@@ -296,7 +296,7 @@ def test_a_cause_in_the_events_holds_no_secret(tmp_path: Path):
         provenance={},
         on_failure=lambda _: None,
     )
-    recorder.event("upload_failed", cause=f"cannot reach {REDIS}", step=1)
+    recorder.event("upload_failed", checkpoint="step-000001", cause=f"cannot reach {REDIS}")
     recorder.close()
     directory.close()
     (line,) = (tmp_path / "runs" / "r" / "events.jsonl").read_text().splitlines()

@@ -263,7 +263,7 @@ def test_what_a_full_disk_lost_makes_no_checkpoint(tmp_path: Path, monkeypatch: 
 def test_a_metric_that_is_no_number_is_null(tmp_path: Path):
     recorder, path = make_recorder(tmp_path)
     recorder.stepped(make_lease(), make_report(learn_reward_mean=math.nan, learn_kl_max=math.inf, learn_kl_mean=0.5))
-    recorder.event("alarm", gap=math.nan)
+    recorder.event("alarm", value=math.nan)
     recorder.close()
     (line,) = lines(path / "metrics.jsonl")
     assert (line["learn/reward/mean"], line["learn/kl/max"], line["learn/kl/mean"]) == (None, None, 0.5)
