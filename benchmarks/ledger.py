@@ -45,18 +45,18 @@ async def behind_the_loop(groups: int, *, batch: int, workers: int) -> float:
     await ledger.counts()
     start = time.perf_counter()
 
-    async def report_one(method: str, ordinal: int, attempt: int, **arguments: object) -> None:
-        await ledger.apply([(method, {"ordinal": ordinal, "attempt": attempt, "payload": None, **arguments})])  # type: ignore[list-item]
-
     async def generate() -> None:
         while grants := await ledger.reserve(batch):
             await asyncio.gather(
-                *(report_one("commit_generation", g.ordinal, g.attempt, head=g.version, nbytes=1000) for g in grants)
+                *(
+                    ledger.commit_generation(g.ordinal, g.attempt, head=g.version, nbytes=1000, payload=None)
+                    for g in grants
+                )
             )
 
     async def label() -> None:
         while work := await ledger.next_generated(batch):
-            await asyncio.gather(*(report_one("commit_labels", w.ordinal, w.attempt, nbytes=100) for w in work))
+            await asyncio.gather(*(ledger.commit_labels(w.ordinal, w.attempt, nbytes=100, payload=None) for w in work))
 
     async def learn() -> None:
         for step in range(groups // batch):
@@ -83,13 +83,13 @@ async def wake_up(rounds: int) -> tuple[float, float]:
         waiting = asyncio.ensure_future(ledger.next_generated(1))
         await asyncio.sleep(0.01)
         start = time.perf_counter()
-        generated = {"ordinal": grant.ordinal, "attempt": 0, "head": grant.version, "nbytes": 1, "payload": None}
-        reporting = asyncio.ensure_future(ledger.apply([("commit_generation", generated)]))
+        reporting = asyncio.ensure_future(
+            ledger.commit_generation(grant.ordinal, 0, head=grant.version, nbytes=1, payload=None)
+        )
         await waiting
         woken.append(time.perf_counter() - start)
         await reporting
-        labelled = {"ordinal": grant.ordinal, "attempt": 0, "nbytes": 1, "payload": None}
-        await ledger.apply([("commit_labels", labelled)])
+        await ledger.commit_labels(grant.ordinal, 0, nbytes=1, payload=None)
         lease = await ledger.lease(step)
         assert lease is not None
         start = time.perf_counter()

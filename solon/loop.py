@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 from solon.errors import PayloadLostError, RunFailedError, WorkerLostError, first_cause
 from solon.files.prompts import PromptSource
-from solon.ledger.async_ledger import Transition
 from solon.ledger.ledger import Grant, Lease, Work
 from solon.pipeline.publication import Publication
 from solon.protocols import (
@@ -122,23 +121,20 @@ async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Gran
     try:
         async for report, payload_ref in lane.generate(work):
             if isinstance(report, Salvage):
-                kept = {"ordinal": report.ordinal, "attempt": report.attempt, "head": report.head, "salvage": report}
-                await lanes.ledger.apply([("keep", kept)])
+                await lanes.ledger.keep(report.ordinal, report.attempt, head=report.head, salvage=report)
                 continue
             del missing[report.ordinal]
             room.give(1)
-            arguments = {"ordinal": report.ordinal, "attempt": report.attempt, "head": report.head}
-            arguments |= {"nbytes": report.nbytes, "payload": payload_ref}
-            (accepted,) = await lanes.ledger.apply([("commit_generation", arguments)])
-            if accepted:
+            if await lanes.ledger.commit_generation(
+                report.ordinal, report.attempt, head=report.head, nbytes=report.nbytes, payload=payload_ref
+            ):
                 lanes.observer.generated(report, payload_ref)
             else:
                 lanes.observer.event("late_generation_refused", ordinal=report.ordinal, attempt=report.attempt)
         if missing:
             raise WorkerLostError(f"{lane.name} ended without {len(missing)} of the groups that it was given")
     except WorkerLostError as error:
-        lost = [{"ordinal": g.ordinal, "attempt": g.attempt, "reason": str(error)} for g in missing.values()]
-        await lanes.ledger.apply([("requeue", arguments) for arguments in lost])
+        await lanes.ledger.requeue({grant.ordinal: grant.attempt for grant in missing.values()}, str(error))
         room.give(len(missing))
 
 
@@ -166,14 +162,14 @@ async def label(lanes: Lanes, judge: JudgeLane, min_valid: int) -> None:
 
 
 async def _label_group(lanes: Lanes, judge: JudgeLane, item: Work, min_valid: int, room: Room) -> None:
-    who = {"ordinal": item.ordinal, "attempt": item.attempt}
+    ordinal, attempt = item.ordinal, item.attempt
     try:
         report, payload_ref = await judge.label(item)
     except WorkerLostError as error:
-        await lanes.ledger.apply([("return_work", {**who, "reason": str(error)})])
+        await lanes.ledger.return_work(ordinal, attempt, str(error))
         return
     except PayloadLostError as error:
-        await lanes.ledger.apply([("requeue", {**who, "reason": str(error)})])
+        await lanes.ledger.requeue({ordinal: attempt}, str(error))
         return
     finally:
         room.give(1)
@@ -181,14 +177,13 @@ async def _label_group(lanes: Lanes, judge: JudgeLane, item: Work, min_valid: in
         # The same text would be judged the same way again, so another prompt takes its place.
         causes = ", ".join(f"{status} {count}" for status, count in report.invalid_by_status)
         reason = f"fewer than {min_valid} rollouts with a valid label ({causes})"
-        transition: Transition = ("drop", {**who, "reason": reason})
+        accepted = await lanes.ledger.drop(ordinal, attempt, reason)
     else:
-        transition = ("commit_labels", {**who, "nbytes": report.nbytes, "payload": payload_ref})
-    (accepted,) = await lanes.ledger.apply([transition])
+        accepted = await lanes.ledger.commit_labels(ordinal, attempt, nbytes=report.nbytes, payload=payload_ref)
     if accepted:
         lanes.observer.labelled(report, payload_ref)
     else:
-        lanes.observer.event("late_label_refused", **who)
+        lanes.observer.event("late_label_refused", ordinal=ordinal, attempt=attempt)
 
 
 async def learn(lanes: Lanes, steps: range, versions: asyncio.Queue[Publishing | None], stop: asyncio.Event) -> int:
@@ -252,10 +247,7 @@ async def _give_back(lanes: Lanes, lease: Lease, error: PayloadLostError) -> Non
     ]
     await lanes.ledger.abort(lease.step, lease.token)
     # None to be found, and still it could not be read: then none of it is trusted.
-    attempts = lanes.ledger.attempts(lost or lease.ordinals)
-    await lanes.ledger.apply(
-        [("requeue", {"ordinal": o, "attempt": attempt, "reason": str(error)}) for o, attempt in attempts.items()]
-    )
+    await lanes.ledger.requeue(lanes.ledger.attempts(lost or lease.ordinals), str(error))
 
 
 async def publish(lanes: Lanes, versions: asyncio.Queue[Publishing | None]) -> None:

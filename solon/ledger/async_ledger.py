@@ -1,7 +1,7 @@
-"""The ledger behind an event loop: the same transitions, plus waiting. Plain asyncio; Ray hosts this class.
+"""The ledger behind an event loop: the same transitions, plus waiting. Plain asyncio.
 
-Whoever has nothing to do waits on one condition and is woken by the transition that gives it work; nobody
-polls. The only timer is the one that takes back groups from an engine or judge that went silent.
+A stage without work waits on one condition; the transition that gives it work wakes it. No stage polls. The only
+timer takes groups back from an engine or judge that holds them for longer than `lease_s`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from solon.ledger.ledger import Grant, Lease, Ledger, LedgerConfig, Work
 from solon.ledger.shares import Ask
@@ -18,24 +18,16 @@ from solon.ledger.staleness import StalenessConfig
 
 T = TypeVar("T")
 
-Transition = tuple[
-    Literal["keep", "commit_generation", "commit_labels", "fail", "requeue", "return_work", "drop"], dict[str, Any]
-]
-"""A ledger method and its arguments: `("fail", {"ordinal": 3, "attempt": 0, "reason": "timeout"})`."""
-
-RETRIES = {"fail": "group_failed", "requeue": "group_lost", "return_work": "judge_lost"}
-"""Events of the transitions that make work be done again."""
-
 
 class _DownError(Exception):
-    """Whoever waited is not up any more."""
+    """The worker that waited is down."""
 
 
 class AsyncLedger:
     """`await ledger.lease(step)` returns when the batch is there.
 
-    Every waiting method returns None or an empty list once the ledger is drained or closed for good. `progress` counts
-    what changed: it stands still when everybody waits.
+    Every waiting method returns None or an empty list once the ledger is drained or closed. `progress` counts
+    transitions: it does not change while all stages wait.
     """
 
     def __init__(
@@ -60,7 +52,7 @@ class AsyncLedger:
         self.progress = 0
 
     def listen(self, emit: Callable[..., None]) -> None:
-        """`tell(name, **fields)` hears of every group that is tried again or dropped, as it happens."""
+        """`emit(name, **fields)` is called for every group that is tried again or dropped, as it happens."""
         self._emit = emit
         self._ledger.on_drop = lambda ordinal, reason: emit("group_dropped", ordinal=ordinal, reason=reason)
 
@@ -80,7 +72,7 @@ class AsyncLedger:
     async def reserve(
         self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = lambda: True
     ) -> list[Grant] | None:
-        """Permission for up to `limit` groups. Waits for a credit; woken by publish, fail, requeue or drop.
+        """Permission for up to `limit` groups. Waits for a credit; woken by publish, requeue or drop.
 
         Engines that wait together share what there is, so that none is idle while another has more than it decodes.
         None: the holder went down meanwhile, and is to ask again when it is up.
@@ -98,21 +90,41 @@ class AsyncLedger:
         """The batch of `step`. Waits until the groups it needs are ready; woken by commit_labels."""
         return await self._until(lambda: self._ledger.lease(step))
 
-    async def apply(self, transitions: Sequence[Transition]) -> list[bool]:
-        """Many transitions in one call; False where one was refused."""
-        async with self._changed:
-            try:
-                done = [bool(getattr(self._ledger, name)(**arguments)) for name, arguments in transitions]
-            except Exception as error:
-                self._failure = error
-                raise
-            finally:
-                self.progress += 1
-                self._changed.notify_all()
-        for (name, arguments), ok in zip(transitions, done, strict=True):
-            if ok and name in RETRIES:
-                self._emit(RETRIES[name], **arguments)
-        return done
+    async def keep(self, ordinal: int, attempt: int, *, head: int, salvage: Any) -> bool:
+        """Keep what an engine has written of a group so far. See `Ledger.keep`."""
+        return await self._change(lambda: self._ledger.keep(ordinal, attempt, head=head, salvage=salvage))
+
+    async def commit_generation(self, ordinal: int, attempt: int, *, head: int, nbytes: int, payload: Any) -> bool:
+        """A group was generated; wakes `next_generated`. False: refused, its attempt is not the current one."""
+        return await self._change(
+            lambda: self._ledger.commit_generation(ordinal, attempt, head=head, nbytes=nbytes, payload=payload)
+        )
+
+    async def commit_labels(self, ordinal: int, attempt: int, *, nbytes: int, payload: Any) -> bool:
+        """A group was labelled; wakes `lease`. False: refused."""
+        return await self._change(lambda: self._ledger.commit_labels(ordinal, attempt, nbytes=nbytes, payload=payload))
+
+    async def requeue(self, attempts: Mapping[int, int], reason: str) -> list[int]:
+        """Generate these groups again, given as {ordinal: attempt}; wakes `reserve`. Returns the ordinals of those that
+        were not refused. One call for all groups of a lost engine, so that the engines that wait share them."""
+        requeued = await self._change(
+            lambda: [o for o, attempt in attempts.items() if self._ledger.requeue(o, attempt, reason)]
+        )
+        for ordinal in requeued:
+            self._emit("group_lost", ordinal=ordinal, attempt=attempts[ordinal], reason=reason)
+        return requeued
+
+    async def return_work(self, ordinal: int, attempt: int, reason: str) -> bool:
+        """The judge of this group was lost: another one labels it; wakes `next_generated`. False: refused."""
+        returned = await self._change(lambda: self._ledger.return_work(ordinal, attempt, reason))
+        if returned:
+            self._emit("judge_lost", ordinal=ordinal, attempt=attempt, reason=reason)
+        return returned
+
+    async def drop(self, ordinal: int, attempt: int, reason: str) -> bool:
+        """Give a group up for good; wakes `reserve`, since its credit is free. False: refused. Raises RunFailedError
+        when more groups were dropped than the run allows."""
+        return await self._change(lambda: self._ledger.drop(ordinal, attempt, reason))
 
     async def commit(self, step: int, token: int) -> bool:
         """The batch of `step` was trained."""
@@ -127,7 +139,7 @@ class AsyncLedger:
         return await self._change(lambda: self._ledger.publish(version))
 
     async def close(self) -> list[int]:
-        """Admit nothing more and wake everybody. Returns the ordinals still held."""
+        """Admit nothing more and wake all who wait. Returns the ordinals still held."""
         await self._change(self._ledger.close)
         return list(self._ledger.held())
 
@@ -152,18 +164,23 @@ class AsyncLedger:
         return self._ledger.attempts(ordinals)
 
     def out(self) -> list[dict[str, Any]]:
-        """Groups in somebody's hands: who has them, and for how long."""
+        """Groups that are checked out: by which worker, and for how many seconds."""
         return self._ledger.out(now=self._clock())
 
     async def _change(self, transition: Callable[[], T]) -> T:
+        """Make a transition and wake all who wait. What it raises ends the waits of the others, too."""
         async with self._changed:
-            result = transition()
-            self.progress += 1
-            self._changed.notify_all()
-        return result
+            try:
+                return transition()
+            except Exception as error:
+                self._failure = error
+                raise
+            finally:
+                self.progress += 1
+                self._changed.notify_all()
 
     async def _among(self, asking: list[Ask], ask: Ask, take: Callable[..., list[T]]) -> list[T] | None:
-        """`take` for one of those who ask; None: it is not up any more."""
+        """`take` for one of the workers that ask; None: it is down."""
 
         def attempt() -> list[T]:
             if not ask.is_up():
@@ -173,13 +190,13 @@ class AsyncLedger:
 
         asking.append(ask)
         try:
-            await asyncio.sleep(0)  # whoever asks at the same moment is there when the first takes its share
+            await asyncio.sleep(0)  # workers that ask at the same moment all take part in the first share
             return await self._until(attempt) or []
         except _DownError:
             return None
         finally:
             asking.remove(ask)
-            # Its share may have been left for it: without it, it is for the others.
+            # The others may have left a share for it; without it, the share is theirs.
             if asking and self._ledger.num_reservable + self._ledger.num_labelable:
                 self._nudge = asyncio.ensure_future(self._look_again())
 

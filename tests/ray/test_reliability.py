@@ -75,8 +75,8 @@ async def test_what_a_killed_engine_had_in_hand_is_generated_again_and_its_late_
         await world.kill("rollout-0")
         await world.until(lambda: {o["ordinal"] for o in world.told("group_lost")} & set(mine))
         lost = world.told("group_lost")[0]
-        late = {"ordinal": lost["ordinal"], "attempt": lost["attempt"], "head": 9, "nbytes": 1, "payload": None}
-        assert await world.ledger.apply([("commit_generation", late)]) == [False]
+        late = lost["ordinal"], lost["attempt"]
+        assert not await world.ledger.commit_generation(*late, head=9, nbytes=1, payload=None)
         await world.ended()
         last = {report.ordinal: report.attempt for report in world.watcher.generations}
         # A group may be lost a second time, when the engine's successor has it before its first sign of life.

@@ -97,8 +97,7 @@ async def test_an_engine_that_joins_late_is_served_first_of_what_comes_then():
     assert len(early[0]) == 8
     both = [asyncio.ensure_future(ledger.reserve(8, holder=name)) for name in ("early", "late")]
     await before_checkout()
-    lost = [("fail", {"ordinal": o, "attempt": 0, "reason": "chance"}) for o in range(2)]
-    await ledger.apply(lost)  # type: ignore[arg-type]
+    await ledger.requeue({0: 0, 1: 0}, "chance")
     await before_checkout()
     assert not both[0].done()
     assert [grant.ordinal for grant in both[1].result()] == [0, 1]
@@ -111,7 +110,7 @@ async def test_what_was_meant_for_an_engine_that_stops_waiting_goes_to_those_tha
     busy = asyncio.ensure_future(ledger.reserve(8, holder="busy"))
     idle = asyncio.ensure_future(ledger.reserve(8, holder="idle"))
     await before_checkout()
-    await ledger.apply([("fail", {"ordinal": first[0].ordinal, "attempt": 0, "reason": "chance"})])
+    await ledger.requeue({first[0].ordinal: 0}, "chance")
     idle.cancel()  # woken, and gone before it took its part
     await before_checkout()
     assert idle.cancelled()
@@ -153,10 +152,8 @@ async def test_judges_share_what_was_generated():
     grants = await ledger.reserve(12)
     judges = [asyncio.ensure_future(ledger.next_generated(12, holder=f"judge-{i}")) for i in range(3)]
     await before_checkout()
-    await ledger.apply(
-        [("commit_generation", {"ordinal": g.ordinal, "attempt": 0, "head": 0, "nbytes": 1, "payload": "g"})
-         for g in grants]
-    )  # fmt: skip
+    for grant in grants:
+        await ledger.commit_generation(grant.ordinal, 0, head=0, nbytes=1, payload="g")
     assert [len(work) for work in await asyncio.gather(*judges)] == [4, 4, 4]
 
 
@@ -181,19 +178,16 @@ async def test_lanes_that_come_and_go_lose_no_credit_and_none_starves(seed, batc
             served[name] += len(grants)
             for grant in grants:
                 await asyncio.sleep(0)
-                who = {"ordinal": grant.ordinal, "attempt": grant.attempt}
                 if rng.random() < 0.1:
-                    await ledger.apply([("requeue", {**who, "reason": "lost"})])
+                    await ledger.requeue({grant.ordinal: grant.attempt}, "lost")
                     continue
-                made = {"head": grant.version, "nbytes": 1, "payload": "g"}
-                await ledger.apply([("commit_generation", who | made)])
+                await ledger.commit_generation(grant.ordinal, grant.attempt, head=grant.version, nbytes=1, payload="g")
 
     async def judge(name: str) -> None:
         while work := await ledger.next_generated(rng.randint(1, batch), holder=name):
             for item in work:
                 await asyncio.sleep(0)
-                who = {"ordinal": item.ordinal, "attempt": item.attempt}
-                await ledger.apply([("commit_labels", {**who, "nbytes": 1, "payload": "f"})])
+                await ledger.commit_labels(item.ordinal, item.attempt, nbytes=1, payload="f")
 
     async def flighty() -> None:
         while True:
@@ -206,8 +200,7 @@ async def test_lanes_that_come_and_go_lose_no_credit_and_none_starves(seed, batc
             elif not (grants := asking.result()):
                 return
             else:
-                lost = [("requeue", {"ordinal": g.ordinal, "attempt": g.attempt, "reason": "down"}) for g in grants]
-                await ledger.apply(lost)  # type: ignore[arg-type]
+                await ledger.requeue({grant.ordinal: grant.attempt for grant in grants}, "down")
             await asyncio.sleep(0)
 
     tasks = [
