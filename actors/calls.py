@@ -1,4 +1,4 @@
-"""What the shells share: a process that can be replaced, and errors that come back as they were raised."""
+"""What the shells share: a worker process that can be replaced, and errors that are raised here as they were there."""
 
 from __future__ import annotations
 
@@ -39,26 +39,61 @@ _DEAD = (
 )
 
 
-class Process:
-    """An actor, and how another one is made in its place."""
+class RemoteWorker:
+    """A worker in an actor: start it, call it, replace it. The base of all remotes."""
 
-    def __init__(self, spawn: Spawn) -> None:
+    def __init__(self, spawn: Spawn, *, name: str) -> None:
+        self.name = name
         self._spawn = spawn
         self._made = 1
         self.actor = spawn(0)
 
+    async def start(self, *arguments: Any) -> Any:
+        """What the worker's own `start` returns. Raises WorkerLostError, and whatever its code raises."""
+        return await self.ask("start", *arguments)
+
     def replace(self) -> None:
-        """Another actor. The old one is killed first: whatever it still does reaches nobody."""
+        """Another process in place of this one, which is not started yet. The old one is killed first."""
         if RAY_IS_GONE.is_set():
             raise RunFailedError("Ray is gone")
-        with suppress(ValueError, ray.exceptions.RayError):  # dead already
-            ray.kill(self.actor, no_restart=True)
+        self.end()
         self.actor = self._spawn(self._made)
         self._made += 1
 
-    async def placed(self, *, who: str) -> None:
+    def end(self) -> None:
+        """Kill the process."""
+        if not RAY_IS_GONE.is_set():
+            with suppress(ValueError, ray.exceptions.RayError):  # dead already
+                ray.kill(self.actor, no_restart=True)
+
+    async def placed(self) -> None:
         """Returns when the actor has a place on a node and its process is there. Raises WorkerLostError."""
-        await call(self.actor.__ray_ready__.remote(), who=who)
+        await call(self.actor.__ray_ready__.remote(), who=self.name)
+
+    async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
+        """See `solon.recovery.guard.Restartable`."""
+        await self._another(placed)
+        await self.start()
+
+    async def heartbeat(self) -> float:
+        """Seconds for which the worker has had work without progress. Raises WorkerLostError; may never return."""
+        stalled_s: float = await self.ask("heartbeat")
+        return stalled_s
+
+    async def ask(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """The result of one of the actor's methods."""
+        return await call(getattr(self.actor, method).remote(*arguments, **named), who=self.name)
+
+    async def ask_parts(self, method: str, parts: int, *arguments: Any) -> tuple[Any, ...]:
+        """The first results of a method that returns several, and a reference to the last one, which stays where it
+        was made."""
+        *first, last = getattr(self.actor, method).options(num_returns=parts).remote(*arguments)
+        return *[await call(reference, who=self.name) for reference in first], [last]
+
+    async def _another(self, placed: Callable[[], None]) -> None:
+        self.replace()
+        await self.placed()
+        placed()
 
 
 def open_payload(payload_ref: list[ray.ObjectRef]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.calls import Process, Spawn, call
+from actors.calls import RemoteWorker
 from learners.config import LearnConfig
 from solon.engines.device_turns import device_key, turn_on_device
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
@@ -97,53 +97,35 @@ def manifest_of(weights: Weights) -> Weights:
     return dataclasses.replace(weights, payload=np.zeros(0, np.uint8))
 
 
-class RemoteLearner:
-    """A learner in an actor, which can be replaced."""
-
-    def __init__(self, spawn: Spawn, *, name: str) -> None:
-        self._process = Process(spawn)
-        self.name = name
-
-    @property
-    def _actor(self) -> Any:
-        return self._process.actor
+class RemoteLearner(RemoteWorker):
+    """A learner in an actor."""
 
     async def start(self, checkpoint: str = "") -> tuple[Weights, PayloadRef]:
         """The weights it begins with; `checkpoint` is a directory that its machine sees."""
-        manifest, weights = self._actor.start.options(num_returns=2).remote(checkpoint)
-        return await call(manifest, who=self.name), [weights]
-
-    def replace(self) -> None:
-        """Another process in place of this one, which is not started yet."""
-        self._process.replace()
-
-    async def placed(self) -> None:
-        """Returns when the process has a place on a node."""
-        await self._process.placed(who=self.name)
+        manifest, weights = await self.ask_parts("start", 2, checkpoint)
+        return manifest, weights
 
     async def restart_from(
         self, checkpoint: str, placed: Callable[[], None] = lambda: None
     ) -> tuple[Weights, PayloadRef]:
-        self.replace()
-        await self.placed()
-        placed()
+        """See `solon.recovery.workers.LearnerProcess`."""
+        await self._another(placed)
         return await self.start(checkpoint)
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]:
+        """See `solon.protocols.Learner.step`."""
         payloads = [payload_ref[0] for pair in lease.payloads for payload_ref in pair]
-        report, manifest, weights = self._actor.step.options(num_returns=3).remote(lease.step, *payloads)
-        return await call(report, who=self.name), await call(manifest, who=self.name), [weights]
+        report, manifest, weights = await self.ask_parts("step", 3, lease.step, *payloads)
+        return report, manifest, weights
 
     async def raise_kl(self, factor: float) -> float:
-        """Pull the policy back to the reference more strongly, from the next step on."""
-        result: float = await call(self._actor.raise_kl.remote(factor), who=self.name)
+        """Multiply the KL coefficient from the next step on; returns the new one."""
+        result: float = await self.ask("raise_kl", factor)
         return result
 
     async def save(self, directory: str) -> None:
-        await call(self._actor.save.remote(directory), who=self.name)
-
-    async def heartbeat(self) -> float:
-        return await call(self._actor.heartbeat.remote(), who=self.name)
+        """Write the learner's state."""
+        await self.ask("save", directory)
 
 
 LearnerActor = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"signs": 1})(LearnerShell)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 import ray
 
-from actors.calls import Process, Spawn, call
+from actors.calls import RemoteWorker, Spawn, call
 from solon.pipeline.rollout import RolloutWorker
 from solon.protocols import Assignment, GenerationReport, PayloadRef
 from solon.records import Group, LoadReceipt, Prompt, Salvage
@@ -30,42 +29,18 @@ class RolloutShell(RolloutWorker):
         return f"Rollout({self.name})"
 
 
-class RemoteRollout:
-    """An engine in an actor, which can be replaced."""
+class RemoteRollout(RemoteWorker):
+    """A rollout engine in an actor."""
 
     def __init__(self, spawn: Spawn, *, name: str, groups_at_once: int) -> None:
-        self._process = Process(spawn)
-        self.name = name
+        super().__init__(spawn, name=name)
         self.groups_at_once = groups_at_once
-
-    @property
-    def _actor(self) -> Any:
-        return self._process.actor
-
-    async def start(self) -> None:
-        await call(self._actor.start.remote(), who=self.name)
-
-    def replace(self) -> None:
-        """Another process in place of this one, which is not started yet."""
-        self._process.replace()
-
-    async def placed(self) -> None:
-        """Returns when the process has a place on a node."""
-        await self._process.placed(who=self.name)
-
-    async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
-        self.replace()
-        await self.placed()
-        placed()
-        await self.start()
-
-    async def heartbeat(self) -> float:
-        return await call(self._actor.heartbeat.remote(), who=self.name)
 
     async def generate(
         self, work: Sequence[Assignment]
     ) -> AsyncIterator[tuple[GenerationReport | Salvage, PayloadRef]]:
-        stream = self._actor.stream.options(num_returns="streaming").remote(list(work))
+        """See `solon.protocols.RolloutLane.generate`."""
+        stream = self.actor.stream.options(num_returns="streaming").remote(list(work))
         finished = False
         try:
             async for reference in stream:
@@ -74,23 +49,24 @@ class RemoteRollout:
                     yield report, None
                     continue
                 group = await anext(stream)
-                if group == stream.completed():  # the end of the stream, not a group: the engine died after its report
+                if group == stream.completed():  # the stream ended: the engine died between report and group
                     await call(group, who=self.name)
                 yield report, [group]
             finished = True
         finally:
-            if not finished:  # dropping the stream alone would let the engine go on writing for nobody
+            if not finished:  # dropping the stream alone would not stop the engine
                 with suppress(Exception):  # of a dead engine there is nothing to cancel
                     ray.cancel(stream)
 
     async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
-        return await call(self._actor.answer.remote(list(prompts), seed=seed), who=self.name)
+        """One sampled answer to each prompt."""
+        answers: list[str] = await self.ask("answer", list(prompts), seed=seed)
+        return answers
 
     async def load_weights(self, weights: PayloadRef) -> LoadReceipt:
-        return await call(self._actor.load_weights.remote(weights[0]), who=self.name)
-
-    async def close(self) -> None:
-        await call(self._actor.close.remote(), who=self.name)
+        """Load a policy version. Raises WorkerLostError."""
+        receipt: LoadReceipt = await self.ask("load_weights", weights[0])
+        return receipt
 
 
 RolloutActor = ray.remote(max_restarts=0, max_task_retries=0)(RolloutShell)

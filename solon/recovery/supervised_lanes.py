@@ -1,33 +1,27 @@
-"""The lanes of a run with a guard each: the loop sees a lane that is away for a while, never a dead process."""
+"""The lanes of a run, each with a guard: to the loop a lane is down for a while, never dead."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from solon.clock import Awake
 from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
 from solon.feedback.interfaces import Item, Verdict
 from solon.ledger.ledger import Lease, Work
 from solon.protocols import Assignment, GenerationReport, LabelReport, PayloadRef
-from solon.records import Group, LoadReceipt, Prompt, Salvage, StepReport, Weights
+from solon.records import Feedback, Group, LoadReceipt, Prompt, Salvage, StepReport, Weights
 from solon.recovery.guard import GivenUpError, Guard, RecoveryConfig
+from solon.recovery.workers import JudgeProcess, LearnerProcess, RolloutProcess
 
 T = TypeVar("T")
-L = TypeVar("L", bound="Supervised")
-
-
-class Supervised(Protocol):
-    """A lane with a guard."""
-
-    @property
-    def guard(self) -> Guard: ...
+L = TypeVar("L", bound="SupervisedLane")
 
 
 async def ask_any(lanes: Sequence[L], call: Callable[[L], Awaitable[T]]) -> T:
-    """The result of a call that any of these lanes can answer: the first one that is up, or that comes back first.
+    """The result of a call that any of these lanes can answer: the first that is up, or else the first that recovers.
 
     Raises RunFailedError when all of them were given up, and what ended a lane and with it the run.
     """
@@ -41,7 +35,7 @@ async def ask_any(lanes: Sequence[L], call: Callable[[L], Awaitable[T]]) -> T:
 
 
 async def _first_back(lanes: Sequence[L]) -> L:
-    """The lane whose wait for its replacement ends first, in whichever way."""
+    """The lane whose replacement is up, or given up, first."""
     waiting = {asyncio.ensure_future(lane.guard.ready()): lane for lane in lanes}
     try:
         (done, *_), _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -52,109 +46,102 @@ async def _first_back(lanes: Sequence[L]) -> L:
             task.cancel()
 
 
-class SupervisedRollout:
-    """A `RolloutLane` that comes back. `engine` is the process; `guard` replaces it."""
+class SupervisedLane:
+    """What all lanes with a guard have in common: whether the worker behind them is up."""
 
-    def __init__(self, engine: Any, guard: Guard) -> None:
-        self._engine = engine
+    def __init__(self, name: str, guard: Guard) -> None:
+        self.name = name
         self.guard = guard
-        self.name: str = engine.name
-        self.groups_at_once: int = engine.groups_at_once
 
     @property
     def is_up(self) -> bool:
+        """It is neither being replaced nor given up."""
         return self.guard.is_up
 
     async def ready(self) -> bool:
+        """See `Guard.ready`."""
         return await self.guard.ready()
+
+    @property
+    def incarnation(self) -> int:
+        """How many processes hosted it before the present one."""
+        return self.guard.incarnation
+
+    def lost(self, error: WorkerLostError, incarnation: int) -> None:
+        """See `Guard.lost`."""
+        self.guard.lost(error, incarnation)
+
+
+class SupervisedRollout(SupervisedLane):
+    """A `RolloutLane` whose engine is replaced when it is lost."""
+
+    def __init__(self, engine: RolloutProcess, guard: Guard) -> None:
+        super().__init__(engine.name, guard)
+        self._engine = engine
+        self.groups_at_once = engine.groups_at_once
 
     async def generate(
         self, work: Sequence[Assignment]
     ) -> AsyncIterator[tuple[GenerationReport | Salvage, PayloadRef]]:
+        """See `RolloutLane.generate`."""
         stream = self._engine.generate(work)
         try:
             while (item := await self.guard.during(anext(stream, None))) is not None:
                 yield item
         finally:
-            with suppress(Exception):  # whatever the stream of a dead engine says of itself
-                await stream.aclose()
+            if isinstance(stream, AsyncGenerator):
+                with suppress(Exception):  # the stream of a dead engine may raise anything
+                    await stream.aclose()
 
     async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
+        """One sampled answer to each prompt."""
         return await self.guard.insist(lambda: self._engine.answer(prompts, seed=seed))
 
     async def load_weights(self, weights: PayloadRef) -> LoadReceipt:
-        result: LoadReceipt = await self._engine.load_weights(weights)
-        return result
-
-    @property
-    def incarnation(self) -> int:
-        return self.guard.incarnation
-
-    def lost(self, error: WorkerLostError, incarnation: int) -> None:
-        self.guard.lost(error, incarnation)
+        """Not guarded: a replacement loads weights before it is up."""
+        return await self._engine.load_weights(weights)
 
 
-class SupervisedJudge:
-    """A `JudgeLane` that comes back."""
+class SupervisedJudge(SupervisedLane):
+    """A `JudgeLane` whose process is replaced when it is lost."""
 
-    def __init__(self, judge: Any, guard: Guard) -> None:
+    def __init__(self, judge: JudgeProcess, guard: Guard) -> None:
+        super().__init__(judge.name, guard)
         self._judge = judge
-        self.guard = guard
-        self.name: str = judge.name
-        self.groups_at_once: int = judge.groups_at_once
-
-    @property
-    def is_up(self) -> bool:
-        return self.guard.is_up
-
-    async def ready(self) -> bool:
-        return await self.guard.ready()
+        self.groups_at_once = judge.groups_at_once
 
     async def label(self, work: Work) -> tuple[LabelReport, PayloadRef]:
+        """See `JudgeLane.label`."""
         return await self.guard.during(self._judge.label(work))
 
-    async def label_group(self, group: Group) -> Any:
-        """The feedback on a group that lives here: for evaluation and audit."""
+    async def label_group(self, group: Group) -> Feedback:
+        """The feedback on a group of the caller's: for evaluation and audit."""
         return await self.guard.insist(lambda: self._judge.label_group(group))
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
-        """Verdicts past the caches."""
+        """Verdicts that no cache answers."""
         return await self.guard.insist(lambda: self._judge.judge_fresh(items))
 
 
-class RestartableLearner(Protocol):
-    """A learner's process."""
+class SupervisedLearner(SupervisedLane):
+    """A `Learner` that is replaced in the same state: from the last checkpoint, trained again on the batches since.
 
-    name: str
-
-    async def step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]: ...
-    async def raise_kl(self, factor: float) -> float: ...
-    async def save(self, directory: str) -> None: ...
-    async def heartbeat(self) -> float: ...
-
-    async def restart_from(self, checkpoint: str, placed: Callable[[], None]) -> tuple[Weights, PayloadRef]:
-        """End what is left of it, begin another and load a checkpoint; empty: the model it began with. `placed` is
-        called when it has a place on a node. Returns the weights it holds then."""
-        ...
-
-
-class SupervisedLearner:
-    """A `Learner` that comes back as it was: from the last checkpoint, and trained again with what came since.
-
-    The same batches give the same weights (learners.ppo), so engines go on with the version they hold and nothing is
-    rolled back. What was trained since the last checkpoint is kept for that, as references.
+    The same batches give the same weights (learners.ppo), so engines keep the version that they hold and nothing is
+    rolled back. References to the batches since the last checkpoint are kept for that.
     """
 
     def __init__(
         self,
-        learner: RestartableLearner,
+        learner: LearnerProcess,
         config: RecoveryConfig,
         *,
         checkpoint: str,
         emit: Callable[..., None],
         awake: Awake | None = None,
     ) -> None:
-        self.name = learner.name
+        # A step that is trained twice is another step: a learner whose answer is lost is replaced.
+        guard = Guard(self, config, emit=emit, rejoin=self._train_again, repeatable=False, awake=awake)
+        super().__init__(learner.name, guard)
         self._learner = learner
         self._config = config
         self._awake = awake or Awake()
@@ -163,9 +150,7 @@ class SupervisedLearner:
         """Batches trained and KL factors set since the checkpoint, in order."""
         self._fingerprint = ""
         self.on_weights: Callable[[Weights, PayloadRef], None] = lambda manifest, payload_ref: None
-        """Given every version that a new learner makes again: those of the lost one may have gone with its machine."""
-        # A step that is trained twice is another step: a learner whose answer is lost is made again.
-        self.guard = Guard(self, config, emit=emit, rejoin=self._train_again, repeatable=False, awake=self._awake)
+        """Called with every version that a new learner computes again: the first copy may be lost with its machine."""
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]:
         """Raises PayloadLostError when a group of the batch cannot be read any more."""
@@ -180,29 +165,32 @@ class SupervisedLearner:
             return result
 
     async def raise_kl(self, factor: float) -> float:
-        """Pull the policy back to the reference more strongly, from the next step on."""
+        """Multiply the KL coefficient from the next step on; returns the new one."""
         result = await self.guard.insist(lambda: self._learner.raise_kl(factor))
         self._since.append(factor)
         return result
 
     async def save(self, directory: str) -> None:
+        """Write the learner's state."""
         await self.guard.insist(lambda: self._learner.save(directory))
 
     def saved(self, checkpoint: str) -> None:
-        """A checkpoint of the present state is complete: what came before is not needed any more."""
+        """A checkpoint of the present state is complete: the batches before it are no longer needed."""
         self._checkpoint, self._since = checkpoint, []
 
     async def restart(self, placed: Callable[[], None]) -> None:
+        """See `solon.recovery.guard.Restartable`."""
         self.on_weights(*await self._learner.restart_from(self._checkpoint, placed))
 
     async def heartbeat(self) -> float:
+        """See `solon.recovery.guard.Restartable`."""
         return await self._learner.heartbeat()
 
     async def _step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]:
         return await self.guard.during(self._learner.step(lease), timeout_s=self._config.step_timeout_s)
 
     async def _train_again(self) -> None:
-        """Bring a new learner to where the lost one was."""
+        """Train a new learner up to the state of the lost one."""
         fingerprint, steps = "", 0
         for done in self._since:
             if isinstance(done, float):
@@ -217,7 +205,7 @@ class SupervisedLearner:
             except PayloadLostError as error:
                 raise RunFailedError(
                     f"step {done.step} cannot be trained again on the new learner: {error}; start the same command "
-                    "with --resume: it goes on from the last checkpoint"
+                    "with --resume: it starts from the last checkpoint"
                 ) from None
             fingerprint, steps = manifest.fingerprint, steps + 1
             self.on_weights(manifest, payload_ref)

@@ -52,7 +52,7 @@ async def test_what_was_generated_outlives_the_engine_that_made_it(ray_cluster):
     )
     work = [Assignment(grant=Grant(n, 0, 0), prompt=make_prompt()) for n in range(3)]
     payload_refs = [payload_ref async for _, payload_ref in lane.generate(work)]
-    ray.kill(lane._actor)
+    ray.kill(lane.actor)
     await asyncio.sleep(0.5)
     assert sorted(open_payload(payload_ref).ordinal for payload_ref in payload_refs) == [0, 1, 2]
 

@@ -253,7 +253,7 @@ async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_ge
             return world.judges
 
         def learner(self) -> Any:
-            world.learner._process.actor = LearnerHog.options(num_cpus=2).remote()
+            world.learner.actor = LearnerHog.options(num_cpus=2).remote()
             return world.learner
 
     hog = LearnerHog.options(num_cpus=1).remote()

@@ -67,7 +67,7 @@ async def test_payloads_that_go_with_their_node_are_noticed_and_generated_again_
         ) as world:  # fmt: skip
             world.begin()
             await world.until(lambda: world.watcher.batches and world.count("generated") >= 11)
-            home = await world.worker("rollout-0")._process.actor.node.remote()
+            home = await world.worker("rollout-0").actor.node.remote()
             removed = time.monotonic()
             cluster.remove_node(next(n for n in rooms if n.node_id == home), allow_graceful=False)
             await world.until(lambda: any("a payload is lost" in f["reason"] for f in world.told("group_lost")))

@@ -313,7 +313,7 @@ class World:
             await asyncio.gather(self._running, return_exceptions=True)
         await asyncio.gather(*(guard.close() for guard in self.guards))
         for worker in (*self.engines, *self.judges, self.learner):
-            ray.kill(worker._process.actor)
+            ray.kill(worker.actor)
 
     def begin(self) -> None:
         self._running = asyncio.ensure_future(
@@ -397,7 +397,7 @@ class World:
         return next(w for w in (*self.engines, *self.judges, self.learner) if w.name == name)
 
     async def pid(self, name: str) -> int:
-        pid: int = await self.worker(name)._process.actor.pid.remote()
+        pid: int = await self.worker(name).actor.pid.remote()
         return pid
 
     async def kill(self, name: str) -> int:

@@ -1,0 +1,78 @@
+"""What the processes of a run offer to those who supervise them: one protocol for each role.
+
+On Ray these are the remotes in `actors/`; in unit tests small fakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+from solon.feedback.interfaces import Item, Verdict
+from solon.ledger.ledger import Lease, Work
+from solon.protocols import Assignment, GenerationReport, LabelReport, PayloadRef
+from solon.records import Feedback, Group, LoadReceipt, Prompt, Salvage, StepReport, Weights
+from solon.recovery.guard import Restartable
+
+
+class RolloutProcess(Restartable, Protocol):
+    """A rollout engine."""
+
+    groups_at_once: int
+
+    def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, PayloadRef]]:
+        """See `solon.protocols.RolloutLane.generate`."""
+        ...
+
+    async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
+        """One sampled answer to each prompt."""
+        ...
+
+    async def load_weights(self, weights: PayloadRef) -> LoadReceipt:
+        """Load a policy version. Raises WorkerLostError."""
+        ...
+
+
+class JudgeProcess(Restartable, Protocol):
+    """A feedback model."""
+
+    groups_at_once: int
+
+    async def label(self, work: Work) -> tuple[LabelReport, PayloadRef]:
+        """See `solon.protocols.JudgeLane.label`."""
+        ...
+
+    async def label_group(self, group: Group) -> Feedback:
+        """The feedback on a group of the caller's."""
+        ...
+
+    async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
+        """Verdicts that no cache answers."""
+        ...
+
+
+class LearnerProcess(Protocol):
+    """A learner, which is replaced from a checkpoint."""
+
+    name: str
+
+    async def step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]:
+        """See `solon.protocols.Learner.step`."""
+        ...
+
+    async def raise_kl(self, factor: float) -> float:
+        """Multiply the KL coefficient; returns the new one."""
+        ...
+
+    async def save(self, directory: str) -> None:
+        """Write the learner's state."""
+        ...
+
+    async def heartbeat(self) -> float:
+        """See `solon.recovery.guard.Restartable.heartbeat`."""
+        ...
+
+    async def restart_from(self, checkpoint: str, placed: Callable[[], None]) -> tuple[Weights, PayloadRef]:
+        """End what is left of it, start another and load a checkpoint; empty: the model that the run began with.
+        `placed` is called when it has a place on a node. Returns the weights that it holds then."""
+        ...
