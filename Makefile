@@ -9,7 +9,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-gpu test-soak check format bench bench-full clean
+.PHONY: help setup demo test test-unit test-gpu test-soak check docs format bench bench-full clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -37,13 +37,17 @@ test-gpu: setup ## tests that need a CUDA device
 test-soak: setup ## the long tests
 	@$(BIN)/python -m pytest -m soak --timeout 3600
 
-check: setup ## formatting, lint, types, secrets in files, known vulnerabilities of packages
+check: setup ## formatting, lint, types, secrets in files, known vulnerabilities of packages, links of the documentation
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python scripts/scan.py
+	@$(BIN)/zensical build --strict --clean >/dev/null || $(BIN)/zensical build --strict
 
-format: setup ## format, and mend what lint can mend
+docs: setup ## the documentation site, in site/; a broken link is an error
+	@$(BIN)/zensical build --strict --clean
+
+format: setup ## format, and fix what lint can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
