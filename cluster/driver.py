@@ -24,7 +24,7 @@ from cluster.view import View
 from cluster.watchdog import Watchdog, draining_here
 from solon.checkpoints.folder import ASIDE, Checkpoint, CheckpointFolder
 from solon.checkpoints.remote import go_back
-from solon.clock import Awake
+from solon.clock import Clock
 from solon.doctor.ending import ending
 from solon.doctor.goal import end_failure, end_warnings
 from solon.errors import RunFailedError
@@ -65,11 +65,13 @@ class Driver:
         self._start = start
         self._resume = resume
         self._stop = asyncio.Event()
+        self._clock = Clock()
         self._signals = Signals(self._stop, tell=self._view.note)
         self._totals = RunTotals(
             staleness_bound=run.staleness.max_staleness,
             total_steps=run.steps,
             is_relative=run.feedback.task == "pairwise",
+            clock=self._clock,
             movement=Movement(max_tokens=run.rollout.max_tokens, truncated=run.learn.truncated),
         )
         self._scores: dict[str, Scores | None] = {"before": None, "after": None}
@@ -80,7 +82,6 @@ class Driver:
         self._watching: WatchingObserver | None = None
         self._stopped_by: dict[str, Any] | None = None
         """What ended the run early."""
-        self._awake = Awake()
         checkpoint = start.checkpoint
         self._launcher = launcher(
             run,
@@ -88,13 +89,13 @@ class Driver:
             run_name=directory.path.name,
             emit=lambda name, **fields: self._recorder.event(name, **fields),
             checkpoint=str(checkpoint.path.resolve()) if checkpoint else "",
-            awake=self._awake,
+            clock=self._clock,
         )
         self._ledger = AsyncLedger(
             run.ledger,
             run.staleness,
             total_groups=run.steps * run.ledger.batch_groups,
-            clock=self._awake.now,
+            clock=self._clock,
         )
         if checkpoint is not None:
             self._totals.restore(checkpoint.run["tally"])
@@ -202,7 +203,7 @@ class Driver:
             initial=workers.initial[0],
             attested=self._start.step,
             renewal_s=run.recovery.node_timeout_s + run.recovery.restart_timeout_s,
-            awake=self._awake,
+            clock=self._clock,
         )
         workers.learner.on_weights = publication.renew
         for lane in workers.rollout:
@@ -287,6 +288,7 @@ class Driver:
             checkpoint=checkpoint,
             is_there=is_there,
             grace_s=run.recovery.grace_s,
+            clock=self._clock,
         )
         watchdog = Watchdog(
             run.recovery,
@@ -295,7 +297,7 @@ class Driver:
             recorder=self._recorder,
             on_stop=self._end_early,
             draining=draining_here,
-            awake=self._awake,
+            clock=self._clock,
         )
         self._recorder.event("started", config_hash=run.hash, step=self._start.step)
         self._totals.begin()

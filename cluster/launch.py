@@ -22,7 +22,7 @@ from cluster.placement.waiting import Waiting
 from cluster.ray_session.session import ClusterInfo as ClusterInfo
 from cluster.ray_session.session import cluster as cluster
 from cluster.ray_session.worker_path import refuse_foreign_code
-from solon.clock import Awake
+from solon.clock import Clock
 from solon.constitution.constitution import Constitution
 from solon.errors import ForeignCodeError, RunFailedError, first_cause
 from solon.feedback.caches.semantic import SemanticConfig
@@ -86,16 +86,16 @@ class Launcher:
         run_name: str,
         emit: Callable[..., None],
         checkpoint: str = "",
-        awake: Awake | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        """checkpoint: the directory that the learner starts from; empty: the policy as it is. awake: what deadlines
+        """checkpoint: the directory that the learner starts from; empty: the policy as it is. clock: what deadlines
         are measured with."""
         self._run = run
         self._namespace = f"solon-{run_name}"
         self._constitution = constitution
         self._emit = emit
         self._checkpoint = checkpoint
-        self._awake = awake or Awake()
+        self._clock = clock or Clock()
         # One secret for all runs of this user, so that they share cached verdicts. Not in the run file: it is written
         # out with every run.
         self._secret = nonce_secret() if TEMPLATES[run.feedback.template].fenced else NO_SECRET
@@ -111,7 +111,7 @@ class Launcher:
         waiting = Waiting(demands_of(self._run), say=say, emit=self._emit)
 
         async def ready(worker: Any, *arguments: Any) -> Any:
-            limit = start_limit(recovery, self._awake)
+            limit = start_limit(recovery, self._clock)
 
             def placed() -> None:
                 limit.placed()
@@ -165,17 +165,17 @@ class Launcher:
         identity: JudgeIdentity,
         initial: tuple[Weights, PayloadRef],
     ) -> WorkerSet:
-        recovery, emit, awake = self._run.recovery, self._emit, self._awake
-        engines = [SupervisedRollout(lane, Guard(lane, recovery, emit=emit, awake=awake)) for lane in rollout]
-        labelling = [SupervisedJudge(judge, Guard(judge, recovery, emit=emit, awake=awake)) for judge in judges]
+        recovery, emit, clock = self._run.recovery, self._emit, self._clock
+        engines = [SupervisedRollout(lane, Guard(lane, recovery, emit=emit, clock=clock)) for lane in rollout]
+        labelling = [SupervisedJudge(judge, Guard(judge, recovery, emit=emit, clock=clock)) for judge in judges]
         mutual_failover([lane.guard for lane in engines])
         mutual_failover([lane.guard for lane in labelling])
         return WorkerSet(
             rollout=engines,
             judges=labelling,
-            learner=SupervisedLearner(learner, recovery, checkpoint=self._checkpoint, emit=emit, awake=awake),
+            learner=SupervisedLearner(learner, recovery, checkpoint=self._checkpoint, emit=emit, clock=clock),
             auditor=(
-                None if auditor is None else SupervisedJudge(auditor, Guard(auditor, recovery, emit=emit, awake=awake))
+                None if auditor is None else SupervisedJudge(auditor, Guard(auditor, recovery, emit=emit, clock=clock))
             ),
             judge_identity=identity,
             initial=initial,

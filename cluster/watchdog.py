@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from solon.clock import Awake
+from solon.clock import Clock
 from solon.doctor.status import RunStatus, is_stuck, who_waits
 from solon.errors import RunFailedError
 from solon.ledger.async_ledger import AsyncLedger
@@ -37,17 +37,17 @@ class Watchdog:
         recorder: Recorder,
         on_stop: Callable[[str], None],
         draining: Callable[[], str | None],
-        awake: Awake | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """on_stop: ends the run after the step in hand, with a reason. draining: why this machine is about to go, or
-        None; may block. awake: what standing still is measured with."""
+        None; may block. clock: what standing still is measured with."""
         self._config = config
         self._ledger = ledger
         self._guards = guards
         self._recorder = recorder
         self._on_stop = on_stop
         self._draining = draining
-        self._awake = awake or Awake()
+        self._clock = clock or Clock()
         self._away = (0, 0.0)
         self._moved = (-1, 0.0)
         self._stalls = 0
@@ -57,8 +57,8 @@ class Watchdog:
 
     async def __aenter__(self) -> Watchdog:
         self._owner = asyncio.current_task()
-        self._moved = (self._ledger.progress, self._awake.now())
-        self._away = (self._awake.absences, self._awake.away_s)
+        self._moved = (self._ledger.progress, self._clock.now())
+        self._away = (self._clock.absences, self._clock.away_s)
         self._task = asyncio.ensure_future(self._watch())
         return self
 
@@ -84,13 +84,13 @@ class Watchdog:
             await asyncio.sleep(min(LOOK_EVERY_S, self._config.stall_s / 2))
 
     async def _look(self) -> RunStatus:
-        now = self._awake.now()
+        now = self._clock.now()
         self._tell_away()
         if self._ledger.progress != self._moved[0]:
             self._moved, self._stalls = (self._ledger.progress, now), 0
         still_s = now - self._moved[1]
         standing = RunStatus(
-            time=time.time(),
+            time=self._clock.wall(),
             pid=os.getpid(),
             host=socket.gethostname(),
             still_s=round(still_s, 3),
@@ -106,7 +106,7 @@ class Watchdog:
 
     def _tell_away(self) -> None:
         """A pause of this process is on record: whoever looks for the lost time finds it."""
-        absences, away_s = self._awake.absences, self._awake.away_s
+        absences, away_s = self._clock.absences, self._clock.away_s
         if absences > self._away[0]:
             self._recorder.event("driver_was_away", seconds=round(away_s - self._away[1], 1))
             self._away = absences, away_s

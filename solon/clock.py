@@ -1,11 +1,14 @@
-"""Time in which this process was running: deadlines must not pass while it was stopped itself.
+"""The one clock of a run: wall time for records, and awake time for deadlines.
 
-    awake = Awake()
-    await awake.within(engine.load_weights(box), timeout_s=300)     # raises TimeoutError
+    clock = Clock()
+    await clock.within(engine.load_weights(payload_ref), timeout_s=300)     # raises TimeoutError
 
-A process that is stopped for a minute (Ctrl-Z, SIGSTOP, a debugger, a suspended virtual machine) finds every deadline
-passed when it continues, and would blame workers that answered in time. So the event loop is asked to tick; a tick that
-comes late means that nobody here could listen. That time is not counted, and a wait that it fell into begins again.
+Awake time is the time for which this process was running. A process that is stopped for a minute (Ctrl-Z, SIGSTOP, a
+debugger, a suspended virtual machine) finds every deadline passed when it continues, and would blame workers that
+answered in time. So the event loop ticks; a late tick means that this process could not listen. That time is not
+counted, and a wait that it fell into begins again.
+
+The sources of time are arguments, so that a test may run hours of a run in a second (tests/unit/virtual_time.py).
 """
 
 from __future__ import annotations
@@ -25,13 +28,23 @@ REMEMBERED = 4096
 """Absences of which it is known when they were."""
 
 
-class Awake:
-    """A clock that stands still while the process does. All waits of one run share one, within one event loop."""
+class Clock:
+    """All parts of one run share one, within one event loop."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        *,
+        ticks: bool = True,
+    ) -> None:
+        """monotonic: seconds from an arbitrary beginning, also while the process is stopped. wall: seconds since 1970.
+        ticks: False for simulated time, which does not pass while the process is stopped."""
+        self.monotonic = monotonic
+        self.wall = wall
+        self._ticks = ticks
         self._counted = 0.0
-        self._last = clock()
+        self._last = monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._returned = float("-inf")
         self._absences = 0
@@ -40,7 +53,7 @@ class Awake:
         """Seconds in all that were not counted."""
 
     def now(self) -> float:
-        """Seconds for which the process was running, from an arbitrary beginning. Call it within the event loop."""
+        """Awake seconds, from an arbitrary beginning. Call it within the event loop."""
         self._look()
         return self._counted
 
@@ -51,21 +64,21 @@ class Awake:
         return self._absences
 
     def since_return(self) -> float:
-        """Seconds since it was away last; infinite when it never was."""
+        """Awake seconds since the process was away last; infinite when it never was."""
         return self.now() - self._returned
 
     def charged(self, standing_s: float) -> float:
-        """Of the seconds for which a worker has stood still, those to blame it for. Whoever stopped this process may
-        have stopped the worker too, so they are counted from the last return; but half of all that this process was
-        running for at least, since it may be stopped again and again."""
+        """Of the seconds for which a worker made no progress, those that count against it. What stopped this process
+        may have stopped the worker too, so they are counted from the last return; but at least half of all awake time,
+        since this process may be stopped again and again."""
         since = self.since_return()
         begun = self._last - standing_s
         away_s = sum(min(length, back - begun) for back, length in self._away if back > begun)
         return min(standing_s, max(since, min(self._counted, standing_s - away_s) / 2))
 
     async def wait(self, futures: Collection[asyncio.Future[Any]], *, timeout_s: float | None) -> None:
-        """Returns when one of them is done, or none was for so many seconds in which this process was running: so many
-        since it was away last, and no more than twice as many in all."""
+        """Returns when one of them is done, or after so many awake seconds: counted from the last return of this
+        process when it was away, and no more than twice as many in all."""
         if timeout_s is None:
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
             return
@@ -82,7 +95,7 @@ class Awake:
                 return
 
     async def within(self, work: Awaitable[T], timeout_s: float) -> T:
-        """Its result. Raises TimeoutError when it takes longer; it is cancelled then."""
+        """Its result. Raises TimeoutError when it takes more awake seconds than that; it is cancelled then."""
         task = asyncio.ensure_future(work)
         try:
             await self.wait({task}, timeout_s=timeout_s)
@@ -94,9 +107,12 @@ class Awake:
         raise TimeoutError
 
     def _look(self) -> None:
-        """Count the time since the last look, and see that somebody looks again soon."""
+        """Count the time since the last look, and schedule the next one."""
         loop = asyncio.get_running_loop()
-        now = self._clock()
+        now = self.monotonic()
+        if not self._ticks:
+            self._counted, self._last = self._counted + now - self._last, now
+            return
         if loop is not self._loop:  # nothing was watched between two loops
             self._loop, self._last = loop, now
             loop.call_later(TICK_S, self._tick, loop)

@@ -15,10 +15,10 @@ replacement holds the current weights (solon.recovery.guard).
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from solon.clock import Clock
 from solon.errors import PayloadLostError, RunFailedError, WorkerLostError, first_cause
 from solon.files.prompts import PromptSource
 from solon.ledger.ledger import Grant, Lease, Work
@@ -50,6 +50,7 @@ class Lanes:
     """Called with the number of committed steps after each of them, before the next begins."""
     is_there: Callable[[PayloadRef], Awaitable[bool]] | None = None
     """Whether a payload can still be read; None: payloads are never lost."""
+    clock: Clock = field(default_factory=Clock)
     grace_s: float = 20.0
     """How long what is under way may take to end when the run is stopped."""
 
@@ -82,10 +83,12 @@ async def run_loop(lanes: Lanes, *, steps: int, min_valid: int, stop: asyncio.Ev
                 ),
             ]
             stages.create_task(_end(publishing, workers, lanes.grace_s), name="end")
-            stopper = asyncio.ensure_future(_close_on(stop, lanes.ledger))
+            stopper = stages.create_task(_close_on(stop, lanes.ledger), name="stop")
             trained.add_done_callback(lambda _: stopper.cancel())
     except ExceptionGroup as failures:
         raise first_cause(failures) from None
+    finally:
+        await lanes.ledger.end()
     return trained.result()
 
 
@@ -217,6 +220,7 @@ async def learn(lanes: Lanes, steps: range, versions: asyncio.Queue[Publishing |
             await lanes.ledger.abort(untrained.step, untrained.token)
     finally:
         leasing.cancel()
+        await asyncio.gather(leasing, return_exceptions=True)
     return committed
 
 
@@ -258,7 +262,7 @@ async def publish(lanes: Lanes, versions: asyncio.Queue[Publishing | None]) -> N
     woken by:  learn() -> versions.put()
     """
     while (item := await versions.get()) is not None:
-        start_s = time.time()
+        start_s = lanes.clock.wall()
         receipts = await lanes.publication.publish(item.manifest, item.payload_ref, moved=item.moved)
         await lanes.ledger.publish(item.manifest.version)
         span = Span(
@@ -266,7 +270,7 @@ async def publish(lanes: Lanes, versions: asyncio.Queue[Publishing | None]) -> N
             worker="publish",
             name=f"version {item.manifest.version}",
             start_s=start_s,
-            end_s=time.time(),
+            end_s=lanes.clock.wall(),
         )
         lanes.observer.published(item.manifest.version, receipts, lanes.publication.max_gap, span)
 

@@ -7,10 +7,10 @@ timer takes groups back from an engine or judge that holds them for longer than 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+from solon.clock import Clock
 from solon.ledger.ledger import Grant, Lease, Ledger, LedgerConfig, Work
 from solon.ledger.shares import Ask
 from solon.ledger.snapshot import LedgerSnapshot
@@ -36,17 +36,16 @@ class AsyncLedger:
         staleness: StalenessConfig,
         *,
         total_groups: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock | None = None,
     ) -> None:
         self._ledger = Ledger(config, staleness, total_groups=total_groups)
         self.batch_groups = config.batch_groups
-        self._clock = clock
+        self._clock = clock or Clock()
         self._changed = asyncio.Condition()
         self._reaper: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._engines: list[Ask] = []
         self._judges: list[Ask] = []
-        self._nudge: asyncio.Task[None] | None = None
-        self._waking: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._emit: Callable[..., None] = lambda name, **fields: None
         self.progress = 0
@@ -62,12 +61,12 @@ class AsyncLedger:
         Wakes those that wait for a credit when they become fewer."""
         was_over, fell = self._ledger.is_over_budget, unwritten_bytes < self._ledger.unwritten_bytes
         self._ledger.unwritten_bytes = unwritten_bytes
-        if was_over and fell and (self._waking is None or self._waking.done()):
-            self._waking = asyncio.ensure_future(self._wake())
+        if was_over and fell:
+            self.wake()
 
-    async def _wake(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def wake(self) -> None:
+        """All who wait look again, whether there is work for them and whether they are up."""
+        self._begin(self._wake())
 
     async def reserve(
         self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = lambda: True
@@ -143,7 +142,15 @@ class AsyncLedger:
         await self._change(self._ledger.close)
         return list(self._ledger.held())
 
+    async def end(self) -> None:
+        """The loop has ended: no timer runs any more. What is held stays, for a last checkpoint."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def counts(self) -> dict[str, int]:
+        """See `Ledger.counts`."""
         return self._ledger.counts()
 
     async def dropped(self) -> dict[str, int]:
@@ -165,7 +172,7 @@ class AsyncLedger:
 
     def out(self) -> list[dict[str, Any]]:
         """Groups that are checked out: by which worker, and for how many seconds."""
-        return self._ledger.out(now=self._clock())
+        return self._ledger.out(now=self._clock.now())
 
     async def _change(self, transition: Callable[[], T]) -> T:
         """Make a transition and wake all who wait. What it raises ends the waits of the others, too."""
@@ -186,7 +193,7 @@ class AsyncLedger:
             if not ask.is_up():
                 raise _DownError
             others = (other for other in asking if other is not ask and other.is_up())
-            return take(ask.room, now=self._clock(), holder=ask.holder, others=others)
+            return take(ask.room, now=self._clock.now(), holder=ask.holder, others=others)
 
         asking.append(ask)
         try:
@@ -198,11 +205,17 @@ class AsyncLedger:
             asking.remove(ask)
             # The others may have left a share for it; without it, the share is theirs.
             if asking and self._ledger.num_reservable + self._ledger.num_labelable:
-                self._nudge = asyncio.ensure_future(self._look_again())
+                self.wake()
 
-    async def _look_again(self) -> None:
+    async def _wake(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _until(self, attempt: Callable[[], T]) -> T | None:
         """Try now and after every change, until there is a result or the ledger has nothing left to give."""
@@ -222,14 +235,14 @@ class AsyncLedger:
 
     def _watch_expiry(self) -> None:
         if self._reaper is None or self._reaper.done():
-            self._reaper = asyncio.ensure_future(self._expire_when_due())
+            self._reaper = self._begin(self._expire_when_due())
 
     async def _expire_when_due(self) -> None:
         while (due := self._ledger.next_expiry()) is not None:
-            await asyncio.sleep(max(0.0, due - self._clock()))
+            await asyncio.sleep(max(0.0, due - self._clock.now()))
             async with self._changed:
                 try:
-                    expired = self._ledger.expire(now=self._clock())
+                    expired = self._ledger.expire(now=self._clock.now())
                 except Exception as error:
                     self._failure, expired = error, []
                 for ordinal in expired:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from solon.clock import Awake
+from solon.clock import Clock
 from solon.errors import AttestationError, CallLostError, PayloadLostError, WorkerLostError
 from solon.pipeline.attestation import NOISE_RATIO, attest
 from solon.protocols import PayloadRef
@@ -73,11 +73,11 @@ class Publication:
         initial: Weights,
         attested: int = 0,
         renewal_s: float = 600.0,
-        awake: Awake | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """`initial`: what the engines are to hold first; `attested`: versions attested before, in a resumed run;
         `renewal_s`: how long to wait for a new learner when the weights were lost with the old one;
-        `awake`: what deadlines are measured with."""
+        `clock`: what deadlines are measured with."""
         self._engines = tuple(engines)
         self._members = list(engines)
         self._settings = settings
@@ -88,7 +88,7 @@ class Publication:
         self._joined = asyncio.Condition(self._turn)
         self._renewed = asyncio.Event()
         self._renewal_s = renewal_s
-        self._awake = awake or Awake()
+        self._clock = clock or Clock()
         self.attested = attested
         self.max_gap = 0.0
         """Largest canary gap of all versions attested so far, nats."""
@@ -179,7 +179,7 @@ class Publication:
             return manifest, payload_ref
         self._renewed.clear()
         try:
-            await self._awake.within(self._renewed.wait(), self._renewal_s)
+            await self._clock.within(self._renewed.wait(), self._renewal_s)
         except TimeoutError:
             raise PayloadLostError(
                 f"the weights of version {manifest.version} are gone with the machine that they lay on; start the "
@@ -188,7 +188,7 @@ class Publication:
         return self._current
 
     async def _send(self, engine: Publishable, payload_ref: PayloadRef) -> LoadReceipt:
-        return await self._awake.within(engine.load_weights(payload_ref), self._settings.timeout_s)
+        return await self._clock.within(engine.load_weights(payload_ref), self._settings.timeout_s)
 
     async def _load(
         self, engine: Publishable, manifest: Weights, payload_ref: PayloadRef, *, changed: bool

@@ -16,7 +16,6 @@ calls may be made twice. To the caller it is a loss: what was asked is asked aga
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,7 +23,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from solon.clock import Awake
+from solon.clock import Clock
 from solon.errors import CallLostError, RunFailedError, WorkerLostError
 from solon.recovery.restarts import Lately, Restarts, SpentError
 from solon.recovery.start_limit import StartLimit
@@ -70,9 +69,9 @@ class RecoveryConfig(BaseModel):
     since the checkpoint: it says so and continues, for nothing is trained from them, or it refuses."""
 
 
-def start_limit(config: RecoveryConfig, awake: Awake) -> StartLimit:
+def start_limit(config: RecoveryConfig, clock: Clock) -> StartLimit:
     """How long one process may take to start."""
-    return StartLimit(node_timeout_s=config.node_timeout_s, restart_timeout_s=config.restart_timeout_s, awake=awake)
+    return StartLimit(node_timeout_s=config.node_timeout_s, restart_timeout_s=config.restart_timeout_s, clock=clock)
 
 
 class Restartable(Protocol):
@@ -103,12 +102,11 @@ class Guard:
         on_down: Callable[[], None] = lambda: None,
         spare: Callable[[], bool] = lambda: False,
         repeatable: bool = True,
-        clock: Callable[[], float] = time.monotonic,
-        awake: Awake | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """rejoin: what a replacement must do before it is up. on_down: called when the worker is lost. spare: whether
         the run can continue without it, asked when the restarts are spent. repeatable: whether a call may be made twice
-        to the same worker. awake: what deadlines are measured with, one for all guards of a run."""
+        to the same worker. clock: one for all guards of a run."""
         self._worker = worker
         self._config = config
         self.emit = emit
@@ -116,15 +114,14 @@ class Guard:
         self.on_down = on_down
         self.spare = spare
         self._repeatable = repeatable
-        self._clock = clock
-        self._awake = awake or Awake()
+        self._clock = clock or Clock()
         self._up = asyncio.Event()
         self._up.set()
         self._life: asyncio.Future[None] | None = None
         self._restarts = Restarts(
-            most=config.max_restarts, window_s=config.window_s, backoff_s=config.backoff_s, clock=clock
+            most=config.max_restarts, window_s=config.window_s, backoff_s=config.backoff_s, clock=self._clock.monotonic
         )
-        self._lost_calls = Lately(config.window_s, clock)
+        self._lost_calls = Lately(config.window_s, self._clock.monotonic)
         self._doubt: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -169,7 +166,7 @@ class Guard:
         life, incarnation = self._lifetime(), self.incarnation
         try:
             waiting: set[asyncio.Future[Any]] = {task, life}
-            await self._awake.wait(waiting, timeout_s=timeout_s)
+            await self._clock.wait(waiting, timeout_s=timeout_s)
             if task.done():
                 return task.result()
             if not life.done():
@@ -198,7 +195,7 @@ class Guard:
         if incarnation != self.incarnation or self._closed or not self.is_up:
             return
         self.incarnation += 1
-        self._lost_calls = Lately(self._config.window_s, self._clock)
+        self._lost_calls = Lately(self._config.window_s, self._clock.monotonic)
         self._up.clear()
         life, self._life = self._life, None
         if life is not None and not life.done():
@@ -237,7 +234,7 @@ class Guard:
         try:
             if self._lost_calls.count() > LOST_CALLS:
                 raise error
-            await self._awake.within(self._beat(), self._config.beat_timeout_s)
+            await self._clock.within(self._beat(), self._config.beat_timeout_s)
         except (TimeoutError, WorkerLostError):
             self.lost(error, incarnation)
         else:
@@ -250,7 +247,7 @@ class Guard:
             return await self._worker.heartbeat()
 
     async def _recover(self, error: WorkerLostError) -> None:
-        began = self._clock()
+        began = self._clock.monotonic()
         self.emit("worker_lost", worker=self.name, cause=str(error))
         self._restarts.lost()
         try:
@@ -269,7 +266,7 @@ class Guard:
                         raise SpentError(str(again)) from None
             self.recovered += 1
             self._restarts.up()
-            self.emit("worker_recovered", worker=self.name, downtime_s=round(self._clock() - began, 3))
+            self.emit("worker_recovered", worker=self.name, downtime_s=round(self._clock.monotonic() - began, 3))
         except SpentError as end:
             if self.spare():
                 self.given_up = True
@@ -282,7 +279,7 @@ class Guard:
             self._up.set()
 
     async def _replace(self) -> None:
-        limit = start_limit(self._config, self._awake)
+        limit = start_limit(self._config, self._clock)
         try:
             await limit.within(self._worker.restart(limit.placed))
         except TimeoutError:
@@ -301,7 +298,7 @@ class Guard:
         task = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({task}, timeout=self._config.beat_every_s))[0]:
-                await self._awake.within(self._beat(), self._config.beat_timeout_s)
+                await self._clock.within(self._beat(), self._config.beat_timeout_s)
             task.result()
         except TimeoutError:
             raise WorkerLostError(f"a new {self.name} does not answer") from None
@@ -317,7 +314,7 @@ class Guard:
             with suppress(WorkerLostError):
                 incarnation = self.incarnation
                 stalled_s = await self._during(self._beat(), timeout_s=config.beat_timeout_s)
-                stalled_s = self._awake.charged(stalled_s)
+                stalled_s = self._clock.charged(stalled_s)
                 if stalled_s > config.stall_s:
                     error = WorkerLostError(f"{self.name} has had work for {stalled_s:.0f} s without getting on")
                     self.lost(error, incarnation)

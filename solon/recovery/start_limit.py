@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from solon.clock import Awake
+from solon.clock import Clock
 
 T = TypeVar("T")
 
@@ -18,11 +18,11 @@ class StartLimit:
     await limit.within(worker.restart(limit.placed))    # raises TimeoutError; `missed` says which part was too long
     """
 
-    def __init__(self, *, node_timeout_s: float, restart_timeout_s: float, awake: Awake | None = None) -> None:
-        """awake: what the deadline is measured with."""
+    def __init__(self, *, node_timeout_s: float, restart_timeout_s: float, clock: Clock | None = None) -> None:
+        """clock: what the deadline is measured with."""
         self._node_timeout_s = node_timeout_s
         self._restart_timeout_s = restart_timeout_s
-        self._awake = awake or Awake()
+        self._clock = clock or Clock()
         self._changed = asyncio.Event()
         self.has_place = False
 
@@ -35,7 +35,7 @@ class StartLimit:
                 changed = asyncio.ensure_future(self._changed.wait())
                 limit_s = self._restart_timeout_s if self.has_place else self._node_timeout_s
                 try:
-                    await self._awake.wait({task, changed}, timeout_s=limit_s)
+                    await self._clock.wait({task, changed}, timeout_s=limit_s)
                 finally:
                     changed.cancel()
                 if task.done():

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import suppress
 from typing import TypeVar
 
-from solon.clock import Awake
+from solon.clock import Clock
 from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
 from solon.feedback.interfaces import Item, Verdict
 from solon.ledger.ledger import Lease, Work
@@ -137,14 +137,14 @@ class SupervisedLearner(SupervisedLane):
         *,
         checkpoint: str,
         emit: Callable[..., None],
-        awake: Awake | None = None,
+        clock: Clock | None = None,
     ) -> None:
         # A step that is trained twice is another step: a learner whose answer is lost is replaced.
-        guard = Guard(self, config, emit=emit, rejoin=self._train_again, repeatable=False, awake=awake)
+        guard = Guard(self, config, emit=emit, rejoin=self._train_again, repeatable=False, clock=clock)
         super().__init__(learner.name, guard)
         self._learner = learner
         self._config = config
-        self._awake = awake or Awake()
+        self._clock = clock or Clock()
         self._checkpoint = checkpoint
         self._since: list[Lease | float] = []
         """Batches trained and KL factors set since the checkpoint, in order."""
@@ -197,7 +197,7 @@ class SupervisedLearner(SupervisedLane):
                 await self._learner.raise_kl(done)
                 continue
             try:
-                _, manifest, payload_ref = await self._awake.within(
+                _, manifest, payload_ref = await self._clock.within(
                     self._learner.step(done), self._config.step_timeout_s
                 )
             except TimeoutError:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from solon.clock import Clock
 from solon.events import is_counted
 from solon.feedback.quality.position import PositionCount
 from solon.ledger.ledger import Lease
@@ -41,14 +41,21 @@ class RunTotals:
     """Fed by the recorder, read by whoever shows something. Single-threaded: lives on the event loop."""
 
     def __init__(
-        self, *, staleness_bound: int, total_steps: int, is_relative: bool = False, movement: Movement | None = None
+        self,
+        *,
+        staleness_bound: int,
+        total_steps: int,
+        is_relative: bool = False,
+        movement: Movement | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """is_relative: rewards compare answers of one prompt, so that their mean says nothing."""
+        self._clock = clock or Clock()
         self.movement = movement or Movement()
         self.is_relative = is_relative
         self.staleness_bound = staleness_bound
         self.total_steps = total_steps
-        self.started_s = time.time()
+        self.started_s = self._clock.wall()
         self.ended_s: float | None = None
         self.steps = 0
         self.rewards: list[float] = []
@@ -82,17 +89,17 @@ class RunTotals:
 
     def begin(self) -> None:
         """The clock of the run starts here, engines warm."""
-        self.started_s, self.ended_s = time.time(), None
+        self.started_s, self.ended_s = self._clock.wall(), None
 
     def end(self) -> None:
         """And stops here: what follows (evaluation, checkpoint) is not training. A second call changes nothing."""
         if self.ended_s is None:
-            self.ended_s = time.time()
+            self.ended_s = self._clock.wall()
 
     @property
     def wall_s(self) -> float:
         """Seconds of training so far, those before a resume included."""
-        return self._before_s + max((self.ended_s or time.time()) - self.started_s, 1e-9)
+        return self._before_s + max((self.ended_s or self._clock.wall()) - self.started_s, 1e-9)
 
     def fault(self, name: str, fields: Mapping[str, Any] | None = None) -> None:
         """Count an event if it reports a fault or a recovery. fields: of the event."""
@@ -162,7 +169,7 @@ class RunTotals:
         overlap = self.overlap()
         self.last = {
             "step": lease.step,
-            "time": time.time(),
+            "time": self._clock.wall(),
             "batch/ordinals": list(lease.ordinals),
             "batch/staleness/max": max(lease.staleness),
             "batch/staleness/mean": statistics.fmean(lease.staleness),

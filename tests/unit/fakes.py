@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from solon.clock import Clock
 from solon.errors import WorkerLostError
 from solon.files.prompts import PromptSource, prompt_id
 from solon.ledger.async_ledger import AsyncLedger
@@ -204,9 +205,10 @@ def make_lanes(
     rollout: Sequence[FakeRollout] | None = None,
     judges: Sequence[FakeJudge] | None = None,
     learner: FakeLearner | None = None,
+    clock: Clock | None = None,
     **ledger: Any,
 ) -> tuple[Lanes, Witness]:
-    rollout = rollout or [FakeRollout()]
+    rollout, clock = rollout or [FakeRollout()], clock or Clock()
     witness = Witness()
     lanes = Lanes(
         rollout=rollout,
@@ -216,12 +218,14 @@ def make_lanes(
             LedgerConfig(batch_groups=batch_groups, **ledger),
             staleness or StalenessConfig(),
             total_groups=batch_groups * steps,
+            clock=clock,
         ),
         prompts=PromptSource([make_prompt(f"question {i} ?") for i in range(7)], seed=0),
         publication=Publication(
-            rollout, settings=PublishConfig(logprob_tolerance=1e-3, timeout_s=5), initial=make_weights(0)
+            rollout, settings=PublishConfig(logprob_tolerance=1e-3, timeout_s=5), initial=make_weights(0), clock=clock
         ),
         observer=witness,
+        clock=clock,
     )
     lanes.ledger.listen(witness.event)
     return lanes, witness

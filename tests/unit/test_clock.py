@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from solon import clock as module
-from solon.clock import LONGEST_S, Awake
+from solon.clock import LONGEST_S, Clock
 from solon.errors import WorkerLostError
 from solon.ledger.async_ledger import AsyncLedger
 from solon.ledger.ledger import LedgerConfig
@@ -33,21 +33,21 @@ def pause(seconds: float) -> None:
 
 
 async def test_the_clock_stands_still_while_the_process_does(quick: None):
-    awake = Awake()
-    before = awake.now()
+    clock = Clock()
+    before = clock.now()
     await asyncio.sleep(0.03)
-    assert 0.02 < awake.now() - before < 0.2
-    assert awake.absences == 0
-    before = awake.now()
+    assert 0.02 < clock.now() - before < 0.2
+    assert clock.absences == 0
+    before = clock.now()
     pause(0.3)
-    assert awake.now() - before < 0.1
-    assert awake.absences == 1
-    assert 0.2 < awake.away_s < 0.4
+    assert clock.now() - before < 0.1
+    assert clock.absences == 1
+    assert 0.2 < clock.away_s < 0.4
 
 
 async def test_a_wait_that_the_process_slept_through_begins_again(quick: None):
-    awake = Awake()
-    awake.now()
+    clock = Clock()
+    clock.now()
     answer = asyncio.get_running_loop().create_future()
 
     async def arrives_after_the_pause() -> None:
@@ -56,7 +56,7 @@ async def test_a_wait_that_the_process_slept_through_begins_again(quick: None):
         answer.set_result("answer")
 
     arriving = asyncio.ensure_future(arrives_after_the_pause())
-    assert await awake.within(asyncio.shield(answer), 0.1) == "answer"
+    assert await clock.within(asyncio.shield(answer), 0.1) == "answer"
     await arriving
 
 
@@ -70,7 +70,7 @@ class Stops:
         self.ran = 0.0
         monkeypatch.setattr(asyncio, "wait", self.wait)
 
-    def clock(self) -> float:
+    def monotonic(self) -> float:
         return self.time
 
     async def wait(self, futures: Any, *, timeout: float, **named: Any) -> Any:  # noqa: ASYNC109
@@ -85,9 +85,9 @@ class Stops:
                 self._stops += self.every
             if self.time >= end:
                 return set(), set(futures)
-            self.awake.now()
+            self.clock.now()
 
-    awake: Awake
+    clock: Clock
 
 
 @pytest.mark.parametrize(("away", "every", "timeout_s"), [(6, 26, 30), (4, 5, 10), (3600, 3700, 300), (10, 30, 20)])
@@ -95,9 +95,9 @@ async def test_a_wait_of_a_process_that_is_away_again_and_again_ends(
     away: float, every: float, timeout_s: float, monkeypatch: pytest.MonkeyPatch
 ):
     stops = Stops(away=away, every=every, monkeypatch=monkeypatch)
-    stops.awake = awake = Awake(clock=stops.clock)
-    await awake.wait([asyncio.get_running_loop().create_future()], timeout_s=timeout_s)
-    assert timeout_s <= awake.now() <= 2 * timeout_s + 3 * LONGEST_S
+    stops.clock = clock = Clock(stops.monotonic)
+    await clock.wait([asyncio.get_running_loop().create_future()], timeout_s=timeout_s)
+    assert timeout_s <= clock.now() <= 2 * timeout_s + 3 * LONGEST_S
     assert stops.ran <= 2 * timeout_s + 2 * LONGEST_S
 
 
@@ -105,17 +105,17 @@ async def test_a_worker_that_stands_still_is_found_by_a_process_that_is_away_aga
     monkeypatch: pytest.MonkeyPatch,
 ):
     stops = Stops(away=6, every=26, monkeypatch=monkeypatch)
-    stops.awake = awake = Awake(clock=stops.clock)
-    awake.now()
+    stops.clock = clock = Clock(stops.monotonic)
+    clock.now()
     await stops.wait((), timeout=1000)
-    assert awake.since_return() < 30
-    assert 380 < awake.charged(1000) < 460  # half of the 770 s and of what is counted of each absence
-    assert awake.charged(5) == 5
-    assert 10 < awake.charged(60) < 30
+    assert clock.since_return() < 30
+    assert 380 < clock.charged(1000) < 460  # half of the 770 s and of what is counted of each absence
+    assert clock.charged(5) == 5
+    assert 10 < clock.charged(60) < 30
 
 
 async def test_a_wait_without_a_pause_ends_in_time_and_cancels_its_work():
-    awake, cancelled = Awake(), asyncio.Event()
+    clock, cancelled = Clock(), asyncio.Event()
 
     async def never() -> None:
         try:
@@ -126,7 +126,7 @@ async def test_a_wait_without_a_pause_ends_in_time_and_cancels_its_work():
 
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        await awake.within(never(), 0.05)
+        await clock.within(never(), 0.05)
     assert time.monotonic() - began < LONGEST_S
     assert cancelled.is_set()
 
@@ -158,10 +158,10 @@ async def test_a_pause_of_the_driver_is_not_blamed_on_a_worker_that_answers(quic
 async def test_what_a_worker_counts_as_standing_still_begins_when_the_driver_is_back(quick: None):
     events: list[str] = []
     process = Process(stalled_s=3600.0)
-    awake = Awake()
-    awake.now()
+    clock = Clock()
+    clock.now()
     pause(0.2)
-    guard = Guard(process, QUICK, emit=lambda name, **fields: events.append(name), awake=awake)
+    guard = Guard(process, QUICK, emit=lambda name, **fields: events.append(name), clock=clock)
     guard.start()
     await asyncio.sleep(0.1)
     assert events == []
@@ -169,8 +169,8 @@ async def test_what_a_worker_counts_as_standing_still_begins_when_the_driver_is_
 
 
 async def test_a_lease_does_not_run_out_while_the_driver_is_stopped(quick: None):
-    awake, told = Awake(), []
-    ledger = AsyncLedger(LedgerConfig(lease_s=0.15), StalenessConfig(), total_groups=16, clock=awake.now)
+    clock, told = Clock(), []
+    ledger = AsyncLedger(LedgerConfig(lease_s=0.15), StalenessConfig(), total_groups=16, clock=clock)
     ledger.listen(lambda name, **fields: told.append(name))
     await ledger.reserve(1)
     pause(0.4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from solon.errors import AttestationError, RunFailedError
 from solon.ledger.staleness import StalenessConfig
 from solon.loop import Room, run_loop
 from tests.unit.fakes import FakeJudge, FakeLearner, FakeRollout, make_lanes
+from tests.unit.virtual_time import EPOCH, run_virtual
 
 
 async def run(lanes, *, steps=5, stop=None):
@@ -132,3 +134,42 @@ async def test_room_wakes_when_a_place_is_given_back():
     assert not waiting.done()
     room.give(1)
     assert await waiting == 1
+
+
+def test_two_hundred_steps_of_sixteen_simulated_hours_take_two_seconds_and_leave_no_task():
+    learner, spans = FakeLearner(delay_s=288), []
+
+    def main(clock):
+        rollout = [FakeRollout(f"rollout-{n}", delay_s=40 + 10 * n) for n in range(3)]
+        lanes, witness = make_lanes(
+            steps=200, clock=clock, rollout=rollout, judges=[FakeJudge(delay_s=20)], learner=learner, lease_s=3600
+        )
+        witness.published = lambda version, receipts, gap, span: spans.append(span)
+        return run_loop(lanes, steps=200, min_valid=2, stop=asyncio.Event())
+
+    began = time.process_time()
+    committed, simulated_s, left_behind = run_virtual(main)
+    assert time.process_time() - began < 2
+    assert (committed, len(learner.batches)) == (200, 200)
+    assert 16 * 3600 < simulated_s < 17 * 3600
+    assert left_behind == set()
+    assert EPOCH + 16 * 3600 < spans[-1].end_s < EPOCH + 17 * 3600
+
+
+def test_a_group_that_an_engine_holds_too_long_is_given_to_another_when_its_lease_ends_in_virtual_time():
+    events = []
+
+    def main(clock):
+        lanes, _ = make_lanes(
+            steps=3,
+            clock=clock,
+            rollout=[FakeRollout("stuck", groups_at_once=1, delay_s=10**6), FakeRollout("sound", delay_s=1)],
+            lease_s=600,
+        )
+        lanes.ledger.listen(lambda name, **fields: events.append(name))
+        return run_loop(replace(lanes, grace_s=5), steps=3, min_valid=2, stop=asyncio.Event())
+
+    committed, simulated_s, left_behind = run_virtual(main)
+    assert (committed, left_behind) == (3, set())
+    assert "group_expired" in events
+    assert 600 < simulated_s < 700

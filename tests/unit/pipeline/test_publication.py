@@ -159,6 +159,8 @@ async def test_a_publication_waits_for_the_first_engine_that_joins_again():
     engines = [Dying(f"rollout-{n}", None) for n in range(2)]
     publication = make_publication(*engines)
     publishing = asyncio.ensure_future(publication.publish(make_weights(1), make_weights(1)))
+    while publication._members:  # noqa: ASYNC110 - until both are lost
+        await asyncio.sleep(0)
     await asyncio.sleep(0.02)
     assert not publishing.done()
     engines[1].again.set()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from solon.clock import Clock
 from solon.errors import (
     AttestationError,
     CallLostError,
@@ -220,7 +221,7 @@ async def test_a_worker_that_starts_slower_than_the_window_and_fails_at_its_firs
             self.alive = False
 
     process = Slow(alive=False)
-    guard = Guard(process, QUICK.model_copy(update={"max_restarts": 3, "window_s": 60}), clock=lambda: now[0])
+    guard = Guard(process, QUICK.model_copy(update={"max_restarts": 3, "window_s": 60}), clock=Clock(lambda: now[0]))
     with pytest.raises(RunFailedError, match=r"replaced 3 times in a row.*recovery.max_restarts = 3.*worker-0 died"):
         await soon(guard.insist(process.touch))
     assert process.starts == 3
@@ -229,7 +230,7 @@ async def test_a_worker_that_starts_slower_than_the_window_and_fails_at_its_firs
 async def test_an_answer_between_two_losses_ends_the_row():
     now = [0.0]
     process = Process()
-    guard = Guard(process, QUICK.model_copy(update={"max_restarts": 2, "window_s": 60}), clock=lambda: now[0])
+    guard = Guard(process, QUICK.model_copy(update={"max_restarts": 2, "window_s": 60}), clock=Clock(lambda: now[0]))
     for _ in range(6):
         now[0] += 61
         process.alive = False
@@ -282,7 +283,7 @@ async def test_bad_input_and_our_own_bugs_replace_nothing(bug: Exception):
 async def test_restarts_are_forgotten_when_their_window_has_passed():
     now = [0.0]
     process = Process()
-    guard = Guard(process, QUICK.model_copy(update={"max_restarts": 1, "window_s": 60}), clock=lambda: now[0])
+    guard = Guard(process, QUICK.model_copy(update={"max_restarts": 1, "window_s": 60}), clock=Clock(lambda: now[0]))
     for start in (0.0, 61.0, 122.0):
         now[0] = start
         guard.lost(WorkerLostError("killed"), guard.incarnation)
