@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import solon.telemetry.recorder as module
+from solon.clock import Clock
 from solon.errors import PayloadLostError
 from solon.ledger.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
@@ -301,10 +302,9 @@ def test_the_summary_is_valid_json_though_a_reward_was_missing():
     assert summary["staleness"] == {"max": 1, "p50": 0, "bound": 4}
 
 
-def test_the_clock_of_training_stops_once_and_what_follows_dilutes_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_the_clock_of_training_stops_once_and_what_follows_dilutes_nothing():
     now = [100.0]
-    monkeypatch.setattr("solon.telemetry.totals.time.time", lambda: now[0])
-    totals = RunTotals(staleness_bound=4, total_steps=3)
+    totals = RunTotals(staleness_bound=4, total_steps=3, clock=Clock(wall=lambda: now[0]))
     totals.labelled(make_labelling(make_feedback()))
     now[0] = 110.0
     totals.begin()
