@@ -145,13 +145,6 @@ _KINDS = (
     _info("ended", "the process is about to write its summary", steps=Field(int, "committed steps")),
     # -- groups
     _warning("group_dropped", "a group is dropped; another prompt takes its place", ordinal=_ORDINAL, reason=_REASON),
-    _warning(
-        "group_failed",
-        "a group failed and is tried again",
-        ordinal=_ORDINAL,
-        attempt=Field(int, "attempt that failed"),
-        reason=_REASON,
-    ),
     _fault("group_expired", "no result for a group within its lease; it is assigned again", ordinal=_ORDINAL),
     _fault(
         "group_lost",

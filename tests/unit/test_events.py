@@ -15,7 +15,6 @@ from solon.cli.view import repeated
 from solon.doctor.diagnosis import OWN_FINDINGS, recent_faults
 from solon.events import EVENTS, Field, Severity, event_line, is_counted, is_shown, needs_attention
 from solon.feedback.watching.alarm import Alarm
-from solon.ledger.async_ledger import RETRIES
 from solon.telemetry.totals import RunTotals
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +71,7 @@ def test_every_emitted_event_is_declared_with_exactly_its_fields():
 
 
 def test_every_declared_event_is_emitted():
-    assert {call.name for call in all_calls()} | set(RETRIES.values()) == set(EVENTS)
+    assert {call.name for call in all_calls()} == set(EVENTS)
 
 
 def test_an_unknown_event_an_unknown_field_and_a_missing_field_are_found():

@@ -33,7 +33,7 @@ from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
 AUDITS_AT_ONCE = 8
 MAX_WAITING = 256
 """Groups that wait for gold at most: each holds a payload that the run could free."""
-ENDED = ("group_dropped", "group_lost", "group_failed", "group_expired")
+ENDED = ("group_dropped", "group_lost", "group_expired")
 """Events after which an attempt that was generated is never labelled."""
 
 

@@ -248,7 +248,7 @@ class Boxed:
     """A payload that can be seen to go."""
 
 
-@pytest.mark.parametrize("event", ["group_dropped", "group_lost", "group_failed", "group_expired"])
+@pytest.mark.parametrize("event", ["group_dropped", "group_lost", "group_expired"])
 async def test_the_payload_of_an_attempt_that_is_never_labelled_is_let_go(event: str):
     observer, written, _ = make_observer(Gold())
     payload_ref = Boxed()
