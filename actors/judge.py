@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import ray
 
 from actors.calls import RemoteWorker, Spawn, call
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.worker import JudgeWorker
 from solon.ledger.ledger import Work
 from solon.protocols import LabelReport, PayloadRef
 from solon.records import Feedback, Group
+from solon.verdicts import Verdict
 
 
 class JudgeShell(JudgeWorker):

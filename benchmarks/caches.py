@@ -28,9 +28,10 @@ from benchmarks._near_duplicates import NearDuplicate, adversarial, harmless
 from solon.feedback.caches.cache import CacheConfig, open_cache
 from solon.feedback.caches.semantic import SemanticConfig, SemanticJudge
 from solon.feedback.caches.semantic_rule import may_stand_for
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.questions import Answer, Question
-from solon.records import Message, Status
+from solon.records import Message
+from solon.verdicts import Status, Verdict
 
 PROMPT_TOKENS = 200
 DIMENSIONS = 512

@@ -40,7 +40,7 @@ from nursery.spoiling import near_miss
 from solon.constitution.constitution import Constitution
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Judge, Verdict
+from solon.feedback.interfaces import Item, Judge
 from solon.feedback.judges.engine_judge import EngineJudge
 from solon.feedback.panels.cascade import Cascade, Threshold, fit_threshold, measured_against
 from solon.feedback.panels.jury import Jury, JuryConfig, Method
@@ -51,6 +51,7 @@ from solon.feedback.questions import Answer, Question
 from solon.feedback.trials.acceptance import HeldOutPair, accept
 from solon.feedback.trials.faults import FAULTS, FaultyJudge
 from solon.records import Prompt
+from solon.verdicts import Verdict
 
 ALPHAS, ALPHA, DELTA = (0.02, 0.05, 0.1), 0.05, 0.05
 METHODS: tuple[Method, ...] = ("mean", "median", "majority")

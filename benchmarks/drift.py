@@ -34,7 +34,7 @@ from nursery.oracles import keeps
 from nursery.reading import understand
 from solon.constitution.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Judge, Task, Verdict
+from solon.feedback.interfaces import Item, Judge
 from solon.feedback.labeler import Labeler
 from solon.feedback.trials.biased import Bias, BiasedJudge
 from solon.feedback.trials.gold import GoldPair, gold_pair
@@ -44,7 +44,8 @@ from solon.feedback.watching.canary import Canary, CanaryReading
 from solon.feedback.watching.drift import decide, window_of
 from solon.feedback.watching.watch import Watch
 from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
-from solon.records import Feedback, Group, Prompt, Rollout, Status
+from solon.records import Feedback, Group, Prompt, Rollout
+from solon.verdicts import Status, Task, Verdict
 
 # P prompts, N answers of a prompt
 

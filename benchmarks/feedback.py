@@ -118,8 +118,8 @@ async def written_rate(grown: Nursery, constitution: Constitution, *, quick: boo
         groups = draw_groups(16 if quick else 64, size=4, seed=98)
         labeler = Labeler(judge, config=FeedbackConfig(template="compact"), constitution=constitution)
         found, seconds = await timed(asyncio.gather(*(labeler.label(group) for group in groups)))
-    labels = [label for feedback in found for label in feedback.labels if not label.cache_hits]
-    assert all(label.output_tokens == PIPELINE_TOKENS for label in labels), "somebody stopped early"
+    labels = [label for feedback in found for label in feedback.labels if not label.verdict.cache_hits]
+    assert all(label.verdict.output_tokens == PIPELINE_TOKENS for label in labels), "somebody stopped early"
     return len(labels) / seconds
 
 
@@ -201,7 +201,9 @@ async def prefix_rows(grown: Nursery, constitution: Constitution, *, quick: bool
             labeler = Labeler(judge, config=config, constitution=constitution)
             found = await asyncio.gather(*(labeler.label(g) for g in draw_groups(4 if quick else 24, size=8, seed=7)))
         labels = [label for f in found for label in f.labels]
-        share = sum(label.cached_tokens for label in labels) / sum(label.prompt_tokens for label in labels)
+        share = sum(label.verdict.cached_tokens for label in labels) / sum(
+            label.verdict.prompt_tokens for label in labels
+        )
         name = f"prompt tokens from the prefix cache, groups of 8, {comparisons} neighbours, {orders}"
         rows.append(Row(name, share, goal=">= 0.65" if (orders, comparisons) == ("both", 7) else ""))
     return rows

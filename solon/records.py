@@ -6,11 +6,12 @@ Shapes: G rollouts of a group, T token positions of one rollout.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from solon.verdicts import Status, Task, Verdict
 
 FinishReason = Literal["stop", "length", "abort"]
 LEAST_TEMPERATURE = 0.01
@@ -160,74 +161,30 @@ class Salvage:
         return len(self.token_ids)
 
 
-class Status(StrEnum):
-    """What became of a question to a judge; only `ok` and `tie` may carry a number."""
-
-    OK = "ok"
-    TIE = "tie"
-    ABSTAIN = "abstain"
-    LOW_MASS = "low_mass"
-    UNPARSABLE = "unparsable"
-    REFUSAL = "refusal"
-    TRUNCATED = "truncated"
-    TIMEOUT = "timeout"
-    TRANSPORT_ERROR = "transport_error"
-    ENGINE_ERROR = "engine_error"
-    BUDGET_SKIP = "budget_skip"
-
-    @property
-    def valid(self) -> bool:
-        return self in (Status.OK, Status.TIE)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """A debiased verdict on one rollout (pointwise) or on two (pairwise) under one principle.
+    """The verdict on one rollout (pointwise) or on two (pairwise) under one principle.
 
-    `margin` is None unless the status is valid, so an invalid verdict has no number to be mistaken for one.
+    Label(task="pairwise", principle_id="harm-3", rollouts=(0, 1), verdict=Verdict(status=Status.OK, margin=0.8))
     """
 
-    task: Literal["pairwise", "pointwise", "predicate", "score"]
+    task: Task
     principle_id: str
     rollouts: tuple[int, ...]
     """Indices into the group: one for pointwise, (first, second) for pairwise."""
-    status: Status
-    margin: float | None
-    """Calibrated log-odds of yes over no, or of the first answer over the second, position bias taken off; for a
-    score, its distance from the middle of the scale."""
+    verdict: Verdict
     question_id: str = ""
     """Which of a principle's questions, where it has several (predicates)."""
-    raw_margin: float | None = None
-    """The margin before calibration."""
-    consistent: bool | None = None
-    """Pairwise: whether both orders favour the same answer; None when one order was asked."""
-    position_offset: float | None = None
-    """Pairwise: how much the judge favours the answer shown first, in nats; None when one order was asked."""
-    mass: float = 0.0
-    """Probability that the judge put on the label tokens; the smaller of both orders."""
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    cache_hits: int = 0
-    """How many of its questions the exact cache answered."""
-    questions: int = 1
-    prompt_digests: tuple[str, ...] = ()
-    """Digest of the token ids of each question, in order."""
-    judge: str = ""
-    """Who gave the verdict."""
-    level: int = 0
-    """How often a cascade escalated before this verdict."""
-    source: str = "judge"
-    """Where the verdict came from: the judge, one of the caches, or a proxy."""
-    propensity: float = 1.0
-    """Probability with which the judge was to be asked; below 1, the margin is a doubly-robust reward."""
-    output_tokens: int = 0
-    usd: float = 0.0
-    detail: str = ""
-    """What went wrong, or what was cut, for people."""
 
-    def __post_init__(self) -> None:
-        if self.status.valid != (self.margin is not None):
-            raise ValueError(f"a {self.status} label with margin {self.margin}: only a valid label has one")
+    @property
+    def status(self) -> Status:
+        """Of the verdict."""
+        return self.verdict.status
+
+    @property
+    def margin(self) -> float | None:
+        """Of the verdict; None unless its status is valid."""
+        return self.verdict.margin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

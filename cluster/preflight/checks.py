@@ -23,7 +23,6 @@ from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.endpoint.config import read_key
-from solon.feedback.interfaces import Task
 from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.prompting.templates import TEMPLATES, require_suited
 from solon.feedback.reward import rule_of
@@ -31,6 +30,7 @@ from solon.feedback.trials.gold import GoldPair, load_gold
 from solon.files.rows import Refused
 from solon.models.facts import ModelFacts
 from solon.records import Prompt
+from solon.verdicts import Task
 
 __all__ = ["Inputs", "check_inputs", "check_judge", "check_model"]
 

@@ -7,12 +7,12 @@ from solon.constitution.constitution import Constitution
 from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Task
 from solon.feedback.judges.local import VERDICT_TOKENS
 from solon.feedback.prompting.prompts import LEAST_TEXT_TOKENS, TEMPLATES, JudgePrompts, label_ids
 from solon.feedback.prompting.templates import require_suited
 from solon.models.facts import ModelFacts
 from solon.records import Message
+from solon.verdicts import Task
 
 
 def check_labels(facts: ModelFacts, template: str, *, role: str) -> None:

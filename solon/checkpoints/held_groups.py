@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from solon.errors import InputError
 from solon.files.prompts import parse_messages
 from solon.records import Feedback, Group, Message, Prompt, Rollout
+from solon.runs.label_records import compact, nested
 from solon.runs.tables import arrow_table, rollout_rows
 
 GROUPS = "held.parquet"
@@ -26,6 +27,7 @@ FEEDBACK = "feedback.jsonl"
 Held = tuple[Group, Feedback | None]
 
 _feedback = TypeAdapter(Feedback)
+_object = TypeAdapter(dict[str, Any])
 
 
 def write_held(folder: Path, held: Iterable[Held]) -> None:
@@ -38,7 +40,7 @@ def write_held(folder: Path, held: Iterable[Held]) -> None:
         extra = {"prompt_token_ids": group.prompt_token_ids.tolist()}
         rows += [row | extra for row in rollout_rows(group)]
         if feedback is not None:
-            lines.append(_feedback.dump_json(feedback, exclude_defaults=True).decode())
+            lines.append(_feedback_line(feedback))
     if rows:
         pq.write_table(arrow_table("held", rows), folder / GROUPS)
     (folder / FEEDBACK).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -50,13 +52,29 @@ def read_held(folder: Path) -> dict[int, Held]:
         groups = _read_groups(folder / GROUPS) if (folder / GROUPS).exists() else {}
         found: dict[int, Feedback] = {}
         for line in (folder / FEEDBACK).read_text(encoding="utf-8").splitlines():
-            feedback = _feedback.validate_json(line)
+            feedback = _read_feedback(line)
             found[feedback.ordinal] = feedback
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise InputError(
             f"the held groups in {folder} cannot be read ({error!r}); resume from another checkpoint"
         ) from None
     return {ordinal: (group, found.get(ordinal)) for ordinal, group in groups.items()}
+
+
+def _feedback_line(feedback: Feedback) -> str:
+    """JSON with the labels as flat records: the keys of labels/*.parquet, without those that have their default."""
+    record = {
+        "ordinal": feedback.ordinal,
+        "attempt": feedback.attempt,
+        "rewards_G": feedback.rewards_G,
+        "labels": [compact(label) for label in feedback.labels],
+    }
+    return _object.dump_json(record).decode()
+
+
+def _read_feedback(line: str) -> Feedback:
+    record = _object.validate_json(line)
+    return _feedback.validate_python(record | {"labels": [nested(label) for label in record["labels"]]})
 
 
 def _read_groups(path: Path) -> dict[int, Group]:

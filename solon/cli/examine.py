@@ -18,7 +18,6 @@ from solon.engines.base import EngineConfig
 from solon.engines.lengths import engine_config, lowered
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Verdict
 from solon.feedback.judges.assembly import HostedJudge, host_judge
 from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.judges.identity import JudgeIdentity
@@ -27,6 +26,7 @@ from solon.feedback.prompting.swap import SwapConfig
 from solon.feedback.quality.intervals import Interval
 from solon.feedback.trials.examination import Examination, SubsetResult, examine
 from solon.feedback.trials.gold import GoldPair
+from solon.verdicts import Verdict
 
 
 def run_test(inputs: JudgeInputs, model: str, *, calibration: str = "") -> dict[str, Any]:

@@ -22,9 +22,9 @@ from solon.constitution.sections import AppliesIf, Example, Id, Predicate, Secti
 from solon.errors import InputError, nearest
 from solon.files.validation import describe_invalid
 from solon.records import Prompt
+from solon.verdicts import Task
 
 SCHEMA = "solon.constitution/v1"
-Task = Literal["pairwise", "pointwise", "predicate", "score"]
 """Which of two answers is better; is this answer good; is this fact true of it; how good is it on a scale."""
 NEEDED: Mapping[Task, str] = {
     "pairwise": "pairwise_question",

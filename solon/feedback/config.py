@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solon.feedback.caches.cache import CacheConfig
 from solon.feedback.caches.semantic import SemanticConfig
-from solon.feedback.interfaces import Task
 from solon.feedback.panels.panel_config import CascadeSection, JurySection
 from solon.feedback.panels.selective import SelectionSection
 from solon.feedback.prompting.swap import SwapConfig
+from solon.verdicts import Task
 
 
 class FeedbackConfig(BaseModel):

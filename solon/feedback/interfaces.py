@@ -12,13 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
-from solon.feedback.questions import Source
-from solon.records import Message, Status
-
-Task = Literal["pairwise", "pointwise", "predicate", "score"]
-"""Which of two answers is better; is this answer good; is this fact true of it; how good is it on a scale."""
+from solon.records import Message
+from solon.verdicts import Status, Task, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,45 +39,6 @@ class Item:
     """Which of the answers ended at the length limit; empty: none, or the judge is not to know."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What a judge said about one item. `margin` is None unless the status is valid.
-
-    Verdict(status=Status.OK, margin=1.2, raw_margin=1.5, mass=0.99, judge="judge-0")
-    """
-
-    status: Status
-    margin: float | None
-    """Calibrated log-odds of yes, or of the first answer over the second; for a score, its distance from the
-    middle of the scale."""
-    raw_margin: float | None = None
-    """The same before calibration."""
-    position_offset: float | None = None
-    """Pairwise: how much the judge favours the answer shown first, in nats; None when one order was asked."""
-    consistent: bool | None = None
-    """Pairwise, both orders asked: whether both favour the same answer."""
-    mass: float = 0.0
-    """Probability on the answer labels; the smaller one of both orders."""
-    judge: str = ""
-    level: int = 0
-    """0: the first judge of a cascade; 1: the one it escalates to; and so on."""
-    source: Source = "judge"
-    questions: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    cache_hits: int = 0
-    usd: float = 0.0
-    propensity: float = 1.0
-    """Probability with which this judge was to be asked; below 1, the margin is a doubly-robust reward."""
-    prompt_digests: tuple[str, ...] = ()
-    detail: str = ""
-
-    def __post_init__(self) -> None:
-        if self.status.valid != (self.margin is not None):
-            raise ValueError(f"a {self.status} verdict with margin {self.margin}: only a valid one has a number")
-
-
 class Judge(Protocol):
     """Gives verdicts."""
 
@@ -94,7 +52,7 @@ class Judge(Protocol):
 
 
 def sound(verdict: Verdict) -> Verdict:
-    """A margin that is no number is no verdict."""
+    """Treat a non-finite margin as an abstention."""
     if verdict.margin is None or math.isfinite(verdict.margin):
         return verdict
     said = f"a margin of {verdict.margin}"

@@ -9,9 +9,10 @@ from solon.constitution.constitution import Asked, Constitution
 from solon.constitution.rules import PrincipleSampling
 from solon.engines.thinking import with_thought
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Judge, Verdict, sound
+from solon.feedback.interfaces import Item, Judge, sound
 from solon.feedback.reward import rewards, rule_of
 from solon.records import Feedback, Group, Label
+from solon.verdicts import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +102,7 @@ def _label(plan: _Plan, verdict: Verdict) -> Label:
         principle_id=plan.item.principle_id,
         question_id=plan.asked.question_id,
         rollouts=plan.rollouts,
-        status=verdict.status,
-        margin=verdict.margin,
-        raw_margin=verdict.raw_margin,
-        consistent=verdict.consistent,
-        position_offset=verdict.position_offset,
-        mass=verdict.mass,
-        prompt_tokens=verdict.prompt_tokens,
-        cached_tokens=verdict.cached_tokens,
-        output_tokens=verdict.output_tokens,
-        cache_hits=verdict.cache_hits,
-        questions=verdict.questions,
-        prompt_digests=verdict.prompt_digests,
-        judge=verdict.judge,
-        level=verdict.level,
-        source=verdict.source,
-        propensity=verdict.propensity,
-        usd=verdict.usd,
-        detail=verdict.detail,
+        verdict=verdict,
     )
 
 

@@ -6,14 +6,10 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from solon.records import Status
-
-Source = Literal["judge", "exact_cache", "semantic_cache", "proxy"]
-"""Who answered."""
+from solon.verdicts import Source, Status
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from solon.constitution.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.judges.assembly import Source, host_judge
 from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.labeler import Labeler
@@ -17,6 +17,7 @@ from solon.feedback.quality.position import pairs_of
 from solon.feedback.spending.limiter import LimitsPort
 from solon.protocols import LabelReport
 from solon.records import Feedback, Group, Span
+from solon.verdicts import Verdict
 
 
 class JudgeWorker:
@@ -78,10 +79,10 @@ class JudgeWorker:
             reward_mean=sum(given) / len(given) if given else None,
             labels=len(labels),
             invalid=invalid.total(),
-            questions=sum(label.questions for label in labels),
-            cache_hits=sum(label.cache_hits for label in labels),
-            prompt_tokens=sum(label.prompt_tokens for label in labels),
-            cached_tokens=sum(label.cached_tokens for label in labels),
+            questions=sum(label.verdict.questions for label in labels),
+            cache_hits=sum(label.verdict.cache_hits for label in labels),
+            prompt_tokens=sum(label.verdict.prompt_tokens for label in labels),
+            cached_tokens=sum(label.verdict.cached_tokens for label in labels),
             nbytes=400 * len(labels),
             invalid_by_status=tuple(sorted(invalid.items())),
             pairs=pairs_of(labels),

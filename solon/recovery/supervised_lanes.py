@@ -9,12 +9,13 @@ from typing import TypeVar
 
 from solon.clock import Clock
 from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.ledger.ledger import Lease, Work
 from solon.protocols import Assignment, GenerationReport, LabelReport, PayloadRef
 from solon.records import Feedback, Group, LoadReceipt, Prompt, Salvage, StepReport, Weights
 from solon.recovery.guard import GivenUpError, Guard, RecoveryConfig
 from solon.recovery.workers import JudgeProcess, LearnerProcess, RolloutProcess
+from solon.verdicts import Verdict
 
 T = TypeVar("T")
 L = TypeVar("L", bound="SupervisedLane")

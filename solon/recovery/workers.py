@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.ledger.ledger import Lease, Work
 from solon.protocols import Assignment, GenerationReport, LabelReport, PayloadRef
 from solon.records import Feedback, Group, LoadReceipt, Prompt, Salvage, StepReport, Weights
 from solon.recovery.guard import Restartable
+from solon.verdicts import Verdict
 
 
 class RolloutProcess(Restartable, Protocol):

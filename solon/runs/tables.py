@@ -113,8 +113,9 @@ def rollout_rows(group: Group) -> list[dict[str, Any]]:
 
 
 def label_id(run_id: str, subject: str, label: Label) -> str:
-    """What a label is called wherever it is named: 26 hexadecimal digits, the same for the same run, subject, rollouts
-    and question. subject: what was labelled, a row of a data set or one attempt at a group."""
+    """The id of a label: 26 hexadecimal digits, the same for the same run, subject, rollouts and question.
+
+    subject: what was labelled, a row of a data set or one attempt at a group."""
     parts = (run_id, subject, label.task, label.principle_id, label.question_id, *label.rollouts)
     return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:26]
 
@@ -128,6 +129,7 @@ def label_rows(feedback: Feedback, provenance: Mapping[str, Any], *, subject: st
     subject = subject or f"{feedback.ordinal}:{feedback.attempt}"
     run_id = str(provenance.get("run_id", ""))
     for label in feedback.labels:
+        verdict = label.verdict
         rows.append(
             {
                 "label_id": label_id(run_id, subject, label),
@@ -139,26 +141,26 @@ def label_rows(feedback: Feedback, provenance: Mapping[str, Any], *, subject: st
                 "principle_id": label.principle_id,
                 "question_id": label.question_id,
                 "rollouts": list(label.rollouts),
-                "status": str(label.status),
-                "valid": label.status.valid,
-                "margin": label.margin,
-                "raw_margin": label.raw_margin,
-                "consistent": label.consistent,
-                "position_offset": label.position_offset,
-                "mass": label.mass,
+                "status": str(verdict.status),
+                "valid": verdict.status.valid,
+                "margin": verdict.margin,
+                "raw_margin": verdict.raw_margin,
+                "consistent": verdict.consistent,
+                "position_offset": verdict.position_offset,
+                "mass": verdict.mass,
                 "reward": feedback.rewards_G[label.rollouts[0]],
-                "prompt_digests": list(label.prompt_digests),
-                "prompt_tokens": label.prompt_tokens,
-                "cached_tokens": label.cached_tokens,
-                "output_tokens": label.output_tokens,
-                "questions": label.questions,
-                "cache_hits": label.cache_hits,
-                "judge": label.judge,
-                "level": label.level,
-                "source": label.source,
-                "propensity": label.propensity,
-                "usd": label.usd,
-                "detail": label.detail,
+                "prompt_digests": list(verdict.prompt_digests),
+                "prompt_tokens": verdict.prompt_tokens,
+                "cached_tokens": verdict.cached_tokens,
+                "output_tokens": verdict.output_tokens,
+                "questions": verdict.questions,
+                "cache_hits": verdict.cache_hits,
+                "judge": verdict.judge,
+                "level": verdict.level,
+                "source": verdict.source,
+                "propensity": verdict.propensity,
+                "usd": verdict.usd,
+                "detail": verdict.detail,
                 **provenance,
             }
         )

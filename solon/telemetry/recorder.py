@@ -216,7 +216,9 @@ class Recorder:
         for label in feedback.labels:
             if not label.status.valid:
                 reason = str(label.status)
-                self.quarantine.add(stage="labels", reason=reason, ordinal=feedback.ordinal, excerpt=label.detail)
+                self.quarantine.add(
+                    stage="labels", reason=reason, ordinal=feedback.ordinal, excerpt=label.verdict.detail
+                )
         self._outcomes.labelled((feedback.ordinal, feedback.attempt), feedback.rewards_G)
         # A group that is made again after a resume has the same numbers, and other labels.
         subject = f"{feedback.ordinal}:{feedback.attempt}:{self._born_ns}"

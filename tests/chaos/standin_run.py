@@ -27,7 +27,8 @@ from solon.constitution.constitution import Constitution
 from solon.errors import InputError, RunFailedError
 from solon.files.prompts import prompt_id
 from solon.protocols import Assignment, LabelReport
-from solon.records import Feedback, Group, Label, Message, Prompt, Span, Status, StepReport, Weights
+from solon.records import Feedback, Group, Label, Message, Prompt, Span, StepReport, Weights
+from solon.verdicts import Status, Verdict
 from tests.chaos.failing import fail_if_told
 
 BATCH = 8
@@ -118,13 +119,18 @@ class LabellingJudge(TimedJudge):
         if self._spoils and is_spoilt(group.ordinal):
             count = len(group.rollouts)
             why = Status.UNPARSABLE
-            label = Label(task="pointwise", principle_id="stand-in", rollouts=(0,), status=why, margin=None)
+            label = Label(
+                task="pointwise", principle_id="stand-in", rollouts=(0,), verdict=Verdict(status=why, margin=None)
+            )
             spoilt = dataclasses.replace(feedback, rewards_G=(None,) * count, labels=(label,) * count)
             causes = ((str(why), count),)
             return dataclasses.replace(report, num_valid=0, invalid=count, invalid_by_status=causes), spoilt
         labels = tuple(
             Label(
-                task="pointwise", principle_id="stand-in", rollouts=(n,), status=Status.OK, margin=1.0, judge=self.name
+                task="pointwise",
+                principle_id="stand-in",
+                rollouts=(n,),
+                verdict=Verdict(status=Status.OK, margin=1.0, judge=self.name),
             )
             for n in range(len(group.rollouts))
         )

@@ -10,12 +10,12 @@ import pytest
 
 from solon.constitution.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.labelling.dataset import load_answers
 from solon.feedback.labelling.label_run import LabelRun
 from solon.files.json_text import json_text
-from solon.records import Status
 from solon.runs.directory import RunDirectory
+from solon.verdicts import Status, Verdict
 from tests.models import make_model
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from solon.errors import InputError
 from solon.feedback.caches.store import SqliteStore, Store
 from solon.feedback.questions import Answer, Ask, Question, question_digest
-from solon.records import Status
+from solon.verdicts import Status
 
 _log = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from solon.feedback.caches.semantic_rule import is_verifiable, may_stand_for
-from solon.feedback.interfaces import Item, Judge, Verdict
+from solon.feedback.interfaces import Item, Judge
+from solon.verdicts import Verdict
 
 CHECKED = 1000
 """Checked hits that the error is measured on, the latest ones: a policy that moves must be noticed."""

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 from solon.errors import InputError
 from solon.feedback.questions import Answer
-from solon.records import Status
+from solon.verdicts import Status
 
 SCHEMA = 2
 """Layout of the file, and of the bytes of an answer."""

@@ -27,7 +27,7 @@ from solon.feedback.questions import Answer, Question
 from solon.feedback.spending.cost import CallMeter
 from solon.feedback.spending.limiter import AsyncLimits, Limiter
 from solon.feedback.spending.limits import Bill, LimitsConfig, Permit, Want
-from solon.records import Status
+from solon.verdicts import Status
 
 __all__ = ["EndpointAsk", "EndpointConfig"]
 

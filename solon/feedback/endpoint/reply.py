@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeGuard
 
 from solon.feedback.questions import Question
-from solon.records import Status
+from solon.verdicts import Status
 
 NOWHERE = -700.0
 """Log-prob of labels when none of them was shown: no mass, so that whoever reads it says low mass."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from solon.feedback.endpoint.reply import Problem, clean, read_error
-from solon.records import Status
+from solon.verdicts import Status
 
 if TYPE_CHECKING:
     import httpx

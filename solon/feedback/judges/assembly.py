@@ -15,7 +15,7 @@ from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineConfig
 from solon.feedback.caches.semantic import SemanticJudge
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Judge, Verdict
+from solon.feedback.interfaces import Item, Judge
 from solon.feedback.judges.endpoint_judge import EndpointFile, EndpointJudge
 from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.judges.local import LocalJudge
@@ -24,6 +24,7 @@ from solon.feedback.panels.jury import Jury
 from solon.feedback.panels.selective import SelectiveJudge
 from solon.feedback.prompting.prompts import NO_SECRET
 from solon.feedback.spending.limiter import LimitsPort
+from solon.verdicts import Verdict
 
 Source = EngineConfig | EndpointFile
 """What a judge runs on: an engine here, or an endpoint."""

@@ -25,7 +25,7 @@ from solon.errors import InputError
 from solon.feedback.caches.cache import open_cache
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.endpoint.config import EndpointConfig
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.judges.engine_judge import EngineJudge
 from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.prompting.prompts import NO_SECRET
@@ -36,6 +36,7 @@ from solon.feedback.spending.limiter import AsyncLimits, Limiter, LimitsPort
 from solon.feedback.spending.limits import LimitsConfig
 from solon.files.toml_file import read_toml
 from solon.files.validation import describe_invalid
+from solon.verdicts import Verdict
 
 
 class EndpointFile(BaseModel):

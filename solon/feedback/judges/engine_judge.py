@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Task, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.judges.verdicts import Reading, mass, read_bool, read_one_order, read_pair, read_score, turned
 from solon.feedback.prompting.prompts import Layout
 from solon.feedback.prompting.swap import PositionBias, is_audited, pair_digest, shown_swapped
 from solon.feedback.prompting.templates import JudgeTemplate
 from solon.feedback.questions import Answer, Ask, Question, question_digest
-from solon.records import Status
+from solon.verdicts import Status, Task, Verdict
 
 CalibrateTask = Callable[[Task, str, float], float]
 """(task, principle, raw margin) -> calibrated margin."""

@@ -19,7 +19,7 @@ from solon.engines.build import build_engine
 from solon.engines.runner import EngineRunner
 from solon.feedback.caches.cache import open_cache
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.judges.batching import Batcher
 from solon.feedback.judges.engine_ask import EngineAsk
 from solon.feedback.judges.engine_judge import CalibrateTask, EngineJudge
@@ -27,6 +27,7 @@ from solon.feedback.judges.identity import JudgeIdentity, identify
 from solon.feedback.prompting.prompts import NO_SECRET, JudgePrompts
 from solon.feedback.prompting.templates import TEMPLATES, require_suited
 from solon.feedback.questions import Question
+from solon.verdicts import Verdict
 
 VERDICT_TOKENS = 8
 """Room that is kept behind a critique for the words between it and the verdict."""

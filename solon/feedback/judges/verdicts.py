@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from solon.feedback.config import FeedbackConfig
-from solon.records import Status
+from solon.verdicts import Status
 
 LogProbs = Sequence[float]
 """log p of the labels: (A, B), (yes, no), or the marks of a scale from the lowest to the highest."""

@@ -64,8 +64,8 @@ class Purse:
         """Book a row. is_kept: False where its labels are not written down."""
         self._under_way -= reserved
         self.labels += len(labels) if is_kept else 0
-        self.usd += sum(label.usd for label in labels)
-        prices = [label.usd for label in labels if label.questions > label.cache_hits]
+        self.usd += sum(label.verdict.usd for label in labels)
+        prices = [label.verdict.usd for label in labels if label.verdict.questions > label.verdict.cache_hits]
         if prices:
             self._dearest = max(self._dearest or 0.0, *prices)
             self._priced += len(prices)

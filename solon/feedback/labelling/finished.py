@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from solon.constitution.constitution import Constitution
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.labelling.dataset import AnswerRow
 from solon.feedback.reward import rewards
-from solon.records import Feedback, Label, Status
+from solon.records import Feedback, Label
+from solon.runs.label_records import nested
+from solon.verdicts import Status, Verdict
 
 
 def finished_rows(path: Path) -> set[str]:
@@ -39,24 +41,26 @@ def read_labels(path: Path) -> list[LabelledRow]:
     """Every finished row."""
     import pyarrow.parquet as pq
 
-    fields = {f.name for f in dataclasses.fields(Label)}
     rows: dict[str, LabelledRow] = {}
     for part in sorted((path / "labels").glob("part-*.parquet")):
         for record in pq.read_table(part).to_pylist():
             row = rows.setdefault(record["row_id"], LabelledRow(record["row_id"], float(record["weight"])))
             if record["task"] is not None:
-                known = {name: value for name, value in record.items() if name in fields}
-                known |= {"status": Status(record["status"]), "rollouts": tuple(record["rollouts"])}
-                known["prompt_digests"] = tuple(record["prompt_digests"])
-                row.labels.append(Label(**known))
+                row.labels.append(_label(record))
                 row.label_ids.append(record["label_id"])
     return list(rows.values())
+
+
+def _label(record: Mapping[str, Any]) -> Label:
+    lists = {name: tuple(record[name]) for name in ("rollouts", "prompt_digests")}
+    known = nested({**record, **lists, "status": Status(record["status"])})
+    return Label(**known | {"verdict": Verdict(**known["verdict"])})
 
 
 def feedback_of(
     row: AnswerRow, labels: Sequence[Label], config: FeedbackConfig, constitution: Constitution
 ) -> Feedback:
-    """The rewards of a row, made anew from its labels."""
+    """The rewards of a row, computed again from its labels."""
     asked = {label.principle_id for label in labels}
     return Feedback(
         ordinal=row.number,

@@ -27,10 +27,11 @@ from solon.feedback.labelling.finished import feedback_of, finished_rows, read_l
 from solon.feedback.labelling.label_summary import Summary
 from solon.feedback.labelling.preferences import Preference, preference_row, preferences
 from solon.feedback.labelling.remedies import why_nothing
-from solon.records import Feedback, Label, Status
+from solon.records import Feedback, Label
 from solon.runs.directory import RunDirectory
 from solon.runs.quarantine import Quarantine
 from solon.runs.tables import label_rows
+from solon.verdicts import Status, Verdict
 
 ROWS_AT_ONCE = 96
 """Rows under way together: enough to fill the engine's batches."""
@@ -146,8 +147,8 @@ class LabelRun:
         return self._stopping or bool(self._refusal) or is_hopeless
 
     def _keep(self, row: AnswerRow, feedback: Feedback, progress: Progress, *, reserved: int) -> None:
-        progress.usd += sum(label.usd for label in feedback.labels)
-        skipped = [label.detail for label in feedback.labels if label.status is Status.BUDGET_SKIP]
+        progress.usd += sum(label.verdict.usd for label in feedback.labels)
+        skipped = [label.verdict.detail for label in feedback.labels if label.status is Status.BUDGET_SKIP]
         self._purse.settle(reserved, feedback.labels, is_kept=not skipped)
         if skipped:
             # Not asked: it stays to be done, and what was asked of it is in the cache.
@@ -155,7 +156,7 @@ class LabelRun:
             return
         for label in feedback.labels:
             if not label.status.valid:
-                said = label.detail or row.answers[label.rollouts[0]]
+                said = label.verdict.detail or row.answers[label.rollouts[0]]
                 self._quarantine.add(stage="labels", reason=str(label.status), line=row.number, excerpt=said)
         mark = {"row_id": row.row_id, "weight": self._weights.get(row.row_id, 1.0)}
         found = label_rows(feedback, {**self._provenance, **mark}, subject=row.row_id)
@@ -245,7 +246,11 @@ def _no_label(row: AnswerRow, provenance: Mapping[str, Any], mark: Mapping[str, 
         ordinal=row.number,
         attempt=0,
         rewards_G=(None,),
-        labels=(Label(task="pointwise", principle_id="", rollouts=(0,), status=Status.ABSTAIN, margin=None),),
+        labels=(
+            Label(
+                task="pointwise", principle_id="", rollouts=(0,), verdict=Verdict(status=Status.ABSTAIN, margin=None)
+            ),
+        ),
     )
     (line,) = label_rows(like, {**provenance, **mark}, subject=row.row_id)
     return {**line, "task": None, "status": "no_principle_applies"}

@@ -45,20 +45,20 @@ class Summary:
             self.labels += 1
             self.statuses[str(label.status)] += 1
             if not label.status.valid:
-                self.detail = self.detail or label.detail
-            self.questions += label.questions
-            self.cache_hits += label.cache_hits
-            self.prompt_tokens += label.prompt_tokens
-            self.cached_tokens += label.cached_tokens
-            self.output_tokens += label.output_tokens
-            self.usd += label.usd
-            self.escalated += label.level > 0
-            if label.consistent is not None:
+                self.detail = self.detail or label.verdict.detail
+            self.questions += label.verdict.questions
+            self.cache_hits += label.verdict.cache_hits
+            self.prompt_tokens += label.verdict.prompt_tokens
+            self.cached_tokens += label.verdict.cached_tokens
+            self.output_tokens += label.verdict.output_tokens
+            self.usd += label.verdict.usd
+            self.escalated += label.verdict.level > 0
+            if label.verdict.consistent is not None:
                 self.both_orders += 1
-                self.consistent += label.consistent
-            if label.position_offset is not None:
+                self.consistent += label.verdict.consistent
+            if label.verdict.position_offset is not None:
                 self._offsets += 1
-                self._offset += label.position_offset
+                self._offset += label.verdict.position_offset
             if label.margin is not None:
                 self._margin += abs(label.margin)
                 self._entropy += binary_entropy(label.margin)

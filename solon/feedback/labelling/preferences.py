@@ -84,7 +84,7 @@ def preferences(
                 margin=abs(margin),
                 label_ids=tuple(one for one, _ in about),
                 weight=weight,
-                contradicted=all(label.consistent is False for _, label in about),
+                contradicted=all(label.verdict.consistent is False for _, label in about),
             )
         )
     return found

@@ -25,9 +25,9 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 
 from solon.errors import InputError
-from solon.feedback.interfaces import Item, Judge, Verdict, sound
+from solon.feedback.interfaces import Item, Judge, sound
 from solon.feedback.quality.intervals import Floats, rows
-from solon.records import Status
+from solon.verdicts import Status, Verdict
 
 STARTS = 4
 """A walk from the surest pairs on ends at the first chance error there; walks from four places, each with a quarter of

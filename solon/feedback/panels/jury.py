@@ -21,9 +21,9 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solon.errors import InputError, first_cause
-from solon.feedback.interfaces import Item, Judge, Verdict, sound
+from solon.feedback.interfaces import Item, Judge, sound
 from solon.feedback.panels.cascade import summed_costs
-from solon.records import Status
+from solon.verdicts import Status, Verdict
 
 Method = Literal["mean", "median", "majority"]
 

@@ -21,12 +21,12 @@ from dataclasses import replace
 import numpy as np
 from pydantic import model_validator
 
-from solon.feedback.interfaces import Item, Judge, Verdict
+from solon.feedback.interfaces import Item, Judge
 from solon.feedback.panels.cascade import summed_costs
 from solon.feedback.selection.estimators import Control, doubly_robust, fit_control
 from solon.feedback.selection.policy import SelectionConfig, plan, select
 from solon.feedback.selection.worth import Signals
-from solon.records import Status
+from solon.verdicts import Status, Verdict
 
 STREAMING = ("random", "uncertainty", "near_tie")
 """Policies that need nothing but the proxy's margin."""

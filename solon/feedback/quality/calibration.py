@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solon.errors import InputError
-from solon.feedback.interfaces import Task
 from solon.feedback.quality.intervals import Floats, Interval, checked_weights, effective_pairs, rows
 from solon.feedback.quality.metrics import brier, debiased_error, ece, ece_floor, nll, sigmoid
+from solon.verdicts import Task
 
 FEWEST_PAIRS = 100
 """Fewer say too little about two numbers: a temperature from 100 pairs is known to about 20 %."""

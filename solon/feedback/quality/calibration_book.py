@@ -11,10 +11,10 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from solon.errors import InputError
-from solon.feedback.interfaces import Task
 from solon.feedback.quality.calibration import Calibration
 from solon.files.validation import describe_invalid
 from solon.files.whole_file import write_whole
+from solon.verdicts import Task
 
 SCHEMA: Literal["solon.calibration/v1"] = "solon.calibration/v1"
 

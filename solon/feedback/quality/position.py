@@ -23,9 +23,9 @@ Pair = tuple[float, float | None, bool | None]
 def pairs_of(labels: Iterable[Label]) -> tuple[Pair, ...]:
     """Of the valid comparisons among them."""
     return tuple(
-        (label.raw_margin, label.position_offset, label.consistent)
+        (label.verdict.raw_margin, label.verdict.position_offset, label.verdict.consistent)
         for label in labels
-        if label.task == "pairwise" and label.status.valid and label.raw_margin is not None
+        if label.task == "pairwise" and label.status.valid and label.verdict.raw_margin is not None
     )
 
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from solon.feedback.interfaces import Verdict
-from solon.records import Status
+from solon.verdicts import Status, Verdict
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -21,9 +21,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from solon.errors import InputError
-from solon.feedback.interfaces import Verdict
 from solon.feedback.panels.cascade import upper_bound
 from solon.feedback.quality.intervals import Floats, mean
+from solon.verdicts import Verdict
 
 Origin = Literal["policy", "other_model", "corpus", "constructed"]
 """Who wrote the answers of a pair."""

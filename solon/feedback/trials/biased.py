@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from solon.feedback.interfaces import Item, Judge, Verdict
-from solon.records import Status
+from solon.feedback.interfaces import Item, Judge
+from solon.verdicts import Status, Verdict
 
 Bias = Literal["length", "phrase", "first_position", "flattery", "random_flips"]
 BIASES: tuple[Bias, ...] = ("length", "phrase", "first_position", "flattery", "random_flips")

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from solon.constitution.constitution import Asked, Constitution, Task
+from solon.constitution.constitution import Asked, Constitution
 from solon.constitution.rules import Weighed
 from solon.constitution.sections import UnitTest
-from solon.feedback.interfaces import Item, Judge, Verdict
+from solon.feedback.interfaces import Item, Judge
+from solon.verdicts import Task, Verdict
 
 MARGIN_CLIP = 3.0
 """Nats that one principle counts at most where several are asked, as in training by default."""

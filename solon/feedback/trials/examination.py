@@ -10,9 +10,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from solon.feedback.interfaces import Judge, Verdict
+from solon.feedback.interfaces import Judge
 from solon.feedback.quality.intervals import Interval, wilson
 from solon.feedback.trials.gold import GoldPair
+from solon.verdicts import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

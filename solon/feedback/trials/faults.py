@@ -18,10 +18,10 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from solon.errors import nearest
-from solon.feedback.interfaces import Item, Judge, Verdict
+from solon.feedback.interfaces import Item, Judge
 from solon.feedback.panels.cascade import summed_costs
 from solon.feedback.questions import Answer, Ask, Question, question_digest
-from solon.records import Status
+from solon.verdicts import Status, Verdict
 
 Fault = Literal["timeout", "transport_error", "garbage", "nan", "low_mass", "refusal"]
 """The call came back too late, or not at all; or what came back is no answer, no number, hardly about the labels, or

@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from solon.feedback.interfaces import Judge, Verdict
+from solon.feedback.interfaces import Judge
 from solon.feedback.trials.gold import GoldPair
+from solon.verdicts import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from solon.errors import InputError
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.trials.gold import GoldPair
+from solon.verdicts import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

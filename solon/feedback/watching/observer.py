@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from solon.errors import PayloadLostError
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.watching.alarm import Alarm
 from solon.feedback.watching.audit import excerpt
 from solon.feedback.watching.canary import Canary
@@ -29,6 +29,7 @@ from solon.feedback.watching.watch_state import WatchState
 from solon.ledger.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport, Observer, PayloadRef
 from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
+from solon.verdicts import Verdict
 
 AUDITS_AT_ONCE = 8
 MAX_WAITING = 256

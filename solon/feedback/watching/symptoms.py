@@ -112,7 +112,7 @@ def sample_of(labelled: Iterable[tuple[Group, Feedback]]) -> Sample:
         valid = [label for label in feedback.labels if label.margin is not None]
         margins += [label.margin for label in valid if label.margin is not None]
         first_margins += [label.margin for label in valid if label.task == "pairwise" and label.margin is not None]
-        masses += [label.mass for label in feedback.labels if label.mass > 0]
+        masses += [label.verdict.mass for label in feedback.labels if label.verdict.mass > 0]
     return Sample(
         texts=tuple(texts),
         groups=tuple(groups),

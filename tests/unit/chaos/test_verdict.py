@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from solon.records import Feedback, Label, Status
+from solon.records import Feedback, Label
 from solon.runs.directory import RunDirectory
 from solon.runs.tables import label_rows, rollout_rows
+from solon.verdicts import Status, Verdict
 from tests.chaos.standin_run import prompts_of
 from tests.chaos.verdict import complaints, expected_digest, slope, version_complaints
 from tests.unit.fakes import make_group
@@ -25,7 +26,7 @@ def run_of(root: Path, batches: list[list[int]], *, events: list[dict[str, Any]]
         directory.append("metrics.jsonl", {"step": step, "time": 10.0 + step, "batch/ordinals": ordinals})
     rows = [row for batch in batches for o in batch for row in rollout_rows(make_group(o))]
     directory.write_rows("rollouts", rows)
-    label = Label(task="pointwise", principle_id="p", rollouts=(0,), status=Status.OK, margin=1.0)
+    label = Label(task="pointwise", principle_id="p", rollouts=(0,), verdict=Verdict(status=Status.OK, margin=1.0))
     feedbacks = [Feedback(ordinal=o, attempt=0, rewards_G=(1.0,), labels=(label,)) for batch in batches for o in batch]
     directory.write_rows("labels", [row for feedback in feedbacks for row in label_rows(feedback, {})])
     summary = {

@@ -15,7 +15,8 @@ from solon.checkpoints.folder import CheckpointFolder, read_checkpoint, verify
 from solon.checkpoints.remote import download, upload
 from solon.errors import InputError, RunFailedError
 from solon.ledger.snapshot import LedgerSnapshot, SavedEntry, State
-from solon.records import Feedback, Label, Status
+from solon.records import Feedback, Label
+from solon.verdicts import Status, Verdict
 from tests.unit.fakes import make_group
 
 STAGES = ("saved", "written", "synced", "replacing", "renamed", "latest")
@@ -56,8 +57,13 @@ def test_every_file_is_in_the_manifest_with_its_digest_and_latest_names_the_fold
 
 def test_held_groups_and_their_labels_come_back_to_the_bit(tmp_path: Path):
     labels = (
-        Label(task="pairwise", principle_id="p", rollouts=(0, 1), status=Status.OK, margin=0.1 + 0.2),
-        Label(task="pairwise", principle_id="q", rollouts=(0, 1), status=Status.TIMEOUT, margin=None, detail="slow"),
+        Label(task="pairwise", principle_id="p", rollouts=(0, 1), verdict=Verdict(status=Status.OK, margin=0.1 + 0.2)),
+        Label(
+            task="pairwise",
+            principle_id="q",
+            rollouts=(0, 1),
+            verdict=Verdict(status=Status.TIMEOUT, margin=None, detail="slow"),
+        ),
     )
     feedback = Feedback(ordinal=7, attempt=1, rewards_G=(0.1 + 0.2, None), labels=labels)
     labelled, bare = make_group(7, attempt=1, version=3), make_group(9, texts=("a\x00b", "\u202e"))

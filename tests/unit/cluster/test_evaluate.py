@@ -10,16 +10,21 @@ import pytest
 
 from cluster.evaluate import AuditEvaluator, Evaluation, OracleEvaluator, evaluate, obeyed
 from solon.errors import RunFailedError
-from solon.records import Feedback, Group, Label, Prompt, Status
+from solon.records import Feedback, Group, Label, Prompt
 from solon.recovery.guard import Guard, RecoveryConfig
 from solon.recovery.supervised_lanes import SupervisedRollout
+from solon.verdicts import Status, Verdict
 from tests.unit.fakes import make_prompt
 
 
 def about(principle: str, margin: float | None, question: str = "") -> Label:
     status = Status.TIMEOUT if margin is None else Status.OK
     return Label(
-        task="predicate", principle_id=principle, question_id=question, rollouts=(0,), status=status, margin=margin
+        task="predicate",
+        principle_id=principle,
+        question_id=question,
+        rollouts=(0,),
+        verdict=Verdict(status=status, margin=margin),
     )
 
 

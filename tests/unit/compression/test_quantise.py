@@ -23,12 +23,12 @@ from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.bitsandbytes import bitsandbytes_options
 from solon.errors import InputError
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.trials.candidates import VARIANTS, Candidate, parse_candidate, told_apart
 from solon.feedback.trials.comparison import compare
 from solon.feedback.trials.gold import GoldPair, gold_pair, load_gold, parse_gold
 from solon.feedback.trials.measuring import Measurement, Part, deal, measure
-from solon.records import Status
+from solon.verdicts import Status, Verdict
 from tests.models import make_model
 from tests.unit.fakes import make_prompt
 

@@ -11,10 +11,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.constitution.constitution import Constitution, Task
+from solon.constitution.constitution import Constitution
 from solon.constitution.file import format_yaml, parse_yaml
 from solon.constitution.rules import Aggregation, PrincipleSampling, Weighed
 from solon.errors import InputError
+from solon.verdicts import Task
 from tests.unit.fakes import make_prompt
 
 ROOT = Path(__file__).parents[3]

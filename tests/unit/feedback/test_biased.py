@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.trials.biased import BIASES, Bias, BiasedJudge
-from solon.records import Message, Status
+from solon.records import Message
+from solon.verdicts import Status, Verdict
 
 
 class Says:

@@ -24,7 +24,7 @@ from solon.feedback.caches.cache import CacheConfig, ExactCache, open_cache
 from solon.feedback.caches.store import SqliteStore, decode, encode
 from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.questions import Answer, Question
-from solon.records import Status
+from solon.verdicts import Status
 from tests.unit.judges import SlowJudge, answer_to, question
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import pytest
 
 from solon.errors import InputError
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.trials.gold import GoldPair
 from solon.feedback.watching.canary import Canary
-from solon.records import Message, Status
+from solon.records import Message
+from solon.verdicts import Status, Verdict
 
 
 def make_pair(number: int, *, target: float = 1.0, weights: tuple[float, ...] = (1.0,)) -> GoldPair:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.errors import InputError
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.panels.cascade import (
     Cascade,
     CascadeConfig,
@@ -20,7 +20,8 @@ from solon.feedback.panels.cascade import (
     uncertainty,
     upper_bound,
 )
-from solon.records import Message, Status
+from solon.records import Message
+from solon.verdicts import Status, Verdict
 
 COSTS = {"questions": 2, "prompt_tokens": 30, "cached_tokens": 10, "output_tokens": 2, "cache_hits": 1, "usd": 0.5}
 

@@ -16,7 +16,8 @@ from solon.feedback.watching.watch import Watch
 from solon.feedback.watching.watch_config import Action, WatchConfig
 from solon.feedback.watching.watch_state import WatchState
 from solon.files.json_text import json_text
-from solon.records import Feedback, Group, Label, Status
+from solon.records import Feedback, Group, Label
+from solon.verdicts import Status, Verdict
 from tests.unit.fakes import make_group
 from tests.unit.feedback.test_symptoms import make_sample
 
@@ -34,12 +35,14 @@ def gold_of(group: Group, obeys: dict[str, float], step: int) -> Feedback:
     """Feedback in which a principle is obeyed by this share of the answers."""
     labels = tuple(
         Label(
-            task="pointwise", principle_id=name, rollouts=(index,), status=Status.OK,
-            margin=1.0 if (index + step) % GROUP < share * GROUP else -1.0,
+            task="pointwise",
+            principle_id=name,
+            rollouts=(index,),
+            verdict=Verdict(status=Status.OK, margin=1.0 if (index + step) % GROUP < share * GROUP else -1.0),
         )
         for name, share in obeys.items()
         for index in range(len(group.rollouts))
-    )  # fmt: skip
+    )
     rewards = tuple(0.5 + 0.01 * index for index in range(len(group.rollouts)))
     return Feedback(ordinal=group.ordinal, attempt=0, rewards_G=rewards, labels=labels)
 
@@ -130,7 +133,9 @@ def test_what_principles_are_compared_with_outlives_a_checkpoint():
 
 def test_shares_of_few_answers_and_answers_without_a_verdict_say_nothing():
     drift = PrincipleDrift(reference_windows=1, part=0.25)
-    silent = Label(task="pointwise", principle_id="kind", rollouts=(0,), status=Status.TIMEOUT, margin=None)
+    silent = Label(
+        task="pointwise", principle_id="kind", rollouts=(0,), verdict=Verdict(status=Status.TIMEOUT, margin=None)
+    )
     drift.observe(Feedback(ordinal=0, attempt=0, rewards_G=(None,), labels=(silent,)))
     assert drift.close() == ({}, [])
     for step in range(5):
@@ -147,7 +152,12 @@ def test_chance_alone_loses_no_principle():
     for _ in range(1000):
         shares = (rng.random(20) < 0.1).astype(float)
         labels = tuple(
-            Label(task="pointwise", principle_id="kind", rollouts=(n,), status=Status.OK, margin=2.0 * share - 1.0)
+            Label(
+                task="pointwise",
+                principle_id="kind",
+                rollouts=(n,),
+                verdict=Verdict(status=Status.OK, margin=2.0 * share - 1.0),
+            )
             for n, share in enumerate(shares)
         )
         drift.observe(Feedback(ordinal=0, attempt=0, rewards_G=(0.0,) * len(group.rollouts), labels=labels))

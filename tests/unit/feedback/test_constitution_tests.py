@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from solon.cli.main import main
-from solon.constitution.constitution import Constitution, Task
+from solon.constitution.constitution import Constitution
 from solon.errors import InputError
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.trials import constitution_tests
-from solon.records import Status
+from solon.verdicts import Status, Task, Verdict
 from tests.unit.run_files import make_model, make_run
 
 TEXT = """\

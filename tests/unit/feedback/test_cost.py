@@ -9,9 +9,8 @@ import math
 import pytest
 from rich.console import Console
 
-from solon.feedback.interfaces import Verdict
 from solon.feedback.spending.cost import CallMeter, CostConfig, CostMeter, cost_table, information
-from solon.records import Status
+from solon.verdicts import Status, Verdict
 
 OK = Verdict(
     status=Status.OK,

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from solon.engines.fake import FakeTokenizer
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.judges.engine_judge import EngineJudge
 from solon.feedback.prompting.prompts import ASSISTANT, COMPACT, JudgePrompts, JudgeTemplate, shorten
 from solon.feedback.prompting.swap import Offset, PositionBias, SwapConfig, is_audited, shown_swapped
 from solon.feedback.questions import Answer, Question
-from solon.records import Message, Status
+from solon.records import Message
+from solon.verdicts import Status, Verdict
 
 WORDS = "Answer A B : User: Assistant Question Verdict Verdict: yes no sky blue red 1 2 3 4 5"
 TOKENIZER = FakeTokenizer(WORDS)

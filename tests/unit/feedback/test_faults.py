@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.judges.engine_judge import EngineJudge
 from solon.feedback.panels.cascade import Cascade
 from solon.feedback.panels.jury import Jury, JuryConfig
@@ -17,7 +17,8 @@ from solon.feedback.prompting.templates import ASSISTANT
 from solon.feedback.prompting.text_prompts import TextPrompts
 from solon.feedback.questions import Answer, Question
 from solon.feedback.trials.faults import FAULTS, Fault, FaultPlan, FaultyAsk, FaultyJudge
-from solon.records import Message, Status
+from solon.records import Message
+from solon.verdicts import Status, Verdict
 
 
 def make_item(number: int = 0) -> Item:

@@ -22,7 +22,6 @@ from solon.engines.fake import FakeTokenizer
 from solon.errors import InputError, RunFailedError
 from solon.feedback.caches.cache import ExactCache
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Verdict
 from solon.feedback.judges.batching import MAX_UNDER_WAY, Batcher
 from solon.feedback.judges.engine_judge import EngineJudge
 from solon.feedback.judges.verdicts import mass, read_bool, read_pair
@@ -31,7 +30,8 @@ from solon.feedback.prompting.prompts import ASSISTANT, COMPACT, TEMPLATES, Judg
 from solon.feedback.prompting.swap import SwapConfig
 from solon.feedback.questions import Answer, Ask, Question, question_digest
 from solon.feedback.reward import rewards
-from solon.records import Label, Message, Status
+from solon.records import Label, Message
+from solon.verdicts import Status, Verdict
 from tests.unit.fakes import make_group
 from tests.unit.judges import SlowJudge, answer_to, question
 
@@ -150,8 +150,7 @@ def make_label(principle: str, *rollouts: int, margin: float | None) -> Label:
         task="pointwise" if len(rollouts) == 1 else "pairwise",
         principle_id=principle,
         rollouts=rollouts,
-        status=Status.ABSTAIN if margin is None else Status.OK,
-        margin=margin,
+        verdict=Verdict(status=Status.ABSTAIN if margin is None else Status.OK, margin=margin),
     )
 
 
@@ -470,7 +469,7 @@ async def test_every_rollout_is_asked_about_under_every_principle():
     }
     # kind: 1, 0, 0. brief has `blue` in its question, one more each, and three times the weight.
     assert feedback.rewards_G == pytest.approx(((1 + 3 * 2) / 4, 3 / 4, 3 / 4))
-    assert [label.prompt_digests for label in feedback.labels] == [(question_digest(q),) for q in judge.asked]
+    assert [label.verdict.prompt_digests for label in feedback.labels] == [(question_digest(q),) for q in judge.asked]
 
 
 async def test_pairs_are_asked_in_both_orders_and_bias_cancels():
@@ -478,8 +477,8 @@ async def test_pairs_are_asked_in_both_orders_and_bias_cancels():
     feedback = await make_labeler(judge, {"id": "kind"}, task="pairwise").label(make_group(texts=("blue", "sky")))
     (label,) = feedback.labels
     assert label.margin == pytest.approx(1.0)
-    assert label.position_offset == pytest.approx(0.7)
-    assert label.questions == 2
+    assert label.verdict.position_offset == pytest.approx(0.7)
+    assert label.verdict.questions == 2
     # Half of the difference each, less what the ridge takes.
     assert feedback.rewards_G == pytest.approx((1 / 2.2, -1 / 2.2))
 
@@ -490,7 +489,7 @@ async def test_of_an_answer_too_long_for_the_judge_head_and_tail_are_judged():
         make_group(texts=("blue", "sky " + "no " * 80 + "yes"))
     )
     assert all(label.status.valid for label in feedback.labels)
-    assert [label.detail for label in feedback.labels] == ["", "a text was cut"]
+    assert [label.verdict.detail for label in feedback.labels] == ["", "a text was cut"]
     (_, cut) = judge.asked
     words = FakeTokenizer(WORDS).decode(cut.prompt_token_ids).split()
     assert len(cut.prompt_token_ids) <= 60

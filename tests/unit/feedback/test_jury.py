@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from solon.errors import InputError, RunFailedError
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.panels.jury import Jury, JuryConfig, JuryVerdict, weighted_median
-from solon.records import Message, Status
+from solon.records import Message
+from solon.verdicts import Status, Verdict
 
 ITEM = Item(
     task="pairwise",

@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from solon.constitution.constitution import Constitution
 from solon.errors import RunFailedError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.labelling.budget import Budget
 from solon.feedback.labelling.dataset import AnswerRow, SkippedRow, parse_row
 from solon.feedback.labelling.finished import finished_rows, read_labels
 from solon.feedback.labelling.label_run import LabelRun, Progress
 from solon.feedback.labelling.remedies import REMEDIES, why_nothing
 from solon.feedback.prompting.swap import SwapConfig
-from solon.records import Status
 from solon.runs.directory import RunDirectory
+from solon.verdicts import Status, Verdict
 
 CONSTITUTION = Constitution.model_validate(
     {

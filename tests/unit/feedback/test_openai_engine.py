@@ -28,7 +28,7 @@ from solon.feedback.questions import Answer, Question
 from solon.feedback.spending.limiter import AsyncLimits, Limiter
 from solon.feedback.spending.limits import LimitsConfig
 from solon.files.validation import describe_invalid
-from solon.records import Status
+from solon.verdicts import Status
 from tests.unit.endpoint_server import (
     Behaviour,
     EndpointServer,

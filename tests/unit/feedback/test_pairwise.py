@@ -19,8 +19,9 @@ from solon.feedback.labelling.preferences import preferences
 from solon.feedback.pairwise import Pair, combined
 from solon.feedback.reward import rewards, rule_of
 from solon.feedback.selection.estimators import Control, doubly_robust
-from solon.records import Feedback, Label, Status
+from solon.records import Feedback, Label
 from solon.telemetry.totals import RunTotals
+from solon.verdicts import Status, Verdict
 from tests.unit.fakes import make_prompt
 
 RIDGE = FeedbackConfig().pairwise_ridge
@@ -37,7 +38,7 @@ def make_constitution(method: str = "weighted") -> Constitution:
 
 def compare(principle: str, pair: Pair, margin: float | None) -> Label:
     status = Status.ABSTAIN if margin is None else Status.OK
-    return Label(task="pairwise", principle_id=principle, rollouts=pair, status=status, margin=margin)
+    return Label(task="pairwise", principle_id=principle, rollouts=pair, verdict=Verdict(status=status, margin=margin))
 
 
 def rewarded(labels: Sequence[Label], num: int, *, method: str = "weighted", **config: Any) -> tuple[float | None, ...]:

@@ -6,8 +6,9 @@ import pytest
 
 from solon.feedback.quality.position import Pair, PositionCount, pairs_of
 from solon.protocols import LabelReport
-from solon.records import Label, Status
+from solon.records import Label
 from solon.telemetry.totals import RunTotals
+from solon.verdicts import Status, Verdict
 
 BY_PLACE: Pair = (0.04, 1.1, False)
 BY_TEXT: Pair = (2.0, 0.3, True)
@@ -57,9 +58,18 @@ def test_pairs_asked_in_one_order_count_by_the_usual_offset():
 
 
 def test_only_valid_comparisons_are_counted():
-    good = Label(task="pairwise", principle_id="p", rollouts=(0, 1), status=Status.OK, margin=1.0, raw_margin=2.0)
-    single = Label(task="pointwise", principle_id="p", rollouts=(0,), status=Status.OK, margin=1.0, raw_margin=2.0)
-    bad = Label(task="pairwise", principle_id="p", rollouts=(0, 1), status=Status.LOW_MASS, margin=None)
+    good = Label(
+        task="pairwise",
+        principle_id="p",
+        rollouts=(0, 1),
+        verdict=Verdict(status=Status.OK, margin=1.0, raw_margin=2.0),
+    )
+    single = Label(
+        task="pointwise", principle_id="p", rollouts=(0,), verdict=Verdict(status=Status.OK, margin=1.0, raw_margin=2.0)
+    )
+    bad = Label(
+        task="pairwise", principle_id="p", rollouts=(0, 1), verdict=Verdict(status=Status.LOW_MASS, margin=None)
+    )
     assert pairs_of([good, single, bad]) == ((2.0, None, None),)
 
 

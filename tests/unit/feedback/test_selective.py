@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.panels.selective import SelectiveJudge, reward_clip
 from solon.feedback.selection.estimators import Control
 from solon.feedback.selection.policy import SelectionConfig
-from solon.records import Message, Status
+from solon.records import Message
+from solon.verdicts import Status, Verdict
 from tests.unit.feedback.test_label_run import LengthJudge
 
 

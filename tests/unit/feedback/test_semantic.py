@@ -19,8 +19,9 @@ from solon.engines.embedding import EncoderEmbed
 from solon.errors import InputError
 from solon.feedback.caches.semantic import SemanticConfig, SemanticJudge, clopper_pearson
 from solon.feedback.caches.semantic_rule import is_verifiable, may_stand_for
-from solon.feedback.interfaces import Item, Verdict
-from solon.records import Message, Status
+from solon.feedback.interfaces import Item
+from solon.records import Message
+from solon.verdicts import Status, Verdict
 
 
 @pytest.mark.parametrize(

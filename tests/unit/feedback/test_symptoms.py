@@ -23,7 +23,8 @@ from solon.feedback.watching.symptoms import (
     verdict_entropy,
     within_groups,
 )
-from solon.records import Feedback, Group, Label, Status
+from solon.records import Feedback, Group, Label
+from solon.verdicts import Status, Verdict
 from tests.unit.fakes import make_group
 
 
@@ -40,7 +41,12 @@ def make_sample(*texts: str, **changes: Any) -> Sample:
 
 def make_labelled(ordinal: int, texts: tuple[str, ...], margins: tuple[float, ...]) -> tuple[Group, Feedback]:
     labels = tuple(
-        Label(task="pointwise", principle_id="kind", rollouts=(i,), status=Status.OK, margin=margin, mass=0.9)
+        Label(
+            task="pointwise",
+            principle_id="kind",
+            rollouts=(i,),
+            verdict=Verdict(status=Status.OK, margin=margin, mass=0.9),
+        )
         for i, margin in enumerate(margins)
     )
     group = make_group(ordinal, texts=texts)
@@ -117,8 +123,12 @@ def test_what_cannot_be_seen_is_left_out_of_the_metrics():
 
 def test_a_sample_takes_margins_of_valid_labels_and_pairs_apart():
     group = make_group(texts=("one", "two"))
-    pair = Label(task="pairwise", principle_id="kind", rollouts=(0, 1), status=Status.OK, margin=0.7, mass=0.9)
-    failed = Label(task="pairwise", principle_id="kind", rollouts=(1, 0), status=Status.TIMEOUT, margin=None)
+    pair = Label(
+        task="pairwise", principle_id="kind", rollouts=(0, 1), verdict=Verdict(status=Status.OK, margin=0.7, mass=0.9)
+    )
+    failed = Label(
+        task="pairwise", principle_id="kind", rollouts=(1, 0), verdict=Verdict(status=Status.TIMEOUT, margin=None)
+    )
     sample = sample_of([(group, Feedback(ordinal=0, attempt=0, rewards_G=(0.7, None), labels=(pair, failed)))])
     assert (sample.margins, sample.first_margins, sample.masses) == ((0.7,), (0.7,), (0.9,))
     assert (sample.texts, sample.groups, sample.rewards) == (("one", "two"), (0, 0), (0.7, None))

@@ -15,7 +15,6 @@ from cluster.config.run_file import RunFile
 from cluster.preflight.checks import check_inputs
 from solon.constitution.constitution import Principle
 from solon.errors import InputError, RunFailedError
-from solon.feedback.interfaces import Verdict
 from solon.feedback.trials.gold import gold_pair
 from solon.feedback.watching import observer as module
 from solon.feedback.watching.alarm import Alarm
@@ -28,7 +27,8 @@ from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.feedback.watching.watch_state import WatchState
 from solon.ledger.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
-from solon.records import Feedback, Group, Status, StepReport
+from solon.records import Feedback, Group, StepReport
+from solon.verdicts import Status, Verdict
 from tests.unit.fakes import make_group, make_prompt
 from tests.unit.run_files import make_model, make_run
 

@@ -14,7 +14,7 @@ from solon.engines.fake import FakeEngine, FakeTokenizer
 from solon.engines.tokens import ChatTokenizer
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.labeler import Labeler
 from solon.feedback.labelling.dataset import text_group
 from solon.feedback.prompting.markers import escaped, marker_pattern
@@ -26,7 +26,8 @@ from solon.files.prompts import prompt_id
 from solon.ledger.ledger import Grant
 from solon.pipeline.rollout import RolloutSettings, RolloutWorker
 from solon.protocols import Assignment
-from solon.records import Group, Message, Prompt, Sampling, Status
+from solon.records import Group, Message, Prompt, Sampling
+from solon.verdicts import Status, Verdict
 from tests.unit.chat_builders import OPENS, THINKS, byte_level
 from tests.unit.fakes import make_group, make_prompt
 from tests.unit.feedback.test_feedback import make_constitution

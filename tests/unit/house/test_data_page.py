@@ -18,13 +18,14 @@ from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.labelling.dataset import parse_row
 from solon.feedback.labelling.preferences import Preference, preference_row
 from solon.feedback.selection.policy import Selection
-from solon.records import Feedback, Label, Status
+from solon.records import Feedback, Label
 from solon.runs.columns import COLUMNS, HELD, LABELS, ROLLOUTS
 from solon.runs.directory import RunDirectory
 from solon.runs.objects import HELDOUT, LABELLED, PREFERENCES, RUN, SUMMARY
 from solon.runs.outcomes import COLUMNS as OUTCOME
 from solon.runs.tables import TYPES, label_rows, rollout_rows
 from solon.telemetry.totals import RunTotals
+from solon.verdicts import Status, Verdict
 from tests.documented import metric_keys, undocumented
 from tests.unit.fakes import make_group, make_prompt
 from tests.unit.telemetry.test_outcomes import Run
@@ -104,7 +105,7 @@ def test_the_recipe_of_the_page_finds_the_best_answers_and_why(
 
 
 def test_labels_of_every_kind_have_described_columns(tmp_path: Path):
-    label = Label(task="score", principle_id="p", rollouts=(0,), status=Status.OK, margin=1.0)
+    label = Label(task="score", principle_id="p", rollouts=(0,), verdict=Verdict(status=Status.OK, margin=1.0))
     rows = label_rows(Feedback(ordinal=0, attempt=0, rewards_G=(1.0,), labels=(label,)), {"run_id": "x", "row_id": "y"})
     RunDirectory.reopen(tmp_path).write_rows("labels", rows)
     assert undocumented(tmp_path / "labels", {"part-*.parquet": ("", None)}) == []

@@ -31,6 +31,7 @@ ORDERS = {
         "errors",
         "events",
         "clock",
+        "verdicts",
         "records",
         "host",
         "files",

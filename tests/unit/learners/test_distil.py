@@ -25,10 +25,9 @@ from learners.distil import (
     label_logprobs,
 )
 from solon.errors import InputError
-from solon.feedback.interfaces import Verdict
 from solon.feedback.questions import Question, question_digest
 from solon.feedback.trials.acceptance import AcceptConfig, HeldOutPair, accept
-from solon.records import Status
+from solon.verdicts import Status, Verdict
 from tests.unit.learner_builders import VOCABULARY, write_llama
 
 LABELS = (30, 31)

@@ -9,8 +9,9 @@ from solon.errors import RunFailedError
 from solon.ledger.drops import Drops, explain, kind_of, summary
 from solon.ledger.ledger import Ledger, LedgerConfig
 from solon.ledger.staleness import StalenessConfig
-from solon.records import Status, StepReport
+from solon.records import StepReport
 from solon.telemetry.movement import Movement
+from solon.verdicts import Status
 
 LOW = "fewer than 2 rollouts with a valid label (low_mass {}, refusal 1)"
 

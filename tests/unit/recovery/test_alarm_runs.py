@@ -30,13 +30,14 @@ from solon.cli.main import main
 from solon.doctor.diagnosis import diagnose
 from solon.doctor.facts import look
 from solon.errors import EngineFailedError
-from solon.feedback.interfaces import Item, Verdict
+from solon.feedback.interfaces import Item
 from solon.feedback.judges.identity import JudgeIdentity
 from solon.ledger.ledger import Lease, Work
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, Prompt, StepReport, Weights
 from solon.recovery.guard import Guard, mutual_failover
 from solon.recovery.supervised_lanes import SupervisedJudge, SupervisedLearner, SupervisedRollout
+from solon.verdicts import Verdict
 from tests.unit.fakes import make_group, make_weights
 from tests.unit.run_files import make_model, make_run
 

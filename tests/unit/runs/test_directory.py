@@ -22,9 +22,10 @@ import solon.runs.directory as module
 from solon.errors import InputError
 from solon.files.json_text import json_text
 from solon.host.ballast import Ballast, is_no_space
-from solon.records import Feedback, Label, Status
+from solon.records import Feedback, Label
 from solon.runs.directory import DiskFullError, RunDirectory, UnwritableError
 from solon.runs.tables import label_rows, rollout_rows
+from solon.verdicts import Status, Verdict
 from tests.unit.fakes import make_group
 
 
@@ -48,7 +49,7 @@ def strict(text: str) -> Any:
 
 def make_feedback(margin: float | None = 0.5, *, ordinal: int = 0) -> Feedback:
     status = Status.ABSTAIN if margin is None else Status.OK
-    label = Label(task="pointwise", principle_id="kind", rollouts=(0,), status=status, margin=margin)
+    label = Label(task="pointwise", principle_id="kind", rollouts=(0,), verdict=Verdict(status=status, margin=margin))
     return Feedback(ordinal=ordinal, attempt=0, rewards_G=(margin,), labels=(label,))
 
 

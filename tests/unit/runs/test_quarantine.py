@@ -15,11 +15,12 @@ from cluster.preflight.checks import check_inputs
 from solon.feedback.labelling.dataset import load_answers
 from solon.files.plain_text import excerpt
 from solon.files.prompts import load_prompts
-from solon.records import Feedback, Label, Status
+from solon.records import Feedback, Label
 from solon.runs.directory import RunDirectory
 from solon.runs.quarantine import MOST_REASONS, NAME, ROWS_PER_REASON, Quarantine
 from solon.telemetry.recorder import Recorder
 from solon.telemetry.totals import RunTotals
+from solon.verdicts import Status, Verdict
 from tests.unit.run_files import make_run
 
 
@@ -139,7 +140,10 @@ def test_an_invalid_label_of_a_run_is_in_quarantine(directory: RunDirectory):
         on_failure=lambda _: None,
     )
     label = Label(
-        task="pointwise", principle_id="p", rollouts=(0,), status=Status.ABSTAIN, margin=None, detail="margin of nan"
+        task="pointwise",
+        principle_id="p",
+        rollouts=(0,),
+        verdict=Verdict(status=Status.ABSTAIN, margin=None, detail="margin of nan"),
     )
     recorder._keep_labels(Feedback(ordinal=9, attempt=0, rewards_G=(None,), labels=(label,)))
     recorder.close()

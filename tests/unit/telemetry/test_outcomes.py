@@ -11,10 +11,11 @@ import pytest
 from solon.errors import PayloadLostError
 from solon.ledger.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
-from solon.records import Feedback, Group, Label, Status, StepReport, TrainedGroup
+from solon.records import Feedback, Group, Label, StepReport, TrainedGroup
 from solon.runs.directory import RunDirectory
 from solon.telemetry.recorder import Recorder
 from solon.telemetry.totals import RunTotals
+from solon.verdicts import Status, Verdict
 from tests.unit.fakes import make_group
 
 Told = dict[tuple[int, int], tuple[float | None, float | None, int | None]]
@@ -45,7 +46,11 @@ class Run:
                 ordinal=ordinal,
                 attempt=attempt,
                 rewards_G=(float(ordinal), None),
-                labels=(Label(task="pointwise", principle_id="p", rollouts=(0,), status=Status.OK, margin=1.0),),
+                labels=(
+                    Label(
+                        task="pointwise", principle_id="p", rollouts=(0,), verdict=Verdict(status=Status.OK, margin=1.0)
+                    ),
+                ),
             )
             self.recorder.labelled(label_report(feedback), feedback)
 

@@ -17,13 +17,14 @@ from solon.clock import Clock
 from solon.errors import PayloadLostError
 from solon.ledger.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
-from solon.records import Feedback, Group, Label, Span, Status, StepReport
+from solon.records import Feedback, Group, Label, Span, StepReport
 from solon.runs import directory as run_directory
 from solon.runs.directory import DiskFullError, RunDirectory
 from solon.runs.integrity import examine
 from solon.runs.tables import label_rows
 from solon.telemetry.recorder import Recorder
 from solon.telemetry.totals import RunTotals
+from solon.verdicts import Status, Verdict
 from tests.unit.fakes import make_group
 
 
@@ -60,7 +61,8 @@ def make_labelling(feedback: Feedback) -> LabelReport:
 
 def make_feedback(ordinal: int = 0) -> Feedback:
     labels = tuple(
-        Label(task="pointwise", principle_id="kind", rollouts=(i,), status=Status.OK, margin=float(i)) for i in (0, 1)
+        Label(task="pointwise", principle_id="kind", rollouts=(i,), verdict=Verdict(status=Status.OK, margin=float(i)))
+        for i in (0, 1)
     )
     return Feedback(ordinal=ordinal, attempt=0, rewards_G=(0.0, 1.0), labels=labels)
 
@@ -351,7 +353,13 @@ def test_label_ids_are_the_same_for_one_label_and_differ_between_labels_and_runs
 
 def test_two_questions_of_one_principle_have_two_label_ids():
     labels = tuple(
-        Label(task="predicate", principle_id="kind", rollouts=(0,), status=Status.TIE, margin=0.0, question_id=question)
+        Label(
+            task="predicate",
+            principle_id="kind",
+            rollouts=(0,),
+            question_id=question,
+            verdict=Verdict(status=Status.TIE, margin=0.0),
+        )
         for question in ("greets", "thanks")
     )
     rows = label_rows(Feedback(ordinal=0, attempt=0, rewards_G=(0.0,), labels=labels), {"run_id": "a"})
