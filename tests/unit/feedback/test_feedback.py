@@ -313,7 +313,7 @@ async def test_a_cancelled_caller_takes_nothing_from_the_others(lost_errors: Any
 
 
 async def test_questions_of_a_cancelled_caller_that_still_wait_are_not_asked():
-    judge = SlowJudge(delay_s=0.02)
+    judge = SlowJudge(delay_s=0.2)
     batcher = Batcher(judge.ask, FeedbackConfig(batch_age_ms=10_000))
     first = asyncio.ensure_future(batcher.ask([question(0)]))
     await asyncio.sleep(0.005)
