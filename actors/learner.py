@@ -41,11 +41,11 @@ class LearnerShell:
             return self._start(checkpoint)
 
     def _start(self, checkpoint: str) -> tuple[Weights, Weights]:
-        from learners.ppo import PPOLearner
+        from learners.build import build_learner
 
         sampling, model = self._sampling, self._arguments["model"]
         with computing("the learner", "starting", kinds=RAISED_BY_LIBRARIES, no_room=NO_ROOM):
-            self._learner = PPOLearner(
+            self._learner = build_learner(
                 self._config,
                 temperature=sampling.temperature,
                 filters=sampling.filters,

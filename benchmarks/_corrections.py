@@ -86,13 +86,13 @@ def train(
 ) -> list[float]:
     """Score of what the current policy writes, every EVERY steps. Rollouts are written by the policy of `lag` steps
     ago, with its matrices rounded to `bits` bits per weight (None: as they are)."""
+    from learners.build import build_learner
     from learners.config import LearnConfig
-    from learners.ppo import PPOLearner
 
     with tempfile.TemporaryDirectory() as folder:
         config = LearnConfig(**(BASE | variant.changes))
-        learner = PPOLearner(config, model=_write_policy(Path(folder), seed), temperature=1.0, seed=seed)
-    policy = learner._policy.base
+        learner = build_learner(config, model=_write_policy(Path(folder), seed), temperature=1.0, seed=seed)
+    policy = learner.objective.policy.base
     writers = deque([_served(policy, bits)], maxlen=lag + 1)
     curve = []
     for step in range(steps):
@@ -195,13 +195,13 @@ def _with_own_logprobs(learner: Any, groups: list[Any]) -> list[Any]:
     """The same rollouts with the learner's log-probs in place of those of the policy that wrote them."""
     import torch
 
-    from learners.batch import Batch
-    from learners.targets import gather
+    from learners.core.batch import Batch
+    from learners.policy_gradient.targets import gather
 
     batch = Batch.of(groups)
-    microbatches = learner._microbatches(batch, batch.trained_groups())
+    microbatches = learner.objective.microbatches(batch, batch.trained_groups())
     with torch.no_grad():
-        (own_N,) = gather(batch, microbatches, lambda m: (learner._policy.logprobs(m),))
+        (own_N,) = gather(batch, microbatches, lambda m: (learner.objective.policy.logprobs(m),))
     own_RT = iter(own_N.numpy().reshape(-1, ANSWER))
     return [
         dataclasses.replace(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from learners.config import LearnConfig
-from learners.policy import Policy
-from learners.publish import Publisher
+from learners.core.policy import Policy
+from learners.core.publish import Publisher
 from solon.engines.base import EngineConfig
 from solon.engines.build import build_engine
 from solon.engines.live_weights import PACKED

@@ -28,7 +28,8 @@ from numpy.typing import ArrayLike
 
 from benchmarks._harness import Row, arguments, report
 from benchmarks._labels import nursery
-from learners.distil import DistilConfig, Lesson, Student, both_orders, distil
+from learners.networks.student import Student
+from learners.objectives.distil import DistilConfig, Lesson, both_orders, distil
 from nursery import prompts
 from nursery.grow import Nursery
 from nursery.language import WordEncoder

@@ -296,7 +296,7 @@ async def calibration_rows(grown: Nursery, constitution: Constitution, *, quick:
 
 async def fault_rows(grown: Nursery, constitution: Constitution, *, quick: bool) -> list[Row]:
     """A fifth of the judge's answers fail: what becomes a number, and whether the others' advantages move."""
-    from learners.advantages import GroupRelative
+    from learners.policy_gradient.advantages import GroupRelative
     from solon.feedback.trials.faults import FaultyJudge
 
     groups = draw_groups(20 if quick else 120, size=8, seed=5)

@@ -33,8 +33,9 @@ from numpy.typing import NDArray
 
 from benchmarks._harness import Row, arguments, report
 from benchmarks._labels import nursery
-from learners.posterior import margins_of_draws
-from learners.reward_model import PreferencePair, RewardModel, RewardModelConfig, accuracy, embed, fit, margins
+from learners.networks.posterior import margins_of_draws
+from learners.networks.reward_model import PreferencePair, RewardModel, accuracy, embed, margins
+from learners.objectives.reward_model import RewardModelConfig, fit
 from nursery.grow import Nursery
 from nursery.language import WordEncoder
 from nursery.oracles import adherence
@@ -56,7 +57,7 @@ POLICIES = {
 }
 FLOOR_SHARE = 0.1
 """No pair's propensity is below this share of the round's rate."""
-RECIPE = RewardModelConfig(learning_rate=5e-4, head_learning_rate=3e-2, batch_pairs=16)
+RECIPE = RewardModelConfig(learning_rate=5e-4, head_learning_rate=3e-2, batch=16)
 LEAST_EPOCHS = 4
 HEADS = 16
 AT_ONCE = 200
@@ -144,7 +145,7 @@ def written(grown: Nursery, number: int, *, held_out: bool) -> tuple[Written, ..
 def trained(world: World, labelled: Sequence[PreferencePair], seed: int) -> RewardModel:
     """A reward model that starts anew."""
     model = RewardModel.load(world.nursery.judge_fp, pad_id=WordEncoder().pad_id, device="cpu", seed=seed)
-    epochs = max(LEAST_EPOCHS, math.ceil(world.scale.least_steps * RECIPE.batch_pairs / len(labelled)))
+    epochs = max(LEAST_EPOCHS, math.ceil(world.scale.least_steps * RECIPE.batch / len(labelled)))
     fit(model, labelled, RECIPE.model_copy(update={"epochs": epochs, "seed": seed}))
     return model
 

@@ -45,7 +45,7 @@ def write_smollm2(target: Path, *, dtype: Literal["float32", "bfloat16"] = "floa
         raise InputError(f"{target} exists and has no config.json, expected a new directory; name another one")
     source = smollm2_file()
     target.parent.mkdir(parents=True, exist_ok=True)
-    from learners.loading import quiet
+    from learners.core.loading import quiet
 
     with quiet(), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".converting-{target.name}-") as scratch:
         written = Path(scratch) / target.name

@@ -1,197 +1,63 @@
-"""What a person may choose about learning, with its bounds and the combinations that are refused.
+"""What a person may choose about learning: the section `[learn]` of a run file.
 
 No torch here: `solon check` reads a run file through this module and answers at once.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 
-Truncated = Literal["keep", "bootstrap", "mask", "penalise"]
+from learners import objectives
+from learners.core.config import LoraConfig, Truncated
+from learners.policy_gradient.config import PolicyGradientConfig
+from solon.errors import InputError
 
+__all__ = ["LearnConfig", "LoraConfig", "Truncated"]
 
-class LoraConfig(BaseModel):
-    """Train low-rank adapters instead of all weights (Hu et al. 2021). `LoraConfig(r=16, alpha=32)`
-
-    The policy and the critic each get their own adapters; what is published is the merged model.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    r: int = Field(16, ge=1)
-    """Rank of the adapters."""
-    alpha: float = Field(32.0, gt=0)
-    """Scale: the adapter's output is multiplied by alpha / r."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """Names of the layers that get an adapter; `all-linear` is every linear layer but the output head."""
+OBJECTIVES = {"gae": "ppo", "group": "group_relative"}
+"""The objective that each kind of advantages belongs to."""
 
 
-class LearnConfig(BaseModel):
-    """How the policy learns. `LearnConfig(advantages="group", learning_rate=1e-6)`
+class LearnConfig(PolicyGradientConfig):
+    """How the policy learns. `LearnConfig(objective="group_relative", learning_rate=1e-6)`"""
 
-    The Kullback-Leibler penalty to the frozen reference follows `advantages`. With `gae` it is a
-    per-token reward, -kl_coefficient * (log pi_prox - log pi_ref), so that the critic sees it coming
-    (Ziegler et al. 2019). With `group` there is no per-token reward to put it in, and it is a term of
-    the loss (`kl_estimator`).
-    """
+    objective: str = ""
+    """What is minimised: `ppo` (a critic), `group_relative` (no critic), or another module of `learners/objectives/`
+    that trains on labelled rollouts. Empty: the one that `advantages` names. `advantages` may be left out when this is
+    given."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    advantages: Literal["gae", "group"] = "gae"
-    """`gae`: a critic and generalised advantage estimation. `group`: rewards relative to the group, no critic."""
-    gamma: float = Field(1.0, gt=0, le=1)
-    """Discount per token (gae)."""
-    lam: float = Field(1.0, ge=0, le=1)
-    """Lambda of GAE; 1 trusts the reward alone, below 1 trusts the critic more."""
-    normalize_advantages: bool = True
-    """gae: whiten over the batch's tokens. group: divide by the standard deviation of the group."""
-    reward_clip: float | None = Field(None, gt=0)
-    """Rewards are clipped to [-reward_clip, reward_clip]; not given: they stay as they are, which labelling bounds by
-    feedback.margin_clip, and with feedback.select.proxy by margin_clip (2 / floor - 1), 117 nats by default: a smaller
-    clip would bias corrected rewards and is refused. Least squares over comparisons can add up to half the group size
-    times as much."""
-    truncated: Truncated = "keep"
-    """What an answer cut at the length limit teaches. `keep`: its reward, as any other: the limit is part of the task.
-    `bootstrap`: what the critic expected of it in place of its reward (gae). `mask`: nothing. `penalise`: its reward
-    less truncated_penalty."""
-    truncated_penalty: float = Field(1.0, gt=0)
-    """Nats that a truncated answer loses (penalise)."""
-    kl_coefficient: float = Field(0.02, ge=0)
-    """Weight of the KL to the frozen reference, reward per nat; 0 loads no reference."""
-    kl_estimator: Literal["weighted", "k2", "k3"] = "weighted"
-    """group: the KL in the loss. `weighted`: k3 times the live ratio pi / mu; its gradient is that of KL(pi ||
-    reference) on policy and off. `k2`: half the squared log ratio; exact on policy only. `k3`: without the ratio
-    (Shao et al. 2024); the gradient of another divergence, as many published runs have it."""
-
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    """The ratio pi / pi_prox has no gradient below 1 - clip_low."""
-    clip_high: float = Field(0.28, gt=0)
-    """The ratio pi / pi_prox has no gradient above 1 + clip_high."""
-    dual_clip: float | None = Field(3.0, gt=1)
-    """Bound on the ratio where the advantage is negative (Ye et al. 2020); "none": no bound."""
-    importance: Literal["token", "icepop", "sequence", "none"] = "token"
-    """How pi_prox / mu weighs a token: `token` truncates it at importance_cap, `icepop` drops tokens outside
-    icepop_low..icepop_high, `sequence` truncates the product over the rollout, `none` needs bypass."""
-    importance_cap: float = Field(2.0, ge=1)
-    """Largest importance weight (token, sequence)."""
-    icepop_low: float = Field(0.5, gt=0, lt=1)
-    """Ratios below get weight 0 (icepop)."""
-    icepop_high: float = Field(2.0, gt=1)
-    """Ratios above get weight 0 (icepop)."""
-    geometric_mask: float | None = Field(None, gt=0)
-    """Rollouts whose mean log ratio exceeds this, either way, are masked (nats per token); None: only measured."""
-    max_token_staleness: int | None = Field(None, ge=0)
-    """Tokens written more than this many versions before the step are masked; None: none are."""
-    bypass: bool = False
-    """Take mu for pi_prox and save one forward pass; only with one optimiser step per batch."""
-
-    epochs: int = Field(1, ge=1)
-    """Passes over a batch; more make a small batch of noisy rewards overfit."""
-    minibatches: int = Field(2, ge=1)
-    """Optimiser steps per pass; a batch is split by groups, never through one."""
-    max_tokens_per_microbatch: int = Field(4096, ge=16)
-    """Padded tokens in one forward pass: bounds memory, does not change the result."""
-    share_prompts: bool = True
-    """Run a prompt once for several of its answers, where the model allows it and it saves work."""
-
-    learning_rate: float = Field(1e-5, gt=0)
-    """Peak learning rate of the policy (AdamW)."""
-    critic_learning_rate: float = Field(5e-5, gt=0)
-    """Peak learning rate of the critic (AdamW)."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps over which both rates rise linearly from peak / warmup_steps."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How both rates fall after the warm-up, to a tenth of the peak at schedule_steps."""
-    schedule_steps: int | None = Field(None, ge=1)
-    """Steps the schedule spans; needed by linear and cosine."""
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of the first moment."""
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    """Decay of the second moment; shorter memory than usual because the objective moves."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of the matrices."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients of policy and critic are each scaled down to this norm."""
-    entropy_bonus: float = Field(0.0, ge=0)
-    """Weight of the policy's entropy in the loss, per nat."""
-
-    value_clip: float | None = Field(None, gt=0)
-    """How far a value may move from its value at the start of the step before its gradient stops, in reward;
-    None: unbounded, since rewards have no natural scale (and see Andrychowicz et al. 2021)."""
-    critic_warmup_steps: int = Field(0, ge=0)
-    """Optimiser steps that the critic takes alone on the first batch, before its values are used."""
-
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the computation; weights and optimiser are float32. `auto`: float32 on CPU, bfloat16 autocast on GPU."""
-    serving_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the published weights. `auto`: what the engines choose, float32 on CPU, the model's own on GPU."""
-    lora: LoraConfig | None = None
-    """None trains all weights."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more work."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """`auto`: the GPU when there is one."""
-    threads: int = Field(1, ge=1)
-    """CPU threads of the learner's process."""
+    @model_validator(mode="before")
+    @classmethod
+    def _advantages_follow(cls, given: Any) -> Any:
+        """`objective` alone is enough: the advantages that belong to it are filled in."""
+        if isinstance(given, Mapping) and "advantages" not in given:
+            for advantages, objective in OBJECTIVES.items():
+                if given.get("objective") == objective:
+                    return {**given, "advantages": advantages}
+        return given
 
     @model_validator(mode="after")
-    def _combinations(self) -> Self:
-        if self.bypass and self.steps_per_batch > 1:
-            raise ValueError(
-                f"bypass with {self.epochs} epochs x {self.minibatches} minibatches takes {self.steps_per_batch} "
-                "optimiser steps per batch, expected 1: pi_prox cannot stand still while the policy moves; "
-                "set epochs = 1 and minibatches = 1, or bypass = false"
-            )
-        if self.bypass and self.importance != "none":
-            raise ValueError(
-                f"bypass with importance = {self.importance!r}, expected 'none': with pi_prox = mu every "
-                "importance weight is 1; set importance = 'none', or bypass = false"
-            )
-        if not self.bypass and self.importance == "none":
-            raise ValueError(
-                "importance = 'none' without bypass leaves the gap between the engine and the trainer "
-                "uncorrected, expected 'token', 'icepop' or 'sequence'; choose one of them, or set bypass = true "
-                "with one optimiser step per batch"
-            )
-        if self.advantages == "group" and (self.critic_warmup_steps or self.value_clip is not None):
-            raise ValueError(
-                "critic_warmup_steps or value_clip with advantages = 'group', which has no critic; "
-                "remove them, or set advantages = 'gae'"
-            )
-        if self.truncated == "bootstrap" and self.advantages == "group":
-            raise ValueError(
-                "truncated = 'bootstrap' with advantages = 'group', which has no critic to ask; "
-                "set truncated = 'keep', 'mask' or 'penalise', or advantages = 'gae'"
-            )
-        if self.schedule != "constant" and self.schedule_steps is None:
-            raise ValueError(
-                f"schedule = {self.schedule!r} without schedule_steps; set it to the number of steps of the run"
-            )
-        if self.schedule_steps is not None and self.schedule_steps <= self.warmup_steps:
-            raise ValueError(
-                f"schedule_steps = {self.schedule_steps} ends before warmup_steps = {self.warmup_steps}; "
-                "make schedule_steps larger"
-            )
+    def _objective_is_known(self) -> Self:
+        if not self.objective:
+            return self
+        if self.objective in OBJECTIVES.values():
+            if self.objective != OBJECTIVES[self.advantages]:
+                raise ValueError(
+                    f"objective = {self.objective!r} with advantages = {self.advantages!r}, which belong to "
+                    f"{OBJECTIVES[self.advantages]!r}; set one of the two and leave the other out"
+                )
+            return self
+        try:
+            # Only a name that is not one of the two loads torch.
+            objectives.find_for_policy(self.objective)
+        except InputError as error:
+            raise ValueError(str(error)) from None
         return self
 
     @property
-    def steps_per_batch(self) -> int:
-        """Optimiser steps taken on one batch."""
-        return self.epochs * self.minibatches
-
-    def rate(self, step: int) -> float:
-        """Factor on the peak learning rates at a step; never 0, so that every step publishes new weights.
-
-        >>> LearnConfig(warmup_steps=4).rate(0)
-        0.25
-        """
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if self.schedule_steps is None or self.schedule == "constant":
-            return 1.0
-        done = min(1.0, (step - self.warmup_steps) / (self.schedule_steps - self.warmup_steps))
-        falling = 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-        return 0.1 + 0.9 * falling
+    def objective_name(self) -> str:
+        """The module of `learners/objectives/` that is trained."""
+        return self.objective or OBJECTIVES[self.advantages]

@@ -127,8 +127,8 @@ class SupervisedJudge(SupervisedLane):
 class SupervisedLearner(SupervisedLane):
     """A `Learner` that is replaced in the same state: from the last checkpoint, trained again on the batches since.
 
-    The same batches give the same weights (learners.ppo), so engines keep the version that they hold and nothing is
-    rolled back. References to the batches since the last checkpoint are kept for that.
+    The same batches give the same weights (`learners.core.trainer`), so engines keep the version that they hold and
+    nothing is rolled back. References to the batches since the last checkpoint are kept for that.
     """
 
     def __init__(

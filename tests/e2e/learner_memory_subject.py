@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from learners.build import build_learner
 from learners.config import LearnConfig
 from learners.memory import learner_memory
-from learners.ppo import PPOLearner
 from solon.models.facts import read_facts
 from solon.models.sizes import sizes_of
 from tests.unit.learner_builders import make_group
@@ -38,7 +38,7 @@ def main(folder: str, settings: dict[str, Any]) -> None:
     sizes = sizes_of(read_facts(Path(folder)))
     assert sizes is not None
     before = resident()
-    learner = PPOLearner(config, model=folder, temperature=1.0, seed=0)
+    learner = build_learner(config, model=folder, temperature=1.0, seed=0)
     rng = np.random.default_rng(0)
     for step in range(2):
         answers = [rng.integers(3, sizes.vocabulary, ANSWER).tolist() for _ in range(ANSWERS)]

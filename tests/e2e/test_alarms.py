@@ -33,9 +33,7 @@ LIKES_LENGTH = json.dumps({"bias": "length", "strength": 8.0})
 LIKES_A_PHRASE = json.dumps({"bias": "phrase", "strength": 4.0, "phrase": "thank you"})
 
 
-def run(
-    folder: Path, *words: str, bias: str = LIKES_LENGTH
-) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+def run(folder: Path, *words: str, bias: str = LIKES_LENGTH) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.e2e.biased_solon", *words], cwd=folder, env=environment(SOLON_BIAS=bias),
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=800, check=False,
@@ -57,9 +55,7 @@ def test_a_run_with_a_judge_that_likes_length_stops_and_ends_better_when_it_goes
     assert resumed["watch"]["last"]["gold"] > stopped["watch"]["last"]["gold"]
 
 
-def test_a_run_whose_judge_rewards_one_phrase_stops_with_cause_evidence_and_command(
-    nursery: Any, tmp_path: Path
-):
+def test_a_run_whose_judge_rewards_one_phrase_stops_with_cause_evidence_and_command(nursery: Any, tmp_path: Path):
     settings = [
         part
         for setting in ("learn.kl_coefficient=0", "learn.learning_rate=2e-3", *SETTINGS[:2], SETTINGS[3])

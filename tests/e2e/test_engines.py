@@ -242,8 +242,8 @@ FILTERS = (
 
 def test_filtered_log_probs_of_the_engine_are_those_of_the_learner(engine: Engine, checkpoints: dict[str, Path]):
     """All filters in one running batch, then each one's samples in a learner with the same filter."""
+    from learners.build import build_learner
     from learners.config import LearnConfig
-    from learners.ppo import PPOLearner
 
     model = str(checkpoints["llama-tied"])
     requests = {
@@ -255,7 +255,7 @@ def test_filtered_log_probs_of_the_engine_are_those_of_the_learner(engine: Engin
     }
     for number, filters in enumerate(FILTERS):
         config = LearnConfig(advantages="group", kl_coefficient=0.0)
-        learner = PPOLearner(config, model=model, temperature=0.7, seed=0, filters=filters, end_ids=(5, 9))
+        learner = build_learner(config, model=model, temperature=0.7, seed=0, filters=filters, end_ids=(5, 9))
         if number == 0:
             engine.load_weights(learner.initial_weights())
             done = {c.request_id: c for c in finish(engine, [r for asked in requests.values() for r in asked])}
@@ -309,10 +309,10 @@ def test_a_family_generates_and_takes_new_weights(checkpoints: dict[str, Path], 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_loaded_generated_trained_published_and_attested(checkpoints: dict[str, Path], family: str):
+    from learners.build import build_learner
     from learners.config import LearnConfig
-    from learners.ppo import PPOLearner
 
-    learner = PPOLearner(LearnConfig(learning_rate=1e-3), model=str(checkpoints[family]), temperature=0.7, seed=0)
+    learner = build_learner(LearnConfig(learning_rate=1e-3), model=str(checkpoints[family]), temperature=0.7, seed=0)
     engine = build_engine(config_of(checkpoints[family], "vllm"), name=family)
     try:
         initial = learner.initial_weights()

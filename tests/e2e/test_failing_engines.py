@@ -51,7 +51,7 @@ class FailingLearner(LearnerShell):
         if step == 2 and once("learner"):
             def fail(*args, **kwargs):
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
-            self._learner._update = fail
+            self._learner._updates = fail
         return super().step(step, *payloads)
 
 cluster.launch.RolloutActor = ray.remote(max_restarts=0, max_task_retries=0)(FailingRollout)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from learners.build import Learner, build_learner
 from learners.config import LearnConfig, LoraConfig
-from learners.ppo import PPOLearner
 from solon.engines.base import EngineConfig
 from solon.engines.runner import load_and_report
 from solon.engines.same_numbers import require_same_numbers
@@ -61,8 +61,8 @@ def _packed(subject: Subject) -> tuple[Any, Any, Any]:
     """Log-probs of shared and unshared rows in one microbatch, of one plain pass per answer, and the model."""
     import torch
 
-    from learners.batch import Batch
-    from learners.policy import Policy
+    from learners.core.batch import Batch
+    from learners.core.policy import Policy
     from tests.unit.learners.test_sharing import TEMPERATURE, mixed_groups, one_by_one
 
     config = LearnConfig(kl_coefficient=0.0, advantages="group")
@@ -73,9 +73,9 @@ def _packed(subject: Subject) -> tuple[Any, Any, Any]:
     return found, one_by_one(policy.model, batch), policy.model
 
 
-def _learner(subject: Subject, temperature: float, **settings: Any) -> PPOLearner:
+def _learner(subject: Subject, temperature: float, **settings: Any) -> Learner:
     config = LearnConfig(learning_rate=1e-2, minibatches=1, **settings)
-    return PPOLearner(config, model=str(subject.path), temperature=temperature, seed=0)
+    return build_learner(config, model=str(subject.path), temperature=temperature, seed=0)
 
 
 def engine_against_learner(backend: str) -> Callable[[Subject], float]:

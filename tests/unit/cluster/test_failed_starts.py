@@ -110,7 +110,7 @@ def test_memory_that_does_not_suffice_is_no_bad_input_and_own_errors_are_kept():
 def test_a_model_that_the_library_stumbles_over_is_refused_by_learner_and_engine(tmp_path: Path, change: str):
     import torch
 
-    from learners.loading import load_model, refuse_experts
+    from learners.core.loading import load_model, refuse_experts
 
     model = make_model(tmp_path / "model")
     config = model / "config.json"

@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from compression.quantise import quantise_model
+from learners.build import build_learner
 from learners.config import LearnConfig
-from learners.ppo import PPOLearner
 from solon.engines.base import EngineConfig
 from solon.engines.build import build_engine
 from solon.engines.same_numbers import require_same_numbers
@@ -83,7 +83,7 @@ def test_an_engine_names_the_model_that_it_refuses(tmp_path: Path):
 def test_a_mixture_of_experts_is_no_policy_and_the_reason_is_given(tmp_path: Path, name: str):
     ARCHITECTURES[name]().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"is a mixture of \d experts, expected a dense model: engines"):
-        PPOLearner(LearnConfig(), model=str(tmp_path), temperature=1.0, seed=0)
+        build_learner(LearnConfig(), model=str(tmp_path), temperature=1.0, seed=0)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])

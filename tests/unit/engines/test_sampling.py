@@ -20,9 +20,9 @@ from cluster.config.fitting import _fit_lengths
 from cluster.config.run_file import RunFile
 from cluster.config.sections import RolloutSection
 from cluster.preflight.engines import check_stops
+from learners.build import build_learner
 from learners.config import LearnConfig
-from learners.policy import Policy
-from learners.ppo import PPOLearner
+from learners.core.policy import Policy
 from solon.engines import filters as filters_module
 from solon.engines.base import EngineConfig, Request
 from solon.engines.fake import FakeEngine
@@ -101,7 +101,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def first_microbatch(policy: Policy, config: LearnConfig, groups: Any) -> Any:
-    from learners.batch import Batch
+    from learners.core.batch import Batch
 
     batch = Batch.of(groups)
     (microbatch,) = policy.layout(config).microbatches(batch, range(batch.num_rollouts), policy.device)
@@ -110,7 +110,7 @@ def first_microbatch(policy: Policy, config: LearnConfig, groups: Any) -> Any:
 
 def test_the_policy_that_is_scored_is_the_filtered_one_with_its_gradient(llama: str):
     config = LearnConfig(kl_coefficient=0.1, advantages="group")
-    policy = Policy(config, model=llama, temperature=0.7, filters=FILTERS, end_ids=(1, 5))
+    policy = Policy(config, model=llama, temperature=0.7, filters=FILTERS, end_ids=(1, 5), reference=True)
     microbatch = first_microbatch(policy, config, random_groups())
     scored = policy.score(microbatch, entropy=True, reference=True)
     logits_MV = policy.logits(microbatch)
@@ -141,8 +141,8 @@ def test_the_policy_that_is_scored_is_the_filtered_one_with_its_gradient(llama: 
 
 def test_without_filters_nothing_is_sorted_or_masked(llama: str, monkeypatch: pytest.MonkeyPatch):
     config = LearnConfig(advantages="group")
-    policy = Policy(config, model=llama, temperature=0.7)
-    monkeypatch.setattr("learners.policy.allowed_tokens", None)
+    policy = Policy(config, model=llama, temperature=0.7, reference=True)
+    monkeypatch.setattr("learners.core.policy.allowed_tokens", None)
     scored = policy.score(first_microbatch(policy, config, random_groups()))
     assert scored.outside_M is None
     assert scored.entropy_M is None
@@ -159,7 +159,7 @@ def test_without_filters_nothing_is_sorted_or_masked(llama: str, monkeypatch: py
 )
 def test_a_token_outside_the_set_is_finite_told_and_trains_nothing(llama: str, changes: dict[str, Any]):
     config = LearnConfig(learning_rate=1e-3, kl_coefficient=0.05, **changes)
-    learner = PPOLearner(config, model=llama, temperature=0.7, seed=0, filters=FILTERS, end_ids=(1,))
+    learner = build_learner(config, model=llama, temperature=0.7, seed=0, filters=FILTERS, end_ids=(1,))
     report, _ = learner.step(0, random_groups())
     assert all(math.isfinite(value) for value in report.metrics.values())
     assert 0 < report.metrics["learn/outside_set/share"] < 1
@@ -169,7 +169,7 @@ def test_a_token_outside_the_set_is_finite_told_and_trains_nothing(llama: str, c
 
 def test_a_batch_whose_tokens_are_all_outside_the_set_leaves_the_policy_as_it_is(llama: str):
     config = LearnConfig(learning_rate=1e-2, kl_coefficient=0.0, advantages="group")
-    learner = PPOLearner(config, model=llama, temperature=1.0, seed=0, filters=Filters(top_k=1))
+    learner = build_learner(config, model=llama, temperature=1.0, seed=0, filters=Filters(top_k=1))
     worst = worst_tokens(llama, [4, 5, 6])
     groups = [make_group(0, [4, 5, 6], [[worst], [worst]], [1.0, -1.0])]
     report, _ = learner.step(0, groups)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from learners.state import TENSORS, save_state
+from learners.core.state import TENSORS, save_state
 from solon.host.file_modes import umask, widen
 
 

@@ -71,6 +71,7 @@ ORDERS = {
         "trials",
         "watching",
     ),
+    "learners": ("core", "networks", "policy_gradient", "objectives", "config", "memory", "build"),
     "cluster": (
         "signals",
         "evaluate",
@@ -249,7 +250,7 @@ def test_a_room_without_a_place_and_an_import_upwards_are_both_found():
 def test_every_room_says_what_it_holds():
     bare = [
         str(path.relative_to(ROOT))
-        for package in ("solon", "cluster")
+        for package in ("solon", "learners", "cluster")
         for path in sorted((ROOT / package).glob("*/__init__.py"))
         if len((ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()) < 3
     ]

@@ -83,13 +83,13 @@ def scripted(tmp_path: Path, mark: Path) -> Path:
 def load_policy(path: Path) -> None:
     import torch
 
-    from learners.loading import load_model
+    from learners.core.loading import load_model
 
     load_model(str(path), torch.device("cpu"))
 
 
 def load_reward_model(path: Path) -> None:
-    from learners.reward_model import RewardModel
+    from learners.networks.reward_model import RewardModel
 
     RewardModel.load(path, pad_id=0, device="cpu")
 

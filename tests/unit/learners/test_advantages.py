@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.advantages import GAE, GroupRelative, token_rewards, whiten
+from learners.policy_gradient.advantages import GAE, GroupRelative, token_rewards, whiten
 
 number = st.floats(-5, 5, allow_nan=False, width=32)
 

@@ -14,16 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learners.distil import (
-    DistilConfig,
-    Lesson,
-    Student,
-    both_orders,
-    compose,
-    distil,
-    distil_loss,
-    label_logprobs,
-)
+from learners.networks.student import Student, label_logprobs
+from learners.objectives.distil import DistilConfig, Lesson, both_orders, compose, distil, distil_loss
 from solon.errors import InputError
 from solon.feedback.questions import Question, question_digest
 from solon.feedback.trials.acceptance import AcceptConfig, HeldOutPair, accept
@@ -196,7 +188,7 @@ def test_the_same_lessons_give_the_same_student(model: str):
 
 
 def test_a_course_of_one_step_has_a_rate():
-    assert 0 < DistilConfig().schedule(1).rate(0) <= 1
+    assert 0 < DistilConfig().rates(1)(0) <= 1
 
 
 @pytest.mark.parametrize("layers", [(), (2,), (-1,), (0, 0)])

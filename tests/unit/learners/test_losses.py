@@ -9,15 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.losses import (
+from learners.core.logprobs import logprobs_and_entropy, logprobs_of
+from learners.policy_gradient.losses import (
     effective_sample_share,
     explained_variance,
     importance_weights,
     kl_k1,
     kl_k3,
     kl_loss,
-    logprobs_and_entropy,
-    logprobs_of,
     policy_loss,
     value_loss,
 )

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from learners.batch import Batch
 from learners.config import LearnConfig
-from learners.packing import Layout, pack
-from learners.policy import Policy
+from learners.core.batch import Batch
+from learners.core.packing import Layout, pack
+from learners.core.policy import Policy
 from solon.errors import RunFailedError
 from tests.unit.learner_builders import VOCABULARY, make_group, random_groups, write_llama, write_tokenizer
 

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learners.batch import Batch
+from learners.build import build_learner
 from learners.config import LearnConfig, LoraConfig
-from learners.ppo import PPOLearner
-from learners.targets import group_advantages
+from learners.core.batch import Batch
+from learners.policy_gradient.targets import group_advantages
 from solon.errors import InputError, RunFailedError
 from solon.feedback.selection.estimators import doubly_robust
 from solon.telemetry.movement import Movement
@@ -46,7 +46,7 @@ def untied(tmp_path_factory):
 
 def make_learner(model, *, seed=0, temperature=1.0, **changes):
     options = {"learning_rate": 1e-3, "critic_learning_rate": 1e-3} | changes
-    return PPOLearner(LearnConfig(**options), model=model, temperature=temperature, seed=seed)
+    return build_learner(LearnConfig(**options), model=model, temperature=temperature, seed=seed)
 
 
 def share_of_wanted(answer):
@@ -135,7 +135,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_a_weight_moves(llama)
     learner.step(0, random_groups())
     before = learner.initial_weights().fingerprint
     with torch.no_grad():
-        learner._critic.head.weight.fill_(float("inf"))
+        learner.objective.critic.head.weight.fill_(float("inf"))
     with pytest.raises(RunFailedError, match=r"step 1 before its optimiser moved.*critic"):
         learner.step(1, random_groups(version=1))
     assert learner.initial_weights().fingerprint == before
@@ -188,14 +188,14 @@ def test_a_raised_kl_coefficient_outlives_a_checkpoint_unless_the_configuration_
     for configured, expected in ((0.1, 0.3), (0.2, 0.2)):
         resumed = make_learner(llama, advantages="group", kl_coefficient=configured)
         resumed.load(tmp_path)
-        assert resumed.config.kl_coefficient == pytest.approx(expected)
+        assert resumed.objective.config.kl_coefficient == pytest.approx(expected)
     # A checkpoint of a version that did not write the configured value.
     counters = json.loads((tmp_path / "learner.json").read_text())
     del counters["kl_configured"]
     (tmp_path / "learner.json").write_text(json.dumps(counters))
     resumed = make_learner(llama, advantages="group", kl_coefficient=0.2)
     resumed.load(tmp_path)
-    assert resumed.config.kl_coefficient == pytest.approx(0.3)
+    assert resumed.objective.config.kl_coefficient == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied", "bfloat16"])
@@ -219,7 +219,7 @@ def test_a_payload_loads_into_a_fresh_model_with_the_canaries_it_promises(llama,
 
 
 def test_canaries_may_be_given(llama):
-    learner = PPOLearner(LearnConfig(), model=llama, temperature=1.0, seed=0, canaries=[[3, 4, 5]])
+    learner = build_learner(LearnConfig(), model=llama, temperature=1.0, seed=0, canaries=[[3, 4, 5]])
     weights = learner.initial_weights()
     assert weights.canary_token_ids == ((3, 4, 5),)
     assert logprobs_of_sequence(model_from(weights, llama), [3, 4, 5]) == pytest.approx(
@@ -229,17 +229,17 @@ def test_canaries_may_be_given(llama):
 
 def test_lora_trains_only_adapters_and_publishes_the_merged_model(untied):
     learner = make_learner(untied, lora=LoraConfig(r=4, alpha=8), learning_rate=5e-3)
-    start = {name: p.detach().clone() for name, p in learner._policy.model.named_parameters()}
+    start = {name: p.detach().clone() for name, p in learner.objective.policy.model.named_parameters()}
     fingerprints = [learner.initial_weights().fingerprint]
     for step in range(3):
         report, weights = learner.step(step, random_groups(seed=step, version=step))
         fingerprints.append(weights.fingerprint)
     assert len(set(fingerprints)) == 4
-    moved = {n for n, p in learner._policy.model.named_parameters() if not torch.equal(p, start[n])}
+    moved = {n for n, p in learner.objective.policy.model.named_parameters() if not torch.equal(p, start[n])}
     assert moved
     assert all(".lora_" in name for name in moved)
     ids = weights.canary_token_ids[0]
-    peft_logprobs = logprobs_of_sequence(learner._policy.model, ids)
+    peft_logprobs = logprobs_of_sequence(learner.objective.policy.model, ids)
     assert logprobs_of_sequence(model_from(weights, untied), ids) == pytest.approx(peft_logprobs, abs=1e-5)
     assert weights.canary_logprobs[0] == pytest.approx(peft_logprobs, abs=1e-5)
     # The reference is the model with its adapters off: after some steps they differ.
@@ -324,7 +324,7 @@ def test_the_kl_penalty_alone_pulls_the_policy_back_to_its_reference(llama, esti
         llama, advantages="group", kl_coefficient=1.0, kl_estimator=estimator, learning_rate=3e-3, minibatches=1
     )
     with torch.no_grad():
-        learner._policy.model.model.norm.weight.mul_(3.0)
+        learner.objective.policy.model.model.norm.weight.mul_(3.0)
     weights, distances = learner.initial_weights(), []
     engine = model_from(weights, llama)
     for step in range(4):
@@ -338,7 +338,7 @@ def test_the_kl_penalty_alone_pulls_the_policy_back_to_its_reference(llama, esti
 
 
 def adam_moments(learner, part="policy"):
-    return {k: v.clone() for k, v in learner._optimizers[part].tensors().items() if k.startswith("exp_avg")}
+    return {k: v.clone() for k, v in learner.optimizers[part].tensors().items() if k.startswith("exp_avg")}
 
 
 @pytest.mark.parametrize("advantages", ["gae", "group"])
@@ -348,8 +348,8 @@ def test_a_batch_that_says_nothing_moves_nothing_and_says_so(llama, advantages):
     learner.step(0, random_groups())
     learner.version = 3
     before = learner.initial_weights().fingerprint
-    states = {part: adam_moments(learner, part) for part in learner._optimizers}
-    parameters = {k: v.clone() for o in learner._optimizers.values() for k, v in o.tensors().items()}
+    states = {part: adam_moments(learner, part) for part in learner.optimizers}
+    parameters = {k: v.clone() for o in learner.optimizers.values() for k, v in o.tensors().items()}
     report, weights = learner.step(3, random_groups(seed=1, version=0))
     assert weights.fingerprint == before
     assert not report.moved
@@ -361,7 +361,7 @@ def test_a_batch_that_says_nothing_moves_nothing_and_says_so(llama, advantages):
         assert report.metrics["learn/critic_skipped/share"] == 1.0
     for part, state in states.items():
         assert all(torch.equal(value, state[key]) for key, value in adam_moments(learner, part).items())
-    after = {k: v for o in learner._optimizers.values() for k, v in o.tensors().items()}
+    after = {k: v for o in learner.optimizers.values() for k, v in o.tensors().items()}
     assert all(torch.equal(value, after[key]) for key, value in parameters.items())
 
 
@@ -398,12 +398,11 @@ def test_masked_tokens_change_no_gradient_of_policy_critic_or_kl(llama, advantag
             llama, advantages=advantages, truncated="mask", kl_coefficient=0.5, entropy_bonus=0.01, minibatches=1
         )
         with torch.no_grad():
-            learner._policy.model.model.norm.weight.mul_(1.5)
+            learner.objective.policy.model.model.norm.weight.mul_(1.5)
         report, updated = learner.step(0, groups)
         assert report.metrics["learn/truncated/share"] == pytest.approx(1 / 3)
         assert report.metrics["learn/masked/share"] == pytest.approx(1 / 3)
-        critic = learner._critic
-        head = () if critic is None else tuple(critic.head.weight.flatten().tolist())
+        head = () if advantages == "group" else tuple(learner.objective.critic.head.weight.flatten().tolist())
         weights.add((updated.fingerprint, head))
     assert len(weights) == 1
 
@@ -413,12 +412,12 @@ def test_a_truncated_answer_may_end_in_what_the_critic_expected_of_it(llama):
 
     def returns(mode, cut_reward):
         learner = make_learner(llama, truncated=mode, kl_coefficient=0.0, normalize_advantages=False)
-        learner._critic.start_at(0.5)
+        learner.objective.critic.start_at(0.5)
         learner.version = 1
         group = make_group(0, [3, 4], [[5, 6], [7, 8]], [1.0, cut_reward], finish=["stop", "length"], version=1)
         batch = Batch.of([group], truncated=mode, truncated_penalty=2.0)
-        microbatches = learner._microbatches(batch, [0])
-        targets, _ = learner._targets(1, batch, microbatches)
+        microbatches = learner.objective.microbatches(batch, [0])
+        targets, _ = learner.objective.targets(batch, microbatches, learner.context(1))
         return targets.advantages_N.tolist(), targets.returns_N.tolist()
 
     assert returns("keep", -3.0) == ([0.5, 0.5, -3.5, -3.5], [1.0, 1.0, -3.0, -3.0])
@@ -432,7 +431,7 @@ def test_a_new_critic_starts_at_the_mean_of_the_returns_that_are_heard(llama):
         learner = make_learner(llama, truncated=mode, kl_coefficient=0.0)
         learner.step(0, [make_group(0, [3], [[5, 6], [7, 8]], [3.0, 1.0], finish=["stop", "length"])])
         # One step of Adam moves the bias by a learning rate at most, in each of the minibatches.
-        assert learner._critic.head.bias.item() == pytest.approx(mean, abs=3e-3)
+        assert learner.objective.critic.head.bias.item() == pytest.approx(mean, abs=3e-3)
 
 
 def test_a_penalty_for_truncation_is_in_the_baseline_and_a_masked_answer_is_not():
@@ -505,7 +504,7 @@ def test_a_step_reports_its_span_on_the_learn_lane(llama):
 
 
 def test_a_step_out_of_turn_is_a_bug(llama):
-    with pytest.raises(ValueError, match="step 3 handed to a learner at version 0"):
+    with pytest.raises(ValueError, match="step 3 was given to a learner at version 0"):
         make_learner(llama).step(3, random_groups())
 
 

@@ -11,8 +11,8 @@ import torch
 import transformers as tf
 
 from learners.config import LearnConfig, LoraConfig
-from learners.loading import require_repeatable
-from learners.policy import Policy
+from learners.core.loading import require_repeatable
+from learners.core.policy import Policy
 from solon.errors import InputError
 from tests.unit.learner_builders import VOCABULARY
 
@@ -45,7 +45,7 @@ def test_recomputing_activations_turns_no_dropout_on_and_leaves_the_configuratio
     config = DROPOUTS[name]()
     tf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     learn = LearnConfig(gradient_checkpointing=True, lora=LoraConfig(r=2) if name == "opt" else None)
-    policy = Policy(learn, model=str(tmp_path), temperature=1.0)  # raises where two scores differ
+    policy = Policy(learn, model=str(tmp_path), temperature=1.0, backbone=True)  # raises where two scores differ
     require_repeatable(policy.backbone, policy.device)
     plain = Policy(LearnConfig(), model=str(tmp_path), temperature=1.0)
     ids_BT = torch.arange(12)[None]

@@ -12,25 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from learners.posterior import margins_of_draws
-from learners.reward_model import (
-    PreferencePair,
-    RewardModel,
-    RewardModelConfig,
-    accuracy,
-    accuracy_of,
-    embed,
-    fit,
-    margins,
-    microbatches,
-    preference_loss,
-    score,
-)
-from solon.errors import InputError
+from learners.core.packing import by_length
+from learners.networks.posterior import margins_of_draws
+from learners.networks.reward_model import PreferencePair, RewardModel, accuracy, accuracy_of, embed, margins, score
+from learners.objectives.reward_model import RewardModelConfig, fit, preference_loss
+from solon.errors import InputError, RunFailedError
 from tests.unit.learner_builders import VOCABULARY, write_llama
 
 PAD, END, GOOD = 0, 1, 7
-FAST = RewardModelConfig(learning_rate=3e-3, head_learning_rate=3e-2, batch_pairs=8)
+FAST = RewardModelConfig(learning_rate=3e-3, head_learning_rate=3e-2, batch=8)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -143,7 +133,7 @@ def test_a_sequence_without_a_last_token_is_refused(model: RewardModel, bad: tup
 
 def test_microbatches_hold_each_row_once_and_are_not_too_large():
     sizes = [5, 30, 2, 9, 9, 1, 30]
-    found = list(microbatches(sizes, 20))
+    found = list(by_length(sizes, 20))
     assert sorted(i for rows in found for i in rows) == list(range(7))
     assert all(len(rows) == 1 or len(rows) * max(sizes[i] for i in rows) <= 20 for rows in found)
     assert found == [[5, 2, 0], [3, 4], [1], [6]]
@@ -215,16 +205,16 @@ def test_without_a_pair_that_counts_there_is_nothing_to_learn(model: RewardModel
 
 def test_a_loss_that_is_not_finite_stops_the_fit(model: RewardModel):
     model.network.score.weight.data.fill_(math.nan)
-    with pytest.raises(InputError, match="lower learning_rate"):
+    with pytest.raises(RunFailedError, match="lower learning_rate"):
         fit(model, good_pairs(2, seed=0), FAST)
 
 
 def test_the_rates_rise_and_fall():
-    schedule = RewardModelConfig(warmup_share=0.1).schedule(100)
-    assert schedule.rate(0) == pytest.approx(0.1)
-    assert schedule.rate(10) == pytest.approx(1.0)
-    assert schedule.rate(100) == pytest.approx(0.1)
-    assert RewardModelConfig().schedule(1).rate(0) == 1.0
+    rates = RewardModelConfig(warmup_share=0.1).rates(100)
+    assert rates(0) == pytest.approx(0.1)
+    assert rates(10) == pytest.approx(1.0)
+    assert rates(100) == pytest.approx(0.1)
+    assert RewardModelConfig().rates(1)(0) == 1.0
 
 
 # -- accuracy --------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from compression.quantise import quantise_model
+from learners.build import build_learner
 from learners.config import LearnConfig
-from learners.distil import Student
-from learners.ppo import PPOLearner
+from learners.networks.student import Student
 from solon.engines.model_files import copy_companions, repair_generation_config
 from tests.unit.learner_builders import write_llama
 
@@ -31,7 +31,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saved_by_learner(policy: Path, target: Path) -> Path:
-    learner = PPOLearner(LearnConfig(advantages="group"), model=str(policy), temperature=1.0, seed=0)
+    learner = build_learner(LearnConfig(advantages="group"), model=str(policy), temperature=1.0, seed=0)
     learner.save(target)
     return target / "policy"
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learners.batch import Batch
+from learners.build import build_learner
 from learners.config import LearnConfig, LoraConfig
-from learners.policy import Policy
-from learners.ppo import PPOLearner
+from learners.core.batch import Batch
+from learners.core.policy import Policy
 from tests.architectures import ARCHITECTURES, VOCABULARY, WINDOW
 from tests.unit.learner_builders import make_group, write_tokenizer
 
@@ -100,7 +100,7 @@ def test_a_step_with_critic_and_reference_is_the_same_shared_and_apart(tmp_path,
     found = []
     for share in (True, False):
         config = LearnConfig(share_prompts=share, minibatches=1, importance_cap=50.0, **changes)
-        report, _ = PPOLearner(config, model=str(tmp_path), temperature=1.0, seed=0).step(0, mixed_groups())
+        report, _ = build_learner(config, model=str(tmp_path), temperature=1.0, seed=0).step(0, mixed_groups())
         assert (report.metrics["learn/shared_prompt/share"] > 0) == share
         found.append(report.metrics)
     for key in ("grad_norm/max", "critic_grad_norm/max", "policy_loss/mean", "value_loss/mean", "mismatch_kl/mean"):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learners.packing import Microbatch
+from learners.core.packing import Microbatch
 
 
 class Critic(nn.Module):

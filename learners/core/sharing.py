@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.batch import Batch
-from learners.config import LearnConfig
-from learners.losses import logprobs_of
-from learners.packing import Layout, MaskForm, Microbatch
+from learners.core.batch import Batch
+from learners.core.config import NetworkConfig
+from learners.core.logprobs import logprobs_of
+from learners.core.packing import Layout, MaskForm, Microbatch
 
 PROBE_WINDOW = 8
 """Window during the probe: rows longer than a real one would cost as much as a step."""
@@ -29,7 +29,7 @@ TOLERANCE = 0.01
 
 
 @torch.no_grad()
-def best_layout(model: Any, config: LearnConfig, *, device: torch.device) -> Layout:
+def best_layout(model: Any, config: NetworkConfig, *, device: torch.device) -> Layout:
     """How rollouts are packed for a causal language model: shared where it is exact, else one answer a row.
 
     Eager attention keeps the scores of every head for the backward pass, and a shared row makes them quadratically

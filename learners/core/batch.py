@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.config import Truncated
+from learners.core.config import Truncated
 from solon.errors import RunFailedError
 from solon.records import Rollout, TrainingGroup
 

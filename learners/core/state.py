@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from learners.optimizer import Optimizer
+from learners.core.optimizer import Optimizer
 from solon.errors import InputError
 from solon.host.file_modes import widen
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from learners.config import LoraConfig
+from learners.core.config import LoraConfig
 from solon.errors import InputError, loading
 from solon.models.facts import EXPERTS
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learners.config import LearnConfig
-from learners.loading import checkpoint_activations, choose_device, load_model, require_repeatable, with_adapters
-from learners.losses import logprobs_and_entropy, logprobs_of
-from learners.packing import Layout, Microbatch
-from learners.sharing import best_layout
+from learners.core.config import NetworkConfig
+from learners.core.loading import checkpoint_activations, choose_device, load_model, require_repeatable, with_adapters
+from learners.core.logprobs import logprobs_and_entropy, logprobs_of
+from learners.core.packing import Layout, Microbatch
+from learners.core.sharing import best_layout
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.errors import InputError
 from solon.records import NO_FILTERS, Filters
@@ -46,14 +46,17 @@ class Policy:
 
     def __init__(
         self,
-        config: LearnConfig,
+        config: NetworkConfig,
         *,
         model: str,
         temperature: float,
         filters: Filters = NO_FILTERS,
         end_ids: Sequence[int] = (),
+        reference: bool = False,
+        backbone: bool = False,
     ) -> None:
-        """temperature, filters: those that rollouts are sampled with; end_ids: tokens that end an answer."""
+        """temperature, filters: those that rollouts are sampled with; end_ids: tokens that end an answer. reference:
+        keep the model as it is now as a frozen reference; backbone: make a copy without its head, for a critic."""
         if filters.min_tokens and not end_ids:
             raise ValueError(f"min_tokens = {filters.min_tokens} without the tokens that end an answer; name them")
         self.device = choose_device(config.device)
@@ -61,18 +64,18 @@ class Policy:
         bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and self.device.type == "cuda")
         self._autocast_dtype = torch.bfloat16 if bfloat16 else None
         self.base, self.own_dtype = load_model(model, self.device)
-        self.has_reference = config.kl_coefficient > 0
+        self.has_reference = reference
         self._reference = None
         if self.has_reference and config.lora is None:
             self._reference = copy.deepcopy(self.base).eval().requires_grad_(False)
-        backbone = copy.deepcopy(self.base.base_model) if config.advantages == "gae" else None
+        body = copy.deepcopy(self.base.base_model) if backbone else None
         self.model = with_adapters(self.base, config.lora)
         self.has_adapters = config.lora is not None
         self._refuse_tied_adapters()
-        self.backbone = None if backbone is None else with_adapters(backbone, config.lora)
+        self.backbone = None if body is None else with_adapters(body, config.lora)
         """For the critic, when there is to be one: a copy of the untrained model without its head."""
         if config.gradient_checkpointing:
-            for network in (self.base, backbone):
+            for network in (self.base, body):
                 if network is not None:
                     checkpoint_activations(network)
         require_repeatable(self.model, self.device)
@@ -169,6 +172,6 @@ class Policy:
                 merged[name] = tensor
         return merged
 
-    def layout(self, config: LearnConfig) -> Layout:
+    def layout(self, config: NetworkConfig) -> Layout:
         """How rollouts are packed for this model."""
         return best_layout(self.base, config, device=self.device)

@@ -1,17 +1,13 @@
-"""A reward model: a decoder with a scalar on top, taught by soft preferences between two answers.
+"""A reward model: a decoder with a scalar on top, and what it says about sequences and pairs.
 
-    loss = -w [p log s(d) + (1 - p) log s(-d)],   d = r(first) - r(second)
-
-This is the Bradley-Terry likelihood (Bradley and Terry 1952) under a judge who is sure with probability p; a tie has
-p = 1/2 and teaches that there is no difference. On disk it is what Transformers calls a model for sequence
-classification with one label, so that others load it as it is.
+On disk it is what Transformers calls a model for sequence classification with one label, so that others load it as it
+is. How it learns is `learners.objectives.reward_model`.
 
     model = RewardModel.load("runs/night/checkpoints/step-000400/policy", pad_id=0)
-    report = fit(model, pairs, RewardModelConfig(epochs=2))
     accuracy(model, held_out)
-"""
 
-# N pairs, S sequences, B sequences of a microbatch, T token positions, H hidden width
+N pairs, S sequences, B sequences of a microbatch, T token positions, H hidden width.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +21,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional
 
-from learners.config import LearnConfig
-from learners.loading import choose_device, quiet
-from learners.optimizer import Optimizer
+from learners.core.loading import choose_device, quiet
+from learners.core.packing import by_length
 from solon.errors import InputError, loading
 from solon.feedback.quality.intervals import Interval, effective_pairs, wilson
 from solon.host.file_modes import widen
@@ -54,54 +47,6 @@ class PreferencePair:
     def __post_init__(self) -> None:
         if not (0 <= self.p <= 1 and 0 <= self.weight < math.inf):
             raise ValueError(f"a pair with p = {self.p} and weight = {self.weight}: expected 0 <= p <= 1, weight >= 0")
-
-
-class RewardModelConfig(BaseModel):
-    """How a reward model learns. `RewardModelConfig(learning_rate=1e-5, epochs=1)`"""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    learning_rate: float = Field(1e-5, gt=0)
-    """Peak learning rate of the backbone (AdamW); it falls linearly to a tenth."""
-    head_learning_rate: float = Field(1e-3, gt=0)
-    """The same of the scalar head, which starts from nothing."""
-    epochs: int = Field(1, ge=1)
-    """Passes over the pairs; reward models overfit from the second on, unless they are tiny."""
-    batch_pairs: int = Field(32, ge=1)
-    """Pairs of one optimiser step."""
-    warmup_share: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps over which both rates rise from nearly nothing."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of the matrices."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients of backbone and head are each scaled down to this norm."""
-    max_tokens_per_microbatch: int = Field(16384, ge=16)
-    """Padded tokens in one forward pass: bounds memory, does not change the result."""
-    seed: int = Field(0, ge=0)
-    """Seed of the order of the pairs."""
-
-    def schedule(self, steps: int) -> LearnConfig:
-        """What the optimisers go by when there are so many steps."""
-        return LearnConfig(
-            weight_decay=self.weight_decay,
-            adam_beta2=0.999,
-            max_grad_norm=self.max_grad_norm,
-            warmup_steps=int(self.warmup_share * steps),
-            schedule="linear",
-            schedule_steps=steps,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitReport:
-    """What became of a fit."""
-
-    steps: int
-    pairs: int
-    first_loss: float
-    """Mean loss of the first step, nats; log 2 = 0.693 is a model that knows nothing."""
-    last_loss: float
-    """The same of the last tenth of the steps."""
 
 
 class RewardModel(nn.Module):
@@ -195,61 +140,6 @@ def _without_load_report() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def preference_loss(margins_N: Tensor, p_N: Tensor, weights_N: Tensor) -> Tensor:
-    """Sum over pairs of -w [p log s(d) + (1 - p) log s(-d)]; the caller divides by the sum of all weights.
-
-    margins_N: r(first) - r(second). Its gradient is w (s(d) - p), so that it is least where s(d) = p.
-    """
-    losses_N = functional.binary_cross_entropy_with_logits(margins_N, p_N, reduction="none")
-    return (weights_N * losses_N).sum()
-
-
-def fit(model: RewardModel, pairs: Sequence[PreferencePair], config: RewardModelConfig) -> FitReport:
-    """Teach the model the pairs, in place. The same model, pairs and config on one machine give the same result.
-
-    Raises InputError when no pair counts, or the loss is not finite.
-    """
-    pairs = [pair for pair in pairs if pair.weight > 0]
-    if not pairs:
-        raise InputError("got no preference pairs with a weight above 0, expected some; label more pairs")
-    per_epoch = math.ceil(len(pairs) / config.batch_pairs)
-    steps = per_epoch * config.epochs
-    schedule = config.schedule(steps)
-    head = Optimizer(model.network.score, config.head_learning_rate, schedule)
-    backbone = Optimizer(model.network.base_model, config.learning_rate, schedule)
-    rng = np.random.default_rng(config.seed)
-    model.train()
-    losses = []
-    for step in range(steps):
-        if step % per_epoch == 0:
-            order_N = rng.permutation(len(pairs))
-        start = step % per_epoch * config.batch_pairs
-        batch = [pairs[i] for i in order_N[start : start + config.batch_pairs]]
-        losses.append(_backward(model, batch, config.max_tokens_per_microbatch))
-        if not math.isfinite(losses[-1]):
-            raise InputError(f"the loss is {losses[-1]} at step {step}; lower learning_rate")
-        for optimizer in (backbone, head):
-            optimizer.clip()
-            optimizer.apply(step)
-    model.eval()
-    tail = losses[-math.ceil(len(losses) / 10) :]
-    return FitReport(steps=steps, pairs=len(pairs), first_loss=losses[0], last_loss=sum(tail) / len(tail))
-
-
-def _backward(model: RewardModel, batch: Sequence[PreferencePair], max_tokens: int) -> float:
-    """Accumulate the gradient of the batch's mean loss; returns the loss."""
-    total, loss = sum(pair.weight for pair in batch), 0.0
-    sizes = [max(len(pair.first), len(pair.second)) for pair in batch]
-    for rows in microbatches(sizes, max_tokens // 2):
-        some = [batch[i] for i in rows]
-        first_N, second_N = model([*(p.first for p in some), *(p.second for p in some)]).chunk(2)
-        p_N, weights_N = (first_N.new_tensor(values) for values in ([x.p for x in some], [x.weight for x in some]))
-        part = preference_loss(first_N - second_N, p_N, weights_N) / total
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += part.item()
-    return loss
-
-
 @torch.no_grad()
 def score(model: RewardModel, sequences: Sequence[Tokens], *, max_tokens: int = 16384) -> NDArray[np.float64]:
     """Rewards, [S]."""
@@ -289,18 +179,6 @@ def accuracy_of(margins_N: ArrayLike, pairs: Sequence[PreferencePair]) -> Interv
     return wilson(min(share, 1.0), effective_pairs(weights_N))
 
 
-def microbatches(sizes: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like size, none of more than `max_tokens` when padded, or of one row."""
-    rows: list[int] = []
-    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
-        if rows and sizes[index] * (len(rows) + 1) > max_tokens:
-            yield rows
-            rows = []
-        rows.append(index)
-    if rows:
-        yield rows
-
-
 def _by_length(
     run: Callable[[Sequence[Tokens]], Tensor], sequences: Sequence[Tokens], max_tokens: int
 ) -> NDArray[np.float64]:
@@ -308,7 +186,7 @@ def _by_length(
     if not sequences:
         return np.zeros(0)
     found: dict[int, NDArray[np.float64]] = {}
-    for rows in microbatches([len(ids) for ids in sequences], max_tokens):
+    for rows in by_length([len(ids) for ids in sequences], max_tokens):
         values = run([sequences[i] for i in rows]).double().cpu().numpy()
         found |= dict(zip(rows, values, strict=True))
     return np.stack([found[i] for i in range(len(sequences))])

@@ -14,7 +14,7 @@ columns of the row. The last token of an answer predicts nothing and is left out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners.batch import Batch
+from learners.core.batch import Batch
 
 MaskForm = Literal["full", "windowed", "by_kind"]
 """What a model takes for `attention_mask`: one mask for all layers, without or with the window, or a mapping from the
@@ -155,6 +155,18 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         else:
             bins.append([index])
     return bins
+
+
+def by_length(sizes: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of like size, shortest first, none of more than `max_tokens` when padded, or of one row."""
+    rows: list[int] = []
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if rows and sizes[index] * (len(rows) + 1) > max_tokens:
+            yield rows
+            rows = []
+        rows.append(index)
+    if rows:
+        yield rows
 
 
 def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device, layout: Layout) -> Microbatch:

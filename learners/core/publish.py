@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from learners.loading import quiet
-from learners.policy import Policy
+from learners.core.loading import quiet
+from learners.core.policy import Policy
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.engines.payload import fingerprint
 from solon.engines.tokens import load_tokenizer

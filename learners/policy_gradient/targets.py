@@ -13,26 +13,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.advantages import GAE, GroupRelative, token_rewards, whiten
-from learners.batch import Batch
-from learners.config import LearnConfig
-from learners.losses import explained_variance, importance_weights, kl_k1, kl_k3
-from learners.packing import Microbatch
-from learners.policy import Policy
+from learners.core.batch import Batch
+from learners.core.packing import Microbatch
+from learners.core.policy import Policy
+from learners.policy_gradient.advantages import GAE, GroupRelative, token_rewards, whiten
+from learners.policy_gradient.config import PolicyGradientConfig
+from learners.policy_gradient.losses import explained_variance, importance_weights, kl_k1, kl_k3
 
 Metric = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Targets:
-    """Fixed while the policy moves; every tensor is [N]."""
+class Scores:
+    """What is known of a batch before its advantages; every tensor is [N]."""
 
     prox_N: Tensor
     """log pi_prox: the policy before the first update."""
     weights_N: Tensor
     """Importance weights, 0 for masked tokens: those train nothing, neither policy nor critic, and are in no mean."""
     reference_N: Tensor | None
-    """Log-probs of the frozen reference."""
+    """Log-probs of the frozen reference; None: there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advantages:
+    """How much better each token was than expected; every tensor is [N]."""
+
+    advantages_N: Tensor
+    values_N: Tensor | None = None
+    """Of the critic, before the first update; None: there is no critic."""
+    returns_N: Tensor | None = None
+    """What the critic learns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets(Scores):
+    """What all minibatches of a step aim at, fixed while the networks move; every tensor is [N]."""
+
     advantages_N: Tensor
     values_N: Tensor | None
     returns_N: Tensor | None
@@ -52,11 +69,11 @@ def gather(
     return gathered
 
 
-SCORES = ("logprobs", "entropy", "outside", "reference")
+SCORED = ("logprobs", "entropy", "outside", "reference")
 
 
 def _scores(policy: Policy, microbatch: Microbatch) -> tuple[Tensor, ...]:
-    """Of the policy before the first update, in the order of SCORES, [M] each; the reference where there is one."""
+    """Of the policy before the first update, in the order of SCORED, [M] each; the reference where there is one."""
     scored = policy.score(microbatch, entropy=True, reference=policy.has_reference)
     assert scored.entropy_M is not None
     nothing = torch.zeros_like(scored.logprobs_M)
@@ -67,15 +84,15 @@ def _scores(policy: Policy, microbatch: Microbatch) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def policy_targets(
-    config: LearnConfig, policy: Policy, batch: Batch, microbatches: Sequence[Microbatch], step: int
-) -> tuple[Tensor, Tensor, Tensor | None, Metric]:
-    """`prox_N`, `weights_N`, `reference_N` and what they say about the distance between the policies."""
+    config: PolicyGradientConfig, policy: Policy, batch: Batch, microbatches: Sequence[Microbatch], step: int
+) -> tuple[Scores, Metric]:
+    """Scores of a batch, and what they say about the distance between the policies."""
     metrics: Metric = {}
     behaviour_N = torch.from_numpy(batch.behaviour_N).to(policy.device)
     version_N = torch.from_numpy(batch.version_N).to(policy.device)
     prox_N, reference_N, outside_N = behaviour_N, None, torch.zeros_like(version_N, dtype=torch.bool)
     if not config.bypass or policy.filters:
-        scored = dict(zip(SCORES, gather(batch, microbatches, partial(_scores, policy)), strict=False))
+        scored = dict(zip(SCORED, gather(batch, microbatches, partial(_scores, policy)), strict=False))
         prox_N = prox_N if config.bypass else scored["logprobs"]
         metrics["entropy/mean"] = float(scored["entropy"].mean())
         reference_N, outside_N = scored.get("reference"), scored["outside"] > 0
@@ -109,10 +126,10 @@ def policy_targets(
     if bool(fresh_N.any()):
         # Nothing but the engine's arithmetic separates mu from pi_prox here.
         metrics["mismatch_gap_fresh/mean"] = float((prox_N - behaviour_N).abs()[fresh_N].mean())
-    return prox_N, weights_N, reference_N, metrics
+    return Scores(prox_N=prox_N, weights_N=weights_N, reference_N=reference_N), metrics
 
 
-def group_advantages(config: LearnConfig, batch: Batch, kept_N: Tensor) -> Tensor:
+def group_advantages(config: PolicyGradientConfig, batch: Batch, kept_N: Tensor) -> Tensor:
     """Group-relative advantages, the same for every token of a rollout, [N].
 
     kept_N: tokens that train. A rollout without one is in no mean and no deviation, whatever masked it: its length, its
@@ -135,7 +152,7 @@ def group_advantages(config: LearnConfig, batch: Batch, kept_N: Tensor) -> Tenso
 class TokenRewards:
     """The rewards of a batch laid out per token, and GAE over them."""
 
-    def __init__(self, config: LearnConfig, batch: Batch, prox_N: Tensor, reference_N: Tensor | None) -> None:
+    def __init__(self, config: PolicyGradientConfig, batch: Batch, prox_N: Tensor, reference_N: Tensor | None) -> None:
         self._config = config
         length_R = torch.from_numpy(batch.length_R).to(prox_N.device)
         self._mask_RT = torch.arange(int(batch.length_R.max()), device=prox_N.device) < length_R[:, None]

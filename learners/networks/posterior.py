@@ -1,6 +1,7 @@
-"""What a reward model's labels leave open: other heads that explain them as well, and how far those disagree."""
+"""What a reward model's labels leave open: other heads that explain them as well, and how far those disagree.
 
-# N pairs, M labelled pairs, H hidden width, K heads
+N pairs, M labelled pairs, H hidden width, K heads.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.reward_model import PreferencePair, RewardModel, embed
+from learners.networks.reward_model import PreferencePair, RewardModel, embed
 
 
 def margins_of_draws(

@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from learners.core.objective import Metrics
+
 LOG_RATIO_BOUND = 20.0
 """exp(20) is finite in float32, and far beyond any ratio that still trains."""
 KL_LOG_RATIO_BOUND = 10.0
@@ -26,8 +28,6 @@ KL_RATIO_BOUND = 10.0
 """How much more pi may weigh a token's KL than pi_prox does."""
 OUTLIER_RATIO = (1e-4, 100.0)
 """Outside it pi_prox and mu disagree so much that something is broken: the token is masked."""
-
-Metrics = dict[str, Tensor]
 
 
 def log_ratio(new_N: Tensor, old_N: Tensor) -> Tensor:
@@ -230,16 +230,3 @@ def explained_variance(values_N: Tensor, returns_N: Tensor) -> Tensor:
     if not len(returns_N) or (spread := returns_N.var(correction=0)) <= 1e-12:
         return returns_N.new_zeros(())
     return 1.0 - (returns_N - values_N).var(correction=0) / spread
-
-
-def logprobs_of(logits_NV: Tensor, token_N: Tensor) -> Tensor:
-    """Log-probs of the sampled tokens, [N]."""
-    return -torch.nn.functional.cross_entropy(logits_NV, token_N, reduction="none")
-
-
-def logprobs_and_entropy(logits_NV: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs of the sampled tokens and entropy of their distributions in nats, [N] each, from one
-    pass over the vocabulary."""
-    logprobs_NV = logits_NV.log_softmax(-1)
-    entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-    return logprobs_NV.gather(-1, token_N[:, None])[:, 0], entropy_N

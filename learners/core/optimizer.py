@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from learners.config import LearnConfig
+from learners.core.config import OptimizerConfig
 
 
 class Optimizer:
@@ -16,9 +17,12 @@ class Optimizer:
     Matrices decay, vectors (norms, biases) do not.
     """
 
-    def __init__(self, module: nn.Module, rate: float, config: LearnConfig) -> None:
+    def __init__(
+        self, module: nn.Module, learning_rate: float, config: OptimizerConfig, schedule: Callable[[int], float]
+    ) -> None:
+        """learning_rate: the peak, in place of the configuration's; schedule: factor on it at each step."""
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._rate, self._config = rate, config
+        self._peak, self._schedule, self._max_norm = learning_rate, schedule, config.max_grad_norm
         matrices = [p for p in self.parameters.values() if p.ndim >= 2]
         vectors = [p for p in self.parameters.values() if p.ndim < 2]
         self._adam = torch.optim.AdamW(
@@ -26,19 +30,19 @@ class Optimizer:
                 {"params": matrices, "weight_decay": config.weight_decay},
                 {"params": vectors, "weight_decay": 0.0},
             ],
-            lr=rate,
+            lr=learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             fused=True,
         )
 
     def clip(self) -> float:
         """Scale the gradients down to the norm bound; returns their norm before that."""
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._config.max_grad_norm))
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._max_norm))
 
     def apply(self, step: int) -> None:
         """Move the parameters at the rate of this step and forget the gradients."""
         for group in self._adam.param_groups:
-            group["lr"] = self._rate * self._config.rate(step)
+            group["lr"] = self._peak * self._schedule(step)
         self._adam.step()
         self.clear()
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from learners.batch import Batch
-from learners.packing import Microbatch
-from learners.targets import Targets
+from learners.core.batch import Batch
+from learners.core.packing import Microbatch
+from learners.policy_gradient.targets import Targets
 from solon.records import TrainedGroup, TrainingGroup
 
 

@@ -1,0 +1,140 @@
+"""Settings that every objective shares: network, optimiser, schedule. No torch here.
+
+`[learn]` inherits them, so that its keys are flat; configurations of other trainings take the parts they need.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Truncated = Literal["keep", "bootstrap", "mask", "penalise"]
+"""What an answer that was cut at the length limit teaches."""
+Shape = Literal["constant", "linear", "cosine"]
+"""How a learning rate falls after the warm-up."""
+
+
+class Settings(BaseModel):
+    """Immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraConfig(Settings):
+    """Train low-rank adapters instead of all weights (Hu et al. 2021). `LoraConfig(r=16, alpha=32)`
+
+    The policy and the critic each get their own adapters; what is published is the merged model.
+    """
+
+    r: int = Field(16, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale: the adapter's output is multiplied by alpha / r."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Names of the layers that get an adapter; `all-linear` is every linear layer but the output head."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The factor on a peak learning rate as a function of the step. `Schedule(shape="linear", steps=100, warmup=10)`"""
+
+    shape: Shape = "constant"
+    steps: int | None = None
+    """Steps it spans, the warm-up included; None with `constant`."""
+    warmup: int = 0
+    """Steps over which the rate rises linearly from peak / warmup."""
+
+    def __call__(self, step: int) -> float:
+        """Never 0, so that every step moves the weights: after `steps` it stays at a tenth.
+
+        >>> Schedule(warmup=4)(0)
+        0.25
+        """
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.steps is None or self.shape == "constant":
+            return 1.0
+        done = min(1.0, (step - self.warmup) / (self.steps - self.warmup))
+        falling = 1.0 - done if self.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        return 0.1 + 0.9 * falling
+
+
+class OptimizerConfig(Settings):
+    """AdamW with a bound on the norm of the gradients."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    """Peak learning rate (AdamW); a critic or a new head has its own."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of the second moment; shorter memory than usual because the objective moves."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of the matrices."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradients of each network are scaled down to this norm."""
+
+
+class ScheduleConfig(Settings):
+    """How learning rates rise and fall over the steps of a run."""
+
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which all rates rise linearly from peak / warmup_steps."""
+    schedule: Shape = "constant"
+    """How all rates fall after the warm-up, to a tenth of the peak at schedule_steps."""
+    schedule_steps: int | None = Field(None, ge=1)
+    """Steps the schedule spans; needed by linear and cosine."""
+
+    @model_validator(mode="after")
+    def _schedule_is_complete(self) -> Self:
+        if self.schedule != "constant" and self.schedule_steps is None:
+            raise ValueError(
+                f"schedule = {self.schedule!r} without schedule_steps; set it to the number of steps of the run"
+            )
+        if self.schedule_steps is not None and self.schedule_steps <= self.warmup_steps:
+            raise ValueError(
+                f"schedule_steps = {self.schedule_steps} ends before warmup_steps = {self.warmup_steps}; "
+                "make schedule_steps larger"
+            )
+        return self
+
+    def rate(self, step: int) -> float:
+        """Factor on the peak learning rates at a step; never 0, so that every step publishes new weights."""
+        return Schedule(shape=self.schedule, steps=self.schedule_steps, warmup=self.warmup_steps)(step)
+
+
+class NetworkConfig(Settings):
+    """Where a network computes, in which precision, which of its weights train, and how its inputs are packed."""
+
+    max_tokens_per_microbatch: int = Field(4096, ge=16)
+    """Padded tokens in one forward pass: bounds memory, does not change the result."""
+    share_prompts: bool = True
+    """Run a prompt once for several of its answers, where the model allows it and it saves work."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the computation; weights and optimiser are float32. `auto`: float32 on CPU, bfloat16 autocast on GPU."""
+    serving_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the published weights. `auto`: what the engines choose, float32 on CPU, the model's own on GPU."""
+    lora: LoraConfig | None = None
+    """None trains all weights."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more work."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`auto`: the GPU when there is one."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of the learner's process."""
+
+
+class TrainerConfig(NetworkConfig, ScheduleConfig, OptimizerConfig):
+    """What training a published policy needs, whatever is minimised. `TrainerConfig(learning_rate=1e-6)`"""
+
+    epochs: int = Field(1, ge=1)
+    """Passes over a batch; more make a small batch of noisy rewards overfit."""
+    minibatches: int = Field(2, ge=1)
+    """Optimiser steps per pass; a batch is split by groups, never through one."""
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimiser steps taken on one batch."""
+        return self.epochs * self.minibatches

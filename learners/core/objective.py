@@ -1,0 +1,100 @@
+"""What a `Trainer` asks of the thing that it minimises.
+
+An objective owns the networks that train. For every batch it says which minibatches to take optimiser steps on
+(`prepare`), and what the loss of one microbatch is (`loss`); the trainer does the rest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from solon.records import TrainedGroup
+
+BatchT = TypeVar("BatchT")
+"""What one step trains on."""
+MicrobatchT = TypeVar("MicrobatchT")
+"""What one forward pass takes."""
+
+Metrics = dict[str, Tensor]
+"""Scalars by `what/stat`; those of a minibatch are the sums of those of its microbatches."""
+Loss = tuple[Tensor, Metrics]
+"""A scalar to differentiate, and what is measured beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A network with an optimiser of its own."""
+
+    module: nn.Module
+    learning_rate: float
+    """Peak."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minibatch(Generic[MicrobatchT]):
+    """What one optimiser step learns from."""
+
+    microbatches: Sequence[MicrobatchT]
+    denominator: float
+    """What sums over the minibatch are divided by (its tokens, its weights), so that losses and gradients of the
+    microbatches add up to those of one big batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared(Generic[MicrobatchT]):
+    """The work of one step."""
+
+    minibatches: Iterable[Minibatch[MicrobatchT]]
+    """In order; may be made while they are taken."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """By `what/stat`."""
+    groups: tuple[TrainedGroup, ...] = ()
+    """Reward and advantage of every rollout, for objectives that learn from rollouts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepContext(Generic[MicrobatchT]):
+    """What an objective may know and do while it prepares a step."""
+
+    step: int
+    seed: int
+    """Of the run: every random draw comes from (seed, step)."""
+    update: Callable[[Minibatch[MicrobatchT], Callable[[MicrobatchT, float], Iterator[Loss]], str], None]
+    """Take one optimiser step of one part on a loss of its own: `update(minibatch, loss, "critic")`. For networks that
+    must learn before the batch can be prepared."""
+
+
+class Objective(ABC, Generic[BatchT, MicrobatchT]):
+    """What is minimised. Keeps no state over steps but that of its networks and what `counters` returns."""
+
+    remedy: ClassVar[str] = "lower learning_rate"
+    """What to do when a loss or gradient is not finite."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, Part]:
+        """The networks that train, by name. Names are in checkpoints; the first one's metrics have no prefix."""
+
+    @abstractmethod
+    def prepare(self, batch: BatchT, context: StepContext[MicrobatchT]) -> Prepared[MicrobatchT]:
+        """Everything that stays fixed while the networks move. Raises RunFailedError for a batch that cannot train."""
+
+    @abstractmethod
+    def loss(self, microbatch: MicrobatchT, denominator: float) -> Iterator[Loss]:
+        """One or several terms of the loss of a microbatch. Each is differentiated before the next is computed, so that
+        terms of different networks are never in memory together."""
+
+    def raise_kl(self, factor: float) -> float:
+        """Multiply the weight of the KL to the reference, from the next step on; returns the new one."""
+        raise ValueError(f"{type(self).__name__} has no KL to a reference, got a factor of {factor}")
+
+    def counters(self) -> dict[str, float]:
+        """Numbers that a checkpoint keeps beside the networks."""
+        return {}
+
+    def restore(self, counters: Mapping[str, float]) -> None:
+        """Take back what `counters` gave. Keys may be absent in checkpoints of earlier versions."""

@@ -1,0 +1,74 @@
+"""The base of objectives that train the published policy on labelled groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from learners.core.batch import Batch
+from learners.core.config import TrainerConfig
+from learners.core.objective import Minibatch, Objective, Part, StepContext
+from learners.core.packing import Microbatch
+from learners.core.policy import Policy
+from solon.records import NO_FILTERS, Filters, TrainingGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySource:
+    """The model that trains, and how its rollouts are sampled. `PolicySource(model="models/policy")`"""
+
+    model: str
+    temperature: float = 1.0
+    filters: Filters = NO_FILTERS
+    end_ids: Sequence[int] = ()
+    """Tokens that end an answer, for `filters.min_tokens`."""
+
+
+class PolicyObjective(Objective[Sequence[TrainingGroup], Microbatch]):
+    """Owns the policy; subclasses say what moves it.
+
+    A subclass that another module may build takes (config, source) and nothing else.
+    """
+
+    remedy = "lower learn.learning_rate, or look at the rewards and log-probs of this batch"
+
+    def __init__(
+        self, config: TrainerConfig, source: PolicySource, *, reference: bool = False, backbone: bool = False
+    ) -> None:
+        """reference: keep a frozen copy for a KL; backbone: make a copy without head for a critic."""
+        self.config = config
+        self.policy = Policy(
+            config,
+            model=source.model,
+            temperature=source.temperature,
+            filters=source.filters,
+            end_ids=source.end_ids,
+            reference=reference,
+            backbone=backbone,
+        )
+        self.layout = self.policy.layout(config)
+
+    def parts(self) -> dict[str, Part]:
+        """The policy alone."""
+        return {"policy": Part(self.policy.model, self.config.learning_rate)}
+
+    def batch_of(self, groups: Sequence[TrainingGroup], **options: Any) -> Batch:
+        """The groups as arrays; options: those of `Batch.of`. Raises RunFailedError when no rollout has a reward."""
+        return Batch.of(groups, vocabulary=self.policy.vocabulary, **options)
+
+    def microbatches(self, batch: Batch, groups: Sequence[int]) -> list[Microbatch]:
+        """The trained rollouts of some groups, packed."""
+        return self.layout.microbatches(batch, batch.rollouts_of(groups), self.policy.device)
+
+    def minibatches(self, batch: Batch, context: StepContext[Microbatch]) -> Iterator[Minibatch[Microbatch]]:
+        """Every epoch the batch's groups in a new order, cut into minibatches of nearly equal size; sums are divided by
+        their response tokens."""
+        groups = np.array(batch.trained_groups())
+        for epoch in range(self.config.epochs):
+            shuffled = np.random.default_rng((context.seed, context.step, epoch)).permutation(groups)
+            for part in np.array_split(shuffled, min(self.config.minibatches, len(groups))):
+                microbatches = self.microbatches(batch, part.tolist())
+                yield Minibatch(microbatches, sum(microbatch.num_tokens for microbatch in microbatches))

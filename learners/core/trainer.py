@@ -1,0 +1,180 @@
+"""The only training loop: minibatches, microbatches, gradients, optimiser steps, state and publication."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Generic
+
+import torch
+from torch import Tensor
+
+from learners.core.config import OptimizerConfig
+from learners.core.objective import BatchT, Loss, Metrics, MicrobatchT, Minibatch, Objective, Prepared, StepContext
+from learners.core.optimizer import Optimizer
+from learners.core.publish import Publisher
+from learners.core.state import load_state, save_state
+from solon.errors import RunFailedError
+from solon.records import Span, StepReport, Weights
+
+
+class Trainer(Generic[BatchT, MicrobatchT]):
+    """Moves the networks of an objective.
+
+        trainer = Trainer(objective, config, schedule=config.rate, seed=0, publisher=publisher)
+        weights = trainer.initial_weights()
+        report, weights = trainer.step(0, batch)
+
+    The same seed, networks and batches give the same weights. Every random draw comes from (seed, step), so a
+    checkpoint needs no generator state.
+    """
+
+    def __init__(
+        self,
+        objective: Objective[BatchT, MicrobatchT],
+        config: OptimizerConfig,
+        *,
+        schedule: Callable[[int], float],
+        seed: int,
+        name: str = "learner-0",
+        publisher: Publisher | None = None,
+    ) -> None:
+        """schedule: factor on the peak learning rates at a step. publisher: of the policy; None: nothing is
+        published."""
+        self.objective, self.name = objective, name
+        self.version = 0
+        """Committed steps, which is the version of the weights."""
+        self.optimizers = {
+            part: Optimizer(network.module, network.learning_rate, config, schedule)
+            for part, network in objective.parts().items()
+        }
+        self._peak, self._schedule, self._seed = config.learning_rate, schedule, seed
+        self._publisher = publisher
+
+    def initial_weights(self) -> Weights:
+        """The weights as they are: version 0, or after `load` the version of the checkpoint."""
+        if self._publisher is None:
+            raise ValueError(f"{type(self.objective).__name__} publishes nothing")
+        return self._publisher.weights(self.version)
+
+    def step(self, step: int, batch: BatchT) -> tuple[StepReport, Weights]:
+        """`train`, and the weights of version `step + 1`."""
+        report = self.train(step, batch)
+        started = time.perf_counter()
+        weights = self.initial_weights()
+        metrics = {**report.metrics, "learn/export_s/sum": time.perf_counter() - started}
+        spans = tuple(dataclasses.replace(span, end_s=time.time()) for span in report.spans)
+        return dataclasses.replace(report, metrics=dict(sorted(metrics.items())), spans=spans), weights
+
+    def train(self, step: int, batch: BatchT) -> StepReport:
+        """One committed update of version `step`.
+
+        Raises RunFailedError when the batch has nothing to train on, and when a loss or a gradient is not finite,
+        before the optimiser moves a weight.
+        """
+        if step != self.version:
+            raise ValueError(f"step {step} was given to a learner at version {self.version}")
+        started, clock = time.time(), time.perf_counter()
+        prepared = self.objective.prepare(batch, self.context(step))
+        ready = time.perf_counter()
+        metrics = {**prepared.metrics, **self._updates(step, prepared)}
+        self.version = step + 1
+        metrics["learning_rate/mean"] = self._peak * self._schedule(step)
+        metrics["prepare_s/sum"] = ready - clock
+        metrics["update_s/sum"] = time.perf_counter() - ready
+        span = Span(lane="learn", worker=self.name, name=f"step {step}", start_s=started, end_s=time.time())
+        named = {f"learn/{key}": value for key, value in sorted(metrics.items())}
+        moved = metrics["skipped/share"] < 1
+        return StepReport(step=step, metrics=named, spans=(span,), groups=prepared.groups, moved=moved)
+
+    def raise_kl(self, factor: float) -> float:
+        """Multiply the weight of the KL to the reference, from the next step on; returns the new one."""
+        return self.objective.raise_kl(factor)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the networks and their optimisers, exact to the bit; where a policy is published also `policy/`, a
+        Hugging Face directory in the serving dtype."""
+        directory = Path(directory)
+        if self._publisher is not None:
+            self._publisher.save(directory / "policy")
+        counters = {"version": self.version, "seed": self._seed, **self.objective.counters()}
+        save_state(directory, self.optimizers, counters)
+
+    def load(self, directory: str | Path) -> None:
+        """Continue from a checkpoint of a learner with the same model and configuration. Raises InputError when it
+        does not fit."""
+        counters = load_state(Path(directory), self.optimizers)
+        self.version = int(counters["version"])
+        self.objective.restore(counters)
+
+    def context(self, step: int) -> StepContext[MicrobatchT]:
+        """What the objective is given to prepare a step."""
+
+        def update(
+            minibatch: Minibatch[MicrobatchT], loss: Callable[[MicrobatchT, float], Iterator[Loss]], part: str
+        ) -> None:
+            sums = _backward(minibatch, loss)
+            self._move(part, step, self._clip_gradients(step, sums, (part,))[part])
+
+        return StepContext(step=step, seed=self._seed, update=update)
+
+    def _updates(self, step: int, prepared: Prepared[MicrobatchT]) -> dict[str, float]:
+        """All optimiser steps on a batch; returns the means of their metrics."""
+        totals: dict[str, list[Tensor]] = defaultdict(list)
+        norms: dict[str, list[float]] = defaultdict(list)
+        moved: dict[str, list[bool]] = defaultdict(list)
+        main = next(iter(self.optimizers))
+        for minibatch in prepared.minibatches:
+            sums = _backward(minibatch, self.objective.loss)
+            for part, norm in self._clip_gradients(step, sums, tuple(self.optimizers)).items():
+                prefix = "" if part == main else f"{part}_"
+                norms[f"{prefix}grad_norm"].append(norm)
+                moved[f"{prefix}skipped"].append(self._move(part, step, norm))
+            for key, value in sums.items():
+                totals[key].append(value)
+        metrics = {key: float(torch.stack(values).mean()) for key, values in totals.items()}
+        metrics |= {f"{key}/mean": sum(values) / len(values) for key, values in norms.items()}
+        metrics |= {f"{key}/max": max(values) for key, values in norms.items()}
+        metrics |= {f"{key}/share": 1 - sum(values) / len(values) for key, values in moved.items()}
+        return metrics
+
+    def _move(self, part: str, step: int, norm: float) -> bool:
+        """Take one optimiser step, unless the gradient is exactly 0; returns whether it was taken.
+
+        Where every token is masked or no answer is better than another, the gradient is exactly 0. A step would still
+        move the parameters, by Adam's momentum of earlier batches.
+        """
+        if norm == 0:
+            self.optimizers[part].clear()
+            return False
+        self.optimizers[part].apply(step)
+        return True
+
+    def _clip_gradients(self, step: int, losses: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, float]:
+        """Bound the gradients and return their norms; raises RunFailedError when something is not finite."""
+        norms = {part: self.optimizers[part].clip() for part in parts}
+        broken = {key: float(value) for key, value in losses.items() if not math.isfinite(float(value))}
+        broken |= {f"{part} gradient norm": norm for part, norm in norms.items() if not math.isfinite(norm)}
+        if broken:
+            where = [f"{part}: {name}" for part in parts for name in self.optimizers[part].not_finite()][:3]
+            raise RunFailedError(
+                f"learning stopped at step {step} before its optimiser moved: not finite are "
+                f"{', '.join(f'{key} ({value})' for key, value in broken.items())}"
+                f"{', first in ' + ', '.join(where) if where else ''}; {self.objective.remedy}"
+            )
+        return norms
+
+
+def _backward(minibatch: Minibatch[MicrobatchT], loss: Callable[[MicrobatchT, float], Iterator[Loss]]) -> Metrics:
+    """Accumulate the gradients of a minibatch; returns the sums of its metrics."""
+    sums: Metrics = {}
+    for microbatch in minibatch.microbatches:
+        for term, metrics in loss(microbatch, minibatch.denominator):
+            term.backward()  # type: ignore[no-untyped-call]
+            for key, value in metrics.items():
+                sums[key] = sums[key] + value if key in sums else value
+    return sums

@@ -1,0 +1,62 @@
+"""Objectives: what a `Trainer` minimises, one module and one class each.
+
+The name of an objective is the name of its module, so a new objective is a new file here and nothing else:
+
+    class Mine(PolicyObjective):        # learners/objectives/mine.py
+        def prepare(self, batch, context): ...
+        def loss(self, microbatch, denominator): ...
+
+A subclass of `PolicyObjective` can be named by `learn.objective`. Modules are imported when they are asked for: this
+page loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+from solon.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from learners.core.objective import Objective
+    from learners.core.policy_objective import PolicyObjective
+
+
+def names() -> list[str]:
+    """Every objective there is, by the files of this folder; imports none of them."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def find(name: str) -> type[Objective[Any, Any]]:
+    """The objective of a name. Raises InputError when there is none."""
+    from learners.core.objective import Objective
+
+    if name not in names():
+        raise InputError(f"objective {name!r}{nearest(name, names())}, expected one of {', '.join(names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    found = [
+        member
+        for member in vars(module).values()
+        if inspect.isclass(member)
+        and issubclass(member, Objective)
+        and member.__module__ == module.__name__
+        and not inspect.isabstract(member)
+    ]
+    if len(found) != 1:
+        raise ImportError(f"{module.__name__} defines {len(found)} objectives, expected one class")
+    return found[0]
+
+
+def find_for_policy(name: str) -> type[PolicyObjective]:
+    """The same of an objective that trains the policy of a run. Raises InputError when it learns from other data."""
+    from learners.core.policy_objective import PolicyObjective
+
+    found = find(name)
+    if not issubclass(found, PolicyObjective):
+        raise InputError(
+            f"objective {name!r} does not train a policy on labelled rollouts; set learn.objective to 'ppo' or "
+            "'group_relative'"
+        )
+    return found

@@ -1,0 +1,91 @@
+"""Proximal policy optimisation with a critic and generalised advantage estimation.
+
+N: response tokens of the batch; M: of a microbatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from learners.core.batch import Batch
+from learners.core.objective import Loss, Minibatch, Part, StepContext
+from learners.core.packing import Microbatch
+from learners.core.policy_objective import PolicySource
+from learners.networks.critic import Critic
+from learners.policy_gradient.config import PolicyGradientConfig
+from learners.policy_gradient.losses import value_loss
+from learners.policy_gradient.objective import PolicyGradient
+from learners.policy_gradient.targets import Advantages, Metric, Scores, TokenRewards, gather, mean_of
+
+
+class PPOObjective(PolicyGradient):
+    """The KL to the reference is a reward of every token, so that the critic learns to expect it."""
+
+    def __init__(self, config: PolicyGradientConfig, source: PolicySource) -> None:
+        super().__init__(config, source, backbone=True)
+        self.critic = Critic(self.policy.backbone, self.policy.hidden).to(self.policy.device)
+
+    def parts(self) -> dict[str, Part]:
+        """The policy and the critic."""
+        return super().parts() | {"critic": Part(self.critic, self.config.critic_learning_rate)}
+
+    def advantages(
+        self, batch: Batch, everything: Sequence[Microbatch], scores: Scores, context: StepContext[Microbatch]
+    ) -> tuple[Advantages, Metric]:
+        """By the live critic, which a first batch warms up."""
+        kept_N = scores.weights_N > 0
+        rewards = TokenRewards(self.config, batch, scores.prox_N, scores.reference_N)
+        if context.step == 0:
+            self._start_critic(everything, rewards.to_go_N(), kept_N & rewards.has_return_N(), context)
+        with torch.no_grad():
+            (values_N,) = gather(batch, everything, lambda m: (self._values(m),))
+        advantages_N, returns_N, metrics = rewards.advantages(values_N, kept_N)
+        return Advantages(advantages_N=advantages_N, values_N=values_N, returns_N=returns_N), metrics
+
+    def loss(self, microbatch: Microbatch, denominator: float) -> Iterator[Loss]:
+        yield from super().loss(microbatch, denominator)
+        targets, index_M = self._targets, microbatch.index_M
+        assert targets is not None
+        assert targets.values_N is not None
+        assert targets.returns_N is not None
+        yield value_loss(
+            self._values(microbatch),
+            targets.values_N[index_M],
+            targets.returns_N[index_M],
+            denominator=denominator,
+            clip=self.config.value_clip,
+            kept_N=targets.weights_N[index_M] > 0,
+        )
+
+    def _values(self, microbatch: Microbatch) -> Tensor:
+        with self.policy.autocast():
+            values_M: Tensor = self.critic(microbatch)
+        return values_M
+
+    def _start_critic(
+        self,
+        everything: Sequence[Microbatch],
+        returns_N: Tensor,
+        kept_N: Tensor,
+        context: StepContext[Microbatch],
+    ) -> None:
+        """Teach a new critic the mean return of the first batch, then `critic_warmup_steps` steps of the rest."""
+        self.critic.start_at(mean_of(returns_N, kept_N))
+
+        def warm_up(microbatch: Microbatch, denominator: float) -> Iterator[Loss]:
+            values_M, index_M = self._values(microbatch), microbatch.index_M
+            loss, _ = value_loss(
+                values_M,
+                values_M.detach(),
+                returns_N[index_M],
+                denominator=denominator,
+                clip=None,
+                kept_N=kept_N[index_M],
+            )
+            yield loss, {"critic warm-up": loss.detach()}
+
+        for _ in range(self.config.critic_warmup_steps):
+            context.update(Minibatch(everything, len(returns_N)), warm_up, "critic")

@@ -1,0 +1,120 @@
+"""The clipped, importance-weighted policy gradient that `ppo` and `group_relative` share.
+
+N: response tokens of the batch; M: of a microbatch.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from learners.core.batch import Batch
+from learners.core.objective import Loss, Metrics, Prepared, StepContext
+from learners.core.packing import Microbatch
+from learners.core.policy_objective import PolicyObjective, PolicySource
+from learners.policy_gradient.config import PolicyGradientConfig
+from learners.policy_gradient.losses import policy_loss
+from learners.policy_gradient.measure import batch_metrics, trained_groups
+from learners.policy_gradient.targets import Advantages, Metric, Scores, Targets, mean_of, policy_targets
+from solon.records import TrainingGroup
+
+
+class PolicyGradient(PolicyObjective):
+    """Asynchronous PPO from labelled groups; subclasses give the advantages.
+
+    pi_prox, the reference and the values are computed once for a batch, then every minibatch moves the networks. The
+    order in which groups come changes nothing.
+    """
+
+    config: PolicyGradientConfig
+
+    def __init__(self, config: PolicyGradientConfig, source: PolicySource, *, backbone: bool = False) -> None:
+        super().__init__(config, source, reference=config.kl_coefficient > 0, backbone=backbone)
+        self._kl_configured = config.kl_coefficient
+        self._targets: Targets | None = None
+
+    @abstractmethod
+    def advantages(
+        self, batch: Batch, everything: Sequence[Microbatch], scores: Scores, context: StepContext[Microbatch]
+    ) -> tuple[Advantages, Metric]:
+        """The advantages of a batch, given what the policy says of it; `everything`: the batch, packed. Tokens of
+        weight 0 are in no mean."""
+
+    def prepare(self, batch: Sequence[TrainingGroup], context: StepContext[Microbatch]) -> Prepared[Microbatch]:
+        arrays = self.batch_of(
+            batch,
+            reward_clip=self.config.reward_clip,
+            truncated=self.config.truncated,
+            truncated_penalty=self.config.truncated_penalty,
+        )
+        everything = self.microbatches(arrays, arrays.trained_groups())
+        targets, metrics = self.targets(arrays, everything, context)
+        self._targets = targets
+        return Prepared(
+            minibatches=self.minibatches(arrays, context),
+            metrics=metrics | batch_metrics(arrays, context.step, everything),
+            groups=trained_groups(batch, arrays, targets),
+        )
+
+    def targets(
+        self, batch: Batch, everything: Sequence[Microbatch], context: StepContext[Microbatch]
+    ) -> tuple[Targets, Metric]:
+        """What all minibatches of a step aim at."""
+        scores, metrics = policy_targets(self.config, self.policy, batch, everything, context.step)
+        found, more = self.advantages(batch, everything, scores, context)
+        metrics |= more
+        metrics["advantage_abs/mean"] = mean_of(found.advantages_N.abs(), scores.weights_N > 0)
+        targets = Targets(
+            prox_N=scores.prox_N,
+            weights_N=scores.weights_N,
+            reference_N=scores.reference_N,
+            advantages_N=found.advantages_N,
+            values_N=found.values_N,
+            returns_N=found.returns_N,
+        )
+        return targets, metrics
+
+    def loss(self, microbatch: Microbatch, denominator: float) -> Iterator[Loss]:
+        assert self._targets is not None, "prepare comes before loss"
+        targets, config, index_M = self._targets, self.config, microbatch.index_M
+        scored = self.policy.score(microbatch, entropy=bool(config.entropy_bonus or config.bypass))
+        weights_M = targets.weights_N[index_M]
+        if scored.outside_M is not None:
+            # The policy would not sample them any more: pi / pi_prox is 0 there, and has no gradient.
+            weights_M = weights_M.masked_fill(scored.outside_M, 0.0)
+        loss, metrics = policy_loss(
+            scored.logprobs_M,
+            targets.prox_N[index_M],
+            weights_M,
+            targets.advantages_N[index_M],
+            denominator=denominator,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
+        )
+        if scored.entropy_M is not None:
+            entropy = (scored.entropy_M * (weights_M > 0)).sum() / denominator
+            loss = loss - config.entropy_bonus * entropy
+            metrics["update_entropy/mean"] = entropy.detach()
+        penalty, found = self.penalty(scored.logprobs_M, weights_M, targets, microbatch, denominator)
+        yield (loss if penalty is None else loss + penalty), metrics | found
+
+    def penalty(
+        self, logprobs_M: Tensor, weights_M: Tensor, targets: Targets, microbatch: Microbatch, denominator: float
+    ) -> tuple[Tensor | None, Metrics]:
+        """A further term of the policy's loss; None: there is none."""
+        return None, {}
+
+    def raise_kl(self, factor: float) -> float:
+        self.config = self.config.model_copy(update={"kl_coefficient": self.config.kl_coefficient * factor})
+        return self.config.kl_coefficient
+
+    def counters(self) -> dict[str, float]:
+        return {"kl_coefficient": self.config.kl_coefficient, "kl_configured": self._kl_configured}
+
+    def restore(self, counters: Mapping[str, float]) -> None:
+        # The coefficient may have been raised since the run began. A configured value that differs now wins.
+        if counters.get("kl_configured", self._kl_configured) == self._kl_configured:
+            self.config = self.config.model_copy(update={"kl_coefficient": counters["kl_coefficient"]})
