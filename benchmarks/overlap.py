@@ -24,12 +24,13 @@ from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
 from benchmarks._harness import Row, arguments, report
 from benchmarks._standins import TimedJudgeActor, TimedLearnerActor, TimedRolloutActor, make_weights
+from cluster.lanes import assemble_lanes
 from cluster.launch import cluster
 from solon.files.prompts import PromptSource, prompt_id
 from solon.ledger.async_ledger import AsyncLedger
 from solon.ledger.ledger import LedgerConfig
 from solon.ledger.staleness import StalenessConfig
-from solon.loop import Lanes, run_loop
+from solon.loop import run_loop
 from solon.pipeline.publication import Publication, PublishConfig
 from solon.records import Message, Prompt
 from solon.recovery.guard import Guard, RecoveryConfig
@@ -70,7 +71,7 @@ async def standins(*, steps: int, lane_s: float, synchronous: bool) -> Watch:
     rollout = [SupervisedRollout(writer, Guard(writer, patience))]
     watch = Watch(staleness_bound=4, total_steps=steps)
     messages = (Message(role="user", content="?"),)
-    lanes = Lanes(
+    lanes = assemble_lanes(
         rollout=rollout,
         judges=[SupervisedJudge(judge, Guard(judge, patience))],
         learner=learner,
@@ -80,6 +81,7 @@ async def standins(*, steps: int, lane_s: float, synchronous: bool) -> Watch:
             rollout, settings=PublishConfig(logprob_tolerance=1e-3, timeout_s=30), initial=make_weights(0)
         ),
         observer=watch,
+        recovery=patience,
     )
     watch.begin()
     await run_loop(lanes, steps=steps, min_valid=1, stop=asyncio.Event())

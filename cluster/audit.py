@@ -31,26 +31,26 @@ def make_watch(
     note: Callable[[str], None],
 ) -> WatchingObserver | None:
     """What stands between the loop and the recorder; None: the run is not watched. on_stop: ends it, with the alarm."""
-    if not run.watch.audit_judge or workers.auditor is None:
+    if not run.watch.audit_judge:
         return None
     relative = run.feedback.task == "pairwise"
     watch = Watch(run.watch, canaries=run.watch.canaries, seed=run.seed, is_relative=relative)
 
     async def on_alarm(alarm: Alarm) -> None:
         if alarm.action == "raise_kl":
-            await workers.learner.raise_kl(run.watch.kl_factor)
+            await workers["learner"].lane.raise_kl(run.watch.kl_factor)
         else:
             on_stop(dataclasses.asdict(alarm))
 
     watching = WatchingObserver(
         recorder,
         watch,
-        gold=workers.auditor,
+        gold=workers["audit-judge"].lane,
         open_payload=open_payload,
         on_action=on_alarm,
         canary=Canary(canary) if canary else None,
         # One identity for all judges of a run, so that any of them may be asked.
-        judge=lambda items: ask_any(workers.judges, lambda judge: judge.judge_fresh(items)),
+        judge=lambda items: ask_any(workers["judge"].lanes, lambda judge: judge.judge_fresh(items)),
     )
     state = None if start.checkpoint is None else start.checkpoint.run.get("watch")
     if state is not None:

@@ -6,15 +6,16 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Coroutine, Mapping
-from functools import partial
 from typing import Any
 
-from actors.calls import is_there, open_payload
+from actors.calls import open_payload
 from cluster.audit import make_watch
 from cluster.config.run_file import RunFile
 from cluster.evaluate import AuditEvaluator, Evaluator, OracleEvaluator, Scores, evaluate
 from cluster.final_summary import FinalSummary
+from cluster.lanes import assemble_lanes, publication_for
 from cluster.launch import Launcher, WorkerSet
+from cluster.pools.base import Role
 from cluster.preflight.checks import Inputs
 from cluster.rewind import best_of
 from cluster.saving import Saver, restore_ledger
@@ -32,7 +33,7 @@ from solon.feedback.watching.best import ranked
 from solon.feedback.watching.observer import WatchingObserver
 from solon.files.prompts import PromptSource
 from solon.ledger.async_ledger import AsyncLedger
-from solon.loop import Lanes, run_loop
+from solon.loop import run_loop
 from solon.pipeline.publication import Publication
 from solon.runs.directory import RunDirectory
 from solon.telemetry.movement import Movement
@@ -54,9 +55,9 @@ class Driver:
         *,
         start: Start,
         resume: str = "the same command with --resume",
-        launcher: type[Launcher] = Launcher,
+        roles: Mapping[str, Role] | None = None,
     ) -> None:
-        """resume: what a person types to continue this run."""
+        """resume: what a person types to continue this run. roles: what makes workers, in place of the usual."""
         self._run = run
         self._final = FinalSummary(directory, end=self._end_of)
         self._inputs = inputs
@@ -83,13 +84,14 @@ class Driver:
         self._stopped_by: dict[str, Any] | None = None
         """What ended the run early."""
         checkpoint = start.checkpoint
-        self._launcher = launcher(
+        self._launcher = Launcher(
             run,
             inputs.constitution,
             run_name=directory.path.name,
             emit=lambda name, **fields: self._recorder.event(name, **fields),
             checkpoint=str(checkpoint.path.resolve()) if checkpoint else "",
             clock=self._clock,
+            roles=roles,
         )
         self._ledger = AsyncLedger(
             run.ledger,
@@ -179,7 +181,7 @@ class Driver:
         run, checkpoint = self._run, self._start.checkpoint
         self._view.starting(self._launcher.names())
         workers = self._workers = await self._launcher.launch(on_ready=self._view.ready, say=self._view.note)
-        self._provenance |= dataclasses.asdict(workers.judge_identity)
+        self._provenance |= dataclasses.asdict(workers["judge"].started[0])
         self._ledger.listen(self._recorder.event)
         if checkpoint is not None:
             restore_ledger(self._ledger, checkpoint, judges_again=self._start.judges_again)
@@ -197,19 +199,17 @@ class Driver:
             self._recorder.event(
                 "resumed", step=0, admitted=0, held=[], damaged=list(self._start.damaged), records=[], unlisted=False
             )
-        publication = self._publication = Publication(
-            workers.rollout,
+        initial = workers["learner"].started[0]
+        publication = self._publication = publication_for(
+            workers["rollout"].lanes,
+            workers["learner"].lane,
             settings=run.publish,
-            initial=workers.initial[0],
+            initial=initial[0],
+            recovery=run.recovery,
             attested=self._start.step,
-            renewal_s=run.recovery.node_timeout_s + run.recovery.restart_timeout_s,
             clock=self._clock,
         )
-        workers.learner.on_weights = publication.renew
-        for lane in workers.rollout:
-            lane.guard.on_down = partial(publication.leave, lane)
-            lane.guard.rejoin = partial(publication.join, lane)
-        await publication.verify(*workers.initial)
+        await publication.verify(*initial)
         for guard in workers.guards:
             guard.start()
         evaluator = self._evaluator(workers)
@@ -277,17 +277,16 @@ class Driver:
                 self._directory.require_here()
                 await saver.save(step)
 
-        lanes = Lanes(
-            rollout=workers.rollout,
-            judges=workers.judges,
-            learner=workers.learner,
+        lanes = assemble_lanes(
+            rollout=workers["rollout"].lanes,
+            judges=workers["judge"].lanes,
+            learner=workers["learner"].lane,
             ledger=self._ledger,
             prompts=PromptSource(self._inputs.prompts, seed=run.seed),
             publication=publication,
             observer=self._watching or self._recorder,
+            recovery=run.recovery,
             checkpoint=checkpoint,
-            is_there=is_there,
-            grace_s=run.recovery.grace_s,
             clock=self._clock,
         )
         watchdog = Watchdog(
@@ -340,7 +339,7 @@ class Driver:
         return Saver(
             folder,
             directory=self._directory,
-            learner=workers.learner,
+            learner=workers["learner"].lane,
             ledger=self._ledger,
             recorder=self._recorder,
             config_hash=run.hash,
@@ -367,8 +366,7 @@ class Driver:
             case "nursery":
                 return OracleEvaluator()
             case "judge":
-                assert workers.auditor is not None, "the run file names one"
-                return AuditEvaluator(workers.auditor)
+                return AuditEvaluator(workers["audit-judge"].lane)
             case _:
                 return None
 
@@ -376,7 +374,7 @@ class Driver:
         if evaluator is None:
             return
         seed = EVALUATION_SEED + self._run.seed
-        found = await evaluate(workers.rollout, self._inputs.heldout, evaluator, seed=seed)
+        found = await evaluate(workers["rollout"].lanes, self._inputs.heldout, evaluator, seed=seed)
         self._scores[when] = found.scores
         self._directory.write_json(f"heldout-{when}.json", found.rows())
         self._view.evaluated(when, found.scores)

@@ -24,29 +24,12 @@ from cluster.rewind import (
 from solon.checkpoints.folder import Checkpoint, CheckpointFolder
 from solon.checkpoints.remote import download
 from solon.errors import InputError, short
+from solon.files.marks import is_among
+from solon.files.marks import may_change as changeable
 from solon.files.overrides import flat_items
 from solon.host.directory_lock import locked
 from solon.runs.directory import RunDirectory
 from solon.runs.integrity import UNRECORDED, Integrity, examine, said_of
-
-_PLACE = ("num_actors", "gpu_memory_utilization", "kv_cache_gib", "max_batched_tokens")
-MAY_CHANGE = (
-    "steps",
-    "checkpoint_every",
-    "checkpoint_first",
-    "checkpoint_keep",
-    "checkpoint_url",
-    "recovery",
-    "publish.timeout_s",
-    "ledger.max_held_mib",
-    "ledger.max_attempts",
-    "ledger.max_losses",
-    "ledger.max_dropped_share",
-    "ledger.lease_s",
-    *(f"{section}.{key}" for section in ("rollout", "judging") for key in _PLACE),
-    *(f"{section}.{key}" for section in ("rollout", "judging", "learn") for key in ("num_cpus", "num_gpus", "labels")),
-)
-"""Keys that say how long, where and how patiently, not what is trained: a resumed run may set them anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,12 +173,12 @@ def _refuse_another_run(
             "it, or start a run of another --name"
         )
     ours, theirs = dict(flat_items(run.model_dump(mode="json"))), dict(flat_items(_completed(old, run)))
-    absent = object()
+    absent, allowed = object(), changeable(type(run))
     changed = [
         key
         for key in (*ours, *(theirs.keys() - ours.keys()))
         if ours.get(key, absent) != theirs.get(key, absent)
-        and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+        and not is_among(key, allowed)
         # An optional section that was given, or is: its own keys say what it holds.
         and not any(other.startswith(f"{key}.") for other in (*ours, *theirs))
     ]
@@ -213,9 +196,9 @@ def _refuse_another_run(
 
 def _completed(old: Mapping[str, Any], run: RunFile) -> dict[str, Any]:
     """The configuration of an old run, with today's defaults where it knew no such key."""
-    known = {key: value for key, value in old.items() if key in RunFile.model_fields}
+    known = {key: value for key, value in old.items() if key in type(run).model_fields}
     try:
-        return RunFile.parse(known, source="config.json").model_dump(mode="json")
+        return type(run).parse(known, source="config.json").model_dump(mode="json")
     except InputError:  # of a version with other keys or bounds: what it does not say is taken to be the same
         return _merged(run.model_dump(mode="json"), known)
 

@@ -14,9 +14,10 @@ import solon
 from cluster.config.fitting import fit_run, own_cpus
 from cluster.config.run_file import RunFile
 from cluster.driver import Driver
-from cluster.launch import Launcher, cluster
+from cluster.launch import cluster
 from cluster.placement.placement import check_cluster
 from cluster.placement.supply import read_supply
+from cluster.pools.base import Role
 from cluster.preflight.checks import check_inputs
 from cluster.preflight.space import remarks_on_space
 from cluster.ray_session.session import answers_probe
@@ -38,12 +39,12 @@ def train(
     resume: bool = False,
     back_to: str = "",
     origin: Mapping[str, Any] | None = None,
-    launcher: type[Launcher] = Launcher,
+    roles: Mapping[str, Role] | None = None,
 ) -> dict[str, Any]:
     """A whole run; returns its summary. `resume`: go on from the last checkpoint of the directory of that name, or of
     the youngest one; begin where there is none. `back_to`: `best` or a step: the checkpoint to go on from, not the
-    last one. `origin`: how the run was asked for; `config.json` keeps it, so that
-    whoever finds the directory knows how to go on.
+    last one. `origin`: how the run was asked for; `config.json` keeps it, so that the directory says how the run is
+    resumed. `roles`: what makes the workers of a role, in place of those of `cluster/pools/`.
 
     Raises InputError before any engine starts where that is possible, and RunFailedError or what a stage died of
     afterwards; `summary.json` is written in every case after that.
@@ -97,7 +98,7 @@ def train(
         config |= {"started": time.time(), "origin": dict(origin or {})}
         before = _records(directory.path) if start.directory is not None else {}
         resume_with = resume_command(directory.path, config)
-        driver = Driver(run, inputs, directory, view, start=start, resume=resume_with, launcher=launcher)
+        driver = Driver(run, inputs, directory, view, start=start, resume=resume_with, roles=roles)
         try:
             directory.write_json("config.json", config | run.model_dump(mode="json"))
             with RayWatch(driver, probe=answers_probe()) as ray_watch:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
+from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
-from cluster.config.sections import EngineSection, RolloutSection
+from cluster.config.sections import RolloutSection
 from solon.engines.device import NEEDS_A_GPU, vllm_build
 from solon.engines.lengths import fit_length
 from solon.errors import InputError
@@ -29,7 +29,7 @@ def fit_run(run: RunFile, *, cpus: float | None = None) -> tuple[RunFile, tuple[
     rollout, notes = _fit_lengths(run.rollout, context_of(run.policy))
     notes += _fitted_judges(run)
     if rollout is not run.rollout:
-        run = run.model_copy(update={"rollout": rollout})
+        run = run.with_rollout(rollout)
     if cpus is not None:
         run, more = _fit_cpus(run, cpus)
         notes += more
@@ -110,44 +110,53 @@ def _fit_lengths(rollout: RolloutSection, context: int | None) -> tuple[RolloutS
 
 
 def _fitted_judges(run: RunFile) -> list[str]:
-    """Each judge's engine gets its own length: see `EngineSection.engine`."""
+    """The engine of each judge gets its own length: see `EngineSection.engine`."""
+    named: dict[str, PoolSpec] = {}
+    for pool in run.workers.values():
+        if pool.role not in ("rollout", "learner"):
+            panel = run.feedback.panel if pool.role == "judge" else ()
+            named |= {model: pool for model in (pool.model, *panel) if model not in named}
     notes = []
-    for judge in dict.fromkeys((run.judge, *run.feedback.panel, run.auditor)):
-        context = context_of(judge) if judge else None
-        fitted = fit_length(run.judging, context, where=f"judging.max_model_len (judge {judge})")
-        if fitted is not run.judging:
-            notes.append(f"judging.max_model_len is {context} for {judge}, its context")
+    for judge, pool in named.items():
+        context, key = context_of(judge) if judge else None, pool.key("max_model_len")
+        if fit_length(pool.engine, context, where=f"{key} (judge {judge})") is not pool.engine:
+            notes.append(f"{key} is {context} for {judge}, its context")
     return notes
 
 
 def _fit_backends(run: RunFile, build: str) -> tuple[RunFile, list[str]]:
     """vLLM for GPUs computes nothing on a CPU: engines without a GPU take the other backend, unless one was chosen."""
-    sections: Mapping[str, EngineSection] = {"rollout": run.rollout, "judging": run.judging}
-    stuck = [
-        name
-        for name, section in sections.items()
-        if build == "gpu" and section.num_gpus == 0 and "backend" not in section.model_fields_set
-    ]
+    stuck = {
+        name: pool.model_copy(update={"engine": pool.engine.model_copy(update={"backend": "transformers"})})
+        for name, pool in run.workers.items()
+        if build == "gpu"
+        and pool.role != "learner"
+        and pool.placement.num_gpus == 0
+        and "backend" not in pool.engine.model_fields_set
+    }
     if not stuck:
         return run, []
-    changed = {name: sections[name].model_copy(update={"backend": "transformers"}) for name in stuck}
-    places = " and ".join(f"{name}.backend" for name in stuck)
-    verb = "is" if len(stuck) == 1 else "are"
-    note = f"{places} {verb} transformers: num_gpus is 0 and {NEEDS_A_GPU}; num_gpus above 0 uses it"
-    return run.model_copy(update=changed), [note]
+    keys = list(dict.fromkeys(pool.key("backend") for pool in stuck.values()))
+    verb = "is" if len(keys) == 1 else "are"
+    note = f"{' and '.join(keys)} {verb} transformers: num_gpus is 0 and {NEEDS_A_GPU}; num_gpus above 0 uses it"
+    return run.with_pools(stuck), [note]
 
 
 def _fit_cpus(run: RunFile, cpus: float) -> tuple[RunFile, list[str]]:
-    """Defaults shrink until all actors have a place; what somebody chose is left alone."""
-    actors: Mapping[str, int] = {"rollout": run.rollout.num_actors, "judging": run.num_judges, "learn": 1}
-    free = [name for name in actors if "num_cpus" not in getattr(run, name).model_fields_set]
-    if run.cpus <= cpus or not free:
+    """Defaults shrink until all actors have a place; what a person chose is left alone."""
+    pools = run.workers
+    free = {name: pool for name, pool in pools.items() if "num_cpus" not in pool.placement.model_fields_set}
+    actors = sum(pool.size for pool in free.values())
+    if run.cpus <= cpus or not actors:
         return run, []
-    taken = sum(actors[name] * getattr(run, name).num_cpus for name in actors if name not in free)
-    share = math.floor((cpus - taken) / sum(actors[name] for name in free) * 100) / 100
+    taken = sum(pool.size * pool.placement.num_cpus for name, pool in pools.items() if name not in free)
+    share = math.floor((cpus - taken) / actors * 100) / 100
     if share < LEAST_SHARE:
         return run, []
-    sections = {name: getattr(run, name).model_copy(update={"num_cpus": share}) for name in free}
-    places = " and ".join(f"{name}.num_cpus" for name in free)
+    smaller = {
+        name: pool.model_copy(update={"placement": pool.placement.model_copy(update={"num_cpus": share})})
+        for name, pool in free.items()
+    }
+    places = " and ".join(dict.fromkeys(pool.key("num_cpus") for pool in free.values()))
     note = f"{places} are {share:g}: with the defaults the run needs {run.cpus:g} CPUs, this machine has {cpus:g}"
-    return run.model_copy(update=sections), [note]
+    return run.with_pools(smaller), [note]

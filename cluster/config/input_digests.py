@@ -26,8 +26,7 @@ def input_digests(run: RunFile, prompts: Sequence[Prompt], heldout: Sequence[Pro
     models = {
         "policy": run.policy,
         "judge": run.judge,
-        "evaluate.audit_judge": run.evaluate.audit_judge,
-        "watch.audit_judge": run.watch.audit_judge,
+        **{key: pool.model for key, pool in run.auditors.items()},
         **{f"feedback judge {n}": name for n, name in enumerate(run.feedback.panel, start=1)},
     }
     found = {key: digest for key, name in models.items() if name and (digest := _model(name))}

@@ -17,16 +17,29 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from cluster.config.pools import PoolSpec, changes, learner_pool, pool_of
 from cluster.config.sections import EngineSection, EvaluateSection, LearnSection, RolloutSection, Section, WatchSection
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.panels.selective import reward_clip
 from solon.files.data_config import DataConfig
+from solon.files.marks import (
+    FilePath,
+    MayChange,
+    ModelName,
+    NamesFile,
+    NamesModel,
+    NamesPrompts,
+    PromptsPath,
+    is_exactly,
+    marked,
+    rewrite,
+)
 from solon.files.overrides import parse_override, put
 from solon.files.row_sources import is_dataset_name
 from solon.files.toml_file import read_toml
@@ -36,33 +49,6 @@ from solon.ledger.staleness import StalenessConfig
 from solon.pipeline.publication import PublishConfig
 from solon.recovery.guard import RecoveryConfig
 from solon.redaction import places_of_secrets, redacted
-
-MODELS = (
-    "policy",
-    "judge",
-    "evaluate.audit_judge",
-    "watch.audit_judge",
-    "feedback.cascade.judge",
-    "feedback.jury.judges",
-    "feedback.select.proxy",
-    "feedback.semantic.model",
-)
-"""Keys that name a model, or several: a directory, or a hub name."""
-FILES = (
-    "prompts",
-    "constitution",
-    "evaluate.prompts",
-    "rollout.chat_template",
-    "judging.chat_template",
-    "feedback.calibration",
-    "feedback.cascade.calibration",
-    "feedback.cache.path",
-    "watch.canary",
-)
-"""Keys that name a file."""
-PROMPTS = ("prompts", "evaluate.prompts")
-"""Keys that may name a dataset of the hub instead."""
-
 
 RECORDED = {"hash", "constitution_hash", "solon"}
 """Keys by which the `config.json` of a run is known."""
@@ -75,27 +61,27 @@ HOLDS_A_SECRET = (
 class RunFile(Section):
     """A whole run. `RunFile.load("run.toml", overrides=["learn.epochs=1"])`"""
 
-    policy: str = Field(min_length=1)
+    policy: ModelName = Field(min_length=1)
     """The model to align."""
-    judge: str = Field(min_length=1)
+    judge: ModelName = Field(min_length=1)
     """The feedback model."""
-    prompts: str = Field(min_length=1)
+    prompts: PromptsPath = Field(min_length=1)
     """Training prompts: a file, folder, glob, saved dataset or hub dataset; `docs/prompts.md` lists the formats."""
-    constitution: str = Field(min_length=1)
+    constitution: FilePath = Field(min_length=1)
     """Constitution YAML."""
 
-    steps: int = Field(100, ge=1)
+    steps: Annotated[int, MayChange()] = Field(100, ge=1)
     """Optimiser steps (batches)."""
     seed: int = Field(0, ge=0, lt=2**31)
-    checkpoint_every: int = Field(10, ge=0)
+    checkpoint_every: Annotated[int, MayChange()] = Field(10, ge=0)
     """Steps between checkpoints; 0: only at the end. A learner that is lost trains the steps since the last one again,
     a driver that is lost generates and labels them again as well."""
-    checkpoint_first: int = Field(1, ge=0)
+    checkpoint_first: Annotated[int, MayChange()] = Field(1, ge=0)
     """Steps before the first checkpoint of a run, so that an early end loses little and a disk that is too small shows
     at once; 0: the first comes after `checkpoint_every` steps."""
-    checkpoint_keep: int = Field(3, ge=0)
+    checkpoint_keep: Annotated[int, MayChange()] = Field(3, ge=0)
     """How many checkpoints stay; 0: all."""
-    checkpoint_url: str = ""
+    checkpoint_url: Annotated[str, MayChange()] = ""
     """A second place for them, any URL that fsspec knows, s3://bucket/folder say; its credentials come from the
     environment."""
     data: DataConfig = DataConfig()
@@ -107,10 +93,10 @@ class RunFile(Section):
     learn: LearnSection = LearnSection()
     ledger: LedgerConfig = LedgerConfig()
     staleness: StalenessConfig = StalenessConfig()
-    publish: PublishConfig = PublishConfig()
+    publish: Annotated[PublishConfig, MayChange(("timeout_s",))] = PublishConfig()
     evaluate: EvaluateSection = EvaluateSection()
     watch: WatchSection = WatchSection()
-    recovery: RecoveryConfig = RecoveryConfig()
+    recovery: Annotated[RecoveryConfig, MayChange()] = RecoveryConfig()
 
     @field_validator("checkpoint_url")
     @classmethod
@@ -192,27 +178,48 @@ class RunFile(Section):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
-    def num_judges(self) -> int:
-        """Judge engines, the auditing one included."""
-        return self.judging.num_actors + bool(self.auditor)
+    def workers(self) -> Mapping[str, PoolSpec]:
+        """Every pool of workers that the run needs, by name: four keys name the engines, the judges, the learner, and
+        the auditor where there is one."""
+        pools = [
+            pool_of("rollout", self.policy, self.rollout, name="rollout", section="rollout"),
+            pool_of("judge", self.judge, self.judging, name="judge", section="judging"),
+            learner_pool(self.policy, self.learn),
+        ]
+        if self.auditor:
+            alone = self.judging.model_copy(update={"num_actors": 1})
+            audit = pool_of("audit", self.auditor, alone, name="audit-judge", section="judging")
+            pools.append(audit.called("audit-judge", "judging", is_numbered=False))
+        return {pool.name: pool for pool in pools}
+
+    def with_pools(self, pools: Mapping[str, PoolSpec]) -> Self:
+        """The same run with these pools built or placed in another way."""
+        update: dict[str, Any] = {}
+        for pool in pools.values():
+            section = update.get(pool.section, getattr(self, pool.section))
+            update[pool.section] = section.model_copy(update=changes(section, pool))
+        return self.model_copy(update=update)
+
+    def with_rollout(self, rollout: RolloutSection) -> Self:
+        """The same run with other settings of generation."""
+        return self.model_copy(update={"rollout": rollout})
+
+    @property
+    def auditors(self) -> Mapping[str, PoolSpec]:
+        """The pool that audits or evaluates, by the key that names it."""
+        pool = self.workers.get("audit-judge")
+        keys = {"evaluate.audit_judge": self.evaluate.audit_judge, "watch.audit_judge": self.watch.audit_judge}
+        return {key: pool for key, model in keys.items() if model and pool is not None}
 
     @property
     def gpus(self) -> float:
         """Ray GPUs that the run asks for."""
-        return (
-            self.rollout.num_gpus * self.rollout.num_actors
-            + self.judging.num_gpus * self.num_judges
-            + self.learn.num_gpus
-        )
+        return sum(pool.size * pool.placement.num_gpus for pool in self.workers.values())
 
     @property
     def cpus(self) -> float:
         """Ray CPUs that the run asks for."""
-        return (
-            self.rollout.num_cpus * self.rollout.num_actors
-            + self.judging.num_cpus * self.num_judges
-            + self.learn.num_cpus
-        )
+        return sum(pool.size * pool.placement.num_cpus for pool in self.workers.values())
 
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Self:
@@ -224,16 +231,24 @@ class RunFile(Section):
         raw = read_toml(path, what="run file")
         if raw.keys() >= RECORDED:
             raw = {key: value for key, value in raw.items() if key in cls.model_fields}
-        for key in (*MODELS, *FILES):
-            *sections, last = key.split(".")
-            place: Any = raw
-            for section in sections:
-                place = place.get(section) if isinstance(place, dict) else None
-            if isinstance(place, dict) and last in place:
-                place[last] = _resolved(key, place[last], path.parent)
+        cls.resolve(raw, path.parent)
         for override in overrides:
-            _override(raw, override)
+            cls.override(raw, override)
         return cls.parse(raw, source=str(path))
+
+    @classmethod
+    def resolve(cls, raw: dict[str, Any], folder: Path) -> None:
+        """Make the paths in what a file holds absolute; relative ones are relative to this folder."""
+        for key in places(cls):
+            rewrite(raw, key, lambda place, value: _resolved(cls, place, value, folder))
+
+    @classmethod
+    def override(cls, raw: dict[str, Any], text: str) -> None:
+        """Put `key=value` into what a file holds; a path is relative to the current directory."""
+        key, value, plain = parse_override(text)
+        if is_exactly(key, places(cls)):
+            value = _resolved(cls, key, value if isinstance(value, str | list) else plain, Path.cwd())
+        put(raw, key, value, text)
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], *, source: str) -> Self:
@@ -244,14 +259,19 @@ class RunFile(Section):
             raise InputError(f"run file {source}: {describe_invalid(cls, error)}") from None
 
 
-def _resolved(key: str, value: Any, folder: Path) -> Any:
-    """Paths in a value; what is no text is left to whoever checks it."""
+def places(model: type[RunFile]) -> tuple[str, ...]:
+    """Keys that name a model or a file."""
+    return marked(model, NamesModel) + marked(model, NamesFile)
+
+
+def _resolved(model: type[RunFile], key: str, value: Any, folder: Path) -> Any:
+    """Paths in a value; what is no text is left to the check of its type."""
     if isinstance(value, list):
-        return [_resolved(key, item, folder) for item in value]
-    return _resolve(key, value, folder) if isinstance(value, str) else value
+        return [_resolved(model, key, item, folder) for item in value]
+    return _resolve(model, key, value, folder) if isinstance(value, str) else value
 
 
-def _resolve(key: str, value: str, folder: Path) -> str:
+def _resolve(model: type[RunFile], key: str, value: str, folder: Path) -> str:
     """A path relative to a folder; `nursery:` names stay, and hub names of models that are no path there."""
     if not value or value.startswith("nursery:"):
         return value
@@ -259,7 +279,8 @@ def _resolve(key: str, value: str, folder: Path) -> str:
         raise InputError(f"run file: `{key}` {HOLDS_A_SECRET}")
     try:
         path = folder / Path(value).expanduser()
-        may_be_hub_name = (key in MODELS and looks_like_hub_name(value)) or (key in PROMPTS and is_dataset_name(value))
+        names_model, names_prompts = (is_exactly(key, marked(model, mark)) for mark in (NamesModel, NamesPrompts))
+        may_be_hub_name = (names_model and looks_like_hub_name(value)) or (names_prompts and is_dataset_name(value))
         if may_be_hub_name and not path.exists():
             return value
         return str(path.resolve())
@@ -270,13 +291,6 @@ def _resolve(key: str, value: str, folder: Path) -> str:
 def looks_like_hub_name(value: str) -> bool:
     """`org/model`, which is not a path that exists here."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", value) is not None and not value.startswith(".")
-
-
-def _override(raw: dict[str, Any], text: str) -> None:
-    key, value, plain = parse_override(text)
-    if key in (*MODELS, *FILES):
-        value = _resolved(key, value if isinstance(value, str | list) else plain, Path.cwd())
-    put(raw, key, value, text)
 
 
 def _out_of_range(raw: Any, place: str = "") -> Iterator[str]:

@@ -12,6 +12,7 @@ from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.lengths import engine_config
 from solon.engines.sampling import SamplingOptions
 from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
+from solon.files.marks import FilePath, MayChange, ModelName, PromptsPath
 
 
 def _as_ray_counts(quantity: float) -> float:
@@ -47,14 +48,14 @@ class Section(BaseModel):
 class EngineSection(EngineOptions):
     """An engine's options and the resources of the actors that host it."""
 
-    num_actors: int = Field(1, ge=1)
+    num_actors: Annotated[int, MayChange()] = Field(1, ge=1)
     """Engines of this kind, each its own Ray actor."""
-    num_cpus: Quantity = 1.0
+    num_cpus: Annotated[Quantity, MayChange()] = 1.0
     """Ray CPUs of one actor."""
-    num_gpus: Share = 0.0
+    num_gpus: Annotated[Share, MayChange()] = 0.0
     """Ray GPUs of one actor: 0, the engine runs on the CPU and sees no GPU; below 1, several actors share a device and
     must share its memory."""
-    labels: Labels = Field(default_factory=dict)
+    labels: Annotated[Labels, MayChange()] = Field(default_factory=dict)
     """Label selector: these actors run on nodes with these labels alone. Empty: on any node."""
 
     def engine(self, model: str, *, seed: int) -> EngineConfig:
@@ -78,11 +79,11 @@ class RolloutSection(EngineSection, SamplingOptions):
 class LearnSection(LearnConfig):
     """Learning, and the resources of the learner's actor."""
 
-    num_cpus: Quantity = 1.0
+    num_cpus: Annotated[Quantity, MayChange()] = 1.0
     """Ray CPUs of the learner."""
-    num_gpus: Share = 0.0
+    num_gpus: Annotated[Share, MayChange()] = 0.0
     """Ray GPUs of the learner: 0, it runs on the CPU and sees no GPU; below 1, it shares a device."""
-    labels: Labels = Field(default_factory=dict)
+    labels: Annotated[Labels, MayChange()] = Field(default_factory=dict)
     """Label selector: the learner runs on a node with these labels. Empty: on any node."""
 
     @model_validator(mode="after")
@@ -110,12 +111,12 @@ class LearnSection(LearnConfig):
 class EvaluateSection(Section):
     """Held-out evaluation before the first and after the last step, by an evaluator that never rewards."""
 
-    prompts: str = ""
+    prompts: PromptsPath = ""
     """Held-out prompts; empty: no evaluation."""
     evaluator: Literal["", "nursery", "judge"] = ""
     """`nursery`: the tiny language's programmatic oracles. `judge`: the feedback questions, asked of another
     judge, `audit_judge`."""
-    audit_judge: str = ""
+    audit_judge: ModelName = ""
     max_prompts: int = Field(256, ge=1)
 
     @model_validator(mode="after")
@@ -130,11 +131,11 @@ class EvaluateSection(Section):
 class WatchSection(WatchConfig):
     """The gold audit: another judge reads a share of the rollouts, which never becomes a reward."""
 
-    audit_judge: str = ""
+    audit_judge: ModelName = ""
     """Another model than the judge, better of another family and larger; empty: nothing is watched."""
     kl_factor: float = Field(2.0, gt=1, le=100)
     """`action = "raise_kl"`: what learn.kl_coefficient is multiplied by, once for each kind of alarm."""
-    canary: str = ""
+    canary: FilePath = ""
     """Pairs with a right verdict that the judge is asked again and again, past its caches; empty: none."""
     canaries: CanaryConfig = CanaryConfig()
 

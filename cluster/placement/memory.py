@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config.fitting import joins_another, machine_gpus
+from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
-from cluster.config.sections import EngineSection
 from cluster.preflight.devices import local_judges
 from learners.memory import learner_memory
 from solon.engines.memory import CONTEXT, GIB, PROCESS, engine_memory
@@ -21,6 +21,8 @@ from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.models.facts import model_folder, read_facts
 from solon.models.sizes import ModelSizes, sizes_of
 
+SHOWN = {"audit": "audit judge"}
+"""Roles that people know by another name."""
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -49,35 +51,27 @@ class RoleMemory:
 def estimate(run: RunFile, *, device: int | None) -> list[RoleMemory]:
     """Of rollout engines, judges and learner. device: bytes of a GPU's memory, where it is known. Reads the files of
     the models that are on this machine."""
-    sizes = {model: _sizes(model) for model in {run.policy, *local_judges(run), run.auditor} if model}
+    models = {run.policy, *local_judges(run), *(pool.model for pool in run.workers.values())}
+    sizes = {model: _sizes(model) for model in models if model}
     return estimate_of(run, sizes, device=device)
 
 
 def estimate_of(run: RunFile, sizes: dict[str, ModelSizes | None], *, device: int | None) -> list[RoleMemory]:
     """The same with sizes that are given, by model."""
-    roles = [_engine("rollout", run.policy, run.rollout, sizes, device, actors=run.rollout.num_actors)]
-    roles += [
-        _engine("judge", judge, run.judging, sizes, device, actors=run.judging.num_actors)
-        for judge in local_judges(run)
-    ]
-    if run.auditor and not EndpointFile.names(run.auditor):
-        roles.append(_engine("audit judge", run.auditor, run.judging, sizes, device, actors=1))
+    roles = []
+    for pool in run.workers.values():
+        if pool.role == "learner":
+            continue
+        models = local_judges(run) if pool.role == "judge" else [pool.model]
+        roles += [_engine(pool, model, sizes, device) for model in models if not EndpointFile.names(model)]
     return [*roles, _learner(run, sizes.get(run.policy))]
 
 
-def _engine(
-    role: str,
-    model: str,
-    section: EngineSection,
-    sizes: dict[str, ModelSizes | None],
-    device: int | None,
-    *,
-    actors: int,
-) -> RoleMemory:
-    on_gpu, known = section.num_gpus > 0, sizes.get(model)
+def _engine(pool: PoolSpec, model: str, sizes: dict[str, ModelSizes | None], device: int | None) -> RoleMemory:
+    share, known = pool.placement.num_gpus, sizes.get(model)
     parts, total = None, 0
     if known is not None:
-        found = engine_memory(known, section, on_gpu=on_gpu, reloads=role == "rollout", device=device)
+        found = engine_memory(known, pool.engine, on_gpu=share > 0, reloads=pool.role == "rollout", device=device)
         parts = {
             "weights": found.weights,
             "cache": found.cache,
@@ -85,7 +79,8 @@ def _engine(
             "runtime": found.runtime,
         }
         total = found.total
-    return RoleMemory(role=role, model=model, actors=actors, share=section.num_gpus, parts=parts, total=total)
+    role = SHOWN.get(pool.role, pool.role)
+    return RoleMemory(role=role, model=model, actors=pool.size, share=share, parts=parts, total=total)
 
 
 def _learner(run: RunFile, sizes: ModelSizes | None) -> RoleMemory:

@@ -13,7 +13,6 @@ from functools import cached_property
 
 from cluster.config.labels import matches, shown
 from cluster.config.run_file import RunFile
-from cluster.config.sections import EngineSection, LearnSection
 from solon.errors import InputError
 
 RESOURCES = ("CPU", "GPU")
@@ -144,17 +143,16 @@ def _gpu_slots(have: float, asked: float) -> float:
 
 def demands_of(run: RunFile) -> list[Demand]:
     """What every actor of a run asks for, by the names that the launcher gives them."""
-
-    def ask(name: str, section: str, settings: EngineSection | LearnSection) -> Demand:
-        return Demand(
-            name=name, section=section, cpus=settings.num_cpus, gpus=settings.num_gpus, labels=settings.labels
-        )
-
     return [
-        *(ask(f"rollout-{number}", "rollout", run.rollout) for number in range(run.rollout.num_actors)),
-        *(ask(f"judge-{number}", "judging", run.judging) for number in range(run.judging.num_actors)),
-        ask("learner", "learn", run.learn),
-        *([ask("audit-judge", "judging", run.judging)] if run.auditor else []),
+        Demand(
+            name=name,
+            section=pool.section,
+            cpus=pool.placement.num_cpus,
+            gpus=pool.placement.num_gpus,
+            labels=pool.placement.labels,
+        )
+        for pool in run.workers.values()
+        for name in pool.worker_names
     ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.config.fitting import machine_gpus
 from cluster.config.input_digests import Digests, input_digests
+from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
 from cluster.preflight.devices import check_devices
 from cluster.preflight.engines import check_engine, check_stops, on_cpu
@@ -172,49 +173,51 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
         if run.learn.lora is not None:
             check_lora(policy, run.learn.lora)
         notes += _widened(policy, run)
-    for role, model, task in _judges(run):
+    for role, model, task, pool in _judges(run):
         if EndpointFile.names(model):
             read_key(EndpointFile.load(model).endpoint)
             require_suited(TEMPLATES[run.feedback.template], None)
             notes.append(f"{role} {model} is an endpoint: it was not called")
             continue
-        trusted, template = run.judging.trust_remote_code, run.judging.chat_template
+        engine, section = pool.engine, pool.section
+        trusted, template = engine.trust_remote_code, engine.chat_template
         judge = check_model(model, role=role, trusted=trusted, template=template)
         if judge is None:
             notes.append(not_looked_up(role, model))
             continue
         check_labels(judge, run.feedback.template, role=role)
-        check_frame(judge, run.feedback.template, run.judging, role=role)
+        check_frame(judge, run.feedback.template, engine, role=role)
         warnings += remarks(judge, role=role)
-        warnings += check_engine(judge, run.judging, role=role, section="judging", on_cpu=on_cpu(run.judging))
+        warnings += check_engine(judge, engine, role=role, section=section, on_cpu=not pool.placement.num_gpus)
         warnings += check_room(
             judge,
             run.feedback,
             constitution,
             role=role,
-            length=run.judging.max_model_len,
+            length=engine.max_model_len,
             task=task,
             answer_tokens=run.rollout.max_tokens,
-            chat=run.judging,
+            chat=engine,
         )
-        warnings += unused_args(judge, run.judging, role=role, section="judging")
+        warnings += unused_args(judge, engine, role=role, section=section)
     if (encoder := run.feedback.semantic.model) and check_model(encoder, role=ENCODER, kind="encoder") is None:
         notes.append(not_looked_up(ENCODER, encoder))
     return warnings, notes
 
 
-def _judges(run: RunFile) -> Iterator[tuple[str, str, Task]]:
-    """(role, model, task) of everybody who judges."""
+def _judges(run: RunFile) -> Iterator[tuple[str, str, Task, PoolSpec]]:
+    """(role, model, task, pool) of every feedback model."""
     feedback = run.feedback
-    yield "judge", run.judge, feedback.task
+    (pool, *others) = [pool for pool in run.workers.values() if pool.role == "judge"]
+    yield "judge", run.judge, feedback.task, pool
+    yield from (("judge", other.model, feedback.task, other) for other in others)
     panel = (
         ("feedback.cascade.judge", (feedback.cascade.judge,)),
         ("feedback.jury.judges", feedback.jury.judges),
         ("feedback.select.proxy", (feedback.select.proxy,)),
     )
-    yield from ((role, model, feedback.task) for role, models in panel for model in models if model)
-    auditors = (("evaluate.audit_judge", run.evaluate.audit_judge), ("watch.audit_judge", run.watch.audit_judge))
-    yield from ((role, model, "pointwise") for role, model in auditors if model)
+    yield from ((role, model, feedback.task, pool) for role, models in panel for model in models if model)
+    yield from ((key, audit.model, "pointwise", audit) for key, audit in run.auditors.items())
 
 
 def not_looked_up(role: str, model: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cluster.config.fitting import joins_another, machine_gpus
+from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
-from cluster.config.sections import EngineSection
 from solon.engines.device import require_build, vllm_build
 from solon.errors import InputError
 from solon.feedback.judges.endpoint_judge import EndpointFile
@@ -16,17 +16,25 @@ def check_devices(run: RunFile) -> list[str]:
     _check_one_engine_a_process(run)
     if joins_another():
         return []
-    sections: dict[str, EngineSection] = {"rollout": run.rollout}
-    if local_judges(run) or run.auditor:
-        sections["judging"] = run.judging
     found = []
-    for name, section in sections.items():
-        if section.backend != "vllm" or (section.num_gpus and not machine_gpus()):
+    for section, pool in _with_engines(run).items():
+        gpus = pool.placement.num_gpus
+        if pool.engine.backend != "vllm" or (gpus and not machine_gpus()):
             continue  # a machine without a GPU is no place for it in any case
         try:
-            require_build("gpu" if section.num_gpus else "cpu", vllm_build(), f"[{name}]")
+            require_build("gpu" if gpus else "cpu", vllm_build(), f"[{section}]")
         except InputError as error:
             found.append(f"it is refused here, not on a cluster with another vLLM: {error}")
+    return found
+
+
+def _with_engines(run: RunFile) -> dict[str, PoolSpec]:
+    """Pools whose workers build engines, one for each section that sets them."""
+    found: dict[str, PoolSpec] = {}
+    for pool in run.workers.values():
+        models = local_judges(run) if pool.role == "judge" else [pool.model]
+        if pool.role != "learner" and models:
+            found.setdefault(pool.section, pool)
     return found
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +21,9 @@ from solon.files.plain_text import visible
 from solon.host.own_code import protect
 from solon.host.submitted_job import refuse_working_copy
 from solon.host.user_folders import cache_folder
+
+if TYPE_CHECKING:
+    from cluster.pools.base import Role
 
 MAX_SEED = 2**31 - 1
 """The run file's bound; said here because importing it takes long."""
@@ -56,6 +60,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def demo(
+    context: typer.Context,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the run file's by default.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED)] = None,
     as_json: JsonOption = False,
@@ -63,11 +68,12 @@ def demo(
     """Align tiny models grown on this machine. The whole system in a few minutes, nothing downloaded."""
     from solon.cli.train import run_demo
 
-    _print(run_demo(steps=steps, seed=seed, as_json=as_json), as_json)
+    _print(run_demo(steps=steps, seed=seed, as_json=as_json, roles=context.obj), as_json)
 
 
 @app.command()
 def train(
+    context: typer.Context,
     run_file: RunFileArgument,
     name: Annotated[str | None, typer.Option(help="Name of the run directory under runs/.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
@@ -106,6 +112,7 @@ def train(
         as_json=as_json,
         resume=resume,
         back_to=back_to,
+        roles=context.obj,
     )
     _print(summary, as_json)
 
@@ -215,13 +222,16 @@ def _print(result: dict[str, object], as_json: bool) -> None:
         typer.echo(json_text(result, indent=2))
 
 
-def main() -> None:
-    """Entry point: turns the two kinds of error into one message and an exit code."""
+def main(*, roles: Mapping[str, Role] | None = None) -> None:
+    """Entry point: turns the two kinds of error into one message and an exit code.
+
+    roles: what makes the workers of a run, in place of `cluster/pools/`.
+    """
     settle_streams()
     _keep_compiled_code()
     try:
         protect()
-        app(prog_name="solon")
+        app(prog_name="solon", obj=roles)
     except InputError as error:
         _fail(_with_notes(str(error), error), 2)
     except RunFailedError as error:

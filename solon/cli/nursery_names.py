@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from solon.errors import InputError, nearest
+from solon.files.marks import NamesFile, NamesModel, mapped, values
 from solon.host.user_folders import cache_folder, unusable
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from nursery.grow import Nursery
     from solon.feedback.config import FeedbackConfig
 
+R = TypeVar("R", bound="RunFile")
 PREFIX = "nursery:"
 NAMES = (
     "policy", "judge", "judge_fp", "audit_judge", "large_judge", "constitution", "train_prompts", "heldout_prompts",
@@ -24,16 +26,10 @@ def uses_nursery(run: RunFile) -> bool:
     return any(value.startswith(PREFIX) for value in _names(run))
 
 
-def with_nursery(run: RunFile, *, progress: bool) -> RunFile:
+def with_nursery(run: R, *, progress: bool) -> R:
     """The run file with paths instead of `nursery:` names; grows the models if they are not in the cache."""
     path = resolver(_names(run), progress=progress)
-    evaluate = run.evaluate.model_copy(
-        update={"prompts": path(run.evaluate.prompts), "audit_judge": path(run.evaluate.audit_judge)}
-    )
-    top = {key: path(getattr(run, key)) for key in ("policy", "judge", "prompts", "constitution")}
-    watch = run.watch.model_copy(update={"audit_judge": path(run.watch.audit_judge)})
-    feedback = panel_paths(run.feedback, path)
-    return run.model_copy(update={**top, "evaluate": evaluate, "watch": watch, "feedback": feedback})
+    return mapped(mapped(run, NamesModel, path), NamesFile, path)
 
 
 def panel_paths(feedback: FeedbackConfig, path: Callable[[str], str]) -> FeedbackConfig:
@@ -105,13 +101,4 @@ def describe(report: dict[str, Any]) -> list[str]:
 
 
 def _names(run: RunFile) -> tuple[str, ...]:
-    return (
-        run.policy,
-        run.judge,
-        run.prompts,
-        run.constitution,
-        run.evaluate.prompts,
-        run.evaluate.audit_judge,
-        run.watch.audit_judge,
-        *run.feedback.panel,
-    )
+    return (*values(run, NamesModel), *values(run, NamesFile))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from solon.cli.nursery_names import uses_nursery, with_nursery
 from solon.cli.view import make_view
 from solon.host.submitted_job import is_submitted_job, refuse_working_copy
+
+if TYPE_CHECKING:
+    from cluster.pools.base import Role
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "nursery.toml"
 
@@ -23,11 +27,13 @@ def run_train(
     as_json: bool,
     resume: bool | None = None,
     back_to: str = "",
+    roles: Mapping[str, Role] | None = None,
 ) -> dict[str, Any]:
     """Loads the run file, grows what it needs, trains. Returns the summary.
 
     resume=None: a submitted job that was given a name goes on where an earlier try of it ended; others begin anew.
-    back_to: `best` or a step, for a run that goes back to an earlier checkpoint; it is resumed then.
+    back_to: `best` or a step, for a run that goes back to an earlier checkpoint; it is resumed then. roles: what makes
+    the workers, in place of `cluster/pools/`.
     """
     from cluster.config.run_file import RunFile
 
@@ -53,6 +59,7 @@ def run_train(
         resume=resume,
         back_to=back_to,
         origin=describe_origin(path, steps=steps, seed=seed, overrides=overrides),
+        roles=roles,
     )
 
 
@@ -78,6 +85,8 @@ def describe_origin(path: Path, *, steps: int | None, seed: int | None, override
     return {"command": command, "folder": str(Path.cwd()), "is_job": is_submitted_job()}
 
 
-def run_demo(*, steps: int | None, seed: int | None, as_json: bool) -> dict[str, Any]:
+def run_demo(
+    *, steps: int | None, seed: int | None, as_json: bool, roles: Mapping[str, Role] | None = None
+) -> dict[str, Any]:
     """The demo is an ordinary run of an ordinary run file."""
-    return run_train(DEMO, name=None, steps=steps, seed=seed, overrides=[], as_json=as_json)
+    return run_train(DEMO, name=None, steps=steps, seed=seed, overrides=[], as_json=as_json, roles=roles)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
 from solon.engines.chat_settings import ChatSettings
+from solon.files.marks import MayChange
 from solon.records import NO_FILTERS, Filters, FinishReason, Message, WeightCheck, Weights
 
 if TYPE_CHECKING:
@@ -35,12 +36,12 @@ class EngineOptions(ChatSettings):
     """Prompt and answer together, in tokens."""
     max_running: int = Field(128, ge=1)
     """Requests decoded together; all others wait in front of the engine."""
-    gpu_memory_utilization: float = Field(0.85, gt=0, lt=1)
+    gpu_memory_utilization: Annotated[float, MayChange()] = Field(0.85, gt=0, lt=1)
     """Share of a GPU's memory that the engine takes in all; the key-value cache is what weights, activations and
     context leave of it. Not used with `kv_cache_gib`."""
-    kv_cache_gib: float | None = Field(None, gt=0)
+    kv_cache_gib: Annotated[float | None, MayChange()] = Field(None, gt=0)
     """Key-value cache, GiB. Not given: 0.5 on a CPU, on a GPU by `gpu_memory_utilization`."""
-    max_batched_tokens: int | None = Field(None, ge=16)
+    max_batched_tokens: Annotated[int | None, MayChange()] = Field(None, ge=16)
     """Tokens computed in one step at most, over all requests: more fill a GPU better and take more memory. Not given:
     8,192. On a CPU, where a prompt is computed in one piece, at least `max_model_len`."""
     threads: int = Field(1, ge=1)

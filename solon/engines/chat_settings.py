@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
+from solon.files.marks import FilePath
+
 DATE = "2024-07-26"
 """The date that Llama's own templates fall back on."""
 OURS = frozenset({"messages", "conversation", "chat_template", "add_generation_prompt", "tokenize", "strftime_now"})
@@ -27,7 +29,7 @@ class ChatSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    chat_template: str = ""
+    chat_template: FilePath = ""
     """A file with a Jinja chat template, instead of the model's own."""
     chat_template_args: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of the chat template, `{ enable_thinking = false }`."""

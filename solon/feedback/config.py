@@ -11,6 +11,7 @@ from solon.feedback.caches.semantic import SemanticConfig
 from solon.feedback.panels.panel_config import CascadeSection, JurySection
 from solon.feedback.panels.selective import SelectionSection
 from solon.feedback.prompting.swap import SwapConfig
+from solon.files.marks import FilePath
 from solon.verdicts import Task
 
 
@@ -62,7 +63,7 @@ class FeedbackConfig(BaseModel):
     cache; `length`: of like length, for one that pads."""
     swap: SwapConfig = SwapConfig()
     """Pairwise: when the second order is asked."""
-    calibration: str = ""
+    calibration: FilePath = ""
     """File with the judge's calibration, written by `solon judges calibrate`; empty: margins are divided by
     `temperature`."""
     critique_tokens: int = Field(0, ge=0, le=1024)

@@ -20,11 +20,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from solon.errors import RunFailedError
+from solon.files.marks import MayChange
 from solon.ledger.drops import ENOUGH_GROUPS, excess
 from solon.ledger.queues import OUT, Entry, GroupQueues
 from solon.ledger.shares import Ask, share
@@ -42,18 +43,18 @@ class LedgerConfig(BaseModel):
 
     batch_groups: int = Field(16, ge=1)
     """Groups in a batch: one optimiser step."""
-    max_held_mib: float = Field(4096, gt=0)
+    max_held_mib: Annotated[float, MayChange()] = Field(4096, gt=0)
     """Payload that may wait in the object store, what is still to be written to disk included; admission stops above
     it. The groups of one batch are always let through, however large they are."""
-    max_attempts: int = Field(3, ge=1)
+    max_attempts: Annotated[int, MayChange()] = Field(3, ge=1)
     """Tries for a group before it is dropped."""
-    max_losses: int = Field(10, ge=1)
+    max_losses: Annotated[int, MayChange()] = Field(10, ge=1)
     """Workers that may die over one group before it is dropped: a prompt that kills engines must not kill them all."""
-    lease_s: float = Field(600, gt=0)
+    lease_s: Annotated[float, MayChange()] = Field(600, gt=0)
     """A group that an engine or judge holds longer is given to another; late results are refused."""
     lockstep: bool = False
     """Label only when the whole batch is generated: together with target_staleness = 0, synchronous training."""
-    max_dropped_share: float = Field(0.05, ge=0, le=1)
+    max_dropped_share: Annotated[float, MayChange()] = Field(0.05, ge=0, le=1)
     """The run fails when more than this share of at least 40 finished groups was dropped, while it goes on and at its
     end. With fewer groups that is a warning in the summary."""
 

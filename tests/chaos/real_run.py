@@ -6,10 +6,13 @@ from typing import Any
 
 import ray
 
-import cluster.launch
 from actors.judge import JudgeShell
 from actors.learner import LearnerShell
 from actors.rollout import RolloutShell
+from cluster.pools.audit import AuditRole
+from cluster.pools.judge import JudgeRole
+from cluster.pools.learner import LearnerRole
+from cluster.pools.rollout import RolloutRole
 from solon.cli.main import main
 from tests.chaos.failing import fail_like_a_device, is_told_to_fail, with_failures
 
@@ -57,7 +60,11 @@ def fail_in_vllm(role: str) -> None:
 
 if __name__ == "__main__":
     options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
-    cluster.launch.RolloutActor = ray.remote(**options)(RolloutThatFails)
-    cluster.launch.JudgeActor = ray.remote(**options)(JudgeThatFails)
-    cluster.launch.LearnerActor = ray.remote(**options, concurrency_groups={"signs": 1})(LearnerThatFails)
-    main()
+    main(
+        roles={
+            "rollout": RolloutRole(ray.remote(**options)(RolloutThatFails)),
+            "judge": JudgeRole(ray.remote(**options)(JudgeThatFails)),
+            "audit": AuditRole(ray.remote(**options)(JudgeThatFails)),
+            "learner": LearnerRole(ray.remote(**options, concurrency_groups={"signs": 1})(LearnerThatFails)),
+        }
+    )

@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,14 @@ from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
 from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout
+from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
-from cluster.launch import Launcher
 from cluster.launch import cluster as open_cluster
+from cluster.pools.audit import AuditRole
+from cluster.pools.base import PoolContext
+from cluster.pools.judge import JudgeRole
+from cluster.pools.learner import LearnerRole
+from cluster.pools.rollout import RolloutRole
 from cluster.preflight.checks import Inputs
 from solon.cli.view import SilentView
 from solon.constitution.constitution import Constitution
@@ -150,36 +155,65 @@ LabellingJudgeActor = ray.remote(num_cpus=0)(LabellingJudge)
 AuditingJudgeActor = ray.remote(num_cpus=0)(AuditingJudge)
 
 
-class StandinLauncher(Launcher):
-    """Puts stand-ins where the engines and the learner would be."""
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How fast the stand-ins are, and whether judges come to no verdict on some groups."""
 
-    lane_s = 0.1
-    spoils = False
+    lane_s: float = 0.1
+    """Seconds of a batch in each lane."""
+    spoils: bool = False
 
-    def rollout(self) -> list[RemoteRollout]:
-        names = [f"rollout-{n}" for n in range(self._run.rollout.num_actors)]
-        return [RemoteRollout(self._writer(name), name=name, groups_at_once=BATCH) for name in names]
 
-    def judges(self) -> list[RemoteJudge]:
-        names = [f"judge-{n}" for n in range(self._run.judging.num_actors)]
-        return [RemoteJudge(self._judge(name), name=name, groups_at_once=BATCH) for name in names]
+class EngineStandins(RolloutRole):
+    """Stand-ins where the engines would be. `EngineStandins(Pace())`"""
 
-    def audit_judge(self) -> RemoteJudge:
-        def spawn(made: int) -> Any:
-            return AuditingJudgeActor.remote(self.lane_s / BATCH, name="audit-judge")
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        actor, pace = FailingRolloutActor.options(scheduling_strategy="SPREAD"), self._actor
+        return [
+            RemoteRollout(
+                lambda _, name=name: actor.remote(pace.lane_s, 0.5, name=name, slots=BATCH),
+                name=name,
+                groups_at_once=BATCH,
+            )
+            for name in pool.worker_names
+        ]
 
-        return RemoteJudge(spawn, name="audit-judge", groups_at_once=1)
 
-    def learner(self) -> RemoteLearner:
-        return RemoteLearner(lambda _: FailingLearnerActor.remote(self.lane_s, name="learner"), name="learner")
+class JudgeStandins(JudgeRole):
+    """Stand-ins where the judges would be."""
 
-    def _writer(self, name: str) -> Callable[[int], Any]:
-        actor = FailingRolloutActor.options(scheduling_strategy="SPREAD")
-        return lambda _: actor.remote(self.lane_s, 0.5, name=name, slots=BATCH)
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        actor, pace = LabellingJudgeActor.options(scheduling_strategy="SPREAD"), self._actor
+        return [
+            RemoteJudge(
+                lambda _, name=name: actor.remote(pace.lane_s / BATCH, name=name, spoils=pace.spoils),
+                name=name,
+                groups_at_once=BATCH,
+            )
+            for name in pool.worker_names
+        ]
 
-    def _judge(self, name: str) -> Callable[[int], Any]:
-        actor = LabellingJudgeActor.options(scheduling_strategy="SPREAD")
-        return lambda _: actor.remote(self.lane_s / BATCH, name=name, spoils=self.spoils)
+
+class AuditStandins(AuditRole):
+    """Stand-ins where the auditing judges would be."""
+
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        seconds = self._actor.lane_s / BATCH
+        return [
+            RemoteJudge(lambda _, name=name: AuditingJudgeActor.remote(seconds, name=name), name=name, groups_at_once=1)
+            for name in pool.worker_names
+        ]
+
+
+class LearnerStandin(LearnerRole):
+    """A stand-in where the learner would be."""
+
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        seconds = self._actor.lane_s
+        return [
+            RemoteLearner(lambda _, name=name: FailingLearnerActor.remote(seconds, name=name), name=name)
+            for name in pool.worker_names
+        ]
 
 
 def main() -> None:
@@ -189,10 +223,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", type=int, default=1)
-    parser.add_argument("--lane", type=float, default=StandinLauncher.lane_s, help="seconds of a batch in each lane")
+    parser.add_argument("--lane", type=float, default=Pace.lane_s, help="seconds of a batch in each lane")
     parser.add_argument("--spoils", action="store_true", help="the judges come to no verdict on some groups")
     options = parser.parse_args()
-    StandinLauncher.lane_s, StandinLauncher.spoils = options.lane, options.spoils
+    pace = Pace(options.lane, options.spoils)
+    roles = {
+        "rollout": EngineStandins(pace),
+        "judge": JudgeStandins(pace),
+        "audit": AuditStandins(pace),
+        "learner": LearnerStandin(pace),
+    }
     run = run_of(steps=options.steps, seed=options.seed, target=options.target)
     inputs = Inputs(
         constitution=Constitution.load(run.constitution), prompts=prompts_of(), heldout=prompts_of(4), warnings=()
@@ -204,7 +244,7 @@ def main() -> None:
     try:
         cluster.train.train(
             run, name=options.name, default_name="run", root=options.root, view=SilentView(), resume=True,
-            launcher=StandinLauncher,
+            roles=roles,
         )  # fmt: skip
     except (InputError, RunFailedError) as error:
         print("\n".join([f"the run failed: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)

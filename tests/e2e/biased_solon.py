@@ -12,8 +12,8 @@ from typing import Any
 
 import ray
 
-import cluster.launch
 from actors.judge import JudgeShell
+from cluster.pools.judge import JudgeRole
 from solon.cli.main import main
 from solon.feedback.labeler import Labeler
 from solon.feedback.trials.biased import BiasedJudge
@@ -26,10 +26,10 @@ class BiasedShell(JudgeShell):
 
     def __init__(self, source: Any, feedback: Any, constitution: Any, *, name: str, **options: Any) -> None:
         super().__init__(source, feedback, constitution, name=name, **options)
-        if BIAS and not name.startswith("audit"):
+        if BIAS:
             self._labeler = Labeler(BiasedJudge(self._judge, **BIAS), config=feedback, constitution=constitution)
 
 
 if __name__ == "__main__":
-    cluster.launch.JudgeActor = ray.remote(max_restarts=0, max_task_retries=0)(BiasedShell)
-    main()
+    biased = ray.remote(max_restarts=0, max_task_retries=0)(BiasedShell)
+    main(roles={"judge": JudgeRole(biased)})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ import cluster.train
 from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
+from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
-from cluster.launch import Launcher
 from cluster.launch import cluster as open_cluster
+from cluster.pools.base import PoolContext
+from cluster.pools.judge import JudgeRole
+from cluster.pools.learner import LearnerRole
+from cluster.pools.rollout import RolloutRole
 from solon.checkpoints.folder import CheckpointFolder
 from solon.cli.view import SilentView
 from tests.ray.world import EngineActor, JudgeActor, LearnerActor
@@ -27,45 +32,37 @@ from tests.ray.world import EngineActor, JudgeActor, LearnerActor
 NAME = "run"
 
 
-class Standins(Launcher):
+class EngineStandins(RolloutRole):
     """Real options, names and places; another class in the actors."""
 
-    pids = ""
-    learn_s = 0.1
-
-    def rollout(self) -> list[RemoteRollout]:
-        section = self._run.rollout
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        named = {"slots": 4, "tokens": 64, "pids": self._actor, "threads": 1}
         return [
-            RemoteRollout(
-                lambda made, name=f"rollout-{n}": EngineActor.options(**self._options(name, section, made)).remote(
-                    0.05, name=name, slots=4, tokens=64, pids=self.pids
-                ),
-                name=f"rollout-{n}",
-                groups_at_once=8,
-            )
-            for n in range(section.num_actors)
+            RemoteRollout(context.spawner(EngineActor, pool, name, 0.05, **named), name=name, groups_at_once=8)
+            for name in pool.worker_names
         ]
 
-    def judges(self) -> list[RemoteJudge]:
-        section = self._run.judging
+
+class JudgeStandins(JudgeRole):
+    """The same for judges."""
+
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
         return [
             RemoteJudge(
-                lambda made: JudgeActor.options(**self._options("judge-0", section, made)).remote(
-                    0.01, name="judge-0", pids=self.pids
-                ),
-                name="judge-0",
-                groups_at_once=8,
+                context.spawner(JudgeActor, pool, name, 0.01, pids=self._actor, threads=1), name=name, groups_at_once=8
             )
+            for name in pool.worker_names
         ]
 
-    def learner(self) -> RemoteLearner:
-        section = self._run.learn
-        return RemoteLearner(
-            lambda made: LearnerActor.options(**self._options("learner", section, made)).remote(
-                self.learn_s, name="learner", pids=self.pids
-            ),
-            name="learner",
-        )
+
+class LearnerStandin(LearnerRole):
+    """The same for the learner."""
+
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        return [
+            RemoteLearner(context.spawner(LearnerActor, pool, name, 0.1, pids=self._actor, threads=1), name=name)
+            for name in pool.worker_names
+        ]
 
 
 def main() -> None:
@@ -78,13 +75,13 @@ def main() -> None:
     if options.dies_at:
         stage, step = options.dies_at.split(":")
         cluster.driver.CheckpointFolder = dying_folder(stage, int(step))  # type: ignore[misc, assignment]
-    Standins.pids = str(options.folder / "pids")
+    pids = str(options.folder / "pids")
     (options.folder / "pids").mkdir(exist_ok=True)
     run = RunFile.load(options.folder / "run.toml", overrides=[f"steps={options.steps}"])
     cluster.train.cluster = partial(open_cluster, dashboard=False)  # type: ignore[assignment]  # half of what a start takes
     summary = cluster.train.train(
         run, name=NAME, default_name=NAME, root=options.folder, view=SilentView(), resume=options.resume,
-        launcher=Standins,
+        roles={"rollout": EngineStandins(pids), "judge": JudgeStandins(pids), "learner": LearnerStandin(pids)},
     )  # fmt: skip
     print(summary["status"])
 

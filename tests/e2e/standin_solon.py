@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
-import cluster.train
 from actors.calls import Spawn
 from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
 from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout
-from cluster.launch import Launcher
+from cluster.config.pools import PoolSpec
+from cluster.pools.base import PoolContext
+from cluster.pools.judge import JudgeRole
+from cluster.pools.learner import LearnerRole
+from cluster.pools.rollout import RolloutRole
 from solon.cli.main import main
 from solon.errors import InputError, RunFailedError
 
@@ -74,32 +77,48 @@ class StillLearner(TimedLearner):
 LEARNERS = {"": TimedLearner, "refuses": RefusedLearner, "fails": FailedLearner, "still": StillLearner}
 
 
-class StandinLauncher(Launcher):
-    """An engine, a judge and a learner that take as long as they are told to."""
+def spawner(actor: Any, pool: PoolSpec, name: str, context: PoolContext, *timing: float) -> Spawn:
+    """Makes a stand-in where the real one would be, or wherever there is a process."""
 
-    def rollout(self) -> list[RemoteRollout]:
-        spawn = self._spawner(ray.remote(num_cpus=0)(PatientRollout), "rollout-0", self._run.rollout, SECONDS, 0.1)
-        return [RemoteRollout(spawn, name="rollout-0", groups_at_once=8)]
+    def spawn(made: int) -> Any:
+        options = context.options(pool, name, made, threads=1)
+        if not SETTINGS.get("asks"):
+            options = {key: options[key] for key in ("name", "namespace")}
+        return actor.options(**options).remote(*timing, name=name)
 
-    def judges(self) -> list[RemoteJudge]:
-        spawn = self._spawner(ray.remote(num_cpus=0)(TimedJudge), "judge-0", self._run.judging, SECONDS / 8)
-        return [RemoteJudge(spawn, name="judge-0", groups_at_once=8)]
+    return spawn
 
-    def learner(self) -> RemoteLearner:
+
+class PatientRole(RolloutRole):
+    """One engine that takes as long as it is told to."""
+
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        actor = ray.remote(num_cpus=0)(PatientRollout)
+        return [
+            RemoteRollout(spawner(actor, pool, name, context, SECONDS, 0.1), name=name, groups_at_once=8)
+            for name in pool.worker_names
+        ]
+
+
+class TimedJudgeRole(JudgeRole):
+    """One judge that takes as long as it is told to."""
+
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        actor = ray.remote(num_cpus=0)(TimedJudge)
+        return [
+            RemoteJudge(spawner(actor, pool, name, context, SECONDS / 8), name=name, groups_at_once=8)
+            for name in pool.worker_names
+        ]
+
+
+class TimedLearnerRole(LearnerRole):
+    """A learner that takes as long as it is told to, and fails as it is told to."""
+
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
         learner = LEARNERS[SETTINGS.get("learner", "")]
         actor = ray.remote(num_cpus=0, concurrency_groups={"signs": 1})(learner)
-        return RemoteLearner(self._spawner(actor, "learner", self._run.learn, SECONDS), name="learner")
-
-    def _spawner(self, actor: Any, name: str, section: Any, *timing: float) -> Spawn:
-        def spawn(made: int) -> Any:
-            options = self._options(name, section, made)
-            if not SETTINGS.get("asks"):
-                options = {key: options[key] for key in ("name", "namespace")}
-            return actor.options(**options).remote(*timing, name=name)
-
-        return spawn
+        return [RemoteLearner(spawner(actor, pool, name, context, SECONDS), name=name) for name in pool.worker_names]
 
 
 if __name__ == "__main__":
-    cluster.train.train = functools.partial(cluster.train.train, launcher=StandinLauncher)  # type: ignore[assignment]
-    main()
+    main(roles={"rollout": PatientRole(), "judge": TimedJudgeRole(), "learner": TimedLearnerRole()})

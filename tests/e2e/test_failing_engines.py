@@ -20,8 +20,8 @@ from pathlib import Path
 import ray, torch
 from actors.rollout import RolloutShell
 from actors.learner import LearnerShell
-import cluster.launch
-from cluster.launch import Launcher
+from cluster.pools.learner import LearnerRole
+from cluster.pools.rollout import RolloutRole
 
 FOLDER = Path(sys.argv.pop(1))
 
@@ -54,12 +54,12 @@ class FailingLearner(LearnerShell):
             self._learner._updates = fail
         return super().step(step, *payloads)
 
-cluster.launch.RolloutActor = ray.remote(max_restarts=0, max_task_retries=0)(FailingRollout)
-cluster.launch.LearnerActor = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"signs": 1})(
-    FailingLearner
-)
+options = {"max_restarts": 0, "max_task_retries": 0}
 from solon.cli.main import main
-main()
+main(roles={
+    "rollout": RolloutRole(ray.remote(**options)(FailingRollout)),
+    "learner": LearnerRole(ray.remote(**options, concurrency_groups={"signs": 1})(FailingLearner)),
+})
 """
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.launch import worker_environment
+from cluster.pools.base import worker_environment
 from tests.conftest import PRIVATE
 
 pytestmark = pytest.mark.ray

@@ -18,6 +18,8 @@ import ray
 from actors.judge import JudgeActor
 from cluster.config.run_file import RunFile
 from cluster.launch import Launcher
+from cluster.pools.base import Role
+from cluster.pools.learner import LearnerRole
 from solon.constitution.constitution import Constitution
 from solon.errors import RunFailedError
 from solon.feedback.config import FeedbackConfig
@@ -245,25 +247,31 @@ async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_ge
     world = World(steps=1)
     run = RunFile.parse(raw_run, source="test")
 
-    class Standins(Launcher):
-        def rollout(self) -> Any:
-            return world.engines
-
-        def judges(self) -> Any:
-            return world.judges
-
-        def learner(self) -> Any:
+    class Hogging(LearnerRole):
+        def workers(self, pool: Any, context: Any) -> Any:
             world.learner.actor = LearnerHog.options(num_cpus=2).remote()
-            return world.learner
+            return [world.learner]
+
+    roles = {"rollout": Given(world.engines), "judge": Given(world.judges), "learner": Hogging()}
 
     hog = LearnerHog.options(num_cpus=1).remote()
     await hog.start.remote("")
-    launcher = Standins(run, constitution=None, run_name="starved", emit=print)  # type: ignore[arg-type]
+    launcher = Launcher(run, constitution=None, run_name="starved", emit=print, roles=roles)  # type: ignore[arg-type]
     with pytest.raises(
         RunFailedError, match=r"no place for learner within recovery.node_timeout_s = 3 s; see with `ray status`"
     ):
         await launcher.launch(on_ready=lambda _: None)
     ray.kill(hog)
+
+
+class Given(Role):
+    """Workers that there are already."""
+
+    def workers(self, pool: Any, context: Any) -> Any:
+        return self._actor
+
+    def supervised(self, workers: Any, context: Any) -> Any:
+        raise AssertionError("they are not all started")
 
 
 @ray.remote

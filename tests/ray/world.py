@@ -21,19 +21,19 @@ from typing import Any
 
 import ray
 
-from actors.calls import is_there
 from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
 from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout, batch_digest, make_group, make_weights
+from cluster.lanes import assemble_lanes, publication_for
 from cluster.watchdog import waiting_tasks
 from solon.errors import WorkerLostError
 from solon.files.prompts import PromptSource
 from solon.ledger.async_ledger import AsyncLedger
 from solon.ledger.ledger import Grant, LedgerConfig
 from solon.ledger.staleness import StalenessConfig
-from solon.loop import Lanes, run_loop
-from solon.pipeline.publication import Publication, PublishConfig
+from solon.loop import run_loop
+from solon.pipeline.publication import PublishConfig
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, StepReport, Weights
 from solon.recovery.guard import Guard, RecoveryConfig, mutual_failover
@@ -243,14 +243,14 @@ class World:
         mutual_failover([lane.guard for lane in self.rollout])
         mutual_failover([lane.guard for lane in judging])
         self.guards = [*(lane.guard for lane in self.rollout), *(lane.guard for lane in judging), learning.guard]
-        self.publication = Publication(
-            self.rollout, settings=PublishConfig(logprob_tolerance=1e-3, timeout_s=publish_s), initial=make_weights(0)
+        self.publication = publication_for(
+            self.rollout,
+            learning,
+            settings=PublishConfig(logprob_tolerance=1e-3, timeout_s=publish_s),
+            initial=make_weights(0),
+            recovery=recovery,
         )
-        learning.on_weights = self.publication.renew
-        for lane in self.rollout:
-            lane.guard.on_down = partial(self.publication.leave, lane)
-            lane.guard.rejoin = partial(self.publication.join, lane)
-        self.lanes = Lanes(
+        self.lanes = assemble_lanes(
             rollout=self.rollout,
             judges=judging,
             learner=learning,
@@ -259,8 +259,7 @@ class World:
             publication=self.publication,
             observer=watcher,
             checkpoint=self._checkpoint,
-            is_there=is_there,
-            grace_s=recovery.grace_s,
+            recovery=recovery,
         )
         self._running: asyncio.Task[int] | None = None
         self._hold: Callable[[int], bool] = lambda step: False

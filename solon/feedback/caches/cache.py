@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from solon.errors import InputError
 from solon.feedback.caches.store import SqliteStore, Store
 from solon.feedback.questions import Answer, Ask, Question, question_digest
+from solon.files.marks import FilePath
 from solon.verdicts import Status
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class CacheConfig(BaseModel):
 
     entries: int = Field(200_000, ge=0)
     """Verdicts kept in memory; 0 turns the cache off."""
-    path: str = ""
+    path: FilePath = ""
     """SQLite file, on a disk of this machine, in which verdicts outlive the process; empty: memory only."""
     path_entries: int = Field(5_000_000, ge=1)
     """Verdicts kept in that file; the oldest are removed."""

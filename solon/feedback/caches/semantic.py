@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from solon.feedback.caches.semantic_rule import is_verifiable, may_stand_for
 from solon.feedback.interfaces import Item, Judge
+from solon.files.marks import ModelName
 from solon.verdicts import Verdict
 
 CHECKED = 1000
@@ -44,7 +45,7 @@ class SemanticConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = ""
+    model: ModelName = ""
     """Hugging Face encoder whose mean token vector is the embedding; empty: the semantic cache is off."""
     entries: int = Field(20_000, ge=1)
     """Verdicts that are remembered with their texts."""

@@ -26,6 +26,7 @@ from solon.feedback.panels.cascade import summed_costs
 from solon.feedback.selection.estimators import Control, doubly_robust, fit_control
 from solon.feedback.selection.policy import SelectionConfig, plan, select
 from solon.feedback.selection.worth import Signals
+from solon.files.marks import ModelName
 from solon.verdicts import Status, Verdict
 
 STREAMING = ("random", "uncertainty", "near_tie")
@@ -38,7 +39,7 @@ REMEMBERED = 4000
 class SelectionSection(SelectionConfig):
     """`SelectionSection(proxy="org/small-judge", policy="near_tie", rate=0.25)`"""
 
-    proxy: str = ""
+    proxy: ModelName = ""
     """A cheap judge that is asked about everything; empty: everything is labelled by the judge itself."""
 
     @model_validator(mode="after")

@@ -6,17 +6,30 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from cluster.config.run_file import FILES, MODELS, RunFile, looks_like_hub_name
+from cluster.config.run_file import RunFile, looks_like_hub_name
 from solon.cli.main import MAX_SEED
 from solon.engines.chat_settings import ThinkingMarks
 from solon.errors import InputError
+from solon.files.marks import (
+    FilePath,
+    MayChange,
+    ModelName,
+    NamesFile,
+    NamesModel,
+    NamesPrompts,
+    is_among,
+    mapped,
+    marked,
+    may_change,
+    values,
+)
 from tests.unit.run_files import write_run
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.toml"))
@@ -297,7 +310,7 @@ def test_resources_are_summed_over_all_actors_the_auditing_judge_included(tmp_pa
         "[learn]\nnum_gpus = 1\nnum_cpus = 0.5\n"
         "[evaluate]\nprompts = 'p.jsonl'\nevaluator = 'judge'\naudit_judge = 'org/audit'",
     )
-    assert run.num_judges == 2
+    assert [pool.name for pool in run.workers.values()] == ["rollout", "judge", "learner", "audit-judge"]
     assert run.gpus == 3 + 2 * 0.5 + 1
     assert run.cpus == 6 + 2 + 0.5
 
@@ -453,10 +466,43 @@ def test_json_that_is_no_record_of_a_run_is_checked_like_any_run_file(tmp_path: 
             RunFile.load(tmp_path / "run.json")
 
 
-def test_every_key_that_names_a_place_exists():
-    for key in (*MODELS, *FILES):
-        *sections_, last = key.split(".")
-        model: Any = RunFile
-        for section in sections_:
-            model = model.model_fields[section].annotation
-        assert last in model.model_fields
+def test_keys_that_name_a_model_a_file_or_what_may_change_are_marked_on_their_fields():
+    assert set(marked(RunFile, NamesModel)) == {
+        "policy", "judge", "evaluate.audit_judge", "watch.audit_judge", "feedback.cascade.judge",
+        "feedback.jury.judges", "feedback.select.proxy", "feedback.semantic.model",
+    }  # fmt: skip
+    assert set(marked(RunFile, NamesFile)) == {
+        "prompts", "constitution", "evaluate.prompts", "rollout.chat_template", "judging.chat_template",
+        "feedback.calibration", "feedback.cascade.calibration", "feedback.cache.path", "watch.canary",
+    }  # fmt: skip
+    assert marked(RunFile, NamesPrompts) == ("prompts", "evaluate.prompts")
+    placed = ("num_actors", "num_cpus", "num_gpus", "labels")
+    cache = ("gpu_memory_utilization", "kv_cache_gib", "max_batched_tokens")
+    assert set(may_change(RunFile)) == {
+        "steps", "checkpoint_every", "checkpoint_first", "checkpoint_keep", "checkpoint_url", "recovery",
+        "publish.timeout_s", "ledger.max_held_mib", "ledger.max_attempts", "ledger.max_losses",
+        "ledger.max_dropped_share", "ledger.lease_s",
+        *(f"{section}.{key}" for section in ("rollout", "judging") for key in (*placed, *cache)),
+        *(f"learn.{key}" for key in placed[1:]),
+    }  # fmt: skip
+
+
+def test_a_new_section_brings_its_own_marks():
+    class Rewards(BaseModel):
+        model: ModelName = ""
+        table: FilePath = ""
+        patience: Annotated[int, MayChange()] = 1
+
+    class Longer(RunFile):
+        rewards: Rewards = Rewards()
+        others: dict[str, Rewards] = Field(default_factory=dict)
+
+    assert {"rewards.model", "others.*.model"} <= set(marked(Longer, NamesModel))
+    assert is_among("others.second.patience", may_change(Longer))
+    raw = {**dict.fromkeys(("policy", "judge", "prompts", "constitution"), "x"), "others": {"a": {"table": "t.csv"}}}
+    Longer.resolve(raw, Path("/runs"))
+    Longer.override(raw, "others.a.model=/models/m")
+    run = Longer.parse(raw, source="test")
+    assert (run.others["a"].table, run.others["a"].model) == ("/runs/t.csv", "/models/m")
+    assert "/runs/t.csv" in values(run, NamesFile)
+    assert mapped(run, NamesFile, str.upper).others["a"].table == "/RUNS/T.CSV"

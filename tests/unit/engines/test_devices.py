@@ -11,7 +11,7 @@ import pytest
 
 from cluster.config.fitting import fit_run
 from cluster.config.run_file import RunFile
-from cluster.launch import worker_environment
+from cluster.pools.base import worker_environment
 from cluster.preflight.devices import check_devices
 from solon.engines.base import EngineConfig
 from solon.engines.build import build_engine

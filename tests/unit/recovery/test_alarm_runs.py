@@ -25,7 +25,11 @@ import cluster.audit
 import cluster.driver
 import cluster.saving
 import cluster.train
-from cluster.launch import Launcher, WorkerSet
+from cluster.config.pools import PoolSpec
+from cluster.pools.base import PoolContext
+from cluster.pools.judge import JudgeRole
+from cluster.pools.learner import LearnerRole
+from cluster.pools.rollout import RolloutRole
 from solon.cli.main import main
 from solon.doctor.diagnosis import diagnose
 from solon.doctor.facts import look
@@ -35,8 +39,6 @@ from solon.feedback.judges.identity import JudgeIdentity
 from solon.ledger.ledger import Lease, Work
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, Prompt, StepReport, Weights
-from solon.recovery.guard import Guard, mutual_failover
-from solon.recovery.supervised_lanes import SupervisedJudge, SupervisedLearner, SupervisedRollout
 from solon.verdicts import Verdict
 from tests.unit.fakes import make_group, make_weights
 from tests.unit.run_files import make_model, make_run
@@ -48,6 +50,7 @@ LEVEL = 0.1
 RUN = """
 steps = 40
 checkpoint_every = 3
+judging.num_actors = 2
 rollout.group_size = 8
 ledger.batch_groups = 4
 feedback.min_valid = 1
@@ -72,7 +75,14 @@ class Lane:
     async def heartbeat(self) -> float:
         return 0.0
 
+    async def placed(self) -> None: ...
+
+    async def start(self, *arguments: Any) -> Any: ...
+
     async def restart(self) -> None: ...
+
+    def replace(self) -> None:
+        raise AssertionError("it was not lost")
 
 
 class Writer(Lane):
@@ -124,6 +134,10 @@ class Opinion(Lane):
         rewards = tuple(drift - drift**2 / 4 if self.name == "audit-judge" else drift for drift in drifts)
         return Feedback(ordinal=group.ordinal, attempt=group.attempt, rewards_G=rewards, labels=())
 
+    async def start(self, *arguments: Any) -> JudgeIdentity:
+        texts = {field.name: "stand-in" for field in fields(JudgeIdentity) if field.name != "critique_tokens"}
+        return JudgeIdentity(**texts)
+
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
         raise AssertionError("these runs have no canaries")
 
@@ -133,6 +147,9 @@ class Drifting(Lane):
         super().__init__("learner")
         self._level = LEVEL / kl
         self._state = json.loads((Path(checkpoint) / "learner.json").read_text()) if checkpoint else [0, 0.0]
+
+    async def start(self, *arguments: Any) -> tuple[Weights, Weights]:
+        return self.weights, self.weights
 
     @property
     def weights(self) -> Weights:
@@ -150,28 +167,35 @@ class Drifting(Lane):
         (Path(directory) / "learner.json").write_text(json.dumps(self._state))
 
 
-class LocalLauncher(Launcher):
-    """Two judges, the first of which is given up where `loses_a_judge`."""
+class WriterRole(RolloutRole):
+    """A writer in this process."""
+
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        return [Writer(name) for name in pool.worker_names]
+
+
+class OpinionRole(JudgeRole):
+    """Judges in this process, the first of which is given up where `loses_a_judge`."""
 
     loses_a_judge = False
 
-    async def launch(self, *, on_ready: Any, say: Any = None) -> WorkerSet:
-        recovery = self._run.recovery
-        learner: Any = Drifting(self._run.learn.kl_coefficient, self._checkpoint)
-        writer, auditor = Writer("rollout-0"), Opinion("audit-judge")
-        await writer.load_weights(learner.weights)
-        judges = [SupervisedJudge(judge, Guard(judge, recovery)) for judge in map(Opinion, ("judge-0", "judge-1"))]
-        mutual_failover([judge.guard for judge in judges])
-        judges[0].guard.given_up = self.loses_a_judge
-        texts = {field.name: "stand-in" for field in fields(JudgeIdentity) if field.name != "critique_tokens"}
-        return WorkerSet(
-            rollout=[SupervisedRollout(writer, Guard(writer, recovery))],
-            judges=judges,
-            learner=SupervisedLearner(learner, recovery, checkpoint=self._checkpoint, emit=self._emit),
-            auditor=SupervisedJudge(auditor, Guard(auditor, recovery)),
-            judge_identity=JudgeIdentity(**texts),
-            initial=(learner.weights, learner.weights),
-        )
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        return [Opinion(name) for name in pool.worker_names]
+
+    def supervised(self, workers: Sequence[Any], context: PoolContext) -> list[Any]:
+        judges = super().supervised(workers, context)
+        judges[0].guard.given_up = self.loses_a_judge and len(judges) > 1
+        return judges
+
+
+class DriftingRole(LearnerRole):
+    """A learner in this process."""
+
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        return [Drifting(context.run.learn.kl_coefficient, context.checkpoint)]
+
+
+ROLES = {"rollout": WriterRole(), "judge": OpinionRole(), "audit": OpinionRole(), "learner": DriftingRole()}
 
 
 @pytest.fixture
@@ -190,8 +214,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             run_folder=None,
         )
 
-    train = cluster.train.train
-    monkeypatch.setattr(cluster.train, "train", lambda *args, **named: train(*args, **named, launcher=LocalLauncher))
     monkeypatch.setattr(cluster.train, "cluster", no_cluster)
     monkeypatch.setattr(cluster.train, "fit_run", lambda run, cpus: (run, ()))
     monkeypatch.setattr(cluster.train, "read_supply", lambda: None)
@@ -214,7 +236,7 @@ class Told:
         monkeypatch.setattr(sys, "argv", ["solon", *words])
         self.code = 0
         try:
-            main()
+            main(roles=ROLES)
         except SystemExit as end:
             self.code = int(end.code or 0)
         self.out, self.err = capsys.readouterr()
@@ -348,6 +370,6 @@ def test_a_run_whose_directory_goes_while_its_learner_is_replaced_ends_with_that
 
 
 def test_a_judge_that_was_given_up_is_not_waited_for_and_the_run_completes(solon: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(LocalLauncher, "loses_a_judge", True)
+    monkeypatch.setattr(OpinionRole, "loses_a_judge", True)
     run = solon("train", "run.toml", "--name", "night", "--set", "learn.kl_coefficient=0.08", "--steps", "6")
     assert (run.code, run.summary["status"]) == (0, "completed"), run.out + run.err

@@ -1,0 +1,35 @@
+"""Another judge than the one that rewards, for evaluation and audit alone: always asked yes/no, never in the loop."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from cluster.config.pools import PoolSpec
+from cluster.pools.base import PoolContext
+from cluster.pools.judge import JudgeRole
+from solon.feedback.caches.semantic import SemanticConfig
+from solon.feedback.config import FeedbackConfig
+from solon.feedback.panels.panel_config import CascadeSection, JurySection
+from solon.feedback.panels.selective import SelectionSection
+
+ALONE: dict[str, Any] = {
+    "calibration": "",
+    "cascade": CascadeSection(),
+    "jury": JurySection(),
+    "semantic": SemanticConfig(),
+    "select": SelectionSection(),
+}
+"""What an audit does without: it is one judge, asked directly."""
+
+
+class AuditRole(JudgeRole):
+    """`[pools.auditor] role = "audit"`"""
+
+    role: ClassVar[str] = "audit"
+
+    def feedback(self, context: PoolContext) -> FeedbackConfig:
+        update = {"task": "pointwise", "principles_per_group": 0, **ALONE}
+        return context.run.feedback.model_copy(update=update)
+
+    def groups_at_once(self, pool: PoolSpec, context: PoolContext) -> int:
+        return 1

@@ -1,0 +1,81 @@
+"""Feedback models that label what the policy writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from cluster.config.pools import PoolSpec
+from cluster.pools.base import PoolContext, Role
+from solon.feedback.config import FeedbackConfig
+from solon.feedback.judges.assembly import Source
+from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.recovery.supervised_lanes import SupervisedJudge
+
+
+class JudgeRole(Role):
+    """`[pools.judge] role = "judge"`"""
+
+    role: ClassVar[str] = "judge"
+
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        from actors.judge import JudgeActor, RemoteJudge
+
+        source, settings = source_of(pool.model, pool, context), self.feedback(context)
+        named = {
+            "others": [source_of(other, pool, context) for other in settings.panel],
+            "secret": context.secret,
+            "port": limits_of(source, pool.model, context),
+            "threads": pool.engine.threads,
+        }
+        actor, places = self._actor or JudgeActor, self.groups_at_once(pool, context)
+        return [
+            RemoteJudge(
+                context.spawner(actor, pool, name, source, settings, context.constitution, **named),
+                name=name,
+                groups_at_once=places,
+            )
+            for name in pool.worker_names
+        ]
+
+    def feedback(self, context: PoolContext) -> FeedbackConfig:
+        """How it is asked."""
+        return context.run.feedback
+
+    def groups_at_once(self, pool: PoolSpec, context: PoolContext) -> int:
+        """Groups that one worker is given together."""
+        return max(2, 2 * pool.engine.max_running // context.run.rollout.group_size)
+
+    def supervised(self, workers: Sequence[Any], context: PoolContext) -> list[Any]:
+        return [SupervisedJudge(worker, context.guard(worker)) for worker in workers]
+
+
+def source_of(model: str, pool: PoolSpec, context: PoolContext) -> Source:
+    """What a judge of this name runs on: an endpoint, or an engine built as the pool says."""
+    if EndpointFile.names(model):
+        return EndpointFile.load(model)
+    return pool.model_copy(update={"model": model}).engine_config(seed=context.run.seed)
+
+
+def limits_of(source: Source, model: str, context: PoolContext) -> Any:
+    """The limits of an endpoint, which hold for all judges that call it together; None: it is no endpoint."""
+    if not isinstance(source, EndpointFile):
+        return None
+    key = f"limits {model}"
+    if key not in context.shared:
+        context.shared[key] = _new_limits(source, context)
+    return context.shared[key]
+
+
+def _new_limits(source: EndpointFile, context: PoolContext) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from actors.limits import LimitsActor, RemoteLimits
+
+    # On the driver's node: its spend file lies there.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    count = sum(key.startswith("limits ") for key in context.shared)
+    name = f"limits-{count}" if count else "limits"
+    actor = LimitsActor.options(name=name, namespace=context.namespace, scheduling_strategy=here)
+    return RemoteLimits(actor.remote(source.limits))

@@ -1,0 +1,42 @@
+"""Engines that write answers with the policy's current weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from cluster.config.pools import PoolSpec
+from cluster.pools.base import PoolContext, Role
+from solon.pipeline.rollout import RolloutSettings
+from solon.recovery.supervised_lanes import SupervisedRollout
+
+
+class RolloutRole(Role):
+    """`[pools.policy] role = "rollout"`"""
+
+    role: ClassVar[str] = "rollout"
+
+    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
+        from actors.rollout import RemoteRollout, RolloutActor
+
+        run = context.run
+        settings = RolloutSettings(
+            sampling=run.rollout.sampling(),
+            group_size=run.rollout.group_size,
+            seed=run.seed,
+            salvage_every_s=run.recovery.salvage_every_s,
+            cuts_overlong=run.data.overlong == "cut",
+        )
+        engine = pool.engine_config(seed=run.seed).model_copy(update={"reloads": True})
+        # Twice what it decodes together: when an answer ends, the next one is already there.
+        places = max(2, 2 * pool.engine.max_running // run.rollout.group_size)
+        actor, threads = self._actor or RolloutActor, pool.engine.threads
+        return [
+            RemoteRollout(
+                context.spawner(actor, pool, name, engine, settings, threads=threads), name=name, groups_at_once=places
+            )
+            for name in pool.worker_names
+        ]
+
+    def supervised(self, workers: Sequence[Any], context: PoolContext) -> list[Any]:
+        return [SupervisedRollout(worker, context.guard(worker)) for worker in workers]
