@@ -76,7 +76,7 @@ def _quiet() -> Iterator[None]:
     level = tracing.level
     tracing.setLevel(logging.ERROR)
     try:
-        # Some bars ask nobody, and saving warns of offloaded layers although there are none.
+        # Some progress bars ignore the setting, and saving warns of offloaded layers although there are none.
         with io.StringIO() as unread, contextlib.redirect_stderr(unread), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             yield

@@ -4,7 +4,7 @@
     quantise_model(Path("judge"), Path("judge-int4"), "w4a16-gptq", calibration=judge_sequences(...))
 
 What is written is a Hugging Face directory in the compressed-tensors format, which vLLM and Transformers load. It
-is built beside its place and renamed into it, so nobody ever sees half of it.
+is built in a folder beside its place and renamed, so a half-written copy is never seen.
 
 A one-token verdict is all prefill: arithmetic decides, and eight-bit arithmetic (`w8a8`, `fp8`) is what makes a judge
 faster. Four-bit weights (`w4a16`) are turned back into floating point before they are multiplied: they save memory,

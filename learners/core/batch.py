@@ -18,7 +18,7 @@ from solon.records import Rollout, TrainingGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What one step trains on, in the order of the ordinals. Built by `Batch.of(groups)`."""
+    """The data of one step, in the order of the ordinals. Built by `Batch.of(groups)`."""
 
     ordinals: tuple[int, ...]  # [P]
     prompts: tuple[NDArray[np.int64], ...]  # [P], token ids

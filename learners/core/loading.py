@@ -1,4 +1,4 @@
-"""How a model comes into memory: which device, which dtype, with adapters or without."""
+"""Loading a model: device, dtype, adapters."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _dropouts(attributes: Mapping[str, Any]) -> list[str]:
 
 @torch.no_grad()
 def require_repeatable(model: Any, device: torch.device) -> None:
-    """Raises InputError when the same tokens get other numbers the second time: what is left of dropout, usually."""
+    """Raises InputError when two forward passes of the same tokens differ: usually dropout that is still on."""
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     ids_BT = torch.arange(16, device=device)[None] % vocabulary
     first, second = (model(input_ids=ids_BT, use_cache=False)[0].float() for _ in range(2))
@@ -83,7 +83,7 @@ def require_repeatable(model: Any, device: torch.device) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Loading and saving a model print progress bars that say nothing here."""
+    """Hides the progress bars of loading and saving a model."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -121,7 +121,7 @@ def refuse_experts(model: str) -> None:
     try:
         text = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
     except Exception:
-        return  # told by whoever loads it
+        return  # reported when the model is loaded
     counts = [getattr(text, key, None) for key in EXPERTS]
     if most := max((count for count in counts if isinstance(count, int) and count > 1), default=0):
         raise InputError(

@@ -40,7 +40,7 @@ class Optimizer:
         return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._max_norm))
 
     def apply(self, step: int) -> None:
-        """Move the parameters at the rate of this step and forget the gradients."""
+        """Move the parameters at the rate of this step and clear the gradients."""
         for group in self._adam.param_groups:
             group["lr"] = self._peak * self._schedule(step)
         self._adam.step()
@@ -58,7 +58,7 @@ class Optimizer:
         ]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and moments under flat names, to be written; nothing for a parameter never moved."""
+        """Parameters and moments under flat names, to be written; a parameter that never moved has no moments."""
         flat = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             flat |= {f"{key}/{name}": value for key, value in self._adam.state.get(p, {}).items()}
@@ -66,7 +66,7 @@ class Optimizer:
 
     @torch.no_grad()
     def restore(self, flat: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave. Raises KeyError or RuntimeError when it is another network's."""
+        """Restore what `tensors` gave. Raises KeyError or RuntimeError when it is of another network."""
         for name, p in self.parameters.items():
             p.copy_(flat[f"parameter/{name}"])
             self._adam.state.pop(p, None)

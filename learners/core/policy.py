@@ -26,7 +26,7 @@ from solon.records import NO_FILTERS, Filters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """What a policy says about the response tokens of a microbatch, [M] each; None: not asked for."""
+    """Log-probs and other numbers of the response tokens of a microbatch, [M] each; None: not requested."""
 
     logprobs_M: Tensor
     entropy_M: Tensor | None = None
@@ -129,7 +129,7 @@ class Policy:
         """Log-probs and what else is asked for, of what is sampled from: after temperature and filters.
 
         A response token that the filters leave out, by rounding at the border of the set or because the policy has
-        moved, counts as allowed at its own position, so that every number is finite; whoever learns from it masks it.
+        moved, counts as allowed at its own position, so that every number is finite; the loss masks it.
         The reference is taken over the policy's own set: the KL is finite, and 0 where the two are equal.
         """
         logits_MV, target_M = self.logits(microbatch), microbatch.target_M

@@ -1,4 +1,4 @@
-"""Weights on their way to the engines: safetensors bytes, and canary log-probs that attest them.
+"""Weights as the engines get them: safetensors bytes, and canary log-probs that attest them.
 
 B canary sequences of one length, T positions, V vocabulary.
 """
@@ -69,7 +69,7 @@ class Publisher:
 
     @torch.no_grad()
     def weights(self, version: int) -> Weights:
-        """The policy as of now, under this version number."""
+        """The current policy under this version number."""
         from transformers.core_model_loading import revert_weight_conversion
 
         tensors = self.tensors()
@@ -93,7 +93,7 @@ class Publisher:
         with quiet():
             self._skeleton.save_pretrained(directory, state_dict=tensors)
         widen(directory)
-        # As they came: to write a tokenizer anew may change it. One from the hub lies in no directory of its own.
+        # Copied, since writing a tokenizer again may change it. A tokenizer from the hub has no directory of its own.
         if not (self._source.is_dir() and copy_companions(self._source, directory)):
             self._tokenizer.save_pretrained(directory)
 

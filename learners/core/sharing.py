@@ -1,7 +1,7 @@
-"""Whether a model can read one prompt for several answers, and in which form it takes the mask for that.
+"""Whether a model can process one prompt for several answers, and in which form it takes the mask for that.
 
-A model's name does not tell. A few random tokens are run row by row, as the model itself masks them, and again in one
-microbatch under masks of our own. Sharing is on only where both give the same log-probs.
+The name of a model does not decide it. A few random tokens are run row by row, as the model itself masks them, and
+again in one microbatch under explicit masks. Sharing is on only where both give the same log-probs.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class Critic(nn.Module):
     """Expected reward at the position before each response token.
 
     `backbone` is any Hugging Face decoder without its output head (what `AutoModel` gives). The head
-    starts at zero, so a new critic says `bias` everywhere and the first advantages are rewards.
+    starts at zero, so a new critic returns `bias` everywhere and the first advantages are rewards.
     """
 
     def __init__(self, backbone: Any, hidden: int) -> None:
@@ -38,5 +38,5 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def start_at(self, value: float) -> None:
-        """Say `value` everywhere until trained: the mean return of the first batch is a better start than 0."""
+        """Return `value` everywhere until trained: the mean return of the first batch is a better start than 0."""
         self.head.bias.fill_(value)

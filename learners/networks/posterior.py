@@ -1,4 +1,4 @@
-"""What a reward model's labels leave open: other heads that explain them as well, and how far those disagree.
+"""Uncertainty of a reward model's head: other heads that explain the labels as well, and how far they disagree.
 
 N pairs, M labelled pairs, H hidden width, K heads.
 """
@@ -22,11 +22,11 @@ def margins_of_draws(
     prior_precision: float = 1.0,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Margins by the model itself and by heads that the labelled pairs leave possible, [1 + draws, N].
+    """Margins by the model itself and by heads drawn from the posterior given the labelled pairs, [1 + draws, N].
 
     Laplace's approximation of the head alone (MacKay 1992; Kristiadi et al. 2020): the inverse covariance is
     prior_precision * 1 + sum of w p (1 - p) x x', with x the difference of a pair's features. Where these heads
-    disagree the labels have not said enough, be the pair a tie or not; it costs one forward pass.
+    disagree the labels are too few, whether the pair is a tie or not. Costs one forward pass.
     """
     head_H = model.network.score.weight[0].detach().double().cpu().numpy()
     seen_MH, new_NH = _differences(model, labelled), _differences(model, pairs)

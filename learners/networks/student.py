@@ -59,10 +59,6 @@ class Student(nn.Module):
         if self._source is not None:
             copy_companions(self._source, directory)
 
-    @property
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
     def forward(self, questions: Sequence[Question]) -> Tensor:
         """Log-probs of the labels, float32, [B, 2]."""
         device = next(self.parameters()).device

@@ -1,4 +1,4 @@
-"""What a step reports about its batch, as opposed to about its losses."""
+"""Metrics of a batch, and the reward and advantage of every rollout."""
 
 from __future__ import annotations
 

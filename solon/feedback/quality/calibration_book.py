@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,14 +83,6 @@ class CalibrationBook:
     def save(self, path: str | Path) -> Path:
         """Write the file; it is there completely or not at all."""
         return write_whole(path, json.dumps(self._content(), indent=2, allow_nan=False) + "\n", what="calibration")
-
-    @property
-    def calibration_id(self) -> str:
-        """Digest of the contents; `none` without any. Part of every label's provenance."""
-        if not self.calibrations:
-            return "none"
-        canonical = json.dumps(self._content(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def require(self, task: Task) -> None:
         """Raises InputError when this book cannot calibrate the task: before a run, not at its first verdict."""
