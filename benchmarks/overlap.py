@@ -31,6 +31,7 @@ from solon.ledger.async_ledger import AsyncLedger
 from solon.ledger.ledger import LedgerConfig
 from solon.ledger.staleness import StalenessConfig
 from solon.loop import run_loop
+from solon.pipeline.pool import Pool
 from solon.pipeline.publication import Publication, PublishConfig
 from solon.records import Message, Prompt
 from solon.recovery.guard import Guard, RecoveryConfig
@@ -68,12 +69,12 @@ async def standins(*, steps: int, lane_s: float, synchronous: bool) -> Watch:
     # The actors are up before the clock starts.
     await asyncio.gather(writer.load_weights([_put(make_weights(0))]), judge.heartbeat(), learner.start())
     patience = RecoveryConfig()
-    rollout = [SupervisedRollout(writer, Guard(writer, patience))]
+    rollout = Pool([SupervisedRollout(writer, Guard(writer, patience))])
     watch = Watch(staleness_bound=4, total_steps=steps)
     messages = (Message(role="user", content="?"),)
     lanes = assemble_lanes(
         rollout=rollout,
-        judges=[SupervisedJudge(judge, Guard(judge, patience))],
+        judges=Pool([SupervisedJudge(judge, Guard(judge, patience))]),
         learner=learner,
         ledger=ledger,
         prompts=PromptSource([Prompt(prompt_id=prompt_id(messages), messages=messages)], seed=0),

@@ -201,7 +201,7 @@ class Driver:
             )
         initial = workers["learner"].started[0]
         publication = self._publication = publication_for(
-            workers["rollout"].lanes,
+            workers["rollout"].pool,
             workers["learner"].lane,
             settings=run.publish,
             initial=initial[0],
@@ -278,8 +278,8 @@ class Driver:
                 await saver.save(step)
 
         lanes = assemble_lanes(
-            rollout=workers["rollout"].lanes,
-            judges=workers["judge"].lanes,
+            rollout=workers["rollout"].pool,
+            judges=workers["judge"].pool,
             learner=workers["learner"].lane,
             ledger=self._ledger,
             prompts=PromptSource(self._inputs.prompts, seed=run.seed),
@@ -292,7 +292,7 @@ class Driver:
         watchdog = Watchdog(
             run.recovery,
             ledger=self._ledger,
-            guards=workers.guards,
+            guards=lambda: workers.guards,
             recorder=self._recorder,
             on_stop=self._end_early,
             draining=draining_here,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,7 +72,7 @@ class Evaluation:
 
 
 async def evaluate(
-    lanes: Sequence[SupervisedRollout], prompts: Sequence[Prompt], evaluator: Evaluator, *, seed: int
+    lanes: Collection[SupervisedRollout], prompts: Sequence[Prompt], evaluator: Evaluator, *, seed: int
 ) -> Evaluation:
     """Answers by the current policy, sampled as in training, and their scores. Before and after use one seed."""
     answers = await ask_any(lanes, lambda lane: lane.answer(prompts, seed=seed))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from actors.calls import is_there
 from solon.clock import Clock
 from solon.files.prompts import PromptSource
 from solon.loop import Lanes
+from solon.pipeline.pool import Pool
 from solon.pipeline.publication import Publication, PublishConfig
 from solon.protocols import LedgerPort, Observer
 from solon.records import Weights
@@ -18,7 +18,7 @@ from solon.recovery.supervised_lanes import SupervisedJudge, SupervisedLearner, 
 
 
 def publication_for(
-    rollout: Sequence[SupervisedRollout],
+    rollout: Pool[SupervisedRollout],
     learner: SupervisedLearner,
     *,
     settings: PublishConfig,
@@ -27,8 +27,8 @@ def publication_for(
     attested: int = 0,
     clock: Clock | None = None,
 ) -> Publication:
-    """The way of weights from the learner to these engines: one that is lost leaves it, and its replacement joins when
-    it holds the current weights.
+    """The way of weights from the learner to the engines of this pool: one that is lost leaves it, and its replacement,
+    or an engine that is added, joins when it holds the current weights.
 
     attested: the version that the engines have shown to hold before.
     """
@@ -41,16 +41,14 @@ def publication_for(
         clock=clock,
     )
     learner.on_weights = publication.renew
-    for lane in rollout:
-        lane.guard.on_down = partial(publication.leave, lane)
-        lane.guard.rejoin = partial(publication.join, lane)
+    rollout.entry = publication
     return publication
 
 
 def assemble_lanes(
     *,
-    rollout: Sequence[SupervisedRollout],
-    judges: Sequence[SupervisedJudge],
+    rollout: Pool[SupervisedRollout],
+    judges: Pool[SupervisedJudge],
     learner: Any,
     ledger: LedgerPort,
     prompts: PromptSource,

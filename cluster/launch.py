@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,23 +21,33 @@ from solon.constitution.constitution import Constitution
 from solon.errors import ForeignCodeError, RunFailedError, first_cause
 from solon.feedback.prompting.prompts import NO_SECRET, TEMPLATES
 from solon.feedback.prompting.secret import nonce_secret
+from solon.pipeline.pool import Pool
 from solon.recovery.guard import Guard, start_limit
 from solon.recovery.startup import start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPool:
-    """The workers of one pool, built and warm, each with a guard that replaces it when it is lost."""
+    """The workers of one pool, built and warm, each with a guard that replaces it when it is lost.
+
+    Rollout engines and judges may join and leave during training: `await workers["rollout"].pool.add(lane)`.
+    """
 
     spec: PoolSpec
-    lanes: Sequence[Any]
+    lanes: Collection[Any]
     started: Sequence[Any]
     """What the first start of each returned."""
 
     @property
     def lane(self) -> Any:
         """The only worker, or the first."""
-        return self.lanes[0]
+        return next(iter(self.lanes))
+
+    @property
+    def pool(self) -> Pool[Any]:
+        """The lanes, where they may join and leave."""
+        assert isinstance(self.lanes, Pool), f"{self.spec.role}: workers of this role do not join or leave"
+        return self.lanes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +133,7 @@ class Launcher:
 
     def _supervised(self, pool: PoolSpec, workers: Sequence[Any], started: Sequence[Any]) -> WorkerPool:
         role = self._roles[pool.role]
-        lanes = role.supervised(workers, self._context)
-        role.stand_in_for_each_other(lanes)
+        lanes = role.together(role.supervised(workers, self._context))
         return WorkerPool(spec=pool, lanes=lanes, started=started)
 
     async def _start(self, worker: Any, pool: PoolSpec, waiting: Waiting, on_ready: Callable[[str], None]) -> Any:

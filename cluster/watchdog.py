@@ -33,14 +33,14 @@ class Watchdog:
         config: RecoveryConfig,
         *,
         ledger: AsyncLedger,
-        guards: Sequence[Guard],
+        guards: Callable[[], Sequence[Guard]],
         recorder: Recorder,
         on_stop: Callable[[str], None],
         draining: Callable[[], str | None],
         clock: Clock | None = None,
     ) -> None:
-        """on_stop: ends the run after the step in hand, with a reason. draining: why this machine is about to go, or
-        None; may block. clock: what standing still is measured with."""
+        """guards: of the present workers. on_stop: ends the run after the current step, with a reason. draining: why
+        this machine is about to go, or None; may block. clock: what standing still is measured with."""
         self._config = config
         self._ledger = ledger
         self._guards = guards
@@ -96,7 +96,7 @@ class Watchdog:
             still_s=round(still_s, 3),
             groups=await self._ledger.counts(),
             out=tuple(self._ledger.out()),
-            workers=tuple(guard.status() for guard in self._guards),
+            workers=tuple(guard.status() for guard in self._guards()),
             batch_groups=self._ledger.batch_groups,
         )
         if still_s > self._config.stall_s * (self._stalls + 1):

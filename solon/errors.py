@@ -76,6 +76,10 @@ class WorkerLostError(RunFailedError):
     """A worker died, or does not answer. What it held may be given to another."""
 
 
+class WorkerLeftError(WorkerLostError):
+    """A worker left its pool before it had finished what it held. Nothing went wrong: another one continues."""
+
+
 class ForeignCodeError(WorkerLostError):
     """A worker could not import Solon's code on its machine."""
 

@@ -4,11 +4,12 @@
                     ▲                               │
                     └──────── credits, weights ─────┘
 
-The stages share nothing but the ledger. Each says what it takes, what it waits for and who wakes it; none
-looks at a clock. The same page runs on small fakes in unit tests and on Ray actors in a run: see `Lanes`.
-Synchronous training is the same code with `target_staleness = 0` and `ledger.lockstep`.
+The stages share nothing but the ledger. Each says what it takes, what it waits for and what wakes it; none polls.
+The same page runs on small fakes in unit tests and on Ray actors in a run: see `Lanes`. Synchronous training is the
+same code with `target_staleness = 0` and `ledger.lockstep`.
 
-A worker that is lost ends nothing: what it held goes back to the ledger, and its lane is `ready` again when a
+`generate` and `label` run once for every lane of a pool. Lanes may join and leave meanwhile (solon.pipeline.pool). The
+loss of a worker does not end the run: what it held goes back to the ledger, and its lane is ready again when a
 replacement holds the current weights (solon.recovery.guard).
 """
 
@@ -17,11 +18,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from solon.clock import Clock
-from solon.errors import PayloadLostError, RunFailedError, WorkerLostError, first_cause
+from solon.errors import PayloadLostError, RunFailedError, WorkerLeftError, WorkerLostError, first_cause
 from solon.files.prompts import PromptSource
 from solon.ledger.ledger import Grant, Lease, Work
+from solon.pipeline.pool import Seat, StagePool
 from solon.pipeline.publication import Publication
 from solon.protocols import (
     Assignment,
@@ -37,10 +40,10 @@ from solon.records import Salvage, Span, StepReport, Weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lanes:
-    """Who does the work, and who watches."""
+    """The workers, and what else the stages use."""
 
-    rollout: Sequence[RolloutLane]
-    judges: Sequence[JudgeLane]
+    rollout: StagePool[RolloutLane]
+    judges: StagePool[JudgeLane]
     learner: Learner
     ledger: LedgerPort
     prompts: PromptSource
@@ -52,7 +55,7 @@ class Lanes:
     """Whether a payload can still be read; None: payloads are never lost."""
     clock: Clock = field(default_factory=Clock)
     grace_s: float = 20.0
-    """How long what is under way may take to end when the run is stopped."""
+    """Seconds that unfinished groups may take to end when the run is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +68,21 @@ class Publishing:
 
 
 async def run_loop(lanes: Lanes, *, steps: int, min_valid: int, stop: asyncio.Event, first: int = 0) -> int:
-    """Train batches `first` to `steps` - 1; returns how many are committed in all. Setting `stop` ends after the step
-    in hand.
+    """Train batches `first` to `steps` - 1; returns how many are committed in all. Setting `stop` ends the run after
+    the current step.
 
-    A stage that dies ends the run with its error; a failed group or a lost worker does not.
+    An error of a stage ends the run; a failed group or a lost worker does not.
     """
     versions: asyncio.Queue[Publishing | None] = asyncio.Queue(maxsize=1)
     try:
         async with asyncio.TaskGroup() as stages:
             trained = stages.create_task(learn(lanes, range(first, steps), versions, stop), name="learn")
             publishing = stages.create_task(publish(lanes, versions), name="publish")
-            workers = [
-                *(stages.create_task(generate(lanes, lane), name=f"generate {lane.name}") for lane in lanes.rollout),
-                *(
-                    stages.create_task(label(lanes, lane, min_valid), name=f"label {lane.name}")
-                    for lane in lanes.judges
-                ),
-            ]
-            stages.create_task(_end(publishing, workers, lanes.grace_s), name="end")
+            wake, emit = lanes.ledger.wake, lanes.observer.event
+            generating = lanes.rollout.run(partial(generate, lanes), name="generate", wake=wake, emit=emit)
+            labelling = lanes.judges.run(partial(label, lanes, min_valid), name="label", wake=wake, emit=emit)
+            pools = [stages.create_task(generating, name="generate"), stages.create_task(labelling, name="label")]
+            stages.create_task(_end(lanes, publishing, pools, lanes.grace_s), name="end")
             stopper = stages.create_task(_close_on(stop, lanes.ledger), name="stop")
             trained.add_done_callback(lambda _: stopper.cancel())
     except ExceptionGroup as failures:
@@ -92,29 +92,25 @@ async def run_loop(lanes: Lanes, *, steps: int, min_valid: int, stop: asyncio.Ev
     return trained.result()
 
 
-async def generate(lanes: Lanes, lane: RolloutLane) -> None:
+async def generate(lanes: Lanes, seat: Seat[RolloutLane]) -> None:
     """Turn credits into generated groups.
 
     takes:     grants (ledger.reserve), as many as the engine has room for
     waits for: a credit, a free place in the engine, and the engine itself while it is being replaced
-    woken by:  publish() -> ledger.publish(), or a dropped or lost group
+    woken by:  publish() -> ledger.publish(), a dropped or lost group, or pool.remove()
     """
-    room = Room(lane.groups_at_once)
     async with asyncio.TaskGroup() as running:
-        while True:
-            free = await room.some()
-            if not await lane.ready():
-                return
-            grants = await lanes.ledger.reserve(free, holder=lane.name, is_up=lambda: lane.is_up)
-            if grants is None:
+        while room := await seat.room():
+            grants = await lanes.ledger.reserve(room, holder=seat.lane.name, is_up=lambda: seat.takes_work)
+            if grants is None:  # it went down, or is to leave
                 continue
             if not grants:
                 return
-            room.take(len(grants))
-            running.create_task(_generate_chunk(lanes, lane, grants, room))
+            seat.take(len(grants))
+            running.create_task(_generate_chunk(lanes, seat, grants))
 
 
-async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Grant], room: Room) -> None:
+async def _generate_chunk(lanes: Lanes, seat: Seat[RolloutLane], grants: Sequence[Grant]) -> None:
     work = [Assignment(grant=grant, prompt=lanes.prompts[grant.ordinal]) for grant in grants]
     missing = {grant.ordinal: grant for grant in grants}
     for grant in grants:
@@ -122,12 +118,12 @@ async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Gran
             tokens = sum(part.num_tokens for part in grant.salvage)
             lanes.observer.event("tokens_salvaged", ordinal=grant.ordinal, tokens=tokens)
     try:
-        async for report, payload_ref in lane.generate(work):
+        async for report, payload_ref in seat.lane.generate(work):
             if isinstance(report, Salvage):
                 await lanes.ledger.keep(report.ordinal, report.attempt, head=report.head, salvage=report)
                 continue
             del missing[report.ordinal]
-            room.give(1)
+            seat.give(1)
             if await lanes.ledger.commit_generation(
                 report.ordinal, report.attempt, head=report.head, nbytes=report.nbytes, payload=payload_ref
             ):
@@ -135,47 +131,45 @@ async def _generate_chunk(lanes: Lanes, lane: RolloutLane, grants: Sequence[Gran
             else:
                 lanes.observer.event("late_generation_refused", ordinal=report.ordinal, attempt=report.attempt)
         if missing:
-            raise WorkerLostError(f"{lane.name} ended without {len(missing)} of the groups that it was given")
+            raise WorkerLostError(f"{seat.lane.name} ended without {len(missing)} of the groups that it was given")
     except WorkerLostError as error:
-        await lanes.ledger.requeue({grant.ordinal: grant.attempt for grant in missing.values()}, str(error))
-        room.give(len(missing))
+        attempts = {grant.ordinal: grant.attempt for grant in missing.values()}
+        await lanes.ledger.requeue(attempts, str(error), is_loss=not isinstance(error, WorkerLeftError))
+        seat.give(len(missing))
 
 
-async def label(lanes: Lanes, judge: JudgeLane, min_valid: int) -> None:
+async def label(lanes: Lanes, min_valid: int, seat: Seat[JudgeLane]) -> None:
     """Turn generated groups into labelled ones.
 
     takes:     a GENERATED group (ledger.next_generated), the one with the earliest deadline
     waits for: any generated group, a free place at the judge, and the judge itself while it is being replaced
-    woken by:  generate() -> ledger.commit_generation()
+    woken by:  generate() -> ledger.commit_generation(), or pool.remove()
     """
-    room = Room(judge.groups_at_once)
     async with asyncio.TaskGroup() as running:
-        while True:
-            free = await room.some()
-            if not await judge.ready():
-                return
-            work = await lanes.ledger.next_generated(free, holder=judge.name, is_up=lambda: judge.is_up)
-            if work is None:
+        while room := await seat.room():
+            work = await lanes.ledger.next_generated(room, holder=seat.lane.name, is_up=lambda: seat.takes_work)
+            if work is None:  # it went down, or is to leave
                 continue
             if not work:
                 return
-            room.take(len(work))
+            seat.take(len(work))
             for item in work:
-                running.create_task(_label_group(lanes, judge, item, min_valid, room))
+                running.create_task(_label_group(lanes, min_valid, seat, item))
 
 
-async def _label_group(lanes: Lanes, judge: JudgeLane, item: Work, min_valid: int, room: Room) -> None:
+async def _label_group(lanes: Lanes, min_valid: int, seat: Seat[JudgeLane], item: Work) -> None:
     ordinal, attempt = item.ordinal, item.attempt
     try:
-        report, payload_ref = await judge.label(item)
+        report, payload_ref = await seat.lane.label(item)
     except WorkerLostError as error:
-        await lanes.ledger.return_work(ordinal, attempt, str(error))
+        is_loss = not isinstance(error, WorkerLeftError)
+        await lanes.ledger.return_work(ordinal, attempt, str(error), is_loss=is_loss)
         return
     except PayloadLostError as error:
         await lanes.ledger.requeue({ordinal: attempt}, str(error))
         return
     finally:
-        room.give(1)
+        seat.give(1)
     if report.num_valid < min_valid:
         # The same text would be judged the same way again, so another prompt takes its place.
         causes = ", ".join(f"{status} {count}" for status, count in report.invalid_by_status)
@@ -203,7 +197,7 @@ async def learn(lanes: Lanes, steps: range, versions: asyncio.Queue[Publishing |
             lease = await leasing
             if lease is None:
                 break
-            # Asked for while this step is trained, so that the answer is there when it is committed.
+            # Requested while this step is trained, so that the next batch is there when it is committed.
             leasing = asyncio.ensure_future(lanes.ledger.lease(committed + 1))
             try:
                 trained = await lanes.learner.step(lease)
@@ -241,7 +235,7 @@ async def _commit(
 
 
 async def _give_back(lanes: Lanes, lease: Lease, error: PayloadLostError) -> None:
-    """The batch cannot be trained as it is: what is gone of it is generated again, the rest is ready again."""
+    """The batch cannot be trained as it is: its lost groups are generated again, the others are ready again."""
     if lanes.is_there is None:
         raise error
     lost = [
@@ -250,7 +244,7 @@ async def _give_back(lanes: Lanes, lease: Lease, error: PayloadLostError) -> Non
         if not all([await lanes.is_there(payload_ref) for payload_ref in payload_refs])
     ]
     await lanes.ledger.abort(lease.step, lease.token)
-    # None to be found, and still it could not be read: then none of it is trusted.
+    # All are there, and still the batch could not be read: then none of it is trusted.
     await lanes.ledger.requeue(lanes.ledger.attempts(lost or lease.ordinals), str(error))
 
 
@@ -275,33 +269,14 @@ async def publish(lanes: Lanes, versions: asyncio.Queue[Publishing | None]) -> N
         lanes.observer.published(item.manifest.version, receipts, lanes.publication.max_gap, span)
 
 
-class Room:
-    """Free places at a worker. `await room.some()` waits until there is at least one."""
-
-    def __init__(self, places: int) -> None:
-        self._free = places
-        self._changed = asyncio.Event()
-        self._changed.set()
-
-    async def some(self) -> int:
-        await self._changed.wait()
-        return self._free
-
-    def take(self, places: int) -> None:
-        self._free -= places
-        if self._free <= 0:
-            self._changed.clear()
-
-    def give(self, places: int) -> None:
-        self._free += places
-        if self._free > 0:
-            self._changed.set()
-
-
-async def _end(publishing: asyncio.Task[None], workers: Sequence[asyncio.Task[None]], grace_s: float) -> None:
-    """When the last version is published, whoever still generates or labels has a little time to end."""
+async def _end(
+    lanes: Lanes, publishing: asyncio.Task[None], pools: Sequence[asyncio.Task[None]], grace_s: float
+) -> None:
+    """When the last version is published, what is still generated or labelled may take a little time to end."""
     await asyncio.wait([publishing])
-    _, late = await asyncio.wait(workers, timeout=grace_s)
+    lanes.rollout.close()
+    lanes.judges.close()
+    _, late = await asyncio.wait(pools, timeout=grace_s)
     for task in late:
         task.cancel()
 

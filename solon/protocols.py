@@ -1,12 +1,12 @@
-"""What the loop needs of the world. On Ray these are thin proxies of actors; in unit tests small fakes.
+"""What the loop needs of workers, ledger and observer. On Ray these are thin proxies of actors; in unit tests fakes.
 
-A *box* is whatever carries a payload: on Ray a list with one ObjectRef, so that the payload itself moves
+A *payload reference* stands for a payload: on Ray a list with one ObjectRef, so that the payload itself moves
 straight from the worker that made it to the worker that needs it; in a unit test the record itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,12 +60,12 @@ class LabelReport:
     spans: tuple[Span, ...] = ()
 
 
-class RolloutLane(Protocol):
-    """One engine that writes answers."""
+class Lane(Protocol):
+    """A worker of a pool, as the loop sees it: down while its process is replaced."""
 
     name: str
     groups_at_once: int
-    """Groups that it decodes together."""
+    """Groups that it holds at the same time."""
 
     @property
     def is_up(self) -> bool:
@@ -76,9 +76,29 @@ class RolloutLane(Protocol):
         """Waits while it is being replaced. False: it is given up. Raises what ended the run with it."""
         ...
 
+    def enlist(
+        self, *, spare: Callable[[], bool], rejoin: Callable[[], Awaitable[None]], on_down: Callable[[], None]
+    ) -> None:
+        """It belongs to a pool from now on. spare: whether the pool can do without it. rejoin: what a replacement waits
+        for before it is up. on_down: called when its process is lost."""
+        ...
+
+    def watch(self) -> None:
+        """Begin to ask for heartbeats."""
+        ...
+
+    async def retire(self) -> None:
+        """It leaves its pool for good: calls that it has not answered end with WorkerLeftError, and its process
+        ends."""
+        ...
+
+
+class RolloutLane(Lane, Protocol):
+    """One engine that generates answers."""
+
     def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, PayloadRef]]:
-        """Groups as they are finished, in any order; now and then, without a box, what one has gained since the
-        last time. Raises WorkerLostError: the rest will not come."""
+        """Groups as they are finished, in any order; from time to time, without a payload, the tokens that a group has
+        gained since the last time. Raises WorkerLostError: the rest will not come."""
         ...
 
     async def load_weights(self, weights: PayloadRef) -> LoadReceipt:
@@ -87,7 +107,7 @@ class RolloutLane(Protocol):
 
     @property
     def incarnation(self) -> int:
-        """Which of the processes that hosted it is meant."""
+        """How many processes hosted it before the present one."""
         ...
 
     def lost(self, error: WorkerLostError, incarnation: int) -> None:
@@ -95,20 +115,8 @@ class RolloutLane(Protocol):
         ...
 
 
-class JudgeLane(Protocol):
-    """One engine that labels."""
-
-    name: str
-    groups_at_once: int
-
-    @property
-    def is_up(self) -> bool:
-        """It is neither being replaced nor given up."""
-        ...
-
-    async def ready(self) -> bool:
-        """Waits while it is being replaced. False: it is given up. Raises what ended the run with it."""
-        ...
+class JudgeLane(Lane, Protocol):
+    """One feedback model that labels."""
 
     async def label(self, work: Work) -> tuple[LabelReport, PayloadRef]:
         """Raises WorkerLostError when it is gone, PayloadLostError when the group is."""
@@ -116,12 +124,12 @@ class JudgeLane(Protocol):
 
 
 class Learner(Protocol):
-    """The lane that trains."""
+    """The learner."""
 
     name: str
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]:
-        """One optimiser step: its report, the new weights without their payload, and a box with all of them.
+        """One optimiser step: its report, the new weights without their payload, and a reference to all of them.
 
         Raises PayloadLostError when a group of the batch cannot be read any more.
         """
@@ -141,8 +149,8 @@ class LedgerPort(Protocol):
         self, ordinal: int, attempt: int, *, head: int, nbytes: int, payload: PayloadRef
     ) -> bool: ...
     async def commit_labels(self, ordinal: int, attempt: int, *, nbytes: int, payload: PayloadRef) -> bool: ...
-    async def requeue(self, attempts: Mapping[int, int], reason: str) -> list[int]: ...
-    async def return_work(self, ordinal: int, attempt: int, reason: str) -> bool: ...
+    async def requeue(self, attempts: Mapping[int, int], reason: str, *, is_loss: bool = ...) -> list[int]: ...
+    async def return_work(self, ordinal: int, attempt: int, reason: str, *, is_loss: bool = ...) -> bool: ...
     async def drop(self, ordinal: int, attempt: int, reason: str) -> bool: ...
     async def commit(self, step: int, token: int) -> bool: ...
     async def abort(self, step: int, token: int) -> bool: ...
@@ -154,7 +162,7 @@ class LedgerPort(Protocol):
 
 
 class Observer(Protocol):
-    """Told of everything that happens; writes files, draws the live view. Must not block."""
+    """Receives everything that happens; writes files, draws the live view. Must not block."""
 
     def generated(self, report: GenerationReport, payload_ref: PayloadRef) -> None: ...
     def labelled(self, report: LabelReport, payload_ref: PayloadRef) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,7 +11,9 @@ from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
 from solon.clock import Clock
 from solon.constitution.constitution import Constitution
-from solon.recovery.guard import Guard, mutual_failover
+from solon.pipeline.pool import Pool
+from solon.recovery.guard import Guard
+from solon.recovery.supervised_lanes import PoolLane
 
 Spawn = Callable[[int], Any]
 """Makes an actor; the number says how many there were before it."""
@@ -86,9 +88,10 @@ class Role(ABC):
         """What a worker's first start is given."""
         return ()
 
-    def stand_in_for_each_other(self, lanes: Sequence[Any]) -> None:
-        """The run continues without one of these when another one is left."""
-        mutual_failover([lane.guard for lane in lanes])
+    def together(self, lanes: Sequence[Any]) -> Collection[Any]:
+        """What holds the lanes: a pool that may change size, and in which the run continues without one of them when
+        another one is left. Lanes that are no `PoolLane`, as the learner's, stay as they are."""
+        return Pool(lanes) if all(isinstance(lane, PoolLane) for lane in lanes) else tuple(lanes)
 
 
 def worker_environment(threads: int, *, on_gpu: bool) -> dict[str, Any]:

@@ -36,6 +36,3 @@ class LearnerRole(Role):
             SupervisedLearner(worker, recovery, checkpoint=context.checkpoint, emit=emit, clock=clock)
             for worker in workers
         ]
-
-    def stand_in_for_each_other(self, lanes: Sequence[Any]) -> None:
-        """A run has one learner and does not continue without it."""

@@ -103,20 +103,22 @@ class AsyncLedger:
         """A group was labelled; wakes `lease`. False: refused."""
         return await self._change(lambda: self._ledger.commit_labels(ordinal, attempt, nbytes=nbytes, payload=payload))
 
-    async def requeue(self, attempts: Mapping[int, int], reason: str) -> list[int]:
+    async def requeue(self, attempts: Mapping[int, int], reason: str, *, is_loss: bool = True) -> list[int]:
         """Generate these groups again, given as {ordinal: attempt}; wakes `reserve`. Returns the ordinals of those that
-        were not refused. One call for all groups of a lost engine, so that the engines that wait share them."""
+        were not refused. One call for all groups of a lost engine, so that the engines that wait share them. is_loss:
+        False when their engine left its pool, which counts against no group and is no event of theirs."""
         requeued = await self._change(
-            lambda: [o for o, attempt in attempts.items() if self._ledger.requeue(o, attempt, reason)]
+            lambda: [o for o, attempt in attempts.items() if self._ledger.requeue(o, attempt, reason, is_loss=is_loss)]
         )
-        for ordinal in requeued:
+        for ordinal in requeued if is_loss else ():
             self._emit("group_lost", ordinal=ordinal, attempt=attempts[ordinal], reason=reason)
         return requeued
 
-    async def return_work(self, ordinal: int, attempt: int, reason: str) -> bool:
-        """The judge of this group was lost: another one labels it; wakes `next_generated`. False: refused."""
-        returned = await self._change(lambda: self._ledger.return_work(ordinal, attempt, reason))
-        if returned:
+    async def return_work(self, ordinal: int, attempt: int, reason: str, *, is_loss: bool = True) -> bool:
+        """The judge of this group was lost, or left its pool (`is_loss` False): another one labels it; wakes
+        `next_generated`. False: refused."""
+        returned = await self._change(lambda: self._ledger.return_work(ordinal, attempt, reason, is_loss=is_loss))
+        if returned and is_loss:
             self._emit("judge_lost", ordinal=ordinal, attempt=attempt, reason=reason)
         return returned
 

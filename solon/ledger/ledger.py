@@ -255,23 +255,23 @@ class Ledger:
         self._queues.again(entry, version=self.version)
         return True
 
-    def requeue(self, ordinal: int, attempt: int, reason: str) -> bool:
-        """A group was lost through no fault of its own, with its engine or with what kept it: generate it again from
-        the same sample index. Dropped when that happened too often. False: refused."""
+    def requeue(self, ordinal: int, attempt: int, reason: str, *, is_loss: bool = True) -> bool:
+        """A group was lost with its engine or with its payload: generate it again from the same sample index. Dropped
+        when that happened too often. is_loss: False when its engine left in good order. False: refused."""
         entry = self._queues.find(ordinal, attempt, *HELD)
         if entry is None:
             return False
-        if self._is_lost_too_often(entry, reason):
+        if is_loss and self._is_lost_too_often(entry, reason):
             return True
         self._queues.again(entry, version=self.version)
         return True
 
-    def return_work(self, ordinal: int, attempt: int, reason: str) -> bool:
-        """A judge was lost with this group in hand: another one labels what is there. False: refused."""
+    def return_work(self, ordinal: int, attempt: int, reason: str, *, is_loss: bool = True) -> bool:
+        """The judge that held this group was lost, or left (`is_loss` False): another one labels it. False: refused."""
         entry = self._queues.find(ordinal, attempt, State.JUDGING)
         if entry is None:
             return False
-        if not self._is_lost_too_often(entry, reason):
+        if not (is_loss and self._is_lost_too_often(entry, reason)):
             self._queues.to_generated(entry)
         return True
 

@@ -10,7 +10,7 @@ computes with, and the log-probs of canary sequences against the learner's own; 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -67,7 +67,7 @@ class Publication:
 
     def __init__(
         self,
-        engines: Sequence[Publishable],
+        engines: Iterable[Publishable],
         *,
         settings: PublishConfig,
         initial: Weights,
@@ -78,8 +78,10 @@ class Publication:
         """`initial`: what the engines are to hold first; `attested`: versions attested before, in a resumed run;
         `renewal_s`: how long to wait for a new learner when the weights were lost with the old one;
         `clock`: what deadlines are measured with."""
-        self._engines = tuple(engines)
-        self._members = list(engines)
+        self._engines = list(engines)
+        """All that belong to the run, those that are being replaced included."""
+        self._members = list(self._engines)
+        """Those that are to hold the current weights."""
         self._settings = settings
         self._fingerprint = initial.fingerprint
         self._checksums: dict[str, str] = {}
@@ -126,19 +128,29 @@ class Publication:
             if self._current is not None:
                 self._checksums.pop(engine.name, None)
                 await self._load(engine, *self._current, changed=False)
-            if engine not in self._members:
-                self._members.append(engine)
+            for engines in (self._engines, self._members):
+                if engine not in engines:
+                    engines.append(engine)
             self._joined.notify_all()
 
     def leave(self, engine: Publishable) -> None:
-        """It gets no new weights until it joins again."""
+        """It is being replaced: it gets no new weights until it joins again."""
         if engine in self._members:
             self._members.remove(engine)
+
+    def dismiss(self, engine: Publishable) -> None:
+        """It has left the run."""
+        self.leave(engine)
+        if engine in self._engines:
+            self._engines.remove(engine)
+        self._checksums.pop(engine.name, None)
 
     async def _load_everywhere(self, manifest: Weights, payload_ref: PayloadRef, *, changed: bool) -> list[LoadReceipt]:
         """Returns when one engine at least holds them; the receipts of those that did at once."""
         receipts = []
         for engine in list(self._members):
+            if engine not in self._members:  # lost, or dismissed, while the others were loading
+                continue
             incarnation = engine.incarnation
             try:
                 receipts.append(await self._load(engine, manifest, payload_ref, changed=changed))
@@ -149,8 +161,8 @@ class Publication:
         return receipts
 
     async def _some_engine(self) -> None:
-        """Waits until one has joined; the turn is given away meanwhile. Raises what ended the last of them: nobody else
-        would say so, since those who generate wait for what is published here."""
+        """Waits until one has joined, without the turn. Raises what ended the last of them: no other stage would, since
+        `generate` waits for what is published here."""
         while not self._members:
             joined = asyncio.ensure_future(self._joined.wait_for(lambda: bool(self._members)))
             ready = asyncio.gather(*(engine.ready() for engine in self._engines))
@@ -159,6 +171,7 @@ class Publication:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if ready.done():
                     ready.result()
+                    await joined  # none of those that were there comes back without joining
             finally:
                 joined.cancel()
                 ready.cancel()

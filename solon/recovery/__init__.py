@@ -1,4 +1,4 @@
-"""Workers that die or hang are replaced, within bounds, while the loop goes on without them.
+"""Workers that die or hang are replaced, within bounds, while the loop continues without them.
 
 Start with `guard`, which watches one worker; `supervised_lanes` is what the loop sees of it, `restarts` bounds how
 often, `start_limit` how long a start may take.

@@ -1,77 +1,35 @@
 """Workers that die or hang are replaced, until that happens too often. Plain asyncio; Ray is behind `Restartable`.
 
-    guard = Guard(worker, config, tell=observer.event, rejoin=lambda: publication.join(lane))
-    guard.start()                                   # beats: a worker that hangs is found without being asked anything
+    guard = Guard(worker, config, emit=observer.event, rejoin=lambda: publication.join(lane))
+    guard.start()                                   # heartbeats: find a worker that hangs while no call waits for it
     await guard.ready()                             # waits while it is being replaced
     result = await guard.during(worker.label(work)) # raises WorkerLostError as soon as it is given up
 
-A worker is up, down (being replaced) or given up. Whoever notices a loss says so with `lost`; the first one starts
-the recovery, all calls that wait for the lost worker end with WorkerLostError, and the work they held goes back to the
-ledger. A recovered worker is up only after `rejoin`: an engine holds the current attested weights by then.
+A worker is up, down (being replaced) or given up. The first call of `lost` starts the recovery; all calls that wait for
+the lost worker end with WorkerLostError, and the work they held goes back to the ledger. A recovered worker is up only
+after `rejoin`: an engine holds the current attested weights by then.
 
-A call whose answer did not arrive (CallLostError) is no loss yet: the worker stays if it gives a sign of life and its
-calls may be made twice. To the caller it is a loss: what was asked is asked again, of this worker or another.
+A call whose answer did not arrive (CallLostError) is no loss of the worker yet: it stays if it answers a heartbeat and
+its calls may be repeated. To the caller it is a loss: the request is made again, to this worker or another.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any, Protocol, TypeVar
 
 from solon.clock import Clock
-from solon.errors import CallLostError, RunFailedError, WorkerLostError
+from solon.errors import CallLostError, RunFailedError, WorkerLeftError, WorkerLostError
+from solon.recovery.config import RecoveryConfig as RecoveryConfig
+from solon.recovery.config import start_limit as start_limit
 from solon.recovery.restarts import Lately, Restarts, SpentError
-from solon.recovery.start_limit import StartLimit
 
 T = TypeVar("T")
 
 LOST_CALLS = 3
 """Times that answers may fail to arrive within `window_s`; a worker behind such a line is replaced."""
-
-
-class RecoveryConfig(BaseModel):
-    """When a worker counts as lost, and how often it is replaced."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_restarts: int = Field(5, ge=0)
-    """Replacements of one worker within `window_s`, or in a row without a single answer in between; one more ends the
-    run with the cause."""
-    window_s: float = Field(600, gt=0)
-    backoff_s: float = Field(1, ge=0)
-    """Pause before the second replacement within the window; it doubles with each further one."""
-    restart_timeout_s: float = Field(600, gt=0)
-    """A worker that has a place on a node must have its model loaded by then."""
-    node_timeout_s: float = Field(900, gt=0)
-    """A worker must have a place on a node by then: on a cluster that grows, a node is started and pulls its image."""
-    beat_every_s: float = Field(5, gt=0)
-    """Pause between two signs of life."""
-    beat_timeout_s: float = Field(30, gt=0)
-    """A worker that does not answer by then is killed and replaced."""
-    stall_s: float = Field(600, gt=0)
-    """An engine with work that has not moved for so long is replaced; a run without progress for so long says who
-    waits for whom."""
-    salvage_every_s: float = Field(2, ge=0)
-    """Pause between two looks at how far long answers have come: what an engine had written by then is gone on with by
-    another when it is lost. 0: never."""
-    step_timeout_s: float = Field(7200, gt=0)
-    """A learner that needs longer for one step is replaced."""
-    grace_s: float = Field(20, ge=0)
-    """When a run is stopped: what is being generated or labelled may take so long to end; the rest is generated again
-    when the run goes on."""
-    damaged_records: Literal["continue", "refuse"] = "continue"
-    """What `--resume` does when files that a run only adds to (metrics, events, rollouts, labels) were cut or edited
-    since the checkpoint: it says so and continues, for nothing is trained from them, or it refuses."""
-
-
-def start_limit(config: RecoveryConfig, clock: Clock) -> StartLimit:
-    """How long one process may take to start."""
-    return StartLimit(node_timeout_s=config.node_timeout_s, restart_timeout_s=config.restart_timeout_s, clock=clock)
 
 
 class Restartable(Protocol):
@@ -85,7 +43,7 @@ class Restartable(Protocol):
         ...
 
     async def heartbeat(self) -> float:
-        """Seconds for which it has had work without getting on. Raises WorkerLostError; may never return."""
+        """Seconds for which it has had work without progress. Raises WorkerLostError; may never return."""
         ...
 
 
@@ -124,13 +82,13 @@ class Guard:
         self._lost_calls = Lately(config.window_s, self._clock.monotonic)
         self._doubt: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._closed = self._has_left = False
         self._failure: Exception | None = None
         self.given_up = False
-        """It is not replaced any more, and the run goes on without it."""
+        """It is no longer replaced, and the run continues without it."""
         self.recovered = 0
         self.incarnation = 0
-        """Which of the workers that there were is meant: a late error of one must not end the next."""
+        """How many workers were lost before the present one: a late error of one must not end the next."""
 
     @property
     def name(self) -> str:
@@ -141,12 +99,12 @@ class Guard:
         return self._up.is_set() and self._failure is None and not self.given_up
 
     def start(self) -> None:
-        """Begin to ask for signs of life."""
+        """Begin to ask for heartbeats."""
         self._begin(self._watch())
 
     async def ready(self) -> bool:
-        """Waits until the worker is up. False: it never will be, and the run goes on without it. Raises what ended it
-        and with it the run."""
+        """Waits until the worker is up. False: it never will be, and the run continues without it. Raises what ended it
+        and the run."""
         await self._up.wait()
         if self._failure is not None:
             raise self._failure
@@ -162,7 +120,7 @@ class Guard:
         task = asyncio.ensure_future(call)
         if not self.is_up:
             task.cancel()
-            raise WorkerLostError(f"{self.name} is being replaced")
+            raise self._gone("is being replaced")
         life, incarnation = self._lifetime(), self.incarnation
         try:
             waiting: set[asyncio.Future[Any]] = {task, life}
@@ -171,7 +129,7 @@ class Guard:
                 return task.result()
             if not life.done():
                 raise WorkerLostError(f"{self.name} did not answer within {timeout_s:.0f} s")
-            raise WorkerLostError(f"{self.name} was lost")
+            raise self._gone("was lost")
         except WorkerLostError as error:
             if isinstance(error, CallLostError) and self._repeatable:
                 await self._ask_after(error, incarnation)
@@ -182,8 +140,8 @@ class Guard:
             task.cancel()
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of a call that may be made again to a replacement, however often it takes. Raises GivenUpError
-        when there is none."""
+        """The result of a call that is repeated until the worker, or a replacement, answers. Raises GivenUpError when
+        there is none."""
         while True:
             if not await self.ready():
                 raise GivenUpError(f"{self.name} was given up")
@@ -204,18 +162,33 @@ class Guard:
         self._begin(self._recover(error))
 
     def status(self) -> dict[str, Any]:
-        """For people: up or not, and how often it was replaced."""
+        """For the status of a run: up or not, and how often it was replaced."""
         state = "given up" if self.given_up or self._failure else "up" if self._up.is_set() else "being replaced"
         return {"worker": self.name, "state": state, "recovered": self.recovered}
 
+    async def retire(self) -> None:
+        """The worker leaves for good: calls to it end with WorkerLeftError, and it is not replaced."""
+        self._closed = self._has_left = self.given_up = True
+        self._up.set()
+        life, self._life = self._life, None
+        if life is not None and not life.done():
+            life.set_result(None)
+        await self.close()
+
     async def close(self) -> None:
-        """No more watching, no more replacing."""
+        """Watch no more, replace no more."""
         self._closed = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _gone(self, otherwise: str) -> WorkerLostError:
+        """Why calls end that wait for a worker that is not up."""
+        if self._has_left:
+            return WorkerLeftError(f"{self.name} left its pool")
+        return WorkerLostError(f"{self.name} {otherwise}")
 
     def _lifetime(self) -> asyncio.Future[None]:
         """Done when the worker that is up now is lost."""
@@ -224,7 +197,7 @@ class Guard:
         return self._life
 
     async def _ask_after(self, error: CallLostError, incarnation: int) -> None:
-        """Returns when the worker has given a sign of life, or counts as lost. Calls lost together ask once."""
+        """Returns when the worker has answered a heartbeat, or counts as lost. Calls lost together ask once."""
         if self._doubt is None or self._doubt.done():
             self._doubt = self._begin(self._doubted(error, incarnation))
         await asyncio.wait({self._doubt})
@@ -243,7 +216,7 @@ class Guard:
     async def _beat(self) -> float:
         try:
             return await self._worker.heartbeat()
-        except CallLostError:  # one lost answer says nothing of the worker
+        except CallLostError:  # a single lost answer says nothing about the worker
             return await self._worker.heartbeat()
 
     async def _recover(self, error: WorkerLostError) -> None:
@@ -252,7 +225,7 @@ class Guard:
         self._restarts.lost()
         try:
             while True:
-                if not isinstance(error, _NoPlaceError):  # to look for a place again is no restart
+                if not isinstance(error, _NoPlaceError):  # waiting for a place again is no restart
                     self._restarts.spend(self.name, error)
                 await asyncio.sleep(self._restarts.pause_s())
                 try:
@@ -294,7 +267,7 @@ class Guard:
             await self._watched(self.rejoin())
 
     async def _watched(self, work: Awaitable[None]) -> None:
-        """Wait for work of a replacement that is not up yet, for as long as it gives signs of life."""
+        """Wait for work of a replacement that is not up yet, as long as it answers heartbeats."""
         task = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({task}, timeout=self._config.beat_every_s))[0]:
@@ -316,7 +289,7 @@ class Guard:
                 stalled_s = await self._during(self._beat(), timeout_s=config.beat_timeout_s)
                 stalled_s = self._clock.charged(stalled_s)
                 if stalled_s > config.stall_s:
-                    error = WorkerLostError(f"{self.name} has had work for {stalled_s:.0f} s without getting on")
+                    error = WorkerLostError(f"{self.name} has had work for {stalled_s:.0f} s without progress")
                     self.lost(error, incarnation)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -326,18 +299,8 @@ class Guard:
         return task
 
 
-def mutual_failover(guards: Sequence[Guard]) -> None:
-    """Workers that do the same: the run goes on while one of them is up."""
-    for guard in guards:
-        guard.spare = partial(_any_other_is_up, guard, guards)
-
-
-def _any_other_is_up(one: Guard, guards: Sequence[Guard]) -> bool:
-    return any(guard.is_up for guard in guards if guard is not one)
-
-
 class GivenUpError(RunFailedError):
-    """The worker is not replaced any more; another of its kind may be up."""
+    """The worker is no longer replaced; another one of its pool may be up."""
 
 
 class _NoPlaceError(WorkerLostError):

@@ -33,9 +33,9 @@ class Lately:
 class Restarts:
     """The replacements of one worker.
 
-    Two bounds with one number: so many within a window, and so many in a row without a single answer between them,
-    each within a window of being up. The second one ends what the first cannot: a worker that takes longer to start
-    than the window allows, and fails at its first work.
+    One number bounds both the replacements within a window and those in a row without an answer in between, each within
+    a window of being up. The second bound ends what the first cannot: a worker that takes longer to start than the
+    window, and fails at its first work.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Restarts:
         self._up_at = self._clock()
 
     def lost(self) -> None:
-        """The worker that was up is gone. One that was up for long did not fail at its first work."""
+        """The worker that was up is lost. One that was up for a whole window did not fail at its first work."""
         if self._clock() - self._up_at >= self._window_s:
             self._in_a_row = 0
 

@@ -1,4 +1,4 @@
-"""A worker's first start, which may hit a node that is gone without anybody knowing it yet."""
+"""A worker's first start, which may be placed on a node that is gone before the cluster has noticed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ that a node is gone, and places workers on it until then."""
 
 
 class Startable(Protocol):
-    """A process that is there and not started yet."""
+    """A process that exists and has not started its work."""
 
     name: str
 

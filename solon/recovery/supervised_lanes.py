@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -14,14 +14,14 @@ from solon.ledger.ledger import Lease, Work
 from solon.protocols import Assignment, GenerationReport, LabelReport, PayloadRef
 from solon.records import Feedback, Group, LoadReceipt, Prompt, Salvage, StepReport, Weights
 from solon.recovery.guard import GivenUpError, Guard, RecoveryConfig
-from solon.recovery.workers import JudgeProcess, LearnerProcess, RolloutProcess
+from solon.recovery.workers import JudgeProcess, LearnerProcess, PoolProcess, RolloutProcess
 from solon.verdicts import Verdict
 
 T = TypeVar("T")
 L = TypeVar("L", bound="SupervisedLane")
 
 
-async def ask_any(lanes: Sequence[L], call: Callable[[L], Awaitable[T]]) -> T:
+async def ask_any(lanes: Collection[L], call: Callable[[L], Awaitable[T]]) -> T:
     """The result of a call that any of these lanes can answer: the first that is up, or else the first that recovers.
 
     Raises RunFailedError when all of them were given up, and what ended a lane and with it the run.
@@ -73,13 +73,36 @@ class SupervisedLane:
         self.guard.lost(error, incarnation)
 
 
-class SupervisedRollout(SupervisedLane):
+class PoolLane(SupervisedLane):
+    """A supervised lane that may join and leave a pool: a `solon.protocols.Lane`."""
+
+    def __init__(self, process: PoolProcess, guard: Guard) -> None:
+        super().__init__(process.name, guard)
+        self.groups_at_once = process.groups_at_once
+        self._process = process
+
+    def enlist(
+        self, *, spare: Callable[[], bool], rejoin: Callable[[], Awaitable[None]], on_down: Callable[[], None]
+    ) -> None:
+        """See `Lane.enlist`."""
+        self.guard.spare, self.guard.rejoin, self.guard.on_down = spare, rejoin, on_down
+
+    def watch(self) -> None:
+        """See `Guard.start`."""
+        self.guard.start()
+
+    async def retire(self) -> None:
+        """See `Lane.retire`."""
+        await self.guard.retire()
+        self._process.end()
+
+
+class SupervisedRollout(PoolLane):
     """A `RolloutLane` whose engine is replaced when it is lost."""
 
     def __init__(self, engine: RolloutProcess, guard: Guard) -> None:
-        super().__init__(engine.name, guard)
+        super().__init__(engine, guard)
         self._engine = engine
-        self.groups_at_once = engine.groups_at_once
 
     async def generate(
         self, work: Sequence[Assignment]
@@ -103,13 +126,12 @@ class SupervisedRollout(SupervisedLane):
         return await self._engine.load_weights(weights)
 
 
-class SupervisedJudge(SupervisedLane):
+class SupervisedJudge(PoolLane):
     """A `JudgeLane` whose process is replaced when it is lost."""
 
     def __init__(self, judge: JudgeProcess, guard: Guard) -> None:
-        super().__init__(judge.name, guard)
+        super().__init__(judge, guard)
         self._judge = judge
-        self.groups_at_once = judge.groups_at_once
 
     async def label(self, work: Work) -> tuple[LabelReport, PayloadRef]:
         """See `JudgeLane.label`."""

@@ -16,10 +16,19 @@ from solon.recovery.guard import Restartable
 from solon.verdicts import Verdict
 
 
-class RolloutProcess(Restartable, Protocol):
-    """A rollout engine."""
+class PoolProcess(Restartable, Protocol):
+    """A worker of a pool."""
 
     groups_at_once: int
+    """Groups that it may hold at the same time."""
+
+    def end(self) -> None:
+        """End the process at once."""
+        ...
+
+
+class RolloutProcess(PoolProcess, Protocol):
+    """A rollout engine."""
 
     def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, PayloadRef]]:
         """See `solon.protocols.RolloutLane.generate`."""
@@ -34,10 +43,8 @@ class RolloutProcess(Restartable, Protocol):
         ...
 
 
-class JudgeProcess(Restartable, Protocol):
+class JudgeProcess(PoolProcess, Protocol):
     """A feedback model."""
-
-    groups_at_once: int
 
     async def label(self, work: Work) -> tuple[LabelReport, PayloadRef]:
         """See `solon.protocols.JudgeLane.label`."""

@@ -19,6 +19,7 @@ from cluster.placement.supply import read_supply
 from solon.errors import InputError, WorkerLostError
 from solon.ledger.ledger import Grant
 from solon.protocols import Assignment
+from tests.ray.world import World
 from tests.unit.fakes import make_prompt
 
 pytestmark = pytest.mark.ray
@@ -80,3 +81,34 @@ def test_more_gpus_than_the_cluster_has_are_refused_before_an_actor_is_made(ray_
     run = RunFile.parse(raw, source="test")
     with pytest.raises(InputError, match=r"needs 3 GPU\(s\) .*has 0; "):
         check_cluster(run, read_supply())
+
+
+async def test_a_pool_that_goes_from_one_engine_to_three_and_back_in_mid_run_loses_nothing(ray_cluster):
+    async with World(steps=30, engines=1, generate_s=0.3, learn_s=0.1) as world:
+        world.begin()
+        await world.until(lambda: len(world.watcher.batches) >= 2)
+        await asyncio.gather(world.grow("rollout-1"), world.grow("rollout-2"))
+        joined_at = world.ledger._ledger.version
+        holders: set[str] = set()
+        while not {"rollout-0", "rollout-1", "rollout-2"} <= holders:  # all three take work
+            await world.until(lambda: world.ledger.out())
+            holders |= {out["holder"] for out in world.ledger.out()}
+            await asyncio.sleep(0.01)
+        await world.until(lambda: world.watcher.versions[-1] >= joined_at + 2)
+        handed_back = [
+            await world.rollout.remove("rollout-0", within_s=0),  # at once: others generate what it holds again
+            await world.rollout.remove("rollout-1", within_s=30),
+        ]
+        left_at = len(world.watcher.batches)
+        await world.ended()  # every group is trained once, none is lost, none is older than the bound allows
+    assert left_at < world.steps, "the pool was resized after the run"
+    assert handed_back[1] == 0
+    assert [fields["returned"] for fields in world.told("lane_left")] == handed_back
+    assert not world.told("group_lost")
+    assert not world.told("worker_lost")
+    engines_by_version = dict(zip(world.watcher.versions, world.watcher.receipts, strict=True))
+    assert {r.engine for r in engines_by_version[joined_at + 2]} == {"rollout-0", "rollout-1", "rollout-2"}
+    assert [r.engine for r in engines_by_version[world.steps]] == ["rollout-2"]
+    for name in ("rollout-0", "rollout-1"):  # their processes have ended
+        with pytest.raises(WorkerLostError):
+            await world.worker(name).heartbeat()

@@ -33,10 +33,11 @@ from solon.ledger.async_ledger import AsyncLedger
 from solon.ledger.ledger import Grant, LedgerConfig
 from solon.ledger.staleness import StalenessConfig
 from solon.loop import run_loop
+from solon.pipeline.pool import Pool
 from solon.pipeline.publication import PublishConfig
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, StepReport, Weights
-from solon.recovery.guard import Guard, RecoveryConfig, mutual_failover
+from solon.recovery.guard import Guard, RecoveryConfig
 from solon.recovery.supervised_lanes import SupervisedJudge, SupervisedLearner, SupervisedRollout
 from tests.unit.fakes import Witness, make_prompt
 
@@ -211,14 +212,8 @@ class World:
         self.stop = asyncio.Event()
         self.watcher = watcher = Watcher()
         places = 2 * batch
-        self.engines = [
-            RemoteRollout(
-                partial(self._spawn, EngineActor, f"rollout-{n}", generate_s, slots=batch, tokens=tokens),
-                name=f"rollout-{n}",
-                groups_at_once=places,
-            )
-            for n in range(engines)
-        ]
+        self._recovery, self._generate_s, self._label_s = recovery, generate_s, label_s
+        self.engines = [self.engine(f"rollout-{n}") for n in range(engines)]
         self.judges = [
             RemoteJudge(
                 partial(self._spawn, JudgeActor, f"judge-{n}", label_s)
@@ -237,11 +232,9 @@ class World:
         )
         self.ledger.listen(watcher.event)
         emit = watcher.event
-        self.rollout = [SupervisedRollout(lane, Guard(lane, recovery, emit=emit)) for lane in self.engines]
-        judging = [SupervisedJudge(lane, Guard(lane, recovery, emit=emit)) for lane in self.judges]
+        self.rollout = Pool([self.supervised(lane) for lane in self.engines])
+        judging = Pool([SupervisedJudge(lane, Guard(lane, recovery, emit=emit)) for lane in self.judges])
         learning = SupervisedLearner(self.learner, recovery, checkpoint="", emit=emit)
-        mutual_failover([lane.guard for lane in self.rollout])
-        mutual_failover([lane.guard for lane in judging])
         self.guards = [*(lane.guard for lane in self.rollout), *(lane.guard for lane in judging), learning.guard]
         self.publication = publication_for(
             self.rollout,
@@ -263,6 +256,23 @@ class World:
         )
         self._running: asyncio.Task[int] | None = None
         self._hold: Callable[[int], bool] = lambda step: False
+
+    def engine(self, name: str) -> RemoteRollout:
+        """An engine that has not started."""
+        spawn = partial(self._spawn, EngineActor, name, self._generate_s, slots=self.batch, tokens=self.tokens)
+        return RemoteRollout(spawn, name=name, groups_at_once=2 * self.batch)
+
+    def supervised(self, engine: RemoteRollout) -> SupervisedRollout:
+        return SupervisedRollout(engine, Guard(engine, self._recovery, emit=self.watcher.event))
+
+    async def grow(self, name: str) -> None:
+        """Another engine joins while the loop runs."""
+        engine = self.engine(name)
+        self.engines.append(engine)
+        await engine.start()
+        lane = self.supervised(engine)
+        await self.rollout.add(lane)
+        self.guards.append(lane.guard)
 
     def hold(self, condition: Callable[[int], Any]) -> None:
         """No step begins while this is true of the number of committed ones: so that the run does not end before the
@@ -312,7 +322,7 @@ class World:
             await asyncio.gather(self._running, return_exceptions=True)
         await asyncio.gather(*(guard.close() for guard in self.guards))
         for worker in (*self.engines, *self.judges, self.learner):
-            ray.kill(worker.actor)
+            worker.end()
 
     def begin(self) -> None:
         self._running = asyncio.ensure_future(

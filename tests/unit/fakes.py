@@ -16,6 +16,7 @@ from solon.ledger.async_ledger import AsyncLedger
 from solon.ledger.ledger import Lease, LedgerConfig, Work
 from solon.ledger.staleness import StalenessConfig
 from solon.loop import Lanes
+from solon.pipeline.pool import Pool
 from solon.pipeline.publication import Publication, PublishConfig
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, Message, Prompt, Rollout, StepReport, Weights
@@ -78,6 +79,14 @@ class FakeRollout:
     async def ready(self) -> bool:
         return True
 
+    def enlist(self, **_: Any) -> None: ...
+
+    def watch(self) -> None: ...
+
+    async def retire(self) -> None: ...
+
+    def end(self) -> None: ...
+
     @property
     def incarnation(self) -> int:
         return 0
@@ -130,6 +139,14 @@ class FakeJudge:
 
     async def ready(self) -> bool:
         return True
+
+    def enlist(self, **_: Any) -> None: ...
+
+    def watch(self) -> None: ...
+
+    async def retire(self) -> None: ...
+
+    def end(self) -> None: ...
 
     async def label(self, work: Work) -> tuple[LabelReport, Any]:
         await asyncio.sleep(self.delay_s)
@@ -211,8 +228,8 @@ def make_lanes(
     rollout, clock = rollout or [FakeRollout()], clock or Clock()
     witness = Witness()
     lanes = Lanes(
-        rollout=rollout,
-        judges=judges or [FakeJudge()],
+        rollout=Pool(rollout),
+        judges=Pool(judges or [FakeJudge()]),
         learner=learner or FakeLearner(),
         ledger=AsyncLedger(
             LedgerConfig(batch_groups=batch_groups, **ledger),

@@ -10,7 +10,7 @@ import pytest
 
 from solon.errors import AttestationError, RunFailedError
 from solon.ledger.staleness import StalenessConfig
-from solon.loop import Room, run_loop
+from solon.loop import run_loop
 from tests.unit.fakes import FakeJudge, FakeLearner, FakeRollout, make_lanes
 from tests.unit.virtual_time import EPOCH, run_virtual
 
@@ -124,16 +124,6 @@ async def test_a_checkpoint_is_offered_after_every_committed_step():
 
     await run(replace(lanes, checkpoint=checkpoint))
     assert seen == [(n, 4 * n) for n in range(1, 6)]
-
-
-async def test_room_wakes_when_a_place_is_given_back():
-    room = Room(1)
-    room.take(1)
-    waiting = asyncio.ensure_future(room.some())
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    room.give(1)
-    assert await waiting == 1
 
 
 def test_two_hundred_steps_of_sixteen_simulated_hours_take_two_seconds_and_leave_no_task():

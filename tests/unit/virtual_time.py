@@ -43,6 +43,8 @@ def run_virtual(main: Callable[[Clock], Awaitable[T]]) -> tuple[T, float, set[st
     async def inside() -> tuple[T, float, set[str]]:
         loop = asyncio.get_running_loop()
         result = await main(Clock(loop.time, lambda: EPOCH + loop.time(), ticks=False))
+        for _ in range(3):  # what was cancelled at last ends
+            await asyncio.sleep(0)
         return result, loop.time(), {task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()}}
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:

@@ -22,10 +22,11 @@ from solon.errors import (
 )
 from solon.ledger.ledger import Lease, Work
 from solon.loop import run_loop
+from solon.pipeline.pool import Pool
 from solon.pipeline.publication import Publication, PublishConfig
 from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import StepReport, Weights
-from solon.recovery.guard import LOST_CALLS, Guard, RecoveryConfig, mutual_failover
+from solon.recovery.guard import LOST_CALLS, Guard, RecoveryConfig
 from solon.recovery.restarts import LONGEST_PAUSE_S, Restarts
 from solon.recovery.supervised_lanes import SupervisedJudge, SupervisedLearner, SupervisedRollout
 from tests.unit.fakes import FakeJudge, FakeLearner, FakeRollout, make_lanes, make_weights
@@ -44,6 +45,7 @@ class Process:
     fails_to_start: int = 0
     stalled_s: float = 0.0
     calls: int = 0
+    groups_at_once: int = 1
     lost_calls: int = 0
     """So many answers will not arrive."""
 
@@ -180,7 +182,7 @@ async def test_an_engine_that_has_work_and_does_not_move_is_replaced():
     guard.start()
     while process.starts == 0:  # noqa: ASYNC110 - what is tested is that nobody has to say anything
         await asyncio.sleep(0.01)
-    assert "has had work for 700 s without getting on" in events[0][1]["cause"]
+    assert "has had work for 700 s without progress" in events[0][1]["cause"]
     await guard.close()
 
 
@@ -297,7 +299,7 @@ async def test_restarts_are_forgotten_when_their_window_has_passed():
 async def test_a_run_goes_on_without_one_of_several_and_ends_with_the_last():
     first, second = Process(name="rollout-0", fails_to_start=99), Process(name="rollout-1", fails_to_start=99)
     guards = [make_guard(process, max_restarts=1)[0] for process in (first, second)]
-    mutual_failover(guards)
+    Pool([SupervisedJudge(process, guard) for process, guard in zip((first, second), guards, strict=True)])
     guards[0].lost(WorkerLostError("killed"), 0)
     assert await soon(guards[0].ready()) is False
     guards[1].lost(WorkerLostError("killed"), 0)
@@ -451,13 +453,10 @@ class Mortal:
         publication = Publication(
             guarded, settings=PublishConfig(logprob_tolerance=1e-3, timeout_s=0.5), initial=make_weights(0)
         )
-        for lane in guarded:
-            lane.guard.on_down = lambda lane=lane: publication.leave(lane)
-            lane.guard.rejoin = lambda lane=lane: publication.join(lane)
         self.lanes = replace(
             lanes,
-            rollout=guarded,
-            judges=[SupervisedJudge(judge, Guard(judge, QUICK, emit=emit)) for judge in self.judges],
+            rollout=Pool(guarded, entry=publication),
+            judges=Pool([SupervisedJudge(judge, Guard(judge, QUICK, emit=emit)) for judge in self.judges]),
             learner=SupervisedLearner(self.learner, QUICK, checkpoint="", emit=emit),
             publication=publication,
             grace_s=0.5,
