@@ -4,99 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from solon.cli.label_settings import LabelRequest, LabelSettings, WriteOptions, model_name, refuse_secrets, require_same
 from solon.cli.label_view import LabelView
 from solon.cli.nursery_names import resolver
 from solon.constitution.constitution import Constitution
-from solon.engines.base import EngineConfig, EngineOptions
+from solon.engines.base import EngineConfig
 from solon.engines.lengths import engine_config, lowered
-from solon.engines.sampling import SamplingOptions
-from solon.errors import InputError, RunFailedError, short
+from solon.errors import InputError, RunFailedError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.assembly import Source, host_judge
 from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.labelling.budget import Budget
 from solon.feedback.labelling.dataset import AnswerFile, AnswerRow, SkippedRow, load_answers
 from solon.feedback.labelling.label_run import LabelRun
-from solon.feedback.labelling.row_selection import RowSelection
 from solon.feedback.labelling.writing import unwritable
 from solon.feedback.panels.panel_config import CascadeSection, JurySection
 from solon.feedback.spending.spend import spent_usd
-from solon.files.data_config import ReadConfig
-from solon.files.overrides import flat_items, parse_override, put
-from solon.files.validation import describe_invalid, with_nothing
-from solon.redaction import places_of_secrets
 from solon.runs.directory import RunDirectory
-
-
-class WriteOptions(SamplingOptions):
-    """How a policy writes answers where there are none."""
-
-    answers: int = Field(2, ge=1)
-    """Answers to each prompt."""
-    engine: EngineOptions = EngineOptions()
-
-
-class LabelSettings(BaseModel):
-    """Everything that `--set` can change: `--set feedback.swap.orders=both`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    feedback: FeedbackConfig = FeedbackConfig(task="pairwise")
-    judging: EngineOptions = EngineOptions()
-    write: WriteOptions = WriteOptions()
-    data: ReadConfig = ReadConfig()
-    """Which column and split of the file are read."""
-    select: RowSelection = RowSelection()
-    """Which rows are labelled; all by default."""
-    seed: int = Field(0, ge=0, lt=2**31)
-
-    @classmethod
-    def of(cls, overrides: Sequence[str]) -> LabelSettings:
-        """Defaults with overrides. Raises InputError."""
-        raw: dict[str, Any] = {"feedback": {"task": "pairwise"}}
-        for override in overrides:
-            key, value, _ = parse_override(override)
-            put(raw, key, value, override)
-        try:
-            settings = cls.model_validate(with_nothing(cls, raw))
-        except ValidationError as error:
-            raise InputError(f"--set: {describe_invalid(cls, error)}") from None
-        if settings.feedback.select.proxy:
-            raise InputError(
-                "--set feedback.select.proxy corrects rewards, not labels of single pairs; to label a part of the rows "
-                "set select.proxy, select.policy and select.rate"
-            )
-        return settings
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LabelRequest:
-    """What the command line asked for."""
-
-    source: Path
-    judge: str
-    constitution: str
-    out: Path
-    policy: str = ""
-    max_labels: int | None = None
-    max_usd: float | None = None
-    overrides: Sequence[str] = ()
 
 
 def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
     """Labels a file into a directory, going on where an earlier start ended. Raises InputError before any engine
     starts where that is possible."""
     settings = LabelSettings.of(request.overrides)
-    _refuse_secrets(request, settings)
+    refuse_secrets(request, settings)
     names = [request.judge, request.constitution, request.policy, str(request.source), settings.select.proxy]
     names += settings.feedback.panel
     path = resolver(names, progress=not as_json)
@@ -113,7 +50,7 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
         for name in (request.judge, *settings.feedback.panel)
     )
     directory = RunDirectory.reopen(request.out)
-    _require_same(directory, request, settings, constitution, judge)
+    require_same(directory, request, settings, constitution, judge)
     show = LabelView(quiet=as_json)
     for said in source.notes:
         show.note(said)
@@ -142,16 +79,6 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
         directory.close()
     show.end(summary, directory.path)
     return summary
-
-
-def _refuse_secrets(request: LabelRequest, settings: LabelSettings) -> None:
-    """What is written down with the labels holds none. Raises InputError that does not show it."""
-    given = {"--judge": request.judge, "--policy": request.policy, "--set": settings.model_dump(mode="json")}
-    for place in places_of_secrets(given):
-        raise InputError(
-            f"{place} holds what looks like a secret (it is not shown), expected none on the command line; put it into "
-            "an environment variable or a file of its own"
-        )
 
 
 def _judge(
@@ -186,13 +113,6 @@ def _judge(
     return file.model_copy(
         update={"limits": limits.model_copy(update={"spend_file": spend_file, "max_usd": min(caps)})}
     )
-
-
-def model_name(source: Source) -> str:
-    """For people, and for the record."""
-    if isinstance(source, EndpointFile):
-        return f"{source.endpoint.model} at {source.endpoint.base_url}"
-    return source.model
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,47 +258,6 @@ def _without_unwritable(source: AnswerFile, policy: str, write: WriteOptions) ->
         )
     skipped = tuple(sorted((*source.skipped, *found), key=lambda row: row.number))
     return dataclasses.replace(source, unanswered=left, skipped=skipped)
-
-
-def _require_same(
-    directory: RunDirectory,
-    request: LabelRequest,
-    settings: LabelSettings,
-    constitution: Constitution,
-    judge: Source,
-) -> None:
-    """A directory holds the labels of one judge under one constitution. Raises InputError when it holds others."""
-    now = {
-        "judge": model_name(judge),
-        "constitution": constitution.id,
-        "constitution_hash": constitution.hash,
-        "policy": request.policy,
-        "settings": json.loads(settings.model_dump_json()),
-    }
-    path = directory.path / "config.json"
-    if not path.exists():
-        directory.write_json("config.json", now)
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; choose another --out") from None
-    if changed := _differences(before if isinstance(before, dict) else {}, now):
-        raise InputError(
-            f"{directory.path} holds labels made in another way: {'; '.join(changed[:4])}; set them back, or choose "
-            "another --out"
-        )
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What was otherwise, one part of a sentence each; a setting that is younger than `before` had its default."""
-    default = {"settings": LabelSettings().model_dump(mode="json")}
-    old, new, since = (dict(flat_items(one)) for one in (before, now, default))
-    return [
-        f"{key.removeprefix('settings.')} was {short(was)}, is {short(new.get(key))}"
-        for key in dict.fromkeys((*new, *old))
-        if (was := old.get(key, since.get(key))) != new.get(key)
-    ]
 
 
 def _written(

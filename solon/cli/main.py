@@ -181,7 +181,8 @@ def label(
     as_json: JsonOption = False,
 ) -> None:
     """Turn prompts and answers into a preference data set. Needs no training run; goes on where it ended."""
-    from solon.cli.label import LabelRequest, run_label
+    from solon.cli.label import run_label
+    from solon.cli.label_settings import LabelRequest
 
     refuse_working_copy(out, "--out")
     request = LabelRequest(

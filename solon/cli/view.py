@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from solon.cli.run_end import end_lines, end_table
+from solon.cli.run_lines import alarm_line, clock, health_line, repeated, reward_line, step_line, warning_line
 from solon.cli.tables import print_table
 from solon.cli.terminal import visible
-from solon.doctor.ending import Ending
 from solon.events import is_shown
 from solon.ledger.drops import Drops, Folded
 from solon.telemetry.overlap import LANES, measure
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from solon.ledger.async_ledger import AsyncLedger
 
 WINDOW_S = 15.0
-BLOCKS = "▁▂▃▄▅▆▇█"
 WAITING = {"generate": "generating", "label": "judging", "learn": "ready"}
 """The ledger's count that is shown beside each lane."""
 
@@ -113,7 +112,7 @@ class PlainView(SilentView):
             self._say(repeated(event, count))
 
     def ended(self, summary: dict[str, Any], directory: Path) -> None:
-        for event, count in self._folded.untold().items():
+        for event, count in self._folded.unreported().items():
             if is_shown(event.partition(" ")[0]):
                 self._say(repeated(event, count))
         if summary["eval"]["after"]:
@@ -210,156 +209,3 @@ def picture(totals: RunTotals, counts: dict[str, int]) -> Group:
             Text(lane), bar, Text(f"{share:4.0%}"), Text(f"{queue:<16}", style="dim"), Text(binds, style=colour)
         )
     return Group(head, lanes, Text(reward_line(totals)), Text(health_line(totals), style="dim"))
-
-
-def step_line(totals: RunTotals) -> str:
-    """One committed step, for logs."""
-    last = totals.last
-    reward = f"spread {totals.spreads[-1]:.3f}" if totals.is_relative else f"reward {totals.rewards[-1]:+.3f}"
-    return (
-        f"step {totals.steps}/{totals.total_steps}  {reward}  "
-        f"staleness {last['batch/staleness/max']}  "
-        + "  ".join(f"{lane} {last[f'overlap/busy/{lane}']:.0%}" for lane in LANES)
-        + f"  binds {totals.overlap().binding_stage}"
-    )
-
-
-def repeated(event: str, count: int) -> str:
-    """An event that came for the count-th time.
-
-    >>> repeated("group_lost", 1), repeated("group_lost", 16)
-    ('group lost', 'group lost, 16 times so far')
-    """
-    text = event.replace("_", " ")
-    return text if count == 1 else f"{text}, {count} times so far"
-
-
-def warning_line(totals: RunTotals, count: int) -> str:
-    """That the latest step moved nothing, or was of cut answers; count: of such steps so far."""
-    movement = totals.movement
-    step = f"step {totals.steps}/{totals.total_steps}"
-    if movement.cause:
-        text = f"{step} moved nothing: {movement.cause}"
-        return f"warning: {text}" if count == 1 else f"warning: {count} steps moved nothing so far; {text}"
-    text = f"{step}: {movement.cut}"
-    return f"warning: {text}" if count == 1 else f"warning: nearly all answers cut in {count} steps so far; {text}"
-
-
-def alarm_line(alarm: Mapping[str, Any], count: int = 1) -> str:
-    """What a watch has seen, with evidence and remedy; count: of alarms of this kind so far."""
-    said = "; ".join(str(alarm[key]) for key in ("message", "evidence", "remedy") if alarm.get(key))
-    again = f" ({count} times)" if count > 1 else ""
-    return f"alarm {alarm.get('kind')} at step {alarm.get('step')}{again}: {said}"
-
-
-def reward_line(totals: RunTotals) -> str:
-    """The reward so far, as a line of blocks; its spread in a group where its mean is always 0."""
-    name, values, sign = ("spread", totals.spreads, "") if totals.is_relative else ("reward", totals.rewards, "+")
-    if not values:
-        return f"{name}  waiting for the first batch"
-    recent = values[-40:]
-    known = [r for r in recent if math.isfinite(r)]
-    low, high = min(known, default=0.0), max(known, default=0.0)
-    blocks = "".join(
-        " " if not math.isfinite(r) else BLOCKS[round((r - low) / (high - low) * 7) if high > low else 0]
-        for r in recent
-    )
-    return f"{name}  {blocks}  {recent[-1]:{sign}.3f} (first {values[0]:{sign}.3f})"
-
-
-def health_line(totals: RunTotals) -> str:
-    """Staleness, labels and weights in one line."""
-    worst = max(totals.staleness, default=0)
-    hits = totals.cache_hits / max(1, totals.questions)
-    return (
-        f"staleness {worst} of {totals.staleness_bound}   labels {totals.labels}, invalid {totals.invalid}, "
-        f"from cache {hits:.0%}   " + _live_weights(totals)
-    )
-
-
-def end_table(summary: dict[str, Any]) -> Table:
-    """Held-out scores before and after."""
-    table = Table(title="held-out adherence", title_justify="left")
-    for column in ("principle", "before", "after", "change"):
-        table.add_column(column, justify="left" if column == "principle" else "right")
-    before, after = summary["eval"]["before"] or {}, summary["eval"]["after"] or {}
-    for name in [*(n for n in before if n != "mean"), *(["mean"] if before else [])]:
-        change = after[name] - before[name] if name in after else None
-        table.add_row(
-            Text(visible(name), style="bold" if name == "mean" else ""),
-            f"{before[name]:.3f}",
-            f"{after[name]:.3f}" if name in after else "-",
-            Text(f"{change:+.3f}", style="green" if change >= 0 else "red") if change is not None else "-",
-        )
-    return table
-
-
-def end_lines(summary: dict[str, Any], directory: Path) -> Text:
-    """The rest of the summary in a few lines; why a run was stopped, and how it is resumed, at the end. Of a failed run
-    the cause is told on stderr, after these lines."""
-    lines = [
-        f"{summary['status']} after {_steps(summary)} in {summary['wall_s']:.0f} s",
-        *(_figures(summary) if summary["steps"] else ()),
-        *(f"warning: {text}" for text in summary.get("warnings", ())),
-        f"not written: {summary['unwritten']}" if "unwritten" in summary else f"written to {directory}/summary.json",
-    ]
-    if summary["status"] == "stopped" and (end := summary.get("end")):
-        lines += Ending(**{key: text or "" for key, text in end.items()}).lines()
-    return Text(visible("\n".join(lines)))
-
-
-def _figures(summary: dict[str, Any]) -> list[str]:
-    """Of a run that has trained something."""
-    overlap, weights, labels = summary["overlap"], summary["weights"], summary["labels"]
-    shares = ", ".join(f"{lane} {share:.0%}" for lane, share in overlap["busy"].items())
-    return [
-        _reward(summary),
-        f"staleness at most {summary['staleness']['max']} (bound {summary['staleness']['bound']})",
-        f"busy {shares}; overlap efficiency {overlap['efficiency']:.2f}, {overlap['binding_stage']} binds",
-        f"{labels['total']} labels, {labels['invalid']} invalid, {labels['cache_hits']} answered by the cache; "
-        f"{summary['throughput']['rollouts_per_s']} rollouts/s",
-        f"{weights['published']} policy versions published, {weights['attested']} attested"
-        + (f", largest canary gap {weights['max_logprob_gap']:.1e} nats" if weights["published"] else ""),
-    ]
-
-
-def _reward(summary: dict[str, Any]) -> str:
-    """How the reward moved; of rewards that are relative to the group, what moves instead."""
-    reward = summary["reward"]
-    if not reward["relative"]:
-        if summary["steps"] and not summary["steps_moved"]:
-            return f"reward {_number(reward['last'])}, of the policy as it was"
-        return f"reward {_number(reward['first'])} -> {_number(reward['last'])}"
-    told = (
-        "the held-out scores above say what was learned"
-        if summary["eval"]["before"]
-        else "set evaluate.prompts, or [watch], to see what is learned"
-    )
-    first, last = (_number(reward["spread"][when]).lstrip("+") for when in ("first", "last"))
-    return (
-        "rewards compare the answers to one prompt, so their mean is always about 0; their spread in a group went "
-        f"{first} -> {last} nats; {told}"
-    )
-
-
-def _steps(summary: dict[str, Any]) -> str:
-    steps, moved = summary["steps"], summary["steps_moved"]
-    return f"{steps} steps" + ("" if moved == steps else f", {moved or 'none'} of which moved the policy,")
-
-
-def _live_weights(totals: RunTotals) -> str:
-    gap = f", gap {totals.max_gap:.1e}" if totals.published_versions else ""
-    return f"weights version {totals.published_versions} attested{gap}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.3f}"
-
-
-def clock(seconds: float | None) -> str:
-    """`01:23` or `1:02:03`."""
-    if seconds is None:
-        return "--:--"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

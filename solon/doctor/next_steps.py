@@ -8,7 +8,7 @@ from solon.doctor.ending import ending
 from solon.doctor.facts import Facts
 from solon.doctor.resuming import resume_command as resume_command
 from solon.doctor.resuming import trained_nothing
-from solon.ledger.drops import SAID_AT, excess
+from solon.ledger.drops import REPORT_FACTOR, excess
 
 UP = ("starting", "running", "finishing", "stalled")
 """Statuses of a run that has a process."""
@@ -84,7 +84,7 @@ def _wrong_so_far(facts: Facts) -> list[str]:
     ledger = facts.config.get("ledger")
     allowed = ledger.get("max_dropped_share") if isinstance(ledger, Mapping) else None
     found = facts.account
-    if isinstance(allowed, int | float) and found is not None and len(found.dropped) >= SAID_AT:
+    if isinstance(allowed, int | float) and found is not None and len(found.dropped) >= REPORT_FACTOR:
         committed = len(found.committed)
         if text := excess(found.reasons, committed, allowed):
             wrong.append(f"{text} ({committed or 'none'} trained)")

@@ -28,9 +28,9 @@ class Account:
     dropped: Mapping[int, str]
     """Reason by ordinal, of the drops that count."""
     held: frozenset[int]
-    """Admitted, neither committed nor dropped, and somebody has them."""
+    """Admitted, neither committed nor dropped, and held by the run or its checkpoint."""
     lost: frozenset[int]
-    """Admitted, neither committed nor dropped, and nobody has them."""
+    """Admitted, neither committed nor dropped, and held by no one."""
     doubled: frozenset[int]
     """Committed or dropped more than once."""
     unlisted: frozenset[int] = frozenset()
@@ -38,6 +38,7 @@ class Account:
 
     @property
     def is_balanced(self) -> bool:
+        """Whether no group is lost and none is counted twice."""
         return not self.lost and not self.doubled
 
     @property
@@ -56,7 +57,7 @@ def account(
 ) -> Account:
     """The account of a run at the end of these lines.
 
-    admitted: how many groups there were; None: those on record. held: the groups that somebody still has, an empty one
+    admitted: how many groups there were; None: those on record. held: the groups that are still held, none
     at the end of a completed run; None: not known, then none counts as lost. vouched: groups that a checkpoint says are
     trained or dropped, where lines are damaged. Raises KeyError, TypeError, ValueError for lines that no run writes.
     """

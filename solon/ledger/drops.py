@@ -1,6 +1,6 @@
-"""Why groups were dropped, said once for all that were dropped for one reason, with what helps, and when too many were.
+"""Why groups were dropped, reported once for each reason with its remedy, and whether too many were dropped.
 
-A message that may come thousands of times is folded: it is told at the first, the fourth, the sixteenth time and so on.
+A message that may occur thousands of times is folded: it is reported the 1st, 4th, 16th time and so on.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Mapping
 
 ENOUGH_GROUPS = 40
-"""Finished groups from which on the dropped share ends a run; a share of fewer says little."""
-SAID_AT = 4
-"""A reason is told again when it has dropped so many times more groups."""
+"""The dropped share can end a run once this many groups are finished; a share of fewer says little."""
+REPORT_FACTOR = 4
+"""A message is reported again when its count has grown by this factor."""
 # By status of a label. Written out: `solon doctor` reads this and must not wait for numpy.
 _CAUSES = {
     "low_mass": (
@@ -36,7 +36,7 @@ _STATUS = re.compile(r"\b({}) (\d+)".format("|".join(_CAUSES)))
 
 
 def kind_of(reason: str) -> str:
-    """What reasons that differ in numbers alone have in common: the most frequent status of a label, or the words.
+    """A key that reasons share when they differ in numbers alone: the most frequent label status, or the words.
 
     >>> kind_of("fewer than 2 rollouts with a valid label (low_mass 14, refusal 2)")
     'low_mass'
@@ -56,7 +56,7 @@ def sentence(reason: str, count: int = 1) -> str:
 
 
 def explain(reason: str) -> str:
-    """The cause, and what helps where that is known."""
+    """The cause, with the remedy where one is known."""
     kind = kind_of(reason)
     if kind not in _CAUSES:
         return reason
@@ -76,7 +76,7 @@ def summary(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def excess(reasons: Mapping[str, int], committed: int, allowed: float) -> str | None:
-    """That a larger share of the finished groups was dropped than is allowed, and why; None: it was not.
+    """A sentence with the reasons when too large a share of the finished groups was dropped; None: it was not.
 
     >>> excess({"a": 1}, 19, 0.05) is None
     True
@@ -93,35 +93,35 @@ def excess(reasons: Mapping[str, int], committed: int, allowed: float) -> str | 
 
 
 class Folded:
-    """Counts messages by kind; says at which count one is to be told: 1, 4, 16 and so on."""
+    """Counts messages by kind and says at which counts one is reported: 1, 4, 16 and so on."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._next: dict[str, int] = {}
-        self._told: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
 
     def add(self, kind: str) -> int | None:
-        """How many there are with this one; None: it is not to be told."""
+        """The count including this message; None: it is not reported this time."""
         self._counts[kind] += 1
         count = self._counts[kind]
         if count < self._next.get(kind, 1):
             return None
-        self._next[kind] = count * SAID_AT
-        self._told[kind] = count
+        self._next[kind] = count * REPORT_FACTOR
+        self._reported[kind] = count
         return count
 
-    def untold(self) -> dict[str, int]:
-        """How many there are of each kind of which more came than was told."""
-        return {kind: count for kind, count in self._counts.items() if count > self._told[kind]}
+    def unreported(self) -> dict[str, int]:
+        """Counts of the kinds that occurred more often than was reported."""
+        return {kind: count for kind, count in self._counts.items() if count > self._reported[kind]}
 
 
 class Drops:
-    """Groups dropped so far; says each kind at the first, the fourth, the sixteenth and so on."""
+    """Counts dropped groups by kind of reason; reports each kind the 1st, 4th, 16th time and so on."""
 
     def __init__(self) -> None:
         self._folded = Folded()
 
     def add(self, reason: str) -> str | None:
-        """What is to be said of one more dropped group; None: nothing new."""
+        """The sentence to report for one more dropped group; None: nothing new."""
         count = self._folded.add(kind_of(reason))
         return None if count is None else sentence(reason, count)

@@ -1,7 +1,7 @@
-"""Where every held group waits, and for whom: the shelves behind the rules of `solon.ledger.ledger`.
+"""The queues of held groups behind the rules of `solon.ledger.ledger`.
 
-A group is in exactly one state. PENDING, GENERATED and READY groups wait on a shelf in the order in which they are
-to be taken; GENERATING, JUDGING and LEASED ones are in somebody's hands.
+A group is in exactly one state. PENDING, GENERATED and READY groups wait in a queue, in the order in which they are
+taken; GENERATING, JUDGING and LEASED groups are checked out by a worker.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from solon.ledger.snapshot import State
 
 OUT = (State.GENERATING, State.JUDGING)
-"""In the hands of an engine or a judge."""
+"""Checked out by an engine or a judge."""
 
 
 @dataclass(slots=True)
 class Entry:
-    """A held group. `attempt` fences, `failures` are its own fault, `losses` are not."""
+    """A held group. `attempt` fences; `failures` counts failed attempts, `losses` workers that died on it."""
 
     ordinal: int
     attempt: int
@@ -33,13 +33,18 @@ class Entry:
     generation: Any = None
     feedback: Any = None
     holder: str = ""
-    """Who has it in hand."""
+    """The worker that holds it; empty: none."""
     since: float = 0.0
     """When it was handed to the holder, on the ledger's clock."""
     lease_until: float = 0.0
     salvage: tuple[Any, ...] = ()
-    """What engines that may be lost have written of it, part after part."""
+    """Parts that engines have generated so far, in order, in case the engine is lost."""
     salvage_head: int = 0
+    """Oldest policy version in `salvage`."""
+
+    def head_when_granted(self, version: int) -> int:
+        """Oldest version that the group will have when it is generated with this one."""
+        return self.salvage_head if self.salvage else version
 
 
 class GroupQueues:
@@ -74,42 +79,48 @@ class GroupQueues:
         return entry
 
     def attempt_of(self, ordinal: int) -> int | None:
+        """The current attempt of a held group; None: not held."""
         entry = self._entries.get(ordinal)
         return None if entry is None else entry.attempt
 
     def count(self) -> Counter[State]:
+        """Groups by state."""
         return Counter(entry.state for entry in self._entries.values())
 
     @property
     def num_pending(self) -> int:
+        """Groups that wait for generation."""
         return len(self._pending)
 
     @property
     def num_generated(self) -> int:
+        """Groups that wait for labels."""
         return len(self._generated)
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def to_pending(self, entry: Entry) -> None:
-        """It is to be generated; comes after those that wait already."""
+        """Queue the group for generation, after those that wait already."""
         entry.state = State.PENDING
         self._entries[entry.ordinal] = entry
         self._pending.append(entry.ordinal)
 
     def to_generated(self, entry: Entry) -> None:
+        """Queue the group for labelling, by deadline."""
         self._take_back(entry)
         entry.state, entry.holder = State.GENERATED, ""
         self._entries[entry.ordinal] = entry
         insort(self._generated, (self._deadline(entry.head), entry.ordinal))
 
     def to_ready(self, entry: Entry) -> None:
+        """Queue the group for training, by deadline."""
         self._take_back(entry)
         entry.state, entry.holder = State.READY, ""
         self._entries[entry.ordinal] = entry
         insort(self.ready, (self._deadline(entry.head), entry.ordinal))
 
     def again(self, entry: Entry, *, version: int) -> None:
-        """Back to the start as another attempt, for which whatever comes from this one is too late."""
+        """Queue the group for generation as a new attempt; results of this attempt are refused from now on."""
         self.remove(entry)
         self.to_pending(
             Entry(
@@ -126,14 +137,16 @@ class GroupQueues:
     # -- taking -------------------------------------------------------------------------------------------------------
 
     def next_pending(self) -> Entry:
+        """Take the first group that waits for generation."""
         return self._entries[self._pending.popleft()]
 
     def next_generated(self, limit: int) -> list[Entry]:
+        """Take up to `limit` groups that wait for labels, the earliest deadline first."""
         taken, self._generated = self._generated[:limit], self._generated[limit:]
         return [self._entries[ordinal] for _, ordinal in taken]
 
     def take_ready(self, ordinals: Sequence[int]) -> list[Entry]:
-        """The groups of a batch, which have the earliest deadlines of all that are ready."""
+        """Take the groups of a batch: those with the earliest deadlines of all that are ready."""
         self.ready = self.ready[len(ordinals) :]
         entries = [self._entries[ordinal] for ordinal in ordinals]
         for entry in entries:
@@ -141,28 +154,28 @@ class GroupQueues:
         return entries
 
     def hand_out(self, entry: Entry, state: State, *, now: float, holder: str, lease_s: float) -> None:
-        """An engine or a judge takes it in hand."""
+        """An engine or a judge checks the group out, until `now + lease_s`."""
         entry.state, entry.holder, entry.since, entry.lease_until = state, holder, now, now + lease_s
         (self._writing if state is State.GENERATING else self._judging)[holder] += 1
 
-    def num_in_hand(self, state: State, holder: str) -> int:
-        """Groups that this engine (GENERATING) or judge (JUDGING) has in hand."""
+    def num_checked_out(self, state: State, holder: str) -> int:
+        """Groups that this engine (GENERATING) or judge (JUDGING) holds."""
         return (self._writing if state is State.GENERATING else self._judging)[holder]
 
     def _take_back(self, entry: Entry) -> None:
-        """It leaves the hands that it is in, if any."""
+        """Its worker, if any, holds it no longer."""
         if entry.state is State.GENERATING:
             self._writing[entry.holder] -= 1
         elif entry.state is State.JUDGING:
             self._judging[entry.holder] -= 1
 
     def hold(self, entry: Entry, nbytes: int) -> None:
-        """Its payload has grown."""
+        """Add the bytes of a payload to the group."""
         entry.nbytes += nbytes
         self.nbytes += nbytes
 
     def remove(self, entry: Entry) -> None:
-        """Off its shelf and out of the ledger, its bytes given back."""
+        """Remove the group from its queue and from the ledger, and free its bytes."""
         self._take_back(entry)
         place = (self._deadline(entry.head), entry.ordinal)
         if entry.state is State.GENERATED:
@@ -172,8 +185,8 @@ class GroupQueues:
         self.nbytes -= entry.nbytes
         del self._entries[entry.ordinal]
 
-    # -- in somebody's hands --------------------------------------------------------------------------------------
+    # -- checked out ----------------------------------------------------------------------------------------------
 
     def out(self) -> list[Entry]:
-        """Groups that an engine or a judge has in hand, the longest held first."""
+        """Groups that an engine or a judge holds, the longest held first."""
         return sorted((e for e in self._entries.values() if e.state in OUT), key=lambda e: e.since)

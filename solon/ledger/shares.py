@@ -1,7 +1,7 @@
-"""Who gets how much of the work that is there, when several workers ask for it.
+"""Divides the available work among the workers that ask for it.
 
-The first that asks could take all that it has room for, and the others would stand idle until the next weights are
-published. So work is dealt like water into vessels: it levels what the workers hold, as far as their room allows.
+If the first worker took all that it has room for, the others would be idle until the next weights are published. So
+the shares level what the workers hold, as far as their room allows (water filling).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ask:
-    """A worker that waits for work, with room for so many more groups. `is_up`: whether it could begin now."""
+    """A worker that waits for work, with room for `room` more groups. `is_up`: whether it could start now."""
 
     holder: str
     room: int
@@ -20,9 +20,9 @@ class Ask:
 
 
 def share(available: int, room: int, held: int, others: Sequence[tuple[int, int]] = ()) -> int:
-    """Groups for a worker with this room that holds so many already; `others`: (room, held) of all that ask as well.
+    """Groups for a worker with room for `room` that holds `held` already; `others`: (room, held) of the other workers.
 
-    What does not divide evenly goes to those who take first. Whoever is left without finds that others take it all.
+    The remainder of an uneven division goes to the workers that ask first.
 
     >>> [share(32, 64, 0, [(64, 0)] * 3), share(32, 64, 8, [(64, 0)]), share(3, 9, 5, [(2, 0)])]
     [8, 12, 1]

@@ -1,4 +1,4 @@
-"""A ledger on disk: what a checkpoint keeps of it, so that another process goes on with exactly the work it had.
+"""A ledger on disk: what a checkpoint keeps of it, so that another process resumes with exactly the same work.
 
 Committed groups are not listed: they are the ordinals below `admitted` that are neither held nor dropped.
 """
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class State(StrEnum):
-    """Where a group is that is neither committed nor dropped."""
+    """State of a group that is neither committed nor dropped."""
 
     PENDING = "pending"
     GENERATING = "generating"
@@ -23,7 +23,7 @@ class State(StrEnum):
 
 
 BEFORE = {State.GENERATING: State.PENDING, State.JUDGING: State.GENERATED, State.LEASED: State.READY}
-"""What a group was before somebody took it in hand."""
+"""State of a checked-out group before checkout."""
 
 
 class SavedEntry(BaseModel):
@@ -41,7 +41,7 @@ class SavedEntry(BaseModel):
 
 
 class LedgerSnapshot(BaseModel):
-    """`LedgerCut.model_validate_json(text)`; raises ValidationError when it cannot be a ledger's."""
+    """`LedgerSnapshot.model_validate_json(text)`; raises ValidationError when no ledger can be in this state."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,7 +65,7 @@ class LedgerSnapshot(BaseModel):
         return self
 
     def without(self, lost: set[int]) -> LedgerSnapshot:
-        """The same with these groups waiting to be generated again: what they held could not be kept."""
+        """The same with these groups pending: their payloads could not be saved, so they are generated again."""
         entries = tuple(
             e.model_copy(update={"state": State.PENDING, "attempt": e.attempt + 1, "nbytes": 0})
             if e.ordinal in lost
@@ -86,7 +86,7 @@ class _Held(Protocol):
 
 
 def before_checkout(entry: _Held) -> SavedEntry:
-    """A group as it was before somebody took it in hand."""
+    """A group as it was before checkout."""
     state = BEFORE.get(entry.state, entry.state)
     return SavedEntry(
         ordinal=entry.ordinal,

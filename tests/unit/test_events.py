@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from solon.cli.view import repeated
-from solon.doctor.diagnosis import OWN_FINDINGS, recent_faults
+from solon.cli.run_lines import repeated
+from solon.doctor.events import OWN_FINDINGS, recent_faults
 from solon.events import EVENTS, Field, Severity, event_line, is_counted, is_shown, needs_attention
 from solon.feedback.watching.alarm import Alarm
 from solon.telemetry.totals import RunTotals

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from solon.cli.label import LabelRequest, run_label
+from solon.cli.label import run_label
+from solon.cli.label_settings import LabelRequest
 from solon.cli.main import main
 from solon.errors import InputError
 from tests.unit.endpoint_server import EndpointServer, answer, error, raw

@@ -14,7 +14,9 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from solon.cli.view import LiveView, PlainView, SilentView, clock, end_lines, make_view, picture, reward_line, step_line
+from solon.cli.run_end import end_lines
+from solon.cli.run_lines import clock, reward_line, step_line
+from solon.cli.view import LiveView, PlainView, SilentView, make_view, picture
 from solon.ledger.ledger import Lease
 from solon.protocols import LabelReport
 from solon.records import Span, StepReport

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from solon.cli.main import main
-from solon.doctor.diagnosis import Diagnosis, diagnose, recent_faults
+from solon.doctor.diagnosis import Diagnosis, diagnose
+from solon.doctor.events import recent_faults
 from solon.doctor.facts import COUNTED_BYTES, look
 from solon.doctor.files import read_lines
 from solon.doctor.next_steps import resume_command

@@ -11,8 +11,8 @@ import pytest
 
 from solon.cli.main import main
 from solon.cli.view import PlainView
-from solon.doctor.diagnosis import alarms
 from solon.doctor.ending import changes_for, ending
+from solon.doctor.events import alarms
 from solon.errors import InputError, RunFailedError
 from solon.telemetry.totals import RunTotals
 from tests.unit.cli.test_view import make_console, make_summary, make_tally, shown

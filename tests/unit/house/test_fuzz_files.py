@@ -21,7 +21,7 @@ import pytest
 
 from cluster.config.run_file import RunFile
 from cluster.preflight.checks import check_judge
-from solon.cli.label import LabelSettings
+from solon.cli.label_settings import LabelSettings
 from solon.constitution.constitution import Constitution
 from solon.constitution.imports import import_constitution
 from solon.errors import LONGEST, InputError

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from cluster.config.run_file import RunFile
 from cluster.preflight.checks import check_inputs
-from solon.cli.label import LabelRequest, LabelSettings, run_label
+from solon.cli.label import run_label
+from solon.cli.label_settings import LabelRequest, LabelSettings
 from solon.cli.main import main
 from solon.errors import InputError, RunFailedError, short
 from solon.feedback.caches.redis_store import RedisStore
