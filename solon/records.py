@@ -121,10 +121,12 @@ class Group:
 
     @property
     def head(self) -> int:
+        """Oldest policy version in it."""
         return min(r.head for r in self.rollouts)
 
     @property
     def tail(self) -> int:
+        """Youngest policy version in it."""
         return max(r.tail for r in self.rollouts)
 
     @property
@@ -158,6 +160,7 @@ class Salvage:
 
     @property
     def num_tokens(self) -> int:
+        """New tokens of all answers."""
         return len(self.token_ids)
 
 

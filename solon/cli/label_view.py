@@ -27,10 +27,12 @@ class LabelView:
         self._told_s = 0.0
 
     def note(self, text: str) -> None:
+        """Print one line."""
         self._console.print(Text(visible(text)), soft_wrap=True)
 
     @contextmanager
     def live(self, total: int) -> Iterator[None]:
+        """Show the progress of `total` rows while the block runs."""
         if not self._console.is_terminal:
             yield
             return
@@ -48,6 +50,7 @@ class LabelView:
         self._bar = None
 
     def progress(self, done: Done) -> None:
+        """Update the bar, or print a line when ten seconds have passed since the last one."""
         text = describe_progress(done)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done.rows_before + done.rows, description=text)
@@ -56,6 +59,7 @@ class LabelView:
             self.note(text)
 
     def end(self, summary: dict[str, Any], directory: Path) -> None:
+        """Print the summary and where the labels are."""
         rows, labels, cost = summary["rows"], summary["labels"], summary["cost"]
         self.note(
             f"{summary['status']}: {rows['done']} of {rows['total']} rows labelled, "

@@ -22,6 +22,7 @@ class PatientFile(io.FileIO):
     failure: OSError | None = None
 
     def write(self, data: Any, /) -> int:
+        """Write bytes. Without a reader they are dropped; another failure is kept in `failure`."""
         try:
             return super().write(data)
         except BlockingIOError:

@@ -44,14 +44,29 @@ def make_view(*, quiet: bool) -> PlainView | LiveView | SilentView:
 class SilentView:
     """Shows nothing."""
 
-    def note(self, text: str) -> None: ...
-    def cluster(self, info: ClusterInfo, directory: Path) -> None: ...
-    def starting(self, names: Sequence[str]) -> None: ...
-    def ready(self, name: str) -> None: ...
-    def evaluated(self, when: str, scores: dict[str, float]) -> None: ...
-    def training(self, totals: RunTotals, ledger: AsyncLedger) -> None: ...
-    def changed(self, event: str) -> None: ...
-    def ended(self, summary: dict[str, Any], directory: Path) -> None: ...
+    def note(self, text: str) -> None:
+        """Show a line of text."""
+
+    def cluster(self, info: ClusterInfo, directory: Path) -> None:
+        """The cluster is there, and the run directory is made."""
+
+    def starting(self, names: Sequence[str]) -> None:
+        """Workers with these names are being started."""
+
+    def ready(self, name: str) -> None:
+        """A worker has started."""
+
+    def evaluated(self, when: str, scores: dict[str, float]) -> None:
+        """Held-out scores by principle, `before` or `after` training."""
+
+    def training(self, totals: RunTotals, ledger: AsyncLedger) -> None:
+        """The first step begins."""
+
+    def changed(self, event: str) -> None:
+        """A step was committed (`step`), or an event of this name occurred."""
+
+    def ended(self, summary: dict[str, Any], directory: Path) -> None:
+        """The run has ended with this summary."""
 
 
 class PlainView(SilentView):
@@ -65,9 +80,11 @@ class PlainView(SilentView):
         self._folded = Folded()
 
     def note(self, text: str) -> None:
+        """Print a line of text."""
         self._say(text)
 
     def cluster(self, info: ClusterInfo, directory: Path) -> None:
+        """Print run directory, resources and dashboard."""
         self._say(f"run directory {directory}")
         cpus, gpus = info.resources.get("CPU", 0), info.resources.get("GPU", 0)
         where = f"dashboard http://{info.dashboard_url}" if info.dashboard_url else "no dashboard"
@@ -77,20 +94,25 @@ class PlainView(SilentView):
             self._say(f"Ray's files are in {info.files}; its logs stay there when the run fails")
 
     def starting(self, names: Sequence[str]) -> None:
+        """Print which workers are being started."""
         self._say(f"starting {', '.join(names)}")
 
     def ready(self, name: str) -> None:
+        """Print that a worker has started."""
         self._say(f"{name} is ready")
 
     def evaluated(self, when: str, scores: dict[str, float]) -> None:
+        """Print held-out scores."""
         parts = ", ".join(f"{name} {score:.3f}" for name, score in scores.items() if name != "mean")
         self._say(f"held-out {when}: mean {scores.get('mean', float('nan')):.3f} ({parts})")
 
     def training(self, totals: RunTotals, ledger: AsyncLedger) -> None:
+        """Print how many steps the run has."""
         self._totals = totals
         self._say(f"training {totals.total_steps} steps")
 
     def changed(self, event: str) -> None:
+        """Print a committed step, or an event that is shown."""
         if event == "step" and self._totals is not None:
             self._say(step_line(self._totals))
         else:
@@ -112,6 +134,7 @@ class PlainView(SilentView):
             self._say(repeated(event, count))
 
     def ended(self, summary: dict[str, Any], directory: Path) -> None:
+        """Print counts of repeated events, the table of scores and the summary."""
         for event, count in self._folded.unreported().items():
             if is_shown(event.partition(" ")[0]):
                 self._say(repeated(event, count))
@@ -136,6 +159,7 @@ class LiveView(PlainView):
         self._asking: asyncio.Task[None] | None = None
 
     def starting(self, names: Sequence[str]) -> None:
+        """Show a progress bar of the workers."""
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -149,6 +173,7 @@ class LiveView(PlainView):
         self._progress.start()
 
     def ready(self, name: str) -> None:
+        """Advance the progress bar."""
         if self._progress is not None and self._loading is not None:
             self._progress.advance(self._loading)
             if self._progress.finished:
@@ -156,17 +181,20 @@ class LiveView(PlainView):
         super().ready(name)
 
     def training(self, totals: RunTotals, ledger: AsyncLedger) -> None:
+        """Start the live picture."""
         super().training(totals, ledger)
         self._ledger = ledger
         self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)
         self._live.start()
 
     def changed(self, event: str) -> None:
+        """Print an event that is shown, and fetch the ledger's counts."""
         self._happened(event)
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(self._ask_counts())
 
     def ended(self, summary: dict[str, Any], directory: Path) -> None:
+        """Stop the live picture and print the summary."""
         if self._progress is not None:
             self._progress.stop()
         if self._live is not None:
@@ -174,6 +202,7 @@ class LiveView(PlainView):
         super().ended(summary, directory)
 
     def evaluated(self, when: str, scores: dict[str, float]) -> None:
+        """Print held-out scores; the last ones end the live picture."""
         if when == "after" and self._live is not None:
             self._live.stop()
             self._live = None

@@ -31,6 +31,7 @@ class Diagnosis:
     """What to do next, the first thing first."""
 
     def as_json(self) -> dict[str, Any]:
+        """The same for `--json`."""
         return {
             "status": self.status,
             "healthy": self.is_well,

@@ -33,6 +33,7 @@ class Ending:
     """A command to copy; empty: there is nothing to resume."""
 
     def as_json(self) -> dict[str, str | None]:
+        """The same for summary.json."""
         return {key: getattr(self, key) or None for key in ("cause", "evidence", "remedy", "resume")}
 
     def lines(self) -> list[str]:

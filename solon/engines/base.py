@@ -165,7 +165,9 @@ class Engine(Protocol):
     """Generates, scores, and can be given new weights."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the engine's worker."""
+        ...
 
     @property
     def version(self) -> int:
@@ -173,7 +175,9 @@ class Engine(Protocol):
         ...
 
     @property
-    def tokenizer(self) -> TokenizerLike: ...
+    def tokenizer(self) -> TokenizerLike:
+        """Tokenizer and chat template of the model."""
+        ...
 
     @property
     def dtype(self) -> str:
@@ -188,7 +192,9 @@ class Engine(Protocol):
         """Advance all running requests (by about one token); return those that finished."""
         ...
 
-    def has_work(self) -> bool: ...
+    def has_work(self) -> bool:
+        """Whether a request is waiting or running."""
+        ...
 
     def unfinished(self, after: Mapping[str, int] = ...) -> list[Completion]:
         """What running requests have produced beyond their first `after[request_id]` tokens, `finish_reason` "abort":
@@ -221,4 +227,6 @@ class Engine(Protocol):
         answer to end."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the model and its memory. The engine cannot be used afterwards."""
+        ...

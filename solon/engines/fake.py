@@ -44,14 +44,17 @@ class FakeTokenizer:
         return len(self._words)
 
     def encode(self, text: str, *, is_data: bool = False) -> list[int]:
+        """One token per word."""
         unknown = self._ids["<unk>"]
         ids = [self._ids.get(word, unknown) for word in text.split()]
         return [unknown if is_data and i < len(_SPECIAL) else i for i in ids]
 
     def decode(self, token_ids: Sequence[int], *, is_raw: bool = False) -> str:
+        """The words of the tokens."""
         return " ".join(self._words[i] for i in token_ids if i >= len(_SPECIAL))
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a whole conversation."""
         ids: list[int] = []
         for message in messages:
             mark = "<assistant>" if message.role == "assistant" else "<user>"
@@ -59,20 +62,25 @@ class FakeTokenizer:
         return [*ids, self._ids["<assistant>"]]
 
     def open_chat(self, messages: Sequence[Message]) -> ChatPrompt:
+        """Tokens of a conversation that an answer follows."""
         return ChatPrompt(tuple(self.encode_chat(messages)))
 
     def read_answer(self, token_ids: Sequence[int], *, opens_thought: bool = False) -> AnswerText:
+        """The answer's text, from its tokens."""
         return AnswerText(self.decode(token_ids))
 
     def chat_frame(self) -> tuple[list[int], list[int]]:
+        """The tokens around a turn."""
         return [self._ids["<user>"]], [self.eos_token_id, self._ids["<assistant>"]]
 
     @property
     def num_tokens(self) -> int:
+        """Size of the vocabulary."""
         return len(self)
 
     @property
     def digest(self) -> str:
+        """Identifies the tokenizer."""
         return hashlib.sha256(" ".join(self._words).encode()).hexdigest()[:16]
 
 
@@ -115,11 +123,13 @@ class FakeEngine:
         self._active: dict[str, _Running] = {}
 
     def add(self, request: Request) -> None:
+        """See `Engine.add`."""
         check_request(request, max_model_len=self._max_model_len, vocab_size=len(self.tokenizer))
         rng = np.random.default_rng(request.seed)
         self._active[request.request_id] = _Running(request, rng=rng, last=request.prompt_token_ids[-1])
 
     def step(self) -> list[Completion]:
+        """See `Engine.step`."""
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
@@ -135,16 +145,20 @@ class FakeEngine:
         return finished
 
     def has_work(self) -> bool:
+        """See `Engine.has_work`."""
         return bool(self._active)
 
     def unfinished(self, after: Mapping[str, int] = NOTHING) -> list[Completion]:
+        """See `Engine.unfinished`."""
         return news(self._active.values(), after)
 
     def abort(self, request_ids: Sequence[str]) -> None:
+        """See `Engine.abort`."""
         for request_id in request_ids:
             self._active.pop(request_id, None)
 
     def load_weights(self, weights: Weights) -> str:
+        """See `Engine.load_weights`."""
         verify_fingerprint(weights, self.name)
         self._payload = weights.payload.copy()
         self._logprobs_VV = _bigrams(self._payload, len(self.tokenizer))
@@ -152,21 +166,26 @@ class FakeEngine:
         return self.checksum()
 
     def checksum(self) -> str:
+        """See `Engine.checksum`."""
         return hashlib.sha256(self._logprobs_VV.tobytes()).hexdigest()
 
     @property
     def dtype(self) -> str:
+        """Always "float32"."""
         return "float32"
 
     def check_weights(self, weights: Weights) -> WeightCheck:
+        """See `Engine.check_weights`."""
         # A table drawn from a digest: nothing in it can be compared with the payload.
         return WeightCheck(dtype=self.dtype)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `Engine.sequence_logprobs`."""
         table = self._logprobs_VV
         return [[float(table[a, b]) for a, b in itertools.pairwise(s)] for s in sequences]
 
     def close(self) -> None:
+        """Forget all requests."""
         self.closed = True
 
     def _advance(self, running: _Running) -> Completion | None:

@@ -41,6 +41,7 @@ class EngineMemory:
 
     @property
     def total(self) -> int:
+        """All parts together, bytes."""
         return self.weights + self.cache + self.activations + self.runtime + self.reload
 
 

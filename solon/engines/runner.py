@@ -161,6 +161,7 @@ class EngineRunner:
 
     @property
     def tokenizer(self) -> TokenizerLike:
+        """Tokenizer and chat template of the engine's model."""
         return self._built().tokenizer
 
     @property

@@ -152,6 +152,7 @@ class ChatTokenizer:
 
     @property
     def eos_token_id(self) -> int:
+        """The token that ends a sequence."""
         return int(self.hf.eos_token_id)
 
     def name_of(self, token_id: int) -> str:

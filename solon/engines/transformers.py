@@ -68,6 +68,7 @@ class TransformersEngine:
         self._broken: str | None = None
 
     def add(self, request: Request) -> None:
+        """See `Engine.add`."""
         import torch
 
         self._require_usable()
@@ -81,6 +82,7 @@ class TransformersEngine:
         self._waiting.append(_Row(request, generator=torch.Generator().manual_seed(request.seed)))
 
     def step(self) -> list[Completion]:
+        """See `Engine.step`."""
         import torch
 
         self._require_usable()
@@ -88,12 +90,15 @@ class TransformersEngine:
             return self._step()
 
     def has_work(self) -> bool:
+        """See `Engine.has_work`."""
         return bool(self._waiting or self._rows)
 
     def unfinished(self, after: Mapping[str, int] = NOTHING) -> list[Completion]:
+        """See `Engine.unfinished`."""
         return news(self._rows, after)
 
     def abort(self, request_ids: Sequence[str]) -> None:
+        """See `Engine.abort`."""
         gone = set(request_ids)
         self._waiting = deque(row for row in self._waiting if row.request.request_id not in gone)
         keep = [i for i, row in enumerate(self._rows) if row.request.request_id not in gone]
@@ -128,14 +133,17 @@ class TransformersEngine:
         return self.checksum()
 
     def checksum(self) -> str:
+        """See `Engine.checksum`."""
         with self._computing("summing up its weights"):
             return digest_tensors(self._model.named_parameters())
 
     @property
     def dtype(self) -> str:
+        """See `Engine.dtype`."""
         return str(self._model.dtype).removeprefix("torch.")
 
     def check_weights(self, weights: Weights) -> WeightCheck:
+        """See `Engine.check_weights`."""
         self._require_usable()
         places = _places(self._model)
         sent = dict(named_tensors(weights))
@@ -150,6 +158,7 @@ class TransformersEngine:
         )
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `Engine.sequence_logprobs`."""
         import torch
 
         self._require_usable()

@@ -72,6 +72,7 @@ class VllmEngine:
         self._prepare_parameters(stop_token_ids(config, self.tokenizer.eos_token_id))
 
     def add(self, request: Request) -> None:
+        """See `Engine.add`."""
         self._require_usable()
         check_request(
             request,
@@ -92,6 +93,7 @@ class VllmEngine:
         self._queue.add(request.request_id)
 
     def step(self) -> list[Completion]:
+        """See `Engine.step`."""
         self._require_usable()
         for request_id in self._queue.let_in():
             progress = self._running[request_id]
@@ -102,12 +104,15 @@ class VllmEngine:
         return finished
 
     def has_work(self) -> bool:
+        """See `Engine.has_work`."""
         return bool(self._running or self._finished)
 
     def unfinished(self, after: Mapping[str, int] = NOTHING) -> list[Completion]:
+        """See `Engine.unfinished`."""
         return news(self._running.values(), after)
 
     def abort(self, request_ids: Sequence[str]) -> None:
+        """See `Engine.abort`."""
         gone = set(request_ids)
         for request_id in gone:
             self._running.pop(request_id, None)
@@ -149,6 +154,7 @@ class VllmEngine:
         return self.checksum()
 
     def checksum(self) -> str:
+        """See `Engine.checksum`."""
         from solon.engines.vllm_weights import live_checksum, live_model
 
         with self._computing("summing up its weights", RAISED_BY_LIBRARIES):
@@ -156,9 +162,11 @@ class VllmEngine:
 
     @property
     def dtype(self) -> str:
+        """See `Engine.dtype`."""
         return str(self._llm.model_config.dtype).removeprefix("torch.")
 
     def check_weights(self, weights: Weights) -> WeightCheck:
+        """See `Engine.check_weights`."""
         from solon.engines.vllm_weights import live_model, live_tensors
 
         self._require_usable()

@@ -43,7 +43,9 @@ class Judge(Protocol):
     """Gives verdicts."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the judge, as its verdicts carry it."""
+        ...
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
         """Verdicts in the order of the items. What failed for one item is a status of its verdict; an exception

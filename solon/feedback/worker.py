@@ -65,6 +65,7 @@ class JudgeWorker:
         return await self._judge.judge_fresh(items)
 
     async def close(self) -> None:
+        """Close the judge."""
         await self._judge.close()
 
     def _report(self, feedback: Feedback) -> LabelReport:

@@ -38,6 +38,7 @@ class Process:
 
     @property
     def is_there(self) -> bool:
+        """Whether the process still runs."""
         found = Process.find(self.pid)
         return found is not None and found.born == self.born
 

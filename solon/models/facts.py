@@ -79,6 +79,7 @@ class ModelFacts:
 
     @property
     def model_type(self) -> str:
+        """`model_type` of config.json; empty: it has none."""
         return str(self.config.get("model_type") or "")
 
     @property
@@ -90,10 +91,12 @@ class ModelFacts:
 
     @property
     def is_multimodal(self) -> bool:
+        """Whether the model takes images or audio."""
         return any(isinstance(self.config.get(key), dict) for key in ("vision_config", "audio_config"))
 
     @property
     def is_encoder_decoder(self) -> bool:
+        """Whether the model has an encoder."""
         return bool(self.config.get("is_encoder_decoder"))
 
     @property

@@ -100,6 +100,7 @@ class Running:
         self._digest.update(counted)
 
     def extent(self) -> Extent:
+        """Lines, bytes and digest up to now."""
         return Extent(lines=self.lines, bytes=self.nbytes, sha256=self._digest.hexdigest())
 
 

@@ -43,6 +43,7 @@ class Busy:
         self._reach_s: dict[tuple[str, str], float] = {}
 
     def add(self, span: Span) -> None:
+        """Count the time of a span."""
         key = (span.lane, span.worker)
         start_s = max(span.start_s, self._reach_s.get(key, span.start_s))
         self._total_s[key] += max(0.0, span.end_s - start_s)

@@ -75,6 +75,7 @@ class Recorder:
     # -- the loop's observer -------------------------------------------------------------------------------------
 
     def generated(self, report: GenerationReport, payload_ref: PayloadRef) -> None:
+        """Count a generated group; its rows are written in the background."""
         self.totals.generated(report)
         self._keep_spans(report.spans)
         keep = self._keep_rollouts
@@ -83,6 +84,7 @@ class Recorder:
         )
 
     def labelled(self, report: LabelReport, payload_ref: PayloadRef) -> None:
+        """Count a labelled group; its rows are written in the background."""
         self.totals.labelled(report)
         self._keep_spans(report.spans)
         keep = self._keep_labels
@@ -91,6 +93,7 @@ class Recorder:
         )
 
     def stepped(self, lease: Lease, report: StepReport) -> None:
+        """Write the line of a committed step, and warn when it moved nothing or its answers were cut."""
         record = self.totals.stepped(lease, report)
         self._keep_spans(report.spans)
         self._jobs.put(lambda: self._write_step(record, lease, report))
@@ -102,6 +105,7 @@ class Recorder:
             self.event("answers_cut", step=lease.step, cause=movement.cut)
 
     def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
+        """Record that a version is attested on every engine. gap: largest canary difference so far, nats."""
         self.totals.published(version, receipts, gap, span)
         self._keep_spans((span,))
         self.event(

@@ -142,11 +142,13 @@ class RunTotals:
         self.movement.restore(state.get("movement", unknown))
 
     def generated(self, report: GenerationReport) -> None:
+        """Count a generated group."""
         self.groups_generated += 1
         self.tokens += report.num_tokens
         self._add_spans(report.spans)
 
     def labelled(self, report: LabelReport) -> None:
+        """Count the labels of a group."""
         self.rollouts += report.num_rollouts
         self.labels += report.labels
         self.invalid += report.invalid
@@ -183,6 +185,7 @@ class RunTotals:
         return self.last
 
     def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
+        """Count an attested version. gap: largest canary difference so far, nats."""
         self.published_versions = max(self.published_versions, version)
         self.max_gap = gap
         self.mean_gap = max([self.mean_gap, *(receipt.mean_gap for receipt in receipts)])

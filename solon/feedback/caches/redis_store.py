@@ -47,6 +47,7 @@ class RedisStore:
         """Times that Redis did not answer."""
 
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
+        """See `Store.get_many`."""
         if not keys or self._is_silent():
             return {}
         try:
@@ -59,6 +60,7 @@ class RedisStore:
         return {key: answer for key, value in found if value is not None and (answer := decode(value)) is not None}
 
     async def put_many(self, answers: Mapping[bytes, Answer]) -> None:
+        """See `Store.put_many`."""
         if not answers or self._is_silent():
             return
         try:
@@ -73,6 +75,7 @@ class RedisStore:
             self._retry_s = FIRST_RETRY_S
 
     async def close(self) -> None:
+        """Close the connection."""
         try:
             await self._client.aclose()
         except Exception as error:

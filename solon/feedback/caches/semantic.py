@@ -108,6 +108,7 @@ class SemanticJudge:
         self.counts = SemanticCounts()
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        """Verdicts in the order of the items, from the cache where it has a close enough item."""
         eligible = [_is_eligible(item) for item in items]
         vectors = await self._vectors([item for item, ok in zip(items, eligible, strict=True) if ok])
         found = [self._nearest(item, vectors) if ok else None for item, ok in zip(items, eligible, strict=True)]

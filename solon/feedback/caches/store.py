@@ -37,11 +37,17 @@ R = TypeVar("R")
 class Store(Protocol):
     """Answers by content address. Slow or gone is its own business: it may forget, it must not make things up."""
 
-    async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]: ...
+    async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
+        """The answers that are stored, by key; missing keys are left out."""
+        ...
 
-    async def put_many(self, answers: Mapping[bytes, Answer]) -> None: ...
+    async def put_many(self, answers: Mapping[bytes, Answer]) -> None:
+        """Store answers by key."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release files and connections."""
+        ...
 
 
 def encode(answer: Answer) -> bytes:
@@ -94,13 +100,16 @@ class SqliteStore:
             ) from None
 
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
+        """See `Store.get_many`."""
         return await self._run(self._get, keys)
 
     async def put_many(self, answers: Mapping[bytes, Answer]) -> None:
+        """See `Store.put_many`."""
         rows = [(key, encode(answer), self._expiry(answer)) for key, answer in answers.items()]
         await self._run(self._put, rows)
 
     async def close(self) -> None:
+        """Close the database."""
         if not self._is_closed:
             self._is_closed = True
             await self._run(sqlite3.Connection.close, self._connection)

@@ -139,9 +139,11 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
+        """A call succeeded: the breaker closes."""
         self._in_a_row = 0
 
     def failed(self, detail: str) -> None:
+        """A call failed; after `limit` failures in a row the breaker opens for `cool_down_s` seconds."""
         self._in_a_row += 1
         self.last = detail
         if self._in_a_row >= self._limit:

@@ -45,7 +45,9 @@ class HostedJudge(Judge, Protocol):
         """(start, end) wall-clock seconds of work since the last call."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Stop the engine or close the connection."""
+        ...
 
 
 class Panel:
@@ -78,6 +80,7 @@ class Panel:
         return identities[0]
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        """See `Judge.judge`."""
         return await self._judge.judge(items)
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
@@ -85,9 +88,11 @@ class Panel:
         return await self._members[0].judge_fresh(items)
 
     def drain_spans(self) -> list[tuple[float, float]]:
+        """(start, end) of the work since the last call, seconds since the epoch, all members together."""
         return sorted(span for member in self._members for span in member.drain_spans())
 
     async def close(self) -> None:
+        """Close all members."""
         for member in self._members:
             await member.close()
 

@@ -31,11 +31,15 @@ class Prompts(Protocol):
     """What lays out questions: token ids for an engine, text for an endpoint."""
 
     @property
-    def template(self) -> JudgeTemplate: ...
+    def template(self) -> JudgeTemplate:
+        """The template that questions are laid out with."""
+        ...
 
     def lay(
         self, item: Item, *, swapped: bool = False, reminded: bool = False, max_tokens: int | None = None
-    ) -> Layout | None: ...
+    ) -> Layout | None:
+        """The question of an item; None: it does not fit."""
+        ...
 
 
 @dataclass(slots=True)
@@ -78,6 +82,7 @@ class EngineJudge:
         self.bias = PositionBias(config.swap)
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        """See `Judge.judge`."""
         cases = [_Case(item, swapped=item.task == "pairwise" and shown_swapped(item)) for item in items]
         twice, once = self._split([case for case in cases if case.item.task == "pairwise"])
         # The two orders of a pair go out next to each other: they share the conversation's prefix.

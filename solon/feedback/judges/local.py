@@ -99,6 +99,7 @@ class LocalJudge:
         return bias.asked_twice / bias.asked if bias.asked else 0.0
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        """See `Judge.judge`."""
         return await self._judge.judge(items)
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:

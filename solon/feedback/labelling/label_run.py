@@ -56,10 +56,12 @@ class Progress:
 
     @property
     def elapsed_s(self) -> float:
+        """Seconds since this start began."""
         return time.monotonic() - self.started_s
 
     @property
     def labels_per_s(self) -> float:
+        """Labels of this start per second."""
         return self.labels / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property

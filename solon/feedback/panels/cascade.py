@@ -238,6 +238,7 @@ class Cascade:
         self._config = config or CascadeConfig()
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        """See `Judge.judge`."""
         cases = [_Case(item) for item in items]
         waiting = cases
         for judge, threshold in zip(self._judges, self._thresholds, strict=True):
@@ -267,6 +268,7 @@ def _conclude(case: _Case) -> Verdict:
 
 
 def is_valid(verdict: Verdict) -> bool:
+    """Whether a verdict has a finite margin."""
     return verdict.margin is not None and math.isfinite(verdict.margin)
 
 

@@ -79,6 +79,7 @@ class Jury:
         self._weights = self._config.weights or (1.0,) * len(judges)
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        """See `Judge.judge`."""
         said_JN = await self.poll(items)
         return [self.decide([said_N[n] for said_N in said_JN]) for n in range(len(items))]
 

@@ -70,6 +70,7 @@ class SelectiveJudge:
         self.asked = self.selected = 0
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        """See `Judge.judge`."""
         said = await self._proxy.judge(items)
         known = [index for index, verdict in enumerate(said) if verdict.margin is not None]
         margins = np.array([self._clipped(said[index]) for index in known])

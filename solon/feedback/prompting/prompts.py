@@ -34,7 +34,9 @@ LEAST_TEXT_TOKENS = 16
 class Encoder(Protocol):
     """The part of a tokenizer that a template needs."""
 
-    def encode(self, text: str, *, is_data: bool = False) -> list[int]: ...
+    def encode(self, text: str, *, is_data: bool = False) -> list[int]:
+        """Token ids of a text."""
+        ...
 
     def chat_frame(self) -> tuple[list[int], list[int]]:
         """Ids that stand before and after the content of one user turn, the assistant's opening included."""

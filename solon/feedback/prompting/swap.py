@@ -52,6 +52,7 @@ class Offset:
     _squares: float = field(default=0.0, repr=False)
 
     def add(self, offset: float) -> None:
+        """Add one measured position offset, in nats."""
         self.count += 1
         weight = 1 / min(self.count, self.memory)
         step = offset - self.mean

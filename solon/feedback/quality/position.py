@@ -43,6 +43,7 @@ class PositionCount:
     margin_sum: float = 0.0
 
     def add(self, pairs: Iterable[Pair]) -> None:
+        """Add comparisons: (raw margin, position offset, consistent) of each."""
         for raw, offset, agree in pairs:
             if offset is not None:
                 self.twice += 1

@@ -85,22 +85,27 @@ class Cost:
 
     @property
     def usd(self) -> float:
+        """Money for calls and for accelerators."""
         return self.usd_calls + self.usd_accelerators
 
     @property
     def prefix_hit_share(self) -> float | None:
+        """Prompt tokens from the prefix cache, as a share; None: no prompt tokens."""
         return _over(self.cached_tokens, self.prompt_tokens)
 
     @property
     def cache_hit_share(self) -> float | None:
+        """Questions that a cache answered, as a share; None: no questions."""
         return _over(self.cache_hits, self.questions)
 
     @property
     def calls_per_s(self) -> float | None:
+        """Calls per second; None: no time has passed."""
         return _over(self.calls, self.wall_s)
 
     @property
     def labels_per_s(self) -> float | None:
+        """Labels per second, valid or not; None: no time has passed."""
         return _over(self.labels, self.wall_s)
 
     @property
@@ -110,14 +115,17 @@ class Cost:
 
     @property
     def tokens_computed_per_label(self) -> float | None:
+        """Tokens that no cache saved, per label; None: no labels."""
         return _over(self.tokens_computed, self.labels)
 
     @property
     def accelerator_s_per_label(self) -> float | None:
+        """Accelerator seconds per valid label; None: no valid labels."""
         return _over(self.accelerator_s, self.valid)
 
     @property
     def usd_per_1k_valid(self) -> float | None:
+        """USD per thousand valid labels; None: no valid labels."""
         return _over(1000 * self.usd, self.valid)
 
     @property
@@ -127,18 +135,22 @@ class Cost:
 
     @property
     def invalid_share(self) -> float | None:
+        """Labels without a number, as a share; None: no labels."""
         return _over(self.labels - self.valid, self.labels)
 
     @property
     def escalation_share(self) -> float | None:
+        """Labels that a cascade asked a further judge for, as a share; None: no labels."""
         return _over(self.escalated, self.labels)
 
     @property
     def swap_share(self) -> float | None:
+        """Labels asked in both orders, as a share; None: no labels."""
         return _over(self.swapped, self.labels)
 
     @property
     def inconsistent_share(self) -> float | None:
+        """Labels whose two orders disagree, as a share of those asked in both; None: none were."""
         return _over(self.inconsistent, self.swapped)
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,6 +200,7 @@ class CostMeter:
         self._all = _Sums()
 
     def add(self, verdicts: Sequence[Verdict]) -> None:
+        """Count a verdict."""
         for verdict in verdicts:
             self._all.add(verdict)
             self._judges.setdefault(verdict.judge, _Sums()).add(verdict)
@@ -244,6 +257,7 @@ class CallMeter:
     """Questions without an answer, by status."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Counts for JSON."""
         return {**dataclasses.asdict(self), "failures": dict(self.failures)}
 
 

@@ -28,15 +28,21 @@ class LimitsPort(Protocol):
         """Permits for the first wants, at least one; waits until there is one. First come, first served."""
         ...
 
-    async def settle(self, bills: Sequence[Bill]) -> None: ...
+    async def settle(self, bills: Sequence[Bill]) -> None:
+        """Replace the reservations of finished calls by what the calls cost."""
+        ...
 
     async def hold(self, seconds: float) -> None:
         """Nobody asks for so long."""
         ...
 
-    async def spend(self) -> Spend: ...
+    async def spend(self) -> Spend:
+        """Money spent and reserved so far, USD."""
+        ...
 
-    async def close(self) -> Spend: ...
+    async def close(self) -> Spend:
+        """Write the spend file and release it; returns the final state."""
+        ...
 
 
 class AsyncLimits:
@@ -56,6 +62,7 @@ class AsyncLimits:
         return await self.spend()
 
     async def acquire(self, wants: Sequence[Want]) -> list[Permit]:
+        """See `LimitsPort.acquire`."""
         limits = self._opened()
         async with self._turn:  # in the order of coming, so that a large want is not starved by small ones
             while True:
@@ -71,14 +78,17 @@ class AsyncLimits:
                     continue
 
     async def settle(self, bills: Sequence[Bill]) -> None:
+        """See `LimitsPort.settle`."""
         self._opened().settle(bills)
         self._cover()  # a call that cost more than it reserved
         self._changed.set()
 
     async def hold(self, seconds: float) -> None:
+        """See `LimitsPort.hold`."""
         self._opened().hold(seconds, self._clock())
 
     async def spend(self) -> Spend:
+        """See `LimitsPort.spend`."""
         limits = self._opened()
         return Spend(
             spent=limits.spent / NANO,
@@ -146,6 +156,7 @@ class Limiter:
             self._billing = asyncio.ensure_future(self._bill())
 
     async def hold(self, seconds: float) -> None:
+        """Grant no permit for so many seconds."""
         await self._port.hold(seconds)
 
     async def close(self) -> None:

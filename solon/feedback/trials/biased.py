@@ -60,6 +60,7 @@ class BiasedJudge:
         self._seed = seed
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        """See `Judge.judge`; the bias is added to the margins."""
         verdicts = await self._judge.judge(items)
         first = self.seen
         self.seen += len(items)

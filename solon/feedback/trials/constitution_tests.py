@@ -47,6 +47,7 @@ class TestResult:
 
     @property
     def passed(self) -> bool:
+        """Whether the judge answered as the test expects."""
         return self.got == self.expected
 
     def as_row(self) -> dict[str, Any]:

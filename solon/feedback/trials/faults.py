@@ -78,6 +78,7 @@ class FaultyJudge:
         self._judge = judge
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        """See `Judge.judge`; the plan decides which items fail."""
         struck = [self.faults.draw(item_digest(item)) for item in items]
         reached = [item for item, fault in zip(items, struck, strict=True) if fault not in _LOST]
         verdicts = iter(await self._judge.judge(reached) if reached else [])

@@ -92,10 +92,12 @@ class WatchingObserver:
         self._has_failed = False
 
     def generated(self, report: GenerationReport, payload_ref: PayloadRef) -> None:
+        """Pass the report on."""
         self._boxes[report.ordinal] = (report.attempt, payload_ref)
         self._observer.generated(report, payload_ref)
 
     def labelled(self, report: LabelReport, payload_ref: PayloadRef) -> None:
+        """Pass the report on, and keep the group for the audit where it is chosen."""
         self._observer.labelled(report, payload_ref)
         attempt, written = self._boxes.pop(report.ordinal, (report.attempt, None))
         if attempt != report.attempt:  # of an attempt that was given up
@@ -111,6 +113,7 @@ class WatchingObserver:
         self._begin(self._look(written, payload_ref, rollouts))
 
     def stepped(self, lease: Lease, report: StepReport) -> None:
+        """Pass the report on, then poll the watch."""
         self._step = lease.step
         per_token = report.metrics.get("learn/kl_reference/mean")
         length = report.metrics.get("learn/response_length/mean")
@@ -122,9 +125,11 @@ class WatchingObserver:
             self._begin(self._read_canary(self._canary, lease.step))
 
     def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
+        """Pass the report on."""
         self._observer.published(version, receipts, gap, span)
 
     def event(self, name: str, **fields: Any) -> None:
+        """Pass the event on."""
         if name in ENDED:
             self._boxes.pop(int(fields["ordinal"]), None)
         self._observer.event(name, **fields)

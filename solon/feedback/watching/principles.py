@@ -56,11 +56,13 @@ class PrincipleDrift:
         self._low: set[str] = set()
 
     def state(self) -> PrincipleState:
+        """What a checkpoint keeps."""
         return PrincipleState(
             counts=self._counts, reference=self._reference, windows=self._windows, low=frozenset(self._low)
         )
 
     def restore(self, state: PrincipleState) -> None:
+        """Continue from a `state`."""
         self._counts, self._reference = dict(state.counts), dict(state.reference)
         self._windows, self._low = state.windows, set(state.low)
 

@@ -1,11 +1,11 @@
-"""Watches the labels of a run: told of what was labelled, audited and measured, it says when to look and when to stop.
+"""Watches the labels of a run. It gets what was labelled, audited and measured, and raises alarms.
 
     labelled groups ──▶ symptoms      ┐
     audited rollouts ──▶ windows      ├──▶ poll(step) ──▶ alarms, each with an action
     KL to the reference ──▶ distance  │
     canary verdicts ──▶ flips         ┘
 
-It judges nothing itself and changes nothing: who holds it asks gold, puts the canaries and acts on the alarms. Single
+It judges nothing and changes nothing: the caller asks the gold judge, runs the canaries and acts on the alarms. Single
 threaded.
 """
 
@@ -22,9 +22,9 @@ from solon.feedback.watching.drift import Reason, Window, decide, window_of
 from solon.feedback.watching.evidence import metrics_of, of_windows
 from solon.feedback.watching.gap import Gap
 from solon.feedback.watching.principles import PrincipleDrift, describe
-from solon.feedback.watching.remedies import remedy_of
-from solon.feedback.watching.symptom_drift import Change, SymptomDrift
-from solon.feedback.watching.watch_config import Action, CanaryConfig, WatchConfig
+from solon.feedback.watching.raised import RaisedAlarms
+from solon.feedback.watching.symptom_watch import SymptomWatch
+from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.feedback.watching.watch_state import WatchState
 from solon.records import Feedback, Group
 
@@ -59,32 +59,22 @@ class Watch:
         self._past: list[Window] = []
         """Windows of another judge, from before the run was resumed with this one."""
         self._principles = PrincipleDrift(reference_windows=config.reference_windows, part=config.collapse_part)
-        self._symptoms = SymptomDrift(
-            answers=config.symptom_answers,
-            reference_windows=config.reference_windows,
-            psi_limit=config.psi,
-            alike=config.collapse_alike,
-            part=config.collapse_part,
-        )
-        self._symptoms_due = 0
-        self._closes: deque[int] = deque([0, 0], maxlen=3)
-        """Steps at which the last windows of symptoms ended."""
+        self._alarms = RaisedAlarms()
+        self._symptoms = SymptomWatch(config, self._alarms)
         self._canary_held = 0
         """Step of the last reading of the canary pairs that was as the first."""
-        self._pending: list[Alarm] = []
-        self._raised: set[str] = set()
         self._metrics: dict[str, float] = {}
 
-    # -- what it is told -------------------------------------------------------------------------------------------
+    # -- inputs -------------------------------------------------------------------------------------------
 
     def chosen(self, ordinal: int, attempt: int, num_rollouts: int) -> tuple[int, ...]:
-        """Rollouts of a group that gold is to read."""
+        """Indices of the rollouts of a group that gold is to judge."""
         return chosen(ordinal, attempt, num_rollouts, share=self.config.audit_share, seed=self._seed)
 
     @property
     def wants_answers(self) -> bool:
         """Whether the window of symptoms has room; what is observed beyond it is not kept."""
-        return not self._symptoms.is_full
+        return self._symptoms.has_room
 
     def observe(self, group: Group, feedback: Feedback) -> None:
         """A labelled group."""
@@ -108,7 +98,7 @@ class Watch:
         return step % self.canaries.every == 0
 
     def canary(self, reading: CanaryReading) -> None:
-        """What came of the canary pairs."""
+        """A reading of the canary pairs. Raises the alarm `canary` when the judge is no longer the same."""
         self._metrics |= reading.metrics()
         too_many = reading.flips > self.canaries.flips
         changed = self.canaries.is_repeatable and not reading.is_identical
@@ -118,7 +108,7 @@ class Watch:
             if too_many
             else f"the judge's margins on the canary pairs moved by up to {reading.largest_change:.3g} nats"
         )
-        self._raise(
+        self._alarms.check(
             "canary",
             when=too_many or changed,
             step=reading.step,
@@ -133,19 +123,18 @@ class Watch:
         if not (too_many or changed):
             self._canary_held = reading.step
 
-    # -- what it says ----------------------------------------------------------------------------------------------
+    # -- outputs ----------------------------------------------------------------------------------------------
 
     def poll(self, step: int) -> list[Alarm]:
         """New alarms after a committed step.
 
-        One that goes on is said once, and again after it was gone; a symptom and the nearing of the peak once in a run.
+        An alarm is reported once while its condition holds, and again after it has cleared; a symptom and `near_peak`
+        once in a run.
         """
         if len(self._audited) >= self.config.audit_window:
             self._close_window(step)
-        if step >= self._symptoms_due:
-            self._close_symptoms(step)
-        alarms, self._pending = self._pending, []
-        return alarms
+        self._metrics |= self._symptoms.poll(step)
+        return self._alarms.take()
 
     def drain_metrics(self) -> dict[str, float]:
         """`watch/...` and `symptom/...` of what was finished since the last call."""
@@ -164,44 +153,47 @@ class Watch:
 
     @property
     def held_at(self) -> set[int]:
-        """Steps up to which the next alarm would still take the policy, or the judge, to have been as it should be."""
-        return {self._closes[0], self.windows[-3].last_step if len(self.windows) > 2 else 0, self._canary_held}
+        """Values of `sound_until` that the next alarm could have."""
+        return {
+            self._symptoms.sound_until,
+            self.windows[-3].last_step if len(self.windows) > 2 else 0,
+            self._canary_held,
+        }
 
     @property
     def standing(self) -> list[str]:
-        """Kinds of alarm that were raised and have not gone since: they are not raised again while they stand."""
-        return sorted(self._raised)
+        """Kinds of alarm that are raised: they are not reported again until they have cleared."""
+        return self._alarms.kinds
 
-    # -- what a checkpoint keeps of it ------------------------------------------------------------------------------
+    # -- checkpoints ------------------------------------------------------------------------------
 
     def state(self) -> WatchState:
-        """What was found up to now. Alarms that were not polled yet are not part of it."""
+        """What a checkpoint keeps. Alarms that were not polled yet are not part of it."""
+        symptoms = self._symptoms.state()
         return WatchState(
             windows=tuple(self.windows),
             audited=tuple(self._audited),
             asked=self._asked,
             missing=self._missing,
             kl=tuple(self._kl),
-            symptoms=self._symptoms.state(),
-            symptoms_due=self._symptoms_due,
-            raised=frozenset(self._raised) - {alarm.kind for alarm in self._pending},
+            symptoms=symptoms.symptoms,
+            symptoms_due=symptoms.symptoms_due,
+            raised=self._alarms.reported,
             principles=self._principles.state(),
-            closes=tuple(self._closes),
+            closes=symptoms.closes,
             canary_held=self._canary_held,
             past=tuple(self._past),
         )
 
     def restore(self, state: WatchState) -> None:
-        """Go on from there. An alarm that goes on is not said again."""
+        """Continue from a checkpoint. An alarm that is still raised is not reported again."""
         self.windows = list(state.windows)
         self._audited = list(state.audited)
         self._asked, self._missing = state.asked, state.missing
         self._kl.extend(state.kl)
-        self._symptoms.restore(state.symptoms)
-        self._symptoms_due = state.symptoms_due
-        self._raised = set(state.raised)
+        self._symptoms.restore(state)
+        self._alarms.restore(state.raised)
         self._principles.restore(state.principles)
-        self._closes.extend(state.closes)
         self._canary_held = state.canary_held
         self._past = list(state.past)
         reference = self.config.reference_windows
@@ -210,7 +202,7 @@ class Watch:
             for window in self.windows[reference:]:
                 self._gap.add(window)
 
-    # -- how it gets there -----------------------------------------------------------------------------------------
+    # -- windows of audited rollouts -----------------------------------------------------------------------------
 
     def _close_window(self, step: int) -> None:
         audited, self._audited = self._audited, []
@@ -225,7 +217,7 @@ class Watch:
         self._metrics |= metrics_of(self.windows, self._gap, trend_windows=self.config.trend_windows)
         self._watch_principles(step)
         if self._gap is not None:
-            self._raise(
+            self._alarms.check(
                 "gap",
                 when=is_wide,
                 step=step,
@@ -251,12 +243,12 @@ class Watch:
 
     def _raise_reason(self, kind: str, reason: Reason | None, step: int) -> None:
         if reason is None:
-            if kind != "near_peak":  # said once: the distance is noisy, and a run may stay near it for long
-                self._raised.discard(kind)
+            if kind != "near_peak":  # reported once: the distance is noisy, and a run may stay near it for long
+                self._alarms.clear(kind)
             return
         best = self.best
         where = f"; gold was best at steps {best.first_step} to {best.last_step}" if best else ""
-        self._raise(
+        self._alarms.check(
             kind,
             when=True,
             step=step,
@@ -270,7 +262,7 @@ class Watch:
     def _watch_missing(self, step: int) -> None:
         share = self._missing / self._asked if self._asked else 0.0
         self._metrics["watch/audit_missing/share"] = share
-        self._raise(
+        self._alarms.check(
             "missing_gold",
             when=share > self.config.missing_gold,
             step=step,
@@ -291,7 +283,7 @@ class Watch:
         before = self.windows[-3].last_step if len(self.windows) > 2 else 0
         self._metrics |= metrics
         worst = min(lost, key=lambda one: one.now / one.was, default=None)
-        self._raise(
+        self._alarms.check(
             "principle_lost",
             when=worst is not None,
             step=step,
@@ -302,71 +294,3 @@ class Watch:
             action=self.config.action,
             sound_until=before,
         )
-
-    def _close_symptoms(self, step: int) -> None:
-        closed = self._symptoms.close()
-        if closed is None:
-            return
-        metrics, changed = closed
-        self._closes.append(step)
-        self._metrics |= metrics
-        self._symptoms_due = step + self.config.symptom_every
-        self._watch_collapse(step, [change for change in changed if change.is_collapse])
-        for change in changed:
-            if change.is_collapse:
-                continue
-            self._raise(
-                f"symptom/{change.name}",
-                when=True,
-                step=step,
-                value=change.value,
-                threshold=change.threshold,
-                message=f"{change.message}: {change.value:.3g}, where the first windows allow {change.threshold:.3g}",
-                evidence=f"{change.evolution}, two windows in a row",
-            )
-
-    def _watch_collapse(self, step: int, collapsed: Sequence[Change]) -> None:
-        first = collapsed[0] if collapsed else None
-        self._raise(
-            "collapse",
-            when=first is not None,
-            step=step,
-            value=first.value if first else 0.0,
-            threshold=first.threshold if first else 0.0,
-            message=f"the policy has collapsed: {'; '.join(change.message for change in collapsed)}",
-            evidence=", ".join(change.evolution for change in collapsed)
-            + f" from the first {self.config.reference_windows} windows to this one, and the same in the one before it",
-            action=self.config.action,
-            sound_until=self._closes[0],
-        )
-
-    def _raise(
-        self,
-        kind: str,
-        *,
-        when: bool,
-        step: int,
-        value: float,
-        threshold: float,
-        message: str,
-        evidence: str = "",
-        action: Action = "warn",
-        sound_until: int | None = None,
-    ) -> None:
-        if not when:
-            self._raised.discard(kind)
-        elif kind not in self._raised:
-            self._raised.add(kind)
-            self._pending.append(
-                Alarm(
-                    kind=kind,
-                    step=step,
-                    value=value,
-                    threshold=threshold,
-                    message=message,
-                    evidence=evidence,
-                    remedy=remedy_of(kind),
-                    action=action,
-                    sound_until=sound_until,
-                )
-            )

@@ -1,13 +1,15 @@
-"""What the repository promises around the code: set-up, pins, make targets, the cluster file."""
+"""What the repository promises around the code: set-up, pins, make targets, the cluster file, sizes and docstrings."""
 
 from __future__ import annotations
 
 import ast
 import os
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -349,3 +351,88 @@ def test_what_is_shipped_to_a_cluster_is_the_code_alone(tmp_path: Path):
     ]
     assert [name for name in stays if shipped(name)] == []
     assert [name for name in goes if not shipped(name)] == []
+
+
+# --- sizes and docstrings -----------------------------------------------------------------------------------
+
+PRODUCT = ("solon", "actors", "learners", "cluster", "compression")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A class or a function of the product."""
+
+    place: str
+    is_class: bool
+    is_public: bool
+    """Named without an underscore, and so are all classes around it; functions inside functions are not public."""
+    lines: int
+    is_documented: bool
+
+
+def definitions(node: ast.AST, place: str, *, is_public: bool = True) -> Iterator[Definition]:
+    """Every class and function below a node."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            is_class, name = isinstance(child, ast.ClassDef), f"{place}:{child.name}"
+            shown = is_public and not child.name.startswith("_")
+            lines = (child.end_lineno or child.lineno) - child.lineno + 1
+            yield Definition(name, is_class, shown, lines, bool(ast.get_docstring(child)))
+            yield from definitions(child, name, is_public=shown and is_class)
+        else:
+            yield from definitions(child, place, is_public=is_public)
+
+
+@pytest.fixture(scope="module")
+def modules() -> dict[str, str]:
+    paths = [path for package in PRODUCT for path in sorted((ROOT / package).rglob("*.py"))]
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+
+
+@pytest.fixture(scope="module")
+def defined(modules: dict[str, str]) -> list[Definition]:
+    return [one for name, text in modules.items() for one in definitions(ast.parse(text), name)]
+
+
+def test_the_reader_of_definitions_knows_what_is_public_and_documented():
+    tree = ast.parse(
+        "class A:\n"
+        "    '''a'''\n"
+        "    def b(self): ...\n"
+        "    def _c(self):\n"
+        "        def d():\n"
+        "            '''d'''\n"
+        "class _E:\n"
+        "    def f(self): ...\n"
+    )
+    found = {
+        one.place: (one.is_class, one.is_public, one.is_documented, one.lines) for one in definitions(tree, "m.py")
+    }
+    assert found == {
+        "m.py:A": (True, True, True, 6),
+        "m.py:A:b": (False, True, False, 1),
+        "m.py:A:_c": (False, False, False, 3),
+        "m.py:A:_c:d": (False, False, True, 2),
+        "m.py:_E": (True, False, False, 2),
+        "m.py:_E:f": (False, False, False, 1),
+    }
+
+
+def test_modules_are_short(modules: dict[str, str]):
+    lines = {name: len(text.splitlines()) for name, text in modules.items()}
+    assert statistics.median(lines.values()) <= 130
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
+def test_functions_are_short(defined: list[Definition]):
+    lines = {one.place: one.lines for one in defined if not one.is_class}
+    assert statistics.quantiles(lines.values(), n=10)[-1] <= 25
+    assert {name: count for name, count in lines.items() if count > 60} == {}
+
+
+def test_public_classes_and_nine_of_ten_public_functions_are_documented(defined: list[Definition]):
+    public = [one for one in defined if one.is_public]
+    assert [one.place for one in public if one.is_class and not one.is_documented] == []
+    functions = [one for one in public if not one.is_class]
+    bare = [one.place for one in functions if not one.is_documented]
+    assert len(bare) <= 0.1 * len(functions), f"{len(bare)} of {len(functions)} have no docstring: {bare}"
