@@ -97,7 +97,7 @@ def run_cascade(
         Text(
             f"threshold {found.value:.3f} bits: the judge decides {found.coverage:.1%} alone, wrong in "
             f"{found.error:.1%} of them, below {found.bound:.1%} with confidence {1 - delta:g} ({found.pairs} pairs). "
-            f"Set feedback.cascade.threshold = {found.value:.3f}; fit anew when the policy has moved."
+            f"Set feedback.cascade.threshold = {found.value:.3f}; fit it again when the policy has changed."
         ),
         soft_wrap=True,
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nursery.grow import Nursery
 
 LONGEST = 4096
-"""Tokens of a question, where nobody says it and the judge takes as many."""
+"""Tokens of a question, where it is not configured and the judge takes as many."""
 NURSERY = "nursery"
 """As the file of pairs: pairs of the tiny world, decided by its oracles."""
 

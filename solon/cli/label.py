@@ -30,7 +30,7 @@ from solon.runs.directory import RunDirectory
 
 
 def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
-    """Labels a file into a directory, going on where an earlier start ended. Raises InputError before any engine
+    """Label a file into a directory, continuing where an earlier start ended. Raises InputError before any engine
     starts where that is possible."""
     settings = LabelSettings.of(request.overrides)
     refuse_secrets(request, settings)
@@ -203,7 +203,7 @@ def _selected(
         finally:
             beside.close()
         if summary["status"] != "completed":
-            cause = summary.get("failure") or summary.get("budget") or "start the same command again to go on"
+            cause = summary.get("failure") or summary.get("budget") or "start the same command again to continue"
             raise RunFailedError(f"the proxy {chosen.proxy} has not labelled all rows: {cause}")
         usd = summary["this_start"]["usd"]
         margins = proxy_margins(beside.path, rows, constitution, feedback)

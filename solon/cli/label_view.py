@@ -69,7 +69,7 @@ class LabelView:
         if "budget" in summary:
             self.note(f"nothing more is asked in this start: {summary['budget']}")
         if rows["left"]:
-            self.note(f"{rows['left']} rows are left; start the same command again to go on")
+            self.note(f"{rows['left']} rows are left; start the same command again to continue")
         if not labels["valid"]:
             return  # what the failure says; a table of nothing would hide it
         print_table(self._console, _quality_table(summary))

@@ -170,7 +170,7 @@ def label(
         typer.Option(help="Feedback model: a directory, a hub name, or an endpoint's .toml (docs/feedback.md)."),
     ],
     constitution: Annotated[str, typer.Option(help="Constitution YAML.")],
-    out: Annotated[Path, typer.Option(help="Directory of labels and preferences; an earlier start goes on in it.")],
+    out: Annotated[Path, typer.Option(help="Directory of labels and preferences; an earlier start continues in it.")],
     policy: Annotated[str, typer.Option(help="Model that writes answers to prompts without any.")] = "",
     max_labels: Annotated[int | None, typer.Option(min=1, help="Make no more labels than this in this start.")] = None,
     max_usd: Annotated[float | None, typer.Option(min=0, help="Spend no more than this in this start.")] = None,
@@ -180,7 +180,7 @@ def label(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn prompts and answers into a preference data set. Needs no training run; goes on where it ended."""
+    """Turn prompts and answers into a preference data set. Needs no training run; a repeated start continues."""
     from solon.cli.label import run_label
     from solon.cli.label_settings import LabelRequest
 
@@ -246,7 +246,7 @@ def main(*, roles: Mapping[str, Role] | None = None) -> None:
 
 
 def _keep_compiled_code() -> None:
-    """torch keeps compiled code in the temporary folder unless it is told of a better place."""
+    """torch keeps compiled code in the temporary folder unless another folder is set."""
     if not os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         with suppress(OSError, InputError):  # no home that can be written: the temporary folder, then
             cache = cache_folder() / "torchinductor"

@@ -31,7 +31,7 @@ def run_train(
 ) -> dict[str, Any]:
     """Loads the run file, grows what it needs, trains. Returns the summary.
 
-    resume=None: a submitted job that was given a name goes on where an earlier try of it ended; others begin anew.
+    resume=None: a submitted job that was given a name continues an earlier try of it; others begin at the first step.
     back_to: `best` or a step, for a run that goes back to an earlier checkpoint; it is resumed then. roles: what makes
     the workers, in place of `cluster/pools/`.
     """

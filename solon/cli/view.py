@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live picture in a terminal, plain lines anywhere else, nothing with --json."""
+"""The view of a run: a live picture in a terminal, plain lines elsewhere, nothing with --json."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class SilentView:
 
 
 class PlainView(SilentView):
-    """One line for everything worth one: for logs, `ray job submit`, and pipes."""
+    """One line for each step and each event that is shown: for logs, `ray job submit`, and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -119,7 +119,7 @@ class PlainView(SilentView):
             self._happened(event)
 
     def _happened(self, event: str) -> None:
-        """An event that a person is told of."""
+        """Print an event that is shown."""
         if event == "group_dropped" and self._totals is not None:
             if (text := self._drops.add(self._totals.last_drop)) is not None:
                 self._say(text)

@@ -219,7 +219,7 @@ class Constitution(Section):
 
     @classmethod
     def load(cls, path: str | Path, *, expected_hash: str = "") -> Constitution:
-        """Read and check a file. Raises InputError with the place and the mend.
+        """Read and check a file. Raises InputError with the place and the fix.
 
         expected_hash: when given, another text than the one that has it is refused.
         """

@@ -49,7 +49,7 @@ def parse_yaml(text: str, *, what: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{what}{where}: {error.problem or error.context}; mend the YAML") from None
+        raise InputError(f"{what}{where}: {error.problem or error.context}; fix the YAML") from None
     except RecursionError:
         raise InputError(f"{what} is nested too deeply, expected five levels at most") from None
     except Exception as error:

@@ -112,7 +112,7 @@ def _json(text: str, what: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"{what} is not JSON: {said}; mend it, or name the file .yaml if it is YAML") from None
+        raise InputError(f"{what} is not JSON: {said}; fix it, or name the file .yaml if it is YAML") from None
 
 
 def _rows(raw: Any, what: str) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:

@@ -77,7 +77,7 @@ class PrincipleSampling(Section):
     k: int | None = Field(None, ge=1)
     """How many; for `k_random`."""
     seed_scope: Literal["prompt", "group"] = "group"
-    """`prompt`: a prompt is always asked about under the same principles. `group`: each epoch draws anew."""
+    """`prompt`: a prompt is always asked about under the same principles. `group`: each epoch draws again."""
 
     @model_validator(mode="after")
     def _k_goes_with_k_random(self) -> Self:

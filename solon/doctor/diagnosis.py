@@ -1,4 +1,4 @@
-"""How a run stands and what to do about it, in plain words. Pure: facts in, diagnosis out."""
+"""The state of a run and what to do next, in plain words. Pure: facts in, diagnosis out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from solon.runs.integrity import said_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """What `solon doctor` says."""
+    """The report of `solon doctor`."""
 
     status: str
     """starting, running, finishing, stalled, completed, stopped, failed or dead."""
@@ -42,7 +42,7 @@ class Diagnosis:
 
 
 def diagnose(facts: Facts) -> Diagnosis:
-    """The whole of it."""
+    """The diagnosis of a run."""
     status, headline = status_of(facts)
     unbalanced = _unbalanced(facts)
     findings = {
@@ -133,9 +133,9 @@ def _groups(facts: Facts, status: str) -> list[str]:
         return []
     trained = f"{len(found.committed)} trained, {len(found.dropped)} dropped"
     if status in UP or status == "dead":
-        # The lines know nothing of what is in hand; the ledger does, or did when it was last heard of.
+        # The files do not list held groups; the ledger's last status does.
         held = facts.standing.groups.get("held", 0) if facts.standing else len(found.held)
-        lines = [f"{trained}, {held} {'in hand' if status in UP else 'were in hand'}"]
+        lines = [f"{trained}, {held} {'held' if status in UP else 'were held'}"]
     else:
         lines = [f"{found.admitted} admitted: {trained}, {len(found.held)} held"]
     if found.unlisted:
@@ -160,7 +160,7 @@ def _checkpoints(facts: Facts) -> list[str]:
                 f"whole: {names}; an alarm stopped the run, gold liked {stopped.get('checkpoint')} best of them"
             )
         else:
-            lines.append(f"whole: {names}; --resume goes on from {whole[0].name}, which holds {held} groups{again}")
+            lines.append(f"whole: {names}; --resume continues from {whole[0].name}, which holds {held} groups{again}")
     unread = [checkpoint.name for checkpoint in whole if not checkpoint.is_read]
     if unread:
         lines.append(f"too large to be compared with their digests now: {', '.join(unread)}; `--thorough` reads them")

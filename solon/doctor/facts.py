@@ -1,4 +1,4 @@
-"""What the files of a run say, put together at one moment. `solon.doctor.diagnosis` makes sense of it."""
+"""What the files of a run say at one moment. `solon.doctor.diagnosis` interprets it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Facts:
     """Of the last process that was at work here; None: it has written none."""
     standing: RunStatus | None
     is_locked: bool | None
-    """A process has the directory in hand; None: nothing there to ask."""
+    """Whether a process holds the directory; None: the file system does not say."""
     pid_lives: bool | None
     """Whether the process of `live.json` is there; None: it is not known, or on another machine."""
     events: tuple[Mapping[str, Any], ...]
@@ -147,7 +147,7 @@ def _refuse_others(path: Path) -> None:
         )
     if (path / "preferences.jsonl").exists():
         raise InputError(
-            f"{path} is a labelled data set, expected a run directory; the same `solon label` again goes on in it"
+            f"{path} is a labelled data set, expected a run directory; the same `solon label` command continues it"
         )
     if not any((path / name).exists() for name in RUN_FILES):
         raise InputError(f"{path} has none of {', '.join(RUN_FILES)}, expected a directory that `solon train` writes")

@@ -1,4 +1,4 @@
-"""The files of a run directory as somebody finds them who did not write them: torn, half written, huge or gone. Reads
+"""The files of a run directory as another process finds them: torn, half written, huge or missing. Reads
 only; nothing here waits for the run or disturbs it."""
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
 
 
 def is_locked(directory: Path) -> bool | None:
-    """Whether a process has the run directory in hand (`RunDirectory.lock`). None: its file system does not say."""
+    """Whether a process holds the run directory (`RunDirectory.lock`). None: its file system does not say."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -12,7 +12,7 @@ def end_failure(movement: Movement, dropped: Mapping[str, int], committed: int, 
     """Why a run that has trained all of its steps failed all the same; None: it did not.
 
     It failed when no step moved the policy, and when more of its groups were dropped than `ledger.max_dropped_share`
-    allows, the same rule as while it goes on. Of fewer than 40 groups a share says little: then `end_warnings` has it.
+    allows, the same rule as during the run. Of fewer than 40 groups a share says little: then `end_warnings` has it.
     """
     if movement.trained_nothing:
         return f"the run trained nothing: {movement.verdict()[0]}. Its checkpoint holds the policy as it was"

@@ -59,7 +59,7 @@ def _status_alive(facts: Facts) -> tuple[str, str]:
         return "finishing", f"finishing {_steps(facts)}: the last checkpoint, the last evaluation, the summary"
     if not phase:
         since = f" for {span(facts.now - facts.started)}" if facts.started else ""
-        return "starting", f"starting{since}: engines load, or the evaluation before training goes on"
+        return "starting", f"starting{since}: engines load, or the evaluation before training runs"
     age_s = facts.now - (facts.standing.time if facts.standing else facts.last_sign)
     if age_s > HANGS_S:
         return "stalled", f"stalled for {span(age_s)}: its process is there, but writes nothing any more"

@@ -16,7 +16,7 @@ LITTLE_ROOM_BYTES = 2**30
 
 
 def next_steps(facts: Facts, status: str, *, is_balanced: bool) -> list[str]:
-    """What somebody does now, the first thing first."""
+    """What to do now, the most urgent first."""
     resume = resume_command(facts.path, facts.config)
     room = ["free some space on the disk first"] if facts.free_bytes < LITTLE_ROOM_BYTES // 10 else []
     if not is_balanced:

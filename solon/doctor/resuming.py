@@ -14,7 +14,7 @@ def trained_nothing(summary: Mapping[str, Any]) -> bool:
 
 
 def resume_command(path: Path, config: Mapping[str, Any], *, back_to: str = "", settings: Sequence[str] = ()) -> str:
-    """What a person types to go on, wherever they are. back_to: for `--from`. settings: for `--set`."""
+    """The command that resumes the run, from any folder. back_to: for `--from`. settings: for `--set`."""
     origin = config.get("origin")
     origin = origin if isinstance(origin, Mapping) else {}
     command = origin.get("command")

@@ -1,5 +1,7 @@
-"""How a run stands: who has what in hand, and who waits for whom. The run writes it to `live.json`; `solon doctor` and
-the dump of a run that does not move read it."""
+"""The status of a run: which worker holds what, and who waits for whom.
+
+The run writes it to `live.json`; `solon doctor` and the dump of a stalled run read it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ class RunStatus(BaseModel):
     groups: Mapping[str, int]
     """Of the ledger: groups by state, and running totals."""
     out: tuple[Mapping[str, Any], ...]
-    """Groups in somebody's hands: ordinal, attempt, state, holder, seconds."""
+    """Groups that workers hold: ordinal, attempt, state, holder, seconds."""
     workers: tuple[Mapping[str, Any], ...]
     """Worker, state (up, being replaced, given up), recovered."""
     batch_groups: int
@@ -46,12 +48,12 @@ def who_waits(standing: RunStatus) -> list[str]:
             lines.append(f"{worker['worker']} is {worker['state']}")
     by_holder: dict[str, list[Mapping[str, Any]]] = {}
     for item in standing.out:
-        by_holder.setdefault(str(item["holder"] or "somebody"), []).append(item)
+        by_holder.setdefault(str(item["holder"] or "an unnamed worker"), []).append(item)
     for holder, items in by_holder.items():
         oldest = items[0]
         again = f", attempt {oldest['attempt']}" if oldest["attempt"] else ""
         lines.append(
-            f"{holder} has {_groups(len(items))} in hand ({oldest['state']}), for {oldest['seconds']:.0f} s the "
+            f"{holder} holds {_groups(len(items))} ({oldest['state']}), for {oldest['seconds']:.0f} s the "
             f"oldest, group {oldest['ordinal']}{again}"
         )
     ready, leased = groups.get("ready", 0), groups.get("leased", 0)

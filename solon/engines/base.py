@@ -1,6 +1,6 @@
 """The one small protocol that every engine speaks, and what goes in and out of it.
 
-An engine is single-threaded: whoever owns it (normally `solon.engines.runner.EngineRunner`) calls it from
+An engine is single-threaded: its owner (normally `solon.engines.runner.EngineRunner`) calls it from
 one thread. Work is added, then `step()` is called until it is done; between two steps the weights may be
 replaced, so an update in flight needs no pause and loses no token.
 """

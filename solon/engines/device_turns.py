@@ -1,7 +1,7 @@
 """Processes that share a GPU start on it one after another, and wait until its memory is free.
 
 The lock is a file of this user and this device: the kernel frees it when its holder dies, so a worker that replaces a
-killed one waits for nobody who is gone.
+killed one waits for no process that is gone.
 """
 
 from __future__ import annotations

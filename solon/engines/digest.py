@@ -21,7 +21,7 @@ def digest_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> str:
     Exact for vectors and for tensors of up to a million elements. Of larger matrices it hashes the sums of the bit
     patterns over rows and over columns: a change of one element is always seen, and so are exchanged rows or columns;
     changes that cancel out in every row and in every column (+5 -5 in one row, -5 +5 below it) are not. It finds damage
-    and mixed versions, and is no proof against whoever chooses the values.
+    and mixed versions, and is no proof against an adversary who chooses the values.
     """
     import torch
 

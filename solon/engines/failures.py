@@ -5,7 +5,7 @@
 
 What torch, CUDA, vLLM or Transformers raise while they compute says that this process cannot be used any more: its
 state may be half written, and after a CUDA error the device refuses all further work. So it becomes an
-EngineFailedError, and whoever owns the process replaces it.
+EngineFailedError, and the owner of the process replaces it.
 """
 
 from __future__ import annotations

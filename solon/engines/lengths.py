@@ -15,7 +15,7 @@ Options = TypeVar("Options", bound=EngineOptions)
 def fit_length(
     options: Options, context: int | None, *, where: str = "max_model_len", default: int = DEFAULT
 ) -> Options:
-    """Options that a model of this context takes. A length that nobody chose gives way to it; one that somebody chose
+    """Options that a model of this context takes. A default length gives way to it; a configured one
     raises InputError.
 
     where: the setting, in messages. default: the length that stands for no choice.
@@ -40,7 +40,7 @@ def engine_config(model: str, options: EngineOptions, *, seed: int = 0, default:
 
 
 def lowered(engine: EngineConfig, options: EngineOptions) -> str | None:
-    """What to tell whoever asked for a longer engine; None: it has the length that was asked for."""
+    """The note for a user who asked for a longer engine; None: it has the length that was asked for."""
     if engine.max_model_len == options.max_model_len:
         return None
     return f"max_model_len is {engine.max_model_len}, the context of {engine.model}"

@@ -109,7 +109,7 @@ class LiveWeights:
         return [one for one in live if not {one.name, one.name + PACKED} & self._plans.keys()]
 
     def _unchanged(self, unknown: Sequence[Live], sent: Mapping[str, torch.Tensor]) -> list[str]:
-        """Unknown tensors of layers in which something was sent anew and nothing became different. Packed copies are
+        """Unknown tensors of layers in which a tensor was sent again and no value changed. Packed copies are
         not among them: a choice of their columns may stay the same when others change."""
         sent_now = self._loose_digests(sent)
         held_now = _digests((one.name, one.tensor) for one in unknown)

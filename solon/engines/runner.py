@@ -47,7 +47,7 @@ class _Call:
         self._post(lambda: self.future.set_exception(error))
 
     def _post(self, settle: Callable[[], None]) -> None:
-        # RuntimeError: the caller's event loop is gone, so nobody is left to be told.
+        # RuntimeError: the caller's event loop is closed, so no one waits for the result.
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(lambda: None if self.future.done() else settle())
 
@@ -120,7 +120,7 @@ class EngineRunner:
         )
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
-        """New weights between two steps, and what the engine computes with them; running requests go on."""
+        """New weights between two steps, and what the engine computes with them; running requests continue."""
         return await self._call(lambda engine: load_and_report(engine, weights))
 
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -215,7 +215,7 @@ class EngineRunner:
             self.name = self._engine.name
             self._serve(self._engine)
         except BaseException as error:
-            self._fail_waiting(error)  # first: what failed may not close either, and nobody should wait for that
+            self._fail_waiting(error)  # first: a failed engine may not close either, and no caller should wait for that
             if self._engine is not None:
                 with contextlib.suppress(Exception):
                     self._engine.close()

@@ -1,6 +1,6 @@
 """Renders prompts with a model's chat template, in a process of its own: `python -m solon.engines.screening JOB.json`.
 
-A template is a program that came with a model. It may loop without end or fill the memory, so whoever asks ends this
+A template is a program that came with a model. It may loop without end or fill the memory, so the caller ends this
 process when a prompt takes too long (`solon.pipeline.screen_process`), and its memory is limited. Torch is not
 imported: a tokenizer needs none.
 

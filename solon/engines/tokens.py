@@ -85,7 +85,7 @@ class ChatTokenizer:
     def encode(self, text: str, *, is_data: bool = False) -> list[int]:
         """Ids of a piece of text that stands within a longer one, nothing added. `is_data`: what looks like a control
         token stays text."""
-        # Some vocabularies begin every text with a space that nobody wrote: only the first piece may have it.
+        # Some vocabularies begin every text with a space that the text does not have: only the first piece may have it.
         for before in ("\n", ".") if text and self._adds_space(is_data=is_data) else ():
             known, ids = self._encode(before, is_data=is_data), self._encode(before + text, is_data=is_data)
             if ids[: len(known)] == known:
@@ -172,7 +172,7 @@ class ChatTokenizer:
         template = self._template.source if self._settings.chat_template else self.hf.chat_template
         parts = [vocabulary, str(template)]
         changed = self._settings.model_dump(mode="json", exclude_defaults=True, exclude={"chat_template"})
-        # Whoever builds this from an engine's settings hands over more than those of the chat.
+        # An engine's settings hold more than those of the chat.
         changed = {name: value for name, value in changed.items() if name in ChatSettings.model_fields}
         if changed:
             parts.append(json.dumps(changed, sort_keys=True))

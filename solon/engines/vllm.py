@@ -84,7 +84,7 @@ class VllmEngine:
         if request.label_ids:
             params = self._label_params(request.label_ids)
         else:
-            # A copy of a checked prototype: validating the parameters anew costs as much as a token.
+            # A copy of a checked prototype: validating the parameters again costs as much as a token.
             params = copy(self._sampling_params(request))
             params.temperature = request.temperature
             params.max_tokens = request.max_tokens

@@ -47,7 +47,7 @@ def prepare_process(config: EngineConfig) -> None:
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # the engine shares the machine with its colleagues
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["OMP_NUM_THREADS"] = str(config.threads)
-    # Whoever wants vLLM to talk sets its level; standard output belongs to Solon's own commands.
+    # To see vLLM's log, set its level; standard output belongs to Solon's own commands.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.getLogger("vllm").setLevel(os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR"))

@@ -1,7 +1,7 @@
 """New weights in a live vLLM model, and proof of what it holds.
 
 vLLM's CPU layers compute with a repacked copy of their weight. The layerwise reload packs every layer that
-receives a tensor, but a head that is tied to the embedding receives none and would silently go on computing
+receives a tensor, but a head that is tied to the embedding receives none and would silently continue computing
 with its old copy; `refresh_tied` repacks those.
 """
 

@@ -26,7 +26,7 @@ class FeedbackConfig(BaseModel):
     template: Literal["compact", "assistant"] = "assistant"
     """Fixed words around the data: `compact` for tiny models, `assistant` for real ones."""
     tell_cut: bool = True
-    """The judge is told of an answer that ended at the length limit (template `assistant`)."""
+    """Tell the judge when an answer ended at the length limit (template `assistant`)."""
     show_thoughts: bool = False
     """The judge reads what a thinking model thought before its answer, too. Thoughts are kept on disk either way."""
     principles_per_group: int | None = Field(None, ge=0)

@@ -57,7 +57,7 @@ class JudgeWorker:
         return self._report(feedback), feedback
 
     async def heartbeat(self) -> float:
-        """A sign of life: seconds for which there have been groups to label and none was finished."""
+        """Heartbeat: seconds for which there were groups to label and none was finished."""
         return time.monotonic() - self._moved_at if self._under_way else 0.0
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:

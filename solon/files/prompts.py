@@ -88,7 +88,7 @@ def load_prompts(
     if len(bad) > max_bad_share * (len(bad) + len(prompts)):
         raise InputError(
             f"prompt file {source}: {len(bad):,} of {len(bad) + len(prompts):,} rows are broken, more than "
-            f"data.max_bad_share = {max_bad_share:g}: {described(bad)}; mend or remove them, or raise the share"
+            f"data.max_bad_share = {max_bad_share:g}: {described(bad)}; fix or remove them, or raise the share"
         )
     return PromptFile(
         path=str(source),

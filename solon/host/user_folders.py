@@ -39,6 +39,6 @@ def unusable(folder: Path, error: OSError, variable: str) -> InputError:
 
 
 def _known(path: Path, variable: str) -> Path:
-    if path.parts[:1] == ("~",):  # nobody knows the home of this account
+    if path.parts[:1] == ("~",):  # the home of this account is not known
         raise InputError(f"this account has no home directory; set HOME, or {variable} to a folder of yours")
     return path.absolute()

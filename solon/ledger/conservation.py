@@ -87,7 +87,7 @@ def account(
     unlisted = frozenset(trusted - times.keys())
     for ordinal in trusted:  # once, whatever is left of its lines says
         times[ordinal] = 1
-    # Somebody has what was trained or dropped already: it would count again.
+    # A group that was trained or dropped is still held: it would count again.
     times.update({ordinal for ordinal in held or () if ordinal in times})
     admitted = max(known, admitted or 0, *(ordinal + 1 for ordinal in trusted))
     rest = frozenset(range(admitted)) - times.keys()

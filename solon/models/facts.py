@@ -225,7 +225,7 @@ def context_of(model: str) -> int | None:
     try:
         config = _object(folder / "config.json")
     except InputError:
-        return None  # told, with its cause, by whoever loads or checks the model
+        return None  # reported, with its cause, where the model is loaded or checked
     return ModelFacts(path=folder, config=config, tokenizer_config={}, generation={}).context
 
 

@@ -83,7 +83,7 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path) -> RunDirectory:
-        """A folder that is there already, or is made now, to go on in. Raises InputError when it cannot be."""
+        """Open a folder, or make it. Raises InputError when that is not possible."""
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -173,7 +173,7 @@ class RunDirectory:
             return None
         columns = arrow_table(table, rows)
         folder = self.path / table
-        if table not in self._parts:  # a folder that has parts already goes on after the last
+        if table not in self._parts:  # a folder that has parts already continues after the last
             taken = [int(part.stem.removeprefix("part-")) for part in folder.glob("part-*.parquet")]
             self._parts[table] = max(taken, default=-1) + 1
         number = self._parts[table]
@@ -297,7 +297,7 @@ def _not_writable(path: Path, error: OSError) -> str:
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
     """A scratch file that takes its place when it is complete, and leaves nothing behind when it cannot be."""
-    # Hidden: whoever reads all parts of a folder passes over it.
+    # Hidden: readers of all parts of a folder ignore it.
     scratch = path.with_name(f".{path.name}.tmp")
     try:
         yield scratch

@@ -235,7 +235,7 @@ def _part_lines(path: Path, promised: int) -> dict[str, tuple[bool, list[Mapping
             name = str(line["part"])
             known = {"rows": int(line["rows"]), "bytes": int(line["bytes"]), "sha256": str(line["sha256"])}
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            continue  # a damaged file is told of as such
+            continue  # reported as a damaged file
         if not _is_inside(name):
             continue
         if number < promised:

@@ -34,11 +34,11 @@ Kind = tuple[str, str]
 class Quarantine:
     """`Quarantine(directory).add(stage="labels", reason="margin is NaN", ordinal=12, excerpt=answer)`
 
-    May be called from any thread. A directory that is opened again goes on with the counts in its file, except for the
-    stages in `anew`: those read their input from the beginning, so their rows are written again.
+    May be called from any thread. A reopened directory continues with the counts in its file, except for the
+    stages in `reread`: those read their input from the beginning, so their rows are written again.
     """
 
-    def __init__(self, directory: RunDirectory, *, anew: Collection[str] = ()) -> None:
+    def __init__(self, directory: RunDirectory, *, reread: Collection[str] = ()) -> None:
         self._directory = directory
         self._lock = threading.Lock()
         self._counts: Counter[Kind] = Counter()
@@ -46,7 +46,7 @@ class Quarantine:
         """The reason in the words of its first row."""
         self._written: Counter[Kind] = Counter()
         """The count in the last row that was written."""
-        self._go_on(directory.path / NAME, anew)
+        self._continue(directory.path / NAME, reread)
 
     def add(
         self,
@@ -101,13 +101,13 @@ class Quarantine:
         self._directory.append(NAME, row)
         self._written[kind] = self._counts[kind]
 
-    def _go_on(self, path: Path, anew: Collection[str]) -> None:
+    def _continue(self, path: Path, reread: Collection[str]) -> None:
         if not path.exists():
             return
         kept = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             row = _row(line)
-            if row is None or row["stage"] in anew:
+            if row is None or row["stage"] in reread:
                 continue
             kept.append(line)
             kind = self._kind(row["stage"], row["reason"])
@@ -117,7 +117,7 @@ class Quarantine:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """A row of the file; None for a line that somebody else wrote."""
+    """A row of the file; None for a line that Solon did not write."""
     try:
         row = json.loads(line)
         is_ours = isinstance(row["stage"], str) and isinstance(row["reason"], str) and type(row["count"]) is int

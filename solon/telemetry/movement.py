@@ -9,7 +9,7 @@ from typing import Any
 from solon.records import StepReport
 
 NEARLY_ALL = 0.9
-"""Share of a batch's answers that is told of when the length limit cut them."""
+"""A batch is reported when at least this share of its answers was cut at the length limit."""
 MASKS = {
     "learn/truncated/share": "cut at the length limit",
     "learn/too_old/share": "older than learn.max_token_staleness",
@@ -48,7 +48,7 @@ class Movement:
             self._last_cut = self.cut
 
     def state(self) -> dict[str, Any]:
-        """As JSON: what a resumed run goes on with."""
+        """As JSON: a resumed run continues from it."""
         return {
             "steps": self.steps,
             "moved": self.moved,

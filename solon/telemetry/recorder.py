@@ -1,11 +1,11 @@
-"""Writes down everything that happens in a run, beside it: a thread of its own, so that no stage waits for a disk.
+"""Records a run in a thread of its own, so that no stage waits for a disk.
 
 It is the loop's observer. The rows of a group are written as soon as it is generated or labelled (batched by
 step), so that a run that is stopped or fails has lost nothing it had made. What became of a rollout, its reward,
 advantage and step, is filled into its row when it is known (solon.runs.outcomes).
 
-What waits to be written keeps its payload. How many bytes those are is told, so that a run generates no more than its
-disk takes (`AsyncLedger.hold_back`).
+Rows that wait to be written keep their payload in memory. `on_backlog` reports these bytes, so that a run generates
+no more than its disk takes (`AsyncLedger.hold_back`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ ROWS_PER_PART = 4096
 
 
 class Recorder:
-    """`unbox` opens a payload (on Ray: fetches it). `on_failure` is called once, from the writing thread; `on_backlog`
-    with the bytes of all payloads that wait to be written, whenever they change, from any thread."""
+    """`open_payload` opens a payload (on Ray: fetches it). `on_failure` is called once, from the writing thread;
+    `on_backlog` with the bytes of all payloads that wait to be written, whenever they change, from any thread."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class Recorder:
         self._directory = directory
         directory.keeps_part_digests = True
         self.totals = totals
-        self.quarantine = Quarantine(directory, anew=REREAD_STAGES)
-        """What was refused; prompts are read anew in every start."""
+        self.quarantine = Quarantine(directory, reread=REREAD_STAGES)
+        """What was refused; prompts are read again in every start."""
         self._open_payload = open_payload
         self._provenance = provenance
         self._on_failure = on_failure
@@ -153,8 +153,10 @@ class Recorder:
             self._jobs.put(lambda: self._trace.add(spans))
 
     def sync(self) -> Records:
-        """Waits until everything said so far is on the disk; returns what is there. Raises what went wrong, unless all
-        of it was written all the same: into the ballast of a full disk."""
+        """Wait until all rows so far are on disk; returns the extent of the files.
+
+        Raises the writer's error, unless all rows were written in spite of it: into the ballast of a full disk.
+        """
         done = threading.Event()
         found: list[Records] = []
         self._jobs.put(lambda: self._sync(done, found))
@@ -187,7 +189,7 @@ class Recorder:
             self._has_lost |= not (isinstance(error, DiskFullError) and error.is_written)
             if self.failure is None:
                 self.failure = error
-                # Whoever is told may be gone already; what is left to write is still written.
+                # The callback may fail at the end of a run; the rest is written all the same.
                 with suppress(Exception):
                     self._on_failure(error)
 
@@ -202,7 +204,7 @@ class Recorder:
     def _opened(
         self, payload_ref: PayloadRef, keep: Callable[[Any], None], table: str, ordinal: int, attempt: int
     ) -> None:
-        """Hand on what is in a box. When its machine is gone, that is told: the group itself is made again."""
+        """Open a payload and keep its rows. If its machine is gone, write a `rows_lost` event."""
         try:
             payload = self._open_payload(payload_ref)
         except PayloadLostError as error:

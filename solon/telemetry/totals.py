@@ -38,7 +38,7 @@ COUNTS = (
 
 
 class RunTotals:
-    """Fed by the recorder, read by whoever shows something. Single-threaded: lives on the event loop."""
+    """Written by the recorder, read by views and summary. Single-threaded: used on the event loop only."""
 
     def __init__(
         self,
@@ -88,11 +88,11 @@ class RunTotals:
         self._before_s = 0.0
 
     def begin(self) -> None:
-        """The clock of the run starts here, engines warm."""
+        """The clock of the run starts: the engines are warm."""
         self.started_s, self.ended_s = self._clock.wall(), None
 
     def end(self) -> None:
-        """And stops here: what follows (evaluation, checkpoint) is not training. A second call changes nothing."""
+        """The clock stops: what follows (evaluation, checkpoint) is not training. A second call changes nothing."""
         if self.ended_s is None:
             self.ended_s = self._clock.wall()
 
@@ -111,7 +111,7 @@ class RunTotals:
             self.learners_apart += 1
 
     def state(self) -> dict[str, Any]:
-        """Everything counted so far, as JSON: what a resumed run goes on with."""
+        """Everything counted so far, as JSON: a resumed run continues from it."""
         return {
             **{name: getattr(self, name) for name in COUNTS},
             "wall_s": self.wall_s,
@@ -126,7 +126,7 @@ class RunTotals:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
         for name in COUNTS:
             setattr(self, name, state.get(name, 0))  # a count may be younger than the checkpoint
         self._before_s = state["wall_s"]
@@ -197,7 +197,7 @@ class RunTotals:
         return self.busy.overlap(wall_s=self.wall_s)
 
     def summary(self, *, status: str, counts: Mapping[str, int], attested: int, injected: int = 0) -> dict[str, Any]:
-        """What summary.json holds besides the evaluation. injected: faults that somebody caused on purpose."""
+        """What summary.json holds besides the evaluation. injected: faults that a test caused on purpose."""
         wall_s = self.wall_s
         overlap = self.overlap()
         return {

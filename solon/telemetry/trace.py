@@ -1,7 +1,7 @@
 """`trace.json`: what every worker did when, for ui.perfetto.dev or chrome://tracing, added to as it happens.
 
 The file is an array of trace events, one to a line (Google, "Trace Event Format": JSON array format). Its end may be
-missing, so that the trace of a run that was killed, or still goes on, can be opened as well; when the run has ended it
+missing, so that the trace of a run that was killed, or still runs, can be opened as well; when the run has ended it
 is JSON to everybody.
 """
 

@@ -150,7 +150,7 @@ class ExactCache:
                 future = self._asking.pop(key)
                 if isinstance(error, Exception):
                     future.set_exception(error)
-                    future.exception()  # nobody may be waiting: that is not a lost error, the caller raises
+                    future.exception()  # without a waiting caller this is no lost error: the caller raises
                 else:
                     future.cancel()
             raise
@@ -168,7 +168,7 @@ class ExactCache:
             self.counts["evicted"] += 1
 
     def _keep(self, answers: dict[bytes, Answer]) -> None:
-        """Into the store, while the callers go on."""
+        """Write to the store; the callers do not wait for it."""
         if self._store is None or not answers:
             return
         task = asyncio.ensure_future(self._put(self._store, answers))
@@ -195,7 +195,7 @@ class ExactCache:
         """A store that fails (a full disk, a lost mount) costs forward passes later; the verdicts at hand are good."""
         if not self.counts["store_failures"]:
             _log.warning(
-                "the store of verdicts fails: %s; until it works, verdicts are asked for anew; free space or mend it",
+                "the store of verdicts fails: %s; until it works, verdicts are asked for again; free space or fix it",
                 error,
             )
         self.counts["store_failures"] += 1
@@ -257,6 +257,6 @@ def _likeliest(answer: Answer) -> int:
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
-    """Its error is the caller's; when the caller was cancelled, nobody's."""
+    """Its error is the caller's; when the caller was cancelled, it is dropped."""
     if not task.cancelled():
         task.exception()

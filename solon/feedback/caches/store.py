@@ -96,7 +96,7 @@ class SqliteStore:
             self._thread.shutdown()
             raise InputError(
                 f"the file of verdicts {self.path} cannot be used: {error}; name another path, or make this one "
-                "writable; if it is broken, remove it with its -wal and -shm files: verdicts are asked for anew"
+                "writable; if it is broken, remove it with its -wal and -shm files: verdicts are asked for again"
             ) from None
 
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
@@ -137,7 +137,7 @@ class SqliteStore:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=LOCK_S, isolation_level=None)
         try:
-            # Looked at before anything is written: somebody else's file stays as it is.
+            # Checked before anything is written: a file of another program stays as it is.
             connection.execute("BEGIN")
             _is_new(connection)
             connection.execute("ROLLBACK")

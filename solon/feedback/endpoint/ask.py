@@ -123,7 +123,7 @@ class EndpointAsk:
         if asked > self._config.retry_after_max_s:
             return False
         if asked:
-            await self._limiter.hold(asked)  # whoever asked next would be turned away as well
+            await self._limiter.hold(asked)  # the next requests would be refused as well
         longest = min(self._config.backoff_s * 2 ** (attempt - 1), LONGEST_BACKOFF_S)
         await asyncio.sleep(asked + random.uniform(0, longest))
         return True

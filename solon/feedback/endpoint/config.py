@@ -59,7 +59,7 @@ class EndpointConfig(BaseModel):
     max_concurrency: int = Field(32, ge=1, le=4096)
     """Requests under way together, of one process."""
     breaker_failures: int = Field(16, ge=1)
-    """So many failed requests in a row, and nobody asks for a while."""
+    """Failed requests in a row after which requests pause."""
     breaker_cool_down_s: float = Field(30.0, gt=0)
     top_logprobs: int = Field(20, ge=1, le=20)
     """Likeliest tokens that are looked at; some endpoints give at most 5."""

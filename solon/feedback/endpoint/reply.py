@@ -21,7 +21,7 @@ from solon.feedback.questions import Question
 from solon.verdicts import Status
 
 NOWHERE = -700.0
-"""Log-prob of labels when none of them was shown: no mass, so that whoever reads it says low mass."""
+"""Log-prob of labels when none of them was shown: no mass, so that the verdict is low_mass."""
 ROUNDING = 1e-6
 """Probabilities from 32-bit floats add up to one within this."""
 LITTLE_MASS = 0.5
@@ -62,7 +62,7 @@ class Problem:
     after_s: float | None = None
     """How long the endpoint asks us to wait."""
     is_fatal: bool = False
-    """Every further question would meet the same: for the user to mend."""
+    """Every further question would fail the same way: the user must fix it."""
     is_down: bool = False
     """Speaks against the endpoint, not against the question."""
     is_billed: bool = False

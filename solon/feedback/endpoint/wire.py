@@ -56,7 +56,7 @@ class Wire:
             return self._lost(f"the connection was lost ({type(error).__name__}: {error})", is_billed=True)
 
     async def close(self) -> None:
-        """Closes the connections that nobody uses; the others close with their requests."""
+        """Closes idle connections; the others close with their requests."""
         self._is_closed = True
         while self._idle:
             await self._idle.pop().aclose()
@@ -116,8 +116,8 @@ class Wire:
 
 
 class Breaker:
-    """Stops asking an endpoint that is down: after `failures` in a row nobody asks for `cool_down_s`, then one probe
-    does; its success closes the breaker. A probe that is never heard of is followed by another."""
+    """Stops asking an endpoint that is down: after `failures` in a row no request is made for `cool_down_s`, then
+    one probe; its success closes the breaker. A probe without a result is followed by another."""
 
     def __init__(self, *, failures: int, cool_down_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = failures

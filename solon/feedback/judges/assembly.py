@@ -1,6 +1,6 @@
 """The judge that settings stand for, put together and ready to run.
 
-    engine or endpoint ──▶ (with others) cascade or jury ──▶ semantic cache ──▶ whoever asks
+    engine or endpoint ──▶ (with others) cascade or jury ──▶ semantic cache ──▶ the caller
 
 A training run hosts one in a Ray actor (`solon.feedback.worker`); `solon label` opens one directly.
 """
@@ -34,7 +34,7 @@ class HostedJudge(Judge, Protocol):
     """A judge together with what it runs on."""
 
     async def start(self) -> JudgeIdentity:
-        """Ready to judge. Raises InputError for what the user must mend."""
+        """Ready to judge. Raises InputError for what the user must fix."""
         ...
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:

@@ -61,7 +61,7 @@ class Batcher:
         return len(self._waiting) >= self._config.batch_questions or self._tokens >= self._config.batch_tokens
 
     def _flush(self) -> None:
-        # Nobody waits for the questions of a caller that was cancelled.
+        # Questions of a cancelled caller are not asked.
         self._waiting = [w for w in self._waiting if not w.future.done()]
         tokens, size = 0, 0
         for item in self._waiting[: self._config.batch_questions]:
@@ -96,7 +96,7 @@ class Batcher:
             assert len(answers) == len(batch), f"{len(answers)} answers to {len(batch)} questions"
             outcomes: list[Answer | BaseException] = list(answers)
         except asyncio.CancelledError:
-            # Whoever answers has gone. Its end must not look like a cancellation of those who wait.
+            # The judge was cancelled. Its callers were not, so they get an error of their own.
             outcomes = [RunFailedError("the judge was stopped while questions to it were open")] * len(batch)
         except Exception as error:
             outcomes = [error] * len(batch)

@@ -57,7 +57,7 @@ class Purse:
                 await self._changed.wait()
                 continue
             self.refusal = self._why_not(labels)
-            self._changed.set()  # whoever waits for money learns that there is none
+            self._changed.set()  # wakes rows that wait for money: there is none
         return False
 
     def settle(self, reserved: int, labels: Sequence[Label], *, is_kept: bool = True) -> None:
@@ -90,7 +90,7 @@ class Purse:
         if not self._fits(labels):
             return (
                 f"the limit of {self._budget.labels} labels is reached: {asked} are asked for in this start, and the "
-                f"next row needs {labels}; raise --max-labels, or start the same command again to go on"
+                f"next row needs {labels}; raise --max-labels, or start the same command again to continue"
             )
         return (
             f"the limit of {self._budget.usd:g} USD is reached: {self.usd:.4g} were spent in this start, and the next "

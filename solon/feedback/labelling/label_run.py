@@ -3,8 +3,8 @@
     rows ──▶ labeler (many at once) ──▶ labels/part-*.parquet ──▶ preferences.parquet, preferences.jsonl, summary.json
 
 The parts are the record of what is done: each appears whole, and a row that stands in one is never asked about again.
-A row that was under way when the process died is labelled anew; with a cache on disk that costs no forward pass. The
-preferences are written from the parts at the end, so they are the same however often the run was interrupted.
+A row that was being labelled when the process died is labelled again; with a cache on disk that costs no forward pass.
+The preferences are written from the parts at the end, so they are the same however often the run was interrupted.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class LabelRun:
         self._provenance = provenance
         self._purse = Purse(budget)
         self._weights = weights or {}
-        # The rows of the input are looked at anew in every start, its labels are not.
-        self._quarantine = Quarantine(directory, anew=("rows",))
+        # The rows of the input are checked again in every start, its labels are not.
+        self._quarantine = Quarantine(directory, reread=("rows",))
         self._on_change = on_change
         self._stopping = False
         self._refusal = ""
@@ -120,7 +120,7 @@ class LabelRun:
             await self._label_all(todo, progress)
         except BaseException:
             self._flush()
-            self._directory.close()  # another start may go on at once
+            self._directory.close()  # another start may continue at once
             raise
         self._flush()
         return self._finish(rows, skipped, progress)

@@ -30,7 +30,7 @@ async def write_answers(
     seed: int,
 ) -> list[AnswerRow]:
     """The rows with `answers` answers each. The seed of an answer depends on its row's number alone, so a start
-    that was interrupted goes on to the same texts."""
+    that was interrupted continues to the same texts."""
     known = _read(directory)
     todo = [row for row in prompts if row.row_id not in known]
     if todo:

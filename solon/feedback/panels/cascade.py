@@ -46,7 +46,7 @@ class CascadeConfig(BaseModel):
     delta: float = Field(0.05, gt=0, lt=1)
     """How often a fitted threshold may miss that."""
     invalid_escalations: int = Field(1, ge=0)
-    """How often an item may go on because a judge gave no verdict; after that it stays without one. A budget that
+    """How often an item may escalate because a judge gave no verdict; after that it stays without one. A budget that
     is spent is never a reason to ask a larger judge."""
 
 
@@ -129,8 +129,8 @@ def fit_threshold(uncertainties_N: ArrayLike, errors_N: ArrayLike, alpha: float,
     walks share `delta`. A threshold is tested on the pairs strictly below one of the measured uncertainties, which are
     a fair sample of what it would accept; it is assumed that the error grows with the uncertainty.
 
-    It holds for pairs like these. A policy that learns writes other answers, and exchangeability is gone: fit anew
-    for every epoch of the policy. Raises InputError for too few pairs, or when no threshold holds.
+    It holds for pairs like these. A policy that learns writes other answers, and exchangeability no longer holds: fit
+    again for every epoch of the policy. Raises InputError for too few pairs, or when no threshold holds.
     """
     columns = rows(uncertainties=uncertainties_N, errors=errors_N)
     uncertainties_N, errors_N = columns["uncertainties"], columns["errors"]

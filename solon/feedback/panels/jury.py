@@ -2,7 +2,7 @@
 
     jury = Jury([small, other, third], JuryConfig(method="median", min_jurors=2))
     verdicts = await jury.judge(items)
-    said_JN = await jury.poll(items)          # every juror's own verdicts, for whoever wants to see them differ
+    said_JN = await jury.poll(items)          # every juror's own verdicts, to see where they differ
 
 A juror without a verdict is left out and counted. Too few left is no verdict: a missing vote is not a vote.
 """

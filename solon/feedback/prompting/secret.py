@@ -1,4 +1,4 @@
-"""The secret that keys the nonces around texts. Whoever writes the texts must not know it; all runs that share
+"""The secret that keys the nonces around texts. The writers of the texts must not know it; all runs that share
 cached verdicts must share it, for the nonce is part of the question."""
 
 from __future__ import annotations

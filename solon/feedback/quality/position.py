@@ -75,5 +75,5 @@ class PositionCount:
         )
 
     def state(self) -> dict[str, float]:
-        """As JSON: `PositionCount(**state)` goes on."""
+        """As JSON: `PositionCount(**state)` continues from it."""
         return asdict(self)

@@ -70,7 +70,7 @@ class Cost:
 
     @property
     def tokens_logical(self) -> int:
-        """Prompt and output tokens, whoever computed them."""
+        """Prompt and output tokens, computed here or by an endpoint."""
         return self.prompt_tokens + self.output_tokens
 
     @property

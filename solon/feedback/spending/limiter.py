@@ -33,7 +33,7 @@ class LimitsPort(Protocol):
         ...
 
     async def hold(self, seconds: float) -> None:
-        """Nobody asks for so long."""
+        """No calls for so many seconds."""
         ...
 
     async def spend(self) -> Spend:
@@ -135,7 +135,7 @@ class Limiter:
         self._failure: Exception | None = None
 
     async def acquire(self, want: Want) -> Permit:
-        """Waits for a permit. Raises what the port raised: without it, nobody may ask."""
+        """Waits for a permit. Raises what the port raised: without a permit, no call may be made."""
         if self._failure is not None:
             raise self._failure
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
@@ -160,7 +160,7 @@ class Limiter:
         await self._port.hold(seconds)
 
     async def close(self) -> None:
-        """Delivers the last bills; whoever still waits for a permit gets none. The port stays open."""
+        """Delivers the last bills; callers that still wait for a permit get an error. The port stays open."""
         if self._asking is not None and not self._asking.done():
             self._asking.cancel()
             await asyncio.wait([self._asking])
@@ -198,7 +198,7 @@ class Limiter:
                 return
 
     def _release(self, permit: Permit) -> None:
-        """A permit that nobody will use costs nothing."""
+        """A permit that will not be used costs nothing."""
         if not permit.refusal:
             self.settle(Bill(permit.number, tokens=0, usd=0.0))
 

@@ -44,7 +44,7 @@ class LimitsConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One call that somebody wants to make. `Want(tokens=420, usd=0.002)`: at most so much."""
+    """One call that a judge wants to make. `Want(tokens=420, usd=0.002)`: at most so much."""
 
     tokens: int
     usd: float = 0.0
@@ -205,7 +205,7 @@ class Limits:
                 self._tokens.correct(opened.tokens, bill.tokens)
 
     def hold(self, seconds: float, now: float) -> None:
-        """Nobody asks for so long: the endpoint said so."""
+        """No calls for so long: the endpoint asked for it."""
         self._held_until = max(self._held_until, now + min(seconds, LONGEST_HOLD_S))
 
     def _refusal(self, want: Want, cost: int) -> str:
@@ -214,7 +214,7 @@ class Limits:
         if self.cap is not None and self.spent + cost > self.cap:
             return (
                 f"the spend cap of {self.cap / NANO:g} USD is reached: {self.spent / NANO:.6g} USD are spent, and the "
-                f"next question may cost {cost / NANO:.2g}; start again with a larger cap to go on"
+                f"next question may cost {cost / NANO:.2g}; start again with a larger cap to continue"
             )
         if self._tokens is not None and want.tokens > self._tokens.limit:
             return f"a question of about {want.tokens} tokens never fits tokens_per_minute = {self._tokens.limit}"

@@ -1,4 +1,4 @@
-"""What was spent, kept on disk: a job that starts again goes on with the cap of the one that was stopped.
+"""What was spent, kept on disk: a job that starts again continues under the cap of the one that was stopped.
 
 The file always says at least what was spent, also after a crash: money is written down before a call is allowed,
 some way ahead, so that not every call waits for the disk. A clean end writes the exact figure; after a crash up to
@@ -65,7 +65,7 @@ class SpendFile:
         except FileNotFoundError:
             return 0
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"spend file {self.path} cannot be read: {error}; mend it or name another one") from None
+            raise InputError(f"spend file {self.path} cannot be read: {error}; fix it or name another one") from None
         try:
             value = json.loads(text)
             usd = value["spent_usd"]

@@ -162,7 +162,7 @@ def _child(sender: Connection, *job: Any) -> None:
         outcome: Any = asyncio.run(measure_candidate(candidate, pairs, constitution, feedback, parts=parts))
     except (InputError, RunFailedError) as error:
         outcome = error
-    with contextlib.suppress(BrokenPipeError):  # whoever asked has left
+    with contextlib.suppress(BrokenPipeError):  # the reader has left
         sender.send(outcome)
     sender.close()
 

@@ -25,10 +25,10 @@ from solon.verdicts import Status, Verdict
 
 Fault = Literal["timeout", "transport_error", "garbage", "nan", "low_mass", "refusal"]
 """The call came back too late, or not at all; or what came back is no answer, no number, hardly about the labels, or
-a word of somebody who declines."""
+a word of a judge that declines."""
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 _LOST: dict[str, Status] = {"timeout": Status.TIMEOUT, "transport_error": Status.TRANSPORT_ERROR}
-"""Nobody was reached: the judge behind is not asked and costs nothing. After the others it has been paid for."""
+"""The judge was not reached: it is not asked and costs nothing. After the others it has been paid for."""
 _SPOILT: dict[str, Status] = {
     "garbage": Status.UNPARSABLE,
     "low_mass": Status.LOW_MASS,

@@ -63,7 +63,7 @@ def load_gold(path: str | Path, constitution: Constitution) -> tuple[GoldPair, .
     if len(bad) > MAX_BAD_SHARE * (len(bad) + len(pairs)):
         raise InputError(
             f"file of pairs {path}: {len(bad)} of {len(bad) + len(pairs)} rows cannot be used, more than "
-            f"{MAX_BAD_SHARE:.0%}: {shown}; mend or remove them"
+            f"{MAX_BAD_SHARE:.0%}: {shown}; fix or remove them"
         )
     return tuple(pairs)
 

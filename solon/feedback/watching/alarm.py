@@ -1,4 +1,4 @@
-"""What a watch says."""
+"""The alarm of a watch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from solon.feedback.watching.watch_config import Action
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """Something is to be looked at. Alarm(kind="gold_falls", step=120, value=-0.01, threshold=0.0, message="...",
+    """A finding that needs attention. Alarm(kind="gold_falls", step=120, value=-0.01, threshold=0.0, message="...",
     action="stop")"""
 
     kind: str

@@ -2,7 +2,7 @@
 
     audited rollouts ──▶ windows ──▶ trends, peak ──▶ decide ──▶ nothing | warn | act
 
-The audit is uniform, so plain means are unbiased and need no weights. Whoever optimises an imperfect judge first gains
+The audit is uniform, so plain means are unbiased and need no weights. Optimising an imperfect judge first gains
 and then loses by gold; with d the square root of the KL to the reference, gold follows d (alpha - beta ln d) under
 reinforcement learning (Gao, Schulman, Hilton 2023, arXiv:2210.10760), which peaks at d = exp(alpha / beta - 1).
 """

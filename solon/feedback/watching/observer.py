@@ -243,7 +243,7 @@ class WatchingObserver:
     def _raise(self, alarm: Alarm) -> None:
         self.alarms.append(alarm)
         self._observer.event("alarm", **asdict(alarm))
-        # A run stops once, and again when it was gone on with; KL is raised once for each kind of alarm.
+        # A run stops once, and again after a resume; KL is raised once for each kind of alarm.
         if alarm.action == "stop":
             alike = [one for one in self.alarms[self._before :] if one.action == "stop"]
         else:

@@ -193,7 +193,7 @@ def verdict_entropy(margins_N: ArrayLike) -> float:
 def within_groups(values_N: Sequence[float], rewards_N: Sequence[float | None], groups_N: Sequence[int]) -> float:
     """Correlation of a trait and the reward among the answers to one prompt, groups pooled; NaN when neither varies.
 
-    Across prompts both may follow what was asked, which is nobody's fault.
+    Across prompts both may follow what was asked, which is no fault of the judge.
     """
     known = [(v, r, g) for v, r, g in zip(values_N, rewards_N, groups_N, strict=True) if r is not None]
     if len(known) < 3:

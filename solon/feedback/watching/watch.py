@@ -148,7 +148,7 @@ class Watch:
 
     @property
     def known(self) -> list[Window]:
-        """All windows that gold has seen, whoever was the judge."""
+        """All windows that gold has judged, under this judge and earlier ones."""
         return [*self._past, *self.windows]
 
     @property

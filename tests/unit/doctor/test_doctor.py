@@ -103,7 +103,7 @@ def test_a_run_that_gets_on_is_running_and_says_who_waits_for_whom(tmp_path: Pat
     assert "after 3 steps of 9" in found.headline
     assert "judge-0 is being replaced" in found.findings["waits"]
     assert found.findings["workers"] == ["rollout-0 up (replaced 2 times), judge-0 being replaced"]
-    assert found.findings["groups"] == ["6 trained, 0 dropped, 4 in hand; nothing is counted twice"]
+    assert found.findings["groups"] == ["6 trained, 0 dropped, 4 held; nothing is counted twice"]
     assert f"kill -TERM {os.getpid()}" in found.do[0]
 
 
@@ -141,7 +141,7 @@ def test_a_killed_run_is_dead_since_its_last_sign_and_is_gone_on_with_one_comman
     assert "after 3 steps of 9" in found.headline
     assert found.do[0] == f"cd {tmp_path} && solon train 'my run.toml' --set a=1 --name night --resume"
     (checkpoints,) = found.findings["checkpoints"]
-    assert "--resume goes on from step-000002, which holds 2 groups; 1 step is trained again" in checkpoints
+    assert "--resume continues from step-000002, which holds 2 groups; 1 step is trained again" in checkpoints
     left = " ".join(found.findings["left over"])
     assert "metrics.jsonl ends in half a line" in left
     assert ".ballast, checkpoints/.step-000003.tmp" in left
@@ -329,7 +329,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path: Pat
     checkpoint(run, 1)
     (checkpoint(run, 2) / "model.safetensors").write_text("rubbish")
     lines = examine(run.path).findings["checkpoints"]
-    assert "--resume goes on from step-000001" in lines[0]
+    assert "--resume continues from step-000001" in lines[0]
     assert "model.safetensors is damaged" in lines[1]
 
 

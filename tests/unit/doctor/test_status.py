@@ -24,8 +24,8 @@ def test_who_holds_groups_is_named_with_the_oldest():
         {"ordinal": 5, "attempt": 0, "state": "judging", "holder": "judge-0", "seconds": 1.0},
     ]
     lines = who_waits(make_standing({"generating": 1}, out=out))
-    assert "judge-0 has 2 groups in hand (judging), for 40 s the oldest, group 3" in lines
-    assert "rollout-1 has 1 group in hand (generating), for 7 s the oldest, group 9, attempt 2" in lines
+    assert "judge-0 holds 2 groups (judging), for 40 s the oldest, group 3" in lines
+    assert "rollout-1 holds 1 group (generating), for 7 s the oldest, group 9, attempt 2" in lines
 
 
 def test_the_learner_waits_for_a_batch_or_trains():

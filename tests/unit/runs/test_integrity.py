@@ -251,7 +251,7 @@ def test_a_process_that_died_before_a_part_took_its_place_leaves_no_damage(tmp_p
 def test_rows_that_every_start_writes_again_are_not_counted(tmp_path: Path, run: RunFile):
     path = make_night(tmp_path, run)
     directory = RunDirectory.reopen(path)
-    quarantine = Quarantine(directory, anew=("prompts", "heldout"))
+    quarantine = Quarantine(directory, reread=("prompts", "heldout"))
     assert not found_in(path).damages
     quarantine.add(stage="prompts", reason="not UTF-8", line=3)
     assert not found_in(path).damages
@@ -326,7 +326,7 @@ def test_a_strange_line_is_passed_over_or_is_a_damage_of_its_file(
     # A line that no start counts is no damage of the refusals.
     assert any(line.startswith(f"{name} was edited") for line in start.remarks) or name == "quarantine.jsonl"
     directory = RunDirectory.reopen(path)
-    Quarantine(directory, anew=("prompts", "heldout")).add(stage="labels", reason="no margin", ordinal=7)
+    Quarantine(directory, reread=("prompts", "heldout")).add(stage="labels", reason="no margin", ordinal=7)
     directory.close()
 
 

@@ -71,7 +71,7 @@ def test_reasons_without_end_are_bounded_too(directory: RunDirectory):
 def test_a_directory_that_is_opened_again_goes_on_counting_and_reads_its_input_anew(tmp_path: Path):
     for start in range(1, 4):
         directory = RunDirectory.reopen(tmp_path / "run")
-        quarantine = Quarantine(directory, anew=("prompts",))
+        quarantine = Quarantine(directory, reread=("prompts",))
         for _ in range(150):
             quarantine.add(stage="labels", reason="abstain")
         quarantine.add(stage="prompts", reason="empty", line=5)
