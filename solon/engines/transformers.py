@@ -14,12 +14,11 @@ import gc
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from solon.engines.admission import check_request
 from solon.engines.base import Completion, EngineConfig, Request
-from solon.engines.bitsandbytes import bitsandbytes_options
-from solon.engines.checkpoint import is_quantised, model_settings, stop_token_ids
+from solon.engines.checkpoint import is_quantised, stop_token_ids
 from solon.engines.device import torch_device
 from solon.engines.device_turns import device_key, turn_on_device
 from solon.engines.digest import digest_tensors
@@ -31,7 +30,8 @@ from solon.engines.payload import named_tensors, verify_fingerprint
 from solon.engines.progress import NOTHING, Progress, news
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
-from solon.errors import AttestationError, EngineFailedError, InputError
+from solon.engines.transformers_model import live_places, load_model, require_fit, without_value
+from solon.errors import EngineFailedError, InputError
 from solon.records import WeightCheck, Weights
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class TransformersEngine:
         self._quantised = is_quantised(config) or config.quantization != "none"
         self._device = torch.device(torch_device(config.device, name))
         with turn_on_device(device_key() if self._device.type == "cuda" else ""):
-            self._model = _load_model(config, self._device)
+            self._model = load_model(config, self._device)
         self._vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
         self._stops = frozenset(stop_token_ids(config, self.tokenizer.eos_token_id))
         self._waiting: deque[_Row] = deque()
@@ -120,8 +120,8 @@ class TransformersEngine:
             )
         verify_fingerprint(weights, self.name)
         tensors = dict(named_tensors(weights))
-        places = _places(self._model)
-        _require_fit(weights, tensors, self._model.state_dict(), places)
+        places = live_places(self._model)
+        require_fit(weights, tensors, self._model.state_dict(), places)
         try:
             with torch.no_grad(), self._computing(f"loading weights {weights.version}"):
                 for name, tensor in tensors.items():
@@ -145,10 +145,10 @@ class TransformersEngine:
     def check_weights(self, weights: Weights) -> WeightCheck:
         """See `Engine.check_weights`."""
         self._require_usable()
-        places = _places(self._model)
+        places = live_places(self._model)
         sent = dict(named_tensors(weights))
         known = [name for name in sent if name in places]
-        uncompared = tuple(_without_value(sent, self._model.state_dict(), places))
+        uncompared = tuple(without_value(sent, self._model.state_dict(), places))
         return WeightCheck(
             dtype=self.dtype,
             compared=len(known),
@@ -292,69 +292,3 @@ class TransformersEngine:
 
     def _computing(self, what: str) -> contextlib.AbstractContextManager[None]:
         return computing(f"engine {self.name}", what, kinds=RAISED_BY_LIBRARIES)
-
-
-def _load_model(config: EngineConfig, device: torch.device) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    torch.set_num_threads(config.threads)
-    options: dict[str, Any] = {"dtype": config.dtype, "trust_remote_code": config.trust_remote_code}
-    if config.dtype == "auto" and device.type == "cpu":
-        options["dtype"] = "float32"
-    if model_settings(config).get("attn_logit_softcapping"):
-        # The fused kernel leaves the cap out without a word, and the model would be another one.
-        options["attn_implementation"] = "eager"
-    if config.quantization != "none":
-        options |= bitsandbytes_options(config, options["dtype"], device)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(config.model, use_safetensors=True, **options)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"Transformers cannot load {config.model!r}: {type(error).__name__}: {error}; check the model"
-        ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    if config.quantization == "none":  # bitsandbytes has put the others where they belong
-        model = model.to(device)
-    return model.eval().requires_grad_(False)
-
-
-def _places(model: Any) -> dict[str, torch.Tensor]:
-    """Live tensors by the names that the model gives them, and by those that its files do: Transformers renames some
-    when it loads a model, the output layer of GPT-NeoX for one."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    state: dict[str, torch.Tensor] = model.state_dict()
-    live = {(tensor.data_ptr(), tensor.shape) for tensor in state.values()}
-    files = revert_weight_conversion(model, dict(state))
-    return {name: tensor for name, tensor in files.items() if (tensor.data_ptr(), tensor.shape) in live} | state
-
-
-def _require_fit(
-    weights: Weights,
-    tensors: dict[str, torch.Tensor],
-    state: dict[str, torch.Tensor],
-    places: dict[str, torch.Tensor],
-) -> None:
-    """Raises AttestationError unless the payload gives every parameter of the model a value of its shape."""
-    wrong = [n for n, t in tensors.items() if n not in places or places[n].shape != t.shape]
-    missing = _without_value(tensors, state, places)
-    if wrong or missing:
-        raise AttestationError(
-            f"weights {weights.version} do not fit the model: {len(missing)} parameters without a value, "
-            f"{len(wrong)} of another name or shape ({', '.join([*missing, *wrong][:3])}); "
-            "publish the whole state dict of the same architecture"
-        )
-
-
-def _without_value(
-    tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor], places: dict[str, torch.Tensor]
-) -> list[str]:
-    """Live tensors that the payload has no value for."""
-    covered = {places[name].data_ptr() for name in tensors.keys() & places.keys()}
-    return [name for name, tensor in state.items() if tensor.data_ptr() not in covered]  # tied: one is enough

@@ -103,9 +103,9 @@ def load_encoder(path: Path) -> None:
 def load_engine_model(path: Path) -> None:
     import torch
 
-    from solon.engines.transformers import _load_model
+    from solon.engines.transformers_model import load_model
 
-    _load_model(EngineConfig(model=str(path), backend="transformers"), torch.device("cpu"))
+    load_model(EngineConfig(model=str(path), backend="transformers"), torch.device("cpu"))
 
 
 LOADERS = [load_policy, load_reward_model, load_encoder, load_engine_model]

@@ -1,0 +1,81 @@
+"""Loads a Transformers model for an engine, and knows where its live parameters are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from solon.engines.base import EngineConfig
+from solon.engines.bitsandbytes import bitsandbytes_options
+from solon.engines.checkpoint import model_settings
+from solon.errors import AttestationError, InputError
+from solon.records import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_model(config: EngineConfig, device: torch.device) -> Any:
+    """The model on the device, in evaluation mode and without gradients. Raises InputError when it cannot be loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    torch.set_num_threads(config.threads)
+    options: dict[str, Any] = {"dtype": config.dtype, "trust_remote_code": config.trust_remote_code}
+    if config.dtype == "auto" and device.type == "cpu":
+        options["dtype"] = "float32"
+    if model_settings(config).get("attn_logit_softcapping"):
+        # The fused kernel silently leaves the cap out, which changes the model.
+        options["attn_implementation"] = "eager"
+    if config.quantization != "none":
+        options |= bitsandbytes_options(config, options["dtype"], device)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(config.model, use_safetensors=True, **options)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"Transformers cannot load {config.model!r}: {type(error).__name__}: {error}; check the model"
+        ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if config.quantization == "none":  # bitsandbytes has placed quantised ones already
+        model = model.to(device)
+    return model.eval().requires_grad_(False)
+
+
+def live_places(model: Any) -> dict[str, torch.Tensor]:
+    """Live tensors by the names that the model gives them, and by those that its files do: Transformers renames some
+    when it loads a model, the output layer of GPT-NeoX for one."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state: dict[str, torch.Tensor] = model.state_dict()
+    live = {(tensor.data_ptr(), tensor.shape) for tensor in state.values()}
+    files = revert_weight_conversion(model, dict(state))
+    return {name: tensor for name, tensor in files.items() if (tensor.data_ptr(), tensor.shape) in live} | state
+
+
+def require_fit(
+    weights: Weights,
+    tensors: dict[str, torch.Tensor],
+    state: dict[str, torch.Tensor],
+    places: dict[str, torch.Tensor],
+) -> None:
+    """Raises AttestationError unless the payload gives every parameter of the model a value of its shape."""
+    wrong = [n for n, t in tensors.items() if n not in places or places[n].shape != t.shape]
+    missing = without_value(tensors, state, places)
+    if wrong or missing:
+        raise AttestationError(
+            f"weights {weights.version} do not fit the model: {len(missing)} parameters without a value, "
+            f"{len(wrong)} of another name or shape ({', '.join([*missing, *wrong][:3])}); "
+            "publish the whole state dict of the same architecture"
+        )
+
+
+def without_value(
+    tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor], places: dict[str, torch.Tensor]
+) -> list[str]:
+    """Live tensors that the payload has no value for."""
+    covered = {places[name].data_ptr() for name in tensors.keys() & places.keys()}
+    return [name for name, tensor in state.items() if tensor.data_ptr() not in covered]  # tied: one is enough
