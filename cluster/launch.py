@@ -59,6 +59,10 @@ class WorkerSet:
     def __getitem__(self, name: str) -> WorkerPool:
         return self.pools[name]
 
+    def of_role(self, role: str) -> WorkerPool:
+        """The only pool of a role, or the first."""
+        return next(pool for pool in self.pools.values() if pool.spec.role == role)
+
     @property
     def guards(self) -> list[Guard]:
         return [lane.guard for pool in self.pools.values() for lane in pool.lanes]

@@ -15,6 +15,7 @@ from cluster.config.fitting import fit_run, own_cpus
 from cluster.config.run_file import RunFile
 from cluster.driver import Driver
 from cluster.launch import cluster
+from cluster.pipeline_file import stages_of
 from cluster.placement.placement import check_cluster
 from cluster.placement.supply import read_supply
 from cluster.pools.base import Role
@@ -22,6 +23,7 @@ from cluster.preflight.checks import check_inputs
 from cluster.preflight.space import remarks_on_space
 from cluster.ray_session.session import answers_probe
 from cluster.ray_session.watch import RayWatch
+from cluster.session import RunSession
 from cluster.start import find_start
 from cluster.view import View
 from solon.checkpoints.folder import folder_bytes
@@ -98,7 +100,8 @@ def train(
         config |= {"started": time.time(), "origin": dict(origin or {})}
         before = _records(directory.path) if start.directory is not None else {}
         resume_with = resume_command(directory.path, config)
-        driver = Driver(run, inputs, directory, view, start=start, resume=resume_with, roles=roles)
+        session = RunSession(run, inputs, directory, view, start=start, resume=resume_with, roles=roles)
+        driver = Driver(session, stages_of(run))
         try:
             directory.write_json("config.json", config | run.model_dump(mode="json"))
             with RayWatch(driver, probe=answers_probe()) as ray_watch:

@@ -153,14 +153,18 @@ class RunFile(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_auditor(self) -> Self:
+    def _auditors_agree(self) -> Self:
+        self.require_one_auditor()
+        return self
+
+    def require_one_auditor(self) -> None:
+        """Evaluation and audit have one pool, hence one model. Raises ValueError."""
         names = {self.evaluate.audit_judge, self.watch.audit_judge} - {""}
         if len(names) > 1:
             raise ValueError(
                 f"evaluate.audit_judge = {self.evaluate.audit_judge!r} and watch.audit_judge = "
                 f"{self.watch.audit_judge!r}, expected one auditing judge for both; name the same model"
             )
-        return self
 
     @property
     def auditor(self) -> str:

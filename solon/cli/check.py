@@ -83,12 +83,12 @@ def _check_run(
     path: Path, *, overrides: list[str], as_json: bool, with_tests: bool, device_gib: float | None
 ) -> dict[str, Any]:
     from cluster.config.fitting import fit_run, own_cpus, too_large_for_here
-    from cluster.config.run_file import RunFile
+    from cluster.pipeline_file import load_run
     from cluster.placement.memory import device_memory, estimate, machine_memory, too_much
     from cluster.preflight.checks import check_inputs
     from cluster.preflight.space import remarks_on_space
 
-    run = RunFile.load(path, overrides=overrides)
+    run = load_run(path, overrides=overrides)
     if uses_nursery(run):
         run = with_nursery(run, progress=not as_json)
     run, fitted = fit_run(run, cpus=own_cpus())

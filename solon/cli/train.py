@@ -35,10 +35,10 @@ def run_train(
     back_to: `best` or a step, for a run that goes back to an earlier checkpoint; it is resumed then. roles: what makes
     the workers, in place of `cluster/pools/`.
     """
-    from cluster.config.run_file import RunFile
+    from cluster.pipeline_file import load_run
 
     root = runs_folder()
-    run = RunFile.load(path, overrides=overrides)
+    run = load_run(path, overrides=overrides)
     changes = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
     run = run.model_copy(update=changes)
     if uses_nursery(run):

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cluster.driver
 import cluster.train
+import solon.checkpoints.folder
 from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
@@ -74,7 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.dies_at:
         stage, step = options.dies_at.split(":")
-        cluster.driver.CheckpointFolder = dying_folder(stage, int(step))  # type: ignore[misc, assignment]
+        solon.checkpoints.folder.CheckpointFolder = dying_folder(stage, int(step))  # type: ignore[misc]
     pids = str(options.folder / "pids")
     (options.folder / "pids").mkdir(exist_ok=True)
     run = RunFile.load(options.folder / "run.toml", overrides=[f"steps={options.steps}"])

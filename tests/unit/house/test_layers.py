@@ -88,8 +88,12 @@ ORDERS = {
         "launch",
         "start",
         "view",
+        "session",
         "audit",
+        "summary",
         "driver",
+        "stages",
+        "pipeline_file",
         "train",
     ),
 }

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 import cluster.audit
-import cluster.driver
 import cluster.saving
+import cluster.session
 import cluster.train
 from cluster.config.pools import PoolSpec
 from cluster.pools.base import PoolContext
@@ -218,7 +218,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cluster.train, "fit_run", lambda run, cpus: (run, ()))
     monkeypatch.setattr(cluster.train, "read_supply", lambda: None)
     monkeypatch.setattr(cluster.train, "check_cluster", lambda run, supply: None)
-    for module in (cluster.driver, cluster.saving, cluster.audit):
+    for module in (cluster.session, cluster.saving, cluster.audit):
         monkeypatch.setattr(module, "open_payload", lambda payload_ref: payload_ref)
     monkeypatch.setattr(cluster.saving, "put_payload", lambda payload: payload)
     make_model(tmp_path / "auditor")

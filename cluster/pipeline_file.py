@@ -1,0 +1,240 @@
+"""The pipeline file: pools, each named once, and the stages that use them in turn.
+
+    [pools.policy]
+    role = "rollout"
+    model = "org/model"
+
+    [[stages]]
+    type = "rlaif"
+    prompts = "prompts.jsonl"
+
+A run file of four keys is shorthand for one: `stages_of` says for which. docs/pipelines.md describes both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+
+from cluster.config.pools import Placement, PoolSpec, as_section, learner_pool
+from cluster.config.run_file import RECORDED, RunFile
+from cluster.config.sections import RolloutSection
+from cluster.stages import known_stages
+from cluster.stages.audit import AuditStage
+from cluster.stages.base import Stage
+from cluster.stages.evaluate import EvaluateStage
+from cluster.stages.order import check_stages
+from cluster.stages.rlaif import RlaifStage
+from solon.errors import InputError, nearest
+from solon.files.overrides import put
+from solon.files.toml_file import read_toml
+from solon.files.validation import describe_invalid
+
+OF_POOLS = ("policy", "judge", "judging")
+"""Keys of a run file that say what pools say in a pipeline file."""
+
+
+def _parsed(value: Any) -> Any:
+    return tuple(stage if isinstance(stage, Stage) else parse_stage(stage, "stages") for stage in value)
+
+
+class Pipeline(RunFile):
+    """A whole run of pools and stages; every key of a run file says here what it says there."""
+
+    pools: dict[str, PoolSpec] = Field(default_factory=dict)
+    """The workers, by the name that stages use."""
+    stages: Annotated[tuple[SerializeAsAny[Stage], ...], BeforeValidator(_parsed)] = ()
+    """What is done, in this order."""
+
+    @property
+    def training(self) -> RlaifStage:
+        """The stage that trains."""
+        return next(stage for stage in self.stages if isinstance(stage, RlaifStage))
+
+    @property
+    def workers(self) -> Mapping[str, PoolSpec]:
+        pools = {name: pool.called(name, f"pools.{name}") for name, pool in self.pools.items() if pool.size}
+        return {**pools, "learner": learner_pool(self.policy, self.learn)}
+
+    def with_pools(self, pools: Mapping[str, PoolSpec]) -> Self:
+        own = {name: pool for name, pool in pools.items() if name in self.pools}
+        learner = {name: pool for name, pool in pools.items() if name == "learner"}
+        run = super().with_pools(learner)
+        return run.model_copy(update={"pools": {**run.pools, **own}})
+
+    def with_rollout(self, rollout: RolloutSection) -> Self:
+        name = self.training.policy
+        engine = self.pools[name].engine.model_copy(update={"max_model_len": rollout.max_model_len})
+        pool = self.pools[name].model_copy(update={"engine": engine})
+        return self.model_copy(update={"rollout": rollout, "pools": {**self.pools, name: pool}})
+
+    @property
+    def auditors(self) -> Mapping[str, PoolSpec]:
+        return {pool.section: pool for pool in self.workers.values() if pool.role == "audit"}
+
+    def require_one_auditor(self) -> None:
+        """Each stage names its own."""
+
+    @classmethod
+    def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Self:
+        """Read, override and check, the order of the stages included. Raises InputError."""
+        path = Path(path)
+        raw = _read(path)
+        is_record = raw.keys() >= RECORDED
+        if is_record:
+            raw = {key: value for key, value in raw.items() if key in cls.model_fields}
+        elif given := [key for key in OF_POOLS if key in raw]:
+            raise InputError(
+                f"pipeline file {path}: `{given[0]}` is a key of a run file, expected [pools.NAME] with role, model "
+                "and engine; move it there"
+            )
+        _check_pools(raw, path)
+        stages = [
+            parse_stage(stage, f"pipeline file {path}: stages", raw, number) for number, stage in _listed(raw, path)
+        ]
+        stages = _named(stages)
+        raw["stages"] = stages
+        cls.resolve(raw, path.parent)
+        for override in overrides:
+            if override.partition("=")[0].strip().partition(".")[0] in OF_POOLS:
+                raise InputError(f"--set got {override}, expected a key of [pools]: a pipeline file has no such key")
+            cls.override(raw, override)
+        pools = _pools(raw, path)
+        check_stages(stages, pools, source=f"pipeline file {path}")
+        _derive(raw, stages, pools)
+        return cls.parse(raw, source=str(path))
+
+
+def load_run(path: str | Path, *, overrides: Sequence[str] = ()) -> RunFile:
+    """A run file or a pipeline file, told apart by what they hold. Raises InputError."""
+    raw = _read(Path(path))
+    kind = Pipeline if {"stages", "pools"} & raw.keys() else RunFile
+    return kind.load(path, overrides=overrides)
+
+
+def stages_of(run: RunFile) -> tuple[Stage, ...]:
+    """What a run does, in its order. Four keys stand for evaluation, training, and evaluation again, with the audit
+    attached where there is one."""
+    if isinstance(run, Pipeline):
+        return run.stages
+    found: list[Stage] = [RlaifStage(policy="rollout")]
+    if run.watch.audit_judge:
+        found.insert(0, AuditStage(judge="audit-judge"))
+    if run.evaluate.evaluator:
+        judge = "audit-judge" if run.evaluate.evaluator == "judge" else ""
+        before, after = (EvaluateStage(name=name, policy="rollout", judge=judge) for name in ("before", "after"))
+        found = [before, *found, after]
+    return tuple(found)
+
+
+def parse_stage(raw: Any, where: str, run: dict[str, Any] | None = None, number: int = 0) -> Stage:
+    """One stage of a file; settings of the run that stand in it are moved to their place in `run`.
+
+    Raises InputError.
+    """
+    known = known_stages()
+    place = f"{where}[{number}]" if run is not None else where
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("type"), str):
+        raise InputError(f"{place} has no type, expected one of {', '.join(sorted(known))}; add type")
+    if raw["type"] not in known:
+        raise InputError(
+            f"{place} has the type {raw['type']!r}, expected one of {', '.join(sorted(known))}"
+            f"{nearest(raw['type'], known)}"
+        )
+    kind, own = known[raw["type"]], dict(raw)
+    for key, target in kind.moved.items():
+        if run is not None and key in own:
+            _move(run, target, own.pop(key), place)
+    if strange := [key for key in own if key not in kind.model_fields and key not in kind.moved]:
+        keys = [*kind.model_fields, *kind.moved]
+        raise InputError(f"{place} has the unknown key `{strange[0]}`{nearest(strange[0], keys)}; rename or remove it")
+    try:
+        return kind.model_validate(own)
+    except ValidationError as error:
+        raise InputError(f"{place}: {describe_invalid(kind, error)}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_toml(path, what="run file")
+    except InputError as error:
+        if "Cannot declare ('pools', '" not in str(error):
+            raise
+        name = str(error).partition("Cannot declare ('pools', '")[2].partition("'")[0]
+        raise InputError(
+            f"pipeline file {path} has two pools of the name {name!r}, expected one; call the other `{name}-2`, say"
+        ) from None
+
+
+def _move(run: dict[str, Any], target: str, value: Any, place: str) -> None:
+    """Put a setting of a stage at its key of the run. Two stages may say the same."""
+    section, _, key = target.partition(".")
+    held = run.get(section) if not key else (run.get(section) or {}).get(key)
+    if held is not None and held != value:
+        if not (isinstance(held, dict) and isinstance(value, dict)):
+            raise InputError(
+                f"{place}: `{target}` is {value!r} here and {held!r} elsewhere in the file, expected one value; "
+                "remove one"
+            )
+        value = {**value, **held}
+    put(run, target, value, f"{target}={value}")
+
+
+def _listed(raw: Mapping[str, Any], path: Path) -> list[tuple[int, Any]]:
+    stages = raw.get("stages")
+    if not isinstance(stages, list) or not stages:
+        raise InputError(f"pipeline file {path} has no stages, expected [[stages]] with a type; add one of type rlaif")
+    return list(enumerate(stages, start=1))
+
+
+def _check_pools(raw: Mapping[str, Any], path: Path) -> None:
+    pools = raw.get("pools")
+    if not isinstance(pools, dict) or not pools:
+        raise InputError(f"pipeline file {path} has no pools, expected [pools.NAME] with role and model; add one")
+
+
+def _pools(raw: Mapping[str, Any], path: Path) -> dict[str, PoolSpec]:
+    found, workers = {}, {"learner": "the learner"}
+    for name, pool in raw["pools"].items():
+        try:
+            found[name] = PoolSpec.model_validate(pool)
+        except ValidationError as error:
+            raise InputError(f"pipeline file {path}: pools.{name}: {describe_invalid(PoolSpec, error)}") from None
+        for worker in found[name].called(name, "").worker_names or [name]:
+            if (owner := workers.get(worker) or workers.get(name)) is not None:
+                raise InputError(
+                    f"pipeline file {path}: pools.{name} has a worker of the name of {owner}, "
+                    f"expected names of its own; call it `{name}-pool`, say"
+                )
+            workers[worker] = f"pools.{name}"
+    return found
+
+
+def _named(stages: Sequence[Stage]) -> list[Stage]:
+    """Evaluations without a name are `before` the training or `after` it."""
+    found: list[Stage] = []
+    for stage in stages:
+        if isinstance(stage, EvaluateStage) and not stage.name:
+            trained = any("trained policy" in earlier.makes for earlier in found)
+            stage = stage.model_copy(update={"name": "after" if trained else "before"})
+        found.append(stage)
+    return found
+
+
+def _derive(raw: dict[str, Any], stages: Sequence[Stage], pools: Mapping[str, PoolSpec]) -> None:
+    """What the sections of a run file say of the engines, taken from the pools."""
+    training = next(stage for stage in stages if isinstance(stage, RlaifStage))
+    for section, key, name in (("rollout", "policy", training.policy), ("judging", "judge", training.judge)):
+        pool = pools[name]
+        raw[key] = pool.model
+        engine = {key: getattr(pool.engine, key) for key in pool.engine.model_fields_set}
+        placement = {key: getattr(pool.placement, key) for key in Placement.model_fields}
+        raw[section] = {**(raw.get(section) or {}), **engine, **placement, "num_actors": as_section(pool).num_actors}
+    for stage in stages:
+        if isinstance(stage, EvaluateStage) and stage.judge:
+            put(raw, "evaluate.audit_judge", pools[stage.judge].model, "evaluate")
+        if isinstance(stage, AuditStage):
+            put(raw, "watch.audit_judge", pools[stage.judge].model, "watch")

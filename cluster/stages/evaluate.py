@@ -1,0 +1,56 @@
+"""Answers to held-out prompts by the current policy, scored by an evaluator that never rewards it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from cluster.stages.base import PoolNeed, Stage
+
+if TYPE_CHECKING:
+    from cluster.evaluate import Evaluator
+    from cluster.session import RunSession
+
+SEED = 20_000
+"""Sampling of every evaluation of a run begins here, so that before and after answer alike."""
+
+
+class EvaluateStage(Stage):
+    """`{ type = "evaluate", prompts = "heldout.jsonl", evaluator = "judge", judge = "auditor" }`"""
+
+    kind: ClassVar[str] = "evaluate"
+    moved: ClassVar[Mapping[str, str]] = {
+        "prompts": "evaluate.prompts",
+        "evaluator": "evaluate.evaluator",
+        "max_prompts": "evaluate.max_prompts",
+    }
+
+    type: Literal["evaluate"] = "evaluate"
+    policy: str = "policy"
+    """The pool whose engines answer."""
+    judge: str = ""
+    """The pool that scores them, with `evaluator = "judge"`."""
+
+    def pools(self) -> Sequence[PoolNeed]:
+        judges = [PoolNeed(key="judge", name=self.judge, role="audit")] if self.judge else []
+        return [PoolNeed(key="policy", name=self.policy, role="rollout"), *judges]
+
+    async def run(self, session: RunSession) -> bool:
+        if session.scores.get(self.name) is not None:  # by the run that this one resumes
+            return True
+        return await session.unless_stopped(self._evaluate(session))
+
+    async def _evaluate(self, session: RunSession) -> None:
+        from cluster.evaluate import evaluate
+
+        seed = SEED + session.run.seed
+        lanes = session.workers[self.policy].lanes
+        found = await evaluate(lanes, session.inputs.heldout, self._evaluator(session), seed=seed)
+        session.scores[self.name] = found.scores
+        session.directory.write_json(f"heldout-{self.name}.json", found.rows())
+        session.view.evaluated(self.name, found.scores)
+
+    def _evaluator(self, session: RunSession) -> Evaluator:
+        from cluster.evaluate import AuditEvaluator, OracleEvaluator
+
+        return AuditEvaluator(session.workers[self.judge].lane) if self.judge else OracleEvaluator()
