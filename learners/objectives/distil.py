@@ -123,11 +123,13 @@ class DistilObjective(Objective[Lessons, Lessons]):
         return {"student": Part(self.student.network, self.config.learning_rate)}
 
     def prepare(self, batch: Lessons, context: StepContext[Lessons]) -> Prepared[Lessons]:
+        """One optimiser step on the lessons, in microbatches of like length."""
         sizes = [len(lesson.question.prompt_token_ids) for lesson in batch]
         microbatches = [[batch[i] for i in rows] for rows in by_length(sizes, self.config.max_tokens_per_microbatch)]
         return Prepared(minibatches=[Minibatch(microbatches, sum(lesson.weight for lesson in batch))])
 
     def loss(self, microbatch: Lessons, denominator: float) -> Iterator[Loss]:
+        """`distil_loss` over the weights of the minibatch."""
         logprobs_B2 = self.student([lesson.question for lesson in microbatch])
         margins_B = logprobs_B2.new_tensor([lesson.margin for lesson in microbatch])
         weights_B = logprobs_B2.new_tensor([lesson.weight for lesson in microbatch])

@@ -35,7 +35,7 @@ class PPOObjective(PolicyGradient):
     def advantages(
         self, batch: Batch, everything: Sequence[Microbatch], scores: Scores, context: StepContext[Microbatch]
     ) -> tuple[Advantages, Metric]:
-        """By the live critic, which a first batch warms up."""
+        """GAE over the values of the live critic, which the first batch warms up."""
         kept_N = scores.weights_N > 0
         rewards = TokenRewards(self.config, batch, scores.prox_N, scores.reference_N)
         if context.step == 0:
@@ -46,6 +46,7 @@ class PPOObjective(PolicyGradient):
         return Advantages(advantages_N=advantages_N, values_N=values_N, returns_N=returns_N), metrics
 
     def loss(self, microbatch: Microbatch, denominator: float) -> Iterator[Loss]:
+        """The policy's loss, then the critic's."""
         yield from super().loss(microbatch, denominator)
         targets, index_M = self._targets, microbatch.index_M
         assert targets is not None

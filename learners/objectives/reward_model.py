@@ -60,12 +60,14 @@ class RewardModelObjective(Objective[Pairs, Pairs]):
         }
 
     def prepare(self, batch: Pairs, context: StepContext[Pairs]) -> Prepared[Pairs]:
+        """One optimiser step on the pairs, in microbatches of like length."""
         sizes = [max(len(pair.first), len(pair.second)) for pair in batch]
         rows = by_length(sizes, self.config.max_tokens_per_microbatch // 2)
         microbatches = [[batch[i] for i in some] for some in rows]
         return Prepared(minibatches=[Minibatch(microbatches, sum(pair.weight for pair in batch))])
 
     def loss(self, microbatch: Pairs, denominator: float) -> Iterator[Loss]:
+        """Both answers of every pair in one forward pass."""
         sequences = [*(pair.first for pair in microbatch), *(pair.second for pair in microbatch)]
         first_N, second_N = self.model(sequences).chunk(2)
         p_N = first_N.new_tensor([pair.p for pair in microbatch])

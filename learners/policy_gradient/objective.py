@@ -43,6 +43,7 @@ class PolicyGradient(PolicyObjective):
         weight 0 are in no mean."""
 
     def prepare(self, batch: Sequence[TrainingGroup], context: StepContext[Microbatch]) -> Prepared[Microbatch]:
+        """Scores and advantages of the whole batch, then its minibatches."""
         arrays = self.batch_of(
             batch,
             reward_clip=self.config.reward_clip,
@@ -77,6 +78,7 @@ class PolicyGradient(PolicyObjective):
         return targets, metrics
 
     def loss(self, microbatch: Microbatch, denominator: float) -> Iterator[Loss]:
+        """The clipped surrogate, with entropy bonus and `penalty`."""
         assert self._targets is not None, "prepare comes before loss"
         targets, config, index_M = self._targets, self.config, microbatch.index_M
         scored = self.policy.score(microbatch, entropy=bool(config.entropy_bonus or config.bypass))
@@ -108,13 +110,16 @@ class PolicyGradient(PolicyObjective):
         return None, {}
 
     def raise_kl(self, factor: float) -> float:
+        """Multiply `kl_coefficient`; returns the new one."""
         self.config = self.config.model_copy(update={"kl_coefficient": self.config.kl_coefficient * factor})
         return self.config.kl_coefficient
 
     def counters(self) -> dict[str, float]:
+        """The KL coefficient, which may have been raised."""
         return {"kl_coefficient": self.config.kl_coefficient, "kl_configured": self._kl_configured}
 
     def restore(self, counters: Mapping[str, float]) -> None:
+        """A raised coefficient is kept, unless the configuration is another."""
         # The coefficient may have been raised since the run began. A configured value that differs now wins.
         if counters.get("kl_configured", self._kl_configured) == self._kl_configured:
             self.config = self.config.model_copy(update={"kl_coefficient": counters["kl_coefficient"]})
