@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from actors.learner import LearnerShell
+from cluster.config.sections import LearnSection
 from learners import objectives
 from learners.config import LearnConfig
 from learners.objectives import find, find_for_policy, names
@@ -150,3 +151,9 @@ def test_naming_an_objective_of_ours_loads_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_run_file_names_its_objective_and_one_without_it_is_as_before(toy: str):
+    assert LearnSection(objective=toy, learning_rate=1e-3).objective_name == toy
+    old = {key: value for key, value in LearnSection(advantages="group").model_dump().items() if key != "objective"}
+    assert LearnSection(**old) == LearnSection(advantages="group")
