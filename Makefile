@@ -1,11 +1,11 @@
 # Every target sets up `.venv` first; that costs a fraction of a second when nothing changed.
 # Another interpreter: make setup PYTHON=/path/to/python3.12
-# The build for CPUs on a machine with a GPU, or the other way round: make setup SOLON_ACCELERATOR=cpu
+# The CPU build on a machine with a GPU, or vice versa: make setup SOLON_ACCELERATOR=cpu
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Where this is set, every process compiles what it imports again: a run starts in twice the time.
+# If set, every process recompiles its imports: a run takes twice as long to start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -18,11 +18,11 @@ help: ## show this list
 setup: ## install the pinned stack and Solon into .venv
 	@$(PYTHON) scripts/setup.py
 
-demo: setup ## grow tiny models and train one from AI feedback, here, in minutes
+demo: setup ## train tiny models and align one from AI feedback on this machine, in minutes
 	@$(BIN)/solon demo
 
-# Unit tests share the cores; the others start clusters and watch the clock, and have the machine to themselves.
-test: setup ## all tests for any machine, the quick ones first
+# Unit tests run in parallel; the others start clusters and are sensitive to timing, so they run one at a time.
+test: setup ## all tests that need no GPU, the quick ones first
 	@failed=; \
 	$(BIN)/python -m pytest -n logical tests/unit || failed=yes; \
 	$(BIN)/python -m pytest -m "not gpu and not soak" --ignore tests/unit || failed=yes; \
@@ -51,8 +51,8 @@ format: setup ## format, and fix what lint can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-# One benchmark that fails does not keep the others from running, but it fails the target.
-bench: setup ## every benchmark, in its quick form, with its figures in runs/bench/
+# A failing benchmark does not stop the others, but it fails the target.
+bench: setup ## every benchmark in its quick form; figures in runs/bench/
 	@mkdir -p runs/bench; failed=; \
 	for script in benchmarks/*.py; do \
 		name=$$(basename "$$script" .py); \
@@ -62,7 +62,7 @@ bench: setup ## every benchmark, in its quick form, with its figures in runs/ben
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
-bench-full: setup ## every benchmark at full length, an hour or so; refreshes docs/performance.md
+bench-full: setup ## every benchmark at full length, about an hour; refreshes docs/performance.md
 	@mkdir -p runs/bench-full; failed=; \
 	for script in benchmarks/*.py; do \
 		name=$$(basename "$$script" .py); \
@@ -73,6 +73,6 @@ bench-full: setup ## every benchmark at full length, an hour or so; refreshes do
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
-clean: ## remove caches and build output; .venv and runs/ stay
+clean: ## remove caches and build output; keep .venv and runs/
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +

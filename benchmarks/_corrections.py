@@ -1,7 +1,7 @@
-"""Two small worlds in which rollouts are stale and served in few bits, and a loop that trains in them.
+"""Two small environments with stale rollouts served in few bits, and a training loop for them.
 
 The learner is Solon's own. Generation is a loop over a key-value cache in the same process, so that the lag between the
-policy that writes and the policy that learns is exact. R: rollouts.
+policy that generates and the policy that learns is exact. R: rollouts.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ BASE: dict[str, Any] = {
 
 
 class World(Protocol):
-    """A prompt is (generosity of the judge, symbol); an answer is ANSWER symbols. `score` is what is to be learned, per
-    symbol; the reward is ANSWER * score + generosity + noise, told once, after the last symbol."""
+    """A prompt is (generosity of the judge, symbol); an answer is ANSWER symbols. `score` is the objective, per symbol;
+    the reward is ANSWER * score + generosity + noise, given once, after the last symbol."""
 
     name: str
 
@@ -44,7 +44,7 @@ class World(Protocol):
 
 
 class Chain:
-    """Every symbol has one right successor, which nobody tells: credit has to be assigned over 24 decisions.
+    """Every symbol has one right successor, unknown to the policy: credit must be assigned over 24 decisions.
     Score: share of right successors."""
 
     name = "chain"
@@ -58,8 +58,8 @@ class Chain:
 
 
 class Amount:
-    """One symbol is wanted ten times, no more and no less: what is right depends on the rest of the answer, so that a
-    policy that learns from old answers overshoots. Score: minus the distance to ten, over the length."""
+    """One symbol must occur exactly ten times: the right choice depends on the rest of the answer, so a policy that
+    learns from old answers overshoots. Score: minus the distance to ten, over the length."""
 
     name = "amount"
     wanted = 10
@@ -73,7 +73,7 @@ class Amount:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What is changed in the learner. `Variant("no clip", {"clip_high": 1e6})`"""
+    """A change of the learner's settings. `Variant("no clip", {"clip_high": 1e6})`"""
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
@@ -84,8 +84,8 @@ class Variant:
 def train(
     world: World, variant: Variant, *, lag: int, bits: int | None, seed: int, steps: int, noise: float = 1.0
 ) -> list[float]:
-    """Score of what the current policy writes, every EVERY steps. Rollouts are written by the policy of `lag` steps
-    ago, with its matrices rounded to `bits` bits per weight (None: as they are)."""
+    """Score of the current policy's rollouts, every EVERY steps. Training rollouts come from the policy of `lag` steps
+    ago, with its matrices rounded to `bits` bits per weight (None: unrounded)."""
     from learners.build import build_learner
     from learners.config import LearnConfig
 
@@ -125,7 +125,7 @@ def _write_policy(folder: Path, seed: int) -> str:
 
 
 def _served(policy: Any, bits: int | None) -> Any:
-    """A copy, its matrices rounded row by row to a symmetric grid."""
+    """A copy with its matrices rounded row by row to a symmetric grid."""
     served = copy.deepcopy(policy)
     if bits is not None:
         for parameter in served.parameters():
@@ -172,7 +172,7 @@ def _groups(world: World, writer: Any, *, seed: int, step: int, version: int, no
     groups = []
     for p, prompt in enumerate(prompts.tolist()):
         rows = range(p * GROUP, (p + 1) * GROUP)
-        # The judge's generosity to a prompt says nothing of the answer: what a critic can take away.
+        # The judge's generosity to a prompt is independent of the answer: a critic can subtract it.
         generosity = prompt[0] - SYMBOLS - (GENEROSITY - 1) / 2
         rewards = [
             ANSWER * world.score(prompt, tokens_RT[row].tolist()) + generosity + noise * float(rng.normal())
@@ -192,7 +192,7 @@ def _groups(world: World, writer: Any, *, seed: int, step: int, version: int, no
 
 
 def _with_own_logprobs(learner: Any, groups: list[Any]) -> list[Any]:
-    """The same rollouts with the learner's log-probs in place of those of the policy that wrote them."""
+    """The same rollouts with the learner's log-probs instead of the generating policy's."""
     import torch
 
     from learners.core.batch import Batch

@@ -1,4 +1,4 @@
-"""What every benchmark shares: rows with both sides of a comparison, a table, and a JSON file."""
+"""Shared by all benchmarks: rows with both sides of a comparison, a table, and a JSON file."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def arguments(description: str) -> argparse.ArgumentParser:
     """`--json PATH` and `--quick`, which every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows here")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, as a smoke test")
     return parser
 
 
 def report(name: str, rows: list[Row], path: Path | None) -> None:
-    """Print the rows, and write them if asked to."""
+    """Print the rows, and write them if requested."""
     table = Table(title=name, title_justify="left")
     for column in ("metric", "ours", "reference", "ratio", "goal", "met"):
         table.add_column(column, justify="left" if column == "metric" else "right")

@@ -1,4 +1,4 @@
-"""What the benchmarks of labels share: groups of answers from the nursery, opened judges, and a clock."""
+"""Shared by the benchmarks of labels: groups of answers from the nursery, started judges, and a timer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def nursery() -> Nursery:
-    """The grown models; grows them where they are not in the cache."""
+    """The nursery's models; trains those that are not in the cache."""
     return grow(progress=True)
 
 
@@ -35,7 +35,7 @@ def constitution_of(grown: Nursery) -> Constitution:
 
 
 def draw_groups(number: int, *, size: int, seed: int) -> list[Group]:
-    """Groups of answers of mixed quality to held-out prompts, no two answers of a group alike."""
+    """Groups of distinct answers of mixed quality to held-out prompts."""
     rng = random.Random(f"groups-{seed}")
     groups = []
     for ordinal in range(number):

@@ -1,4 +1,4 @@
-"""Pairs of answers that look alike and mean something else, and pairs that look different and mean the same."""
+"""Pairs of answers that look alike but differ in meaning, and pairs that look different but mean the same."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def harmless(number: int, *, seed: int = 0) -> list[NearDuplicate]:
 
 
 def _sentence(rng: random.Random) -> str:
-    """Filler that both texts share, so that the telling difference is small."""
+    """Filler shared by both texts, so that the decisive difference is small."""
     job, thing = rng.choice(_JOBS), rng.choice(_THINGS)
     return f"the {job} looked at the {thing} {rng.choice(_WHEN)} and wrote down what there was to see ."
 

@@ -1,8 +1,8 @@
-"""Puts the rows of benchmark files into docs/performance.md, between the marks that carry the benchmark's name.
+"""Writes the rows of benchmark files into docs/performance.md, between the marks with the benchmark's name.
 
     python benchmarks/_refresh.py runs/bench/*.json
 
-A mark is `<!-- rows: NAME -->`; all until the next `<!-- /rows -->` is replaced. A row that misses its goal says NO.
+A mark is `<!-- rows: NAME -->`; everything up to the next `<!-- /rows -->` is replaced. A missed goal is marked NO.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 
 def table(record: dict[str, Any]) -> str:
-    """Rows as Markdown, with the conditions they were measured under."""
+    """Rows as Markdown, with the conditions of their measurement."""
     lines = [
         f"*{record['date']}, commit {record['commit']}, {record['machine']}*",
         "",

@@ -1,4 +1,4 @@
-"""Real publications of small random steps to a real vLLM engine, and the means to leave one of its tensors behind."""
+"""Real publications of small random steps to a real vLLM engine, with a way to leave one of its tensors stale."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def make_tiny(path: Path, family: str) -> Path:
 
 
 def with_settings(path: Path, target: Path, **changes: Any) -> Path:
-    """The same weights under a config.json that says something else."""
+    """The same weights under a modified config.json."""
     target.mkdir()
     for file in path.iterdir():
         if file.name != "config.json" and file.is_file():
@@ -69,7 +69,7 @@ def with_settings(path: Path, target: Path, **changes: Any) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A version, what the engine said of it, and what the old rule would have compared."""
+    """A version, the engine's report on it, and the values that the old rule would have compared."""
 
     weights: Weights
     receipt: LoadReceipt
@@ -97,7 +97,7 @@ class PublishedModel:
         self.version = 0
 
     def publish(self) -> Sent:
-        """The weights as they are, under the next version."""
+        """The unchanged weights, under the next version."""
         import torch
 
         weights = self.publisher.weights(self.version)
@@ -106,7 +106,7 @@ class PublishedModel:
         return Sent(weights, receipt, self.publisher.canary_logprobs(self.publisher.tensors(), torch.bfloat16))
 
     def again(self, sent: Sent) -> LoadReceipt:
-        """What the engine says now, without loading anything."""
+        """The engine's current report, without loading anything."""
         canary = self.engine.sequence_logprobs(sent.weights.canary_token_ids)
         rows = tuple(tuple(row) for row in canary)
         return replace(sent.receipt, check=self.engine.check_weights(sent.weights), canary_logprobs=rows)
@@ -140,16 +140,16 @@ class PublishedModel:
         served = self.engine.sequence_logprobs(probe.canaries)
         return tuple(np.abs(np.subtract(one, exact)).mean(1) for one in (served, rounded))  # type: ignore[return-value]
 
-    # ---- what is left behind
+    # ---- stale tensors
 
     def held(self) -> dict[str, Any]:
-        """Every tensor that the engine computes with, as it is now: packed copies as they are, others copied."""
+        """Current values of every tensor that the engine computes with: packed copies by reference, others copied."""
         network = self._network()
         packed = {n + ".weight" + PACKED: m.cpu_linear for n, m in network.named_modules() if hasattr(m, "cpu_linear")}
         return packed | {n: p.detach().clone() for n, p in network.named_parameters() if p.numel()}
 
     def put(self, name: str, value: Any) -> None:
-        """Makes the engine compute with that value."""
+        """Make the engine compute with that value."""
         network = self._network()
         if name.endswith(PACKED):
             network.get_submodule(name.removesuffix(".weight" + PACKED)).cpu_linear = value
@@ -157,7 +157,7 @@ class PublishedModel:
             dict(network.named_parameters())[name].data.copy_(value)
 
     def differ(self, name: str, one: Any, other: Any) -> bool:
-        """Whether two values of a tensor are different at all: a step may be lost in rounding."""
+        """Whether two values of a tensor differ: a step may be lost in rounding."""
         import torch
 
         if not name.endswith(PACKED):

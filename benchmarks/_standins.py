@@ -1,7 +1,7 @@
-"""Timed stand-ins for the three lanes: real Ray actors that take exactly as long as they are told to.
+"""Timed stand-ins for the three lanes: real Ray actors with configured durations.
 
-They keep the promises of the real ones that recovery rests on: the same draw gives the same group, and the learner's
-weights are a digest of every batch it was trained on, so that a group that is lost, doubled or changed shows.
+They keep the properties of the real ones on which recovery relies: the same draw gives the same group, and the
+learner's weights are a digest of every batch it was trained on, so a lost, duplicated or changed group is detected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAYLOAD_TOKENS = 512
 
 
 class TimedRollout:
-    """Decodes `slots` groups together, the rest queues; each takes `seconds`, give or take `spread` of it."""
+    """Decodes `slots` groups concurrently, the rest queues; each takes `seconds`, give or take `spread` of it."""
 
     def __init__(
         self, seconds: float, spread: float, *, name: str, slots: int = 8, tokens: int = PAYLOAD_TOKENS
@@ -152,7 +152,7 @@ class TimedLearner:
 
 
 def batch_digest(before: str, payloads: Sequence[Any]) -> str:
-    """What a learner has become after one more batch. `payloads`: group, feedback, group, feedback, ..."""
+    """A learner's digest after one more batch. `payloads`: group, feedback, group, feedback, ..."""
     digest = hashlib.sha256(before.encode())
     for group, feedback in zip(payloads[::2], payloads[1::2], strict=True):
         if group.ordinal != feedback.ordinal:
@@ -163,7 +163,7 @@ def batch_digest(before: str, payloads: Sequence[Any]) -> str:
 
 
 def make_weights(version: int, digest: str = "") -> Weights:
-    """A version that is told apart by its name alone."""
+    """A version identified by its name alone."""
     return Weights(
         version=version,
         payload=np.zeros(1024, np.uint8),

@@ -1,11 +1,11 @@
-"""Attestation of published weights in 16 and 32 bits: stale tensors that are caught, honest versions that are not.
+"""Attestation of published weights in 16 and 32 bits: stale tensors caught, and correct versions wrongly stopped.
 
     python benchmarks/attestation.py [--quick] [--json PATH]
 
 Real publications by the learner's publisher to real vLLM engines: random models of six architectures, and SmolLM2-135M
 from its package. In every draw a small step is published (LoRA or all parameters, learning rate 1e-5) and one of the
-tensors that changed in it is put back to what it was. The reference is the rule of before, in the same run: the largest
-canary difference may be 0.25 nats in 16 bits, 2e-3 in float32.
+tensors that changed in it is reverted. The reference is the earlier rule, in the same run: the largest canary
+difference may be 0.25 nats in 16 bits, 2e-3 in float32.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CANARIES = 4
 
 @dataclass(slots=True)
 class Counts:
-    """What both rules said of honest versions and of stale tensors."""
+    """Results of both rules for honest versions and stale tensors."""
 
     honest: int = 0
     alarms: int = 0
@@ -63,7 +63,7 @@ def alarm(sent: Sent, receipt: LoadReceipt) -> bool:
 
 
 def numbers_alarm(sent: Sent, receipt: LoadReceipt) -> bool:
-    """Whether the canaries alone would have told."""
+    """Whether the canaries alone would have detected it."""
     gap = canary_gap(sent.weights.canary_logprobs, receipt.canary_logprobs)
     return gap.mean > max(FLOAT32_TOLERANCE, NOISE_RATIO * sent.weights.canary_noise)
 
@@ -75,7 +75,7 @@ def old_alarm(sent: Sent, receipt: LoadReceipt) -> bool:
 
 
 def campaign(model: PublishedModel, counts: Counts, *, publications: int, draws: int) -> None:
-    """Publishes so many versions; after each, leaves some of its changed tensors behind, one at a time."""
+    """Publish so many versions; after each, leave some of its changed tensors stale, one at a time."""
     rng = np.random.default_rng(0)
     judge_honest(model.publish(), counts)
     for number in range(publications):
@@ -125,8 +125,8 @@ def judge_stale(model: PublishedModel, sent: Sent, name: str, old: Any, new: Any
 
 
 def simulated(noise: list[tuple[Any, Any]]) -> tuple[int, float]:
-    """False alarms and the largest ratio in publications resampled from measured noise, canary by canary: as many of
-    every model."""
+    """False alarms and the largest ratio in publications resampled from measured noise, canary by canary, equally many
+    for every model."""
     rng = np.random.default_rng(1)
     alarms, largest = 0, 0.0
     for served_S, rounded_S in noise:

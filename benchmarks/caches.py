@@ -1,9 +1,9 @@
-"""The caches: how fast a hit is, what a second run of a finished stage asks, and what the semantic cache lets through.
+"""The caches: latency of a hit, questions asked by a second run of a finished stage, and errors of the semantic cache.
 
     python benchmarks/caches.py [--quick] [--json PATH]
 
-No model is loaded: what answers is an `Ask` that counts. The embedding is bags of hashed words and word pairs, which
-puts near duplicates as near to each other as any encoder does; nothing here depends on a trained one.
+No model is loaded: a counting `Ask` answers. The embedding is a bag of hashed words and word pairs, which puts near
+duplicates as near to each other as any encoder does; nothing here depends on a trained one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def draw_questions(number: int) -> list[Question]:
 
 
 async def exact_rows(folder: Path, *, quick: bool) -> list[Row]:
-    """Latency and throughput of the exact cache, in memory and on disk, and a stage that is run a second time."""
+    """Latency and throughput of the exact cache, in memory and on disk, and of a stage that is run a second time."""
     questions = draw_questions(2_000 if quick else 20_000)
     config = CacheConfig(path=str(folder / "verdicts.sqlite"))
     first, second = Counting(), Counting()
@@ -114,7 +114,7 @@ async def embed(texts: Sequence[str]) -> Any:
 
 
 class Agreeable:
-    """A judge that gives every answer the same verdict, so that the semantic cache comes to be trusted."""
+    """A judge that gives every answer the same verdict, so that the semantic cache passes its validation."""
 
     name = "agreeable"
 
@@ -137,18 +137,18 @@ def item(prompt: str, answer: str) -> Item:
 
 
 def harmless_variants(pair: NearDuplicate) -> list[str]:
-    """Texts that differ from the first in spaces, capitals, stops or a courtesy word alone."""
+    """Texts that differ from the first only in spaces, capitals, punctuation or a courtesy word."""
     return [text for ending in ("", " .", " !", "  ...") for text in (pair.one + ending, pair.other + ending)]
 
 
 async def judged(judge: SemanticJudge, prompt: str, answers: Sequence[str]) -> list[bool]:
-    """Which of several answers to one prompt, given one after the other, the semantic cache served."""
+    """Which of several answers to one prompt, given in sequence, the semantic cache served."""
     verdicts = [(await judge.judge([item(prompt, answer)]))[0] for answer in answers]
     return [verdict.source == "semantic_cache" for verdict in verdicts]
 
 
 async def semantic_rows(*, quick: bool) -> list[Row]:
-    """Near duplicates that mean something else, against a plain cache that goes by distance alone."""
+    """Near duplicates with another meaning, compared with a plain cache by distance alone."""
     number = 400 if quick else 2000
     attacks, alike = adversarial(number), harmless(200)
     vectors = await embed([text for pair in attacks for text in (pair.one, pair.other)])
@@ -158,7 +158,7 @@ async def semantic_rows(*, quick: bool) -> list[Row]:
         await judged(judge, named(f"{pair.prompt} Trial", n), harmless_variants(pair))
     assert judge.is_trusted, "the semantic cache was not trusted, so it would serve nothing at all"
     fine = [await judged(judge, named(pair.prompt, n), harmless_variants(pair)) for n, pair in enumerate(alike)]
-    # Every entry under attack has learned that it stands for near duplicates: otherwise it would serve nothing anyway.
+    # Every entry under attack has learned to cover near duplicates: otherwise it would serve nothing anyway.
     wrong = 0
     for n, pair in enumerate(attacks):
         warmed = [pair.one, *(pair.one + ending for ending in (" .", " !", "  ..."))]
@@ -177,7 +177,7 @@ async def semantic_rows(*, quick: bool) -> list[Row]:
 
 
 def named(prompt: str, number: int) -> str:
-    """A prompt of its own for each pair, without a digit: prompts with numbers are left alone."""
+    """A separate prompt for each pair, without a digit: the cache skips prompts with numbers."""
     return f"{prompt} Case {''.join(chr(97 + int(digit)) for digit in str(number))}."
 
 

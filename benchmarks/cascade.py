@@ -2,11 +2,11 @@
 
     python benchmarks/cascade.py [--quick] [--json PATH]
 
-The large judge is the nursery's own in full precision. The small one is distilled from it on the spot: one of its two
-layers, taught by its verdicts on answers to training prompts. All are asked about pairs that the policy wrote for
-held-out prompts and that the oracles decide, half of them to fit the threshold, the other half to test it. No engine:
-plain forward passes, so cost is computed tokens times the parameters of the layers (a look-up computes nothing, and the
-head runs once for a question), and seconds of those passes. Without a prefix cache every prompt token is computed.
+The large judge is the nursery's own in full precision. The small one is distilled from it: one of its two layers,
+trained on its verdicts on answers to training prompts. All judge pairs that the policy generated for held-out prompts
+and that the oracles decide, half of them to fit the threshold, the other half to test it. No engine: plain forward
+passes, so cost is computed tokens times the parameters of the layers (a look-up computes nothing, and the head runs
+once for a question), and seconds of those passes. Without a prefix cache every prompt token is computed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ FAULT_RATE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is asked and taught."""
+    """Numbers of questions and training examples."""
 
     pairs: int
     taught_prompts: int
@@ -122,7 +122,7 @@ class ForwardAsk:
 
 
 class MeteredJudge:
-    """A judge whose verdicts on the same items are computed once; knows what they cost."""
+    """A judge whose verdicts on the same items are computed once; records their cost."""
 
     def __init__(self, model: TinyModel, name: str, layout: JudgePrompts) -> None:
         feedback = FeedbackConfig(template="compact", swap=SwapConfig(orders="both"))
@@ -142,7 +142,7 @@ class MeteredJudge:
 
 
 class Counted:
-    """Counts what reaches a judge: tokens times layer parameters, and seconds at the judge's own rate."""
+    """Counts a judge's input: tokens times layer parameters, and seconds at the judge's own rate."""
 
     def __init__(self, judge: MeteredJudge) -> None:
         self.name, self._judge = judge.name, judge
@@ -165,7 +165,7 @@ def share(values_N: ArrayLike) -> float:
 
 
 def right_of(verdicts: Sequence[Verdict], pairs: Sequence[Pair]) -> Floats:
-    """1 where the verdict is on gold's side; no verdict is on no side."""
+    """1 where the verdict agrees with gold; a missing verdict agrees with neither side."""
     sides = [
         0.0 if v.margin is None else v.margin * (pair.target - 0.5) for v, pair in zip(verdicts, pairs, strict=True)
     ]
@@ -199,7 +199,7 @@ def pairs_of(
 
 
 def held_out_pairs(grown: Nursery, constitution: Constitution, number: int) -> list[Pair]:
-    """Different pairs that the policy wrote for held-out prompts and that the oracles decide, in random order."""
+    """Distinct pairs that the policy generated for held-out prompts and that the oracles decide, in random order."""
     policy, asked = load(grown.policy), prompts.draw_many(prompts.NUM_HELDOUT, seed=0, held_out=True)
     found: dict[Item, Pair] = {}
     turn = 0
@@ -212,8 +212,8 @@ def held_out_pairs(grown: Nursery, constitution: Constitution, number: int) -> l
 
 
 def taught_pairs(grown: Nursery, constitution: Constitution, number: int) -> list[Pair]:
-    """What the student learns from: to each training prompt two answers of the policy; to every third one also two
-    drawn of every quality, and to every fourth one an answer and its near miss."""
+    """The student's training set: for each training prompt two answers of the policy; for every third one also two
+    of any quality, and for every fourth one an answer and its near miss."""
     policy, asked = load(grown.policy), prompts.draw_many(number, seed=1, held_out=False)
     rng = random.Random("taught")
     written = [sample_texts(policy, asked, seed=10_000 + i) for i in (0, 1)]
@@ -228,7 +228,7 @@ def taught_pairs(grown: Nursery, constitution: Constitution, number: int) -> lis
 
 
 def lessons_of(teacher: Judge, pairs: Sequence[Pair], layout: JudgePrompts) -> list[Lesson]:
-    """The teacher's verdicts on pairs, in both orders. Gold is not looked at."""
+    """The teacher's verdicts on pairs, in both orders. Gold is not used."""
     lessons: list[Lesson] = []
     for pair, verdict in zip(pairs, ask(teacher, pairs), strict=True):
         shown, swapped = layout.lay(pair.item), layout.lay(pair.item, swapped=True)
@@ -241,7 +241,7 @@ def lessons_of(teacher: Judge, pairs: Sequence[Pair], layout: JudgePrompts) -> l
 
 
 def cascade_rows(small: MeteredJudge, large: MeteredJudge, pairs: Sequence[Pair], splits: int) -> list[Row]:
-    """One split into calibration and test in full, and the error among the accepted over many splits."""
+    """One full split into calibration and test, and the error among the accepted over many splits."""
     half = len(pairs) // 2
     calibration, test = pairs[:half], pairs[half:]
     small_right, large_right = (right_of(ask(judge, test), test) for judge in (small, large))
@@ -271,7 +271,7 @@ def cascade_rows(small: MeteredJudge, large: MeteredJudge, pairs: Sequence[Pair]
 
 
 def fitted(small: Judge, pairs: Sequence[Pair], alpha: float) -> Threshold | None:
-    """None where no threshold holds: then all goes to the large judge."""
+    """None where no threshold holds: then the large judge decides everything."""
     try:
         return fit_threshold(*measured_against(ask(small, pairs), [p.target for p in pairs]), alpha, DELTA)
     except InputError as error:
@@ -280,7 +280,7 @@ def fitted(small: Judge, pairs: Sequence[Pair], alpha: float) -> Threshold | Non
 
 
 def split_rows(small: Judge, pairs: Sequence[Pair], splits: int) -> list[Row]:
-    """The same pairs cut in two again and again."""
+    """The same pairs, split repeatedly."""
     uncertainties_N, errors_N = measured_against(ask(small, pairs), [pair.target for pair in pairs])
     rng, half, seen = np.random.default_rng(0), len(errors_N) // 2, []
     for _ in range(splits):
@@ -321,7 +321,7 @@ def simulated_rows(runs: int) -> list[Row]:
 
 
 def jury_rows(jurors: Sequence[MeteredJudge], large: MeteredJudge, pairs: Sequence[Pair]) -> list[Row]:
-    """Small judges together, against each of them."""
+    """A jury of small judges, compared with each of them."""
     alone = [share(right_of(ask(juror, pairs), pairs)) for juror in jurors]
     reference = Counted(large)
     ask(reference, pairs)
@@ -331,7 +331,7 @@ def jury_rows(jurors: Sequence[MeteredJudge], large: MeteredJudge, pairs: Sequen
         verdicts = ask(Jury(counted, JuryConfig(method=method)), pairs)
         found = share(right_of(verdicts, pairs))
         rows.append(Row(f"{name}, {method}: agreement with gold (reference: best juror)", found, max(alone)))
-    # What they favour together where they all favour it is the same for every method.
+    # Where all jurors favour the same answer, every method gives the same result.
     said_JN = asyncio.run(Jury(jurors).poll([pair.item for pair in pairs]))
     sides_JN = np.sign([[verdict.margin or 0.0 for verdict in said_N] for said_N in said_JN])
     unanimous_N = np.abs(sides_JN.sum(0)) == len(jurors)
@@ -348,7 +348,7 @@ def jury_rows(jurors: Sequence[MeteredJudge], large: MeteredJudge, pairs: Sequen
 
 
 def fault_rows(small: Judge, large: Judge, value: float, pairs: Sequence[Pair]) -> list[Row]:
-    """Both judges fail now and then."""
+    """Random failures of both judges."""
     rates = dict.fromkeys(FAULTS, FAULT_RATE)
     alone = ask(FaultyJudge(small, rates, seed=1), pairs)
     both = [FaultyJudge(small, rates, seed=1), FaultyJudge(large, rates, seed=2)]
@@ -367,7 +367,7 @@ def _is_number(verdict: Verdict) -> bool:
 
 
 def student_rows(small: MeteredJudge, large: MeteredJudge, pairs: Sequence[Pair], taught: frozenset[str]) -> list[Row]:
-    """The examination on what the policy wrote."""
+    """The student's test on the policy's answers."""
     held_out = [HeldOutPair(origin="policy", prompt_id=pair.prompt_id, target=pair.target) for pair in pairs]
     decision = accept(ask(small, pairs), ask(large, pairs), held_out, taught=taught)
     print(f"student {'accepted' if decision.accepted else 'refused'}: {decision.reason}")
@@ -399,7 +399,7 @@ def main() -> None:
     clock(f"{len(lessons)} lessons")
     jurors, taught = [], frozenset[str]()
     with tempfile.TemporaryDirectory() as folder:
-        # Another family for every second juror: judges that err alike are no jury.
+        # Another family for every second juror: jurors with correlated errors add nothing.
         for number, source in enumerate([grown.judge_fp, grown.audit_judge, grown.judge_fp][: plan.jurors]):
             student = Student.load(source, layers=(0,))
             config = DistilConfig(learning_rate=4e-3, epochs=plan.epochs, batch=64, seed=number)
@@ -420,7 +420,7 @@ def main() -> None:
 
 
 def stopwatch() -> Callable[[str], None]:
-    """Says how long each part took."""
+    """Print the duration of each part."""
     last = [time.perf_counter()]
 
     def say(what: str) -> None:

@@ -1,17 +1,16 @@
-"""Whether critic, importance weights, clipping and the staleness bound matter when rollouts are old and served in few
-bits.
+"""Effect of critic, importance weights, clipping and staleness bound on stale rollouts served in few bits.
 
     python benchmarks/corrections.py [--quick] [--json PATH]
 
-Each variant takes one part away from the full algorithm:
+Each variant removes one part of the full algorithm:
 
     no critic     the value is the mean return of the first batch, everywhere
-    uncorrected   rollouts are treated as if the current policy had written them (importance weights of 1)
-    plain         PPO as published: one ratio, to the policy that wrote the rollouts; no decoupling, no weights
+    uncorrected   rollouts are treated as if from the current policy (importance weights of 1)
+    plain         PPO as published: one ratio, to the generating policy; no decoupling, no weights
     no clip       neither clip nor dual clip
 
-A figure is the mean score over the second half of a run, and the difference to the full algorithm is taken seed by
-seed: its mean, and the lower end of its 95 % interval (Student's t over the seeds).
+A figure is the mean score over the second half of a run. Differences to the full algorithm are paired by seed: their
+mean, and the lower end of its 95 % interval (Student's t over the seeds).
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def rows_of(title: str, ours: Sequence[float], theirs: Sequence[float]) -> list[
 
 
 def part_rows(*, lag: int, seeds: int, steps: int) -> list[Row]:
-    """The full algorithm against each of its parts taken away."""
+    """The full algorithm compared with variants that lack one part."""
     full = late_scores(Chain, FULL, lag=lag, bits=BITS, seeds=seeds, steps=steps)
     rows = []
     for variant in ABLATIONS:
@@ -81,7 +80,7 @@ def part_rows(*, lag: int, seeds: int, steps: int) -> list[Row]:
 
 
 def staleness_rows(*, lags: Sequence[int], seeds: int, steps: int) -> list[Row]:
-    """The same with older and older rollouts, where old answers mislead."""
+    """The same with increasing lag, where old answers mislead."""
     young, *older = lags
     found = {
         (variant.name, lag): late_scores(Amount, variant, lag=lag, bits=None, seeds=seeds, steps=steps)

@@ -1,12 +1,12 @@
-"""How soon the watch notices that a judge is at fault: known faults, a simulated optimiser, exact gold.
+"""How soon the watch detects a faulty judge: known faults, a simulated optimiser, exact gold.
 
 python benchmarks/drift.py [--quick] [--json PATH]
 
-No engine: answers to prompts of the nursery in every quality, a judge that is right up to noise and then has a fault
-(solon.feedback.trials.biased), and a policy over those answers that is tilted a little further towards the reward at
-every step (mirror descent, the ideal of a policy gradient). What gold expects of that policy is computed, not sampled,
-so it is known at which step the fault began and how much was lost when the first alarm came. The watch sees what it
-sees in a run: sampled groups, their labels, a uniform audit by a noisy second judge, and the KL.
+No engine: answers of every quality to prompts of the nursery, a judge that is right up to noise and then has a fault
+(solon.feedback.trials.biased), and a policy over those answers that is tilted slightly further towards the reward at
+every step (mirror descent, the ideal of a policy gradient). The policy's expected gold is computed, not sampled, so the
+step at which the fault began and the loss at the first alarm are known. The watch gets the same input as in a run:
+sampled groups, their labels, a uniform audit by a noisy second judge, and the KL.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ T = TypeVar("T")
 
 
 def answer(asked: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns that waits for nobody; no judge here does."""
+    """The result of a coroutine that never suspends; no judge here does."""
     try:
         asked.send(None)
     except StopIteration as stop:
@@ -88,7 +88,7 @@ def answer(asked: Coroutine[Any, Any, T]) -> T:
 
 
 class OracleJudge:
-    """Right but for an error that is drawn once for each item, as of a judge at temperature zero."""
+    """Right up to an error drawn once per item, like a judge at temperature zero."""
 
     def __init__(self, name: str, *, noise: float) -> None:
         self.name, self._noise = name, noise
@@ -120,7 +120,7 @@ class OracleJudge:
 
 
 class Labels:
-    """What one judge says about every answer of the world."""
+    """One judge's verdicts on every answer."""
 
     def __init__(self, groups: Sequence[Group], judge: Judge, task: Task) -> None:
         self._labeler = Labeler(judge, config=FeedbackConfig(task=task), constitution=CONSTITUTION)
@@ -143,7 +143,7 @@ class Labels:
 
 
 class World:
-    """Prompts, the answers that the policy chooses among, and what everybody says about them."""
+    """Prompts, the answers that the policy chooses among, and all judges' verdicts on them."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -156,14 +156,14 @@ class World:
         self._labels: dict[tuple[str | None, Task], Labels] = {}
 
     def labels(self, who: str | None, task: Task) -> Labels:
-        """Of a judge with a fault, of the honest one (None), of the auditor (`gold`), or without error (`truth`)."""
+        """Verdicts of a faulty judge, the honest one (None), the auditor (`gold`), or without error (`truth`)."""
         if (who, task) not in self._labels:
             self._labels[who, task] = Labels(self.groups, make_judge(who), task)
         return self._labels[who, task]
 
 
 def make_group(ordinal: int, prompt: Prompt, texts: Sequence[str], version: int = 0) -> Group:
-    """Texts in the shape that judges take."""
+    """Texts as judge items."""
     rollouts = tuple(
         Rollout(token_ids=EMPTY_IDS, logprobs=EMPTY_LOGPROBS, segments=((version, 1),), finish_reason="stop", text=text)
         for text in texts
@@ -207,11 +207,11 @@ class Outcome:
     windows: int
 
     def first(self, kinds: Callable[[str], bool]) -> int | None:
-        """Step of the first alarm of these kinds with the fault there."""
+        """Step of the first alarm of these kinds after the onset of the fault."""
         return next((a.step for a in self.alarms if a.step >= self.onset and kinds(a.kind)), None)
 
     def lost(self, step: int) -> float:
-        """How much of what gold had gained at its peak was lost at a step."""
+        """Share of gold's peak gain that is lost at a step."""
         peak = int(np.argmax(self.truth))
         gain = self.truth[peak] - min(self.truth[0], self.truth[-1])
         return (self.truth[peak] - self.truth[step]) / gain if step > peak else 0.0
@@ -247,7 +247,7 @@ def sampled(whole: Group, picked: NDArray[np.int64], ordinal: int, step: int) ->
 
 
 def show(watch: Watch, group: Group, prompt: int, picked: NDArray[np.int64], judge: Labels, gold: Labels) -> None:
-    """What the watch is told of a sampled group."""
+    """The watch's input for a sampled group."""
     audited = watch.chosen(group.ordinal, 0, GROUP_SIZE)
     if not audited and not watch.wants_answers:
         return
@@ -259,7 +259,7 @@ def show(watch: Watch, group: Group, prompt: int, picked: NDArray[np.int64], jud
 
 
 def canary_pairs(world: World) -> list[GoldPair]:
-    """Pairs of answers to one prompt of which one keeps a principle and the other does not."""
+    """Pairs of answers to one prompt of which exactly one follows a principle."""
     rng = random.Random(f"canary-{world.seed}")
     found: list[GoldPair] = []
     while len(found) < CANARIES:
@@ -282,7 +282,7 @@ def read_canaries(world: World, bias: Bias) -> CanaryReading:
 
 
 def runs_of(seed: int) -> tuple[list[Outcome], dict[Bias, CanaryReading]]:
-    """All runs in one world: some without a fault, and each fault from the onset on and from the beginning."""
+    """All runs in one simulation: some without a fault, and each fault from the onset on and from the beginning."""
     world = World(seed)
     tasks: tuple[Task, ...] = ("pointwise", "pointwise", "pairwise")
     found = [simulate(world, None, onset=STEPS, seed=n, task=task) for n, task in enumerate(tasks)]
@@ -341,7 +341,7 @@ def rows_of(outcomes: Sequence[Outcome], canaries: Sequence[dict[Bias, CanaryRea
         for onset in (ONSET, 0):
             some = [outcome for outcome in outcomes if outcome.bias == bias and outcome.onset == onset]
             name = f"{bias} from step {onset}"
-            # What an honest judge's run raises as well tells nothing.
+            # Alarms that an honest judge's run also raises carry no information.
             rows += _rows(name, some, lambda kind: kind not in silent or is_act(kind) or kind == "gap")
     rows += [
         Row(

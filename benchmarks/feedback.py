@@ -1,9 +1,9 @@
-"""Labels: how fast against the bare engine and the plain pipeline, what removing bias costs, how well calibrated.
+"""Labels: rate against the bare engine and the plain pipeline, cost of removing bias, calibration.
 
     python benchmarks/feedback.py [--quick] [--json PATH] [--only rates,prefix,bias,calibration,faults,comparisons]
 
-Judge: the nursery's int8 judge on two cores. Both sides of a rate see the same questions, in turns, every round other
-ones, so that no side profits from what the other left in a cache.
+Judge: the nursery's int8 judge on two cores. Both sides of a rate answer the same questions alternately, new ones every
+round, so that neither side profits from the other's cache entries.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FAULT_RATES: Any = {
 
 
 async def rate_rows(grown: Nursery, constitution: Constitution, *, quick: bool) -> list[Row]:
-    """Labels a second through everything, against the bare engine and the pipeline loop."""
+    """Labels a second through the full path, against the bare engine and the pipeline loop."""
     rounds, size = (1, 60) if quick else (5, 250)
     async with opened(grown.judge, constitution) as judge:
         bare = BareEngine(grown)
@@ -73,7 +73,7 @@ async def rate_rows(grown: Nursery, constitution: Constitution, *, quick: bool) 
         written = await written_rate(grown, constitution, quick=quick)
         prompts = questions_of(judge, draw_groups(8, size=4, seed=99), constitution)
         texts = [judge.runner.tokenizer.hf.decode(list(ids)) for ids, _ in prompts][: 16 if quick else 64]
-    # The first round warms both sides.
+    # The first round warms up both sides.
     ratios = [o / t for o, t in zip(ours[1:], theirs[1:], strict=True)]
     long = pipeline_rate(grown, texts, max_new_tokens=PIPELINE_TOKENS)
     short = pipeline_rate(grown, texts, max_new_tokens=1)
@@ -90,7 +90,7 @@ async def rate_rows(grown: Nursery, constitution: Constitution, *, quick: bool) 
 
 
 def questions_of(judge: Any, groups: Sequence[Group], constitution: Constitution) -> list[tuple[tuple[int, ...], Any]]:
-    """The token ids that labelling these groups asks, in the same order."""
+    """The token ids of the questions about these groups, in the same order."""
     return [
         (judge.prompts.pointwise(group.prompt.messages, rollout.text, asked.question), judge.prompts.bool_ids)
         for group in groups
@@ -100,14 +100,14 @@ def questions_of(judge: Any, groups: Sequence[Group], constitution: Constitution
 
 
 async def label_and_record(labeler: Labeler, groups: Sequence[Group], directory: RunDirectory) -> list[Feedback]:
-    """What a run does: label, make rows, write them."""
+    """Like a run: label, make rows, write them."""
     found = await asyncio.gather(*(labeler.label(group) for group in groups))
     directory.write_rows("labels", [row for f in found for row in label_rows(f, {"run_id": "bench"})])
     return found
 
 
 async def written_rate(grown: Nursery, constitution: Constitution, *, quick: bool) -> float:
-    """Verdicts a second when the judge first writes as much as the pipeline does, whether it wants to or not."""
+    """Verdicts a second when the judge is forced to generate as many tokens first as the pipeline does."""
     wide = {"max_running": WRITING, "kv_cache_gib": 1.0}
     async with opened(
         grown.judge, constitution, engine=wide, critique_tokens=PIPELINE_TOKENS, batch_questions=WRITING
@@ -119,7 +119,7 @@ async def written_rate(grown: Nursery, constitution: Constitution, *, quick: boo
         labeler = Labeler(judge, config=FeedbackConfig(template="compact"), constitution=constitution)
         found, seconds = await timed(asyncio.gather(*(labeler.label(group) for group in groups)))
     labels = [label for feedback in found for label in feedback.labels if not label.verdict.cache_hits]
-    assert all(label.verdict.output_tokens == PIPELINE_TOKENS for label in labels), "somebody stopped early"
+    assert all(label.verdict.output_tokens == PIPELINE_TOKENS for label in labels), "a judge stopped early"
     return len(labels) / seconds
 
 
@@ -145,7 +145,7 @@ class BareEngine:
         )
         settings = vllm_build._arguments(config, on_cpu=True)
         chosen = {key: settings[key] for key in (*keys, "max_num_batched_tokens") if key in settings}
-        # The kernel that the judge's engine uses: on a processor with tiles vLLM's own choice takes no float32.
+        # The kernel of the judge's engine: on a processor with tiles vLLM's default does not support float32.
         with int8_takes_float32(str(chosen["dtype"])):
             self._llm = LLM(**chosen, enable_prefix_caching=True, disable_log_stats=True)
 
@@ -179,7 +179,7 @@ def pipeline_rate(grown: Nursery, texts: Sequence[str], *, max_new_tokens: int) 
     transformers.logging.disable_progress_bar()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(grown.judge_fp, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(grown.judge_fp)
-    # A tiny judge ends its turn early; real ones write on, and so must this one for the comparison to be one.
+    # A tiny judge ends its turn early; real ones continue, and so must this one for a fair comparison.
     generate = pipeline("text-generation", model=model, tokenizer=tokenizer, batch_size=PIPELINE_BATCH)
     settings = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens, "do_sample": False}
     generate(list(texts[:PIPELINE_BATCH]), **settings)
@@ -213,7 +213,7 @@ async def prefix_rows(grown: Nursery, constitution: Constitution, *, quick: bool
 
 
 async def bias_rows(grown: Nursery, constitution: Constitution, *, quick: bool) -> list[Row]:
-    """What it costs to remove position bias, and whether it is gone."""
+    """Cost of removing position bias, and the bias that remains."""
     pairs = gold_pairs(600 if quick else 3000, constitution, seed=3)
     items = [pair.item for pair in pairs]
     turned_around = [dataclasses.replace(item, answers=item.answers[::-1]) for item in items]
@@ -252,7 +252,7 @@ def same_sign(one: Sequence[Any], other: Sequence[Any]) -> float:
 
 
 def consistency_at(verdicts: Sequence[Any], *, coverage: float) -> tuple[float, float]:
-    """(coverage, share on which both orders agree) of the hard labels: the surest verdicts, so many of them."""
+    """(coverage, share on which both orders agree) of the hard labels, taken in order of confidence."""
     asked = sorted((v for v in verdicts if v.consistent is not None), key=lambda v: -abs(v.margin or 0.0))
     kept = asked[: math.ceil(coverage * len(verdicts))]
     return len(kept) / len(verdicts), sum(v.consistent for v in kept) / len(kept)
@@ -295,7 +295,7 @@ async def calibration_rows(grown: Nursery, constitution: Constitution, *, quick:
 
 
 async def fault_rows(grown: Nursery, constitution: Constitution, *, quick: bool) -> list[Row]:
-    """A fifth of the judge's answers fail: what becomes a number, and whether the others' advantages move."""
+    """A fifth of the judge's answers fail: which become numbers, and whether the others' advantages change."""
     from learners.policy_gradient.advantages import GroupRelative
     from solon.feedback.trials.faults import FaultyJudge
 

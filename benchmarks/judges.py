@@ -1,12 +1,12 @@
-"""Quantised judges against the same judge in bf16: verdicts per second, and what that costs in agreement.
+"""Quantised judges against the same judge in bf16: verdicts per second, and the loss of agreement.
 
     python benchmarks/judges.py [--quick] [--json PATH]
 
-The nursery's judge and its large judge (grown on first use, which takes minutes) are quantised on the spot and asked
-about held-out pairs that the oracles decide, in both orders; half of the answers were written by the policy. A
-random-weight model of 70 million parameters shows the rates where arithmetic alone decides. All judges of a comparison
-are loaded in one process and take turns part by part; each part is asked once, so that the prefix cache serves all of
-them alike. Rates are medians over parts, ratios medians over the parts' own ratios: the machine may be shared.
+The nursery's judge and its large judge (trained on first use, which takes minutes) are quantised and asked about
+held-out pairs that the oracles decide, in both orders; the policy generated half of the answers. A random-weight model
+of 70 million parameters shows the rates where arithmetic dominates. All judges of a comparison are loaded in one
+process and alternate part by part; each part is asked once, so that the prefix cache serves all of them equally. Rates
+are medians over parts, ratios medians over the parts' own ratios: the machine may be shared.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ RANDOM = Size("70 M parameters", 768, 2048, 10)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is asked."""
+    """Numbers of questions."""
 
     pairs: int
     parts: int
@@ -77,7 +77,7 @@ QUICK = Plan(pairs=200, parts=4, plain_pairs=100, random_pairs=32, random_parts=
 
 
 class NetworkClock:
-    """Seconds that a judge's network computes, of all that it takes to answer."""
+    """Seconds spent in a judge's network, of its total answering time."""
 
     def __init__(self, judge: LocalJudge) -> None:
         from solon.engines.vllm_weights import live_model
@@ -97,7 +97,7 @@ class NetworkClock:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A comparison, and which share of its time each judge's network was computing."""
+    """A comparison, and the share of time spent in each judge's network."""
 
     comparison: Comparison
     network_shares: dict[str, float]
@@ -114,7 +114,7 @@ async def take_turns(
     parts: int,
     min_mass: float = 0.5,
 ) -> Outcome:
-    """Load all judges, warm them, and let them answer part by part in an order that rotates."""
+    """Load all judges, warm them up, and let them answer part by part in rotating order."""
     async with AsyncExitStack() as stack:
         judges: list[LocalJudge] = []
         for candidate in candidates:
@@ -160,12 +160,12 @@ def quantised(
 
 
 def quantised_candidates(copies: dict[str, Path]) -> list[Candidate]:
-    # vLLM's four-bit kernel for CPUs takes no float32.
+    # vLLM's four-bit kernel for CPUs does not support float32.
     return [candidate(path, name, "bf16" if name.startswith("w4") else "") for name, path in copies.items()]
 
 
 def taught_rows(title: str, source: Path, grown: Nursery, plan: Plan, scratch: Path) -> list[Row]:
-    """A judge that was taught, and what its copies still know."""
+    """A trained judge, and the agreement of its copies."""
     constitution = Constitution.load(grown.constitution)
     taught = nursery_gold(grown, CALIBRATION_PROMPTS // 2, held_out=False)
     items = [item for pair in taught for item in pair.items]
@@ -213,7 +213,7 @@ def rate_rows(title: str, outcome: Outcome, schemes: Sequence[str]) -> list[Row]
 
 
 def quality_rows(title: str, outcome: Outcome, schemes: Sequence[str]) -> list[Row]:
-    """What each copy still agrees with."""
+    """Each copy's agreement."""
     bf16, rows = outcome["bf16"], []
     for name in schemes:
         judge = outcome[name]
@@ -242,20 +242,20 @@ def consistency(judge: JudgeRow) -> float:
 
 
 def random_rows(grown: Nursery, size: Size, plan: Plan, scratch: Path) -> list[Row]:
-    """Rates of a model whose verdicts are noise: only how long they take is looked at."""
+    """Rates of a model whose verdicts are noise: only their duration counts."""
     place = scratch / str(size.width)
     source = write_random(place / "source", size, grown)
     copies = quantised(source, place, ["w8a8", "w4a16"], [])
     judges = [candidate(source, "bf16", "bf16"), candidate(source, "fp32", "fp32"), *quantised_candidates(copies)]
     pairs = nursery_gold(grown, plan.random_pairs)
     constitution = Constitution.load(grown.constitution)
-    # Random weights put next to nothing on the labels; how long that takes is the same.
+    # Random weights put almost no mass on the labels; the duration is the same.
     turns = take_turns(judges, pairs, constitution, parts=plan.random_parts, min_mass=1e-9)
     return rate_rows(size.name, asyncio.run(turns), ["w4a16"])
 
 
 def write_random(path: Path, size: Size, grown: Nursery) -> Path:
-    """A Llama with the nursery's tokenizer, so that it is asked the same questions."""
+    """A Llama with the nursery's tokenizer, for the same questions."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""How fast the ledger is: the bare state machine, behind the event loop as the stages use it, and its wake-up.
+"""Ledger throughput: the bare state machine, behind the event loop as the stages use it, and its wake-up.
 
 python benchmarks/ledger.py [--quick] [--json PATH]
 """
@@ -74,7 +74,7 @@ async def behind_the_loop(groups: int, *, batch: int, workers: int) -> float:
 
 
 async def wake_up(rounds: int) -> tuple[float, float]:
-    """Median seconds from a report to the return of the call that waited for it, and of one bare call."""
+    """Median seconds from a report to the return of the waiting call, and of one bare call."""
     ledger = make_ledger(1, rounds)
     await ledger.counts()
     woken, bare = [], []

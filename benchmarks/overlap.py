@@ -1,9 +1,9 @@
-"""How well the lanes overlap, against the same code run one stage after the other.
+"""Overlap of the lanes, compared with the same code run one stage after the other.
 
     python benchmarks/overlap.py [--quick] [--json PATH] [--only standins|nursery]
 
 Stand-ins: real ledger and Ray actors, three balanced lanes that sleep. Nursery: the demo's models and run file, the
-same steps async and sync for several seeds; the bound is what two cores allow at the lanes' busy times of the
+same steps async and sync for several seeds; the bound is the best that two cores allow at the lanes' busy times of the
 synchronous run.
 """
 
@@ -57,7 +57,7 @@ class Watch(RunTotals):
 
 async def standins(*, steps: int, lane_s: float, synchronous: bool) -> Watch:
     """Three lanes of `lane_s` seconds a batch each; returns the tally of the run."""
-    # Four batches under way: one in each busy lane, and one so that a lane never waits for a message.
+    # Four batches in progress: one in each busy lane, and one so that a lane never waits for a message.
     staleness = StalenessConfig(target_staleness=0 if synchronous else 3, max_staleness=4)
     config = LedgerConfig(batch_groups=BATCH, lockstep=synchronous)
     ledger = AsyncLedger(config, staleness, total_groups=steps * BATCH)
@@ -117,7 +117,7 @@ def standin_rows(*, quick: bool) -> list[Row]:
 
 
 def lane_seconds(watch: Watch) -> tuple[float, float, float]:
-    """Seconds of work that each lane really did: sleeping takes longer than asked for on a busy machine."""
+    """Seconds of work that each lane actually did: sleeping takes longer than requested on a busy machine."""
     total = {lane: sum(s.end_s - s.start_s for s in watch.spans if s.lane == lane) for lane in LANES}
     return total["generate"] / BATCH, total["label"], total["learn"]
 
@@ -141,7 +141,7 @@ def nursery_rows(*, quick: bool) -> list[Row]:
     speedups, shares, quality, ours, theirs = [], [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            order = (True, False) if seed % 2 else (False, True)  # neither side always runs on a warmer machine
+            order = (True, False) if seed % 2 else (False, True)  # so that neither side always runs on a warmer machine
             found = {s: nursery_run(seed=seed, steps=steps, synchronous=s, root=Path(folder)) for s in order}
             overlapped, serial = found[False], found[True]
             speedups.append(serial["wall_s"] / overlapped["wall_s"])

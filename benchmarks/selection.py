@@ -1,12 +1,12 @@
-"""Labels that a reward model needs when they are selected, against labels of random pairs.
+"""Labels that a reward model needs when they are selected, compared with labels of random pairs.
 
     python benchmarks/selection.py [--quick] [--policy NAME] [--json PATH]
 
-The nursery's policy writes two answers to each prompt; the oracles say which of them keeps more principles (a tie is
-p = 1/2). A reward model starts from the body of the nursery's judge, and is trained anew at every number of labels,
-with the same recipe for both sides. One side labels random pairs. The other labels in rounds: the reward model of the
-last round looks at all unlabelled pairs, and they are drawn with the propensities that the policy makes of it. Accuracy
-is measured on pairs about held-out prompts that both sides share. The curves are means over seeds, made monotone.
+The nursery's policy generates two answers to each prompt; the oracles say which of them follows more principles (a tie
+is p = 1/2). A reward model starts from the body of the nursery's judge and is retrained at every number of labels, with
+the same recipe for both sides. One side labels random pairs. The other labels in rounds: the reward model of the last
+round scores all unlabelled pairs, and the selection policy turns the scores into propensities. Accuracy is measured on
+pairs about held-out prompts that both sides share. The curves are means over seeds, made monotone.
 
 The reward model of a random half is then the proxy of doubly robust margins, against inverse propensity weighting.
 """
@@ -67,7 +67,7 @@ RATE, AUDITED, TURNS = 0.25, 200, 40
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is done."""
+    """Sizes of the experiment."""
 
     pool: int
     held_out: int
@@ -84,7 +84,7 @@ QUICK = Scale(400, 250, 2, 20, (40, 80), (30, 60))
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A pair that the policy wrote. `kept`: principles that the first answer keeps and the second does not, net."""
+    """A pair of the policy's answers. `kept`: net number of principles that only the first answer follows."""
 
     pair: PreferencePair
     kept: int
@@ -92,7 +92,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What every run shares."""
+    """State shared by all runs."""
 
     nursery: Nursery
     pool: tuple[Written, ...]
@@ -110,7 +110,7 @@ Curve = dict[int, float]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Both curves of one seed, and what the half-trained proxy did for doubly robust margins."""
+    """Both curves of one seed, and the effect of the half-trained proxy on doubly robust margins."""
 
     random: Curve
     selected: Curve
@@ -120,7 +120,7 @@ class Outcome:
 
 
 def written(grown: Nursery, number: int, *, held_out: bool) -> tuple[Written, ...]:
-    """Pairs of different answers, with gold. That two answers are the same is seen without a label."""
+    """Pairs of different answers, with gold. Equal answers are detected without a label."""
     from nursery.model import load
 
     policy, encoder, rng = load(grown.policy), WordEncoder(), random.Random(f"selection-{held_out}")
@@ -143,7 +143,7 @@ def written(grown: Nursery, number: int, *, held_out: bool) -> tuple[Written, ..
 
 
 def trained(world: World, labelled: Sequence[PreferencePair], seed: int) -> RewardModel:
-    """A reward model that starts anew."""
+    """A reward model with fresh weights."""
     model = RewardModel.load(world.nursery.judge_fp, pad_id=WordEncoder().pad_id, device="cpu", seed=seed)
     epochs = max(LEAST_EPOCHS, math.ceil(world.scale.least_steps * RECIPE.batch / len(labelled)))
     fit(model, labelled, RECIPE.model_copy(update={"epochs": epochs, "seed": seed}))
@@ -156,7 +156,7 @@ def signals(
     pairs: Sequence[PreferencePair],
     config: SelectionConfig,
 ) -> Signals:
-    """What the reward model knows of unlabelled pairs."""
+    """The reward model's predictions for unlabelled pairs."""
     known = Signals(num=len(pairs), margins_KN=margins_of_draws(model, labelled, pairs, draws=HEADS))
     if config.policy not in ("diversity", "bandit"):
         return known
@@ -238,7 +238,7 @@ def scatter(model: RewardModel, held_out: Sequence[Written], seed: int) -> tuple
 
 
 def monotone(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The nearest curve that never falls (pool adjacent violators): a first crossing of a noisy one would be lucky."""
+    """The nearest non-decreasing curve (pool adjacent violators): the first crossing of a noisy curve is biased."""
     blocks: list[list[float]] = []
     for _, value in curve:
         blocks.append([value, 1])
@@ -257,7 +257,7 @@ def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:
 
 
 def labels_needed(curve: Sequence[tuple[float, float]], wanted: float) -> float:
-    """By linear interpolation; infinite when the curve does not get there."""
+    """By linear interpolation; infinite when the curve does not reach it."""
     before = curve[0]
     for at in curve:
         if at[1] >= wanted:
@@ -268,7 +268,7 @@ def labels_needed(curve: Sequence[tuple[float, float]], wanted: float) -> float:
 
 
 def share_needed(outcomes: Sequence[Outcome]) -> float:
-    """Selected labels for the accuracy of all random ones, as a share of these; 1 when they do not get there."""
+    """Selected labels for the accuracy of all random ones, as a share of these; 1 when they do not reach it."""
     chance, chosen = mean_curve([o.random for o in outcomes]), mean_curve([o.selected for o in outcomes])
     labels, wanted = chance[-1]
     return min(1.0, labels_needed(chosen, wanted) / labels)
@@ -301,7 +301,7 @@ def rows(outcomes: Sequence[Outcome], name: str) -> list[Row]:
 
 def main() -> None:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--policy", choices=[*POLICIES], default="disagreement", help="what selects")
+    parser.add_argument("--policy", choices=[*POLICIES], default="disagreement", help="selection policy")
     options = parser.parse_args()
     scale = QUICK if options.quick else FULL
     grown = nursery()

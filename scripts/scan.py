@@ -1,8 +1,8 @@
 """Looks for secrets in the tracked files and for known vulnerabilities in the pinned packages. Run by `make check`.
 
-Either find fails the check unless `scripts/scan_allowed.toml` names it with a reason; an entry that nothing needs any
-more fails it as well, so that the list stays small. Without a network there is nothing to ask about vulnerabilities:
-that is said, and fails nothing.
+Either finding fails the check unless `scripts/scan_allowed.toml` lists it with a reason; an entry that is no longer
+needed fails it as well, so that the list stays small. Without a network the vulnerability check is skipped with a
+message and fails nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NOT_OURS = (
 
 
 class ScanError(Exception):
-    """The scan cannot be made, or found something; the message says what to do."""
+    """The scan failed, or found something; the message says what to do."""
 
 
 def run(tool: str, *arguments: str, root: Path, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
@@ -65,9 +65,9 @@ def tracked(root: Path) -> list[str]:
 
 
 def scan_secrets(root: Path, allowed: Sequence[dict[str, Any]]) -> str:
-    """A line for people. Raises ScanError that says where a secret seems to be, never the secret."""
+    """A summary line. Raises a ScanError that locates a suspected secret, never shows it."""
     names = tracked(root)
-    # -n: no find is tried out at the service that it may be a key of.
+    # -n: findings are not verified against the service whose key they may be.
     skipped = [word for plugin in NOT_OURS for word in ("--disable-plugin", plugin)]
     done = run("detect-secrets", "-c", str(os.cpu_count() or 1), "scan", "-n", *skipped, *names, root=root)
     try:
@@ -88,12 +88,12 @@ def scan_secrets(root: Path, allowed: Sequence[dict[str, Any]]) -> str:
             f"one is none, add its sha1 to {ALLOWED} with the reason"
         )
     if unused := sorted(set(reasons) - used):
-        raise ScanError(f"{ALLOWED} allows secrets that are nowhere any more: {', '.join(unused)}; remove the entries")
+        raise ScanError(f"{ALLOWED} allows secrets that no longer exist: {', '.join(unused)}; remove the entries")
     return f"no secrets in {len(names)} files"
 
 
 def audit(pins: Sequence[str], root: Path) -> list[dict[str, Any]] | None:
-    """What the index knows of some pins, a record for each; None when it does not answer."""
+    """The index's record for each of some pins; None when it does not answer."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(pins) + "\n")
         file.flush()
@@ -110,7 +110,7 @@ def audit(pins: Sequence[str], root: Path) -> list[dict[str, Any]] | None:
 
 
 def scan_vulnerabilities(root: Path, allowed: Sequence[dict[str, Any]], today: datetime.date) -> str:
-    """A line for people. Raises ScanError for what is known and not allowed."""
+    """A summary line. Raises ScanError for known vulnerabilities that are not allowed."""
     pins = (root / "constraints.txt").read_text(encoding="utf-8").split()
     # One package first: without a network the others need not be tried. A mirror may have packages alone; it then says
     # of each that it does not know it.
@@ -133,8 +133,8 @@ def scan_vulnerabilities(root: Path, allowed: Sequence[dict[str, Any]], today: d
             entry = next((entries[name] for name in names if name in entries), None)
             if entry is None or entry["until"] < today:
                 late = f", allowed until {entry['until']}" if entry else ""
-                mend = ", ".join(found.get("fix_versions", ())) or "none yet"
-                known.append(f"  {record['name']} {record['version']}: {found['id']} (mended in: {mend}{late})")
+                fixed = ", ".join(found.get("fix_versions", ())) or "none yet"
+                known.append(f"  {record['name']} {record['version']}: {found['id']} (fixed in: {fixed}{late})")
     if known:
         raise ScanError(
             "known vulnerabilities in pinned packages:\n" + "\n".join(sorted(known)) + "\nraise the pin in "

@@ -59,7 +59,7 @@ print("torch", torch.__version__, "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class SetupError(Exception):
-    """Set-up cannot go on; the message says what was got, what was expected and what to do."""
+    """Set-up cannot continue; the message says what was got, what was expected and what to do."""
 
 
 def say(message: str, *, started: float) -> None:
@@ -193,7 +193,7 @@ def make_room(venv: Path, kind: str) -> None:
 
 
 def run_quietly(command: list[str], env: dict[str, str], what: str) -> None:
-    """Run, show only the lines that tell of progress, and all of it if it fails."""
+    """Run, show only progress lines, and the whole output if it fails."""
     lines: list[str] = []
     with subprocess.Popen(
         command,
@@ -347,5 +347,5 @@ if __name__ == "__main__":
         print(f"setup: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("setup: stopped; `make setup` goes on from here", file=sys.stderr)
+        print("setup: stopped; `make setup` continues from here", file=sys.stderr)
         sys.exit(130)

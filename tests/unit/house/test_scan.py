@@ -96,7 +96,7 @@ def test_what_is_allowed_and_no_longer_there_fails_the_check(scan: ModuleType, t
     allow(tree, f'[[vulnerability]]\nid = "CVE-1"\nuntil = {FUTURE}\nreason = "r"\n')
     assert scan.main(tree) == 1
     said = capsys.readouterr().err
-    assert "secrets that are nowhere any more: abc" in said
+    assert "secrets that no longer exist: abc" in said
     assert "vulnerabilities that no pin has: CVE-1" in said
 
 
@@ -106,7 +106,7 @@ def test_a_known_vulnerability_fails_the_check_unless_it_is_allowed_for_now(
 ):
     tools(vulns={"beta": [HOLE]})
     assert scan.main(tree) == 1
-    assert "beta 2.0: CVE-1 (mended in: 2.1)" in capsys.readouterr().err
+    assert "beta 2.0: CVE-1 (fixed in: 2.1)" in capsys.readouterr().err
     allow(tree, f'[[vulnerability]]\nid = "{name}"\nuntil = {FUTURE}\nreason = "r"\n')
     assert scan.main(tree) == 0
     allow(tree, f'[[vulnerability]]\nid = "{name}"\nuntil = {PAST}\nreason = "r"\n')
