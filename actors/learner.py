@@ -85,7 +85,7 @@ class LearnerShell:
 
     @ray.method(concurrency_group="signs")  # type: ignore[untyped-decorator]
     def heartbeat(self) -> float:
-        """A sign of life, given while a step is under way."""
+        """Answered while a step runs: seconds without progress."""
         return 0.0
 
     def __repr__(self) -> str:

@@ -19,7 +19,7 @@ RETRIES = 10
 
 class RemoteLimits:
     """A `LimitsPort` in another process. Ray replaces a dead one, which reads its spend file again; one that stays away
-    raises RunFailedError: nobody asks without limits.
+    raises RunFailedError: no request is made without limits.
 
     limiter = Limiter(RemoteLimits(LimitsActor.remote(config)), config)
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.config.pools import PoolSpec
@@ -130,6 +130,26 @@ class Launcher:
             reporting.cancel()
         started = {name: [task.result() for task in tasks] for name, tasks in starting.items()}
         return WorkerSet(pools={name: self._supervised(pools[name], workers[name], started[name]) for name in pools})
+
+    async def another(self, pool: WorkerPool, name: str) -> Any:
+        """One more worker for a pool, under a name of its own: started, with a guard, and not in the pool yet.
+
+        await pool.pool.add(await launcher.another(pool, "rollout-3"))
+
+        Raises as `launch` does; its process has ended then.
+        """
+        context, role = self._context, self._roles[pool.spec.role]
+        spec = pool.spec.model_copy(update={"size": 1}).called(name, pool.spec.section, is_numbered=False)
+        (demand,) = [d for d in demands_of(self._run) if d.name == pool.spec.worker_names[0]]
+        waiting = Waiting([replace(demand, name=name)], say=lambda line: None, emit=context.emit)
+        (worker,) = role.workers(spec, context)
+        try:
+            await self._start(worker, spec, waiting, on_ready=lambda name: None)
+        except BaseException:
+            worker.end()
+            raise
+        (lane,) = role.supervised([worker], context)
+        return lane
 
     def names(self) -> list[str]:
         """Every actor that `on_ready` will name."""

@@ -22,7 +22,7 @@ from solon.telemetry.recorder import Recorder
 
 LOOK_EVERY_S = 5.0
 STALLS_BEFORE_END = 3
-"""A run that has not moved for so many times `recovery.stall_s`, and in which nobody has anything in hand, is ended."""
+"""A run that has not moved for so many times `recovery.stall_s`, and in which no worker holds a group, is ended."""
 
 
 class Watchdog:
@@ -105,7 +105,7 @@ class Watchdog:
         return standing
 
     def _tell_away(self) -> None:
-        """A pause of this process is on record: whoever looks for the lost time finds it."""
+        """Record that this process was stopped for a while: it explains the lost time."""
         absences, away_s = self._clock.absences, self._clock.away_s
         if absences > self._away[0]:
             self._recorder.event("driver_was_away", seconds=round(away_s - self._away[1], 1))

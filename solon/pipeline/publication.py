@@ -1,6 +1,6 @@
 """Publication of a policy version: a transaction that ends in proof that every engine runs it.
 
-    await publication.publish(manifest, box)     # rolls over the engines; raises AttestationError
+    await publication.publish(manifest, payload_ref)     # rolls over the engines; raises AttestationError
 
 A silent failure to load (a repacked layer left behind, an adapter pushed empty) looks like staleness for weeks.
 So after every load three things are compared: the fingerprint of what arrived, every tensor that the engine now
@@ -59,7 +59,7 @@ class Publishable(Protocol):
 
 
 class Publication:
-    """Publishes to all engines, one after another, so that generation never stands still everywhere.
+    """Publishes to all engines, one after another, so that generation never stops on all of them at once.
 
     Remembers fingerprint and checksums of the last version: an update that changes nothing is an error too. An engine
     that dies or does not answer is left out, not waited for; `join` lets its successor in again.
@@ -179,13 +179,13 @@ class Publication:
                 await asyncio.gather(joined, ready, return_exceptions=True)
 
     def renew(self, manifest: Weights, payload_ref: PayloadRef) -> None:
-        """The same version again, in another box: the one before may be lost with the machine that it lay on."""
+        """The same version again, under another reference: the first copy may be lost with its machine."""
         if self._current is not None and manifest.version == self._current[0].version:
             self._current = manifest, payload_ref
             self._renewed.set()
 
     async def _made_again(self, lost: PayloadRef) -> tuple[Weights, PayloadRef]:
-        """The current weights, made again by a new learner. Raises PayloadLostError when nobody does."""
+        """The current weights, computed again by a new learner. Raises PayloadLostError when none does in time."""
         assert self._current is not None
         manifest, payload_ref = self._current
         if payload_ref is not lost:
