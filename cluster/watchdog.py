@@ -26,7 +26,7 @@ STALLS_BEFORE_END = 3
 
 
 class Watchdog:
-    """`async with Vigil(...)`: for as long as the loop runs. `live.json` says how it stands, every few seconds."""
+    """`async with Watchdog(...)`: for as long as the loop runs. `live.json` says how it stands, every few seconds."""
 
     def __init__(
         self,

@@ -403,7 +403,7 @@ def make_vigil(said: Said, *, stall_s: float = 0.05, draining: Any = lambda: Non
     watchdog = Watchdog(
         RecoveryConfig(stall_s=stall_s),
         ledger=AsyncLedger(LedgerConfig(), StalenessConfig()),
-        guards=[],
+        guards=list,
         recorder=said,  # type: ignore[arg-type]
         on_stop=stops.append,
         draining=draining,
