@@ -17,6 +17,7 @@ import pytest
 import cluster.train
 from cluster.config.input_digests import input_digests
 from cluster.config.run_file import RunFile
+from cluster.session import RunSession
 from cluster.start import Start, find_start
 from cluster.train import put_back, require_place
 from cluster.watchdog import Watchdog
@@ -300,8 +301,8 @@ class Driven:
     locked: bool | None = None
     has_begun = False
 
-    def __init__(self, run: RunFile, inputs: Any, directory: RunDirectory, view: Any, **_: Any) -> None:
-        self._directory = directory
+    def __init__(self, session: RunSession, stages: Any) -> None:
+        self._directory = session.directory
 
     async def drive(self) -> dict[str, Any]:
         self._directory.ballast.give_up()
