@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
+
+from tests.unit.house.test_layers import ORDERS
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
@@ -60,3 +63,23 @@ def test_every_page_is_in_the_navigation_once_and_every_entry_is_a_page():
     assert len(listed) == len(set(listed))
     own = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
     assert set(listed) == {page for page in own if not page.startswith("decisions/0")}
+
+
+def test_the_architecture_page_names_every_room_and_lists_them_in_their_order():
+    page = (DOCS / "architecture.md").read_text()
+    walk = page[page.index("## One prompt") : page.index("| stage | takes")]
+    rooms = [f"{package}/{name}/" for package in ("solon", "cluster", "learners") for name in ORDERS[package]]
+    missing = [room for room in rooms if (ROOT / room).is_dir() and room not in walk]
+    assert not missing, f"not on the walk from file to gradient: {missing}"
+    for package, order in ORDERS.items():
+        folder = ROOT / package.replace(".", "/")
+        names = ", ".join(f"`{name}/`" if (folder / name).is_dir() else f"`{name}`" for name in order)
+        assert f"| `{package}` | {names} |" in page
+
+
+def test_the_walk_through_the_rooms_returns_to_none_of_them_more_than_twice():
+    page = (DOCS / "architecture.md").read_text()
+    walk = page[page.index("## One prompt") : page.index("| stage | takes")]
+    visits = [f"{package}/{room}" for package, room in re.findall(r"`(solon|cluster|learners)/(\w+)/", walk)]
+    entered = [room for room, before in zip(visits, ["", *visits], strict=False) if room != before]
+    assert max(entered.count(room) for room in entered) <= 3
