@@ -13,13 +13,13 @@ from solon.files.json_text import json_text
 from solon.host.submitted_job import refuse_working_copy
 
 constitution_app = typer.Typer(
-    name="constitution", help="Constitutions from elsewhere.", no_args_is_help=True, rich_markup_mode=None
+    name="constitution", help="Import constitutions of other tools.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
 @constitution_app.callback()
 def root() -> None:
-    """Constitutions from elsewhere."""
+    """Import constitutions of other tools."""
 
 
 @constitution_app.command("import")
@@ -37,7 +37,7 @@ def import_(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE when it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Write another tool's constitution as Solon's. Questions that it lacks are derived, and marked so."""
+    """Write another tool's constitution as Solon's. Missing questions are derived, and marked as such."""
     refuse_working_copy(out, "--out")
     result = run_import(source, out=out, form=form, constitution_id=constitution_id, kind=kind, force=force)
     if as_json:

@@ -43,7 +43,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Directories, or DIR@VARIANT: fp32, bf16, fp16, hf, bnb_int8, bnb_nf4. The first is the yardstick.",
+            help="Directories, or DIR@VARIANT: fp32, bf16, fp16, hf, bnb_int8, bnb_nf4. The first is the reference.",
             show_default=False,
         ),
     ],
@@ -52,7 +52,7 @@ def compare(
     template: TemplateOption = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write judges.json and judges.html here.")] = None,
     usd_per_hour: Annotated[float, typer.Option(min=0, help="Price of the machine, for cost per label.")] = 0.0,
-    limit: Annotated[int, typer.Option(min=1, help="Pairs that are asked about at most.")] = 2000,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of pairs to ask about.")] = 2000,
     parts: Annotated[int, typer.Option(min=1, help="Timed parts; rates are medians over them.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of an engine.")] = 1,
     max_model_len: Annotated[int, typer.Option(min=16, help="Longest question in tokens.")] = 4096,
@@ -88,7 +88,7 @@ def quantise(
     scheme: Annotated[str, typer.Option(help="w8a8, w4a16, w8a8-gptq, w4a16-gptq or fp8.")] = "w8a8",
     pairs: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Pairs to calibrate on, for gptq; not those that it will be compared on."),
+        typer.Option(metavar="FILE", help="Pairs to calibrate on, for gptq; other than those it will be compared on."),
     ] = None,
     constitution: ConstitutionOption = None,
     template: TemplateOption = None,
@@ -116,7 +116,7 @@ def quantise(
 
 
 CalibrationOption = Annotated[str, typer.Option(metavar="FILE", help="The judge's calibration.")]
-LimitOption = Annotated[int, typer.Option(min=1, help="Pairs that are asked about at most.")]
+LimitOption = Annotated[int, typer.Option(min=1, help="Largest number of pairs to ask about.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")]
 LengthOption = Annotated[int, typer.Option(min=16, help="Longest question in tokens.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Directory, hub name or endpoint file.")]
@@ -157,7 +157,7 @@ def calibrate(
     chat: ChatOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit how sure a judge may be taken to be; not on the pairs that it will be compared on."""
+    """Fit the calibration of a judge, on other pairs than those it will be compared on."""
     from solon.cli.examine import run_calibrate
     from solon.cli.judge_inputs import JudgeInputs
 
@@ -185,7 +185,7 @@ def cascade(
     chat: ChatOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit the doubt up to which a judge may decide alone, as the first one of a cascade."""
+    """Fit the uncertainty up to which a judge may decide alone, as the first judge of a cascade."""
     from solon.cli.examine import run_cascade
     from solon.cli.judge_inputs import JudgeInputs
 

@@ -172,8 +172,10 @@ def label(
     constitution: Annotated[str, typer.Option(help="Constitution YAML.")],
     out: Annotated[Path, typer.Option(help="Directory of labels and preferences; an earlier start continues in it.")],
     policy: Annotated[str, typer.Option(help="Model that writes answers to prompts without any.")] = "",
-    max_labels: Annotated[int | None, typer.Option(min=1, help="Make no more labels than this in this start.")] = None,
-    max_usd: Annotated[float | None, typer.Option(min=0, help="Spend no more than this in this start.")] = None,
+    max_labels: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of labels to make in this start.")
+    ] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Largest amount to spend in this start, USD.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="As in feedback.template=compact or judging.threads=2."),
@@ -205,11 +207,11 @@ def label(
 def doctor(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name under runs/.")],
     thorough: Annotated[
-        bool, typer.Option("--thorough", help="Read checkpoints and figures whole, however large they are.")
+        bool, typer.Option("--thorough", help="Read checkpoints and metrics completely, however large they are.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how a run stands and what to do next. Reads its files alone, while it runs or after it died."""
+    """Report the state of a run and what to do next. Reads only its files, during the run or after it."""
     from solon.cli.doctor import run_doctor
 
     result = run_doctor(run, thorough=thorough, as_json=as_json)

@@ -1,8 +1,8 @@
-"""How answers are drawn, as a person sets it: what is reproduced in the learner, and what is refused and why.
+"""How answers are sampled: the settings that the learner can reproduce, and those that are refused, and why.
 
 The learner weighs every token by what it was sampled with, so it must compute the same distribution again. Filters can
 be computed again from a position's own logits. What depends on the tokens before cannot, or would train a policy that
-nobody serves.
+is not the one that is served.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class QuestionPieces:
         return self.template.bool_labels if item.task != "score" else tuple(f" {n}" for n in range(1, item.scale + 1))
 
     def _nonce(self, conversation: Sequence[Message]) -> str:
-        """The same for every question about a conversation, so that caches still hit; unknown to whoever writes
+        """The same for every question about a conversation, so that caches still hit; unknown to the writers of
         the texts."""
         if not self.template.fenced:
             return ""

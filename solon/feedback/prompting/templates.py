@@ -43,7 +43,7 @@ class JudgeTemplate:
     """Words that are left out of texts, for a vocabulary too small for nonces: the words of the headings. Real texts
     need these words: see `require_suited`."""
     refusals: tuple[str, ...] = ()
-    """First words of somebody who declines to judge."""
+    """First words of a judge that declines."""
 
 
 COMPACT = JudgeTemplate(

@@ -17,7 +17,7 @@ CHARACTERS_PER_TOKEN = 3
 class TextPrompts(QuestionPieces):
     """Lays out the same questions as `JudgePrompts`, in the same words and marks, as one text.
 
-    The labels are matched by whoever asks: an endpoint names tokens by their text. An endpoint also takes control words
+    The caller matches the labels: an endpoint names tokens by their text. An endpoint also takes control words
     in a text for control tokens; there is no way to tell it that they are data. So they are spelt with a backslash.
 
     escape: whether that is done; markers: further control words of this endpoint's model.

@@ -1,7 +1,7 @@
 """Whether a small judge may stand in for the large one that taught it.
 
 It will read what the policy writes, so it is examined on that: agreement measured on answers of other models says
-little about it. Whoever hands in pairs says who wrote them, and pairs of anybody else are refused, as are pairs that
+little about it. The caller names the writer of the pairs; pairs of other writers are refused, as are pairs that
 the student was taught.
 
     decision = accept(student_verdicts, teacher_verdicts, held_out, taught=report.taught)
