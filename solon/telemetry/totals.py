@@ -137,7 +137,7 @@ class RunTotals:
         self.position = PositionCount(**state.get("position", {}))
         self.faults = Counter(state["faults"])
         self.busy.add_totals(state["busy"])
-        # A checkpoint that knows nothing of it: no step is said to have moved nothing.
+        # A checkpoint of an older version lacks it: every step counts as one that moved the policy.
         unknown = {"steps": self.steps, "moved": self.steps, "still": {}, "cut_steps": 0, "last_cut": ""}
         self.movement.restore(state.get("movement", unknown))
 

@@ -2,7 +2,7 @@
 
 The file is an array of trace events, one to a line (Google, "Trace Event Format": JSON array format). Its end may be
 missing, so that the trace of a run that was killed, or still runs, can be opened as well; when the run has ended it
-is JSON to everybody.
+is complete JSON.
 """
 
 from __future__ import annotations

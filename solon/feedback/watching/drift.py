@@ -30,7 +30,7 @@ FALSE_FALL = 0.01
 LEVEL_WINDOWS = 3
 """Windows whose mean is taken for where gold, or the distance, stands."""
 FARTHEST = 50.0
-"""exp of more than this is no distance anybody will reach."""
+"""Upper bound of an exponent: exp of more is no distance that a run reaches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

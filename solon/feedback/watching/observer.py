@@ -193,7 +193,7 @@ class WatchingObserver:
             return None
         try:
             found: Feedback = await self._gold.label_group(excerpt(group, rollouts))
-        except Exception as error:  # whatever the auditor dies of, the run itself is sound
+        except Exception as error:  # a failed auditor does not end the run
             self._lose("audit_lost", _described(error))
             return None
         return found
@@ -204,7 +204,7 @@ class WatchingObserver:
             return
         try:
             verdicts = await self._judge(canary.items)
-        except Exception as error:  # whatever the judges die of, the watch ends no run
+        except Exception as error:  # a failed canary reading does not end the run
             self._is_deaf = True
             message = f"the canary pairs are no longer judged: {_described(error)}"
             self._raise(self._loss("canary_lost", message, self.watch.canaries.action))
