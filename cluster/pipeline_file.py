@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from cluster.config.pools import Placement, PoolSpec, as_section, learner_pool
 from cluster.config.run_file import RECORDED, RunFile
@@ -48,6 +48,23 @@ class Pipeline(RunFile):
     """The workers, by the name that stages use."""
     stages: Annotated[tuple[SerializeAsAny[Stage], ...], BeforeValidator(_parsed)] = ()
     """What is done, in this order."""
+
+    @model_validator(mode="after")
+    def _evaluations_have_an_evaluator(self) -> Self:
+        evaluator = self.evaluate.evaluator
+        for number, stage in enumerate(self.stages, start=1):
+            if not isinstance(stage, EvaluateStage):
+                continue
+            if not evaluator:
+                raise ValueError(
+                    f"stages[{number}] (evaluate) has no evaluator, expected 'judge' or 'nursery'; set it and prompts"
+                )
+            if (evaluator == "judge") != bool(stage.judge):
+                change = "remove judge" if stage.judge else "set judge to a pool of role audit"
+                raise ValueError(
+                    f"stages[{number}] (evaluate) has evaluator = {evaluator!r} and judge = {stage.judge!r}; {change}"
+                )
+        return self
 
     @property
     def training(self) -> RlaifStage:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cluster.pools
+import cluster.stages
 from tests.unit.recovery.test_alarm_runs import OpinionRole, folder, solon  # noqa: F401  # fixtures
 from tests.unit.run_files import make_model
 
@@ -69,6 +73,61 @@ def pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F8
     return folder
 
 
+TOYS = {
+    cluster.stages: """
+from typing import ClassVar, Literal
+from cluster.stages.base import PoolNeed, Stage
+
+class ToyStage(Stage):
+    kind: ClassVar[str] = "toy"
+    needs: ClassVar[tuple[str, ...]] = ("trained policy",)
+    type: Literal["toy"] = "toy"
+
+    def pools(self):
+        return [PoolNeed(key="helper", name="helper", role="toy")]
+
+    async def run(self, session) -> bool:
+        session.directory.write_json("toy.json", [lane.name for lane in session.workers["helper"].lanes])
+        return True
+""",
+    cluster.pools: """
+from typing import ClassVar
+from cluster.pools.base import Role
+from solon.recovery.supervised_lanes import SupervisedJudge
+from tests.unit.recovery.test_alarm_runs import Opinion
+
+class ToyRole(Role):
+    role: ClassVar[str] = "toy"
+
+    def workers(self, pool, context):
+        return [Opinion(name) for name in pool.worker_names]
+
+    def supervised(self, workers, context):
+        return [SupervisedJudge(worker, context.guard(worker)) for worker in workers]
+""",
+}
+"""A stage and a role, one new file each."""
+
+
+def test_a_toy_stage_on_a_third_kind_of_pool_runs_after_the_training(
+    pipeline: Path,
+    solon: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for package, text in TOYS.items():
+        extra = pipeline / package.__name__
+        extra.mkdir()
+        (extra / "toy_in_a_run.py").write_text(text)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(extra)])
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.toy_in_a_run", raising=False)
+    make_model(pipeline / "helper")
+    helper = '[pools.helper]\nrole = "toy"\nmodel = "helper"\nsize = 2\n[[stages]]\ntype = "toy"\n'
+    (pipeline / "pipeline.toml").write_text(PIPELINE + helper)
+    run = solon("train", "pipeline.toml", "--name", "night")
+    assert (run.code, run.summary["status"]) == (0, "completed"), run.out + run.err
+    assert json.loads((run.directory / "toy.json").read_text()) == ["helper-0", "helper-1"]
+
+
 def _nothing(group: Any) -> Any:
     from solon.records import Feedback
 
@@ -100,8 +159,6 @@ def test_check_accepts_a_pipeline_file_and_refuses_one_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    import sys
-
     from solon.cli.main import main
 
     monkeypatch.setattr(sys, "argv", ["solon", "check", "pipeline.toml"])
