@@ -23,7 +23,6 @@ from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
 from benchmarks._harness import Row, arguments, report
-from benchmarks._standins import TimedJudgeActor, TimedLearnerActor, TimedRolloutActor, make_weights
 from cluster.lanes import assemble_lanes
 from cluster.launch import cluster
 from solon.files.prompts import PromptSource, prompt_id
@@ -38,6 +37,7 @@ from solon.recovery.guard import Guard, RecoveryConfig
 from solon.recovery.supervised_lanes import SupervisedJudge, SupervisedRollout
 from solon.telemetry.overlap import LANES
 from solon.telemetry.totals import RunTotals
+from tests.standins.workers import TimedJudgeActor, TimedLearnerActor, TimedRolloutActor, make_weights
 
 BATCH = 8
 NURSERY = Path(__file__).resolve().parents[1] / "examples" / "nursery.toml"

@@ -7,25 +7,15 @@ import asyncio
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
 import cluster.train
-from actors.judge import RemoteJudge
-from actors.learner import RemoteLearner
-from actors.rollout import RemoteRollout
-from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout
-from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
 from cluster.launch import cluster as open_cluster
-from cluster.pools.audit import AuditRole
-from cluster.pools.base import PoolContext
-from cluster.pools.judge import JudgeRole
-from cluster.pools.learner import LearnerRole
-from cluster.pools.rollout import RolloutRole
+from cluster.pools.base import Role
 from cluster.preflight.checks import Inputs
 from solon.cli.view import SilentView
 from solon.constitution.constitution import Constitution
@@ -35,6 +25,8 @@ from solon.protocols import Assignment, LabelReport
 from solon.records import Feedback, Group, Label, Message, Prompt, Span, StepReport, Weights
 from solon.verdicts import Status, Verdict
 from tests.chaos.failing import fail_if_told
+from tests.standins.roles import StandinAudit, StandinJudge, StandinLearner, StandinRollout
+from tests.standins.workers import TimedJudge, TimedLearner, TimedRollout
 
 BATCH = 8
 SLOW_S = 2.0
@@ -164,56 +156,26 @@ class Pace:
     spoils: bool = False
 
 
-class EngineStandins(RolloutRole):
-    """Stand-ins where the engines would be. `EngineStandins(Pace())`"""
-
-    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
-        actor, pace = FailingRolloutActor.options(scheduling_strategy="SPREAD"), self._actor
-        return [
-            RemoteRollout(
-                lambda _, name=name: actor.remote(pace.lane_s, 0.5, name=name, slots=BATCH),
-                name=name,
-                groups_at_once=BATCH,
-            )
-            for name in pool.worker_names
-        ]
-
-
-class JudgeStandins(JudgeRole):
-    """Stand-ins where the judges would be."""
-
-    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
-        actor, pace = LabellingJudgeActor.options(scheduling_strategy="SPREAD"), self._actor
-        return [
-            RemoteJudge(
-                lambda _, name=name: actor.remote(pace.lane_s / BATCH, name=name, spoils=pace.spoils),
-                name=name,
-                groups_at_once=BATCH,
-            )
-            for name in pool.worker_names
-        ]
-
-
-class AuditStandins(AuditRole):
-    """Stand-ins where the auditing judges would be."""
-
-    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
-        seconds = self._actor.lane_s / BATCH
-        return [
-            RemoteJudge(lambda _, name=name: AuditingJudgeActor.remote(seconds, name=name), name=name, groups_at_once=1)
-            for name in pool.worker_names
-        ]
-
-
-class LearnerStandin(LearnerRole):
-    """A stand-in where the learner would be."""
-
-    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
-        seconds = self._actor.lane_s
-        return [
-            RemoteLearner(lambda _, name=name: FailingLearnerActor.remote(seconds, name=name), name=name)
-            for name in pool.worker_names
-        ]
+def standin_roles(pace: Pace) -> dict[str, Role]:
+    """Stand-ins where engines, judges and learner would be."""
+    engine, judge = (
+        actor.options(scheduling_strategy="SPREAD") for actor in (FailingRolloutActor, LabellingJudgeActor)
+    )
+    label_s = pace.lane_s / BATCH
+    return {
+        "rollout": StandinRollout(
+            lambda pool, name, _: lambda made: engine.remote(pace.lane_s, 0.5, name=name, slots=BATCH),
+            groups_at_once=BATCH,
+        ),
+        "judge": StandinJudge(
+            lambda pool, name, _: lambda made: judge.remote(label_s, name=name, spoils=pace.spoils),
+            groups_at_once=BATCH,
+        ),
+        "audit": StandinAudit(lambda pool, name, _: lambda made: AuditingJudgeActor.remote(label_s, name=name)),
+        "learner": StandinLearner(
+            lambda pool, name, _: lambda made: FailingLearnerActor.remote(pace.lane_s, name=name)
+        ),
+    }
 
 
 def main() -> None:
@@ -227,12 +189,6 @@ def main() -> None:
     parser.add_argument("--spoils", action="store_true", help="the judges come to no verdict on some groups")
     options = parser.parse_args()
     pace = Pace(options.lane, options.spoils)
-    roles = {
-        "rollout": EngineStandins(pace),
-        "judge": JudgeStandins(pace),
-        "audit": AuditStandins(pace),
-        "learner": LearnerStandin(pace),
-    }
     run = run_of(steps=options.steps, seed=options.seed, target=options.target)
     inputs = Inputs(
         constitution=Constitution.load(run.constitution), prompts=prompts_of(), heldout=prompts_of(4), warnings=()
@@ -244,7 +200,7 @@ def main() -> None:
     try:
         cluster.train.train(
             run, name=options.name, default_name="run", root=options.root, view=SilentView(), resume=True,
-            roles=roles,
+            roles=standin_roles(pace),
         )  # fmt: skip
     except (InputError, RunFailedError) as error:
         print("\n".join([f"the run failed: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)

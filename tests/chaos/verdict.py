@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._standins import batch_digest, make_group
 from solon.checkpoints.folder import CheckpointFolder
 from solon.files.prompts import PromptSource
 from solon.ledger.conservation import account
 from solon.ledger.ledger import Grant
 from solon.records import Feedback, Prompt
+from tests.standins.workers import batch_digest, make_group
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

@@ -8,61 +8,33 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cluster.train
 import solon.checkpoints.folder
-from actors.judge import RemoteJudge
-from actors.learner import RemoteLearner
-from actors.rollout import RemoteRollout
-from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
 from cluster.launch import cluster as open_cluster
-from cluster.pools.base import PoolContext
-from cluster.pools.judge import JudgeRole
-from cluster.pools.learner import LearnerRole
-from cluster.pools.rollout import RolloutRole
+from cluster.pools.base import Role
 from solon.checkpoints.folder import CheckpointFolder
 from solon.cli.view import SilentView
 from tests.ray.world import EngineActor, JudgeActor, LearnerActor
+from tests.standins.roles import StandinJudge, StandinLearner, StandinRollout
 
 NAME = "run"
 
 
-class EngineStandins(RolloutRole):
-    """Real options, names and places; another class in the actors."""
-
-    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
-        named = {"slots": 4, "tokens": 64, "pids": self._actor, "threads": 1}
-        return [
-            RemoteRollout(context.spawner(EngineActor, pool, name, 0.05, **named), name=name, groups_at_once=8)
-            for name in pool.worker_names
-        ]
-
-
-class JudgeStandins(JudgeRole):
-    """The same for judges."""
-
-    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
-        return [
-            RemoteJudge(
-                context.spawner(JudgeActor, pool, name, 0.01, pids=self._actor, threads=1), name=name, groups_at_once=8
-            )
-            for name in pool.worker_names
-        ]
-
-
-class LearnerStandin(LearnerRole):
-    """The same for the learner."""
-
-    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
-        return [
-            RemoteLearner(context.spawner(LearnerActor, pool, name, 0.1, pids=self._actor, threads=1), name=name)
-            for name in pool.worker_names
-        ]
+def standin_roles(pids: str) -> dict[str, Role]:
+    """Real options, names and places; another class in the actors. pids: the folder where each leaves its process id."""
+    common: dict[str, Any] = {"pids": pids, "threads": 1}
+    return {
+        "rollout": StandinRollout(
+            lambda pool, name, context: context.spawner(EngineActor, pool, name, 0.05, slots=4, tokens=64, **common)
+        ),
+        "judge": StandinJudge(lambda pool, name, context: context.spawner(JudgeActor, pool, name, 0.01, **common)),
+        "learner": StandinLearner(lambda pool, name, context: context.spawner(LearnerActor, pool, name, 0.1, **common)),
+    }
 
 
 def main() -> None:
@@ -81,7 +53,7 @@ def main() -> None:
     cluster.train.cluster = partial(open_cluster, dashboard=False)  # type: ignore[assignment]  # half of what a start takes
     summary = cluster.train.train(
         run, name=NAME, default_name=NAME, root=options.folder, view=SilentView(), resume=options.resume,
-        roles={"rollout": EngineStandins(pids), "judge": JudgeStandins(pids), "learner": LearnerStandin(pids)},
+        roles=standin_roles(pids),
     )  # fmt: skip
     print(summary["status"])
 

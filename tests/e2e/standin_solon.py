@@ -12,23 +12,17 @@ import asyncio
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import ray
 
 from actors.calls import Spawn
-from actors.judge import RemoteJudge
-from actors.learner import RemoteLearner
-from actors.rollout import RemoteRollout
-from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout
 from cluster.config.pools import PoolSpec
-from cluster.pools.base import PoolContext
-from cluster.pools.judge import JudgeRole
-from cluster.pools.learner import LearnerRole
-from cluster.pools.rollout import RolloutRole
+from cluster.pools.base import PoolContext, Role
 from solon.cli.main import main
 from solon.errors import InputError, RunFailedError
+from tests.standins.roles import Spawner, StandinJudge, StandinLearner, StandinRollout
+from tests.standins.workers import TimedJudge, TimedLearner, TimedRollout
 
 SETTINGS: dict[str, Any] = json.loads(os.environ.get("SOLON_STANDIN", "{}"))
 SECONDS = float(SETTINGS.get("seconds", 0.1))
@@ -77,48 +71,30 @@ class StillLearner(TimedLearner):
 LEARNERS = {"": TimedLearner, "refuses": RefusedLearner, "fails": FailedLearner, "still": StillLearner}
 
 
-def spawner(actor: Any, pool: PoolSpec, name: str, context: PoolContext, *timing: float) -> Spawn:
-    """Makes a stand-in where the real one would be, or wherever there is a process."""
+def spawner(actor: Any, *timing: float) -> Spawner:
+    """Makes stand-ins where the real workers would be, or wherever there is a process."""
 
-    def spawn(made: int) -> Any:
-        options = context.options(pool, name, made, threads=1)
-        if not SETTINGS.get("asks"):
-            options = {key: options[key] for key in ("name", "namespace")}
-        return actor.options(**options).remote(*timing, name=name)
+    def of(pool: PoolSpec, name: str, context: PoolContext) -> Spawn:
+        def spawn(made: int) -> Any:
+            options = context.options(pool, name, made, threads=1)
+            if not SETTINGS.get("asks"):
+                options = {key: options[key] for key in ("name", "namespace")}
+            return actor.options(**options).remote(*timing, name=name)
 
-    return spawn
+        return spawn
 
-
-class PatientRole(RolloutRole):
-    """One engine that takes as long as it is told to."""
-
-    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
-        actor = ray.remote(num_cpus=0)(PatientRollout)
-        return [
-            RemoteRollout(spawner(actor, pool, name, context, SECONDS, 0.1), name=name, groups_at_once=8)
-            for name in pool.worker_names
-        ]
+    return of
 
 
-class TimedJudgeRole(JudgeRole):
-    """One judge that takes as long as it is told to."""
-
-    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
-        actor = ray.remote(num_cpus=0)(TimedJudge)
-        return [
-            RemoteJudge(spawner(actor, pool, name, context, SECONDS / 8), name=name, groups_at_once=8)
-            for name in pool.worker_names
-        ]
-
-
-class TimedLearnerRole(LearnerRole):
-    """A learner that takes as long as it is told to, and fails as it is told to."""
-
-    def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
-        learner = LEARNERS[SETTINGS.get("learner", "")]
-        actor = ray.remote(num_cpus=0, concurrency_groups={"signs": 1})(learner)
-        return [RemoteLearner(spawner(actor, pool, name, context, SECONDS), name=name) for name in pool.worker_names]
+def standin_roles() -> dict[str, Role]:
+    """An engine, a judge and a learner that take as long as they are told to."""
+    learner = ray.remote(num_cpus=0, concurrency_groups={"signs": 1})(LEARNERS[SETTINGS.get("learner", "")])
+    return {
+        "rollout": StandinRollout(spawner(ray.remote(num_cpus=0)(PatientRollout), SECONDS, 0.1)),
+        "judge": StandinJudge(spawner(ray.remote(num_cpus=0)(TimedJudge), SECONDS / 8)),
+        "learner": StandinLearner(spawner(learner, SECONDS)),
+    }
 
 
 if __name__ == "__main__":
-    main(roles={"rollout": PatientRole(), "judge": TimedJudgeRole(), "learner": TimedLearnerRole()})
+    main(roles=standin_roles())

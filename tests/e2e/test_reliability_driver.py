@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks._standins import batch_digest, make_group
 from solon.checkpoints.folder import CheckpointFolder
 from solon.doctor.diagnosis import diagnose
 from solon.doctor.facts import look
@@ -24,6 +23,7 @@ from solon.ledger.conservation import account
 from solon.ledger.ledger import Grant
 from solon.records import Feedback
 from tests.e2e.conftest import ROOT, environment
+from tests.standins.workers import batch_digest, make_group
 from tests.unit.run_files import make_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]

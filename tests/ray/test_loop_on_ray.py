@@ -11,7 +11,6 @@ import ray
 
 from actors.calls import call, open_payload
 from actors.rollout import RemoteRollout
-from benchmarks._standins import TimedRolloutActor
 from benchmarks.overlap import standins
 from cluster.config.run_file import RunFile
 from cluster.placement.placement import check_cluster
@@ -20,6 +19,7 @@ from solon.errors import InputError, WorkerLostError
 from solon.ledger.ledger import Grant
 from solon.protocols import Assignment
 from tests.ray.world import World
+from tests.standins.workers import TimedRolloutActor
 from tests.unit.fakes import make_prompt
 
 pytestmark = pytest.mark.ray

@@ -24,7 +24,6 @@ import ray
 from actors.judge import RemoteJudge
 from actors.learner import RemoteLearner
 from actors.rollout import RemoteRollout
-from benchmarks._standins import TimedJudge, TimedLearner, TimedRollout, batch_digest, make_group, make_weights
 from cluster.lanes import assemble_lanes, publication_for
 from cluster.watchdog import waiting_tasks
 from solon.errors import WorkerLostError
@@ -39,6 +38,7 @@ from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, StepReport, Weights
 from solon.recovery.guard import Guard, RecoveryConfig
 from solon.recovery.supervised_lanes import SupervisedJudge, SupervisedLearner, SupervisedRollout
+from tests.standins.workers import TimedJudge, TimedLearner, TimedRollout, batch_digest, make_group, make_weights
 from tests.unit.fakes import Witness, make_prompt
 
 QUICK = RecoveryConfig(

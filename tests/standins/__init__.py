@@ -1,0 +1,1 @@
+"""Stand-ins for engines, judges and learner: `workers` are the classes, `roles` puts them into a run."""
