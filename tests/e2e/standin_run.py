@@ -26,7 +26,7 @@ NAME = "run"
 
 
 def standin_roles(pids: str) -> dict[str, Role]:
-    """Real options, names and places; another class in the actors. pids: the folder where each leaves its process id."""
+    """Real options, names and places; another class in the actors. pids: where each leaves its process id."""
     common: dict[str, Any] = {"pids": pids, "threads": 1}
     return {
         "rollout": StandinRollout(
