@@ -340,7 +340,7 @@ class World:
         self.check(dropped=dropped, exact=exact)
 
     def standing(self) -> str:
-        """Where everybody is, for the one who must find out why it does not end."""
+        """The state of the ledger, of every worker and of every task: for a test that does not end."""
         workers = [guard.status() for guard in self.guards]
         seen = [f"{name} {fields}"[:200] for name, fields in self.watcher.events]
         lines = (self.ledger._ledger.counts(), self.ledger.out(), workers, *seen, *waiting_tasks())
@@ -393,7 +393,7 @@ class World:
         return self.watcher.told(name)
 
     async def until(self, condition: Callable[[], Any], *, timeout_s: float = 60) -> None:
-        """Wait for a condition, as long as the run goes on."""
+        """Wait for a condition. Fails when the run ends before."""
         assert self._running is not None
         deadline = time.monotonic() + timeout_s
         while not condition():

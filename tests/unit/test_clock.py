@@ -1,4 +1,4 @@
-"""A process that was stopped itself blames nobody for the time."""
+"""Time for which this process was stopped counts against no worker."""
 
 from __future__ import annotations
 

@@ -54,6 +54,9 @@ class Mortal:
 
 @dataclass
 class Engine(Mortal, FakeRollout):
+    late_loads: int = 0
+    """Weights that it was sent after its process had ended."""
+
     async def restart(self, placed: Callable[[], None]) -> None:
         await super().restart(placed)
         self.engine_version = -1  # holds nothing until it joins
@@ -66,6 +69,7 @@ class Engine(Mortal, FakeRollout):
             yield item
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
+        self.late_loads += self.ended
         await asyncio.sleep(3)
         self.check()
         return await super().load_weights(weights)
@@ -82,12 +86,19 @@ class Judge(Mortal, FakeJudge):
 class World:
     """A run on fakes in virtual time whose pools change size."""
 
-    def __init__(self, clock: Clock, *, steps: int, rollouts: int = 1, judges: int = 1, **options: Any) -> None:
+    def __init__(
+        self, clock: Clock, *, steps: int, rollouts: int = 1, judges: int = 1, learn_s: float = 20, **options: Any
+    ) -> None:
         self.clock, self.steps = clock, steps
         self._count = itertools.count()
         self.engines: dict[str, Engine] = {}
         lanes, self.witness = make_lanes(
-            steps=steps, clock=clock, learner=FakeLearner(delay_s=20), max_losses=1000, max_dropped_share=1.0, **options
+            steps=steps,
+            clock=clock,
+            learner=FakeLearner(delay_s=learn_s),
+            max_losses=1000,
+            max_dropped_share=1.0,
+            **options,
         )
         self.ledger: Any = lanes.ledger
         rollout = Pool([self.engine() for _ in range(rollouts)])
@@ -133,6 +144,7 @@ class World:
         assert counts["admitted"] == counts["committed"] + counts["dropped"] + counts["held"]
         assert (counts["held"], counts["dropped"]) == (0, 0)
         assert max(self.witness.staleness) <= bound
+        assert not any(engine.late_loads for engine in self.engines.values())
         assert all(engine.engine_version == self.steps for engine in self.engines.values() if not engine.ended)
 
 
@@ -233,6 +245,19 @@ def test_a_lane_that_drains_in_time_hands_nothing_back_and_its_process_ends():
     assert not told(witness, "worker_lost")
     assert not told(witness, "group_lost")
     assert (len(world.rollout), len(world.judges)) == (1, 1)
+
+
+def test_a_lane_that_waits_for_work_leaves_at_once():
+    async def shrink(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(200)  # credits and groups are used up: the learner is slow
+        assert world.ledger.out() == []
+        began = loop.time()
+        assert await world.rollout.remove("rollout-0", within_s=60) == 0
+        assert await world.judges.remove(next(iter(world.judges)).name, within_s=60) == 0
+        assert loop.time() == began
+
+    simulate(shrink, steps=3, rollouts=2, judges=2, learn_s=1000)
 
 
 def test_what_a_slow_lane_still_holds_when_it_must_go_is_finished_by_others_and_counts_as_no_loss():

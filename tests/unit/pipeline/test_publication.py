@@ -135,7 +135,7 @@ class Dying(FakeRollout):
         return await super().load_weights(weights)
 
     def lost(self, error: WorkerLostError, incarnation: int) -> None:
-        """Somebody else's to mend."""
+        """The test replaces it."""
 
     async def ready(self) -> bool:
         if self.ends is None:
