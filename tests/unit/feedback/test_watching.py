@@ -297,11 +297,16 @@ def run_file(tmp_path: Path) -> Path:
     return make_run(tmp_path, "[watch]\naudit_judge = 'auditor'\naction = 'stop'\n")
 
 
+def num_judges(run: RunFile) -> int:
+    """Workers that hold a feedback model, the auditor's included."""
+    return sum(pool.size for pool in run.workers.values() if pool.role in ("judge", "audit"))
+
+
 def test_a_run_file_names_its_auditor_and_counts_its_engine(run_file: Path, tmp_path: Path):
     run = RunFile.load(run_file)
     assert run.watch.action == "stop"
     assert run.auditor == str(tmp_path / "auditor")
-    assert run.num_judges == 2
+    assert num_judges(run) == 2
     assert check_inputs(run)
 
 
@@ -347,7 +352,7 @@ def test_a_watch_that_means_nothing_is_refused(run_file: Path, override: str, wo
 def test_the_watch_and_the_evaluation_have_one_auditor(run_file: Path, tmp_path: Path):
     evaluation = ["evaluate.prompts=prompts.jsonl", "evaluate.evaluator=judge"]
     shared = [*evaluation, f"evaluate.audit_judge={tmp_path / 'auditor'}"]
-    assert RunFile.load(run_file, overrides=shared).num_judges == 2
+    assert num_judges(RunFile.load(run_file, overrides=shared)) == 2
     with pytest.raises(InputError, match="expected one auditing judge for both"):
         RunFile.load(run_file, overrides=[*evaluation, f"evaluate.audit_judge={tmp_path / 'policy'}"])
 
