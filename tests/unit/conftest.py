@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.unit.rendered_here import RenderedHere
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
@@ -50,3 +52,14 @@ def _import_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """What commands set for the processes that they start is put back."""
     for name in ("PYTHONSAFEPATH", "PYTHONPATH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+@pytest.fixture
+def own_process() -> None:
+    """The test is about the process that renders prompts."""
+
+
+@pytest.fixture(autouse=True)
+def _prompts_are_rendered_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "own_process" not in request.fixturenames:
+        monkeypatch.setattr("solon.pipeline.prompt_screen._start", RenderedHere)

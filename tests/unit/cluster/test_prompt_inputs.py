@@ -146,7 +146,7 @@ def test_prompts_that_repeat_or_are_held_out_as_well_are_told_and_left_out_when_
     assert "line 2: is held out as well, line 1 of evaluate.prompts" in refusal(folder, "data.heldout_overlap=error")
 
 
-def test_prompts_are_rendered_as_the_engines_will_render_them(folder: Path):
+def test_prompts_are_rendered_as_the_engines_will_render_them(own_process: None, folder: Path):
     write(folder, ["is it blue", "no"])
     (folder / "chat.jinja").write_text("{% if long %}{{ 'sky ' * 9 }}{% endif %}" + ALTERNATING)
     assert check(folder, f"rollout.chat_template={folder / 'chat.jinja'}").counts["prompts"]["overlong"] == 0
@@ -182,7 +182,7 @@ def use_template(folder: Path, template: str) -> None:
 
 
 def test_a_template_without_end_is_ended_from_outside_and_the_row_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    own_process: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(prompt_screen, "DEADLINE_S", 0.5)
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -193,7 +193,9 @@ def test_a_template_without_end_is_ended_from_outside_and_the_row_is_named(
     assert "prompts.jsonl, a prompt of 3 characters" in message
 
 
-def test_a_call_into_c_without_end_is_ended_at_the_deadline(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_call_into_c_without_end_is_ended_at_the_deadline(
+    own_process: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(prompt_screen, "DEADLINE_S", 0.5)
     use_template(folder, "{{ 9 ** (9 ** 9) }}{{ messages }}")
     with pytest.raises(
@@ -203,7 +205,7 @@ def test_a_call_into_c_without_end_is_ended_at_the_deadline(folder: Path, monkey
 
 
 def test_a_template_that_fills_the_memory_is_refused_at_a_limit_far_below_the_machines(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    own_process: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert prompt_screen.MEMORY_BYTES <= 4 << 30
     assert memory_for(10**6, 2 << 30) == 512 << 20
@@ -260,7 +262,7 @@ def test_thoughts_that_a_template_may_leave_out_do_not_count_as_characters(folde
     assert check(folder).counts["prompts"] == counts(read=1, used=1)
 
 
-def test_a_tokenizer_that_cannot_be_loaded_is_refused_with_its_reason(folder: Path):
+def test_a_tokenizer_that_cannot_be_loaded_is_refused_with_its_reason(own_process: None, folder: Path):
     (folder / "policy" / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"policy model .*policy: its tokenizer cannot be loaded: \w+"):
         screen([(Message(role="user", content="sky"),)], Screening(model=str(folder / "policy"), room=9))

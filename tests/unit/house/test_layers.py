@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import subprocess
@@ -139,7 +140,12 @@ def module_of(path: Path) -> str:
 def sources(*packages: str) -> Iterator[tuple[str, Path, ast.Module]]:
     for package in packages or RANK:
         for path in sorted((ROOT / package).rglob("*.py")):
-            yield module_of(path), path.relative_to(ROOT), ast.parse(path.read_text(), str(path))
+            yield module_of(path), path.relative_to(ROOT), parsed(path)
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
 
 
 def is_command_line(module: str) -> bool:
