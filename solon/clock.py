@@ -3,12 +3,12 @@
     clock = Clock()
     await clock.within(engine.load_weights(payload_ref), timeout_s=300)     # raises TimeoutError
 
-Awake time is the time for which this process was running. A process that is stopped for a minute (Ctrl-Z, SIGSTOP, a
+Awake time is the time in which this process was running. A process that is stopped for a minute (Ctrl-Z, SIGSTOP, a
 debugger, a suspended virtual machine) finds every deadline passed when it continues, and would blame workers that
-answered in time. So the event loop ticks; a late tick means that this process could not listen. That time is not
-counted, and a wait that it fell into begins again.
+answered in time. So the event loop ticks, and a late tick means that this process could not receive answers. That time
+is not counted, and a wait that was interrupted by it starts again.
 
-The sources of time are arguments, so that a test may run hours of a run in a second (tests/unit/virtual_time.py).
+The time sources are arguments, so that a test can simulate hours in a second (tests/unit/virtual_time.py).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 TICK_S = 1.0
 LONGEST_S = 3.0
-"""Seconds between two ticks that count at most. A busy loop is late by less."""
+"""Most seconds that one interval between two ticks counts for. A busy loop is late by less."""
 REMEMBERED = 4096
-"""Absences of which it is known when they were."""
+"""Number of absences whose times are kept."""
 
 
 class Clock:
-    """All parts of one run share one, within one event loop."""
+    """Shared by all parts of one run, within one event loop."""
 
     def __init__(
         self,
@@ -38,8 +38,8 @@ class Clock:
         *,
         ticks: bool = True,
     ) -> None:
-        """monotonic: seconds from an arbitrary beginning, also while the process is stopped. wall: seconds since 1970.
-        ticks: False for simulated time, which does not pass while the process is stopped."""
+        """monotonic: seconds from an arbitrary start, including time in which the process is stopped. wall: seconds
+        since 1970. ticks: False for simulated time, which does not pass while the process is stopped."""
         self.monotonic = monotonic
         self.wall = wall
         self._ticks = ticks
@@ -50,41 +50,41 @@ class Clock:
         self._absences = 0
         self._away: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
         self.away_s = 0.0
-        """Seconds in all that were not counted."""
+        """Total seconds that were not counted."""
 
     def now(self) -> float:
-        """Awake seconds, from an arbitrary beginning. Call it within the event loop."""
+        """Awake seconds from an arbitrary start. Call it within the event loop."""
         self._look()
         return self._counted
 
     @property
     def absences(self) -> int:
-        """How often the process was away so far."""
+        """Number of absences of the process so far."""
         self._look()
         return self._absences
 
     def since_return(self) -> float:
-        """Awake seconds since the process was away last; infinite when it never was."""
+        """Awake seconds since the last absence; infinite if there was none."""
         return self.now() - self._returned
 
     def charged(self, standing_s: float) -> float:
-        """Of the seconds for which a worker made no progress, those that count against it. What stopped this process
-        may have stopped the worker too, so they are counted from the last return; but at least half of all awake time,
-        since this process may be stopped again and again."""
+        """The part of a worker's time without progress that counts against the worker. Whatever stopped this process
+        may have stopped the worker too, so time is counted from the last return; but at least half of all awake time
+        counts, since this process may be stopped repeatedly."""
         since = self.since_return()
         begun = self._last - standing_s
         away_s = sum(min(length, back - begun) for back, length in self._away if back > begun)
         return min(standing_s, max(since, min(self._counted, standing_s - away_s) / 2))
 
     async def wait(self, futures: Collection[asyncio.Future[Any]], *, timeout_s: float | None) -> None:
-        """Returns when one of them is done, or after so many awake seconds: counted from the last return of this
-        process when it was away, and no more than twice as many in all."""
+        """Returns when one of the futures is done, or after `timeout_s` awake seconds. After an absence the seconds are
+        counted from the return, up to twice as many in total."""
         if timeout_s is None:
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
             return
         begun = self.now()
         limit = begun + timeout_s
-        latest = limit + timeout_s + 2 * LONGEST_S  # what came during the last absence is still received
+        latest = limit + timeout_s + 2 * LONGEST_S  # answers that arrived during the last absence are still received
         while True:
             absences, left = self.absences, limit - self.now()
             done, _ = await asyncio.wait(futures, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
@@ -95,7 +95,7 @@ class Clock:
                 return
 
     async def within(self, work: Awaitable[T], timeout_s: float) -> T:
-        """Its result. Raises TimeoutError when it takes more awake seconds than that; it is cancelled then."""
+        """The result of the work. Raises TimeoutError and cancels it after `timeout_s` awake seconds."""
         task = asyncio.ensure_future(work)
         try:
             await self.wait({task}, timeout_s=timeout_s)
@@ -107,13 +107,13 @@ class Clock:
         raise TimeoutError
 
     def _look(self) -> None:
-        """Count the time since the last look, and schedule the next one."""
+        """Count the time since the last look and schedule the next one."""
         loop = asyncio.get_running_loop()
         now = self.monotonic()
         if not self._ticks:
             self._counted, self._last = self._counted + now - self._last, now
             return
-        if loop is not self._loop:  # nothing was watched between two loops
+        if loop is not self._loop:  # no loop watched the time in between
             self._loop, self._last = loop, now
             loop.call_later(TICK_S, self._tick, loop)
         passed, self._last = now - self._last, now

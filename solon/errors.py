@@ -1,7 +1,7 @@
-"""The two ways a run can end badly, and how a message to a person is worded.
+"""The two ways a run can fail, and the wording of error messages.
 
-`InputError` is the user's to mend (exit code 2); `RunFailedError` is a run that could not go on (exit
-code 1). Anything else that escapes is a bug in Solon and shows a traceback.
+`InputError` means that the user's input must change (exit code 2); `RunFailedError` means that a run could not continue
+(exit code 1). Any other exception is a bug in Solon and shows a traceback.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 from solon.redaction import redacted
 
 LONGEST = 1500
-"""Characters of a message at most."""
+"""Most characters of a message."""
 
 
 class InputError(ValueError):
-    """What the user handed in cannot be used. The message says: got, expected, do this. Exit code 2.
+    """The user's input cannot be used. The message says: got, expected, do this. Exit code 2.
 
-    It is one line of bounded length without secrets, however much of a file, or of a library's complaint, was put into
-    it.
+    The message is one line of bounded length without secrets, however much of a file or of a library's error was put
+    into it.
     """
 
     def __init__(self, message: str) -> None:
@@ -30,13 +30,13 @@ class InputError(ValueError):
 
 
 class PromptRefusedError(ValueError):
-    """A prompt cannot be used with this model, its chat template refuses it, say. Others can: this one is left out.
+    """A prompt cannot be used with this model (its chat template refuses it, for example). It is left out.
 
     The message is one line of bounded length without secrets.
     """
 
     cause: str = ""
-    """What the template said, without the prompt it said it of."""
+    """The template's error, without the prompt."""
 
     def __init__(self, message: str, *, cause: str = "") -> None:
         super().__init__(one_line(message))
@@ -44,9 +44,9 @@ class PromptRefusedError(ValueError):
 
 
 def one_line(text: str, *, longest: int = LONGEST) -> str:
-    """The text without line breaks and secrets; of a long one the beginning and the end, where the remedy stands.
+    """The text without line breaks and secrets; a long text is cut in the middle, since the remedy is at the end.
 
-    It can always be written: half a character is spelt out.
+    It can always be encoded: an unpaired surrogate is escaped.
 
     >>> one_line("page header:\\n  bad\\n"), one_line("x" * 90, longest=12)
     ('page header: bad', 'xxxxxx … xxx')
@@ -62,22 +62,22 @@ def one_line(text: str, *, longest: int = LONGEST) -> str:
 
 
 class RunFailedError(RuntimeError):
-    """A run that started could not go on. Exit code 1. The message holds no secrets."""
+    """A run that started could not continue. Exit code 1. The message holds no secrets."""
 
     def __init__(self, message: str) -> None:
         super().__init__(redacted(message))
 
 
 class AttestationError(RunFailedError):
-    """An engine does not run the weights it was sent."""
+    """An engine does not run the published weights."""
 
 
 class WorkerLostError(RunFailedError):
-    """A worker died, or does not answer. What it held may be given to another."""
+    """A worker died or does not answer. Its work may be given to another."""
 
 
 class WorkerLeftError(WorkerLostError):
-    """A worker left its pool before it had finished what it held. Nothing went wrong: another one continues."""
+    """A worker left its pool before it finished its work. This is no failure: another worker continues."""
 
 
 class ForeignCodeError(WorkerLostError):
@@ -85,22 +85,22 @@ class ForeignCodeError(WorkerLostError):
 
 
 class CallLostError(WorkerLostError):
-    """The answer to a call did not arrive. The worker may have done what it was asked, and may be well."""
+    """The answer to a call did not arrive. The worker may have done the work, and may be healthy."""
 
 
 class EngineFailedError(WorkerLostError):
-    """The libraries that a worker computes with failed: CUDA, vLLM, memory that was too small, numbers that are none.
-    The process is not used again; another may do better."""
+    """A worker's compute libraries failed: CUDA, vLLM, out of memory, non-finite numbers. The process is not used
+    again; another may succeed."""
 
 
 class PayloadLostError(RunFailedError):
-    """What a worker made is gone with the machine that kept it. It must be made again."""
+    """A payload was lost with the machine that held it. It must be produced again."""
 
 
 @contextmanager
 def loading(what: str, *, remedy: str) -> Iterator[None]:
-    """What a library raises while it loads a model becomes an InputError: it has no common class, and the model is the
-    user's. What the memory does not hold is a RunFailedError.
+    """Turn a library's exceptions while it loads a model into InputError: they have no common class, and the model is
+    the user's. Running out of memory is a RunFailedError.
 
         with loading("the policy '/models/policy'", remedy="check its config.json"):
             ...
@@ -117,7 +117,7 @@ def loading(what: str, *, remedy: str) -> Iterator[None]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt word, or nothing.
+    """A hint for a misspelt word, or an empty string.
 
     >>> nearest("max_stalenes", ["max_staleness", "seed"])
     ' (did you mean `max_staleness`?)'
@@ -128,7 +128,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 class _Repr(Repr):
     def repr_str(self, x: str, level: int) -> str:
-        return super().repr_str(redacted(x), level)  # before it is cut: half a secret would not be known as one
+        return super().repr_str(redacted(x), level)  # redact before cutting: half a secret would not be recognised
 
 
 _repr = _Repr()
@@ -136,7 +136,7 @@ _repr.maxlevel, _repr.maxstring, _repr.maxother, _repr.maxdict = 2, 60, 60, 3
 
 
 def short(value: Any) -> str:
-    """What was got, in a line that fits a message however large the value is.
+    """The value in one short line, however large it is.
 
     >>> short(["a"] * 100)
     "['a', 'a', 'a', 'a', 'a', 'a', ...]"
@@ -148,7 +148,7 @@ def short(value: Any) -> str:
 
 
 def first_cause(group: BaseExceptionGroup[Exception]) -> Exception:
-    """The error that a person should see: the innermost first one of a task group's."""
+    """The error to show to a person: the innermost first one of a task group."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -4,13 +4,13 @@
                     ▲                               │
                     └──────── credits, weights ─────┘
 
-The stages share nothing but the ledger. Each says what it takes, what it waits for and what wakes it; none polls.
-The same page runs on small fakes in unit tests and on Ray actors in a run: see `Lanes`. Synchronous training is the
-same code with `target_staleness = 0` and `ledger.lockstep`.
+The stages share nothing but the ledger. Each docstring names what the stage takes, what it waits for and what wakes it;
+none polls. The same code runs on small fakes in unit tests and on Ray actors in a run (see `Lanes`). Synchronous
+training is the same code with `target_staleness = 0` and `ledger.lockstep`.
 
-`generate` and `label` run once for every lane of a pool. Lanes may join and leave meanwhile (solon.pipeline.pool). The
-loss of a worker does not end the run: what it held goes back to the ledger, and its lane is ready again when a
-replacement holds the current weights (solon.recovery.guard).
+`generate` and `label` run once for every lane of a pool. Lanes may join and leave during a run (solon.pipeline.pool).
+Losing a worker does not end the run: its work goes back to the ledger, and its lane is up again once a replacement
+holds the current weights (solon.recovery.guard).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from solon.records import Salvage, Span, StepReport, Weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lanes:
-    """The workers, and what else the stages use."""
+    """The workers of a run and the services that the stages use."""
 
     rollout: StagePool[RolloutLane]
     judges: StagePool[JudgeLane]
@@ -50,12 +50,12 @@ class Lanes:
     publication: Publication
     observer: Observer
     checkpoint: Callable[[int], Awaitable[None]] | None = None
-    """Called with the number of committed steps after each of them, before the next begins."""
+    """Called with the number of committed steps after each step, before the next one begins."""
     is_there: Callable[[PayloadRef], Awaitable[bool]] | None = None
-    """Whether a payload can still be read; None: payloads are never lost."""
+    """Whether a payload can still be read. None: payloads are never lost."""
     clock: Clock = field(default_factory=Clock)
     grace_s: float = 20.0
-    """Seconds that unfinished groups may take to end when the run is stopped."""
+    """Seconds that unfinished groups have to finish when the run is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class Publishing:
 
 
 async def run_loop(lanes: Lanes, *, steps: int, min_valid: int, stop: asyncio.Event, first: int = 0) -> int:
-    """Train batches `first` to `steps` - 1; returns how many are committed in all. Setting `stop` ends the run after
-    the current step.
+    """Train batches `first` to `steps` - 1; returns the total number of committed steps. Setting `stop` ends the run
+    after the current step.
 
     An error of a stage ends the run; a failed group or a lost worker does not.
     """
@@ -102,7 +102,7 @@ async def generate(lanes: Lanes, seat: Seat[RolloutLane]) -> None:
     async with asyncio.TaskGroup() as running:
         while room := await seat.room():
             grants = await lanes.ledger.reserve(room, holder=seat.lane.name, is_up=lambda: seat.takes_work)
-            if grants is None:  # it went down, or is to leave
+            if grants is None:  # the lane went down or is retiring
                 continue
             if not grants:
                 return
@@ -148,7 +148,7 @@ async def label(lanes: Lanes, min_valid: int, seat: Seat[JudgeLane]) -> None:
     async with asyncio.TaskGroup() as running:
         while room := await seat.room():
             work = await lanes.ledger.next_generated(room, holder=seat.lane.name, is_up=lambda: seat.takes_work)
-            if work is None:  # it went down, or is to leave
+            if work is None:  # the lane went down or is retiring
                 continue
             if not work:
                 return
@@ -171,7 +171,7 @@ async def _label_group(lanes: Lanes, min_valid: int, seat: Seat[JudgeLane], item
     finally:
         seat.give(1)
     if report.num_valid < min_valid:
-        # The same text would be judged the same way again, so another prompt takes its place.
+        # The same text would get the same labels again, so another prompt replaces it.
         causes = ", ".join(f"{status} {count}" for status, count in report.invalid_by_status)
         reason = f"fewer than {min_valid} rollouts with a valid label ({causes})"
         accepted = await lanes.ledger.drop(ordinal, attempt, reason)
@@ -197,7 +197,7 @@ async def learn(lanes: Lanes, steps: range, versions: asyncio.Queue[Publishing |
             lease = await leasing
             if lease is None:
                 break
-            # Requested while this step is trained, so that the next batch is there when it is committed.
+            # Requested while this step trains, so that the next batch is ready when the step is committed.
             leasing = asyncio.ensure_future(lanes.ledger.lease(committed + 1))
             try:
                 trained = await lanes.learner.step(lease)
@@ -227,7 +227,7 @@ async def _commit(
     versions: asyncio.Queue[Publishing | None],
 ) -> None:
     if not await lanes.ledger.commit(lease.step, lease.token):
-        raise RunFailedError(f"step {lease.step} was trained, but its lease had been given away")
+        raise RunFailedError(f"step {lease.step} was trained, but its lease was no longer valid")
     lanes.observer.stepped(lease, report)
     if lanes.checkpoint is not None:
         await lanes.checkpoint(lease.step + 1)
@@ -244,7 +244,7 @@ async def _give_back(lanes: Lanes, lease: Lease, error: PayloadLostError) -> Non
         if not all([await lanes.is_there(payload_ref) for payload_ref in payload_refs])
     ]
     await lanes.ledger.abort(lease.step, lease.token)
-    # All are there, and still the batch could not be read: then none of it is trusted.
+    # Every payload exists, yet the batch could not be read: trust none of it.
     await lanes.ledger.requeue(lanes.ledger.attempts(lost or lease.ordinals), str(error))
 
 
@@ -272,7 +272,7 @@ async def publish(lanes: Lanes, versions: asyncio.Queue[Publishing | None]) -> N
 async def _end(
     lanes: Lanes, publishing: asyncio.Task[None], pools: Sequence[asyncio.Task[None]], grace_s: float
 ) -> None:
-    """When the last version is published, what is still generated or labelled may take a little time to end."""
+    """Close the pools after the last version is published; unfinished groups have `grace_s` seconds to finish."""
     await asyncio.wait([publishing])
     lanes.rollout.close()
     lanes.judges.close()

@@ -1,7 +1,8 @@
-"""What the loop needs of workers, ledger and observer. On Ray these are thin proxies of actors; in unit tests fakes.
+"""The interfaces of workers, ledger and observer that the loop uses. On Ray they are thin proxies of actors; in unit
+tests they are fakes.
 
-A *payload reference* stands for a payload: on Ray a list with one ObjectRef, so that the payload itself moves
-straight from the worker that made it to the worker that needs it; in a unit test the record itself.
+A *payload reference* stands for a payload. On Ray it is a list with one ObjectRef, so that the payload moves directly
+from its producer to its consumer; in a unit test it is the record itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PayloadRef = Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """A group to generate: the grant and the prompt it is for."""
+    """A group to generate: its grant and its prompt."""
 
     grant: Grant
     prompt: Prompt
@@ -32,7 +33,7 @@ class GenerationReport:
     ordinal: int
     attempt: int
     head: int
-    """Oldest policy version in it."""
+    """Oldest policy version in the group."""
     num_tokens: int
     nbytes: int
     spans: tuple[Span, ...] = ()
@@ -61,35 +62,34 @@ class LabelReport:
 
 
 class Lane(Protocol):
-    """A worker of a pool, as the loop sees it: down while its process is replaced."""
+    """A worker of a pool, as the loop sees it; down while its process is being replaced."""
 
     name: str
     groups_at_once: int
-    """Groups that it holds at the same time."""
+    """Groups that it processes at the same time."""
 
     @property
     def is_up(self) -> bool:
-        """It is neither being replaced nor given up."""
+        """Whether it is neither being replaced nor given up."""
         ...
 
     async def ready(self) -> bool:
-        """Waits while it is being replaced. False: it is given up. Raises what ended the run with it."""
+        """Waits while it is being replaced. False: it was given up. Raises the error that ended the run."""
         ...
 
     def enlist(
         self, *, spare: Callable[[], bool], rejoin: Callable[[], Awaitable[None]], on_down: Callable[[], None]
     ) -> None:
-        """It belongs to a pool from now on. spare: whether the pool can do without it. rejoin: what a replacement waits
-        for before it is up. on_down: called when its process is lost."""
+        """Join a pool. spare: whether the pool can do without this lane. rejoin: awaited by a replacement before it is
+        up. on_down: called when the process is lost."""
         ...
 
     def watch(self) -> None:
-        """Begin to ask for heartbeats."""
+        """Start sending heartbeats."""
         ...
 
     async def retire(self) -> None:
-        """It leaves its pool for good: calls that it has not answered end with WorkerLeftError, and its process
-        ends."""
+        """Leave the pool permanently: unanswered calls end with WorkerLeftError, and the process ends."""
         ...
 
 
@@ -97,21 +97,21 @@ class RolloutLane(Lane, Protocol):
     """One engine that generates answers."""
 
     def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport | Salvage, PayloadRef]]:
-        """Groups as they are finished, in any order; from time to time, without a payload, the tokens that a group has
-        gained since the last time. Raises WorkerLostError: the rest will not come."""
+        """Yields groups as they finish, in any order, and now and then, without a payload, the tokens that a group
+        gained since the last report. Raises WorkerLostError when the remaining groups are lost."""
         ...
 
     async def load_weights(self, weights: PayloadRef) -> LoadReceipt:
-        """Take over a new policy version between two decoding steps. Raises WorkerLostError."""
+        """Load a new policy version between two decoding steps. Raises WorkerLostError."""
         ...
 
     @property
     def incarnation(self) -> int:
-        """How many processes hosted it before the present one."""
+        """Number of earlier processes that hosted this engine."""
         ...
 
     def lost(self, error: WorkerLostError, incarnation: int) -> None:
-        """That process did not answer: it is to be replaced."""
+        """Report that this process did not answer and must be replaced."""
         ...
 
 
@@ -119,7 +119,7 @@ class JudgeLane(Lane, Protocol):
     """One feedback model that labels."""
 
     async def label(self, work: Work) -> tuple[LabelReport, PayloadRef]:
-        """Raises WorkerLostError when it is gone, PayloadLostError when the group is."""
+        """Raises WorkerLostError when the worker is lost, PayloadLostError when the group is."""
         ...
 
 
@@ -129,9 +129,9 @@ class Learner(Protocol):
     name: str
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]:
-        """One optimiser step: its report, the new weights without their payload, and a reference to all of them.
+        """One optimiser step: its report, the new weights without their payload, and a reference to the full weights.
 
-        Raises PayloadLostError when a group of the batch cannot be read any more.
+        Raises PayloadLostError when a group of the batch can no longer be read.
         """
         ...
 
@@ -162,7 +162,7 @@ class LedgerPort(Protocol):
 
 
 class Observer(Protocol):
-    """Receives everything that happens; writes files, draws the live view. Must not block."""
+    """Receives every event of the run; writes files and draws the live view. Must not block."""
 
     def generated(self, report: GenerationReport, payload_ref: PayloadRef) -> None: ...
     def labelled(self, report: LabelReport, payload_ref: PayloadRef) -> None: ...

@@ -1,4 +1,4 @@
-"""What crosses process borders: frozen records, numpy payloads, no torch and no Ray.
+"""The records that cross process borders: frozen, with numpy payloads, without torch or Ray.
 
 Shapes: G rollouts of a group, T token positions of one rollout.
 """
@@ -15,7 +15,7 @@ from solon.verdicts import Status, Task, Verdict
 
 FinishReason = Literal["stop", "length", "abort"]
 LEAST_TEMPERATURE = 0.01
-"""Below it rounding decides what is sampled, and engines go over to the likeliest token."""
+"""Below this, rounding decides what is sampled, and engines switch to the most likely token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A conversation that ends with a user turn, waiting for an answer."""
+    """A conversation that ends with a user turn and has no answer yet."""
 
     prompt_id: str
     """Stable across runs: a digest of the messages."""
@@ -38,17 +38,17 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """Which tokens may be sampled at a position. They follow from its logits and its place in the answer alone, so the
-    learner applies the same ones: the policy that is trained is the filtered one."""
+    """Which tokens may be sampled at a position. This depends only on the logits and the position in the answer, so the
+    learner applies the same filters: the trained policy is the filtered one."""
 
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     min_tokens: int = 0
-    """So many tokens come before one that ends the answer."""
+    """Number of tokens before a token may end the answer."""
 
     def __bool__(self) -> bool:
-        """Whether any token is ever left out."""
+        """Whether any token is ever excluded."""
         return self != NO_FILTERS
 
 
@@ -57,7 +57,7 @@ NO_FILTERS = Filters()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How rollouts are drawn."""
+    """How rollouts are sampled."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -65,7 +65,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     """Strings that end an answer."""
     stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end an answer, besides the model's own."""
+    """Tokens that end an answer, in addition to the model's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,21 +78,21 @@ class Rollout:
     """Run-length policy versions, `((3, 10), (4, 2))`: ten tokens by version 3, then two by version 4."""
     finish_reason: FinishReason
     text: str
-    """The answer decoded without special tokens, for judges and people; never tokenised again for training. A thought
-    that it began with and a stop string that it ended with are left out."""
+    """The answer decoded without special tokens, for judges and people; never tokenised again for training. A leading
+    thought and a trailing stop string are removed."""
     thought: str = ""
-    """What a thinking model thought before the answer."""
+    """The thought of a thinking model before its answer."""
     is_cut: bool = False
-    """The answer ended at the length limit, or inside of a thought: judges are told."""
+    """The answer ended at the length limit or inside a thought; judges are told."""
 
     @property
     def head(self) -> int:
-        """Oldest policy version in it."""
+        """Oldest policy version in the rollout."""
         return min(version for version, _ in self.segments)
 
     @property
     def tail(self) -> int:
-        """Youngest policy version in it."""
+        """Youngest policy version in the rollout."""
         return max(version for version, _ in self.segments)
 
     def versions_T(self) -> NDArray[np.int32]:
@@ -111,37 +111,37 @@ class Group:
     prompt_token_ids: NDArray[np.int32]
     rollouts: tuple[Rollout, ...]
     shown: tuple[Message, ...] = ()
-    """The conversation as the policy saw it, where its chat template cut thoughts out of old answers; empty: the
+    """The conversation as the policy saw it, if its chat template removed thoughts from earlier answers; empty: the
     prompt's messages."""
 
     @property
     def conversation(self) -> tuple[Message, ...]:
-        """What the policy saw."""
+        """The conversation as the policy saw it."""
         return self.shown or self.prompt.messages
 
     @property
     def head(self) -> int:
-        """Oldest policy version in it."""
+        """Oldest policy version in the group."""
         return min(r.head for r in self.rollouts)
 
     @property
     def tail(self) -> int:
-        """Youngest policy version in it."""
+        """Youngest policy version in the group."""
         return max(r.tail for r in self.rollouts)
 
     @property
     def num_tokens(self) -> int:
-        """Generated tokens, all rollouts together."""
+        """Generated tokens of all rollouts."""
         return sum(len(r.token_ids) for r in self.rollouts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Salvage:
-    """What the answers of a group that is still being generated have gained since the part before: another engine can
-    continue from all parts together.
+    """The tokens that the answers of an unfinished group gained since the last report. Another engine can continue from
+    all reports of a group.
 
-    The tokens keep the log-probs and versions of the engine that sampled them, so what follows is as legitimate as
-    generation across a change of weights.
+    The tokens keep the log-probs and versions of the engine that sampled them, so continuing them is as legitimate as
+    generating across a change of weights.
     """
 
     ordinal: int
@@ -149,18 +149,18 @@ class Salvage:
     token_ids: NDArray[np.int32]  # [N], new tokens of all answers, one answer after the other
     logprobs: NDArray[np.float32]  # [N]
     segments: tuple[tuple[tuple[int, int], ...], ...]
-    """[G]. Policy versions of each answer's new tokens, and so how many there are; (): none."""
+    """[G]. Run-length policy versions of each answer's new tokens, which also give their number; (): none."""
     finish_reasons: tuple[FinishReason, ...]
-    """[G]. "abort": to be continued."""
+    """[G]. "abort": the answer is to be continued."""
 
     @property
     def head(self) -> int:
-        """Oldest policy version in it."""
+        """Oldest policy version in the tokens."""
         return min(version for segments in self.segments for version, _ in segments)
 
     @property
     def num_tokens(self) -> int:
-        """New tokens of all answers."""
+        """Number of new tokens of all answers."""
         return len(self.token_ids)
 
 
@@ -181,23 +181,23 @@ class Label:
 
     @property
     def status(self) -> Status:
-        """Of the verdict."""
+        """Status of the verdict."""
         return self.verdict.status
 
     @property
     def margin(self) -> float | None:
-        """Of the verdict; None unless its status is valid."""
+        """Margin of the verdict; None unless its status is valid."""
         return self.verdict.margin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
-    """What the judges said about a group, and the reward that follows from it."""
+    """The judges' labels of a group and the rewards that follow from them."""
 
     ordinal: int
     attempt: int
     rewards_G: tuple[float | None, ...]
-    """None: no valid label, the rollout must not be trained."""
+    """None: no valid label; the rollout must not be trained."""
     labels: tuple[Label, ...]
 
     @property
@@ -208,7 +208,7 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingGroup:
-    """A generated group together with its feedback: what the learner takes."""
+    """A generated group with its feedback: the learner's input."""
 
     group: Group
     feedback: Feedback
@@ -216,7 +216,7 @@ class TrainingGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Work that kept one lane busy. Times are `time.time()` seconds, comparable on one host."""
+    """A period in which one lane was busy. Times are `time.time()` seconds, comparable on one host."""
 
     lane: Literal["generate", "label", "learn", "publish"]
     worker: str
@@ -227,7 +227,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A policy version on its way to the engines: a safetensors file in memory, and what attests it."""
+    """A policy version on its way to the engines: a safetensors file in memory, and the evidence that attests it."""
 
     version: int
     payload: NDArray[np.uint8]
@@ -239,30 +239,30 @@ class Weights:
     """The learner's log p(token t | tokens < t) for t >= 1 of every canary sequence, at temperature 1, of exactly
     these bytes, computed in float32."""
     canary_noise: float = 0.0
-    """What computing in 16 bits alone changes: mean difference in nats between the learner's own canary log-probs in
-    16 bits and those in float32."""
+    """Effect of 16-bit arithmetic alone: mean difference in nats between the learner's canary log-probs in 16 bits and
+    in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightCheck:
-    """What an engine found when it compared the tensors that it computes with to those that were sent."""
+    """Result of an engine's comparison between its live tensors and the published ones."""
 
     dtype: str = "float32"
-    """What it really computes in: `float32`, `bfloat16` or `float16`."""
+    """The type it actually computes in: `float32`, `bfloat16` or `float16`."""
     compared: int = 0
-    """Live tensors that were compared value by value; 0: this engine cannot."""
+    """Live tensors compared value by value; 0: this engine cannot compare."""
     stale: tuple[str, ...] = ()
-    """Those that hold something else than what was sent."""
+    """Tensors that differ from the published ones."""
     unknown: tuple[str, ...] = ()
-    """Those that were not compared, most of them for a layout that is not understood."""
+    """Tensors that were not compared, mostly because their layout is unknown."""
     uncompared: tuple[str, ...] = ()
-    """Those of `unknown` whose layout is understood: nothing was sent by the names of what they are made of, or they
-    are gone from the model."""
+    """Those of `unknown` whose layout is known, but whose source tensors were not published or which are missing from
+    the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReceipt:
-    """An engine's answer to new weights: what it received, what it now holds, what it now computes."""
+    """An engine's answer to new weights: what it received, what it now holds and what it now computes."""
 
     engine: str
     version: int
@@ -272,35 +272,35 @@ class LoadReceipt:
     """Digest of the live parameters in the engine's own layout."""
     canary_logprobs: tuple[tuple[float, ...], ...]
     pause_s: float
-    """How long generation stood still."""
+    """Seconds for which generation paused."""
     check: WeightCheck = WeightCheck()
     max_gap: float = 0.0
-    """Largest difference in nats of a canary log-prob from the learner's; known once it is attested."""
+    """Largest canary log-prob difference from the learner in nats; set at attestation."""
     mean_gap: float = 0.0
     """Mean of those differences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedGroup:
-    """What a group came to in the step that trained it."""
+    """Result of a group in the step that trained it."""
 
     ordinal: int
     attempt: int
     rewards_G: tuple[float | None, ...]
-    """As the judges gave them; None: no valid label."""
+    """Rewards from the judges; None: no valid label."""
     advantages_G: tuple[float | None, ...]
-    """Mean over the tokens that the policy loss weighed; None: none of the rollout was trained."""
+    """Mean over the tokens in the policy loss; None: no token of the rollout was trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one committed optimiser update says about itself; keys are `learn/what/stat`."""
+    """Report of one committed optimiser update; keys are `learn/what/stat`."""
 
     step: int
     metrics: dict[str, float]
     spans: tuple[Span, ...] = field(default=())
     groups: tuple[TrainedGroup, ...] = ()
-    """What the step trained, in the order of the ordinals."""
+    """The trained groups, in the order of their ordinals."""
     moved: bool = True
-    """False: every gradient was zero (all rewards equal, say), no optimiser step was taken, and the policy is the same
-    as before."""
+    """False: every gradient was zero (all rewards equal, for example), no optimiser step was taken, and the policy did
+    not change."""

@@ -1,10 +1,10 @@
-"""When an engine counts as running what the learner sent. Bytes first: they are exact. Then numbers, for what bytes
-cannot show: an engine that computes something else with the right weights.
+"""Decides whether an engine runs the published weights. Bytes are compared first, since they are exact; then canary
+log-probs, which reveal an engine that computes a different function with the right weights.
 
-In float32 learner and engine agree to 1e-4 nats, and the largest canary difference is judged. In 16 bits rounding
-alone moves single log-probs by up to a nat, as much as a stale layer does, and how much depends on the model. So the
-learner computes its canaries twice, in float32 and in 16 bits: the mean difference is the noise of this model with
-these weights, and the mean difference of an honest engine from the float32 values is as large.
+In float32 learner and engine agree to 1e-4 nats, and the largest canary difference is judged. In 16 bits, rounding
+alone moves single log-probs by up to a nat, as much as a stale layer does, and the amount depends on the model. So the
+learner computes its canaries twice, in float32 and in 16 bits. Their mean difference is the noise of this model with
+these weights, and the mean difference of an honest engine from the float32 values is equally large.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from solon.records import LoadReceipt, Weights
 FLOAT32_TOLERANCE = 2e-3
 """Largest canary difference in float32, nats."""
 NOISE_RATIO = 3.0
-"""Mean canary difference in 16 bits over the learner's own rounding noise. Over ten architectures, 200,000 publications
-resampled from measured differences of each, the largest was 2.5 and the median 0.95; `benchmarks/attestation.py`
-measures it again."""
+"""Mean canary difference in 16 bits, divided by the learner's own rounding noise. Over ten architectures, with 200,000
+publications resampled from measured differences of each, the maximum was 2.5 and the median 0.95;
+`benchmarks/attestation.py` repeats the measurement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ def attest(
     tolerance: float = 0.0,
     noise_ratio: float = NOISE_RATIO,
 ) -> LoadReceipt:
-    """The receipt with its canary gaps, when the engine runs what was sent. Raises AttestationError when it does not.
+    """The receipt with its canary gaps. Raises AttestationError when the engine does not run the published weights.
 
-    `last_checksum`: of what the engine held before, if that was something else; judged only where the engine cannot
-    compare tensors. `tolerance`: largest gap in nats, 0: the automatic rule.
+    `last_checksum`: checksum of the engine's previous weights, if they differed; used only if the engine cannot
+    compare tensors. `tolerance`: largest gap in nats; 0: the automatic rule.
     """
     who = f"engine {receipt.engine} after publishing version {manifest.version}"
     if receipt.version != manifest.version:
@@ -79,7 +79,7 @@ def canary_gap(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]
 
 
 def _excess(manifest: Weights, receipt: LoadReceipt, gap: Gap, tolerance: float, noise_ratio: float) -> str:
-    """By how much the gap is too large, for people; empty when it is not."""
+    """A description of how far the gap exceeds the limit; empty when it does not."""
     dtype = receipt.check.dtype
     if tolerance or dtype == "float32":
         allowed = tolerance or FLOAT32_TOLERANCE
@@ -109,7 +109,7 @@ def _stale(receipt: LoadReceipt) -> str:
 
 
 def _uncompared(receipt: LoadReceipt) -> str:
-    """Why bytes do not say that weights arrived, in an engine that can compare them; empty when they do."""
+    """Why an engine that can compare tensors could not confirm the weights by bytes; empty when it could."""
     check = receipt.check
     total = check.compared + len(check.unknown)
     if check.uncompared:

@@ -1,10 +1,10 @@
 """Pools: lanes that do the same work, whose number may change while the loop runs.
 
     await pool.add(lane)                        # returns when the lane holds the current weights and takes work
-    await pool.remove("rollout-1", within_s=60) # returns when it has finished or handed back its work, and has ended
+    await pool.remove("rollout-1", within_s=60) # returns when it has finished or returned its work, and has ended
 
-A pool owns its lanes, the stage task of each and, through them, their guards. Who decides how many lanes there are
-calls these two methods; the loop needs no other change.
+A pool owns its lanes, the stage task of each lane and, through the lanes, their guards. Scaling code calls these two
+methods; the loop needs no other change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Seat(Generic[L_co]):
         self._changed.set()
         self._is_leaving = False
         self.task: asyncio.Task[None] | None = None
-        """Its stage, while the loop runs."""
+        """The lane's stage task, while the loop runs."""
 
     @property
     def lane(self) -> L_co:
@@ -39,39 +39,39 @@ class Seat(Generic[L_co]):
 
     @property
     def takes_work(self) -> bool:
-        """It is up and does not leave."""
+        """Whether the lane is up and not leaving."""
         return self._lane.is_up and not self._is_leaving
 
     @property
     def is_active(self) -> bool:
-        """It takes work, or will again once it is replaced."""
+        """Whether the lane takes work, or will again once it is replaced."""
         return not self._is_leaving and (self.task is None or not self.task.done())
 
     @property
     def num_held(self) -> int:
-        """Groups that it has and has not finished."""
+        """Number of groups that the lane has and has not finished."""
         return self._lane.groups_at_once - self._free
 
     async def room(self) -> int:
-        """How many more groups it may take. Waits for a free place, and for the lane while it is being replaced. 0: it
-        takes no more, for it leaves or was given up. Raises what ended the run with it."""
+        """How many more groups it may take. Waits for a free place, and while the lane is being replaced. 0: it takes
+        no more, because it is leaving or was given up. Raises the error that ended the run."""
         await self._changed.wait()
         if self._is_leaving or not await self._lane.ready():
             return 0
         return 0 if self._is_leaving else self._free
 
     def take(self, groups: int) -> None:
-        """It was given so many groups."""
+        """Count groups given to the lane."""
         self._free -= groups
         self._look()
 
     def give(self, groups: int) -> None:
-        """It has finished so many groups, or lost them."""
+        """Count groups that the lane finished or lost."""
         self._free += groups
         self._look()
 
     def leave(self) -> None:
-        """It takes no more."""
+        """Take no more work."""
         self._is_leaving = True
         self._look()
 
@@ -83,23 +83,23 @@ class Seat(Generic[L_co]):
 
 
 class Entry(Protocol[L_contra]):
-    """What a lane must pass before it takes work: `solon.pipeline.publication.Publication` for rollout engines."""
+    """The check before a lane takes work: `solon.pipeline.publication.Publication` for rollout engines."""
 
     async def join(self, lane: L_contra, /) -> None:
-        """Let it in, or in again after a loss. Raises what keeps it out."""
+        """Admit the lane, at first or after a loss. Raises the reason for refusing it."""
         ...
 
     def leave(self, lane: L_contra, /) -> None:
-        """It is being replaced."""
+        """The lane is being replaced."""
         ...
 
     def dismiss(self, lane: L_contra, /) -> None:
-        """It does not come back."""
+        """The lane does not come back."""
         ...
 
 
 class StagePool(Protocol[L_co]):
-    """What the loop needs of a pool."""
+    """A pool, as the loop sees it."""
 
     async def run(
         self,
@@ -118,10 +118,10 @@ class StagePool(Protocol[L_co]):
 
 
 class Pool(Collection[L]):
-    """Iterating yields the lanes that are in it at that moment."""
+    """Iterating yields the lanes in the pool at that moment."""
 
     def __init__(self, lanes: Iterable[L], *, entry: Entry[L] | None = None) -> None:
-        """lanes: those that the run starts with; who starts them brings them through the entry."""
+        """lanes: the initial lanes; their creator has already passed them through the entry."""
         self.entry = entry
         self._seats: dict[str, Seat[L]] = {}
         self._joining: set[str] = set()
@@ -145,8 +145,8 @@ class Pool(Collection[L]):
     async def add(self, lane: L) -> None:
         """Let a lane whose process has started join. Returns when it takes work.
 
-        Raises what kept it out (WorkerLostError, AttestationError); its process has ended then, and the pool is as it
-        was. Raises ValueError when there is a lane of this name.
+        Raises the reason for refusing it (WorkerLostError, AttestationError); its process has then ended, and the pool
+        is unchanged. Raises ValueError when a lane of this name exists.
         """
         if lane.name in self._seats or lane.name in self._joining:
             raise ValueError(f"the pool has a lane named {lane.name}; give the new one another name")
@@ -166,10 +166,10 @@ class Pool(Collection[L]):
         self._emit("lane_joined", worker=lane.name)
 
     async def remove(self, name: str, *, within_s: float = 60.0) -> int:
-        """Drain a lane: it takes no new work and ends when it has finished what it holds, or after `within_s`.
+        """Drain a lane: it takes no new work and ends when its work is finished, or after `within_s`.
 
-        Returns how many groups it handed back unfinished: other lanes continue them, from the tokens that were saved.
-        Raises ValueError when there is no such lane, or no other to do the work.
+        Returns the number of groups that it returned unfinished: other lanes continue them from the saved tokens.
+        Raises ValueError when there is no such lane or no other lane to do the work.
         """
         seat = self._seats.get(name)
         if seat is None:
@@ -178,7 +178,7 @@ class Pool(Collection[L]):
             raise ValueError(f"{name} is the last lane of its pool; add another one first")
         seat.leave()
         self._wake()
-        # A lane that is being replaced holds nothing: there is nothing to wait for.
+        # A lane that is being replaced holds no work: there is nothing to wait for.
         if seat.task is not None and seat.lane.is_up:
             await asyncio.wait({seat.task}, timeout=within_s)
         returned = seat.num_held
@@ -199,8 +199,8 @@ class Pool(Collection[L]):
         wake: Callable[[], None],
         emit: Callable[..., None],
     ) -> None:
-        """Run `stage(seat)` for every lane, also for those that join later. Returns when `close` was called and all
-        stages have ended. name: of the stage. wake: makes the lanes that wait for work look again."""
+        """Run `stage(seat)` for every lane, including those that join later. Returns when `close` was called and all
+        stages have ended. name: of the stage. wake: makes lanes that wait for work check again."""
 
         def begin(seat: Seat[L]) -> None:
             if not self._closed.is_set():

@@ -1,6 +1,6 @@
-"""Every prompt rendered and measured before a run starts, by the tokenizer of the policy, in processes of its own.
+"""Renders and measures every prompt before a run starts, with the policy's tokenizer, in separate processes.
 
-The answers are kept in the user's cache, by a digest of the conversations, the tokenizer and the sources that decide
+The results are cached for the user under a digest of the conversations, the tokenizer and the sources that determine
 them: `solon train` after `solon check` renders nothing again.
 """
 
@@ -32,15 +32,15 @@ Name = Callable[[int], str]
 PROMPTS_PER_PROCESS = 5_000
 MOST_PROCESSES = 16
 DEADLINE_S = 20.0
-"""For one prompt: real templates take a millisecond."""
+"""Time for one prompt; real templates take a millisecond."""
 CHARACTERS_PER_S = 50_000
-"""A prompt has one second more for so many."""
+"""A prompt gets one more second for this many characters."""
 MANY = 50_000
-"""So many take long enough to say that they are rendered."""
+"""Number of prompts from which rendering takes long enough to be announced."""
 MEMORY_BYTES = 2 << 30
-"""That one process may fill after it has loaded the tokenizer, at most."""
+"""Most memory that one process may use after it has loaded the tokenizer."""
 MOST_KEPT = 100
-"""Answers of so many files and models are kept in the cache."""
+"""Number of results, each for one file and model, that the cache keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,34 +50,34 @@ class Screening:
     model: str
     """Directory or hub name of the policy."""
     room: int
-    """Tokens that a prompt may have."""
+    """Most tokens of a prompt."""
     cuts: bool = False
-    """Cut what is longer."""
+    """Cut longer prompts."""
     trust_remote_code: bool = False
     chat: ChatSettings = field(default_factory=ChatSettings)
-    """How the engines of the run are talked to; their options hold it."""
+    """Chat settings of the run's engines, from their options."""
     fetch: bool = False
     """Fetch the tokenizer of a hub name that is not on this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What was found of one conversation."""
+    """Result of screening one conversation."""
 
     tokens: int = 0
-    """Before it was cut."""
+    """Tokens before cutting."""
     refused: str = ""
-    """Why the template does not take it, or the model its tokens."""
+    """Why the template refuses it, or the model its tokens."""
     is_beyond: bool = False
-    """It holds tokens that the model's embedding lacks."""
+    """It contains tokens that the model's embedding lacks."""
     is_overlong: bool = False
     characters: int = 0
-    """Of a prompt with more characters than any tokens in the room have: it was not rendered, `tokens` is 0."""
+    """Set for a prompt with more characters than the room's tokens can have: it was not rendered, `tokens` is 0."""
     cut: tuple[Message, ...] | None = None
-    """What fits of it."""
+    """The part of it that fits."""
 
     def excess(self, room: int) -> str:
-        """Why an overlong one is."""
+        """Why the prompt is too long."""
         if self.characters:
             return f"has {self.characters:,} characters, more than {room} tokens can hold"
         return f"has {self.tokens} tokens, {room} fit"
@@ -94,11 +94,11 @@ def screen(
     say: Callable[[str], None] | None = None,
     name: Name = lambda number: f"prompt number {number + 1}",
 ) -> list[Outcome] | None:
-    """An outcome for each; None when the tokenizer is that of a hub name and cannot be had here. say: is told when it
-    takes long. name: of a conversation by its index, for messages.
+    """An outcome for each conversation; None when the tokenizer is that of a hub name and is not available here. say:
+    called when rendering takes long. name: names a conversation by its index, for messages.
 
-    Raises InputError when the tokenizer cannot be loaded, or its template takes no prompt, shows none, or does not come
-    to an end.
+    Raises InputError when the tokenizer cannot be loaded, or its template refuses or ignores every prompt, or does not
+    finish.
     """
     directory = local_directory(how.model)
     if directory is None and not how.fetch:
@@ -115,7 +115,7 @@ def screen(
         except NotLoadedError:
             if Path(how.model).is_dir():
                 raise
-            return None  # half a snapshot, or no network: the machines of the engines may have it
+            return None  # half a snapshot or no network: the machines of the engines may have it
         except OSError as error:
             raise InputError(
                 f"the prompts cannot be rendered: {error}; free space in {tempfile.gettempdir()}"
@@ -151,13 +151,13 @@ def _run_all(
 
 
 def _run(part: Sequence[tuple[Message, ...]], job: dict[str, Any], files: Path, name: Name) -> list[Any]:
-    """The answers of one process. Raises InputError."""
+    """The results of one process. Raises InputError."""
     names = {kind: files.with_suffix(f".{kind}") for kind in ("conversations", "answers", "place")}
     names["conversations"].write_text("".join(_line(messages) for messages in part), encoding="utf-8")
     description = files.with_suffix(".job")
     description.write_text(json.dumps(job | {kind: str(path) for kind, path in names.items()}), encoding="utf-8")
     ending = wait(_start(description), names["place"], lambda number: _allowed_s(part[number]))
-    # Whoever was ended may have left half a line.
+    # A killed process may have left half a line.
     lines = names["answers"].read_text().split("\n")[:-1] if names["answers"].exists() else []
     if len(lines) == len(part) and not ending.late_s and not lines[-1].startswith('{"full"'):
         return [json.loads(line) for line in lines]
@@ -168,14 +168,14 @@ def _run(part: Sequence[tuple[Message, ...]], job: dict[str, Any], files: Path, 
         reason = ending.said or (f"nothing after {ending.late_s:g} s" if ending.late_s else "its process died")
         raise InputError(f"policy model {job['model']}: its tokenizer cannot be loaded: {reason}")
     if ending.late_s:
-        what = f"did not come to an end within {ending.late_s:g} s"
+        what = f"did not finish within {ending.late_s:g} s"
     elif lines and lines[-1].startswith('{"full"'):
         what = f"takes more memory than {job['memory_bytes'] / (1 << 30):.2g} GiB"
     else:
         what = f"ended the process that rendered it ({ending.said or 'no message'})"
     raise InputError(
         f"policy model {job['model']}: its chat template {what} for {name(ending.number)}, a prompt of "
-        f"{_characters(part[ending.number]):,} characters; mend or replace the template, or shorten that prompt"
+        f"{_characters(part[ending.number]):,} characters; fix or replace the template, or shorten that prompt"
     )
 
 
@@ -188,15 +188,15 @@ def _characters(messages: tuple[Message, ...]) -> int:
 
 
 def _refuse_useless_template(answers: Sequence[Any], how: Screening) -> None:
-    """Raises InputError when no prompt can be what is wrong."""
-    remedy = "mend it, or name a file with another one in the setting chat_template"
+    """Raises InputError when the template fails for every prompt."""
+    remedy = "fix it, or name a file with another one in the setting chat_template"
     policy = f"policy model {how.model}: its chat template"
     if not answers or not all(isinstance(answer, dict) for answer in answers):
         return
     if all("broken" in answer for answer in answers):
         raise InputError(f"{policy} {answers[0]['broken']}; {remedy}")
     if all("unshown" in answer for answer in answers):
-        raise InputError(f"{policy} writes the same whatever the user's last turn says; {remedy}")
+        raise InputError(f"{policy} renders the same text for every last turn of the user; {remedy}")
 
 
 def _start(job: Path) -> subprocess.Popen[str]:
@@ -229,7 +229,7 @@ def _outcome(answer: Any) -> Outcome:
 
 
 def _rows(directory: Path) -> int | None:
-    """Rows of the embedding; None where the files do not say."""
+    """Rows of the embedding; None when the files do not say."""
     try:
         return read_facts(directory).rows
     except InputError:
@@ -245,14 +245,14 @@ def _line(messages: Iterable[Message]) -> str:
 
 
 class _Kept:
-    """Answers in the user's cache. A cache that cannot be used costs time, nothing else."""
+    """Results in the user's cache. A cache that cannot be used only costs time."""
 
     def __init__(
         self, conversations: Sequence[tuple[Message, ...]], how: Screening, directory: Path, rows: int | None
     ) -> None:
         digest = hashlib.sha256(json.dumps([how.room, how.cuts, rows, len(conversations), _chat(how)]).encode())
         if how.chat.chat_template:
-            with contextlib.suppress(OSError):  # whoever renders says that it cannot be read
+            with contextlib.suppress(OSError):  # the rendering process reports that it cannot be read
                 digest.update(Path(how.chat.chat_template).read_bytes())
         digest.update(tokenizer_digest(directory).encode())
         for package in ("transformers", "tokenizers"):

@@ -1,10 +1,10 @@
-"""Publication of a policy version: a transaction that ends in proof that every engine runs it.
+"""Publication of a policy version: a transaction that ends with proof that every engine runs it.
 
-    await publication.publish(manifest, payload_ref)     # rolls over the engines; raises AttestationError
+    await publication.publish(manifest, payload_ref)     # one engine after another; raises AttestationError
 
-A silent failure to load (a repacked layer left behind, an adapter pushed empty) looks like staleness for weeks.
-So after every load three things are compared: the fingerprint of what arrived, every tensor that the engine now
-computes with, and the log-probs of canary sequences against the learner's own; `solon.pipeline.attestation` says how.
+A silent failure to load (a stale repacked layer, an empty adapter) looks like staleness for weeks. So three things are
+compared after every load: the fingerprint of the received bytes, every live tensor of the engine, and the log-probs of
+canary sequences against the learner's own; see `solon.pipeline.attestation`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from solon.records import LoadReceipt, Weights
 
 
 class PublishConfig(BaseModel):
-    """What counts as attested."""
+    """When an engine counts as attested."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     logprob_tolerance: float = Field(0.0, ge=0)
-    """Largest canary log-prob difference between learner and engine, nats. 0, automatic: it may be 2e-3 where the
-    engine computes in float32. In 16 bits the mean difference is judged, by `noise_ratio`."""
+    """Largest canary log-prob difference between learner and engine, nats. 0, automatic: 2e-3 for an engine that
+    computes in float32. In 16 bits the mean difference is judged, by `noise_ratio`."""
     noise_ratio: float = Field(NOISE_RATIO, gt=1)
-    """16 bits: the mean canary difference may be so many times what rounding alone does to the learner's own canaries;
-    honest engines were seen between 0.7 and 2.5 times. Stale tensors are found by their values, whatever this is."""
+    """16 bits: largest ratio of the mean canary difference to the rounding noise of the learner's own canaries; honest
+    engines were measured between 0.7 and 2.5. Stale tensors are found by their values, independent of this setting."""
     timeout_s: float = Field(300, gt=0)
-    """An engine that has not taken the weights by then is replaced."""
+    """An engine that has not loaded the weights in this time is replaced."""
 
 
 class Publishable(Protocol):
-    """An engine that can take new weights."""
+    """An engine that can load new weights."""
 
     name: str
 
@@ -46,23 +46,24 @@ class Publishable(Protocol):
 
     @property
     def incarnation(self) -> int:
-        """Which of the processes that hosted it is meant."""
+        """Number of earlier processes that hosted this engine."""
         ...
 
     def lost(self, error: WorkerLostError, incarnation: int) -> None:
-        """That process did not answer: it is to be replaced, and joins again when it holds the current weights."""
+        """Report that this process did not answer: it is replaced, and joins again once it holds the current
+        weights."""
         ...
 
     async def ready(self) -> bool:
-        """Waits while it is being replaced. False: it never will be. Raises what ended the run with it."""
+        """Waits while it is being replaced. False: it was given up. Raises the error that ended the run."""
         ...
 
 
 class Publication:
-    """Publishes to all engines, one after another, so that generation never stops on all of them at once.
+    """Publishes to one engine after another, so that generation never stops on all of them at once.
 
-    Remembers fingerprint and checksums of the last version: an update that changes nothing is an error too. An engine
-    that dies or does not answer is left out, not waited for; `join` lets its successor in again.
+    Keeps fingerprint and checksums of the last version: an update that changes nothing is an error too. An engine that
+    dies or does not answer is skipped; its replacement is admitted by `join`.
     """
 
     def __init__(
@@ -75,13 +76,13 @@ class Publication:
         renewal_s: float = 600.0,
         clock: Clock | None = None,
     ) -> None:
-        """`initial`: what the engines are to hold first; `attested`: versions attested before, in a resumed run;
-        `renewal_s`: how long to wait for a new learner when the weights were lost with the old one;
-        `clock`: what deadlines are measured with."""
+        """`initial`: the weights that the engines must hold first; `attested`: versions attested before, in a resumed
+        run; `renewal_s`: how long to wait for a new learner when the weights were lost with the old one; `clock`:
+        measures deadlines."""
         self._engines = list(engines)
-        """All that belong to the run, those that are being replaced included."""
+        """All engines of the run, including those being replaced."""
         self._members = list(self._engines)
-        """Those that are to hold the current weights."""
+        """Engines that must hold the current weights."""
         self._settings = settings
         self._fingerprint = initial.fingerprint
         self._checksums: dict[str, str] = {}
@@ -98,7 +99,7 @@ class Publication:
     async def verify(self, manifest: Weights, payload_ref: PayloadRef) -> None:
         """Load the learner's initial weights everywhere: proof that learner and engines start from one model.
 
-        Not counted as a publication. An engine that is lost on the way joins again. Raises AttestationError.
+        Not counted as a publication. An engine lost meanwhile joins again. Raises AttestationError.
         """
         async with self._turn:
             self._current = manifest, payload_ref
@@ -107,8 +108,8 @@ class Publication:
     async def publish(self, manifest: Weights, payload_ref: PayloadRef, *, moved: bool = True) -> list[LoadReceipt]:
         """Load and attest `manifest.version` everywhere. Raises AttestationError naming engine and cause.
 
-        `moved=False`: the learner says that no gradient moved the policy, so the same bytes are no error. When every
-        engine was lost, waits until one of their successors has joined with this version.
+        `moved=False`: no gradient moved the policy, so identical bytes are no error. When every engine was lost, waits
+        until a replacement has joined with this version.
         """
         async with self._turn:
             if moved and manifest.fingerprint == self._fingerprint:
@@ -123,7 +124,7 @@ class Publication:
             return receipts
 
     async def join(self, engine: Publishable) -> None:
-        """Let an engine in, or in again, once it holds the current weights. Raises what loading them raises."""
+        """Admit an engine, at first or after a loss, once it holds the current weights. Raises any loading error."""
         async with self._turn:
             if self._current is not None:
                 self._checksums.pop(engine.name, None)
@@ -134,19 +135,19 @@ class Publication:
             self._joined.notify_all()
 
     def leave(self, engine: Publishable) -> None:
-        """It is being replaced: it gets no new weights until it joins again."""
+        """The engine is being replaced: it gets no new weights until it joins again."""
         if engine in self._members:
             self._members.remove(engine)
 
     def dismiss(self, engine: Publishable) -> None:
-        """It has left the run."""
+        """The engine has left the run."""
         self.leave(engine)
         if engine in self._engines:
             self._engines.remove(engine)
         self._checksums.pop(engine.name, None)
 
     async def _load_everywhere(self, manifest: Weights, payload_ref: PayloadRef, *, changed: bool) -> list[LoadReceipt]:
-        """Returns when one engine at least holds them; the receipts of those that did at once."""
+        """Returns when at least one engine holds the weights; the receipts of those that loaded them directly."""
         receipts = []
         for engine in list(self._members):
             if engine not in self._members:  # lost, or dismissed, while the others were loading
@@ -161,8 +162,8 @@ class Publication:
         return receipts
 
     async def _some_engine(self) -> None:
-        """Waits until one has joined, without the turn. Raises what ended the last of them: no other stage would, since
-        `generate` waits for what is published here."""
+        """Wait, without holding the turn, until an engine has joined. Raises the error that ended the last one: no
+        other stage would, since `generate` waits for this publication."""
         while not self._members:
             joined = asyncio.ensure_future(self._joined.wait_for(lambda: bool(self._members)))
             ready = asyncio.gather(*(engine.ready() for engine in self._engines))
@@ -171,7 +172,7 @@ class Publication:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if ready.done():
                     ready.result()
-                    await joined  # none of those that were there comes back without joining
+                    await joined  # no lost engine comes back without joining
             finally:
                 joined.cancel()
                 ready.cancel()
@@ -179,13 +180,13 @@ class Publication:
                 await asyncio.gather(joined, ready, return_exceptions=True)
 
     def renew(self, manifest: Weights, payload_ref: PayloadRef) -> None:
-        """The same version again, under another reference: the first copy may be lost with its machine."""
+        """Hold the same version under another reference: the first copy may be lost with its machine."""
         if self._current is not None and manifest.version == self._current[0].version:
             self._current = manifest, payload_ref
             self._renewed.set()
 
     async def _made_again(self, lost: PayloadRef) -> tuple[Weights, PayloadRef]:
-        """The current weights, computed again by a new learner. Raises PayloadLostError when none does in time."""
+        """The current weights, recomputed by a new learner. Raises PayloadLostError when none does so in time."""
         assert self._current is not None
         manifest, payload_ref = self._current
         if payload_ref is not lost:
@@ -195,7 +196,7 @@ class Publication:
             await self._clock.within(self._renewed.wait(), self._renewal_s)
         except TimeoutError:
             raise PayloadLostError(
-                f"the weights of version {manifest.version} are gone with the machine that they lay on; start the "
+                f"the weights of version {manifest.version} were lost with the machine that held them; start the "
                 "same command with --resume"
             ) from None
         return self._current
@@ -212,7 +213,7 @@ class Publication:
             except PayloadLostError:
                 manifest, payload_ref = await self._made_again(payload_ref)
                 receipt = await self._send(engine, payload_ref)
-            except CallLostError:  # taking the same weights twice does no harm, and the receipt says which they are
+            except CallLostError:  # loading the same weights twice does no harm, and the receipt identifies them
                 receipt = await self._send(engine, payload_ref)
         except TimeoutError:
             raise WorkerLostError(

@@ -1,4 +1,4 @@
-"""Writes answers: a rollout engine, the prompts' chat template and the seeds. A Ray actor hosts this class."""
+"""Generates answers: a rollout engine, the prompts' chat template and the seeds. A Ray actor hosts this class."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from solon.records import FinishReason, Group, LoadReceipt, Prompt, Rollout, Sal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSettings:
-    """What a rollout lane needs to know besides its engine."""
+    """Settings of a rollout lane, apart from its engine."""
 
     sampling: Sampling
     group_size: int
     """Answers per prompt, G."""
     seed: int
-    """The run's seed: with it, ordinal, sample_index and index fix the seed of every answer."""
+    """The run's seed; with ordinal, sample_index and index it determines the seed of every answer."""
     salvage_every_s: float = 0.0
-    """Seconds between two reports of what long answers have gained; 0: never."""
+    """Seconds between two reports of the new tokens of unfinished answers; 0: no reports."""
     cuts_overlong: bool = False
     """Cut a prompt that leaves no room for the answer, instead of refusing it."""
 
@@ -59,7 +59,7 @@ class RolloutWorker:
         self._max_model_len = engine.max_model_len
 
     async def start(self) -> None:
-        """Build and warm the engine; the first request costs seconds that no measurement should contain."""
+        """Build and warm up the engine; the first request costs seconds that no measurement should include."""
         await self._runner.ready()
         prompt = self._runner.tokenizer.encode("warm up") or [0]
         request = self._request("warm-up", tuple(prompt[:8]), 0)
@@ -68,8 +68,8 @@ class RolloutWorker:
         self._runner.drain_spans()
 
     async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Group] | Salvage]:
-        """Generate all groups of the chunk together; yields each when its last answer is finished, and now and then
-        what the others have gained."""
+        """Generate all groups of the chunk together. Yields each group when its last answer is finished, and now and
+        then the new tokens of the unfinished ones."""
         work, prompts = self._fit(work)
         begun = [joined(item.grant.salvage, self._settings.group_size) for item in work]
         requests = [
@@ -120,25 +120,25 @@ class RolloutWorker:
         ]
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
-        """Take over a policy version between two decoding steps; running answers go on with the new weights."""
+        """Load a policy version between two decoding steps; running answers continue with the new weights."""
         return await self._runner.load_weights(weights)
 
     async def heartbeat(self) -> float:
-        """A sign of life: seconds for which the engine has had work without finishing a step."""
+        """Seconds for which the engine has had work without finishing a step."""
         return self._runner.stalled_s
 
     async def close(self) -> None:
         await self._runner.close()
 
     def _fit(self, work: Sequence[Assignment]) -> tuple[list[Assignment], list[ChatPrompt]]:
-        """The work with prompts as they were answered, and how the model reads them."""
+        """The work, with prompts as the model was given them, and their encodings."""
         encoded = [self._encode(item.prompt) for item in work]
         fitting = [replace(item, prompt=prompt) for item, (prompt, _) in zip(work, encoded, strict=True)]
         return fitting, [opened for _, opened in encoded]
 
     def _encode(self, prompt: Prompt) -> tuple[Prompt, ChatPrompt]:
-        """How the model reads it, and the prompt itself unless it had to be cut. Nothing is cut in silence: what is
-        checked before the start does not come here (`solon.pipeline.prompt_screen`)."""
+        """The encoding of a prompt, and the prompt itself, cut if necessary. Nothing is cut silently: prompts checked
+        before the start are not cut here (`solon.pipeline.prompt_screen`)."""
         tokenizer = self._runner.tokenizer
         shown = f"prompt {prompt.prompt_id} ({prompt.messages[-1].content[:60]!r})"
         room = self._max_model_len - self._settings.sampling.max_tokens
@@ -160,7 +160,7 @@ class RolloutWorker:
         return prompt, opened
 
     def _read(self, token_ids: NDArray[np.int32], prompt: ChatPrompt, reason: FinishReason) -> AnswerText:
-        """What judges and people read of an answer, without what ended it."""
+        """An answer as judges and people read it, without its ending."""
         tokenizer, ids, end = self._runner.tokenizer, token_ids.tolist(), ""
         if reason == "stop":
             stop, stop_token_ids = self._stops
@@ -169,14 +169,14 @@ class RolloutWorker:
         return replace(read, text=read.text.removesuffix(end).strip()) if end else read
 
     def _generate_each(self, batches: Sequence[Sequence[Request]]) -> list[Awaitable[list[Completion]]]:
-        """As the runner's; a group whose answers were all salvaged whole asks for nothing."""
+        """As the runner's; a group whose answers were all salvaged complete sends no request."""
         asked = iter(self._runner.generate_each([batch for batch in batches if batch]))
         return [next(asked) if batch else _nothing() for batch in batches]
 
     def _requests(
         self, item: Assignment, prompt_ids: tuple[int, ...], answers: Sequence[Completion | None]
     ) -> list[Request]:
-        """What is still to be written: all of it, or what follows the tokens that a lost engine had written."""
+        """The remaining work: whole answers, or continuations of the tokens that a lost engine wrote."""
         grant = item.grant
         requests = []
         for index, begun in enumerate(answers):
@@ -237,7 +237,7 @@ class RolloutWorker:
 
     @cached_property
     def _stops(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Strings and ids that end an answer, besides the model's own ends."""
+        """Strings and ids that end an answer, in addition to the model's own."""
         return stops_of(self._runner.tokenizer, self._settings.sampling)
 
     def _report(self, group: Group) -> GenerationReport:
@@ -260,7 +260,7 @@ def _request_id(item: Assignment, index: int) -> str:
 
 
 async def _into(queue: asyncio.Queue[Any], work: Awaitable[Any]) -> None:
-    """The result, or the error, goes to the queue."""
+    """Put the result, or the error, into the queue."""
     try:
         queue.put_nowait(await work)
     except Exception as error:
@@ -272,7 +272,7 @@ async def _nothing() -> list[Completion]:
 
 
 def seed_of(*parts: object) -> int:
-    """A 31-bit seed from anything printable; engines take no larger ones."""
+    """A 31-bit seed from anything printable; engines accept no larger ones."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 

@@ -1,8 +1,8 @@
-"""What becomes of the tokens that an engine has written when it is lost: another engine continues from them.
+"""Saves the tokens that a lost engine has written: another engine continues from them.
 
-An engine reports what its answers have gained since the last report, and only that, as token ids: one look at the
-engine for all groups that it writes, however many calls they came with. The ledger keeps the parts of a group; they are
-put together when the group is granted again.
+An engine reports only the token ids that its answers gained since the last report: one query of the engine covers all
+its groups, however many calls they came with. The ledger keeps the parts of a group; they are joined when the group is
+granted again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from solon.engines.base import Completion
 from solon.records import FinishReason, Salvage
 
 SALVAGE_TOKENS = 64
-"""A group is reported again when it has so many tokens more: fewer are not worth the message."""
+"""Number of new tokens from which a group is reported again: fewer are not worth the message."""
 
 
 @dataclass(slots=True, eq=False)
 class Followed:
-    """A group that is being written. `request_ids`: of its answers, in their order; `report` gets what it has gained,
-    or the error that ended the engine."""
+    """A group that is being written. `request_ids`: of its answers, in order; `report` receives the new tokens, or the
+    error that ended the engine."""
 
     ordinal: int
     attempt: int
@@ -34,7 +34,7 @@ class Followed:
     num_tokens: int = 0
 
     def take(self) -> Salvage:
-        """What it has gained since the last time."""
+        """The tokens gained since the last call."""
         gained, self.gained, self.num_tokens = sorted(self.gained, key=lambda item: item[0]), [], 0
         segments: list[tuple[tuple[int, int], ...]] = [()] * len(self.request_ids)
         reasons: list[FinishReason] = ["abort"] * len(self.request_ids)
@@ -52,9 +52,9 @@ class Followed:
 
 
 class Reporter:
-    """Looks every `every_s` seconds at what the followed groups have gained; 0: never.
+    """Checks the followed groups for new tokens every `every_s` seconds; 0: never.
 
-    `news`: what every request has produced since the last call (`EngineRunner.news`).
+    `news`: the output of every request since the last call (`EngineRunner.news`).
     """
 
     def __init__(self, news: Callable[[], Awaitable[list[Completion]]], *, every_s: float) -> None:
@@ -71,7 +71,7 @@ class Reporter:
             self._looking = asyncio.ensure_future(self._look())
 
     def leave(self, group: Followed) -> None:
-        """It is finished, or not written any more."""
+        """The group is finished or abandoned."""
         for request_id in group.request_ids:
             self._answers.pop(request_id, None)
 
@@ -121,7 +121,7 @@ def joined(parts: Sequence[Salvage], group_size: int) -> list[Completion | None]
 
 
 def continued(begun: Completion | None, after: Completion | None) -> Completion | None:
-    """An answer from what was written of it first and what was written after that."""
+    """Join the first part of an answer and its continuation."""
     if begun is None or after is None:
         return begun if after is None else after
     return replace(
@@ -135,7 +135,7 @@ def continued(begun: Completion | None, after: Completion | None) -> Completion 
 def joined_segments(
     first: tuple[tuple[int, int], ...], second: tuple[tuple[int, int], ...]
 ) -> tuple[tuple[int, int], ...]:
-    """Runs of versions one after the other.
+    """Concatenate runs of versions.
 
     >>> joined_segments(((3, 10), (4, 2)), ((4, 5),))
     ((3, 10), (4, 7))

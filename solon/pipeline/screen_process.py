@@ -1,5 +1,5 @@
-"""Waits for a process that renders prompts, and ends it from outside when one prompt takes too long: a call into C does
-not end at a signal."""
+"""Waits for a process that renders prompts, and kills it when one prompt takes too long: a call into C does not end at
+a signal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from solon.errors import one_line
 
 LOADING_S = 120.0
-"""For the tokenizer and its libraries."""
+"""Time to load the tokenizer and its libraries."""
 POLL_S = 0.25
 
 
@@ -22,15 +22,15 @@ class Ending:
     """How the process ended."""
 
     said: str
-    """JSON on stdout, or the last line of its complaint."""
+    """JSON on stdout, or the last line of its error output."""
     number: int | None
     """The prompt that it was rendering, from 0; None: it was still loading."""
     late_s: float = 0.0
-    """It was ended after so long; 0: it ended."""
+    """Seconds after which it was killed; 0: it ended by itself."""
 
 
 def wait(process: subprocess.Popen[str], place: Path, allowed_s: Callable[[int], float]) -> Ending:
-    """place: file with the number of the prompt at work; allowed_s: seconds for a prompt."""
+    """place: file with the number of the current prompt; allowed_s: seconds for a prompt."""
     number, since = None, time.monotonic()
     try:
         while True:
@@ -54,7 +54,7 @@ def wait(process: subprocess.Popen[str], place: Path, allowed_s: Callable[[int],
 
 
 def memory_for(processes: int, most: int) -> int:
-    """Bytes that each of some processes may fill: a quarter of the machine's memory between them, at most `most`."""
+    """Memory limit in bytes for each process: a quarter of the machine's memory between them, at most `most`."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(min(most, machine // 4 // max(1, processes)), 512 << 20)
 

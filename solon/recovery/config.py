@@ -16,33 +16,34 @@ class RecoveryConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_restarts: int = Field(5, ge=0)
-    """Replacements of one worker within `window_s`, or in a row without a single answer in between; one more ends the
-    run with the cause."""
+    """Replacements of one worker within `window_s`, or in a row without an answer in between. One more ends the run
+    with the cause."""
     window_s: float = Field(600, gt=0)
     backoff_s: float = Field(1, ge=0)
-    """Pause before the second replacement within the window; it doubles with each further one."""
+    """Pause before the second replacement within the window; doubles with each further one."""
     restart_timeout_s: float = Field(600, gt=0)
-    """A worker that has a place on a node must have its model loaded by then."""
+    """Time in which a worker that has been placed on a node must load its model."""
     node_timeout_s: float = Field(900, gt=0)
-    """A worker must have a place on a node by then: on a cluster that grows, a node is started and pulls its image."""
+    """Time in which a worker must be placed on a node; on a growing cluster this includes booting one and pulling the
+    image."""
     beat_every_s: float = Field(5, gt=0)
     """Seconds between two heartbeats."""
     beat_timeout_s: float = Field(30, gt=0)
-    """A worker that does not answer by then is killed and replaced."""
+    """A worker that does not answer a heartbeat in this time is killed and replaced."""
     stall_s: float = Field(600, gt=0)
-    """An engine that makes no progress on its work for so long is replaced; a run without progress for so long reports
-    which stage waits for which."""
+    """An engine that makes no progress on its work in this time is replaced. A run without progress in this time
+    reports which stage waits for which."""
     salvage_every_s: float = Field(2, ge=0)
-    """Seconds between two reports of the tokens of unfinished answers: when the engine is lost, or leaves, another one
-    continues from the last report. 0: never."""
+    """Seconds between two reports of the tokens of unfinished answers. When the engine is lost or leaves, another
+    engine continues from the last report. 0: no reports."""
     step_timeout_s: float = Field(7200, gt=0)
-    """A learner that needs longer for one step is replaced."""
+    """A learner that takes longer for one step is replaced."""
     grace_s: float = Field(20, ge=0)
-    """Seconds that unfinished groups may take to end when a run is stopped; the others are generated again when the run
+    """Seconds that unfinished groups have to finish when a run is stopped. The others are generated again when the run
     is resumed."""
     damaged_records: Literal["continue", "refuse"] = "continue"
-    """What `--resume` does when files that a run only adds to (metrics, events, rollouts, labels) were cut or edited
-    since the checkpoint: it says so and continues, for nothing is trained from them, or it refuses."""
+    """How `--resume` treats append-only files (metrics, events, rollouts, labels) that were cut or edited since the
+    checkpoint: report it and continue, since they are not used for training, or refuse."""
 
 
 def start_limit(config: RecoveryConfig, clock: Clock) -> StartLimit:

@@ -1,16 +1,17 @@
-"""Workers that die or hang are replaced, until that happens too often. Plain asyncio; Ray is behind `Restartable`.
+"""Replaces a worker that dies or hangs, up to a limit. Plain asyncio; Ray is behind `Restartable`.
 
     guard = Guard(worker, config, emit=observer.event, rejoin=lambda: publication.join(lane))
-    guard.start()                                   # heartbeats: find a worker that hangs while no call waits for it
-    await guard.ready()                             # waits while it is being replaced
-    result = await guard.during(worker.label(work)) # raises WorkerLostError as soon as it is given up
+    guard.start()                                   # heartbeats: detect a worker that hangs while no call is pending
+    await guard.ready()                             # waits while the worker is being replaced
+    result = await guard.during(worker.label(work)) # raises WorkerLostError as soon as the worker is given up
 
-A worker is up, down (being replaced) or given up. The first call of `lost` starts the recovery; all calls that wait for
-the lost worker end with WorkerLostError, and the work they held goes back to the ledger. A recovered worker is up only
-after `rejoin`: an engine holds the current attested weights by then.
+A worker is up, down (being replaced) or given up. The first call of `lost` starts the recovery. All calls pending at
+the lost worker end with WorkerLostError, and their work goes back to the ledger. A replacement is up only after
+`rejoin`: an engine then holds the current attested weights.
 
-A call whose answer did not arrive (CallLostError) is no loss of the worker yet: it stays if it answers a heartbeat and
-its calls may be repeated. To the caller it is a loss: the request is made again, to this worker or another.
+A call whose answer did not arrive (CallLostError) does not yet mean that the worker is lost: it is kept if it answers a
+heartbeat and its calls may be repeated. The caller treats it as a loss: the request is sent again, to this worker or
+another.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from solon.recovery.restarts import Lately, Restarts, SpentError
 T = TypeVar("T")
 
 LOST_CALLS = 3
-"""Times that answers may fail to arrive within `window_s`; a worker behind such a line is replaced."""
+"""Number of answers that may be lost within `window_s`; after more, a worker with such a connection is replaced."""
 
 
 class Restartable(Protocol):
@@ -38,8 +39,8 @@ class Restartable(Protocol):
     name: str
 
     async def restart(self, placed: Callable[[], None]) -> None:
-        """End what is left of it, begin another and wait until that is ready; `placed` is called when it has a place on
-        a node. Raises WorkerLostError."""
+        """End the remaining process, start another one and wait until it is ready; `placed` is called when it is placed
+        on a node. Raises WorkerLostError."""
         ...
 
     async def heartbeat(self) -> float:
@@ -62,9 +63,9 @@ class Guard:
         repeatable: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        """rejoin: what a replacement must do before it is up. on_down: called when the worker is lost. spare: whether
-        the run can continue without it, asked when the restarts are spent. repeatable: whether a call may be made twice
-        to the same worker. clock: one for all guards of a run."""
+        """rejoin: awaited by a replacement before it is up. on_down: called when the worker is lost. spare: whether the
+        run can continue without this worker, asked when no restarts are left. repeatable: whether a call may be sent
+        twice to the same worker. clock: shared by all guards of a run."""
         self._worker = worker
         self._config = config
         self.emit = emit
@@ -88,7 +89,7 @@ class Guard:
         """It is no longer replaced, and the run continues without it."""
         self.recovered = 0
         self.incarnation = 0
-        """How many workers were lost before the present one: a late error of one must not end the next."""
+        """Number of workers lost before the present one: a late error of an old worker must not end the new one."""
 
     @property
     def name(self) -> str:
@@ -99,19 +100,19 @@ class Guard:
         return self._up.is_set() and self._failure is None and not self.given_up
 
     def start(self) -> None:
-        """Begin to ask for heartbeats."""
+        """Start sending heartbeats."""
         self._begin(self._watch())
 
     async def ready(self) -> bool:
-        """Waits until the worker is up. False: it never will be, and the run continues without it. Raises what ended it
-        and the run."""
+        """Waits until the worker is up. False: it was given up, and the run continues without it. Raises the error that
+        ended the worker and the run."""
         await self._up.wait()
         if self._failure is not None:
             raise self._failure
         return not self.given_up
 
     async def during(self, call: Awaitable[T], *, timeout_s: float | None = None) -> T:
-        """The result of a call to the worker. Raises WorkerLostError when it is given up meanwhile or takes longer."""
+        """The result of a call to the worker. Raises WorkerLostError when it is given up first or takes longer."""
         result = await self._during(call, timeout_s=timeout_s)
         self._restarts.answered()
         return result
@@ -140,8 +141,8 @@ class Guard:
             task.cancel()
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of a call that is repeated until the worker, or a replacement, answers. Raises GivenUpError when
-        there is none."""
+        """Repeat a call until the worker, or a replacement, answers. Raises GivenUpError when the worker was given
+        up."""
         while True:
             if not await self.ready():
                 raise GivenUpError(f"{self.name} was given up")
@@ -149,7 +150,7 @@ class Guard:
                 return await self.during(call())
 
     def lost(self, error: WorkerLostError, incarnation: int) -> None:
-        """This incarnation of the worker is gone. Starts its replacement, unless that is under way or done."""
+        """This incarnation of the worker is lost. Starts its replacement, unless that has been done."""
         if incarnation != self.incarnation or self._closed or not self.is_up:
             return
         self.incarnation += 1
@@ -162,12 +163,12 @@ class Guard:
         self._begin(self._recover(error))
 
     def status(self) -> dict[str, Any]:
-        """For the status of a run: up or not, and how often it was replaced."""
+        """Whether it is up and how often it was replaced, for the status of a run."""
         state = "given up" if self.given_up or self._failure else "up" if self._up.is_set() else "being replaced"
         return {"worker": self.name, "state": state, "recovered": self.recovered}
 
     async def retire(self) -> None:
-        """The worker leaves for good: calls to it end with WorkerLeftError, and it is not replaced."""
+        """The worker leaves permanently: pending calls end with WorkerLeftError, and it is not replaced."""
         self._closed = self._has_left = self.given_up = True
         self._up.set()
         life, self._life = self._life, None
@@ -176,7 +177,7 @@ class Guard:
         await self.close()
 
     async def close(self) -> None:
-        """Watch no more, replace no more."""
+        """Stop heartbeats and replacements."""
         self._closed = True
         for task in list(self._tasks):
             task.cancel()
@@ -185,19 +186,19 @@ class Guard:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _gone(self, otherwise: str) -> WorkerLostError:
-        """Why calls end that wait for a worker that is not up."""
+        """The error of calls to a worker that is not up."""
         if self._has_left:
             return WorkerLeftError(f"{self.name} left its pool")
         return WorkerLostError(f"{self.name} {otherwise}")
 
     def _lifetime(self) -> asyncio.Future[None]:
-        """Done when the worker that is up now is lost."""
+        """Done when the present worker is lost."""
         if self._life is None:
             self._life = asyncio.get_running_loop().create_future()
         return self._life
 
     async def _ask_after(self, error: CallLostError, incarnation: int) -> None:
-        """Returns when the worker has answered a heartbeat, or counts as lost. Calls lost together ask once."""
+        """Returns when the worker has answered a heartbeat or counts as lost. Concurrent lost calls share one check."""
         if self._doubt is None or self._doubt.done():
             self._doubt = self._begin(self._doubted(error, incarnation))
         await asyncio.wait({self._doubt})
@@ -225,7 +226,7 @@ class Guard:
         self._restarts.lost()
         try:
             while True:
-                if not isinstance(error, _NoPlaceError):  # waiting for a place again is no restart
+                if not isinstance(error, _NoPlaceError):  # waiting for a place again is not a restart
                     self._restarts.spend(self.name, error)
                 await asyncio.sleep(self._restarts.pause_s())
                 try:
@@ -234,7 +235,7 @@ class Guard:
                 except WorkerLostError as again:
                     error = again
                     self.emit("restart_failed", worker=self.name, cause=str(again))
-                    # Others do its work while it waits for a node, however long; without it, the run would wait.
+                    # Other workers do its work while it waits for a node; alone, the run would have to wait.
                     if isinstance(again, _NoPlaceError) and not self.spare():
                         raise SpentError(str(again)) from None
             self.recovered += 1
@@ -261,13 +262,13 @@ class Guard:
         except WorkerLostError:
             raise
         except Exception as error:
-            # The first one started, so this may pass: the memory of the one that is ended is not free at once.
+            # An earlier one started, so this may pass: the memory of an ended process is not freed at once.
             raise WorkerLostError(f"a new {self.name} did not start: {type(error).__name__}: {error}") from error
         if self.rejoin is not None:
             await self._watched(self.rejoin())
 
     async def _watched(self, work: Awaitable[None]) -> None:
-        """Wait for work of a replacement that is not up yet, as long as it answers heartbeats."""
+        """Wait for a replacement that is not up yet, as long as it answers heartbeats."""
         task = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({task}, timeout=self._config.beat_every_s))[0]:
@@ -300,8 +301,8 @@ class Guard:
 
 
 class GivenUpError(RunFailedError):
-    """The worker is no longer replaced; another one of its pool may be up."""
+    """The worker is no longer replaced; another worker of its pool may be up."""
 
 
 class _NoPlaceError(WorkerLostError):
-    """No node had room for it in time."""
+    """No node had room for the worker in time."""

@@ -1,4 +1,4 @@
-"""How often a worker may be replaced, and how long to wait before the next time. Pure, but for the clock."""
+"""How often a worker may be replaced and how long to pause before each replacement. Pure, except for the clock."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ LONGEST_PAUSE_S = 60.0
 
 
 class SpentError(Exception):
-    """The restarts are used up. The message says how."""
+    """No restarts are left. The message says why."""
 
 
 class Lately:
-    """How often something happened within the last so many seconds."""
+    """Counts events within the last `window_s` seconds."""
 
     def __init__(self, window_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._window_s = window_s
@@ -33,9 +33,9 @@ class Lately:
 class Restarts:
     """The replacements of one worker.
 
-    One number bounds both the replacements within a window and those in a row without an answer in between, each within
-    a window of being up. The second bound ends what the first cannot: a worker that takes longer to start than the
-    window, and fails at its first work.
+    One number bounds the replacements within a window and those in a row without an answer in between, each up for less
+    than a window. The second bound catches a worker that takes longer than the window to start and fails at its first
+    work.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Restarts:
         self._up_at = self._clock()
 
     def lost(self) -> None:
-        """The worker that was up is lost. One that was up for a whole window did not fail at its first work."""
+        """The worker that was up is lost. A worker that was up for a whole window did not fail at its first work."""
         if self._clock() - self._up_at >= self._window_s:
             self._in_a_row = 0
 
@@ -63,7 +63,7 @@ class Restarts:
         self._in_a_row = 0
 
     def spend(self, name: str, cause: Exception) -> None:
-        """Count one more. Raises SpentError when there were too many."""
+        """Count one more replacement. Raises SpentError when there were too many."""
         allows = f"more than recovery.max_restarts = {self._most} allows; last cause: {cause}"
         if (count := self._lately.count()) >= self._most:
             raise SpentError(
@@ -78,6 +78,6 @@ class Restarts:
         self._in_a_row += 1
 
     def pause_s(self) -> float:
-        """Before the next replacement: none before the first within the window, then doubling."""
+        """Pause before the next replacement: none before the first within the window, then doubling."""
         repeats = self._lately.count() - 1
         return min(LONGEST_PAUSE_S, self._backoff_s * 2.0 ** min(repeats - 1, 60)) if repeats > 0 else 0.0

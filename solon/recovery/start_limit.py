@@ -1,4 +1,4 @@
-"""How long a worker may take to start: first for a place on a node, which may have to boot, then for its model."""
+"""How long a worker may take to start: to get a place on a node, which may have to boot, then to load its model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class StartLimit:
     """A deadline in two parts.
 
     limit = StartLimit(node_timeout_s=900, restart_timeout_s=600)
-    await limit.within(worker.restart(limit.placed))    # raises TimeoutError; `missed` says which part was too long
+    await limit.within(worker.restart(limit.placed))    # raises TimeoutError; `missed` names the part that was late
     """
 
     def __init__(self, *, node_timeout_s: float, restart_timeout_s: float, clock: Clock | None = None) -> None:
-        """clock: what the deadline is measured with."""
+        """clock: measures the deadline."""
         self._node_timeout_s = node_timeout_s
         self._restart_timeout_s = restart_timeout_s
         self._clock = clock or Clock()
@@ -27,7 +27,7 @@ class StartLimit:
         self.has_place = False
 
     async def within(self, work: Awaitable[T]) -> T:
-        """Its result. Raises TimeoutError when a part takes too long; it is cancelled then."""
+        """The result of the work. Raises TimeoutError and cancels it when a part takes too long."""
         task = asyncio.ensure_future(work)
         try:
             while True:
@@ -59,7 +59,7 @@ class StartLimit:
 
     @property
     def missed(self) -> str:
-        """What did not happen in time, and what to do."""
+        """What did not happen in time and how to change that."""
         if self.has_place:
             return (
                 f"was not ready within recovery.restart_timeout_s = {self._restart_timeout_s:g} s of getting its "

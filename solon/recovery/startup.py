@@ -1,4 +1,4 @@
-"""A worker's first start, which may be placed on a node that is gone before the cluster has noticed."""
+"""A worker's first start, which may be placed on a dead node before the cluster notices that it is dead."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Protocol
 from solon.errors import CallLostError, WorkerLostError
 
 START_TRIES = 3
-"""Processes of a worker that may die while they start."""
+"""Number of processes of a worker that may die while they start."""
 PAUSES_S = (1.0, 5.0, 10.0)
-"""Seconds before another process takes the place of one that cannot be reached: a cluster takes some time to notice
-that a node is gone, and places workers on it until then."""
+"""Seconds before a process that cannot be reached is replaced: a cluster takes some time to notice that a node is
+dead, and places workers on it until then."""
 
 
 class Startable(Protocol):
-    """A process that exists and has not started its work."""
+    """A process that exists but has not started its work."""
 
     name: str
 
@@ -25,11 +25,11 @@ class Startable(Protocol):
         ...
 
     async def start(self, *arguments: Any) -> Any:
-        """Raises WorkerLostError when it died or its answer was lost, and whatever its own code raises."""
+        """Raises WorkerLostError when the process died or its answer was lost, and any error of its own code."""
         ...
 
     def replace(self) -> None:
-        """Another process in its place."""
+        """Replace the process by another one."""
         ...
 
 
@@ -41,10 +41,11 @@ async def start(
     placed: Callable[[], None] = lambda: None,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> Any:
-    """What its start returns. waits: called when a process waits for a place on a node. placed: when it has one.
+    """The result of the worker's start. waits: called when a process waits for a place on a node. placed: called when
+    it has one.
 
-    Raises the last WorkerLostError when `START_TRIES` processes died, or one more than there are pauses could not be
-    reached.
+    Raises the last WorkerLostError when `START_TRIES` processes died, or when more processes could not be reached than
+    there are pauses.
     """
     deaths, pauses = 0, list(pauses_s)
     while True:

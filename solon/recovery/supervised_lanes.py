@@ -22,9 +22,9 @@ L = TypeVar("L", bound="SupervisedLane")
 
 
 async def ask_any(lanes: Collection[L], call: Callable[[L], Awaitable[T]]) -> T:
-    """The result of a call that any of these lanes can answer: the first that is up, or else the first that recovers.
+    """Send a call that any of these lanes can answer to the first that is up, or else to the first that recovers.
 
-    Raises RunFailedError when all of them were given up, and what ended a lane and with it the run.
+    Raises RunFailedError when all lanes were given up, and the error that ended a lane and the run.
     """
     while True:
         left = [lane for lane in lanes if not lane.guard.given_up]
@@ -36,7 +36,7 @@ async def ask_any(lanes: Collection[L], call: Callable[[L], Awaitable[T]]) -> T:
 
 
 async def _first_back(lanes: Sequence[L]) -> L:
-    """The lane whose replacement is up, or given up, first."""
+    """The first lane whose replacement is up or given up."""
     waiting = {asyncio.ensure_future(lane.guard.ready()): lane for lane in lanes}
     try:
         (done, *_), _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -48,7 +48,7 @@ async def _first_back(lanes: Sequence[L]) -> L:
 
 
 class SupervisedLane:
-    """What all lanes with a guard have in common: whether the worker behind them is up."""
+    """Common to all guarded lanes: whether the worker behind them is up."""
 
     def __init__(self, name: str, guard: Guard) -> None:
         self.name = name
@@ -56,7 +56,7 @@ class SupervisedLane:
 
     @property
     def is_up(self) -> bool:
-        """It is neither being replaced nor given up."""
+        """Whether it is neither being replaced nor given up."""
         return self.guard.is_up
 
     async def ready(self) -> bool:
@@ -65,7 +65,7 @@ class SupervisedLane:
 
     @property
     def incarnation(self) -> int:
-        """How many processes hosted it before the present one."""
+        """Number of earlier processes that hosted this worker."""
         return self.guard.incarnation
 
     def lost(self, error: WorkerLostError, incarnation: int) -> None:
@@ -138,19 +138,20 @@ class SupervisedJudge(PoolLane):
         return await self.guard.during(self._judge.label(work))
 
     async def label_group(self, group: Group) -> Feedback:
-        """The feedback on a group of the caller's: for evaluation and audit."""
+        """The feedback on a given group, for evaluation and audit."""
         return await self.guard.insist(lambda: self._judge.label_group(group))
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
-        """Verdicts that no cache answers."""
+        """Verdicts computed without the cache."""
         return await self.guard.insist(lambda: self._judge.judge_fresh(items))
 
 
 class SupervisedLearner(SupervisedLane):
-    """A `Learner` that is replaced in the same state: from the last checkpoint, trained again on the batches since.
+    """A `Learner` that is replaced in the same state: loaded from the last checkpoint, then trained again on the
+    batches since.
 
-    The same batches give the same weights (`learners.core.trainer`), so engines keep the version that they hold and
-    nothing is rolled back. References to the batches since the last checkpoint are kept for that.
+    The same batches give the same weights (`learners.core.trainer`), so engines keep their version and nothing is
+    rolled back. References to the batches since the last checkpoint are kept for this.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class SupervisedLearner(SupervisedLane):
         emit: Callable[..., None],
         clock: Clock | None = None,
     ) -> None:
-        # A step that is trained twice is another step: a learner whose answer is lost is replaced.
+        # Repeating a step call would train twice, so a learner whose answer is lost is replaced.
         guard = Guard(self, config, emit=emit, rejoin=self._train_again, repeatable=False, clock=clock)
         super().__init__(learner.name, guard)
         self._learner = learner
@@ -173,10 +174,10 @@ class SupervisedLearner(SupervisedLane):
         """Batches trained and KL factors set since the checkpoint, in order."""
         self._fingerprint = ""
         self.on_weights: Callable[[Weights, PayloadRef], None] = lambda manifest, payload_ref: None
-        """Called with every version that a new learner computes again: the first copy may be lost with its machine."""
+        """Called with every version that a new learner recomputes: the first copy may be lost with its machine."""
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]:
-        """Raises PayloadLostError when a group of the batch cannot be read any more."""
+        """Raises PayloadLostError when a group of the batch can no longer be read."""
         while True:
             await self.guard.ready()
             try:
@@ -213,7 +214,7 @@ class SupervisedLearner(SupervisedLane):
         return await self.guard.during(self._learner.step(lease), timeout_s=self._config.step_timeout_s)
 
     async def _train_again(self) -> None:
-        """Train a new learner up to the state of the lost one."""
+        """Bring a new learner to the state of the lost one."""
         fingerprint, steps = "", 0
         for done in self._since:
             if isinstance(done, float):

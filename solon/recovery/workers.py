@@ -1,6 +1,6 @@
-"""What the processes of a run offer to those who supervise them: one protocol for each role.
+"""The interfaces of a run's processes for their supervisors: one protocol for each role.
 
-On Ray these are the remotes in `actors/`; in unit tests small fakes.
+On Ray they are the remotes in `actors/`; in unit tests they are small fakes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class PoolProcess(Restartable, Protocol):
     """A worker of a pool."""
 
     groups_at_once: int
-    """Groups that it may hold at the same time."""
+    """Groups that it may process at the same time."""
 
     def end(self) -> None:
-        """End the process at once."""
+        """End the process immediately."""
         ...
 
 
@@ -51,11 +51,11 @@ class JudgeProcess(PoolProcess, Protocol):
         ...
 
     async def label_group(self, group: Group) -> Feedback:
-        """The feedback on a group of the caller's."""
+        """The feedback on a given group."""
         ...
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
-        """Verdicts that no cache answers."""
+        """Verdicts computed without the cache."""
         ...
 
 
@@ -81,6 +81,6 @@ class LearnerProcess(Protocol):
         ...
 
     async def restart_from(self, checkpoint: str, placed: Callable[[], None]) -> tuple[Weights, PayloadRef]:
-        """End what is left of it, start another and load a checkpoint; empty: the model that the run began with.
-        `placed` is called when it has a place on a node. Returns the weights that it holds then."""
+        """End the remaining process, start another one and load a checkpoint (empty: the model that the run started
+        with). `placed` is called when it is placed on a node. Returns the weights that it then holds."""
         ...

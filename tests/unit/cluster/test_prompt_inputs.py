@@ -189,7 +189,7 @@ def test_a_template_without_end_is_ended_from_outside_and_the_row_is_named(
     use_template(folder, f"{{% if messages[0].content == 'sky' %}}{loops}{{% endif %}}{ALTERNATING}")
     write(folder, ["is it blue", "sky", "no"])
     message = refusal(folder)
-    assert "its chat template did not come to an end within 0.5 s for line 2 of " in message
+    assert "its chat template did not finish within 0.5 s for line 2 of " in message
     assert "prompts.jsonl, a prompt of 3 characters" in message
 
 
@@ -198,9 +198,7 @@ def test_a_call_into_c_without_end_is_ended_at_the_deadline(
 ):
     monkeypatch.setattr(prompt_screen, "DEADLINE_S", 0.5)
     use_template(folder, "{{ 9 ** (9 ** 9) }}{{ messages }}")
-    with pytest.raises(
-        InputError, match=r"did not come to an end within 0.5 s for prompt number 1, a prompt of 3 chara"
-    ):
+    with pytest.raises(InputError, match=r"did not finish within 0.5 s for prompt number 1, a prompt of 3 chara"):
         screen([(Message(role="user", content="sky"),)], Screening(model=str(folder / "policy"), room=9))
 
 
@@ -222,7 +220,7 @@ def test_a_template_that_fills_the_memory_is_refused_at_a_limit_far_below_the_ma
         ("{% for %}", "does not parse: "),
         ("{{ 1/0 }}", "fails: 'division by zero'"),
         ("{% include 'x' %}", "fails: 'no loader"),
-        ("{% for m in messages %}{{ m.role }}{% endfor %}", "writes the same whatever the user's last turn says"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "renders the same text for every last turn of the user"),
     ],
 )
 def test_a_template_that_serves_no_prompt_is_said_once_of_the_policy(folder: Path, template: str, said: str):
