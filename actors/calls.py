@@ -1,4 +1,4 @@
-"""What the shells share: a worker process that can be replaced, and errors that are raised here as they were there."""
+"""The base of all shells: a worker process that can be replaced, with its errors raised again in the caller."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from solon.errors import CallLostError, ForeignCodeError, PayloadLostError, RunF
 T = TypeVar("T")
 
 Spawn = Callable[[int], Any]
-"""Makes an actor; the number says how many there were before it. Two of them never have the same name."""
+"""Makes an actor; the number counts its predecessors, so that no two have the same name."""
 
 NOT_IMPORTED = "failed to import on the worker"
-"""Ray's words for an actor whose module is not found, or raises."""
+"""Ray's message for an actor whose module is missing or fails to import."""
 
 _RAISED = re.compile(r"[\w.]+(Error|Exception): ")
 
@@ -29,7 +29,7 @@ RAY_IS_GONE = threading.Event()
 process without a message."""
 
 OPEN_TIMEOUT_S = 60.0
-"""Fetching a payload from another node takes no longer, unless that node is gone."""
+"""Upper bound for fetching a payload from another node, unless that node is gone."""
 
 _DEAD = (
     ray.exceptions.RayActorError,
@@ -49,11 +49,11 @@ class RemoteWorker:
         self.actor = spawn(0)
 
     async def start(self, *arguments: Any) -> Any:
-        """What the worker's own `start` returns. Raises WorkerLostError, and whatever its code raises."""
+        """The result of the worker's own `start`. Raises WorkerLostError, and the errors of its code."""
         return await self.ask("start", *arguments)
 
     def replace(self) -> None:
-        """Another process in place of this one, which is not started yet. The old one is killed first."""
+        """Replace the process by a new one, not started yet. The old one is killed first."""
         if RAY_IS_GONE.is_set():
             raise RunFailedError("Ray is gone")
         self.end()
@@ -63,11 +63,11 @@ class RemoteWorker:
     def end(self) -> None:
         """Kill the process."""
         if not RAY_IS_GONE.is_set():
-            with suppress(ValueError, ray.exceptions.RayError):  # dead already
+            with suppress(ValueError, ray.exceptions.RayError):  # already dead
                 ray.kill(self.actor, no_restart=True)
 
     async def placed(self) -> None:
-        """Returns when the actor has a place on a node and its process is there. Raises WorkerLostError."""
+        """Returns when the actor has a node and its process runs. Raises WorkerLostError."""
         await call(self.actor.__ray_ready__.remote(), who=self.name)
 
     async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
@@ -86,7 +86,7 @@ class RemoteWorker:
 
     async def ask_parts(self, method: str, parts: int, *arguments: Any) -> tuple[Any, ...]:
         """The first results of a method that returns several, and a reference to the last one, which stays where it
-        was made."""
+        was created."""
         *first, last = getattr(self.actor, method).options(num_returns=parts).remote(*arguments)
         return *[await call(reference, who=self.name) for reference in first], [last]
 
@@ -97,7 +97,7 @@ class RemoteWorker:
 
 
 def open_payload(payload_ref: list[ray.ObjectRef]) -> Any:
-    """The payload in a box; fetches it when it lies on another node. Raises PayloadLostError."""
+    """The payload in a box; fetches it from another node if necessary. Raises PayloadLostError."""
     if RAY_IS_GONE.is_set():
         raise PayloadLostError("a payload is lost: Ray is gone")
     try:
@@ -114,7 +114,7 @@ def _get(reference: ray.ObjectRef) -> Any:
         except ray.exceptions.GetTimeoutError:
             if time.monotonic() - began < 1.5 * OPEN_TIMEOUT_S:
                 raise
-            # Much longer than was asked for: this process was stopped, and did not wait for the payload.
+            # Much longer than the timeout: this process was stopped, and did not wait for the payload.
 
 
 def put_payload(payload: Any) -> list[ray.ObjectRef]:
@@ -123,7 +123,7 @@ def put_payload(payload: Any) -> list[ray.ObjectRef]:
 
 
 async def is_there(payload_ref: list[ray.ObjectRef]) -> bool:
-    """Whether a payload can still be read. One that another node keeps is not fetched for that."""
+    """Whether a payload can still be read. A payload on another node is not fetched for this check."""
     return await asyncio.to_thread(_is_there, payload_ref)
 
 
@@ -135,7 +135,7 @@ def _is_there(payload_ref: list[ray.ObjectRef]) -> bool:
     places = ray.experimental.get_object_locations(payload_ref)[payload_ref[0]]["node_ids"]
     if places and here not in places:
         return True
-    # Small, on this node, or lost: of a lost payload Ray keeps an error on this node, which only a read tells apart.
+    # Small, local or lost: for a lost payload Ray keeps an error on this node, which only a read can distinguish.
     try:
         open_payload(payload_ref)
     except PayloadLostError:
@@ -144,16 +144,16 @@ def _is_there(payload_ref: list[ray.ObjectRef]) -> bool:
 
 
 async def call(result: Awaitable[T], *, who: str) -> T:
-    """Await a remote result. An error of the worker's own code is raised as it was there, a dead worker as
-    WorkerLostError, a connection that broke as CallLostError, an argument that is gone as PayloadLostError."""
+    """Await a remote result. Errors of the worker's own code are raised again, a dead worker raises WorkerLostError, a
+    broken connection CallLostError, a lost argument PayloadLostError."""
     try:
         return await result
     except ray.exceptions.ObjectLostError as error:
         raise PayloadLostError(f"{who}: a payload is lost: {_first_line(error)}") from None
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        # What died here is not the worker that was asked, or the error would not be a task's: an argument was on its
-        # way from a worker that died before it was complete.
+        # The called worker is alive, or the error would not come from a task: an argument was in transit from a worker
+        # that died before it was complete.
         if isinstance(cause, (ray.exceptions.ObjectLostError, *_DEAD)):
             raise PayloadLostError(f"{who}: a payload is lost: {_first_line(cause)}") from None
         if isinstance(cause, Exception) and not isinstance(cause, ray.exceptions.RayError):
@@ -163,7 +163,7 @@ async def call(result: Awaitable[T], *, who: str) -> T:
         raise CallLostError(f"{who} could not be reached: {_first_line(error)}") from None
     except _DEAD as error:
         if NOT_IMPORTED in str(error):
-            # The text holds the traceback there; the last error in it is what the import raised.
+            # The text holds the remote traceback; its last error is the one that the import raised.
             lines = [line.strip() for line in str(error).splitlines()]
             causes = [line for line in lines if _RAISED.match(line) and NOT_IMPORTED not in line]
             cause = causes[-1][:300] if causes else "look at its log in the Ray dashboard"

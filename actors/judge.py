@@ -35,13 +35,13 @@ class RemoteJudge(RemoteWorker):
         return report, feedback
 
     async def label_group(self, group: Group) -> Feedback:
-        """The feedback on a group of the caller's: for evaluation and audit."""
+        """The feedback on a group that the caller owns: for evaluation and audit."""
         _, (feedback,) = await self.ask_parts("label", 2, group)
         result: Feedback = await call(feedback, who=self.name)
         return result
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
-        """Verdicts that no cache answers."""
+        """Verdicts, without any cache."""
         verdicts: list[Verdict] = await self.ask("judge_fresh", list(items))
         return verdicts
 

@@ -26,7 +26,7 @@ NO_ROOM = "; if it happens again, lower learn.max_tokens_per_microbatch"
 
 
 class LearnerShell:
-    """Builds the learner when asked to, so that a bad model is an answer and not a dead actor."""
+    """Builds the learner in `start`, so that a bad model raises an error instead of killing the actor."""
 
     def __init__(self, config: LearnConfig, *, model: str, sampling: Sampling, seed: int, name: str) -> None:
         """sampling: that of the rollouts."""
@@ -36,7 +36,7 @@ class LearnerShell:
         self.name = name
 
     def start(self, checkpoint: str) -> tuple[Weights, Weights]:
-        """The manifest of the version it begins with, and that version: 0, or that of a checkpoint."""
+        """The manifest of the first version, and its number: 0, or that of a checkpoint."""
         with turn_on_device(device_key() if self._config.device == "cuda" else ""):
             return self._start(checkpoint)
 
@@ -78,7 +78,7 @@ class LearnerShell:
         except Exception as error:
             if not is_no_space(error):
                 raise
-            # A full disk says nothing against this process: another one in its place would find it full as well.
+            # A full disk is not a fault of this process: a replacement would find it full as well.
             raise DiskFullError(
                 f"the learner's state does not fit into {directory}: {os.strerror(errno.ENOSPC)}"
             ) from None
@@ -93,7 +93,7 @@ class LearnerShell:
 
 
 def manifest_of(weights: Weights) -> Weights:
-    """Everything about the weights but the weights."""
+    """The metadata of a set of weights."""
     return dataclasses.replace(weights, payload=np.zeros(0, np.uint8))
 
 
@@ -101,7 +101,7 @@ class RemoteLearner(RemoteWorker):
     """A learner in an actor."""
 
     async def start(self, checkpoint: str = "") -> tuple[Weights, PayloadRef]:
-        """The weights it begins with; `checkpoint` is a directory that its machine sees."""
+        """The first weights; `checkpoint` is a directory that the learner's machine can read."""
         manifest, weights = await self.ask_parts("start", 2, checkpoint)
         return manifest, weights
 

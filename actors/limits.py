@@ -1,4 +1,4 @@
-"""The limits of a run as a Ray actor: every process that asks an endpoint asks it first."""
+"""The limits of a run as a Ray actor: every process calls it before it calls an endpoint."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from solon.feedback.spending.limiter import AsyncLimits
 from solon.feedback.spending.limits import Bill, Permit, Spend, Want
 
 RETRIES = 10
-"""Seconds, about, that a replacement may take."""
+"""Approximate seconds that a replacement may take."""
 
 
 class RemoteLimits:
-    """A `LimitsPort` in another process. Ray replaces a dead one, which reads its spend file again; one that stays away
-    raises RunFailedError: no request is made without limits.
+    """A `LimitsPort` in another process. Ray replaces a dead one, which reads its spend file again; one that stays
+    unreachable raises RunFailedError: no request is made without limits.
 
     limiter = Limiter(RemoteLimits(LimitsActor.remote(config)), config)
     """

@@ -14,7 +14,7 @@ from solon.records import Group, LoadReceipt, Prompt, Salvage
 
 
 class RolloutShell(RolloutWorker):
-    """The worker, with its stream flattened: a report, then the group it is about; or what a group has gained."""
+    """The worker, with its stream flattened: a report followed by its group, or the progress of a group."""
 
     async def stream(self, work: Sequence[Assignment]) -> AsyncIterator[GenerationReport | Group | Salvage]:
         async for item in self.generate(work):
@@ -54,8 +54,8 @@ class RemoteRollout(RemoteWorker):
                 yield report, [group]
             finished = True
         finally:
-            if not finished:  # dropping the stream alone would not stop the engine
-                with suppress(Exception):  # of a dead engine there is nothing to cancel
+            if not finished:  # dropping only the stream would not stop the engine
+                with suppress(Exception):  # a dead engine has nothing to cancel
                     ray.cancel(stream)
 
     async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:

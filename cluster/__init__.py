@@ -1,1 +1,1 @@
-"""Where a run meets a cluster: the run file, preflight checks, launch, and the driver of a whole run."""
+"""Runs Solon on a Ray cluster: the run file, preflight checks, launch, and the driver of a whole run."""

@@ -1,4 +1,4 @@
-"""The watch of a run: who audits, who is asked about the canaries, and what an alarm does."""
+"""The audit of a run: which model audits, which judge answers the canaries, and what an alarm does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from solon.recovery.supervised_lanes import SupervisedJudge, ask_any
 
 
 def make_watch(session: RunSession, *, gold: SupervisedJudge) -> WatchingObserver:
-    """What stands between the loop and the recorder. gold: the judge that audits."""
+    """Sits between the loop and the recorder. gold: the judge that audits."""
     run, start, workers = session.run, session.start, session.workers
     relative = run.feedback.task == "pairwise"
     watch = Watch(run.watch, canaries=run.watch.canaries, seed=run.seed, is_relative=relative)
@@ -33,7 +33,7 @@ def make_watch(session: RunSession, *, gold: SupervisedJudge) -> WatchingObserve
         open_payload=open_payload,
         on_action=on_alarm,
         canary=Canary(session.inputs.canary) if session.inputs.canary else None,
-        # One identity for all judges of a run, so that any of them may be asked.
+        # All judges of a run share one identity, so any of them may be asked.
         judge=lambda items: ask_any(workers.of_role("judge").lanes, lambda judge: judge.judge_fresh(items)),
     )
     state = None if start.checkpoint is None else start.checkpoint.run.get("watch")

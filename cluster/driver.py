@@ -1,4 +1,4 @@
-"""Runs the stages of a run in turn within one session, and says how the run ended, whatever ended it."""
+"""Runs the stages of a run in turn within one session, and records how the run ended in every case."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Runnable(Protocol):
     """A stage."""
 
     async def run(self, session: RunSession) -> bool:
-        """Whether it was done; False: the run was stopped first."""
+        """Whether the work was done; False: the run was stopped first."""
         ...
 
 
@@ -30,7 +30,7 @@ class Driver:
         self._final = FinalSummary(session.directory, end=self._end_of)
 
     async def drive(self) -> dict[str, Any]:
-        """Run to the end; the summary is written and shown whatever happens."""
+        """Run to the end; the summary is written and shown in every case."""
         session, status = self._session, "failed"
         failure: Exception | None = None
         self._final.begin()
@@ -44,16 +44,16 @@ class Driver:
             status = "stopped"
             session.stopped_by = {"kind": "interrupted", "message": session.signals.said(at_once=True)}
         except Exception as error:
-            # The records may fail after a stop in good order.
+            # The records may fail after an orderly stop.
             status, failure = "failed", session.directory.explained(error)
-        if self._final.ray_failure is not None:  # whatever else was raised follows from it
+        if self._final.ray_failure is not None:  # any other error follows from it
             status, failure = "failed", self._final.ray_failure
         session.totals.end()
         summary = await summarise(session, status, failure)
         summary["end"] = self._end_of(summary)
         unwritten = self._final.write(summary)
         session.view.ended(summary, session.directory.path)
-        # Why the run ended matters more than that its summary is missing.
+        # The cause of the end matters more than the missing summary.
         if (cause := failure or unwritten) is not None:
             for note in self._notes(summary["end"]):
                 cause.add_note(note)
@@ -68,36 +68,36 @@ class Driver:
         return "completed"
 
     def _recording_failed(self) -> None:
-        """Nothing can be recorded any more: end after the current step, or at once when the directory is gone. A
-        learner that is being replaced would look there for its checkpoint for ever."""
+        """Nothing can be recorded: end after the current step, or at once when the directory is gone. A learner that is
+        being replaced would wait there for its checkpoint for ever."""
         self._session.stop.set()
         if self._session.directory.is_gone:
             self._final.cut_short()
 
-    # -- called by the watch of Ray (cluster.ray_session.watch), from its thread -------------------------------------
+    # -- called from the thread that watches Ray (cluster.ray_session.watch) -----------------------------------------
 
     def ray_lost(self, error: RunFailedError) -> None:
-        """Ray is gone: write that down at once, and end."""
+        """Ray is gone: record it at once, and end."""
         self._final.ray_lost(error, steps=self._session.totals.steps, note=self._session.view.note)
 
     def helper_lost(self, what: str, cause: str) -> None:
-        """A process of Ray's is gone that the run does not need."""
+        """A Ray process that the run does not need has ended."""
         recorder = self._session.recorder
         self._final.in_the_loop(lambda: recorder.event("ray_helper_lost", worker=what, cause=cause))
 
     def final_message(self, error: Exception) -> str:
-        """The last lines of a run whose process cannot end in the ordinary way."""
+        """The final message of a run whose process cannot end normally."""
         return self._final.final_message(error)
 
     @property
     def has_begun(self) -> bool:
-        """Whether training began: everything before it leaves a run that is resumed as it was."""
+        """Whether training began: earlier failures leave a resumed run unchanged."""
         return self._session.signals.may_finish
 
     # -- how it ended --------------------------------------------------------------------------------------------------
 
     def _notes(self, end: Mapping[str, str | None]) -> list[str]:
-        """What a person does about a failure, said after its cause."""
+        """The remedy for a failure, printed after its cause."""
         if end["resume"]:
             return [f"resume: {end['resume']}"]
         if not self.has_begun and self._session.start.directory is not None:

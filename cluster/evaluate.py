@@ -1,4 +1,4 @@
-"""Held-out evaluation, by somebody who never rewarded the policy."""
+"""Held-out evaluation by an evaluator that never rewarded the policy."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """What an evaluator said of one answer."""
+    """The result of an evaluator for one answer."""
 
     obeys: dict[str, bool]
-    """By principle; one that does not apply, or of which a question has no valid label, is left out."""
+    """By principle; a principle that does not apply, or of which a question has no valid label, is left out."""
     labels: tuple[Label, ...] = ()
-    """What it follows from, where a judge was asked."""
+    """The labels behind it, where a judge was asked."""
 
 
 class Evaluator(Protocol):
@@ -37,7 +37,7 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Answers to the held-out prompts, and what was said of them."""
+    """Answers to the held-out prompts, and their scores."""
 
     prompts: Sequence[Prompt]
     answers: Sequence[str]
@@ -74,7 +74,7 @@ class Evaluation:
 async def evaluate(
     lanes: Collection[SupervisedRollout], prompts: Sequence[Prompt], evaluator: Evaluator, *, seed: int
 ) -> Evaluation:
-    """Answers by the current policy, sampled as in training, and their scores. Before and after use one seed."""
+    """Answers of the current policy, sampled as in training, and their scores. Before and after use one seed."""
     answers = await ask_any(lanes, lambda lane: lane.answer(prompts, seed=seed))
     return Evaluation(prompts=prompts, answers=answers, judged=await evaluator(prompts, answers))
 
@@ -89,7 +89,7 @@ class OracleEvaluator:
 
 
 class AuditEvaluator:
-    """The constitution's yes/no questions, asked of another judge."""
+    """The constitution's yes/no questions, put to another judge."""
 
     def __init__(self, judge: SupervisedJudge) -> None:
         self._judge = judge
@@ -103,7 +103,7 @@ class AuditEvaluator:
 
 
 def obeyed(labels: Sequence[Label]) -> dict[str, bool]:
-    """Whether one answer obeys each principle: all of its questions must speak for it. A principle of which a question
+    """Whether one answer obeys each principle: all of its questions must support it. A principle of which a question
     has no valid label is left out."""
     margins: dict[str, list[float | None]] = defaultdict(list)
     for label in labels:
@@ -116,7 +116,7 @@ def obeyed(labels: Sequence[Label]) -> dict[str, bool]:
 
 
 def as_group(ordinal: int, prompt: Prompt, answer: str) -> Group:
-    """A text that was not generated here, in the shape that judges take."""
+    """A text that was not generated here, in the form that judges accept."""
     rollout = Rollout(
         token_ids=np.zeros(0, np.int32),
         logprobs=np.zeros(0, np.float32),

@@ -1,4 +1,4 @@
-"""What is written of a run when it ends, also when its folder is gone, or Ray is."""
+"""Writes the summary when a run ends, even when its folder or Ray is gone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from solon.runs.directory import RunDirectory
 
 
 class FinalSummary:
-    """The summary of one run, early or late. `begin()` within the task that drives it."""
+    """The summary of one run, early or final. Call `begin()` within the task that drives it."""
 
     def __init__(self, directory: RunDirectory, *, end: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
-        """end: what a summary's `end` says: the cause, what to do, the command that resumes the run."""
+        """end: the `end` entry of the summary: the cause, the remedy, the command that resumes the run."""
         self._directory = directory
         self._end = end
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -26,20 +26,20 @@ class FinalSummary:
         """Why the run cannot continue, when Ray itself is gone."""
 
     def begin(self) -> None:
-        """Remember what has to be ended. Raises what happened before."""
+        """Remember the task to end. Raises an earlier failure."""
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         if self.ray_failure is not None:
             raise self.ray_failure
 
     def in_the_loop(self, call: Callable[[], object]) -> None:
-        """From another thread: call it in the loop, as long as there is one."""
+        """Callable from another thread: runs in the loop while the loop exists."""
         if self._loop is not None:
             with suppress(RuntimeError):  # it was closed
                 self._loop.call_soon_threadsafe(call)
 
     def ray_lost(self, error: RunFailedError, *, steps: int, note: Callable[[str], None]) -> None:
-        """From another thread: a short summary is written at once, since Ray's own code may end this process at any
-        moment; then the task that drives the run is cancelled, and writes a better one."""
+        """Callable from another thread: writes a short summary at once, since Ray's own code may end this process at
+        any moment; then cancels the task that drives the run, which writes the full one."""
         if self._written is not None:
             return  # the run has ended, and its summary says how
         self.ray_failure = error
@@ -48,12 +48,12 @@ class FinalSummary:
         self.in_the_loop(lambda: self._cancel(note))
 
     def cut_short(self) -> None:
-        """End the task that drives the run, unless it has come to its summary. Call it in the loop."""
+        """End the task that drives the run, unless it has reached its summary. Call it in the loop."""
         if self._task is not None and self._written is None:
             self._task.cancel()
 
     def write(self, summary: dict[str, Any]) -> RunFailedError | None:
-        """Write `summary.json`. Returns why it could not be written; the summary has it as `unwritten` then."""
+        """Write `summary.json`. Returns the error when it cannot be written; the summary then has it as `unwritten`."""
         self._written = str(summary["status"])
         try:
             self._directory.ballast.give_up()
@@ -68,7 +68,7 @@ class FinalSummary:
             return RunFailedError(f"summary.json cannot be written: {error}; the run ended as {summary['status']}")
 
     def final_message(self, error: Exception) -> str:
-        """The cause, and the command that resumes the run; empty when the run had ended in good order before."""
+        """The cause, and the command that resumes the run; empty when the run had already ended in order."""
         if self._written in ("completed", "stopped"):
             return ""
         resume = self._end(self._short(error, steps=0)).get("resume")

@@ -1,4 +1,4 @@
-"""The lanes of the loop, put together: the one place that a run, a test and a benchmark share."""
+"""Assembles the lanes of the loop: shared by runs, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def publication_for(
     attested: int = 0,
     clock: Clock | None = None,
 ) -> Publication:
-    """The way of weights from the learner to the engines of this pool: one that is lost leaves it, and its replacement,
-    or an engine that is added, joins when it holds the current weights.
+    """Publishes weights from the learner to the engines of this pool. A lost engine leaves the pool; its replacement,
+    or an added engine, joins once it holds the current weights.
 
-    attested: the version that the engines have shown to hold before.
+    attested: the version that the engines have already proven to hold.
     """
     publication = Publication(
         rollout,
@@ -58,7 +58,7 @@ def assemble_lanes(
     checkpoint: Callable[[int], Awaitable[None]] | None = None,
     clock: Clock | None = None,
 ) -> Lanes:
-    """What `solon.loop.run_loop` is given. learner: with a guard, or a process that no one replaces."""
+    """The arguments of `solon.loop.run_loop`. learner: with a guard, or a process that is never replaced."""
     return Lanes(
         rollout=rollout,
         judges=judges,

@@ -1,4 +1,4 @@
-"""Puts the workers of every pool of a run on a cluster."""
+"""Starts the workers of every pool of a run on a cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from solon.recovery.startup import start
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPool:
-    """The workers of one pool, built and warm, each with a guard that replaces it when it is lost.
+    """The workers of one pool, built and warm, each with a guard that replaces it after a loss.
 
     Rollout engines and judges may join and leave during training: `await workers["rollout"].pool.add(lane)`.
     """
@@ -36,16 +36,16 @@ class WorkerPool:
     spec: PoolSpec
     lanes: Collection[Any]
     started: Sequence[Any]
-    """What the first start of each returned."""
+    """What the first start of each worker returned."""
 
     @property
     def lane(self) -> Any:
-        """The only worker, or the first."""
+        """The only worker, or the first one."""
         return next(iter(self.lanes))
 
     @property
     def pool(self) -> Pool[Any]:
-        """The lanes, where they may join and leave."""
+        """The lanes of a pool that workers may join and leave."""
         assert isinstance(self.lanes, Pool), f"{self.spec.role}: workers of this role do not join or leave"
         return self.lanes
 
@@ -60,7 +60,7 @@ class WorkerSet:
         return self.pools[name]
 
     def of_role(self, role: str) -> WorkerPool:
-        """The only pool of a role, or the first."""
+        """The only pool of a role, or the first one."""
         return next(pool for pool in self.pools.values() if pool.spec.role == role)
 
     @property
@@ -68,14 +68,14 @@ class WorkerSet:
         return [lane.guard for pool in self.pools.values() for lane in pool.lanes]
 
     async def close(self) -> None:
-        """No worker is replaced from now on."""
+        """From now on no worker is replaced."""
         await asyncio.gather(*(guard.close() for guard in self.guards))
 
 
 class Launcher:
-    """Creates the actors, then starts all of them at once.
+    """Creates the actors, then starts all of them concurrently.
 
-    `on_ready` is called with the name of each actor when it is up; `emit` hears of workers that are lost and replaced.
+    `on_ready` is called with the name of each actor that is up; `emit` receives losses and replacements of workers.
     """
 
     def __init__(
@@ -89,16 +89,16 @@ class Launcher:
         clock: Clock | None = None,
         roles: Mapping[str, Role] | None = None,
     ) -> None:
-        """checkpoint: the directory that the learner starts from; empty: the policy as it is. clock: what deadlines
-        are measured with. roles: what makes the workers of a role, in place of those of `cluster/pools/`."""
+        """checkpoint: the directory that the learner starts from; empty: the unchanged policy. clock: measures
+        deadlines. roles: factories of the workers, in place of those in `cluster/pools/`."""
         self._run = run
         self._roles = known_roles() | dict(roles or {})
         self._context = PoolContext(
             run=run,
             constitution=constitution,
             namespace=f"solon-{run_name}",
-            # One secret for all runs of this user, so that they share cached verdicts. Not in the run file: it is
-            # written out with every run.
+            # One secret for all runs of this user, so that they share cached verdicts. It is not part of the run file,
+            # because every run writes its run file.
             secret=nonce_secret() if TEMPLATES[run.feedback.template].fenced else NO_SECRET,
             checkpoint=checkpoint,
             emit=emit,
@@ -109,8 +109,8 @@ class Launcher:
     async def launch(
         self, *, on_ready: Callable[[str], None], say: Callable[[str], None] = lambda line: None
     ) -> WorkerSet:
-        """`say` is told every few seconds which actors have no place yet. Raises InputError for what the models' files
-        make impossible, RunFailedError for what dies, finds no place in time, or is not ready in time after that."""
+        """`say` receives every few seconds which actors have no node yet. Raises InputError for what the models' files
+        make impossible, RunFailedError for an actor that dies, finds no node in time, or is not ready in time after."""
         context, pools = self._context, self._pools
         workers = {name: self._roles[pool.role].workers(pool, context) for name, pool in pools.items()}
         waiting = Waiting(demands_of(self._run), say=say, emit=context.emit)
@@ -132,11 +132,11 @@ class Launcher:
         return WorkerSet(pools={name: self._supervised(pools[name], workers[name], started[name]) for name in pools})
 
     async def another(self, pool: WorkerPool, name: str) -> Any:
-        """One more worker for a pool, under a name of its own: started, with a guard, and not in the pool yet.
+        """One more worker for a pool, with a name of its own: started, guarded, and not yet in the pool.
 
         await pool.pool.add(await launcher.another(pool, "rollout-3"))
 
-        Raises as `launch` does; its process has ended then.
+        Raises as `launch` does, after its process has ended.
         """
         context, role = self._context, self._roles[pool.spec.role]
         spec = pool.spec.model_copy(update={"size": 1}).called(name, pool.spec.section, is_numbered=False)
@@ -152,7 +152,7 @@ class Launcher:
         return lane
 
     def names(self) -> list[str]:
-        """Every actor that `on_ready` will name."""
+        """Every actor that `on_ready` will report."""
         return [name for pool in self._pools.values() for name in pool.worker_names]
 
     def _supervised(self, pool: PoolSpec, workers: Sequence[Any], started: Sequence[Any]) -> WorkerPool:

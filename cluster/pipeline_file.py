@@ -1,4 +1,4 @@
-"""The pipeline file: pools, each named once, and the stages that use them in turn.
+"""The pipeline file: pools, each named once, and the stages that use them in order.
 
     [pools.policy]
     role = "rollout"
@@ -8,7 +8,7 @@
     type = "rlaif"
     prompts = "prompts.jsonl"
 
-A run file of four keys is shorthand for one: `stages_of` says for which. docs/pipelines.md describes both.
+A run file of four keys is shorthand for one (see `stages_of`). docs/pipelines.md describes both.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from solon.files.toml_file import read_toml
 from solon.files.validation import describe_invalid
 
 OF_POOLS = ("policy", "judge", "judging")
-"""Keys of a run file that say what pools say in a pipeline file."""
+"""Keys of a run file that pools replace in a pipeline file."""
 
 
 def _parsed(value: Any) -> Any:
@@ -42,12 +42,12 @@ def _parsed(value: Any) -> Any:
 
 
 class Pipeline(RunFile):
-    """A whole run of pools and stages; every key of a run file says here what it says there."""
+    """A whole run of pools and stages; every key of a run file has the same meaning here."""
 
     pools: dict[str, PoolSpec] = Field(default_factory=dict)
     """The workers, by the name that stages use."""
     stages: Annotated[tuple[SerializeAsAny[Stage], ...], BeforeValidator(_parsed)] = ()
-    """What is done, in this order."""
+    """The stages, in order."""
 
     @model_validator(mode="after")
     def _evaluations_have_an_evaluator(self) -> Self:
@@ -97,7 +97,7 @@ class Pipeline(RunFile):
 
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Self:
-        """Read, override and check, the order of the stages included. Raises InputError."""
+        """Read, override and check, including the order of the stages. Raises InputError."""
         path = Path(path)
         raw = _read(path)
         is_record = raw.keys() >= RECORDED
@@ -126,15 +126,15 @@ class Pipeline(RunFile):
 
 
 def load_run(path: str | Path, *, overrides: Sequence[str] = ()) -> RunFile:
-    """A run file or a pipeline file, told apart by what they hold. Raises InputError."""
+    """A run file or a pipeline file, distinguished by content. Raises InputError."""
     raw = _read(Path(path))
     kind = Pipeline if {"stages", "pools"} & raw.keys() else RunFile
     return kind.load(path, overrides=overrides)
 
 
 def stages_of(run: RunFile) -> tuple[Stage, ...]:
-    """What a run does, in its order. Four keys stand for evaluation, training, and evaluation again, with the audit
-    attached where there is one."""
+    """The stages of a run, in order. Four keys stand for evaluation, training, and evaluation again, with the audit
+    attached where one is configured."""
     if isinstance(run, Pipeline):
         return run.stages
     found: list[Stage] = [RlaifStage(policy="rollout")]
@@ -148,7 +148,7 @@ def stages_of(run: RunFile) -> tuple[Stage, ...]:
 
 
 def parse_stage(raw: Any, where: str, run: dict[str, Any] | None = None, number: int = 0) -> Stage:
-    """One stage of a file; settings of the run that stand in it are moved to their place in `run`.
+    """One stage of a file; settings of the run that it contains are moved to their place in `run`.
 
     Raises InputError.
     """
@@ -187,7 +187,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _move(run: dict[str, Any], target: str, value: Any, place: str) -> None:
-    """Put a setting of a stage at its key of the run. Two stages may say the same."""
+    """Put a setting of a stage at its key of the run. Two stages may set the same value."""
     section, _, key = target.partition(".")
     held = run.get(section) if not key else (run.get(section) or {}).get(key)
     if held is not None and held != value:
@@ -242,7 +242,7 @@ def _named(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _derive(raw: dict[str, Any], stages: Sequence[Stage], pools: Mapping[str, PoolSpec]) -> None:
-    """What the sections of a run file say of the engines, taken from the pools."""
+    """The sections of a run file for the engines, taken from the pools."""
     training = next(stage for stage in stages if isinstance(stage, RlaifStage))
     for section, key, name in (("rollout", "policy", training.policy), ("judging", "judge", training.judge)):
         pool = pools[name]

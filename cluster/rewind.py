@@ -23,25 +23,25 @@ ALSO_MAY_CHANGE = (
     *(f"learn.{key}" for key in ("kl_coefficient", "kl_estimator", "learning_rate", "critic_learning_rate")),
     "learn.entropy_bonus",
 )
-"""Keys that a run may set anew when it goes back: they say how the policy is rewarded and trained from there on."""
+"""Keys that a run may change when it goes back: they say how the policy is rewarded and trained from there on."""
 GOLD = ("watch.audit_judge",)
-"""Gold stays what it is: how good the run was before and after it went back is told by it."""
+"""The gold audit must not change: it compares the run before and after it went back."""
 REWARDING = ("judge", "judging", "feedback")
-"""When one of them changes, what is held in the checkpoint is judged again."""
+"""When one of these changes, the groups in the checkpoint are judged again."""
 
 
 def may_change(key: str) -> bool:
-    """Whether a run that goes back may set this key anew."""
+    """Whether a run that goes back may change this key."""
     return _within(key, ALSO_MAY_CHANGE) and not _within(key, GOLD)
 
 
 def other_judge(changed: Mapping[str, Any]) -> bool:
-    """Whether the answers are rewarded in another way than before."""
+    """Whether the answers are rewarded differently than before."""
     return any(_within(key, REWARDING) for key in changed)
 
 
 def inputs_to_share(digests: Digests) -> Digests:
-    """Digests of what a run must have in common with the one before when it goes back: all but the judges'."""
+    """Digests that must not change when a run goes back: all but the judges'."""
     return {
         key: digest
         for key, digest in digests.items()
@@ -50,7 +50,7 @@ def inputs_to_share(digests: Digests) -> Digests:
 
 
 def judges_changed(now: Digests, then: Mapping[str, object]) -> dict[str, list[Any]]:
-    """Judges that have other weights under the same name, as changes of the configuration are told."""
+    """Judges that have other weights under the same name, in the form of configuration changes."""
     keys = now.keys() - inputs_to_share(now).keys()
     return {
         f"{'judging' if key == 'judging.chat_template' else 'judge'} ({key})": [then[key], now[key]]
@@ -60,8 +60,8 @@ def judges_changed(now: Digests, then: Mapping[str, object]) -> dict[str, list[A
 
 
 def refuse_spoilt(checkpoint: Checkpoint, directory: Path, best: str) -> None:
-    """Raises InputError when an alarm stopped the run at this checkpoint: a plain resume would go on with the policy
-    that it was stopped for."""
+    """Raises InputError when an alarm stopped the run at this checkpoint: a plain resume would continue with the very
+    policy that raised it."""
     alarm = checkpoint.run.get("stopped_by")
     if not isinstance(alarm, Mapping) or alarm.get("kind") not in SPOILING:
         return
@@ -70,12 +70,12 @@ def refuse_spoilt(checkpoint: Checkpoint, directory: Path, best: str) -> None:
     )
     raise InputError(
         f"--resume: an alarm stopped {directory} at step {checkpoint.step}, {alarm['kind']}: "
-        f"{alarm.get('message')}. {back}; --from {checkpoint.step} goes on from where it stopped"
+        f"{alarm.get('message')}. {back}; --from {checkpoint.step} resumes where it stopped"
     )
 
 
 def chosen(folder: CheckpointFolder, wanted: str) -> Checkpoint:
-    """The checkpoint that `--from` names. Raises InputError that lists those that there are."""
+    """The checkpoint that `--from` names. Raises InputError that lists the available ones."""
     if wanted == BEST:
         return _best(folder)
     steps = folder.steps()
@@ -88,19 +88,19 @@ def chosen(folder: CheckpointFolder, wanted: str) -> Checkpoint:
 
 
 def best_of(folder: CheckpointFolder, windows: Sequence[Window], alarm: object) -> str:
-    """Name of the checkpoint that gold liked best; empty: nothing is known of any. alarm: what stopped the run."""
+    """Name of the checkpoint that gold liked best; empty: not known for any. alarm: the one that stopped the run."""
     found = ranked(_sound(folder.steps(), alarm), windows)
     return folder.name(found[0]) if found else ""
 
 
 def _sound(steps: Sequence[int], alarm: object) -> list[int]:
-    """Steps before what an alarm tells of: gold may like the answers of a policy that has collapsed."""
+    """Steps before those that an alarm covers: gold may like the answers of a policy that has collapsed."""
     until = alarm.get("sound_until") if isinstance(alarm, Mapping) else None
     return [step for step in steps if not isinstance(until, int) or step <= until]
 
 
 def windows_of(checkpoint: Checkpoint) -> list[Window]:
-    """What the audits had found when this checkpoint was written; empty: the run was not audited."""
+    """The audit results in this checkpoint; empty: the run was not audited."""
     state = checkpoint.run.get("watch")
     if state is None:
         return []

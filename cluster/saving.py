@@ -1,4 +1,4 @@
-"""A checkpoint of a running run: everybody's part of one moment between two steps, put together."""
+"""Checkpoints of a running run: the state of every part between two steps, put together."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Saver:
         spared: Callable[[], list[int]] = list,
         resume: str = "the same command with --resume",
     ) -> None:
-        """state: what else of the run is to be kept. spared: steps whose checkpoint must not be retired. resume: what
-        is typed to go on when the disk was full."""
+        """state: other state of the run to keep. spared: steps whose checkpoint must not be retired. resume: the
+        command to continue after a full disk."""
         self._folder = folder
         self._learner = learner
         self._ledger = ledger
@@ -55,8 +55,8 @@ class Saver:
         """The step of the last checkpoint."""
 
     async def save(self, step: int, *, is_last: bool = False) -> None:
-        """Raises DiskFullError when the disk cannot hold it, whatever is given up for it; the checkpoint before stays.
-        Raises RunFailedError when it cannot be written. An upload that fails is told and tried again with the next."""
+        """Raises DiskFullError when the disk cannot hold it even after freeing space; the previous checkpoint stays.
+        Raises RunFailedError when it cannot be written. A failed upload is reported and tried again with the next."""
         began = time.monotonic()
         path, held = await self._fit(step)
         self._learner.saved(str(path.resolve()))
@@ -68,7 +68,7 @@ class Saver:
             await self._upload(path)
 
     async def _fit(self, step: int) -> tuple[Path, int]:
-        """The checkpoint in its place, and how many groups it holds. What can be spared is given up for it, in turn."""
+        """The written checkpoint, and how many groups it holds. On a full disk, spare files are removed in turn."""
         self._room.begin()
         written = 0
         while True:
@@ -83,14 +83,14 @@ class Saver:
                 raise self._room.full(written=written, resume=self._resume)
 
     async def _write(self, step: int) -> tuple[Path, int]:
-        """One try. What it leaves behind is removed, so that its space is free; `_written` says how much it was."""
+        """One attempt. Its leftovers are removed, so that their space is free; `_written` says how much it was."""
         scratch = self._folder.begin(step)
         try:
             cut, payload_refs = await self._ledger.cut()
             await self._learner.save(str(scratch.resolve()))
             held, lost = await asyncio.to_thread(open_held, payload_refs)
             state = await self._state()
-            # What the checkpoint says was trained must be on record before the checkpoint is there.
+            # Steps that the checkpoint counts as trained must be on record before the checkpoint exists.
             records = await asyncio.to_thread(self._recorder.sync)
             path = await asyncio.to_thread(
                 self._folder.finish,
@@ -110,7 +110,7 @@ class Saver:
 
     @staticmethod
     def _told(error: Exception) -> Exception:
-        """What the disk refuses for another reason than space, as one message."""
+        """A message for a write error other than a full disk."""
         if not isinstance(error, OSError):
             return error
         return UnwritableError(
@@ -138,9 +138,9 @@ def open_held(payload_refs: Mapping[int, tuple[Any, Any]]) -> tuple[list[Held], 
 
 
 def restore_ledger(ledger: AsyncLedger, checkpoint: Checkpoint, *, judges_again: bool = False) -> None:
-    """Put what a checkpoint holds into a new ledger; the engines are about to hold the checkpoint's weights.
+    """Put the contents of a checkpoint into a new ledger; the engines are about to hold the checkpoint's weights.
 
-    judges_again: the labels that it holds are another judge's, so that what was written is judged again.
+    judges_again: its labels come from a former judge, so its rollouts are judged again.
     """
     payloads = {
         ordinal: (put_payload(group), None if feedback is None or judges_again else put_payload(feedback))

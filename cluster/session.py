@@ -1,4 +1,4 @@
-"""What the stages of a run share: directory, records, signals, workers and weights, in one exit stack."""
+"""The state that the stages of a run share: directory, records, signals, workers and weights, in one exit stack."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ class RunSession:
         resume: str,
         roles: Mapping[str, Role] | None = None,
     ) -> None:
-        """resume: what a person types to continue this run. roles: what makes workers, in place of the usual."""
+        """resume: the command that continues this run. roles: factories of the workers, in place of the usual ones."""
         self.run, self.inputs, self.directory, self.view = run, inputs, directory, view
         self.start, self.resume = start, resume
         self.clock = Clock()
         self.stop = asyncio.Event()
-        """Set: the run ends after the step that is being trained."""
+        """Set: the run ends after the current step."""
         self.stopped_by: dict[str, Any] | None = None
         """What ended the run early."""
         self.signals = Signals(self.stop, tell=view.note)
         self.scores: dict[str, Scores | None] = {"before": None, "after": None}
         """Held-out scores by the name of the evaluation."""
         self.watching: WatchingObserver | None = None
-        """The audit, where a stage attached one."""
+        """The audit, if a stage attached one."""
         self.has_workers = False
         self.provenance: dict[str, Any] = {"run_id": directory.path.name}
-        """What every label on record says of its origin."""
+        """The origin that every label on record states."""
         self.totals = RunTotals(
             staleness_bound=run.staleness.max_staleness,
             total_steps=run.steps,
@@ -90,7 +90,7 @@ class RunSession:
         self._stack = AsyncExitStack()
 
     def open_records(self, *, on_failure: Any) -> None:
-        """The records of the run, as long as it lasts. on_failure: called in the loop when nothing can be recorded."""
+        """The records of the run, while it lasts. on_failure: called in the loop when nothing can be recorded."""
         loop = asyncio.get_running_loop()
 
         def in_the_loop(call: Any) -> Any:
@@ -123,8 +123,8 @@ class RunSession:
         return await self._stack.__aexit__(*error)
 
     async def launch(self) -> None:
-        """Start the workers of every pool, put back what a checkpoint holds, and prove that the engines hold the
-        learner's weights."""
+        """Start the workers of every pool, restore the checkpoint, and prove that the engines hold the learner's
+        weights."""
         run, launcher, view = self.run, self.launcher, self.view
         view.starting(launcher.names())
         workers = self.workers = await launcher.launch(on_ready=view.ready, say=view.note)
@@ -166,7 +166,7 @@ class RunSession:
             )
 
     def _go_back(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Set aside what the run goes back from; for the event that tells of it."""
+        """Set aside the records after the checkpoint to which the run goes back; returns details for the event."""
         if not self.start.goes_back:
             return {}
         aside = CheckpointFolder(checkpoint.path.parent).set_aside(after=checkpoint.step)
@@ -177,12 +177,12 @@ class RunSession:
         return {"aside": aside, "changed": dict(self.start.changed)}
 
     def stop_for(self, cause: dict[str, Any]) -> None:
-        """End the run after the step that is being trained; the first cause is told."""
+        """End the run after the current step; the first cause is reported."""
         self.stopped_by = self.stopped_by or cause
         self.stop.set()
 
     async def unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Whether the work was done. It is given up when the run is stopped: `--resume` does it then."""
+        """Whether the work was done. A stopped run gives it up: `--resume` does it then."""
         working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self.stop.wait())
         try:
             await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""How a person, a scheduler or a lost terminal ends a run."""
+"""How a user, a scheduler or a lost terminal ends a run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Signals that ask a run to end. SIGHUP, of a terminal that is gone, is one, unless whoever started the process had
-    it ignored, as `nohup` does."""
+    """Signals that ask a run to end. They include SIGHUP, which a closed terminal sends, unless the process was started
+    with SIGHUP ignored, as `nohup` does."""
     always = (signal.SIGINT, signal.SIGTERM)
     return always if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*always, signal.SIGHUP)
 
@@ -21,10 +21,9 @@ def ending_signals() -> tuple[signal.Signals, ...]:
 def sigterm_as_ctrl_c() -> Iterator[Callable[[], None]]:
     """SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, until `Signals` takes all three over.
 
-    Gives what has to be called after `ray.init`, which takes SIGTERM for itself: it would end the process with 15 and
-    without a word. Until then SIGHUP is blocked, which processes that are started meanwhile inherit: a lost terminal
-    would otherwise end Ray's together with this one. Does nothing outside the main thread, where Python allows no
-    handlers.
+    Yields a function to call after `ray.init`, which takes over SIGTERM: Ray would end the process with code 15 and
+    without a message. Until then SIGHUP is blocked, and child processes inherit that: a lost terminal would otherwise
+    end Ray together with this process. Does nothing outside the main thread, where Python allows no handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -52,16 +51,16 @@ def sigterm_as_ctrl_c() -> Iterator[Callable[[], None]]:
 
 
 TOGETHER_S = 5.0
-"""A terminal that closes sends SIGHUP, and its shell sends it again; a scheduler may send SIGTERM to a process and to
-its group. Within so many seconds that is one request. Ctrl-C counts every time: a person presses it."""
+"""A closing terminal sends SIGHUP, and its shell sends it again; a scheduler may send SIGTERM to a process and to its
+group. Within this many seconds they count as one request. Ctrl-C counts every time: a person presses it."""
 
 
 class Signals:
-    """Ctrl-C, SIGTERM and SIGHUP end the run after the step under way; a second one, or one before training, at
+    """Ctrl-C, SIGTERM and SIGHUP end the run after the current step; a second one, or one before training, ends it at
     once."""
 
     def __init__(self, stop: asyncio.Event, *, tell: Callable[[str], None] = lambda text: None) -> None:
-        """tell: says to a person that the signal arrived, as a step may take minutes."""
+        """tell: tells the user that the signal arrived, as a step may take minutes."""
         self._stop = stop
         self._emit = tell
         self.interrupted = False
@@ -87,14 +86,14 @@ class Signals:
             self._loop.remove_signal_handler(number)
 
     def _on_hangup(self, *_: object) -> None:
-        """A terminal that is gone refuses what is written to it, and the run has things to say until it ends. The loop
-        hears of the signal by itself."""
+        """A closed terminal refuses writes, and the run still writes messages until it ends. The loop receives the
+        signal separately."""
         for number in self._terminals:
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_RDWR), number)
 
     def said(self, *, at_once: bool = False) -> str:
-        """What was asked for, for people. at_once: the step that was being trained was not finished."""
+        """The request in words. at_once: the current step was not finished."""
         if not at_once:
             return f"it was asked to stop ({self.received})"
         if not self.may_finish:

@@ -1,5 +1,5 @@
-"""Where a run begins: in a new directory, or in the last checkpoint of an old one. Looks and decides. It writes nothing
-but a checkpoint that it fetches from `checkpoint_url`, and that under the lock of the run directory."""
+"""Decides where a run begins: in a new directory, or at the last checkpoint of an old one. It writes nothing but a
+checkpoint fetched from `checkpoint_url`, under the lock of the run directory."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ class Start:
     """Where a run begins."""
 
     directory: Path | None
-    """An old directory to go on in; None: a new one."""
+    """The directory of the run to resume; None: a new run."""
     checkpoint: Checkpoint | None = None
     """None: from the first step."""
     damaged: tuple[str, ...] = ()
-    """What is wrong with younger checkpoints."""
+    """The problems of younger checkpoints."""
     goes_back: bool = False
-    """Younger checkpoints than this one are set aside: `--from`."""
+    """Checkpoints younger than this one are set aside: `--from`."""
     changed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """What a run that goes back sets anew: [before, now] by key."""
+    """Settings that a run changes when it goes back: [before, now] by key."""
     records: Integrity = UNRECORDED
-    """How the files of the run compare with what the checkpoint says of them."""
+    """How the files of the run compare with the checkpoint's record of them."""
     finished: Mapping[str, Any] | None = None
     """The summary of a run that has nothing left to do."""
 
     @property
     def judges_again(self) -> bool:
-        """Another judge rewards from here on: labels that the checkpoint holds are not its own."""
+        """Another judge rewards from here on: the labels in the checkpoint come from a former judge."""
         return other_judge(self.changed)
 
     @property
@@ -62,11 +62,11 @@ class Start:
 
     @property
     def remarks(self) -> list[str]:
-        """What is said of a run whose files are not what it wrote, a sentence each."""
+        """Warnings about files that differ from what the run wrote, a sentence each."""
         return said_of(self.records, self.checkpoint.path.name) if self.checkpoint else []
 
     def open(self, root: Path, name: str | None, *, default: str) -> RunDirectory:
-        """The directory, made or made ready."""
+        """The directory, created or prepared."""
         if self.directory is None:
             return RunDirectory.create(root, name, default=default)
         return RunDirectory.reopen(self.directory)
@@ -83,9 +83,9 @@ def find_start(
     resume: bool,
     back_to: str = "",
 ) -> Start:
-    """digests: of what the run would train on and with (`cluster.config.input_digests`). back_to: `best` or a step, the
-    checkpoint that a resumed run begins at; empty: the last one. Raises InputError when the old run is another: going
-    on would mix two."""
+    """digests: of the run's inputs (`cluster.config.input_digests`). back_to: `best` or a step, the checkpoint at which
+    a resumed run begins; empty: the last one. Raises InputError when the old run has other inputs or settings: a
+    resume would mix two runs."""
     if not resume:
         if back_to:
             raise InputError(f"--from {back_to} goes with --resume, got a run that begins; add --resume and --name")
@@ -97,15 +97,15 @@ def find_start(
                 f"--from {back_to}: {directory or root} has no run to go back in, expected the --name of one; look "
                 f"with `ls {root}`"
             )
-        # Nothing has begun yet: a job that is tried again with the same command starts like the first time.
+        # Nothing has begun yet: a retried job starts with the same command like the first time.
         return Start(directory=directory if directory is not None and directory.exists() else None)
-    with locked(directory):  # of a run that is still going on nothing is read, and nothing is removed
+    with locked(directory):  # nothing is read or removed from a run that is still running
         start = _start_back_in if back_to else _start_in
         return start(directory, run, constitution_hash, digests or {}, back_to)
 
 
 def _start_back_in(directory: Path, run: RunFile, constitution_hash: str, digests: Digests, back_to: str) -> Start:
-    """Where an old run goes on that goes back to an earlier checkpoint."""
+    """The start of a run that goes back to an earlier checkpoint."""
     changed = _refuse_another_run(run, constitution_hash, directory, digests, goes_back=True)
     checkpoint = chosen(CheckpointFolder(directory / "checkpoints"), back_to)
     then = checkpoint.run.get("inputs") or {}
@@ -117,7 +117,7 @@ def _start_back_in(directory: Path, run: RunFile, constitution_hash: str, digest
 
 
 def _start_in(directory: Path, run: RunFile, constitution_hash: str, digests: Digests, _: str = "") -> Start:
-    """Where an old run goes on."""
+    """The start of a run that resumes."""
     _refuse_another_run(run, constitution_hash, directory, digests)
     summary = _read(directory / "summary.json") if (directory / "summary.json").exists() else {}
     if summary.get("status") == "completed" and summary.get("steps", 0) >= run.steps:
@@ -145,8 +145,8 @@ def _refuse_too_far(checkpoint: Checkpoint, run: RunFile, directory: Path) -> No
 
 
 def _compared(directory: Path, checkpoint: Checkpoint | None, run: RunFile) -> Integrity:
-    """How the files that are only added to compare with what the checkpoint says of them. Raises InputError when that
-    is to refuse a resume."""
+    """How the append-only files compare with the checkpoint's record of them. Raises InputError when the difference
+    forbids a resume."""
     records = UNRECORDED if checkpoint is None else examine(directory, checkpoint.records)
     if records.damages and run.recovery.damaged_records == "refuse":
         raise InputError(
@@ -165,7 +165,7 @@ def _latest(root: Path, default: str) -> Path | None:
 def _refuse_another_run(
     run: RunFile, constitution_hash: str, directory: Path, digests: Digests, *, goes_back: bool = False
 ) -> dict[str, Sequence[Any]]:
-    """What a run that goes back sets anew, [before, now] by key."""
+    """The settings that a run changes when it goes back, [before, now] by key."""
     old = _read(directory / "config.json")
     if old.get("constitution_hash") != constitution_hash:
         raise InputError(
@@ -179,11 +179,11 @@ def _refuse_another_run(
         for key in (*ours, *(theirs.keys() - ours.keys()))
         if ours.get(key, absent) != theirs.get(key, absent)
         and not is_among(key, allowed)
-        # An optional section that was given, or is: its own keys say what it holds.
+        # An optional section that is present on one side: its own keys say what it holds.
         and not any(other.startswith(f"{key}.") for other in (*ours, *theirs))
     ]
-    anew = [key for key in changed if goes_back and may_change(key)]
-    if refused := [key for key in changed if key not in anew]:
+    accepted = [key for key in changed if goes_back and may_change(key)]
+    if refused := [key for key in changed if key not in accepted]:
         shown = "; ".join(f"{key} was {_said(theirs, key)}, is {_said(ours, key)}" for key in refused[:4])
         back = "" if goes_back or not all(map(may_change, refused)) else ", go back with --from best or --from STEP"
         raise InputError(
@@ -191,20 +191,20 @@ def _refuse_another_run(
         )
     shared = inputs_to_share(digests) if goes_back else digests
     refuse_other_inputs(shared, old.get("inputs") or {}, place=directory, run=run)
-    return {key: [theirs.get(key), ours.get(key)] for key in anew}
+    return {key: [theirs.get(key), ours.get(key)] for key in accepted}
 
 
 def _completed(old: Mapping[str, Any], run: RunFile) -> dict[str, Any]:
-    """The configuration of an old run, with today's defaults where it knew no such key."""
+    """The configuration of an old run, with today's defaults for keys that it did not know."""
     known = {key: value for key, value in old.items() if key in type(run).model_fields}
     try:
         return type(run).parse(known, source="config.json").model_dump(mode="json")
-    except InputError:  # of a version with other keys or bounds: what it does not say is taken to be the same
+    except InputError:  # written by a version with other keys or bounds: missing keys are assumed equal
         return _merged(run.model_dump(mode="json"), known)
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The first mapping under the second, section by section."""
+    """The first mapping merged under the second, section by section."""
     found = dict(first)
     for key, value in second.items():
         if key in found and isinstance(found[key], Mapping) and isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The summary of a run that has ended, from what its session holds."""
+"""The summary of a finished run, from the contents of its session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`solon train`: checks everything, opens the run directory and the cluster, and hands over to the driver."""
+"""`solon train`: checks everything, opens the run directory and the cluster, and starts the driver."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def train(
     origin: Mapping[str, Any] | None = None,
     roles: Mapping[str, Role] | None = None,
 ) -> dict[str, Any]:
-    """A whole run; returns its summary. `resume`: go on from the last checkpoint of the directory of that name, or of
-    the youngest one; begin where there is none. `back_to`: `best` or a step: the checkpoint to go on from, not the
-    last one. `origin`: how the run was asked for; `config.json` keeps it, so that the directory says how the run is
-    resumed. `roles`: what makes the workers of a role, in place of those of `cluster/pools/`.
+    """A whole run; returns its summary. `resume`: continue at the last checkpoint of the directory of that name, or of
+    the youngest one; begin where there is none. `back_to`: `best` or a step: the checkpoint to continue at, in place
+    of the last one. `origin`: how the run was started; `config.json` keeps it, so that the directory says how to
+    resume. `roles`: factories of the workers, in place of those in `cluster/pools/`.
 
-    Raises InputError before any engine starts where that is possible, and RunFailedError or what a stage died of
-    afterwards; `summary.json` is written in every case after that.
+    Raises InputError before any engine starts where possible, and later RunFailedError or the error of the stage that
+    failed; `summary.json` is then written in every case.
     """
     run, fitted = fit_run(run, cpus=own_cpus())
     inputs = check_inputs(run, fetch=True, say=view.note)
@@ -86,7 +86,7 @@ def train(
         for note in info.notes:
             view.note(note)
         if start.directory is not None:
-            view.note(f"going on in {directory.path} after step {start.step}")
+            view.note(f"resuming {directory.path} after step {start.step}")
             for key, (was, now) in start.changed.items():
                 view.note(f"{key} was {short(was)}, is {short(now)} from here on")
             if start.judges_again:
@@ -112,7 +112,7 @@ def train(
                     raise
         except InputError:
             if not driver.has_begun:
-                # Refused: the run that was is not changed by the attempt to resume it.
+                # Refused: the attempt to resume leaves the old run unchanged.
                 for name, content in before.items():
                     put_back(directory.path / name, content)
             raise
@@ -121,9 +121,9 @@ def train(
 
 
 def require_place(root: Path) -> None:
-    """Raises InputError when no run directory can be made there: before a cluster is started for it.
+    """Raises InputError when no run directory can be created there: before a cluster is started for it.
 
-    No folder stays, as the start may still be refused.
+    No folder is left behind, as the start may still be refused.
     """
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
@@ -141,13 +141,13 @@ def require_place(root: Path) -> None:
 
 
 def _records(folder: Path) -> dict[str, bytes | None]:
-    """What says how a run was asked for and how it ended; None: there is no such file."""
+    """The record of how a run was started and how it ended; None: there is no such file."""
     paths = [folder / name for name in ("config.json", "summary.json")]
     return {path.name: path.read_bytes() if path.exists() else None for path in paths}
 
 
 def put_back(path: Path, content: bytes | None) -> None:
-    """A file as it was; None: it was not there."""
+    """The former content of a file; None: it did not exist."""
     if content is None:
         path.unlink(missing_ok=True)
         return

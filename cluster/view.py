@@ -1,4 +1,4 @@
-"""What a run tells a person while it goes on; `solon.cli.view` shows it."""
+"""Messages of a run for its user; `solon.cli.view` shows them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from solon.telemetry.totals import RunTotals
 
 
 class View(Protocol):
-    """Shows a run to a person."""
+    """Shows a run to its user."""
 
     def note(self, text: str) -> None: ...
     def cluster(self, info: ClusterInfo, directory: Path) -> None: ...

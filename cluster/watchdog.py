@@ -1,5 +1,5 @@
-"""Watches a run from beside it: says how it stands for those who look from outside, notices when nothing moves any
-more, and when the machine that it runs on is about to be taken away."""
+"""Watches a run from within its process: publishes its state, and detects that nothing moves or that the machine is
+about to be taken away."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from solon.telemetry.recorder import Recorder
 
 LOOK_EVERY_S = 5.0
 STALLS_BEFORE_END = 3
-"""A run that has not moved for so many times `recovery.stall_s`, and in which no worker holds a group, is ended."""
+"""A run is ended when it has not moved for this multiple of `recovery.stall_s` and no worker holds a group."""
 
 
 class Watchdog:
-    """`async with Watchdog(...)`: for as long as the loop runs. `live.json` says how it stands, every few seconds."""
+    """`async with Watchdog(...)` runs beside the loop. It writes the run's state to `live.json` every few seconds."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Watchdog:
         clock: Clock | None = None,
     ) -> None:
         """guards: of the present workers. on_stop: ends the run after the current step, with a reason. draining: why
-        this machine is about to go, or None; may block. clock: what standing still is measured with."""
+        this machine is about to be removed, or None; may block. clock: measures how long nothing moved."""
         self._config = config
         self._ledger = ledger
         self._guards = guards
@@ -117,13 +117,13 @@ class Watchdog:
         if self._stalls >= STALLS_BEFORE_END and self._owner is not None and is_stuck(standing):
             self.failure = RunFailedError(
                 f"nothing has moved for {standing.still_s:.0f} s: {'; '.join(waits)}; start the same command with "
-                "--resume to go on from the last checkpoint"
+                "--resume to continue at the last checkpoint"
             )
             self._owner.cancel()
 
 
 def waiting_tasks() -> list[str]:
-    """Where every task of this process waits, innermost line first: for those who have to find out why."""
+    """Where every task of this process waits, innermost line first, for debugging."""
     lines = []
     for task in asyncio.all_tasks():
         frames = task.get_stack(limit=4)
@@ -133,9 +133,9 @@ def waiting_tasks() -> list[str]:
 
 
 def draining_here() -> str | None:
-    """Why the node of this process is about to go (spot notice, scale-down, `ray drain-node`), or None."""
-    with suppress(Exception):  # a question that cannot be asked is no reason to end a run
-        # Ray's own training loop asks in this way; there is no public name for it.
+    """Why the node of this process is about to be removed (spot notice, scale-down, `ray drain-node`), or None."""
+    with suppress(Exception):  # failing to ask is no reason to end a run
+        # Ray's own training loop asks the same way; there is no public name for it.
         deadline_ms = ray._private.state.state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
         if deadline_ms is not None:
             left = f" in {max(0.0, deadline_ms / 1000 - time.time()):.0f} s" if deadline_ms else ""

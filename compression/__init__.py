@@ -1,1 +1,1 @@
-"""Smaller models that judge and answer as before."""
+"""Compresses models that judge and answer as before."""

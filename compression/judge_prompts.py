@@ -1,4 +1,4 @@
-"""Prompts that a judge really gets, as token ids: what its quantised copy is calibrated on."""
+"""Real judge prompts as token ids, for calibrating a judge's quantised copy."""
 
 from __future__ import annotations
 

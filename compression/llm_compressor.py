@@ -1,4 +1,4 @@
-"""How llm-compressor is driven: what it is given, what it writes, and that it is quiet about it."""
+"""Runs llm-compressor: its inputs, its output, and its suppressed logs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def linear_layers(model: nn.Module, ignore: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
-    """The layers that are quantised: all linear ones but those."""
+    """The layers that are quantised: all linear ones except `ignore`."""
     from compressed_tensors.utils import match_named_modules
 
     yield from match_named_modules(model, ["Linear"], list(ignore))
@@ -43,7 +43,7 @@ def write_compressed(
         make = GPTQModifier if gptq else QuantizationModifier
         modifier = make(targets="Linear", scheme=preset, ignore=list(ignore))
         if gptq:
-            # Every prompt whole and alone: no padding, nothing cut off, in the order that was given.
+            # Each prompt is a whole sequence of its own: no padding, no truncation, in the given order.
             rows = [torch.tensor([list(ids)]) for ids in sequences]
             batches: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
             loader = torch.utils.data.DataLoader(batches, batch_size=None)
@@ -59,15 +59,15 @@ def write_compressed(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars and logs of the libraries: they are about their internals."""
-    # It logs to standard output, from its import on, and that belongs to Solon's own commands.
+    """Suppresses the progress bars and logs of the libraries: they concern their internals."""
+    # It logs to standard output as soon as it is imported, and standard output belongs to Solon's own commands.
     os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")
     from loguru import logger
     from transformers.utils import logging as progress
 
     try:
         logger.level("METRIC")
-    except ValueError:  # GPTQ logs at a level that its library makes only when its log is on
+    except ValueError:  # GPTQ logs at a level that its library defines only while its log is on
         logger.level("METRIC", no=38)
 
     bars = progress.is_progress_bar_enabled()
@@ -76,7 +76,7 @@ def _quiet() -> Iterator[None]:
     level = tracing.level
     tracing.setLevel(logging.ERROR)
     try:
-        # Some progress bars ignore the setting, and saving warns of offloaded layers although there are none.
+        # Some progress bars ignore the setting, and saving warns of offloaded layers where there are none.
         with io.StringIO() as unread, contextlib.redirect_stderr(unread), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             yield

@@ -3,13 +3,13 @@
     quantise_model(Path("judge"), Path("judge-int8"), "w8a8")
     quantise_model(Path("judge"), Path("judge-int4"), "w4a16-gptq", calibration=judge_sequences(...))
 
-What is written is a Hugging Face directory in the compressed-tensors format, which vLLM and Transformers load. It
-is built in a folder beside its place and renamed, so a half-written copy is never seen.
+The output is a Hugging Face directory in the compressed-tensors format, which vLLM and Transformers load. It is built
+in a folder beside its destination and renamed, so that a partial copy is never visible.
 
-A one-token verdict is all prefill: arithmetic decides, and eight-bit arithmetic (`w8a8`, `fp8`) is what makes a judge
-faster. Four-bit weights (`w4a16`) are turned back into floating point before they are multiplied: they save memory,
-and time only where a judge writes long critiques. Calibrate on prompts that a judge really gets, never on running
-text: GPTQ keeps exact what its calibration data exercises.
+A one-token verdict is all prefill: arithmetic is the bottleneck, and eight-bit arithmetic (`w8a8`, `fp8`) makes a judge
+faster. Four-bit weights (`w4a16`) are converted back to floating point before they are multiplied: they save memory,
+and time only where a judge writes long critiques. Calibrate on real judge prompts, never on running text: GPTQ keeps
+exact what its calibration data exercises.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from solon.errors import InputError, RunFailedError, nearest
 from solon.feedback.judges.identity import weights_digest
 
 RECORD = "quantisation.json"
-"""Lies beside the weights: what was done to them."""
+"""Beside the weights: a record of how they were quantised."""
 PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors")
 LEAST_SEQUENCES = 8
-"""GPTQ measures how inputs vary; fewer sequences than this say nothing."""
+"""GPTQ measures how inputs vary; fewer sequences than this are not enough."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +47,10 @@ class Scheme:
     columns: int
     """The width of every layer must be a multiple of this."""
     rows: int
-    """So must the height: kernels work on blocks."""
+    """The height too must be a multiple of this: kernels work on blocks."""
     gptq: bool = False
-    """Rounding errors are passed on to weights that are rounded later (arXiv:2210.17323); else to the nearest."""
+    """Rounding errors are passed on to weights that are rounded later (arXiv:2210.17323); else each weight is rounded
+    to the nearest value."""
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -65,13 +66,13 @@ them; inputs stay. fp8: as w8a8, in eight-bit floating point."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantised:
-    """What was written, and how; the content of `quantisation.json`."""
+    """The output of a quantisation; the content of `quantisation.json`."""
 
     scheme: str
     source: str
     source_digest: str
     calibration_digest: str
-    """Of the token ids that were run; empty when the scheme looks at none."""
+    """Of the calibration token ids; empty when the scheme uses none."""
     calibration_sequences: int
     layers: int
     """Linear layers that were quantised."""
@@ -92,8 +93,8 @@ def quantise_model(
 ) -> Quantised:
     """Write a quantised copy of a model. Takes seconds for a tiny one, and memory for the whole of it.
 
-    calibration: token ids of prompts that the judge really gets, for the GPTQ schemes; the others look at no data.
-    ignore: layers that stay as they are, by name or `re:` pattern; the head is read at one token in a hundred.
+    calibration: token ids of real judge prompts, for the GPTQ schemes; the others use no data.
+    ignore: layers that stay unquantised, by name or `re:` pattern; the head is used for one token in a hundred.
 
     Raises InputError when the scheme is unknown, the model is quantised already, a layer does not divide, the target
     exists or the calibration is too small.
@@ -130,7 +131,7 @@ def quantise_model(
 
 
 def scheme_named(name: str) -> Scheme:
-    """Raises InputError for a name that is none."""
+    """Raises InputError for an unknown name."""
     if name not in SCHEMES:
         raise InputError(
             f"there is no quantisation scheme {name!r}, expected one of {', '.join(SCHEMES)}{nearest(name, SCHEMES)}"
@@ -139,7 +140,7 @@ def scheme_named(name: str) -> Scheme:
 
 
 def calibration_digest(sequences: Sequence[Sequence[int]]) -> str:
-    """sha256 of token ids, first 16 digits: another sequence, order or border gives another one."""
+    """sha256 of token ids, first 16 digits; it changes with any sequence, their order or their borders."""
     digest = hashlib.sha256()
     for sequence in sequences:
         digest.update(len(sequence).to_bytes(4, "little"))
@@ -153,7 +154,7 @@ def weight_bytes(directory: Path) -> int:
 
 
 def fp8_note() -> str:
-    """Whether this machine multiplies in fp8, in a sentence."""
+    """Whether this machine multiplies in fp8, as a sentence."""
     import torch
 
     if not torch.cuda.is_available():
@@ -186,7 +187,7 @@ def _require_inputs(source: Path, target: Path, scheme: str, calibration: Sequen
 
 
 def _require_fit(source: Path, scheme: str, ignore: Sequence[str]) -> None:
-    """Raises InputError unless every layer divides. Looks at the shapes only, before any weight is read."""
+    """Raises InputError unless every layer divides. Reads only the shapes, before any weight."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

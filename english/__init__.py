@@ -1,1 +1,1 @@
-"""A small real English model, from a package that a registry carries: evidence that does not rest on a toy language."""
+"""A small real English model from a registry package: evidence beyond the toy language."""

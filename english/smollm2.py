@@ -35,7 +35,7 @@ def smollm2_file() -> Path:
 
 
 def write_smollm2(target: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
-    """Writes model and tokenizer to `target`, which must not exist or holds them already; returns `target`.
+    """Writes model and tokenizer to `target`, which must be new or hold them already; returns `target`.
 
     Raises InputError when the package is not installed, or `target` is something else.
     """
@@ -60,7 +60,7 @@ def _tokenizer(source: Path) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
-    # The file says that a text ends with the token that begins a turn, and names no token for padding.
+    # The file declares the token that begins a turn as the end of text, and names no padding token.
     tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
     tokenizer.clean_up_tokenization_spaces = False  # a byte-level vocabulary keeps its spaces
     return tokenizer
@@ -72,7 +72,7 @@ def _model(source: Path, dtype: str) -> Any:
 
     read = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name, dtype=torch.float32)
     settings = read.config
-    # The model counts as quantised, which saving refuses, until it is copied into one that does not.
+    # The model counts as quantised, which saving refuses, so it is copied into one that does not.
     del settings.quantization_config
     for name in ("_model_name_or_path", "_name_or_path"):
         settings.__dict__.pop(name, None)

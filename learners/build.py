@@ -36,14 +36,14 @@ def build_learner(
         weights = learner.initial_weights()
         report, weights = learner.step(0, groups)
 
-    temperature, filters: those that rollouts are sampled with; end_ids: the tokens that end them (for `min_tokens`);
+    temperature, filters: the sampling of the rollouts; end_ids: the tokens that end them (for `min_tokens`);
     canaries: token ids whose log-probs travel with the weights (None: a few drawn from the vocabulary). Raises
     InputError for a model that cannot be trained.
     """
     torch.set_num_threads(config.threads)
     refuse_experts(model)
     source = PolicySource(model=model, temperature=temperature, filters=filters, end_ids=end_ids)
-    # Adapters start from random numbers; the caller's generator is left alone.
+    # Adapters are initialised at random; the caller's generator is left unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         objective = find_for_policy(config.objective_name)(config, source)

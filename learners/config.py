@@ -1,4 +1,4 @@
-"""What a person may choose about learning: the section `[learn]` of a run file.
+"""The user's settings for learning: the section `[learn]` of a run file.
 
 No torch here: `solon check` reads a run file through this module and answers at once.
 """
@@ -18,21 +18,21 @@ from solon.errors import InputError
 __all__ = ["LearnConfig", "LoraConfig", "Truncated"]
 
 OBJECTIVES = {"gae": "ppo", "group": "group_relative"}
-"""The objective that each kind of advantages belongs to."""
+"""The objective for each kind of advantages."""
 
 
 class LearnConfig(PolicyGradientConfig):
     """How the policy learns. `LearnConfig(objective="group_relative", learning_rate=1e-6)`"""
 
     objective: str = ""
-    """What is minimised: `ppo` (a critic), `group_relative` (no critic), or another module of `learners/objectives/`
-    that trains on labelled rollouts. Empty: the one that `advantages` names. `advantages` may be left out when this is
-    given."""
+    """The objective: `ppo` (a critic), `group_relative` (no critic), or another module of `learners/objectives/` that
+    trains on labelled rollouts. Empty: the one that `advantages` names. With `objective` set, `advantages` may be left
+    out."""
 
     @model_validator(mode="before")
     @classmethod
     def _advantages_follow(cls, given: Any) -> Any:
-        """`objective` alone is enough: the advantages that belong to it are filled in."""
+        """`objective` alone is enough: the matching advantages are filled in."""
         if isinstance(given, Mapping) and "advantages" not in given:
             for advantages, objective in OBJECTIVES.items():
                 if given.get("objective") == objective:
@@ -59,5 +59,5 @@ class LearnConfig(PolicyGradientConfig):
 
     @property
     def objective_name(self) -> str:
-        """The module of `learners/objectives/` that is trained."""
+        """The module of `learners/objectives/` in use."""
         return self.objective or OBJECTIVES[self.advantages]

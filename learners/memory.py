@@ -1,4 +1,4 @@
-"""How much memory the learner takes, estimated before it starts: arithmetic on the size of the policy and [learn].
+"""The memory of the learner, estimated before it starts from the size of the policy and [learn].
 
 P: elements of the policy, C: of the critic, A: of the adapters; all weights, gradients and moments are float32.
 
@@ -18,9 +18,9 @@ from learners.config import LearnConfig
 from solon.models.sizes import BYTES, ModelSizes
 
 SCORING_BYTES, UPDATING_BYTES = 16.0, 12.5
-"""Of one logit at the peak: log-probs with entropy without gradients, and cross-entropy with its gradient."""
+"""Bytes per logit at the peak: log-probs with entropy without gradients, and cross-entropy with its gradient."""
 FILTERING_BYTES = 14.0
-"""More of one logit in scoring where answers are sampled with filters: sorted values, their places, masks."""
+"""Additional bytes per logit in scoring where answers are sampled with filters: sorted values, their places, masks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def learner_memory(
 
 
 def _activations(sizes: ModelSizes, config: LearnConfig, tokens: int, width: int) -> int:
-    """Kept for the backward pass of one microbatch; norms are computed in float32."""
+    """Activations kept for the backward pass of one microbatch; norms are computed in float32."""
     attention = 3 * sizes.heads * sizes.head_dim + 4 * sizes.kv_heads * sizes.head_dim
     of_layer = tokens * (width * (4 * sizes.hidden + attention + 4 * sizes.intermediate) + 4 * 4 * sizes.hidden)
     if not config.gradient_checkpointing:
@@ -91,7 +91,7 @@ def _activations(sizes: ModelSizes, config: LearnConfig, tokens: int, width: int
 
 
 def _publishing(sizes: ModelSizes, config: LearnConfig, *, on_gpu: bool) -> int:
-    """Copies of the policy on the learner's device; on a CPU also the payload, which lies in the same memory."""
+    """Copies of the policy on the learner's device; on a CPU also the payload, which is in the same memory."""
     policy = sizes.parameters
     served = (sizes.own_bytes if on_gpu else 4) if config.serving_dtype == "auto" else BYTES[config.serving_dtype]
     merged = 4 * policy if config.lora is not None else 0

@@ -1,4 +1,4 @@
-"""A run file fitted to its models and to the machine, where it leaves the choice: what is set stays as it is."""
+"""Fits a run file to its models and the machine. Only defaults change; values that were set stay."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from solon.errors import InputError
 from solon.models.facts import context_of
 
 LEAST_SHARE = 0.05
-"""CPUs of an actor; with less, the machine is not for this run."""
+"""CPUs of an actor; a machine with fewer is too small for the run."""
 _CGROUP = Path("/sys/fs/cgroup/cpu.max")
 _GPUS, _DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
 
 
 def fit_run(run: RunFile, *, cpus: float | None = None) -> tuple[RunFile, tuple[str, ...]]:
-    """The run with lengths that its policy takes and CPUs that the machine has, and a sentence for each change.
+    """The run with lengths that fit its policy and CPUs that the machine has, and a sentence for each change.
 
-    cpus: of a cluster that is this machine alone; None: a cluster of which nothing is known. Raises InputError when
-    what is set does not fit.
+    cpus: of this machine, when the run starts its own cluster; None: the cluster is not known. Raises InputError when a
+    value that was set does not fit.
     """
     rollout, notes = _fit_lengths(run.rollout, context_of(run.policy))
     notes += _fitted_judges(run)
@@ -44,7 +44,7 @@ def own_cpus() -> float | None:
 
 
 def machine_cpus() -> float:
-    """CPUs of this machine, or of the container that this is, as Ray counts them."""
+    """CPUs of this machine or container, as Ray counts them."""
     count = float(os.cpu_count() or 1)
     try:
         quota, period = _CGROUP.read_text(encoding="utf-8").split()
@@ -54,7 +54,7 @@ def machine_cpus() -> float:
 
 
 def too_large_for_here(run: RunFile) -> str | None:
-    """What the machine lacks, for somebody who has not started yet; None: nothing, or another cluster is joined."""
+    """What the machine lacks to run this file; None: nothing, or the run joins another cluster."""
     if joins_another():
         return None
     gpus, cpus = machine_gpus(), machine_cpus()
@@ -71,8 +71,8 @@ def too_large_for_here(run: RunFile) -> str | None:
 
 
 def machine_gpus() -> int:
-    """GPUs that a process of this machine sees, as far as that is known without asking a driver; 1 where there is some
-    number of them."""
+    """GPUs that a process of this machine sees, as far as known without a driver; 1 when there are some but the
+    number is not known."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return len([one for one in chosen.split(",") if one.strip() and not one.strip().startswith("-")])
@@ -83,7 +83,7 @@ def machine_gpus() -> int:
 
 
 def joins_another() -> bool:
-    """Whether a run that starts here joins a cluster that is there already."""
+    """Whether a run that starts here joins an existing cluster."""
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
@@ -125,7 +125,7 @@ def _fitted_judges(run: RunFile) -> list[str]:
 
 
 def _fit_backends(run: RunFile, build: str) -> tuple[RunFile, list[str]]:
-    """vLLM for GPUs computes nothing on a CPU: engines without a GPU take the other backend, unless one was chosen."""
+    """vLLM for GPUs does not compute on a CPU: engines without a GPU use the other backend, unless one was set."""
     stuck = {
         name: pool.model_copy(update={"engine": pool.engine.model_copy(update={"backend": "transformers"})})
         for name, pool in run.workers.items()
@@ -143,7 +143,7 @@ def _fit_backends(run: RunFile, build: str) -> tuple[RunFile, list[str]]:
 
 
 def _fit_cpus(run: RunFile, cpus: float) -> tuple[RunFile, list[str]]:
-    """Defaults shrink until all actors have a place; what a person chose is left alone."""
+    """Lower the defaults until all actors fit; values that a person set stay."""
     pools = run.workers
     free = {name: pool for name, pool in pools.items() if "num_cpus" not in pool.placement.model_fields_set}
     actors = sum(pool.size for pool in free.values())

@@ -1,4 +1,4 @@
-"""What a run was begun with, as digests: prompts, policy, judges. A run that is gone on with must have the same."""
+"""Digests of a run's inputs: prompts, policy, judges. A resumed run must have the same."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from solon.models.digest import file_digest, model_digest
 from solon.records import Prompt
 
 Digests = Mapping[str, str]
-"""By key of the run file; a model that is not on this machine has none."""
+"""By key of the run file; a model that is not on this machine has no digest."""
 ASKED = ("base_url", "model", "api", "read", "text_margin", "text_tokens", "top_logprobs", "seed", "extra")
-"""Fields of an endpoint that decide what it answers; the others say how it is reached and what it costs."""
+"""Fields of an endpoint that decide its answers; the others concern its address and price."""
 
 WEIGHTS = "weights, configuration or tokenizer"
 
 
 def input_digests(run: RunFile, prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> Digests:
-    """Digests of what the run trains on and with. Of large weights only samples are read, so it takes milliseconds."""
+    """Digests of all inputs of the run. Large weights are only sampled, so it takes milliseconds."""
     models = {
         "policy": run.policy,
         "judge": run.judge,
@@ -47,7 +47,7 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
 
 
 def refuse_other_inputs(now: Digests, then: Mapping[str, object], *, place: Path, run: RunFile) -> None:
-    """Raises InputError that names everything that is not as it was; what either side does not know is not compared."""
+    """Raises InputError that names every input that changed; an input that one side does not know is not compared."""
     changed = [key for key in now if isinstance(then.get(key), str) and then[key] != now[key]]
     if not changed:
         return

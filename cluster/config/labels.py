@@ -19,7 +19,7 @@ _RANGE = "values have 1 to 63 letters, digits, '-', '_' and '.', and begin and e
 
 
 def check_labels(selector: dict[str, str]) -> dict[str, str]:
-    """The selector itself. Raises ValueError for what Ray would refuse when the actor is created."""
+    """The selector itself. Raises ValueError where Ray would refuse it at the creation of the actor."""
     for key, condition in selector.items():
         if not _KEY.fullmatch(key):
             raise ValueError(f"got the label {key!r}, expected a name such as solon.io/pool")
@@ -35,7 +35,7 @@ Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
 
 
 def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """Whether a node with these labels is meant. A negated condition holds for a node without the label."""
+    """Whether the selector matches a node with these labels. A negated condition matches a node without the label."""
     return all(_holds(condition, labels.get(key)) for key, condition in selector.items())
 
 

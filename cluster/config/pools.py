@@ -14,46 +14,46 @@ from solon.files.marks import MayChange, ModelName
 
 
 class Placement(Section):
-    """What one worker of a pool asks of the cluster, and on which nodes it may run."""
+    """What one worker of a pool requests from the cluster, and on which nodes it may run."""
 
     num_cpus: Quantity = 1.0
-    """Ray CPUs of one worker."""
+    """Ray CPUs per worker."""
     num_gpus: Share = 0.0
-    """Ray GPUs of one worker: 0, it runs on the CPU and sees no GPU; below 1, several share a device."""
+    """Ray GPUs per worker: 0, it runs on the CPU and sees no GPU; below 1, several share a device."""
     labels: Labels = Field(default_factory=dict)
-    """Label selector: these workers run on nodes with these labels alone. Empty: on any node."""
+    """Label selector: these workers run only on nodes with these labels. Empty: on any node."""
 
 
 class PoolSpec(Section):
     """`PoolSpec(role="judge", model="org/judge", size=2)`"""
 
     role: str = Field(min_length=1)
-    """What its workers do: `rollout`, `judge`, `audit`, or another role of `cluster/pools/`."""
+    """What its workers do: `rollout`, `judge`, `audit`, or another role in `cluster/pools/`."""
     model: ModelName = ""
-    """The model that each of them holds: a directory, a hub name, or the file of an endpoint."""
+    """The model that every worker holds: a directory, a hub name, or the file of an endpoint."""
     size: Annotated[int, MayChange()] = Field(1, ge=0)
-    """Workers of the pool, each its own Ray actor; 0: none is started."""
+    """Number of workers, each its own Ray actor; 0: none is started."""
     engine: EngineOptions = EngineOptions()
     """How the engine of each worker is built."""
     placement: Annotated[Placement, MayChange()] = Placement()
-    """Where they run."""
+    """Where the workers run."""
     _name: str = PrivateAttr("")
     _section: str = PrivateAttr("")
     _is_numbered: bool = PrivateAttr(True)
 
     @property
     def name(self) -> str:
-        """By which stages and workers know it."""
+        """The name by which stages and workers refer to it."""
         return self._name
 
     @property
     def section(self) -> str:
-        """Of the file that sets it, for messages: `judging`, or `pools.judge`."""
+        """The section of the file that sets it, for messages: `judging`, or `pools.judge`."""
         return self._section
 
     @property
     def worker_names(self) -> list[str]:
-        """`judge-0`, `judge-1`; the only worker of some pools is called like the pool."""
+        """`judge-0`, `judge-1`; in some pools the only worker has the name of the pool."""
         if not self._is_numbered and self.size == 1:
             return [self.name]
         return [f"{self.name}-{number}" for number in range(self.size)]
@@ -65,18 +65,18 @@ class PoolSpec(Section):
         return copy
 
     def key(self, name: str) -> str:
-        """Where a person sets this: `judging.num_cpus`, or `pools.judge.placement.num_cpus`."""
+        """The key that sets this: `judging.num_cpus`, or `pools.judge.placement.num_cpus`."""
         if not self.section.startswith("pools."):
             return f"{self.section}.{name}"
         return f"{self.section}.{_part_of(name)}{name}"
 
     def engine_config(self, *, seed: int) -> EngineConfig:
-        """The configuration of the engine itself, a default length fitted to the model's context."""
+        """The configuration of the engine, with a default length fitted to the model's context."""
         return as_section(self).engine(self.model, seed=seed)
 
 
 def pool_of(role: str, model: str, settings: EngineSection, *, name: str, section: str) -> PoolSpec:
-    """The pool that a section of a run file describes. What was set there stays told apart from defaults."""
+    """The pool that a section of a run file describes. Values that were set there stay distinct from defaults."""
     given = {key: getattr(settings, key) for key in Placement.model_fields if key in settings.model_fields_set}
     pool = PoolSpec(role=role, model=model, size=settings.num_actors, engine=settings, placement=Placement(**given))
     return pool.called(name, section)
@@ -90,7 +90,7 @@ def learner_pool(model: str, section: LearnSection) -> PoolSpec:
 
 
 def as_section(pool: PoolSpec) -> EngineSection:
-    """Engine and placement in one, as a section of a run file has them."""
+    """Engine and placement together, as in a section of a run file."""
     engine = {
         key: getattr(pool.engine, key) for key in EngineOptions.model_fields if key in pool.engine.model_fields_set
     }
@@ -99,7 +99,7 @@ def as_section(pool: PoolSpec) -> EngineSection:
 
 
 def changes(section: EngineSection | LearnSection, pool: PoolSpec) -> Mapping[str, Any]:
-    """What a section has to be changed to, so that it describes this pool."""
+    """The changes to a section that make it describe this pool."""
     found = {key: getattr(pool.placement, key) for key in Placement.model_fields}
     if isinstance(section, EngineSection):
         found |= {key: getattr(pool.engine, key) for key in EngineOptions.model_fields}

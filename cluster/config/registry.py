@@ -1,4 +1,4 @@
-"""What a folder of the code holds: a class in a new file of it is known without a list elsewhere."""
+"""Finds the classes in a package folder: a class in a new file is registered without a list elsewhere."""
 
 from __future__ import annotations
 

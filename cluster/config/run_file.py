@@ -51,7 +51,7 @@ from solon.recovery.guard import RecoveryConfig
 from solon.redaction import places_of_secrets, redacted
 
 RECORDED = {"hash", "constitution_hash", "solon"}
-"""Keys by which the `config.json` of a run is known."""
+"""Keys that identify the `config.json` of a run."""
 HOLDS_A_SECRET = (
     "holds what looks like a secret (it is not shown), expected none in a run file; put it into an environment "
     "variable or a file of its own"
@@ -74,18 +74,18 @@ class RunFile(Section):
     """Optimiser steps (batches)."""
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_every: Annotated[int, MayChange()] = Field(10, ge=0)
-    """Steps between checkpoints; 0: only at the end. A learner that is lost trains the steps since the last one again,
-    a driver that is lost generates and labels them again as well."""
+    """Steps between checkpoints; 0: only at the end. After the loss of the learner, the steps since the last checkpoint
+    are trained again; after the loss of the driver, they are generated and labelled again as well."""
     checkpoint_first: Annotated[int, MayChange()] = Field(1, ge=0)
-    """Steps before the first checkpoint of a run, so that an early end loses little and a disk that is too small shows
-    at once; 0: the first comes after `checkpoint_every` steps."""
+    """Steps before the first checkpoint of a run, so that an early end loses little and a disk that is too small is
+    found at once; 0: the first comes after `checkpoint_every` steps."""
     checkpoint_keep: Annotated[int, MayChange()] = Field(3, ge=0)
-    """How many checkpoints stay; 0: all."""
+    """How many checkpoints are kept; 0: all."""
     checkpoint_url: Annotated[str, MayChange()] = ""
-    """A second place for them, any URL that fsspec knows, s3://bucket/folder say; its credentials come from the
+    """A second place for checkpoints: any URL that fsspec knows, such as s3://bucket/folder. Credentials come from the
     environment."""
     data: DataConfig = DataConfig()
-    """How prompts are read, and what becomes of those that do not fit."""
+    """How prompts are read, and how unusable prompts are handled."""
     rollout: RolloutSection = RolloutSection()
     feedback: FeedbackConfig = FeedbackConfig()
     judging: EngineSection = EngineSection()
@@ -109,7 +109,7 @@ class RunFile(Section):
     @model_validator(mode="before")
     @classmethod
     def _no_secrets(cls, raw: Any) -> Any:
-        # A run file is written out with every run.
+        # Every run writes its run file.
         for place in places_of_secrets(raw):
             raise ValueError(f"`{place}` {HOLDS_A_SECRET}")
         return raw
@@ -172,7 +172,7 @@ class RunFile(Section):
         return self.watch.audit_judge or self.evaluate.audit_judge
 
     def saves_after(self, step: int) -> bool:
-        """Whether a checkpoint follows so many committed steps; the one at the end is another matter."""
+        """Whether a checkpoint follows this number of committed steps; the final checkpoint is separate."""
         return bool(self.checkpoint_every) and (step % self.checkpoint_every == 0 or step == self.checkpoint_first)
 
     @property
@@ -183,8 +183,8 @@ class RunFile(Section):
 
     @property
     def workers(self) -> Mapping[str, PoolSpec]:
-        """Every pool of workers that the run needs, by name: four keys name the engines, the judges, the learner, and
-        the auditor where there is one."""
+        """Every pool of workers that the run needs, by name: four keys name the engines, the judges, the learner and
+        the optional auditor."""
         pools = [
             pool_of("rollout", self.policy, self.rollout, name="rollout", section="rollout"),
             pool_of("judge", self.judge, self.judging, name="judge", section="judging"),
@@ -197,7 +197,7 @@ class RunFile(Section):
         return {pool.name: pool for pool in pools}
 
     def with_pools(self, pools: Mapping[str, PoolSpec]) -> Self:
-        """The same run with these pools built or placed in another way."""
+        """The same run with these pools built or placed differently."""
         update: dict[str, Any] = {}
         for pool in pools.values():
             section = update.get(pool.section, getattr(self, pool.section))
@@ -217,19 +217,19 @@ class RunFile(Section):
 
     @property
     def gpus(self) -> float:
-        """Ray GPUs that the run asks for."""
+        """Ray GPUs that the run requests."""
         return sum(pool.size * pool.placement.num_gpus for pool in self.workers.values())
 
     @property
     def cpus(self) -> float:
-        """Ray CPUs that the run asks for."""
+        """Ray CPUs that the run requests."""
         return sum(pool.size * pool.placement.num_cpus for pool in self.workers.values())
 
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Self:
         """Read, override and check. Raises InputError; unknown keys come with the nearest known one.
 
-        A run's own `config.json` is a run file as well: what it says of the run that was is left out.
+        A run's own `config.json` is also a run file: its record of the finished run is ignored.
         """
         path = Path(path)
         raw = read_toml(path, what="run file")
@@ -242,13 +242,13 @@ class RunFile(Section):
 
     @classmethod
     def resolve(cls, raw: dict[str, Any], folder: Path) -> None:
-        """Make the paths in what a file holds absolute; relative ones are relative to this folder."""
+        """Make the paths in a parsed file absolute; relative ones are relative to this folder."""
         for key in places(cls):
             rewrite(raw, key, lambda place, value: _resolved(cls, place, value, folder))
 
     @classmethod
     def override(cls, raw: dict[str, Any], text: str) -> None:
-        """Put `key=value` into what a file holds; a path is relative to the current directory."""
+        """Set `key=value` in a parsed file; a path is relative to the current directory."""
         key, value, plain = parse_override(text)
         if is_exactly(key, places(cls)):
             value = _resolved(cls, key, value if isinstance(value, str | list) else plain, Path.cwd())
@@ -256,7 +256,7 @@ class RunFile(Section):
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], *, source: str) -> Self:
-        """Check an already read mapping. Raises InputError."""
+        """Validate a parsed mapping. Raises InputError."""
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
@@ -269,17 +269,17 @@ def places(model: type[RunFile]) -> tuple[str, ...]:
 
 
 def _resolved(model: type[RunFile], key: str, value: Any, folder: Path) -> Any:
-    """Paths in a value; what is no text is left to the check of its type."""
+    """Paths in a value; other types are left to the type check."""
     if isinstance(value, list):
         return [_resolved(model, key, item, folder) for item in value]
     return _resolve(model, key, value, folder) if isinstance(value, str) else value
 
 
 def _resolve(model: type[RunFile], key: str, value: str, folder: Path) -> str:
-    """A path relative to a folder; `nursery:` names stay, and hub names of models that are no path there."""
+    """A path relative to a folder; `nursery:` names stay, and so do hub names that are not paths there."""
     if not value or value.startswith("nursery:"):
         return value
-    if redacted(value) != value:  # as a path it would not be known as one any more
+    if redacted(value) != value:  # once it is a path, it would no longer be recognised as a secret
         raise InputError(f"run file: `{key}` {HOLDS_A_SECRET}")
     try:
         path = folder / Path(value).expanduser()
@@ -298,7 +298,7 @@ def looks_like_hub_name(value: str) -> bool:
 
 
 def _out_of_range(raw: Any, place: str = "") -> Iterator[str]:
-    """Places of numbers that JSON, and most arithmetic, has no use for."""
+    """Keys of numbers that JSON and most arithmetic cannot use."""
     if isinstance(raw, Mapping):
         for key, value in raw.items():
             yield from _out_of_range(value, f"{place}.{key}" if place else str(key))

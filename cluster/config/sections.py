@@ -1,4 +1,4 @@
-"""Sections of a run file that place work on a cluster or watch it: engines, learner, evaluation, audit."""
+"""Sections of a run file that place work on a cluster or audit it: engines, learner, evaluation, audit."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def _one_device(quantity: float) -> float:
 
 
 Quantity = Annotated[float, Field(ge=0), AfterValidator(_as_ray_counts)]
-"""Ray CPUs of one actor: a fraction of one, or a whole number."""
+"""Ray CPUs per actor: a fraction of one, or a whole number."""
 Share = Annotated[float, Field(ge=0), AfterValidator(_one_device)]
-"""Ray GPUs of one actor: none, a fraction of one, or one."""
+"""Ray GPUs per actor: none, a fraction of one, or one."""
 
 
 class Section(BaseModel):
-    """A part of the run file that allows no unknown keys."""
+    """A section of the run file. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,17 +49,17 @@ class EngineSection(EngineOptions):
     """An engine's options and the resources of the actors that host it."""
 
     num_actors: Annotated[int, MayChange()] = Field(1, ge=1)
-    """Engines of this kind, each its own Ray actor."""
+    """Number of these engines, each its own Ray actor."""
     num_cpus: Annotated[Quantity, MayChange()] = 1.0
-    """Ray CPUs of one actor."""
+    """Ray CPUs per actor."""
     num_gpus: Annotated[Share, MayChange()] = 0.0
-    """Ray GPUs of one actor: 0, the engine runs on the CPU and sees no GPU; below 1, several actors share a device and
-    must share its memory."""
+    """Ray GPUs per actor: 0, the engine runs on the CPU and sees no GPU; below 1, several actors share a device and its
+    memory."""
     labels: Annotated[Labels, MayChange()] = Field(default_factory=dict)
-    """Label selector: these actors run on nodes with these labels alone. Empty: on any node."""
+    """Label selector: these actors run only on nodes with these labels. Empty: on any node."""
 
     def engine(self, model: str, *, seed: int) -> EngineConfig:
-        """The configuration of the engine itself, a default length fitted to the model's context."""
+        """The configuration of the engine, with a default length fitted to the model's context."""
         config = engine_config(model, self, seed=seed)
         placed = {"device": "gpu" if self.num_gpus else "cpu", "shares_device": 0 < self.num_gpus < 1}
         return config.model_copy(update=placed)
@@ -72,7 +72,7 @@ class RolloutSection(EngineSection, SamplingOptions):
     """Answers per prompt."""
 
     def engine(self, model: str, *, seed: int) -> EngineConfig:
-        """As of any engine; this one is given new weights."""
+        """As for any engine; this one also receives new weights."""
         return super().engine(model, seed=seed).model_copy(update={"reloads": True})
 
 
@@ -84,7 +84,7 @@ class LearnSection(LearnConfig):
     num_gpus: Annotated[Share, MayChange()] = 0.0
     """Ray GPUs of the learner: 0, it runs on the CPU and sees no GPU; below 1, it shares a device."""
     labels: Annotated[Labels, MayChange()] = Field(default_factory=dict)
-    """Label selector: the learner runs on a node with these labels. Empty: on any node."""
+    """Label selector: the learner runs only on a node with these labels. Empty: on any node."""
 
     @model_validator(mode="after")
     def _device_is_asked_for(self) -> Self:
@@ -103,8 +103,8 @@ class LearnSection(LearnConfig):
 
     @property
     def placed(self) -> Self:
-        """The same with the device that it was given in place of `auto`, so that a GPU that is not there is an error
-        and not a slow learner."""
+        """The same section with the assigned device in place of `auto`, so that a missing GPU is an error and not a
+        slow learner."""
         return self.model_copy(update={"device": "cuda" if self.num_gpus else "cpu"})
 
 
@@ -114,8 +114,8 @@ class EvaluateSection(Section):
     prompts: PromptsPath = ""
     """Held-out prompts; empty: no evaluation."""
     evaluator: Literal["", "nursery", "judge"] = ""
-    """`nursery`: the tiny language's programmatic oracles. `judge`: the feedback questions, asked of another
-    judge, `audit_judge`."""
+    """`nursery`: the tiny language's programmatic oracles. `judge`: the feedback questions, put to another judge,
+    `audit_judge`."""
     audit_judge: ModelName = ""
     max_prompts: int = Field(256, ge=1)
 
@@ -129,14 +129,14 @@ class EvaluateSection(Section):
 
 
 class WatchSection(WatchConfig):
-    """The gold audit: another judge reads a share of the rollouts, which never becomes a reward."""
+    """The gold audit: another judge reads a share of the rollouts. Its verdicts never become rewards."""
 
     audit_judge: ModelName = ""
-    """Another model than the judge, better of another family and larger; empty: nothing is watched."""
+    """A model other than the judge, preferably larger and of another family; empty: no audit."""
     kl_factor: float = Field(2.0, gt=1, le=100)
-    """`action = "raise_kl"`: what learn.kl_coefficient is multiplied by, once for each kind of alarm."""
+    """`action = "raise_kl"`: the factor for learn.kl_coefficient, applied once per kind of alarm."""
     canary: FilePath = ""
-    """Pairs with a right verdict that the judge is asked again and again, past its caches; empty: none."""
+    """Pairs with a known verdict, put to the judge repeatedly without its caches; empty: none."""
     canaries: CanaryConfig = CanaryConfig()
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The memory that a run takes, by role: estimated from the models' files and the settings, compared with the device."""
+"""The memory of a run by role: estimated from model files and settings, compared with the device."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from solon.models.facts import model_folder, read_facts
 from solon.models.sizes import ModelSizes, sizes_of
 
 SHOWN = {"audit": "audit judge"}
-"""Roles that people know by another name."""
+"""Roles that users know by another name."""
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleMemory:
-    """What one actor of a role takes; `parts` by name, bytes. None: the size of its model is not known."""
+    """The memory of one actor of a role; `parts` by name, bytes. None: the size of its model is not known."""
 
     role: str
     model: str
@@ -49,15 +49,15 @@ class RoleMemory:
 
 
 def estimate(run: RunFile, *, device: int | None) -> list[RoleMemory]:
-    """Of rollout engines, judges and learner. device: bytes of a GPU's memory, where it is known. Reads the files of
-    the models that are on this machine."""
+    """For rollout engines, judges and learner. device: bytes of a GPU's memory, where known. Reads the files of the
+    models that are on this machine."""
     models = {run.policy, *local_judges(run), *(pool.model for pool in run.workers.values())}
     sizes = {model: _sizes(model) for model in models if model}
     return estimate_of(run, sizes, device=device)
 
 
 def estimate_of(run: RunFile, sizes: dict[str, ModelSizes | None], *, device: int | None) -> list[RoleMemory]:
-    """The same with sizes that are given, by model."""
+    """The same with given model sizes, by model."""
     roles = []
     for pool in run.workers.values():
         if pool.role == "learner":
@@ -137,7 +137,7 @@ def _beyond_device(run: RunFile, roles: Sequence[RoleMemory], device: int) -> li
 
 
 def device_memory(given_gib: float | None = None) -> int | None:
-    """Bytes of a GPU's memory: what was given, or the smallest of this machine where the run is for it; None: not
+    """Bytes of a GPU's memory: the given value, or the smallest GPU of this machine when the run starts here; None: not
     known."""
     if given_gib is not None:
         return int(given_gib * GIB)
@@ -154,7 +154,7 @@ def device_memory(given_gib: float | None = None) -> int | None:
 
 
 def machine_memory() -> int | None:
-    """Bytes of this machine, or of the container that this is; None where the run is for another cluster."""
+    """Bytes of this machine or container; None when the run is for another cluster."""
     if joins_another():
         return None
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -180,4 +180,4 @@ def _sizes(model: str) -> ModelSizes | None:
     try:
         return None if folder is None else sizes_of(read_facts(folder))
     except InputError:
-        return None  # told, with its cause, by whoever checks the model
+        return None  # the check of the model reports this, with its cause

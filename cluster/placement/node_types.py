@@ -1,4 +1,4 @@
-"""What nodes an autoscaler may start, read from its configuration. Pure: no Ray, no files."""
+"""The nodes that an autoscaler may start, read from its configuration. Pure: no Ray, no files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from cluster.placement.placement import NodeType
 
 LEAST = ("available_node_types", "head_node_type", "max_workers")
-"""Keys of a configuration that say what may be started; the others stay where they are, as some hold secrets."""
+"""Keys of a configuration that describe node types; the others are not copied, as some hold secrets."""
 _DEFAULT_MAX_WORKERS = 2
-"""Of Ray's launcher, for a cluster that sets none."""
+"""Default of Ray's launcher, for a cluster that sets none."""
 
 
 def extract(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,8 +27,8 @@ def extract(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def node_types(config: Mapping[str, Any]) -> tuple[tuple[NodeType, ...] | None, float]:
-    """(node types, nodes at most beside the head). None: nodes may be started whose resources are not written down,
-    as with machines of one's own or instance types that Ray looks up."""
+    """(node types, maximum of nodes beside the head). None: the resources of some nodes are not written down, as with
+    on-premises machines or instance types that Ray looks up."""
     at_most = config.get("max_workers")
     most = float(_DEFAULT_MAX_WORKERS if at_most is None else at_most)
     found, head = [], config.get("head_node_type")
@@ -46,8 +46,8 @@ def node_types(config: Mapping[str, Any]) -> tuple[tuple[NodeType, ...] | None, 
 
 
 def group_types(groups: Any) -> tuple[NodeType, ...]:
-    """Node types from `node_group_configs` of a `ClusterConfig`, which a hosted cluster reports. Of labels it says
-    nothing; a count of -1 is no limit."""
+    """Node types from `node_group_configs` of a `ClusterConfig`, which a hosted cluster reports. It has no labels; a
+    count of -1 means no limit."""
     return tuple(
         NodeType(
             name=group.name,

@@ -1,6 +1,6 @@
-"""Whether a cluster can ever hold the actors of a run: what they ask for, against nodes and node types. Pure.
+"""Whether a cluster can ever hold the actors of a run: their demands against nodes and node types. Pure.
 
-A refusal is never wrong: it is given only where no placement exists. What may fit is waited for.
+A refusal is always right: it is given only when no placement exists. A placement that may exist is waited for.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from cluster.config.run_file import RunFile
 from solon.errors import InputError
 
 RESOURCES = ("CPU", "GPU")
-"""What actors of a run ask for."""
+"""Resources that actors of a run request."""
 ROUNDING = 1e-6
-"""Three times 0.1 CPU is a little more than 0.3 to a float."""
+"""In floating point, three times 0.1 CPU is a little more than 0.3."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What one actor asks for."""
+    """The resources that one actor requests."""
 
     name: str
     section: str
@@ -54,7 +54,7 @@ class NodeType:
     labels: Mapping[str, str] | None
     """None: not known."""
     at_most: float
-    """Nodes of this type, those that exist included."""
+    """Nodes of this type, including those that exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Node:
     """A node that exists."""
 
     resources: Mapping[str, float]
-    """All of it, whoever uses it now."""
+    """Total resources, used ones included."""
     labels: Mapping[str, str] = field(default_factory=dict)
     type: str = ""
     is_head: bool = False
@@ -70,11 +70,11 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Supply:
-    """What a cluster has, and what it can become."""
+    """What a cluster has, and what it can grow to."""
 
     nodes: Sequence[Node]
     types: Sequence[NodeType] | None = ()
-    """None: it may grow, and what its node types are is not known. Empty: it does not grow."""
+    """None: it may grow, and its node types are not known. Empty: it does not grow."""
     at_most: float = math.inf
     """Nodes beside the head, of all types together."""
 
@@ -84,7 +84,7 @@ class Supply:
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
-        """Nodes that are alike, then node types that have room for more."""
+        """Nodes that are alike, then node types with room for more."""
         alike = Counter((node.type, _own_resources(node), _own_labels(node)) for node in self.nodes)
         now = [
             Place(name=name or "node", amounts=amounts, labels=dict(labels), now=count, more=0)
@@ -112,7 +112,7 @@ class Supply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Nodes that are alike: some that exist, or some that may come."""
+    """Nodes that are alike: existing ones, or ones that may be added."""
 
     name: str
     amounts: tuple[float, ...]
@@ -122,7 +122,7 @@ class Place:
     more: float
 
     def slots(self, demand: Demand) -> float:
-        """How many actors like this one node holds."""
+        """How many actors of this kind one node holds."""
         if self.labels is not None and not matches(demand.labels, self.labels):
             return 0
         cpus, gpus = self.amounts
@@ -134,7 +134,7 @@ def _times(have: float, asked: float) -> float:
 
 
 def _gpu_slots(have: float, asked: float) -> float:
-    """How many fractions of a GPU fit: Ray puts each on one GPU, so 2 GPUs hold two times 0.6 and not three."""
+    """How many fractions of a GPU fit: Ray puts each on one GPU, so 2 GPUs hold 0.6 twice, not three times."""
     if not 0 < asked < 1:
         return _times(have, asked)
     whole = math.floor(have + ROUNDING)
@@ -142,7 +142,7 @@ def _gpu_slots(have: float, asked: float) -> float:
 
 
 def demands_of(run: RunFile) -> list[Demand]:
-    """What every actor of a run asks for, by the names that the launcher gives them."""
+    """The demands of all actors of a run, by the names that the launcher gives them."""
     return [
         Demand(
             name=name,
@@ -157,7 +157,7 @@ def demands_of(run: RunFile) -> list[Demand]:
 
 
 def check_cluster(run: RunFile, supply: Supply) -> None:
-    """Raises InputError, with a table as its note, when the cluster can never hold all actors of the run at once."""
+    """Raises InputError, with a table as its note, when the cluster can never hold all actors of the run together."""
     demands = demands_of(run)
     if (reason := refusal(demands, supply)) is not None:
         error = InputError(reason)
@@ -166,7 +166,7 @@ def check_cluster(run: RunFile, supply: Supply) -> None:
 
 
 def refusal(demands: Sequence[Demand], supply: Supply) -> str | None:
-    """Why these actors can never run together on this cluster, and what to do; None: they may."""
+    """Why these actors can never run together on this cluster, and the remedy; None: they may."""
     if supply.types is None:
         return None
     everywhere = frozenset(range(len(supply.places)))
@@ -186,7 +186,7 @@ def _can_have(supply: Supply) -> str:
 
 
 def _too_few(demands: Sequence[Demand], supply: Supply) -> str | None:
-    """Whether there are fewer nodes with room for one actor of a section than it needs."""
+    """Whether too few nodes have room for one actor of a section."""
     for demand, count in _alike(demands):
         if (slots := _most(((place.slots(demand), place) for place in supply.places), supply.room)) < count:
             change = "; lower num_cpus or num_gpus" + (" or change labels" if demand.labels else "")
@@ -199,9 +199,9 @@ def _too_few(demands: Sequence[Demand], supply: Supply) -> str | None:
 
 
 def _too_much(bound: Sequence[Demand], supply: Supply, numbers: frozenset[int]) -> str | None:
-    """Whether actors that can run on these nodes alone ask for more than all of them can have."""
+    """Whether actors that are restricted to these nodes need more than the nodes can have together."""
     places = [supply.places[number] for number in sorted(numbers)]
-    # The GPUs first: who lacks both is told of what is hard to get.
+    # GPUs first: when both are short, the message names the scarcer one.
     for index, resource in reversed(list(enumerate(RESOURCES))):
         asked = sum(demand.amounts[index] for demand in bound)
         most = _most(((place.amounts[index], place) for place in places), supply.room)
@@ -221,7 +221,7 @@ def _can(supply: Supply) -> str:
 
 
 def _most(amounts: Iterable[tuple[float, Place]], room: float) -> float:
-    """The most of something that nodes can have together: those that exist, and the best of those that may come."""
+    """The most of a resource that nodes can have together: existing ones, and the best of those that may be added."""
     found, left = 0.0, room
     for amount, place in sorted(amounts, key=lambda item: -item[0]):
         found += place.now * amount if place.now else 0.0
@@ -233,7 +233,7 @@ def _most(amounts: Iterable[tuple[float, Place]], room: float) -> float:
 
 
 def _alike(demands: Sequence[Demand]) -> list[tuple[Demand, int]]:
-    """One of each section, and how many there are: those of a section ask for the same."""
+    """One demand of each section, and its count: all demands of a section are equal."""
     counts = Counter(demand.section for demand in demands)
     firsts = {demand.section: demand for demand in reversed(demands)}
     return [(firsts[section], count) for section, count in counts.items()]
@@ -256,20 +256,20 @@ def _own_resources(node: Node) -> tuple[float, ...]:
 
 
 def _own_labels(node: Node) -> tuple[tuple[str, str], ...]:
-    """All but the one that is every node's own."""
+    """All labels but the node's own id."""
     return tuple(sorted((key, value) for key, value in node.labels.items() if key != "ray.io/node-id"))
 
 
-# -- for people ----------------------------------------------------------------------------------------------------
+# -- messages ------------------------------------------------------------------------------------------------------
 
 
 def amounts_shown(amounts: Sequence[float]) -> str:
-    """`1 CPU, 0.5 GPU`; what is 0 is left out."""
+    """`1 CPU, 0.5 GPU`; zeros are left out."""
     return ", ".join(f"{amount:g} {name}" for amount, name in zip(amounts, RESOURCES, strict=True) if amount)
 
 
 def table(demands: Sequence[Demand], supply: Supply) -> str:
-    """Who asks for what and where it fits, and what the cluster has and can have."""
+    """A table: each demand and where it fits, and what the cluster has and can have."""
     asked = [("actors", "each asks for", "fits")]
     for demand, count in _alike(demands):
         fits = _names([place for place in supply.places if place.slots(demand)])

@@ -1,7 +1,7 @@
-"""What the cluster that this process has joined has, and what it can become. Knows Ray.
+"""The present and possible resources of the cluster that this process has joined. Knows Ray.
 
-Ray itself does not say what an autoscaler may start. Who knows, in this order: the cluster's own configuration, which
-hosted clusters report; the file that the autoscaler on the head node was started with; the RayCluster of KubeRay.
+Ray itself does not say which nodes an autoscaler may start. The sources, in order: the cluster's own configuration,
+which hosted clusters report; the file with which the autoscaler on the head node was started; KubeRay's RayCluster.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cluster.placement.node_types import extract, group_types, node_types
 from cluster.placement.placement import RESOURCES, Node, NodeType, Supply
 
 HEAD = "node:__internal_head__"
-"""A resource that the head node alone has."""
+"""A resource that only the head node has."""
 _MONITOR = "--autoscaling-config="
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _LOOK_S = 60.0
@@ -40,11 +40,11 @@ class Growth:
     nodes: Counter[str]
     """By type."""
     starting: Counter[str]
-    """Nodes asked for or booting, by type; known of Ray's autoscaler v2 alone."""
+    """Nodes requested or booting, by type; only Ray's autoscaler v2 reports them."""
     failed: tuple[str, ...]
-    """Node types that could not be started lately, and why."""
+    """Node types that recently failed to start, and why."""
     pending: tuple[tuple[float, ...], ...]
-    """What is asked for and has no place, each in the order of `RESOURCES`."""
+    """Requests without a node, each in the order of `RESOURCES`."""
 
 
 def read_supply() -> Supply:
@@ -65,7 +65,7 @@ def read_supply() -> Supply:
 
 
 def read_growth() -> Growth:
-    """What has come and what is on its way."""
+    """Nodes that have joined and nodes that are starting."""
     status = _status()
     scaling, resources = status.autoscaling_state, status.cluster_resource_state
     starting: Counter[str] = Counter()
@@ -118,7 +118,7 @@ def _look_on_head() -> Found:
     look = ray.remote(num_cpus=0, max_retries=0)(find_config).options(scheduling_strategy=there)
     try:
         found: Found = ray.get(look.remote(address), timeout=_LOOK_S)
-    except ray.exceptions.RayError:  # GetTimeoutError is one: the run can start without knowing
+    except ray.exceptions.RayError:  # such as GetTimeoutError: the run can start without the answer
         return "unknown", {}
     return found
 
@@ -150,7 +150,7 @@ def _read(path: Path) -> Found:
 
 
 def _ask_kubernetes() -> Found:
-    """The RayCluster that KubeRay made this node for, as its autoscaler reads it."""
+    """The RayCluster for which KubeRay made this node, as its autoscaler reads it."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
     from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 
@@ -160,5 +160,5 @@ def _ask_kubernetes() -> Found:
         if not cluster["spec"].get("enableInTreeAutoscaling"):
             return "fixed", {}
         return "grows", extract(_derive_autoscaling_config_from_ray_cr(cluster))
-    except Exception:  # no account, no right to read it, another version: the run can start without knowing
+    except Exception:  # no account, no right to read it, another version: the run can start without the answer
         return "unknown", {}

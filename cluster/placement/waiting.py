@@ -1,4 +1,4 @@
-"""Says, while a run starts, which of its actors have no place yet and what the cluster does about it."""
+"""Reports, while a run starts, which of its actors have no node yet and how the cluster grows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cluster.placement.supply import Growth, read_growth, read_supply
 from solon.errors import RunFailedError
 
 FIRST_S = 2.0
-"""Until the first line: an actor whose node is there has its place by then."""
+"""Seconds before the first line: an actor whose node exists is placed within them."""
 EVERY_S = 12.0
-"""Between two lines: nodes take minutes."""
+"""Seconds between two lines: nodes take minutes."""
 
 
 class Waiting:
-    """Actors without a place. `report` runs beside the start of all of them."""
+    """Actors without a node. `report` runs while all of them start."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Waiting:
         emit: Callable[..., None],
         look: Callable[[], Growth] = read_growth,
     ) -> None:
-        """say: for people. tell: events of the run. look: at the cluster; it may block."""
+        """say: receives text. tell: receives events of the run. look: reads the cluster; it may block."""
         self._demands = demands
         self._without = {demand.name: demand for demand in demands}
         self._say = say
@@ -37,17 +37,17 @@ class Waiting:
         self._look = look
 
     def placed(self, name: str) -> None:
-        """This actor has a place."""
+        """This actor has a node."""
         self._without.pop(name, None)
 
     async def report(self, *, first_s: float = FIRST_S, every_s: float = EVERY_S) -> None:
-        """A line every few seconds as long as the cluster has no room for an actor, and one event."""
+        """Writes a line every few seconds while an actor has no node, and one event."""
         pause_s, told = first_s, False
         while self._without:
             await asyncio.sleep(pause_s)
             pause_s = every_s
             growth = await self._growth()
-            # Without anything pending, the processes have their places and are being started.
+            # With nothing pending, the actors have nodes and their processes are starting.
             if growth is None or not growth.pending or not self._without:
                 continue
             if not told:
@@ -56,7 +56,7 @@ class Waiting:
             self._say(self.line(growth))
 
     def line(self, growth: Growth) -> str:
-        """What is awaited, and how far the cluster has come."""
+        """The actors that are waited for, and how far the cluster has grown."""
         parts = [f"waiting for {len(self._without)} of {len(self._demands)} actors: {self._asks()}"]
         parts.append(f"nodes: {_counts(growth.nodes)}")
         if growth.starting:
@@ -66,7 +66,7 @@ class Waiting:
         return "; ".join(parts)
 
     async def failure(self, limit_s: float) -> RunFailedError:
-        """What ends a run whose actors found no place in time, with a table as its note."""
+        """The error for a run whose actors found no node in time, with a table as its note."""
         growth = await self._growth()
         supply = await asyncio.to_thread(read_supply)
         failed = f" (not started: {', '.join(growth.failed)})" if growth is not None and growth.failed else ""
@@ -88,7 +88,7 @@ class Waiting:
     async def _growth(self) -> Growth | None:
         try:
             return await asyncio.to_thread(self._look)
-        except ray.exceptions.RayError:  # a head that is busy answers the next time
+        except ray.exceptions.RayError:  # a busy head answers the next request
             return None
 
 

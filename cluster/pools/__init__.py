@@ -1,7 +1,7 @@
-"""The roles that workers of a pool can have: one file each, found by being in this folder.
+"""The roles of workers: one file each, found in this folder.
 
-Start with `base`: a role makes the workers of a pool and gives each a guard. `rollout`, `judge`, `audit` and `learner`
-are today's. A new role is one new file here; pipeline files name it as `role = "..."`.
+Start with `base`: a role makes the workers of a pool and gives each a guard. The present roles are `rollout`, `judge`,
+`audit` and `learner`. A new role is one new file here; pipeline files name it as `role = "..."`.
 May know: solon, actors (when workers are made), the run file.
 """
 
@@ -14,5 +14,5 @@ from cluster.pools.base import Role
 
 
 def known_roles() -> dict[str, Role]:
-    """One of each role of this folder, by name."""
+    """One instance of each role in this folder, by name."""
     return {name: role() for name, role in classes_in(sys.modules[__name__], Role, name="role").items()}  # type: ignore[type-abstract]

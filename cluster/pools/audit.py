@@ -1,4 +1,4 @@
-"""Another judge than the one that rewards, for evaluation and audit alone: always asked yes/no, never in the loop."""
+"""A second judge, for evaluation and audit only: always asked yes/no questions, never in the loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALONE: dict[str, Any] = {
     "semantic": SemanticConfig(),
     "select": SelectionSection(),
 }
-"""What an audit does without: it is one judge, asked directly."""
+"""Features that an audit does not use: it is one judge, asked directly."""
 
 
 class AuditRole(JudgeRole):

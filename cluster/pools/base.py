@@ -1,4 +1,4 @@
-"""What every role of a pool does: make its workers, and give each a guard that replaces it."""
+"""The base of every role: it makes workers and gives each a guard that replaces it."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from solon.recovery.guard import Guard
 from solon.recovery.supervised_lanes import PoolLane
 
 Spawn = Callable[[int], Any]
-"""Makes an actor; the number says how many there were before it."""
+"""Makes an actor; the number counts its predecessors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolContext:
-    """What a role knows of the run whose workers it makes."""
+    """What a role needs to know of the run for which it makes workers."""
 
     run: RunFile
     constitution: Constitution
     namespace: str
     """Of the run's actors."""
     secret: bytes
-    """Of the nonces in what judges are asked."""
+    """For the nonces in judge prompts."""
     checkpoint: str
-    """The directory that the learner starts from; empty: the policy as it is."""
+    """The directory that the learner starts from; empty: the unchanged policy."""
     emit: Callable[..., None]
     clock: Clock
     shared: dict[str, Any] = field(default_factory=dict)
-    """What workers of several pools have in common."""
+    """Values that workers of several pools share."""
 
     def spawner(self, actor: Any, pool: PoolSpec, name: str, *arguments: Any, threads: int, **named: Any) -> Spawn:
-        """Makes the actor of a worker where the pool is placed, again and again."""
+        """Returns a function that makes the actor of a worker in its pool's placement, as often as needed."""
 
         def spawn(made: int) -> Any:
             options = self.options(pool, name, made, threads=threads)
@@ -46,10 +46,10 @@ class PoolContext:
         return spawn
 
     def options(self, pool: PoolSpec, name: str, made: int, *, threads: int) -> dict[str, Any]:
-        """Ray's options of an actor."""
+        """Ray's options for an actor."""
         placement = pool.placement
         return {
-            # The name of a lost actor is taken until Ray has forgotten it.
+            # The name of a lost actor stays taken until Ray has removed it.
             "name": f"{name}.{made}" if made else name,
             "namespace": self.namespace,
             "num_cpus": placement.num_cpus,
@@ -59,18 +59,19 @@ class PoolContext:
         }
 
     def guard(self, worker: Any) -> Guard:
-        """Replaces the worker when it is lost."""
+        """Replaces the worker after a loss."""
         return Guard(worker, self.run.recovery, emit=self.emit, clock=self.clock)
 
 
 class Role(ABC):
     """One kind of worker. A class in a new file of this folder is a new role.
 
-    A worker has a `name`, and the calls of `solon.recovery.startup.Startable`; what `supervised` returns has a `guard`.
+    A worker has a `name` and the methods of `solon.recovery.startup.Startable`; the result of `supervised` has a
+    `guard`.
     """
 
     role: ClassVar[str] = ""
-    """How pools name it."""
+    """The name by which pools refer to it."""
 
     def __init__(self, actor: Any = None) -> None:
         """actor: the Ray actor class of the workers; None: the role's own."""
@@ -85,18 +86,18 @@ class Role(ABC):
         """The same, started, each with a guard."""
 
     def start_arguments(self, context: PoolContext) -> tuple[Any, ...]:
-        """What a worker's first start is given."""
+        """The arguments of a worker's first start."""
         return ()
 
     def together(self, lanes: Sequence[Any]) -> Collection[Any]:
-        """What holds the lanes: a pool that may change size, and in which the run continues without one of them when
-        another one is left. Lanes that are no `PoolLane`, as the learner's, stay as they are."""
+        """The holder of the lanes: a pool that may change size, in which the run continues without a lane while others
+        are left. Lanes that are no `PoolLane`, as the learner's, are returned unchanged."""
         return Pool(lanes) if all(isinstance(lane, PoolLane) for lane in lanes) else tuple(lanes)
 
 
 def worker_environment(threads: int, *, on_gpu: bool) -> dict[str, Any]:
     """Environment of a worker process: its share of the threads, no progress bars in its log, no GPU that it did not
-    ask for."""
+    request."""
     variables = {
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -104,11 +105,11 @@ def worker_environment(threads: int, *, on_gpu: bool) -> dict[str, Any]:
         "VLLM_LOGGING_LEVEL": "WARNING",
         # Empty means unset to Python: workers write bytecode, so the next start imports twice as fast.
         "PYTHONDONTWRITEBYTECODE": "",
-        # What a library starts in it does not import from the folder that the machine's Ray was started in.
+        # A library that starts a process in it does not import from the folder in which the machine's Ray started.
         "PYTHONSAFEPATH": "1",
     }
     if not on_gpu:
-        # Ray hides no device from an actor that asks for none, unless it is told to; where
+        # Ray hides devices from an actor that requests none only when told to; where
         # RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES is set it never does.
         variables |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1", "CUDA_VISIBLE_DEVICES": ""}
     return {"env_vars": variables}

@@ -1,4 +1,4 @@
-"""Feedback models that label what the policy writes."""
+"""Feedback models that label rollouts."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class JudgeRole(Role):
         ]
 
     def feedback(self, context: PoolContext) -> FeedbackConfig:
-        """How it is asked."""
+        """How the judge is asked."""
         return context.run.feedback
 
     def groups_at_once(self, pool: PoolSpec, context: PoolContext) -> int:
-        """Groups that one worker is given together."""
+        """Groups that one worker receives together."""
         return max(2, 2 * pool.engine.max_running // context.run.rollout.group_size)
 
     def supervised(self, workers: Sequence[Any], context: PoolContext) -> list[Any]:
@@ -51,14 +51,14 @@ class JudgeRole(Role):
 
 
 def source_of(model: str, pool: PoolSpec, context: PoolContext) -> Source:
-    """What a judge of this name runs on: an endpoint, or an engine built as the pool says."""
+    """The backend of a judge of this name: an endpoint, or an engine built as the pool says."""
     if EndpointFile.names(model):
         return EndpointFile.load(model)
     return pool.model_copy(update={"model": model}).engine_config(seed=context.run.seed)
 
 
 def limits_of(source: Source, model: str, context: PoolContext) -> Any:
-    """The limits of an endpoint, which hold for all judges that call it together; None: it is no endpoint."""
+    """The limits of an endpoint, shared by all judges that call it; None: it is not an endpoint."""
     if not isinstance(source, EndpointFile):
         return None
     key = f"limits {model}"
@@ -73,7 +73,7 @@ def _new_limits(source: EndpointFile, context: PoolContext) -> Any:
 
     from actors.limits import LimitsActor, RemoteLimits
 
-    # On the driver's node: its spend file lies there.
+    # On the driver's node, where its spend file is.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     count = sum(key.startswith("limits ") for key in context.shared)
     name = f"limits-{count}" if count else "limits"

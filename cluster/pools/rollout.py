@@ -1,4 +1,4 @@
-"""Engines that write answers with the policy's current weights."""
+"""Engines that generate answers with the policy's current weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RolloutRole(Role):
             cuts_overlong=run.data.overlong == "cut",
         )
         engine = pool.engine_config(seed=run.seed).model_copy(update={"reloads": True})
-        # Twice what it decodes together: when an answer ends, the next one is already there.
+        # Twice the number that it decodes together: when an answer ends, the next one is already queued.
         places = max(2, 2 * pool.engine.max_running // run.rollout.group_size)
         actor, threads = self._actor or RolloutActor, pool.engine.threads
         return [

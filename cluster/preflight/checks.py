@@ -1,4 +1,4 @@
-"""Everything about a run that can be found wrong before an engine starts. No Ray, no torch: answers in seconds."""
+"""Runs every check that is possible before an engine starts. No Ray, no torch: answers in seconds."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ __all__ = ["Inputs", "check_inputs", "check_judge", "check_model"]
 
 ENCODER = "feedback.semantic.model"
 NARROW = {"BF16": "bfloat16", "F16": "float16"}
-"""Types of two bytes, as safetensors and as run files call them."""
+"""Types of two bytes, by their names in safetensors and in run files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What the run reads, checked."""
+    """The inputs of the run, checked."""
 
     constitution: Constitution
     prompts: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """What could not be looked at."""
+    """What could not be checked."""
     refused: Mapping[str, tuple[Refused, ...]] = field(default_factory=dict)
     """Rows of `prompts` and `heldout` that cannot be used."""
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """How many prompts were read and used, and why the others were not: `cluster.preflight.prompt_inputs.COUNTS`."""
+    """How many prompts were read and used, and why others were left out: `cluster.preflight.prompt_inputs.COUNTS`."""
     digests: Digests = field(default_factory=dict)
     """Of prompts, policy and judges."""
     canary: tuple[GoldPair, ...] = ()
-    """Pairs that the watch asks the judge again and again."""
+    """Pairs that the watch puts to the judge repeatedly."""
 
 
 def check_inputs(run: RunFile, *, fetch: bool = False, say: Callable[[str], None] | None = None) -> Inputs:
-    """Read and check constitution, prompts and models. Raises InputError on the first that cannot be used.
+    """Read and check constitution, prompts and models. Raises InputError on the first that is unusable.
 
-    fetch: the tokenizer of a policy on the hub may be fetched, to render the prompts. say: is told what takes long.
+    fetch: the tokenizer of a policy on the hub may be fetched, to render the prompts. say: receives progress notes.
     """
     constitution = Constitution.load(run.constitution)
     constitution.for_task(run.feedback.task)
@@ -91,7 +91,7 @@ def check_inputs(run: RunFile, *, fetch: bool = False, say: Callable[[str], None
 
 
 def _check_watch(run: RunFile, constitution: Constitution) -> None:
-    """Gold must be somebody else than those who reward, and is asked yes/no."""
+    """The gold judge must differ from those that reward, and takes yes/no questions."""
     gold = run.watch.audit_judge
     for judge in (run.judge, *run.feedback.panel):
         if gold == judge or (Path(gold).exists() and Path(judge).exists() and Path(gold).samefile(judge)):
@@ -112,10 +112,10 @@ def check_judge(
     constitution: Constitution | None = None,
     chat: ChatSettings | None = None,
 ) -> None:
-    """A model or an endpoint file. Raises InputError when it cannot judge.
+    """A model or an endpoint file. Raises InputError when it cannot serve as a judge.
 
-    trusted: its own code may run. options: the engine that it gets on this machine. feedback and constitution: what it
-    will be asked. chat: how it is talked to, where there are no options.
+    trusted: its own code may run. options: its engine on this machine. feedback and constitution: the questions that
+    it will receive. chat: its chat format, where there are no options.
     """
     if EndpointFile.names(judge):
         read_key(EndpointFile.load(judge).endpoint)
@@ -144,7 +144,7 @@ def check_judge(
 
 
 def _widened(policy: ModelFacts, run: RunFile) -> list[str]:
-    """That the aligned model is stored in a wider type than the policy is."""
+    """Warn that the aligned model is stored in a wider type than the policy."""
     stored = {kind for tensor in policy.tensors.values() if (kind := NARROW.get(tensor.dtype))}
     wanted = run.learn.serving_dtype
     if len(stored) != 1 or not (wanted == "float32" or (wanted == "auto" and run.learn.num_gpus == 0)):
@@ -158,7 +158,7 @@ def _widened(policy: ModelFacts, run: RunFile) -> list[str]:
 
 
 def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], list[str]]:
-    """Every model that the run names: (warnings, notes). Raises InputError on the first that cannot do its work."""
+    """Check every model that the run names: (warnings, notes). Raises InputError on the first that is unsuitable."""
     warnings, notes = [], []
     trusted = run.rollout.trust_remote_code
     template = run.rollout.chat_template
@@ -221,7 +221,7 @@ def _judges(run: RunFile) -> Iterator[tuple[str, str, Task, PoolSpec]]:
 
 
 def not_looked_up(role: str, model: str) -> str:
-    """What is said of a hub name."""
+    """The note about a hub name."""
     offline = any(os.environ.get(name) in ("1", "true") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     then = "and cannot be fetched: HF_HUB_OFFLINE is set" if offline else "so it was not looked at; a run fetches it"
     return f"{role} {model} is not on this machine, {then}"

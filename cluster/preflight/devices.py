@@ -1,4 +1,4 @@
-"""Whether the engines of a run can compute on the devices that it gives them."""
+"""Whether the engines of a run can compute on their devices."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from solon.feedback.judges.endpoint_judge import EndpointFile
 
 
 def check_devices(run: RunFile) -> list[str]:
-    """Raises InputError for engines that cannot share a process on a GPU. Returns what this machine's vLLM cannot do:
-    another cluster may have another one, and the engines look at it themselves when they start."""
+    """Raises InputError for engines that cannot share a process on a GPU. Returns what this machine's vLLM does not
+    support: another cluster may have another version, and the engines check it themselves when they start."""
     _check_one_engine_a_process(run)
     if joins_another():
         return []
@@ -20,7 +20,7 @@ def check_devices(run: RunFile) -> list[str]:
     for section, pool in _with_engines(run).items():
         gpus = pool.placement.num_gpus
         if pool.engine.backend != "vllm" or (gpus and not machine_gpus()):
-            continue  # a machine without a GPU is no place for it in any case
+            continue  # a machine without a GPU does not run it in any case
         try:
             require_build("gpu" if gpus else "cpu", vllm_build(), f"[{section}]")
         except InputError as error:

@@ -1,4 +1,4 @@
-"""Whether an engine takes a model with the settings that it gets: lengths, attention, cache, quantisation."""
+"""Whether an engine accepts a model with its settings: lengths, attention, cache, quantisation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from solon.models.facts import ModelFacts
 from solon.models.known import is_installed
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Of vLLM's attention for CPUs; a test compares it with the installed source."""
+"""Head sizes of vLLM's attention for CPUs; a test compares it with the installed source."""
 ON_CPU = ("int-quantized", "pack-quantized", "naive-quantized", "dense")
 """Formats of compressed-tensors that vLLM computes on a CPU."""
 _BYTES = {"bfloat16": 2, "float16": 2}
@@ -20,7 +20,7 @@ _GIB = 1 << 30
 
 
 def check_engine(facts: ModelFacts, options: EngineOptions, *, role: str, section: str, on_cpu: bool) -> list[str]:
-    """Raises InputError for what an engine refuses; returns what is to be said. section: where its settings stand."""
+    """Raises InputError for what an engine refuses; returns warnings. section: where its settings stand."""
     found = []
     try:
         fit_length(options, facts.context, where=f"{section}.max_model_len")
@@ -45,7 +45,7 @@ def check_engine(facts: ModelFacts, options: EngineOptions, *, role: str, sectio
 
 
 def check_stops(facts: ModelFacts, section: RolloutSection) -> None:
-    """Raises InputError for a token that ends answers and is none of the policy's."""
+    """Raises InputError for a stop token that is not in the policy's vocabulary."""
     vocabulary = facts.text.get("vocab_size")
     beyond = [token for token in section.stop_token_ids if isinstance(vocabulary, int) and token >= vocabulary]
     if beyond:
@@ -56,7 +56,7 @@ def check_stops(facts: ModelFacts, section: RolloutSection) -> None:
 
 
 def on_cpu(section: EngineSection) -> bool:
-    """Whether the engine has no GPU: those that its actor did not ask for are hidden from it."""
+    """Whether the engine has no GPU: GPUs that its actor did not request are hidden from it."""
     return section.num_gpus == 0
 
 
@@ -75,7 +75,7 @@ def _check_heads(facts: ModelFacts, section: str) -> None:
 
 
 def _check_dtype(facts: ModelFacts, options: EngineOptions, section: str) -> None:
-    """vLLM's four-bit kernel for CPUs takes no float32; where nobody chose a type, the engine takes another."""
+    """vLLM's four-bit kernel for CPUs refuses float32; where no type was set, the engine uses another."""
     if options.dtype == "float32" and facts.quantisation.endswith("pack-quantized"):
         raise InputError(
             f"it is quantised ({facts.quantisation}), which vLLM computes in 16 bits on a CPU; set {section}.dtype = "
@@ -84,7 +84,7 @@ def _check_dtype(facts: ModelFacts, options: EngineOptions, section: str) -> Non
 
 
 def _check_cache(facts: ModelFacts, options: EngineOptions, section: str) -> None:
-    """One request of full length has room in the cache."""
+    """One request of full length must fit into the cache."""
     text, size = facts.text, facts.head_size
     layers, heads = text.get("num_hidden_layers"), text.get("num_key_value_heads", text.get("num_attention_heads"))
     if size is None or not isinstance(layers, int) or not isinstance(heads, int) or text.get("sliding_window"):

@@ -1,5 +1,5 @@
 """The words of a model's chat template around a question, as the engine will render them. They are rendered from the
-files alone: importing transformers would cost seconds."""
+files only: importing transformers would cost seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MARK = "solonframemark"
 
 
 class FileEncoder:
-    """The tokenizer file alone. facts: of the model whose template is rendered; chat: how it is talked to."""
+    """The tokenizer file only. facts: of the model whose template is rendered; chat: its chat format."""
 
     def __init__(
         self, tokenizer: TokenizerFacts, facts: ModelFacts | None = None, chat: ChatSettings | None = None
@@ -41,8 +41,8 @@ class FileEncoder:
 
 
 def frame_text(facts: ModelFacts, chat: ChatSettings) -> str:
-    """A question's place in the template, in which a verdict can be written at once; empty when the template needs more
-    than it is given here. Engines do the same (`ChatTokenizer.chat_frame`)."""
+    """The template around a question, after which a verdict can be generated at once; empty when the template needs
+    more than it receives here. Engines do the same (`ChatTokenizer.chat_frame`)."""
     source, given = template_source(facts, chat), chat.chat_template_args
     off = {name: False for name in ("enable_thinking", "thinking") if name in source and name not in given}
     text = render_chat(facts, [{"role": "user", "content": _MARK}], chat, **off)
@@ -71,7 +71,7 @@ def template_source(facts: ModelFacts, chat: ChatSettings) -> str:
 def render_chat(
     facts: ModelFacts, turns: Sequence[Mapping[str, str]], chat: ChatSettings | None = None, **more: Any
 ) -> str:
-    """A conversation in the model's chat template; empty when the template needs more than it is given here."""
+    """A conversation in the model's chat template; empty when the template needs more than it receives here."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     chat = chat or ChatSettings()
@@ -88,7 +88,7 @@ def render_chat(
     try:
         template = environment.from_string(template_source(facts, chat))
         return str(template.render(messages=turns, add_generation_prompt=True, **given))
-    except Exception:  # a template is a program; whoever loads the model says what is wrong with it
+    except Exception:  # a template is a program; loading the model reports what is wrong with it
         return ""
 
 
@@ -97,7 +97,7 @@ def _refuse(message: str) -> None:
 
 
 def require_rows(facts: ModelFacts, ids: Sequence[int], *, role: str, what: str) -> None:
-    """Every token that a judge is asked with has a row in its embedding. Raises InputError."""
+    """Every token of a judge's questions must have a row in its embedding. Raises InputError."""
     rows, tokenizer = facts.rows, facts.tokenizer
     beyond = {i for i in ids if rows is not None and i >= rows}
     if beyond:

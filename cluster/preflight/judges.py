@@ -1,4 +1,4 @@
-"""Whether a judge can be asked: its labels are single tokens, and it can read the longest question."""
+"""Whether a judge is usable: its labels are single tokens, and the longest question fits its context."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from solon.verdicts import Task
 
 
 def check_labels(facts: ModelFacts, template: str, *, role: str) -> None:
-    """Each label is one token. Raises InputError."""
+    """Each label must be one token. Raises InputError."""
     if facts.tokenizer is None:
         return  # a slow tokenizer: checked when the judge starts
     chosen, encoder = TEMPLATES[template], FileEncoder(facts.tokenizer)
@@ -29,7 +29,7 @@ def check_labels(facts: ModelFacts, template: str, *, role: str) -> None:
 
 
 def check_frame(facts: ModelFacts, template: str, chat: ChatSettings, *, role: str) -> None:
-    """The words around every question have rows in the judge's embedding. Raises InputError."""
+    """The words around every question must have rows in the judge's embedding. Raises InputError."""
     if facts.tokenizer is not None:
         prompts = JudgePrompts(TEMPLATES[template], FileEncoder(facts.tokenizer, facts, chat))
         ids = prompts.pointwise((), "", "")
@@ -48,10 +48,9 @@ def check_room(
     chat: ChatSettings | None = None,
 ) -> list[str]:
     """Raises InputError when no text fits beside the longest question, or a question has tokens that the judge's
-    embedding lacks; says it when whole answers do not fit.
+    embedding lacks; warns when whole answers do not fit.
 
-    length: tokens that the judge reads at once. answer_tokens: what an answer may have. chat: how the judge
-    is talked to.
+    length: the judge's context in tokens. answer_tokens: the longest answer. chat: the judge's chat format.
     """
     if facts.tokenizer is None:
         return []

@@ -1,6 +1,6 @@
-"""Whether a model can do what a run wants of it, as far as its files say. Reads headers and small files; no torch.
+"""Whether a model suits its role in a run, judging by its files. Reads headers and small files; no torch.
 
-One check is one function that raises InputError without saying whose model it is; `check_model` puts that in front.
+Each check is one function that raises InputError without naming the model; `check_model` adds its name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from solon.models.facts import ModelFacts, model_folder, read_facts
 from solon.models.known import causal_models, is_installed, model_types, vllm_architectures
 
 Kind = Literal["policy", "judge", "encoder"]
-"""Who is trained and written by; who only reads and answers; who only embeds."""
+"""Roles that train and write; that only read and answer; that only embed."""
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 PLAIN_ATTENTION = (
     "llama",
@@ -33,7 +33,7 @@ PLAIN_ATTENTION = (
     "smollm3",
     "granite",
 )
-"""Types whose weights are named as Llama's are, with a row of `q_proj` for each number of each head."""
+"""Types whose weights have Llama's names, with a row of `q_proj` for each number of each head."""
 FLOATS = ("F32", "F16", "BF16")
 
 
@@ -46,10 +46,10 @@ def check_model(
     kind: Kind = "judge",
     template: str = "",
 ) -> ModelFacts | None:
-    """What the files say; None for a hub name that is not on this machine. Raises InputError.
+    """The facts in the files; None for a hub name that is not on this machine. Raises InputError.
 
-    opt_in: section of the setting by which a person lets a model bring code; trusted: whether it is set. template: a
-    file with a chat template that takes the place of the model's own.
+    opt_in: section of the setting that allows a model to bring code; trusted: whether it is set. template: a file with
+    a chat template that replaces the model's own.
     """
     folder = model_folder(model)
     if folder is None:
@@ -135,7 +135,7 @@ def _check_writes(facts: ModelFacts) -> None:
 
 
 def _check_trainable(facts: ModelFacts) -> None:
-    """What the learner and the exchange of weights cannot take."""
+    """Refuse what the learner and the exchange of weights do not support."""
     if facts.experts:
         raise InputError(
             f"has {facts.experts} experts, expected a dense model: engines store experts in another layout than the "
@@ -179,14 +179,14 @@ def _check_attention(facts: ModelFacts) -> None:
         )
     kinds, layers = facts.text.get("layer_types"), facts.text.get("num_hidden_layers")
     if isinstance(kinds, list) and isinstance(layers, int) and len(kinds) != layers:
-        raise InputError(f"config.json has {len(kinds)} layer_types and {layers} layers, expected as many; mend it")
+        raise InputError(f"config.json has {len(kinds)} layer_types and {layers} layers, expected as many; correct it")
 
 
 # -- the weights ---------------------------------------------------------------------------------------------------
 
 
 def _check_weights(facts: ModelFacts) -> None:
-    """The configuration and the weights are of one model."""
+    """The configuration and the weights must belong to one model."""
     text, embedding = facts.text, facts.embedding
     layers, expected = facts.layers, text.get("num_hidden_layers")
     if layers is not None and isinstance(expected, int) and layers < expected:
@@ -213,7 +213,7 @@ def _check_weights(facts: ModelFacts) -> None:
 
 
 def _check_heads(facts: ModelFacts) -> None:
-    """Heads of the configuration are as wide together as the projection that makes them."""
+    """The heads in the configuration must together be as wide as the projection that makes them."""
     heads, size = facts.text.get("num_attention_heads"), facts.head_size
     if facts.model_type not in PLAIN_ATTENTION or not isinstance(heads, int) or not size:
         return
@@ -227,11 +227,11 @@ def _check_heads(facts: ModelFacts) -> None:
             return
 
 
-# -- what is odd, and what is trained of it ------------------------------------------------------------------------
+# -- warnings, and trainable layers --------------------------------------------------------------------------------
 
 
 def remarks(facts: ModelFacts, *, role: str) -> list[str]:
-    """Oddities that a run survives, a sentence each."""
+    """Oddities that do not stop a run, a sentence each."""
     found = []
     layers, expected = facts.layers, facts.text.get("num_hidden_layers")
     if role == "policy" and layers is not None and isinstance(expected, int) and layers > expected:
@@ -252,7 +252,7 @@ def remarks(facts: ModelFacts, *, role: str) -> list[str]:
 
 
 def check_lora(facts: ModelFacts, lora: LoraConfig) -> None:
-    """At least one layer gets an adapter. Raises InputError."""
+    """At least one layer must receive an adapter. Raises InputError."""
     names = [name.removesuffix(".weight") for name, tensor in facts.tensors.items() if _is_matrix(name, tensor.shape)]
     targets = lora.target_modules
     if targets == "all-linear" or not names:
@@ -261,7 +261,7 @@ def check_lora(facts: ModelFacts, lora: LoraConfig) -> None:
         try:
             chosen = [name for name in names if re.fullmatch(targets, name)]
         except re.error as error:
-            raise InputError(f"learn.lora.target_modules = {targets!r} is no pattern: {error}; mend it") from None
+            raise InputError(f"learn.lora.target_modules = {targets!r} is no pattern: {error}; correct it") from None
     else:
         chosen = [name for name in names if any(name == t or name.endswith(f".{t}") for t in targets)]
     endings = sorted({name.rpartition(".")[2] for name in names})

@@ -1,5 +1,5 @@
-"""The prompts of a run, training and held out: read, rendered, counted; those that cannot be used are left out or end
-the run before it starts, as `[data]` says."""
+"""The prompts of a run, training and held out: read, rendered, counted. Unusable ones are left out or end the run
+before it starts, as `[data]` says."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from solon.pipeline.prompt_screen import Outcome, Screening, screen
 from solon.records import Prompt
 
 COUNTS = ("read", "used", "broken", "refused", "overlong", "cut", "duplicates", "overlap")
-"""Rows read and prompts used, and between them: broken rows, prompts that the template refuses, that are too long, of
-these the ones that were cut and kept, that repeat an earlier one, that are held out as well."""
+"""Counts of rows read and prompts used, and in between: broken rows, prompts that the template refuses, that are too
+long, that were too long and are kept cut, that repeat an earlier one, that are also held out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptInputs:
-    """Prompts that can be used, and what was wrong with the others."""
+    """Usable prompts, and the problems of the others."""
 
     prompts: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
     counts: Mapping[str, Mapping[str, int]]
     """COUNTS, of `prompts` and `heldout`."""
     refused: Mapping[str, tuple[Refused, ...]]
-    """For the quarantine, of `prompts` and `heldout`."""
+    """Entries for the quarantine, of `prompts` and `heldout`."""
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
 def read_prompts(run: RunFile, *, fetch: bool = False, say: Callable[[str], None] | None = None) -> PromptInputs:
-    """fetch: the tokenizer of a hub name that is not on this machine. say: is told what takes long. Raises
+    """fetch: the tokenizer of a hub name that is not on this machine. say: receives progress notes. Raises
     InputError."""
     data = run.data
     train = _Pile(load_prompts(run.prompts, read=data, max_bad_share=data.max_bad_share))
@@ -69,7 +69,7 @@ def read_prompts(run: RunFile, *, fetch: bool = False, say: Callable[[str], None
 
 
 def _screen(piles: Iterable[_Pile], how: Screening, data: DataConfig, say: Callable[[str], None] | None) -> list[str]:
-    """Renders what all piles hold, each conversation once; a warning where that is not possible."""
+    """Renders all piles, each conversation once; warns where that is not possible."""
     piles = list(piles)
     wanted = {prompt.prompt_id: prompt.messages for pile in piles for prompt in pile.prompts}
     found = screen(list(wanted.values()), how, say=say, name=_namer(piles, list(wanted)))
@@ -111,7 +111,7 @@ class _Pile:
         return tuple(prompt for _, prompt in self._rows)
 
     def name(self, identity: str) -> str:
-        """File and row of a prompt; empty: it is not here."""
+        """File and row of a prompt; empty: it is not in this file."""
         return next((f"{place} of {self._path}" for place, prompt in self._rows if prompt.prompt_id == identity), "")
 
     def counts(self) -> dict[str, int]:
@@ -142,7 +142,7 @@ class _Pile:
         )  # fmt: skip
 
     def apply(self, outcomes: Mapping[str, Outcome], room: int, data: DataConfig) -> None:
-        """Leaves out what the template refuses or what is too long, or puts what fits of it in its place."""
+        """Leaves out prompts that the template refuses or that are too long, or keeps the part that fits."""
         refused: list[Refused] = []
         beyond: list[Refused] = []
         overlong, cut = [], {}
@@ -179,7 +179,7 @@ class _Pile:
             )
 
     def _settle(self, name: str, found: Sequence[Refused], what: str, *, drops: bool, is_error: bool = False) -> None:
-        """Counts, tells, and leaves out what was found."""
+        """Counts, reports and leaves out the prompts found."""
         self._counts[name] += len(found)
         if not found:
             return

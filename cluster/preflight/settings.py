@@ -1,4 +1,4 @@
-"""Settings that go together with what they name: places for checkpoints, evaluators, rates, judges."""
+"""Checks settings against what they name: places for checkpoints, evaluators, rates, judges."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from solon.models.facts import model_folder
 from solon.records import Prompt
 
 READ_ONLY = ("http", "https", "data", "git", "github", "gist", "zip", "tar", "libarchive", "reference")
-"""Places that fsspec reads and does not write."""
+"""Places that fsspec reads but does not write."""
 HIGH_RATE, HIGH_LORA_RATE, LOW_RATE = 1e-3, 1e-2, 1e-9
 _PLACES, _SAMPLE = 16, 4096
 
 
 def check_store(url: str) -> None:
-    """Somewhere checkpoints can be written. Raises InputError; connects to nothing."""
+    """The place for checkpoints must be writable. Raises InputError; opens no connection."""
     if not url:
         return
     import fsspec
@@ -40,7 +40,7 @@ def check_store(url: str) -> None:
 
 
 def check_nursery_prompts(prompts: Sequence[Prompt]) -> None:
-    """The oracles of the tiny language understand these prompts. Raises InputError."""
+    """The oracles of the tiny language must understand these prompts. Raises InputError."""
     from nursery.reading import understand
 
     strange = [prompt for prompt in prompts if understand(prompt.messages).kind == "other"]
@@ -53,7 +53,7 @@ def check_nursery_prompts(prompts: Sequence[Prompt]) -> None:
 
 
 def remarks_on_settings(run: RunFile) -> list[str]:
-    """What is odd, a sentence each."""
+    """Unusual settings, a sentence each."""
     learn = run.learn
     limit = HIGH_RATE if learn.lora is None else HIGH_LORA_RATE
     kind = "all weights" if learn.lora is None else "LoRA"
@@ -73,7 +73,7 @@ def remarks_on_settings(run: RunFile) -> list[str]:
 
 
 def is_same_model(one: str, other: str) -> bool:
-    """One directory or hub name, or copies of the same weights."""
+    """Whether both are one directory or hub name, or copies of the same weights."""
     if one == other:
         return True
     first, second = model_folder(one), model_folder(other)
@@ -81,7 +81,7 @@ def is_same_model(one: str, other: str) -> bool:
 
 
 def _sample(folder: Path) -> str:
-    """Sizes of the weights, and some bytes all over them: read at once, and different after any training."""
+    """Sizes of the weights, and bytes sampled throughout them: quick to read, and different after any training."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size

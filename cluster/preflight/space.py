@@ -1,4 +1,4 @@
-"""Whether the disk of the run directory holds the checkpoints that a run keeps. An estimate from the model's files."""
+"""Whether the disk of the run directory has room for the checkpoints of a run. An estimate from the model's files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from solon.models.facts import ModelFacts, model_folder, read_facts
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "F32": 4, "BF16": 2, "F16": 2, "F64": 8}
 """Bytes of a number, by its name in run files and in safetensors files."""
 STATE_BYTES = 12
-"""Of a trained parameter: itself and two moments of AdamW, float32."""
+"""Bytes per trained parameter: itself and two moments of AdamW, float32."""
 _GIB = 2**30
 
 
 def checkpoint_bytes(run: RunFile, policy: ModelFacts) -> int:
-    """What a checkpoint takes, without the groups under way; 0: the files of the policy do not say."""
+    """The size of a checkpoint, without the groups in flight; 0: the files of the policy do not say."""
     parameters = sum(math.prod(tensor.shape) for tensor in policy.tensors.values())
     kept = max((WIDTHS.get(tensor.dtype, 2) for tensor in policy.tensors.values()), default=2)
     served = run.learn.serving_dtype
@@ -27,8 +27,8 @@ def checkpoint_bytes(run: RunFile, policy: ModelFacts) -> int:
 
 
 def remarks_on_space(run: RunFile, root: Path, *, there: int = 0) -> list[str]:
-    """A warning when the disk is too small. root: where run directories are made. there: bytes of the checkpoints that
-    a resumed run has already."""
+    """A warning when the disk is too small. root: the folder of run directories. there: bytes of the checkpoints that
+    a resumed run already has."""
     folder = model_folder(run.policy)
     size = checkpoint_bytes(run, read_facts(folder)) if folder is not None else 0
     free = free_at(root)
@@ -47,7 +47,7 @@ def remarks_on_space(run: RunFile, root: Path, *, there: int = 0) -> list[str]:
 
 
 def free_at(root: Path) -> int | None:
-    """Bytes that are free where a folder is, or will be made; None: its file system does not say."""
+    """Free bytes where a folder is, or will be made; None: its file system does not say."""
     place = root.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent

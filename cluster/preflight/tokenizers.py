@@ -1,4 +1,4 @@
-"""Whether a tokenizer is the one of its model, and whether an answer can end. Each raises InputError."""
+"""Whether a tokenizer belongs to its model, and whether an answer can end. Each check raises InputError."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from solon.errors import InputError, short
 from solon.models.facts import ModelFacts
 
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer")
-"""Tokenizer classes that bring no end-of-sequence token of their own."""
+"""Tokenizer classes without an end-of-sequence token of their own."""
 USUAL_ENDS = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|im_end|>", "[SEP]")
-"""End-of-sequence tokens that the other classes bring."""
+"""End-of-sequence tokens of the other classes."""
 OTHER_FILES = ("vocab.*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
-"""Files that a tokenizer is made from where there is no tokenizer.json."""
+"""Files that a tokenizer is built from where there is no tokenizer.json."""
 
 
 def _check_files(facts: ModelFacts) -> None:
-    """There is a tokenizer, and its template is text."""
+    """The tokenizer must exist, and its template must be text."""
     if facts.tokenizer is None and not any(file for kind in OTHER_FILES for file in facts.path.glob(kind)):
         raise InputError("has no tokenizer.json, expected one; fetch it from the model's own files")
     template = facts.tokenizer_config.get("chat_template")
@@ -36,7 +36,7 @@ def check_template(facts: ModelFacts) -> None:
 
 
 def check_tokenizer(facts: ModelFacts) -> None:
-    """Every id that can be written has a row in the embedding, and special ids mean the same in both."""
+    """Every token id must have a row in the embedding, and special ids must mean the same in both."""
     _check_files(facts)
     tokenizer, rows = facts.tokenizer, facts.embedding[0] if facts.embedding else facts.text.get("vocab_size")
     if tokenizer is None:

@@ -1,7 +1,7 @@
-"""Whether values of config.json are of their kind: a size, a rate, a token, a name that the library knows.
+"""Whether values of config.json have their type: a size, a rate, a token, a name that the library knows.
 
-A value is looked at where its key says what it is, in whatever type of model. A key that is not there is the library's
-default, and null is one wherever published models have it. Each check raises InputError.
+A value is checked under its key in any type of model. A missing key is the library's default, and null is accepted
+where published models have it. Each check raises InputError.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIZES = (
 )
 """Whole numbers above 0, or a list with one for each layer."""
 MOST_POSITIONS = 10**9
-"""No model attends to more; tables of positions would fill any memory."""
+"""No model has more; tables of positions would fill any memory."""
 _EPS = re.compile(r"norm(?:_eps|_epsilon)$")
 _DROPOUT = re.compile(r"(?:dropout|pdrop|dropout_p|dropout_prob|dropout_rate|drop_prob)$")
 _SWITCHES = ("tie_word_embeddings", "use_cache", "attention_bias", "mlp_bias", "is_encoder_decoder")
@@ -31,13 +31,13 @@ _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")
 _FLOATS = ("float", "float16", "float32", "float64", "bfloat16", "half", "double")
 _DTYPES = (*_FLOATS, "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "int8", "uint8", "auto")
 _OTHER_ROPES = ("default", "mrope", "su", "ntk", "deepseek_yarn", "deepseek_llama_scaling", "mllama4", "xdrope")
-"""Kinds of position scaling that configurations name beside those of the library's own list."""
+"""Kinds of position scaling in configurations beyond the library's own list."""
 _SCALED = ("linear", "dynamic", "yarn", "llama3")
 """Kinds that cannot be computed without a factor."""
 
 
 def check_values(facts: ModelFacts) -> None:
-    """Values of the configuration, and of the generation configuration, are of their kind."""
+    """Values of the configuration, and of the generation configuration, must have their type."""
     inner = facts.config.get("text_config")
     if inner is not None and not isinstance(inner, dict):
         raise _wrong("text_config", inner, "an object")
@@ -52,7 +52,7 @@ def check_values(facts: ModelFacts) -> None:
 
 
 def check_inner_size(facts: ModelFacts) -> None:
-    """The inner layer of the configuration is as wide as the weights that make it."""
+    """The inner layer in the configuration must be as wide as the weights that make it."""
     for key, name, rows in _inner_rows(facts):
         size = facts.text.get(key)
         if type(size) is int and size != rows:
@@ -63,7 +63,7 @@ def check_inner_size(facts: ModelFacts) -> None:
 
 
 def check_biases(facts: ModelFacts) -> None:
-    """Biases that the configuration asks for are there: the library would draw what is missing."""
+    """Biases in the configuration must exist in the weights: the library would initialise a missing one at random."""
     for key, layer in (("attention_bias", "self_attn.q_proj"), ("mlp_bias", "mlp.up_proj")):
         names = [name for name in facts.tensors if f"{layer}." in name]
         is_plain = facts.model_type in _PLAIN and any(name.endswith(f"{layer}.weight") for name in names)
@@ -99,7 +99,7 @@ def _check_numbers(part: Mapping[str, Any], facts: ModelFacts) -> None:
     for key in SIZES:
         _check_size(key, part.get(key))
     for key, value in part.items():
-        # Some types have both kinds of norm in their configuration, and null for the one that they do not use.
+        # Some types have both kinds of norm in their configuration, with null for the unused one.
         is_eps = _EPS.search(key) is not None and (value is not None or facts.model_type in _PLAIN)
         if is_eps and not (_is_number(value) and value > 0):
             raise _wrong(key, value, "a number above 0")
@@ -148,7 +148,7 @@ def _check_names(part: Mapping[str, Any], facts: ModelFacts) -> None:
 
 
 def _is_of_the_library(facts: ModelFacts) -> bool:
-    """A model of the engine alone, or with code of its own, may have other activations and position scalings."""
+    """A model that only the engine knows, or with its own code, may have other activations and position scalings."""
     return facts.model_type in (causal_models() or {}) and not facts.config.get("auto_map")
 
 

@@ -1,7 +1,7 @@
-"""How Ray is started on this machine: on loopback alone, on ports that no other Ray expects, with files of its own.
+"""Starts Ray on this machine: on loopback only, on ports that no other Ray expects, with its own files.
 
-Ray's defaults are those of a machine's only cluster: its metrics answer on all addresses without a token, and a second
-cluster that finds the agent's usual port taken starts, but takes no jobs.
+Ray's defaults assume the only cluster of a machine: its metrics answer on all addresses without a token, and a second
+cluster that finds the agent's usual port taken starts, but accepts no jobs.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ WELL_KNOWN = {
     44227: "the dashboard's metrics",
     52365: "the dashboard agent",
 }
-"""Ports that a Ray cluster takes unless it is told otherwise. They are left to clusters that others start."""
+"""Default ports of a Ray cluster. They are left to clusters that others start."""
 DASHBOARD_PORT = "SOLON_DASHBOARD_PORT"
 """Environment variable: the dashboard's port, for a tunnel or a bookmark; otherwise any free one."""
 
 
 def init_options(folder: SessionFolder, *, dashboard: bool) -> dict[str, Any]:
-    """What `ray.init` is called with, within `private_start`. Raises InputError."""
+    """The arguments of `ray.init` within `private_start`. Raises InputError."""
     return {
         "address": "local",
         "include_dashboard": dashboard,
@@ -45,10 +45,10 @@ def init_options(folder: SessionFolder, *, dashboard: bool) -> dict[str, Any]:
 
 @contextmanager
 def private_start(folder: SessionFolder) -> Iterator[None]:
-    """Within it, what `ray.init` starts is on loopback and on free ports, in sessions of its own, and uses `folder` for
+    """Within it, `ray.init` starts processes on loopback and on free ports, in sessions of their own, with `folder` for
     temporary files.
 
-    `ray.init` has no options for this: it makes the machine's own address of 127.0.0.1, and of the agent's port 52365.
+    `ray.init` has no options for this: it resolves 127.0.0.1 to the machine's address, and the agent's port is 52365.
     """
     monitor, head = free_ports(2)
     changes = {
@@ -67,7 +67,7 @@ def private_start(folder: SessionFolder) -> Iterator[None]:
     popen = services.ConsolePopen
 
     class InItsOwnSession(popen):  # type: ignore[valid-type, misc]
-        """A signal to the driver's process group, as `timeout` and service managers send it, is for the driver: without
+        """A signal to the driver's process group, as from `timeout` or a service manager, is for the driver: without
         Ray it could not save a checkpoint."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -89,7 +89,7 @@ def private_start(folder: SessionFolder) -> Iterator[None]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens on, none of them well known."""
+    """Free ports on loopback, none of them well known."""
     sockets: list[socket.socket] = []
     found: list[int] = []
     try:

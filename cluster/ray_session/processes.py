@@ -1,4 +1,4 @@
-"""Ray's own processes on this machine, and how one ended: those that a run needs, and those that only help."""
+"""Ray's own processes on this machine, and how one ended: those that a run needs, and helpers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AGENTS = {
     "ray::DashboardAgent": "Ray's dashboard agent",
     "ray::RuntimeEnvAgent": "Ray's runtime environment agent",
 }
-"""By the title of the process. The raylet ends when one of them does; no setting of Ray 2.60 changes that."""
+"""By process title. The raylet ends with any of them; no setting of Ray 2.60 changes that."""
 STARTED = {
     "raylet": ("Ray's raylet", True),
     "gcs_server": ("Ray's control service (GCS)", True),
@@ -24,29 +24,29 @@ STARTED = {
     "log_monitor": ("Ray's log monitor", False),
     "monitor": ("Ray's autoscaler", False),
 }
-"""By Ray's name of the process: what it is, and whether a run needs it."""
+"""By Ray's name of the process: its description, and whether a run needs it."""
 
 
 @dataclass(frozen=True)
 class RayProcess:
-    """One of them."""
+    """One of Ray's processes."""
 
     what: str
     is_needed: bool
     process: Process
     child: Popen[bytes] | None = None
-    """Of a process that this one started."""
+    """A process that this one started."""
 
     def ended(self) -> str | None:
-        """How it ended, or None while it is there."""
-        # 0 also when somebody else in this process, Ray's own code for one, was told how it ended.
+        """How it ended, or None while it runs."""
+        # Also 0 when other code in this process, such as Ray's own, collected its exit status.
         if self.child is not None and (code := self.child.poll()) is not None:
             return how_it_ended(code) if code else "ended"
         return None if self.process.is_there else "ended"
 
 
 def how_it_ended(code: int) -> str:
-    """For people.
+    """The end of a process in words.
 
     >>> how_it_ended(-9), how_it_ended(1)
     ('was killed by SIGKILL', 'ended with exit code 1')
@@ -59,8 +59,8 @@ def how_it_ended(code: int) -> str:
 
 
 def ray_processes() -> list[RayProcess]:
-    """Of the node that this process is connected to, agents first: when the raylet ended because of one, that one is
-    the cause. Of a node in another container, of whose processes nothing is seen, none."""
+    """The processes of the node that this process is connected to, agents first: when the raylet ended because of an
+    agent, the agent is the cause. Empty for a node in another container, whose processes are not visible."""
     node = ray._private.worker._global_node
     if node is None:
         return []

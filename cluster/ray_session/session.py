@@ -1,7 +1,7 @@
-"""Joins or starts a Ray cluster, with a token in either case. The only place that calls `ray.init`.
+"""Joins or starts a Ray cluster, always with a token. The only module that calls `ray.init`.
 
-Who can reach a Ray cluster without a token can run any program on it. So a cluster that is started here asks for one,
-whatever Ray's default is; and one that is joined is asked first, without a token, whether it answers.
+Anyone who can reach a Ray cluster without a token can run any program on it. So a cluster that starts here requires
+one, whatever Ray's default is; a cluster that is joined is first probed without a token.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from solon.host.own_code import protect
 from solon.host.submitted_job import is_submitted_job
 
 ALLOW_OPEN = "SOLON_ALLOW_OPEN_CLUSTER"
-"""Environment variable: 1 joins a cluster that asks nobody for a token."""
+"""Environment variable: 1 joins a cluster that requires no token."""
 ANSWER_S = 15.0
-"""How long a cluster may take to answer; one that has just been started takes some seconds."""
+"""How long a cluster may take to answer; a new one takes some seconds."""
 _PROBE = "/ray.rpc.NodeInfoGcsService/GetClusterId"
-"""What every client asks a cluster first; the request is empty."""
+"""The first request of every client; it is empty."""
 
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/]+):\d{1,5}")
 
@@ -42,24 +42,24 @@ Reply = Literal["answers", "refuses", "silent"]
 
 @dataclass(frozen=True, slots=True)
 class ClusterInfo:
-    """What a person wants to know about the cluster."""
+    """Facts about the cluster for the user."""
 
     address: str
     dashboard_url: str
     resources: dict[str, float]
     token_path: str
-    """File with the token that the dashboard asks for; empty when the cluster has none."""
+    """File with the token for the dashboard; empty when the cluster has none."""
     files: str = ""
     """Folder of a cluster that was started here; its logs are kept when the run fails."""
     notes: tuple[str, ...] = ()
-    """What a person should know about where the cluster is."""
+    """A note for the user about the place of the cluster's files."""
 
 
 @contextlib.contextmanager
 def cluster(*, dashboard: bool = True) -> Iterator[ClusterInfo]:
     """The cluster of `RAY_ADDRESS` (set by `ray job submit`), or a local one that ends with the block.
 
-    Raises InputError when there is no cluster, when it refuses the token, and when it asks for none, and when one of
+    Raises InputError when there is no cluster, when it refuses the token, when it requires none, and when one of
     Solon's packages is shadowed.
     """
     protect()
@@ -87,7 +87,7 @@ def _connected(options: dict[str, Any], *, starting: SessionFolder | None = None
         except Exception as error:
             if starting is None:
                 raise
-            with contextlib.suppress(Exception):  # what did start
+            with contextlib.suppress(Exception):  # the part that did start
                 ray.shutdown()
             raise start_failure(starting, error) from error
         try:
@@ -103,8 +103,8 @@ def _connected(options: dict[str, Any], *, starting: SessionFolder | None = None
 
 
 def answers_probe() -> Callable[[], bool] | None:
-    """Whether the control service of the cluster that was joined still answers; None for one that was started here, of
-    which the process itself is watched, and for one that talks TLS."""
+    """Whether the control service of a joined cluster still answers; None for a cluster that was started here, whose
+    process is watched directly, and for one that uses TLS."""
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local") or os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
         return None
@@ -116,7 +116,7 @@ def answers_probe() -> Callable[[], bool] | None:
 
 
 def _require_token() -> str:
-    """The cluster that is started next asks for a token, unless the environment says otherwise. Returns its file."""
+    """The next cluster to start requires a token, unless the environment says otherwise. Returns the token's file."""
     if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
         return ""
     _use_environment()
@@ -126,9 +126,9 @@ def _require_token() -> str:
 
 
 def private_token() -> Path:
-    """The file with the token, made when there is none, readable by its owner alone at every moment.
+    """The token's file, created when missing, at all times readable by its owner only.
 
-    Ray would make one that everybody on the machine can read. Raises InputError when it cannot be read or made.
+    Ray would create one that everybody on the machine can read. Raises InputError when it cannot be read or created.
     """
     path = _token_path()
     try:
@@ -154,7 +154,7 @@ def _create(path: Path, token: str) -> None:
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(token)
-        with contextlib.suppress(FileExistsError):  # somebody else was first: both use that one
+        with contextlib.suppress(FileExistsError):  # another process was first: both use its file
             os.link(scratch, path)
     finally:
         scratch.unlink()
@@ -173,36 +173,36 @@ def _token_path() -> Path:
 
 
 def _use_environment() -> None:
-    """Ray reads its settings once, when it is imported; after that it has to be told."""
+    """Ray reads its settings once, at import; later changes must be passed on explicitly."""
     Config.initialize("")
 
 
-# -- a cluster of others -------------------------------------------------------------------------------------------
+# -- an existing cluster -------------------------------------------------------------------------------------------
 
 
 def _check_before_joining(address: str) -> None:
-    """Raises InputError unless the cluster is there, asks for a token and takes ours."""
+    """Raises InputError unless the cluster answers, requires a token and accepts ours."""
     place = _place(address)
     if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
-        return  # it talks to holders of its certificates alone
+        return  # it accepts only holders of its certificates
     match ask(place):
         case "silent":
             raise InputError(
-                f"no Ray cluster answers at RAY_ADDRESS = {address} within {ANSWER_S:.0f} s; start it, mend the "
+                f"no Ray cluster answers at RAY_ADDRESS = {address} within {ANSWER_S:.0f} s; start it, correct the "
                 "address, or unset RAY_ADDRESS to run on this machine"
             )
         case "answers" if os.environ.get(ALLOW_OPEN) != "1":
             raise InputError(
-                f"the Ray cluster at {address} takes orders from anybody who can reach it: it answered without a "
+                f"the Ray cluster at {address} obeys anybody who can reach it: it answered without a "
                 "token, expected one that asks for it; set RAY_AUTH_MODE=token on all its nodes and here, or, if "
-                f"nobody else can reach it, {_how_to_allow()}"
+                f"no one else can reach it, {_how_to_allow()}"
             )
         case "refuses":
             _check_token(address, place)
 
 
 def _how_to_allow() -> str:
-    if is_submitted_job():  # a variable of the shell that submits does not reach it
+    if is_submitted_job():  # a variable of the shell that submits does not reach the job
         return f"submit with `-- env {ALLOW_OPEN}=1` in front of the command"
     return f"set {ALLOW_OPEN}=1"
 
@@ -223,7 +223,7 @@ def _check_token(address: str, place: str) -> None:
 
 
 def _own_token() -> tuple[str, str]:
-    """(token, where it is from); the token is empty when there is none."""
+    """(token, its source); the token is empty when there is none."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "the environment variable RAY_AUTH_TOKEN"
     path = _token_path()
@@ -254,7 +254,7 @@ def _place(address: str) -> str:
 
 
 def ask(place: str, *, token: str = "") -> Reply:
-    """Whether a cluster answers who comes with this token, or with none."""
+    """Whether the cluster answers a request with this token, or with none."""
     headers = (("authorization", f"Bearer {token}"),) if token else ()
     with grpc.insecure_channel(place, options=(("grpc.enable_http_proxy", 0),)) as channel:
         call = channel.unary_unary(_PROBE)

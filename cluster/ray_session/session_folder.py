@@ -27,26 +27,26 @@ from pathlib import Path
 from solon.errors import InputError, RunFailedError, one_line
 
 SESSIONS_KEPT = 5
-"""Logs of so many failed sessions stay."""
+"""The number of failed sessions whose logs are kept."""
 MIB_KEPT = 24
-"""The logs of failed sessions are no larger than this together; the newest stays whatever its size."""
+"""The total size of kept logs; the newest is kept whatever its size."""
 KIB_OF_A_LOG = 512
-"""Of a larger log the end stays."""
+"""Of a larger log only the end is kept."""
 MIB_NEEDED = 64
-"""Free space without which Ray does not start, or dies soon after."""
+"""Free space below which Ray does not start, or fails soon after."""
 KEEP_LOGS = "SOLON_KEEP_RAY_LOGS"
-"""Environment variable: 1 keeps the logs of sessions that ended well too, within the same bounds."""
+"""Environment variable: 1 also keeps the logs of sessions that ended well, within the same bounds."""
 
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 _SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _NAME = "0101-000000"
 REMOVAL_S = 5.0
-"""How long the last processes of a cluster may take to go before its folder is left to the next start."""
+"""How long the last processes of a cluster may take to exit before its folder is left to the next start."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionFolder:
-    """A folder for Ray (`_temp_dir`), and what a person should know about where it is."""
+    """A folder for Ray (`_temp_dir`), and a note for the user about its place."""
 
     path: Path
     note: str = ""
@@ -61,9 +61,8 @@ class SessionFolder:
 def session_folder() -> Iterator[SessionFolder]:
     """A folder for one cluster; enter it before Ray starts, leave it after Ray has ended.
 
-    Removes what earlier sessions left. A block that raises keeps Ray's logs; bad input and Ctrl-C are no
-    failures.
-    Raises InputError when there is no place for it.
+    Removes leftovers of earlier sessions. A block that raises keeps Ray's logs; bad input and Ctrl-C do not count as
+    failures. Raises InputError when there is no place for it.
     """
     root, note = _root()
     try:
@@ -75,7 +74,7 @@ def session_folder() -> Iterator[SessionFolder]:
     keep_logs = os.environ.get(KEEP_LOGS) == "1"
     try:
         yield SessionFolder(path, note)
-    except InputError:  # what is refused is not for Ray's logs to explain
+    except InputError:  # Ray's logs do not explain a refusal
         raise
     except Exception:
         keep_logs = True
@@ -92,7 +91,7 @@ def session_folder() -> Iterator[SessionFolder]:
 
 
 def prune(root: Path) -> None:
-    """Removes all but the logs of sessions that no driver holds, and all of the older ones. Needs the root's lock."""
+    """Removes sessions that no driver holds, except for the newest logs. Needs the root's lock."""
     ended = []
     for path in root.iterdir():
         if path.is_symlink() or not path.is_dir() or _is_held(path):
@@ -106,7 +105,7 @@ def prune(root: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-# -- where -------------------------------------------------------------------------------------------------------------
+# -- the place ---------------------------------------------------------------------------------------------------------
 
 
 def _root() -> tuple[Path, str]:
@@ -141,7 +140,7 @@ def _unfit(place: Path) -> str:
         return "cannot be written"
     try:
         free = shutil.disk_usage(place).free
-        # What is free for others may not be free for this account.
+        # Space that is free for others may not be free for this account.
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(bytes(1 << 20))
     except OSError as error:
@@ -152,7 +151,7 @@ def _unfit(place: Path) -> str:
 
 
 def _private(place: Path) -> Path:
-    """A folder in it that only this account can enter. Raises InputError when another account has made it."""
+    """A subfolder that only this account can enter. Raises InputError when another account owns it."""
     root = place / f"solon-{os.getuid()}"
     try:
         root.mkdir(mode=0o700, exist_ok=True)
@@ -177,7 +176,7 @@ def _locked(root: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
                 is_current = os.path.samestat(os.fstat(descriptor), (root / ".lock").stat())
-            if is_current:  # not one that was removed while this waited for it
+            if is_current:  # not removed while this process waited for the lock
                 yield
                 return
         finally:
@@ -199,7 +198,7 @@ def _create(root: Path) -> tuple[Path, int]:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a driver lives that uses this folder."""
+    """Whether a live driver uses this folder."""
     try:
         descriptor = os.open(path / "lock", os.O_RDWR)
     except FileNotFoundError:
@@ -216,7 +215,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """All of it, though its last processes may still write."""
+    """Remove all of it, although its last processes may still write."""
     deadline = time.monotonic() + REMOVAL_S
     while path.exists():
         shutil.rmtree(path, ignore_errors=True)
@@ -226,7 +225,7 @@ def _remove(path: Path) -> None:
 
 
 def _keep_logs(path: Path) -> None:
-    """Of a session that has ended only the logs stay, of a long one its end."""
+    """Keep only the logs of a session that has ended, and only the end of a long log."""
     changed = path.stat()
     logs = path / "logs"
     for session in path.glob("session_*"):
@@ -257,7 +256,7 @@ def _keep_end(log: Path) -> None:
 
 
 def start_failure(folder: SessionFolder, error: Exception) -> RunFailedError:
-    """What a person is told when Ray does not start in this folder."""
+    """The message when Ray does not start in this folder."""
     return RunFailedError(
         f"Ray did not start: {one_line(str(error), longest=500).rstrip('.')}; its logs are in {folder.path / 'logs'}; "
         "if the machine was busy, start again"

@@ -1,4 +1,4 @@
-"""Watches Ray itself from a thread of the driver, so that its death ends a run in order.
+"""Watches Ray from a thread of the driver, so that Ray's failure ends a run in order.
 
     with RayWatch(driver, probe=probe_of(address)) as watch:
         try:
@@ -9,8 +9,8 @@
 
 Measured on Ray 2.60: after its raylet is killed, a driver that fetches from the object store is ended by Ray's C++ code
 within seconds; after its control service is killed, within 60 s; both without an exception, a summary or a line on the
-terminal. An agent takes its raylet along. So the thread looks at these processes itself. It has a summary written at
-once, asks the driver to end, and ends the process when that does not happen in time: whatever calls Ray now may hang.
+terminal. An agent takes the raylet down with it. So the thread watches these processes itself. It has a summary written
+at once, asks the driver to end, and ends the process when that takes too long: any call into Ray may hang by then.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from solon.host.processes import descendants, wait_for_the_end
 
 LOOK_EVERY_S = 0.2
 FIND_EVERY_S = 10.0
-"""Agents are started after the raylet, and a little later than the cluster answers."""
+"""Agents start after the raylet, and a little after the cluster answers."""
 END_S = 5.0
-"""How long a driver may take to end in order when Ray is gone. Ray's own code ends the process 5 s after an agent
-died at the earliest."""
+"""How long a driver may take to end in order when Ray is gone. Ray's own code ends the process 5 s after the death
+of an agent at the earliest."""
 PROBE_EVERY_S = 5.0
 SILENT_S = 40.0
-"""A control service of another machine may be started again; Ray's own code gives it 60 s, and ends the process."""
+"""A control service on another machine may be restarted; Ray's own code gives it 60 s, and then ends the process."""
 
 
 class Watched(Protocol):
     """A driver."""
 
     def ray_lost(self, error: RunFailedError) -> None:
-        """Called from the thread: write down at once that the run failed and why, then end it."""
+        """Called from the thread: record at once that the run failed and why, then end it."""
         ...
 
     def helper_lost(self, what: str, cause: str) -> None:
-        """Called from the thread: a process of Ray's that the run does not need is gone."""
+        """Called from the thread: a Ray process that the run does not need has ended."""
         ...
 
     def final_message(self, error: Exception) -> str:
-        """What a person is told at the end: the cause, and the command that resumes the run. Empty: the run had ended
-        in good order before, and only its process is still there."""
+        """The final message: the cause, and the command that resumes the run. Empty: the run had already ended in
+        order, and only its process is left."""
         ...
 
 
@@ -68,7 +68,7 @@ class RayWatch:
         processes: Callable[[], list[RayProcess]] = ray_processes,
         leave: Callable[[int], None] = os._exit,
     ) -> None:
-        """probe: whether the control service of a cluster that was joined answers; may block."""
+        """probe: whether the control service of a joined cluster answers; may block."""
         self._driver = driver
         self._probe = probe
         self._find = processes
@@ -93,8 +93,8 @@ class RayWatch:
         self._stop.set()
 
     def leave_if_gone(self, error: Exception) -> None:
-        """When Ray is gone: say why, end what is left of it and this process. Ray's own way out would wait for what is
-        dead. Returns otherwise."""
+        """When Ray is gone: report why, end the rest of Ray and this process. Ray's own shutdown would wait for dead
+        processes. Returns otherwise."""
         if self.failure is not None:
             self._leave(error)
 
@@ -148,7 +148,7 @@ class RayWatch:
 
     def _leave(self, error: Exception) -> None:
         if not self._leaving.acquire(blocking=False):
-            threading.Event().wait()  # another thread is at it
+            threading.Event().wait()  # another thread is already ending the process
         end_processes([one for one in self._known.values() if one.child is not None])
         told = self._driver.final_message(error)
         with suppress(OSError, ValueError):
@@ -159,7 +159,7 @@ class RayWatch:
 
 
 def end_processes(processes: list[RayProcess], *, patience_s: float = 2.0) -> None:
-    """End what is left of a cluster that was started here, and the workers that its raylet started."""
+    """End the rest of a cluster that was started here, and the workers that its raylet started."""
     left = [*(one.process for one in processes), *descendants([one.process.pid for one in processes])]
     for process in left:
         process.send(signal.SIGTERM)

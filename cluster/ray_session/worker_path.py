@@ -1,7 +1,7 @@
-"""Where the workers of a run look for code: where they would anyway, and where this process has Solon from.
+"""The import path of a run's workers: the normal one, plus the folder from which this process imported Solon.
 
-Ray would put the current folder of the driver first on their import path: a file there with the name of a library would
-run in every worker.
+Ray would put the driver's current folder first on their import path: a file there with the name of a library would run
+in every worker.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ LOOK_TIMEOUT_S = 60.0
 
 
 class OwnPathConfig(JobConfig):  # type: ignore[misc]
-    """A job whose workers' import path Ray leaves alone."""
+    """A job to whose workers' import path Ray adds nothing."""
 
     def _runtime_env_has_working_dir(self) -> bool:
-        # Ray asks for this alone to decide whether it adds the script's folder and the current one.
+        # Ray checks only this to decide whether it adds the script's folder and the current one.
         return True
 
 
 def job_config() -> JobConfig:
-    """For `ray.init`. A submitted job adds nothing: its workers have the working directory that was uploaded."""
-    # The last one is looked into first.
+    """For `ray.init`. A submitted job adds nothing: its workers have the uploaded working directory."""
+    # The last one is searched first.
     return OwnPathConfig(_py_driver_sys_path=[] if is_submitted_job() else [*_script_folder(), *import_folders()])
 
 
 def _script_folder() -> list[str]:
-    """Of a program that a person wrote around Solon: what lies beside it may be what its workers run."""
+    """The folder of a user's own program around Solon: its workers may run the modules beside it."""
     main = sys.modules["__main__"]
     if getattr(main, "__spec__", None) is not None or not getattr(main, "__file__", None):
         return []  # python -m, python -c
@@ -58,7 +58,7 @@ def refuse_foreign_code() -> None:
 
 
 def _look_everywhere() -> dict[str, dict[str, str]]:
-    # Within a function: so it is sent as it is, and a machine without Solon can run it.
+    # Nested, so that Ray sends it by value and a machine without Solon can run it.
     def look(names: tuple[str, ...]) -> dict[str, str]:
         import importlib.util
         import os

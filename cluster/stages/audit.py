@@ -1,4 +1,4 @@
-"""The gold audit: another judge reads a share of what the policy writes while a later stage trains it."""
+"""The gold audit: another judge reads a share of the policy's answers while a later stage trains it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ class AuditStage(Stage):
         from cluster.audit import make_watch
 
         session.watching = make_watch(session, gold=session.workers[self.judge].lane)
-        # It keeps the payload of a group until it hears that the group came to nothing.
+        # It keeps the payload of a group until the group is committed or dropped.
         session.ledger.listen(session.watching.event)
         return True

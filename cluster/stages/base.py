@@ -1,4 +1,4 @@
-"""What every stage is: what it needs of pools and of other stages, and what it does."""
+"""The base of every stage: the pools and stages that it needs, and its work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PoolNeed:
     """A pool that a stage names."""
 
     key: str
-    """Of the stage, for messages."""
+    """The key of the stage, for messages."""
     name: str
     role: str
 
@@ -25,31 +25,31 @@ class PoolNeed:
 class Stage(Section):
     """One part of a run. A class in a new file of this folder, with `kind` and `type: Literal[kind]`, is a new stage.
 
-    Keys of `moved` are settings of the run that may stand in the stage; a pipeline file is read with them in their
-    place in the run file.
+    Keys of `moved` are settings of the run that may stand in the stage; a pipeline file is read as if they stood in
+    their place in the run file.
     """
 
     kind: ClassVar[str] = ""
-    """How a pipeline file names it."""
+    """The name by which pipeline files refer to it."""
     moved: ClassVar[Mapping[str, str]] = {}
-    """Keys of the stage, and the key of the run file where each is read from."""
+    """Keys of the stage, and the key of the run file that each one sets."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """What an earlier stage must have made."""
+    """The result of an earlier stage that this one needs."""
     makes: ClassVar[tuple[str, ...]] = ()
-    """What later stages may need."""
+    """The result that later stages may need."""
     serves: ClassVar[str] = ""
-    """The type of a later stage without which this one does nothing."""
+    """The type of a later stage without which this one has no effect."""
     is_once: ClassVar[bool] = False
     """A run has at most one."""
 
     type: str
     name: str = ""
-    """Tells stages of one type apart; empty: it is the only one, or its place says it."""
+    """Distinguishes stages of one type; empty: it is the only one, or its place distinguishes it."""
 
     def pools(self) -> Sequence[PoolNeed]:
         """The pools that it names."""
         return ()
 
     async def run(self, session: RunSession) -> bool:
-        """Whether it was done; False: the run was stopped first, and `--resume` does it."""
+        """Whether the work was done; False: the run was stopped first, and `--resume` does it."""
         raise NotImplementedError

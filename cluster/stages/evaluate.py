@@ -1,4 +1,4 @@
-"""Answers to held-out prompts by the current policy, scored by an evaluator that never rewards it."""
+"""Answers of the current policy to held-out prompts, scored by an evaluator that never rewards it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cluster.session import RunSession
 
 SEED = 20_000
-"""Sampling of every evaluation of a run begins here, so that before and after answer alike."""
+"""The first seed of every evaluation of a run, so that before and after are sampled alike."""
 
 
 class EvaluateStage(Stage):
@@ -29,14 +29,14 @@ class EvaluateStage(Stage):
     policy: str = "policy"
     """The pool whose engines answer."""
     judge: str = ""
-    """The pool that scores them, with `evaluator = "judge"`."""
+    """The pool that scores the answers, with `evaluator = "judge"`."""
 
     def pools(self) -> Sequence[PoolNeed]:
         judges = [PoolNeed(key="judge", name=self.judge, role="audit")] if self.judge else []
         return [PoolNeed(key="policy", name=self.policy, role="rollout"), *judges]
 
     async def run(self, session: RunSession) -> bool:
-        if session.scores.get(self.name) is not None:  # by the run that this one resumes
+        if session.scores.get(self.name) is not None:  # measured by the run that this one resumes
             return True
         return await session.unless_stopped(self._evaluate(session))
 

@@ -1,4 +1,4 @@
-"""Whether stages can run in their order on these pools. Pure; every refusal names the nearest legal choice."""
+"""Whether stages can run in their order on these pools. Pure; every refusal names the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from solon.errors import InputError, nearest
 
 
 def check_stages(stages: Sequence[Stage], pools: Mapping[str, PoolSpec], *, source: str) -> None:
-    """Raises InputError for the first thing that cannot work."""
+    """Raises InputError for the first problem."""
     _check_roles(pools, source)
     named = set()
     for number, stage in enumerate(stages, start=1):

@@ -36,7 +36,7 @@ class RlaifStage(Stage):
 
     type: Literal["rlaif"] = "rlaif"
     policy: str = "policy"
-    """The pool whose engines write, and whose model is trained."""
+    """The pool whose engines generate, and whose model is trained."""
     judge: str = "judge"
     """The pool that labels."""
 
@@ -66,7 +66,7 @@ class RlaifStage(Stage):
         return True
 
     async def _train(self, session: RunSession, saver: Saver) -> int:
-        """How many steps are committed in all."""
+        """The total number of committed steps."""
         from cluster.lanes import assemble_lanes
         from cluster.watchdog import Watchdog, draining_here
         from solon.files.prompts import PromptSource
@@ -75,7 +75,7 @@ class RlaifStage(Stage):
         run, workers = session.run, session.workers
 
         async def checkpoint(step: int) -> None:
-            if run.saves_after(step) and step < run.steps:  # the last one is written at the end anyway
+            if run.saves_after(step) and step < run.steps:  # the final checkpoint is written separately
                 session.directory.require_here()
                 await saver.save(step)
 
@@ -131,12 +131,12 @@ def _saver(session: RunSession) -> Saver:
         if session.watching is None:
             return []
         watch, steps = session.watching.watch, folder.steps()
-        # What gold likes best, and what an alarm that is raised next would go back to.
+        # The checkpoint that gold likes best, and the one to which the next alarm would go back.
         sound = [step for limit in watch.held_at for step in [s for s in steps if s <= limit][-1:]]
         return [*ranked(steps, watch.known)[:1], *sound]
 
     async def state() -> dict[str, Any]:
-        """What else of the run a checkpoint keeps."""
+        """Other state of the run for a checkpoint."""
         return {
             "run_id": session.directory.path.name,
             "constitution_hash": inputs.constitution.hash,

@@ -24,18 +24,18 @@ class Batch:
     prompts: tuple[NDArray[np.int64], ...]  # [P], token ids
     group_rewards: tuple[tuple[float | None, ...], ...]  # [P][G], as labelled, clipped; None: no valid label
     baseline_rewards: tuple[tuple[float | None, ...], ...]
-    """[P][G], what rollouts are compared by: less the penalty of a truncated one; None also where `truncated="mask"`
-    leaves it out."""
+    """[P][G], the rewards that are compared within a group: less the penalty of a truncated rollout; None also where
+    `truncated="mask"` leaves it out."""
     group_R: NDArray[np.int64]
     """Group of every trained rollout, an index into `prompts`."""
     member_R: NDArray[np.int64]
     """Its place in the group."""
     length_R: NDArray[np.int64]
-    """Its response tokens."""
+    """Number of its response tokens."""
     start_R: NDArray[np.int64]
     """Where its tokens begin in the arrays of N."""
     reward_R: NDArray[np.float32]
-    """What is learnt from: less the penalty of a truncated answer."""
+    """The reward to learn from: less the penalty of a truncated answer."""
     truncated_R: NDArray[np.bool_]
     """Stopped by the length limit, not by itself."""
     token_N: NDArray[np.int64]
@@ -57,10 +57,10 @@ class Batch:
     ) -> Batch:
         """Sorted by ordinal, so that arrival order changes nothing; rollouts without reward or tokens left out.
 
-        `truncated`: what becomes of answers that the length limit cut; `mask` leaves them out of `baseline_rewards`,
+        `truncated`: how answers cut by the length limit are treated; `mask` leaves them out of `baseline_rewards`,
         `penalise` takes `truncated_penalty` nats off their reward.
-        Raises RunFailedError when nothing is left, when a group is there twice or has no prompt, when a
-        rollout contradicts itself, or when it has a token that is not below `vocabulary`.
+        Raises RunFailedError when nothing is left, when a group is a duplicate or has no prompt, when a rollout
+        contradicts itself, or when it has a token that is not below `vocabulary`.
         """
         groups = sorted(groups, key=lambda g: g.group.ordinal)
         ordinals = tuple(g.group.ordinal for g in groups)
@@ -148,7 +148,7 @@ def _is_truncated(rollout: Rollout) -> bool:
 def _baseline_rewards(
     group: TrainingGroup, rewards: Sequence[float | None], *, masked: bool, penalty: float
 ) -> tuple[float | None, ...]:
-    """Rewards of a group with its truncated answers penalised, or left out."""
+    """Rewards of a group, with truncated answers penalised or left out."""
     cut = [_is_truncated(rollout) for rollout in group.group.rollouts]
     return tuple(
         None if reward is None or (is_cut and masked) else reward - penalty * is_cut

@@ -1,6 +1,6 @@
 """Settings that every objective shares: network, optimiser, schedule. No torch here.
 
-`[learn]` inherits them, so that its keys are flat; configurations of other trainings take the parts they need.
+`[learn]` inherits them, so that its keys are flat; configurations of other trainings use the parts they need.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Truncated = Literal["keep", "bootstrap", "mask", "penalise"]
-"""What an answer that was cut at the length limit teaches."""
+"""The treatment of an answer that was cut at the length limit."""
 Shape = Literal["constant", "linear", "cosine"]
 """How a learning rate falls after the warm-up."""
 
@@ -26,7 +26,7 @@ class Settings(BaseModel):
 class LoraConfig(Settings):
     """Train low-rank adapters instead of all weights (Hu et al. 2021). `LoraConfig(r=16, alpha=32)`
 
-    The policy and the critic each get their own adapters; what is published is the merged model.
+    The policy and the critic each get their own adapters; the merged model is published.
     """
 
     r: int = Field(16, ge=1)
@@ -34,7 +34,7 @@ class LoraConfig(Settings):
     alpha: float = Field(32.0, gt=0)
     """Scale: the adapter's output is multiplied by alpha / r."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Names of the layers that get an adapter; `all-linear` is every linear layer but the output head."""
+    """Names of the layers with an adapter; `all-linear` is every linear layer but the output head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Schedule:
 
     shape: Shape = "constant"
     steps: int | None = None
-    """Steps it spans, the warm-up included; None with `constant`."""
+    """Steps of the whole schedule, including the warm-up; None with `constant`."""
     warmup: int = 0
     """Steps over which the rate rises linearly from peak / warmup."""
 
@@ -106,7 +106,7 @@ class ScheduleConfig(Settings):
 
 
 class NetworkConfig(Settings):
-    """Where a network computes, in which precision, which of its weights train, and how its inputs are packed."""
+    """Where a network computes, in which precision, which weights train, and how inputs are packed."""
 
     max_tokens_per_microbatch: int = Field(4096, ge=16)
     """Padded tokens in one forward pass: bounds memory, does not change the result."""
@@ -115,7 +115,7 @@ class NetworkConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the computation; weights and optimiser are float32. `auto`: float32 on CPU, bfloat16 autocast on GPU."""
     serving_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the published weights. `auto`: what the engines choose, float32 on CPU, the model's own on GPU."""
+    """Of the published weights. `auto`: the engines' default, float32 on CPU, the model's own on GPU."""
     lora: LoraConfig | None = None
     """None trains all weights."""
     gradient_checkpointing: bool = False
@@ -127,7 +127,7 @@ class NetworkConfig(Settings):
 
 
 class TrainerConfig(NetworkConfig, ScheduleConfig, OptimizerConfig):
-    """What training a published policy needs, whatever is minimised. `TrainerConfig(learning_rate=1e-6)`"""
+    """The settings for training a published policy, with any objective. `TrainerConfig(learning_rate=1e-6)`"""
 
     epochs: int = Field(1, ge=1)
     """Passes over a batch; more make a small batch of noisy rewards overfit."""

@@ -1,4 +1,4 @@
-"""A fixed data set fed to a trainer: epochs, batches, an order that depends on the seed alone."""
+"""Feeds a fixed data set to a trainer: epochs and batches, in an order that depends only on the seed."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ class CourseConfig(OptimizerConfig):
     """Seed of the order of the examples."""
 
     def steps(self, examples: int) -> int:
-        """Optimiser steps on so many examples."""
+        """Optimiser steps for this number of examples."""
         return math.ceil(examples / self.batch) * self.epochs
 
     def rates(self, steps: int) -> Schedule:
-        """The factor on the peak rates when there are so many steps."""
+        """The factor on the peak rates for this number of steps."""
         return Schedule(shape="linear", steps=steps, warmup=min(int(self.warmup_share * steps), steps - 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CourseReport:
-    """What a course gave."""
+    """The result of a course."""
 
     steps: int
     first_loss: float
     """Mean loss of the first step, nats."""
     last_loss: float
-    """The same of the last tenth of the steps."""
+    """Mean loss of the last tenth of the steps, nats."""
 
 
 def run_course(
     objective: Objective[Sequence[ExampleT], MicrobatchT], examples: Sequence[ExampleT], config: CourseConfig
 ) -> CourseReport:
-    """Train the objective's networks in place, on a loss that it reports as `loss/mean`.
+    """Train the objective's networks in place, on the loss that it reports as `loss/mean`.
 
     The same networks, examples and configuration on one machine give the same result. Raises RunFailedError when a loss
     or gradient is not finite.

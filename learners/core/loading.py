@@ -15,7 +15,7 @@ from solon.models.facts import EXPERTS
 
 
 def with_adapters(model: Any, lora: LoraConfig | None) -> Any:
-    """The model, wrapped by peft when there is a LoRA configuration; only the adapters train then."""
+    """The model, wrapped by peft when there is a LoRA configuration; then only the adapters train."""
     if lora is None:
         return model
     from peft import LoraConfig as PeftLoraConfig
@@ -23,7 +23,7 @@ def with_adapters(model: Any, lora: LoraConfig | None) -> Any:
 
     modules: str | list[str] = lora.target_modules if isinstance(lora.target_modules, str) else []
     if not modules:
-        # A name may be the output head's, which a backbone has not got.
+        # A target may be the output head, which a backbone does not have.
         present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         modules = [name for name in lora.target_modules if name.rpartition(".")[2] in present]
     try:
@@ -37,9 +37,9 @@ def with_adapters(model: Any, lora: LoraConfig | None) -> Any:
 def checkpoint_activations(model: Any) -> None:
     """Recompute activations in the backward pass.
 
-    Layers do so in training mode only, which turns dropout on: pi would differ from pi_prox at the first update. So
-    only the layers themselves are put into training mode, not what is in them, and dropout is 0 there. The model's own
-    configuration, which is saved with every checkpoint, is left as it is.
+    Layers do so only in training mode, which turns dropout on: pi would differ from pi_prox at the first update. So
+    only the layers themselves are put into training mode, not their submodules, with dropout 0. The model's own
+    configuration, which is saved with every checkpoint, stays unchanged.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -53,7 +53,7 @@ def checkpoint_activations(model: Any) -> None:
         for name in _dropouts(vars(layer)):
             setattr(layer, name, 0.0)
         config = getattr(layer, "config", None)
-        # A model makes its masks from its configuration, which sharing looks at: that one stays.
+        # A model builds its masks from its configuration, which sharing inspects: that one stays.
         if isinstance(layer, GradientCheckpointingLayer) and config is not None and _dropouts(vars(config)):
             if id(config) not in without_dropout:
                 without_dropout[id(config)] = copied = copy.deepcopy(config)
@@ -63,13 +63,13 @@ def checkpoint_activations(model: Any) -> None:
 
 
 def _dropouts(attributes: Mapping[str, Any]) -> list[str]:
-    """Names of probabilities of dropout: `hidden_dropout`, `resid_pdrop`, `dropout`, …"""
+    """Names of dropout probabilities: `hidden_dropout`, `resid_pdrop`, `dropout`, …"""
     return [name for name, value in attributes.items() if "drop" in name and isinstance(value, float) and value > 0]
 
 
 @torch.no_grad()
 def require_repeatable(model: Any, device: torch.device) -> None:
-    """Raises InputError when two forward passes of the same tokens differ: usually dropout that is still on."""
+    """Raises InputError when two forward passes of the same tokens differ: usually dropout is still on."""
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     ids_BT = torch.arange(16, device=device)[None] % vocabulary
     first, second = (model(input_ids=ids_BT, use_cache=False)[0].float() for _ in range(2))
@@ -96,15 +96,15 @@ def quiet() -> Iterator[None]:
 
 
 def load_model(model: str, device: torch.device) -> tuple[Any, torch.dtype]:
-    """The model in float32, and the dtype its files have."""
+    """The model in float32, and the dtype of its files."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     remedy = "give a Hugging Face directory with config.json and safetensors files"
     with loading(f"the policy {model!r}", remedy=remedy):
-        # Weights without pickles, and no code that came with them: either would run as the user.
+        # No pickled weights, and no code from the model: either would run with the user's rights.
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         own = getattr(config, "dtype", None) or torch.float32
-        # The fused kernel drops Gemma 2's soft cap without a word, and attestation would fail.
+        # The fused kernel silently drops Gemma 2's soft cap, and attestation would fail.
         capped = getattr(config, "attn_logit_softcapping", None)
         options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
         if capped:

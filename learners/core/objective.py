@@ -1,4 +1,4 @@
-"""What a `Trainer` asks of the thing that it minimises.
+"""The interface between a `Trainer` and an objective.
 
 An objective owns the networks that train. For every batch it says which minibatches to take optimiser steps on
 (`prepare`), and what the loss of one microbatch is (`loss`); the trainer does the rest.
@@ -16,32 +16,32 @@ from torch import Tensor, nn
 from solon.records import TrainedGroup
 
 BatchT = TypeVar("BatchT")
-"""What one step trains on."""
+"""The data of one step."""
 MicrobatchT = TypeVar("MicrobatchT")
-"""What one forward pass takes."""
+"""The input of one forward pass."""
 
 Metrics = dict[str, Tensor]
 """Scalars by `what/stat`; those of a minibatch are the sums of those of its microbatches."""
 Loss = tuple[Tensor, Metrics]
-"""A scalar to differentiate, and what is measured beside it."""
+"""A scalar to differentiate, and the metrics beside it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A network with an optimiser of its own."""
+    """A network with its own optimiser."""
 
     module: nn.Module
     learning_rate: float
-    """Peak."""
+    """Peak learning rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Minibatch(Generic[MicrobatchT]):
-    """What one optimiser step learns from."""
+    """The data of one optimiser step."""
 
     microbatches: Sequence[MicrobatchT]
     denominator: float
-    """What sums over the minibatch are divided by (its tokens, its weights), so that losses and gradients of the
+    """The divisor of sums over the minibatch (its tokens, its weights), so that losses and gradients of its
     microbatches add up to those of one big batch."""
 
 
@@ -50,7 +50,7 @@ class Prepared(Generic[MicrobatchT]):
     """The work of one step."""
 
     minibatches: Iterable[Minibatch[MicrobatchT]]
-    """In order; may be made while they are taken."""
+    """In order; may be computed lazily."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """By `what/stat`."""
     groups: tuple[TrainedGroup, ...] = ()
@@ -70,14 +70,14 @@ class StepContext(Generic[MicrobatchT]):
 
 
 class Objective(ABC, Generic[BatchT, MicrobatchT]):
-    """What is minimised. Keeps no state over steps but that of its networks and what `counters` returns."""
+    """The quantity to minimise. Its only state across steps is its networks and the result of `counters`."""
 
     remedy: ClassVar[str] = "lower learning_rate"
-    """What to do when a loss or gradient is not finite."""
+    """The remedy when a loss or gradient is not finite."""
 
     @abstractmethod
     def parts(self) -> dict[str, Part]:
-        """The networks that train, by name. Names are in checkpoints; the first one's metrics have no prefix."""
+        """The networks that train, by name. Checkpoints contain the names; the first one's metrics have no prefix."""
 
     @abstractmethod
     def prepare(self, batch: BatchT, context: StepContext[MicrobatchT]) -> Prepared[MicrobatchT]:
@@ -97,4 +97,4 @@ class Objective(ABC, Generic[BatchT, MicrobatchT]):
         return {}
 
     def restore(self, counters: Mapping[str, float]) -> None:
-        """Take back what `counters` gave. Keys may be absent in checkpoints of earlier versions."""
+        """Restore the result of `counters`. Checkpoints of earlier versions may lack keys."""

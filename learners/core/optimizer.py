@@ -1,4 +1,4 @@
-"""AdamW with a norm bound, a rate that is a function of the step, and a state that is plain tensors."""
+"""AdamW with a norm bound, a learning rate that is a function of the step, and plain tensors as state."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Optimizer:
         )
 
     def clip(self) -> float:
-        """Scale the gradients down to the norm bound; returns their norm before that."""
+        """Scale the gradients down to the norm bound; returns the norm before scaling."""
         return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._max_norm))
 
     def apply(self, step: int) -> None:
@@ -58,7 +58,7 @@ class Optimizer:
         ]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and moments under flat names, to be written; a parameter that never moved has no moments."""
+        """Parameters and moments under flat names, for saving; a parameter that never moved has no moments."""
         flat = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             flat |= {f"{key}/{name}": value for key, value in self._adam.state.get(p, {}).items()}
@@ -66,7 +66,7 @@ class Optimizer:
 
     @torch.no_grad()
     def restore(self, flat: dict[str, Tensor]) -> None:
-        """Restore what `tensors` gave. Raises KeyError or RuntimeError when it is of another network."""
+        """Restore the result of `tensors`. Raises KeyError or RuntimeError when it is of another network."""
         for name, p in self.parameters.items():
             p.copy_(flat[f"parameter/{name}"])
             self._adam.state.pop(p, None)

@@ -26,8 +26,8 @@ from torch import Tensor
 from learners.core.batch import Batch
 
 MaskForm = Literal["full", "windowed", "by_kind"]
-"""What a model takes for `attention_mask`: one mask for all layers, without or with the window, or a mapping from the
-kind of layer to its mask, as models with layers of both kinds have it."""
+"""A model's `attention_mask`: one mask for all layers, without or with the window, or a mapping from the kind of layer
+to its mask, for models with layers of both kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Row:
     group: int
     rollouts: tuple[int, ...]
     length: int
-    """Token positions it takes."""
+    """Its token positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class Microbatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What a model allows and costs. `Layout(max_tokens=4096, share=True, hidden=256)`"""
+    """What a model supports and its costs. `Layout(max_tokens=4096, share=True, hidden=256)`"""
 
     max_tokens: int
     """Padded positions of a microbatch; a longer row gets a microbatch of its own."""
@@ -95,13 +95,13 @@ class Layout:
     """Positions that a windowed layer sees, the token's own included."""
 
     def microbatches(self, batch: Batch, rollouts: Sequence[int], device: torch.device) -> list[Microbatch]:
-        """The given rollouts in as few rectangles as fit, the same ones every time."""
+        """The given rollouts in as few rectangles as fit, deterministically."""
         rows = self.rows(batch, rollouts)
         bins = pack([row.length for row in rows], self.max_tokens)
         return [_microbatch(batch, [rows[i] for i in chosen], device, self) for chosen in bins]
 
     def rows(self, batch: Batch, rollouts: Iterable[int]) -> list[Row]:
-        """Answers to one prompt side by side, as many to a row as makes the least work."""
+        """Answers to one prompt side by side, with the number per row that minimises work."""
         by_group: dict[int, list[int]] = {}
         for rollout in sorted(rollouts):
             by_group.setdefault(int(batch.group_R[rollout]), []).append(rollout)
@@ -118,9 +118,8 @@ class Layout:
     def answers_per_row(self, prompt: int, answers: Sequence[int]) -> int:
         """How many answers should share the prompt.
 
-        Sharing saves the prompt's matrix products (about 24 hidden^2 per token and layer) and pays with
-        attention over the whole square of the row (4 hidden per pair), where plain causal rows use half of
-        a smaller one.
+        Sharing saves the prompt's matrix products (about 24 hidden^2 per token and layer) and costs attention over the
+        whole square of the row (4 hidden per pair), where plain causal rows use half of a smaller one.
         """
         if not self.share:
             return 1
@@ -141,8 +140,8 @@ class Layout:
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices sorted by length into rectangles of at most `max_tokens`; only a longer item exceeds it, alone.
 
-    Longest first, ties by index. What fits no more in the open rectangle opens the next: an earlier one
-    cannot take it either, since its rows are at least as long.
+    Longest first, ties by index. An item that no longer fits in the open rectangle opens the next: earlier ones cannot
+    take it either, since their rows are at least as long.
 
     >>> pack([3, 9, 4, 8], max_tokens=18)
     [[1, 3], [2, 0]]
@@ -214,7 +213,7 @@ def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device, layout:
 
 
 def _masks(segment_BT: Tensor, position_BT: Tensor, layout: Layout) -> Tensor | dict[str, Tensor]:
-    """What every position sees, in the form that the model takes; each mask is [B, 1, T, T]."""
+    """What every position attends to, in the model's form of mask; each mask is [B, 1, T, T]."""
     full_B1TT = _sees(segment_BT)[:, None]
     if layout.mask == "full" or layout.window is None:
         return full_B1TT

@@ -40,8 +40,8 @@ class Scored:
 class Policy:
     """A causal language model of any Hugging Face architecture, with or without adapters.
 
-    `base` is the plain model and `model` what is trained: the same, or wrapped by peft. The reference is
-    a frozen copy, or the model with its adapters off, and absent when nothing asks for it.
+    `base` is the plain model and `model` the one that trains: the same, or wrapped by peft. The reference is a frozen
+    copy, or the model with its adapters off; None when nothing needs it.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Policy:
         reference: bool = False,
         backbone: bool = False,
     ) -> None:
-        """temperature, filters: those that rollouts are sampled with; end_ids: tokens that end an answer. reference:
-        keep the model as it is now as a frozen reference; backbone: make a copy without its head, for a critic."""
+        """temperature, filters: the sampling of the rollouts; end_ids: tokens that end an answer. reference: keep a
+        frozen copy of the present model; backbone: make a copy without its head, for a critic."""
         if filters.min_tokens and not end_ids:
             raise ValueError(f"min_tokens = {filters.min_tokens} without the tokens that end an answer; name them")
         self.device = choose_device(config.device)
@@ -73,7 +73,7 @@ class Policy:
         self.has_adapters = config.lora is not None
         self._refuse_tied_adapters()
         self.backbone = None if body is None else with_adapters(body, config.lora)
-        """For the critic, when there is to be one: a copy of the untrained model without its head."""
+        """For the critic, if there is one: a copy of the untrained model without its head."""
         if config.gradient_checkpointing:
             for network in (self.base, body):
                 if network is not None:
@@ -107,8 +107,8 @@ class Policy:
     def logits(self, microbatch: Microbatch, *, reference: bool = False) -> Tensor:
         """Logits of the response tokens over the temperature, float32, [M, V].
 
-        The head runs on the M positions alone: of the B x T ones most are prompt, and the vocabulary is
-        the widest axis of all.
+        The head runs only on the M positions: most of the B x T positions are prompt, and the vocabulary is the widest
+        axis of all.
         """
         model = self._reference if reference and self._reference is not None else self.model
         adapters_off = self.model.disable_adapter() if reference and self.has_adapters else nullcontext()
@@ -126,7 +126,7 @@ class Policy:
         return self.score(microbatch).logprobs_M
 
     def score(self, microbatch: Microbatch, *, entropy: bool = False, reference: bool = False) -> Scored:
-        """Log-probs and what else is asked for, of what is sampled from: after temperature and filters.
+        """Log-probs and other requested numbers of the sampling distribution: after temperature and filters.
 
         A response token that the filters leave out, by rounding at the border of the set or because the policy has
         moved, counts as allowed at its own position, so that every number is finite; the loss masks it.
@@ -158,8 +158,8 @@ class Policy:
 
     @torch.no_grad()
     def merged(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers under their Hugging Face names, adapters added in; the tensors
-        that train are only read. A tied tensor comes under the one name that files keep."""
+        """Parameters and persistent buffers under their Hugging Face names, adapters merged; the trained tensors are
+        only read. A tied tensor has only the name under which files keep it."""
         tied = set(self.base.all_tied_weights_keys)
         merged = {}
         for name, tensor in self.base.state_dict().items():

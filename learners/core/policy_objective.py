@@ -28,9 +28,9 @@ class PolicySource:
 
 
 class PolicyObjective(Objective[Sequence[TrainingGroup], Microbatch]):
-    """Owns the policy; subclasses say what moves it.
+    """Owns the policy; subclasses define its loss.
 
-    A subclass that another module may build takes (config, source) and nothing else.
+    A subclass that another module builds takes (config, source) and nothing else.
     """
 
     remedy = "lower learn.learning_rate, or look at the rewards and log-probs of this batch"
@@ -52,11 +52,11 @@ class PolicyObjective(Objective[Sequence[TrainingGroup], Microbatch]):
         self.layout = self.policy.layout(config)
 
     def parts(self) -> dict[str, Part]:
-        """The policy alone."""
+        """Only the policy."""
         return {"policy": Part(self.policy.model, self.config.learning_rate)}
 
     def batch_of(self, groups: Sequence[TrainingGroup], **options: Any) -> Batch:
-        """The groups as arrays; options: those of `Batch.of`. Raises RunFailedError when no rollout has a reward."""
+        """The groups as arrays; options: as for `Batch.of`. Raises RunFailedError when no rollout has a reward."""
         return Batch.of(groups, vocabulary=self.policy.vocabulary, **options)
 
     def microbatches(self, batch: Batch, groups: Sequence[int]) -> list[Microbatch]:
@@ -64,8 +64,8 @@ class PolicyObjective(Objective[Sequence[TrainingGroup], Microbatch]):
         return self.layout.microbatches(batch, batch.rollouts_of(groups), self.policy.device)
 
     def minibatches(self, batch: Batch, context: StepContext[Microbatch]) -> Iterator[Minibatch[Microbatch]]:
-        """Every epoch the batch's groups in a new order, cut into minibatches of nearly equal size; sums are divided by
-        their response tokens."""
+        """In every epoch, the batch's groups in a new order, cut into minibatches of nearly equal size; sums are
+        divided by their response tokens."""
         groups = np.array(batch.trained_groups())
         for epoch in range(self.config.epochs):
             shuffled = np.random.default_rng((context.seed, context.step, epoch)).permutation(groups)

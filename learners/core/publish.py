@@ -1,4 +1,4 @@
-"""Weights as the engines get them: safetensors bytes, and canary log-probs that attest them.
+"""Weights in the form that engines receive: safetensors bytes, and canary log-probs that attest them.
 
 B canary sequences of one length, T positions, V vocabulary.
 """
@@ -32,8 +32,8 @@ CANARY_TOKENS = 12
 class Publisher:
     """Turns a policy into `Weights`.
 
-    It holds a model without storage, into which exactly the published tensors are put to compute the
-    canaries: what they attest is the payload, adapters merged and dtype reduced, not the network in training.
+    It holds a model without storage, filled with exactly the published tensors to compute the canaries: they attest the
+    payload, with adapters merged and dtype reduced, not the network in training.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Publisher:
         config.dtype = self.dtype
         with torch.device("meta"):
             self._skeleton: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval()
-        # Written beside saved weights, so that a conversion done on loading is undone on saving.
+        # Written beside saved weights, so that saving undoes a conversion done on loading.
         self._skeleton._weight_conversions = getattr(policy.base, "_weight_conversions", None)
         self._skeleton.generation_config = policy.base.generation_config
         warn_of_dropped(repair_generation_config(self._skeleton))
@@ -93,19 +93,19 @@ class Publisher:
         with quiet():
             self._skeleton.save_pretrained(directory, state_dict=tensors)
         widen(directory)
-        # Copied, since writing a tokenizer again may change it. A tokenizer from the hub has no directory of its own.
+        # Copied, since saving a tokenizer may change it. A tokenizer from the hub has no directory of its own.
         if not (self._source.is_dir() and copy_companions(self._source, directory)):
             self._tokenizer.save_pretrained(directory)
 
     def _noise(self, tensors: dict[str, Tensor], exact: tuple[tuple[float, ...], ...]) -> float:
-        """What 16 bits alone change, mean, nats: in the dtype that is served, or the one that engines choose."""
+        """The change from 16 bits alone, mean, nats: in the serving dtype, or the one that engines choose."""
         if self.dtype != torch.float32:
             return canary_gap(exact, self.canary_logprobs(tensors, self.dtype)).mean
         try:
             return canary_gap(exact, self.canary_logprobs(tensors, torch.bfloat16)).mean
         except RuntimeError:
-            # Not every model computes in 16 bits everywhere. No engine does then that this one is compared with; if one
-            # did, it would be held to the tolerance of float32.
+            # Not every model computes in 16 bits everywhere. Then no engine computes in 16 bits either; if one did, it
+            # would be held to the tolerance of float32.
             return 0.0
 
     def canary_logprobs(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[tuple[float, ...], ...]:
@@ -115,7 +115,7 @@ class Publisher:
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
         }
         found: dict[int, tuple[float, ...]] = {}
-        for length in {len(canary) for canary in self.canaries}:  # together as far as they need no padding
+        for length in {len(canary) for canary in self.canaries}:  # batched by length, as batches need no padding then
             places = [place for place, canary in enumerate(self.canaries) if len(canary) == length]
             input_BT = torch.tensor([self.canaries[place] for place in places], device=self._policy.device)
             output = torch.func.functional_call(self._skeleton, state, (input_BT,), {"use_cache": False})

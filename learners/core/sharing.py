@@ -1,7 +1,7 @@
-"""Whether a model can process one prompt for several answers, and in which form it takes the mask for that.
+"""Whether a model can process one prompt for several answers, and which form of mask it needs for that.
 
-The name of a model does not decide it. A few random tokens are run row by row, as the model itself masks them, and
-again in one microbatch under explicit masks. Sharing is on only where both give the same log-probs.
+The model's name does not decide it. A few random tokens are run row by row, as the model itself masks them, and again
+in one microbatch under explicit masks. Sharing is on only where both give the same log-probs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from learners.core.logprobs import logprobs_of
 from learners.core.packing import Layout, MaskForm, Microbatch
 
 PROBE_WINDOW = 8
-"""Window during the probe: rows longer than a real one would cost as much as a step."""
+"""Window during the probe: rows longer than a real window would cost as much as a step."""
 KINDS = {"full_attention", "sliding_attention"}
 """Kinds of layers whose masks are known here."""
 TOLERANCE = 0.01
-"""Share of what a mask that hides no answer from another changes. Rounding lies far below it, a wrong mask above."""
+"""Tolerance, as a share of the change from a mask that hides nothing. Rounding is far below it, a wrong mask above."""
 
 
 @torch.no_grad()
@@ -53,12 +53,12 @@ def best_layout(model: Any, config: NetworkConfig, *, device: torch.device) -> L
 
 
 def _errors(model: Any, forms: Sequence[MaskForm], window: int | None, device: torch.device) -> dict[MaskForm, float]:
-    """By form of mask, how far shared log-probs are from those row by row, as a share of what no mask changes; forms
-    that the model does not take are left out."""
+    """By form of mask: the gap between shared log-probs and those row by row, as a share of the change from an open
+    mask; forms that the model does not accept are left out."""
     probe = _probe(int(model.get_input_embeddings().weight.shape[0]))
     some = range(probe.num_rollouts)
     apart = Layout(max_tokens=1)
-    # So wide a model shares whatever can be shared, and so large a budget puts all rows in one microbatch.
+    # A model this wide shares whenever it can, and a budget this large puts all rows in one microbatch.
     shared = Layout(max_tokens=10**6, hidden=10**6, share=True)
     with _window(model.config.get_text_config(), window):
         if window is not None:
@@ -78,7 +78,7 @@ def _errors(model: Any, forms: Sequence[MaskForm], window: int | None, device: t
 
 
 def _unmasked(microbatch: Microbatch) -> Microbatch:
-    """The same rows, every answer in sight of those before it."""
+    """The same rows, with every answer visible to the later ones."""
     rows, width = microbatch.input_BT.shape
     causal = torch.ones(width, width, dtype=torch.bool, device=microbatch.input_BT.device).tril()
     causal_B1TT = causal.expand(rows, 1, width, width)
@@ -88,7 +88,7 @@ def _unmasked(microbatch: Microbatch) -> Microbatch:
 
 
 def _logprobs(model: Any, microbatches: Sequence[Microbatch], num_tokens: int) -> Tensor:
-    """Of the response tokens, float32 whatever training computes in, [N]."""
+    """Of the response tokens, float32 in any training dtype, [N]."""
     logprobs_N = torch.zeros(num_tokens, device=microbatches[0].input_BT.device)
     for microbatch in microbatches:
         logits_MV = model(**microbatch.model_inputs()).logits.flatten(0, 1)[microbatch.predict_M]
@@ -98,7 +98,7 @@ def _logprobs(model: Any, microbatches: Sequence[Microbatch], num_tokens: int) -
 
 @contextmanager
 def _window(text_config: Any, window: int | None) -> Iterator[None]:
-    """Masks are made from the configuration at every forward pass: a short window there lets short rows exceed it."""
+    """Masks are built from the configuration at every forward pass: a short window there lets short rows exceed it."""
     if window is not None:
         text_config.sliding_window = PROBE_WINDOW
     try:

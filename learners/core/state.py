@@ -31,7 +31,7 @@ def save_state(directory: Path, parts: Mapping[str, Optimizer], counters: Mappin
 
 
 def load_state(directory: Path, parts: Mapping[str, Optimizer]) -> dict[str, float]:
-    """Read them back; returns the counters. Raises InputError when they are missing or of another learner."""
+    """Read them back; returns the counters. Raises InputError when they are missing or belong to another learner."""
     try:
         tensors = load_file(directory / TENSORS)
         counters: dict[str, float] = json.loads((directory / COUNTERS).read_text())

@@ -23,7 +23,7 @@ from solon.records import Span, StepReport, Weights
 
 
 class Trainer(Generic[BatchT, MicrobatchT]):
-    """Moves the networks of an objective.
+    """Trains the networks of an objective.
 
         trainer = Trainer(objective, config, schedule=config.rate, seed=0, publisher=publisher)
         weights = trainer.initial_weights()
@@ -56,7 +56,7 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         self._publisher = publisher
 
     def initial_weights(self) -> Weights:
-        """The weights as they are: version 0, or after `load` the version of the checkpoint."""
+        """The present weights: version 0, or after `load` the version of the checkpoint."""
         if self._publisher is None:
             raise ValueError(f"{type(self.objective).__name__} publishes nothing")
         return self._publisher.weights(self.version)
@@ -112,7 +112,7 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         self.objective.restore(counters)
 
     def context(self, step: int) -> StepContext[MicrobatchT]:
-        """What the objective is given to prepare a step."""
+        """The context in which the objective prepares a step."""
 
         def update(
             minibatch: Minibatch[MicrobatchT], loss: Callable[[MicrobatchT, float], Iterator[Loss]], part: str
@@ -146,7 +146,7 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         """Take one optimiser step, unless the gradient is exactly 0; returns whether it was taken.
 
         Where every token is masked or no answer is better than another, the gradient is exactly 0. A step would still
-        move the parameters, by Adam's momentum of earlier batches.
+        move the parameters, because Adam keeps momentum from earlier batches.
         """
         if norm == 0:
             self.optimizers[part].clear()

@@ -1,5 +1,5 @@
 """Networks beside the policy: the critic of PPO, reward models, small judges.
 
-Each module has one network, how it is loaded and saved, and how it is asked. How a network is trained is in
-`learners.objectives`.
+Each module has one network, and how it is loaded, saved and called. `learners.objectives` has the training of the
+networks.
 """

@@ -1,4 +1,4 @@
-"""Uncertainty of a reward model's head: other heads that explain the labels as well, and how far they disagree.
+"""Uncertainty of a reward model's head: the disagreement of other heads that explain the labels as well.
 
 N pairs, M labelled pairs, H hidden width, K heads.
 """
@@ -26,7 +26,7 @@ def margins_of_draws(
 
     Laplace's approximation of the head alone (MacKay 1992; Kristiadi et al. 2020): the inverse covariance is
     prior_precision * 1 + sum of w p (1 - p) x x', with x the difference of a pair's features. Where these heads
-    disagree the labels are too few, whether the pair is a tie or not. Costs one forward pass.
+    disagree there are too few labels, whether the pair is a tie or not. Costs one forward pass.
     """
     head_H = model.network.score.weight[0].detach().double().cpu().numpy()
     seen_MH, new_NH = _differences(model, labelled), _differences(model, pairs)

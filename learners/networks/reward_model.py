@@ -1,7 +1,7 @@
-"""A reward model: a decoder with a scalar on top, and what it says about sequences and pairs.
+"""A reward model: a decoder with a scalar head, and its rewards for sequences and pairs.
 
-On disk it is what Transformers calls a model for sequence classification with one label, so that others load it as it
-is. How it learns is `learners.objectives.reward_model`.
+On disk it is Transformers' model for sequence classification with one label, so that other programs load it
+unchanged. `learners.objectives.reward_model` has its training.
 
     model = RewardModel.load("runs/night/checkpoints/step-000400/policy", pad_id=0)
     accuracy(model, held_out)
@@ -50,7 +50,7 @@ class PreferencePair:
 
 
 class RewardModel(nn.Module):
-    """Rewards of whole conversations, read off the last token.
+    """Rewards of whole conversations, computed at the last token.
 
     `network` is any Hugging Face model for sequence classification with one label. Padding is on the right; a
     sequence must not end in the padding token, since Transformers finds the last token by it.
@@ -93,7 +93,7 @@ class RewardModel(nn.Module):
         return cls(network.eval(), pad_id=pad_id).to(choose_device(device))
 
     def save(self, directory: Path) -> None:
-        """As `AutoModelForSequenceClassification` loads it; the tokenizer is the caller's to put beside it."""
+        """Save it for `AutoModelForSequenceClassification`; the caller adds the tokenizer."""
         with quiet():
             self.network.save_pretrained(directory)
         widen(directory)
@@ -108,7 +108,7 @@ class RewardModel(nn.Module):
         return rewards_B
 
     def features(self, sequences: Sequence[Tokens]) -> Tensor:
-        """What the head reads: the last token's hidden state, [B, H]."""
+        """The input of the head: the last token's hidden state, [B, H]."""
         ids_BT, mask_BT = self._padded(sequences)
         hidden_BTH = self.network.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)[0]
         last_B = mask_BT.sum(1) - 1
@@ -129,7 +129,7 @@ class RewardModel(nn.Module):
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Transformers warns of the new head, which is meant; what else may be missing is looked at here."""
+    """Transformers warns of the new head, which is intended; other missing weights are checked here."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
@@ -148,7 +148,7 @@ def score(model: RewardModel, sequences: Sequence[Tokens], *, max_tokens: int = 
 
 @torch.no_grad()
 def embed(model: RewardModel, sequences: Sequence[Tokens], *, max_tokens: int = 16384) -> NDArray[np.float64]:
-    """What the head reads of each sequence, [S, H]."""
+    """The input of the head for each sequence, [S, H]."""
     return _by_length(model.features, sequences, max_tokens)
 
 
@@ -182,7 +182,7 @@ def accuracy_of(margins_N: ArrayLike, pairs: Sequence[PreferencePair]) -> Interv
 def _by_length(
     run: Callable[[Sequence[Tokens]], Tensor], sequences: Sequence[Tokens], max_tokens: int
 ) -> NDArray[np.float64]:
-    """The rows of what `run` gives for each sequence, in their order."""
+    """The rows of `run`'s results, in the order of the sequences."""
     if not sequences:
         return np.zeros(0)
     found: dict[int, NDArray[np.float64]] = {}

@@ -1,7 +1,7 @@
-"""A language model that answers a judge's question with one label, and is smaller than the judge that teaches it.
+"""A small language model that answers a judge's question with one label, taught by a larger judge.
 
-Questions are token ids, so that no template is known here, and what is written is an ordinary language model: engines
-load it as a judge, with the prompts that the teacher had. How it learns is `learners.objectives.distil`.
+Questions are token ids, so that no template is known here, and the saved model is an ordinary language model: engines
+load it as a judge, with the teacher's prompts. `learners.objectives.distil` has its training.
 
 N questions, B rows of a microbatch, T token positions, V vocabulary, 2 labels.
 """
@@ -50,7 +50,7 @@ class Student(nn.Module):
         return cls(network, source=Path(model), dtype=dtype)
 
     def save(self, directory: Path) -> None:
-        """As engines load it, in the dtype of the model that it started from and with that model's tokenizer."""
+        """Save it for engines, in the dtype of its original model and with that model's tokenizer."""
         with quiet():
             network = copy.deepcopy(self.network).to(self._dtype)
             warn_of_dropped(repair_generation_config(network))
@@ -63,7 +63,7 @@ class Student(nn.Module):
         """Log-probs of the labels, float32, [B, 2]."""
         device = next(self.parameters()).device
         width = max(len(question.prompt_token_ids) for question in questions)
-        # On the left, so that the last position is everyone's verdict and the head runs once for each row.
+        # Padded on the left, so that every verdict is at the last position and the head runs once per row.
         gaps = [width - len(question.prompt_token_ids) for question in questions]
         ids_BT = torch.tensor([[0] * gap + [*q.prompt_token_ids] for gap, q in zip(gaps, questions, strict=True)])
         mask_BT = torch.arange(width)[None] >= torch.tensor(gaps)[:, None]
@@ -93,7 +93,7 @@ def _keep_layers(network: Any, kept: Sequence[int]) -> None:
 
 @torch.no_grad()
 def label_logprobs(student: Student, questions: Sequence[Question], *, max_tokens: int = 16384) -> NDArray[np.float64]:
-    """What the student says, log-probs of the labels, [N, 2]."""
+    """The student's log-probs of the labels, [N, 2]."""
     found = np.zeros((len(questions), 2))
     for rows in by_length([len(question.prompt_token_ids) for question in questions], max_tokens):
         found[rows] = student([questions[i] for i in rows]).double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Objectives: what a `Trainer` minimises, one module and one class each.
+"""Objectives for a `Trainer`, one module and one class each.
 
 The name of an objective is the name of its module, so a new objective is a new file here and nothing else:
 
@@ -6,8 +6,8 @@ The name of an objective is the name of its module, so a new objective is a new 
         def prepare(self, batch, context): ...
         def loss(self, microbatch, denominator): ...
 
-A subclass of `PolicyObjective` can be named by `learn.objective`. Modules are imported when they are asked for: this
-page loads no torch.
+A subclass of `PolicyObjective` can be named by `learn.objective`. Modules are imported on demand: importing this
+package loads no torch.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def names() -> list[str]:
-    """Every objective there is, by the files of this folder; imports none of them."""
+    """Every objective, by the files of this folder; imports none of them."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def find(name: str) -> type[Objective[Any, Any]]:
-    """The objective of a name. Raises InputError when there is none."""
+    """The objective of this name. Raises InputError for an unknown name."""
     from learners.core.objective import Objective
 
     if name not in names():
@@ -50,7 +50,7 @@ def find(name: str) -> type[Objective[Any, Any]]:
 
 
 def find_for_policy(name: str) -> type[PolicyObjective]:
-    """The same of an objective that trains the policy of a run. Raises InputError when it learns from other data."""
+    """The same for an objective that trains the policy of a run. Raises InputError when it learns from other data."""
     from learners.core.policy_objective import PolicyObjective
 
     found = find(name)

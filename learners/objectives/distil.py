@@ -6,8 +6,8 @@
     student.save(Path("models/small-judge"))
     decision = accept(student_verdicts, teacher_verdicts, held_out, taught=report.taught)
 
-A student that agrees with its teacher on answers of other models may still fail on the policy's, so it is accepted on
-those alone (`solon.feedback.trials.acceptance`).
+A student that agrees with its teacher on answers of other models may still fail on the policy's answers, so acceptance
+tests it on those only (`solon.feedback.trials.acceptance`).
 
 B rows of a microbatch, 2 labels.
 """
@@ -33,13 +33,13 @@ from solon.feedback.questions import Question, question_digest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """A question, and what the teacher says to it. Lesson(question=Question((3, 14, 15), (9, 2)), margin=1.7)"""
+    """A question, and the teacher's margin. Lesson(question=Question((3, 14, 15), (9, 2)), margin=1.7)"""
 
     question: Question
     margin: float
     """The teacher's calibrated log-odds of the first label over the second, nats."""
     is_adversarial: bool = False
-    """Made to mislead: an attack on the judge, an answer spoilt in one word."""
+    """Made to mislead: an attack on the judge, or an answer with one word spoilt."""
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -54,8 +54,8 @@ class Lesson:
 def both_orders(
     shown: Question, swapped: Question, margin: float, *, is_adversarial: bool = False, weight: float = 1.0
 ) -> tuple[Lesson, Lesson]:
-    """The two lessons of a pair: a margin of both orders together has no position bias, and a student that learns it
-    in both orders learns none. margin: of the answer that `shown` shows first."""
+    """The two lessons of a pair: a margin averaged over both orders has no position bias, and neither has a student
+    that learns it in both orders. margin: of the answer that `shown` shows first."""
     return (
         Lesson(question=shown, margin=margin, is_adversarial=is_adversarial, weight=weight),
         Lesson(question=swapped, margin=-margin, is_adversarial=is_adversarial, weight=weight),
@@ -75,16 +75,16 @@ class DistilConfig(CourseConfig):
     warmup_share: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the rate rises from nearly nothing."""
     regression: float = Field(0.1, ge=0)
-    """Weight of the margin regression. The likelihood hardly tells 3 nats from 6; escalation, votes and selection by
-    how sure a judge is do."""
+    """Weight of the margin regression. The likelihood hardly distinguishes 3 nats from 6; escalation, votes and
+    selection use that difference."""
     margin_clip: float = Field(6.0, gt=0)
-    """Nats beyond which the regression does not tell margins apart."""
+    """Nats beyond which the regression treats margins as equal."""
     mass: float = Field(1.0, ge=0)
-    """Weight of -log of the probability on both labels together: without it a student may say anything but a
+    """Weight of -log of the probability on both labels together: without it a student may answer anything but a
     verdict. 1 makes it and the likelihood the cross-entropy over the vocabulary."""
     hard_share: float | None = Field(0.15, gt=0, lt=1)
-    """Share of the lessons that is adversarial or nearly a tie; too many are thinned out, too few repeated. None:
-    lessons as they come."""
+    """Share of the lessons that is adversarial or nearly a tie; excess ones are dropped, missing ones repeated. None:
+    lessons unchanged."""
     near_tie: float = Field(1.0, gt=0)
     """A margin of fewer nats than this is nearly a tie."""
 
@@ -123,7 +123,7 @@ class DistilObjective(Objective[Lessons, Lessons]):
         return {"student": Part(self.student.network, self.config.learning_rate)}
 
     def prepare(self, batch: Lessons, context: StepContext[Lessons]) -> Prepared[Lessons]:
-        """One optimiser step on the lessons, in microbatches of like length."""
+        """One optimiser step on the lessons, in microbatches of similar length."""
         sizes = [len(lesson.question.prompt_token_ids) for lesson in batch]
         microbatches = [[batch[i] for i in rows] for rows in by_length(sizes, self.config.max_tokens_per_microbatch)]
         return Prepared(minibatches=[Minibatch(microbatches, sum(lesson.weight for lesson in batch))])
@@ -151,7 +151,7 @@ def distil_loss(logprobs_B2: Tensor, margins_B: Tensor, weights_B: Tensor, confi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistilReport(CourseReport):
-    """What a distillation gave."""
+    """The result of a distillation."""
 
     lessons: int
     hard_share: float

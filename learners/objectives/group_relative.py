@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: a rollout is compared with the others of its group, no critic.
+"""Group-relative policy optimisation: a rollout is compared with the others of its group; no critic.
 
 N: response tokens of the batch; M: of a microbatch.
 """
@@ -23,13 +23,13 @@ class GroupRelativeObjective(PolicyGradient):
     def advantages(
         self, batch: Batch, everything: Sequence[Microbatch], scores: Scores, context: StepContext[Microbatch]
     ) -> tuple[Advantages, Metric]:
-        """The same for every token of a rollout."""
+        """Equal for all tokens of a rollout."""
         return Advantages(advantages_N=group_advantages(self.config, batch, scores.weights_N > 0)), {}
 
     def penalty(
         self, logprobs_M: Tensor, weights_M: Tensor, targets: Targets, microbatch: Microbatch, denominator: float
     ) -> tuple[Tensor | None, Metrics]:
-        """The KL to the reference, where there is one."""
+        """The KL to the reference, if there is one."""
         if targets.reference_N is None:
             return None, {}
         index_M = microbatch.index_M

@@ -22,7 +22,7 @@ from learners.policy_gradient.targets import Advantages, Metric, Scores, TokenRe
 
 
 class PPOObjective(PolicyGradient):
-    """The KL to the reference is a reward of every token, so that the critic learns to expect it."""
+    """The KL to the reference is part of every token's reward, so that the critic learns to expect it."""
 
     def __init__(self, config: PolicyGradientConfig, source: PolicySource) -> None:
         super().__init__(config, source, backbone=True)
@@ -73,7 +73,7 @@ class PPOObjective(PolicyGradient):
         kept_N: Tensor,
         context: StepContext[Microbatch],
     ) -> None:
-        """Teach a new critic the mean return of the first batch, then `critic_warmup_steps` steps of the rest."""
+        """Train a new critic on the mean return of the first batch, then for `critic_warmup_steps` steps."""
         self.critic.start_at(mean_of(returns_N, kept_N))
 
         def warm_up(microbatch: Microbatch, denominator: float) -> Iterator[Loss]:

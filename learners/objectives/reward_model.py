@@ -2,7 +2,7 @@
 
     loss = -w [p log s(d) + (1 - p) log s(-d)],   d = r(first) - r(second)
 
-This is the Bradley-Terry likelihood (Bradley and Terry 1952) under a judge who is sure with probability p; a tie has
+This is the Bradley-Terry likelihood (Bradley and Terry 1952) for a judge who is sure with probability p; a tie has
 p = 1/2 and teaches that there is no difference.
 
     report = fit(RewardModel.load("models/policy", pad_id=0), pairs, RewardModelConfig(epochs=2))
@@ -40,7 +40,7 @@ class RewardModelConfig(CourseConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport(CourseReport):
-    """What a fit gave. A loss of log 2 = 0.693 is that of a model that knows nothing."""
+    """The result of a fit. A model that knows nothing has a loss of log 2 = 0.693."""
 
     pairs: int
 
@@ -60,7 +60,7 @@ class RewardModelObjective(Objective[Pairs, Pairs]):
         }
 
     def prepare(self, batch: Pairs, context: StepContext[Pairs]) -> Prepared[Pairs]:
-        """One optimiser step on the pairs, in microbatches of like length."""
+        """One optimiser step on the pairs, in microbatches of similar length."""
         sizes = [max(len(pair.first), len(pair.second)) for pair in batch]
         rows = by_length(sizes, self.config.max_tokens_per_microbatch // 2)
         microbatches = [[batch[i] for i in some] for some in rows]
@@ -79,14 +79,14 @@ class RewardModelObjective(Objective[Pairs, Pairs]):
 def preference_loss(margins_N: Tensor, p_N: Tensor, weights_N: Tensor) -> Tensor:
     """Sum over pairs of -w [p log s(d) + (1 - p) log s(-d)]; the caller divides by the sum of all weights.
 
-    margins_N: r(first) - r(second). Its gradient is w (s(d) - p), so that it is least where s(d) = p.
+    margins_N: r(first) - r(second). Its gradient is w (s(d) - p), so the loss is least where s(d) = p.
     """
     losses_N = functional.binary_cross_entropy_with_logits(margins_N, p_N, reduction="none")
     return (weights_N * losses_N).sum()
 
 
 def fit(model: RewardModel, pairs: Pairs, config: RewardModelConfig) -> FitReport:
-    """Teach the model the pairs, in place. The same model, pairs and configuration on one machine give the same result.
+    """Fit the model to the pairs, in place. The same model, pairs and configuration on one machine give one result.
 
     Raises InputError when no pair counts, RunFailedError when the loss is not finite.
     """

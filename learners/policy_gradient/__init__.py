@@ -1,5 +1,5 @@
 """Off-policy policy gradients, shared by the objectives `ppo` and `group_relative`.
 
-`objective` is their common base; start there. `losses` and `advantages` are pure functions of tensors, `targets` what
-one step aims at, `measure` what it reports, `config` their settings (no torch).
+`objective` is their common base; start there. `losses` and `advantages` are pure functions of tensors, `targets` the
+targets of one step, `measure` its metrics, `config` their settings (no torch).
 """

@@ -1,4 +1,4 @@
-"""How much better than expected every token was. Each way to tell is one small class.
+"""How much better than expected every token was. Each estimator is one small class.
 
 R: rollouts, T: response token positions, right-padded; `mask_RT` is True where there is a token.
 """
@@ -36,7 +36,7 @@ class GAE:
         values_RT = values_RT.masked_fill(~mask_RT, 0.0)
         rewards_RT = rewards_RT.masked_fill(~mask_RT, 0.0)
         advantages_RT = torch.zeros_like(values_RT)
-        # Padding is on the right and all zeros, so it hands the last token a zero value and advantage.
+        # Padding is on the right and all zeros, so it gives the last token a zero next value and advantage.
         next_value_R = next_advantage_R = torch.zeros_like(values_RT[:, 0])
         for t in range(values_RT.shape[1] - 1, -1, -1):
             delta_R = rewards_RT[:, t] + self.gamma * next_value_R - values_RT[:, t]

@@ -12,10 +12,9 @@ from learners.core.config import TrainerConfig, Truncated
 class PolicyGradientConfig(TrainerConfig):
     """How the policy learns from rewards. `PolicyGradientConfig(advantages="group", learning_rate=1e-6)`
 
-    The Kullback-Leibler penalty to the frozen reference follows `advantages`. With `gae` it is a
-    per-token reward, -kl_coefficient * (log pi_prox - log pi_ref), so that the critic sees it coming
-    (Ziegler et al. 2019). With `group` there is no per-token reward to put it in, and it is a term of
-    the loss (`kl_estimator`).
+    The Kullback-Leibler penalty to the frozen reference follows `advantages`. With `gae` it is a per-token reward,
+    -kl_coefficient * (log pi_prox - log pi_ref), so that the critic can predict it (Ziegler et al. 2019). With `group`
+    there is no per-token reward, and it is a term of the loss (`kl_estimator`).
     """
 
     advantages: Literal["gae", "group"] = "gae"
@@ -27,14 +26,14 @@ class PolicyGradientConfig(TrainerConfig):
     normalize_advantages: bool = True
     """gae: whiten over the batch's tokens. group: divide by the standard deviation of the group."""
     reward_clip: float | None = Field(None, gt=0)
-    """Rewards are clipped to [-reward_clip, reward_clip]; not given: they stay as they are, which labelling bounds by
+    """Rewards are clipped to [-reward_clip, reward_clip]. None: unclipped; labelling bounds them by
     feedback.margin_clip, and with feedback.select.proxy by margin_clip (2 / floor - 1), 117 nats by default: a smaller
     clip would bias corrected rewards and is refused. Least squares over comparisons can add up to half the group size
     times as much."""
     truncated: Truncated = "keep"
-    """What an answer cut at the length limit teaches. `keep`: its reward, as any other: the limit is part of the task.
-    `bootstrap`: what the critic expected of it in place of its reward (gae). `mask`: nothing. `penalise`: its reward
-    less truncated_penalty."""
+    """The reward of an answer cut at the length limit. `keep`: its reward, as any other: the limit is part of the task.
+    `bootstrap`: the critic's expectation in place of its reward (gae). `mask`: none, it is not trained. `penalise`: its
+    reward less truncated_penalty."""
     truncated_penalty: float = Field(1.0, gt=0)
     """Nats that a truncated answer loses (penalise)."""
     kl_coefficient: float = Field(0.02, ge=0)
@@ -42,7 +41,7 @@ class PolicyGradientConfig(TrainerConfig):
     kl_estimator: Literal["weighted", "k2", "k3"] = "weighted"
     """group: the KL in the loss. `weighted`: k3 times the live ratio pi / mu; its gradient is that of KL(pi ||
     reference) on policy and off. `k2`: half the squared log ratio; exact on policy only. `k3`: without the ratio
-    (Shao et al. 2024); the gradient of another divergence, as many published runs have it."""
+    (Shao et al. 2024); the gradient of another divergence, as in many published runs."""
 
     clip_low: float = Field(0.2, gt=0, lt=1)
     """The ratio pi / pi_prox has no gradient below 1 - clip_low."""
@@ -62,9 +61,9 @@ class PolicyGradientConfig(TrainerConfig):
     geometric_mask: float | None = Field(None, gt=0)
     """Rollouts whose mean log ratio exceeds this, either way, are masked (nats per token); None: only measured."""
     max_token_staleness: int | None = Field(None, ge=0)
-    """Tokens written more than this many versions before the step are masked; None: none are."""
+    """Tokens generated more than this many versions before the step are masked; None: none are."""
     bypass: bool = False
-    """Take mu for pi_prox and save one forward pass; only with one optimiser step per batch."""
+    """Use mu for pi_prox and save one forward pass; only with one optimiser step per batch."""
 
     critic_learning_rate: float = Field(5e-5, gt=0)
     """Peak learning rate of the critic (AdamW)."""
@@ -75,7 +74,7 @@ class PolicyGradientConfig(TrainerConfig):
     """How far a value may move from its value at the start of the step before its gradient stops, in reward;
     None: unbounded, since rewards have no natural scale (and see Andrychowicz et al. 2021)."""
     critic_warmup_steps: int = Field(0, ge=0)
-    """Optimiser steps that the critic takes alone on the first batch, before its values are used."""
+    """Optimiser steps of the critic alone on the first batch, before its values are used."""
 
     @model_validator(mode="after")
     def _combinations_work(self) -> Self:

@@ -22,8 +22,8 @@ from learners.core.objective import Metrics
 LOG_RATIO_BOUND = 20.0
 """exp(20) is finite in float32, and far beyond any ratio that still trains."""
 KL_LOG_RATIO_BOUND = 10.0
-"""Of the value of k3, which grows like exp(log ratio), and of the slope of every KL estimate: one token must not own
-the gradient."""
+"""Bound on the value of k3, which grows like exp(log ratio), and on the slope of every KL estimate: one token must not
+own the gradient."""
 KL_RATIO_BOUND = 10.0
 """How much more pi may weigh a token's KL than pi_prox does."""
 OUTLIER_RATIO = (1e-4, 100.0)
@@ -65,9 +65,8 @@ def kl_loss(
     policy alone. `k3`: (1 - exp(-s)) grad log pi: what k3 gives when nothing but itself is differentiated. On policy
     that is the gradient of KL(reference || pi), another divergence.
 
-    The factor before grad log pi is bounded, so that a far token pulls as hard as a bounded one and never without end.
-    A masked token has no gradient. The loss has the value of its gradient's line through 0; the estimate of the KL is
-    the metric.
+    The factor before grad log pi is bounded, so that a distant token has a bounded gradient. A masked token has none.
+    The loss has the value of its gradient's line through 0; the estimate of the KL is the metric.
     """
     with torch.no_grad():
         kept_N = weights_N > 0
@@ -103,12 +102,12 @@ def importance_weights(
     geometric_mask: float | None,
     masked_N: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """Weights that correct for mu having written what pi_prox learns from; they carry no gradient.
+    """Weights that correct for sampling from mu instead of pi_prox; they carry no gradient.
 
     With rho = pi_prox / mu: `token` min(rho, cap) (truncated importance sampling, Yao et al. 2025);
     `icepop` rho inside the band, else 0; `sequence` min(prod_t rho, cap) for all tokens of the rollout.
-    Outliers get 0, with `sequence` their whole rollout, whose product cannot be known without them. So do rollouts
-    with |mean_t log rho| > geometric_mask when that is given, and the tokens of `masked_N`.
+    Outliers get 0, with `sequence` their whole rollout, whose product is undefined without them. So do rollouts with
+    |mean_t log rho| > geometric_mask when that is given, and the tokens of `masked_N`.
     Returns the weights [N] and their diagnostics; `importance` and `ess` are of the weights as returned.
     """
     with torch.no_grad():

@@ -24,8 +24,8 @@ from solon.records import TrainingGroup
 class PolicyGradient(PolicyObjective):
     """Asynchronous PPO from labelled groups; subclasses give the advantages.
 
-    pi_prox, the reference and the values are computed once for a batch, then every minibatch moves the networks. The
-    order in which groups come changes nothing.
+    pi_prox, the reference and the values are computed once per batch, then every minibatch moves the networks. The
+    order of the groups does not matter.
     """
 
     config: PolicyGradientConfig
@@ -39,8 +39,8 @@ class PolicyGradient(PolicyObjective):
     def advantages(
         self, batch: Batch, everything: Sequence[Microbatch], scores: Scores, context: StepContext[Microbatch]
     ) -> tuple[Advantages, Metric]:
-        """The advantages of a batch, given what the policy says of it; `everything`: the batch, packed. Tokens of
-        weight 0 are in no mean."""
+        """The advantages of a batch, given the policy's scores; `everything`: the batch, packed. Tokens of weight 0 are
+        in no mean."""
 
     def prepare(self, batch: Sequence[TrainingGroup], context: StepContext[Microbatch]) -> Prepared[Microbatch]:
         """Scores and advantages of the whole batch, then its minibatches."""
@@ -62,7 +62,7 @@ class PolicyGradient(PolicyObjective):
     def targets(
         self, batch: Batch, everything: Sequence[Microbatch], context: StepContext[Microbatch]
     ) -> tuple[Targets, Metric]:
-        """What all minibatches of a step aim at."""
+        """The targets of all minibatches of a step."""
         scores, metrics = policy_targets(self.config, self.policy, batch, everything, context.step)
         found, more = self.advantages(batch, everything, scores, context)
         metrics |= more
@@ -84,7 +84,7 @@ class PolicyGradient(PolicyObjective):
         scored = self.policy.score(microbatch, entropy=bool(config.entropy_bonus or config.bypass))
         weights_M = targets.weights_N[index_M]
         if scored.outside_M is not None:
-            # The policy would not sample them any more: pi / pi_prox is 0 there, and has no gradient.
+            # The policy would no longer sample them: pi / pi_prox is 0 there, and has no gradient.
             weights_M = weights_M.masked_fill(scored.outside_M, 0.0)
         loss, metrics = policy_loss(
             scored.logprobs_M,
@@ -119,7 +119,7 @@ class PolicyGradient(PolicyObjective):
         return {"kl_coefficient": self.config.kl_coefficient, "kl_configured": self._kl_configured}
 
     def restore(self, counters: Mapping[str, float]) -> None:
-        """A raised coefficient is kept, unless the configuration is another."""
+        """A raised coefficient is kept, unless the configuration has changed."""
         # The coefficient may have been raised since the run began. A configured value that differs now wins.
         if counters.get("kl_configured", self._kl_configured) == self._kl_configured:
             self.config = self.config.model_copy(update={"kl_coefficient": counters["kl_coefficient"]})

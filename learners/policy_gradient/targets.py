@@ -1,4 +1,4 @@
-"""What the updates of one step aim at, computed once for the whole batch before the first of them.
+"""The targets of one step, computed once for the whole batch before its first update.
 
 N: response tokens of the batch; M: of a microbatch; R: rollouts; T: positions of a response.
 """
@@ -25,7 +25,7 @@ Metric = dict[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What is known of a batch before its advantages; every tensor is [N]."""
+    """The scores of a batch before its advantages; every tensor is [N]."""
 
     prox_N: Tensor
     """log pi_prox: the policy before the first update."""
@@ -48,7 +48,7 @@ class Advantages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets(Scores):
-    """What all minibatches of a step aim at, fixed while the networks move; every tensor is [N]."""
+    """The targets of all minibatches of a step, fixed while the networks move; every tensor is [N]."""
 
     advantages_N: Tensor
     values_N: Tensor | None
@@ -86,7 +86,7 @@ def _scores(policy: Policy, microbatch: Microbatch) -> tuple[Tensor, ...]:
 def policy_targets(
     config: PolicyGradientConfig, policy: Policy, batch: Batch, microbatches: Sequence[Microbatch], step: int
 ) -> tuple[Scores, Metric]:
-    """Scores of a batch, and what they say about the distance between the policies."""
+    """Scores of a batch, and metrics of the distance between the policies."""
     metrics: Metric = {}
     behaviour_N = torch.from_numpy(batch.behaviour_N).to(policy.device)
     version_N = torch.from_numpy(batch.version_N).to(policy.device)
@@ -124,7 +124,7 @@ def policy_targets(
     metrics |= {key: float(value) for key, value in diagnostics.items()}
     fresh_N = version_N == step
     if bool(fresh_N.any()):
-        # Nothing but the engine's arithmetic separates mu from pi_prox here.
+        # Only the engine's arithmetic separates mu from pi_prox here.
         metrics["mismatch_gap_fresh/mean"] = float((prox_N - behaviour_N).abs()[fresh_N].mean())
     return Scores(prox_N=prox_N, weights_N=weights_N, reference_N=reference_N), metrics
 
@@ -142,7 +142,7 @@ def group_advantages(config: PolicyGradientConfig, batch: Batch, kept_N: Tensor)
     for p, member in zip(batch.group_R[~kept_R], batch.member_R[~kept_R], strict=True):
         compared[p][member] = None
     by_group = [relative(rewards) for rewards in compared]
-    # A rollout without an advantage is masked: it is compared with nothing.
+    # A rollout without an advantage is masked: it has no comparison.
     advantage_R = np.array(
         [by_group[p][member] or 0.0 for p, member in zip(batch.group_R, batch.member_R, strict=True)], np.float32
     )
@@ -170,7 +170,7 @@ class TokenRewards:
         return x_N.new_zeros(self._mask_RT.shape).masked_scatter(self._mask_RT, x_N)
 
     def to_go_N(self) -> Tensor:
-        """What was really collected from every token on: returns that need no critic."""
+        """The rewards collected from every token on: returns that need no critic."""
         nothing_RT = torch.zeros_like(self._reward_RT)
         returns_RT, _ = GAE(gamma=self._config.gamma, lam=1.0)(self._reward_RT, nothing_RT, self._mask_RT)
         return returns_RT[self._mask_RT]
@@ -181,8 +181,8 @@ class TokenRewards:
         return has_R[:, None].expand_as(self._mask_RT)[self._mask_RT]
 
     def advantages(self, values_N: Tensor, kept_N: Tensor) -> tuple[Tensor, Tensor, Metric]:
-        """Advantages and returns, [N] each, and how well the values foretold the returns; means and whitening are
-        over the tokens of `kept_N`."""
+        """Advantages and returns, [N] each, and how well the values predicted the returns; means and whitening are over
+        the tokens of `kept_N`."""
         gae = GAE(gamma=self._config.gamma, lam=self._config.lam)
         advantages_RT, returns_RT = gae(self._ends_RT(values_N), self._ragged(values_N), self._mask_RT)
         advantages_N, returns_N = advantages_RT[self._mask_RT], returns_RT[self._mask_RT]
@@ -197,8 +197,8 @@ class TokenRewards:
         return advantages_N, returns_N, metrics
 
     def _ends_RT(self, values_N: Tensor) -> Tensor:
-        """Rewards per token; with `bootstrap` a truncated answer ends in what the critic expected before its last
-        token, in place of the verdict on a text that was cut. Both together would count the answer twice."""
+        """Rewards per token; with `bootstrap` a truncated answer ends in the critic's expectation before its last
+        token, in place of the verdict on a truncated text. Both together would count the answer twice."""
         if self._config.truncated != "bootstrap":
             return self._reward_RT
         ends_R = torch.where(self._truncated_R, values_N[self._last_R], self._reward_R)

@@ -113,7 +113,7 @@ def test_a_plain_resume_of_a_run_that_an_alarm_stopped_is_refused_with_both_ways
     with pytest.raises(InputError) as caught:
         start_of(tmp_path, run)
     for words in ("an alarm stopped", "gold_falls: gold falls by 0.02 nats a step",
-                  "--from best goes back to step-000020", "--from 35 goes on from where it stopped"):  # fmt: skip
+                  "--from best goes back to step-000020", "--from 35 resumes where it stopped"):  # fmt: skip
         assert words in str(caught.value)
 
 
