@@ -1,4 +1,4 @@
-"""What an engine refuses: requests that do not fit the model. Checked before anything is queued."""
+"""Checks requests before they are queued: an engine refuses those that do not fit the model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ ADD_ROWS = (
     "the tokenizer has tokens that the model was not given: add rows to the embedding (resize_token_embeddings in "
     "Transformers), or have its chat template not write them (chat_template, chat_template_args)"
 )
-"""What helps where a template writes tokens that the embedding lacks."""
+"""The remedy for a template that writes tokens which the embedding lacks."""
 
 Name = Callable[[int], str]
-"""The text of a token; empty where the tokenizer has none."""
+"""The text of a token; empty if the tokenizer has none."""
 
 
 def check_request(
     request: Request, *, max_model_len: int, vocab_size: int, model: str = "", name: Name | None = None
 ) -> None:
-    """Raises InputError unless the request fits the context and uses the model's own token ids. model and name: for the
-    message."""
+    """Raises InputError unless the request fits the context and uses the model's own token ids. model and name: used in
+    the message."""
     if not (request.temperature == 0 or request.temperature >= LEAST_TEMPERATURE):
         raise InputError(
             f"request {request.request_id!r} has temperature {request.temperature:g}, expected {LEAST_TEMPERATURE} or "
@@ -34,7 +34,7 @@ def check_request(
 
 
 def check_length(request_id: str, prompt: Sequence[int], max_tokens: int, max_model_len: int) -> None:
-    """Raises InputError unless the prompt is not empty and fits, with its answer, into the context."""
+    """Raises InputError unless the prompt is non-empty and fits into the context together with its answer."""
     if not prompt or max_tokens < 1 or len(prompt) + max_tokens > max_model_len:
         raise InputError(
             f"request {request_id!r} has {len(prompt)} prompt tokens and {max_tokens} to generate, expected at least "
@@ -46,7 +46,7 @@ def check_length(request_id: str, prompt: Sequence[int], max_tokens: int, max_mo
 def check_ids(
     whose: str, token_ids: Sequence[int], vocab_size: int, *, model: str = "", name: Name | None = None
 ) -> None:
-    """Raises InputError for ids outside the vocabulary; on a CPU the model would read foreign memory."""
+    """Raises InputError for ids outside the vocabulary; on a CPU the model would read out of bounds."""
     if not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
         return
     beyond = {i for i in token_ids if not 0 <= i < vocab_size}
@@ -58,7 +58,7 @@ def check_ids(
 
 
 def named_tokens(ids: Iterable[int], name: Name, most: int = 3) -> str:
-    """`the token '<think>' (id 49152)`, or several of them."""
+    """`the token '<think>' (id 49152)`, or a list of several."""
     ids = sorted(ids)
     shown = ", ".join(f"{text!r} (id {i})" if (text := name(i)) else f"{i}" for i in ids[:most])
     return f"the token{'s' if len(ids) > 1 else ''} {shown}{', …' if len(ids) > most else ''}"

@@ -1,8 +1,8 @@
-"""The one small protocol that every engine speaks, and what goes in and out of it.
+"""The protocol of every engine, with its inputs and outputs.
 
-An engine is single-threaded: its owner (normally `solon.engines.runner.EngineRunner`) calls it from
-one thread. Work is added, then `step()` is called until it is done; between two steps the weights may be
-replaced, so an update in flight needs no pause and loses no token.
+An engine is single-threaded: its owner (normally `solon.engines.runner.EngineRunner`) calls it from one thread. The
+owner adds work, then calls `step()` until it is done. The weights may be replaced between two steps, so an update needs
+no pause and loses no token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class EngineOptions(ChatSettings):
-    """How an engine is built, whatever its model, and how it is talked to."""
+    """How an engine is built, independent of its model, and its chat settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,31 +33,31 @@ class EngineOptions(ChatSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: float32 on a CPU; the model's own on a GPU."""
     max_model_len: int = Field(1024, ge=16)
-    """Prompt and answer together, in tokens."""
+    """Most tokens of prompt and answer together."""
     max_running: int = Field(128, ge=1)
     """Requests decoded together; all others wait in front of the engine."""
     gpu_memory_utilization: Annotated[float, MayChange()] = Field(0.85, gt=0, lt=1)
-    """Share of a GPU's memory that the engine takes in all; the key-value cache is what weights, activations and
-    context leave of it. Not used with `kv_cache_gib`."""
+    """Share of a GPU's memory that the engine takes in total; the key-value cache gets the rest after weights,
+    activations and context. Not used with `kv_cache_gib`."""
     kv_cache_gib: Annotated[float | None, MayChange()] = Field(None, gt=0)
-    """Key-value cache, GiB. Not given: 0.5 on a CPU, on a GPU by `gpu_memory_utilization`."""
+    """Key-value cache, GiB. Default: 0.5 on a CPU, on a GPU by `gpu_memory_utilization`."""
     max_batched_tokens: Annotated[int | None, MayChange()] = Field(None, ge=16)
-    """Tokens computed in one step at most, over all requests: more fill a GPU better and take more memory. Not given:
-    8,192. On a CPU, where a prompt is computed in one piece, at least `max_model_len`."""
+    """Most tokens computed in one step, over all requests: more use a GPU better and take more memory. Default: 8,192.
+    On a CPU, where a prompt is computed in one piece, at least `max_model_len`."""
     threads: int = Field(1, ge=1)
     """CPU threads."""
     enforce_eager: bool = True
-    """No CUDA graphs, no compilation: starts at once. Turn off for long runs on a GPU."""
+    """No CUDA graphs and no compilation: starts quickly. Turn off for long runs on a GPU."""
     trust_remote_code: bool = False
     quantization: Literal["none", "bnb_int8", "bnb_nf4"] = "none"
-    """Weights are quantised by bitsandbytes while they are loaded; backend `transformers` alone. vLLM takes a model
-    that was quantised before, such as `compression.quantise` writes."""
+    """Weights are quantised by bitsandbytes during loading; only with backend `transformers`. vLLM loads models that
+    are already quantised, for example by `compression.quantise`."""
 
     @model_validator(mode="after")
     def _vllm_loads_what_is_quantised(self) -> Self:
         if self.backend == "vllm" and self.quantization != "none":
             raise ValueError(
-                f"quantization = {self.quantization!r} goes with backend = 'transformers', got 'vllm'; change the "
+                f"quantization = {self.quantization!r} needs backend = 'transformers', got 'vllm'; change the "
                 "backend, or leave it out and point at a model that is quantised already"
             )
         return self
@@ -70,17 +70,16 @@ class EngineConfig(EngineOptions):
     """A Hugging Face directory, or a hub name `org/model`."""
     seed: int = 0
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """What it runs on. `auto`: a GPU where one is visible. `cpu`, `gpu`: that alone, and InputError where the engine
-    cannot."""
+    """Where it runs. `auto`: on a GPU if one is visible. `cpu`, `gpu`: only there; InputError if the engine cannot."""
     shares_device: bool = False
     """Other processes compute on the same GPU."""
     reloads: bool = False
-    """It is given new weights while it runs, and needs room for a second copy of them."""
+    """It gets new weights while it runs and needs memory for a second copy of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One thing to generate, or (with `label_ids`) one verdict to read off the next-token distribution."""
+    """A text to generate, or (with `label_ids`) a verdict to read from the next-token distribution."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -90,13 +89,13 @@ class Request:
     stop: tuple[str, ...] = ()
     """Strings that end the answer: `finish_reason` is "stop", the tokens stay."""
     stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end the answer, besides the model's own."""
+    """Tokens that end the answer, in addition to the model's own."""
     written: int = 0
-    """The last so many tokens of the prompt belong to the answer: another engine wrote them."""
+    """Number of tokens at the end of the prompt that belong to the answer: another engine wrote them."""
     seed: int = 0
     label_ids: tuple[int, ...] = ()
-    """When given: nothing is sampled that matters; the log-probs of these tokens at the next position
-    (temperature 1, whole vocabulary) come back in `Completion.label_logprobs`."""
+    """If given, the sampled text does not matter: the log-probs of these tokens at the next position (temperature 1,
+    whole vocabulary) are returned in `Completion.label_logprobs`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +109,10 @@ class Completion:
     finish_reason: FinishReason
     label_logprobs: tuple[float, ...] = ()
     cached_tokens: int = 0
-    """Prompt tokens that the prefix cache served."""
+    """Prompt tokens served by the prefix cache."""
 
     def after(self, known: int) -> Self:
-        """The same without its first tokens."""
+        """The same completion without its first `known` tokens."""
         segments, left = [], known
         for version, count in self.segments:
             if count > left:
@@ -123,15 +122,15 @@ class Completion:
 
 
 class TokenizerLike(Protocol):
-    """What Solon needs of a tokenizer; `solon.engines.tokens.ChatTokenizer` wraps a Hugging Face one."""
+    """The interface of a tokenizer; `solon.engines.tokens.ChatTokenizer` wraps a Hugging Face one."""
 
     def encode(self, text: str, *, is_data: bool = False) -> list[int]:
-        """Ids of a piece of text that stands within a longer one, nothing added. `is_data`: what looks like a control
-        token stays text."""
+        """Ids of a piece of text within a longer one, with nothing added. `is_data`: apparent control tokens stay
+        text."""
         ...
 
     def decode(self, token_ids: Sequence[int], *, is_raw: bool = False) -> str:
-        """Text without special tokens, and without white space around it unless `is_raw`."""
+        """Text without special tokens, stripped of surrounding white space unless `is_raw`."""
         ...
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
@@ -139,15 +138,15 @@ class TokenizerLike(Protocol):
         ...
 
     def open_chat(self, messages: Sequence[Message]) -> ChatPrompt:
-        """The same ids, and what else is to be known of the prompt. Raises PromptRefusedError."""
+        """The same ids with further facts about the prompt. Raises PromptRefusedError."""
         ...
 
     def read_answer(self, token_ids: Sequence[int], *, opens_thought: bool = False) -> AnswerText:
-        """An answer without the thought at its beginning. opens_thought: the prompt opened it."""
+        """An answer without its leading thought. opens_thought: the prompt opened it."""
         ...
 
     def chat_frame(self) -> tuple[list[int], list[int]]:
-        """Ids before and after the content of one user turn, the assistant's opening included."""
+        """Ids before and after the content of one user turn, including the opening of the assistant's turn."""
         ...
 
     @property
@@ -157,12 +156,12 @@ class TokenizerLike(Protocol):
 
     @property
     def num_tokens(self) -> int:
-        """Size of the vocabulary, added tokens included."""
+        """Size of the vocabulary, including added tokens."""
         ...
 
 
 class Engine(Protocol):
-    """Generates, scores, and can be given new weights."""
+    """Generates, scores and loads new weights."""
 
     @property
     def name(self) -> str:
@@ -181,7 +180,7 @@ class Engine(Protocol):
 
     @property
     def dtype(self) -> str:
-        """What the model computes in, "float32" for one; never "auto"."""
+        """The type the model computes in, for example "float32"; never "auto"."""
         ...
 
     def add(self, request: Request) -> None:
@@ -197,20 +196,20 @@ class Engine(Protocol):
         ...
 
     def unfinished(self, after: Mapping[str, int] = ...) -> list[Completion]:
-        """What running requests have produced beyond their first `after[request_id]` tokens, `finish_reason` "abort":
-        another engine can continue from there. Requests without new tokens are left out."""
+        """The output of running requests beyond their first `after[request_id]` tokens, with `finish_reason` "abort":
+        another engine can continue from it. Requests without new tokens are omitted."""
         ...
 
     def abort(self, request_ids: Sequence[str]) -> None:
-        """Forget these requests, waiting or running; unknown ids are ignored."""
+        """Drop these requests, waiting or running; unknown ids are ignored."""
         ...
 
     def load_weights(self, weights: Weights) -> str:
         """Replace all weights between two steps; returns the digest of the live parameters. Sets `version`.
 
-        A request without a token is computed with the new weights alone, its prompt included. One that has tokens
-        loses none: it continues with the keys and values of its earlier tokens, which are those of the weights that
-        were live when they were computed.
+        A request without tokens is computed with the new weights only, including its prompt. A request with tokens
+        keeps them: it continues with the cached keys and values of its earlier tokens, which were computed with the
+        weights that were live at the time.
         """
         ...
 
@@ -219,12 +218,12 @@ class Engine(Protocol):
         ...
 
     def check_weights(self, weights: Weights) -> WeightCheck:
-        """Compares every tensor that the model computes with to what was sent: the weights loaded last."""
+        """Compares every live tensor to the weights that were loaded last."""
         ...
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """log p(token t | tokens < t) for t >= 1, temperature 1, no cached prefix. For attestation: it waits for no
-        answer to end."""
+        """log p(token t | tokens < t) for t >= 1, temperature 1, no cached prefix. For attestation: it does not wait
+        for running answers."""
         ...
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""Quantising while loading, for the Transformers engine: bitsandbytes needs no file written before.
+"""Quantisation during loading, for the Transformers engine: bitsandbytes needs no quantised file.
 
-It loads anywhere and saves memory, and is a slow way to judge.
+It loads anywhere and saves memory, but judges slowly.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def bitsandbytes_options(config: EngineConfig, dtype: str, device: torch.device) -> dict[str, Any]:
-    """Options of `from_pretrained` that quantise the weights. Raises InputError where that cannot be."""
+    """Options of `from_pretrained` that quantise the weights. Raises InputError if that is not possible."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
-            f"quantization = {config.quantization!r} takes bitsandbytes, which is not installed; install it with "
+            f"quantization = {config.quantization!r} needs bitsandbytes, which is not installed; install it with "
             '`pip install solon[bnb]`, or set `quantization = "none"`'
         )
     if is_quantised(config):
@@ -31,12 +31,12 @@ def bitsandbytes_options(config: EngineConfig, dtype: str, device: torch.device)
         )
     from transformers import BitsAndBytesConfig
 
-    # It says at every multiplication that inputs become float16 on their way to eight bits.
+    # bitsandbytes warns at every multiplication that inputs are cast to float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if config.quantization == "bnb_int8":
         settings = BitsAndBytesConfig(load_in_8bit=True)
     else:
-        # `auto` is the checkpoint's own dtype, which is not known here; every GPU that runs NF4 computes bfloat16.
+        # `auto` is the checkpoint's own dtype, unknown here; every GPU that runs NF4 computes in bfloat16.
         compute = "bfloat16" if dtype == "auto" else dtype
         settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     return {"quantization_config": settings, "device_map": {"": device}}

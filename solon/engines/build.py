@@ -1,4 +1,4 @@
-"""The one way to get an engine: `build_engine(config, name="judge-0")`."""
+"""The only way to get an engine: `build_engine(config, name="judge-0")`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from solon.errors import InputError, loading
 
 
 def build_engine(config: EngineConfig, *, name: str) -> Engine:
-    """Loads the model and returns the engine that the config asks for. Takes seconds; imports torch.
+    """Loads the model and returns the configured engine. Takes seconds; imports torch.
 
-    Call it in the thread that will step the engine (`EngineRunner` does). Raises InputError when the model or
-    the backend cannot be had.
+    Call it in the thread that will step the engine (`EngineRunner` does). Raises InputError when the model or the
+    backend is not available.
     """
     require_model(config)
     remedy = "check the model's config.json and its weights, or choose another model"

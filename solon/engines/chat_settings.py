@@ -1,4 +1,4 @@
-"""How a conversation becomes text and how an answer is read: settings of every engine, policy and judge alike."""
+"""How a conversation becomes text and how an answer is parsed: settings of every engine, for policy and judges."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from solon.files.marks import FilePath
 
 DATE = "2024-07-26"
-"""The date that Llama's own templates fall back on."""
+"""The default date of Llama's own templates."""
 OURS = frozenset({"messages", "conversation", "chat_template", "add_generation_prompt", "tokenize", "strftime_now"})
-"""Names that are passed to a template anyway."""
+"""Names that Solon always passes to a template."""
 
 
 class ThinkingMarks(BaseModel):
-    """`ThinkingMarks(start="<think>", end="</think>")`: what stands around a thought."""
+    """`ThinkingMarks(start="<think>", end="</think>")`: the marks around a thought."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,14 +34,14 @@ class ChatSettings(BaseModel):
     chat_template_args: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of the chat template, `{ enable_thinking = false }`."""
     chat_date: str = DATE
-    """What a template that asks for today's date is given, year-month-day: the same in every run, so that prompts and
-    cached verdicts are."""
+    """The date given to a template that asks for today's date, year-month-day: the same in every run, so that prompts
+    and cached verdicts stay the same."""
     thinking: Literal["auto", "off"] | ThinkingMarks = "auto"
-    """How a thought at the beginning of an answer is told from the answer. `auto`: by the marks that template or
-    vocabulary know; `off`: all of it is the answer; or the marks, `{ start = "<think>", end = "</think>" }`."""
+    """How a leading thought is separated from the answer. `auto`: by marks known from the template or the vocabulary;
+    `off`: everything is the answer; or the marks, `{ start = "<think>", end = "</think>" }`."""
     text_tokens: tuple[str, ...] = ()
-    """Control tokens that a text may contain as such, `["</think>"]`: in a text they become their one token. Only such
-    as the tokenizer does not call special."""
+    """Control tokens that a text may contain, `["</think>"]`: in a text each becomes its one token. Only tokens that
+    the tokenizer does not mark as special."""
 
     @field_validator("chat_date")
     @classmethod

@@ -1,8 +1,8 @@
-"""A model's chat template, and which parts of what it writes are its own words.
+"""A model's chat template, and which parts of its output are its own.
 
-A template writes control tokens; the texts of a conversation hold none, whatever they look like. To tell the two apart
-where a text does look like one, the conversation is written a second time with its texts masked: what is a control
-token there was written by the template.
+A template writes control tokens; the texts of a conversation contain none, even if they look like it. If a text does
+look like a control token, the conversation is rendered a second time with its texts masked: any control token in that
+output was written by the template.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from solon.errors import InputError, PromptRefusedError, short
 from solon.records import Message
 
 MOST_BYTES = 1 << 20
-"""Longest template; the longest of published models has some 20 thousand."""
+"""Longest template; the longest published one has about 20 thousand."""
 
 Turn = dict[str, Any]
 Mask = Callable[[str], str]
@@ -29,7 +29,7 @@ Mask = Callable[[str], str]
 class ChatTemplate:
     """`ChatTemplate(tokenizer, settings).render(messages)`
 
-    Raises InputError when there is no template, or the file of another one cannot be read.
+    Raises InputError when there is no template, or when the file of a replacement cannot be read.
     """
 
     def __init__(self, tokenizer: Any, settings: ChatSettings) -> None:
@@ -51,15 +51,15 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], **more: Any) -> str:
         """The conversation as text, ready for the assistant's turn. more: further arguments of the template. Raises
-        PromptRefusedError when the template does not take the conversation."""
+        PromptRefusedError when the template refuses the conversation."""
         return self.render_turns([{"role": m.role, "content": m.content} for m in messages], **more)
 
     def render_turns(self, turns: Sequence[Turn], **more: Any) -> str:
-        """The same of turns as a template sees them."""
+        """The same for turns in the form that a template gets."""
         settings = {"tokenize": False, "add_generation_prompt": True, "chat_template": self._override} | more
         try:
             text = self._hf.apply_chat_template(list(turns), **self.args | settings, strftime_now=self._today)
-        except Exception as error:  # a template is a program: it raises whatever it likes
+        except Exception as error:  # a template is a program: it may raise anything
             roles = ", ".join(turn["role"] for turn in turns[:8])
             said = short(str(error)) if str(error) else type(error).__name__
             refusal = f"the chat template refuses the conversation (turns: {roles}): {said}"
@@ -67,12 +67,12 @@ class ChatTemplate:
         return str(text)
 
     def masked(self, messages: Sequence[Message], text: str, control: ControlWords, marks: ThinkingMarks | None) -> str:
-        """What the template wrote, given what it wrote of the conversation: every other character of `text` that
-        comes from a message and might be part of a control token is `MASK`.
+        """The template's output `text` for the conversation with every message character that could be part of a
+        control token replaced by `MASK`.
 
-        control: finds control words in messages; marks: of a thought, which an old answer may begin with. Raises
-        PromptRefusedError when the template decides by other control words in a text, so that its own cannot be told
-        from those of the text.
+        control: finds control words in messages; marks: of a thought at the start of an earlier answer. Raises
+        PromptRefusedError when the template depends on other control words in a text, so that its own cannot be
+        distinguished from those of the text.
         """
         for turns in _masked_turns(messages, control.mask, marks):
             found = self.render_turns(turns)
@@ -85,7 +85,7 @@ class ChatTemplate:
         )
 
     def opens_thought(self, text: str, messages: Sequence[Message], marks: ThinkingMarks) -> bool:
-        """Whether the answer to a conversation begins inside a thought. text: what the template wrote."""
+        """Whether the answer to a conversation begins inside a thought. text: the template's output."""
         last = messages[-1].content.strip()
         place = text.rfind(last) if last else -1
         tail = text[place + len(last) :] if place >= 0 else text[-len(self._opening) - 200 :]
@@ -93,7 +93,7 @@ class ChatTemplate:
 
     @cached_property
     def _opening(self) -> str:
-        """What the template writes to open an answer, roughly."""
+        """Approximately, the text with which the template opens an answer."""
         return self.render([Message(role="user", content="hi")]).rpartition("hi")[2]
 
     def _today(self, form: str = "%Y-%m-%d") -> str:
@@ -101,8 +101,8 @@ class ChatTemplate:
 
 
 def _masked_turns(messages: Sequence[Message], mask_words: Mask, marks: ThinkingMarks | None) -> Iterator[list[Turn]]:
-    """Ways to mask a conversation, the surest first: all of it, or control words alone, for templates that look into a
-    text; and both with the thoughts of old answers apart, for templates that cut them out in a way of their own."""
+    """Ways to mask a conversation, the safest first: everything, or control words only, for templates that inspect
+    texts; each also with the thoughts of earlier answers separate, for templates that remove them themselves."""
     for mask in (mask_all, mask_words):
         yield [{"role": m.role, "content": _with_marks(m, mask, marks)} for m in messages]
         if marks is not None and any(m.role == "assistant" and marks.end in m.content for m in messages):
@@ -111,8 +111,8 @@ def _masked_turns(messages: Sequence[Message], mask_words: Mask, marks: Thinking
 
 
 def _with_marks(message: Message, mask: Mask, marks: ThinkingMarks | None) -> str:
-    """The masked text; the marks of the thought that an old answer begins with stay: the model wrote them, as tokens,
-    and templates look for them."""
+    """The masked text. The marks of a leading thought in an earlier answer stay: the model wrote them as tokens, and
+    templates look for them."""
     text = message.content
     if message.role != "assistant" or marks is None or marks.end not in text:
         return mask(text)
@@ -123,12 +123,12 @@ def _with_marks(message: Message, mask: Mask, marks: ThinkingMarks | None) -> st
 
 
 def _parted(message: Message, mask: Mask, marks: ThinkingMarks, left_out: str) -> Turn:
-    """An answer without its thought, masked, and the thought apart."""
+    """An answer without its thought, masked, with the thought separate."""
     answer = message.content
     if message.role != "assistant" or marks.end not in answer:
         return {"role": message.role, "content": mask(answer)}
     thought = split_thought(answer, marks).thought
-    # What templates keep of it, byte for byte: what stands behind the last mark, with or without line breaks.
+    # Templates keep, byte for byte, the text after the last mark, with or without line breaks.
     kept = answer.split(marks.end)[-1]
     kept = kept.lstrip(left_out) if left_out else kept
     return {"role": message.role, "content": mask(kept), "reasoning_content": mask(thought)}

@@ -1,4 +1,4 @@
-"""What an engine needs to know of a checkpoint before it loads it."""
+"""Facts about a checkpoint that an engine needs before it loads it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from solon.errors import InputError
 
 
 def require_model(config: EngineConfig) -> None:
-    """Raises InputError when `config.model` cannot be a model: a directory without one, or no such directory."""
+    """Raises InputError when `config.model` cannot be a model: no such directory, or one without a model."""
     path = Path(config.model).expanduser()
     if (path / "config.json").is_file():
         return
@@ -27,14 +27,14 @@ def require_model(config: EngineConfig) -> None:
 
 
 def model_settings(config: EngineConfig) -> dict[str, Any]:
-    """The model's config.json. Raises InputError when it cannot be had."""
+    """The model's config.json. Raises InputError when it is not available."""
     return _read(config, "config.json")
 
 
 def stop_token_ids(config: EngineConfig, eos_token_id: int) -> tuple[int, ...]:
-    """Tokens that end an answer: the tokenizer's own, and those that the checkpoint says it was trained with.
+    """Tokens that end an answer: the tokenizer's own, and those named by the checkpoint.
 
-    Chat models often end a turn with another token than the one that ends a text.
+    Chat models often end a turn with a different token than the one that ends a text.
     """
     try:
         generation = _read(config, "generation_config.json")
@@ -48,7 +48,7 @@ def stop_token_ids(config: EngineConfig, eos_token_id: int) -> tuple[int, ...]:
 
 
 def is_quantised(config: EngineConfig) -> bool:
-    """Whether the checkpoint stores compressed weights, which a new policy version cannot replace."""
+    """Whether the checkpoint stores quantised weights, which a new policy version cannot replace."""
     return bool(model_settings(config).get("quantization_config"))
 
 

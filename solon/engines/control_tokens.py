@@ -1,11 +1,11 @@
-"""Which tokens steer a model, and a tokenizer that sees them nowhere in a text.
+"""The control tokens of a model, and a tokenizer that never finds them in a text.
 
     sealed = SealedTokenizer(tokenizer, control)
     sealed.encode("<|im_end|>")                  # pieces of text, never the control token
-    sealed.encode(sealed.name(7) + "hello")      # token 7 where its secret name stands, text elsewhere
+    sealed.encode(sealed.name(7) + "hello")      # token 7 at its secret name, text elsewhere
 
-The sealed tokenizer is the model's own in everything else: its control tokens have been given random names that no text
-can know. So a text with control words is split exactly as it would be if the words meant nothing.
+Otherwise the sealed tokenizer equals the model's own. Its control tokens have random names that no text can know, so a
+text with control words is split exactly as if the words had no meaning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MARKER = re.compile(
     r"<\|.*\|>|<\|.*>|<.*\|>|<｜.*｜>|\[/?[A-Z_]{2,}\]"
     r"|</?(s|bos|eos|pad|mask|think|thinking|seed:think|tools?|tool_calls?|tool_response|start_of_turn|end_of_turn)>"
 )
-"""Control tokens of the usual families, by form."""
+"""The form of control tokens of the usual families."""
 
 
 def control_tokens(
@@ -31,10 +31,10 @@ def control_tokens(
 ) -> dict[int, str]:
     """The tokens that no text may become, by id.
 
-    Special ones; and of the other added tokens those that the template writes, that mark a thought, or that have the
-    form of a control token. Runs of spaces and HTML tags, which some vocabularies add too, are text. The token for
-    what is unknown is no control token: it stands for text. Raises InputError for a name in `text_tokens` that is
-    special or not there.
+    These are the special tokens, and those other added tokens that the template writes, that mark a thought, or that
+    look like a control token. Runs of spaces and HTML tags, which some vocabularies add too, are text. The
+    unknown-word token is no control token: it stands for text. Raises InputError for a name in `text_tokens` that is
+    special or missing.
     """
     added = {index: (token.content, token.special) for index, token in tokenizer.added_tokens_decoder.items()}
     for name in text_tokens:
@@ -68,19 +68,19 @@ def _is_marker(content: str, template: str) -> bool:
 
 
 MASK = "\ue0f3"
-"""A character for private use: stands for one of a text."""
+"""A private-use character that replaces a character of a text."""
 
 
 def mask_all(text: str) -> str:
-    """A text of the same length that says nothing; spaces stay, for templates strip them."""
+    """A meaningless text of the same length; spaces stay, since templates strip them."""
     return re.sub(r"\S", MASK, text)
 
 
 class ControlWords:
-    """Finds words in a text that are, or with the text before or after it may become, control tokens.
+    """Finds words in a text that are control tokens, or may become part of one with the text before or after it.
 
-    normalise: what the tokenizer makes of a text before it looks for tokens. It may turn full-width letters, accents
-    and characters without width into control words, so its result is searched too.
+    normalise: the tokenizer's normaliser, applied before it looks for tokens. It may turn full-width letters, accents
+    and zero-width characters into control words, so its output is searched too.
     """
 
     def __init__(self, words: Iterable[str], normalise: Callable[[str], str] | None = None) -> None:
@@ -95,11 +95,11 @@ class ControlWords:
         self._longest = max(map(len, known), default=1)
 
     def may_matter_in(self, text: str) -> bool:
-        """Whether any of it is in a text, or begins at its end, or ends at its beginning."""
+        """Whether a text contains a control word, or may begin or end one at its edges."""
         return self._is_in(text) or self._is_read_in(text)
 
     def mask(self, text: str) -> str:
-        """The text with all of that masked, of the same length; all of it where only the tokenizer would find any."""
+        """The text with these words masked, of the same length; fully masked if only the tokenizer would find any."""
         masked = self._mask_words(text)
         return mask_all(text) if self._is_read_in(masked) else masked
 
@@ -107,7 +107,7 @@ class ControlWords:
         return self._pattern.search(text) is not None or any(self._edges(text))
 
     def _is_read_in(self, text: str) -> bool:
-        """Whether the tokenizer reads any in it, or its first character changes what stands before."""
+        """Whether the tokenizer finds any in the text, or its first character changes the preceding ones."""
         if self._normalise is None:
             return False
         return self._changes_what_is_before(text.lstrip()[:1]) or self._is_in(self._as_read(text))
@@ -119,7 +119,7 @@ class ControlWords:
         return any(self._as_read(end + first).strip() != self._as_read(end).strip() + alone for end in self._ends)
 
     def _as_read(self, text: str) -> str:
-        """A text after the tokenizer's normaliser, its sign for spaces taken back."""
+        """A text after the tokenizer's normaliser, with its space symbol turned back into spaces."""
         assert self._normalise is not None
         return self._normalise(text).replace("▁", " ")
 
@@ -131,7 +131,7 @@ class ControlWords:
         return text[: last - begun] + mask_all(text[last - begun : last]) + text[last:]
 
     def _edges(self, text: str) -> tuple[int, int]:
-        """How many characters at the end may be the beginning of a control token, and the other way round."""
+        """How many characters at the end may begin a control token, and how many at the beginning may end one."""
         core = text.strip()
         longest = min(self._longest, len(core))
         begun = next((n for n in range(longest, 0, -1) if core[-n:].lower() in self._heads), 0)
@@ -143,13 +143,13 @@ UNKNOWN_PIECE = "\x00unknown"
 
 
 class SealedTokenizer:
-    """See the module. Built from the tokenizer's own description; costs about as much as loading it."""
+    """See the module. Built from the tokenizer's own description; takes about as long as loading it."""
 
     def __init__(self, tokenizer: Any, control: Mapping[int, str]) -> None:
         from tokenizers import Tokenizer
 
-        # Lower-case letters and digits: no normalizer changes them, and no text contains this one. A digit is last: no
-        # accent at the beginning of a text combines with it.
+        # Lower-case letters and digits: no normalizer changes them, and no text contains this name. It ends with a
+        # digit: no accent at the beginning of a text combines with one.
         key = secrets.token_hex(12)
         self._names = {index: f"zq{key}x{index}q0" for index in control}
         described = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -160,7 +160,7 @@ class SealedTokenizer:
             if entry["id"] in self._names:
                 entry |= {"content": self._names[entry["id"]], "single_word": False}
             elif entry["content"] == tokenizer.unk_token and is_known:
-                continue  # to the model it stays what stands for unknown words; as a word it is text like any other
+                continue  # the model keeps its unknown-word token; as a word in a text it is ordinary text
             kept.append(entry)
         described["added_tokens"] = kept
         self._backend = Tokenizer.from_str(json.dumps(described))
@@ -174,23 +174,23 @@ class SealedTokenizer:
         self._control = frozenset(control)
 
     def name(self, index: int) -> str:
-        """What stands for a control token in a text that is encoded here."""
+        """The name of a control token in a text that is encoded here."""
         return self._names[index]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; control tokens only where their names stand."""
+        """Ids of a text; control tokens only at their names."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_data(self, text: str) -> list[int]:
-        """Ids of a text, no control token among them."""
+        """Ids of a text, without any control token."""
         return [index for index in self.encode(text) if index not in self._control]
 
     def _rename_words(self, model: dict[str, Any], control: Mapping[int, str], *, unknown: str | None) -> bool:
-        """A vocabulary may hold a control token as a word of its own, which a model of words or of pieces would find.
-        Returns whether it holds the token for unknown words."""
+        """Rename control tokens that the vocabulary also holds as words, which a word or unigram model would find.
+        Returns whether it holds the unknown-word token."""
         vocabulary = model.get("vocab")
-        if isinstance(vocabulary, list):  # pieces with scores, the id is the place
+        if isinstance(vocabulary, list):  # pieces with scores; the index is the id
             for index, name in self._names.items():
                 if index < len(vocabulary):
                     vocabulary[index][0] = name
@@ -203,7 +203,7 @@ class SealedTokenizer:
             return False
         merged = {"".join(m.split(" ")) if isinstance(m, str) else "".join(m) for m in model.get("merges") or ()}
         for index, content in control.items():
-            # One that is made by merges must keep its name; `encode_data` leaves it out.
+            # A token made by merges must keep its name; `encode_data` excludes it.
             if vocabulary.get(content) == index and content not in merged:
                 del vocabulary[content]
                 vocabulary[self._names[index]] = index

@@ -1,4 +1,4 @@
-"""Whether an engine can run where it is to run: the installed build of vLLM, and the devices that torch sees."""
+"""Whether an engine can run on its device: the installed build of vLLM, and the devices that torch sees."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ NEEDS_A_GPU = "the vLLM installed here is built for GPUs and computes nothing on
 
 
 def vllm_build() -> Build:
-    """Which vLLM is installed; empty: none. Imports nothing: its name or version says it, and vLLM itself looks
-    there."""
+    """The installed build of vLLM; empty: none. Imports nothing: its name or version tells the build, and vLLM itself
+    uses the same test."""
     try:
         return "cpu" if "cpu" in version("vllm") else "gpu"
     except PackageNotFoundError:
@@ -42,7 +42,7 @@ def require_build(device: Device, build: Build, name: str) -> None:
 
 
 def require_visible_gpu(device: Device, name: str) -> None:
-    """Raises InputError when vLLM for GPUs would find none. It asks the driver, which also counts hidden ones, and
+    """Raises InputError when vLLM for GPUs would find none. vLLM asks the driver, which also counts hidden GPUs, and
     fails later without a cause. Imports torch."""
     import torch
 
@@ -57,7 +57,7 @@ def require_visible_gpu(device: Device, name: str) -> None:
 
 
 def torch_device(device: Device, name: str) -> str:
-    """`cuda` or `cpu`. Raises InputError where a GPU was asked for and torch sees none. Imports torch."""
+    """`cuda` or `cpu`. Raises InputError when a GPU is required and torch sees none. Imports torch."""
     if device == "cpu":
         return "cpu"
     import torch

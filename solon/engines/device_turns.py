@@ -1,7 +1,7 @@
-"""Processes that share a GPU start on it one after another, and wait until its memory is free.
+"""Processes that share a GPU start on it one at a time, and wait until its memory is free.
 
-The lock is a file of this user and this device: the kernel frees it when its holder dies, so a worker that replaces a
-killed one waits for no process that is gone.
+The lock is a file per user and device: the kernel frees it when its holder dies, so the replacement of a killed worker
+does not wait for a dead process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _GIB = 1 << 30
 
 
 def device_key() -> str:
-    """Identifies the GPU that this process computes on, the same for all processes; empty: none. Imports torch."""
+    """Identifies the GPU of this process, the same for all processes; empty: none. Imports torch."""
     import torch
 
     if not torch.cuda.is_available():
@@ -33,8 +33,8 @@ def device_key() -> str:
 
 @contextlib.contextmanager
 def turn_on_device(key: str, *, folder: Path | None = None) -> Iterator[None]:
-    """Holds the device while other processes of this user wait at the same place. key: `device_key()`; empty: nothing
-    is held. Raises InputError when the folder of the locks is another user's."""
+    """Holds the device while other processes of this user wait for it. key: `device_key()`; empty: no lock. Raises
+    InputError when the lock folder belongs to another user."""
     if not key:
         yield
         return
@@ -44,7 +44,7 @@ def turn_on_device(key: str, *, folder: Path | None = None) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        # Not left to the closing: a child of this process may have inherited the file.
+        # Unlocked explicitly: a child of this process may have inherited the file.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
@@ -52,8 +52,8 @@ def turn_on_device(key: str, *, folder: Path | None = None) -> Iterator[None]:
 def wait_for_memory(
     needed: int, memory: Callable[[], tuple[int, int]], *, who: str, within_s: float = FREE_WITHIN_S
 ) -> None:
-    """Returns when so many bytes of the device are free. memory: (free, total) now. Raises RunFailedError when they are
-    not within the time."""
+    """Returns when `needed` bytes of the device are free. memory: (free, total) now. Raises RunFailedError when they do
+    not become free in time."""
     until = time.monotonic() + within_s
     while True:
         free, total = memory()
@@ -69,7 +69,7 @@ def wait_for_memory(
 
 
 def _folder() -> Path:
-    """A folder of this user alone, on this machine."""
+    """A private folder of this user on this machine."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     user = os.getuid()
     home = Path(base) / "solon" if base and Path(base).is_dir() else Path(tempfile.gettempdir()) / f"solon-{user}"

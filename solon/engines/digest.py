@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 _WHOLE_ELEMENTS = 1 << 20
 """Larger matrices are summed before they are hashed."""
 _CHUNK_ELEMENTS = 1 << 19
-"""Elements that are widened to int64, or copied to the host, together: 4 MiB."""
+"""Most elements that are widened to int64, or copied to the host, at once: 4 MiB."""
 
 
 def digest_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """sha256 over names and values. Takes no copy of a tensor, but for a few MiB.
+    """sha256 over names and values. Copies at most a few MiB of a tensor.
 
-    Exact for vectors and for tensors of up to a million elements. Of larger matrices it hashes the sums of the bit
-    patterns over rows and over columns: a change of one element is always seen, and so are exchanged rows or columns;
-    changes that cancel out in every row and in every column (+5 -5 in one row, -5 +5 below it) are not. It finds damage
-    and mixed versions, and is no proof against an adversary who chooses the values.
+    Exact for vectors and for tensors of up to a million elements. For larger matrices it hashes the sums of the bit
+    patterns over rows and over columns: it always detects a change of one element and exchanged rows or columns, but
+    not changes that cancel out in every row and in every column (+5 -5 in one row, -5 +5 below it). It finds damage and
+    mixed versions, but does not protect against an adversary who chooses the values.
     """
     import torch
 
@@ -41,14 +41,14 @@ def _bytes_of(tensor: torch.Tensor) -> Iterator[memoryview]:
     # by byte would take longer than loading it.
     wide = tensor.numel() > _WHOLE_ELEMENTS and tensor.ndim > 1
     for part in _sums(tensor) if wide else (tensor,):
-        flat = part.reshape(-1)  # a view, unless a small matrix lies in another order
+        flat = part.reshape(-1)  # a view, unless a small matrix is stored in another order
         for start in range(0, max(1, flat.numel()), _CHUNK_ELEMENTS):
             yield _packed(flat[start : start + _CHUNK_ELEMENTS]).view(torch.uint8).cpu().numpy().data
 
 
 def _packed(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, its elements side by side. One of no or one element counts as contiguous whatever its strides are,
-    and to view it as another type fails unless the last stride is 1."""
+    """The tensor with its elements contiguous. A tensor of at most one element counts as contiguous whatever its
+    strides are, and viewing it as another type fails unless the last stride is 1."""
     import torch
 
     return tensor.contiguous() if tensor.numel() > 1 else tensor.clone(memory_format=torch.contiguous_format)
@@ -70,5 +70,5 @@ def _sums(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             wide = part[:, column : column + _CHUNK_ELEMENTS].to(torch.int64)
             down_C[column : column + _CHUNK_ELEMENTS] += wide.sum(0)
             across_R[row : row + step] += wide.sum(1)
-            del wide  # or the next one would be made beside it
+            del wide  # before the next chunk is allocated
     return down_C, across_R

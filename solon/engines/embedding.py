@@ -17,7 +17,7 @@ MAX_TOKENS = 512
 
 
 class EncoderEmbed:
-    """`rows_ND = await EncoderEmbed("org/encoder")(texts)`. Raises InputError when the model is no encoder.
+    """`rows_ND = await EncoderEmbed("org/encoder")(texts)`. Raises InputError when the model is not an encoder.
 
     Texts beyond `MAX_TOKENS` tokens are cut. N texts, D dimensions.
     """
@@ -49,7 +49,7 @@ class EncoderEmbed:
 
         rows = []
         for start in range(0, len(texts), BATCH):
-            with self._lock:  # a tokenizer that two threads set to pad and to cut at once refuses ("Already borrowed")
+            with self._lock:  # a tokenizer shared by two threads fails to pad and truncate at once ("Already borrowed")
                 batch = self._tokenizer(
                     texts[start : start + BATCH],
                     padding=True,

@@ -1,11 +1,11 @@
-"""Failures of the libraries that an engine or a learner computes with, told apart from bad input and from our own bugs.
+"""Separates failures of the compute libraries of an engine or learner from bad input and from our own bugs.
 
     with computing("engine rollout-0", "decoding"):
         outputs = client.get_output()
 
-What torch, CUDA, vLLM or Transformers raise while they compute says that this process cannot be used any more: its
-state may be half written, and after a CUDA error the device refuses all further work. So it becomes an
-EngineFailedError, and the owner of the process replaces it.
+An exception of torch, CUDA, vLLM or Transformers during a computation makes the process unusable: its state may be half
+written, and after a CUDA error the device refuses all further work. So it becomes an EngineFailedError, and the owner
+of the process replaces it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from solon.engines.base import Completion
 from solon.errors import EngineFailedError, InputError, RunFailedError, one_line
 
 RAISED_BY_LIBRARIES = (RuntimeError, MemoryError)
-"""Where Solon's own code runs between calls of torch: what torch raises when a computation fails. Every CUDA error and
-`torch.OutOfMemoryError` is a RuntimeError; mistakes in Python code are other classes."""
+"""The errors of a failed computation in torch, used where Solon's own code runs between its calls. Every CUDA error and
+`torch.OutOfMemoryError` is a RuntimeError; mistakes in Python code have other classes."""
 _OURS = (InputError, RunFailedError, NotImplementedError, RecursionError)
 _NO_ROOM = "; if it happens again, lower max_running, max_model_len or gpu_memory_utilization of this engine's section"
 
@@ -28,9 +28,9 @@ _NO_ROOM = "; if it happens again, lower max_running, max_model_len or gpu_memor
 def computing(
     who: str, what: str, *, kinds: tuple[type[Exception], ...] = (Exception,), no_room: str = _NO_ROOM
 ) -> Iterator[None]:
-    """Exceptions of these kinds become an EngineFailedError; input errors and errors of a run stay what they are.
+    """Turns exceptions of these kinds into an EngineFailedError; input errors and errors of a run pass unchanged.
 
-    no_room: what to do when the memory was too small, beginning with "; ".
+    no_room: the remedy when memory was too small, beginning with "; ".
     """
     try:
         yield
@@ -44,7 +44,7 @@ def computing(
 
 
 def check_numbers(who: str, completions: Sequence[Completion]) -> None:
-    """Raises EngineFailedError when log-probs are no numbers: a token that was sampled has a finite one."""
+    """Raises EngineFailedError when log-probs are not finite: every sampled token has a finite one."""
     for completion in completions:
         wrong = [float(x) for x in completion.logprobs if not math.isfinite(x)]
         wrong += [x for x in completion.label_logprobs if math.isnan(x) or x == math.inf]
@@ -57,6 +57,6 @@ def check_numbers(who: str, completions: Sequence[Completion]) -> None:
 
 
 def check_canaries(who: str, canary: Sequence[Sequence[float]]) -> None:
-    """The same of the log-probs by which weights are attested."""
+    """The same for the log-probs that attest weights."""
     if any(not math.isfinite(x) for row in canary for x in row):
         raise EngineFailedError(f"{who} computed log-probs that are no numbers on the attestation's sequences")

@@ -1,7 +1,7 @@
-"""A small honest engine for tests: a bigram model over a dozen words, in numpy, built in no time.
+"""A small faithful engine for tests: a bigram model over a dozen words, in numpy, built instantly.
 
-Honest means: it samples from the distribution whose log-probs it returns, another payload gives other
-log-probs, the canary of `fake_weights` is what the engine computes, and errors are those of real engines.
+It samples from the distribution whose log-probs it returns, another payload gives other log-probs, the canary of
+`fake_weights` matches the engine's computation, and errors are those of real engines.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class FakeTokenizer:
         return [*ids, self._ids["<assistant>"]]
 
     def open_chat(self, messages: Sequence[Message]) -> ChatPrompt:
-        """Tokens of a conversation that an answer follows."""
+        """Tokens of a conversation up to the answer."""
         return ChatPrompt(tuple(self.encode_chat(messages)))
 
     def read_answer(self, token_ids: Sequence[int], *, opens_thought: bool = False) -> AnswerText:
@@ -91,10 +91,10 @@ class _Running(Progress):
 
 
 class FakeEngine:
-    """Implements `Engine`. `FakeEngine(step_s=0.01)` pretends that a step takes 10 ms.
+    """Implements `Engine`. `FakeEngine(step_s=0.01)` simulates steps of 10 ms.
 
-    `label_rule`, when given, answers label requests instead of the model; an exception put into `fail_next`
-    is raised by the next `step()`.
+    `label_rule`, if given, answers label requests instead of the model; the next `step()` raises an exception put into
+    `fail_next`.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class FakeEngine:
 
     def check_weights(self, weights: Weights) -> WeightCheck:
         """See `Engine.check_weights`."""
-        # A table drawn from a digest: nothing in it can be compared with the payload.
+        # A table drawn from a digest cannot be compared with the payload.
         return WeightCheck(dtype=self.dtype)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -185,7 +185,7 @@ class FakeEngine:
         return [[float(table[a, b]) for a, b in itertools.pairwise(s)] for s in sequences]
 
     def close(self) -> None:
-        """Forget all requests."""
+        """Drop all requests."""
         self.closed = True
 
     def _advance(self, running: _Running) -> Completion | None:
@@ -229,7 +229,7 @@ class FakeEngine:
 def fake_weights(
     version: int, *, payload: bytes | None = None, words: str = WORDS, canary: tuple[int, ...] = (4, 5, 6, 7)
 ) -> Weights:
-    """Weights that a `FakeEngine` loads and attests; another version has another payload unless one is given."""
+    """Weights that a `FakeEngine` loads and attests; each version has its own payload unless one is given."""
     data = np.frombuffer(payload or f"version {version}".encode(), np.uint8)
     table = _bigrams(data, len(FakeTokenizer(words)))
     return Weights(

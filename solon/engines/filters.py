@@ -1,7 +1,7 @@
 """Which tokens may be sampled: the filters of an engine's sampler, computed from logits alone.
 
-The engine that samples and the learner that weighs the samples use these same functions, so both speak of one
-distribution: softmax over the allowed tokens. Every filter keeps what lies at or above a threshold, so that tokens of
+The engine that samples and the learner that weights the samples use the same functions, so both use the same
+distribution: softmax over the allowed tokens. Every filter keeps tokens at or above a threshold, so that tokens with
 equal logits are kept or dropped together.
 
 Shapes: N positions, V vocabulary.
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOOR = -1e30
-"""Logit of a token that is not allowed: probability 0 in every precision, and finite, so that 0 times it is 0."""
+"""Logit of an excluded token: probability 0 in every precision, and finite, so that 0 times it is 0."""
 HEAD = 1024
-"""`top_p` is looked for among so many of the likeliest tokens before the whole vocabulary is sorted."""
+"""Number of most likely tokens in which `top_p` is searched before the whole vocabulary is sorted."""
 ELEMENTS = 1 << 24
-"""Logits that are sorted at once: sorting needs several times their memory."""
+"""Most logits that are sorted at once: sorting needs several times their memory."""
 
 
 def allowed_tokens(
@@ -31,9 +31,9 @@ def allowed_tokens(
 ) -> Tensor:
     """True for the tokens that may be sampled, [N, V]; no gradient.
 
-    In vLLM's order: `min_tokens`, `min_p`, `top_k`, `top_p`, each on what the one before left. At least one token is
-    allowed everywhere. logits_NV: over the temperature. place_N: tokens of the answer before each position, and
-    end_ids: tokens that end it; both for `min_tokens`.
+    In vLLM's order: `min_tokens`, `min_p`, `top_k`, `top_p`, each applied to the result of the previous one. At least
+    one token is allowed at every position. logits_NV: divided by the temperature. place_N: tokens of the answer before
+    each position, and end_ids: tokens that end it; both for `min_tokens`.
     """
     import torch
 
@@ -54,7 +54,7 @@ def allowed_tokens(
 
 
 def _threshold(logits_NV: Tensor, filters: Filters) -> Tensor:
-    """The lowest logit that is allowed, [N, 1]."""
+    """The lowest allowed logit, [N, 1]."""
     import torch
 
     lowest_N1 = torch.full_like(logits_NV[:, :1], -math.inf)
@@ -70,7 +70,7 @@ def _threshold(logits_NV: Tensor, filters: Filters) -> Tensor:
 
 
 def _nucleus(logits_NV: Tensor, top_p: float, *, most: int | None) -> Tensor:
-    """Logit of the last of the likeliest tokens that together reach `top_p`, [N, 1]. most: tokens that are finite."""
+    """The lowest logit of the most likely tokens that together reach `top_p`, [N, 1]. most: number of finite tokens."""
     vocabulary = logits_NV.shape[-1]
     total_N1 = logits_NV.logsumexp(-1, keepdim=True)
     for width in (min(most or HEAD, vocabulary), vocabulary):

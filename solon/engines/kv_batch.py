@@ -1,4 +1,4 @@
-"""A batch of half-written answers: one key-value cache whose rows come and go.
+"""A batch of unfinished answers: one key-value cache with changing rows.
 
 Shapes: B rows, T cached positions, V vocabulary.
 """
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class KvBatch:
-    """Left-padded rows of different lengths under one cache.
+    """Left-padded rows of different lengths in one cache.
 
-    Row order is that of joining: `prefill(..., keep=...)` appends, `select` keeps a subset.
+    Rows are in joining order: `prefill(..., keep=...)` appends, `select` keeps a subset.
     """
 
     def __init__(self, model: Any) -> None:
@@ -51,7 +51,7 @@ class KvBatch:
         return self._forward(ids_B1, self._mask_BT, self._cache)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keeps these rows, and no more columns than the longest of them needs."""
+        """Keeps these rows, and only as many columns as the longest of them needs."""
         import torch
 
         if not rows:
@@ -94,8 +94,8 @@ class KvBatch:
 def _new_cache() -> Any:
     from transformers import DynamicCache
 
-    # Without the model's config every layer keeps all positions, also those with a sliding window (their mask
-    # hides what is out of sight), so that rows of different ages can be joined.
+    # Without the model's config every layer keeps all positions, also those with a sliding window (their mask hides
+    # positions outside it), so that rows of different ages can be joined.
     return DynamicCache()
 
 

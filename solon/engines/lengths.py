@@ -1,4 +1,4 @@
-"""How long a prompt and its answer may be together: what was asked for, or the model's context where that is less."""
+"""The context length of an engine: the configured length, or the model's context if that is shorter."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Options = TypeVar("Options", bound=EngineOptions)
 def fit_length(
     options: Options, context: int | None, *, where: str = "max_model_len", default: int = DEFAULT
 ) -> Options:
-    """Options that a model of this context takes. A default length gives way to it; a configured one
-    raises InputError.
+    """Options that fit a model with this context. A default length is lowered to it; a configured one raises
+    InputError.
 
-    where: the setting, in messages. default: the length that stands for no choice.
+    where: the setting, for messages. default: the length that stands for no choice.
 
     >>> fit_length(EngineOptions(), 256).max_model_len
     256
@@ -40,7 +40,7 @@ def engine_config(model: str, options: EngineOptions, *, seed: int = 0, default:
 
 
 def lowered(engine: EngineConfig, options: EngineOptions) -> str | None:
-    """The note for a user who asked for a longer engine; None: it has the length that was asked for."""
+    """A note for a user who configured a longer engine; None: it has the configured length."""
     if engine.max_model_len == options.max_model_len:
         return None
     return f"max_model_len is {engine.max_model_len}, the context of {engine.model}"

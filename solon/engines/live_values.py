@@ -1,6 +1,6 @@
-"""Whether one live tensor holds given values: compared exactly, or read back by multiplying where it is packed.
+"""Whether one live tensor holds given values: compared exactly, or read by multiplication if it is packed.
 
-R rows (output features), C columns (input features), K columns that are read.
+R rows (output features), C columns (input features), K read columns.
 """
 
 from __future__ import annotations
@@ -16,41 +16,40 @@ _PADDING_ROWS = 64
 """Vocabularies are padded to a multiple of this."""
 _CHUNK_ELEMENTS = 1 << 24
 _READ_BUDGET = 1 << 24
-"""Multiplications spent on reading one packed tensor: narrow ones are read whole, of wide ones some columns."""
+"""Most multiplications for reading one packed tensor: narrow ones are read whole, wide ones in part."""
 _MIN_COLUMNS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """A tensor that the model computes with, or a packed copy that can be multiplied with and not looked at."""
+    """A tensor that the model computes with, or a packed copy that can only be multiplied with."""
 
     name: str
     loaded_as: str
-    """Name of the parameter whose values it holds; another than `name` for a tied head."""
+    """Name of the parameter whose values it holds; differs from `name` for a tied head."""
     dtype: torch.dtype
     tensor: torch.Tensor | None = None
     multiply: Callable[[torch.Tensor], torch.Tensor] | None = None
-    """[K, C] -> [K, R]. Kernels read beyond their operand when C is another than they were made for."""
+    """[K, C] -> [K, R]. Kernels read out of bounds when C is not the one they were made for."""
     width: int = 0
     """That C."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """How a live tensor is made of those in the file: one below the other; the same, each transposed; or with the rows
-    in another order (GPT-NeoX sorts its heads)."""
+    """How a live tensor is made of the tensors in the file: stacked; stacked after transposing each; or stacked with
+    reordered rows (GPT-NeoX sorts its heads)."""
 
     form: Literal["stacked", "transposed", "reordered"]
     order_R: torch.Tensor | None = None
-    """`reordered` alone: which row of the stacked ones each live row is."""
+    """Only for `reordered`: the stacked row that each live row holds."""
 
 
 STACKED, TRANSPOSED = Layout("stacked"), Layout("transposed")
 
 
 def same_values(live: torch.Tensor, sent: torch.Tensor, order_R: torch.Tensor | None = None) -> bool:
-    """Whether `live` holds what `sent`, its rows in this order, becomes in its dtype. Takes no copy of more than a few
-    MiB."""
+    """Whether `live` equals `sent` in its own dtype, with its rows in this order. Copies at most a few MiB."""
     import torch
 
     if live.shape != sent.shape:
@@ -66,7 +65,7 @@ def same_values(live: torch.Tensor, sent: torch.Tensor, order_R: torch.Tensor | 
 
 
 def holds(live: Live, parts: Sequence[torch.Tensor], layout: Layout, *, salt: int) -> bool:
-    """Whether a live tensor of this layout is made of these. `salt`: chooses the columns that are read of a wide packed
+    """Whether a live tensor of this layout holds these parts. `salt`: selects the columns read from a wide packed
     copy."""
     if layout.form == "transposed":
         if any(part.ndim != 2 for part in parts):
@@ -83,8 +82,8 @@ def holds(live: Live, parts: Sequence[torch.Tensor], layout: Layout, *, salt: in
 
 
 def row_order(live: Live, parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """[R]: which row of the stacked parts each live row holds; None when it is not to be seen, for rows that are alike
-    or have other values. Compares a choice of columns: check the whole with `holds`."""
+    """[R]: the stacked row that each live row holds; None when it cannot be determined, because rows are equal or have
+    other values. Compares a selection of columns: check the whole with `holds`."""
     import torch
 
     if (read := _read(live, parts, 0)) is None:
@@ -100,7 +99,7 @@ def row_order(live: Live, parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 
 def has_equal_rows(parts: Sequence[torch.Tensor]) -> bool:
-    """Rows that are all the same, as biases are before training, do not show their order."""
+    """Whether all rows are equal, as biases are before training: equal rows do not show their order."""
     first = parts[0][:1] if parts[0].ndim else parts[0]
     return all(bool((part[:2] == first).all()) and bool((part == first).all()) for part in parts)
 
@@ -123,7 +122,7 @@ def _tensor_holds(live: Live, parts: Sequence[torch.Tensor], layout: Layout) -> 
 
 
 def _fit(shape: Sequence[int], parts: Sequence[torch.Tensor]) -> bool:
-    """Whether a tensor of this shape has room for the parts below each other, and no more than padding beside."""
+    """Whether a tensor of this shape has room for the stacked parts and nothing but padding."""
     if any(part.ndim == 0 or tuple(part.shape[1:]) != tuple(shape[1:]) for part in parts):
         return False
     return 0 <= shape[0] - sum(len(part) for part in parts) < _PADDING_ROWS
@@ -136,7 +135,7 @@ def _stack(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _read(live: Live, parts: Sequence[torch.Tensor], salt: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The same columns as they are held and as they were sent, both [R, K]; None when the shapes do not fit.
+    """The same columns of the live tensor and of the parts, both [R, K]; None when the shapes do not fit.
 
     Multiplying with columns of the identity gives columns of the weight, exactly: each is one product with 1 and sums
     of 0.
@@ -172,14 +171,14 @@ def _sent_columns(parts: Sequence[torch.Tensor], column_K: torch.Tensor, dtype: 
 
 
 def _flushed(tensor: torch.Tensor) -> torch.Tensor:
-    """Processors that multiply in bfloat16 take numbers below 1.2e-38 for 0."""
+    """Zero for numbers below 1.2e-38: processors that multiply in bfloat16 flush them."""
     import torch
 
     return torch.where(tensor.abs() < torch.finfo(torch.bfloat16).tiny, torch.zeros_like(tensor), tensor)
 
 
 def _columns(rows: int, width: int, salt: int) -> torch.Tensor:
-    """Which columns are read, [K]: all, or a random choice that is different for every salt."""
+    """The columns to read, [K]: all, or a random selection that differs for every salt."""
     import torch
 
     affordable = max(_MIN_COLUMNS, _READ_BUDGET // max(1, rows * width))

@@ -1,10 +1,11 @@
-"""Which tensors of a live model do not hold what was sent: compared value by value, in the engine's own layout.
+"""Finds tensors of a live model that differ from the published weights, value by value, in the engine's own layout.
 
 An engine joins q, k and v, transposes, sorts heads, pads the vocabulary, and on a CPU computes with a packed copy that
-only a matrix product can read. `LiveWeights` learns from the checkpoint that the engine was built from how each live
-tensor is made of tensors of the file. After every load it compares the live ones with the payload. Equality is exact,
-so neither rounding nor a small update matters: a stale tensor is found, and a fresh one is never called stale. Nothing
-is passed over: what cannot be compared is `unknown`, and what was to be compared and was not is `uncompared`.
+only a matrix product can read. `LiveWeights` learns from the engine's original checkpoint how each live tensor is made
+of tensors of the file. After every load it compares the live tensors with the payload. Equality is exact, so neither
+rounding nor a small update matters: every stale tensor is found, and no fresh one is called stale. Nothing is skipped
+silently: a tensor that cannot be compared is `unknown`, and one that should have been compared and was not is
+`uncompared`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 PACKED = " (packed copy)"
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""Modules that engines join, in the order of their rows."""
+"""Modules that engines join, in row order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,8 @@ class _Plan:
 class LiveWeights:
     """Learns the layout from live tensors that hold the values of `checkpoint`, and checks later loads against it.
 
-    A live tensor of a layout that is not understood is `unknown`: it must change when a tensor of its layer that
-    nothing else accounts for has changed. Raises AttestationError when there is nothing live.
+    A live tensor of an unknown layout is `unknown`: it must change when an otherwise unaccounted tensor of its layer
+    has changed. Raises AttestationError when there are no live tensors.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class LiveWeights:
         self._held = _digests((one.name, one.tensor) for one in self._unknown(live))
 
     def check(self, live: Sequence[Live], sent: Mapping[str, torch.Tensor], *, salt: int, dtype: str) -> WeightCheck:
-        """What became of `sent` in the live tensors. `salt`: other columns of wide packed tensors are read for each."""
+        """Compares `sent` to the live tensors. `salt`: selects the columns read from wide packed tensors."""
         sent = self._by_name_in_file(sent)
         now = {one.name: one for one in live}
         stale, uncompared = [], []
@@ -96,8 +97,8 @@ class LiveWeights:
         return plans
 
     def _by_name_in_file(self, sent: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What was sent, by the names that the checkpoint has for it: GPT-2's lack the `transformer.` of the learner's.
-        What the checkpoint does not have keeps its own name."""
+        """The payload by the names of the checkpoint: GPT-2's lack the learner's prefix `transformer.`. Tensors that
+        the checkpoint lacks keep their names."""
         keys = _by_key(sent)
         own = {name: name for name in self._in_file if name in sent}
         own |= {name: keys[key] for key, name in self._file_keys.items() if name not in own and key in keys}
@@ -105,12 +106,12 @@ class LiveWeights:
         return {name: sent[theirs] for name, theirs in own.items()} | {n: t for n, t in sent.items() if n not in taken}
 
     def _unknown(self, live: Sequence[Live]) -> list[Live]:
-        # What is kept beside a packed copy that was understood is not computed with, or is looked at by another name.
+        # A tensor kept beside a packed copy of known layout is not computed with, or is checked under another name.
         return [one for one in live if not {one.name, one.name + PACKED} & self._plans.keys()]
 
     def _unchanged(self, unknown: Sequence[Live], sent: Mapping[str, torch.Tensor]) -> list[str]:
-        """Unknown tensors of layers in which a tensor was sent again and no value changed. Packed copies are
-        not among them: a choice of their columns may stay the same when others change."""
+        """Unknown tensors without a changed value, in layers of which a published tensor changed. Packed copies are
+        excluded: a selection of their columns may stay the same when others change."""
         sent_now = self._loose_digests(sent)
         held_now = _digests((one.name, one.tensor) for one in unknown)
         renewed = {_layer(name) for name, digest in sent_now.items() if digest != self._sent.get(name, digest)}
@@ -119,14 +120,14 @@ class LiveWeights:
         return [name for name in held_now if _layer(name) in renewed - different]
 
     def _loose_digests(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-        """Of those that no plan accounts for, as the engine rounds them: a file, or a small step, may differ from what
-        is held by rounding alone."""
+        """Digests of the tensors outside all plans, rounded as in the engine: a file, or a small step, may differ from
+        the live values by rounding alone."""
         accounted = {name for plan in self._plans.values() for name in plan.sources}
         return _digests((name, tensors[name].to(self._dtype)) for name in sorted(tensors.keys() - accounted))
 
 
 class CheckpointTensors(Mapping[str, "torch.Tensor"]):
-    """The tensors of a model's safetensors files, each read when it is asked for; empty when there are no files."""
+    """The tensors of a model's safetensors files, each read on access; empty when there are no files."""
 
     def __init__(self, model: str) -> None:
         from safetensors import safe_open
@@ -164,7 +165,7 @@ def _digests(named: Iterable[tuple[str, torch.Tensor | None]]) -> dict[str, str]
 
 
 def _key(name: str) -> str:
-    """Wrappers around the same layers are called differently here and there."""
+    """A name without wrappers, which differ between libraries around the same layers."""
     return ".".join(part for part in name.split(".") if part not in ("model", "transformer", "language_model"))
 
 
@@ -178,7 +179,7 @@ def _by_key(names: Iterable[str]) -> dict[str, str]:
 
 
 def _sources(loaded_as: str, names: Mapping[str, str], joined: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Names in the file of the tensors that make up a parameter; none when they are not known."""
+    """Names of the file's tensors that make up a parameter; empty when unknown."""
     key = _key(loaded_as)
     if key in names:
         return (names[key],)
@@ -189,20 +190,20 @@ def _sources(loaded_as: str, names: Mapping[str, str], joined: Mapping[str, Sequ
 
 
 def _layer(name: str) -> str:
-    """`model.layers.3.mlp.experts.w2_weight` is of layer 3; what has no number is of its own first word."""
+    """`model.layers.3.mlp.experts.w2_weight` belongs to layer 3; a name without a number to its first word."""
     found = re.search(r"\.(\d+)\.", name)
     return found[1] if found else _key(name).partition(".")[0]
 
 
 def _layout(live: Live, parts: Sequence[torch.Tensor]) -> Layout | None:
-    """How a live tensor is made of these, seen from one that holds their values; None when it is not to be seen."""
+    """How a live tensor that holds the values of these parts is made of them; None when it cannot be determined."""
     if not parts:
         return None
     stacked, transposed = (holds(live, parts, layout, salt=0) for layout in (STACKED, TRANSPOSED))
     if stacked and transposed:
-        return None  # square and symmetric, zeros say: it may be either
+        return None  # square and symmetric (all zeros, for example): both layouts are possible
     if stacked:
-        # A vector without a matrix, as of a norm that is all ones, has the order of the features.
+        # A vector without a matrix, such as a norm of all ones, has the order of the features.
         return STACKED if not _order_is_hidden(parts) or (parts[0].ndim < 2 and len(parts) == 1) else None
     if transposed:
         return None if _order_is_hidden([part.T for part in parts]) else TRANSPOSED
@@ -210,7 +211,7 @@ def _layout(live: Live, parts: Sequence[torch.Tensor]) -> Layout | None:
 
 
 def _layout_of_bias(live: Live, parts: Sequence[torch.Tensor], weight: Layout | None) -> Layout | None:
-    """Its rows have the order of its weight's, which shows where those of the bias are alike."""
+    """A bias has the row order of its weight, which is visible even if the bias's own rows are equal."""
     if not parts:
         return None
     if weight is not None and _has_rows_of(weight, parts):

@@ -1,6 +1,6 @@
-"""How much memory an engine takes, estimated before it starts: arithmetic on the sizes of its model and its settings.
+"""An engine's memory, estimated before it starts from the sizes of its model and its settings.
 
-What depends on the library, such as the context of CUDA, are constants below. They are assumptions, chosen high.
+Amounts that depend on libraries, such as the CUDA context, are constants below. They are assumptions, on the high side.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from solon.models.sizes import BYTES, ModelSizes
 
 GIB = 1 << 30
 CPU_CACHE_GIB = 0.5
-"""Key-value cache on a CPU where `kv_cache_gib` is not set."""
+"""Default key-value cache on a CPU."""
 BATCHED_TOKENS = 8192
-"""Tokens computed in one step at most where `max_batched_tokens` is not set. vLLM's own default for an engine that is
-stepped by its owner is 2,048, which cuts the questions of a judge into many small steps."""
+"""Default for the most tokens computed in one step. vLLM's own default for an engine that is stepped by its owner is
+2,048, which splits a judge's questions into many small steps."""
 CONTEXT = int(0.6 * GIB)
-"""Context of CUDA, code of the kernels, workspaces of its libraries: of every process on a device."""
+"""CUDA context, kernel code and library workspaces of every process on a device."""
 GRAPHS = int(0.75 * GIB)
-"""CUDA graphs and what compiling leaves, without `enforce_eager`."""
+"""CUDA graphs and the memory held after compilation, without `enforce_eager`."""
 PROCESS = int(0.9 * GIB)
 """Resident memory of a process that has imported torch and its libraries."""
 LOGITS_COPIES = 4
-"""Float32 copies of the logits of all running requests that the sampler makes at once."""
+"""Float32 copies of the logits of all running requests that the sampler holds at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,25 +33,25 @@ class EngineMemory:
     weights: int
     cache: int
     activations: int
-    """Of one step with `max_batched_tokens` tokens, and the sampler's logits."""
+    """One step with `max_batched_tokens` tokens, and the sampler's logits."""
     runtime: int
     """Context, kernels, graphs."""
     reload: int
-    """A second copy while new weights are loaded; 0 for judges."""
+    """A second copy during a load of new weights; 0 for judges."""
 
     @property
     def total(self) -> int:
-        """All parts together, bytes."""
+        """Sum of all parts, bytes."""
         return self.weights + self.cache + self.activations + self.runtime + self.reload
 
 
 def engine_memory(
     sizes: ModelSizes, options: EngineOptions, *, on_gpu: bool, reloads: bool, device: int | None = None
 ) -> EngineMemory:
-    """The estimate for one engine. reloads: it is given new weights. device: bytes of the GPU's memory.
+    """The estimate for one engine. reloads: it gets new weights. device: bytes of the GPU's memory.
 
     With `kv_cache_gib` the cache has that size. Without it, an engine on a GPU takes `gpu_memory_utilization` of the
-    device in all, and the cache is what the rest leaves, below 0 where it leaves nothing; 0 for an unknown device.
+    device in total, and the cache gets the rest, which is negative if nothing is left; 0 for an unknown device.
     """
     width = element_bytes(sizes, options, on_gpu=on_gpu)
     weights = sizes.weights(width)
@@ -73,12 +73,12 @@ def engine_memory(
 
 
 def element_bytes(sizes: ModelSizes, options: EngineOptions, *, on_gpu: bool) -> int:
-    """Of one element of what the engine computes in."""
+    """Bytes of one element in the engine's computing type."""
     if options.dtype != "auto":
         return BYTES[options.dtype]
     return min(2, sizes.own_bytes) if on_gpu else 4
 
 
 def request_cache(sizes: ModelSizes, options: EngineOptions, *, on_gpu: bool) -> int:
-    """Bytes that one request of full length takes in the key-value cache."""
+    """Bytes of the key-value cache for one request of full length."""
     return sizes.cached_elements * element_bytes(sizes, options, on_gpu=on_gpu) * options.max_model_len

@@ -1,8 +1,7 @@
-"""What lies beside the weights of a saved model: tokenizer files as they came, and a generation config that can be
-saved.
+"""The files beside the weights of a saved model: unchanged tokenizer files, and a generation config that can be saved.
 
-Transformers reads a `generation_config.json` that contradicts itself with a warning, and refuses to write it. Many
-published models have one, so every place that saves a model repairs it first.
+Transformers reads a contradictory `generation_config.json` with a warning but refuses to write it. Many published
+models have one, so every place that saves a model repairs it first.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ COMPANIONS = (
 """The tokenizer's files, in every format that Transformers reads."""
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
-"""Settings that decide whether others are valid."""
+"""Settings that determine whether others are valid."""
 
 
 def copy_companions(source: Path, target: Path) -> list[str]:
@@ -44,10 +43,10 @@ def copy_companions(source: Path, target: Path) -> list[str]:
 
 
 def repair_generation_config(model: Any) -> list[str]:
-    """Make `model.generation_config` one that Transformers saves; returns what had to be dropped.
+    """Make `model.generation_config` one that Transformers saves; returns the dropped settings.
 
-    Parameters of sampling in a file that says nothing of `do_sample` mean that the model is to be sampled from:
-    `do_sample` is turned on and their values stay. What is invalid otherwise is dropped. A valid one is left alone.
+    Sampling parameters in a file without `do_sample` mean that the model should be sampled: `do_sample` is turned on
+    and their values stay. Other invalid settings are dropped. A valid config is not changed.
     """
     config = getattr(model, "generation_config", None)
     if config is None or _is_valid(config):
@@ -71,7 +70,7 @@ def repair_generation_config(model: Any) -> list[str]:
 
 
 def warn_of_dropped(dropped: list[str]) -> None:
-    """Say what `repair_generation_config` dropped."""
+    """Warn of the settings that `repair_generation_config` dropped."""
     if dropped:
         settings = ", ".join(dropped)
         warnings.warn(f"generation_config.json is saved without {settings}: Transformers refuses it", stacklevel=2)

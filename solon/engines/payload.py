@@ -1,4 +1,4 @@
-"""What every engine does with a weight payload: prove that it arrived intact, and read it without a copy."""
+"""Common to all engines: verify a weight payload and read it without a copy."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _DTYPES = {
 
 
 def fingerprint(payload: NDArray[np.uint8]) -> str:
-    """sha256 of a payload: what names a set of weights."""
+    """sha256 of a payload, which identifies a set of weights."""
     return hashlib.sha256(np.ascontiguousarray(payload).data).hexdigest()
 
 
 def verify_fingerprint(weights: Weights, engine: str) -> None:
-    """Raises AttestationError unless the payload is the one that was sent."""
+    """Raises AttestationError unless the payload is the published one."""
     received = fingerprint(weights.payload)
     if received != weights.fingerprint:
         raise AttestationError(
@@ -48,7 +48,7 @@ def verify_fingerprint(weights: Weights, engine: str) -> None:
 
 
 def named_tensors(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of the safetensors payload, by name, in file order; views, never to be written to.
+    """The tensors of the safetensors payload, by name, in file order; read-only views.
 
     Raises AttestationError when the payload is not a readable safetensors file.
     """
@@ -86,7 +86,7 @@ def _tensor(data: NDArray[np.uint8], dtype: torch.dtype, shape: list[int]) -> to
     if data.ctypes.data % dtype.itemsize:
         data = data.copy()
     with warnings.catch_warnings():
-        # The object store hands out read-only memory, which torch only knows how to warn about. Engines copy
-        # from these tensors and never into them.
+        # The object store returns read-only memory, for which torch only has a warning. Engines copy from these
+        # tensors and never into them.
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(data).view(dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""What a request has produced so far, token by token, each with its log-prob and its policy version."""
+"""The output of a request so far, token by token, each with its log-prob and its policy version."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from solon.engines.payload import run_length
 from solon.records import FinishReason
 
 NOTHING: Mapping[str, int] = {}
-"""No token of any request is known to the caller."""
+"""The caller knows no tokens of any request yet."""
 
 
 @dataclass(slots=True, eq=False)
 class Progress:
-    """A request that an engine works on."""
+    """A request that an engine is processing."""
 
     request: Request
     tokens: list[int] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Progress:
     cached_tokens: int = 0
 
     def completion(self, reason: FinishReason, *, after: int = 0) -> Completion:
-        """All of it, or the tokens from `after` on."""
+        """The whole output, or the tokens from `after` on."""
         return Completion(
             request_id=self.request.request_id,
             token_ids=np.array(self.tokens[after:], np.int32),
@@ -40,7 +40,7 @@ class Progress:
 
 
 def news(running: Iterable[Progress], after: Mapping[str, int]) -> list[Completion]:
-    """What these requests have produced beyond their first `after[request_id]` tokens; those without are left out."""
+    """The output of these requests beyond their first `after[request_id]` tokens; requests without any are omitted."""
     found = []
     for progress in running:
         known = after.get(progress.request.request_id, 0)

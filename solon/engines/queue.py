@@ -1,6 +1,7 @@
-"""The queue in front of an engine that takes only as many requests as it decodes together.
+"""The queue in front of an engine that admits only as many requests as it decodes together.
 
-What waits here has touched nothing: it can be dropped, and it starts with the weights that are live when it is let in.
+Waiting requests have no state in the engine: they can be dropped, and they start with the weights that are live when
+they are admitted.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 
 class Queue:
-    """Ids of requests, first come, first served: those that wait, and at most `places` inside the engine."""
+    """Request ids, first come, first served: waiting ones, and at most `places` inside the engine."""
 
     def __init__(self, places: int) -> None:
         self._places = places
@@ -17,11 +18,11 @@ class Queue:
         self._inside: dict[str, None] = {}
 
     def add(self, request_id: str) -> None:
-        """It waits behind all others."""
+        """Append a request to the queue."""
         self._waiting[request_id] = None
 
     def let_in(self) -> list[str]:
-        """The next ones, as many as there are free places; they are inside from now on."""
+        """Admit the next requests, one for each free place, and return them."""
         free = self._places - len(self._inside)
         chosen = [request_id for request_id, _ in zip(self._waiting, range(free), strict=False)]
         for request_id in chosen:
@@ -30,7 +31,7 @@ class Queue:
         return chosen
 
     def take_back(self, is_meant: Callable[[str], bool]) -> list[str]:
-        """Those inside that are meant wait again, before all others and in their old order."""
+        """Move matching requests from the engine back to the front of the queue, in their old order."""
         back = [request_id for request_id in self._inside if is_meant(request_id)]
         for request_id in back:
             del self._inside[request_id]
@@ -38,7 +39,7 @@ class Queue:
         return back
 
     def remove(self, request_ids: Iterable[str]) -> list[str]:
-        """Forgets them; returns those that were inside. Unknown ids are ignored."""
+        """Drop requests; returns those that were inside the engine. Unknown ids are ignored."""
         inside = []
         for request_id in request_ids:
             self._waiting.pop(request_id, None)

@@ -1,8 +1,8 @@
-"""One thread that owns an engine, and an asyncio face for everyone who wants something from it.
+"""One thread that owns an engine, with an asyncio interface for all its callers.
 
-Callers hand in work with `await`; the thread adds it, steps the engine and hands each call its completions,
-so requests of many callers are decoded together. Everything that is not a step (new weights, attestation,
-aborts) happens between two steps. The thread sleeps on a condition while there is nothing to do.
+Callers submit work with `await`; the thread adds it, steps the engine and returns the completions to each call, so
+requests of many callers are decoded together. Everything other than a step (new weights, attestation, aborts) happens
+between two steps. The thread sleeps on a condition while there is no work.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from solon.records import LoadReceipt, Weights
 T = TypeVar("T")
 
 _MERGE_GAP_S = 0.005
-"""Busy spans closer than this are one: between two steps the thread hands out completions."""
+"""Busy spans closer than this are merged: the thread delivers completions between two steps."""
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One awaited call: its future, and for generations what is still missing."""
+    """One awaited call: its future and, for generations, the missing completions."""
 
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
@@ -37,7 +37,7 @@ class _Call:
     action: Callable[[Engine], Any] | None = None
     done: list[Completion | None] = field(default_factory=list)
     told: list[int] = field(default_factory=list)
-    """Tokens of each request that `news` has handed out; one more when that was the end."""
+    """Tokens of each request that `news` has returned; one more after the end."""
     missing: int = 0
 
     def resolve(self, result: Any) -> None:
@@ -53,15 +53,15 @@ class _Call:
 
 
 class EngineRunner:
-    """Runs an engine in a thread of its own.
+    """Runs an engine in its own thread.
 
         runner = EngineRunner(lambda: build_engine(config, name="policy-0"))
         await runner.ready()
         completions = await runner.generate(requests)
 
-    The engine is built in the thread, so calls may be made at once and wait for it. An InputError belongs to
-    the call that caused it; any other exception of the engine fails every waiting call with that error, and
-    all later ones with RunFailedError, or EngineFailedError when that is what it was.
+    The engine is built in the thread, so calls may be made immediately and wait for it. An InputError belongs to the
+    call that caused it. Any other exception of the engine fails every waiting call with that error, and all later ones
+    with RunFailedError, or with EngineFailedError if it was one.
     """
 
     def __init__(self, build: Callable[[], Engine], *, name: str = "(not built)") -> None:
@@ -83,13 +83,13 @@ class EngineRunner:
     # ---- the asyncio face
 
     async def ready(self) -> None:
-        """Waits until the engine is built. Raises what building it raised."""
+        """Waits until the engine is built. Raises any error from building it."""
         await self._call(lambda _: None)
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions in the order of the requests. All are added before the engine's next step.
 
-        Raises InputError when one does not fit the model; then none of this call is generated.
+        Raises InputError when one does not fit the model; then none of them is generated.
         """
         if not requests:
             return []
@@ -97,16 +97,16 @@ class EngineRunner:
         return await completions
 
     def generate_each(self, batches: Sequence[Sequence[Request]]) -> list[Awaitable[list[Completion]]]:
-        """Several calls of `generate` at once, each to be awaited on its own; none of the batches may be empty.
+        """Several calls of `generate` at once, each awaited separately; no batch may be empty.
 
-        All requests of all batches are added before the engine's next step, so what is decoded together does
-        not depend on how quickly a caller makes its calls.
+        All requests of all batches are added before the engine's next step, so which requests are decoded together does
+        not depend on how fast the caller makes its calls.
         """
         return [self._outcome(call) for call in self._enqueue([{"requests": tuple(batch)} for batch in batches])]
 
     async def news(self) -> list[Completion]:
-        """What the requests of all calls that are under way have produced since this was last asked, finished or not
-        (`finish_reason` "abort"); those without news are left out."""
+        """The output of all running calls' requests since the last call of `news`, finished or not (`finish_reason`
+        "abort"); requests without new output are omitted."""
         return await self._call(self._collect)
 
     async def score(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> list[Completion]:
@@ -120,7 +120,7 @@ class EngineRunner:
         )
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
-        """New weights between two steps, and what the engine computes with them; running requests continue."""
+        """Load new weights between two steps and report what the engine computes; running requests continue."""
         return await self._call(lambda engine: load_and_report(engine, weights))
 
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -132,14 +132,14 @@ class EngineRunner:
         return await self._call(lambda engine: engine.checksum())
 
     async def close(self) -> None:
-        """Ends the thread and frees the engine; calls that still wait fail with RunFailedError."""
+        """Ends the thread and frees the engine; waiting calls fail with RunFailedError."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
 
     def drain_spans(self) -> list[tuple[float, float]]:
-        """(start, end) wall-clock seconds in which the engine stepped, since the last call."""
+        """(start, end) wall-clock seconds of the engine's steps since the last call."""
         with self._wake:
             spans, self._spans = self._spans, []
         return spans
@@ -151,7 +151,7 @@ class EngineRunner:
 
     @property
     def stalled_s(self) -> float:
-        """Seconds for which there has been work and no step was finished; 0 without work."""
+        """Seconds since the last finished step while there is work; 0 without work."""
         return time.monotonic() - self._moved_at if self._inbox or self._owners else 0.0
 
     @property
@@ -166,7 +166,7 @@ class EngineRunner:
 
     @property
     def dtype(self) -> str:
-        """What the engine computes in."""
+        """The type the engine computes in."""
         return self._built().dtype
 
     def _built(self) -> Engine:
@@ -215,7 +215,7 @@ class EngineRunner:
             self.name = self._engine.name
             self._serve(self._engine)
         except BaseException as error:
-            self._fail_waiting(error)  # first: a failed engine may not close either, and no caller should wait for that
+            self._fail_waiting(error)  # first: closing a failed engine may fail too, and callers should not wait for it
             if self._engine is not None:
                 with contextlib.suppress(Exception):
                     self._engine.close()
@@ -241,7 +241,7 @@ class EngineRunner:
                 try:
                     self._begin(engine, call)
                 except BaseException:
-                    with self._wake:  # those not begun are still waiting
+                    with self._wake:  # calls not begun are still waiting
                         self._inbox.extendleft(reversed((call, *calls)))
                     raise
             self._forget(engine, cancelled)
@@ -265,7 +265,7 @@ class EngineRunner:
         call.told = [0] * len(call.requests)
         call.missing = len(call.requests)
         for position, request in enumerate(call.requests):
-            # Callers choose their ids without knowing each other.
+            # Callers choose their ids independently.
             self._next_id += 1
             unique = str(self._next_id)
             engine.add(replace(request, request_id=unique))
@@ -328,7 +328,7 @@ class EngineRunner:
 
 
 def load_and_report(engine: Engine, weights: Weights) -> LoadReceipt:
-    """Loads, and says what the engine received, what it holds and what it computes: everything to attest it by."""
+    """Load weights and report what the engine received, holds and computes: all that attestation needs."""
     start = time.perf_counter()
     checksum = engine.load_weights(weights)
     check = engine.check_weights(weights)

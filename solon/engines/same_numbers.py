@@ -1,4 +1,4 @@
-"""Models whose log-probs would not be the same in the engine and in the learner, refused before one is built."""
+"""Refuses models whose log-probs would differ between engine and learner, before an engine is built."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from solon.errors import InputError
 
 ONE_MORE = ("cohere2",)
-"""vLLM lets their windowed layers see one token more than Transformers does."""
+"""vLLM lets their windowed layers attend to one token more than Transformers does."""
 ALL_OR_NONE = ("qwen2", "qwen3")
-"""vLLM takes their window in all layers, or in none."""
+"""vLLM applies their window in all layers or in none."""
 
 
 def require_same_numbers(settings: Mapping[str, Any], *, backend: str, max_model_len: int) -> None:
@@ -44,7 +44,7 @@ def require_same_numbers(settings: Mapping[str, Any], *, backend: str, max_model
 
 
 def _length_dependent(text: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Kinds of rotary positions that depend on the longest text, and the length up to which they do not."""
+    """Kinds of rotary positions that depend on the longest text, with the length up to which they do not."""
     rope = text.get("rope_parameters") or text.get("rope_scaling")
     if not isinstance(rope, Mapping):
         return

@@ -1,8 +1,8 @@
-"""How answers are sampled: the settings that the learner can reproduce, and those that are refused, and why.
+"""How answers are sampled: the settings that the learner can reproduce, and the refused ones with the reason.
 
-The learner weighs every token by what it was sampled with, so it must compute the same distribution again. Filters can
-be computed again from a position's own logits. What depends on the tokens before cannot, or would train a policy that
-is not the one that is served.
+The learner weights every token by its sampling probability, so it must recompute the same distribution. Filters can be
+recomputed from a position's own logits. Settings that depend on earlier tokens cannot, or would train a policy other
+than the served one.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ REFUSED = {
     "ignore_eos": "an answer would not end where the policy ends it; set min_tokens",
     "n": "answers to a prompt are set by another key; set group_size",
 }
-"""Sampling settings of other systems: why each is refused, and what to do."""
+"""Sampling settings of other systems: why each is refused, and the remedy."""
 
 
 class SamplingOptions(BaseModel):
-    """How answers are drawn. `SamplingOptions(temperature=0.7, top_p=0.9, stop=("\\n\\n",))`
+    """How answers are sampled. `SamplingOptions(temperature=0.7, top_p=0.9, stop=("\\n\\n",))`
 
-    The order is that of vLLM: `min_tokens`, temperature, `min_p`, `top_k`, `top_p`, each on what the one before left.
-    What is trained and evaluated is the policy with these settings: serve it with the same ones.
+    The order is that of vLLM: `min_tokens`, temperature, `min_p`, `top_k`, `top_p`, each applied to the result of the
+    previous one. Training and evaluation use the policy with these settings: serve it with the same ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_tokens: int = Field(256, ge=1)
-    """Tokens of an answer at most."""
+    """Most tokens of an answer."""
     temperature: float = 1.0
-    """Logits are divided by it; at least 0.01."""
+    """Divisor of the logits; at least 0.01."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Only the likeliest tokens that together have this probability are drawn from; 1: all."""
+    """Sample only from the most likely tokens that together have this probability; 1: all."""
     top_k: int = 0
-    """Only so many of the likeliest tokens are drawn from; 0: all."""
+    """Sample only from this many of the most likely tokens; 0: all."""
     min_p: float = Field(0.0, ge=0, le=1)
-    """Only tokens that have this share of the likeliest one's probability are drawn from; 0: all."""
+    """Sample only from tokens with at least this share of the most likely token's probability; 0: all."""
     min_tokens: int = Field(0, ge=0)
-    """An answer does not end within its first tokens."""
+    """An answer has at least this many tokens."""
     stop: tuple[str, ...] = ()
-    """Strings that end an answer. The judge reads what stands before; the tokens that were sampled are trained."""
+    """Strings that end an answer. The judge reads the text before the string; all sampled tokens are trained."""
     stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end an answer, besides those that the model names."""
+    """Tokens that end an answer, in addition to the model's own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -116,7 +116,7 @@ class SamplingOptions(BaseModel):
         return self
 
     def sampling(self) -> Sampling:
-        """As engines and learner take it."""
+        """The settings as engines and learner use them."""
         return Sampling(
             max_tokens=self.max_tokens,
             temperature=self.temperature,

@@ -1,21 +1,22 @@
-"""Renders prompts with a model's chat template, in a process of its own: `python -m solon.engines.screening JOB.json`.
+"""Renders prompts with a model's chat template in its own process: `python -m solon.engines.screening JOB.json`.
 
-A template is a program that came with a model. It may loop without end or fill the memory, so the caller ends this
-process when a prompt takes too long (`solon.pipeline.screen_process`), and its memory is limited. Torch is not
-imported: a tokenizer needs none.
+A template is a program that came with a model. It may loop forever or fill the memory, so the caller kills this process
+when a prompt takes too long (`solon.pipeline.screen_process`), and its memory is limited. Torch is not imported: a
+tokenizer does not need it.
 
-The job names a file of conversations, one JSON list of [role, content] a line; the file for the answers, one a line:
+The job names a file of conversations, one JSON list of [role, content] per line; the file for the results, one per
+line:
 
     17                                                  tokens
     {"refused": reason}                                 with "broken": cause where a plain user turn is refused as well
     {"beyond": reason}                                  tokens that the embedding lacks
     {"overlong": tokens}                                or {"overlong": 0, "characters": count}: not rendered
     {"overlong": tokens, "cut": conversation}
-    {"unshown": tokens}                                 the template writes the same whatever the last
-                                                        user turn says; also beside "overlong"
-    {"full": bytes}                                     memory that did not suffice, as the last line
+    {"unshown": tokens}                                 the template renders the same text for every last
+                                                        user turn; also together with "overlong"
+    {"full": bytes}                                     insufficient memory, as the last line
 
-and the file that holds the number of the prompt that is being rendered, from 0.
+and the file for the number of the current prompt, from 0.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from solon.records import Message
 
 LEAST_CHARACTERS = 65_536
 CHARACTERS_PER_TOKEN = 64
-"""So many characters a token are always rendered, whatever the longest token is: unknown words are one token each."""
+"""A text of up to this many characters per token is always rendered, since unknown words are one token each."""
 LOADING_BYTES = 16 << 30
-"""Address space while libraries are loaded; what remote code imports maps much more than it uses."""
+"""Address space while libraries are loaded; imports of remote code map much more than they use."""
 PLAIN = (Message(role="user", content="hello"),)
 
 Encode = Callable[[Sequence[Message]], list[int]]
@@ -49,19 +50,19 @@ Encode = Callable[[Sequence[Message]], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What a model can read. rows: of its embedding, None where that is not known; name: of a token."""
+    """The tokens that a model can read. rows: of its embedding, None if unknown; name: of a token."""
 
     rows: int | None
     name: Callable[[int], str]
 
     def lacks(self, ids: Sequence[int]) -> str:
-        """What is wrong with token ids; empty: nothing."""
+        """The problem with token ids; empty: none."""
         beyond = {i for i in ids if self.rows is not None and i >= self.rows}
         return f"holds {named_tokens(beyond, self.name)} beyond the {self.rows} rows of the embedding" if beyond else ""
 
 
 def main() -> None:
-    """Does the job of a file; what cannot be loaded goes to stdout as JSON."""
+    """Run the job of a file; loading errors go to stdout as JSON."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     _limit(LOADING_BYTES)
     try:
@@ -69,7 +70,7 @@ def main() -> None:
     except InputError as error:
         print(json.dumps({"error": str(error)}))
         return
-    except Exception as error:  # whatever a library says of files that are not as it expects them
+    except Exception as error:  # libraries raise anything for malformed files
         print(json.dumps({"error": one_line(f"{type(error).__name__}: {error}", longest=400)}))
         return
     _limit(job["memory_bytes"] + _mapped())
@@ -93,7 +94,7 @@ def _limit(size: int) -> None:
 
 
 def _mapped() -> int:
-    """Bytes of address space in use; where the system does not say, what loading may use."""
+    """Bytes of address space in use; if the system does not tell, the limit for loading."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:
@@ -111,8 +112,8 @@ def load_tokenizer(job: dict[str, Any]) -> Any:
 
 
 class Screener:
-    """`Screener(tokenizer, room=512, cuts=False).screen(messages)`: what is to be done with one conversation after
-    another. tokenizer: a `ChatTokenizer`."""
+    """`Screener(tokenizer, room=512, cuts=False).screen(messages)`: screens one conversation after another. tokenizer:
+    a `ChatTokenizer`."""
 
     def __init__(self, tokenizer: Any, *, room: int, cuts: bool, rows: int | None = None) -> None:
         self._tokenizer = tokenizer
@@ -123,7 +124,7 @@ class Screener:
         self._is_suspect = True
 
     def screen(self, messages: Sequence[Message]) -> int | dict[str, Any]:
-        """The answer to one conversation. Raises MemoryError."""
+        """The result for one conversation. Raises MemoryError."""
         characters = self.characters(messages)
         if characters > self._most_characters(characters):
             return self._far_too_long(messages, characters)
@@ -137,7 +138,8 @@ class Screener:
         return answer
 
     def characters(self, messages: Sequence[Message]) -> int:
-        """Characters that a template shows, at least: many trim texts and leave out the thoughts of old answers."""
+        """Least number of characters that a template shows: many strip texts and remove the thoughts of earlier
+        answers."""
         count = 0
         for message in messages:
             text = message.content
@@ -147,7 +149,7 @@ class Screener:
         return count
 
     def _most_characters(self, characters: int) -> int:
-        """More do not fit into the room."""
+        """Most characters that can fit into the room."""
         most = max(LEAST_CHARACTERS, CHARACTERS_PER_TOKEN * self._room)
         return most if characters <= most else max(most, self._tokenizer.longest_token * self._room)
 
@@ -159,7 +161,7 @@ class Screener:
         if shorter is None:
             return answer
         short = self._measure(shorter)
-        if isinstance(short, int):  # unknown words, or what the tokenizer leaves out: all of it that was kept fits
+        if isinstance(short, int):  # unknown words or characters that the tokenizer ignores: the kept part fits
             return answer | {"cut": [[message.role, message.content] for message in shorter]}
         return short | answer if "overlong" in short else short
 
@@ -177,12 +179,12 @@ class Screener:
 
     @cached_property
     def _plain_refusal(self) -> str:
-        """Why the template takes no plain user turn either; empty: it does."""
+        """Why the template refuses even a plain user turn; empty: it does not."""
         try:
             self._tokenizer.render_chat(PLAIN)
         except PromptRefusedError as error:
             _raise_if_full(error)
-            # Jinja's errors are told by name: the library belongs to the tokenizer's.
+            # Jinja's errors are recognised by name: only the tokenizer depends on the library.
             parses = type(error.__cause__).__name__ != "TemplateSyntaxError"
             line = getattr(error.__cause__, "lineno", None)
             return f"fails: {error.cause}" if parses else f"does not parse: {error.cause} (line {line})"
@@ -192,7 +194,7 @@ class Screener:
 def screen_one(
     messages: Sequence[Message], encode: Encode, *, room: int, cuts: bool, vocabulary: Vocabulary | None = None
 ) -> int | dict[str, Any]:
-    """What is to be done with one conversation, by its tokens. Raises MemoryError."""
+    """The result for one conversation, by its tokens. Raises MemoryError."""
     try:
         ids = encode(messages)
         if vocabulary is not None and (lack := vocabulary.lacks(ids)):
@@ -206,7 +208,7 @@ def screen_one(
     except PromptRefusedError as error:
         _raise_if_full(error)
         return {"refused": one_line(str(error), longest=300)}
-    except Exception as error:  # a template can raise anything; what it says of one prompt holds for that prompt
+    except Exception as error:  # a template can raise anything; an error for one prompt concerns that prompt only
         _raise_if_full(error)
         said = one_line(str(error) or type(error).__name__, longest=200)
         return {"refused": f"the chat template refuses it: {said}"}
@@ -216,7 +218,7 @@ def screen_one(
 
 
 def _raise_if_full(error: Exception) -> None:
-    """A template that fills the memory takes seconds for it: once is enough."""
+    """Raise MemoryError for a template that fills the memory: that takes seconds, so once is enough."""
     if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
         raise MemoryError
 

@@ -1,7 +1,7 @@
 """Strings that end an answer.
 
-Engines write tokens and know no text, so the newest tokens are decoded after every step. The tokens stay as they were
-sampled, those of the stop string included: they are what is trained. The text ends before the stop string.
+Engines write tokens, not text, so the newest tokens are decoded after every step. The sampled tokens stay unchanged,
+including those of the stop string: they are trained. The text ends before the stop string.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from solon.records import Sampling
 
 SPARE = 8
-"""Tokens that are decoded besides those that a stop string can span: the first ones of a window may read otherwise."""
+"""Tokens decoded beyond those that a stop string can span: the first tokens of a window may decode differently."""
 
 
 def stops_of(tokenizer: TokenizerLike, sampling: Sampling) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Strings to look for in the text, and ids that end an answer.
 
-    A string that is one special token never shows in a text: its id is looked for instead.
+    A string that is one special token never appears in a text: its id is looked for instead.
     """
     texts, ids = [], list(sampling.stop_token_ids)
     for text in sampling.stop:
@@ -57,8 +57,8 @@ def is_stopped(tokenizer: TokenizerLike, request: Request, written: Sequence[int
 def end_of(
     tokenizer: TokenizerLike, token_ids: list[int], *, stop: Sequence[str], stop_token_ids: Sequence[int]
 ) -> tuple[list[int], str]:
-    """Of an answer that ended by itself: its tokens without a stop token, and how its text ends where a stop string
-    ended it, from the beginning of that string on."""
+    """The tokens of a finished answer without a stop token, and the end of its text from the beginning of the stop
+    string on, if one ended it."""
     if token_ids and token_ids[-1] in stop_token_ids:
         return token_ids[:-1], ""
     place = _stop_place(tokenizer, token_ids, stop) if stop else None
@@ -66,11 +66,11 @@ def end_of(
 
 
 def _stop_place(tokenizer: TokenizerLike, token_ids: Sequence[int], stop: Sequence[str]) -> int | None:
-    """Where the first stop string begins that ends in the text of the last token."""
+    """Where the first stop string begins that ends within the text of the last token."""
     if not token_ids:
         return None
     text = tokenizer.decode(token_ids, is_raw=True)
-    # A character of which some bytes are missing reads as marks of its own.
+    # A character with missing bytes decodes to replacement characters.
     before = len(tokenizer.decode(token_ids[:-1], is_raw=True).rstrip("\ufffd"))
     found = [text.find(one, max(0, before - len(one) + 1)) for one in stop]
     return min((place for place in found if place >= 0), default=None)

@@ -1,6 +1,6 @@
-"""A thought and the answer that follows it. Pure functions on text; `solon.engines.tokens` does the same on tokens.
+"""A thought and the answer after it. Pure functions on text; `solon.engines.tokens` does the same on tokens.
 
-Only what an answer *begins* with is a thought: marks further on are part of the answer, and are judged with it.
+Only a thought at the *beginning* of an answer counts: later marks are part of the answer and are judged with it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ KNOWN = tuple(
 
 @dataclass(frozen=True, slots=True)
 class AnswerText:
-    """What was written, read: the answer, and the thought before it."""
+    """A parsed answer, and the thought before it."""
 
     text: str
     thought: str = ""
     is_unfinished: bool = False
-    """A thought was begun and not ended: there is no answer."""
+    """A thought began and did not end: there is no answer."""
 
 
 def split_thought(text: str, marks: ThinkingMarks, *, is_open: bool = False) -> AnswerText:
-    """A text without the thought at its beginning. is_open: the thought was begun before the text.
+    """A text without its leading thought. is_open: the thought began before the text.
 
     >>> split_thought("<think> hm </think> yes", ThinkingMarks(start="<think>", end="</think>"))
     AnswerText(text='yes', thought='hm', is_unfinished=False)
@@ -45,15 +45,15 @@ def split_thought(text: str, marks: ThinkingMarks, *, is_open: bool = False) -> 
     if begun.startswith(marks.start):
         begun, is_open = begun[len(marks.start) :], True
     if not is_open:
-        # Some templates open an answer without a thought by the mark of its end alone.
+        # Some templates open an answer without a thought by the end mark alone.
         return AnswerText(begun[len(marks.end) :].strip()) if begun.startswith(marks.end) else AnswerText(text.strip())
     thought, found, answer = begun.partition(marks.end)
     return AnswerText(answer.strip(), thought.strip(), is_unfinished=not found)
 
 
 def without_thought(text: str, known: Iterable[ThinkingMarks] = KNOWN) -> AnswerText:
-    """A text of unknown origin without the thought at its beginning, whichever marks it uses. One that is not ended is
-    no thought: the text is left as it is."""
+    """A text of unknown origin without its leading thought, in any of the known marks. A thought without an end is no
+    thought: the text stays unchanged."""
     for marks in known:
         if text.lstrip().startswith(marks.start):
             read = split_thought(text, marks)
@@ -62,7 +62,7 @@ def without_thought(text: str, known: Iterable[ThinkingMarks] = KNOWN) -> Answer
 
 
 def without_old_thoughts(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """A conversation whose assistant turns have lost their thoughts."""
+    """A conversation with the thoughts of its assistant turns removed."""
     return tuple(
         replace(message, content=read.text)
         if message.role == "assistant" and (read := without_thought(message.content)).thought
@@ -72,10 +72,10 @@ def without_old_thoughts(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def with_thought(text: str, thought: str) -> str:
-    """Both in one text, for a judge that is to see both."""
+    """Both in one text, for a judge that should see both."""
     return f"<think>\n{thought}\n</think>\n\n{text}" if thought else text
 
 
 def leaves_open(text: str, marks: ThinkingMarks) -> bool:
-    """Whether a thought is begun and not ended at the end of a text."""
+    """Whether a text ends inside a thought."""
     return text.rfind(marks.start) > text.rfind(marks.end)

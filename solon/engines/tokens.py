@@ -1,6 +1,6 @@
-"""A Hugging Face tokenizer behind the few calls that Solon makes: from texts to token ids, the same in every lane.
+"""A Hugging Face tokenizer behind Solon's own small interface: from texts to token ids, the same in every lane.
 
-One rule: what people or models wrote is data. A control token in a prompt was written by the chat template, never by a
+One rule: text from people or models is data. A control token in a prompt comes from the chat template, never from a
 text, whatever the text looks like. A conversation without control words in its texts gets exactly the ids of
 `tokenizer.apply_chat_template`.
 """
@@ -35,8 +35,8 @@ class ChatPrompt:
     opens_thought: bool = False
     """The answer begins inside a thought."""
     shown: tuple[Message, ...] = ()
-    """The conversation as the template shows it, where that is not all of it: some cut thoughts out of old answers.
-    Empty: all of it."""
+    """The conversation as the template shows it, if it omits a part: some remove thoughts from earlier answers. Empty:
+    the whole conversation."""
 
 
 class ChatTokenizer:
@@ -61,18 +61,18 @@ class ChatTokenizer:
             )
         self._settings = settings
         self.marks = self._find_marks()
-        """What stands around a thought; None: this model has no thoughts, or they are part of the answer."""
+        """The marks around a thought; None: this model has no thoughts, or they are part of the answer."""
         marks = (self.marks.start, self.marks.end) if self.marks else ()
         self._control = control_tokens(
             tokenizer, template=self._template.source, marks=marks, text_tokens=settings.text_tokens
         )
-        # What stands for unknown words is no control token, but no text may spell it either.
+        # The unknown-word token is no control token, but no text may spell it either.
         self._unknown = str(tokenizer.unk_token or "\0")
         normalizer = tokenizer.backend_tokenizer.normalizer
         self._normalise = normalizer.normalize_str if normalizer is not None else str
         self._words = ControlWords(
             (*self._control.values(), self._unknown),
-            normalizer.normalize_str if normalizer is not None else None,  # one of no steps is false
+            normalizer.normalize_str if normalizer is not None else None,  # a normalizer without steps is false
         )
 
     @classmethod
@@ -83,9 +83,9 @@ class ChatTokenizer:
         return cls(load_tokenizer(model, trust_remote_code=trust_remote_code), settings)
 
     def encode(self, text: str, *, is_data: bool = False) -> list[int]:
-        """Ids of a piece of text that stands within a longer one, nothing added. `is_data`: what looks like a control
-        token stays text."""
-        # Some vocabularies begin every text with a space that the text does not have: only the first piece may have it.
+        """Ids of a piece of text within a longer one, with nothing added. `is_data`: apparent control tokens stay
+        text."""
+        # Some vocabularies prepend a space to every text: only the first piece may have it.
         for before in ("\n", ".") if text and self._adds_space(is_data=is_data) else ():
             known, ids = self._encode(before, is_data=is_data), self._encode(before + text, is_data=is_data)
             if ids[: len(known)] == known:
@@ -93,7 +93,7 @@ class ChatTokenizer:
         return self._encode(text, is_data=is_data)
 
     def decode(self, token_ids: Sequence[int], *, is_raw: bool = False) -> str:
-        """Text without special tokens, and without white space around it unless `is_raw`."""
+        """Text without special tokens, stripped of surrounding white space unless `is_raw`."""
         text = str(self.hf.decode(list(token_ids), skip_special_tokens=True))
         return text if is_raw else text.strip()
 
@@ -102,23 +102,23 @@ class ChatTokenizer:
         return self._ids(self._template.render(messages), messages)
 
     def render_chat(self, messages: Sequence[Message]) -> str:
-        """What the template writes of a conversation. Raises PromptRefusedError."""
+        """The template's output for a conversation. Raises PromptRefusedError."""
         return self._template.render(messages)
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the longest entry of the vocabulary: a byte or a character of text each, at most."""
+        """Length of the longest entry of the vocabulary: each character is at most one byte or character of text."""
         return max(map(len, self.hf.get_vocab()), default=1)
 
     def open_chat(self, messages: Sequence[Message]) -> ChatPrompt:
-        """The same ids, and what else is to be known of the prompt. The template runs once, a second time where a text
-        has control words in it. Raises PromptRefusedError when the template does not take the conversation."""
+        """The same ids with further facts about the prompt. The template runs once, and a second time if a text
+        contains control words. Raises PromptRefusedError when the template refuses the conversation."""
         text = self._template.render(messages)
         opens = self.marks is not None and self._template.opens_thought(text, messages, self.marks)
         return ChatPrompt(tuple(self._ids(text, messages)), opens, self._shown(text, messages))
 
     def read_answer(self, token_ids: Sequence[int], *, opens_thought: bool = False) -> AnswerText:
-        """An answer without the thought at its beginning. opens_thought: the prompt opened it."""
+        """An answer without its leading thought. opens_thought: the prompt opened it."""
         if self.marks is None:
             return AnswerText(self.decode(token_ids))
         ids = list(token_ids)
@@ -134,7 +134,7 @@ class ChatTokenizer:
         return split_thought(self.decode(ids), self.marks, is_open=opens_thought)
 
     def chat_frame(self) -> tuple[list[int], list[int]]:
-        """Ids before and after the content of one user turn, the assistant's opening included and no thought left open.
+        """Ids before and after the content of one user turn, with the assistant's opening and no open thought.
 
         Raises InputError when the template does not show the content exactly once.
         """
@@ -156,23 +156,23 @@ class ChatTokenizer:
         return int(self.hf.eos_token_id)
 
     def name_of(self, token_id: int) -> str:
-        """The text of a token as the vocabulary has it; empty for an id that is none of its own."""
+        """The text of a token in the vocabulary; empty for an unknown id."""
         known = 0 <= token_id < self.num_tokens or token_id in self.hf.added_tokens_decoder
         return str(self.hf.convert_ids_to_tokens(token_id) or "") if known else ""
 
     @property
     def num_tokens(self) -> int:
-        """Size of the vocabulary, added tokens included."""
+        """Size of the vocabulary, including added tokens."""
         return len(self.hf)
 
     @cached_property
     def digest(self) -> str:
-        """Identifies vocabulary, chat template and how it is used."""
+        """Identifies vocabulary, chat template and their settings."""
         vocabulary = self.hf.backend_tokenizer.to_str()
         template = self._template.source if self._settings.chat_template else self.hf.chat_template
         parts = [vocabulary, str(template)]
         changed = self._settings.model_dump(mode="json", exclude_defaults=True, exclude={"chat_template"})
-        # An engine's settings hold more than those of the chat.
+        # An engine's settings include more than the chat settings.
         changed = {name: value for name, value in changed.items() if name in ChatSettings.model_fields}
         if changed:
             parts.append(json.dumps(changed, sort_keys=True))
@@ -182,14 +182,14 @@ class ChatTokenizer:
         return self._sealed.encode_data(text) if is_data else list(self.hf.encode(text, add_special_tokens=False))
 
     def _adds_space(self, *, is_data: bool) -> bool:
-        """Whether a text is encoded in another way alone than behind a line break."""
+        """Whether a text at the beginning is encoded differently than after a line break."""
         if is_data not in self._spaces:
             line, alone = self._encode("\n", is_data=is_data), self._encode("a", is_data=is_data)
             self._spaces[is_data] = bool(line) and self._encode("\na", is_data=is_data) != line + alone
         return self._spaces[is_data]
 
     def _ids(self, text: str, messages: Sequence[Message]) -> list[int]:
-        """Ids of what the template wrote of a conversation."""
+        """Ids of the template's output for a conversation."""
         ids = self._encode(text)
         if not any(self._words.may_matter_in(message.content) for message in messages):
             return ids
@@ -207,12 +207,12 @@ class ChatTokenizer:
         return self._unknown in text or self._unknown in self._normalise(text)
 
     def _control_places(self, text: str, *, is_masked: bool = False) -> list[tuple[int, int, int]]:
-        """Where a text has control tokens: first and last character and id, spaces that belong to them left out."""
+        """The control tokens of a text: first and last character and id, without the spaces that belong to them."""
         encoding = self.hf.backend_tokenizer.encode(text, add_special_tokens=False)
         found = []
         for index, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
             inner = text[first:last]
-            # A masked word may be one that the vocabulary lacks; and a text may hold the same character as the mask.
+            # A masked word may be missing from the vocabulary, and a text may contain the mask character itself.
             if index in self._control and not (is_masked and MASK in inner):
                 first, last = first + len(inner) - len(inner.lstrip()), last - len(inner) + len(inner.rstrip())
                 found.append((first, last, index))
@@ -224,7 +224,7 @@ class ChatTokenizer:
         shown = []
         for message in messages:
             has_thought = message.role == "assistant" and self.marks.end in message.content
-            # Where the prompt opened it, an answer was kept without the first mark.
+            # If the prompt opened the thought, the answer was stored without the first mark.
             read = split_thought(message.content, self.marks, is_open=True) if has_thought else AnswerText("")
             is_cut = bool(read.thought) and not read.is_unfinished and read.thought not in text
             shown.append(Message(role=message.role, content=read.text) if is_cut else message)
@@ -252,7 +252,7 @@ class ChatTokenizer:
         return self._encode(self.marks.start), self._encode(self.marks.end)
 
     def _frame_text(self) -> str:
-        """A question's place in the template, in which the verdict can be written at once."""
+        """A question's place in the template, directly after which the verdict can be written."""
         turn = [Message(role="user", content=_MARK)]
         source, given = self._template.source, self._template.args
         off = {name: False for name in ("enable_thinking", "thinking") if name in source and name not in given}
@@ -273,7 +273,7 @@ class ChatTokenizer:
 
 
 def _find(ids: Sequence[int], part: Sequence[int]) -> int | None:
-    """Where a part begins; None: nowhere."""
+    """Index of a part; None: not found."""
     steps = range(len(ids) - len(part) + 1)
     return next((n for n in steps if list(ids[n : n + len(part)]) == list(part)), None)
 
@@ -281,8 +281,8 @@ def _find(ids: Sequence[int], part: Sequence[int]) -> int | None:
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer that a model's files describe.
 
-    AutoTokenizer lets the model type overrule a generic class in tokenizer_config.json: it gives a Qwen model
-    the byte-level Qwen tokenizer whatever its tokenizer.json says. A declared generic class is taken at its word.
+    AutoTokenizer lets the model type override a generic class in tokenizer_config.json: it gives a Qwen model the
+    byte-level Qwen tokenizer whatever its tokenizer.json says. Here a declared generic class is used as declared.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

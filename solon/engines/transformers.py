@@ -1,8 +1,8 @@
 """The plain engine: a Transformers model, its key-value cache, and one forward pass per step.
 
-It runs wherever torch runs and reads in one sitting, which makes it the fallback where vLLM cannot be
-installed and the baseline that vLLM is compared with. Rows of a batch are padded on the left, so that the
-newest token of every row stands in the last column; new requests are prefilled apart and then joined on.
+It runs wherever torch runs and is short, so it is the fallback where vLLM cannot be installed and the baseline for
+vLLM. Rows of a batch are padded on the left, so that the newest token of every row is in the last column; new requests
+are prefilled separately and then joined.
 
 Shapes: B rows, T cached positions, V vocabulary.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 _PREFILL_TOKENS = 16384
-"""Prompt tokens, padding included, prefilled in one forward pass."""
+"""Most prompt tokens, including padding, prefilled in one forward pass."""
 
 
 @dataclass(slots=True, eq=False)
@@ -107,8 +107,8 @@ class TransformersEngine:
     def load_weights(self, weights: Weights) -> str:
         """Replaces all weights between two steps; running requests keep their cached keys and values.
 
-        Raises InputError for a quantised model, AttestationError when the payload is not what was sent or does
-        not fit the model; nothing is changed then. Raises EngineFailedError when loading fails half-way.
+        Raises InputError for a quantised model, AttestationError when the payload is not the published one or does not
+        fit the model; nothing is changed then. Raises EngineFailedError when loading fails half-way.
         """
         import torch
 
@@ -167,7 +167,7 @@ class TransformersEngine:
             return [[] for _ in sequences]
         ids_BT = torch.tensor([[*s, *[0] * (longest - len(s))] for s in sequences], device=self._device)
         with torch.inference_mode(), self._computing("reading log-probs of the attestation"):
-            # Padding stands on the right and attention is causal: no real token sees it.
+            # Padding is on the right and attention is causal: no real token attends to it.
             logits_BTV = self._model(ids_BT, use_cache=False).logits[:, :-1]
             logprobs_BT = torch.log_softmax(logits_BTV.float(), -1).gather(-1, ids_BT[:, 1:, None])[..., 0].tolist()
         return [row[: max(len(s) - 1, 0)] for row, s in zip(logprobs_BT, sequences, strict=True)]
@@ -198,7 +198,7 @@ class TransformersEngine:
         return finished
 
     def _admit(self, finished: list[Completion]) -> list[tuple[torch.Tensor, _Row]]:
-        """Prefills what waits and fits. Verdicts finish here; the others join the batch, with their logits."""
+        """Prefills waiting requests that fit. Verdicts finish here; the others join the batch, with their logits."""
         joined: list[tuple[torch.Tensor, _Row]] = []
         while chunk := self._next_chunk(len(self._rows) + len(joined)):
             generating = [i for i, row in enumerate(chunk) if not row.request.label_ids]
@@ -251,7 +251,7 @@ class TransformersEngine:
             self._append(row, token, logprob)
 
     def _filtered(self, logits_BV: torch.Tensor, rows: list[_Row]) -> torch.Tensor:
-        """Logits with those of tokens that may not be sampled at the floor."""
+        """Logits with those of excluded tokens at the floor."""
         import torch
 
         for filters in {row.request.filters for row in rows if row.request.filters}:

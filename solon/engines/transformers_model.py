@@ -1,4 +1,4 @@
-"""Loads a Transformers model for an engine, and knows where its live parameters are."""
+"""Loads a Transformers model for an engine and finds its live parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_model(config: EngineConfig, device: torch.device) -> Any:
     if config.dtype == "auto" and device.type == "cpu":
         options["dtype"] = "float32"
     if model_settings(config).get("attn_logit_softcapping"):
-        # The fused kernel silently leaves the cap out, which changes the model.
+        # The fused kernel silently omits the cap, which changes the model.
         options["attn_implementation"] = "eager"
     if config.quantization != "none":
         options |= bitsandbytes_options(config, options["dtype"], device)
@@ -40,14 +40,14 @@ def load_model(config: EngineConfig, device: torch.device) -> Any:
     finally:
         if bars:
             logging.enable_progress_bar()
-    if config.quantization == "none":  # bitsandbytes has placed quantised ones already
+    if config.quantization == "none":  # bitsandbytes has already placed quantised models
         model = model.to(device)
     return model.eval().requires_grad_(False)
 
 
 def live_places(model: Any) -> dict[str, torch.Tensor]:
-    """Live tensors by the names that the model gives them, and by those that its files do: Transformers renames some
-    when it loads a model, the output layer of GPT-NeoX for one."""
+    """Live tensors by their names in the model and in its files: Transformers renames some when it loads a model, for
+    example the output layer of GPT-NeoX."""
     from transformers.core_model_loading import revert_weight_conversion
 
     state: dict[str, torch.Tensor] = model.state_dict()
@@ -62,7 +62,7 @@ def require_fit(
     state: dict[str, torch.Tensor],
     places: dict[str, torch.Tensor],
 ) -> None:
-    """Raises AttestationError unless the payload gives every parameter of the model a value of its shape."""
+    """Raises AttestationError unless the payload has a value of the right shape for every parameter of the model."""
     wrong = [n for n, t in tensors.items() if n not in places or places[n].shape != t.shape]
     missing = without_value(tensors, state, places)
     if wrong or missing:
@@ -76,6 +76,6 @@ def require_fit(
 def without_value(
     tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor], places: dict[str, torch.Tensor]
 ) -> list[str]:
-    """Live tensors that the payload has no value for."""
+    """Live tensors without a value in the payload."""
     covered = {places[name].data_ptr() for name in tensors.keys() & places.keys()}
     return [name for name, tensor in state.items() if tensor.data_ptr() not in covered]  # tied: one is enough

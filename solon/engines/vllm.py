@@ -1,8 +1,8 @@
 """vLLM as a Solon engine, inside this process and stepped by its owner.
 
-Requests go straight to vLLM's engine core and its per-step outputs are read as they are: token ids and arrays
-of log-probs. That skips detokenising and per-token dictionaries, which cost more than a tiny model's forward
-pass, and shows every token at the step that made it, so it can be stamped with the policy version.
+Requests go directly to vLLM's engine core, and its per-step outputs are read as raw token ids and arrays of log-probs.
+This skips detokenising and per-token dictionaries, which cost more than a tiny model's forward pass, and shows every
+token at its own step, so that it gets the right policy version.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort"
 
 @dataclass(slots=True, eq=False)
 class _Progress(Progress):
-    """With what vLLM is asked for."""
+    """A request's progress with its vLLM parameters."""
 
     params: Any = None
 
@@ -84,7 +84,7 @@ class VllmEngine:
         if request.label_ids:
             params = self._label_params(request.label_ids)
         else:
-            # A copy of a checked prototype: validating the parameters again costs as much as a token.
+            # A copy of a validated prototype: validating the parameters again costs as much as a token.
             params = copy(self._sampling_params(request))
             params.temperature = request.temperature
             params.max_tokens = request.max_tokens
@@ -122,10 +122,10 @@ class VllmEngine:
     def load_weights(self, weights: Weights) -> str:
         """Replaces all weights between two steps.
 
-        A request without a token starts again, so that all of it is computed with the new weights. One that has tokens
+        A request without tokens starts again, so that all of it is computed with the new weights. A request with tokens
         keeps its cached keys and values.
 
-        Raises InputError for a quantised model, AttestationError when the payload is not what was sent, and
+        Raises InputError for a quantised model, AttestationError when the payload is not the published one, and
         EngineFailedError when loading fails half-way, after which the engine refuses all work.
         """
         self._require_usable()
@@ -147,9 +147,9 @@ class VllmEngine:
         except Exception as error:
             self._broken = f"loading weights {weights.version} failed half-way: {error}"
             raise
-        # A prefix cached under other weights has another name, so no request finds it. Neither version nor fingerprint
-        # is a name: a learner that was lost may train a version again to other weights, and under weights that were
-        # loaded before there are keys and values that running requests computed with the next ones.
+        # A prefix cached under other weights has another salt, so no request finds it. Neither version nor fingerprint
+        # serves as salt: a replaced learner may train a version again with other weights, and for weights that were
+        # loaded before there are keys and values that running requests computed with later ones.
         self.version, self._salt = weights.version, next(self._salts)
         return self.checksum()
 
@@ -177,8 +177,8 @@ class VllmEngine:
             return self._live.check(live_tensors(live_model(self._core)), sent, salt=weights.version, dtype=self.dtype)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """See `Engine`. Requests that have tokens are stepped along, all others wait meanwhile; what finishes is
-        returned by the next `step()`."""
+        """See `Engine`. Requests that have tokens are stepped too, all others wait; the next `step()` returns the
+        requests that finish."""
         self._require_usable()
         for sequence in sequences:
             check_length("of the attestation", sequence, 1, self._max_model_len)
@@ -220,8 +220,8 @@ class VllmEngine:
         )
 
     def _sampling_params(self, request: Request) -> Any:
-        """The checked prototype for requests with these filters and ends."""
-        # Of an answer that another engine began, so many tokens less are left to be written.
+        """The validated prototype for requests with these filters and ends."""
+        # An answer begun by another engine has fewer tokens left to write.
         least = max(0, request.filters.min_tokens - request.written)
         key = (request.filters, least, request.stop_token_ids)
         params = self._sample_params.get(key)
@@ -249,7 +249,7 @@ class VllmEngine:
         return params
 
     def _take_back_unbegun(self) -> None:
-        """Requests inside vLLM that have no token wait outside again, as if they had never been submitted."""
+        """Move requests without tokens from vLLM back to the queue, as if they had never been submitted."""
         self._withdraw(self._queue.take_back(lambda request_id: not self._running[request_id].tokens))
 
     def _withdraw(self, request_ids: Sequence[str]) -> None:
@@ -263,7 +263,7 @@ class VllmEngine:
             mm_features=None,
             sampling_params=params,
             pooling_params=None,
-            arrival_time=float(next(self._submitted)),  # first come, first served: the order of the calls decides
+            arrival_time=float(next(self._submitted)),  # first come, first served: the order of calls decides
             lora_request=None,
             cache_salt=self._salt,
             data_parallel_rank=None,
@@ -312,7 +312,7 @@ class VllmEngine:
         return computing(f"engine {self.name}", what, kinds=kinds)
 
     def _eager(self) -> contextlib.AbstractContextManager[Any]:
-        """Keeps vLLM's few decorated helpers from being compiled, seconds of work, when eager is asked for."""
+        """Keeps vLLM's few decorated helpers from being compiled, which takes seconds, in eager mode."""
         if not self.config.enforce_eager:
             return contextlib.nullcontext()
         import torch

@@ -1,8 +1,7 @@
-"""Starts vLLM inside this process, small and quiet.
+"""Starts vLLM inside this process, with few resources and little output.
 
-vLLM is configured partly by environment variables, some read when it is imported and some when the first
-engine is built. `prepare_process` sets them, before the import, and nothing else in Solon does; importing this
-module changes nothing.
+vLLM is configured partly by environment variables, some read at import and some when the first engine is built.
+`prepare_process` sets them before the import, and nothing else in Solon does; importing this module changes nothing.
 """
 
 from __future__ import annotations
@@ -30,33 +29,33 @@ from solon.errors import InputError
 from solon.models.sizes import ModelSizes
 
 TURN = threading.RLock()
-"""vLLM keeps what is being built or computed in module variables: the engines of one process take turns."""
+"""vLLM keeps build and compute state in module variables: the engines of one process take turns."""
 _GIB = 1 << 30
 _live: set[int] = set()
-"""Engines of this process that were not stopped, by identity."""
+"""Engines of this process that are not stopped, by identity."""
 _rendezvous: list[int] = []
-"""Open files by which the engines of this process meet themselves."""
+"""Open rendezvous files of the engines of this process."""
 _CPU_BLOCK_TOKENS, _AMX_BLOCK_TOKENS = 16, 32
-"""Tokens per cache block on a CPU; its tiles (AMX) take no smaller ones. The backend's default of 128 would keep short
-prompts out of the prefix cache."""
+"""Tokens per cache block on a CPU; AMX tiles need at least 32. The backend's default of 128 would keep short prompts
+out of the prefix cache."""
 
 
 def prepare_process(config: EngineConfig) -> None:
-    """Sets what vLLM and torch read from the environment when they are imported. Call it before either is."""
+    """Sets the environment variables of vLLM and torch. Call it before either is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # no EngineCore subprocess: halves the start-up
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # the engine shares the machine with its colleagues
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # other engines share the machine
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["OMP_NUM_THREADS"] = str(config.threads)
-    # To see vLLM's log, set its level; standard output belongs to Solon's own commands.
+    # Set vLLM's log level to see its log; standard output belongs to Solon's own commands.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.getLogger("vllm").setLevel(os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR"))
 
 
 def start_vllm(config: EngineConfig) -> Any:
-    """An `LLMEngine` without a subprocess, while the process's other engines wait.
+    """An `LLMEngine` without a subprocess; the process's other engines wait meanwhile.
 
-    Raises what vLLM raises when it refuses the model or the settings; `build_engine` makes one InputError of it.
+    Raises vLLM's error when it refuses the model or the settings; `build_engine` turns it into an InputError.
     """
     with TURN:
         return _start(config)
@@ -84,19 +83,19 @@ def _start(config: EngineConfig) -> Any:
     uniproc_executor.get_file_store_init_method = _meeting_place
     on_cpu = current_platform.is_cpu()
     arguments = _arguments(config, on_cpu=on_cpu)
-    sizes = None if on_cpu else sizes_of_model(config.model)  # may fetch it: not while others wait
+    sizes = None if on_cpu else sizes_of_model(config.model)  # may download the model, so outside the lock
     kernels = int8_takes_float32(arguments["dtype"]) if on_cpu else contextlib.nullcontext()
     try:
         with turn_on_device("" if on_cpu else device_key()), warnings.catch_warnings(), classes_left_alone(), kernels:
-            warnings.simplefilter("ignore", FutureWarning)  # vLLM looks at every name of torch, also at the old
+            warnings.simplefilter("ignore", FutureWarning)  # vLLM inspects deprecated names of torch too
             if not on_cpu:
                 arguments |= _gpu_memory(config, sizes)
             llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
         _live.add(id(llm))
         return llm
     finally:
-        # The CPU worker turns torch.set_num_threads into a no-op and preloads libraries into every child
-        # process: neither is its business outside this engine.
+        # The CPU worker turns torch.set_num_threads into a no-op and preloads libraries into every child process;
+        # both are limited to this engine.
         torch.set_num_threads = set_num_threads
         uniproc_executor.get_file_store_init_method = in_the_temporary_folder
         if preload is None:
@@ -116,7 +115,7 @@ def _require_alone(config: EngineConfig) -> None:
 
 
 def stop_vllm(llm: Any) -> None:
-    """Frees the engine; the last one of the process takes vLLM's process-wide state along."""
+    """Frees the engine; the last one of the process also frees vLLM's process-wide state."""
     with TURN:
         _stop(llm)
 
@@ -129,7 +128,7 @@ def _stop(llm: Any) -> None:
         while _rendezvous:
             os.close(_rendezvous.pop())
         return
-    # vLLM's own shutdown tears down the process groups, which engines that are still alive compute with.
+    # vLLM's own shutdown tears down the process groups that live engines compute with.
     client._finalizer.detach()
     client.engine_core.model_executor.shutdown()
     client.engine_core.scheduler.shutdown()
@@ -137,16 +136,16 @@ def _stop(llm: Any) -> None:
 
 
 def _meeting_place() -> str:
-    """Where the one process of torch's process group meets itself: a file of this process alone, in memory.
+    """Rendezvous address of torch's process group of one process: a private file of this process, in memory.
 
-    vLLM would take one in the temporary folder, and leave it there whenever its process is killed.
+    vLLM would use a file in the temporary folder, which remains when its process is killed.
     """
     _rendezvous.append(os.memfd_create("solon-rendezvous"))
     return f"file:///proc/self/fd/{_rendezvous[-1]}"
 
 
 def _register_in_process(config: EngineConfig) -> None:
-    """Shows vLLM the model's class. It would import itself a second time in a subprocess to look at it."""
+    """Gives vLLM the model's class. Otherwise it would import itself again in a subprocess to inspect it."""
     from vllm.model_executor.models import ModelRegistry
 
     for architecture in model_settings(config).get("architectures") or ():
@@ -161,15 +160,15 @@ def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
         "dtype": config.dtype,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_running + ATTEST_PLACES,
-        "scheduling_policy": "priority",  # what attests new weights is computed in the next step
+        "scheduling_policy": "priority",  # sequences that attest new weights are computed in the next step
         "max_num_batched_tokens": max(config.max_batched_tokens or BATCHED_TOKENS, config.max_running + ATTEST_PLACES),
         "seed": config.seed,
         "enforce_eager": config.enforce_eager,
         "trust_remote_code": config.trust_remote_code,
         "load_format": "safetensors",
-        "skip_tokenizer_init": True,  # token ids go in and come out; texts are Solon's own business
+        "skip_tokenizer_init": True,  # input and output are token ids; Solon handles texts itself
         "enable_prefix_caching": True,
-        "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from
+        "logprobs_mode": "processed_logprobs",  # log-probs of the sampling distribution
         "distributed_executor_backend": "uni",
         "async_scheduling": False,  # a token belongs to the weights that are live when its step runs
         "disable_log_stats": True,

@@ -1,9 +1,8 @@
-"""Transformers' own classes stay as they are when vLLM serves a model through them.
+"""Keeps Transformers' own classes unchanged when vLLM serves a model through them.
 
 vLLM has no code of its own for some architectures (OLMo 2 and 3, SmolLM3, Starcoder 2) and runs Transformers' class,
-which it decorates for compilation: in place, for the whole process. Every model of that class that Transformers builds
-or runs afterwards then asks for a vLLM configuration and fails. Here the decorations move to a subclass that only
-vLLM's model has.
+which it decorates for compilation in place, for the whole process. Every later model of that class in Transformers then
+requires a vLLM configuration and fails. This module moves the decorations to a subclass that only vLLM's model uses.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 @contextmanager
 def classes_left_alone() -> Iterator[None]:
-    """While vLLM builds a model. Other threads that build a model of the same class in that time must wait."""
+    """Active while vLLM builds a model. Other threads must not build a model of the same class meanwhile."""
     from vllm.model_executor.models.transformers.base import Base
 
     originals: dict[type, tuple[tuple[type, ...], dict[str, Any]]] = {}
@@ -41,7 +40,7 @@ def classes_left_alone() -> Iterator[None]:
 
 
 def move_to_subclass(cls: type, bases: tuple[type, ...], attributes: dict[str, Any]) -> type:
-    """Give a class back the bases and attributes that it had; returns a subclass with what it has now."""
+    """Restore the previous bases and attributes of a class; returns a subclass with its present ones."""
     changed = {name: value for name, value in vars(cls).items() if attributes.get(name) is not value}
     added_bases = tuple(base for base in cls.__bases__ if base not in bases)
     for name in changed:

@@ -1,8 +1,7 @@
 """vLLM's attention for CPUs with cache blocks of 16 tokens.
 
-Its kernels read blocks of any multiple of 16 (`vec16`), but the class that offers them announces multiples of 32, and
-vLLM believes the class. What is shared by two prompts is found by whole blocks, so the smaller ones are worth having
-for prompts of a few dozen tokens.
+Its kernels read blocks of any multiple of 16 (`vec16`), but their class announces multiples of 32, and vLLM relies on
+the class. Prefixes are shared in whole blocks, so smaller blocks help prompts of a few dozen tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import functools
 
 BACKEND = f"{__name__}.SmallBlocks"
-"""The name by which vLLM asks for the class (`vllm.v1.attention.backends.registry.register_backend`)."""
+"""The class path for vLLM's registry (`vllm.v1.attention.backends.registry.register_backend`)."""
 
 
 def __getattr__(name: str) -> type:
@@ -21,11 +20,11 @@ def __getattr__(name: str) -> type:
 
 @functools.cache
 def _small_blocks() -> type:
-    # Made when vLLM asks for it: importing this module must not import vLLM.
+    # Created when vLLM asks for it: importing this module must not import vLLM.
     from vllm.v1.attention.backend import MultipleOf
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    class SmallBlocks(CPUAttentionBackend):  # type: ignore[misc]  # vLLM is seen as Any
+    class SmallBlocks(CPUAttentionBackend):  # type: ignore[misc]  # vLLM is typed as Any
         """`CPU_ATTN` in blocks of 16 tokens."""
 
         @staticmethod

@@ -1,7 +1,7 @@
 """int8 judges in float32 on processors with tiles (AMX).
 
-There vLLM multiplies int8 layers with a kernel that takes no float32 inputs, and fails at the first prompt. Its other
-kernel, which processors without tiles use, takes them; verdicts are then the same on both. In bfloat16 the tiles stay
+There vLLM multiplies int8 layers with a kernel that accepts no float32 inputs and fails at the first prompt. Its other
+kernel, used on processors without tiles, accepts them; verdicts are then the same on both. In bfloat16 the tiles remain
 in use.
 """
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def int8_takes_float32(dtype: str) -> Iterator[None]:
-    """While vLLM builds a model that computes in this dtype: its layers choose their kernel then."""
+    """Active while vLLM builds a model with this computing type: its layers choose their kernel at that time."""
     from vllm.model_executor.kernels.linear.scaled_mm import cpu
 
     has_tiles = cpu.check_cpu_sgl_kernel

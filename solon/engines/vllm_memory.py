@@ -1,8 +1,8 @@
-"""The memory that vLLM is given on a GPU: computed before it starts, never measured by it.
+"""vLLM's memory on a GPU: computed before it starts, never measured by it.
 
-vLLM would measure how far the *device's* free memory falls while it starts, charge all of that to itself, and stop with
-an assertion when another process frees some meanwhile. On a device that is shared, a learner does both all the time.
-With the size of the cache given it does not measure.
+vLLM would measure how far the *device's* free memory falls while it starts, attribute all of it to itself, and stop
+with an assertion when another process frees memory meanwhile. On a shared device, a learner does both all the time.
+With a given cache size vLLM does not measure.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from solon.models.facts import model_folder, read_facts
 from solon.models.sizes import ModelSizes, sizes_of
 
 LARGEST_SHARE = 0.98
-"""Of the device, that vLLM may be asked to check for."""
+"""Largest share of the device that vLLM is asked to check for."""
 
 
 def gpu_memory_arguments(config: EngineConfig, sizes: ModelSizes | None, total: int) -> tuple[dict[str, Any], int]:
     """(arguments of vLLM, bytes of the device that must be free). total: bytes of the device's memory.
 
-    A model of an unknown kind is left to vLLM's measuring where it has the device to itself. Raises InputError for one
-    that shares it, and for a cache that does not hold one request of full length.
+    For a model of an unknown kind vLLM measures itself, if it has the device to itself. Raises InputError for one that
+    shares the device, and for a cache that is too small for one request of full length.
     """
     if sizes is None:
         return _unknown(config)
@@ -46,7 +46,7 @@ def gpu_memory_arguments(config: EngineConfig, sizes: ModelSizes | None, total: 
 
 
 def sizes_of_model(model: str) -> ModelSizes | None:
-    """By its files, which are fetched when it is a hub name. Raises InputError for damaged ones."""
+    """Sizes from the model's files, downloaded for a hub name. Raises InputError for damaged ones."""
     folder = model_folder(model)
     if folder is None:
         from huggingface_hub import snapshot_download

@@ -1,8 +1,8 @@
-"""New weights in a live vLLM model, and proof of what it holds.
+"""New weights in a live vLLM model, and verification of its tensors.
 
-vLLM's CPU layers compute with a repacked copy of their weight. The layerwise reload packs every layer that
-receives a tensor, but a head that is tied to the embedding receives none and would silently continue computing
-with its old copy; `refresh_tied` repacks those.
+vLLM's CPU layers compute with a repacked copy of their weight. The layerwise reload packs every layer that receives a
+tensor, but a head that is tied to the embedding receives none and would silently keep computing with its old copy;
+`refresh_tied` repacks those.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     import torch
 
 _EXACT_PROBE_WIDTH = 512
-"""Up to this input width a packed weight is read back whole, by multiplying with the identity."""
+"""Up to this input width a packed weight is read completely, by multiplying with the identity."""
 _NUM_PROBES = 8
 
 
 def reload_weights(core: Any, vllm_config: Any, weights: Weights) -> None:
-    """Replaces all weights of the model in `core`, the engine core, between two of its steps.
+    """Replaces all weights of the model in the engine core `core`, between two of its steps.
 
-    Raises AttestationError when parameters are left without new values; the model is unusable then.
+    Raises AttestationError when parameters have no new values; the model is then unusable.
     """
     import torch
     from vllm.config import set_current_vllm_config
@@ -53,7 +53,7 @@ def reload_weights(core: Any, vllm_config: Any, weights: Weights) -> None:
 
 
 def refresh_tied(stale: list[Any]) -> None:
-    """Repacks layers whose packed copy survived a reload although the weight they share was replaced."""
+    """Repacks layers whose packed copy survived a reload although their shared weight was replaced."""
     for module in stale:
         if module.weight.numel() == 0:
             raise AttestationError(f"{type(module).__name__} received no new weights, expected them; it is stale")
@@ -67,7 +67,7 @@ def live_model(core: Any) -> torch.nn.Module:
 
 
 def live_checksum(model: torch.nn.Module) -> str:
-    """Digest of all that the model computes with; another value of any one weight gives another digest."""
+    """Digest of all live tensors; a different value of any weight gives a different digest."""
     import torch
 
     with torch.no_grad():
@@ -77,15 +77,15 @@ def live_checksum(model: torch.nn.Module) -> str:
 
 
 def learn_layout(model: torch.nn.Module, checkpoint: str, weights: Weights) -> LiveWeights:
-    """How the live tensors are made of those of a file, learnt before anything was loaded into the engine: they hold
-    what vLLM's own loader read from the checkpoint, or what is sent first if the checkpoint has no files here."""
+    """Learn how the live tensors are made of a file's tensors, before anything was loaded into the engine: they then
+    hold the checkpoint as vLLM's own loader read it, or the first payload if the checkpoint has no files here."""
     known = CheckpointTensors(checkpoint)
     joined = JOINED | dict(getattr(model, "packed_modules_mapping", None) or {})
     return LiveWeights(live_tensors(model), known or dict(named_tensors(weights)), joined=joined)
 
 
 def live_tensors(model: torch.nn.Module) -> list[Live]:
-    """All that the model computes with: parameters, and the packed copies of linear layers."""
+    """All live tensors: parameters, and the packed copies of linear layers."""
     import functools
 
     named = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -123,7 +123,7 @@ def _without_tied_copies(model: torch.nn.Module, weights: Weights) -> Iterator[t
 
 
 def _read_packed(module: Any) -> torch.Tensor:
-    """What a layer with an opaque packed weight computes of fixed inputs: exact for narrow layers."""
+    """The output of a layer with an opaque packed weight for fixed inputs: exact for narrow layers."""
     import torch
 
     width = _input_width(module)

@@ -407,7 +407,7 @@ def test_a_misspelt_template_and_a_missing_constitution_are_the_users_to_mend(
 
 
 def test_vllm_does_not_take_weights_that_are_quantised_while_loading():
-    with pytest.raises(ValueError, match=r"goes with backend = 'transformers', got 'vllm'"):
+    with pytest.raises(ValueError, match=r"needs backend = 'transformers', got 'vllm'"):
         EngineConfig(model="m", quantization="bnb_int8")
     assert EngineConfig(model="m", backend="transformers", quantization="bnb_int8").quantization == "bnb_int8"
 
