@@ -1,4 +1,4 @@
-"""How feedback is asked for and turned into a reward."""
+"""How feedback is requested and turned into a reward."""
 
 from __future__ import annotations
 
@@ -21,63 +21,63 @@ class FeedbackConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: Task = "pointwise"
-    """`pointwise`: yes/no about each answer. `pairwise`: which of two answers of a group is better. `predicate`:
-    the principles' yes/no facts about each answer. `score`: a mark for each answer."""
+    """`pointwise`: a yes/no question about each answer. `pairwise`: which of two answers of a group is better.
+    `predicate`: the principles' yes/no facts about each answer. `score`: a mark for each answer."""
     template: Literal["compact", "assistant"] = "assistant"
     """Fixed words around the data: `compact` for tiny models, `assistant` for real ones."""
     tell_cut: bool = True
     """Tell the judge when an answer ended at the length limit (template `assistant`)."""
     show_thoughts: bool = False
-    """The judge reads what a thinking model thought before its answer, too. Thoughts are kept on disk either way."""
+    """Show the judge the thought of a thinking model, too. Thoughts are stored on disk either way."""
     principles_per_group: int | None = Field(None, ge=0)
-    """Principles drawn at random for each group among those that apply; 0: all of them; not given: as the
-    constitution's `sampling` says."""
+    """Principles sampled for each group among those that apply; 0: all of them; not given: by the constitution's
+    `sampling`."""
     comparisons: int = Field(1, ge=1)
-    """Pairwise: how many of its neighbours in the group each answer is compared with."""
+    """Pairwise: number of neighbours in the group with which each answer is compared."""
     pairwise: Literal["least_squares", "mean"] = "least_squares"
-    """Pairwise: how the comparisons of a group become rewards. `least_squares`: rewards whose differences explain the
-    margins best. `mean`: of the margins for and against an answer, however good those are that it was compared with."""
+    """Pairwise: how a group's comparisons become rewards. `least_squares`: rewards whose differences fit the margins
+    best. `mean`: mean margin of an answer, however good its opponents are."""
     pairwise_ridge: float = Field(0.2, gt=0, le=1e6)
-    """Least squares: variance of the noise in a margin over the variance of the answers. A judge that is mostly noise
-    wants 1 or more; the larger it is, the more the rewards are like those of `mean`."""
+    """Least squares: variance of a margin's noise over the variance of the answers. A very noisy judge needs 1 or more;
+    the larger the value, the closer the rewards are to `mean`."""
     aggregation: Literal["", "mean", "weighted", "min", "lexicographic"] = ""
-    """How the principles' margins become one reward; empty: as the constitution's `aggregation` says."""
+    """How the principles' margins become one reward; empty: by the constitution's `aggregation`."""
     margin_clip: float = Field(3.0, gt=0)
-    """Margins are clipped to this many nats before they are aggregated: no principle buys off another."""
+    """Margins are clipped to this many nats before aggregation, so that no principle outweighs all others."""
     temperature: float = Field(1.0, gt=0)
     """Margins are divided by it (calibration)."""
     min_mass: float = Field(0.5, gt=0, le=1)
-    """A judge that puts less probability than this on its answer labels has said nothing."""
+    """A judge that puts less probability than this on its answer labels gives no verdict."""
     tie_band: float = Field(0.1, ge=0)
-    """A margin of fewer nats than this is a tie; it keeps its number."""
+    """A margin below this many nats is a tie; it keeps its value."""
     min_valid: int = Field(2, ge=1)
     """A group with fewer labelled answers than this is dropped and replaced."""
     batch_questions: int = Field(256, ge=1)
-    """Questions sent to the judge together at most."""
+    """Most questions sent to the judge in one batch."""
     batch_tokens: int = Field(65536, ge=1)
-    """Prompt tokens sent to the judge together at most."""
+    """Most prompt tokens sent to the judge in one batch."""
     batch_age_ms: float = Field(5.0, ge=0)
-    """A question waits this long for company while the judge is busy."""
+    """How long a question waits for others while the judge is busy."""
     batch_order: Literal["prefix", "length", "arrival"] = "prefix"
-    """Order of the questions of one batch. `prefix`: those that begin alike together, for an engine with a prefix
-    cache; `length`: of like length, for one that pads."""
+    """Order of questions in a batch. `prefix`: questions with a common beginning together, for an engine with a prefix
+    cache; `length`: similar lengths together, for one that pads."""
     swap: SwapConfig = SwapConfig()
     """Pairwise: when the second order is asked."""
     calibration: FilePath = ""
     """File with the judge's calibration, written by `solon judges calibrate`; empty: margins are divided by
     `temperature`."""
     critique_tokens: int = Field(0, ge=0, le=1024)
-    """When above 0, the judge writes a critique of so many tokens at most before each verdict."""
+    """Above 0: the judge writes a critique of at most this many tokens before each verdict."""
     cache: CacheConfig = CacheConfig()
     """The exact cache of verdicts."""
     semantic: SemanticConfig = SemanticConfig()
     """The semantic cache; off unless it names an encoder."""
     cascade: CascadeSection = CascadeSection()
-    """A second judge for what the first is unsure of."""
+    """A second judge for items where the first is unsure."""
     jury: JurySection = JurySection()
-    """Further judges that are asked about everything."""
+    """Further judges that judge every item."""
     select: SelectionSection = SelectionSection()
-    """A cheap judge about everything, the judge itself about a selection; for rewards, see `SelectiveJudge`."""
+    """A cheap judge for all items, the judge itself for a selection; for rewards, see `SelectiveJudge`."""
 
     @model_validator(mode="after")
     def _one_panel(self) -> Self:
@@ -98,5 +98,5 @@ class FeedbackConfig(BaseModel):
 
     @property
     def panel(self) -> tuple[str, ...]:
-        """Further judges that these settings name."""
+        """Further judges named by these settings."""
         return tuple(name for name in (self.cascade.judge, *self.jury.judges, self.select.proxy) if name)

@@ -1,10 +1,10 @@
-"""The border between who asks for verdicts and who gives them.
+"""The interface between callers that need verdicts and the judges that give them.
 
     items ──▶ Judge.judge() ──▶ verdicts
 
-One engine is a judge (`solon.feedback.judges.engine_judge`); a cascade and a jury are judges made of judges; so are the
-wrappers that inject biases and faults for tests. Labels of a training run, `solon label` and `solon judges`
-all go through this one call.
+One engine is a judge (`solon.feedback.judges.engine_judge`); a cascade and a jury are judges made of judges, and so are
+the wrappers that inject biases and faults in tests. Training runs, `solon label` and `solon judges` get all labels
+through this one call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from solon.verdicts import Status, Task, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One thing to be judged: one answer, or two for `pairwise`, under one question of one principle.
+    """One thing to judge: one answer, or two for `pairwise`, under one question of one principle.
 
     Item(task="pairwise", conversation=(Message(role="user", content="hi"),), answers=("hello", "go away"),
          principle_id="polite", question="Which is more polite?")
@@ -32,11 +32,11 @@ class Item:
     principle_id: str
     question: str
     polarity: int = 1
-    """-1 for a predicate that speaks against the answer: its margin is turned around."""
+    """-1 for a predicate that speaks against the answer: its margin is negated."""
     scale: int = 5
     """Score: the highest mark; the lowest is 1."""
     cut: tuple[bool, ...] = ()
-    """Which of the answers ended at the length limit; empty: none, or the judge is not to know."""
+    """Which answers ended at the length limit; empty: none, or the judge is not told."""
 
 
 class Judge(Protocol):
@@ -44,12 +44,12 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the judge, as its verdicts carry it."""
+        """Name of the judge in its verdicts."""
         ...
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """Verdicts in the order of the items. What failed for one item is a status of its verdict; an exception
-        means that the judge is gone."""
+        """Verdicts in the order of the items. A failure for one item is a status of its verdict; an exception means
+        that the judge is lost."""
         ...
 
 

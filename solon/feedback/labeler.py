@@ -1,4 +1,4 @@
-"""Labels a group: says what is to be judged, has it judged, and aggregates the verdicts to rewards."""
+"""Labels a group: lists the items to judge, has them judged, and aggregates the verdicts to rewards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from solon.verdicts import Verdict
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """One label to be: which question about which rollouts."""
+    """A planned label: a question and its rollouts."""
 
     asked: Asked
     rollouts: tuple[int, ...]
@@ -29,13 +29,13 @@ class Labeler:
 
     def __init__(self, judge: Judge, *, config: FeedbackConfig, constitution: Constitution) -> None:
         constitution.for_task(config.task)
-        rule_of(constitution, config)  # refused before anything is asked
+        rule_of(constitution, config)  # refuse an invalid rule before the first question
         self._judge = judge
         self._config = config
         self._constitution = constitution
 
     async def label(self, group: Group) -> Feedback:
-        """Labels of all rollouts under all principles that apply, and the rewards that follow."""
+        """Labels of all rollouts under all principles that apply, and the resulting rewards."""
         asked = self._choose(group)
         plans = [
             _Plan(one, rollouts, _item(self._config, group, one, rollouts))
@@ -58,7 +58,7 @@ class Labeler:
         )
 
     def num_labels(self, group: Group) -> int:
-        """How many labels `label` makes of a group."""
+        """Number of labels that `label` makes of a group."""
         return len(self._subjects(group)) * len(self._choose(group))
 
     def _choose(self, group: Group) -> tuple[Asked, ...]:
@@ -75,7 +75,7 @@ class Labeler:
         return tuple(one for one in asked if one.principle.id in drawn)
 
     def _subjects(self, group: Group) -> list[tuple[int, ...]]:
-        """Which rollouts are judged together. All questions about one subject follow each other: they share it."""
+        """Rollouts judged together. All questions about one subject follow each other: they share it."""
         if self._config.task == "pairwise":
             return [*ring_pairs(len(group.rollouts), self._config.comparisons)]
         return [(index,) for index in range(len(group.rollouts))]
@@ -107,7 +107,7 @@ def _label(plan: _Plan, verdict: Verdict) -> Label:
 
 
 def ring_pairs(num_rollouts: int, comparisons: int) -> list[tuple[int, int]]:
-    """Each answer against its next `comparisons` neighbours on a ring; every pair once.
+    """Compare each answer with its next `comparisons` neighbours on a ring; every pair once.
 
     >>> ring_pairs(4, 1)
     [(0, 1), (1, 2), (2, 3), (3, 0)]

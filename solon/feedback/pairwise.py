@@ -1,9 +1,9 @@
-"""From comparisons of the answers of a group to margins of pairs, and from those to one reward per answer.
+"""From comparisons of a group's answers to margins of pairs, and from these to one reward per answer.
 
     labels ──rule, pair by pair──▶ margins of pairs ──least squares──▶ rewards
 
-The rule that weighs principles is applied to each pair by itself, as `solon label` applies it: under `lexicographic` an
-answer that loses a hard principle to a better neighbour has lost one comparison, and has broken nothing.
+The rule that weighs principles is applied to each pair separately, as in `solon label`: under `lexicographic` an answer
+that loses a hard principle to a better neighbour has lost one comparison, and has broken nothing.
 """
 
 # G answers of a group
@@ -27,10 +27,10 @@ Combination = Literal["least_squares", "mean"]
 def pair_margins(
     labels: Sequence[Label], *, principles: Sequence[Principle], rule: Aggregation, clip: float
 ) -> dict[Pair, float]:
-    """Margin of every pair that has a valid label under each of the principles; positive speaks for the first answer.
+    """Margin of every pair with a valid label under each principle; positive favours the first answer.
 
-    A pair with an invalid label has none: a mean over the principles that happened to work would look like a right
-    label. clip: nats that one principle counts at most.
+    A pair with an invalid label has no margin: a mean over the remaining principles would look like a correct label.
+    clip: most nats that one principle counts.
     """
     by_pair: dict[Pair, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
     for label in labels:
@@ -53,8 +53,8 @@ def combined(
     """One reward per answer, nats, relative to the others; None for an answer without a comparison.
 
     `least_squares`: the s that minimise sum (margin_ij - (s_i - s_j))^2 + ridge * sum s_i^2. Their differences explain
-    the margins, so that an answer is measured by how good its neighbours are, and theirs, all around the group. They
-    sum to zero over every set of answers that comparisons connect. `mean`: of the margins for and against the
+    the margins, so that an answer is measured by the quality of its neighbours, and theirs, around the whole group.
+    They sum to zero over every set of answers connected by comparisons. `mean`: of the margins for and against the
     answer. Both are linear in the margins, so margins that are right on average give rewards that are: see
     `solon.feedback.selection.estimators.doubly_robust`.
     """

@@ -1,12 +1,12 @@
-"""The exact cache: the same question to the same judge is asked once, in this run or any later one.
+"""The exact cache: each question is asked once per judge, in this run or any later one.
 
     ask ──▶ memory ──▶ being asked already? ──▶ store on disk or in Redis ──▶ the judge
 
 Key: digest of the judge's identity (weights, quantisation, engine numerics, tokenizer, critique) and of the question's
-token ids and label ids; template, constitution, principle and order show in the token ids. Not in the key: run, time,
-policy version, calibration, thresholds. Raw log-probs are kept and read afresh, so that a new calibration costs no
-forward pass. Failures are not kept, except an answer that could not be read, in the store, for a day: at temperature 0
-the same question gets the same text.
+token ids and label ids; template, constitution, principle and order are visible in the token ids. Not in the key: run,
+time, policy version, calibration, thresholds. Raw log-probs are stored and interpreted at every read, so that a new
+calibration costs no forward pass. Failures are not stored, except unparsable answers, in the store, for a day: at
+temperature 0 the same question gets the same text.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class CacheConfig(BaseModel):
     entries: int = Field(200_000, ge=0)
     """Verdicts kept in memory; 0 turns the cache off."""
     path: FilePath = ""
-    """SQLite file, on a disk of this machine, in which verdicts outlive the process; empty: memory only."""
+    """SQLite file on a local disk, in which verdicts outlive the process; empty: memory only."""
     path_entries: int = Field(5_000_000, ge=1)
     """Verdicts kept in that file; the oldest are removed."""
     redis_env: str = Field("", pattern=r"^[A-Z_]*[A-Z0-9_]*$")
-    """Name of the environment variable that holds the address of a Redis that the machines of a cluster share, instead
-    of a file. The address itself may hold a password and is written nowhere."""
+    """Name of the environment variable with the address of a Redis that the machines of a cluster share, instead of a
+    file. The address itself may contain a password and is never written."""
     shadow: float = Field(0.0, ge=0, le=1)
-    """Share of the hits that is asked again behind the callers' backs, to see how often the engine changes its mind."""
+    """Share of hits that is asked again in the background, to measure how often the engine's verdict changes."""
 
     @model_validator(mode="after")
     def _one_store(self) -> CacheConfig:
@@ -59,8 +59,8 @@ class CacheConfig(BaseModel):
 class ExactCache:
     """`await cache.ask(questions)`: from memory or the store where possible, else through `ask`, each question once.
 
-    Failures are never handed to later callers: their waiters see them, the next caller asks again. A caller that is
-    cancelled takes nothing from those who wait for the same answer.
+    Failures are not cached: callers that wait get them, the next caller asks again. Cancelling a caller does not affect
+    others that wait for the same answer.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ExactCache:
             asked = dict(zip(keys, questions, strict=True))
             self._ask_again((asked[key], answer) for key, answer in known.items())
         if fresh:
-            # A task of its own, so that it outlives a cancelled caller.
+            # In its own task, so that it outlives a cancelled caller.
             finding = asyncio.ensure_future(self._find(fresh))
             finding.add_done_callback(_retrieve)
             await asyncio.shield(finding)
@@ -127,7 +127,7 @@ class ExactCache:
         return answers
 
     async def close(self) -> None:
-        """Wait until everything is in the store, and close it. What is still being asked is not kept any more."""
+        """Wait until all answers are in the store, and close it. Answers to open questions are no longer stored."""
         for task in self._shadowing:
             task.cancel()
         while self._storing or self._shadowing:
@@ -150,7 +150,7 @@ class ExactCache:
                 future = self._asking.pop(key)
                 if isinstance(error, Exception):
                     future.set_exception(error)
-                    future.exception()  # without a waiting caller this is no lost error: the caller raises
+                    future.exception()  # mark as retrieved: the caller raises it, even if no one else waits
                 else:
                     future.cancel()
             raise
@@ -168,7 +168,7 @@ class ExactCache:
             self.counts["evicted"] += 1
 
     def _keep(self, answers: dict[bytes, Answer]) -> None:
-        """Write to the store; the callers do not wait for it."""
+        """Write to the store in the background."""
         if self._store is None or not answers:
             return
         task = asyncio.ensure_future(self._put(self._store, answers))
@@ -192,7 +192,8 @@ class ExactCache:
             self._note(error)
 
     def _note(self, error: Exception) -> None:
-        """A store that fails (a full disk, a lost mount) costs forward passes later; the verdicts at hand are good."""
+        """Report a failing store (full disk, lost mount): it costs forward passes later, but present verdicts are
+        valid."""
         if not self.counts["store_failures"]:
             _log.warning(
                 "the store of verdicts fails: %s; until it works, verdicts are asked for again; free space or fix it",
@@ -201,7 +202,7 @@ class ExactCache:
         self.counts["store_failures"] += 1
 
     def _ask_again(self, hits: Iterable[tuple[Question, Answer]]) -> None:
-        """A share of the hits, in a task of its own: no hit is slower for it, and no failure reaches a caller."""
+        """Ask a share of the hits again in a background task: no hit is delayed, and no failure reaches a caller."""
         if not self._shadow:
             return
         drawn = [(asked, answer) for asked, answer in hits if _is_kept(answer) and self._rng.random() < self._shadow]
@@ -213,7 +214,7 @@ class ExactCache:
     async def _compare(self, hits: Sequence[tuple[Question, Answer]]) -> None:
         try:
             again = await self._ask([asked for asked, _ in hits])
-        except Exception:  # a judge that is gone says so to those who need it
+        except Exception:  # callers that need the judge get its error themselves
             self.counts["shadow_failures"] += len(hits)
             return
         for (_, before), after in zip(hits, again, strict=True):
@@ -257,6 +258,6 @@ def _likeliest(answer: Answer) -> int:
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
-    """Its error is the caller's; when the caller was cancelled, it is dropped."""
+    """Retrieve the error, which the caller raises; if the caller was cancelled, the error is dropped."""
     if not task.cancelled():
         task.exception()

@@ -1,4 +1,4 @@
-"""Verdicts shared by the machines of a cluster, in Redis. A Redis that is gone costs forward passes, not verdicts."""
+"""Verdicts shared by the machines of a cluster, in Redis. Losing Redis costs forward passes, not verdicts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from solon.feedback.questions import Answer
 
 PREFIX = f"solon:verdict:{SCHEMA}:".encode()
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
-"""After a failure nothing is sent for so long; twice as long after each further one."""
+"""Seconds without requests after a failure; doubled after each further one."""
 _log = logging.getLogger(__name__)
 
 
 class RedisStore:
     """A `Store`. `RedisStore("redis://cache.internal:6379/0")`; needs the package `redis` (`pip install solon[redis]`).
 
-    While Redis does not answer, every look-up is a miss and nothing is kept; that is logged once. The address may hold
-    a password, so it is never shown.
+    While Redis does not answer, every look-up is a miss and nothing is stored; this is logged once. The address may
+    contain a password, so it is never shown.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 2.0, unparsable_s: float = 86_400.0) -> None:
@@ -44,7 +44,7 @@ class RedisStore:
         self._silent_until = 0.0
         self._retry_s = FIRST_RETRY_S
         self.failures = 0
-        """Times that Redis did not answer."""
+        """Number of requests that Redis did not answer."""
 
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
         """See `Store.get_many`."""
@@ -52,7 +52,7 @@ class RedisStore:
             return {}
         try:
             values = await self._client.mget([PREFIX + key for key in keys])
-        except Exception as error:  # whatever the client raises, a cache is not worth a verdict
+        except Exception as error:  # a cache error of any kind must not cost a verdict
             self._note(error)
             return {}
         self._retry_s = FIRST_RETRY_S

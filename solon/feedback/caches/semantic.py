@@ -1,16 +1,16 @@
-"""The semantic cache: a verdict on a text stands for one on a text that says the same. Off by default.
+"""The semantic cache: a verdict on a text is reused for a text with the same meaning. Off by default.
 
-    item ──▶ same prompt, question and order? ──▶ near enough for this entry? ──▶ rule of words ──▶ is it believed?
+    item ──▶ same prompt, question and order? ──▶ near enough for this entry? ──▶ rule of words ──▶ is it trusted?
 
-It is dangerous exactly here, where one word is the label (a query and its reversal have a cosine of 0.83 to 0.9997 on
-nine encoders, GPTCache #694), so it must earn its keep, twice. Each entry stands for nothing but itself until a real
-verdict on a near duplicate agreed with it, and then for what is at least as near (as in vCache, arXiv:2502.03771).
-And no entry serves until enough verdicts that were asked anyway agreed with what would have been served. A share of the
-hits is checked for ever after; when the upper bound of the error among the last thousand passes a limit, nothing is
-served. What is served is marked, and its confidence is shrunk by the error.
+Reuse is dangerous where one word decides the label (a query and its reversal have a cosine of 0.83 to 0.9997 on nine
+encoders, GPTCache #694), so it must be earned twice. An entry serves only itself until a real verdict on a near
+duplicate agreed with it, and then only texts that are at least as near (as in vCache, arXiv:2502.03771). And no entry
+serves until enough verdicts that were asked anyway agreed with the cached ones. A share of the hits is always checked;
+when the upper bound of the error among the last thousand exceeds a limit, nothing is served. Served verdicts are
+marked, and their confidence is reduced by the error.
 
-An item whose very answers were judged before is no business of this cache: the exact one has it, and it would prove
-nothing about near duplicates.
+Items whose exact answers were judged before are left to the exact cache: they would prove nothing about near
+duplicates.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from solon.files.marks import ModelName
 from solon.verdicts import Verdict
 
 CHECKED = 1000
-"""Checked hits that the error is measured on, the latest ones: a policy that moves must be noticed."""
+"""Number of latest checked hits over which the error is measured, so that a changing policy is noticed."""
 _log = logging.getLogger(__name__)
 
 Embed = Callable[[Sequence[str]], Awaitable[NDArray[np.float32]]]
@@ -48,28 +48,28 @@ class SemanticConfig(BaseModel):
     model: ModelName = ""
     """Hugging Face encoder whose mean token vector is the embedding; empty: the semantic cache is off."""
     entries: int = Field(20_000, ge=1)
-    """Verdicts that are remembered with their texts."""
+    """Verdicts kept with their texts."""
     threshold: float = Field(0.98, gt=0, le=1)
-    """Least cosine at which a text counts as a near duplicate; each entry's own lies above it, as far as it learned."""
+    """Least cosine of a near duplicate; each entry's own threshold is at or above it, as learned."""
     max_error: float = Field(0.01, gt=0, lt=0.5)
     """Upper bound (95 %, Clopper-Pearson) of the share of wrong hits; above it, nothing is served."""
     wrong: float = Field(0.1, gt=0, le=1)
-    """A hit was wrong when the probability was off by more than this, or the verdict was turned."""
+    """A hit counts as wrong when the probability was off by more than this, or the verdict was reversed."""
     verify: float = Field(0.05, gt=0, le=1)
-    """Share of the hits that is asked anyway, to keep the error known."""
+    """Share of hits that is asked anyway, to measure the error."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A verdict, and how near a near duplicate must be for it to stand."""
+    """A verdict, and how near a duplicate must be to use it."""
 
     item: Item
     verdict: Verdict
     vectors_AD: NDArray[np.float32]
     agreed: float = math.inf
-    """Least cosine at which a real verdict agreed since the last one that did not; infinite: none did."""
+    """Least cosine at which a real verdict agreed since the last disagreement; infinite: none did."""
     differed: float = -math.inf
-    """Greatest cosine at which one did not agree."""
+    """Greatest cosine at which a real verdict disagreed."""
 
     def stands_at(self, cosine: float) -> bool:
         return cosine >= self.agreed and cosine > self.differed
@@ -83,18 +83,18 @@ class _Entry:
 
 @dataclass(slots=True)
 class SemanticCounts:
-    """What it did since the start."""
+    """Counts since the start."""
 
     served: int = 0
     observed: int = 0
     """Hits that were checked against a real verdict, and not served."""
     wrong: int = 0
-    """Those of them that were wrong."""
+    """Wrong ones among them."""
     refused_by_rule: int = 0
 
 
 class SemanticJudge:
-    """A `Judge` in front of another one. Never put it in front of gold, calibration, evaluation or audits."""
+    """A `Judge` in front of another one. Never use it for gold, calibration, evaluation or audits."""
 
     def __init__(self, judge: Judge, embed: Embed, config: SemanticConfig, *, seed: int = 0) -> None:
         self.name = judge.name
@@ -128,12 +128,13 @@ class SemanticJudge:
 
     @property
     def error_bound(self) -> float:
-        """Upper end of the one-sided 95 % Clopper-Pearson interval of the share of wrong hits, among the last ones."""
+        """Upper end of the one-sided 95 % Clopper-Pearson interval of the share of wrong hits, among the latest
+        ones."""
         return clopper_pearson(sum(self._was_wrong), len(self._was_wrong))
 
     @property
     def is_trusted(self) -> bool:
-        """Whether hits are served. With nothing wrong it takes 299 checked hits to be trusted with 1 %."""
+        """Whether hits are served. Without a wrong hit, a limit of 1 % needs 299 checked hits."""
         return self.error_bound <= self._config.max_error
 
     def _is_served(self, entry: _Entry, cosine: float) -> bool:
@@ -162,7 +163,8 @@ class SemanticJudge:
         return best
 
     def _learn(self, entry: _Entry, cosine: float, verdict: Verdict) -> bool:
-        """From a real verdict on a near duplicate of an entry. Whether it differs, and so deserves an entry itself."""
+        """Learn from a real verdict on a near duplicate. Returns whether it differs, and so needs an entry of its
+        own."""
         assert entry.verdict.margin is not None
         assert verdict.margin is not None
         said, true = _probability(entry.verdict.margin), _probability(verdict.margin)
@@ -191,7 +193,7 @@ class SemanticJudge:
             self._size -= len(oldest)
 
     def _as_served(self, verdict: Verdict) -> Verdict:
-        """No questions were asked, and it is less sure than the verdict it repeats."""
+        """The cached verdict without costs, since no questions were asked, and with lower confidence."""
         assert verdict.margin is not None
         p, error = _probability(verdict.margin), self.error_bound
         shrunk = p * (1 - error) + (1 - p) * error
@@ -209,25 +211,25 @@ def clopper_pearson(wrong: int, observed: int) -> float:
 
 
 def _place(item: Item) -> tuple[object, ...]:
-    """Only verdicts on the same question about the same conversation are compared, order of answers included."""
+    """Verdicts are compared only for the same question, conversation and order of answers."""
     return item.task, item.question, item.polarity, item.scale, item.conversation, item.cut
 
 
 def _is_eligible(item: Item) -> bool:
-    """Not a prompt where one character decides, and no two answers so alike that their order is all there is to say."""
+    """Excludes prompts where one character decides, and pairs so alike that only their order distinguishes them."""
     if any(is_verifiable(message.content) for message in item.conversation):
         return False
     return item.task != "pairwise" or not may_stand_for(*item.answers)
 
 
 def _is_repeatable(verdict: Verdict) -> bool:
-    """Whether it is the judge's own. A proxy's is not, nor a margin that was corrected for the chance of being asked:
+    """Whether it is the judge's own verdict. A proxy's is not, nor a margin corrected for its sampling probability:
     that one is right on average over many items, not for this one."""
     return verdict.margin is not None and verdict.source in ("judge", "exact_cache") and verdict.propensity == 1
 
 
 def _cosine(entry: _Entry, item: Item, vectors: dict[str, NDArray[np.float32]]) -> float:
-    """Of the two least alike answers; to four places, so that rounding does not decide."""
+    """The lower cosine of the answers, rounded to four places, so that rounding errors do not decide."""
     return min(round(float(e @ vectors[a]), 4) for e, a in zip(entry.vectors_AD, item.answers, strict=True))
 
 

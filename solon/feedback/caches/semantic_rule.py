@@ -1,8 +1,8 @@
-"""When two texts are so alike that a verdict on one may stand for the other. Decided by words, not by distance.
+"""Whether two texts are so alike that a verdict on one may be used for the other. Decided by words, not by distance.
 
-Judging compares near-identical answers to one prompt, and the one word in which they differ is often the label: an
-embedding puts "it is safe" and "it is not safe" side by side. So the rule looks at what carries the label: numbers,
-negations, names, code, refusals, and the order of the words that both have.
+Judges compare near-identical answers to one prompt, and the one word in which they differ is often the label: an
+embedding puts "it is safe" and "it is not safe" close together. So the rule compares the parts that carry the label:
+numbers, negations, names, code, refusals, and the order of the common words.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _NEGATION_TEXT = """
 _NUMBER_WORDS = frozenset(_NUMBER_TEXT.split())
 _NEGATIONS = frozenset(_NEGATION_TEXT.split())
 _COURTESIES = frozenset({"a", "an", "the", "please", "kindly", "well", "also", "just", "really", "indeed"})
-"""What may come or go. Any other word may be the label: "it raises" and "it lowers" stand in the same place."""
+"""Words that may be missing from one text. Any other word may be the label, as in "it raises" and "it lowers"."""
 _REFUSALS = ("i cannot", "i can't", "i can not", "i won't", "i will not", "i am unable", "i'm unable", "as an ai",
              "i'm sorry", "i am sorry", "i refuse", "i must decline")  # fmt: skip
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 _NUMBER = re.compile(r"[-+]?\d+(?:[.,:/]\d+)*%?")
 _CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 MOST_CHARACTERS = 20_000
-"""A longer text is never compared."""
+"""Longer texts are never compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Substance:
-    """What of a text may not differ, and its words in order."""
+    """The parts of a text that must not differ, and its words in order."""
 
     numbers: tuple[str, ...]
     negations: tuple[str, ...]
@@ -50,7 +50,7 @@ class Substance:
 
 @lru_cache(maxsize=8192)
 def substance(text: str) -> Substance:
-    """Of one answer."""
+    """The substance of one answer."""
     text = text[:MOST_CHARACTERS]
     plain = _CODE.sub(" ", text)
     spelled = _WORD.findall(plain.replace("\u2019", "'"))
@@ -66,11 +66,11 @@ def substance(text: str) -> Substance:
 
 
 def may_stand_for(one: str, other: str) -> bool:
-    """Whether no difference between the two texts is of a kind that decides verdicts.
+    """Whether the two texts do not differ in a way that decides verdicts.
 
-    The same numbers, negations, names, code and refusals; lengths within a tenth of each other; the words that both
-    have in the same order (a dog that bites a man is no man that bites a dog); and no word but a courtesy that only
-    one of them has.
+    They need the same numbers, negations, names, code and refusals; lengths within a tenth of each other; the common
+    words in the same order (a dog that bites a man is no man that bites a dog); and only courtesies that one of them
+    lacks.
     """
     if one == other:
         return True
@@ -89,12 +89,12 @@ def may_stand_for(one: str, other: str) -> bool:
 
 
 def is_verifiable(text: str) -> bool:
-    """Whether a prompt is about numbers or code: there, one character decides."""
+    """Whether a prompt is about numbers or code, where one character decides."""
     return bool(_CODE.search(text) or re.search(r"\d|[=<>+*/^]{1,2}|\bdef\b|\bclass\b|;\s*$", text, re.MULTILINE))
 
 
 def _names(plain: str, spelled: list[str]) -> list[str]:
-    """Words with a capital letter that do not merely open a sentence, or have one inside."""
+    """Words with an initial capital that does not just open a sentence, or with an inner capital."""
     openers = set(re.findall(r"(?:^|[.!?:\n]\s*)([^\W_]+)", plain))
     return [w for w in spelled if w != "I" and not w.startswith("I'") and (
         any(c.isupper() for c in w[1:]) or (w[:1].isupper() and w not in openers)
@@ -102,7 +102,7 @@ def _names(plain: str, spelled: list[str]) -> list[str]:
 
 
 def _kept(words: tuple[str, ...], common: Counter[str]) -> list[str]:
-    """The words that both have, in order, each as often as both have it."""
+    """The common words in order, each as often as both texts have it."""
     left = Counter(common)
     kept = []
     for word in words:

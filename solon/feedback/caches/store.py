@@ -1,7 +1,7 @@
-"""Where verdicts outlive a process: one SQLite file, which any number of processes may share.
+"""Stores verdicts beyond the life of a process: one SQLite file, shared by any number of processes.
 
-A verdict is kept as raw log-probs with what it cost, under the content address that the cache gives it. The file is
-never half written: SQLite's write-ahead log survives a kill at any moment.
+A verdict is stored as raw log-probs with its cost, under its content address. The file is never half written: SQLite's
+write-ahead log survives a kill at any moment.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from solon.feedback.questions import Answer
 from solon.verdicts import Status
 
 SCHEMA = 2
-"""Layout of the file, and of the bytes of an answer."""
+"""Layout of the file and of encoded answers."""
 KEYS_PER_QUERY = 500
 LOCK_S = 30.0
-"""How long another process may hold the file."""
+"""How long another process may lock the file."""
 _HEAD = struct.Struct("<HBI")  # labels, whether it is unparsable, bytes of the likeliest word
 _CREATE = (
     "CREATE TABLE verdicts (number INTEGER PRIMARY KEY, key BLOB UNIQUE NOT NULL, value BLOB NOT NULL, expires REAL)"
@@ -35,10 +35,10 @@ R = TypeVar("R")
 
 
 class Store(Protocol):
-    """Answers by content address. Slow or gone is its own business: it may forget, it must not make things up."""
+    """Answers by content address. A store may be slow, fail or forget, but must not return wrong answers."""
 
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
-        """The answers that are stored, by key; missing keys are left out."""
+        """The stored answers by key; missing keys are omitted."""
         ...
 
     async def put_many(self, answers: Mapping[bytes, Answer]) -> None:
@@ -51,14 +51,14 @@ class Store(Protocol):
 
 
 def encode(answer: Answer) -> bytes:
-    """An answer as bytes; log-probs as they are, to the last bit. What it cost is left out: it was paid once."""
+    """An answer as bytes, with exact log-probs. Its cost is omitted: it was paid once."""
     number, top = len(answer.logprobs), answer.top.encode("utf-8", "replace")
     head = _HEAD.pack(number, answer.failure is Status.UNPARSABLE, len(top))
     return head + struct.pack(f"<{number}d", *answer.logprobs) + top + answer.detail.encode("utf-8", "replace")
 
 
 def decode(value: bytes) -> Answer | None:
-    """The answer again, marked as cached; None for bytes that are no answer."""
+    """The answer, marked as cached; None for bytes that are no answer."""
     try:
         number, is_unparsable, top_bytes = _HEAD.unpack_from(value)
         logprobs = struct.unpack_from(f"<{number}d", value, _HEAD.size)
@@ -75,9 +75,9 @@ def decode(value: bytes) -> Answer | None:
 class SqliteStore:
     """`store = SqliteStore("verdicts.sqlite", entries=1_000_000)`
 
-    entries: the oldest verdicts beyond so many are removed. Raises InputError when the file cannot be opened or
-    written, is broken, or is something else; it is never replaced. The file must lie on a disk of this machine:
-    SQLite's log does not work over a network.
+    entries: most verdicts to keep; the oldest are removed. Raises InputError when the file cannot be opened or written,
+    is damaged, or is not a verdict store; it is never replaced. The file must be on a local disk: SQLite's log does not
+    work over a network.
     """
 
     def __init__(self, path: str | Path, *, entries: int, unparsable_s: float = 86_400.0) -> None:
@@ -87,7 +87,7 @@ class SqliteStore:
         self.evicted = 0
         """Verdicts that this process removed because the file was full."""
         self._is_closed = False
-        # SQLite works in a thread of its own: a disk that is slow must not hold up the event loop.
+        # SQLite works in its own thread: a slow disk must not block the event loop.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="solon-verdicts")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class SqliteStore:
             try:
                 return self._connect()
             except sqlite3.OperationalError as error:
-                # Two that turn the write-ahead log on at the same moment do not wait for each other: one is refused.
+                # Two processes that enable the write-ahead log at the same time do not wait: one is refused.
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                     raise
                 time.sleep(0.02)
@@ -137,19 +137,19 @@ class SqliteStore:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=LOCK_S, isolation_level=None)
         try:
-            # Checked before anything is written: a file of another program stays as it is.
+            # Checked before the first write: a file of another program stays unchanged.
             connection.execute("BEGIN")
             _is_new(connection)
             connection.execute("ROLLBACK")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
-            # In one transaction: another process, or a kill, sees all of it or nothing.
+            # In one transaction: another process, or a kill, sees all or nothing.
             connection.execute("BEGIN IMMEDIATE")
             if _is_new(connection):
                 connection.execute(_CREATE)
                 connection.execute(f"PRAGMA user_version={SCHEMA}")
             connection.execute("COMMIT")
-            # A file that was cut short shows it at its end, not at its beginning.
+            # A truncated file shows it at its end, not at its beginning.
             connection.execute("SELECT value FROM verdicts ORDER BY number DESC LIMIT 1").fetchone()
         except BaseException:
             connection.close()
@@ -184,13 +184,13 @@ class SqliteStore:
             self._connection.execute("COMMIT")
             self.evicted += evicted.rowcount
         except BaseException:
-            if self._connection.in_transaction:  # a full disk has ended it already
+            if self._connection.in_transaction:  # a full disk may have ended it
                 self._connection.execute("ROLLBACK")
             raise
 
 
 def _is_new(connection: sqlite3.Connection) -> bool:
-    """Whether nothing is in the file yet. Raises DatabaseError when what is in it are not verdicts that can be read."""
+    """Whether the file is empty. Raises DatabaseError when its content is not readable verdicts."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if version == 0 and not tables:

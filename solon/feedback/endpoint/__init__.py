@@ -1,1 +1,1 @@
-"""Judges behind an OpenAI-compatible endpoint: requests with retries, limits and prices, and how replies are read."""
+"""Judges behind an OpenAI-compatible endpoint: requests with retries, limits and prices, and parsing of replies."""

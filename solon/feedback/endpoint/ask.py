@@ -1,12 +1,12 @@
-"""Judges behind any endpoint that speaks the OpenAI protocol: each question is one request for one token.
+"""Judges behind any endpoint with the OpenAI protocol: each question is one request for one token.
 
     question ──slot──▶ breaker ──▶ limiter ──permit──▶ request ──▶ log-probs of the labels, or a failure with its name
                           ▲                                │ connection lost, 5xx, 429: again, at most three times
                           └────────── pause, full jitter ──┘
 
-A question with a text goes as chat or as completion; one with token ids goes to `/completions` as ids, which vLLM and
-SGLang understand. What fails is a failed answer, never a number. Raised are only errors that every question would
-meet: a key that is refused, a model that is not there.
+A question with a text is sent as chat or as completion; one with token ids is sent to `/completions` as ids, which vLLM
+and SGLang accept. A failure gives a failed answer, never a number. Only errors that concern every question are raised:
+a refused key, an unknown model.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from solon.verdicts import Status
 __all__ = ["EndpointAsk", "EndpointConfig"]
 
 MOST_EXTRA_TOKENS = 256
-"""Tokens that an endpoint may wrap around a question: its chat template and what it adds of its own."""
+"""Tokens that an endpoint may add to a question, by its chat template for example."""
 LONGEST_BACKOFF_S = 20.0
 
 
 class EndpointAsk:
     """`answers = await EndpointAsk(config)(questions)`; an `Ask`. Close it with `aclose()`, or use `async with`.
 
-    limiter: shared with all who ask this endpoint; none: no limits. meter: counts requests. Raises InputError when the
-    key is missing or refused, when there is no such model, and for a spend cap without prices.
+    limiter: shared by all callers of this endpoint; none: no limits. meter: counts requests. Raises InputError when the
+    key is missing or refused, when the model is unknown, and for a spend cap without prices.
     """
 
     def __init__(self, config: EndpointConfig, limiter: Limiter | None = None, meter: CallMeter | None = None) -> None:
@@ -62,7 +62,7 @@ class EndpointAsk:
         self.breaker = Breaker(failures=config.breaker_failures, cool_down_s=config.breaker_cool_down_s)
         self._slots = asyncio.Semaphore(config.max_concurrency)
         self._tokens_per_byte = 0.3
-        """Of questions with a text, as the endpoint counts; a guess until it first did."""
+        """For questions with a text, as counted by the endpoint; a guess until its first count."""
 
     async def __call__(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers in the order of the questions."""
@@ -70,7 +70,7 @@ class EndpointAsk:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._one(question)) for question in questions]
         except ExceptionGroup as errors:
-            # The first one stopped the others; a person should see that one.
+            # The first one stopped the others; it is the error to show.
             raise first_cause(errors) from None
         return [task.result() for task in tasks]
 
@@ -118,7 +118,7 @@ class EndpointAsk:
         return Answer((), failure=problem.status, detail=problem.detail)
 
     async def _pause(self, problem: Problem, attempt: int) -> bool:
-        """Waits before a retry; False when the endpoint asks for more patience than we have."""
+        """Waits before a retry; False when the endpoint asks for a longer pause than allowed."""
         asked = problem.after_s or 0.0
         if asked > self._config.retry_after_max_s:
             return False
@@ -130,7 +130,7 @@ class EndpointAsk:
 
     async def _attempt(self, question: Question, permit: Permit, path: str, content: bytes) -> Answer | Problem:
         started = time.monotonic()
-        bill = Bill(permit.number)  # unless we learn more, all that was reserved is spent
+        bill = Bill(permit.number)  # without further information, everything reserved counts as spent
         try:
             reply = await self._wire.post(path, content)
             if isinstance(reply, Problem):
@@ -158,7 +158,7 @@ class EndpointAsk:
             self.breaker.succeeded()
 
     def _price(self, question: Question, reading: Reading) -> Answer:
-        """The answer with its cost; what the endpoint did not count is estimated."""
+        """The answer with its cost; missing counts are estimated."""
         usage, config = reading.usage, self._config
         num_bytes = _num_bytes(question)
         if usage is None:
@@ -184,7 +184,7 @@ class EndpointAsk:
         )
 
     def _want(self, question: Question) -> Want:
-        """Tokens as they are likely to be, money as it is at most: no tokenizer makes more tokens than bytes."""
+        """Expected tokens and the largest possible cost: no tokenizer makes more tokens than bytes."""
         most_prompt = (_num_bytes(question) or len(question.prompt_token_ids)) + MOST_EXTRA_TOKENS
         output = self._max_tokens
         config = self._config
@@ -216,7 +216,7 @@ class EndpointAsk:
         if config.read == "logprobs":
             body["logprobs"] = config.top_logprobs
             if not question.text:
-                # vLLM: exactly these tokens, by id. Servers that do not know the fields pass over them.
+                # vLLM: exactly these tokens, by id. Other servers ignore the fields.
                 body |= {"return_tokens_as_token_ids": True, "logprob_token_ids": list(question.label_ids)}
         return "/completions", json.dumps(body).encode()
 
@@ -231,7 +231,7 @@ class EndpointAsk:
                 if config.api_key_file
                 else "no key at all; set `api_key_env`"
             )
-            # Its words are left out: some endpoints repeat the key.
+            # The endpoint's message is omitted: some repeat the key.
             return f"{where} refused the key ({problem.code}), which came from {source}; check it and what it may use"
         if problem.code == 404:
             return (
@@ -242,7 +242,7 @@ class EndpointAsk:
 
 
 def _sendable(text: str) -> str:
-    """Half of a surrogate pair, which a model can write, is no text that could be sent."""
+    """An encodable text: a model can write an unpaired surrogate, which cannot be sent."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -1,4 +1,4 @@
-"""How an endpoint is reached: address, model, key, prices. The key itself is never part of it."""
+"""How an endpoint is reached: address, model, key, prices. The key itself is never part of the settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OURS = frozenset(
 class EndpointConfig(BaseModel):
     """`EndpointConfig(base_url="https://judge.example/v1", model="big-judge", api_key_env="JUDGE_API_KEY")`"""
 
-    # The inputs stay out of error messages: one of them may be a key in the wrong field.
+    # Inputs are kept out of error messages: one of them may be a key in the wrong field.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     base_url: str
@@ -34,12 +34,12 @@ class EndpointConfig(BaseModel):
     model: str = Field(min_length=1, max_length=512)
     """The endpoint's name for the model."""
     api: Literal["chat", "completions"] = "chat"
-    """Where questions with a text go. Questions with token ids always go to `completions`."""
+    """Interface for questions with a text. Questions with token ids always use `completions`."""
     read: Literal["logprobs", "text"] = "logprobs"
-    """`logprobs`: the verdict is read off the likeliest tokens. `text`: for endpoints without log-probs; the word that
-    was written counts, which says nothing of how sure the judge is."""
+    """`logprobs`: the verdict is read from the most likely tokens. `text`: for endpoints without log-probs; the written
+    word counts, which does not show how sure the judge is."""
     text_margin: float = Field(1.0, gt=0, le=20)
-    """`text`: nats that the written label is put above the others. A convention, not calibrated."""
+    """`text`: margin in nats of the written label over the others. A convention, not calibrated."""
     text_tokens: int = Field(8, ge=1, le=64)
     """`text`: tokens that the judge may write."""
     api_key_env: str = ""
@@ -47,39 +47,39 @@ class EndpointConfig(BaseModel):
     api_key_file: str = ""
     """File that holds the key."""
     allow_http: bool = False
-    """Unencrypted HTTP to another machine: keys and texts can be read on the way."""
+    """Allow unencrypted HTTP to another machine: keys and texts can be read in transit."""
     timeout_s: float = Field(60.0, gt=0, le=3600)
-    """For a whole request; a timeout is not asked again."""
+    """For a whole request; a request that timed out is not repeated."""
     max_retries: int = Field(3, ge=0, le=3)
-    """After lost connections, 5xx and 429."""
+    """Retries after lost connections, 5xx and 429."""
     backoff_s: float = Field(0.5, gt=0, le=60)
     """The n-th retry waits a random time up to this times 2^n."""
     retry_after_max_s: float = Field(60.0, ge=0, le=3600)
-    """A longer wait that the endpoint asks for is not waited for."""
+    """If the endpoint asks for a longer pause, the request fails instead."""
     max_concurrency: int = Field(32, ge=1, le=4096)
-    """Requests under way together, of one process."""
+    """Concurrent requests of one process."""
     breaker_failures: int = Field(16, ge=1)
-    """Failed requests in a row after which requests pause."""
+    """Consecutive failed requests after which requests pause."""
     breaker_cool_down_s: float = Field(30.0, gt=0)
     top_logprobs: int = Field(20, ge=1, le=20)
-    """Likeliest tokens that are looked at; some endpoints give at most 5."""
+    """Number of most likely tokens to request; some endpoints return at most 5."""
     seed: int | None = None
-    """Sent along when given."""
+    """Sent with requests if given."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the endpoint calls it in chat."""
+    """The endpoint's name of this field in chat."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further fields of the request, `{"chat_template_kwargs": {"enable_thinking": false}}`."""
+    """Further request fields, `{"chat_template_kwargs": {"enable_thinking": false}}`."""
     escape_markers: bool = True
-    """Control words in texts (`<|im_end|>`, `</s>`, `[INST]`) are sent with a backslash, `<\\|im_end|>`: the server
-    would take them for control tokens."""
+    """Send control words in texts (`<|im_end|>`, `</s>`, `[INST]`) with a backslash, `<\\|im_end|>`: the server would
+    treat them as control tokens."""
     markers: tuple[Annotated[str, Field(min_length=2, max_length=64, pattern=r"^[^\w\s]")], ...] = Field(
         default=(), max_length=100
     )
-    """Further control words of the endpoint's model; each begins with a sign, such as `<`."""
+    """Further control words of the endpoint's model; each begins with a symbol, such as `<`."""
     usd_per_million_input: float = Field(0.0, ge=0)
     """Price of prompt tokens."""
     usd_per_million_cached: float | None = Field(None, ge=0)
-    """Price of prompt tokens that the endpoint had cached; not given: the same."""
+    """Price of prompt tokens from the endpoint's cache; default: `usd_per_million_input`."""
     usd_per_million_output: float = Field(0.0, ge=0)
     """Price of written tokens."""
 
@@ -133,14 +133,14 @@ class EndpointConfig(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Identifies what decides a verdict, for the cache; prices, limits and the key do not."""
+        """Identifies all settings that affect a verdict, for the cache; prices, limits and the key do not."""
         parts = (self.base_url, self.model, self.api, self.read, self.top_logprobs, self.seed, self.extra)
         text = (self.text_margin, self.text_tokens) if self.read == "text" else ()
         return hashlib.sha256(json.dumps([*parts, *text], sort_keys=True).encode()).hexdigest()
 
 
 def read_key(config: EndpointConfig) -> str:
-    """The key that the config points to; empty when it points to none. Raises InputError, which never shows it."""
+    """The configured key; empty if none is configured. Raises InputError, which never shows it."""
     if config.api_key_env:
         key, where = os.environ.get(config.api_key_env, ""), f"the environment variable {config.api_key_env}"
     elif config.api_key_file:

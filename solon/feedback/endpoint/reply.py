@@ -1,10 +1,9 @@
-"""What an endpoint's reply means: log-probs of labels, a word, or the reason why there is neither. Pure functions.
+"""Parses an endpoint's reply: log-probs of labels, a word, or the reason for having neither. Pure functions.
 
-An endpoint shows only the likeliest tokens. A label that is not among them is given the largest log-prob that it can
-have: it is not above the smallest one shown, and the labels not shown share what probability the shown tokens leave.
-For two labels this is a bound, so the margin can only come out closer to zero than it is, never further from it, and
-the mass on the labels comes out too large by one such bound at most. A reply that shows none of the labels has no
-margin at all.
+An endpoint shows only the most likely tokens. A label that is not among them gets the largest log-prob that it can
+have: at most the smallest one shown, and the labels not shown share the probability left by the shown tokens. For two
+labels this is a bound, so the margin can only be closer to zero than the true one, never further away, and the mass on
+the labels is too large by at most one such bound. A reply without any label has no margin.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from solon.feedback.questions import Question
 from solon.verdicts import Status
 
 NOWHERE = -700.0
-"""Log-prob of labels when none of them was shown: no mass, so that the verdict is low_mass."""
+"""Log-prob of labels when none was shown: no mass, so that the verdict is low_mass."""
 ROUNDING = 1e-6
-"""Probabilities from 32-bit floats add up to one within this."""
+"""Tolerance for the sum of probabilities computed from 32-bit floats."""
 LITTLE_MASS = 0.5
 MOST_DETAIL = 200
 SPACES = " ▁Ġ"
-"""How the tokenizers of endpoints write a space before a word."""
+"""How tokenizers of endpoints write a space before a word."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that the endpoint says it counted."""
+    """Token counts reported by the endpoint."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -41,7 +40,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a reply says. `failure` is None exactly when there are log-probs."""
+    """A parsed reply. `failure` is None exactly when there are log-probs."""
 
     logprobs: tuple[float, ...] = ()
     failure: Status | None = None
@@ -52,29 +51,29 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Why an attempt gave no reply that could be read."""
+    """Why an attempt gave no readable reply."""
 
     status: Status
     detail: str
     code: int = 0
-    """HTTP status, where there was one."""
+    """HTTP status, if there was one."""
     may_retry: bool = False
     after_s: float | None = None
-    """How long the endpoint asks us to wait."""
+    """Pause requested by the endpoint."""
     is_fatal: bool = False
-    """Every further question would fail the same way: the user must fix it."""
+    """Every further question would fail in the same way: the user must fix the cause."""
     is_down: bool = False
-    """Speaks against the endpoint, not against the question."""
+    """Indicates a problem of the endpoint, not of the question."""
     is_billed: bool = False
-    """The endpoint may have done the work all the same."""
+    """The endpoint may have done the work nevertheless."""
 
 
 class _GarbageError(ValueError):
-    """The reply is not what was asked for."""
+    """The reply does not have the expected form."""
 
 
 def clean(text: object, *, secret: str = "") -> str:
-    """Words of a stranger in one short line: no control characters, no key.
+    """Untrusted words in one short line, without control characters or the key.
 
     >>> clean("a\\x1b[31m\\nb", secret="key")
     'a [31m b'
@@ -92,9 +91,9 @@ def clean(text: object, *, secret: str = "") -> str:
 def read_reply(
     body: bytes, question: Question, *, how: Literal["logprobs", "text"], text_margin: float, secret: str = ""
 ) -> Reading:
-    """Any bytes give a reading; bytes that make no sense give `unparsable`.
+    """Parses any bytes; malformed bytes give `unparsable`.
 
-    secret: the key, which some endpoints repeat; no reading holds it.
+    secret: the key, which some endpoints repeat; no reading contains it.
     """
     usage = None
     try:
@@ -124,7 +123,7 @@ def _read_logprobs(
         raise _GarbageError(f"the reply's probabilities add up to {total:.3g}, expected at most 1")
     logprobs = label_logprobs(shown, matchers(question, shown))
     likeliest = max(shown, key=lambda token: shown[token])
-    # A placeholder for a token id tells a person nothing; the text is that token.
+    # A placeholder for a token id is meaningless to people; the text is that token.
     top = clean(text if likeliest.startswith("token_id:") else likeliest, secret=secret)
     if logprobs is None:
         return Reading((NOWHERE,) * _num_labels(question), top=top, usage=usage)
@@ -135,7 +134,7 @@ def _read_logprobs(
 def label_logprobs(shown: Mapping[str, float], is_label: Sequence[Callable[[str], bool]]) -> tuple[float, ...] | None:
     """log p of each label from the tokens shown; None when none of the labels is among them.
 
-    Tokens that are the same label (`A`, ` A`) are added up. For what becomes of a label that is not shown, see above.
+    Tokens of the same label (`A`, ` A`) are added up. For labels that are not shown, see above.
     """
     found = [[logprob for token, logprob in shown.items() if matches(token)] for matches in is_label]
     missing = sum(not logprobs for logprobs in found)
@@ -147,7 +146,7 @@ def label_logprobs(shown: Mapping[str, float], is_label: Sequence[Callable[[str]
 
 
 def matchers(question: Question, shown: Mapping[str, float]) -> list[Callable[[str], bool]]:
-    """For each label of a question: whether a token is that label. By token id where the reply shows ids."""
+    """For each label of a question, a test of whether a token is that label. By token id if the reply shows ids."""
     if question.prompt_token_ids and any(token.startswith("token_id:") for token in shown):
         return [f"token_id:{label}".__eq__ for label in question.label_ids]
     if not question.labels:
@@ -170,7 +169,7 @@ def _read_text(
     hits = [bool(said) and _matcher(label)(said) for label in question.labels]
     if sum(hits) == 1:
         k = len(hits)
-        # The label that was said is `margin` nats above each of the others, and all of them together are certain.
+        # The written label is `margin` nats above each of the others, and the labels together have probability 1.
         rest = -math.log(math.exp(margin) + k - 1)
         return Reading(tuple(rest + margin * hit for hit in hits), usage=usage)
     if choice.get("finish_reason") == "length" and said:
@@ -181,7 +180,7 @@ def _read_text(
 
 
 def _shown(logprobs: Any) -> dict[str, float]:
-    """The tokens shown at the first position, whichever of the two formats they come in."""
+    """The tokens shown at the first position, in either of the two formats."""
     if logprobs is None:
         raise _GarbageError("the reply has no log-probs; if the endpoint cannot give them, set read = 'text'")
     _dict(logprobs, "logprobs")
@@ -189,7 +188,7 @@ def _shown(logprobs: Any) -> dict[str, float]:
     if isinstance(content := logprobs.get("content"), list):  # as in chat
         place = _dict(_first(content, "logprobs.content"), "logprobs.content")
         entries = place.get("top_logprobs")
-        # The token that was drawn is not always among the top ones.
+        # The sampled token is not always among the top ones.
         drawn = [place] if place.get("logprob") is not None else []
         for entry in [*(entries if isinstance(entries, list) else []), *drawn]:
             _dict(entry, "top_logprobs")
@@ -203,7 +202,7 @@ def _shown(logprobs: Any) -> dict[str, float]:
 
 
 def _usage(value: Any) -> Usage | None:
-    """None when it is not given, or is no count."""
+    """None when it is missing or not a count."""
     if not isinstance(value, dict):
         return None
     details = value.get("prompt_tokens_details")
@@ -257,7 +256,7 @@ def _token(value: Any) -> str:
 def _logprob(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _GarbageError(f"a log-prob is {type(value).__name__}, expected a number")
-    if not -1e6 < value <= 0.01:  # also when it is NaN
+    if not -1e6 < value <= 0.01:  # also excludes NaN
         raise _GarbageError(f"a log-prob is {clean(value)}, expected one that is not above 0")
     return min(float(value), 0.0)
 
@@ -271,7 +270,7 @@ def _logsumexp(values: Sequence[float]) -> float:
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes, *, now: float, secret: str = "") -> Problem:
-    """What a reply with another status means, and whether it makes sense to ask again."""
+    """The meaning of a reply with another status, and whether to retry."""
     code, words = _error(body)
     after = retry_after(headers.get("retry-after"), now=now)
     waiting = f" (it asks to wait {after:.0f} s)" if after else ""
@@ -293,7 +292,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, *, now: flo
         return problem(Status.TIMEOUT)
     if "content_filter" in code or "content_policy" in code:
         return problem(Status.REFUSAL)
-    # vLLM has no code for it, only these words.
+    # vLLM has no code for this, only a message.
     if "context_length" in code or "maximum context length" in words or status == 413:
         return problem(Status.TRUNCATED)
     return problem(Status.ENGINE_ERROR)
@@ -316,7 +315,7 @@ def retry_after(value: str | None, *, now: float) -> float | None:
 
 
 def _error(body: bytes) -> tuple[str, str]:
-    """Code and words of an error in the usual form, or the body itself."""
+    """Code and message of an error in the usual form, or the body itself."""
     try:
         reply = json.loads(body)
         error = reply.get("error", reply) if isinstance(reply, dict) else reply

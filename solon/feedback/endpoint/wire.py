@@ -1,7 +1,7 @@
-"""One HTTP request to an endpoint, and when to stop asking it. Every way it can go wrong comes back as a `Problem`.
+"""One HTTP request to an endpoint, and a breaker that stops requests. Every failure is returned as a `Problem`.
 
-Each request has one deadline for everything: connecting, waiting, and a body that arrives byte by byte. A body is read
-up to a bound. A request that is cancelled closes its connection.
+Each request has one deadline for connecting, waiting and a body that arrives slowly. The size of a body is bounded. A
+cancelled request closes its connection.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import httpx
 
 MOST_BODY_BYTES = 1 << 20
-"""A reply to a one-token question has some kilobytes."""
+"""Most bytes of a reply; a reply to a one-token question has a few kilobytes."""
 CONNECT_S = 10.0
 
 
 class Wire:
-    """`reply = await Wire(base_url, key="", ...).post("/completions", content)`; a `Problem` instead of bytes when
-    there is no reply with status 200."""
+    """`reply = await Wire(base_url, key="", ...).post("/completions", content)`; a `Problem` instead of bytes unless
+    the status is 200."""
 
     def __init__(self, base_url: str, *, key: str, timeout_s: float, is_loopback: bool) -> None:
         import httpx
@@ -33,15 +33,15 @@ class Wire:
         self.key = key
         self._timeout_s = timeout_s
         self._is_loopback = is_loopback
-        # Made once, it reads all certificates; plain http needs none.
+        # Created once, since it loads all certificates; plain http needs none.
         self._certificates = httpx.create_ssl_context() if base_url.startswith("https:") else False
-        # One connection each, the one used last is used next: a client with a pool of many connections looks at all
-        # of them with every request, and loses places in it for good to requests that are cancelled.
+        # One client per connection, most recently used first: a client with a pool of many connections scans all of
+        # them at every request, and permanently loses slots to cancelled requests.
         self._idle: list[httpx.AsyncClient] = []
         self._is_closed = False
 
     async def post(self, path: str, content: bytes) -> bytes | Problem:
-        """The body of a reply, or what went wrong."""
+        """The body of a reply, or the problem."""
         import httpx
 
         try:
@@ -66,13 +66,13 @@ class Wire:
 
         headers = {
             "content-type": "application/json",
-            # A small compressed body can be gigabytes long when it is unpacked.
+            # A small compressed body can unpack to gigabytes.
             "accept-encoding": "identity",
             **({"authorization": f"Bearer {self.key}"} if self.key else {}),
         }
         return httpx.AsyncClient(
             headers=headers,
-            # The deadline is ours, for the whole of a request; these would start again with every byte.
+            # One deadline covers the whole request; httpx's own timeouts restart with every byte.
             timeout=httpx.Timeout(None, connect=min(CONNECT_S, self._timeout_s)),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=1),
             verify=self._certificates,
@@ -116,8 +116,8 @@ class Wire:
 
 
 class Breaker:
-    """Stops asking an endpoint that is down: after `failures` in a row no request is made for `cool_down_s`, then
-    one probe; its success closes the breaker. A probe without a result is followed by another."""
+    """Stops requests to an endpoint that is down: after `failures` in a row no request is made for `cool_down_s`, then
+    one probe is sent; its success closes the breaker. A probe without a result is followed by another."""
 
     def __init__(self, *, failures: int, cool_down_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = failures
@@ -127,10 +127,10 @@ class Breaker:
         self._rests_until = 0.0
         self.trips = 0
         self.last = ""
-        """What the last failure said."""
+        """Message of the last failure."""
 
     def allows(self) -> bool:
-        """Whether to ask now. Asked once per attempt: a yes while the breaker is open is the probe."""
+        """Whether to send a request now. Called once per attempt: a yes while the breaker is open is the probe."""
         if self._in_a_row < self._limit:
             return True
         if self._clock() < self._rests_until:

@@ -1,3 +1,3 @@
-"""The judges themselves: from questions through an engine or an endpoint to verdicts, with batching, calibration and
-provenance, up to the judge that the settings of a run stand for. Start with `hosted`, and with `engine_judge` for how
-one verdict is made."""
+"""The judges: from questions through an engine or an endpoint to verdicts, with batching, calibration and provenance,
+up to the judge that a run's settings describe. Start with `assembly`, and with `engine_judge` for how one verdict is
+made."""

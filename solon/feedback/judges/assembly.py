@@ -1,4 +1,4 @@
-"""The judge that settings stand for, put together and ready to run.
+"""Assembles the judge that settings describe.
 
     engine or endpoint ──▶ (with others) cascade or jury ──▶ semantic cache ──▶ the caller
 
@@ -27,18 +27,18 @@ from solon.feedback.spending.limiter import LimitsPort
 from solon.verdicts import Verdict
 
 Source = EngineConfig | EndpointFile
-"""What a judge runs on: an engine here, or an endpoint."""
+"""Where a judge runs: on an engine here, or behind an endpoint."""
 
 
 class HostedJudge(Judge, Protocol):
-    """A judge together with what it runs on."""
+    """A judge together with its engine or endpoint."""
 
     async def start(self) -> JudgeIdentity:
-        """Ready to judge. Raises InputError for what the user must fix."""
+        """Make the judge ready. Raises InputError for errors that the user must fix."""
         ...
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
-        """Verdicts past the caches: what the judge says now."""
+        """Verdicts computed without the caches."""
         ...
 
     def drain_spans(self) -> list[tuple[float, float]]:
@@ -51,9 +51,9 @@ class HostedJudge(Judge, Protocol):
 
 
 class Panel:
-    """Implements `HostedJudge` with all that the settings ask for: further judges, the semantic cache.
+    """Implements `HostedJudge` with all configured parts: further judges, the semantic cache.
 
-    members: the judge itself first, then those that `feedback.panel` names, in that order.
+    members: the judge itself first, then those named by `feedback.panel`, in that order.
     """
 
     def __init__(self, members: Sequence[HostedJudge], feedback: FeedbackConfig) -> None:
@@ -70,7 +70,7 @@ class Panel:
             self._judge = SelectiveJudge(judge, proxy, feedback.select, clip=feedback.margin_clip)
 
     async def start(self) -> JudgeIdentity:
-        """The identity of the first judge; the label says who gave each verdict."""
+        """The identity of the first judge; each label names the judge of its verdict."""
         identities = [await member.start() for member in self._members]
         if self._config.semantic.model:
             from solon.engines.embedding import EncoderEmbed
@@ -84,11 +84,11 @@ class Panel:
         return await self._judge.judge(items)
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
-        """Of the first judge alone."""
+        """From the first judge only."""
         return await self._members[0].judge_fresh(items)
 
     def drain_spans(self) -> list[tuple[float, float]]:
-        """(start, end) of the work since the last call, seconds since the epoch, all members together."""
+        """(start, end) of the work of all members since the last call, seconds since the epoch."""
         return sorted(span for member in self._members for span in member.drain_spans())
 
     async def close(self) -> None:
@@ -107,8 +107,8 @@ def host_judge(
     secret: bytes = NO_SECRET,
     port: LimitsPort | None = None,
 ) -> HostedJudge:
-    """Not started yet. others: what the judges of `feedback.panel` run on, in that order. port: the limits of the first
-    judge's endpoint, where several processes share them."""
+    """Not started yet. others: sources of the judges in `feedback.panel`, in that order. port: the limits of the first
+    judge's endpoint, if several processes share them."""
     assert len(others) == len(feedback.panel), f"{len(others)} sources for {len(feedback.panel)} further judges"
     members = [_host(source, feedback, constitution, name=name, secret=secret, port=port)]
     settings = feedback.model_copy(update={"calibration": feedback.cascade.calibration})

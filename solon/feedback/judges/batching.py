@@ -1,7 +1,7 @@
-"""Questions of many groups, sent to the judge together.
+"""Sends questions of many groups to the judge in batches.
 
-A batch leaves when it is full (questions or tokens), when its oldest question has waited long enough, or at once
-when the judge is idle. Two batches are under way at most: one that the engine works on, one that is ready for it.
+A batch is sent when it is full (questions or tokens), when its oldest question has waited long enough, or immediately
+when the judge is idle. At most two batches are in flight: one in the engine, and one ready for it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Batcher:
         self.batches = 0
 
     async def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers in the order of the questions; raises what the engine raised for their batch."""
+        """Answers in the order of the questions; raises the engine's error for their batch."""
         loop = asyncio.get_running_loop()
         mine = [_Waiting(question, loop.create_future()) for question in questions]
         self._waiting += mine
         self._tokens += sum(len(q.prompt_token_ids) for q in questions)
-        # Other callers that are ready in this turn of the event loop join before anything leaves.
+        # Other callers that are ready in this turn of the event loop join the batch first.
         loop.call_soon(self._flush_if_due)
         return list(await asyncio.gather(*(w.future for w in mine)))
 
@@ -61,7 +61,7 @@ class Batcher:
         return len(self._waiting) >= self._config.batch_questions or self._tokens >= self._config.batch_tokens
 
     def _flush(self) -> None:
-        # Questions of a cancelled caller are not asked.
+        # Questions of a cancelled caller are not sent.
         self._waiting = [w for w in self._waiting if not w.future.done()]
         tokens, size = 0, 0
         for item in self._waiting[: self._config.batch_questions]:
@@ -84,7 +84,7 @@ class Batcher:
 
     def _ordered(self, batch: list[_Waiting]) -> list[_Waiting]:
         if self._config.batch_order == "prefix":
-            # Questions that begin alike follow each other, so that what they share is still in the engine's cache.
+            # Questions with a common beginning follow each other, so that it is still in the engine's cache.
             batch.sort(key=lambda w: (w.question.prompt_token_ids, w.question.text))
         elif self._config.batch_order == "length":
             batch.sort(key=lambda w: len(w.question.prompt_token_ids) or len(w.question.text))

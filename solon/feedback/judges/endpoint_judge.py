@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: described by a file, used like any other.
+"""A judge behind an OpenAI-compatible endpoint, described by a file.
 
 # big-judge.toml
 [endpoint]
@@ -47,11 +47,11 @@ class EndpointFile(BaseModel):
     endpoint: EndpointConfig
     limits: LimitsConfig = LimitsConfig()
     max_model_len: int = Field(8192, ge=256)
-    """Longest question in tokens; longer ones have their texts cut."""
+    """Longest question in tokens; the texts of longer ones are cut."""
 
     @staticmethod
     def names(judge: str) -> bool:
-        """Whether the name of a judge is that of such a file."""
+        """Whether a judge's name is that of such a file."""
         return judge.endswith(".toml")
 
     @classmethod
@@ -67,7 +67,7 @@ class EndpointFile(BaseModel):
 class EndpointJudge:
     """Implements `Judge`. `await start()` before the first verdict.
 
-    port: the limits, where several processes share them; none: limits of this process alone.
+    port: the limits, if several processes share them; none: limits of this process alone.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class EndpointJudge:
         self._spans: list[tuple[float, float]] = []
 
     async def start(self) -> JudgeIdentity:
-        """Raises InputError when the key is missing, or critiques are asked for, which endpoints do not write."""
+        """Raises InputError when the key is missing, or when critiques are configured, which endpoints do not write."""
         from solon.feedback.endpoint.ask import EndpointAsk
         from solon.feedback.judges.local import in_both_orders, load_calibration
 
@@ -115,8 +115,8 @@ class EndpointJudge:
             await self._owned.start()
         self._limiter = Limiter(self._port or self._owned, self._file.limits)  # type: ignore[arg-type]
         self.endpoint = EndpointAsk(endpoint, self._limiter)
-        # Straight behind the cache: the endpoint bounds what is under way by itself, and a batch would wait for its
-        # slowest question.
+        # Directly behind the cache: the endpoint bounds its requests itself, and a batch would wait for its slowest
+        # question.
         self.cache = open_cache(self._timed, self._config.cache, judge_digest=self.identity.digest)
         settings: dict[str, Any] = {
             "name": self.name,
@@ -145,16 +145,16 @@ class EndpointJudge:
         return await self._judge.judge(items)
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
-        """Verdicts past the cache, every pair in both orders: what the judge says now."""
+        """Verdicts computed without the cache, every pair in both orders."""
         return await self._fresh.judge(items)
 
     def drain_spans(self) -> list[tuple[float, float]]:
-        """(start, end) wall-clock seconds in which the endpoint was asked, since the last call."""
+        """(start, end) wall-clock seconds of requests to the endpoint since the last call."""
         spans, self._spans = self._spans, []
         return spans
 
     async def close(self) -> None:
-        """Closes connections and, where they are this process's own, the limits."""
+        """Closes connections and, if they belong to this process, the limits."""
         if hasattr(self, "cache"):
             await self.cache.close()
             await self.endpoint.aclose()

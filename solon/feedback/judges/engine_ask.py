@@ -1,4 +1,4 @@
-"""An engine that runs here, asked next-token questions; with a critique written first, if wanted."""
+"""Asks a local engine next-token questions, optionally after a written critique."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LITTLE_MASS = 0.5
 class EngineAsk:
     """`answers = await EngineAsk(runner, prompts)(questions)`
 
-    critique_tokens: when above 0, the judge first writes so many tokens at most about the question, and its verdict
-    is read behind them. The critique stands between the question and the verdict as data.
+    critique_tokens: above 0, the judge first writes at most this many tokens about the question, and its verdict is
+    read after them. The critique is placed as data between the question and the verdict.
     """
 
     def __init__(self, runner: EngineRunner, prompts: JudgePrompts, *, critique_tokens: int = 0) -> None:
@@ -30,14 +30,14 @@ class EngineAsk:
         """Questions that reached the engine."""
 
     async def __call__(self, questions: Sequence[Question]) -> list[Answer]:
-        """Raises RunFailedError when the engine is gone."""
+        """Raises RunFailedError when the engine is lost."""
         self.calls += len(questions)
         if not self._critique_tokens:
             completions = await self._read(questions)
             return [self._answer(q, c) for q, c in zip(questions, completions, strict=True)]
         stems = [self._prompts.before_verdict(question) for question in questions]
         written = await self._runner.generate([self._request(stem, self._critique_tokens) for stem in stems])
-        # A thought that the judge began with, or never ended, is no critique.
+        # A leading or unfinished thought of the judge is not a critique.
         texts = [self._runner.tokenizer.read_answer(completion.token_ids.tolist()).text for completion in written]
         continued = [
             self._prompts.after_critique(question, stem, text)

@@ -1,10 +1,9 @@
-"""A judge made of anything that answers next-token questions: an engine behind the caches, or an endpoint.
+"""A judge on top of anything that answers next-token questions: an engine behind the caches, or an endpoint.
 
     item ──lay out──▶ question(s) ──ask──▶ log-probs ──read, debias, calibrate──▶ verdict
 
-A pair is asked in both orders, or in one where the other could not change the verdict
-(`solon.feedback.prompting.swap`). A question whose answer put little probability on the
-labels is asked once more with a reminder.
+A pair is asked in both orders, or in one if the other could not change the verdict (`solon.feedback.prompting.swap`). A
+question whose answer put little probability on the labels is asked once more with a reminder.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ CalibrateTask = Callable[[Task, str, float], float]
 
 
 class Prompts(Protocol):
-    """What lays out questions: token ids for an engine, text for an endpoint."""
+    """Lays out questions: token ids for an engine, text for an endpoint."""
 
     @property
     def template(self) -> JudgeTemplate:
-        """The template that questions are laid out with."""
+        """The template of the questions."""
         ...
 
     def lay(
@@ -44,7 +43,7 @@ class Prompts(Protocol):
 
 @dataclass(slots=True)
 class _Case:
-    """An item on its way to a verdict. `orders`: answer by whether the two texts were shown swapped."""
+    """An item and its answers so far. `orders`: answer by whether the two texts were shown swapped."""
 
     item: Item
     swapped: bool = False
@@ -58,8 +57,8 @@ class _Case:
 class EngineJudge:
     """Implements `Judge`.
 
-    ask: what answers questions, caches included. max_prompt_tokens: a longer question has its texts cut, and is
-    `truncated` when that does not help. calibrate: from raw margins to calibrated ones; none: divide by
+    ask: answers questions, caches included. max_prompt_tokens: the texts of longer questions are cut, and the question
+    is `truncated` if that does not help. calibrate: from raw margins to calibrated ones; none: divide by
     `config.temperature`.
     """
 
@@ -85,14 +84,14 @@ class EngineJudge:
         """See `Judge.judge`."""
         cases = [_Case(item, swapped=item.task == "pairwise" and shown_swapped(item)) for item in items]
         twice, once = self._split([case for case in cases if case.item.task == "pairwise"])
-        # The two orders of a pair go out next to each other: they share the conversation's prefix.
+        # The two orders of a pair are sent next to each other: they share the conversation's prefix.
         await self._put(
             [(case, case.swapped) for case in cases if case.item.task != "pairwise"]
             + [(case, order) for case in twice for order in (case.swapped, not case.swapped)]
         )
         self._learn(twice)
         await self._put([(case, case.swapped) for case in once])
-        # What is asked again because it is close says nothing about the usual offset: nothing is learned from it.
+        # Pairs asked again because they are close are not representative of the offset: nothing is learned from them.
         again = [case for case in once if self._needs_other_order(case)]
         await self._put([(case, not case.swapped) for case in again])
         self.bias.asked += len(twice) + len(once)
@@ -100,7 +99,7 @@ class EngineJudge:
         return [self._conclude(case) for case in cases]
 
     def _split(self, pairs: Sequence[_Case]) -> tuple[list[_Case], list[_Case]]:
-        """Pairs that are asked in both orders at once, and those whose first order decides about the second."""
+        """Pairs asked in both orders immediately, and pairs whose first order decides about the second."""
         if self._config.swap.orders == "both":
             return list(pairs), []
         twice: list[_Case] = []
@@ -108,12 +107,12 @@ class EngineJudge:
         expected: Counter[tuple[str, int]] = Counter()
         decided: dict[bytes, bool] = {}
         for case in pairs:
-            # (x, y) and (y, x) are one pair: what is decided for one holds for the other.
+            # (x, y) and (y, x) are one pair: a decision for one holds for the other.
             pair = pair_digest(case.item)
             if pair not in decided:
                 kind = self.bias.kind(case.item, swapped=case.swapped)
                 is_unknown = not self.bias.is_known(kind) and expected[kind] < self._config.swap.warmup
-                # Of two equal answers neither is better: both orders are one question, and the offset cancels.
+                # Two equal answers tie: both orders are one question, and the offset cancels.
                 are_equal = case.item.answers[0] == case.item.answers[1]
                 decided[pair] = is_unknown or are_equal or is_audited(case.item, self._config.swap.audit)
                 expected[kind] += decided[pair]
@@ -213,7 +212,7 @@ class EngineJudge:
         return turned(reading) if item.polarity < 0 else reading
 
     def _read_pair(self, case: _Case) -> Reading:
-        """About the first answer, whichever order was asked."""
+        """Read the verdict on the first answer, in either order."""
         calibrate = self._calibration(case.item)
         if len(case.orders) == 2:
             shown, other = case.orders[case.swapped], case.orders[not case.swapped]

@@ -1,4 +1,4 @@
-"""Which judge said it, under which text: the provenance of every label, and what a cached verdict depends on."""
+"""The identity of a judge: the provenance of every label, and part of the key of cached verdicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from solon.feedback.prompting.templates import JudgeTemplate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeIdentity:
-    """Everything that decides what a judge says. Part of every label."""
+    """Everything that determines a judge's verdicts. Part of every label."""
 
     judge_id: str
     model: str
@@ -23,7 +23,7 @@ class JudgeIdentity:
     engine: str
     engine_version: str
     dtype: str
-    """What the engine computes in, never "auto": verdicts of two arithmetics must not share a cache entry."""
+    """The engine's computing type, never "auto": verdicts of different arithmetic must not share a cache entry."""
     tokenizer_digest: str
     template_id: str
     constitution_id: str
@@ -32,20 +32,20 @@ class JudgeIdentity:
 
     @property
     def digest(self) -> str:
-        """Identifies what decides a raw verdict; part of the cache key. Not the judge's name or its template:
-        those show in the token ids."""
+        """Identifies all that determines a raw verdict; part of the cache key. Excludes the judge's name and template:
+        the template is visible in the token ids."""
         parts = (self.weights_digest, self.quantization, self.engine, self.engine_version, self.dtype)
         critique = (f"critique={self.critique_tokens}",) if self.critique_tokens else ()
         return _digest(*parts, self.tokenizer_digest, *critique)
 
     @property
     def calibrated_for(self) -> str:
-        """What a calibration holds for: these weights in this arithmetic, this template, this constitution."""
+        """The scope of a calibration: these weights in this arithmetic, this template, this constitution."""
         return _digest(self.digest, self.template_id, self.constitution_hash)[:16]
 
 
 def _digest(*parts: str) -> str:
-    """A `|` within a part is escaped: some come from files of others, and must not pass for two parts."""
+    """A `|` within a part is escaped: some parts come from untrusted files and must not pass for two."""
     escaped = (part.replace("\\", "\\\\").replace("|", "\\|") for part in parts)
     return hashlib.sha256("|".join(escaped).encode()).hexdigest()
 
@@ -61,7 +61,7 @@ def identify(
     constitution_hash: str,
     critique_tokens: int,
 ) -> JudgeIdentity:
-    """The identity of a judge whose engine runs here. Reads the weights once. dtype: the engine's own."""
+    """The identity of a judge with a local engine. Reads the weights once. dtype: the engine's computing type."""
     model = Path(config.model)
     return JudgeIdentity(
         judge_id=name,
@@ -80,7 +80,7 @@ def identify(
 
 
 def weights_digest(model: Path) -> str:
-    """Digest of the weights and the configuration of a directory."""
+    """Digest of the weights and the configuration in a directory."""
     digest = hashlib.sha256()
     for file in (*sorted(model.glob("*.safetensors")), *model.glob("config.json")):
         digest.update(file.name.encode())

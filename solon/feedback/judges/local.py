@@ -1,4 +1,4 @@
-"""A judge whose engine runs in this process, put together: engine, batcher, caches, prompts, calibration.
+"""A judge whose engine runs in this process: engine, batcher, caches, prompts and calibration.
 
     judge = await open_judge(EngineConfig(model="judge"), FeedbackConfig(), constitution, name="judge-0")
     verdicts = await judge.judge(items)
@@ -30,13 +30,13 @@ from solon.feedback.questions import Question
 from solon.verdicts import Verdict
 
 VERDICT_TOKENS = 8
-"""Room that is kept behind a critique for the words between it and the verdict."""
+"""Room after a critique for the words between it and the verdict."""
 
 
 class LocalJudge:
     """Implements `Judge`. `await start()` before the first verdict.
 
-    secret: keys the nonces that fence texts; one secret for all runs lets them share cached verdicts.
+    secret: keys the nonces that fence texts; runs with the same secret can share cached verdicts.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class LocalJudge:
         self._secret = secret
 
     async def start(self) -> JudgeIdentity:
-        """Build and warm the engine. Raises InputError when the tokenizer splits an answer label, or when the
+        """Build and warm up the engine. Raises InputError when the tokenizer splits an answer label, or when the
         calibration belongs to another judge."""
         await self.runner.ready()
         config, template = self._config, TEMPLATES[self._config.template]
@@ -103,15 +103,15 @@ class LocalJudge:
         return await self._judge.judge(items)
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
-        """Verdicts past the cache, every pair in both orders: what the judge says now."""
+        """Verdicts computed without the cache, every pair in both orders."""
         return await self._fresh.judge(items)
 
     def drain_spans(self) -> list[tuple[float, float]]:
-        """(start, end) wall-clock seconds in which the engine stepped, since the last call."""
+        """(start, end) wall-clock seconds of the engine's steps since the last call."""
         return self.runner.drain_spans()
 
     async def close(self) -> None:
-        """End the engine; what the cache holds is on disk afterwards."""
+        """End the engine and write the cache's content to disk."""
         await self.runner.close()
         if hasattr(self, "cache"):
             await self.cache.close()
@@ -136,13 +136,13 @@ async def open_judge(
 
 
 def in_both_orders(config: FeedbackConfig) -> FeedbackConfig:
-    """So that a verdict depends on nothing that was asked before."""
+    """The settings with both orders, so that a verdict does not depend on earlier questions."""
     return config.model_copy(update={"swap": config.swap.model_copy(update={"orders": "both"})})
 
 
 def load_calibration(config: FeedbackConfig, identity: JudgeIdentity) -> CalibrateTask | None:
-    """The calibration that the configuration names; None when it names none. Raises InputError when it was made
-    for another judge, quantisation, template or constitution."""
+    """The configured calibration, or None. Raises InputError when it was made for another judge, quantisation,
+    template or constitution."""
     if not config.calibration:
         return None
     from solon.feedback.quality.calibration_book import CalibrationBook

@@ -1,7 +1,7 @@
 """From the log-probs of the answer labels to a margin, a position offset and a status. Pure functions.
 
-Judges favour the answer that stands first. With a = log p(A) - log p(B) when the first answer is shown as A, and
-b the same when the two are swapped, an additive bias cancels: margin = (a - b) / 2, offset = (a + b) / 2.
+Judges favour the answer shown first. With a = log p(A) - log p(B) when the first answer is shown as A, and b the same
+when the two are swapped, an additive bias cancels: margin = (a - b) / 2, offset = (a + b) / 2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Calibrate = Callable[[float], float]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a judge's answer amounts to. `margin` is None unless the status is valid."""
+    """A parsed answer of a judge. `margin` is None unless the status is valid."""
 
     status: Status
     margin: float | None
@@ -34,9 +34,9 @@ class Reading:
 
 
 def mass(logprobs: LogProbs) -> float:
-    """Probability on the labels together; what is missing went to words that are no verdict.
+    """Total probability of the labels; the rest went to other words.
 
-    NaN when they are no log-probs: one above 0 by more than rounding is a fault of the engine.
+    NaN when these are no log-probs: one above 0 by more than rounding is a fault of the engine.
     """
     if not logprobs or any(math.isnan(logprob) or logprob > 0.01 for logprob in logprobs):
         return math.nan
@@ -67,14 +67,14 @@ def read_pair(
 def read_one_order(
     shown: LogProbs, offset: float, config: FeedbackConfig, calibrate: Calibrate | None = None
 ) -> Reading:
-    """Which of two answers, asked in one order: log-odds of the one shown first, less the judge's usual offset."""
+    """Which of two answers, asked in one order: log-odds of the one shown first, minus the judge's usual offset."""
     return _judge(shown[0] - shown[1] - offset, mass(shown), config, calibrate)
 
 
 def read_score(marks: LogProbs, config: FeedbackConfig, calibrate: Calibrate | None = None) -> Reading:
-    """A mark from 1 to K: its expectation over the judge's distribution, less the middle of the scale.
+    """A mark from 1 to K: its expectation over the judge's distribution, minus the middle of the scale.
 
-    The expectation, not the likeliest mark: that one throws away how sure the judge is (arXiv:2309.00267).
+    The most likely mark would discard how sure the judge is (arXiv:2309.00267).
     """
     total = mass(marks)
     if not math.isfinite(total) or total == 0:
@@ -86,7 +86,7 @@ def read_score(marks: LogProbs, config: FeedbackConfig, calibrate: Calibrate | N
 
 
 def turned(reading: Reading) -> Reading:
-    """The same verdict about the two answers in the other order, or about the opposite question."""
+    """The same verdict for the reversed order of answers, or for the opposite question."""
     return Reading(
         reading.status,
         None if reading.margin is None else -reading.margin,

@@ -1,2 +1,2 @@
-"""Labels for a data set in files: rows read, answers written where they lack, groups labelled, and the labels kept as
-preferences, stopped and started again at any moment. Start with `label_run`."""
+"""Labels a data set in files: reads rows, writes missing answers, labels groups and stores the labels as preferences;
+it can be stopped and resumed at any moment. Start with `label_run`."""

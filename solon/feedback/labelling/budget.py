@@ -1,10 +1,11 @@
-"""What may be spent in one start of a labelling run: a number of labels, an amount of money.
+"""The budget of one start of a labelling run: a number of labels, an amount of money.
 
-Both are reserved before a row is labelled and settled after it, so that rows under way together do not overshoot. How
-many labels a row needs is known before; the limit is never exceeded. What it costs is not: a row is reserved at the
-price of the dearest label so far, the first row is labelled alone, to learn a price, and no more labels are under way
-together than prices are known. An endpoint's own cap, which reserves every question at its highest price, stands behind
-that: one endpoint never spends more than the limit. Several can, where labels under way are dearer than any before.
+Both are reserved before a row is labelled and settled after it, so that concurrent rows do not overshoot. The number of
+labels of a row is known before, so that limit is never exceeded. The cost is not known before: a row is reserved at the
+price of the most expensive label so far, the first row is labelled alone to learn a price, and the number of labels in
+progress does not exceed the number of known prices. An endpoint's own cap, which reserves every question at its highest
+price, is the last guard: one endpoint never exceeds the limit. Several can, if labels in progress cost more than any
+before.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from solon.records import Label
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What may be spent in this start. None: no limit."""
+    """Limits of this start. None: no limit."""
 
     labels: int | None = None
     usd: float | None = None
@@ -28,26 +29,26 @@ UNLIMITED = Budget()
 
 
 class Purse:
-    """`if await purse.take(3): …; purse.settle(3, labels)`. One event loop."""
+    """`if await purse.take(3): …; purse.settle(3, labels)`. For one event loop."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._changed = asyncio.Event()
         self._under_way = 0
-        """Labels of the rows that are being labelled."""
+        """Labels of the rows in progress."""
         self.labels = 0
         """Labels made."""
         self.usd = 0.0
         self._priced = 0
-        """Labels whose price is known."""
+        """Labels with a known price."""
         self._dearest: float | None = None
-        """USD for one label; None until a judge was asked."""
+        """USD of the most expensive label; None before the first answer of a judge."""
         self.refusal = ""
         """Why the first row that did not fit was refused; empty: none was."""
 
     async def take(self, labels: int) -> bool:
-        """Reserve a row of so many labels. Waits while what is under way may leave enough. False: it does not fit, and
-        `refusal` says why."""
+        """Reserve a row of `labels` labels. Waits while settling rows in progress may free enough. False: it does not
+        fit, and `refusal` gives the reason."""
         while not self.refusal:
             if self._fits(labels) and self._is_affordable(labels):
                 self._under_way += labels
@@ -57,11 +58,11 @@ class Purse:
                 await self._changed.wait()
                 continue
             self.refusal = self._why_not(labels)
-            self._changed.set()  # wakes rows that wait for money: there is none
+            self._changed.set()  # wakes rows that wait for money: there is none left
         return False
 
     def settle(self, reserved: int, labels: Sequence[Label], *, is_kept: bool = True) -> None:
-        """Book a row. is_kept: False where its labels are not written down."""
+        """Book a row. is_kept: False if its labels are not stored."""
         self._under_way -= reserved
         self.labels += len(labels) if is_kept else 0
         self.usd += sum(label.verdict.usd for label in labels)
@@ -82,7 +83,7 @@ class Purse:
             return not self._under_way and self.usd < self._budget.usd
         if self._under_way and self._under_way + labels > self._priced:
             return False
-        # Prices are sums of floats: a budget of ten rows is enough for ten.
+        # Prices are sums of floats: a budget for ten rows must suffice for ten.
         return self.usd + (self._under_way + labels) * self._dearest <= self._budget.usd * (1 + 1e-9)
 
     def _why_not(self, labels: int) -> str:

@@ -1,13 +1,13 @@
-"""Prompts with answers to be labelled, from a file; and what is wrong with the rows that cannot be.
+"""Reads prompts with answers to label from a file, and reports rows that cannot be labelled.
 
 A row is one of
 
     {"prompt": text or messages, "answers": [text, text, …], "id": …, "tags": […]}
     {"prompt": text or messages, "chosen": text or messages, "rejected": text or messages}
-    {"chosen": messages, "rejected": messages}      two whole conversations: the prompt is what they begin with
+    {"chosen": messages, "rejected": messages}      two whole conversations: the prompt is their common beginning
 
-`completions` and `responses` are other names of `answers`. Messages may be written as JSON, as a CSV file must. No row
-is dropped in silence: a row that cannot be labelled is returned with the reason.
+`completions` and `responses` are other names of `answers`. Messages may be written as JSON, as CSV files require. No
+row is dropped silently: a row that cannot be labelled is returned with the reason.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ PAIR_COLUMNS = ("chosen", "rejected")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRow:
-    """A prompt and the answers to it, waiting to be labelled."""
+    """A prompt with answers to be labelled."""
 
     row_id: str
     """From the column `id`; without one, a digest of prompt and answers."""
     number: int
-    """Line or row in the file, from 1; of several files, a number of its own."""
+    """Line or row in the file, from 1; unique over several files."""
     prompt: Prompt
     answers: tuple[str, ...]
     place: str = ""
-    """As people say it: "line 3", "row 3 of b.parquet"."""
+    """The place for people: "line 3", "row 3 of b.parquet"."""
 
     def as_group(self) -> Group:
-        """In the shape that a labeler takes."""
+        """The row as a group, for a labeler."""
         return text_group(self.number, self.prompt, self.answers)
 
 
@@ -60,24 +60,24 @@ class SkippedRow:
     reason: str
     excerpt: str = ""
     place: str = ""
-    """As people say it: "line 3", "row 3 of b.parquet"."""
+    """The place for people: "line 3", "row 3 of b.parquet"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerFile:
-    """What was read from one place."""
+    """The content of one file or folder."""
 
     rows: tuple[AnswerRow, ...]
     unanswered: tuple[AnswerRow, ...]
     """Prompts without any answer: a policy may write them."""
     skipped: tuple[SkippedRow, ...]
     notes: tuple[str, ...] = ()
-    """What a person may want to know."""
+    """Notes for the user."""
 
 
 def load_answers(path: str | Path, *, least: int, read: ReadConfig | None = None) -> AnswerFile:
-    """Read rows; one with answers, but fewer than `least`, is skipped. Raises InputError when the file cannot be
-    read, or nothing in it can be used."""
+    """Read rows; a row with answers, but fewer than `least`, is skipped. Raises InputError when the file cannot be
+    read or contains no usable row."""
     read = read or ReadConfig()
     rows: list[AnswerRow] = []
     unanswered: list[AnswerRow] = []
@@ -111,7 +111,7 @@ def load_answers(path: str | Path, *, least: int, read: ReadConfig | None = None
 
 
 def parse_row(number: int, raw: Any, *, column: str = "prompt", place: str = "") -> AnswerRow:
-    """One row. Raises ValueError that says what is wrong with it."""
+    """Parse one row. Raises ValueError with the reason if it is invalid."""
     raw = with_prompt(raw, column)
     prompt = parse_prompt(raw, column=column)
     answers = _answers(raw)
@@ -128,7 +128,7 @@ def parse_row(number: int, raw: Any, *, column: str = "prompt", place: str = "")
 
 
 def with_prompt(raw: Any, column: str) -> Any:
-    """The row with the prompt that its two conversations begin with, where it has no prompt of its own. Raises
+    """The row with the common beginning of its two conversations as prompt, if it has no prompt of its own. Raises
     ValueError."""
     if not isinstance(raw, dict) or column in raw or any(raw.get(name) is not None for name in ANSWER_COLUMNS):
         return raw
@@ -159,7 +159,7 @@ def with_prompt(raw: Any, column: str) -> Any:
 
 
 def text_group(ordinal: int, prompt: Prompt, answers: Sequence[str]) -> Group:
-    """Texts that were not generated here, in the shape that labelers take: thoughts apart from answers."""
+    """Texts that were not generated here as a group for labelers, with thoughts separated from answers."""
     nothing = np.zeros(0, np.int32)
     rollouts = tuple(
         Rollout(

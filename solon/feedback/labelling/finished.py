@@ -1,4 +1,4 @@
-"""Rows that are labelled, as they stand in the parts of a labelling run."""
+"""Reads the labelled rows from the parts of a labelling run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from solon.verdicts import Status, Verdict
 
 
 def finished_rows(path: Path) -> set[str]:
-    """Ids of the rows that stand in the parts of a run."""
+    """Ids of the rows in the parts of a run."""
     import pyarrow.parquet as pq
 
     done: set[str] = set()
@@ -28,13 +28,13 @@ def finished_rows(path: Path) -> set[str]:
 
 @dataclass(slots=True)
 class LabelledRow:
-    """A finished row as it stands in the parts."""
+    """A finished row in the parts."""
 
     row_id: str
     weight: float
     labels: list[Label] = field(default_factory=list)
     label_ids: list[str] = field(default_factory=list)
-    """Of the labels, in their order."""
+    """Ids of the labels, in their order."""
 
 
 def read_labels(path: Path) -> list[LabelledRow]:
@@ -60,7 +60,7 @@ def _label(record: Mapping[str, Any]) -> Label:
 def feedback_of(
     row: AnswerRow, labels: Sequence[Label], config: FeedbackConfig, constitution: Constitution
 ) -> Feedback:
-    """The rewards of a row, computed again from its labels."""
+    """The rewards of a row, recomputed from its labels."""
     asked = {label.principle_id for label in labels}
     return Feedback(
         ordinal=row.number,

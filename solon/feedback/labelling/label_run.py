@@ -1,10 +1,10 @@
-"""Labels a whole data set, and can be stopped and started again at any moment.
+"""Labels a whole data set; can be stopped and resumed at any moment.
 
     rows ──▶ labeler (many at once) ──▶ labels/part-*.parquet ──▶ preferences.parquet, preferences.jsonl, summary.json
 
-The parts are the record of what is done: each appears whole, and a row that stands in one is never asked about again.
-A row that was being labelled when the process died is labelled again; with a cache on disk that costs no forward pass.
-The preferences are written from the parts at the end, so they are the same however often the run was interrupted.
+The parts record the progress: each is written atomically, and a row in a part is never judged again. A row in progress
+when the process died is labelled again; with a cache on disk this costs no forward pass. The preferences are written
+from the parts at the end, so they do not depend on interruptions.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from solon.runs.tables import label_rows
 from solon.verdicts import Status, Verdict
 
 ROWS_AT_ONCE = 96
-"""Rows under way together: enough to fill the engine's batches."""
+"""Concurrent rows: enough to fill the engine's batches."""
 ROWS_PER_PART = 512
 SECONDS_PER_PART = 20.0
 HOPELESS_LABELS = 256
-"""A judge that gave none of its first so many verdicts gives none of the rest either: nothing more is asked."""
+"""If none of this many first labels has a verdict, the run stops asking."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is; `on_change` of the run is called with it."""
+    """Progress of a run; passed to the run's `on_change`."""
 
     rows_total: int
     rows_before: int
-    """Done by earlier starts."""
+    """Rows finished by earlier starts."""
     rows: int = 0
     labels: int = 0
     invalid: int = 0
@@ -66,13 +66,13 @@ class Progress:
 
     @property
     def left_s(self) -> float | None:
-        """Expected seconds until the last row; None while nothing is known."""
+        """Expected seconds until the last row; None while unknown."""
         left = self.rows_total - self.rows_before - self.rows
         return left * self.elapsed_s / self.rows if self.rows else None
 
 
 class LabelRun:
-    """`summary = await LabelRun(directory, judge, …).run(rows)`; `stop()` ends it after what is under way."""
+    """`summary = await LabelRun(directory, judge, …).run(rows)`; `stop()` ends it after the rows in progress."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class LabelRun:
         self._provenance = provenance
         self._purse = Purse(budget)
         self._weights = weights or {}
-        # The rows of the input are checked again in every start, its labels are not.
+        # The input rows are checked again at every start, their labels are not.
         self._quarantine = Quarantine(directory, reread=("rows",))
         self._on_change = on_change
         self._stopping = False
@@ -104,13 +104,13 @@ class LabelRun:
         self._written_s = time.monotonic()
 
     def stop(self) -> None:
-        """Take no further row; what is under way is finished and written."""
+        """Take no further rows; rows in progress are finished and written."""
         self._stopping = True
 
     async def run(self, rows: Sequence[AnswerRow], skipped: Sequence[SkippedRow] = ()) -> dict[str, Any]:
-        """Label what is not labelled yet, write the preferences; returns the summary.
+        """Label all remaining rows and write the preferences; returns the summary.
 
-        Raises RunFailedError when the judge is gone; what was labelled until then is written.
+        Raises RunFailedError when the judge is lost; labels finished until then are written.
         """
         done = finished_rows(self._directory.path)
         todo = [row for row in rows if row.row_id not in done]
@@ -120,7 +120,7 @@ class LabelRun:
             await self._label_all(todo, progress)
         except BaseException:
             self._flush()
-            self._directory.close()  # another start may continue at once
+            self._directory.close()  # the next start may then continue immediately
             raise
         self._flush()
         return self._finish(rows, skipped, progress)
@@ -144,7 +144,7 @@ class LabelRun:
             raise first_cause(failures) from None
 
     def _is_over(self, progress: Progress) -> bool:
-        """No further row is taken."""
+        """Whether no further rows are taken."""
         is_hopeless = progress.labels >= HOPELESS_LABELS and progress.invalid == progress.labels
         return self._stopping or bool(self._refusal) or is_hopeless
 
@@ -153,7 +153,7 @@ class LabelRun:
         skipped = [label.verdict.detail for label in feedback.labels if label.status is Status.BUDGET_SKIP]
         self._purse.settle(reserved, feedback.labels, is_kept=not skipped)
         if skipped:
-            # Not asked: it stays to be done, and what was asked of it is in the cache.
+            # Not asked: the row stays open, and its answered questions are in the cache.
             self._refusal = skipped[0] or "the judge's budget is spent"
             return
         for label in feedback.labels:
@@ -183,7 +183,7 @@ class LabelRun:
         contradicted = 0
         for done in read_labels(self._directory.path):
             if (row := by_id.get(done.row_id)) is None:
-                continue  # the file was changed since
+                continue  # the file has changed since
             feedback = feedback_of(row, done.labels, self._config, self._constitution)
             preferred = preferences(
                 row,
@@ -243,7 +243,7 @@ class LabelRun:
 
 
 def _no_label(row: AnswerRow, provenance: Mapping[str, Any], mark: Mapping[str, Any]) -> dict[str, Any]:
-    """A row that no principle speaks about is done, too: it has a line without a label."""
+    """A row without applicable principles is finished, too: it gets a line without a label."""
     like = Feedback(
         ordinal=row.number,
         attempt=0,

@@ -1,4 +1,4 @@
-"""What a set of labels looks like: how many are valid, how sure, how consistent, at what cost."""
+"""Statistics of a set of labels: how many are valid, how sure, how consistent, at what cost."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Summary:
     first_chosen: int = 0
     position: PositionCount = field(default_factory=PositionCount)
     detail: str = ""
-    """What the first invalid label said of itself."""
+    """Detail of the first invalid label."""
     _margin: float = 0.0
     _offset: float = 0.0
     _offsets: int = 0
     _entropy: float = 0.0
 
     def add(self, labels: Sequence[Label], preferred: Sequence[Preference]) -> None:
-        """The labels of one row."""
+        """Add the labels of one row."""
         self.position.add(pairs_of(labels))
         for label in labels:
             self.labels += 1
@@ -68,11 +68,11 @@ class Summary:
 
     @property
     def valid(self) -> int:
-        """Labels that carry a number."""
+        """Labels with a number."""
         return self.statuses["ok"] + self.statuses["tie"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Shares are of what they count among; None where nothing was counted."""
+        """Each share refers to its own total; None if that is zero."""
         valid = self.valid
         return {
             "labels": {
@@ -105,7 +105,7 @@ class Summary:
 
 
 def binary_entropy(margin: float) -> float:
-    """Bits of doubt in a label of this log-odds.
+    """Uncertainty in bits of a label with this log-odds.
 
     >>> binary_entropy(0.0)
     1.0

@@ -1,10 +1,9 @@
-"""From labels to preferences: chosen and rejected in TRL's columns, with how sure the judges are.
+"""From labels to preferences: chosen and rejected in TRL's columns, with the judges' certainty.
 
-A pair's margin is what the constitution's aggregation makes of the principles' calibrated margins; `soft_label` is
-the probability that the chosen answer is the better one, `sigmoid(margin)`. A pair with an invalid label has no margin
-and is no preference; a tie is none either, but stays in the labels, where losses that take soft labels find it. A pair
-on which the judge contradicts itself under every principle, one answer in one order and the other in the other, is
-marked.
+A pair's margin is the constitution's aggregation of the principles' calibrated margins; `soft_label` is the probability
+that the chosen answer is the better one, `sigmoid(margin)`. A pair with an invalid label has no margin and gives no
+preference. Neither does a tie, but it stays in the labels for losses with soft labels. A pair is marked if the judge
+contradicts itself under every principle, favouring one answer in one order and the other in the other order.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ class Preference:
     rejected: int
     margin: float
     label_ids: tuple[str, ...]
-    """The labels that it follows from, at least one."""
+    """The labels behind it, at least one."""
     weight: float = 1.0
     contradicted: bool = False
-    """Under every principle the judge was asked in both orders, and favoured one answer in one and the other in the
-    other: what is left of its margin is less than what the places of the answers did to it."""
+    """Under every principle the judge was asked in both orders and favoured different answers: the remaining margin is
+    smaller than the effect of position."""
 
     @property
     def soft_label(self) -> float:
@@ -52,7 +51,7 @@ def preferences(
     label_ids: Sequence[str],
     weight: float = 1.0,
 ) -> list[Preference]:
-    """The preferences that follow from the labels of a row; ties and invalid pairs give none.
+    """The preferences in the labels of a row; ties and invalid pairs give none.
 
     label_ids: of the feedback's labels, in their order.
     """
@@ -91,8 +90,8 @@ def preferences(
 
 
 def preference_row(row: AnswerRow, preference: Preference) -> dict[str, Any]:
-    """In TRL's columns, as messages whether the input was text or messages: a column holds one type, and trainers
-    apply the policy's chat template. Described column by column in docs/data.md."""
+    """The preference in TRL's columns, always as messages: a column has one type, and trainers apply the policy's chat
+    template. docs/data.md describes every column."""
     return {
         "prompt": [{"role": m.role, "content": m.content} for m in row.prompt.messages],
         "chosen": [{"role": "assistant", "content": row.answers[preference.chosen]}],
@@ -109,7 +108,7 @@ def preference_row(row: AnswerRow, preference: Preference) -> dict[str, Any]:
 def _pair_margins(
     labels: Sequence[Label], constitution: Constitution, config: FeedbackConfig
 ) -> dict[tuple[int, int], float]:
-    """As rewards see them."""
+    """Margins of the pairs as for rewards."""
     asked = {label.principle_id for label in labels}
     return pair_margins(
         labels,

@@ -24,19 +24,19 @@ REMEDIES: Mapping[str, str] = {
     "abstain": "the judge gave no number: look at the column `detail` of labels/",
     "budget_skip": "raise the limit and start the same command again",
 }
-"""By the status of a label, for people."""
+"""Remedy by status of a label, for people."""
 
 
 def _other_template(template: str) -> str:
-    """What to try of the templates that is not set already."""
+    """A suggestion for a different template."""
     if template == "assistant":
         return "if it is a nursery model, try --set feedback.template=compact, else"
     return "its words are probably not those of feedback.template: try --set feedback.template=assistant, or"
 
 
 def why_nothing(statuses: Counter[str], *, refusal: str, detail: str, template: str) -> str:
-    """One sentence with cause and remedy for a run without a valid label. refusal: what the budget said; detail: what
-    an invalid label said of itself; template: the one that is set."""
+    """Cause and remedy, in one sentence, for a run without a valid label. refusal: from the budget; detail: of an
+    invalid label; template: the configured one."""
     if refusal and not statuses.total():
         return f"nothing was labelled: {refusal}"
     if not statuses.total():

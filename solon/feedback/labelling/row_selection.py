@@ -1,4 +1,4 @@
-"""Which rows of a data set are labelled, where labels are dear: drawn with known and recorded probabilities."""
+"""Selects the rows of a data set to label when labels are expensive, with known and recorded probabilities."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class RowSelection(SelectionConfig):
     """`RowSelection(rate=0.4, policy="near_tie", proxy="org/small-judge")`; with a rate of 1 every row is labelled."""
 
     rate: float = Field(1.0, gt=0, le=1)
-    """Share of the rows that is labelled, in expectation."""
+    """Expected share of labelled rows."""
     proxy: str = ""
-    """A cheap judge that labels all rows first; what it is unsure of is worth a label. `random` needs none."""
+    """A cheap judge that labels all rows first; rows where it is unsure are worth a label. `random` needs none."""
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> RowSelection:
@@ -42,7 +42,7 @@ class RowSelection(SelectionConfig):
 def select_rows(
     rows: Sequence[AnswerRow], margins: Mapping[str, float], config: RowSelection, *, seed: int
 ) -> list[Selection]:
-    """One selection per row. margins: the proxy's, by row; a row without one is always labelled."""
+    """One selection per row. margins: the proxy's, by row; a row without a margin is always labelled."""
     if config.policy == "random":
         chances = np.full(len(rows), config.rate)
     else:
@@ -71,7 +71,7 @@ def proxy_margins(
 
 
 def write_selection(directory: Path, found: Sequence[Selection]) -> None:
-    """One line per row, drawn or not: what weights and estimates are made from."""
+    """One line per row, selected or not: the basis of weights and estimates."""
     path = directory / FILE
     scratch = path.with_suffix(".tmp")
     scratch.write_text("".join(json.dumps(asdict(one)) + "\n" for one in found), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Answers that a policy writes to prompts that have none, once: a later start reads them from the file."""
+"""Lets a policy answer prompts without answers, once: a later start reads the answers from the file."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ async def write_answers(
     sampling: Sampling,
     seed: int,
 ) -> list[AnswerRow]:
-    """The rows with `answers` answers each. The seed of an answer depends on its row's number alone, so a start
-    that was interrupted continues to the same texts."""
+    """The rows with `answers` answers each. The seed of an answer depends only on its row's number, so a resumed run
+    writes the same texts."""
     known = _read(directory)
     todo = [row for row in prompts if row.row_id not in known]
     if todo:
@@ -45,7 +45,7 @@ async def write_answers(
                 ]
                 async for item in worker.generate(work):
                     if isinstance(item, Salvage):
-                        continue  # what is written here is kept group by group
+                        continue  # answers are stored by whole groups
                     group = item[1]
                     row = chunk[group.ordinal]
                     known[row.row_id] = tuple(rollout.text for rollout in group.rollouts)
@@ -56,8 +56,8 @@ async def write_answers(
 
 
 def unwritable(prompts: Sequence[AnswerRow], engine: EngineConfig, max_tokens: int) -> list[SkippedRow]:
-    """The prompts that the engine's chat template refuses or that leave no room for an answer. Raises InputError when
-    its tokenizer cannot be loaded."""
+    """Prompts that the engine's chat template refuses or that leave no room for an answer. Raises InputError when the
+    tokenizer cannot be loaded."""
     room = engine.max_model_len - max_tokens
     how = Screening(model=engine.model, room=room, trust_remote_code=engine.trust_remote_code, chat=engine)
     found = []
@@ -79,7 +79,7 @@ def _read(directory: RunDirectory) -> dict[str, tuple[str, ...]]:
         return {}
     whole = path.read_bytes()
     end = whole.rfind(b"\n") + 1
-    if end < len(whole):  # the line that was being written when the process died
+    if end < len(whole):  # an incomplete line, written when the process died
         os.truncate(path, end)
     records = (json.loads(line) for line in whole[:end].splitlines())
     return {record["id"]: tuple(record["answers"]) for record in records}

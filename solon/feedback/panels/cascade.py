@@ -1,10 +1,10 @@
-"""A judge made of judges: the smallest answers, and what it is not sure of goes to the next.
+"""A judge made of judges: the smallest one answers, and items where it is unsure go to the next.
 
     small ──sure──▶ verdict (level 0)
       └──unsure, or no verdict──▶ large ──▶ verdict (level 1)
 
-How unsure is too unsure is not a matter of taste: `fit_threshold` finds the largest threshold at which the small judge
-errs no more often than it may, from pairs whose right verdict is known.
+The limit is measured, not chosen: `fit_threshold` finds the largest threshold at which the small judge's error stays
+within the allowed rate, from pairs with known verdicts.
 
     uncertainties_N, errors_N = measured_against(await small.judge(items), targets)
     found = fit_threshold(uncertainties_N, errors_N, alpha=0.05, delta=0.05)
@@ -30,10 +30,10 @@ from solon.feedback.quality.intervals import Floats, rows
 from solon.verdicts import Status, Verdict
 
 STARTS = 4
-"""A walk from the surest pairs on ends at the first chance error there; walks from four places, each with a quarter of
-`delta`, found 0.56 of the pairs where one found 0.15 (3,000 pairs, a judge that errs in 2 % even when it is sure)."""
+"""A walk from the surest pairs ends at its first chance error; walks from four places, each with a quarter of `delta`,
+found 0.56 of the pairs where one found 0.15 (3,000 pairs, a judge that errs in 2 % even when it is sure)."""
 TESTED = 50
-"""Thresholds that are tested at most; finer steps end a walk sooner by chance."""
+"""Most thresholds that are tested; with finer steps a walk ends earlier by chance."""
 
 
 class CascadeConfig(BaseModel):
@@ -42,19 +42,19 @@ class CascadeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     alpha: float = Field(0.05, gt=0, lt=1)
-    """Share of errors allowed among the verdicts that a judge but the last may give."""
+    """Allowed share of errors among the accepted verdicts of every judge except the last."""
     delta: float = Field(0.05, gt=0, lt=1)
-    """How often a fitted threshold may miss that."""
+    """Probability that a fitted threshold misses that."""
     invalid_escalations: int = Field(1, ge=0)
-    """How often an item may escalate because a judge gave no verdict; after that it stays without one. A budget that
-    is spent is never a reason to ask a larger judge."""
+    """How often an item may escalate because a judge gave no verdict; after that it stays without one. A spent budget
+    never causes an escalation."""
 
 
-# --- How unsure -------------------------------------------------------------------------------------------
+# --- Uncertainty ------------------------------------------------------------------------------------------
 
 
 def uncertainty(verdict: Verdict) -> float:
-    """Bits of doubt in a valid verdict, 0 to 1.
+    """Uncertainty of a valid verdict in bits, 0 to 1.
 
     Asked in both orders: Bidirectional Preference Entropy, H((p + q) / 2), where p and q are the probabilities that
     the two orders give the first answer. Orders that contradict each other make it 1, however sure each of them is.
@@ -67,7 +67,7 @@ def uncertainty(verdict: Verdict) -> float:
     offset, raw = verdict.position_offset, verdict.raw_margin
     if offset is None or not math.isfinite(offset):
         return _entropy(_sigmoid(-abs(margin)))
-    # The offset is raw; calibration of pairs is a division, so that it can be read off the margin.
+    # The offset is raw; calibration of pairs is a division, so its factor follows from the margin.
     offset *= margin / raw if raw else 1.0
     return _entropy((_sigmoid(-abs(margin) - offset) + _sigmoid(-abs(margin) + offset)) / 2)
 
@@ -77,15 +77,15 @@ def _sigmoid(x: float) -> float:
 
 
 def _entropy(p: float) -> float:
-    """Bits. Exact for tiny p: judges are often sure to fifteen nats, and must still be ranked."""
+    """In bits. Exact for tiny p: judges are often sure to fifteen nats, and must still be ranked."""
     return 0.0 if p <= 0 else -(p * math.log(p) + (1 - p) * math.log1p(-p)) / math.log(2)
 
 
 def measured_against(verdicts: Sequence[Verdict], targets: Sequence[float | None]) -> tuple[Floats, Floats]:
-    """Uncertainties and errors (1: wrong side) of the verdicts that can be accepted, for `fit_threshold`.
+    """Uncertainties and errors (1: wrong side) of the usable verdicts, for `fit_threshold`.
 
-    targets: probability that the first answer is better, or that the answer is yes, by gold or by the judge that is
-    trusted; None where it is not known. Undecided targets (0.5) and invalid verdicts are left out.
+    targets: probability that the first answer is better, or that the answer is yes, by gold or by the trusted judge;
+    None if unknown. Undecided targets (0.5) and invalid verdicts are omitted.
     """
     if len(verdicts) != len(targets):
         raise InputError(f"got {len(verdicts)} verdicts and {len(targets)} targets, expected one each")
@@ -98,21 +98,21 @@ def measured_against(verdicts: Sequence[Verdict], targets: Sequence[float | None
     return columns[:, 0], columns[:, 1]
 
 
-# --- How unsure is too unsure -----------------------------------------------------------------------------
+# --- Threshold --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """A fitted threshold and what holds at it. `cascade = Cascade([small, large], [threshold.value])`"""
+    """A fitted threshold and its properties. `cascade = Cascade([small, large], [threshold.value])`"""
 
     value: float
-    """Verdicts of at most this uncertainty are accepted; infinity: all of them may be."""
+    """Verdicts of at most this uncertainty are accepted; infinity: all."""
     coverage: float
     """Share of the calibration pairs that are accepted."""
     error: float
-    """Share of errors among those."""
+    """Share of errors among the accepted pairs."""
     bound: float
-    """Its upper confidence bound, at most `alpha`."""
+    """Upper confidence bound of that share, at most `alpha`."""
     accepted: int
     pairs: int
     alpha: float
@@ -120,17 +120,17 @@ class Threshold:
 
 
 def fit_threshold(uncertainties_N: ArrayLike, errors_N: ArrayLike, alpha: float, delta: float) -> Threshold:
-    """The largest threshold for which the error among the accepted is at most `alpha`, wrong with probability `delta`.
+    """The largest threshold whose error among accepted pairs is at most `alpha`, except with probability `delta`.
 
-    uncertainties_N: any scale. errors_N: 1 where the judge was wrong, else 0. The pairs must be drawn as the items to
-    come are, uniformly, and asked in as many orders. Upper bounds are Clopper and Pearson's. Choosing the best of many
-    thresholds by their bounds would break them; here thresholds are tested from sure to unsure and a walk ends at the
-    first that fails, which needs no correction (fixed-sequence testing in Learn then Test, arXiv:2110.01052); `STARTS`
-    walks share `delta`. A threshold is tested on the pairs strictly below one of the measured uncertainties, which are
-    a fair sample of what it would accept; it is assumed that the error grows with the uncertainty.
+    uncertainties_N: any scale. errors_N: 1 where the judge was wrong, else 0. The pairs must be a uniform sample of
+    future items, asked in as many orders. Upper bounds are Clopper and Pearson's. Choosing the best of many thresholds
+    by their bounds would invalidate them; here thresholds are tested from sure to unsure and a walk ends at the first
+    failure, which needs no correction (fixed-sequence testing in Learn then Test, arXiv:2110.01052); `STARTS` walks
+    share `delta`. A threshold is tested on the pairs strictly below one of the measured uncertainties, which are a fair
+    sample of what it would accept; it is assumed that the error grows with the uncertainty.
 
-    It holds for pairs like these. A policy that learns writes other answers, and exchangeability no longer holds: fit
-    again for every epoch of the policy. Raises InputError for too few pairs, or when no threshold holds.
+    The guarantee holds for pairs like these. A learning policy writes different answers, and exchangeability no longer
+    holds: fit again for every epoch of the policy. Raises InputError for too few pairs, or when no threshold holds.
     """
     columns = rows(uncertainties=uncertainties_N, errors=errors_N)
     uncertainties_N, errors_N = columns["uncertainties"], columns["errors"]
@@ -148,7 +148,7 @@ def fit_threshold(uncertainties_N: ArrayLike, errors_N: ArrayLike, alpha: float,
     order = np.argsort(uncertainties_N, kind="stable")
     sorted_N, wrong_N = uncertainties_N[order], np.concatenate([[0.0], np.cumsum(errors_N[order])])
     ranks_K = np.unique(np.linspace(fewest, num, TESTED).round().astype(int))
-    # Below a measured uncertainty, not up to it: the pair that sets the border is no sample of what lies inside.
+    # Strictly below a measured uncertainty: the pair that sets the limit is not a sample of the pairs inside.
     accepted_K = np.array([num if rank == num else int(np.searchsorted(sorted_N, sorted_N[rank])) for rank in ranks_K])
     bounds_K = upper_bound(wrong_N[accepted_K], accepted_K, level)
     best = _furthest(bounds_K <= alpha)
@@ -183,7 +183,7 @@ def upper_bound(errors_K: ArrayLike, pairs_K: ArrayLike, delta: float) -> Floats
 
 
 def _furthest(holds_K: Any) -> int | None:
-    """The last threshold that any of the walks reaches."""
+    """The last threshold reached by any walk."""
     reached = None
     for start in range(STARTS):
         index = start * len(holds_K) // STARTS
@@ -198,7 +198,7 @@ def _furthest(holds_K: Any) -> int | None:
 
 @dataclass(slots=True)
 class _Case:
-    """An item on its way up."""
+    """An item on its way through the levels."""
 
     item: Item
     said: list[Verdict] = field(default_factory=list)
@@ -208,13 +208,13 @@ class _Case:
 class Cascade:
     """Implements `Judge`.
 
-    judges: cheapest first. thresholds: for each but the last, the uncertainty up to which its verdict is accepted, in
-    bits. The last judge's verdict stands, also when it is none: an unsure verdict of a smaller judge does not become
-    good because the larger one failed. What a threshold promises, it promises about the verdicts of its own level,
-    against what it was fitted on.
+    judges: cheapest first. thresholds: for each judge except the last, the uncertainty in bits up to which its verdict
+    is accepted. The last judge's verdict is final, even if it is invalid: an unsure verdict of a smaller judge does not
+    become good because the larger one failed. The guarantee of a threshold concerns the verdicts of its own level,
+    against the targets of its fit.
 
     All items of a call go to the first judge together, and the escalated ones together to the next. A verdict's
-    `level` says who gave it; its costs are those of all levels that were asked.
+    `level` tells which judge gave it; its costs include all levels that were asked.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ def is_valid(verdict: Verdict) -> bool:
 
 
 def summed_costs(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """What several verdicts on one item cost together, as fields of a verdict."""
+    """Total cost of several verdicts on one item, as fields of a verdict."""
     return {
         "questions": sum(v.questions for v in verdicts),
         "prompt_tokens": sum(v.prompt_tokens for v in verdicts),

@@ -1,10 +1,10 @@
-"""A judge made of judges that are all asked about everything: what they say together.
+"""A judge made of judges that are all asked about every item: their joint verdict.
 
     jury = Jury([small, other, third], JuryConfig(method="median", min_jurors=2))
     verdicts = await jury.judge(items)
     said_JN = await jury.poll(items)          # every juror's own verdicts, to see where they differ
 
-A juror without a verdict is left out and counted. Too few left is no verdict: a missing vote is not a vote.
+A juror without a verdict is omitted and counted. With too few left there is no verdict: a missing vote is not a vote.
 """
 
 # J jurors, N items
@@ -34,14 +34,14 @@ class JuryConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Method = "mean"
-    """`mean` of the calibrated margins; their `median`, which one wild juror does not move; `majority`: each juror
-    has one vote, whatever the size of its margin, and none where its margin is within the tie band."""
+    """`mean` of the calibrated margins; their `median`, which is robust to one outlier; `majority`: each juror has one
+    vote, whatever the size of its margin, and none if its margin is within the tie band."""
     weights: tuple[float, ...] = ()
-    """How much each juror counts, in their order; empty: all the same."""
+    """Weight of each juror, in their order; empty: equal weights."""
     min_jurors: int = Field(2, ge=1)
-    """Fewer jurors with a verdict than this, and the jury has none."""
+    """With fewer valid jurors than this, the jury has no verdict."""
     tie_band: float = Field(0.1, ge=0)
-    """A margin of fewer nats than this is a tie; it keeps its number."""
+    """A margin below this many nats is a tie; it keeps its value."""
 
     @model_validator(mode="after")
     def _weights_count(self) -> Self:
@@ -52,18 +52,18 @@ class JuryConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JuryVerdict(Verdict):
-    """A verdict together with those it was made of."""
+    """A verdict together with the jurors' verdicts."""
 
     jurors: tuple[Verdict, ...] = ()
-    """What each juror said, in their order, failures included."""
+    """The verdict of each juror, in their order, including failures."""
     failed: int = 0
-    """Jurors that gave no verdict."""
+    """Jurors without a verdict."""
     disagreement: float | None = None
     """Weighted variance of the valid margins, nats squared; None when fewer than two are valid."""
 
 
 class Jury:
-    """Implements `Judge`. A juror that is gone (its `judge` raises) ends the call for all."""
+    """Implements `Judge`. A lost juror (its `judge` raises) fails the whole call."""
 
     def __init__(self, judges: Sequence[Judge], config: JuryConfig | None = None, *, name: str = "") -> None:
         self._config = config or JuryConfig()
@@ -84,7 +84,7 @@ class Jury:
         return [self.decide([said_N[n] for said_N in said_JN]) for n in range(len(items))]
 
     async def poll(self, items: Sequence[Item]) -> list[list[Verdict]]:
-        """The jurors' own verdicts: a list for each juror, in the order of the items. They are asked side by side."""
+        """The jurors' own verdicts: a list for each juror, in the order of the items. Jurors are asked concurrently."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(judge.judge(items)) for judge in self._judges]
@@ -131,7 +131,8 @@ class Jury:
                 return self._majority(margins, weights)
 
     def _majority(self, margins: Sequence[float], weights: Sequence[float]) -> float:
-        """Log-odds of the votes, with half an average vote on either side: three to nothing is not beyond doubt."""
+        """Log-odds of the votes, with half an average vote added to either side: three to nothing is not beyond
+        doubt."""
         band, half = self._config.tie_band, sum(weights) / len(weights) / 2
         voting = [(margin, weight) for margin, weight in zip(margins, weights, strict=True) if abs(margin) >= band]
         votes = sum(weight for margin, weight in voting if margin > 0)
@@ -140,7 +141,7 @@ class Jury:
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
-    """The value with half of the weight on either side; the middle of two where both do.
+    """The value with half of the weight on either side; the mean of two where both qualify.
 
     >>> weighted_median([3.0, 1.0, 2.0], [1.0, 1.0, 1.0])
     2.0

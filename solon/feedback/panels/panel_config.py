@@ -1,4 +1,4 @@
-"""Which further judges take part, in the settings of a run."""
+"""The settings for further judges in a run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class CascadeSection(CascadeConfig):
     """`CascadeSection(judge="org/large-judge", threshold=0.4)`"""
 
     judge: ModelName = ""
-    """The judge that is asked where the first one is unsure; empty: no cascade."""
+    """The judge for items where the first one is unsure; empty: no cascade."""
     threshold: float = Field(0.5, ge=0)
-    """Bits of doubt up to which the first judge's verdict stands; `solon judges cascade` fits it on gold pairs."""
+    """Uncertainty in bits up to which the first judge's verdict is accepted; `solon judges cascade` fits it on gold
+    pairs."""
     calibration: FilePath = ""
     """The second judge's calibration."""
 
@@ -26,4 +27,4 @@ class JurySection(JuryConfig):
     """`JurySection(judges=("org/second", "org/third"))`: the judge and these two."""
 
     judges: Annotated[tuple[str, ...], NamesModel()] = ()
-    """Jurors besides the judge itself; none: no jury."""
+    """Jurors in addition to the judge itself; none: no jury."""

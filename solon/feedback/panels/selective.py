@@ -1,14 +1,14 @@
-"""A cheap judge about everything, the real one about some: rewards that are right on average.
+"""A cheap judge for all items, the real one for some: rewards that are right on average.
 
     items ──▶ proxy ──▶ propensities ──▶ drawn? ──▶ judge ──▶ corrected margin
-                                            └── not drawn ──▶ what the proxy says, put on the judge's scale
+                                            └── not drawn ──▶ the proxy's margin, put on the judge's scale
 
-The margin of an item is f + (drawn / propensity) * (judge - f), with f what the proxy is taken to say. Its mean over
-the draws is the judge's margin, clipped to `margin_clip`, however bad the proxy is (doubly robust); a good proxy only
-makes it scatter less. No correction is cut, which would bias it: f and the judge's margin lie within c = `margin_clip`
-and no propensity is below `floor`, so a corrected margin lies within c (2 / floor - 1), and scatters with a deviation
-of at most 2 c sqrt(1 / floor - 1). So it is right as a reward, and wrong as the label of a single pair: for a data set,
-select rows and keep their weights.
+The margin of an item is f + (drawn / propensity) * (judge - f), where f is the proxy's prediction. Its mean over the
+draws is the judge's margin, clipped to `margin_clip`, however bad the proxy is (doubly robust); a good proxy only
+reduces the variance. Corrections are not clipped, which would bias them: f and the judge's margin lie within c =
+`margin_clip` and no propensity is below `floor`, so a corrected margin lies within c (2 / floor - 1), with a standard
+deviation of at most 2 c sqrt(1 / floor - 1). So it is right as a reward, but wrong as the label of a single pair: for a
+data set, select rows and keep their weights.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from solon.files.marks import ModelName
 from solon.verdicts import Status, Verdict
 
 STREAMING = ("random", "uncertainty", "near_tie")
-"""Policies that need nothing but the proxy's margin."""
+"""Policies that need only the proxy's margin."""
 FEW = 50
-"""With fewer judged items the proxy is taken at its word."""
+"""With fewer judged items the proxy's margin is used unchanged."""
 REMEMBERED = 4000
 
 
@@ -40,7 +40,7 @@ class SelectionSection(SelectionConfig):
     """`SelectionSection(proxy="org/small-judge", policy="near_tie", rate=0.25)`"""
 
     proxy: ModelName = ""
-    """A cheap judge that is asked about everything; empty: everything is labelled by the judge itself."""
+    """A cheap judge for every item; empty: the judge itself labels every item."""
 
     @model_validator(mode="after")
     def _can_stream(self) -> SelectionSection:
@@ -52,7 +52,7 @@ class SelectionSection(SelectionConfig):
 
 
 class SelectiveJudge:
-    """Implements `Judge`. Never for gold, calibration or audits: those are not selected.
+    """Implements `Judge`. Never use it for gold, calibration or audits: those are not selected.
 
     clip: margins of both judges are clipped to this many nats before they are compared.
     """
@@ -76,7 +76,7 @@ class SelectiveJudge:
         margins = np.array([self._clipped(said[index]) for index in known])
         control = self._control()
         propensity = np.ones(len(items))
-        drawn = np.ones(len(items), bool)  # without a proxy there is nothing to select by: the judge is asked
+        drawn = np.ones(len(items), bool)  # without a proxy verdict there is no basis for selection: ask the judge
         if known:
             chances = plan(Signals(num=len(known), margins_KN=margins[None]), self._config).propensities_N
             self._turn += 1
@@ -100,12 +100,12 @@ class SelectiveJudge:
             assert judged is not None
             return replace(judged, **summed_costs([proxy, judged]))
         if judged is not None and judged.margin is None:
-            # The label was wanted and failed: a number from the proxy would hide that what fails is not like the rest.
+            # The label was selected and failed: the proxy's number would hide that failures are not random.
             return replace(judged, propensity=propensity, **summed_costs([proxy, judged]))
         margin, label = self._clipped(proxy), np.nan if judged is None else self._clipped(judged)
         if judged is not None:
             self._seen.append((margin, label, propensity))
-        # No label lies outside of the clip, so no guess of one need: it bounds the corrections.
+        # No label lies outside the clip, so no prediction needs to: this bounds the corrections.
         guess = np.clip(control([margin]), -self._clip, self._clip)
         (corrected,) = doubly_robust(guess, [label], [propensity]).rewards_N
         said = proxy if judged is None else judged
@@ -115,7 +115,7 @@ class SelectiveJudge:
         return replace(said, status=status, margin=float(corrected), source=source, propensity=propensity, **costs)
 
     def _control(self) -> Control:
-        """From items before this call, so that it does not depend on what it corrects."""
+        """Fitted on items before this call, so that it does not depend on the items that it corrects."""
         if len(self._seen) < FEW:
             return Control()
         proxies, labels, propensities = np.array(self._seen).T
@@ -127,8 +127,8 @@ class SelectiveJudge:
 
 
 def reward_clip(margin_clip: float, select: SelectionSection) -> float:
-    """What margins can be at most, nats. With a proxy that is more than `margin_clip`: clipping corrected margins like
-    raw ones would bias them again."""
+    """Largest possible margin, nats. With a proxy it exceeds `margin_clip`: clipping corrected margins like raw ones
+    would bias them again."""
     return margin_clip * (2 / select.floor - 1) if select.proxy else margin_clip
 
 

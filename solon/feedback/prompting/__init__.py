@@ -1,2 +1,2 @@
-"""What a judge is asked and how it is laid out: templates, prompts of tokens or of text, which order of a pair, and the
+"""The questions to a judge and their layout: templates, prompts as tokens or as text, the order of a pair, and the
 secret behind the nonces. Nothing here runs a model. Start with `prompts`."""

@@ -1,8 +1,8 @@
-"""Control words in texts that are sent to an endpoint.
+"""Escapes control words in texts that are sent to an endpoint.
 
-A tokenizer that runs here is told which part of a prompt is data. An endpoint gets one text, and its server reads
-`<|im_end|>` in an answer as the end of a turn. So a control word in a text gets a backslash behind its first character:
-`<\\|im_end|>`. The judge still sees what the answer tried; the server finds no control token in it.
+A local tokenizer knows which part of a prompt is data. An endpoint gets one text, and its server reads `<|im_end|>` in
+an answer as the end of a turn. So a control word in a text gets a backslash after its first character:
+`<\\|im_end|>`. The judge still sees the attempt of the answer; the server finds no control token in it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ FAMILIES = (
     r"\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|THINK|IMG|IMG_BREAK|IMG_END)\])",
     r"\[(?=(?:CLS|SEP|MASK|PAD|UNK|BOS|EOS|gMASK)\])",
 )
-"""How control words begin in the models that people serve."""
+"""The beginnings of control words in commonly served models."""
 
 
 def marker_pattern(markers: Sequence[str] = ()) -> re.Pattern[str]:
-    """Finds the beginning of control words. markers: further ones, as they are written."""
+    """Matches the beginning of control words. markers: further ones, as they are written."""
     more = [f"{re.escape(word[0])}(?={re.escape(word[1:])})" for word in markers if word]
     return re.compile("|".join((*more, *FAMILIES)), re.IGNORECASE)
 
 
 def escaped(text: str, pattern: re.Pattern[str]) -> str:
-    """The text with a backslash within every control word.
+    """The text with a backslash inside every control word.
 
     >>> escaped("yes</s><|im_end|> [INST] 1 <|2 [TODO]", marker_pattern())
     'yes<\\\\/s><\\\\|im_end|> [\\\\INST] 1 <\\\\|2 [TODO]'

@@ -1,11 +1,11 @@
-"""How a question to a judge is laid out, and where its one-token answer is read.
+"""The layout of a question to a judge, and the position of its one-token answer.
 
     [preamble | conversation | answer(s)] [question] Verdict: _
 
-The question comes last, so that a further principle about the same answers costs only its own tail; all
-before it is shared and served from the engine's prefix cache. Texts that people or models wrote are *data*:
-they are tokenised on their own, with special tokens disabled, and stand between marks with a nonce (or, in a tiny
-vocabulary, lose the words of the headings), so that no answer can open a turn or pose as another answer.
+The question comes last, so that a further principle about the same answers costs only its own tail; everything before
+it is shared and served from the engine's prefix cache. Texts by people or models are *data*: they are tokenised
+separately, with special tokens disabled, and placed between marks with a nonce (or, in a tiny vocabulary, stripped of
+the words of the headings), so that no answer can open a turn or imitate another answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["ASSISTANT", "COMPACT", "TEMPLATES", "Encoder", "JudgePrompts", "Judg
 NO_SECRET = b"solon"
 PIECES_REMEMBERED = 4096
 LEAST_TEXT_TOKENS = 16
-"""An overlong text keeps at least so many of its tokens; with less, the question is not asked."""
+"""Fewest tokens that an overlong text keeps; with less room, the question is not asked."""
 
 
 class Encoder(Protocol):
@@ -39,13 +39,13 @@ class Encoder(Protocol):
         ...
 
     def chat_frame(self) -> tuple[list[int], list[int]]:
-        """Ids that stand before and after the content of one user turn, the assistant's opening included."""
+        """Ids before and after the content of one user turn, including the opening of the assistant's turn."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A question as it is asked, and whether a text in it had to be cut."""
+    """A laid-out question, and whether a text in it had to be cut."""
 
     question: Question
     is_cut: bool = False
@@ -60,7 +60,7 @@ class Piece:
 
 
 class QuestionPieces:
-    """Puts items into the words of a template. Knows no tokenizer."""
+    """Puts items into the words of a template. Independent of tokenizers."""
 
     def __init__(self, template: JudgeTemplate, *, secret: bytes = NO_SECRET) -> None:
         self.template = template
@@ -75,8 +75,7 @@ class QuestionPieces:
         reminder: str = "",
         cut: Sequence[bool] = (),
     ) -> list[Piece]:
-        """One answer, or the two of a pair in the order in which they are shown. cut: which of them ended at the length
-        limit."""
+        """One answer, or the two of a pair in the order shown. cut: which of them ended at the length limit."""
         template, nonce = self.template, self._nonce(conversation)
         roles = {"system": template.system, "user": template.user, "assistant": template.assistant}
         laid: list[Piece] = []
@@ -85,13 +84,13 @@ class QuestionPieces:
         headings = (template.answer,) if len(answers) == 1 else (template.first, template.second)
         for heading, answer, is_cut in zip(headings, answers, cut or (False,) * len(answers), strict=True):
             laid += self._text(heading, answer, nonce)
-            # Outside of the marks: an answer cannot say this of itself.
+            # Outside the marks: an answer cannot claim this of itself.
             laid += [Piece(f"{template.ended}\n")] if is_cut and template.ended else []
         asked = f"{template.question} {question}" + (f" {reminder}" if reminder else "")
         return [*laid, Piece(f"{asked}\n")]
 
     def of(self, item: Item, *, swapped: bool, reminded: bool) -> list[Piece]:
-        """The pieces of an item. swapped: the two answers in the other order; reminded: asked a second time."""
+        """The pieces of an item. swapped: the two answers in reverse order; reminded: the question is repeated."""
         order = -1 if swapped else 1
         reminder = self.reminder(self.labels(item)) if reminded else ""
         return self.pieces(
@@ -99,18 +98,18 @@ class QuestionPieces:
         )
 
     def reminder(self, labels: Sequence[str]) -> str:
-        """What is added when a judge is asked again; empty when the template does not ask again."""
+        """The addition when a judge is asked again; empty when the template does not ask again."""
         return self.template.reminder.format(labels=", ".join(label.strip() for label in labels))
 
     def labels(self, item: Item) -> tuple[str, ...]:
-        """The words that an item's question is answered with."""
+        """The answer labels of an item's question."""
         if item.task == "pairwise":
             return self.template.pair_labels
         return self.template.bool_labels if item.task != "score" else tuple(f" {n}" for n in range(1, item.scale + 1))
 
     def _nonce(self, conversation: Sequence[Message]) -> str:
-        """The same for every question about a conversation, so that caches still hit; unknown to the writers of
-        the texts."""
+        """The same for every question about a conversation, so that caches still hit; unknown to the authors of the
+        texts."""
         if not self.template.fenced:
             return ""
         said = "\0".join(f"{m.role}\1{m.content}" for m in conversation)
@@ -128,8 +127,8 @@ class QuestionPieces:
 class JudgePrompts(QuestionPieces):
     """Builds the token ids of questions for one judge and one constitution.
 
-    `secret`: keys the nonces; the same secret gives the same questions. Raises InputError when the judge's
-    tokenizer splits an answer label or does not see the labels apart.
+    `secret`: keys the nonces; the same secret gives the same questions. Raises InputError when the judge's tokenizer
+    splits an answer label or maps two labels to one token.
     """
 
     def __init__(
@@ -137,7 +136,7 @@ class JudgePrompts(QuestionPieces):
     ) -> None:
         super().__init__(template, secret=secret)
         self._encoder = encoder
-        # A group asks many questions about few texts: what was encoded is not encoded again.
+        # A group has many questions about few texts, so encodings are cached.
         self._encode = lru_cache(PIECES_REMEMBERED)(self._encode_piece)
         before, after = encoder.chat_frame()
         head = "\n".join(part for part in (preamble, template.opening) if part)
@@ -161,8 +160,8 @@ class JudgePrompts(QuestionPieces):
     def lay(
         self, item: Item, *, swapped: bool = False, reminded: bool = False, max_tokens: int | None = None
     ) -> Layout | None:
-        """The question about an item, its texts cut to head and tail where it would exceed `max_tokens`; None when
-        even that does not fit. `swapped`: the two answers in the other order."""
+        """The question about an item, with texts cut to head and tail if it would exceed `max_tokens`; None when even
+        that does not fit. `swapped`: the two answers in reverse order."""
         pieces = self.of(item, swapped=swapped, reminded=reminded)
         encoded: list[Sequence[int]] = [self._encode(p.text, p.is_data) for p in pieces]
         fixed = len(self._head) + len(self._tail) + len(self._prefill)
@@ -188,12 +187,12 @@ class JudgePrompts(QuestionPieces):
         return self._score_ids[item.scale]
 
     def before_verdict(self, question: Question) -> tuple[int, ...]:
-        """The ids of a question up to where the judge would write a critique: the prefill is taken off."""
+        """The ids of a question up to the place of a critique, without the prefill."""
         critique = self._encoder.encode(self.template.critique)
         return (*question.prompt_token_ids[: len(question.prompt_token_ids) - len(self._prefill)], *critique)
 
     def after_critique(self, question: Question, stem: Sequence[int], critique: str) -> Question:
-        """The same question with a critique standing before the verdict."""
+        """The same question with a critique before the verdict."""
         written = self._encoder.encode(f" {critique.strip()}", is_data=True)
         return Question((*stem, *written, *self._encoder.encode("\n"), *self._prefill), question.label_ids)
 
@@ -206,9 +205,9 @@ class JudgePrompts(QuestionPieces):
 
 
 def shorten(texts: Sequence[Sequence[int]], room: int, cut: Sequence[int]) -> list[Sequence[int]] | None:
-    """Cut the longest texts to one common length, keeping head and tail, so that all have `room` together.
+    """Cut the longest texts to one common length, keeping head and tail, so that all fit into `room` together.
 
-    None when there is no room for that. A text that is not longer than the common length is left whole.
+    None when there is not enough room. A text up to the common length stays whole.
     """
     lengths = sorted(map(len, texts))
     limit, rest = 0, room
@@ -227,9 +226,9 @@ def shorten(texts: Sequence[Sequence[int]], room: int, cut: Sequence[int]) -> li
 
 
 def label_ids(encoder: Encoder, prefill: str, labels: Sequence[str]) -> tuple[int, ...]:
-    """The single token that each label is, right after the prefill.
+    """The single token of each label directly after the prefill.
 
-    Raises InputError when a label is not exactly one further token, or two are the same one.
+    Raises InputError when a label is not exactly one further token, or two labels are the same token.
     """
     stem = encoder.encode(prefill)
     found: list[int] = []

@@ -1,5 +1,5 @@
-"""The secret that keys the nonces around texts. The writers of the texts must not know it; all runs that share
-cached verdicts must share it, for the nonce is part of the question."""
+"""The secret that keys the nonces around texts. The authors of the texts must not know it; runs that share cached
+verdicts must share it, since the nonce is part of the question."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LENGTH = 32
 
 
 def nonce_secret(directory: Path | None = None) -> bytes:
-    """The secret of this user, made at the first call and readable by the user alone.
+    """The secret of this user, created at the first call and readable only by the user.
 
-    directory: where it lies; by default the user's state directory. Raises InputError when it cannot be read or
-    written, or is not what was written there.
+    directory: its folder; by default the user's state directory. Raises InputError when it cannot be read or written,
+    or has another length than a secret.
     """
     path = (directory or state_folder()) / NAME
     try:
@@ -47,7 +47,7 @@ def _create(path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     try:
-        os.link(scratch, path)  # of two processes that are first, one wins, and both read the same
+        os.link(scratch, path)  # if two processes are first, one wins, and both read the same secret
     except FileExistsError:
         pass
     finally:

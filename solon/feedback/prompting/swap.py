@@ -1,10 +1,10 @@
-"""When a pair is asked in both orders, and when one order and the judge's usual offset will do.
+"""When a pair is asked in both orders, and when one order and the judge's usual offset suffice.
 
-Asking both orders removes position bias and doubles the cost. Most pairs do not need it: the offset of a judge
-hardly varies between pairs of one kind, so one order less the usual offset gives the same verdict, unless that
-verdict is near zero. So: learn the offset and its spread from pairs that were asked twice, ask a second time
-where the verdict is within a few spreads of zero, and ask a random share of the others twice anyway, so that
-offset and spread stay unbiased by the selection.
+Asking both orders removes position bias and doubles the cost. Most pairs do not need it: a judge's offset hardly varies
+between pairs of one kind, so one order minus the usual offset gives the same verdict, unless that verdict is near zero.
+So the offset and its spread are learned from pairs asked twice, a pair is asked a second time if its verdict is within
+a few spreads of zero, and a random share of the others is asked twice anyway, so that the selection does not bias
+offset and spread.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from solon.feedback.interfaces import Item
 
 LENGTH_BUCKETS = (-0.5, 0.5)
-"""Borders of log2 (length shown first / length shown last): judges that favour a place favour it more or less by
-length."""
+"""Borders of log2 (length shown first / length shown last): position bias depends on the ratio of lengths."""
 
 
 class SwapConfig(BaseModel):
@@ -32,14 +31,14 @@ class SwapConfig(BaseModel):
     orders: Literal["both", "adaptive"] = "adaptive"
     """`both`: every pair twice. `adaptive`: the second order only where it can change the verdict."""
     spreads: float = Field(3.0, gt=0)
-    """A verdict of one order closer to zero than so many standard deviations of the offset is asked again."""
+    """A one-order verdict closer to zero than this many standard deviations of the offset is asked again."""
     audit: float = Field(0.05, gt=0, le=1)
-    """Share of all pairs that is asked in both orders whatever the first one says."""
+    """Share of all pairs asked in both orders whatever the first order says."""
     warmup: int = Field(16, ge=2)
     """Pairs of a kind that are asked in both orders before their offset is trusted."""
     contradicted: Literal["drop", "keep"] = "drop"
-    """Of `solon label`: a pair on which the two orders favour different answers, under every principle, is no
-    preference. `keep`: it is one, with the margin that is left when the offset is taken off."""
+    """For `solon label`: a pair whose two orders favour different answers under every principle is no preference.
+    `keep`: it is one, with the margin that remains without the offset."""
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ class Offset:
 
 
 class PositionBias:
-    """What is known of one judge's offset, by principle and by the ratio of the two lengths."""
+    """Offsets of one judge, by principle and by the ratio of the two lengths."""
 
     def __init__(self, config: SwapConfig) -> None:
         self._config = config
@@ -76,13 +75,13 @@ class PositionBias:
         self.asked_twice = 0
 
     def kind(self, item: Item, *, swapped: bool) -> tuple[str, int]:
-        """Pairs of one kind share an offset."""
+        """The kind of a pair; pairs of one kind share an offset."""
         first, last = (len(answer) + 1 for answer in (item.answers[::-1] if swapped else item.answers))
         ratio = math.log2(first / last)
         return item.principle_id, sum(ratio > border for border in LENGTH_BUCKETS)
 
     def learn(self, kind: tuple[str, int], offset: float) -> None:
-        """A pair of this kind was asked in both orders."""
+        """Learn from a pair of this kind that was asked in both orders."""
         if math.isfinite(offset):
             self._offsets[kind].add(offset)
 
@@ -95,13 +94,13 @@ class PositionBias:
         return self._offsets[kind].mean
 
     def is_close(self, kind: tuple[str, int], margin: float) -> bool:
-        """Whether the other order could turn this one-order verdict (raw, offset taken off)."""
+        """Whether the other order could reverse this one-order verdict (raw, without the offset)."""
         return abs(margin) < self._config.spreads * self._offsets[kind].spread
 
 
 def shown_swapped(item: Item) -> bool:
-    """Which order a pair is asked in first: decided by the texts alone, so that (x, y) and (y, x) ask the same
-    question and get verdicts that are exactly opposite, and neither place is favoured."""
+    """Which order of a pair is asked first: decided by the texts alone, so that (x, y) and (y, x) ask the same question
+    and get exactly opposite verdicts, and neither position is favoured."""
     return _digest(item, swapped=True) < _digest(item, swapped=False)
 
 
@@ -119,7 +118,7 @@ def is_audited(item: Item, share: float) -> bool:
 def _digest(item: Item, *, swapped: bool) -> bytes:
     order = -1 if swapped else 1
     said = [text for message in item.conversation for text in (message.role, message.content)]
-    # Only where an answer is cut, so that all other pairs keep the order that their cached verdicts were asked in.
+    # Only where an answer is cut, so that all other pairs keep the order of their cached verdicts.
     cut = ("\1", *("cut" if is_cut else "" for is_cut in item.cut[::order])) if any(item.cut) else ()
     whole = "\0".join((item.question, *said, "\1", *item.answers[::order], *cut))
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).digest()

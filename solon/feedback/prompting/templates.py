@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from solon.errors import InputError
 
 SMALL = 4096
-"""Tokens of a tiny vocabulary at most; those of models that people use begin at some 30 thousand."""
+"""Most tokens of a tiny vocabulary; those of real models start at about 30 thousand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeTemplate:
-    """Headings, labels and reminders. What people or models wrote is never part of it."""
+    """Headings, labels and reminders. Text by people or models is never part of it."""
 
     template_id: str
     opening: str
-    """Follows the constitution's preamble; says what is asked and that the texts are data."""
+    """Follows the constitution's preamble; states the task and that the texts are data."""
     system: str = "User :"
     user: str = "User :"
     assistant: str = "Assistant :"
@@ -25,23 +25,23 @@ class JudgeTemplate:
     second: str = "Answer B :"
     question: str = "Question :"
     critique: str = ""
-    """Heading of a critique that is written before the verdict; empty: this template has none."""
+    """Heading of a critique before the verdict; empty: this template has none."""
     prefill: str = "Verdict :"
-    """Written into the assistant's turn; the label is the very next token."""
+    """Written into the assistant's turn; the label is the next token."""
     pair_labels: tuple[str, str] = (" A", " B")
     bool_labels: tuple[str, str] = (" yes", " no")
     reminder: str = ""
-    """Added to a question whose first answer put little probability on the labels; empty: not asked again.
-    `{labels}` becomes the labels."""
+    """Added to a question whose first answer put little probability on the labels; empty: not asked again. `{labels}`
+    becomes the labels."""
     cut: str = "..."
-    """Stands where the middle of an overlong text was left out."""
+    """Replaces the omitted middle of an overlong text."""
     ended: str = ""
-    """Stands behind an answer that ended at the length limit; empty: this template does not tell."""
+    """Follows an answer that ended at the length limit; empty: this template does not tell."""
     fenced: bool = False
-    """Texts stand between marks that hold a nonce, which no text can know."""
+    """Texts are placed between marks with a nonce, which no text can know."""
     reserved: frozenset[str] = frozenset()
-    """Words that are left out of texts, for a vocabulary too small for nonces: the words of the headings. Real texts
-    need these words: see `require_suited`."""
+    """Words removed from texts, for a vocabulary too small for nonces: the words of the headings. Real texts need these
+    words: see `require_suited`."""
     refusals: tuple[str, ...] = ()
     """First words of a judge that declines."""
 
@@ -78,9 +78,9 @@ TEMPLATES = {"compact": COMPACT, "assistant": ASSISTANT}
 
 
 def require_suited(template: JudgeTemplate, num_tokens: int | None) -> None:
-    """Raises InputError for a template that leaves words out of texts, where the vocabulary has room for nonces.
+    """Raises InputError for a template that removes words from texts, if the vocabulary has room for nonces.
 
-    num_tokens: size of the judge's vocabulary; None: an endpoint's, which is not known.
+    num_tokens: size of the judge's vocabulary; None: an endpoint's, which is unknown.
     """
     if template.reserved and (num_tokens is None or num_tokens > SMALL):
         words = ", ".join(sorted(template.reserved))

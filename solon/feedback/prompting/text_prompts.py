@@ -11,16 +11,16 @@ from solon.feedback.prompting.templates import JudgeTemplate
 from solon.feedback.questions import Question
 
 CHARACTERS_PER_TOKEN = 3
-"""Few: a question that seems to fit must fit."""
+"""A low estimate: a question that seems to fit must fit."""
 
 
 class TextPrompts(QuestionPieces):
     """Lays out the same questions as `JudgePrompts`, in the same words and marks, as one text.
 
-    The caller matches the labels: an endpoint names tokens by their text. An endpoint also takes control words
-    in a text for control tokens; there is no way to tell it that they are data. So they are spelt with a backslash.
+    The caller matches the labels: an endpoint names tokens by their text. An endpoint also treats control words in a
+    text as control tokens, and cannot be told that they are data. So they are escaped with a backslash.
 
-    escape: whether that is done; markers: further control words of this endpoint's model.
+    escape: whether they are escaped; markers: further control words of this endpoint's model.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class TextPrompts(QuestionPieces):
     def lay(
         self, item: Item, *, swapped: bool = False, reminded: bool = False, max_tokens: int | None = None
     ) -> Layout | None:
-        """The question about an item, its texts cut to head and tail where it would exceed about `max_tokens`; None
-        when even that does not fit."""
+        """The question about an item, with texts cut to head and tail if it would exceed about `max_tokens`; None when
+        even that does not fit."""
         labels = self._labels(item)
         pieces = self.of(item, swapped=swapped, reminded=reminded)
         texts = [self._sent(piece.text) if piece.is_data else piece.text for piece in pieces]
