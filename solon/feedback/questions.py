@@ -1,4 +1,4 @@
-"""What is asked of an engine: one next-token question, and the log-probs of its labels that come back."""
+"""A question to an engine, one next-token prediction, and its answer, the log-probs of the labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from solon.verdicts import Source, Status
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One next-token question to a judge: token ids for an engine that runs here, a text for an endpoint.
+    """One next-token question to a judge: token ids for a local engine, a text for an endpoint.
 
     Question((3, 14, 15), (9, 2)); Question((), (), text="Which is better? Verdict:", labels=("A", "B"))
     """
@@ -28,21 +28,21 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Log-probs of the labels, and what it cost; or a failure, which has no log-probs at all."""
+    """Log-probs of the labels with their cost; or a failure, which has no log-probs."""
 
     logprobs: tuple[float, ...]
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Prompt tokens that the engine's prefix cache served."""
+    """Prompt tokens served by the engine's prefix cache."""
     output_tokens: int = 0
     source: Source = "judge"
     failure: Status | None = None
     """Why there is no answer; never a valid status."""
     detail: str = ""
-    """What the failure said, or the critique that came before the verdict; for people."""
+    """Message of the failure, or the critique before the verdict; for people."""
     usd: float = 0.0
     top: str = ""
-    """Likeliest next word, where the labels got little probability."""
+    """Most likely next word, if the labels got little probability."""
 
     def __post_init__(self) -> None:
         if self.failure is not None and (self.failure.valid or self.logprobs):
@@ -55,12 +55,12 @@ class Answer:
 
 
 Ask = Callable[[Sequence[Question]], Awaitable[list[Answer]]]
-"""Answers in the order of the questions. A question that failed comes back as a failed answer; an exception
-means that the judge itself is gone."""
+"""Answers in the order of the questions. A failed question gives a failed answer; an exception means that the judge
+itself is lost."""
 
 
 def question_digest(question: Question) -> str:
-    """sha256 of what is asked, without the judge: the same in every run."""
+    """sha256 of the question without the judge: the same in every run."""
     if question.text:
         return hashlib.sha256(json.dumps([question.text, question.labels]).encode()).hexdigest()
     head = len(question.label_ids).to_bytes(4, "little")

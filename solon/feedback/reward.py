@@ -1,7 +1,7 @@
 """From the labels of a group to one reward per rollout, or none.
 
-A rollout with an invalid label has no reward: neither a zero nor a mean over the principles that happened to
-work, for both would be wrong labels that look like right ones.
+A rollout with an invalid label has no reward: neither a zero nor a mean over the remaining principles, since both would
+be wrong labels that look like correct ones.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def rewards(
 ) -> tuple[float | None, ...]:
     """Rewards of G rollouts in nats; None where a label is missing.
 
-    principles: those that were asked about. Rewards of single answers lie in the range of `Aggregation.reward`; those
-    of comparisons are relative to the group, see `combined`.
+    principles: those of the questions. Rewards of single answers lie in the range of `Aggregation.reward`; those of
+    comparisons are relative to the group, see `combined`.
     """
     rule = rule_of(constitution, config)
     # Clipping corrected margins like raw ones would bias them again.
@@ -41,7 +41,7 @@ def rewards(
 
 
 def rule_of(constitution: Constitution, config: FeedbackConfig) -> Aggregation:
-    """How margins are weighed against each other: as the constitution says, unless the configuration overrides it.
+    """The rule between principles: from the constitution, unless the configuration overrides it.
 
     Raises InputError for a rule that is not linear over margins that are right only on average.
     """
@@ -78,7 +78,7 @@ def _of_single_answers(
 
 
 def _mean(margins: Sequence[float | None]) -> float | None:
-    """Of one principle's questions about one rollout: its predicates are different questions, none may be missing."""
+    """Mean over one principle's questions about one rollout: they differ, so none may be missing."""
     valid = [margin for margin in margins if margin is not None]
     if not valid or len(valid) < len(margins):
         return None

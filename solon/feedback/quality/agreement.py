@@ -1,4 +1,4 @@
-"""How far two raters agree: agreement, kappa, flips.
+"""Agreement of two raters: agreement, kappa, flips.
 
 A rating is a code: 1 for the first answer (or yes), -1 for the second (or no), 0 for a tie. A `Statistic` gives its
 value, its interval, and its difference to another one.
@@ -36,7 +36,7 @@ def codes(margins_N: ArrayLike, *, tie_band: float = 0.0) -> Codes:
 
 
 def agreement(codes_N: ArrayLike, gold_N: ArrayLike, *, weights_N: ArrayLike | None = None) -> Interval:
-    """Share of pairs with the same code, with its Wilson interval. A tie agrees with a tie only.
+    """Share of pairs with the same code, with its Wilson interval. A tie agrees only with a tie.
 
     A share of 80 % is known to 2 points either way from 1,537 pairs.
     """
@@ -47,9 +47,9 @@ def agreement(codes_N: ArrayLike, gold_N: ArrayLike, *, weights_N: ArrayLike | N
 
 
 def kappa(codes_N: ArrayLike, gold_N: ArrayLike) -> Statistic:
-    """Cohen's kappa: agreement beyond what the raters' habits alone give; 1 is perfect, 0 is chance.
+    """Cohen's kappa: agreement beyond that expected from the raters' marginals; 1 is perfect, 0 is chance.
 
-    Two-way for codes without ties, three-way with them. Not defined (NaN) when both raters always say one thing.
+    Two-way for codes without ties, three-way with them. Undefined (NaN) when both raters always give one code.
     """
     columns = rows(codes=codes_N, gold=gold_N)
     _, index = np.unique(np.concatenate([columns["codes"], columns["gold"]]), return_inverse=True)
@@ -61,7 +61,7 @@ def kappa(codes_N: ArrayLike, gold_N: ArrayLike) -> Statistic:
         total = table_RCC.sum((1, 2))
         same = ratio(np.trace(table_RCC, axis1=1, axis2=2), total)
         chance = ratio((table_RCC.sum(1) * table_RCC.sum(2)).sum(1), total**2)
-        # Two raters of one word agree by habit alone; rounding must not make a kappa out of it.
+        # Two raters with one code agree by habit alone; rounding must not turn that into a kappa.
         return ratio(same - chance, np.where(chance > 1 - 1e-12, 0.0, 1 - chance))
 
     return Statistic(num, of_weights, bounds=(-1.0, 1.0))
@@ -70,7 +70,8 @@ def kappa(codes_N: ArrayLike, gold_N: ArrayLike) -> Statistic:
 def flips(margins_N: ArrayLike, other_margins_N: ArrayLike, *, weights_N: ArrayLike | None = None) -> Interval:
     """Share of pairs on which two judges favour opposite answers, with its Wilson interval.
 
-    For a judge and its quantised copy this is the harm done. A margin of exactly 0 favours no answer and flips nothing.
+    For a judge and its quantised copy this measures the damage. A margin of exactly 0 favours no answer and never
+    flips.
     """
     columns = rows(margins=margins_N, other=other_margins_N)
     flipped = np.sign(columns["margins"]) * np.sign(columns["other"]) < 0

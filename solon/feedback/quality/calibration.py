@@ -1,8 +1,8 @@
-"""Calibration: from a judge's raw margins to log-odds that come true as often as they claim.
+"""Calibration: from a judge's raw margins to log-odds that match the observed frequencies.
 
     calibrated = raw / temperature - bias            (temperature scaling, Guo et al., arXiv:1706.04599)
 
-Two numbers per task, fitted on pairs with gold labels, hold for one judge in one arithmetic, one template and one
+Two numbers per task, fitted on pairs with gold labels, are valid for one judge in one arithmetic, one template and one
 constitution. They are applied when a verdict is read, so that a new calibration costs no forward pass.
 """
 
@@ -25,11 +25,11 @@ from solon.feedback.quality.metrics import brier, debiased_error, ece, ece_floor
 from solon.verdicts import Task
 
 FEWEST_PAIRS = 100
-"""Fewer say too little about two numbers: a temperature from 100 pairs is known to about 20 %."""
+"""Fewer pairs cannot determine two numbers: a temperature from 100 pairs is known to about 20 %."""
 WANTED_PAIRS = 2000
-"""So many make the measured calibration error worth reading; 15 bins of fewer pairs show mostly noise."""
+"""Pairs that make the measured calibration error meaningful; 15 bins of fewer pairs show mostly noise."""
 PRINCIPLE_PAIRS = 500
-"""A principle with so many pairs may get a calibration of its own."""
+"""A principle with this many pairs may get a calibration of its own."""
 FLATTEST = 1e-3
 """The mean calibrated margin is at least this many nats."""
 
@@ -40,7 +40,7 @@ Bound = Literal["none", "sharp", "flat"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """Fit(temperature=1.8, bias=0.0). `bound`: which limit the temperature ran into."""
+    """Fit(temperature=1.8, bias=0.0). `bound`: the limit that the temperature reached."""
 
     temperature: float
     bias: float
@@ -54,15 +54,15 @@ class Fit:
 def fit(raw_margins_N: ArrayLike, targets_N: ArrayLike, weights_N: ArrayLike | None = None, *, fit_bias: bool) -> Fit:
     """The temperature (and bias) with the least weighted negative log-likelihood of the targets.
 
-    raw_margins_N: nats. targets_N: how probable it is that the first answer is better, or that the answer is yes,
-    from 0 to 1. weights_N: one over the probability with which a pair was selected. fit_bias: False for pairs,
-    where a bias would favour whichever answer stands first and break p(x over y) + p(y over x) = 1; so it does not
-    matter either on which side gold has the better answer. True for yes/no questions and scores.
+    raw_margins_N: nats. targets_N: probability that the first answer is better, or that the answer is yes, from 0 to
+    1. weights_N: inverse selection probability of each pair. fit_bias: False for pairs, where a bias would favour the
+    answer shown first and break p(x over y) + p(y over x) = 1; so it does not matter on which side gold has the better
+    answer. True for yes/no questions and scores.
 
-    Where every pair is right the likelihood grows without end as the temperature falls. The temperature stops at
-    the confidence that N pairs can vouch for, N + 1 to 1 for the mean margin (Laplace's rule), and `bound` says
-    "sharp". Where the margins say nothing, or the opposite, it stops where they hardly count, and says "flat".
-    Raises InputError for too few pairs, margins that are all alike, or a bias asked from one kind of target.
+    If every pair is right, the likelihood grows without bound as the temperature falls. The temperature then stops at
+    the confidence that N pairs can support, N + 1 to 1 for the mean margin (Laplace's rule), and `bound` is "sharp".
+    If the margins carry no information, or the opposite, it stops where they hardly count, and `bound` is "flat".
+    Raises InputError for too few pairs, identical margins, or a bias fit with only one kind of target.
     """
     raw, targets, weights = _checked(raw_margins_N, targets_N, weights_N, fit_bias=fit_bias)
     return _fit(raw, targets, weights, fit_bias=fit_bias)
@@ -105,7 +105,7 @@ def _fit(raw_N: Floats, targets_N: Floats, weights_N: Floats, *, fit_bias: bool)
     steepest = math.log(effective_pairs(weights) + 1)
     unit_N = (raw_N - centre) / scale
 
-    # In 1 / temperature and bias the loss is convex, so that there is one minimum and any descent finds it.
+    # In 1 / temperature and bias the loss is convex: there is one minimum, and any descent finds it.
     def loss(at: Floats) -> tuple[float, Floats]:
         margins = at[0] * unit_N - at[1]
         wrong = sigmoid(margins) - targets_N
@@ -127,28 +127,28 @@ class _Section(BaseModel):
 
 
 class Measured(_Section):
-    """How good margins are on pairs that they were not fitted on."""
+    """Quality of margins on pairs that they were not fitted on."""
 
     nll: Interval
     brier: Interval
     ece: Interval
     ece_floor: float
-    """What `ece` would be on average from noise alone."""
+    """Average of `ece` from noise alone."""
     debiased_error: float
-    """Root mean square error of the same bins, noise taken off."""
+    """Root mean square error of the same bins, corrected for noise."""
 
 
 class Calibration(_Section):
-    """The calibration of one task, or of one principle within it, and how much it helped."""
+    """The calibration of one task, or of one principle within it, and its benefit."""
 
     task: Task
     principle_id: str = ""
-    """Empty: every principle of the task that has none of its own."""
+    """Empty: applies to every principle of the task without its own calibration."""
     temperature: float = Field(gt=0, allow_inf_nan=False)
     bias: float = Field(0.0, allow_inf_nan=False)
-    """Nats, taken off; 0 for pairs."""
+    """Nats, subtracted; 0 for pairs."""
     bound: Bound = "none"
-    """`sharp` or `flat`: the temperature ran into a limit, see `fit`."""
+    """`sharp` or `flat`: the temperature reached a limit, see `fit`."""
     pairs: int = Field(ge=1)
     effective_pairs: float = Field(gt=0)
     folds: int = Field(ge=2)
@@ -167,7 +167,7 @@ class Calibration(_Section):
 
     @property
     def warning(self) -> str:
-        """What a person should know before relying on it; empty: nothing."""
+        """A warning for people before they rely on it; empty: none."""
         said = {
             "none": "",
             "sharp": "nearly every gold pair is right, so the temperature is only the lowest one that they vouch for",
@@ -191,8 +191,8 @@ def calibrate(
 ) -> Calibration:
     """Fit on all pairs, measure by cross-validation.
 
-    clusters_N: what must not be in two folds, such as the prompt of each pair: pairs of one prompt resemble each
-    other, and a fold that has seen its siblings flatters the fit. The intervals draw whole clusters too.
+    clusters_N: items that must not be in two folds, such as the prompt of each pair: pairs of one prompt are similar,
+    and a fold that was fitted on such pairs overstates the fit. The intervals draw whole clusters too.
     """
     gold = raw_margins_N, targets_N, weights_N, clusters_N
     return _calibrate(task, *gold, rng=rng, principle_id=principle_id, folds=folds, resamples=resamples)[0]
@@ -210,7 +210,7 @@ def _calibrate(
     folds: int,
     resamples: int,
 ) -> tuple[Calibration, Floats]:
-    """The calibration, and the margins that it was measured by."""
+    """The calibration, and the margins on which it was measured."""
     fit_bias = task != "pairwise"
     raw, targets, weights = _checked(raw_margins_N, targets_N, weights_N, fit_bias=fit_bias)
     fold_N = _folds(len(raw), clusters_N, folds, rng)
@@ -259,10 +259,10 @@ def calibrate_principles(
     clusters_N: ArrayLike | None = None,
     resamples: int = 1000,
 ) -> tuple[Calibration, ...]:
-    """The calibration of a task, and one for each principle that can have its own and gains by it.
+    """The calibration of a task, and one for each principle that benefits from its own.
 
-    It needs `PRINCIPLE_PAIRS` of its own. It gains when its own fit predicts its pairs better, out of sample, than
-    the fit to the whole task, by more than chance explains (paired bootstrap of the likelihoods).
+    A principle needs `PRINCIPLE_PAIRS` pairs. It benefits when its own fit predicts its pairs better, out of sample,
+    than the fit to the whole task, by more than chance explains (paired bootstrap of the likelihoods).
     """
     weighted = None if weights_N is None else np.asarray(weights_N, dtype=np.float64)
     clustered = None if clusters_N is None else np.asarray(clusters_N)
@@ -285,7 +285,7 @@ def calibrate_principles(
             found, unseen = _calibrate(
                 task, *gold, rng=rng, principle_id=principle_id, folds=FOLDS, resamples=resamples
             )
-        except InputError:  # targets of one kind, say: it shares the task's calibration
+        except InputError:  # targets of one kind, for example: it shares the task's calibration
             continue
         gain = nll(shared(raw[mine]), targets[mine]) - nll(unseen, targets[mine])
         if gain.interval(rng, weights_N=weights, clusters_N=clusters, resamples=resamples).low > 0:

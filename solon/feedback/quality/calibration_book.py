@@ -1,4 +1,4 @@
-"""The calibrations of one judge, as a file that no other judge can be read with by mistake."""
+"""The calibrations of one judge, in a file that cannot be used with another judge by mistake."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class _File(BaseModel):
 class CalibrationBook:
     """`CalibrationBook.load("judge.calibration.json", identity=judge).apply("pairwise", "kind", 1.7)`
 
-    identity: what the calibrations hold for (weights, arithmetic, template, constitution); any text that changes
-    with them. judge: its name, for people. A book without calibrations changes nothing: `CalibrationBook.empty()`.
+    identity: the scope of the calibrations (weights, arithmetic, template, constitution); any text that changes with
+    them. judge: its name, for people. A book without calibrations changes nothing: `CalibrationBook.empty()`.
     """
 
     def __init__(self, calibrations: Sequence[Calibration], *, identity: str, judge: str = "") -> None:
@@ -53,7 +53,7 @@ class CalibrationBook:
 
     @classmethod
     def empty(cls) -> CalibrationBook:
-        """Of a judge that was never calibrated: raw margins are taken at their word."""
+        """For a judge that was never calibrated: raw margins are used unchanged."""
         return cls((), identity="")
 
     @classmethod
@@ -81,11 +81,11 @@ class CalibrationBook:
         return cls(file.calibrations, identity=file.identity, judge=file.judge)
 
     def save(self, path: str | Path) -> Path:
-        """Write the file; it is there completely or not at all."""
+        """Write the file atomically."""
         return write_whole(path, json.dumps(self._content(), indent=2, allow_nan=False) + "\n", what="calibration")
 
     def require(self, task: Task) -> None:
-        """Raises InputError when this book cannot calibrate the task: before a run, not at its first verdict."""
+        """Raises InputError when this book cannot calibrate the task; called before a run."""
         if self._numbers and (task, "") not in self._numbers:
             known = sorted({one.task for one in self.calibrations if not one.principle_id})
             raise InputError(
@@ -94,7 +94,7 @@ class CalibrationBook:
             )
 
     def apply(self, task: Task, principle_id: str, raw: float) -> float:
-        """The calibrated margin, nats: by the principle's own calibration, or the task's. Odd in `raw` for pairs."""
+        """The calibrated margin, nats, by the principle's own calibration or the task's. Odd in `raw` for pairs."""
         if not self._numbers:
             return raw
         numbers = self._numbers.get((task, principle_id)) or self._numbers.get((task, ""))

@@ -1,4 +1,4 @@
-"""Does a judge favour the answer or its place: both orders of a pair. N pairs."""
+"""Whether a judge favours an answer or its position, from both orders of a pair. N pairs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from solon.feedback.quality.intervals import Interval, mean, rows, wilson
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionQuality:
-    """How much the place of an answer decides. The three shares and undecided pairs add up to 1."""
+    """The influence of an answer's position. The three shares and undecided pairs add up to 1."""
 
     consistent: Interval
     """Share of pairs on which both orders favour the same answer."""
     first_place: Interval
-    """Share on which both orders favour whatever stands first (primacy)."""
+    """Share on which both orders favour the answer shown first (primacy)."""
     last_place: Interval
-    """Share on which both orders favour whatever stands last (recency)."""
+    """Share on which both orders favour the answer shown last (recency)."""
     offset: Interval
-    """Mean position offset, nats; above 0 the first place is favoured."""
+    """Mean position offset, nats; above 0 the first position is favoured."""
 
 
 def position_quality(
@@ -29,8 +29,8 @@ def position_quality(
 ) -> PositionQuality:
     """From the raw margins and position offsets of pairs asked in both orders.
 
-    One order says margin + offset about the first answer, the other margin - offset: they agree where the margin
-    is the larger of the two.
+    One order gives margin + offset for the first answer, the other margin - offset: they agree where the margin is the
+    larger of the two.
     """
     columns = rows(raw_margins=raw_margins_N, offsets=offsets_N)
     strength, offsets = np.abs(columns["raw_margins"]), columns["offsets"]

@@ -1,7 +1,7 @@
-"""How sure a measured figure is: Wilson, bootstrap over pairs or over prompts, exact McNemar.
+"""Uncertainty of a measured figure: Wilson, bootstrap over pairs or over prompts, exact McNemar.
 
-A figure about N pairs is a `Statistic`: a function of how much each pair counts. Its value, its bootstrap interval
-and the interval of its difference to the same figure of another judge all come from that one function.
+A figure about N pairs is a `Statistic`: a function of the weights of the pairs. Its value, its bootstrap interval and
+the interval of its difference to another judge's figure all come from that one function.
 
     kappa(judge, gold).interval(rng)
     (kappa(one, gold) - kappa(other, gold)).interval(rng)      # the same resamples for both: paired
@@ -23,18 +23,18 @@ from solon.errors import InputError
 
 Floats = NDArray[np.float64]
 MOST_CELLS = 2_000_000
-"""Resamples are worked through in pieces of so many weights: 16 MB each."""
+"""Most weights computed at once when resampling: 16 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A figure and what it may be instead. Interval(value=0.8, low=0.78, high=0.82, pairs=1537)"""
+    """A figure with its interval. Interval(value=0.8, low=0.78, high=0.82, pairs=1537)"""
 
     value: float
     low: float
     high: float
     pairs: int
-    """How many pairs it was measured on."""
+    """Number of pairs behind it."""
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -44,10 +44,10 @@ class Interval:
 class Statistic:
     """A figure about `num` pairs, as a function of their weights.
 
-    of_weights: weights_RN -> values_R, NaN where the figure is not defined.
-    mirrored: it is a mean of absolute values, which noise only makes larger, and its resamples twice so: their
-    lower end says nothing. The interval reaches as far below the value as above.
-    bounds: what the figure can be at all.
+    of_weights: weights_RN -> values_R, NaN where the figure is undefined.
+    mirrored: it is a mean of absolute values, which noise always increases, in resamples twice; so their lower end is
+    not used, and the interval reaches as far below the value as above it.
+    bounds: the possible range of the figure.
     """
 
     num: int
@@ -70,9 +70,8 @@ class Statistic:
     ) -> Interval:
         """Bootstrap interval.
 
-        weights_N: one over the probability with which a pair was selected. clusters_N: what is drawn together,
-        such as the prompt of each pair; none: every pair on its own. Resamples in which the figure is not defined
-        are left out.
+        weights_N: inverse selection probability of each pair. clusters_N: units drawn together, such as the prompt of
+        each pair; none: every pair separately. Resamples in which the figure is undefined are omitted.
         """
         weights = checked_weights(weights_N, self.num)
         value = float(self.of_weights(weights[None])[0])
@@ -97,7 +96,7 @@ class Statistic:
         return Interval(value=value, low=float(low), high=float(high), pairs=self.num)
 
     def __sub__(self, other: Statistic) -> Statistic:
-        """How much this figure is above the other one of the same pairs."""
+        """The difference of this figure to another one of the same pairs."""
         if self.num != other.num:
             raise InputError(f"got figures about {self.num} and {other.num} pairs, expected the same pairs")
         return Statistic(self.num, lambda weights_RN: self.of_weights(weights_RN) - other.of_weights(weights_RN))
@@ -110,9 +109,9 @@ def mean(values_N: ArrayLike) -> Statistic:
 
 
 def rows(**named_N: ArrayLike) -> dict[str, Floats]:
-    """The same columns as float64, one number per pair. Raises InputError for what is no finite number.
+    """The columns as float64, one number per pair. Raises InputError for numbers that are not finite.
 
-    An invalid verdict has no margin, so it must be left out before anything is measured.
+    An invalid verdict has no margin, so it must be removed before measuring.
     """
     columns = {name: np.asarray(values, dtype=np.float64) for name, values in named_N.items()}
     sizes = {name: column.shape for name, column in columns.items()}
@@ -131,7 +130,7 @@ def rows(**named_N: ArrayLike) -> dict[str, Floats]:
 def wilson(share: float, pairs: float, *, level: float = 0.95) -> Interval:
     """Interval of a share of `pairs` independent pairs (Wilson 1927). It stays within 0 and 1.
 
-    For weighted pairs hand in `effective_pairs(weights)`.
+    For weighted pairs pass `effective_pairs(weights)`.
     """
     if not (pairs > 0 and 0 <= share <= 1):
         raise InputError(f"got a share of {share} of {pairs} pairs, expected a share from 0 to 1 of at least one pair")
@@ -144,14 +143,14 @@ def wilson(share: float, pairs: float, *, level: float = 0.95) -> Interval:
 
 
 def effective_pairs(weights_N: ArrayLike) -> float:
-    """How many equally weighted pairs say as much: (sum w)^2 / sum w^2 (Kish)."""
+    """Number of equally weighted pairs with the same information: (sum w)^2 / sum w^2 (Kish)."""
     weights = np.asarray(weights_N, dtype=np.float64)
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McNemar:
-    """Whether two judges differ on the same pairs. `p`: how often chance alone is as uneven as this."""
+    """Whether two judges differ on the same pairs. `p`: probability of an imbalance at least this large by chance."""
 
     only_first: int
     """Pairs that only the first judge got right."""
@@ -160,7 +159,7 @@ class McNemar:
 
 
 def mcnemar(first_right_N: ArrayLike, second_right_N: ArrayLike) -> McNemar:
-    """Exact two-sided McNemar test: under no difference, who alone is right is a fair coin."""
+    """Exact two-sided McNemar test: without a difference, a fair coin decides which judge alone is right."""
     from scipy.special import bdtr
 
     columns = rows(first=first_right_N, second=second_right_N)
@@ -171,14 +170,14 @@ def mcnemar(first_right_N: ArrayLike, second_right_N: ArrayLike) -> McNemar:
 
 
 def ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """Their quotient, NaN where there is nothing to divide by."""
+    """The quotient, NaN where the denominator is zero."""
     quotient: Floats = np.full(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)), math.nan)
     np.divide(numerator, denominator, out=quotient, where=denominator != 0)
     return quotient
 
 
 def checked_weights(weights_N: ArrayLike | None, num: int) -> Floats:
-    """Weights of `num` pairs, all 1 when there are none. Raises InputError for a negative one or none above 0."""
+    """Weights of `num` pairs, all 1 by default. Raises InputError for a negative weight or if none is above 0."""
     if weights_N is None:
         return np.ones(num)
     weights = rows(weights=weights_N)["weights"]
@@ -191,6 +190,6 @@ def checked_weights(weights_N: ArrayLike | None, num: int) -> Floats:
 
 
 def _counts(rng: np.random.Generator, resamples: int, num: int) -> Floats:
-    """How often each of `num` is drawn in `num` draws with replacement, per resample. [R, num]"""
+    """Counts of `num` draws with replacement from `num`, per resample. [R, num]"""
     drawn = rng.integers(0, num, (resamples, num)) + np.arange(resamples)[:, None] * num
     return np.bincount(drawn.ravel(), minlength=resamples * num).reshape(resamples, num).astype(np.float64)

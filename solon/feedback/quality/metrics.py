@@ -1,7 +1,7 @@
-"""What a judge's margins are worth: are they as sure as they are right, and do they contradict themselves?
+"""Quality of a judge's margins: is its confidence calibrated, and is it consistent?
 
-Calibration is measured on pairs with a target: 1 when the first answer is better (or the answer is yes), 0 when
-not, anything between for a soft gold label. A margin m claims the probability sigmoid(m).
+Calibration is measured on pairs with a target: 1 when the first answer is better (or the answer is yes), 0 when not,
+anything between for a soft gold label. A margin m claims the probability sigmoid(m).
 """
 
 # N pairs, R resamples, D different probabilities, B bins, P prompts, K answers of a prompt
@@ -39,24 +39,24 @@ def sigmoid(margins_N: ArrayLike) -> Floats:
 
 
 def nll(margins_N: ArrayLike, targets_N: ArrayLike) -> Statistic:
-    """Mean negative log-likelihood of the targets, nats per pair. ln 2 is a coin's."""
+    """Mean negative log-likelihood of the targets, nats per pair. A coin has ln 2."""
     margins, targets = _pairs(margins_N, targets_N)
     return mean(np.logaddexp(0.0, margins) - targets * margins)
 
 
 def brier(margins_N: ArrayLike, targets_N: ArrayLike) -> Statistic:
-    """Mean squared distance of probability and target. 0.25 is a coin's."""
+    """Mean squared distance of probability and target. A coin has 0.25."""
     margins, targets = _pairs(margins_N, targets_N)
     return mean((sigmoid(margins) - targets) ** 2)
 
 
 def ece(margins_N: ArrayLike, targets_N: ArrayLike, *, folded: bool, bins: int = BINS) -> Statistic:
-    """Expected calibration error: |probability - target| of bins of equal mass, averaged.
+    """Expected calibration error: mean |probability - target| over bins of equal mass.
 
-    folded: for pairs. Which of two answers stands first is no fact about them, so each pair is looked at from the
-    side of the answer that the judge favours; unfolded, the figure would depend on how gold happens to be sorted
-    (all `chosen` first, say). For yes/no questions False. Noise only adds to it: rely on the upper end of its
-    interval; whether there is any error at all is told by `ece_floor` and `debiased_error`, not by the lower end.
+    folded: True for pairs. The order of two answers is arbitrary, so each pair is seen from the side of the answer that
+    the judge favours; unfolded, the figure would depend on the order of gold (all `chosen` first, for example). False
+    for yes/no questions. Noise always increases it: use the upper end of its interval. Whether there is any error is
+    shown by `ece_floor` and `debiased_error`, not by the lower end.
     """
     binned = _Binned(margins_N, targets_N, folded=folded, bins=bins)
 
@@ -68,7 +68,7 @@ def ece(margins_N: ArrayLike, targets_N: ArrayLike, *, folded: bool, bins: int =
 
 
 def ece_floor(margins_N: ArrayLike, *, folded: bool, weights_N: ArrayLike | None = None, bins: int = BINS) -> float:
-    """What `ece` comes out as on average when these probabilities are exactly right and gold is hard: pure noise."""
+    """Average of `ece` if these probabilities are exactly right and gold is hard: pure noise."""
     margins = rows(margins=margins_N)["margins"]
     binned = _Binned(margins, sigmoid(margins), folded=folded, bins=bins)
     weights = checked_weights(weights_N, binned.num)
@@ -86,10 +86,10 @@ def debiased_error(
     weights_N: ArrayLike | None = None,
     bins: int = BINS,
 ) -> float:
-    """Root mean square calibration error of the bins with the noise taken off (Kumar et al., arXiv:1909.10155).
+    """Root mean square calibration error of the bins, corrected for noise (Kumar et al., arXiv:1909.10155).
 
-    Its square has no bias from noise (and is cut off at 0). Without noise it is at least the `ece` of the same
-    bins, so a small value here vouches for a small error there.
+    Its square has no bias from noise (and is cut off at 0). Without noise it is at least the `ece` of the same bins, so
+    a small value here guarantees a small error there.
     """
     binned = _Binned(margins_N, targets_N, folded=folded, bins=bins)
     weights = checked_weights(weights_N, binned.num)
@@ -99,7 +99,7 @@ def debiased_error(
     gap_B = ratio(_sums(bin_N, weights * gap_N, bins), mass_B)
     pairs_B = ratio(mass_B**2, squares_B)
     spread_B = ratio(_sums(bin_N, weights**2 * (gap_N - gap_B[bin_N]) ** 2, bins), mass_B**2)
-    # A bin of one pair shows no noise of its own, so it says nothing either way.
+    # A bin of one pair shows no noise of its own, so it is not used.
     known = pairs_B > 1 + 1e-9
     if not known.any():
         raise InputError(f"got {binned.num} pairs for {bins} bins, expected two in a bin at least; hand in more pairs")
@@ -110,7 +110,7 @@ def debiased_error(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bin:
-    """Pairs of like probability: what was claimed for them and what was true of them."""
+    """Pairs of similar probability: the claimed and the observed frequency."""
 
     claimed: float
     """Mean probability."""
@@ -128,7 +128,7 @@ def reliability(
     weights_N: ArrayLike | None = None,
     bins: int = BINS,
 ) -> tuple[Bin, ...]:
-    """The bins behind `ece`, lowest probability first; empty ones are left out."""
+    """The bins behind `ece`, lowest probability first; empty ones are omitted."""
     binned = _Binned(margins_N, targets_N, folded=folded, bins=bins)
     weights = checked_weights(weights_N, binned.num)
     bin_N, weights = binned.bins_of(weights), weights[binned.order]
@@ -149,10 +149,10 @@ def reliability(
 
 
 class _Binned:
-    """Pairs sorted by probability, and which bin each falls into under any weights.
+    """Pairs sorted by probability, and their bins under any weights.
 
-    Pairs of one probability are never divided between bins: in which order they stand says nothing about them,
-    and a file sorted by target would look miscalibrated.
+    Pairs of equal probability are never divided between bins: their order is arbitrary, and a file sorted by target
+    would look miscalibrated.
     """
 
     def __init__(self, margins_N: ArrayLike, targets_N: ArrayLike, *, folded: bool, bins: int) -> None:
@@ -160,7 +160,7 @@ class _Binned:
         if folded:
             favours_second = margins < 0
             margins, targets = np.abs(margins), np.where(favours_second, 1 - targets, targets)
-            # Neither answer is favoured, so neither side is the one to look from.
+            # Neither answer is favoured, so the pair is seen from neither side.
             targets = np.where(margins == 0, 0.5, targets)
         self.num = len(margins)
         self.order = np.argsort(margins, kind="stable")

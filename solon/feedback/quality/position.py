@@ -1,7 +1,7 @@
-"""Does a judge decide by the texts, or by their places? Counted while labels are made.
+"""Whether a judge decides by the texts or by their positions. Counted while labels are made.
 
-One order says margin + offset about the first answer, the other margin - offset: the place outweighs the texts where
-the offset is the larger of the two, and then the two orders favour different answers.
+One order gives margin + offset for the first answer, the other margin - offset: position outweighs the texts where the
+offset is the larger of the two, and then the two orders favour different answers.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from solon.feedback.quality.intervals import wilson
 from solon.records import Label
 
 BY_POSITION = 0.5
-"""A judge without any bias whose verdicts are coins contradicts itself on half of the pairs. On more than half: the
-place moves it further than the texts do."""
+"""An unbiased judge with random verdicts contradicts itself on half of the pairs. On more than half, position has more
+influence than the texts."""
 
 Pair = tuple[float, float | None, bool | None]
-"""(raw margin, position offset, whether both orders agree) of a pair; the last two None where one order was asked."""
+"""(raw margin, position offset, whether both orders agree) of a pair; the last two are None if one order was asked."""
 
 
 def pairs_of(labels: Iterable[Label]) -> tuple[Pair, ...]:
-    """Of the valid comparisons among them."""
+    """The valid comparisons among the labels."""
     return tuple(
         (label.verdict.raw_margin, label.verdict.position_offset, label.verdict.consistent)
         for label in labels
@@ -34,10 +34,10 @@ class PositionCount:
     """`count.add(pairs_of(labels))`, then `count.warning()`."""
 
     pairs: int = 0
-    """Comparisons of which it is known what decided."""
+    """Comparisons for which the deciding factor is known."""
     by_position: int = 0
-    """Those whose place weighs more than their texts: the two orders disagree. Where one order was asked: would, with
-    the usual offset."""
+    """Comparisons where position outweighs the texts: the two orders disagree, or would, given the usual offset, if
+    only one was asked."""
     twice: int = 0
     offset_sum: float = 0.0
     margin_sum: float = 0.0
@@ -49,7 +49,7 @@ class PositionCount:
                 self.twice += 1
                 self.offset_sum += offset
             if agree is None and (offset is not None or not self.twice):
-                continue  # an exact tie; or nothing is known of the offset yet
+                continue  # an exact tie, or the offset is not known yet
             self.pairs += 1
             self.margin_sum += abs(raw)
             self.by_position += abs(raw) < abs(self.offset) if agree is None else not agree
@@ -60,8 +60,8 @@ class PositionCount:
         return self.offset_sum / self.twice if self.twice else 0.0
 
     def warning(self) -> str | None:
-        """A sentence for people where the place decides on more than half of the pairs, beyond doubt: the lower end of
-        the 95 % interval is above one half. 4 pairs are enough where all say so."""
+        """A warning if position decides significantly more than half of the pairs: the lower end of the 95 % interval
+        is above one half. 4 pairs suffice if all agree."""
         if not self.pairs:
             return None
         share = self.by_position / self.pairs

@@ -1,2 +1,2 @@
-"""Which items are worth a label when labels are dear, and how to reckon with the chosen ones without bias. Start with
-`selection`; `worth` says what it draws by, `estimators` what follows from the draw."""
+"""Selects items to label when labels are expensive, and corrects estimates for the selection. Start with `policy`;
+`worth` has the criteria, `estimators` the corrections."""

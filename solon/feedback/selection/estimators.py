@@ -1,8 +1,8 @@
-"""What labelled items say about all items, when some were likelier to be labelled than others.
+"""Estimates about all items from labelled ones that were selected with unequal probabilities.
 
-Three ways to take the choice back out: a weighted mean of items drawn on their own (Hajek), a weighted mean of items
-drawn from a pool one after the other (LURE), and a reward for every item, labelled or not (doubly robust). Training a
-reward model may leave the choice in; what is measured, calibrated or used as a reward must not.
+Three corrections for the selection: a weighted mean of independently drawn items (Hajek), a weighted mean of items
+drawn successively from a pool (LURE), and a reward for every item, labelled or not (doubly robust). Training a reward
+model may skip the correction; measurement, calibration and rewards must not.
 """
 
 # N items, M labelled items, S strata
@@ -29,11 +29,11 @@ class HajekEstimate:
 
     mean: Interval
     std: float
-    """Standard deviation of the items' values: with `mean`, what a batch is whitened by."""
+    """Standard deviation of the items' values; used with `mean` to whiten a batch."""
     n_eff: float
-    """How many equally weighted labels say as much."""
+    """Number of equally weighted labels with the same information."""
     clipped: int
-    """Labels whose weight was clipped; each biases the estimate a little."""
+    """Labels with a clipped weight; each biases the estimate slightly."""
 
 
 def hajek(
@@ -41,9 +41,9 @@ def hajek(
 ) -> HajekEstimate:
     """sum(y / pi) / sum(1 / pi) over the labelled items (Hajek 1971).
 
-    values_M: valid labels; propensities_M: with what probability each was labelled. The interval is for the mean of
-    what the items were drawn from, by linearisation, widened by n_eff / (n_eff - 1) because the mean is estimated
-    from the same labels. With one label it is infinite.
+    values_M: valid labels; propensities_M: probability with which each was labelled. The interval is for the population
+    mean, by linearisation, widened by n_eff / (n_eff - 1) because the mean is estimated from the same labels. With one
+    label it is infinite.
     """
     columns = rows(values=values_M, propensities=propensities_M)
     values, propensities = columns["values"], _probabilities(columns["propensities"])
@@ -65,7 +65,7 @@ def hajek(
 
 
 def lure_weights(chances_M: ArrayLike, pool: int) -> Floats:
-    """Weights of M items drawn one after the other from a pool of N, none twice; the mean of weight times value is
+    """Weights of M items drawn successively without replacement from a pool of N; the mean of weight times value is
     unbiased for the mean of the pool (Farquhar, Gal and Rainforth, ICLR 2021, eq. 8).
 
         v_m = 1 + (N - M) / (N - m) * (1 / ((N - m + 1) q_m) - 1)
@@ -77,22 +77,22 @@ def lure_weights(chances_M: ArrayLike, pool: int) -> Floats:
     if number > pool:
         raise InputError(f"got {number} items drawn from a pool of {pool}, expected no more than it holds")
     if number == pool:
-        return np.ones(number)  # all of the pool: nothing was chosen
+        return np.ones(number)  # the whole pool: nothing was selected
     drawn = np.arange(1, number + 1)
     return np.asarray(1 + (pool - number) / (pool - drawn) * (1 / ((pool - drawn + 1) * chances) - 1))
 
 
 def lure(values_M: ArrayLike, chances_M: ArrayLike, pool: int) -> float:
-    """Mean of a pool from M of its values, in the order in which they were drawn."""
+    """Mean of a pool from M of its values, in the order of their draws."""
     columns = rows(values=values_M, chances=chances_M)
     return float((lure_weights(columns["chances"], pool) * columns["values"]).mean())
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What a proxy is taken to say about a label: offset + slope * proxy, nats. Control() takes it at its word.
+    """A proxy's prediction of a label: offset + slope * proxy, nats. Control() uses the proxy unchanged.
 
-    Control(0.0, 0.0) ignores it: what is left is inverse propensity weighting.
+    Control(0.0, 0.0) ignores it, which leaves inverse propensity weighting.
     """
 
     slope: float = 1.0
@@ -105,13 +105,13 @@ class Control:
 def fit_control(
     proxies_M: ArrayLike, labels_M: ArrayLike, propensities_M: ArrayLike, *, weights_M: ArrayLike | None = None
 ) -> Control:
-    """The control under which doubly robust rewards scatter least.
+    """The control with the least variance of doubly robust rewards.
 
     Least squares with weights kappa = (1 - pi) / pi, the variance that an item's residual is multiplied by:
-    slope = sum(kappa m y) / sum(kappa m^2) with m and y centred under kappa. propensities_M: with what probability
-    the policy would select each item; they need not be labelled for it. weights_M: one over the probability with
-    which the items at hand were labelled; none: all alike, as audited items are. Use items other than those that
-    are corrected with it, or the rewards are slightly biased.
+    slope = sum(kappa m y) / sum(kappa m^2) with m and y centred under kappa. propensities_M: selection probability
+    of each item under the policy; the items need not have been selected by it. weights_M: inverse probability with
+    which the given items were labelled; none: equal, as for audited items. Use other items than those to be corrected,
+    or the rewards are slightly biased.
     """
     columns = rows(proxies=proxies_M, labels=labels_M, propensities=propensities_M)
     proxies, labels = columns["proxies"], columns["labels"]
@@ -120,7 +120,7 @@ def fit_control(
     if weights_M is not None:
         kappa = kappa * rows(proxies=proxies, weights=weights_M)["weights"]
     if kappa.sum() <= 0:
-        return Control()  # everything is labelled: no residual is ever multiplied
+        return Control()  # everything is labelled: no residual is used
     kappa = kappa / kappa.sum()
     m, y = proxies - kappa @ proxies, labels - kappa @ labels
     spread = float(kappa @ m**2)
@@ -134,7 +134,7 @@ class CorrectedRewards:
 
     rewards_N: NDArray[np.float64]
     clipped: int
-    """Labelled items whose correction was clipped; each biases the rewards a little."""
+    """Labelled items with a clipped correction; each biases the rewards slightly."""
 
 
 def doubly_robust(
@@ -147,14 +147,14 @@ def doubly_robust(
 ) -> CorrectedRewards:
     """r = f + (I / pi)(y - f), f = offset + slope * proxy: the proxy everywhere, corrected where there is a label.
 
-    labels_N: nats; NaN where an item was not selected or its label is invalid, whose propensities must then be those
-    of `valid_propensities`. Each reward's mean over the draws is the label, whatever the proxy says, as long as
-    control and proxy do not depend on them; a policy gradient is linear in the reward, so it is unbiased too, when
-    its baseline does not look at what was selected. Whitening is not linear: take mean and deviation from
-    `hajek` over the labelled items, not from these rewards, whose spread includes that of the corrections.
+    labels_N: nats; NaN where an item was not selected or its label is invalid; for the latter use the propensities of
+    `valid_propensities`. The mean of each reward over the draws is the label, whatever the proxy, as long as control
+    and proxy do not depend on the draws; a policy gradient is linear in the reward, so it is unbiased too if its
+    baseline does not depend on the selection. Whitening is not linear: take mean and deviation from `hajek` over the
+    labelled items, not from these rewards, whose spread includes that of the corrections.
 
-    clip: |y - f| / pi is at most this, nats. Where it binds, the mean is no longer the label; where f and y are bounded
-    and propensities have a floor, so is the correction, and no clip is needed.
+    clip: largest |y - f| / pi, nats. If it applies, the mean is no longer the label; if f and y are bounded and
+    propensities have a floor, the correction is bounded too, and no clip is needed.
     """
     proxies = rows(proxies=proxies_N)["proxies"]
     labels, propensities = np.asarray(labels_N, np.float64), np.asarray(propensities_N, np.float64)
@@ -173,12 +173,12 @@ def doubly_robust(
 def valid_propensities(
     propensities_N: ArrayLike, selected_N: ArrayLike, valid_N: ArrayLike, strata_N: Sequence[Hashable]
 ) -> Floats:
-    """pi' = pi * P(valid): with what probability an item gets a label that can be used.
+    """pi' = pi * P(valid): probability that an item gets a usable label.
 
-    An invalid label is the same as none, so that what judges fail at more often must count for more. P(valid) is the
-    share of valid labels among the selected items of a stratum (task, principle, language: whatever makes judges
-    fail); within one, failing is taken to be independent of the label. A stratum with no selected item keeps pi; in
-    one where every label is invalid pi' is 0 and the proxy has the only word.
+    An invalid label is the same as none, so items on which judges fail more often must get more weight. P(valid) is the
+    share of valid labels among the selected items of a stratum (task, principle, language: anything that makes judges
+    fail); within a stratum, failure is assumed to be independent of the label. A stratum without selected items keeps
+    pi; if every label of a stratum is invalid, pi' is 0 and the proxy alone decides.
     """
     propensities = _probabilities(rows(propensities=propensities_N)["propensities"])
     selected, valid = np.asarray(selected_N, dtype=bool), np.asarray(valid_N, dtype=bool)

@@ -1,13 +1,13 @@
-"""Which items are worth a label, and with what probability each of them was chosen.
+"""Selects items to label, each with a known probability.
 
     signals ──utility──▶ propensities ──draw──▶ selections
 
-Every item is drawn on its own, with a probability that is written down (Poisson sampling). So whatever is measured on
-the labelled items can be corrected for how they were chosen: `solon.feedback.selection.estimators`. A draw is a hash of
-the seed and the item's name, so that a restarted run selects the same items.
+Every item is drawn independently with a recorded probability (Poisson sampling), so that measurements on the labelled
+items can be corrected for the selection: `solon.feedback.selection.estimators`. A draw is a hash of the seed and the
+item's name, so that a restarted run selects the same items.
 
-Audit data are never selected away: an audit item is labelled with certainty, spends no budget and moves no other item's
-propensity, whatever the policy makes of it.
+Selection never removes audit data: an audit item is labelled with certainty, spends no budget and does not change the
+propensity of other items, whatever the policy.
 """
 
 # N items, M labelled items, K policies
@@ -29,9 +29,9 @@ from solon.feedback.selection.worth import Signals, disagreement, divergence, di
 
 PolicyName = Literal["random", "uncertainty", "disagreement", "near_tie", "impact", "diversity"]
 AUDIT = "audit"
-"""Policy id of what is labelled because it is audited."""
+"""Policy id of audited items."""
 LEAST_SHARE = 1e-200
-"""A utility of less than this share of the largest one is none."""
+"""A utility below this share of the largest one counts as zero."""
 
 
 class SelectionConfig(BaseModel):
@@ -40,28 +40,28 @@ class SelectionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: PolicyName | Literal["bandit"] = "random"
-    """What makes an item worth a label; `bandit` mixes `bandit_policies` and learns which of them finds surprises."""
+    """Criterion for labelling an item; `bandit` mixes `bandit_policies` and learns which of them finds surprises."""
     rate: float = Field(0.25, gt=0, le=1)
-    """Share of the items that is labelled, in expectation."""
+    """Expected share of labelled items."""
     sharpness: float = Field(1.0, ge=0)
-    """Utilities are raised to this power: 0 is random, more is greedier."""
+    """Exponent of the utilities: 0 is random, larger values are greedier."""
     floor: float = Field(0.05, gt=0, le=1)
-    """No item has a smaller propensity: what can never be chosen can never be corrected for."""
+    """Least propensity of any item: an item that can never be selected cannot be corrected for."""
     weight_clip: float = Field(20.0, ge=1)
-    """Weights are one over the propensity, and at most this."""
+    """Weights are the inverse propensity, at most this."""
     disagreement: Literal["variance", "js"] = "variance"
-    """How proxies disagree: variance of their margins, or Jensen-Shannon divergence of their verdicts, which cares only
-    for margins near 0."""
+    """Measure of disagreement between proxies: variance of their margins, or Jensen-Shannon divergence of their
+    verdicts, which depends only on margins near 0."""
     near_tie_width: float = Field(1.0, gt=0)
-    """Margin at which a pair is worth 1/e of a tie, nats (near_tie)."""
+    """Margin in nats at which a pair has 1/e of the value of a tie (near_tie)."""
     clusters: int = Field(16, ge=1)
-    """Regions that expect the same number of labels (diversity)."""
+    """Regions with equal expected numbers of labels (diversity)."""
     bandit_policies: tuple[PolicyName, ...] = ("uncertainty", "disagreement")
     """Policies that the bandit mixes."""
     bandit_floor: float = Field(0.15, ge=0.1, le=0.2)
     """Share of the budget that the bandit always spends at random."""
     bandit_rate: float = Field(2.0, gt=0)
-    """How fast the bandit moves to what finds surprises."""
+    """Learning rate of the bandit."""
 
     @model_validator(mode="after")
     def _floor_fits(self) -> Self:
@@ -81,7 +81,7 @@ class SelectionConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Whether an item is labelled, and what it then counts. Kept with the label.
+    """Whether an item is labelled, and its weight. Stored with the label.
 
     Selection(item_id="p7:0:1", policy_id="uncertainty-9f2c41aa", propensity=0.25, selected=True, weight=4.0)
     """
@@ -89,19 +89,19 @@ class Selection:
     item_id: str
     policy_id: str
     propensity: float
-    """Probability with which it was to be selected."""
+    """Probability of being selected."""
     selected: bool
     weight: float
-    """1 / propensity, clipped; 0 when it is not selected."""
+    """1 / propensity, clipped; 0 when not selected."""
     proxy_score: float | None = None
-    """What the proxy thinks of the item, nats: the control variate of an unlabelled reward."""
+    """The proxy's margin, nats: the control variate of an unlabelled reward."""
 
 
 # -- propensities ------------------------------------------------------------------------------------------------
 
 
 def utility(policy: PolicyName, signals: Signals, config: SelectionConfig) -> Floats:
-    """What the policy makes of the items. Raises InputError for a signal that it needs and does not get."""
+    """The policy's utility of each item. Raises InputError for a missing signal."""
     margins, advantages, embeddings = signals.margins_KN, signals.advantages_N, signals.embeddings_NH
     if policy == "random":
         return np.ones(signals.num)
@@ -121,8 +121,8 @@ def utility(policy: PolicyName, signals: Signals, config: SelectionConfig) -> Fl
 def propensities(utilities_N: ArrayLike, *, rate: float, floor: float, sharpness: float = 1.0) -> Floats:
     """clip(c u^sharpness, floor, 1) with c such that they sum to rate * N.
 
-    Where the items with a utility cannot take the budget, each of them is certain and those without one share what
-    is left. Raises InputError for a utility that is negative or not finite, or a floor above the rate.
+    If the items with a utility cannot use up the budget, all of them are selected and the others share the rest. Raises
+    InputError for a utility that is negative or not finite, or a floor above the rate.
     """
     utilities = np.asarray(utilities_N, dtype=np.float64)
     if not len(utilities):
@@ -145,8 +145,8 @@ def propensities(utilities_N: ArrayLike, *, rate: float, floor: float, sharpness
 
 
 def _scale(shares_N: Floats, budget: float, floor: float) -> float:
-    """c with sum(clip(c shares, floor, 1)) = budget. The sum rises with c and bends where an item leaves the floor or
-    becomes certain: find the two bends around the budget, and go straight between them."""
+    """c with sum(clip(c shares, floor, 1)) = budget. The sum rises piecewise linearly with c and bends where an item
+    leaves the floor or becomes certain: find the two bends around the budget and interpolate."""
     positive = shares_N[shares_N > 0]
     bends = np.unique(np.concatenate([floor / positive, 1.0 / positive]))
 
@@ -167,7 +167,7 @@ def _scale(shares_N: Floats, budget: float, floor: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Propensities of N items, and those that each policy alone would have given."""
+    """Propensities of N items, and those under each policy alone."""
 
     propensities_N: NDArray[np.float64]
     by_policy_KN: NDArray[np.float64]
@@ -175,10 +175,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Bandit:
-    """How far each policy is trusted: exponential weights (Freund and Schapire 1997) on how surprising its labels were.
+    """Trust in each policy: exponential weights (Freund and Schapire 1997) on the surprise of its labels.
 
-    Every label speaks about every policy, weighted by how much likelier that policy makes it; so no policy needs
-    rounds of its own.
+    Every label counts for every policy, weighted by how much likelier that policy selects it; so no policy needs rounds
+    of its own.
     """
 
     log_weights_K: tuple[float, ...]
@@ -192,8 +192,8 @@ class Bandit:
     def learned(
         self, plan: Plan, selected_N: ArrayLike, surprises_N: ArrayLike, *, rate: float, weight_clip: float = 20.0
     ) -> Self:
-        """After a round. surprises_N: |soft label - what the proxy had said|, from 0 to 1; NaN where there is no
-        valid label."""
+        """The bandit after a round. surprises_N: |soft label - proxy's prediction|, from 0 to 1; NaN without a valid
+        label."""
         surprises = np.asarray(surprises_N, dtype=np.float64)
         seen_N = np.asarray(selected_N, dtype=bool) & np.isfinite(surprises)
         if not seen_N.any():
@@ -205,7 +205,7 @@ class Bandit:
 
 
 def plan(signals: Signals, config: SelectionConfig, bandit: Bandit | None = None) -> Plan:
-    """Propensities under the config; `bandit` is what it has learned so far."""
+    """Propensities under the config; `bandit`: its present state."""
     policies = config.bandit_policies if config.policy == "bandit" else (config.policy,)
     by_policy_KN = np.stack(
         [
@@ -234,10 +234,9 @@ def select(
     turn: int = 0,
     proxy_scores_N: ArrayLike | None = None,
 ) -> list[Selection]:
-    """Draw each item on its own. The same seed, turn and item id give the same draw, whatever else is in the batch.
+    """Draw each item independently. The same seed, turn and item id give the same draw, whatever the rest of the batch.
 
-    turn: counts the chances that an item was given; an item that comes back needs a new draw, or it would be passed
-    over for ever.
+    turn: number of earlier draws of an item; an item that returns needs a new draw, or it would never be selected.
     """
     wanted = np.asarray(propensities_N, dtype=np.float64)
     scores = [None] * len(item_ids) if proxy_scores_N is None else np.asarray(proxy_scores_N, np.float64).tolist()
@@ -277,7 +276,7 @@ def choose(
     audit_ids: frozenset[str] = frozenset(),
     bandit: Bandit | None = None,
 ) -> list[Selection]:
-    """Plan and draw in one call, in the order of the items; what is audited bypasses both."""
+    """Plan and draw in one call, in the order of the items; audited items bypass both."""
     rest = [index for index, item_id in enumerate(item_ids) if item_id not in audit_ids]
     made = plan(signals.taken(rest), config, bandit)
     scores = None if signals.margins_KN is None else signals.margins_KN[0, rest]

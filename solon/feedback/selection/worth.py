@@ -1,4 +1,4 @@
-"""What a label of each item is worth: measures of doubt, of consequence and of being unlike the others.
+"""Criteria for labelling an item: uncertainty, impact, and difference from the others.
 
 All of them are at least 0, [N]; `solon.feedback.selection.policy` turns them into propensities.
 """
@@ -20,7 +20,7 @@ from solon.feedback.quality.metrics import sigmoid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """What is known of N items before they are labelled; a policy says what it misses."""
+    """Facts about N items before they are labelled; a policy reports missing ones."""
 
     num: int
     margins_KN: NDArray[np.float64] | None = None
@@ -57,14 +57,14 @@ def uncertainty(margins_N: ArrayLike) -> Floats:
 
 
 def disagreement(margins_KN: ArrayLike) -> Floats:
-    """Variance over proxies of their margins. Unlike uncertainty it does not mistake a tie for ignorance: proxies
-    that all know of a tie agree."""
+    """Variance over proxies of their margins. Unlike uncertainty it does not confuse a tie with ignorance: proxies that
+    recognise a tie agree."""
     return np.asarray(_proxies(margins_KN).var(0))
 
 
 def divergence(margins_KN: ArrayLike) -> Floats:
     """Jensen-Shannon divergence of K proxies' verdicts, nats: how much a label would tell about which of them is right
-    (Houlsby et al. 2011). As `disagreement`, but proxies that differ only in how sure they are count for nothing."""
+    (Houlsby et al. 2011). Like `disagreement`, but different confidence in the same verdict does not count."""
     margins = _proxies(margins_KN)
     p_KN = sigmoid(margins)
     p_N = p_KN.mean(0)
@@ -83,10 +83,10 @@ def impact(advantages_N: ArrayLike, margins_N: ArrayLike) -> Floats:
 
 
 def diversity(embeddings_NH: ArrayLike, clusters: int) -> Floats:
-    """One over the size of an item's cluster, so that every cluster expects as many labels.
+    """One over the size of an item's cluster, so that all clusters expect equally many labels.
 
-    Centres are chosen farthest first, each as far as can be from those before it (k-centre, Gonzalez 1985), starting
-    with the item farthest from the mean; an item belongs to the nearest one.
+    Centres are chosen farthest first (k-centre, Gonzalez 1985), starting with the item farthest from the mean; an item
+    belongs to the nearest centre.
     """
     points = np.asarray(embeddings_NH, dtype=np.float64)
     if not len(points):

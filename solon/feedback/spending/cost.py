@@ -1,4 +1,4 @@
-"""What labels cost: tokens, seconds, money, and how much of it was for nothing. Built from verdicts.
+"""Cost of labels: tokens, seconds, money, and the wasted share. Computed from verdicts.
 
 meter = CostMeter(CostConfig(accelerators=1, usd_per_accelerator_hour=2.5))
 meter.add(verdicts)
@@ -35,9 +35,9 @@ class CostConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What the labels of a stretch of time came to. A quotient whose divisor is zero is None, never 0.
+    """Total cost of the labels in a period. A quotient with divisor zero is None, never 0.
 
-    Cost of one judge, or of all together; `cost.to_dict()` for JSON.
+    For one judge, or for all together; `cost.to_dict()` for JSON.
     """
 
     labels: int
@@ -46,10 +46,10 @@ class Cost:
     questions: int
     """Next-token questions behind them; a pair asked in both orders has two."""
     cache_hits: int
-    """Questions that a cache answered, or that waited for the answer to the same one."""
+    """Questions answered by a cache, or by a concurrent identical question."""
     prompt_tokens: int
     cached_tokens: int
-    """Prompt tokens that the engine's prefix cache served."""
+    """Prompt tokens served by the engine's prefix cache."""
     output_tokens: int
     wall_s: float
     accelerator_s: float
@@ -60,11 +60,11 @@ class Cost:
     invalid: dict[str, int]
     """Labels without a number, by status."""
     escalated: int
-    """Labels that a cascade handed on at least once."""
+    """Labels that a cascade escalated at least once."""
     swapped: int
     """Labels from both orders of a pair."""
     inconsistent: int
-    """Among them, those whose two orders favour different answers."""
+    """Labels from both orders whose orders favour different answers."""
     bits: float
     """Information in the valid labels: 1 - H(p) each, p the label's own probability."""
 
@@ -115,7 +115,7 @@ class Cost:
 
     @property
     def tokens_computed_per_label(self) -> float | None:
-        """Tokens that no cache saved, per label; None: no labels."""
+        """Tokens not saved by a cache, per label; None: no labels."""
         return _over(self.tokens_computed, self.labels)
 
     @property
@@ -130,7 +130,7 @@ class Cost:
 
     @property
     def usd_per_bit(self) -> float | None:
-        """Price of information: near-ties are labels too, and tell little."""
+        """Price of information: near-ties are labels too, but carry little."""
         return _over(self.usd, self.bits)
 
     @property
@@ -140,7 +140,7 @@ class Cost:
 
     @property
     def escalation_share(self) -> float | None:
-        """Labels that a cascade asked a further judge for, as a share; None: no labels."""
+        """Labels for which a cascade asked a further judge, as a share; None: no labels."""
         return _over(self.escalated, self.labels)
 
     @property
@@ -154,7 +154,7 @@ class Cost:
         return _over(self.inconsistent, self.swapped)
 
     def to_dict(self) -> dict[str, Any]:
-        """Counts and what follows from them, for JSON."""
+        """Counts and derived figures, for JSON."""
         counts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         derived = {name: getattr(self, name) for name, value in vars(Cost).items() if isinstance(value, property)}
         return {**counts, **derived, "invalid": dict(self.invalid)}
@@ -200,17 +200,17 @@ class CostMeter:
         self._all = _Sums()
 
     def add(self, verdicts: Sequence[Verdict]) -> None:
-        """Count a verdict."""
+        """Count verdicts."""
         for verdict in verdicts:
             self._all.add(verdict)
             self._judges.setdefault(verdict.judge, _Sums()).add(verdict)
 
     def cost(self, *, wall_s: float) -> Cost:
-        """Of all judges, over so many seconds."""
+        """Cost of all judges over `wall_s` seconds."""
         return self._cost(self._all, wall_s, share=1.0)
 
     def by_judge(self, *, wall_s: float) -> dict[str, Cost]:
-        """Of each judge. The accelerators' time is shared out by computed tokens; equally when there were none."""
+        """Cost of each judge. Accelerator time is divided by computed tokens, equally if there were none."""
         computed = {name: s.prompt_tokens + s.output_tokens - s.cached_tokens for name, s in self._judges.items()}
         total = sum(computed.values())
         return {
@@ -243,16 +243,16 @@ class CostMeter:
 
 @dataclass(slots=True)
 class CallMeter:
-    """What calls to an endpoint came to, below the verdicts."""
+    """Totals of calls to an endpoint, below the level of verdicts."""
 
     questions: int = 0
     attempts: int = 0
     """HTTP requests, retries included."""
     retries: int = 0
     estimated: int = 0
-    """Answers whose token counts are our estimate: the endpoint gave none."""
+    """Answers with estimated token counts: the endpoint gave none."""
     seconds: float = 0.0
-    """Time spent in requests, all of them together."""
+    """Sum of the durations of all requests."""
     failures: Counter[str] = field(default_factory=Counter)
     """Questions without an answer, by status."""
 

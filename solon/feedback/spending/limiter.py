@@ -1,4 +1,4 @@
-"""How callers wait for the limits of an endpoint: one queue per process, one set of limits per run.
+"""Lets callers wait for the limits of an endpoint: one queue per process, one set of limits per run.
 
 Limiter (one per process) ──wants, bills──▶ LimitsPort (one per run: AsyncLimits, here or in an actor)
                           ◀──permits, or refusals──
@@ -18,7 +18,7 @@ from solon.feedback.spending.limits import Bill, Limits, LimitsConfig, Permit, S
 from solon.feedback.spending.spend import NANO, SpendFile, nano
 
 MOST_WANTS = 256
-"""Wants that travel in one call."""
+"""Most wants in one call."""
 
 
 class LimitsPort(Protocol):
@@ -33,7 +33,7 @@ class LimitsPort(Protocol):
         ...
 
     async def hold(self, seconds: float) -> None:
-        """No calls for so many seconds."""
+        """Grant no calls for `seconds`."""
         ...
 
     async def spend(self) -> Spend:
@@ -57,14 +57,14 @@ class AsyncLimits:
         self._changed = asyncio.Event()
 
     async def start(self) -> Spend:
-        """Reads what was spent before. Raises InputError when the spend file cannot be used."""
+        """Reads earlier spending. Raises InputError when the spend file cannot be used."""
         self._opened()
         return await self.spend()
 
     async def acquire(self, wants: Sequence[Want]) -> list[Permit]:
         """See `LimitsPort.acquire`."""
         limits = self._opened()
-        async with self._turn:  # in the order of coming, so that a large want is not starved by small ones
+        async with self._turn:  # in order of arrival, so that small wants do not starve a large one
             while True:
                 self._changed.clear()
                 permits, wait = limits.take(wants, self._clock())
@@ -99,7 +99,7 @@ class AsyncLimits:
         )
 
     async def close(self) -> Spend:
-        """Writes down what was spent; what is still reserved counts as spent."""
+        """Write the total; open reservations count as spent."""
         if self._file is not None:
             self._file.close(self._opened().committed)
             self._file = None
@@ -119,10 +119,10 @@ class AsyncLimits:
 
 
 class Limiter:
-    """What the callers of one process share: `permit = await limiter.acquire(want)`, then `limiter.settle(bill)`.
+    """Shared by the callers of one process: `permit = await limiter.acquire(want)`, then `limiter.settle(bill)`.
 
-    Wants and bills that come while a call to the port is under way leave together in the next one: where the port is
-    in another process, a call costs milliseconds whatever it carries.
+    Wants and bills that arrive during a call to the port are sent together in the next one: if the port is in another
+    process, a call costs milliseconds whatever it carries.
     """
 
     def __init__(self, port: LimitsPort, config: LimitsConfig) -> None:
@@ -135,7 +135,7 @@ class Limiter:
         self._failure: Exception | None = None
 
     async def acquire(self, want: Want) -> Permit:
-        """Waits for a permit. Raises what the port raised: without a permit, no call may be made."""
+        """Waits for a permit. Raises the port's error: without a permit, no call may be made."""
         if self._failure is not None:
             raise self._failure
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
@@ -150,13 +150,13 @@ class Limiter:
             raise
 
     def settle(self, bill: Bill) -> None:
-        """Sends a bill on its way."""
+        """Queue a bill for delivery."""
         self._bills.append(bill)
         if self._billing is None or self._billing.done():
             self._billing = asyncio.ensure_future(self._bill())
 
     async def hold(self, seconds: float) -> None:
-        """Grant no permit for so many seconds."""
+        """Grant no permit for `seconds`."""
         await self._port.hold(seconds)
 
     async def close(self) -> None:
@@ -198,7 +198,7 @@ class Limiter:
                 return
 
     def _release(self, permit: Permit) -> None:
-        """A permit that will not be used costs nothing."""
+        """Settle an unused permit at zero cost."""
         if not permit.refusal:
             self.settle(Bill(permit.number, tokens=0, usd=0.0))
 

@@ -1,10 +1,10 @@
-"""Limits that all callers of an endpoint share: requests and tokens per minute, and a cap on what is spent.
+"""Limits shared by all callers of an endpoint: requests and tokens per minute, and a cap on spending.
 
-The arithmetic alone, without a clock of its own; `solon.feedback.spending.limiter` is how callers wait for it.
+Only arithmetic, without a clock; `solon.feedback.spending.limiter` lets callers wait.
 
-Money is reserved before a call and settled after it, so callers that ask at the same time cannot overshoot the
-cap together. A want that the cap cannot cover any more is refused at once: refused is not failed, the question can
-be asked again under a larger cap.
+Money is reserved before a call and settled after it, so concurrent callers cannot exceed the cap together. A want that
+the cap can no longer cover is refused immediately. A refusal is not a failure: the question can be asked again under a
+larger cap.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from solon.feedback.spending.spend import NANO, nano
 
 MINUTE = 60.0
 BURST = 0.1
-"""Share of a minute's worth that may be taken at once."""
+"""Share of a minute's limit that may be taken at once."""
 LONGEST_HOLD_S = 300.0
 SHORTEST_WAIT_S = 1e-4
 
 
 class LimitsConfig(BaseModel):
-    """`LimitsConfig(requests_per_minute=600, max_usd=5.0)`; what is not given is not limited."""
+    """`LimitsConfig(requests_per_minute=600, max_usd=5.0)`; an omitted limit does not apply."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -35,16 +35,16 @@ class LimitsConfig(BaseModel):
     tokens_per_minute: int | None = Field(None, ge=1)
     """Prompt and answer tokens in any minute, as estimated before a call and corrected after it."""
     max_usd: float | None = Field(None, ge=0, le=1e6)
-    """Cap on what is spent, all starts of a job together; 0 asks nothing."""
+    """Cap on spending over all starts of a job; 0 asks nothing."""
     spend_file: str = ""
-    """Where the money spent is kept between starts; empty: each start counts from zero."""
+    """File for the money spent, kept between starts; empty: each start counts from zero."""
     reservation_s: float = Field(900.0, gt=0)
-    """Money reserved by a caller that was never heard of again counts as spent after so many seconds."""
+    """Seconds after which an unsettled reservation counts as spent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One call that a judge wants to make. `Want(tokens=420, usd=0.002)`: at most so much."""
+    """One call that a judge wants to make. `Want(tokens=420, usd=0.002)`: upper bounds."""
 
     tokens: int
     usd: float = 0.0
@@ -52,7 +52,7 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """The answer to a want: leave for one call, or why there is none."""
+    """The answer to a want: permission for one call, or the reason for refusal."""
 
     number: int
     refusal: str = ""
@@ -60,7 +60,7 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What a call with a permit came to. None: unknown, what was reserved counts."""
+    """Actual cost of a call with a permit. None: unknown, the reservation counts."""
 
     number: int
     tokens: int | None = None
@@ -69,7 +69,7 @@ class Bill:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spend:
-    """Where the money stands, USD."""
+    """Money spent and reserved, USD."""
 
     spent: float
     reserved: float
@@ -88,12 +88,12 @@ class Taken:
 
 
 class Window:
-    """At most `limit` in any minute, handed out evenly.
+    """At most `limit` in any minute, spread evenly.
 
-    Two conditions. What was taken in the last minute and what is wanted fit into the limit together. And a token
-    bucket, which holds a tenth of a minute's worth and refills at the limit, keeps the flow steady: without it all of
-    a minute would be taken at once. The bucket alone could not promise the first, a full one and its refill come to
-    more than the limit. An amount that is larger than the bucket passes when it is full, and leaves a debt.
+    Two conditions. The amounts taken in the last minute and the new one fit into the limit. And a token bucket, which
+    holds a tenth of a minute's limit and refills at the limit, keeps the flow steady: without it a whole minute's limit
+    would be taken at once. The bucket alone cannot guarantee the first, since a full bucket and its refill exceed the
+    limit. An amount larger than the bucket passes when it is full, and leaves a debt.
     """
 
     def __init__(self, limit: int) -> None:
@@ -117,7 +117,7 @@ class Window:
         return max(wait, SHORTEST_WAIT_S) if wait > 0 else 0.0
 
     def take(self, amount: int, now: float) -> Taken:
-        """The amount is gone."""
+        """Take the amount."""
         self._advance(now)
         taken = Taken(now, amount)
         self._taken.append(taken)
@@ -126,7 +126,7 @@ class Window:
         return taken
 
     def correct(self, taken: Taken, amount: int) -> None:
-        """It came to another amount."""
+        """Replace the amount by the actual one."""
         change = amount - taken.amount
         taken.amount = amount
         self._level = min(self._capacity, self._level - change)
@@ -146,7 +146,7 @@ class Window:
 
 @dataclass(slots=True)
 class _Open:
-    """A permit that was not settled yet."""
+    """A permit that is not settled yet."""
 
     usd: int
     """Reserved, nano-dollars."""
@@ -155,10 +155,10 @@ class _Open:
 
 
 class Limits:
-    """Grants and books; every method is told the time. Not safe for threads."""
+    """Grants and books; every method gets the time. Not thread-safe."""
 
     def __init__(self, config: LimitsConfig, *, spent: int = 0) -> None:
-        """`spent`: nano-dollars that earlier starts have spent."""
+        """`spent`: nano-dollars spent by earlier starts."""
         self._config = config
         self._requests = Window(config.requests_per_minute) if config.requests_per_minute else None
         self._tokens = Window(config.tokens_per_minute) if config.tokens_per_minute else None
@@ -176,9 +176,9 @@ class Limits:
         return self.spent + self.reserved
 
     def take(self, wants: Sequence[Want], now: float) -> tuple[list[Permit], float]:
-        """Permits for as many of the first wants as can be decided now, and seconds until the next one can be.
+        """Permits for as many of the first wants as can be decided now, and seconds until the next one.
 
-        Infinity: only a bill can help.
+        Infinity: only a bill can free enough.
         """
         self._expire(now)
         permits: list[Permit] = []
@@ -194,7 +194,7 @@ class Limits:
         return permits, 0.0
 
     def settle(self, bills: Sequence[Bill]) -> None:
-        """Books what calls came to. A bill that comes twice, or too late, changes nothing."""
+        """Book the cost of calls. A duplicate or late bill changes nothing."""
         for bill in bills:
             opened = self._open.pop(bill.number, None)
             if opened is None:
@@ -205,7 +205,7 @@ class Limits:
                 self._tokens.correct(opened.tokens, bill.tokens)
 
     def hold(self, seconds: float, now: float) -> None:
-        """No calls for so long: the endpoint asked for it."""
+        """Grant no calls for `seconds`: the endpoint asked for a pause."""
         self._held_until = max(self._held_until, now + min(seconds, LONGEST_HOLD_S))
 
     def _refusal(self, want: Want, cost: int) -> str:
@@ -222,7 +222,7 @@ class Limits:
 
     def _wait(self, want: Want, cost: int, now: float) -> float:
         if self.cap is not None and self.committed + cost > self.cap:
-            # Reservations are estimates from above; their bills may leave enough.
+            # Reservations are upper bounds; their bills may free enough.
             return max(min((o.due for o in self._open.values()), default=math.inf) - now, SHORTEST_WAIT_S)
         return max(
             self._held_until - now if self._held_until > now else 0.0,

@@ -1,8 +1,8 @@
-"""What was spent, kept on disk: a job that starts again continues under the cap of the one that was stopped.
+"""Money spent, stored on disk: a restarted job continues under the same cap.
 
-The file always says at least what was spent, also after a crash: money is written down before a call is allowed,
-some way ahead, so that not every call waits for the disk. A clean end writes the exact figure; after a crash up to
-one hundredth of the cap may count as spent that was not.
+The file always contains at least the money spent, even after a crash: spending is recorded before a call is allowed,
+somewhat ahead, so that not every call waits for the disk. A clean end writes the exact figure; after a crash up to one
+hundredth of the cap may count as spent although it was not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SpendFile:
     """`SpendFile(path)`; one process at a time. Raises InputError when the file cannot be read or is in use."""
 
     def __init__(self, path: str | Path, *, ahead: int) -> None:
-        """`ahead`: how much is written down in advance, nano-dollars."""
+        """`ahead`: nano-dollars recorded in advance."""
         self.path = Path(path)
         self._ahead = max(ahead, 1)
         self._lock: IO[bytes] | None = _locked(self.path)
@@ -46,14 +46,14 @@ class SpendFile:
         self._written = self.spent
 
     def cover(self, committed: int, *, cap: int | None) -> None:
-        """Makes sure that the file says at least `committed`. Call it before the money can be spent."""
+        """Make sure that the file records at least `committed`. Call it before the money can be spent."""
         if committed <= self._written:
             return
         ahead = committed + self._ahead
         self._write(ahead if cap is None else max(committed, min(ahead, cap)))
 
     def close(self, committed: int) -> None:
-        """Writes the exact figure and lets others have the file."""
+        """Write the exact figure and release the file."""
         if self._lock is not None:
             self._write(committed)
             self._lock.close()
@@ -80,7 +80,7 @@ class SpendFile:
         return nano(usd)
 
     def _write(self, spent: int) -> None:
-        # A new file takes the place of the old one: a crash leaves either, never half of one.
+        # Replaced by rename: a crash leaves the old or the new file, never a partial one.
         scratch = self.path.with_name(self.path.name + ".tmp")
         with scratch.open("w", encoding="utf-8") as file:
             file.write(json.dumps({"schema": SCHEMA, "spent_usd": spent / NANO}) + "\n")
@@ -91,7 +91,7 @@ class SpendFile:
 
 
 def spent_usd(path: str | Path) -> float:
-    """What a spend file says was spent; 0 when there is none yet. Raises InputError as `SpendFile` does."""
+    """The amount in a spend file; 0 when there is none yet. Raises InputError as `SpendFile` does."""
     if not Path(path).exists():
         return 0.0
     file = SpendFile(path, ahead=1)
@@ -100,7 +100,7 @@ def spent_usd(path: str | Path) -> float:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    """A lock beside the file, which ends with the process that holds it."""
+    """A lock beside the file, which ends with its process."""
     beside = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
