@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT))
 
+from cluster.config.pools import PoolSpec  # noqa: E402
 from cluster.config.run_file import RunFile  # noqa: E402
+from cluster.stages import known_stages  # noqa: E402
 from solon.cli.main import app  # noqa: E402
 
 MADE = "Made from the code by `python scripts/reference_pages.py`; a test compares them.\n"
@@ -75,6 +77,25 @@ def configuration() -> str:
         "can be set on the command line: `--set learn.epochs=2`. `none` unsets an optional key that has a default.\n"
     )
     return "\n".join([intro, *_section(RunFile, "")])
+
+
+def pipelines() -> str:
+    """docs/reference/pipelines.md."""
+    intro = (
+        "# Pipeline file\n\n" + MADE + "\n"
+        "A pipeline file names pools and lists stages ([Pipelines](../pipelines.md)). Keys of a run file that no pool sets\n"
+        "stand at the top of the file, or in the stage that moves them ([Run file](configuration.md)).\n"
+    )
+    parts = [intro, *_section(PoolSpec, "pools.NAME")]
+    for kind, stage in sorted(known_stages().items()):
+        title, *rest = _section(stage, "STAGE")
+        parts += [title.replace("[STAGE]", f'[[stages]] type = "{kind}"'), *rest]
+        if stage.moved:
+            keys = ", ".join(
+                f"`{key}`" if key == place else f"`{key}` (`{place}`)" for key, place in stage.moved.items()
+            )
+            parts.append(f"It also takes these of the run file: {keys}.\n")
+    return "\n".join(parts)
 
 
 def _section(model: type[BaseModel], path: str) -> Iterator[str]:
@@ -184,6 +205,7 @@ def decisions() -> str:
 PAGES = {
     DOCS / "reference" / "commands.md": commands,
     DOCS / "reference" / "configuration.md": configuration,
+    DOCS / "reference" / "pipelines.md": pipelines,
     DOCS / "decisions" / "index.md": decisions,
 }
 
