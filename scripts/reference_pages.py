@@ -83,9 +83,8 @@ def pipelines() -> str:
     """docs/reference/pipelines.md."""
     intro = (
         "# Pipeline file\n\n" + MADE + "\n"
-            moved = stage.moved.items()
-            keys = ", ".join(f"`{key}`" if key == place else f"`{key}` (`{place}`)" for key, place in moved)
-        "stand at the top of the file, or in the stage that moves them ([Run file](configuration.md)).\n"
+        "A pipeline file names pools and lists stages ([Pipelines](../pipelines.md)). Keys of a run file that no pool\n"
+        "sets stand at the top of the file, or in the stage that moves them ([Run file](configuration.md)).\n"
     )
     parts = [intro, *_section(PoolSpec, "pools.NAME")]
     for kind, stage in sorted(known_stages().items()):
