@@ -41,7 +41,7 @@ class JudgeWorker:
         self._moved_at = time.monotonic()
 
     async def start(self) -> JudgeIdentity:
-        """Build and warm the engine. Raises InputError when the tokenizer splits an answer label."""
+        """Build and warm up the engine. Raises InputError when the tokenizer splits an answer label."""
         return await self._judge.start()
 
     async def label(self, group: Group) -> tuple[LabelReport, Feedback]:
@@ -57,11 +57,11 @@ class JudgeWorker:
         return self._report(feedback), feedback
 
     async def heartbeat(self) -> float:
-        """Heartbeat: seconds for which there were groups to label and none was finished."""
+        """Seconds for which there were groups to label and none was finished."""
         return time.monotonic() - self._moved_at if self._under_way else 0.0
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
-        """Verdicts past the caches: what the judge says now."""
+        """Verdicts computed without the caches."""
         return await self._judge.judge_fresh(items)
 
     async def close(self) -> None:

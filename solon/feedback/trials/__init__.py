@@ -1,2 +1,2 @@
-"""Judges put to the test: pairs of which the right answer is known, judges measured on them and compared, and judges
-with known faults to test what watches them. Start with `gold`, then `measuring`."""
+"""Tests of judges: pairs with known answers, judges measured on them and compared, and judges with known faults to test
+the monitors. Start with `gold`, then `measuring`."""

@@ -1,8 +1,8 @@
-"""Whether a small judge may stand in for the large one that taught it.
+"""Whether a small judge may replace the large one that taught it.
 
-It will read what the policy writes, so it is examined on that: agreement measured on answers of other models says
-little about it. The caller names the writer of the pairs; pairs of other writers are refused, as are pairs that
-the student was taught.
+It will read the policy's answers, so it is examined on those: agreement on answers of other models says little about
+it. The caller names the author of the pairs; pairs of other authors are refused, as are pairs that the student was
+taught.
 
     decision = accept(student_verdicts, teacher_verdicts, held_out, taught=report.taught)
     decision.accepted, decision.agreement, decision.low, decision.reason
@@ -26,7 +26,7 @@ from solon.feedback.quality.intervals import Floats, mean
 from solon.verdicts import Verdict
 
 Origin = Literal["policy", "other_model", "corpus", "constructed"]
-"""Who wrote the answers of a pair."""
+"""The author of a pair's answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class HeldOutPair:
     prompt_id: str
     """Pairs of one prompt are not independent of each other."""
     target: float | None = None
-    """Gold: probability that the first answer is better; None where there is none."""
+    """Gold: probability that the first answer is better; None if there is none."""
 
 
 class AcceptConfig(BaseModel):
@@ -48,35 +48,35 @@ class AcceptConfig(BaseModel):
     min_agreement: float = Field(0.9, gt=0.5, lt=1)
     """The student must agree with its teacher on at least this share of the pairs, at the lower confidence bound."""
     max_lost: float = Field(0.02, gt=0, lt=1)
-    """Agreement with gold that may be lost to the teacher, at the upper confidence bound."""
+    """Agreement with gold that the student may lose to the teacher, at the upper confidence bound."""
     delta: float = Field(0.05, gt=0, lt=0.5)
-    """How often either bound may be wrong."""
+    """Error probability of either bound."""
     fewest_pairs: int = Field(200, ge=1)
-    """Fewer decided pairs than this are no examination."""
+    """Least number of decided pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
-    """The examination of a student and its outcome."""
+    """Result of a student's examination."""
 
     accepted: bool
     reason: str
-    """Why, in a sentence."""
+    """The reason in one sentence."""
     agreement: float
-    """Share of the pairs on which the student is on its teacher's side; no verdict is on no side."""
+    """Share of pairs on which the student agrees with its teacher; a missing verdict does not agree."""
     low: float
     """Its lower confidence bound, compared with `threshold`."""
     threshold: float
     pairs: int
     """Pairs that the teacher decides."""
     invalid: float
-    """Share of them on which the student gave no verdict."""
+    """Share of them without a verdict of the student."""
     gold_pairs: int
     student_gold: float | None
-    """Agreement with gold on the pairs that have it; None when there are none."""
+    """Agreement with gold on the pairs that have it; None without any."""
     teacher_gold: float | None
     lost_high: float | None
-    """Upper confidence bound of what the student loses to its teacher against gold."""
+    """Upper confidence bound of the student's loss to its teacher against gold."""
 
 
 def accept(
@@ -88,12 +88,11 @@ def accept(
     taught: Set[str] = frozenset(),
     seed: int = 0,
 ) -> Acceptance:
-    """Examine a student against its teacher, and both against gold where there is any.
+    """Examine a student against its teacher, and both against gold if available.
 
-    student, teacher: verdicts on the same pairs. taught: digests of the questions that the student learned from.
-    Bounds are one-sided: the lower of Clopper and Pearson's and of a bootstrap over prompts, which knows that pairs of
-    a prompt stand together. Raises InputError for pairs that the policy did not write or that were taught, and for too
-    few of them.
+    student, teacher: verdicts on the same pairs. taught: digests of the student's training questions. Bounds are
+    one-sided: the lower of Clopper and Pearson's and of a bootstrap over prompts, since pairs of one prompt are
+    correlated. Raises InputError for pairs that the policy did not write or that were taught, and for too few pairs.
     """
     config = config or AcceptConfig()
     _require_fair(student, teacher, pairs, taught)
@@ -157,14 +156,14 @@ def _side(verdict: Verdict) -> int:
 
 
 def _lower_bound(agree_N: Floats, prompts: Sequence[str], delta: float, seed: int) -> float:
-    # Of the share of agreement: one less the upper bound of the share of disagreement.
+    # Bound of the agreement: one minus the upper bound of the disagreement.
     exact = 1 - float(upper_bound(len(agree_N) - agree_N.sum(), len(agree_N), delta))
     drawn = mean(agree_N).interval(np.random.default_rng(seed), clusters_N=np.array(prompts), level=1 - 2 * delta)
     return min(exact, drawn.low)
 
 
 def _lost(student_N: Floats, teacher_N: Floats, prompts: Sequence[str], delta: float, seed: int) -> float | None:
-    """Upper bound of the teacher's agreement with gold less the student's."""
+    """Upper bound of the teacher's agreement with gold minus the student's."""
     if not len(student_N):
         return None
     lost = mean(teacher_N) - mean(student_N)

@@ -1,10 +1,10 @@
-"""A judge with a known fault, to see how soon a monitor finds it: the judge is right, and then it is not.
+"""A judge with a known fault that sets in after some items, to measure how soon a monitor finds it.
 
     judge = BiasedJudge(honest, "length", strength=1.5, onset=4000)
 
-Each bias is something that judges are known for: they like long answers, stock phrases, whatever stands first,
-being told that the user is right; or they err at random (CHERRL, arXiv:2606.04923). A verdict that is no verdict stays
-as it is: a fault must not make an answer out of a failed call.
+Each bias is a known one of judges: they favour long answers, stock phrases, the first position, or flattery; or they
+err at random (CHERRL, arXiv:2606.04923). An invalid verdict stays unchanged: a fault must not turn a failed call into
+an answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from solon.verdicts import Status, Verdict
 Bias = Literal["length", "phrase", "first_position", "flattery", "random_flips"]
 BIASES: tuple[Bias, ...] = ("length", "phrase", "first_position", "flattery", "random_flips")
 USUAL_WORDS = 16
-"""A single answer of so many words is neither favoured nor punished by a liking for length."""
+"""Length in words at which a single answer is neither favoured nor penalised by a length bias."""
 PHRASE = "as an expert"
 FLATTERIES = ("you are right", "great question", "what a good question", "you are so clever")
 
@@ -29,9 +29,9 @@ FLATTERIES = ("you are right", "great question", "what a good question", "you ar
 class BiasedJudge:
     """Implements `Judge` around another one.
 
-    strength: nats for each doubling of the words (length), nats for an answer that has the phrase or flatters
-    (phrase, flattery), nats for the answer that stands first (first_position), or the share of verdicts that are
-    turned around (random_flips). onset: how many items are judged honestly before the fault begins.
+    strength: nats per doubling of the words (length), nats for an answer with the phrase or flattery (phrase,
+    flattery), nats for the answer in the first position (first_position), or the share of reversed verdicts
+    (random_flips). onset: number of items judged honestly before the fault begins.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class BiasedJudge:
             margin = verdict.margin + self.strength * self._pull(item)
         if margin == verdict.margin:
             return verdict
-        # What the margin was before calibration, or in which order, is not known of a fault put on top of it.
+        # The fault is added on top, so the raw margin and the order are unknown.
         status = Status.TIE if abs(margin) < self._tie_band else Status.OK
         return replace(verdict, status=status, margin=margin, raw_margin=None, consistent=None, judge=self.name)
 
     def _pull(self, item: Item) -> float:
-        """How much the fault speaks for the answer, or for the first one of two, in units of `strength`."""
+        """How much the fault favours the answer, or the first one of two, in units of `strength`."""
         if self.bias == "first_position":
             return 1.0 if item.task == "pairwise" else 0.0
         if item.task == "pairwise":
@@ -98,7 +98,7 @@ class BiasedJudge:
 
 
 def _draw(seed: int, item: Item) -> float:
-    """Uniform in [0, 1); the same item always errs the same way, as a judge at temperature zero does."""
+    """Uniform in [0, 1); the same item always errs in the same way, as for a judge at temperature zero."""
     said = [text for message in item.conversation for text in (message.role, message.content)]
     whole = "\0".join((str(seed), item.principle_id, item.question, *said, "\1", *item.answers))
     digest = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).digest()

@@ -1,10 +1,10 @@
-"""Judges that are compared: how they are named, and each measured in a process of its own.
+"""Candidates of a comparison of judges: their names, and the measurement of each in its own process.
 
     candidate = parse_candidate("models/judge@bf16", EngineOptions())
     measurement = measure_apart(candidate, pairs, constitution, comparing("assistant"))
 
-One process for each judge, one after the other: no two engines share the machine, and what one needs in memory is not
-mixed with what another left behind.
+One process for each judge, one after another: no two engines share the machine, and the memory of one judge is not
+mixed with the remains of another.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ VARIANTS: dict[str, dict[str, str]] = {
     "bnb_int8": {"backend": "transformers", "quantization": "bnb_int8"},
     "bnb_nf4": {"backend": "transformers", "quantization": "bnb_nf4"},
 }
-"""What may follow a model behind `@`, several with a comma between. `hf`: the plain Transformers engine."""
+"""Variants after `@` in a model name, separated by commas. `hf`: the plain Transformers engine."""
 WARM_UP_ITEMS = 32
 END_S = 20.0
-"""A child that has answered may take this long to end."""
+"""Seconds that a child has to end after its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A judge and how it is run. `Candidate(name="judge@bf16", engine=EngineConfig(model="models/judge"))`"""
+    """A judge and its engine. `Candidate(name="judge@bf16", engine=EngineConfig(model="models/judge"))`"""
 
     name: str
     engine: EngineConfig
@@ -88,7 +88,7 @@ def parse_candidate(
 
 
 def told_apart(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The same ones; where two directories have one name, both are called by their paths."""
+    """The same candidates; if two directories share a name, both are called by their paths."""
     names = [candidate.name for candidate in candidates]
     renamed = [
         replace(one, name="@".join([one.engine.model, *one.name.split("@")[1:]])) if names.count(one.name) > 1 else one
@@ -100,7 +100,7 @@ def told_apart(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def comparing(template: Literal["compact", "assistant"], **changes: Any) -> FeedbackConfig:
-    """How judges are asked when they are compared: pairs in both orders, nothing remembered."""
+    """Feedback settings of a comparison: pairs in both orders, without caches."""
     return FeedbackConfig(
         task="pairwise",
         template=template,
@@ -113,7 +113,7 @@ def comparing(template: Literal["compact", "assistant"], **changes: Any) -> Feed
 def measure_apart(
     candidate: Candidate, pairs: Sequence[GoldPair], constitution: Constitution, feedback: FeedbackConfig, *, parts: int
 ) -> Measurement:
-    """Measure one judge in a process of its own. Raises what opening it raised, RunFailedError when it died."""
+    """Measure one judge in its own process. Raises its opening error, or RunFailedError when the process died."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     job = (candidate, tuple(pairs), constitution, feedback, parts)
@@ -141,12 +141,12 @@ def measure_apart(
 async def measure_candidate(
     candidate: Candidate, pairs: Sequence[GoldPair], constitution: Constitution, feedback: FeedbackConfig, *, parts: int
 ) -> Measurement:
-    """Open, warm, measure, close."""
+    """Open, warm up, measure, close."""
     from solon.feedback.judges.local import open_judge
 
     judge = await open_judge(candidate.engine, feedback, constitution, name=candidate.name)
     try:
-        # Without the conversation, so that no question's beginning is in the engine's cache when the clock starts.
+        # Without the conversation, so that no timed question has its prefix in the engine's cache.
         await judge.judge([replace(item, conversation=()) for pair in pairs for item in pair.items][:WARM_UP_ITEMS])
         found = await measure(judge, pairs, parts=parts)
     finally:
@@ -173,7 +173,7 @@ def _disk_bytes(candidate: Candidate) -> int | None:
 
 
 def _peak_resident_bytes() -> int:
-    """Of this program. On Linux `ru_maxrss` is inherited: a process begins with the peak of its parent."""
+    """Peak memory of this program. On Linux `ru_maxrss` is inherited: a process starts with the peak of its parent."""
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text()
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""What judges cost and what they are worth, side by side on the same pairs.
+"""Cost and quality of judges, side by side on the same pairs.
 
 comparison = compare([await measure(one, pairs), await measure(other, pairs)], pairs)
 """
@@ -23,19 +23,19 @@ from solon.feedback.trials.gold import GoldPair
 from solon.feedback.trials.measuring import Measurement
 
 LEAST_DECIDED = 30
-"""With fewer pairs that gold decides, no figure means anything."""
+"""With fewer decided pairs, no figure is meaningful."""
 SECONDS_PER_HOUR = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeRow:
-    """One line of the comparison. Shares are of the pairs that gold decides and all judges answered."""
+    """One line of the comparison. Shares refer to the pairs that gold decides and all judges answered."""
 
     name: str
     runs_as: str
     verdicts_per_s: float
     speedup: float
-    """Rate over that of the first judge, the median over parts."""
+    """Rate relative to the first judge, the median over parts."""
     disk_bytes: int | None
     resident_bytes: int | None
     agreement: Interval
@@ -43,35 +43,35 @@ class JudgeRow:
     """With gold, beyond chance."""
     ece: Interval
     ece_floor: float
-    """What `ece` would be by noise alone."""
+    """Average of `ece` from noise alone."""
     position_consistency: Interval | None
-    """None when it was not asked in both orders."""
+    """None if it was not asked in both orders."""
     position_offset: Interval | None
     invalid: float
     """Share of all pairs without a verdict."""
     reliability: tuple[Bin, ...]
-    """What it claims against what is true."""
+    """Claimed against observed frequencies."""
     usd_per_1k: float | None
     """Per thousand valid labels; None without a price."""
     flips: Interval | None = None
     """Share of pairs on which it contradicts the first judge; None for the first one."""
     kappa_with_first: Interval | None = None
     lost_points: float | None = None
-    """Agreement of the first judge less this one's, in percentage points."""
+    """Agreement of the first judge minus this one's, in percentage points."""
     p: float | None = None
-    """McNemar: how often chance alone makes two equally good judges differ as much."""
+    """McNemar: probability that two equally good judges differ at least this much by chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All judges, and on what they were compared."""
+    """All judges, with the pairs of the comparison."""
 
     rows: tuple[JudgeRow, ...]
     pairs: int
     decided: int
     """Pairs that gold decides."""
     common: int
-    """Those of them that every judge gave a verdict on."""
+    """Those with a verdict from every judge."""
 
 
 def compare(
@@ -82,10 +82,10 @@ def compare(
     seed: int = 0,
     resamples: int = 1000,
 ) -> Comparison:
-    """Judges side by side; the first one is what the others are compared with.
+    """Compare judges; the first one is the baseline.
 
-    Every judge is scored on the same pairs: one that says nothing about hard pairs would look better on the rest. How
-    much it leaves out is its `invalid`. Raises InputError when too few pairs are left.
+    Every judge is scored on the same pairs: a judge that omits hard pairs would look better on the rest. Its omissions
+    are counted in `invalid`. Raises InputError when too few pairs remain.
     """
     decided_N = np.array([pair.is_decided for pair in pairs])
     valid_N = np.array([all(m.margins[i] is not None for m in measurements) for i in range(len(pairs))])
@@ -102,7 +102,7 @@ def compare(
 
 
 class _Scored:
-    """The pairs that all judges are scored on."""
+    """The pairs on which all judges are scored."""
 
     def __init__(self, *, pairs: Sequence[GoldPair], kept: NDArray[np.intp], rng_seed: int, resamples: int) -> None:
         self._kept = kept
@@ -169,7 +169,7 @@ def _statuses(measurement: Measurement) -> str:
 
 
 def _usd_per_1k(one: Measurement, usd_per_hour: float) -> float | None:
-    """The machine's hours and what endpoints charged, over the labels that came of it."""
+    """Machine hours and endpoint charges per thousand valid labels."""
     valid = sum(margin is not None for margin in one.margins)
     if not valid or not (usd_per_hour or one.usd):
         return None

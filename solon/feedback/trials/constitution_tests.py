@@ -1,10 +1,10 @@
-"""Runs the unit tests that a constitution carries against a judge: does it understand the questions?
+"""Runs a constitution's own unit tests against a judge: does it understand the questions?
 
     results = await run(constitution, judge, "pairwise")
     all(result.passed for result in results)
 
-A test expects one of two answers, or neither. `pairwise` asks which is better; every other task asks about each
-answer by itself, and the difference of the two numbers decides.
+A test expects one of two answers, or neither. `pairwise` asks which is better; every other task asks about each answer
+separately, and the difference of the two numbers decides.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from solon.feedback.interfaces import Item, Judge
 from solon.verdicts import Task, Verdict
 
 MARGIN_CLIP = 3.0
-"""Nats that one principle counts at most where several are asked, as in training by default."""
+"""Most nats that one of several principles counts, as in training by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestResult:
-    """What a judge said about one unit test.
+    """A judge's result on one unit test.
 
     TestResult(number=0, principles=("polite",), prompt="hi", expected="a", got="a", margin=2.1)
     """
 
     number: int
-    """Place in the file, from 0."""
+    """Position in the file, from 0."""
     principles: tuple[str, ...]
-    """What was asked about."""
+    """The tested principles."""
     prompt: str
     """The last turn."""
     expected: Literal["a", "b", "tie"]
     got: Literal["a", "b", "tie", "invalid"]
     margin: float | None
-    """Nats for `a` over `b`; None where a verdict failed."""
+    """Nats for `a` over `b`; None if a verdict failed."""
     detail: str = ""
     """What failed."""
 
@@ -127,7 +127,7 @@ def _margin(found: Sequence[tuple[Asked, tuple[Verdict, ...]]], constitution: Co
         name: [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
         for name, rows in by_principle.items()
     }
-    if len(numbers) == 1:  # nothing to be weighed against: the margin is shown unclipped
+    if len(numbers) == 1:  # nothing to weigh it against: the margin is shown unclipped
         (only,) = numbers.values()
         return only[0] - (only[1] if len(only) > 1 else 0.0)
     sides = [

@@ -1,7 +1,7 @@
-"""How often a judge prefers the right answer, subset by subset: what benchmarks of reward models print.
+"""How often a judge prefers the right answer, by subset, as benchmarks of reward models report it.
 
-A pair counts as right when the judge's both-order verdict favours the answer that gold favours. One without a verdict
-is not half right: it counts as wrong in `accuracy` and is shown as `invalid`.
+A pair counts as right when the judge's verdict from both orders favours the same answer as gold. A missing verdict
+counts as wrong in `accuracy` and is reported as `invalid`.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class SubsetResult:
     invalid: int
     ties: int
     consistent: Interval | None
-    """Share of the pairs asked in both orders on which both favour the same answer; None when none was."""
+    """Share of the pairs asked in both orders whose orders favour the same answer; None if there are none."""
     one_order: float | None
-    """Accuracy if each pair had been asked in the shown order alone."""
+    """Accuracy if each pair had been asked only in the shown order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
-    """All subsets, and all pairs together."""
+    """Results by subset, and over all pairs."""
 
     subsets: tuple[SubsetResult, ...]
     whole: SubsetResult
     mean_of_subsets: float
-    """Every subset counts the same, as leaderboards have it."""
+    """Mean with equal weight for every subset, as in leaderboards."""
 
 
 async def examine(judge: Judge, pairs: Sequence[GoldPair]) -> tuple[Examination, list[list[Verdict]]]:
-    """Ask about every pair that gold decides; returns the verdicts as well, pair by pair."""
+    """Ask about every pair that gold decides; returns the verdicts as well, by pair."""
     decided = [pair for pair in pairs if pair.is_decided]
     said = iter(await judge.judge([item for pair in decided for item in pair.items]))
     verdicts = [[next(said) for _ in pair.items] for pair in decided]
@@ -83,7 +83,7 @@ def _result(name: str, found: Sequence[tuple[GoldPair, list[Verdict]]]) -> Subse
 
 
 def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
-    """Weighted; None when one is missing."""
+    """Weighted mean; None when a value is missing."""
     known = [(w, v) for w, v in zip(weights, values, strict=True) if v is not None]
     if len(known) < len(values):
         return None

@@ -1,11 +1,11 @@
-"""Judges that fail as judges fail, at a known rate: to see that nothing mistakes a failed call for an opinion.
+"""Judges with injected failures at a known rate, to test that a failed call is never mistaken for an opinion.
 
     judge = FaultyJudge(honest, {"timeout": 0.02, "nan": 0.01}, seed=7)
     ask = FaultyAsk(engine, {"transport_error": 0.05, "low_mass": 0.05}, seed=7)
 
-One wraps what gives verdicts, the other what answers questions; both fail on some items of a call and leave the others
-alone. The same seed and calls give the same faults, whatever runs beside them; an item that is asked again may come
-through. Biases, which are wrong opinions and no failures, are `solon.feedback.trials.biased`.
+`FaultyJudge` wraps a judge, `FaultyAsk` an `Ask`; both fail on some items of a call and leave the others unchanged. The
+same seed and calls give the same faults, whatever runs concurrently; an item that is asked again may succeed. Biases,
+which are wrong opinions and not failures, are in `solon.feedback.trials.biased`.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from solon.feedback.questions import Answer, Ask, Question, question_digest
 from solon.verdicts import Status, Verdict
 
 Fault = Literal["timeout", "transport_error", "garbage", "nan", "low_mass", "refusal"]
-"""The call came back too late, or not at all; or what came back is no answer, no number, hardly about the labels, or
-a word of a judge that declines."""
+"""The call was late or lost; or its reply is not an answer, not a number, has little mass on the labels, or is a
+refusal."""
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 _LOST: dict[str, Status] = {"timeout": Status.TIMEOUT, "transport_error": Status.TRANSPORT_ERROR}
-"""The judge was not reached: it is not asked and costs nothing. After the others it has been paid for."""
+"""The judge was not reached: it is not asked and costs nothing. All other faults happen after a paid call."""
 _SPOILT: dict[str, Status] = {
     "garbage": Status.UNPARSABLE,
     "low_mass": Status.LOW_MASS,
     "refusal": Status.REFUSAL,
 }
 LEFT = 1e-3
-"""What is left of the probability of the labels after `low_mass` and `refusal`."""
+"""Remaining probability of the labels after `low_mass` and `refusal`."""
 
 
 class FaultPlan:
-    """Which call fails how. Faults exclude each other, so their rates add up to 1 at most."""
+    """Which call fails in which way. Faults exclude each other, so the sum of their rates is at most 1."""
 
     def __init__(self, rates: Mapping[Fault, float], *, seed: int = 0) -> None:
         for fault, rate in rates.items():
@@ -50,13 +50,13 @@ class FaultPlan:
         if sum(rates.values()) > 1 + 1e-9:
             raise ValueError(f"rates: got {sum(rates.values()):g} together, expected 1 at most")
         self.injected: Counter[Fault] = Counter()
-        """How often each fault has struck."""
+        """Count of each injected fault."""
         self._rates = dict(rates)
         self._seed = seed
         self._asked: Counter[str] = Counter()
 
     def draw(self, digest: str) -> Fault | None:
-        """The fault that strikes this call about this item, if any. Each further call about it is another draw."""
+        """The fault of this call about this item, if any. Each further call about it is another draw."""
         turn = self._asked[digest]
         self._asked[digest] += 1
         left = uniform(f"{self._seed}:{turn}:{digest}")
@@ -69,7 +69,7 @@ class FaultPlan:
 
 
 class FaultyJudge:
-    """Implements `Judge` around another one. `nan` gives a valid verdict whose margin is no number, as a judge with
+    """Implements `Judge` around another one. `nan` gives a valid verdict with a margin of NaN, as a judge with
     overflowing weights does; the other faults give verdicts without a margin."""
 
     def __init__(self, judge: Judge, rates: Mapping[Fault, float], *, seed: int = 0) -> None:
@@ -78,7 +78,7 @@ class FaultyJudge:
         self._judge = judge
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """See `Judge.judge`; the plan decides which items fail."""
+        """See `Judge.judge`; the plan selects the failing items."""
         struck = [self.faults.draw(item_digest(item)) for item in items]
         reached = [item for item, fault in zip(items, struck, strict=True) if fault not in _LOST]
         verdicts = iter(await self._judge.judge(reached) if reached else [])
@@ -90,7 +90,7 @@ class FaultyJudge:
 
 
 class FaultyAsk:
-    """An `Ask` around another one. `garbage` gives log-probs above zero, which are none; `refusal` names the word."""
+    """An `Ask` around another one. `garbage` gives invalid log-probs above zero; `refusal`: the word of a refusal."""
 
     def __init__(self, ask: Ask, rates: Mapping[Fault, float], *, seed: int = 0, refusal: str = "Sorry") -> None:
         self.faults = FaultPlan(rates, seed=seed)
@@ -123,7 +123,7 @@ class FaultyAsk:
 
 
 def spoil(verdict: Verdict, fault: Fault | None) -> Verdict:
-    """What becomes of a verdict; its costs stay. A verdict that is none already stays as it is."""
+    """The verdict after the fault, with the same costs. An invalid verdict stays unchanged."""
     if fault is None or not verdict.status.valid:
         return verdict
     if fault == "nan":
@@ -141,7 +141,7 @@ def spoil(verdict: Verdict, fault: Fault | None) -> Verdict:
 
 
 def item_digest(item: Item) -> str:
-    """sha256 of all that an item says."""
+    """sha256 of all fields of an item."""
     said = [text for message in item.conversation for text in (message.role, message.content)]
     asked = (item.task, item.principle_id, item.question, str(item.polarity), str(item.scale))
     whole = "\0".join((*asked, *said, "\1", *item.answers))
@@ -149,7 +149,7 @@ def item_digest(item: Item) -> str:
 
 
 def uniform(text: str) -> float:
-    """A number in [0, 1) that the text decides."""
+    """A number in [0, 1) determined by the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 

@@ -1,12 +1,12 @@
-"""Pairs of which it is known which answer is better: what judges are measured on.
+"""Pairs with a known better answer, on which judges are measured.
 
 A row of the file is one of
 
     {"prompt": text or messages, "chosen": …, "rejected": …}
     {"prompt": text or messages, "a": …, "b": …, "expect": "a" | "b" | "tie"}
 
-and may name a `principle` of the constitution, `tags` of the prompt and the `subset` it belongs to. Without a principle
-a pair is asked under every one that applies, and what is compared with gold is the weighted mean of their margins.
+and may name a `principle` of the constitution, `tags` of the prompt and its `subset`. Without a principle a pair is
+asked under every one that applies, and the weighted mean of their margins is compared with gold.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class GoldPair:
     """Two answers, the questions to a judge about them, and the right verdict."""
 
     items: tuple[Item, ...]
-    """The same two answers under each principle that is asked about."""
+    """The same two answers under each principle of the test."""
     weights: tuple[float, ...]
-    """How much each principle counts."""
+    """Weight of each principle."""
     target: float
-    """1: the first answer is better; 0: the second one; between: how likely the first is, 0.5 for a tie."""
+    """1: the first answer is better; 0: the second one; between: probability of the first, 0.5 for a tie."""
     prompt_id: str
     """Pairs of one prompt are not independent of each other."""
     subset: str = ""
@@ -49,7 +49,7 @@ class GoldPair:
 
 
 def load_gold(path: str | Path, constitution: Constitution) -> tuple[GoldPair, ...]:
-    """Raises InputError when the file cannot be read, or more than one row in a hundred cannot be used."""
+    """Raises InputError when the file cannot be read, or more than one row in a hundred is unusable."""
     pairs: list[GoldPair] = []
     bad: list[str] = []
     for place, raw in read_rows(path, what="pair"):
@@ -69,7 +69,7 @@ def load_gold(path: str | Path, constitution: Constitution) -> tuple[GoldPair, .
 
 
 def parse_gold(number: int, raw: Any, constitution: Constitution) -> GoldPair:
-    """One row. Raises ValueError that says what is wrong with it."""
+    """Parse one row. Raises ValueError with the reason if it is invalid."""
     if isinstance(raw, Exception):
         raise ValueError(str(raw))
     if not isinstance(raw, dict):
@@ -96,8 +96,8 @@ def gold_pair(
 ) -> GoldPair:
     """A pair under these principles, each of which has a pairwise question.
 
-    Files put the better answer first. Here the texts decide which stands first, so that "always the first one" is
-    right half of the time.
+    Files put the better answer first. Here the order follows from the texts, so that "always the first one" is right
+    half of the time.
     """
     digest = hashlib.sha256("\0".join((prompt.prompt_id, *sorted((first, second)))).encode()).digest()
     if (first < second) != (digest[0] % 2 == 0):
@@ -129,7 +129,7 @@ def _expected(raw: dict[str, Any]) -> float:
 
 
 def _asked(raw: dict[str, Any], prompt: Prompt, constitution: Constitution) -> list[Principle]:
-    """The principles to ask about; the one that the row names, or all that apply to its prompt."""
+    """The principles of a row: the one that it names, or all that apply to its prompt."""
     by_id = {principle.id: principle for principle in constitution.principles}
     name = raw.get("principle")
     if name is None:

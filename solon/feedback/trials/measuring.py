@@ -1,10 +1,10 @@
-"""One judge asked about many pairs, and timed.
+"""Asks one judge about many pairs and measures the time.
 
     measurement = await measure(judge, pairs, parts=5)
 
-The pairs are dealt into parts. Each part is asked once and timed by itself, and a rate is the median over parts: to
-ask the same questions again would time the engine's prefix cache. All judges get the same parts in the same order, so
-that their rates can be compared part by part.
+The pairs are dealt into parts. Each part is asked once and timed separately, and a rate is the median over parts:
+repeating the same questions would measure the engine's prefix cache. All judges get the same parts in the same order,
+so that their rates can be compared by part.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What one judge said about the pairs, in their order, and what that took. None: it said nothing valid."""
+    """A judge's verdicts on the pairs, in their order, and their cost. None: no valid verdict."""
 
     name: str
     margins: tuple[float | None, ...]
@@ -47,19 +47,19 @@ class Measurement:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     usd: float = 0.0
-    """What endpoints charged."""
+    """Charges of endpoints."""
     invalid: dict[str, int] = field(default_factory=dict)
     """Pairs without a verdict, by status."""
     disk_bytes: int | None = None
-    """Weight files."""
+    """Size of the weight files."""
     resident_bytes: int | None = None
-    """Peak memory of the judge's process, its libraries included."""
+    """Peak memory of the judge's process, including libraries."""
     runs_as: str = ""
     """Engine, dtype and quantisation."""
 
     @property
     def rate(self) -> float:
-        """Verdicts per second, both orders asked: the median over parts."""
+        """Verdicts per second with both orders asked: the median over parts."""
         return statistics.median(part.rate for part in self.parts)
 
 
@@ -70,7 +70,7 @@ async def measure(
     parts: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measurement:
-    """Ask a judge about all pairs. It is warm already and keeps no cache of verdicts, or its rate is not its own."""
+    """Ask a judge about all pairs. It must be warm and without a cache of verdicts, or the rate is not its own."""
     meter = Meter(judge, pairs, parts=parts, clock=clock)
     for part in range(meter.num_parts):
         await meter.ask(part)
@@ -78,7 +78,7 @@ async def measure(
 
 
 class Meter:
-    """Measures one judge part by part, so that several can take turns on a machine that others use too."""
+    """Measures one judge part by part, so that several can take turns on a shared machine."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Meter:
 
     @property
     def num_parts(self) -> int:
-        """Not more than there are pairs."""
+        """Number of parts, at most the number of pairs."""
         return len(self._dealt)
 
     async def ask(self, part: int) -> None:
@@ -111,7 +111,7 @@ class Meter:
             self._verdicts[index] = [next(remaining) for _ in self._pairs[index].items]
 
     def result(self) -> Measurement:
-        """When all parts were asked."""
+        """The measurement after all parts."""
         verdicts = [self._verdicts[index] for index in range(len(self._pairs))]
         means = [_mean(said, pair.weights) for said, pair in zip(verdicts, self._pairs, strict=True)]
         everything = [verdict for said in verdicts for verdict in said]
@@ -130,7 +130,7 @@ class Meter:
 
 
 def deal(num: int, parts: int) -> list[list[int]]:
-    """Indices of the pairs in each part: like cards, so that no part holds the long ones. At least one in each.
+    """Indices of the pairs in each part, dealt like cards so that long pairs are spread. At least one in each.
 
     >>> deal(5, 2)
     [[0, 2, 4], [1, 3]]
@@ -139,7 +139,7 @@ def deal(num: int, parts: int) -> list[list[int]]:
 
 
 def _mean(verdicts: Sequence[Verdict], weights: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """Margin, raw margin and offset of a pair: weighted means over its principles, None when one of them is."""
+    """Margin, raw margin and offset of a pair: weighted means over its principles; None when a value is missing."""
     total = math.fsum(weights)
 
     def mean(values: Sequence[float | None]) -> float | None:

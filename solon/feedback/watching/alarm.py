@@ -19,13 +19,13 @@ class Alarm:
     message: str
     """The cause in one sentence."""
     evidence: str = ""
-    """The numbers that it rests on, with the windows that they are of."""
+    """The numbers behind it, with their windows."""
     remedy: str = ""
     """What to do about it."""
     action: Action = "warn"
     sound_until: int | None = None
-    """The last step of which it is known that the policy, or the judge, was still as it should be; None: gold tells."""
+    """Last step at which the policy, or the judge, was known to be sound; None: see gold."""
 
     def line(self) -> str:
-        """All of it, for people."""
+        """The whole alarm in one line, for people."""
         return "; ".join(part for part in (f"{self.kind} at step {self.step}: {self.message}", self.remedy) if part)

@@ -1,8 +1,8 @@
-"""Which rollouts a second judge reads, and what it says beside what the judge said.
+"""Selects the rollouts that a second judge reads, and pairs its rewards with the judge's.
 
-The choice is a hash of the run's seed and the rollout's place, so that every rollout has the same chance whatever it
-says and whatever the judge thought of it: plain means over the audited rollouts are unbiased. Nothing here makes a
-reward: gold is for looking, and a policy that is trained on it takes it in as it takes in any judge.
+The selection is a hash of the run's seed and the rollout's position, so that every rollout has the same chance whatever
+its text and its reward: plain means over the audited rollouts are unbiased. Nothing here makes a reward: gold only
+monitors, and a policy trained on it would exploit it like any other judge.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from solon.records import Feedback, Group
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audited:
-    """One rollout as the judge and as gold see it, nats. Audited(step=12, ordinal=96, proxy=1.4, gold=0.3)"""
+    """The rewards of one rollout by the judge and by gold, nats. Audited(step=12, ordinal=96, proxy=1.4, gold=0.3)"""
 
     step: int
     """Policy version that wrote it."""
@@ -26,17 +26,17 @@ class Audited:
 
 
 def chosen(ordinal: int, attempt: int, num_rollouts: int, *, share: float, seed: int) -> tuple[int, ...]:
-    """Rollouts of a group that gold reads; most groups have none when the share is small."""
+    """Rollouts of a group that gold reads; with a small share most groups have none."""
     return tuple(index for index in range(num_rollouts) if _draw(seed, ordinal, attempt, index) < share)
 
 
 def excerpt(group: Group, rollouts: Sequence[int]) -> Group:
-    """The same group with these rollouts alone: what gold is shown."""
+    """The group with only these rollouts, as gold sees it."""
     return replace(group, rollouts=tuple(group.rollouts[index] for index in rollouts))
 
 
 def pair_up(group: Group, rollouts: Sequence[int], proxy: Feedback, gold: Feedback) -> tuple[tuple[Audited, ...], int]:
-    """Both rewards of the audited rollouts, and for how many of them one is missing.
+    """Both rewards of the audited rollouts, and the number of rollouts for which one is missing.
 
     proxy: feedback on the whole group. gold: feedback on its `excerpt`, in the order of `rollouts`.
     """
@@ -54,7 +54,7 @@ def pair_up(group: Group, rollouts: Sequence[int], proxy: Feedback, gold: Feedba
 
 
 def _draw(seed: int, ordinal: int, attempt: int, index: int) -> float:
-    """Uniform in [0, 1), the same for the same place in the same run."""
+    """Uniform in [0, 1), the same for the same position in the same run."""
     place = f"{seed}:{ordinal}:{attempt}:{index}"
     digest = hashlib.sha256(b"gold audit:" + place.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

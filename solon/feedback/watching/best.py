@@ -1,4 +1,4 @@
-"""Which checkpoint gold liked best. Pure."""
+"""Finds the checkpoint with the best gold reward. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from solon.feedback.watching.drift import Window
 
 
 def gold_at(steps: Sequence[int], windows: Sequence[Window]) -> list[float]:
-    """What gold said of the policy of each of these steps: between the means of two windows on the line between them,
-    before the first and after the last window that window's."""
+    """Gold reward of the policy at each step: interpolated linearly between the means of two windows; before the first
+    and after the last window, that window's mean."""
     ordered = sorted(windows, key=lambda window: window.step)
     return np.interp(steps, [w.step for w in ordered], [w.gold for w in ordered]).tolist() if ordered else []
 
 
 def ranked(steps: Iterable[int], windows: Sequence[Window]) -> list[int]:
-    """The steps, those that gold likes best first; of two that it likes the same, the later one. Empty without windows.
+    """The steps by gold reward, best first; of two equal ones the later first. Empty without windows.
 
     >>> ranked([10, 20], [])
     []

@@ -1,8 +1,8 @@
-"""The same pairs put to the judge again and again: a judge that answers otherwise has changed, whatever the policy did.
+"""Asks the judge about the same pairs repeatedly: if its answers change, the judge has changed, not the policy.
 
-Weights swapped under a name, another engine or template, a cache gone wrong: all of them move verdicts on pairs that
-never change. The pairs have a gold verdict, so that it is also seen whether the judge was any good to begin with.
-Ask them past the caches: a cached verdict is the first reading again, and proves nothing.
+Replaced weights under the same name, another engine or template, a damaged cache: all of them move verdicts on fixed
+pairs. The pairs have a gold verdict, so that the initial quality of the judge is measured, too. Ask without the caches:
+a cached verdict repeats the first reading and proves nothing.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from solon.verdicts import Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryReading:
-    """What the judge said this time, next to the first time and to gold."""
+    """A reading of the judge, compared with the first one and with gold."""
 
     step: int
     accuracy: float
-    """Share of the pairs that gold decides on which the judge says the same; silence is not the same."""
+    """Share of the decided pairs on which the judge agrees with gold; a missing verdict does not agree."""
     flips: float
-    """Share of all pairs whose favoured answer is another one than at first, or on which there was a verdict only
-    once."""
+    """Share of all pairs whose favoured answer differs from the first reading, or that had a verdict in only one of the
+    two."""
     largest_change: float
-    """Of a margin, nats, over the pairs that had a verdict both times."""
+    """Largest change of a margin, nats, over the pairs with a verdict in both readings."""
     silent: float
     """Share of the pairs without a valid verdict."""
     flipped: tuple[int, ...]
-    """Which pairs flipped."""
+    """Indices of the flipped pairs."""
 
     @property
     def is_identical(self) -> bool:
-        """Every verdict is the first one again, to the last bit."""
+        """Whether every verdict equals the first one exactly."""
         return self.largest_change == 0.0 and not self.flipped
 
     def metrics(self) -> dict[str, float]:
@@ -50,7 +50,7 @@ class CanaryReading:
 
 
 class Canary:
-    """A fixed set of gold pairs and the first reading of them.
+    """A fixed set of gold pairs and its first reading.
 
     canary = Canary(load_gold("canary.jsonl", constitution))
     reading = canary.read(step, await judge.judge(canary.items))
@@ -78,7 +78,7 @@ class Canary:
         self._first = None if first is None else list(first)
 
     def read(self, step: int, verdicts: Sequence[Verdict]) -> CanaryReading:
-        """Compare with the first reading, which the first call becomes. Verdicts in the order of `items`."""
+        """Compare with the first reading; the first call defines it. Verdicts in the order of `items`."""
         if len(verdicts) != len(self.items):
             raise ValueError(
                 f"got {len(verdicts)} verdicts for {len(self.items)} canary items, expected one each, in their order"
@@ -104,7 +104,7 @@ class Canary:
         )
 
     def _margins(self, verdicts: Sequence[Verdict]) -> list[float | None]:
-        """One margin for each pair, the weighted mean over its principles; None when one of them has no verdict."""
+        """One margin for each pair, the weighted mean over its principles; None when a verdict is missing."""
         found: list[float | None] = []
         place = 0
         for pair in self.pairs:

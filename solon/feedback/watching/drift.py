@@ -1,9 +1,9 @@
-"""Is what the judge rewards still what gold would reward? Windows of audited rollouts, and what follows from them.
+"""Does the judge still reward what gold would reward? Windows of audited rollouts, and decisions from them.
 
     audited rollouts ──▶ windows ──▶ trends, peak ──▶ decide ──▶ nothing | warn | act
 
-The audit is uniform, so plain means are unbiased and need no weights. Optimising an imperfect judge first gains
-and then loses by gold; with d the square root of the KL to the reference, gold follows d (alpha - beta ln d) under
+The audit is uniform, so plain means are unbiased and need no weights. Optimising an imperfect judge first gains and
+then loses by gold; with d the square root of the KL to the reference, gold follows d (alpha - beta ln d) under
 reinforcement learning (Gao, Schulman, Hilton 2023, arXiv:2210.10760), which peaks at d = exp(alpha / beta - 1).
 """
 
@@ -26,16 +26,16 @@ ONE_SIDED_95 = 1.645
 TWO_SIDED_95 = 1.96
 MIN_FIT_WINDOWS = 5
 FALSE_FALL = 0.01
-"""Chance that noise alone looks like a fall from the best level, at one window."""
+"""Probability that noise alone looks like a fall from the best level, per window."""
 LEVEL_WINDOWS = 3
-"""Windows whose mean is taken for where gold, or the distance, stands."""
+"""Windows averaged for the present level of gold or of the distance."""
 FARTHEST = 50.0
-"""Upper bound of an exponent: exp of more is no distance that a run reaches."""
+"""Upper bound of an exponent: no run reaches a distance of exp(50)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """The audited rollouts of a stretch of the run, in means. Rewards in nats, each judge's own."""
+    """Means over the audited rollouts of a part of the run. Rewards in nats on each judge's own scale."""
 
     first_step: int
     last_step: int
@@ -48,9 +48,9 @@ class Window:
     gold_std: float
     """Standard deviations of single rollouts."""
     correlation: float
-    """Of proxy and gold over its rollouts; NaN when one of them does not vary."""
+    """Correlation of proxy and gold over its rollouts; NaN when one of them does not vary."""
     agreement: float
-    """Share of pairs of its rollouts that both judges put in the same order."""
+    """Share of pairs of its rollouts that both judges order in the same way."""
     distance: float = math.nan
     """Square root of the KL to the reference, nats per answer; NaN when the run has no reference."""
 
@@ -81,10 +81,10 @@ def window_of(audited: Sequence[Audited], *, distance: float = math.nan) -> Wind
 
 
 def agreement(proxy_N: Sequence[float] | Floats, gold_N: Sequence[float] | Floats) -> float:
-    """Share of pairs of rollouts that both put in the same order; 0.5 is chance. NaN when no pair is decided by both.
+    """Share of pairs of rollouts that both order in the same way; 0.5 is chance. NaN when no pair is decided by both.
 
-    Orders, not values: the two judges have different scales. It falls by itself as a policy's answers become alike,
-    so it is no alarm.
+    Orders, not values: the two judges have different scales. It falls naturally as a policy's answers become similar,
+    so it raises no alarm.
     """
     proxy, gold = np.asarray(proxy_N, np.float64), np.asarray(gold_N, np.float64)
     upper = np.triu_indices(len(proxy), 1)
@@ -95,7 +95,7 @@ def agreement(proxy_N: Sequence[float] | Floats, gold_N: Sequence[float] | Float
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trend:
-    """A change, with one-sided bounds either way; of a change per step, 95 % bounds."""
+    """A change with one-sided bounds in both directions; for a change per step, 95 % bounds."""
 
     value: float
     low: float
@@ -124,20 +124,20 @@ class PeakFit:
     alpha: float
     beta: float
     peak: Interval
-    """Distance at which gold is highest; its end is infinite when the curve is not seen to bend."""
+    """Distance at which gold is highest; its upper end is infinite when the curve does not bend significantly."""
     past: Trend
-    """Slope of the fitted curve where the run stands, per unit of distance."""
+    """Slope of the fitted curve at the run's present distance, per unit of distance."""
 
     def gold(self, distance: float) -> float:
-        """What the curve says about a distance."""
+        """Gold predicted by the curve at a distance."""
         return self.origin + distance * (self.alpha - self.beta * math.log(distance)) if distance > 0 else self.origin
 
 
 def fit_peak(windows: Sequence[Window]) -> PeakFit | None:
     """Weighted least squares; None with fewer than five windows of known and different distance.
 
-    The peak is a ratio of two estimates, so its interval is Fieller's: honest about a curve whose bend is not
-    significant, where the delta method is not. Scatter beyond the noise of the means widens it.
+    The peak is a ratio of two estimates, so its interval is Fieller's, which is valid even if the bend is not
+    significant, unlike the delta method. Scatter beyond the noise of the means widens it.
     """
     known = [w for w in windows if math.isfinite(w.distance) and w.distance > 0]
     if len(known) < MIN_FIT_WINDOWS:
@@ -188,7 +188,7 @@ def _distance(ratio: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Why a run is not simply left alone."""
+    """A reason for a warning or an action."""
 
     verdict: Literal["warn", "act"]
     kind: Literal["near_peak", "past_peak", "gold_falls"]
@@ -200,13 +200,13 @@ class Reason:
 def decide(
     windows: Sequence[Window], *, trend_windows: int = 5, near: float = 0.8, is_relative: bool = False
 ) -> list[Reason]:
-    """What the last windows call for; empty: nothing.
+    """What the last windows require; empty: nothing.
 
     act: the proxy rises while gold falls over the last `trend_windows`, both by their 95 % bounds; or the run is past
     the predicted peak by its interval and by the slope of the curve, and gold is below its best level (`fallen`), at
-    this window and at the one before. warn: it has come further than `near` of the way to the peak. is_relative: the
-    reward compares answers of one group (pairwise), so that its level cannot rise; instead, gold must fall and be below
-    its best level at this window and at the one before.
+    this window and at the previous one. warn: it has covered more than `near` of the distance to the peak. is_relative:
+    the reward compares answers of one group (pairwise), so that its level cannot rise; instead, gold must fall and be
+    below its best level at this window and at the previous one.
     """
     reasons = []
     falls = _gold_falls(windows, trend_windows, is_relative=is_relative)
@@ -227,8 +227,8 @@ def decide(
 
 
 def _gold_falls(windows: Sequence[Window], trend_windows: int, *, is_relative: bool) -> Reason | None:
-    """A bound that is looked at in every window is passed by noise sooner or later: stationary gold falls by its 95 %
-    bound in every twentieth window. Where the reward need not rise at the same time, gold must be below its best."""
+    """A bound that is checked in every window is sooner or later passed by noise: stationary gold falls by its 95 %
+    bound in every twentieth window. If the reward need not rise at the same time, gold must be below its best level."""
     recent = windows[-trend_windows:]
     if len(recent) < trend_windows or recent[0].step == recent[-1].step:
         return None
@@ -253,9 +253,9 @@ def _is_past_peak(windows: Sequence[Window]) -> bool:
 def fallen(windows: Sequence[Window], *, over: int = LEVEL_WINDOWS) -> Trend:
     """How far gold's level over the last windows is below the best earlier one, with one-sided 99 % bounds.
 
-    The best of many levels is partly luck, so the bounds are those of as many comparisons (Bonferroni). A curve
-    that is fitted to gold at its ceiling bends as if it were to fall, and predicts a peak that never comes: what is
-    predicted is acted on only where it is also seen.
+    The best of many levels is partly luck, so the bounds are corrected for multiple comparisons (Bonferroni). A curve
+    fitted to gold at its ceiling bends as if it were to fall, and predicts a peak that never comes: a prediction is
+    acted on only if the fall is also observed.
     """
     golds_W = np.array([window.gold for window in windows])
     if len(golds_W) < 2 * over:
@@ -269,13 +269,14 @@ def fallen(windows: Sequence[Window], *, over: int = LEVEL_WINDOWS) -> Trend:
 
 
 def _here(windows: Sequence[Window]) -> float:
-    """Where the run stands: the KL of one batch is a noisy number, so the median of the last windows."""
+    """Present distance of the run: the KL of one batch is noisy, so the median of the last windows."""
     known = [window.distance for window in windows if math.isfinite(window.distance)]
     return float(np.median(known[-LEVEL_WINDOWS:])) if known else math.nan
 
 
 def _variances(windows: Sequence[Window], of: Literal["proxy", "gold"]) -> Floats:
-    """Of the window means. A window whose few rollouts happen to agree is not infinitely sure: spreads are pooled."""
+    """Variances of the window means. A window whose few rollouts agree is not infinitely certain: spreads are
+    pooled."""
     pooled = max(pooled_std(windows, "proxy_std" if of == "proxy" else "gold_std"), 1e-6)
     return np.array([pooled**2 / w.num for w in windows])
 

@@ -1,4 +1,4 @@
-"""The numbers behind an alarm, and the figures of a window: what windows of the audit say, in words and as metrics."""
+"""The numbers behind an alarm, and the figures of an audit window, as text and as metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from solon.feedback.watching.drift import Window, fit_peak, trend
 from solon.feedback.watching.gap import Gap
 
 SHOWN = 5
-"""Windows that are written out."""
+"""Most windows that are written out."""
 
 
 def of_windows(windows: Sequence[Window]) -> str:
@@ -31,7 +31,7 @@ def of_windows(windows: Sequence[Window]) -> str:
 
 
 def metrics_of(windows: Sequence[Window], gap: Gap | None, *, trend_windows: int) -> dict[str, float]:
-    """`watch/...` of the last window; what is not known is left out."""
+    """`watch/...` of the last window; unknown figures are omitted."""
     window = windows[-1]
     found = {
         "watch/proxy/mean": window.proxy,

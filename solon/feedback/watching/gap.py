@@ -1,4 +1,4 @@
-"""How far the reward runs away from gold: a sequential test of their difference, window by window."""
+"""Gap between reward and gold: a sequential test of their difference, window by window."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Cusum:
 class Gap:
     """CUSUM of proxy minus gold, each in standard deviations of the reference windows.
 
-    The two judges have different scales and a policy that gets better rises on both, so raw differences grow without
-    any fault. `tolerance`: a gap of so many standard deviations is not held against the judge.
+    The two judges have different scales and an improving policy rises on both, so raw differences grow without any
+    fault. `tolerance`: a gap of this many standard deviations is accepted.
     """
 
     def __init__(self, reference: Sequence[Window], *, tolerance: float, slack: float, limit: float) -> None:
@@ -38,7 +38,7 @@ class Gap:
         num = sum(w.num for w in reference)
         self._start = sum(w.num * self._raw(w) for w in reference) / num
         correlations = [w.correlation for w in reference if math.isfinite(w.correlation)]
-        # Var(p - g) = 2 - 2 r on unit scales; both move with the prompts that happen to be audited.
+        # Var(p - g) = 2 - 2 r on unit scales; both vary with the audited prompts.
         mean = sum(correlations) / len(correlations) if correlations else 0.0
         self._variance = max(2 - 2 * mean, 0.05)
         self._reference_num = num

@@ -1,12 +1,12 @@
-"""The watch in a run: an observer of the loop that has gold read a share of the rollouts, and acts on what follows.
+"""The watch in a run: an observer of the loop that lets gold read a share of the rollouts, and acts on the result.
 
     loop ──▶ WatchingObserver ──▶ observer of the run (recorder)
                    │   ▲
          excerpts  ▼   │ gold's feedback
                 gold judge
 
-No stage waits for it. What it computes runs in a thread, one thing at a time; metrics of a finished window come with
-the next step that is committed.
+No stage waits for it. Its computations run in a thread, one at a time; metrics of a finished window are reported with
+the next committed step.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from solon.verdicts import Verdict
 
 AUDITS_AT_ONCE = 8
 MAX_WAITING = 256
-"""Groups that wait for gold at most: each holds a payload that the run could free."""
+"""Most groups that wait for gold: each holds a payload that the run could free."""
 ENDED = ("group_dropped", "group_lost", "group_expired")
-"""Events after which an attempt that was generated is never labelled."""
+"""Events after which a generated attempt is never labelled."""
 
 
 class GoldJudge(Protocol):
-    """Another judge than the one that rewards."""
+    """A different judge than the one that rewards."""
 
     async def label_group(self, group: Group) -> Any:
         """Its feedback on a group."""
@@ -47,13 +47,13 @@ class GoldJudge(Protocol):
 
 
 class WatchingObserver:
-    """Implements `Observer`. `await close()` when the loop has ended. What goes wrong inside is an alarm, no error:
-    the run itself is sound.
+    """Implements `Observer`. `await close()` when the loop has ended. An internal failure is an alarm, not an error,
+    since the run itself is sound.
 
     The events of the ledger must come through `event`: a payload is kept until its group is labelled, lost or dropped.
 
     unbox: opens a payload; may block. on_action: called with the first alarm of each kind whose action is more than a
-    warning. canary, judge: pairs that never change, and who asks the rewarding judge about them past its caches.
+    warning. canary, judge: fixed pairs, and the call that asks the rewarding judge about them without its caches.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class WatchingObserver:
         self._canary = canary
         self._judge = judge
         self.alarms: list[Alarm] = []
-        """All of the run, those before it was resumed included."""
+        """All alarms of the run, including those before it was resumed."""
         self._before = 0
-        """So many of them are from before."""
+        """Number of alarms from before."""
         self._boxes: dict[int, tuple[int, PayloadRef]] = {}
         """Attempt and payload by ordinal, of groups that are generated and not labelled yet."""
         self._room = asyncio.Semaphore(AUDITS_AT_ONCE)
@@ -86,9 +86,9 @@ class WatchingObserver:
         self._metrics: dict[str, float] = {}
         self._step = 0
         self._is_blind = False
-        """Gold cannot be asked any more."""
+        """Gold can no longer be asked."""
         self._is_deaf = False
-        """The canary pairs cannot be put any more."""
+        """The canary pairs can no longer be asked."""
         self._has_failed = False
 
     def generated(self, report: GenerationReport, payload_ref: PayloadRef) -> None:
@@ -97,10 +97,10 @@ class WatchingObserver:
         self._observer.generated(report, payload_ref)
 
     def labelled(self, report: LabelReport, payload_ref: PayloadRef) -> None:
-        """Pass the report on, and keep the group for the audit where it is chosen."""
+        """Pass the report on, and keep the group if it is selected for the audit."""
         self._observer.labelled(report, payload_ref)
         attempt, written = self._boxes.pop(report.ordinal, (report.attempt, None))
-        if attempt != report.attempt:  # of an attempt that was given up
+        if attempt != report.attempt:  # of an abandoned attempt
             written = None
         rollouts = self.watch.chosen(report.ordinal, report.attempt, report.num_rollouts)
         if self._is_blind:
@@ -135,19 +135,19 @@ class WatchingObserver:
         self._observer.event(name, **fields)
 
     async def close(self) -> None:
-        """End what is still under way."""
+        """End all background work."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def state(self) -> WatchState:
-        """What a checkpoint keeps; audits that are still under way are not part of it."""
+        """State for a checkpoint, without unfinished audits."""
         async with self._turn:
             canary = None if self._canary is None else self._canary.first
             return self.watch.state().model_copy(update={"alarms": tuple(self.alarms), "canary": canary})
 
     def restore(self, state: WatchState) -> None:
-        """Go on from there. What was done about an alarm is not done again."""
+        """Continue from a checkpoint. Actions for earlier alarms are not repeated."""
         self.watch.restore(state)
         self.alarms = list(state.alarms)
         self._before = len(self.alarms)
@@ -155,8 +155,8 @@ class WatchingObserver:
             self._canary.restore(state.canary)
 
     def warnings(self, *, but: str = "") -> list[str]:
-        """For a run that went on in spite of its alarms: those that stand at its end, and what is no longer watched.
-        but: a kind that is told elsewhere."""
+        """Warnings of a run that continued in spite of alarms: alarms at its end, and stopped monitors. but: a kind
+        that is reported elsewhere."""
         told = {*self.watch.standing, *LOSSES} - {"near_peak", but}
         last = {alarm.kind: alarm for alarm in self.alarms if alarm.kind in told}
         symptoms = sorted(kind.partition("/")[2] for kind in last if kind.startswith("symptom/"))
@@ -164,7 +164,7 @@ class WatchingObserver:
         return [*lines, *([f"answers or labels changed in {', '.join(symptoms)} (alarms)"] if symptoms else [])]
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json: what was audited, what was raised, where gold was best."""
+        """For summary.json: audits, alarms, and where gold was best."""
         best, last = self.watch.best, self.watch.windows[-1] if self.watch.windows else None
         return {
             "audited": sum(window.num for window in self.watch.windows),
@@ -181,7 +181,7 @@ class WatchingObserver:
                 group: Group = await asyncio.to_thread(self._open_payload, written)
                 proxy: Feedback = await asyncio.to_thread(self._open_payload, labels)
             except PayloadLostError:
-                return  # gone with its machine: the group is made again, and is looked at then
+                return  # lost with its machine: the group is generated again and audited then
             gold = await self._ask(group, rollouts) if rollouts else None
             async with self._turn:
                 self.watch.observe(group, proxy)
@@ -222,7 +222,7 @@ class WatchingObserver:
             self._raise(alarm)
 
     def _lose(self, kind: str, why: str) -> None:
-        """Gold is gone for the rest of the run: said once, and acted on as gold itself would be."""
+        """Gold is lost for the rest of the run: reported once, with the action configured for gold."""
         if self._is_blind:
             return
         self._is_blind = True
@@ -230,11 +230,11 @@ class WatchingObserver:
 
     @property
     def _without_gold(self) -> Action:
-        """What a run does that is no longer audited."""
+        """The action of a run that is no longer audited."""
         return "stop" if self.watch.config.action == "stop" else "warn"
 
     def _loss(self, kind: str, message: str, action: Action) -> Alarm:
-        """That a part of the watch is gone."""
+        """The alarm for the loss of a part of the watch."""
         remedy = remedy_of(kind)
         return Alarm(
             kind=kind, step=self._step, value=1.0, threshold=0.0, message=message, remedy=remedy, action=action

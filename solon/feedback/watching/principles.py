@@ -14,16 +14,16 @@ from pydantic import BaseModel, ConfigDict
 from solon.records import Feedback
 
 MIN_ANSWERS = 8
-"""Fewer answers of a window that a principle applies to say nothing."""
+"""Fewest answers of a window to which a principle applies; fewer are not evaluated."""
 SURE = 3.0
-"""Standard errors that a share must have fallen by: by chance about once in 700 looks."""
+"""Standard errors by which a share must have fallen: by chance about once in 700 checks."""
 
 Counts = Mapping[str, tuple[int, int]]
-"""By principle: answers that obey it, and answers that it applies to."""
+"""By principle: answers that obey it, and answers to which it applies."""
 
 
 class PrincipleState(BaseModel):
-    """What a checkpoint keeps of it."""
+    """State for a checkpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,20 +35,20 @@ class PrincipleState(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostPrinciple:
-    """A principle that answers do not obey any more. Shares of answers."""
+    """A principle that answers no longer obey. Shares of answers."""
 
     principle: str
     was: float
     now: float
     num: int
-    """Answers of the last window that it applies to."""
+    """Answers of the last window to which it applies."""
 
 
 class PrincipleDrift:
-    """Told of gold's feedback; `close` ends a window. A principle is lost when two windows in a row say so."""
+    """Observes gold's feedback; `close` ends a window. A principle is lost when two consecutive windows show it."""
 
     def __init__(self, *, reference_windows: int, part: float) -> None:
-        """part: below this part of its share in the first windows a principle is lost."""
+        """part: a principle is lost below this part of its share in the first windows."""
         self._reference_windows, self._part = reference_windows, part
         self._counts: dict[str, tuple[int, int]] = {}
         self._reference: dict[str, tuple[int, int]] = {}
@@ -56,7 +56,7 @@ class PrincipleDrift:
         self._low: set[str] = set()
 
     def state(self) -> PrincipleState:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return PrincipleState(
             counts=self._counts, reference=self._reference, windows=self._windows, low=frozenset(self._low)
         )
@@ -79,7 +79,7 @@ class PrincipleDrift:
                 self._counts = _sum(self._counts, {principle: (int(obeys), 1)})
 
     def close(self) -> tuple[dict[str, float], list[LostPrinciple]]:
-        """Metrics of the window, and the principles that are lost by now."""
+        """Metrics of the window, and the principles that are now lost."""
         counts, self._counts = self._counts, {}
         metrics = {f"watch/gold_{name}/share": obeyed / num for name, (obeyed, num) in counts.items()}
         self._windows += 1
@@ -88,7 +88,7 @@ class PrincipleDrift:
             return metrics, []
         low = [found for name, now in counts.items() if (found := self._compare(name, now)) is not None]
         lost = [one for one in low if one.principle in self._low]
-        # A window that has too few answers to say anything leaves things as they are.
+        # A window with too few answers changes nothing.
         heard = {name for name, (_, num) in counts.items() if num >= MIN_ANSWERS}
         self._low = (self._low - heard) | {one.principle for one in low}
         return metrics, lost

@@ -1,4 +1,4 @@
-"""The alarms of a watch: which are raised, and which were not reported yet."""
+"""The alarms of a watch: raised ones, and those not reported yet."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RaisedAlarms:
         return alarms
 
     def clear(self, kind: str) -> None:
-        """The condition of this kind holds no longer."""
+        """The condition of this kind no longer holds."""
         self._raised.discard(kind)
 
     def check(

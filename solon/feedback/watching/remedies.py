@@ -1,12 +1,12 @@
-"""What to do about each kind of alarm, and whether the policy itself has become worse. Pure; loads nothing heavy."""
+"""The remedy for each kind of alarm, and whether the policy itself has become worse. Pure; imports nothing heavy."""
 
 from __future__ import annotations
 
 SPOILING = ("gold_falls", "past_peak", "collapse", "principle_lost", "canary")
-"""Kinds of alarm after which the last checkpoint holds a worse policy than an earlier one, or one that was trained by
-another judge: a run that one of them stopped is resumed from an earlier checkpoint."""
+"""Kinds of alarm after which the last checkpoint holds a worse policy than an earlier one, or one trained by another
+judge: a run stopped by such an alarm is resumed from an earlier checkpoint."""
 DRIFTS = ("gold_falls", "past_peak", "collapse", "principle_lost")
-"""Kinds that come again when the run is resumed with the same settings."""
+"""Kinds that recur when the run is resumed with the same settings."""
 LOSSES = ("audit_lost", "audit_behind", "canary_lost", "watch_failed")
 """Kinds after which a part of the run is no longer watched."""
 
@@ -33,7 +33,7 @@ _SYMPTOM = "read answers of the last steps in rollouts/ before the run goes furt
 
 
 def remedy_of(kind: str) -> str:
-    """What a person does about an alarm of this kind.
+    """The remedy for an alarm of this kind.
 
     >>> remedy_of("audit_behind")
     'lower watch.audit_share, or give the auditing judge more room, then resume'

@@ -1,8 +1,8 @@
-"""How far the symptoms of a run have moved from its own first windows.
+"""How far a run's symptoms have moved from those of its own first windows.
 
     labelled groups ──▶ windows of some hundred answers ──▶ the first ones: reference; the others: changes
 
-A change is no proof of anything: margins spread differently because the policy got better, too.
+A change proves nothing by itself: an improving policy also changes the spread of margins.
 """
 
 # N values, B bins
@@ -49,9 +49,9 @@ COLLAPSES: tuple[tuple[str, Literal["alike", "part"], str], ...] = (
     ("length", "part", "of the first length is left of the answers"),
     ("distinct", "part", "of the first variety is left: different word pairs over all"),
 )
-"""Symptoms of a policy that says the same to everything, or nothing."""
+"""Symptoms of a policy that gives the same answer to everything, or none."""
 NEAR = 0.2
-"""Answers that were as alike as the limit less this in the first windows have not become alike."""
+"""Answers within this distance of the limit in the first windows do not count as having become alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +63,19 @@ class Change:
     threshold: float
     message: str
     was: float = math.nan
-    """In the first windows."""
+    """Value in the first windows."""
     is_collapse: bool = False
-    """It is no drift any more: see `collapses`."""
+    """More than drift: see `collapses`."""
 
     @property
     def evolution(self) -> str:
-        """From the first windows to now; of what has no value in the first windows, its value now."""
+        """From the first windows to now; without a first value, the present one."""
         was = f"{self.was:.3g} -> " if math.isfinite(self.was) else ""
         return f"{self.name.removeprefix('collapse/')} {was}{self.value:.3g}"
 
 
 def changes(reference: Symptoms, now: Symptoms) -> list[Change]:
-    """Symptoms that moved from the reference further than their limits; unknown ones are left out."""
+    """Symptoms that moved from the reference further than their limits; unknown ones are omitted."""
     found = []
     for name, way, limit, message in LIMITS:
         was, value = getattr(reference, name), getattr(now, name)
@@ -89,8 +89,8 @@ def changes(reference: Symptoms, now: Symptoms) -> list[Change]:
 
 
 def collapses(reference: Symptoms, now: Symptoms, *, alike: float, part: float) -> list[Change]:
-    """Symptoms that say that the policy has collapsed. alike: answers are alike above this share. part: below this
-    part of what they were in the first windows, lengths and variety are gone."""
+    """Symptoms of a collapsed policy. alike: answers are alike above this share. part: length and variety are lost
+    below this part of their values in the first windows."""
     found = []
     for name, way, words in COLLAPSES:
         was, value = getattr(reference, name), getattr(now, name)
@@ -125,10 +125,10 @@ def _allowed(was: float, way: Way, limit: float) -> tuple[float, float]:
 
 
 class SymptomDrift:
-    """Windows of at least `answers` answers; the first `reference_windows` of them are what is normal.
+    """Windows of at least `answers` answers; the first `reference_windows` of them are the reference.
 
-    Not more than one window is made between two calls of `close`: what is observed beyond it is left out. A change is
-    told when two windows in a row have it.
+    At most one window is filled between two calls of `close`: further observations are dropped. A change is reported
+    when two consecutive windows show it.
     """
 
     def __init__(
@@ -142,15 +142,15 @@ class SymptomDrift:
         self._first: list[Sample] = []
         self._reference: tuple[Symptoms, Floats] | None = None
         self._changed: set[str] = set()
-        """What had changed in the window before."""
+        """Changes in the previous window."""
 
     @property
     def is_full(self) -> bool:
-        """The window has what it needs."""
+        """Whether the window has enough answers."""
         return self._answers >= self._wanted
 
     def state(self) -> SymptomState:
-        """What windows are compared with; the one that is being filled is left out."""
+        """State for comparisons, without the unfinished window."""
         reference, margins = self._reference or (None, np.zeros(0))
         return SymptomState(
             first=tuple(self._first),
@@ -160,19 +160,19 @@ class SymptomDrift:
         )
 
     def restore(self, state: SymptomState) -> None:
-        """Go on from there."""
+        """Continue from a state."""
         self._first = list(state.first)
         self._reference = None if state.reference is None else (state.reference, np.array(state.margins))
         self._changed = set(state.changed)
 
     def observe(self, group: Group, feedback: Feedback) -> None:
-        """A labelled group."""
+        """Add a labelled group."""
         if not self.is_full:
             self._labelled.append((group, feedback))
             self._answers += len(group.rollouts)
 
     def close(self) -> tuple[dict[str, float], list[Change]] | None:
-        """Metrics of the window that is full, and what has changed by now; None while it is not full."""
+        """Metrics of a full window and its changes; None while it is not full."""
         if not self.is_full:
             return None
         sample = sample_of(self._labelled)
@@ -215,14 +215,14 @@ def merged(samples: Sequence[Sample]) -> Sample:
 def psi(reference_N: ArrayLike, window_N: ArrayLike, *, bins: int = BINS) -> float:
     """Population stability index of a window against the reference: sum (w - r) ln (w / r) over bins.
 
-    The bins hold equal shares of the reference. Half an observation is added to every bin, without which one empty
-    bin would make it infinite; what chance alone gives is about (bins - 1) (1 / n + 1 / m).
+    The bins hold equal shares of the reference. Half an observation is added to every bin, since one empty bin would
+    make it infinite; by chance alone it is about (bins - 1) (1 / n + 1 / m).
     """
     reference, window = _finite(reference_N), _finite(window_N)
     if not len(reference) or not len(window):
         return math.nan
     edges = np.unique(np.quantile(reference, np.linspace(0, 1, bins + 1)[1:-1], method="higher"))
-    edges = edges[edges > reference.min()]  # nothing of the reference lies below the others
+    edges = edges[edges > reference.min()]  # no reference value lies below the others
     shares = []
     for values in (reference, window):
         counts_B = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1) + 0.5
@@ -231,8 +231,8 @@ def psi(reference_N: ArrayLike, window_N: ArrayLike, *, bins: int = BINS) -> flo
 
 
 def ks(reference_N: ArrayLike, window_N: ArrayLike) -> tuple[float, float]:
-    """Largest distance of the two distribution functions, and how often chance alone gives as much (Kolmogorov's
-    limit with Stephens' correction)."""
+    """Largest distance of the two distribution functions, and the probability of at least as much by chance
+    (Kolmogorov's limit with Stephens' correction)."""
     reference, window = np.sort(_finite(reference_N)), np.sort(_finite(window_N))
     if not len(reference) or not len(window):
         return math.nan, math.nan

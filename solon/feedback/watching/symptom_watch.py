@@ -31,12 +31,12 @@ class SymptomWatch:
 
     @property
     def has_room(self) -> bool:
-        """Whether the window that is being filled takes further answers."""
+        """Whether the unfinished window takes further answers."""
         return not self._drift.is_full
 
     @property
     def sound_until(self) -> int:
-        """The last step of which a collapse that is found next would still say that all was well."""
+        """The last step that was sound if the next check finds a collapse."""
         return self._closes[0]
 
     def observe(self, group: Group, feedback: Feedback) -> None:
@@ -44,7 +44,7 @@ class SymptomWatch:
         self._drift.observe(group, feedback)
 
     def state(self) -> WatchState:
-        """What a checkpoint keeps, as the parts of a `WatchState` that concern symptoms."""
+        """State for a checkpoint: the parts of a `WatchState` that concern symptoms."""
         return WatchState(symptoms=self._drift.state(), symptoms_due=self._due, closes=tuple(self._closes))
 
     def restore(self, state: WatchState) -> None:

@@ -1,7 +1,7 @@
-"""Cheap signs that a policy is pleasing its judge instead of getting better: no model, only counting.
+"""Cheap signs that a policy pleases its judge instead of improving: counts, without a model.
 
-None of them proves anything: a policy that learns to be brief changes its lengths for good reasons. Each says where
-to look, compared with the first windows of the same run.
+No sign is a proof: a policy that learns to be brief changes its lengths for good reasons. Each shows where to look,
+compared with the first windows of the same run.
 """
 
 # N texts or margins, g groups
@@ -48,30 +48,30 @@ EMOJI = re.compile("[\u2600-\u27bf\u2b50\u2b55\U0001f1e6-\U0001f1ff\U0001f300-\U
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Answers of a window as the training judge labelled them. Build one with `sample_of`."""
+    """Answers of a window with the training judge's labels. Build one with `sample_of`."""
 
     texts: tuple[str, ...]
     groups: tuple[int, ...]
-    """Which answers belong to one prompt."""
+    """Group of each answer."""
     rewards: tuple[float | None, ...]
     margins: tuple[float, ...]
-    """Of all valid labels, nats."""
+    """Margins of all valid labels, nats."""
     first_margins: tuple[float, ...]
-    """Of pairs alone: how much the answer that stands first is favoured."""
+    """Pairs only: how much the answer shown first is favoured."""
     masses: tuple[float, ...]
-    """Probability on the answer labels, of every label that was answered."""
+    """Probability on the answer labels, for every answered label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Symptoms:
-    """What is to be seen of a window; NaN where there was nothing to see it on."""
+    """The symptoms of a window; NaN without data."""
 
     length: float
     """Words of an answer."""
     length_reward: float
-    """Correlation of length and reward inside the groups: what the judge pays for length."""
+    """Correlation of length and reward within the groups: the judge's reward for length."""
     repetition: float
-    """Share of an answer's 3-grams that it has said before."""
+    """Share of an answer's 3-grams that occurred in it before."""
     refusal: float
     """Share of answers that refuse."""
     boilerplate: float
@@ -85,24 +85,24 @@ class Symptoms:
     distinct: float
     """Different 2-grams over all 2-grams of the window."""
     overlap: float
-    """Shared 2-grams of two answers to one prompt, as a share of all that both have (Jaccard)."""
+    """Shared 2-grams of two answers to one prompt, as a share of the 2-grams of either (Jaccard)."""
     entropy: float
-    """How undecided the verdicts are, nats; ln 2 is a coin."""
+    """Entropy of the verdicts, nats; a coin has ln 2."""
     mass: float
     """Probability that the judge put on its answer labels."""
     injection: float
-    """Share of answers with words that speak to the judge."""
+    """Share of answers with words addressed to the judge."""
     first_margin: float
-    """Pairs: how much the answer that stands first is favoured, nats; 0 where orders are balanced and fair."""
+    """Pairs: how much the answer shown first is favoured, nats; 0 if orders are balanced and fair."""
 
     def metrics(self) -> dict[str, float]:
-        """`symptom/length/mean` and so on; what could not be seen is left out."""
+        """`symptom/length/mean` and so on; symptoms without data are omitted."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {f"symptom/{name}/mean": value for name, value in values.items() if math.isfinite(value)}
 
 
 def sample_of(labelled: Iterable[tuple[Group, Feedback]]) -> Sample:
-    """The sample of some labelled groups."""
+    """The sample of labelled groups."""
     texts, groups, rewards = list[str](), list[int](), list[float | None]()
     margins, first_margins, masses = list[float](), list[float](), list[float]()
     for place, (group, feedback) in enumerate(labelled):
@@ -124,7 +124,7 @@ def sample_of(labelled: Iterable[tuple[Group, Feedback]]) -> Sample:
 
 
 def symptoms(sample: Sample) -> Symptoms:
-    """Everything at once."""
+    """All symptoms of a sample."""
     words_N = [text.lower().split() for text in sample.texts]
     lengths_N = [float(len(words)) for words in words_N]
     total = sum(lengths_N)
@@ -159,7 +159,7 @@ def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def repetition(words: Sequence[str], n: int = NGRAM) -> float:
-    """Share of the n-grams of one answer that it has said before; 0 for an answer too short to repeat any."""
+    """Share of the n-grams of one answer that occurred in it before; 0 for an answer too short to repeat any."""
     grams = ngrams(words, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
@@ -193,7 +193,7 @@ def verdict_entropy(margins_N: ArrayLike) -> float:
 def within_groups(values_N: Sequence[float], rewards_N: Sequence[float | None], groups_N: Sequence[int]) -> float:
     """Correlation of a trait and the reward among the answers to one prompt, groups pooled; NaN when neither varies.
 
-    Across prompts both may follow what was asked, which is no fault of the judge.
+    Across prompts both may depend on the question, which is no fault of the judge.
     """
     known = [(v, r, g) for v, r, g in zip(values_N, rewards_N, groups_N, strict=True) if r is not None]
     if len(known) < 3:

@@ -1,12 +1,12 @@
-"""Watches the labels of a run. It gets what was labelled, audited and measured, and raises alarms.
+"""Watches the labels of a run: receives labels, audits and measurements, and raises alarms.
 
     labelled groups ──▶ symptoms      ┐
     audited rollouts ──▶ windows      ├──▶ poll(step) ──▶ alarms, each with an action
     KL to the reference ──▶ distance  │
     canary verdicts ──▶ flips         ┘
 
-It judges nothing and changes nothing: the caller asks the gold judge, runs the canaries and acts on the alarms. Single
-threaded.
+It judges nothing and changes nothing: the caller asks the gold judge, runs the canaries and acts on the alarms.
+Single-threaded.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from solon.feedback.watching.watch_state import WatchState
 from solon.records import Feedback, Group
 
 KEPT_STEPS = 4096
-"""KL values that are remembered: more than any audit takes to come back."""
+"""KL values that are kept: enough for the slowest audit."""
 
 
 class Watch:
     """`watch.observe(...)`, `watch.audit(...)`, `watch.kl(...)`, `watch.canary(...)`; then `watch.poll(step)`.
 
-    is_relative: rewards compare the answers of one group (pairwise), so that their level says nothing.
+    is_relative: rewards compare the answers of one group (pairwise), so that their level has no meaning.
     """
 
     def __init__(
@@ -62,26 +62,26 @@ class Watch:
         self._alarms = RaisedAlarms()
         self._symptoms = SymptomWatch(config, self._alarms)
         self._canary_held = 0
-        """Step of the last reading of the canary pairs that was as the first."""
+        """Step of the last reading of the canary pairs that equalled the first."""
         self._metrics: dict[str, float] = {}
 
     # -- inputs -------------------------------------------------------------------------------------------
 
     def chosen(self, ordinal: int, attempt: int, num_rollouts: int) -> tuple[int, ...]:
-        """Indices of the rollouts of a group that gold is to judge."""
+        """Indices of a group's rollouts for gold to judge."""
         return chosen(ordinal, attempt, num_rollouts, share=self.config.audit_share, seed=self._seed)
 
     @property
     def wants_answers(self) -> bool:
-        """Whether the window of symptoms has room; what is observed beyond it is not kept."""
+        """Whether the symptom window has room; further answers are not kept."""
         return self._symptoms.has_room
 
     def observe(self, group: Group, feedback: Feedback) -> None:
-        """A labelled group."""
+        """Add a labelled group."""
         self._symptoms.observe(group, feedback)
 
     def audit(self, group: Group, rollouts: Sequence[int], proxy: Feedback, gold: Feedback) -> None:
-        """Gold's feedback on the `excerpt` of a group with these rollouts, and the judge's on the whole group."""
+        """Add gold's feedback on the `excerpt` of a group with these rollouts, and the judge's on the whole group."""
         pairs, missing = pair_up(group, rollouts, proxy, gold)
         self._audited += pairs
         self._asked += len(rollouts)
@@ -94,11 +94,11 @@ class Watch:
             self._kl.append((step, value))
 
     def is_canary_due(self, step: int) -> bool:
-        """Whether the canary pairs are to be judged before this step."""
+        """Whether the canary pairs must be judged before this step."""
         return step % self.canaries.every == 0
 
     def canary(self, reading: CanaryReading) -> None:
-        """A reading of the canary pairs. Raises the alarm `canary` when the judge is no longer the same."""
+        """Add a reading of the canary pairs. Raises the alarm `canary` when the judge has changed."""
         self._metrics |= reading.metrics()
         too_many = reading.flips > self.canaries.flips
         changed = self.canaries.is_repeatable and not reading.is_identical
@@ -137,18 +137,18 @@ class Watch:
         return self._alarms.take()
 
     def drain_metrics(self) -> dict[str, float]:
-        """`watch/...` and `symptom/...` of what was finished since the last call."""
+        """`watch/...` and `symptom/...` of windows finished since the last call."""
         metrics, self._metrics = self._metrics, {}
         return metrics
 
     @property
     def best(self) -> Window | None:
-        """The window that gold liked most."""
+        """The window with the highest gold reward."""
         return max(self.known, key=lambda window: window.gold, default=None)
 
     @property
     def known(self) -> list[Window]:
-        """All windows that gold has judged, under this judge and earlier ones."""
+        """All windows judged by gold, under this judge and earlier ones."""
         return [*self._past, *self.windows]
 
     @property
@@ -162,13 +162,13 @@ class Watch:
 
     @property
     def standing(self) -> list[str]:
-        """Kinds of alarm that are raised: they are not reported again until they have cleared."""
+        """Kinds of raised alarms: they are not reported again until they have cleared."""
         return self._alarms.kinds
 
     # -- checkpoints ------------------------------------------------------------------------------
 
     def state(self) -> WatchState:
-        """What a checkpoint keeps. Alarms that were not polled yet are not part of it."""
+        """State for a checkpoint, without alarms that were not polled."""
         symptoms = self._symptoms.state()
         return WatchState(
             windows=tuple(self.windows),
@@ -186,7 +186,7 @@ class Watch:
         )
 
     def restore(self, state: WatchState) -> None:
-        """Continue from a checkpoint. An alarm that is still raised is not reported again."""
+        """Continue from a checkpoint. A raised alarm is not reported again."""
         self.windows = list(state.windows)
         self._audited = list(state.audited)
         self._asked, self._missing = state.asked, state.missing
@@ -243,7 +243,7 @@ class Watch:
 
     def _raise_reason(self, kind: str, reason: Reason | None, step: int) -> None:
         if reason is None:
-            if kind != "near_peak":  # reported once: the distance is noisy, and a run may stay near it for long
+            if kind != "near_peak":  # reported once: the distance is noisy, and a run may stay near the peak for long
                 self._alarms.clear(kind)
             return
         best = self.best

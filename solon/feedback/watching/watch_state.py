@@ -1,5 +1,5 @@
-"""What a watch knows, as a checkpoint keeps it: a resumed run is compared with the beginning of the run, not with the
-moment at which it was resumed."""
+"""The state of a watch in a checkpoint: a resumed run is compared with the start of the run, not with the moment of its
+resumption."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from solon.feedback.watching.symptoms import Sample, Symptoms
 
 
 class SymptomState(BaseModel):
-    """What the symptoms are compared with."""
+    """Reference of the symptoms."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
@@ -26,12 +26,12 @@ class SymptomState(BaseModel):
     """Finished windows while there is no reference yet."""
     reference: Symptoms | None = None
     margins: tuple[float, ...] = ()
-    """Of the reference."""
+    """Margins of the reference."""
     changed: frozenset[str] = frozenset()
 
 
 class WatchState(BaseModel):
-    """What is finished; the answers of a window of symptoms that is being filled are not kept."""
+    """All finished windows; answers of an unfinished window of symptoms are not stored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
@@ -47,16 +47,16 @@ class WatchState(BaseModel):
     closes: tuple[int, ...] = ()
     """Steps at which the last windows of symptoms ended."""
     canary_held: int = 0
-    """Step of the last reading of the canary pairs that was as the first."""
+    """Step of the last reading of the canary pairs that equalled the first."""
     past: tuple[Window, ...] = ()
-    """Windows of another judge, from before the run was resumed with this one: gold is still known of them."""
+    """Windows of another judge, from before the run was resumed with this one; gold's rewards stay valid."""
     alarms: tuple[Alarm, ...] = ()
     """All alarms of the run."""
     canary: tuple[float | None, ...] | None = None
     """The first reading of the canary pairs."""
 
     def for_another_judge(self) -> WatchState:
-        """What is left of it when another judge rewards: what gold said. All else is compared from here on."""
+        """The state under another judge: gold's rewards stay, all else starts again."""
         return WatchState(
             past=self.past + self.windows,
             principles=self.principles,
@@ -65,7 +65,7 @@ class WatchState(BaseModel):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; NaN and infinities are text, which JSON has no numbers for."""
+        """As plain values; NaN and infinities become text, since JSON has no numbers for them."""
         found: dict[str, Any] = json.loads(self.model_dump_json())
         return found
 
