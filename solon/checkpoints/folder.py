@@ -1,16 +1,16 @@
-"""Checkpoints: written beside their place, checked, then renamed into it; `LATEST` last. What a crash leaves behind is
-either the checkpoint before or the one after, never half of one.
+"""Checkpoints: written to a scratch folder, verified, then renamed into place; `LATEST` last. A crash leaves either the
+previous checkpoint or the new one, never a partial one.
 
     checkpoints/step-000040/
         policy/               Hugging Face directory
         learner.safetensors   weights and moments of policy and critic, exact to the bit; learner.json
-        ledger.json           solon.ledger.snapshot: which groups are held, and where
-        held.parquet          what was generated and not trained yet; feedback.jsonl: its labels
-        run.json              digests of constitution, prompts and models, running totals, scores, what the watch knows
+        ledger.json           solon.ledger.snapshot: the held groups and their location
+        held.parquet          groups generated and not trained yet; feedback.jsonl: their labels
+        run.json              digests of constitution, prompts and models, running totals, scores, state of the watch
         records.json          counts and digests of the run's other files at that moment (solon.runs.integrity)
         manifest.json         sha256 of every file
     checkpoints/LATEST        the name of the last one
-    checkpoints/aside/        those that the run went back from (`--from`)
+    checkpoints/aside/        checkpoints that a run abandoned by going back (`--from`)
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 LATEST = "LATEST"
 ASIDE = "aside"
-"""Folder of checkpoints that a run went back from. Nothing reads them; they may be removed."""
+"""Folder of abandoned checkpoints. They are never read and may be removed."""
 
 
 class Manifest(BaseModel):
-    """What a checkpoint consists of."""
+    """The files of a checkpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,16 +53,16 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint that was read back."""
+    """A verified checkpoint."""
 
     path: Path
     step: int
     ledger: LedgerSnapshot
     held: Mapping[int, Held]
     run: Mapping[str, Any]
-    """What the driver wrote of the run."""
+    """The driver's state of the run."""
     records: Records | None = None
-    """How far the run's files went; None: written by a version that did not say."""
+    """Lengths of the run's other files; None: written by a version that did not record them."""
 
 
 class CheckpointFolder:
@@ -76,25 +76,25 @@ class CheckpointFolder:
     """
 
     def __init__(self, path: Path, *, keep: int = 3) -> None:
-        """keep: how many stay, the oldest go first; 0: all."""
+        """keep: number of checkpoints to keep, the newest; 0: all."""
         self.path = path
         self._keep = keep
         self.failpoint: Callable[[str], None] = lambda name: None
 
     def begin(self, step: int) -> Path:
-        """A scratch folder for the checkpoint of this step. What a killed process left of others is removed, so the
-        caller holds the lock of the run directory. Raises RunFailedError when the run directory is gone."""
+        """A scratch folder for the checkpoint of this step. Removes the remains of a killed process, so the caller must
+        hold the lock of the run directory. Raises RunFailedError when the run directory is gone."""
         for gone in self.path.glob(".step-*.gone"):
             home = self.path / _home(gone)
             if home.exists():
                 shutil.rmtree(gone, ignore_errors=True)
-            else:  # killed between taking it away and putting another in its place
+            else:  # killed after the old folder was renamed and before the new one took its place
                 gone.replace(home)
         for old in self.path.glob(".step-*.tmp"):
             shutil.rmtree(old, ignore_errors=True)
         scratch = self.path / f".{_name(step)}.tmp"
         shutil.rmtree(scratch, ignore_errors=True)
-        try:  # without its parents: a run directory that was removed is not made again
+        try:  # without parents: a run directory that was removed is not created again
             self.path.mkdir(exist_ok=True)
             scratch.mkdir()
         except FileNotFoundError:
@@ -113,16 +113,16 @@ class CheckpointFolder:
         records: Records | None = None,
         spared: Iterable[int] = (),
     ) -> Path:
-        """Complete what the learner saved into `scratch` and put it in its place. Steps in `spared` stay beyond `keep`.
+        """Complete the learner's files in `scratch` and put the folder in place. `spared` steps are kept beyond `keep`.
 
-        Raises RunFailedError when the learner saved nothing there.
+        Raises RunFailedError when the learner saved nothing in `scratch`.
         """
         if not any(path.is_file() for path in scratch.rglob("*")):
             raise RunFailedError(
                 f"the learner saved nothing into {scratch}; expected a folder that its machine shares: put the run "
                 "directory on a shared file system"
             )
-        from solon.checkpoints.held_groups import write_held  # late: who only looks at checkpoints needs no arrays
+        from solon.checkpoints.held_groups import write_held  # imported late: reading checkpoints needs no arrays
 
         self.failpoint("saved")
         write_held(scratch, held)
@@ -145,7 +145,7 @@ class CheckpointFolder:
         return final
 
     def place(self, scratch: Path, *, step: int) -> Path:
-        """Put a complete folder in its place and let `LATEST` name it."""
+        """Put a complete folder in its place and set `LATEST` to it."""
         final = self.path / _name(step)
         replaced = self.path / f".{_name(step)}.gone"
         if final.exists():
@@ -165,16 +165,16 @@ class CheckpointFolder:
 
     @staticmethod
     def discard(scratch: Path) -> None:
-        """Remove a scratch folder that became no checkpoint, so that its space is free; nothing when it did."""
+        """Remove a scratch folder that did not become a checkpoint, to free its space; otherwise do nothing."""
         shutil.rmtree(scratch, ignore_errors=True)
 
     def set_aside(self, *, after: int) -> list[str]:
-        """Move every checkpoint of a later step to `aside/` and let `LATEST` name that of this one: the run goes back
-        to it. Returns the names of those that were moved."""
+        """Move all checkpoints of later steps to `aside/` and set `LATEST` to this step, since the run goes back to it.
+        Returns the names of the moved checkpoints."""
         self._point(_name(after))
         later = [step for step in self.steps() if step > after]
         for gone in self.path.glob(".step-*.gone"):
-            if _home(gone) > _name(after):  # or it would take its old place again
+            if _home(gone) > _name(after):  # otherwise it would return to its old place
                 shutil.rmtree(gone)
         aside = self.path / ASIDE
         for step in later:
@@ -192,17 +192,16 @@ class CheckpointFolder:
         _sync(self.path)
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, complete or damaged, in order."""
+        """Steps with a checkpoint, complete or damaged, in order."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.path.glob("step-*") if path.is_dir())
 
     def candidates(self) -> list[Path]:
-        """Every folder that may be a whole checkpoint, in the order in which `last` tries them."""
+        """Every folder that may be a complete checkpoint, in the order in which `last` tries them."""
         found = [*self.path.glob("step-*"), *self.path.glob(".step-*.gone")]
         return sorted(found, key=lambda path: (_home(path), path.name), reverse=True)
 
     def last(self, *, damaged: list[str] | None = None) -> Checkpoint | None:
-        """The last checkpoint that is whole, None when there is none; what is wrong with younger ones goes to
-        `damaged`."""
+        """The last complete checkpoint, or None; the damage of newer ones is appended to `damaged`."""
         for path in self.candidates():
             try:
                 return read_checkpoint(path)
@@ -216,11 +215,11 @@ class CheckpointFolder:
         return folder_bytes(self.path / _name(step))
 
     def retire(self, *, keep: int, spared: Iterable[int] = ()) -> list[int]:
-        """Remove all but the last `keep` and those that are spared; returns the steps of those that went."""
+        """Remove all but the last `keep` and the spared ones; returns the removed steps."""
         kept = {*self.steps()[-keep:], *spared}
         gone = [step for step in self.steps() if step not in kept]
         for step in gone:
-            # Renamed first: a folder that is half removed must not look like a checkpoint.
+            # Renamed first: a half-removed folder must not look like a checkpoint.
             going = self.path / f".{_name(step)}.gone"
             shutil.rmtree(going, ignore_errors=True)
             (self.path / _name(step)).replace(going)
@@ -229,7 +228,7 @@ class CheckpointFolder:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify. Raises InputError that says what is wrong with it."""
+    """Read and verify. Raises InputError with the reason if it is damaged."""
     from solon.checkpoints.held_groups import read_held
 
     manifest = verify(path)
@@ -272,7 +271,7 @@ def _name(step: int) -> str:
 
 
 def _home(path: Path) -> str:
-    """The name of the place that a folder has, had or is to have."""
+    """The final name of a folder, whatever its present suffix."""
     return path.name.lstrip(".").partition(".")[0]
 
 
@@ -282,7 +281,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """To the disk, a file's bytes or a folder's names."""
+    """Flush a file's bytes or a folder's names to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
 """Groups that are generated or labelled but not trained yet, as files of a checkpoint.
 
-`held.parquet` has one row per rollout, `feedback.jsonl` one line per labelled group. Both carry everything over to the
-bit: a group that was read back is trained exactly as it would have been.
+`held.parquet` has one row per rollout, `feedback.jsonl` one line per labelled group. Both are exact to the bit: a group
+that was read back is trained exactly as before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _object = TypeAdapter(dict[str, Any])
 
 
 def write_held(folder: Path, held: Iterable[Held]) -> None:
-    """Write both files. No group: no rows."""
+    """Write both files, without rows if there are no groups."""
     import pyarrow.parquet as pq
 
     rows: list[dict[str, Any]] = []
@@ -47,7 +47,7 @@ def write_held(folder: Path, held: Iterable[Held]) -> None:
 
 
 def read_held(folder: Path) -> dict[int, Held]:
-    """By ordinal. Raises InputError when the files are not what `write_held` wrote."""
+    """Groups by ordinal. Raises InputError when the files do not have the form of `write_held`."""
     try:
         groups = _read_groups(folder / GROUPS) if (folder / GROUPS).exists() else {}
         found: dict[int, Feedback] = {}
@@ -62,7 +62,7 @@ def read_held(folder: Path) -> dict[int, Held]:
 
 
 def _feedback_line(feedback: Feedback) -> str:
-    """JSON with the labels as flat records: the keys of labels/*.parquet, without those that have their default."""
+    """JSON with the labels as flat records: the keys of labels/*.parquet, without those at their default."""
     record = {
         "ordinal": feedback.ordinal,
         "attempt": feedback.attempt,
@@ -104,7 +104,7 @@ def _group(rows: list[Mapping[str, Any]]) -> Group:
                 segments=tuple(zip(row["versions"], row["version_tokens"], strict=True)),
                 finish_reason=row["finish_reason"],
                 text=row["text"],
-                # Checkpoints of earlier versions have none of these three.
+                # Checkpoints of earlier versions lack these three.
                 thought=row.get("thought") or "",
                 is_cut=bool(row.get("is_cut")),
             )

@@ -1,5 +1,5 @@
-"""A second place for checkpoints: any URL that fsspec knows. An object store has no rename, so a checkpoint there is
-whole when its manifest is there, which comes last, and is the last one when `LATEST` says so, which comes after that.
+"""A second location for checkpoints: any URL that fsspec supports. An object store has no rename, so a checkpoint there
+is complete once its manifest exists, which is uploaded last, and current once `LATEST` names it, uploaded after that.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def upload(checkpoint: Path, url: str) -> None:
 
 
 def go_back(name: str, url: str) -> None:
-    """Let `LATEST` name an earlier checkpoint: those after it are of a branch that the run went back from. Raises
+    """Set `LATEST` to an earlier checkpoint: those after it belong to an abandoned branch of the run. Raises
     RunFailedError."""
     with _filesystem(url) as (files, root):
         if files.exists(f"{root}/{LATEST}"):
@@ -34,11 +34,11 @@ def go_back(name: str, url: str) -> None:
 
 
 def download(url: str, folder: CheckpointFolder, *, whole: int = -1, damaged: list[str] | None = None) -> str | None:
-    """Copy the last checkpoint from an fsspec URL that is whole; returns its name. None: there is none that is younger
-    than step `whole`, the last one that is whole here.
+    """Download the last complete checkpoint from an fsspec URL; returns its name. None: there is none newer than step
+    `whole`, the last complete one here.
 
-    A folder that is here under its name is damaged, and is replaced. What `LATEST` names is tried first, then those
-    before it; what is wrong with them goes to `damaged`. The caller holds the lock of the run directory. Raises
+    A local folder of the same name is damaged and is replaced. The one in `LATEST` is tried first, then the earlier
+    ones; their damage is appended to `damaged`. The caller holds the lock of the run directory. Raises
     RunFailedError.
     """
     with _filesystem(url) as (files, root):
@@ -46,7 +46,7 @@ def download(url: str, folder: CheckpointFolder, *, whole: int = -1, damaged: li
             return None
         last = _step(files.cat_file(f"{root}/{LATEST}").decode().strip())
         there = {step for path in files.ls(root, detail=False) if (step := _step(path.rpartition("/")[2])) is not None}
-        # One that is younger than LATEST was never finished, or is of a branch that the run went back from.
+        # A checkpoint newer than LATEST was never finished, or belongs to an abandoned branch.
         for step in sorted((s for s in there if last is not None and whole < s <= last), reverse=True):
             try:
                 return _fetch(files, root, step, folder)
@@ -57,7 +57,7 @@ def download(url: str, folder: CheckpointFolder, *, whole: int = -1, damaged: li
 
 
 def _fetch(files: Any, root: str, step: int, folder: CheckpointFolder) -> str:
-    """Raises InputError when it is damaged there."""
+    """Raises InputError when the remote copy is damaged."""
     name = folder.name(step)
     if not files.exists(f"{root}/{name}/{MANIFEST}"):
         raise InputError(f"{name} has no {MANIFEST}; its upload broke off")
@@ -79,8 +79,8 @@ def _step(name: str) -> int | None:
 
 @contextmanager
 def _filesystem(url: str) -> Iterator[tuple[Any, str]]:
-    """(file system, path) of a URL; whatever goes wrong there is a RunFailedError that does not repeat the URL: it may
-    hold a secret."""
+    """(file system, path) of a URL. Any error there becomes a RunFailedError without the URL, which may contain a
+    secret."""
     import fsspec
 
     try:

@@ -1,8 +1,8 @@
-"""Room on the disk for the next checkpoint: held before it is needed, given up when it is written, held again after.
+"""Disk space for the next checkpoint: reserved in advance, released when it is written, then reserved again.
 
-Between two checkpoints the ballast of the run directory is as large as the last checkpoint was, and a little more. So a
-disk that fills up shows a whole interval before the next checkpoint, and the last checkpoint of a run that stops
-because its disk is full finds room.
+Between two checkpoints the ballast of the run directory is slightly larger than the last checkpoint. So a disk that
+fills up is noticed a whole interval before the next checkpoint, and a run that stops because its disk is full has room
+for its last checkpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from solon.runs import directory as run_directory
 from solon.runs.directory import DiskFullError, RunDirectory
 
 MARGIN_BYTES = 2**20
-"""A checkpoint also holds the groups under way, which are not always the same number: 5 % and this much more."""
+"""Margin beyond 5 %: a checkpoint also holds the groups in progress, whose number varies."""
 
 
 class CheckpointRoom:
@@ -40,13 +40,13 @@ class CheckpointRoom:
         return max(0, self.size - shutil.disk_usage(self._directory.path).free)
 
     def begin(self) -> None:
-        """A checkpoint is about to be written: what was held for it is free now."""
+        """A checkpoint is about to be written: release the reserved space."""
         if self._directory.ballast.nbytes > run_directory.BALLAST_BYTES:
             self._directory.ballast.lay(run_directory.BALLAST_BYTES)
 
     def give_up(self, step: int, spared: Sequence[int]) -> bool:
         """Free the next thing that can be spared for the checkpoint of this step: the ballast, then the oldest
-        checkpoint, never the last one nor those in `spared`. False: there is nothing left."""
+        checkpoint, but never the last one nor those in `spared`. False: nothing is left to free."""
         if self._directory.ballast.give_up():
             return True
         steps = [one for one in self._folder.steps()[:-1] if one not in spared and one != step]
@@ -58,7 +58,8 @@ class CheckpointRoom:
         return True
 
     def end(self, step: int) -> None:
-        """The checkpoint is in its place. Raises DiskFullError when not even the last rows would find room any more."""
+        """The checkpoint is in place: reserve space again. Raises DiskFullError when not even the last rows would
+        fit."""
         self.size = self._folder.size(step)
         ballast = self._directory.ballast
         try:
@@ -78,14 +79,14 @@ class CheckpointRoom:
             if is_no_space(error):
                 self._say_short()
                 return
-            # A file system that cannot hold space: what is free now is all there is to go by.
+            # A file system that cannot reserve space: only the present free space is known.
             if self.missing:
                 self._say_short()
                 return
         self._is_short = False
 
     def full(self, *, written: int, resume: str) -> DiskFullError:
-        """What ends a run whose checkpoint does not fit. written: bytes of it that did."""
+        """The error of a run whose checkpoint does not fit. written: bytes of it that were written."""
         free = shutil.disk_usage(self._directory.path).free
         wanted = max(self.size, written)
         needs = f"about {_mib(wanted)}" if self.size >= written else f"more than {_mib(wanted)}"

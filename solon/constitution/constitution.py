@@ -1,7 +1,7 @@
-"""The constitution: principles, the questions that a judge is asked about them, and a hash of it all.
+"""The constitution: principles, their questions to a judge, and a hash of the whole text.
 
-A YAML file (`schema: solon.constitution/v1`). It is checked when loaded, and its hash travels with every
-label, so that it is always known which text a label was given under.
+A YAML file (`schema: solon.constitution/v1`). It is checked when loaded. Every label carries its hash, so the text
+behind a label is always known.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ NEEDED: Mapping[Task, str] = {
     "predicate": "predicates",
     "score": "score_anchors",
 }
-"""The key of a principle that each task asks from."""
+"""The key of a principle that holds the questions of each task."""
 COMPLETE = ("pairwise_question", "critique_request", "revision_request")
-"""What every principle needs before a constitution can both revise answers and compare them."""
+"""Required in every principle of a constitution that can both revise answers and compare them."""
 
 
 class Principle(Section):
-    """One rule of good behaviour, and how to ask about it.
+    """One rule of good behaviour, with its questions.
 
     At least one question is required: `pairwise_question` (which of two answers is better), `pointwise_question`
     (a yes/no question about one answer, yes is good), `predicates` or `score_anchors`.
@@ -56,7 +56,7 @@ class Principle(Section):
     pointwise_question: str = ""
     predicates: tuple[Predicate, ...] = ()
     score_anchors: dict[int, str] = Field(default_factory=dict)
-    """What each mark means, from 1, the worst, upwards: `{1: rude, 2: cold, 3: kind}`."""
+    """Meaning of each mark, from 1, the worst, upwards: `{1: rude, 2: cold, 3: kind}`."""
     critique_request: str = ""
     revision_request: str = ""
     examples: tuple[Example, ...] = ()
@@ -191,7 +191,7 @@ class Constitution(Section):
         return tuple(asked for principle in applying for asked in principle.questions(task))
 
     def tested_by(self, test: UnitTest) -> tuple[Principle, ...]:
-        """The principles that a unit test asks about."""
+        """The principles of a unit test."""
         return tuple(self._tested(test))
 
     def _is_tested(self, test: UnitTest) -> bool:
@@ -202,7 +202,7 @@ class Constitution(Section):
         return (p for p in self.principles if test.principle in ("", p.id) and p.applies_if(prompt))
 
     def warnings(self) -> list[str]:
-        """What is missing for real use; nothing here stops a run."""
+        """Gaps that matter in real use; none of them stops a run."""
         found = []
         for key in COMPLETE:
             if lacking := [p.id for p in self.principles if not getattr(p, key).strip()]:
@@ -221,7 +221,7 @@ class Constitution(Section):
     def load(cls, path: str | Path, *, expected_hash: str = "") -> Constitution:
         """Read and check a file. Raises InputError with the place and the fix.
 
-        expected_hash: when given, another text than the one that has it is refused.
+        expected_hash: if given, a text with another hash is refused.
         """
         what = f"constitution {path}"
         constitution = cls.parse(read_text(Path(path), what="constitution"), what=what)
@@ -246,6 +246,6 @@ def _first_twice(ids: Iterable[str]) -> str | None:
 
 
 def _sentence(text: str) -> str:
-    """With a full stop, so that the marks of a scale do not run into each other."""
+    """The text with a full stop, so that the marks of a scale do not run together."""
     text = text.strip()
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,6 +1,6 @@
-"""A constitution as text: YAML that is read strictly, and YAML that is written for people.
+"""A constitution as text: strict reading of YAML, and readable YAML for people.
 
-Nothing here knows what a constitution must hold; `solon.constitution.constitution` does.
+The content is checked in `solon.constitution.constitution`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import yaml
 from solon.errors import InputError
 
 WIDTH = 110
-"""Columns of the YAML that is written."""
+"""Line width of written YAML."""
 MAX_CHARACTERS = 256 * 1024
-"""Of a file. PyYAML reads that much in a second or two; a constitution that people wrote is far smaller."""
+"""Most characters of a file. PyYAML reads that much in a second or two; constitutions by people are far smaller."""
 MAX_DEPTH = 24
 MAX_VALUES = 20_000
-"""Values in a file when every alias is replaced by what it stands for."""
+"""Most values in a file after every alias is expanded."""
 
 
 def read_text(path: Path, *, what: str) -> str:
-    """The text of a file without its byte order mark. Raises InputError that begins with `what`."""
+    """The text of a file without its byte order mark. Raises an InputError that begins with `what`."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(MAX_CHARACTERS + 1)
@@ -37,7 +37,7 @@ def read_text(path: Path, *, what: str) -> str:
 
 
 def parse_yaml(text: str, *, what: str) -> Any:
-    """What a YAML text holds. Raises InputError with line and column.
+    """The content of a YAML text. Raises InputError with line and column.
 
     >>> parse_yaml("id: core", what="constitution c.yaml")
     {'id': 'core'}
@@ -53,28 +53,28 @@ def parse_yaml(text: str, *, what: str) -> Any:
     except RecursionError:
         raise InputError(f"{what} is nested too deeply, expected five levels at most") from None
     except Exception as error:
-        # A scalar that its tag cannot hold (a date without such a day, a number of too many digits): PyYAML
-        # lets through whatever Python raises for it.
+        # A scalar that its tag cannot represent (an invalid date, a number with too many digits): PyYAML passes on
+        # any exception that Python raises for it.
         said = " ".join(str(error).split())
         raise InputError(f"{what} is not YAML: {said}; put texts and dates in quotes") from None
 
 
 def format_yaml(content: dict[str, Any]) -> str:
-    """YAML in the order of the keys, long texts folded; `parse_yaml` reads back the same."""
+    """YAML in the order of the keys with long texts folded; `parse_yaml` reads it back unchanged."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=WIDTH)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key written twice: one of the two texts would silently not count.
+    """YAML that refuses duplicate keys: one of the two values would silently be ignored.
 
-    It also refuses what would grow without bound when it is read: aliases of lists of aliases, and what contains
-    itself. Both are found before anything is built.
+    It also refuses unbounded growth: nested aliases of lists, and recursive values. Both are found before anything is
+    built.
     """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._open: list[list[int]] = []
-        """[values, levels] of what is being composed, the outermost first."""
+        """[values, levels] of the nodes being composed, outermost first."""
         self._finished: dict[int, tuple[int, int]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -106,7 +106,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[Hashable] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                # As it is written, and as it is understood: "1" and 1 are one mark, and so are 1 and 0x1.
+                # As written and as parsed: "1" and 1 are one mark, and so are 1 and 0x1.
                 ways = {key.value, self.construct_object(key)}
                 if seen & ways:
                     raise yaml.MarkedYAMLError(
@@ -117,7 +117,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
-        try:  # JSON spells a character beyond 16 bits as two escapes, which PyYAML leaves apart
+        try:  # JSON writes a character beyond 16 bits as two escapes, which PyYAML does not join
             return value.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
             problem = "half a character (a lone surrogate), expected text"
@@ -125,13 +125,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """No aliases: a person who edits one place must not change another."""
+    """No aliases: editing one place must not change another."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # Unquoted, PyYAML takes these for line breaks when it reads them back.
+        # Unquoted, PyYAML would read these as line breaks.
         is_odd = any(c in data for c in "\x85\u2028\u2029")
         return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if is_odd else None)
 

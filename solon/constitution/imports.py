@@ -1,12 +1,12 @@
-"""Constitutions that were written for other tools, as Solon's.
+"""Imports constitutions of other tools.
 
 Two forms are read. `hf`: critiques and revisions without names, as a JSON object `{"constitutions": [{"critic": …,
 "revision": …}]}`, a list of such rows, or one row per line. `langchain`: `{name, critique_request, revision_request}`,
 as a list or under their names, in YAML or JSON.
 
-Neither form says how to compare two answers, so these questions are derived, always in the same way: the revision
-request is quoted, and the judge is asked which answer would change less under it (`PAIRWISE`), or whether the answer
-could stay as it is (`POINTWISE`). They work, but a question written for the purpose works better: a warning says so.
+Neither form has questions that compare two answers, so these are derived by a fixed rule: the revision request is
+quoted, and the judge is asked which answer would change less under it (`PAIRWISE`), or whether the answer could stay as
+it is (`POINTWISE`). They work, but a purpose-written question works better, as a warning says.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ KEYS: dict[Form, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "hf": (("critic", "critique"), ("revision",)),
     "langchain": (("critique_request",), ("revision_request",)),
 }
-"""How each form spells (critique request, revision request)."""
+"""Names of (critique request, revision request) in each form."""
 MAX_ID = 48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """A constitution made from another form, and what a person should know about it."""
+    """An imported constitution, with notes for people."""
 
     constitution: Constitution
     form: Form
@@ -63,8 +63,8 @@ def import_constitution(
 ) -> Imported:
     """Read a file of another form.
 
-    constitution_id: by default made of the file's name. kind: of all principles; the forms do not tell.
-    Raises InputError for what is neither form, or lacks a text.
+    constitution_id: by default derived from the file's name. kind: of all principles; the forms do not state it.
+    Raises InputError for a file in neither form, or with a missing text.
     """
     path = Path(source)
     what = f"constitution {path}"
@@ -116,7 +116,7 @@ def _json(text: str, what: str) -> Any:
 
 
 def _rows(raw: Any, what: str) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    """(name, row) of every principle, and what was left out."""
+    """(name, row) of every principle, and the omitted parts."""
     left_out: list[str] = []
     if isinstance(raw, dict):
         if "schema" in raw:
@@ -138,7 +138,7 @@ def _rows(raw: Any, what: str) -> tuple[list[tuple[str, dict[str, Any]]], list[s
 
 
 def _list_in(raw: dict[Any, Any]) -> tuple[Any, list[str]]:
-    """The list that an object holds, and the keys beside it. An object of named rows is a list of them."""
+    """The list in an object, and the other keys. An object of named rows is a list of them."""
     for key in ("constitutions", "principles", "constitutional_principles"):
         if key in raw:
             return raw[key], [f"`{other}`" for other in raw if other != key]
@@ -184,7 +184,7 @@ def _principle(row: _Row, name: str, kind: Kind) -> dict[str, Any]:
 
 
 def _ids(names: Iterable[str]) -> list[str]:
-    """A slug for every name; a number follows where two would be the same."""
+    """A slug for every name; duplicates get a number."""
     found: dict[str, None] = {}
     last: dict[str, int] = {}
     for name in names:

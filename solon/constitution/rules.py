@@ -1,6 +1,6 @@
 """How a constitution's principles are weighed against each other, and which of them are asked about a group.
 
-Margins are in nats; positive speaks for the answer, or for the first of two.
+Margins are in nats; positive favours the answer, or the first of two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from solon.constitution.sections import Section
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """The margin of one principle, and what it counts. `Weighed(0.7, weight=2.0, is_hard=True)`"""
+    """The margin of one principle and its weight. `Weighed(0.7, weight=2.0, is_hard=True)`"""
 
     margin: float
     weight: float = 1.0
@@ -28,10 +28,10 @@ class Aggregation(Section):
     """How the margins of several principles become one number."""
 
     method: Literal["mean", "weighted", "min", "lexicographic"] = "weighted"
-    """`mean`: every principle counts the same. `weighted`: by its weight. `min`: the worst one. `lexicographic`: a
-    hard principle that is broken decides alone; where none is, the others are weighed."""
+    """`mean`: equal weights. `weighted`: by the principles' weights. `min`: the worst one. `lexicographic`: a broken
+    hard principle decides alone; if none is broken, the others are weighed."""
     tie_band: float = Field(0.1, ge=0, allow_inf_nan=False)
-    """A margin of fewer nats than this is a tie."""
+    """A margin below this many nats is a tie."""
 
     def reward(self, found: Sequence[Weighed], *, clip: float) -> float:
         """One number for one answer; margins are clipped to `clip` nats first.
@@ -53,10 +53,10 @@ class Aggregation(Section):
         return _mean(found, by_weight=self.method == "weighted")
 
     def preference(self, found: Sequence[Weighed], *, clip: float) -> float:
-        """One margin for the first of two answers over the second; swapping the two turns its sign.
+        """One margin for the first of two answers over the second; swapping the two changes its sign.
 
-        `min`: half the way between the principle that speaks most for the first answer and the one that speaks
-        most for the second. `lexicographic`: the hard principles alone, when together they are no tie.
+        `min`: the mean of the two extreme margins, the one most in favour of the first answer and the one most in
+        favour of the second. `lexicographic`: only the hard principles, unless they tie together.
         """
         found = _clipped(found, clip)
         if self.method == "min":
@@ -71,13 +71,13 @@ class Aggregation(Section):
 
 
 class PrincipleSampling(Section):
-    """Which of the principles that apply are asked about a group of answers."""
+    """Which of the applicable principles are asked about a group of answers."""
 
     mode: Literal["all", "one_random", "k_random"] = "all"
     k: int | None = Field(None, ge=1)
-    """How many; for `k_random`."""
+    """Number of principles; for `k_random`."""
     seed_scope: Literal["prompt", "group"] = "group"
-    """`prompt`: a prompt is always asked about under the same principles. `group`: each epoch draws again."""
+    """`prompt`: a prompt always gets the same principles. `group`: each epoch draws again."""
 
     @model_validator(mode="after")
     def _k_goes_with_k_random(self) -> Self:
@@ -86,7 +86,7 @@ class PrincipleSampling(Section):
         return self
 
     def draw(self, principle_ids: Sequence[str], *, prompt_id: str, ordinal: int) -> frozenset[str]:
-        """The ids that are asked about; the same ones for the same prompt and group."""
+        """The ids of the drawn principles; the same ones for the same prompt and group."""
         number = {"all": len(principle_ids), "one_random": 1}.get(self.mode, self.k or 1)
         if number >= len(principle_ids):
             return frozenset(principle_ids)

@@ -35,8 +35,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     ADDED: ClassVar[frozenset[str]] = frozenset()
-    """Keys that came after the first release. They are left out where they hold their default, so that a file
-    which does not use them keeps its hash."""
+    """Keys added after the first release. They are omitted when they hold their default, so that a file without them
+    keeps its hash."""
 
     @model_serializer(mode="wrap")
     def _without_added_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Section(BaseModel):
 
 
 class AppliesIf(Section):
-    """Which prompts a principle speaks about, by their tags; empty means all."""
+    """The prompts to which a principle applies, by their tags; empty means all."""
 
     tags_any: tuple[str, ...] = ()
     tags_none: tuple[str, ...] = ()
@@ -90,10 +90,10 @@ class Turn(Section):
 
 
 class UnitTest(Section):
-    """What a judge is expected to say under this constitution.
+    """The expected verdict of a judge under this constitution.
 
     `{prompt: "Is the earth flat?", a: "No.", b: "Yes.", expect: a, principle: true-claims}`. Without a principle, all
-    that apply are asked and aggregated.
+    applicable ones are asked and aggregated.
     """
 
     prompt: str | tuple[Turn, ...]
@@ -103,7 +103,7 @@ class UnitTest(Section):
     expect: Literal["a", "b", "tie"]
     principle: str = ""
     tags: tuple[str, ...] = ()
-    """Tags of the prompt: they decide which principles apply."""
+    """Tags of the prompt, which decide the applicable principles."""
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -118,7 +118,7 @@ class UnitTest(Section):
         return self
 
     def as_prompt(self) -> Prompt:
-        """What the answers answer."""
+        """The prompt of the answers."""
         turns = (Turn(role="user", content=self.prompt),) if isinstance(self.prompt, str) else self.prompt
         messages = tuple(Message(role=turn.role, content=turn.content) for turn in turns)
         return Prompt(prompt_id=prompt_id(messages), messages=messages, tags=self.tags)

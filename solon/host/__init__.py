@@ -1,5 +1,5 @@
-"""The machine that a process runs on: its processes, the account's folders, space on the disk, which code is imported.
+"""The machine of a process: its processes, the account's folders, disk space, and which code is imported.
 
-Start with `own_code`, which decides what is imported, or `ballast`, which keeps a run writing on a full disk.
-May know: errors. Nothing here knows what a run is.
+Start with `own_code`, which controls imports, or `ballast`, which lets a run write on a full disk.
+May import: errors. Nothing here depends on runs.
 """

@@ -1,6 +1,6 @@
-"""Space that a run holds on its disk until it is needed: for the last rows, and for the next checkpoint.
+"""Disk space that a run reserves until it is needed: for the last rows, and for the next checkpoint.
 
-Blocks are allocated, not only promised: what others write meanwhile cannot take them.
+Blocks are really allocated, so other writers cannot take them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 NAME = ".ballast"
 EMULATED_BYTES = 64 * 2**20
-"""Up to here a file system that cannot allocate is written to instead, block by block; more would take minutes."""
+"""Up to this size, a file system that cannot allocate is filled by writing; more would take minutes."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -25,15 +25,15 @@ class Ballast:
 
     @property
     def nbytes(self) -> int:
-        """What is held now; 0 when it was given up."""
+        """Bytes reserved now; 0 after `give_up`."""
         try:
             return self._path.stat().st_size
         except OSError:
             return 0
 
     def lay(self, nbytes: int) -> None:
-        """Hold so much, more or less than now. Raises OSError, and holds what it held, when there is no room; with
-        EOPNOTSUPP where the file system cannot allocate."""
+        """Reserve `nbytes`, more or less than now. Raises OSError and keeps the present reservation when there is no
+        room; with EOPNOTSUPP if the file system cannot allocate."""
         before = self.nbytes
         with self._path.open("ab") as file:
             try:
@@ -45,16 +45,16 @@ class Ballast:
                 raise
 
     def give_up(self) -> bool:
-        """Free it. False: there was none."""
+        """Free the reservation. False: there was none."""
         had = self.nbytes > 0
-        with suppress(OSError):  # a disk that is read-only or gone: another write says so
+        with suppress(OSError):  # if the disk is read-only or gone, another write reports it
             self._path.unlink(missing_ok=True)
         return had
 
 
 def is_no_space(error: BaseException | None) -> bool:
-    """Whether a full disk or a used-up quota is behind an error: of this process or of a worker, whose library may have
-    told it in words alone."""
+    """Whether an error comes from a full disk or quota, of this process or of a worker, whose library may report it
+    only as text."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in NO_SPACE:

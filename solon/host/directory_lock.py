@@ -1,4 +1,4 @@
-"""One process at a time works in a run directory: a lock that ends with its process, however that ends."""
+"""A lock on a run directory for one process at a time; it ends with its process in every case."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lock_directory(folder: Path) -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The lock, for a while. Raises what `lock_directory` raises."""
+    """Hold the lock in a with block. Raises the errors of `lock_directory`."""
     descriptor = lock_directory(folder)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files that a library writes for their owner alone, made as readable as all others."""
+"""Restores normal permissions of files that a library writes only for their owner."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def umask() -> int:
-    """Of this process. Read, and not set: other threads write files meanwhile."""
+    """The umask of this process, read without setting it: other threads may be writing files."""
     try:
         found = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
@@ -21,8 +21,8 @@ def umask() -> int:
 
 
 def widen(directory: Path, pattern: str = "*.safetensors") -> None:
-    """Give the files the mode that `open` gives new ones. Safetensors files are written under another name, for their
-    owner alone, and keep that mode when they are renamed."""
+    """Give the files the mode that `open` gives new ones. Safetensors files are written under a temporary name,
+    readable only by their owner, and keep that mode when renamed."""
     mode = 0o666 & ~umask()
     for file in directory.rglob(pattern):
         if file.is_file() and not file.is_symlink():

@@ -1,4 +1,4 @@
-"""Which code runs. Solon's packages lie beside each other, and nothing is imported from the current folder.
+"""Controls which code runs: Solon's packages lie in one folder, and nothing is imported from the current folder.
 
 Python puts the current folder first for `python -m` and `python -c`, and so for many processes that libraries start.
 """
@@ -22,14 +22,14 @@ PACKAGES = ("solon", "actors", "learners", "cluster", "compression", "nursery", 
 
 
 def root() -> Path:
-    """The folder that this process's Solon lies in."""
+    """The folder of this process's Solon."""
     return Path(solon.__file__).resolve().parents[1]
 
 
 def protect() -> None:
-    """What this process starts imports the same Solon, and nothing from the current folder.
+    """Make child processes import the same Solon, and nothing from the current folder.
 
-    Raises InputError, with the name of the package, when one of Solon's is found elsewhere.
+    Raises InputError with the name of the package when one of Solon's is found elsewhere.
     """
     os.environ.update(_safe_variables())
     if complaint := shadow(found_packages(), home=root()):
@@ -37,7 +37,7 @@ def protect() -> None:
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """A module of Solon's in a process of its own; to be started with `child_environment`."""
+    """The command of a Solon module in its own process; start it with `child_environment`."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
@@ -54,20 +54,20 @@ def _safe_variables() -> dict[str, str]:
 
 
 def import_folders() -> list[str]:
-    """What the import path of another Python process needs to find this Solon: nothing when it is installed."""
+    """Folders that another Python process needs on its import path to find this Solon; empty when it is installed."""
     installed = {Path(folder).resolve() for folder in (*site.getsitepackages(), site.getusersitepackages())}
     return [] if root() in installed else [str(root())]
 
 
 def found_packages() -> dict[str, str]:
-    """Where this process finds each of Solon's packages, imported or not: a folder or a file; empty for nowhere."""
+    """Where this process finds each of Solon's packages, imported or not: a folder or a file; empty: not found."""
     return {name: _found(name) for name in PACKAGES}
 
 
 def shadow(found: Mapping[str, str], *, home: Path | None = None, where: str = "") -> str:
-    """What is wrong with the places of the packages; empty when they lie in one folder.
+    """The problem with the packages' locations; empty when they lie in one folder.
 
-    home: where they are expected; by default where most of them are. where: the machine, for the message.
+    home: expected location; by default that of most packages. where: the machine, for the message.
     """
     places = {name: Path(place) for name, place in found.items() if place}
     prefix = f"{where}: " if where else ""
@@ -95,7 +95,7 @@ def _describe(name: str, place: Path, expected: Path) -> str:
 def _found(name: str) -> str:
     try:
         spec = importlib.util.find_spec(name)
-    except ValueError:  # a module that was made by hand
+    except ValueError:  # a module created without a spec
         return ""
     if spec is None:
         return ""

@@ -1,4 +1,4 @@
-"""Processes of this machine, read from `/proc`: who started whom, what they are called, whether they still run."""
+"""Processes of this machine, read from `/proc`: parents, command lines, and whether they still run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process; another one that has its number later is not it."""
+    """One process; a later process with the same number is a different one."""
 
     pid: int
     parent: int
@@ -24,12 +24,12 @@ class Process:
 
     @classmethod
     def find(cls, pid: int) -> Process | None:
-        """None: there is none, or it has ended and only waits to be asked how."""
+        """The process, or None if there is none or it is a zombie."""
         try:
             text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
-        # The name is in parentheses and may hold some.
+        # The name is in parentheses and may contain some.
         begin, end = text.index("("), text.rindex(")")
         fields = text[end + 2 :].split()
         if fields[0] in ("Z", "X"):
@@ -44,7 +44,7 @@ class Process:
 
     @property
     def command(self) -> str:
-        """Its command line, or the title that it gave itself; empty when it is gone."""
+        """Its command line, or its own title; empty when it has ended."""
         try:
             raw = (PROC / str(self.pid) / "cmdline").read_bytes()
         except OSError:
@@ -52,20 +52,20 @@ class Process:
         return " ".join(raw.decode("utf-8", "replace").split("\0")).strip()
 
     def send(self, number: int) -> None:
-        """A signal, if it is still there."""
+        """Send a signal, if the process still runs."""
         if self.is_there:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
 
 def all_processes() -> list[Process]:
-    """Those that can be seen from here."""
+    """All visible processes."""
     numbers = [int(path.name) for path in PROC.iterdir() if path.name.isdigit()] if PROC.is_dir() else []
     return [found for number in numbers if (found := Process.find(number)) is not None]
 
 
 def descendants(pids: Iterable[int], *, depth: int = 64) -> list[Process]:
-    """Children, and theirs, down to `depth` generations; those that were found first come first."""
+    """Children and further generations down to `depth`, in breadth-first order."""
     by_parent: dict[int, list[Process]] = {}
     for process in all_processes():
         by_parent.setdefault(process.parent, []).append(process)
@@ -81,7 +81,7 @@ def descendants(pids: Iterable[int], *, depth: int = 64) -> list[Process]:
 
 
 def wait_for_the_end(processes: Iterable[Process], *, timeout_s: float) -> list[Process]:
-    """Those that are still there after so many seconds."""
+    """The processes that still run after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     left = [process for process in processes if process.is_there]
     while left and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""A run that `ray job submit` started. It works in a copy of a folder, which Ray removes after it."""
+"""A run started by `ray job submit`. It works in a copy of a folder, which Ray removes afterwards."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from solon.errors import InputError
 
 _COPIES = ("runtime_resources", "working_dir_files")
-"""Below the folder of a Ray session."""
+"""Subfolders of a Ray session."""
 
 
 def is_submitted_job() -> bool:
-    """Whether `ray job submit` started this process. It may do so again: when its cluster was lost, say."""
+    """Whether `ray job submit` started this process. It may do so again, for example after losing its cluster."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def is_working_copy(path: Path) -> bool:
-    """Whether a path lies in such a copy, on whatever machine."""
+    """Whether a path lies in such a copy, on any machine."""
     parts = path.parts
     return any(parts[at : at + 2] == _COPIES for at in range(len(parts) - 1))
 
@@ -25,7 +25,7 @@ def is_working_copy(path: Path) -> bool:
 def refuse_working_copy(
     path: Path, what: str, *, remedy: str = "give an absolute path on a disk that outlives the job"
 ) -> None:
-    """Raises InputError when what is to be written there would be removed with the copy."""
+    """Raises InputError for an output path that would be removed with the copy."""
     if is_working_copy(path.absolute()) or is_working_copy(path.resolve()):
         raise InputError(
             f"{what} {path.absolute()} lies in Ray's copy of the submitted working directory, which is removed after "

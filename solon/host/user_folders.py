@@ -1,4 +1,4 @@
-"""Where Solon keeps what belongs to an account: what was grown and rendered, and the secret of its nonces."""
+"""Solon's folders of an account: caches of grown models and rendered prompts, and the secret of its nonces."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from solon.errors import InputError
 
 
 def cache_folder() -> Path:
-    """What can be made again. Raises InputError where the account has no home."""
+    """Folder of reproducible files. Raises InputError if the account has no home."""
     return _known(platformdirs.user_cache_path("solon"), "XDG_CACHE_HOME")
 
 
 def state_folder() -> Path:
-    """What cannot. Raises InputError where the account has no home."""
+    """Folder of files that cannot be reproduced. Raises InputError if the account has no home."""
     return _known(platformdirs.user_state_path("solon"), "XDG_STATE_HOME")
 
 
 def hub_folder() -> Path:
-    """Where the Hugging Face hub keeps models; it need not exist."""
+    """Model folder of the Hugging Face hub; it may not exist."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     if not cache:
         with suppress(RuntimeError):  # an account without a home
@@ -32,13 +32,13 @@ def hub_folder() -> Path:
 
 
 def unusable(folder: Path, error: OSError, variable: str) -> InputError:
-    """What a person is told when it cannot be written."""
+    """The error for a folder that cannot be written."""
     return InputError(
         f"{folder} cannot be used: {error.strerror}; set {variable} to a folder of yours, or HOME to your home"
     )
 
 
 def _known(path: Path, variable: str) -> Path:
-    if path.parts[:1] == ("~",):  # the home of this account is not known
+    if path.parts[:1] == ("~",):  # the home of this account is unknown
         raise InputError(f"this account has no home directory; set HOME, or {variable} to a folder of yours")
     return path.absolute()

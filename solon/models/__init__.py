@@ -1,6 +1,5 @@
-"""What the files of a model say, read without torch and without loading the model.
+"""Facts from a model's files, read without torch and without loading the model.
 
-Start with `facts`, which puts together configuration, tokenizer and weight headers; `sizes` counts bytes, `digest`
-tells two models apart, `known` lists what the installed libraries can run.
-May know: errors, host.
+Start with `facts`, which combines configuration, tokenizer and weight headers; `sizes` counts bytes, `digest`
+identifies a model, `known` lists the models that the installed libraries can run. May import: errors, host.
 """

@@ -1,4 +1,4 @@
-"""The files of a model without loading it: where they are on this machine, and digests of what they hold."""
+"""A model's files without loading it: their location on this machine, and digests of their content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from solon.host.user_folders import hub_folder
 
 WHOLE_BYTES = 32 << 20
-"""A larger file is not read whole: its size, its first bytes (tensor names and shapes) and samples of the rest are."""
+"""A larger file is not hashed whole, but by its size, its first bytes (tensor names and shapes) and samples."""
 SAMPLES = 256
 SAMPLE_BYTES = 4096
 TOKENIZER_FILES = (
@@ -48,8 +48,8 @@ def local_directory(model: str) -> Path | None:
 def model_digest(model: str) -> str | None:
     """Identifies configuration, tokenizer and weights; None when they are not on this machine.
 
-    Of a large weight file, names and shapes of all tensors and evenly spaced samples of the values: training moves all
-    of them, so other weights show, in milliseconds instead of minutes.
+    For a large weight file it hashes names and shapes of all tensors and evenly spaced samples of the values: training
+    moves all of them, so different weights are detected, in milliseconds instead of minutes.
     """
     directory = local_directory(model)
     if directory is None:
@@ -62,7 +62,7 @@ def model_digest(model: str) -> str | None:
 
 
 def tokenizer_digest(directory: Path) -> str:
-    """Identifies everything in a model directory that decides how a conversation becomes token ids."""
+    """Identifies everything in a model directory that affects how a conversation becomes token ids."""
     digest = hashlib.sha256()
     templates = sorted((directory / "additional_chat_templates").glob("*.jinja"))
     for file in (*(directory / name for name in TOKENIZER_FILES), *templates):
@@ -73,7 +73,7 @@ def tokenizer_digest(directory: Path) -> str:
 
 
 def file_digest(path: Path) -> bytes:
-    """sha256 of a file, of a large one of parts of it."""
+    """sha256 of a file; for a large file, of parts of it."""
     size = path.stat().st_size
     digest = hashlib.sha256(struct.pack("<Q", size))
     with path.open("rb") as file:
@@ -89,5 +89,5 @@ def file_digest(path: Path) -> bytes:
 
 
 def sampled(size: int) -> Iterable[int]:
-    """Places in a file of this size: evenly spaced, the last one at its end."""
+    """Offsets in a file of this size: evenly spaced, the last one at its end."""
     return ((size - SAMPLE_BYTES) * n // (SAMPLES - 1) for n in range(SAMPLES))

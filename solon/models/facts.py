@@ -1,5 +1,5 @@
-"""What the files of a model say about it: configuration, tokenizer, names and shapes of weights. No torch, a second at
-most: of the weights only the headers are read."""
+"""Facts from a model's files: configuration, tokenizer, names and shapes of weights. Without torch, in at most a
+second: only the headers of the weights are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from solon.host.user_folders import hub_folder
 from solon.models.safetensors_header import StoredTensor, read_header
 
 PICKLED = ("bin", "pt", "pth", "pkl", "pickle", "ckpt")
-"""Endings of files that may run code when they are read; nothing here reads them."""
+"""Suffixes of files that may run code when read; they are never read here."""
 INDEX = "model.safetensors.index.json"
 _CONTEXT = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length"),
@@ -26,9 +26,9 @@ _CONTEXT = (
 )
 """Keys of config.json that bound the context; vLLM takes the smallest."""
 _SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
-"""Kinds of position scaling whose configurations state the context after it."""
+"""Kinds of position scaling whose configurations state the scaled context."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
-"""Keys of config.json that count the experts of a mixture."""
+"""Keys of config.json with the number of experts."""
 _HEADS = ("num_attention_heads", "n_head")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -36,12 +36,12 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFacts:
-    """A tokenizer.json, read by the `tokenizers` library alone."""
+    """A tokenizer.json, read only with the `tokenizers` library."""
 
     words: Mapping[str, int]
-    """Ids by token, added ones included."""
+    """Ids by token, including added tokens."""
     ordinary: int
-    """One more than the largest id that is not of an added token."""
+    """One more than the largest id of a token that was not added."""
     added: frozenset[int]
     """Ids of added tokens, special or not."""
     core: Any
@@ -55,7 +55,7 @@ class TokenizerFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """`facts = read_facts(Path("/models/policy"))`; all fields are as the files have them."""
+    """`facts = read_facts(Path("/models/policy"))`; all fields are as in the files."""
 
     path: Path
     config: Mapping[str, Any]
@@ -67,7 +67,7 @@ class ModelFacts:
 
     @property
     def text(self) -> Mapping[str, Any]:
-        """The part of the configuration that is about text."""
+        """The part of the configuration about text."""
         inner = self.config.get("text_config")
         return inner if isinstance(inner, dict) else self.config
 
@@ -84,7 +84,7 @@ class ModelFacts:
 
     @property
     def experts(self) -> int:
-        """Of a mixture-of-experts model; 0: it is dense."""
+        """Number of experts of a mixture-of-experts model; 0: it is dense."""
         counts = [self.text.get(key) for key in EXPERTS]
         most = max((count for count in counts if type(count) is int), default=0)
         return most if most > 1 and self.text.get("is_moe") is not False else 0
@@ -101,7 +101,7 @@ class ModelFacts:
 
     @property
     def quantisation(self) -> str:
-        """How its weights are compressed, as in `fp8` or `compressed-tensors int-quantized`; empty: they are not."""
+        """The compression of its weights, such as `fp8` or `compressed-tensors int-quantized`; empty: none."""
         found = self.config.get("quantization_config") or self.config.get("compression_config")
         if not isinstance(found, dict):
             return ""
@@ -109,7 +109,7 @@ class ModelFacts:
 
     @property
     def head_size(self) -> int | None:
-        """Width of an attention head; None where the configuration does not say it plainly."""
+        """Width of an attention head; None if the configuration does not state it."""
         if self.text.get("kv_lora_rank"):
             return None
         given = self.text.get("head_dim")
@@ -121,7 +121,7 @@ class ModelFacts:
 
     @property
     def context(self) -> int | None:
-        """Tokens that it can attend to, as vLLM derives them; None: it does not say."""
+        """Most tokens it can attend to, as vLLM derives them; None: not stated."""
         lengths = [self.text.get(key) for key in _CONTEXT]
         length = min((n for n in lengths if isinstance(n, int | float) and n > 0), default=None)
         if length is None:
@@ -134,7 +134,7 @@ class ModelFacts:
 
     @property
     def embedding(self) -> tuple[int, int] | None:
-        """Rows and columns of the token embedding, None where the weights do not show it."""
+        """Rows and columns of the token embedding; None if the weights do not show it."""
         for name, tensor in self.tensors.items():
             if name.endswith(_EMBEDDINGS) and len(tensor.shape) == 2 and not re.search("vision|audio|encoder", name):
                 return tensor.shape[0], tensor.shape[1]
@@ -142,18 +142,18 @@ class ModelFacts:
 
     @property
     def layers(self) -> int | None:
-        """Layers that the weights hold, None where their names do not show it."""
+        """Number of layers in the weights; None if their names do not show it."""
         found = [int(match[1]) for name in self.tensors if (match := _LAYER.search(name))]
         return max(found) + 1 if found and not self.is_multimodal else None
 
     @property
     def rows(self) -> int | None:
-        """Rows of the token embedding, by the weights, or by the configuration alone; None: neither says."""
+        """Rows of the token embedding, by the weights or else by the configuration; None: unknown."""
         said = self.embedding[0] if self.embedding else self.text.get("vocab_size")
         return said if isinstance(said, int) else None
 
     def special_token(self, name: str) -> str | None:
-        """The text of `eos_token` and its kind."""
+        """The text of `eos_token` and similar tokens."""
         for source in (self.tokenizer_config, _object(self.path / "special_tokens_map.json", optional=True)):
             value = source.get(name)
             if isinstance(value, dict):
@@ -164,7 +164,7 @@ class ModelFacts:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """End-of-sequence ids that the checkpoint was trained with, beside the tokenizer's own."""
+        """End-of-sequence ids of the checkpoint, in addition to the tokenizer's own."""
         given = self.generation.get("eos_token_id", self.text.get("eos_token_id"))
         listed = given if isinstance(given, list) else [given]
         return tuple(token for token in listed if type(token) is int)
@@ -184,26 +184,26 @@ def _scalings(text: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def model_folder(model: str) -> Path | None:
-    """Where the files of a directory or hub name lie on this machine; None: nowhere."""
+    """Folder of a directory or hub name on this machine; None: not here."""
     try:
         path = Path(model).expanduser()
         if path.is_dir():
             return path
         if path.exists() or model.count("/") != 1:
             return None
-    except (OSError, ValueError, RuntimeError):  # nothing that can be a path
+    except (OSError, ValueError, RuntimeError):  # cannot be a path
         return None
     hub = hub_folder() / f"models--{model.replace('/', '--')}"
     try:
         snapshot = hub / "snapshots" / (hub / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return None
-    # Half of a model may be here: the rest is fetched when an engine asks for it.
+    # A partial model may be here: the rest is downloaded when an engine needs it.
     return snapshot if (snapshot / "config.json").exists() and any(snapshot.glob("*.safetensors")) else None
 
 
 def read_facts(path: Path) -> ModelFacts:
-    """Reads all of it. Raises InputError for what is missing or damaged; it does not say whose model it is."""
+    """Read all facts. Raises InputError for missing or damaged files; the message does not name the model."""
     config = _object(path / "config.json")
     if "architectures" not in config and "model_type" not in config:
         raise InputError("config.json names no architecture; is it a model directory?")
@@ -218,27 +218,27 @@ def read_facts(path: Path) -> ModelFacts:
 
 
 def context_of(model: str) -> int | None:
-    """Tokens that a model attends to; None where it is not on this machine or does not say."""
+    """Most tokens a model attends to; None if it is not on this machine or does not state it."""
     folder = model_folder(model)
     if folder is None:
         return None
     try:
         config = _object(folder / "config.json")
     except InputError:
-        return None  # reported, with its cause, where the model is loaded or checked
+        return None  # the error is reported where the model is loaded or checked
     return ModelFacts(path=folder, config=config, tokenizer_config={}, generation={}).context
 
 
 @dataclass(frozen=True, slots=True)
 class _TokenizerFile:
-    """A file, the same as any other with this content."""
+    """A file, equal to any other with the same content."""
 
     digest: str
     path: Path = field(compare=False)
 
 
 def read_tokenizer(path: Path) -> TokenizerFacts | None:
-    """The tokenizer of a file, None where there is none. Raises InputError when it cannot be read."""
+    """The tokenizer of a file; None if there is none. Raises InputError when it cannot be read."""
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
@@ -250,12 +250,12 @@ def read_tokenizer(path: Path) -> TokenizerFacts | None:
 
 @lru_cache(16)
 def _read_tokenizer(file: _TokenizerFile) -> TokenizerFacts:
-    """Kept: tens of megabytes take a second, and models of one family have the same."""
+    """Cached: tens of megabytes take a second, and models of one family share the file."""
     from tokenizers import Tokenizer
 
     try:
         core = Tokenizer.from_file(str(file.path))
-    except Exception as error:  # the library has no narrower one
+    except Exception as error:  # the library has no narrower class
         raise InputError(f"tokenizer.json cannot be read: {short(str(error))}; fetch it again") from None
     added = core.get_added_tokens_decoder()
     words = core.get_vocab(with_added_tokens=True)
@@ -274,7 +274,7 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
         hint = f" (only {short(pickled)}, which may run code when read: convert it to safetensors)" if pickled else ""
         raise InputError(f"has no *.safetensors file{hint}")
     if not (path / INDEX).exists():
-        # Several files without an index: only the usual name is loaded.
+        # Without an index, only the file with the usual name is loaded.
         files = [file for file in files if file.name == "model.safetensors"] or files
         return {name: tensor for file in files for name, tensor in read_header(file).items()}
     places = _object(path / INDEX).get("weight_map")

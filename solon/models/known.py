@@ -1,6 +1,6 @@
-"""Which models the installed libraries know, read from their sources: importing them takes seconds.
+"""The models that the installed libraries support, read from their sources, since importing them takes seconds.
 
-None where a library is not installed or keeps its list elsewhere: then nothing is said about it.
+None if a library is not installed or keeps its list elsewhere: nothing is checked then.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ _REGISTRY = "model_executor/models/registry.py"
 
 @cache
 def model_types() -> frozenset[str] | None:
-    """What Transformers takes as `model_type`."""
+    """Values of `model_type` in Transformers."""
     found = _table("transformers", f"{_AUTO}/auto_mappings.py", "CONFIG_MAPPING_NAMES")
-    # One alias is added apart from the list.
+    # One alias is added outside the list.
     return frozenset(found) | {"gpt-sw3"} if found else None
 
 
 @cache
 def causal_models() -> dict[str, frozenset[str]] | None:
-    """The classes of Transformers that write text token by token, by `model_type`."""
+    """Transformers' classes for causal language models, by `model_type`."""
     return _table("transformers", f"{_AUTO}/modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES") or None
 
 
 @cache
 def activations() -> frozenset[str] | None:
-    """Names of activation functions that Transformers knows."""
+    """Names of activation functions in Transformers."""
     return frozenset(_table("transformers", "activations.py", "ACT2CLS")) or None
 
 
 @cache
 def rope_types() -> frozenset[str] | None:
-    """Kinds of position scaling that Transformers computes, the one without scaling left out."""
+    """Kinds of position scaling that Transformers computes, without the default."""
     return frozenset(_table("transformers", "modeling_rope_utils.py", "ROPE_INIT_FUNCTIONS")) or None
 
 
@@ -53,7 +53,7 @@ def is_installed(package: str) -> bool:
 
 
 def _table(package: str, file: str, name: str) -> dict[str, frozenset[str]]:
-    """Keys of a dictionary that a module writes down, with the texts of each value."""
+    """Keys of a dictionary literal in a module, with the texts of each value."""
     spec = importlib.util.find_spec(package)
     folders = (spec.submodule_search_locations if spec is not None else None) or ()
     for folder in folders:
@@ -72,7 +72,7 @@ def _table(package: str, file: str, name: str) -> dict[str, frozenset[str]]:
 
 
 def _entries(node: ast.expr) -> dict[str, frozenset[str]]:
-    """Of `{"key": value}` and of `OrderedDict([("key", value)])`."""
+    """Entries of `{"key": value}` and of `OrderedDict([("key", value)])`."""
     pairs: list[tuple[ast.expr | None, ast.expr]] = []
     if isinstance(node, ast.Dict):
         pairs = list(zip(node.keys, node.values, strict=True))

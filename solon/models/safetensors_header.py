@@ -1,4 +1,4 @@
-"""What the header of a safetensors file says, and whether the file keeps it. Reads the header alone, whatever the size.
+"""Reads the header of a safetensors file and checks it against the file. Reads only the header, whatever the size.
 
 8 bytes: length of the header | JSON: name -> dtype, shape, data_offsets | the data, without gaps
 """
@@ -28,14 +28,14 @@ _BITS = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor as a file announces it."""
+    """A tensor as declared in a file."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Tensors by name. Raises InputError when the file is cut, or its header does not describe its bytes."""
+    """Tensors by name. Raises InputError when the file is truncated, or its header does not match its bytes."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -56,7 +56,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _entry(path: Path, name: str, value: Any) -> tuple[int, int, str]:
-    """(first byte, end, name) of a tensor that its own shape and dtype fill."""
+    """(first byte, end, name) of a tensor whose shape and dtype fill its bytes."""
     try:
         bits, shape = _BITS[value["dtype"]], value["shape"]
         begin, end = value["data_offsets"]
@@ -85,5 +85,5 @@ def _damaged(path: Path, how: str) -> InputError:
 
 
 def bits_of(dtype: str) -> int:
-    """Bits of an element of a stored type, 8 for one that is not known."""
+    """Bits of an element of a stored type; 8 for an unknown type."""
     return _BITS.get(dtype, 8)

@@ -1,4 +1,4 @@
-"""How large a model is: elements and bytes, by the headers of its weights, or by config.json without them."""
+"""The size of a model: elements and bytes, from the headers of its weights, or else from config.json."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from solon.models.facts import ModelFacts
 from solon.models.safetensors_header import bits_of
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-"""Of one element, by the names that config.json uses."""
+"""Bytes of one element, by the names used in config.json."""
 _WIDE = {"F64", "F32", "F16", "BF16"}
-"""Stored types that an engine turns into the one it computes in; integers and eight-bit floats stay as they are."""
+"""Stored types that an engine converts to its computing type; integers and eight-bit floats stay as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,13 +21,13 @@ class ModelSizes:
     """Sizes of a decoder. Elements and widths are counts, `fixed` is bytes."""
 
     parameters: int
-    """Elements of its weights, shared ones counted once; of a quantised model those of the model it was made of."""
+    """Elements of its weights, shared ones counted once; for a quantised model those of the original."""
     wide: int
-    """Elements that are held in the dtype of the computation."""
+    """Elements held in the computing type."""
     fixed: int
     """Bytes of the weights that stay compressed."""
     head: int
-    """Elements of the output head where it is not the embedding; else 0."""
+    """Elements of the output head if it is not the embedding; else 0."""
     layers: int
     hidden: int
     intermediate: int
@@ -40,16 +40,16 @@ class ModelSizes:
 
     @property
     def cached_elements(self) -> int:
-        """Of one token in the key-value cache, all layers together."""
+        """Elements of one token in the key-value cache, over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
     def weights(self, bytes_per_element: int) -> int:
-        """Bytes of the weights as an engine of this dtype holds them."""
+        """Bytes of the weights in an engine of this dtype."""
         return self.wide * bytes_per_element + self.fixed
 
 
 def sizes_of(facts: ModelFacts) -> ModelSizes | None:
-    """None for what config.json does not describe as an ordinary decoder: experts, other attention, unknown keys."""
+    """None if config.json does not describe an ordinary decoder: experts, other attention, unknown keys."""
     text = facts.text
     shape = [_count(text, *keys) for keys in _SHAPE]
     if facts.experts or facts.is_encoder_decoder or facts.head_size is None or None in shape:
@@ -64,7 +64,7 @@ def sizes_of(facts: ModelFacts) -> ModelSizes | None:
     embeddings = vocabulary * hidden
     head = 0 if tied else embeddings
     if facts.tensors:
-        # A file may keep the tied head as well.
+        # A file may store the tied head as well.
         stored = {n: t for n, t in facts.tensors.items() if not (tied and n.endswith("lm_head.weight"))}
         wide = sum(prod(t.shape) for t in stored.values() if t.dtype in _WIDE)
         fixed = sum(prod(t.shape) * bits_of(t.dtype) // 8 for t in stored.values() if t.dtype not in _WIDE)

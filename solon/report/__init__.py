@@ -1,4 +1,4 @@
-"""What is shown to people in a browser: figures and the pages that hold them.
+"""Output for a browser: figures and the pages with them.
 
-Start with `figures`. May know: errors, files, feedback.
+Start with `figures`. May import: errors, files, feedback.
 """

@@ -1,7 +1,7 @@
 """Figures about judges, and the page that shows them: one file, no network, readable on a phone.
 
-Names of models and judges come from outside. They are data: every one passes through `_shown` and can neither
-become markup nor leave its place.
+Names of models and judges are untrusted input: all pass through `_shown`, so that none can become markup or break the
+layout.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Told apart by people with any colour vision (Okabe and Ito)."""
+"""Distinguishable with any colour vision (Okabe and Ito)."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x")
 INK, FAINT, GRID = "#1a1a1a", "#767676", "#e6e6e6"
 LONGEST_NAME = 60
@@ -43,7 +43,7 @@ class JudgePoint:
     """Labels per second, or dollars per 1,000 labels: the same for all points of a figure."""
     quality: Interval
     note: str = ""
-    """A further line of what is shown about it."""
+    """A further line of text about it."""
 
 
 def pareto_front(points: Sequence[JudgePoint], *, cost: Cost) -> list[int]:
@@ -61,9 +61,9 @@ def pareto_front(points: Sequence[JudgePoint], *, cost: Cost) -> list[int]:
 
 
 def frontier(points: Sequence[JudgePoint], *, cost: Cost, quality: str = "agreement with gold") -> Figure:
-    """Cost and quality of judges, with the Pareto front: what can be had at which price.
+    """Cost and quality of judges, with the Pareto front: the best quality at each price.
 
-    Judges are numbered, best quality first; `write_page` sets the names beneath, where they have room.
+    Judges are numbered, best quality first; `write_page` lists the names below, where there is room.
     """
     from plotly.graph_objects import Figure, Scatter
 
@@ -80,7 +80,7 @@ def frontier(points: Sequence[JudgePoint], *, cost: Cost, quality: str = "agreem
             x=[costs[n] for n in front],
             y=[ranked[n].quality.value for n in front],
             mode="lines",
-            # What can be had at a price in between is what the next judge that is affordable gives.
+            # At a price in between, the best choice is the next affordable judge.
             line={"shape": "vh" if cost == "labels/s" else "hv", "dash": "dot", "color": FAINT, "width": 1.5},
             name="Pareto front",
             hoverinfo="skip",
@@ -124,7 +124,7 @@ def _judges(
 
 
 def reliability(bins_by_judge: Mapping[str, Sequence[Bin]], *, folded: bool) -> Figure:
-    """What judges claim against what is true; on the diagonal they are calibrated, below it they are too sure.
+    """Claimed against observed frequencies; on the diagonal judges are calibrated, below it they are overconfident.
 
     folded: bins of pairs, seen from the favoured answer, so that probabilities start at one half.
     """
@@ -177,7 +177,7 @@ def _layout(x_title: str, y_title: str) -> dict[str, Any]:
         "ticks": "outside",
         "tickcolor": FAINT,
         "automargin": True,
-        "fixedrange": True,  # a finger that scrolls the page must not zoom the figure
+        "fixedrange": True,  # scrolling the page by touch must not zoom the figure
     }
     return {
         "template": "none",
@@ -211,19 +211,19 @@ def _spoken(interval: Interval) -> str:
 
 
 def _shown(text: str, *, longest: int = LONGEST_NAME) -> str:
-    """A text as data: printable, of bounded length, without any character that markup could start with."""
+    """A text as data: printable, of bounded length, without characters that could start markup."""
     printable = _printable(text)
     cut = printable if len(printable) <= longest else printable[: longest - 1] + "…"
-    return html.escape(cut, quote=False)  # Plotly knows no `&quot;`, and no text of ours stands in an attribute
+    return html.escape(cut, quote=False)  # Plotly does not decode `&quot;`, and no text is used in an attribute
 
 
 def _printable(text: str) -> str:
-    """Without controls, and without what makes a browser show letters in another order than they stand."""
+    """The text without control characters, including those that change the order of displayed letters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _number(value: float) -> str:
-    """Three digits that say something: 1,234 or 0.0123."""
+    """Three significant digits: 1,234 or 0.0123."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -264,9 +264,9 @@ for (const [id, figure] of Object.entries({{{figures}}})) {{
 
 
 def write_page(figures: Mapping[str, Figure], path: str | Path, *, title: str, notes: Sequence[str] = ()) -> Path:
-    """One HTML file that needs nothing else: a heading, paragraphs, and each figure under its own heading.
+    """One self-contained HTML file: a heading, paragraphs, and each figure under its own heading.
 
-    The file, 5 MB for the drawing library, is there completely or not at all.
+    The file, 5 MB because of the drawing library, is written atomically.
     """
     from plotly.offline import get_plotlyjs
 
@@ -278,7 +278,7 @@ def write_page(figures: Mapping[str, Figure], path: str | Path, *, title: str, n
         notes="\n".join(f"<p>{html.escape(_printable(note))}</p>" for note in notes),
         sections="\n".join(sections),
         plotly=get_plotlyjs(),
-        # Plotly writes `<`, `>` and `/` inside JSON as escapes, so that no text ends the script.
+        # Plotly escapes `<`, `>` and `/` inside JSON, so that no text ends the script.
         figures=", ".join(f'"figure-{n}": {figure.to_json()}' for n, figure in enumerate(figures.values())),
     )
     return write_whole(path, page, what="page")
@@ -291,7 +291,7 @@ def _section(identifier: str, heading: str, figure: Figure) -> str:
 
 
 def _table(meta: Mapping[str, Any] | None) -> str:
-    """The figure's numbers as text, when it carries any."""
+    """The figure's numbers as text, if it has any."""
     if not meta:
         return ""
 
