@@ -68,9 +68,9 @@ class Clock:
         return self.now() - self._returned
 
     def charged(self, standing_s: float) -> float:
-        """The part of a worker's time without progress that counts against the worker. Whatever stopped this process
-        may have stopped the worker too, so time is counted from the last return; but at least half of all awake time
-        counts, since this process may be stopped repeatedly."""
+        """The part of a worker's time without progress that counts against the worker. An event that stopped this
+        process may have stopped the worker too, so time is counted from the last return; but at least half of all awake
+        time counts, since this process may be stopped repeatedly."""
         since = self.since_return()
         begun = self._last - standing_s
         away_s = sum(min(length, back - begun) for back, length in self._away if back > begun)

@@ -83,7 +83,7 @@ class Principle(Section):
         return self
 
     def can(self, task: Task) -> bool:
-        """Whether it has what a task asks from."""
+        """Whether it has the questions of a task."""
         value = getattr(self, NEEDED[task])
         return bool(value.strip() if isinstance(value, str) else value)
 
@@ -100,12 +100,12 @@ class Principle(Section):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One question of one principle, as it is put to a judge. `Asked(principle, "Which is more polite?")`"""
+    """One question of one principle to a judge. `Asked(principle, "Which is more polite?")`"""
 
     principle: Principle
     question: str
     question_id: str = ""
-    """Which of the principle's questions, where it has several (predicates)."""
+    """Identifies the question if the principle has several (predicates)."""
     polarity: int = 1
     """-1: yes speaks against the answer."""
     scale: int = 5
@@ -124,7 +124,7 @@ class Constitution(Section):
     license: str = ""
     description: str = ""
     preamble: str = ""
-    """Stands first in every question to a judge."""
+    """The beginning of every question to a judge."""
     aggregation: Aggregation = Aggregation()
     sampling: PrincipleSampling = PrincipleSampling()
     principles: tuple[Principle, ...] = Field(min_length=1)
@@ -157,12 +157,12 @@ class Constitution(Section):
 
     @property
     def hash(self) -> str:
-        """sha256 of the canonical JSON: comments and key order do not change it, any text does."""
+        """sha256 of the canonical JSON: independent of comments and key order, but not of any text."""
         canonical = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def require_hash(self, expected: str) -> None:
-        """Raises InputError when this is another text than the one that was pinned."""
+        """Raises InputError when the text differs from the pinned one."""
         if expected != self.hash:
             raise InputError(
                 f"constitution {self.id!r} {self.version} has the hash {self.hash}, expected {expected}: its text is "
@@ -170,9 +170,9 @@ class Constitution(Section):
             )
 
     def for_task(self, task: Task) -> tuple[Principle, ...]:
-        """The principles that can be asked in this form.
+        """The principles with questions of this form.
 
-        Raises InputError when one of them cannot: a principle silently left out would not be trained.
+        Raises InputError when one of them has none: a principle silently omitted would not be trained.
         """
         lacking = [p.id for p in self.principles if not p.can(task)]
         if lacking:

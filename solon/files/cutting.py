@@ -1,4 +1,4 @@
-"""Conversations made shorter: whole turns first, oldest first; never a system message, never the last user's turn."""
+"""Shortens conversations: whole turns first, oldest first; never a system message, never the last user's turn."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from solon.records import Message
 
 Length = Callable[[Sequence[Message]], int]
-"""Tokens of a conversation, rendered by the model's chat template."""
+"""Number of tokens of a conversation in the model's chat template."""
 
 
 def fitted(messages: Sequence[Message], *, room: int, length: Length) -> tuple[Message, ...] | None:
-    """The conversation within `room` tokens; None when its system messages and one character are too long already.
+    """The conversation within `room` tokens; None when its system messages and one character are already too long.
 
-    The oldest turns go first, so that what is left begins with a user turn. Where the last user turn alone is too long,
-    its beginning goes: the end holds the question more often. Every candidate is rendered by `length`, which may raise.
+    The oldest turns are removed first, so that the rest begins with a user turn. If the last user turn alone is too
+    long, its beginning is removed, since the end more often holds the question. Every candidate is measured by
+    `length`, which may raise.
 
     >>> fitted([Message(role="user", content="abcdef")], room=3, length=lambda m: len(m[-1].content))
     (Message(role='user', content='def'),)
@@ -24,7 +25,7 @@ def fitted(messages: Sequence[Message], *, room: int, length: Length) -> tuple[M
         return messages
     starts = [n for n, message in enumerate(messages) if n and message.role == "user" and n < len(messages) - 1]
     candidates = [_from(messages, start) for start in starts]
-    # A later start is a shorter conversation: the first that fits is found by halving.
+    # A later start gives a shorter conversation: the first that fits is found by bisection.
     low, high = 0, len(candidates)
     while low < high:
         middle = (low + high) // 2
@@ -42,7 +43,7 @@ def _from(messages: tuple[Message, ...], start: int) -> tuple[Message, ...]:
 
 
 def _with_end(messages: tuple[Message, ...], room: int, length: Length) -> tuple[Message, ...] | None:
-    """The longest end of the last turn's text that fits."""
+    """The conversation with the longest end of the last turn's text that fits."""
     *before, last = messages
 
     def ending(characters: int) -> tuple[Message, ...]:
@@ -50,7 +51,7 @@ def _with_end(messages: tuple[Message, ...], room: int, length: Length) -> tuple
 
     if length(messages) <= room:
         return messages
-    # `most` characters are known to fit, `least_bad` are known not to.
+    # `most` characters are known to fit, `least_bad` are known not to fit.
     most, least_bad = 0, len(last.content)
     while least_bad - most > 1:
         middle = (most + least_bad) // 2

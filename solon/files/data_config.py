@@ -1,4 +1,4 @@
-"""The section `[data]`: which column and split holds the prompts, and what becomes of those that do not fit."""
+"""The section `[data]`: the column and split of the prompts, and the treatment of prompts that do not fit."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class ReadConfig(BaseModel):
     column: str = Field("prompt", min_length=1)
     """The column (key of a JSON object) that holds the prompt: text, or a list of messages."""
     json_messages: bool = True
-    """A text that is a JSON list of {role, content} is read as these messages. False: it is a text like any other."""
+    """Read a text that is a JSON list of {role, content} as these messages. False: treat it as any other text."""
     split: str = ""
-    """Split of a saved or hub dataset, or of a folder with files such as `train-00000-of-00002.parquet`; empty: the
-    only one there is."""
+    """Split of a saved or hub dataset, or of a folder with files such as `train-00000-of-00002.parquet`; empty: its
+    only split."""
     subset: str = ""
     """Configuration of a hub dataset; empty: its default."""
 
@@ -29,19 +29,19 @@ class DataConfig(ReadConfig):
     heldout_split: str = ""
     """Split of `evaluate.prompts`; empty: `split`."""
     max_bad_share: float = Field(0.01, ge=0, le=1)
-    """Share of rows that may be broken (unreadable, another form); more: the file is refused."""
+    """Largest share of broken rows (unreadable or malformed); above it the file is refused."""
     refused: Literal["drop", "error"] = "drop"
-    """Prompts that the policy's chat template refuses."""
+    """Treatment of prompts that the policy's chat template refuses."""
     overlong: Literal["drop", "error", "cut"] = "drop"
-    """Prompts longer than rollout.max_model_len less rollout.max_tokens. `cut` removes the oldest turns, then the
-    beginning of the last user turn, never a system message."""
+    """Treatment of prompts longer than rollout.max_model_len minus rollout.max_tokens. `cut` removes the oldest turns,
+    then the beginning of the last user turn, never a system message."""
     duplicates: Literal["keep", "drop"] = "keep"
-    """Prompts with the same messages as an earlier one. Kept, they are drawn that much more often."""
+    """Treatment of prompts with the same messages as an earlier one. If kept, they are drawn more often."""
     heldout_overlap: Literal["warn", "drop", "error"] = "warn"
-    """Training prompts that are held out as well; `drop` removes them from training."""
+    """Treatment of training prompts that are also held out; `drop` removes them from training."""
 
     @property
     def heldout(self) -> ReadConfig:
-        """How the held-out prompts are read."""
+        """Settings for reading the held-out prompts."""
         changed = {"split": self.heldout_split or self.split}
         return ReadConfig(**self.model_dump(include={*ReadConfig.model_fields} - {"split"}), **changed)

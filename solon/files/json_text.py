@@ -1,4 +1,4 @@
-"""JSON that every reader accepts: NaN and infinities, which JSON does not have, become null."""
+"""JSON that every reader accepts: NaN and infinities, which JSON lacks, become null."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """Always valid JSON; numpy values are numbers and lists, what is no JSON type becomes its text.
+    """Always valid JSON; numpy values become numbers and lists, values of other types become text.
 
     >>> json_text({"gap": float("nan"), "step": 3})
     '{"gap": null, "step": 3}'
     """
     try:
         return json.dumps(value, indent=indent, default=_foreign, allow_nan=False)
-    except ValueError:  # rare, so that the long way round is walked only then
+    except ValueError:  # rare, so the slow way is taken only here
         return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 

@@ -1,10 +1,10 @@
-"""What a field of a configuration holds, said on the field itself: a model, a file, or what a resumed run may change.
+"""Marks on the fields of a configuration: a model name, a file, or a key that a resumed run may change.
 
     judge: ModelName = ""
     path: FilePath = ""
     steps: Annotated[int, MayChange()] = 100
 
-A new section brings its own marks, so that no list elsewhere has to name its keys.
+A new section brings its own marks, so no list elsewhere has to name its keys.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel
 
 EVERY = "*"
-"""Stands for any name in a key of a table whose names are free: `pools.*.model`."""
+"""Stands for any name in the key of a table with free names: `pools.*.model`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,15 @@ class NamesFile:
 
 @dataclass(frozen=True, slots=True)
 class NamesPrompts(NamesFile):
-    """The same; it may be a dataset of the hub instead."""
+    """The same, or a dataset of the hub."""
 
 
 @dataclass(frozen=True, slots=True)
 class MayChange:
-    """A resumed run may set it to something else: it says how long, where or how patiently, not what is trained."""
+    """A resumed run may change the value: it affects duration, place or patience, not what is trained."""
 
     keys: tuple[str, ...] = ()
-    """Of a section: these of its keys; none: all of it."""
+    """For a section: only these of its keys; none: all of them."""
 
 
 Mark = NamesModel | NamesFile | NamesPrompts | MayChange
@@ -69,7 +69,7 @@ def marks(model: type[BaseModel], mark: type[K]) -> Iterator[tuple[str, K]]:
 
 
 def may_change(model: type[BaseModel]) -> tuple[str, ...]:
-    """Keys that a resumed run may set to something else; a section stands for all of its keys."""
+    """Keys that a resumed run may change; a section stands for all of its keys."""
     found = []
     for key, mark in marks(model, MayChange):
         found += [f"{key}.{inner}" for inner in mark.keys] if mark.keys else [key]
@@ -77,7 +77,7 @@ def may_change(model: type[BaseModel]) -> tuple[str, ...]:
 
 
 def is_among(key: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a dotted key is one of these, or within one of these.
+    """Whether a dotted key equals one of the patterns or lies below one.
 
     >>> is_among("pools.judge.model", ("pools.*.model",))
     True
@@ -91,12 +91,12 @@ def is_among(key: str, patterns: tuple[str, ...]) -> bool:
 
 
 def is_exactly(key: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a dotted key is one of these, not only within one."""
+    """Whether a dotted key equals one of the patterns."""
     return is_among(key, tuple(pattern for pattern in patterns if pattern.count(".") == key.count(".")))
 
 
 def rewrite(raw: Any, pattern: str, change: Callable[[str, Any], Any], *, place: str = "") -> None:
-    """Replace, in what a file holds, every value at keys of this pattern by `change(key, value)`."""
+    """Replace every value at keys of this pattern in a file's content by `change(key, value)`."""
     first, _, rest = pattern.partition(".")
     if not isinstance(raw, dict):
         return
@@ -121,7 +121,7 @@ def values(config: BaseModel, mark: type[K]) -> Iterator[str]:
 
 
 def mapped(config: M, mark: type[K], change: Callable[[str], str]) -> M:
-    """A copy whose texts in fields with this mark are changed."""
+    """A copy with the texts in fields with this mark replaced."""
     update: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
@@ -146,7 +146,7 @@ def _sections(value: Any) -> Iterator[BaseModel]:
 
 
 def _section(annotation: Any) -> tuple[type[BaseModel] | None, str]:
-    """The model of a section, and what stands between its name and its keys."""
+    """The model of a section, and the pattern between its name and its keys."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, ""
     if get_origin(annotation) is dict:

@@ -1,4 +1,4 @@
-"""`--set section.key=value`: a value of a configuration file, changed on the command line; and its dotted keys."""
+"""`--set section.key=value`: changes a value of a configuration file on the command line; and dotted keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from solon.files.toml_file import MAX_DEPTH, is_deep
 
 
 def parse_override(text: str) -> tuple[str, Any, str]:
-    """(key, value as TOML reads it, value as it was written). Raises InputError.
+    """(key, value parsed as TOML, value as written). Raises InputError.
 
     >>> parse_override("learn.epochs=2")
     ('learn.epochs', 2, '2')
@@ -25,7 +25,7 @@ def parse_override(text: str) -> tuple[str, Any, str]:
 
 
 def put(raw: dict[str, Any], key: str, value: Any, text: str) -> None:
-    """Put a value at a dotted key. Raises InputError when the way there leads through a value."""
+    """Put a value at a dotted key. Raises InputError when a part of the key is a value, not a section."""
     *sections, last = key.split(".")
     place = raw
     for section in sections:
@@ -36,7 +36,7 @@ def put(raw: dict[str, Any], key: str, value: Any, text: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """A TOML value, or a JSON object or list; a bare word is text, and so is a value that something follows."""
+    """A TOML value, or a JSON object or list; a bare word is text, and so is a value with trailing characters."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -45,7 +45,7 @@ def _value(text: str) -> Any:
 
 
 def _json(text: str) -> Any:
-    """An object or list as JSON writes it, `{"enable_thinking": false}`; any other text as it is."""
+    """A JSON object or list, `{"enable_thinking": false}`; any other text unchanged."""
     if not text.startswith(("{", "[")):
         return text
     try:

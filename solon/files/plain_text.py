@@ -1,4 +1,4 @@
-"""Text of models, files and machines, made harmless to whatever shows it."""
+"""Makes text of models, files and machines harmless to display."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from solon.errors import one_line
 
 
 def visible(text: str) -> str:
-    r"""The text with everything that a terminal would obey written out; only line breaks stay.
+    r"""The text with all terminal control characters escaped, except line breaks.
 
     >>> visible("\x1b[31mred")
     '\\x1b[31mred'
@@ -19,7 +19,7 @@ def visible(text: str) -> str:
 
 
 def excerpt(text: str, *, longest: int = 200) -> str:
-    """One short harmless line of a text of any length; of a long one the beginning and the end.
+    """One short harmless line from a text of any length; a long text is cut in the middle.
 
     >>> excerpt("\x1b[2Jone\ntwo " + "x" * 500, longest=40)
     '\\x1b[2Jone two xxxxxxxxxxx … xxxxxxxxxx'

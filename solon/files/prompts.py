@@ -1,4 +1,4 @@
-"""Prompts from a file or dataset, a column of text or of messages; what is broken is counted and named with its place.
+"""Reads prompts from a file or dataset, as text or messages; broken rows are counted and reported with their place.
 
 `docs/prompts.md` describes the formats.
 """
@@ -24,35 +24,35 @@ from solon.records import Message, Prompt
 
 ROLES = ("system", "user", "assistant")
 TOOL_KEYS = ("tool_calls", "tool_call_id", "function_call")
-"""Keys of a turn without which it says something else."""
+"""Keys without which a turn has another meaning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptFile:
-    """Prompts read from one place, and what was wrong with the rest."""
+    """Prompts from one source, and the problems with its other rows."""
 
     path: str
     prompts: tuple[Prompt, ...]
     places: tuple[Place, ...]
-    """Where each prompt stands."""
+    """Place of each prompt."""
     bad: tuple[Refused, ...] = ()
     """Broken rows."""
     unused: Mapping[str, int] = field(default_factory=dict)
-    """Keys of turns that are not used, and how many prompts have them."""
+    """Unused keys of turns, with the number of prompts that have them."""
     from_json: int = 0
-    """Prompts that were messages written as JSON."""
+    """Number of prompts that were messages in JSON."""
 
     @property
     def read(self) -> int:
-        """Rows, broken ones included."""
+        """Number of rows, including broken ones."""
         return len(self.prompts) + len(self.bad)
 
     def notes(self) -> list[str]:
-        """What a person may want to know."""
+        """Notes for the user."""
         return [json_note(self.path, self.from_json)] if self.from_json else []
 
     def warnings(self) -> list[str]:
-        """One line about skipped rows, one about keys that are not used."""
+        """One line about skipped rows, one about unused keys."""
         found = []
         if self.bad:
             found.append(f"{self.path}: skipped {len(self.bad)} of {self.read:,} rows, broken ({described(self.bad)})")
@@ -101,7 +101,7 @@ def load_prompts(
 
 
 def with_messages(row: Any, *columns: str) -> tuple[Any, bool]:
-    """The row with messages where a column holds them as JSON, and whether one did.
+    """The row with JSON messages in a column parsed, and whether there were any.
 
     >>> with_messages({"prompt": '[{"role": "user", "content": "hi"}]'}, "prompt")
     ({'prompt': [{'role': 'user', 'content': 'hi'}]}, True)
@@ -113,7 +113,7 @@ def with_messages(row: Any, *columns: str) -> tuple[Any, bool]:
 
 
 def json_messages(value: Any) -> list[Any] | None:
-    """The turns of a text that is a JSON list of {role, content}; None of any other value, which stays what it is."""
+    """The turns of a text that is a JSON list of {role, content}; None for any other value."""
     if not isinstance(value, str) or not value.lstrip().startswith("[") or '"role"' not in value:
         return None
     try:
@@ -124,13 +124,13 @@ def json_messages(value: Any) -> list[Any] | None:
 
 
 def json_note(source: str | Path, count: int) -> str:
-    """What is said of messages that were found as JSON."""
+    """The note about messages that were found as JSON."""
     which = "1 row held messages as JSON" if count == 1 else f"{count:,} rows held messages as JSON"
     return f"{source}: {which}, read as messages; data.json_messages = false takes them as text"
 
 
 def parse_prompt(row: Any, *, column: str = "prompt") -> Prompt:
-    """A prompt from one row. Raises ValueError that says what is wrong.
+    """A prompt from one row. Raises ValueError with the reason if it is invalid.
 
     >>> parse_prompt({"prompt": "what color is the sky ?"}).messages[0].role
     'user'
@@ -158,10 +158,9 @@ def prompt_id(messages: Sequence[Message]) -> str:
 
 
 class PromptSource:
-    """Prompts by dispatch number: every epoch is a permutation of its own, fixed by the seed.
+    """Prompts by dispatch number: every epoch is its own permutation, determined by the seed.
 
-    `source[n]` depends on nothing but the seed and n, so a run that resumes, or an attempt that is repeated,
-    gets the same prompt.
+    `source[n]` depends only on the seed and n, so a resumed run or a repeated attempt gets the same prompt.
     """
 
     def __init__(self, prompts: Sequence[Prompt], *, seed: int) -> None:
@@ -177,7 +176,7 @@ class PromptSource:
 
 
 def parse_messages(value: Any, *, column: str = "prompt") -> tuple[Message, ...]:
-    """A conversation from text or a list of {role, content}. Raises ValueError that says what is wrong."""
+    """A conversation from text or a list of {role, content}. Raises ValueError with the reason if it is invalid."""
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
@@ -191,7 +190,7 @@ def parse_messages(value: Any, *, column: str = "prompt") -> tuple[Message, ...]
 
 
 def unused_keys(value: Any) -> set[str]:
-    """Keys of turns that hold something and are not used, of a value that `parse_messages` takes."""
+    """Non-empty unused keys of turns, in a value that `parse_messages` accepts."""
     if not isinstance(value, list):
         return set()
     return {str(key) for turn in value for key in turn if key not in ("role", "content") and turn[key] is not None}
@@ -220,7 +219,7 @@ def _parse_turn(turn: Any, column: str) -> Message:
 
 
 def _joined_parts(parts: list[Any], column: str) -> str:
-    """Content in the form of parts, `[{"type": "text", "text": "…"}]`."""
+    """The text of content in parts, `[{"type": "text", "text": "…"}]`."""
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
@@ -229,7 +228,7 @@ def _joined_parts(parts: list[Any], column: str) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be written as UTF-8: JSON can spell half of a surrogate pair, no tokenizer takes it."""
+    """Whether it is valid UTF-8: JSON can contain unpaired surrogates, which no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -238,7 +237,7 @@ def is_text(text: str) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for people."""
+    """The kind of a value, for people."""
     if value is None or value in ("", []):
         return "empty"
     inner = {type(item).__name__ for item in value[:10]} if isinstance(value, list) else set()

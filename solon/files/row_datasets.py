@@ -11,11 +11,11 @@ from solon.errors import InputError
 from solon.files.data_config import ReadConfig
 
 ANSWER_S = 10.0
-"""The hub answers within this, or is taken to be out of reach."""
+"""Seconds after which the hub counts as unreachable."""
 
 
 def saved_rows(path: Path, what: str, split: str) -> Iterator[tuple[int, Any]]:
-    """What `save_to_disk` wrote; `split` of a dictionary of datasets."""
+    """Rows of a dataset written by `save_to_disk`; `split` of a dictionary of datasets."""
     from datasets import Dataset, load_from_disk
 
     place = f"{what} folder {path}"
@@ -23,18 +23,18 @@ def saved_rows(path: Path, what: str, split: str) -> Iterator[tuple[int, Any]]:
         loaded = load_from_disk(str(path))
         if not isinstance(loaded, Dataset):
             loaded = _of_split(loaded, split, place)
-        # The file is mapped into memory as it is: offsets that lie would be read beyond its end.
+        # The file is memory-mapped unchecked: wrong offsets would be read beyond its end.
         loaded.data.table.validate(full=True)
     except InputError:
         raise
-    except Exception as error:  # whatever its own JSON makes the library stumble over
+    except Exception as error:  # the library raises anything for malformed JSON
         said = str(error) or type(error).__name__
         raise InputError(f"{place} is not a saved dataset: {said}; or it is damaged") from None
     return _checked(loaded, place)
 
 
 def hub_rows(name: str, what: str, read: ReadConfig) -> Iterator[tuple[int, Any]]:
-    """A dataset of the hub, from this machine's cache where it is there."""
+    """Rows of a dataset of the hub, from this machine's cache if possible."""
     from datasets import Dataset, disable_progress_bars, load_dataset
 
     place = f"{what} dataset {name}"
@@ -42,7 +42,7 @@ def hub_rows(name: str, what: str, read: ReadConfig) -> Iterator[tuple[int, Any]
     try:
         with _at_once(name):
             loaded = load_dataset(name, read.subset or None, split=read.split or None)
-    except Exception as error:  # network, access, unknown split or subset: the library has no common one
+    except Exception as error:  # network, access, unknown split or subset: the library has no common class
         said = str(error) or type(error).__name__
         raise InputError(
             f"{place} is no path here and cannot be loaded from the hub: {said}; check the name, data.subset, "
@@ -55,9 +55,9 @@ def hub_rows(name: str, what: str, read: ReadConfig) -> Iterator[tuple[int, Any]
 
 @contextmanager
 def _at_once(name: str) -> Iterator[None]:
-    """Without the library's half minute of retries where there is no network: then it looks into its cache alone.
+    """Skips the library's retries of half a minute if there is no network: then only its cache is used.
 
-    Raises what the hub says of a name that it does not have, or does not show to this account.
+    Raises the hub's error for a name that does not exist or is not visible to this account.
     """
     import datasets.config
     import huggingface_hub.constants
@@ -70,7 +70,7 @@ def _at_once(name: str) -> Iterator[None]:
             HfApi().dataset_info(name, timeout=ANSWER_S)
         except (HfHubHTTPError, OfflineModeIsEnabled):
             raise
-        except Exception:  # of whichever library carries the connection
+        except Exception:  # from any of the connection libraries
             huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
@@ -93,6 +93,6 @@ def _checked(dataset: Any, place: str) -> Iterator[tuple[int, Any]]:
     for number in range(1, len(dataset) + 1):
         try:
             row = next(rows)
-        except Exception as error:  # features that do not fit the data show only when a row is made
+        except Exception as error:  # features that do not match the data only fail when a row is read
             raise InputError(f"{place}: row {number} cannot be read ({error})") from None
         yield number, row

@@ -15,9 +15,9 @@ from solon.files.plain_text import excerpt
 from solon.files.row_sources import format_of
 
 MAX_LINE_BYTES = 64 * 2**20
-"""Of a line of text: a row is a prompt and a few answers, not a library."""
+"""Longest line of text: a row is a prompt and a few answers."""
 MAX_LIST_BYTES = 2**30
-"""Of a file that is one JSON list, which is read in one piece."""
+"""Largest file that is one JSON list, which is read in one piece."""
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 SHARE_GPT = (
@@ -30,7 +30,7 @@ Row = tuple[int, str, Any]
 
 
 class BrokenRowError(ValueError):
-    """A row that is none. `excerpt`: what stands there instead."""
+    """A malformed row. `excerpt`: its beginning."""
 
     def __init__(self, message: str, excerpt: str = "") -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class BrokenRowError(ValueError):
 
 
 def file_rows(path: Path, *, what: str, columns: tuple[str, ...] = ()) -> Iterator[Row]:
-    """Rows of one file. Raises InputError, OSError when it cannot be read."""
+    """Rows of one file. Raises InputError or OSError when it cannot be read."""
     ending, compression = format_of(path)
     if ending == ".parquet":
         return _parquet_rows(path, what, columns)
@@ -65,7 +65,7 @@ def _json_rows(path: Path, compression: str, what: str) -> Iterator[Row]:
 
 
 def _whole_or_lines(path: Path, compression: str, what: str) -> Iterator[Row]:
-    """The first line is no JSON by itself: a value over several lines, or lines of which the first is broken."""
+    """The first line is not JSON by itself: either one value over several lines, or a broken first line."""
     value = _whole(path, compression, what)
     if isinstance(value, list):
         yield from _list_rows(value)
@@ -84,7 +84,7 @@ def _list_rows(rows: list[Any]) -> Iterator[Row]:
 
 
 def _whole(path: Path, compression: str, what: str) -> Any:
-    """The file as one JSON value, None when it is none."""
+    """The file as one JSON value; None when it is not one."""
     with _opened(path, compression) as file:
         text = file.read(MAX_LIST_BYTES + 1)
     if len(text) > MAX_LIST_BYTES:
@@ -111,7 +111,7 @@ def _is_json(line: bytes) -> bool:
 def _line_rows(path: Path, compression: str) -> Iterator[Row]:
     with _opened(path, compression) as file:
         for number, line in enumerate(_lines(file), start=1):
-            if line.strip():  # a blank line holds no row that could be lost
+            if line.strip():  # a blank line is not a row
                 yield number, "line", _parsed(line)
 
 
@@ -132,7 +132,7 @@ def _begins(line: bytes) -> str:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines; of one that is too long only the beginning, so that none fills the memory."""
+    """Lines; only the beginning of a line that is too long, so that none fills the memory."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         yield line
         while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
@@ -140,7 +140,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _opened(path: Path, compression: str) -> BinaryIO:
-    """Bytes of a file, uncompressed, in UTF-8."""
+    """Decompressed bytes of a file, in UTF-8."""
     if compression:
         import pyarrow as pa
 
@@ -153,7 +153,7 @@ def _opened(path: Path, compression: str) -> BinaryIO:
 
 
 class _Recoded(io.RawIOBase):
-    """UTF-8 bytes of a text."""
+    """A text as UTF-8 bytes."""
 
     def __init__(self, text: TextIO) -> None:
         self._text = text
@@ -258,7 +258,7 @@ def _table_rows(batches: Iterator[Any], cannot: str) -> Iterator[Row]:
     number = 0
     try:
         for batch in batches:
-            batch.validate(full=True)  # offsets that lie would be read beyond the end
+            batch.validate(full=True)  # wrong offsets would be read beyond the end
             for row in batch.to_pylist():
                 number += 1
                 yield number, "row", row
@@ -274,7 +274,7 @@ def _need_column(names: list[str], columns: tuple[str, ...], place: str) -> None
 
 
 def column_hint(found: Any) -> str:
-    """What to do when the column has another name. found: a row, or the names of the columns alone."""
+    """The remedy if the column has another name. found: a row, or only the names of the columns."""
     known = [name for name in ("messages", "prompts", "question", "instruction", "query", "text") if name in found]
     turns = (
         {name: set(value[0]) for name, value in found.items() if _has_turns(value)} if isinstance(found, dict) else {}

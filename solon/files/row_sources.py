@@ -1,4 +1,4 @@
-"""What a name in a run file stands for: a file, a glob, a folder of files, a saved dataset, a dataset of the hub."""
+"""Resolves a name in a run file: a file, a glob, a folder of files, a saved dataset, a dataset of the hub."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSource:
-    """What is to be read."""
+    """The files to read."""
 
     kind: Literal["files", "saved", "hub"]
     files: tuple[Path, ...] = ()
-    """In order; of a saved dataset its folder."""
+    """In order; for a saved dataset its folder."""
 
 
 def find_source(source: str | Path, *, what: str, split: str) -> RowSource:
-    """Raises InputError when there is nothing, or nothing that can be read; OSError as the file system does."""
+    """Raises InputError when there is no readable source; OSError from the file system."""
     path = Path(source)
     if path.is_dir():
         if any((path / name).exists() for name in ("state.json", "dataset_info.json", "dataset_dict.json")):
@@ -68,7 +68,7 @@ def format_of(path: Path) -> tuple[str, str]:
 
 
 def is_dataset_name(name: str) -> bool:
-    """Whether a name that is no path here may be one of the hub, `org/name`.
+    """Whether a name that is no local path may be a hub dataset, `org/name`.
 
     >>> is_dataset_name("org/prompts"), is_dataset_name("data/prompts.jsonl")
     (True, False)
@@ -88,7 +88,7 @@ def _in_folder(folder: Path, what: str, split: str) -> tuple[Path, ...]:
 
 
 def _of_split(files: Sequence[Path], split: str, what: str, source: str | Path) -> list[Path]:
-    """The files of a split, by their names or their folder's; all where none is asked for and they are of one."""
+    """The files of a split, by their names or their folder's; all files if no split is given and they share one."""
     if split:
         found = [one for one in files if split.lower() in _words(one)]
         if found or len(files) > 1:

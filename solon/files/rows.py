@@ -1,5 +1,5 @@
-"""Rows of a file that a user hands in: JSON, CSV, Parquet, Arrow, compressed or not, a folder of them, a glob, a saved
-or a hub dataset."""
+"""Rows of a user's file: JSON, CSV, Parquet, Arrow, compressed or not, a folder of them, a glob, a saved or a hub
+dataset."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["BrokenRowError", "Place", "Refused", "column_hint", "described", "ex
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a row stands. `str(Place(number=3, unit="line", ordinal=3))` is "line 3"."""
+    """The place of a row. `str(Place(number=3, unit="line", ordinal=3))` is "line 3"."""
 
     number: int
     """Line or row number in its file, from 1."""
     unit: str
     """"line" of a text file, "row" of a table."""
     ordinal: int
-    """A number of its own among all files that are read together; the same as `number` where there is one."""
+    """Unique number over all files read together; the same as `number` for a single file."""
     file: str = ""
-    """Name of the file, where several are read together."""
+    """Name of the file, if several are read together."""
 
     def __str__(self) -> str:
         return f"{self.unit} {self.number}" + (f" of {self.file}" if self.file else "")
@@ -38,21 +38,21 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A row of a file that cannot be used. `Refused(place=place, reason="not UTF-8", excerpt="…")`"""
+    """An unusable row. `Refused(place=place, reason="not UTF-8", excerpt="…")`"""
 
     place: Place
     reason: str
     excerpt: str = ""
-    """How the row begins and ends, harmless to look at."""
+    """Beginning and end of the row, harmless to display."""
 
 
 def read_rows(
     source: str | Path, *, what: str, read: ReadConfig | None = None, columns: Iterable[str] = ()
 ) -> Iterator[tuple[Place, Any]]:
-    """Rows in their order, several files in the order of their names; a row that cannot be read is a BrokenRowError.
+    """Rows in order, files in the order of their names; an unreadable row is a BrokenRowError.
 
-    what: names the file in messages, as in `prompt file`. columns: the only ones that are needed, the first of them for
-    certain; tables are read faster then. Raises InputError when the whole cannot be read.
+    what: names the file in messages, as in `prompt file`. columns: the only ones needed, of which the first is
+    required; this speeds up reading tables. Raises InputError when the source cannot be read.
     """
     read = read or ReadConfig()
     try:
@@ -62,7 +62,7 @@ def read_rows(
 
 
 def excerpt_of(row: Any) -> str:
-    """What a row holds, in a short harmless line."""
+    """The content of a row in a short harmless line."""
     return row.excerpt if isinstance(row, BrokenRowError) else excerpt(short(row))
 
 

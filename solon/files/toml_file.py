@@ -1,4 +1,4 @@
-"""A file of settings, TOML or JSON: read with bounds, so that no file can take the process with it."""
+"""Reads a settings file, TOML or JSON, with bounds, so that no file can exhaust the process."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ MAX_DEPTH = 32
 
 
 def read_toml(path: Path, *, what: str) -> dict[str, Any]:
-    """What a TOML file holds, or a JSON file by its name. Raises InputError that begins with `what`; it never shows a
-    value.
+    """The content of a TOML file, or of a JSON file by its name. Raises an InputError that begins with `what` and never
+    shows a value.
 
     what: names the file in messages, as in `run file`.
     """
@@ -45,7 +45,7 @@ def read_toml(path: Path, *, what: str) -> dict[str, Any]:
 
 
 def is_deep(value: Any) -> bool:
-    """Whether a value has more than `MAX_DEPTH` levels: what walks through it would never come back."""
+    """Whether a value has more than `MAX_DEPTH` levels, which recursive code could not process."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [

@@ -1,4 +1,4 @@
-"""Mistakes in a value of several kinds, told as one: pydantic tells one for each kind, under labels of its own."""
+"""Merges mistakes in a union value into one: pydantic reports one for each member, under its own labels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 
 def told_once(model: type[BaseModel], items: Sequence[Any]) -> list[Any]:
-    """Pydantic's mistakes, with one for each value that is of none of its kinds.
+    """Pydantic's mistakes, with one for each value that matches no member of its union.
 
-    Of a section that is meant, as what was written has keys, the section's own mistakes are kept.
+    If the value has keys, a section was intended, and that section's own mistakes are kept.
     """
     found: list[Any] = []
     done: set[tuple[int | str, ...]] = set()
@@ -41,7 +41,7 @@ def _one(place: tuple[int | str, ...], kinds: Sequence[Any], items: Sequence[Any
 
 
 def _union(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[tuple[int | str, ...], list[Any]]:
-    """The place of the first field on the way that takes several kinds of values, and these; none: nothing."""
+    """The path of the first union field in a location, with the members; none: empty."""
     for depth, part in enumerate(loc, start=1):
         field = next((f for name, f in model.model_fields.items() if part in (name, f.alias)), None)
         if field is None:

@@ -1,4 +1,4 @@
-"""What a person is told when a file does not fit the model that owns it: place, got, expected."""
+"""Error messages for a file that does not fit its model: place, got, expected."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from solon.errors import nearest, short
 from solon.files.unions import told_once
 
 MOST = 5
-"""Mistakes that are named; a file with more gets their number."""
+"""Most mistakes that are described; further ones are counted."""
 DEEPEST = 4
-"""Sections within sections that are searched for a key."""
+"""Depth of nested sections that are searched for a key."""
 OTHER_NAMES = {
     "rank": "r",
     "lora_rank": "r",
@@ -24,7 +24,7 @@ OTHER_NAMES = {
     "num_generations": "group_size",
     "kl_coef": "kl_coefficient",
 }
-"""What other trainers call a key."""
+"""Other trainers' names of keys."""
 _WORDS = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -37,7 +37,7 @@ _WORDS = {
     "list_type": "a list",
     "tuple_type": "a list",
 }
-"""What is expected, by pydantic's kind of mistake."""
+"""The expected value, by pydantic's type of mistake."""
 _LIMITS = {
     "string_pattern_mismatch": "text of the pattern {pattern}",
     "string_too_short": "text of at least {min_length} characters",
@@ -45,13 +45,13 @@ _LIMITS = {
     "too_short": "at least {min_length} of them",
     "too_long": "at most {max_length} of them",
 }
-"""The same with the limit."""
+"""The same with a limit."""
 
 
 def describe_invalid(model: type[BaseModel], error: ValidationError) -> str:
     """All mistakes in one line, unknown keys with the nearest known one.
 
-    Of a model that says `hide_input_in_errors`, nothing that was got is shown: it may be a secret in the wrong field.
+    For a model with `hide_input_in_errors` no input is shown: it may be a secret in the wrong field.
     """
     items = told_once(model, _without_consequences(error.errors(include_url=False)))
     hidden = bool(model.model_config.get("hide_input_in_errors"))
@@ -60,13 +60,13 @@ def describe_invalid(model: type[BaseModel], error: ValidationError) -> str:
 
 
 NOTHING = "none"
-"""How a TOML file and `--set` say that an optional number or section is not there."""
+"""How a TOML file and `--set` write that an optional number or section is absent."""
 
 
 def with_nothing(model: type[BaseModel], raw: Any) -> Any:
-    """What a person wrote, with None for `"none"` wherever the model takes None and no text.
+    """The user's values with `"none"` replaced by None wherever the model accepts None and no text.
 
-    TOML has no word for it. What is no mapping, or unknown to the model, is left to its own check.
+    TOML has no null. Values that are no mapping or unknown to the model are left to its own validation.
     """
     if not isinstance(raw, Mapping):
         return raw
@@ -101,7 +101,7 @@ def _describe(model: type[BaseModel], item: Any, *, hidden: bool) -> str:
 
 
 def _without_consequences(items: Sequence[Any]) -> list[Any]:
-    """A list whose items are wrong is not too short as well, though pydantic counts none of them."""
+    """Drops follow-up mistakes: pydantic also reports a list of wrong items as too short, since it counts none."""
     places = [tuple(item["loc"]) for item in items]
 
     def is_consequence(item: Any) -> bool:
@@ -112,7 +112,7 @@ def _without_consequences(items: Sequence[Any]) -> list[Any]:
 
 
 def _hint(model: type[BaseModel], place: Sequence[int | str]) -> str:
-    """What was probably meant: another name of a key here, the same key of another section, or a key spelt alike."""
+    """A guess of the intended key: another name of a key here, the same key in another section, or a similar key."""
     name, known = str(place[-1]), _known_keys(model, place[:-1])
     other = OTHER_NAMES.get(name, name)
     found = [other] if other in known else list(_places(model, name)) or list(_places(model, other))
@@ -122,7 +122,7 @@ def _hint(model: type[BaseModel], place: Sequence[int | str]) -> str:
 
 
 def _places(model: type[BaseModel], key: str, place: tuple[str, ...] = ()) -> Iterator[str]:
-    """Where a key of this name stands in the sections of a model."""
+    """The places of a key of this name in the sections of a model."""
     for name, field in model.model_fields.items():
         here = (*place, field.alias or name)
         if here[-1] == key:
@@ -133,7 +133,7 @@ def _places(model: type[BaseModel], key: str, place: tuple[str, ...] = ()) -> It
 
 
 def _only_value(model: type[BaseModel], place: Sequence[int | str]) -> str:
-    """Of a key that can have one value."""
+    """The hint for a key with only one possible value."""
     *above, name = place
     owner = _owner(model, above)
     field = next((f for n, f in owner.model_fields.items() if name in (n, f.alias)), None) if owner else None
@@ -142,7 +142,7 @@ def _only_value(model: type[BaseModel], place: Sequence[int | str]) -> str:
 
 
 def _known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    """Keys of the section at a place; none when no model owns it."""
+    """Keys of the section at a place; none if it belongs to no model."""
     owner = _owner(model, place)
     return [] if owner is None else [field.alias or name for name, field in owner.model_fields.items()]
 
@@ -150,7 +150,7 @@ def _known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]
 def _owner(model: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel] | None:
     """The model of the section at a place."""
     for part in place:
-        if isinstance(part, int):  # the place in a list: its items are of one model
+        if isinstance(part, int):  # an index into a list, whose items share one model
             continue
         field = next((f for name, f in model.model_fields.items() if part in (name, f.alias)), None)
         inner = None if field is None else _model_in(field.annotation)
@@ -161,7 +161,7 @@ def _owner(model: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """`Section`, `Section | None` and `tuple[Section, ...]` are owned by Section."""
+    """The section's model in `Section`, `Section | None` or `tuple[Section, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)

@@ -1,4 +1,4 @@
-"""A file that a person keeps: there completely or not at all."""
+"""Writes a user's file atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from solon.errors import InputError
 
 
 def write_whole(path: str | Path, text: str, *, what: str) -> Path:
-    """Write a text file by rename, its folder included. Raises InputError, `what` says what could not be written."""
+    """Write a text file by rename, creating its folder. Raises InputError; `what` names the file in the message."""
     path = Path(path)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
