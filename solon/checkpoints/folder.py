@@ -247,15 +247,15 @@ def verify(path: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json((path / MANIFEST).read_text())
     except (OSError, ValueError, ValidationError) as error:
-        raise InputError(f"checkpoint {path} has no usable {MANIFEST}: {_one_line(error)}; it is not whole") from None
+        raise InputError(f"checkpoint {path} has no usable {MANIFEST}: {_one_line(error)}; it is incomplete") from None
     for name, digest in manifest.files.items():
         file = path / name
         if not file.resolve().is_relative_to(path.resolve()):
-            raise InputError(f"checkpoint {path}: {name!r} lies outside of it; it is not one of ours")
+            raise InputError(f"checkpoint {path}: {name!r} lies outside of it; it was not written by Solon")
         try:
             found = _sha256(file)
         except OSError as error:
-            raise InputError(f"checkpoint {path}: {name} cannot be read ({error.strerror}); it is not whole") from None
+            raise InputError(f"checkpoint {path}: {name} cannot be read ({error.strerror}); it is incomplete") from None
         if found != digest:
             raise InputError(f"checkpoint {path}: {name} is damaged, its sha256 is not the manifest's")
     return manifest

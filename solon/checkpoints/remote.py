@@ -60,7 +60,7 @@ def _fetch(files: Any, root: str, step: int, folder: CheckpointFolder) -> str:
     """Raises InputError when the remote copy is damaged."""
     name = folder.name(step)
     if not files.exists(f"{root}/{name}/{MANIFEST}"):
-        raise InputError(f"{name} has no {MANIFEST}; its upload broke off")
+        raise InputError(f"{name} has no {MANIFEST}; its upload was interrupted")
     scratch = folder.begin(step)
     try:
         files.get(f"{root}/{name}/", f"{scratch}/", recursive=True)
@@ -96,5 +96,5 @@ def _filesystem(url: str) -> Iterator[tuple[Any, str]]:
     except Exception as error:
         scheme = url.partition("://")[0]
         raise RunFailedError(
-            f"the checkpoint store ({scheme}) failed with {type(error).__name__}; look at its address and credentials"
+            f"the checkpoint store ({scheme}) failed with {type(error).__name__}; check its address and credentials"
         ) from error

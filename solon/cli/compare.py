@@ -17,7 +17,7 @@ from solon.cli.tables import print_table
 from solon.cli.terminal import visible
 from solon.errors import InputError
 from solon.feedback.quality.intervals import Interval
-from solon.feedback.trials.candidates import comparing, measure_apart, parse_candidate, told_apart
+from solon.feedback.trials.candidates import comparing, distinctly_named, measure_apart, parse_candidate
 from solon.feedback.trials.comparison import Comparison, JudgeRow, compare
 from solon.feedback.trials.measuring import Measurement
 from solon.files.json_text import json_text
@@ -57,7 +57,7 @@ def run_compare(
         as_json=as_json,
     )
     console, rules, words, gold = inputs.console, inputs.constitution, inputs.template, inputs.pairs
-    candidates = told_apart([parse_candidate(one, inputs.engine, resolve=inputs.path) for one in models])
+    candidates = distinctly_named([parse_candidate(one, inputs.engine, resolve=inputs.path) for one in models])
     measurements: list[Measurement] = []
     for number, candidate in enumerate(candidates, start=1):
         console.print(Text(visible(f"{number}/{len(candidates)}  {candidate.name}: {candidate.runs_as}")))

@@ -68,7 +68,7 @@ class Principle(Section):
         if marks and (marks != list(range(1, len(marks) + 1)) or not 2 <= len(marks) <= 9):
             raise ValueError(f"got the marks {marks[:10]}, expected 1, 2, 3 and so on, two of them to nine")
         if blank := [mark for mark in marks if not anchors[mark].strip()]:
-            raise ValueError(f"mark {blank[0]} has no text, expected what it means")
+            raise ValueError(f"mark {blank[0]} has no text, expected its meaning")
         return {mark: anchors[mark] for mark in marks}
 
     @model_validator(mode="after")
@@ -79,7 +79,7 @@ class Principle(Section):
                 "or score_anchors"
             )
         if twice := _first_twice(predicate.id for predicate in self.predicates):
-            raise ValueError(f"predicate id {twice!r} stands twice in {self.id!r}, expected unique ids; rename one")
+            raise ValueError(f"predicate id {twice!r} occurs twice in {self.id!r}, expected unique ids; rename one")
         return self
 
     def can(self, task: Task) -> bool:
@@ -134,7 +134,7 @@ class Constitution(Section):
     @model_validator(mode="after")
     def _ids_are_unique(self) -> Self:
         if twice := _first_twice(principle.id for principle in self.principles):
-            raise ValueError(f"principle id {twice!r} stands twice, expected unique ids; rename one")
+            raise ValueError(f"principle id {twice!r} occurs twice, expected unique ids; rename one")
         return self
 
     @model_validator(mode="after")
@@ -144,14 +144,14 @@ class Constitution(Section):
             if test.principle and test.principle not in known:
                 hint = nearest(test.principle, known)
                 raise ValueError(
-                    f"`tests.{number}` names the principle {test.principle!r}, which there is not{hint}; choose one of "
-                    f"{', '.join(known[:20])}"
+                    f"`tests.{number}` names the principle {test.principle!r}, which does not exist{hint}; choose one "
+                    f"of {', '.join(known[:20])}"
                 )
             if not self._is_tested(test):
                 what = f"the principle {test.principle!r} does not apply" if test.principle else "no principle applies"
                 raise ValueError(
                     f"`tests.{number}`: {what} to a prompt with the tags {list(test.tags)}, so nothing would be "
-                    "tested; set `tags` to those that `applies_if` asks for"
+                    "tested; set `tags` to those that `applies_if` requires"
                 )
         return self
 

@@ -87,7 +87,7 @@ class _Loader(yaml.SafeLoader):
         values, levels = self._open.pop()
         if is_alias:
             if id(node) not in self._finished:
-                problem = "an alias stands within what it names"
+                problem = "an alias occurs inside its own anchor"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
             values, levels = self._finished[id(node)]
         self._finished[id(node)] = values, levels
@@ -98,7 +98,7 @@ class _Loader(yaml.SafeLoader):
             around[0], around[1] = around[0] + values, max(around[1], levels + 1)
             values = around[0]
         if values > MAX_VALUES:
-            problem = f"more than {MAX_VALUES:,} values, aliases counted as what they stand for"
+            problem = f"more than {MAX_VALUES:,} values, counting expanded aliases"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return node
 
@@ -110,7 +110,7 @@ class _Loader(yaml.SafeLoader):
                 ways = {key.value, self.construct_object(key)}
                 if seen & ways:
                     raise yaml.MarkedYAMLError(
-                        problem=f"key `{key.value}` stands twice; remove one", problem_mark=key.start_mark
+                        problem=f"key `{key.value}` occurs twice; remove one", problem_mark=key.start_mark
                     )
                 seen |= ways
         return super().construct_mapping(node, deep=deep)

@@ -77,7 +77,7 @@ def import_constitution(
         first.setdefault((row.critique, row.revision), row)
     unique = list(first.values())
     if len(unique) < len(rows):
-        warnings.append(f"{len(rows) - len(unique)} principle(s) stood twice with the same texts and are kept once")
+        warnings.append(f"{len(rows) - len(unique)} principle(s) were duplicates and are kept once")
     warnings.append(
         "the pairwise and pointwise questions are derived from the revision requests; rewrite them in your own words, "
         "then add tests and run `solon check --judge`"

@@ -158,7 +158,7 @@ def _present(path: Path) -> Manifest:
     manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
     missing = [name for name in manifest.files if not (path / name).is_file()]
     if missing:
-        raise InputError(f"checkpoint {path}: {missing[0]} is not there; it is not whole")
+        raise InputError(f"checkpoint {path}: {missing[0]} is not there; it is incomplete")
     return manifest
 
 

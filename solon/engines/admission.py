@@ -9,7 +9,7 @@ from solon.errors import InputError
 from solon.records import LEAST_TEMPERATURE
 
 ADD_ROWS = (
-    "the tokenizer has tokens that the model was not given: add rows to the embedding (resize_token_embeddings in "
+    "the tokenizer has tokens that the model lacks: add rows to the embedding (resize_token_embeddings in "
     "Transformers), or have its chat template not write them (chat_template, chat_template_args)"
 )
 """The remedy for a template that writes tokens which the embedding lacks."""
@@ -26,7 +26,7 @@ def check_request(
     if not (request.temperature == 0 or request.temperature >= LEAST_TEMPERATURE):
         raise InputError(
             f"request {request.request_id!r} has temperature {request.temperature:g}, expected {LEAST_TEMPERATURE} or "
-            "more, or 0 for the likeliest token; between them engines return log-probs of another temperature"
+            "more, or 0 for the likeliest token; in between, engines return log-probs of another temperature"
         )
     check_length(request.request_id, request.prompt_token_ids, request.max_tokens, max_model_len)
     ids = (*request.prompt_token_ids, *request.label_ids, *request.stop_token_ids)

@@ -62,7 +62,7 @@ def wait_for_memory(
         if time.monotonic() >= until:
             raise RunFailedError(
                 f"{who} needs {needed / _GIB:.1f} GiB of the GPU's {total / _GIB:.1f}, and other processes leave "
-                f"{free / _GIB:.1f}; look at nvidia-smi, lower kv_cache_gib or gpu_memory_utilization, or give it "
+                f"{free / _GIB:.1f}; check nvidia-smi, lower kv_cache_gib or gpu_memory_utilization, or give it "
                 "a GPU of its own with num_gpus = 1 (`solon check --device-gib` prints the memory of every role)"
             )
         time.sleep(min(1.0, within_s / 10))

@@ -50,7 +50,7 @@ def check_numbers(who: str, completions: Sequence[Completion]) -> None:
         wrong += [x for x in completion.label_logprobs if math.isnan(x) or x == math.inf]
         if wrong:
             raise EngineFailedError(
-                f"{who} computed log-probs that are no numbers: {wrong[0]} among {len(completion.logprobs)} tokens; if "
+                f"{who} computed log-probs that are not finite: {wrong[0]} among {len(completion.logprobs)} tokens; if "
                 'a new one does so too, the weights are broken: lower learn.learning_rate, or dtype = "bfloat16" '
                 "where float16 overflows"
             )
@@ -59,4 +59,4 @@ def check_numbers(who: str, completions: Sequence[Completion]) -> None:
 def check_canaries(who: str, canary: Sequence[Sequence[float]]) -> None:
     """The same for the log-probs that attest weights."""
     if any(not math.isfinite(x) for row in canary for x in row):
-        raise EngineFailedError(f"{who} computed log-probs that are no numbers on the attestation's sequences")
+        raise EngineFailedError(f"{who} computed log-probs that are not finite on the attestation's sequences")

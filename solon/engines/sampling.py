@@ -17,10 +17,7 @@ _PENALTY = (
     "it changes with the tokens written before, so the policy that is trained would differ from the one that is "
     "served; put a principle against repetition into the constitution, or set min_p"
 )
-_STEERING = (
-    "it changes what the policy is only while it samples, so nothing of it is learned; put a principle into the "
-    "constitution"
-)
+_STEERING = "it changes the policy only while sampling, so none of it is learned; put a principle into the constitution"
 _SEARCH = "a search draws no samples, and a policy gradient needs them; set group_size for more answers to a prompt"
 REFUSED = {
     **dict.fromkeys(("repetition_penalty", "frequency_penalty", "presence_penalty", "no_repeat_ngram_size"), _PENALTY),

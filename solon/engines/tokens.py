@@ -49,7 +49,7 @@ class ChatTokenizer:
         settings = settings or ChatSettings()
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise InputError(
-                f"the tokenizer of {tokenizer.name_or_path!r} is no fast one ({type(tokenizer).__name__}), expected "
+                f"the tokenizer of {tokenizer.name_or_path!r} is not a fast one ({type(tokenizer).__name__}), expected "
                 "one with a tokenizer.json; convert it, or use another model"
             )
         self.hf = tokenizer

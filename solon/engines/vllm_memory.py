@@ -62,8 +62,8 @@ def _unknown(config: EngineConfig) -> tuple[dict[str, Any], int]:
         return {"kv_cache_memory_bytes": cache, "gpu_memory_utilization": 0.01}, cache
     if config.shares_device:
         raise InputError(
-            f"{config.model!r} shares a GPU and its size cannot be told from config.json, so neither can its cache; "
-            "set kv_cache_gib, or give it a GPU of its own with num_gpus = 1"
+            f"{config.model!r} shares a GPU and its size does not follow from config.json, so neither can its cache; "
+            "set kv_cache_gib, or give it its own GPU with num_gpus = 1"
         )
     return {"gpu_memory_utilization": config.gpu_memory_utilization}, 0
 
@@ -74,5 +74,5 @@ def _left(config: EngineConfig, memory: EngineMemory, total: int) -> str:
     rest = memory.activations + memory.runtime + memory.reload
     return (
         f"gpu_memory_utilization = {config.gpu_memory_utilization:g} of {total / GIB:.1f} GiB leaves "
-        f"{max(0, memory.cache) / GIB:.2f} beside weights of {memory.weights / GIB:.1f} and other {rest / GIB:.1f}"
+        f"{max(0, memory.cache) / GIB:.2f} after weights of {memory.weights / GIB:.1f} and other {rest / GIB:.1f}"
     )

@@ -45,7 +45,7 @@ def hub_rows(name: str, what: str, read: ReadConfig) -> Iterator[tuple[int, Any]
     except Exception as error:  # network, access, unknown split or subset: the library has no common class
         said = str(error) or type(error).__name__
         raise InputError(
-            f"{place} is no path here and cannot be loaded from the hub: {said}; check the name, data.subset, "
+            f"{place} is not a local path and cannot be loaded from the hub: {said}; check the name, data.subset, "
             "data.split, the network and HF_TOKEN"
         ) from None
     if not isinstance(loaded, Dataset):

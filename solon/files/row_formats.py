@@ -188,7 +188,7 @@ def _csv_rows(path: Path, compression: str, what: str, columns: tuple[str, ...])
         try:
             header = next(reader, None)
         except csv.Error as error:
-            raise InputError(f"{place}: the first line is no header ({error})") from None
+            raise InputError(f"{place}: the first line is not a header ({error})") from None
         if header is None:
             return
         _need_column(header, columns, place)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 
-def told_once(model: type[BaseModel], items: Sequence[Any]) -> list[Any]:
+def merged_unions(model: type[BaseModel], items: Sequence[Any]) -> list[Any]:
     """Pydantic's mistakes, with one for each value that matches no member of its union.
 
     If the value has keys, a section was intended, and that section's own mistakes are kept.

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from solon.errors import nearest, short
-from solon.files.unions import told_once
+from solon.files.unions import merged_unions
 
 MOST = 5
 """Most mistakes that are described; further ones are counted."""
@@ -53,7 +53,7 @@ def describe_invalid(model: type[BaseModel], error: ValidationError) -> str:
 
     For a model with `hide_input_in_errors` no input is shown: it may be a secret in the wrong field.
     """
-    items = told_once(model, _without_consequences(error.errors(include_url=False)))
+    items = merged_unions(model, _without_consequences(error.errors(include_url=False)))
     hidden = bool(model.model_config.get("hide_input_in_errors"))
     parts = [_describe(model, item, hidden=hidden) for item in items[:MOST]]
     return "; ".join(parts) + (f"; and {len(items) - MOST} more" if len(items) > MOST else "")

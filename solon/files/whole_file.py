@@ -23,5 +23,5 @@ def write_whole(path: str | Path, text: str, *, what: str) -> Path:
     except OSError as error:
         with suppress(OSError):
             scratch.unlink()
-        raise InputError(f"{what} {path} cannot be written: {error}; free space or go elsewhere") from None
+        raise InputError(f"{what} {path} cannot be written: {error}; free space or choose another path") from None
     return path

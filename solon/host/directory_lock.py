@@ -18,9 +18,7 @@ def lock_directory(folder: Path) -> int:
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise InputError(
-            f"run directory {folder} cannot be opened: {error.strerror}; look at its permissions"
-        ) from None
+        raise InputError(f"run directory {folder} cannot be opened: {error.strerror}; check its permissions") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -49,7 +49,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"its header cannot be read ({short(str(error))})") from None
     if not isinstance(raw, dict):
-        raise _damaged(path, "its header is no object")
+        raise _damaged(path, "its header is not an object")
     raw.pop("__metadata__", None)
     _check_spans([_entry(path, name, value) for name, value in raw.items()], size - 8 - length, path)
     return {name: StoredTensor(value["dtype"], tuple(value["shape"])) for name, value in raw.items()}

@@ -98,12 +98,12 @@ def _stale(receipt: LoadReceipt) -> str:
     check = receipt.check
     total = check.compared + len(check.unknown)
     cause = (
-        "the copies that it computes with were not made again"
+        "its packed copies were not rebuilt"
         if all("packed" in name for name in check.stale)
-        else "loading left them out"
+        else "loading skipped them"
     )
     return (
-        f"{len(check.stale)} of the {total} tensors that it computes with do not hold what was sent "
+        f"{len(check.stale)} of the {total} live tensors differ from the published weights "
         f"({_few(check.stale)}); {cause}"
     )
 
@@ -114,13 +114,13 @@ def _uncompared(receipt: LoadReceipt) -> str:
     total = check.compared + len(check.unknown)
     if check.uncompared:
         return (
-            f"{len(check.uncompared)} of the {total} tensors that it computes with were not compared "
-            f"({_few(check.uncompared)}): the payload has nothing by the names that they have in the engine's "
-            "checkpoint; write the checkpoint anew with save_pretrained, so that its names are those of Transformers"
+            f"{len(check.uncompared)} of the {total} live tensors were not compared "
+            f"({_few(check.uncompared)}): the payload lacks the names that they have in the engine's "
+            "checkpoint; write the checkpoint again with save_pretrained, so that it has the names of Transformers"
         )
     if check.unknown and not check.compared:
         return (
-            f"none of the {total} tensors that it computes with could be compared ({_few(check.unknown)}): how they "
+            f"none of the {total} live tensors could be compared ({_few(check.unknown)}): how they "
             'are made of the tensors in its checkpoint is not understood; use backend = "transformers"'
         )
     return ""
@@ -137,6 +137,6 @@ def _suspicion(receipt: LoadReceipt) -> str:
     if check.unknown:
         return f"tensors of an unknown layout may be stale ({_few(check.unknown)}), or it computes another function"
     return (
-        "every tensor holds what was sent, so it computes another function: compare how both read the model's "
+        "every tensor equals the published one, so it computes another function: compare how both read the model's "
         "config.json (attention window, rotary settings, soft caps), and the versions of their libraries"
     )

@@ -158,10 +158,10 @@ class Publication:
             except WorkerLostError as error:
                 self.leave(engine)
                 engine.lost(error, incarnation)
-        await self._some_engine()
+        await self._wait_for_engine()
         return receipts
 
-    async def _some_engine(self) -> None:
+    async def _wait_for_engine(self) -> None:
         """Wait, without holding the turn, until an engine has joined. Raises the error that ended the last one: no
         other stage would, since `generate` waits for this publication."""
         while not self._members:
@@ -185,7 +185,7 @@ class Publication:
             self._current = manifest, payload_ref
             self._renewed.set()
 
-    async def _made_again(self, lost: PayloadRef) -> tuple[Weights, PayloadRef]:
+    async def _recomputed(self, lost: PayloadRef) -> tuple[Weights, PayloadRef]:
         """The current weights, recomputed by a new learner. Raises PayloadLostError when none does so in time."""
         assert self._current is not None
         manifest, payload_ref = self._current
@@ -211,14 +211,14 @@ class Publication:
             try:
                 receipt = await self._send(engine, payload_ref)
             except PayloadLostError:
-                manifest, payload_ref = await self._made_again(payload_ref)
+                manifest, payload_ref = await self._recomputed(payload_ref)
                 receipt = await self._send(engine, payload_ref)
             except CallLostError:  # loading the same weights twice does no harm, and the receipt identifies them
                 receipt = await self._send(engine, payload_ref)
         except TimeoutError:
             raise WorkerLostError(
                 f"engine {engine.name} did not take policy version {manifest.version} within "
-                f"{self._settings.timeout_s:.0f} s; raise publish.timeout_s or look at its log"
+                f"{self._settings.timeout_s:.0f} s; raise publish.timeout_s or check its log"
             ) from None
         receipt = attest(
             manifest,

@@ -3,7 +3,7 @@
     guard = Guard(worker, config, emit=observer.event, rejoin=lambda: publication.join(lane))
     guard.start()                                   # heartbeats: detect a worker that hangs while no call is pending
     await guard.ready()                             # waits while the worker is being replaced
-    result = await guard.during(worker.label(work)) # raises WorkerLostError as soon as the worker is given up
+    result = await guard.call(worker.label(work))   # raises WorkerLostError as soon as the worker is given up
 
 A worker is up, down (being replaced) or given up. The first call of `lost` starts the recovery. All calls pending at
 the lost worker end with WorkerLostError, and their work goes back to the ledger. A replacement is up only after
@@ -111,13 +111,13 @@ class Guard:
             raise self._failure
         return not self.given_up
 
-    async def during(self, call: Awaitable[T], *, timeout_s: float | None = None) -> T:
+    async def call(self, call: Awaitable[T], *, timeout_s: float | None = None) -> T:
         """The result of a call to the worker. Raises WorkerLostError when it is given up first or takes longer."""
-        result = await self._during(call, timeout_s=timeout_s)
+        result = await self._call(call, timeout_s=timeout_s)
         self._restarts.answered()
         return result
 
-    async def _during(self, call: Awaitable[T], *, timeout_s: float | None = None) -> T:
+    async def _call(self, call: Awaitable[T], *, timeout_s: float | None = None) -> T:
         task = asyncio.ensure_future(call)
         if not self.is_up:
             task.cancel()
@@ -133,21 +133,21 @@ class Guard:
             raise self._gone("was lost")
         except WorkerLostError as error:
             if isinstance(error, CallLostError) and self._repeatable:
-                await self._ask_after(error, incarnation)
+                await self._check_heartbeat(error, incarnation)
             else:
                 self.lost(error, incarnation)
             raise
         finally:
             task.cancel()
 
-    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def retry(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call until the worker, or a replacement, answers. Raises GivenUpError when the worker was given
         up."""
         while True:
             if not await self.ready():
                 raise GivenUpError(f"{self.name} was given up")
             with suppress(WorkerLostError):
-                return await self.during(call())
+                return await self.call(call())
 
     def lost(self, error: WorkerLostError, incarnation: int) -> None:
         """This incarnation of the worker is lost. Starts its replacement, unless that has been done."""
@@ -197,13 +197,13 @@ class Guard:
             self._life = asyncio.get_running_loop().create_future()
         return self._life
 
-    async def _ask_after(self, error: CallLostError, incarnation: int) -> None:
+    async def _check_heartbeat(self, error: CallLostError, incarnation: int) -> None:
         """Returns when the worker has answered a heartbeat or counts as lost. Concurrent lost calls share one check."""
         if self._doubt is None or self._doubt.done():
-            self._doubt = self._begin(self._doubted(error, incarnation))
+            self._doubt = self._begin(self._await_heartbeat(error, incarnation))
         await asyncio.wait({self._doubt})
 
-    async def _doubted(self, error: CallLostError, incarnation: int) -> None:
+    async def _await_heartbeat(self, error: CallLostError, incarnation: int) -> None:
         self._lost_calls.note()
         try:
             if self._lost_calls.count() > LOST_CALLS:
@@ -287,7 +287,7 @@ class Guard:
                 continue
             with suppress(WorkerLostError):
                 incarnation = self.incarnation
-                stalled_s = await self._during(self._beat(), timeout_s=config.beat_timeout_s)
+                stalled_s = await self._call(self._beat(), timeout_s=config.beat_timeout_s)
                 stalled_s = self._clock.charged(stalled_s)
                 if stalled_s > config.stall_s:
                     error = WorkerLostError(f"{self.name} has had work for {stalled_s:.0f} s without progress")

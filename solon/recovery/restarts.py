@@ -71,7 +71,7 @@ class Restarts:
             )
         if self._in_a_row >= self._most:
             raise SpentError(
-                f"{name} was replaced {self._in_a_row} times in a row without doing anything in between and was lost "
+                f"{name} was replaced {self._in_a_row} times in a row without an answer in between and was lost "
                 f"again, {allows}"
             )
         self._lately.note()

@@ -66,6 +66,6 @@ class StartLimit:
                 "place; raise it for large models"
             )
         return (
-            f"had no place on a node within recovery.node_timeout_s = {self._node_timeout_s:g} s; look for free "
+            f"was not placed on a node within recovery.node_timeout_s = {self._node_timeout_s:g} s; look for free "
             "resources with `ray status`"
         )

@@ -110,7 +110,7 @@ class SupervisedRollout(PoolLane):
         """See `RolloutLane.generate`."""
         stream = self._engine.generate(work)
         try:
-            while (item := await self.guard.during(anext(stream, None))) is not None:
+            while (item := await self.guard.call(anext(stream, None))) is not None:
                 yield item
         finally:
             if isinstance(stream, AsyncGenerator):
@@ -119,7 +119,7 @@ class SupervisedRollout(PoolLane):
 
     async def answer(self, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
         """One sampled answer to each prompt."""
-        return await self.guard.insist(lambda: self._engine.answer(prompts, seed=seed))
+        return await self.guard.retry(lambda: self._engine.answer(prompts, seed=seed))
 
     async def load_weights(self, weights: PayloadRef) -> LoadReceipt:
         """Not guarded: a replacement loads weights before it is up."""
@@ -135,15 +135,15 @@ class SupervisedJudge(PoolLane):
 
     async def label(self, work: Work) -> tuple[LabelReport, PayloadRef]:
         """See `JudgeLane.label`."""
-        return await self.guard.during(self._judge.label(work))
+        return await self.guard.call(self._judge.label(work))
 
     async def label_group(self, group: Group) -> Feedback:
         """The feedback on a given group, for evaluation and audit."""
-        return await self.guard.insist(lambda: self._judge.label_group(group))
+        return await self.guard.retry(lambda: self._judge.label_group(group))
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
         """Verdicts computed without the cache."""
-        return await self.guard.insist(lambda: self._judge.judge_fresh(items))
+        return await self.guard.retry(lambda: self._judge.judge_fresh(items))
 
 
 class SupervisedLearner(SupervisedLane):
@@ -190,13 +190,13 @@ class SupervisedLearner(SupervisedLane):
 
     async def raise_kl(self, factor: float) -> float:
         """Multiply the KL coefficient from the next step on; returns the new one."""
-        result = await self.guard.insist(lambda: self._learner.raise_kl(factor))
+        result = await self.guard.retry(lambda: self._learner.raise_kl(factor))
         self._since.append(factor)
         return result
 
     async def save(self, directory: str) -> None:
         """Write the learner's state."""
-        await self.guard.insist(lambda: self._learner.save(directory))
+        await self.guard.retry(lambda: self._learner.save(directory))
 
     def saved(self, checkpoint: str) -> None:
         """A checkpoint of the present state is complete: the batches before it are no longer needed."""
@@ -211,7 +211,7 @@ class SupervisedLearner(SupervisedLane):
         return await self._learner.heartbeat()
 
     async def _step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]:
-        return await self.guard.during(self._learner.step(lease), timeout_s=self._config.step_timeout_s)
+        return await self.guard.call(self._learner.step(lease), timeout_s=self._config.step_timeout_s)
 
     async def _train_again(self) -> None:
         """Bring a new learner to the state of the lost one."""

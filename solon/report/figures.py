@@ -105,7 +105,7 @@ def _judges(
     points = [ranked[n] for n in numbers]
 
     def hover(point: JudgePoint) -> str:
-        figures = [f"{_shown(quality)} {_spoken(point.quality)}", f"{_number(point.cost)} {AXES[cost]}"]
+        figures = [f"{_shown(quality)} {_in_words(point.quality)}", f"{_number(point.cost)} {AXES[cost]}"]
         return "<br>".join([f"<b>{_shown(point.name)}</b>", *figures, *([_shown(point.note)] if point.note else [])])
 
     return Scatter(
@@ -156,7 +156,7 @@ def reliability(bins_by_judge: Mapping[str, Sequence[Bin]], *, folded: bool) -> 
                 marker={"size": 8, "color": colour, "symbol": SYMBOLS[index % len(SYMBOLS)]},
                 name=_shown(name, longest=28),
                 hovertext=[
-                    f"<b>{_shown(name)}</b><br>claims {one.claimed:.3f}<br>is so {_spoken(one.true)}"
+                    f"<b>{_shown(name)}</b><br>claims {one.claimed:.3f}<br>is so {_in_words(one.true)}"
                     f"<br>{one.mass:.1%} of the pairs"
                     for one in bins
                 ],
@@ -206,7 +206,7 @@ def _error_bars(intervals: Sequence[Interval], colour: str) -> dict[str, Any]:
     }
 
 
-def _spoken(interval: Interval) -> str:
+def _in_words(interval: Interval) -> str:
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f}, {interval.pairs:,} pairs)"
 
 

@@ -100,7 +100,7 @@ def test_a_tied_head_that_is_not_packed_again_is_named_in_bfloat16(tmp_path: Pat
         with monkeypatch.context() as naive:
             naive.setattr(vllm_weights, "refresh_tied", lambda stale: None)
             sent = model.publish()
-        with pytest.raises(AttestationError, match=r"lm_head\.weight \(packed copy\).*not made again"):
+        with pytest.raises(AttestationError, match=r"lm_head\.weight \(packed copy\).*not rebuilt"):
             attest(sent.weights, sent.receipt, last_checksum=None)
         require_honest(model.publish())
 
@@ -117,7 +117,7 @@ def test_the_plain_engine_names_a_stale_tensor_in_bfloat16(tmp_path: Path):
         name = "model.layers.1.mlp.up_proj.weight"
         with torch.no_grad():
             dict(plain._model.named_parameters())[name][0, 0] += 0.01
-        with pytest.raises(AttestationError, match=r"1 of the 30 tensors.*layers\.1\.mlp\.up_proj"):
+        with pytest.raises(AttestationError, match=r"1 of the 30 live tensors.*layers\.1\.mlp\.up_proj"):
             attest(weights, replace(receipt, check=plain.check_weights(weights)), last_checksum=None)
         plain.close()
 

@@ -77,7 +77,7 @@ async def test_wants_that_are_made_together_travel_together(ray_cluster):
 async def test_a_spend_file_that_cannot_be_used_is_told_as_it_is(ray_cluster, tmp_path: Path):
     (tmp_path / "spend.json").write_text("{")
     config = LimitsConfig(max_usd=1.0, spend_file=str(tmp_path / "spend.json"))
-    with pytest.raises(InputError, match="is not one of ours"):
+    with pytest.raises(InputError, match="was not written by Solon"):
         await RemoteLimits(LimitsActor.remote(config)).start()
 
 

@@ -180,7 +180,7 @@ BYTES: Sequence[Spoil] = (_flip, _flip, _cut, _cut_out, _insert, _insert, _repea
 
 
 def spoil_json(rng: random.Random, data: bytes) -> bytes:
-    """One value of one row, or of the whole file, becomes a hostile one; or a key stands twice or is misspelt."""
+    """One value of one row, or of the whole file, becomes a hostile one; or a key occurs twice or is misspelt."""
     lines = data.decode().splitlines()
     whole = len(lines) > 1 and lines[0].strip() in "[{"
     texts = [data.decode()] if whole else lines

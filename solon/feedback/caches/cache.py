@@ -196,7 +196,7 @@ class ExactCache:
         valid."""
         if not self.counts["store_failures"]:
             _log.warning(
-                "the store of verdicts fails: %s; until it works, verdicts are asked for again; free space or fix it",
+                "the store of verdicts fails: %s; until it works, verdicts are recomputed; free space or fix it",
                 error,
             )
         self.counts["store_failures"] += 1

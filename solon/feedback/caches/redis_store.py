@@ -87,7 +87,7 @@ class RedisStore:
     def _note(self, error: Exception) -> None:
         if self.failures == 0:
             _log.warning(
-                "Redis at %s does not answer (%s); verdicts are asked for again until it does", self._where,
+                "Redis at %s does not answer (%s); verdicts are recomputed until it does", self._where,
                 type(error).__name__,
             )  # fmt: skip
         self.failures += 1

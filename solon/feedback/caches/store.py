@@ -96,7 +96,7 @@ class SqliteStore:
             self._thread.shutdown()
             raise InputError(
                 f"the file of verdicts {self.path} cannot be used: {error}; name another path, or make this one "
-                "writable; if it is broken, remove it with its -wal and -shm files: verdicts are asked for again"
+                "writable; if it is broken, remove it with its -wal and -shm files: verdicts are then recomputed"
             ) from None
 
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:

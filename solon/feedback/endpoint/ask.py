@@ -238,7 +238,7 @@ class EndpointAsk:
                 f"{where} has no model {short(config.model)}, or base_url does not end where it should (usually in "
                 f"/v1): {problem.detail}"
             )
-        return f"{where} sends us elsewhere ({problem.code}); set base_url to where it really is"
+        return f"{where} redirects requests ({problem.code}); set base_url to its actual address"
 
 
 def _sendable(text: str) -> str:

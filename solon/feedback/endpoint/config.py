@@ -90,9 +90,9 @@ class EndpointConfig(BaseModel):
             parts = urlsplit(url)
             _ = parts.port
         except ValueError:
-            raise ValueError("is no address; expected one such as https://judge.example/v1") from None
+            raise ValueError("is not an address; expected one such as https://judge.example/v1") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
-            raise ValueError("is no address; expected one such as https://judge.example/v1")
+            raise ValueError("is not an address; expected one such as https://judge.example/v1")
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError("has a user, a query or a fragment; a key belongs into `api_key_env`")
         if parts.path.rstrip("/").endswith(("/completions", "/chat")):
@@ -104,7 +104,7 @@ class EndpointConfig(BaseModel):
     def _is_variable(cls, name: str) -> str:
         if name and not _VARIABLE.fullmatch(name):
             raise ValueError(
-                "is no name of an environment variable such as JUDGE_API_KEY (what was got is not shown, it may be a "
+                "is not the name of an environment variable such as JUDGE_API_KEY (the input is not shown, it may be a "
                 "key); put the key into a variable and its name here"
             )
         return name

@@ -226,7 +226,7 @@ def _json(body: bytes, secret: str) -> dict[str, Any]:
         reply = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise _GarbageError(
-            f"the reply is no JSON ({clean(error)}): {clean(body[:4096].decode(errors='replace'), secret=secret)[:60]}"
+            f"the reply is not JSON ({clean(error)}): {clean(body[:4096].decode(errors='replace'), secret=secret)[:60]}"
         ) from None
     return _dict(reply, "the reply")
 

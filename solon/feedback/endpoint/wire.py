@@ -152,6 +152,6 @@ class Breaker:
 
     def __str__(self) -> str:
         return (
-            f"not asked: the endpoint failed {self._in_a_row} times in a row and rests for {self._cool_down_s:g} s; "
+            f"not asked: the endpoint failed {self._in_a_row} times in a row and pauses for {self._cool_down_s:g} s; "
             f"last: {self.last}"
         )

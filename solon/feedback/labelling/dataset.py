@@ -148,13 +148,13 @@ def with_prompt(raw: Any, column: str) -> Any:
     for name, turns in zip(PAIR_COLUMNS, (chosen, rejected), strict=True):
         if len(turns) != len(shared) + 1:
             raise ValueError(
-                f"has no `{column}`, and `{name}` has {len(turns) - len(shared)} turns behind the {len(shared)} that "
+                f"has no `{column}`, and `{name}` has {len(turns) - len(shared)} turns after the {len(shared)} that "
                 "both conversations begin with, expected one, the answer"
             )
         if not isinstance(turns[-1], dict) or turns[-1].get("role") != "assistant":
             raise ValueError(f"has no `{column}`, and `{name}` does not end with a turn of the assistant")
     if not shared:
-        raise ValueError(f"has no `{column}`, and `chosen` and `rejected` hold an answer alone")
+        raise ValueError(f"has no `{column}`, and `chosen` and `rejected` hold only an answer")
     return {**raw, column: shared}
 
 

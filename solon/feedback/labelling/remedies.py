@@ -14,14 +14,14 @@ REMEDIES: Mapping[str, str] = {
         "a question does not fit the judge's context: raise --set judging.max_model_len=N, or shorten the texts"
     ),
     "unparsable": (
-        "the replies hold no answer: look at the endpoint's address and model, and at what the replies say in labels/ "
+        "the replies contain no answer: check the endpoint's address and model, and the replies in labels/ "
         "(column `detail`)"
     ),
     "refusal": "the judge declines to judge: name another one, or word the constitution's questions differently",
     "timeout": "the judge does not answer in time: raise timeout_s in the endpoint's file, or ask fewer at once",
-    "transport_error": "the endpoint cannot be reached: look at base_url in its file, and whether it is up",
-    "engine_error": "the judge's engine fails: look at the column `detail` of labels/",
-    "abstain": "the judge gave no number: look at the column `detail` of labels/",
+    "transport_error": "the endpoint cannot be reached: check base_url in its file, and whether it is up",
+    "engine_error": "the judge's engine fails: check the column `detail` of labels/",
+    "abstain": "the judge gave no number: check the column `detail` of labels/",
     "budget_skip": "raise the limit and start the same command again",
 }
 """Remedy by status of a label, for people."""
@@ -41,7 +41,7 @@ def why_nothing(statuses: Counter[str], *, refusal: str, detail: str, template: 
         return f"nothing was labelled: {refusal}"
     if not statuses.total():
         return (
-            "nothing was labelled: no principle of the constitution speaks about any row; look at `applies_if` of its "
+            "nothing was labelled: no principle of the constitution applies to any row; check `applies_if` of its "
             "principles and at the column `tags`"
         )
     status, count = statuses.most_common(1)[0]

@@ -248,10 +248,10 @@ class Cascade:
             for case, verdict in zip(waiting, verdicts, strict=True):
                 case.said.append(sound(verdict))
                 case.invalid += not case.said[-1].status.valid
-            waiting = [case for case in waiting if self._goes_on(case, threshold)]
+            waiting = [case for case in waiting if self._escalates(case, threshold)]
         return [_conclude(case) for case in cases]
 
-    def _goes_on(self, case: _Case, threshold: float) -> bool:
+    def _escalates(self, case: _Case, threshold: float) -> bool:
         verdict = case.said[-1]
         if verdict.status is Status.BUDGET_SKIP:
             return False

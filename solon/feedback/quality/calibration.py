@@ -160,9 +160,7 @@ class Calibration(_Section):
     @model_validator(mode="after")
     def _pairs_have_no_bias(self) -> Self:
         if self.task == "pairwise" and self.bias != 0:
-            raise ValueError(
-                f"bias {self.bias} for pairs, expected 0: a bias would favour the answer that stands first"
-            )
+            raise ValueError(f"bias {self.bias} for pairs, expected 0: a bias would favour the answer shown first")
         return self
 
     @property
@@ -170,8 +168,8 @@ class Calibration(_Section):
         """A warning for people before they rely on it; empty: none."""
         said = {
             "none": "",
-            "sharp": "nearly every gold pair is right, so the temperature is only the lowest one that they vouch for",
-            "flat": "the margins say nothing about gold, or the opposite; this judge should not label",
+            "sharp": "nearly every gold pair is right, so the temperature is only the lowest one that they support",
+            "flat": "the margins carry no information about gold, or the opposite; this judge should not label",
         }[self.bound]
         few = f"fitted on {self.effective_pairs:.0f} pairs, {WANTED_PAIRS} are advised"
         return "; ".join(part for part in (said, few if self.effective_pairs < WANTED_PAIRS else "") if part)

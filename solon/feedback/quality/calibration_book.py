@@ -31,7 +31,7 @@ class _File(BaseModel):
         seen: set[tuple[str, str]] = set()
         for one in self.calibrations:
             if (one.task, one.principle_id) in seen:
-                raise ValueError(f"{one.task} {one.principle_id or '(all principles)'} stands twice; remove one")
+                raise ValueError(f"{one.task} {one.principle_id or '(all principles)'} occurs twice; remove one")
             seen.add((one.task, one.principle_id))
         return self
 

@@ -102,7 +102,7 @@ def debiased_error(
     # A bin of one pair shows no noise of its own, so it is not used.
     known = pairs_B > 1 + 1e-9
     if not known.any():
-        raise InputError(f"got {binned.num} pairs for {bins} bins, expected two in a bin at least; hand in more pairs")
+        raise InputError(f"got {binned.num} pairs for {bins} bins, expected two in a bin at least; provide more pairs")
     noise_B = spread_B[known] * pairs_B[known] / (pairs_B[known] - 1)
     square = float(mass_B[known] @ (gap_B[known] ** 2 - noise_B) / mass_B[known].sum())
     return math.sqrt(max(0.0, square))

@@ -70,8 +70,8 @@ class PositionCount:
         return (
             f"the judge decides by position: on {share:.0%} of {self.pairs:,} comparisons the place of an answer "
             f"weighs more than its text (coins: {BY_POSITION:.0%}), mean offset {self.offset:+.2f} nats against a mean "
-            f"margin of {self.margin_sum / self.pairs:.2f}; these labels say little: try another or a larger judge, or "
-            "another feedback.template, and measure it with `solon judges test`"
+            f"margin of {self.margin_sum / self.pairs:.2f}; these labels carry little information: try another or a "
+            "larger judge, or another feedback.template, and measure it with `solon judges test`"
         )
 
     def state(self) -> dict[str, float]:

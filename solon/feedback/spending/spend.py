@@ -74,8 +74,8 @@ class SpendFile:
             is_known = False
         if not is_known:
             raise InputError(
-                f"spend file {self.path} is not one of ours, expected {{schema: {SCHEMA}, spent_usd: number}}; write "
-                "into it what was spent, or name another file"
+                f"spend file {self.path} was not written by Solon, expected {{schema: {SCHEMA}, spent_usd: number}}; "
+                "write the amount spent into it, or name another file"
             )
         return nano(usd)
 
@@ -113,5 +113,5 @@ def _locked(path: Path) -> IO[bytes]:
         file.close()
         is_taken = isinstance(error, BlockingIOError)
         reason = "is in use by another job" if is_taken else f"cannot be locked: {error}"
-        raise InputError(f"spend file {path} {reason}; two jobs cannot share a cap, name another file") from None
+        raise InputError(f"spend file {path} {reason}; two jobs cannot share a cap; name another file") from None
     return file

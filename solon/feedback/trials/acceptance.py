@@ -140,13 +140,13 @@ def _require_fair(
         named = ", ".join(f"{number} by {origin}" for origin, number in sorted(others.items()))
         raise InputError(
             f"{others.total()} of {len(pairs)} pairs were not written by the policy ({named}); a student is accepted "
-            "on what it will read, so hand in held-out pairs of the policy's own answers alone"
+            "on what it will read, so provide only held-out pairs of the policy's own answers"
         )
     seen = sum(any(digest in taught for digest in verdict.prompt_digests) for verdict in student)
     if seen:
         raise InputError(
-            f"{seen} of {len(pairs)} pairs were among the student's lessons, expected none; hold prompts out before "
-            "teaching"
+            f"{seen} of {len(pairs)} pairs were among the student's training pairs, expected none; hold prompts out "
+            "before teaching"
         )
 
 

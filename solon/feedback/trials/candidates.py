@@ -87,7 +87,7 @@ def parse_candidate(
     return Candidate(name=f"{name}@{named}" if named else name, engine=engine)
 
 
-def told_apart(candidates: Sequence[Candidate]) -> list[Candidate]:
+def distinctly_named(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The same candidates; if two directories share a name, both are called by their paths."""
     names = [candidate.name for candidate in candidates]
     renamed = [

@@ -43,7 +43,7 @@ def pair_up(group: Group, rollouts: Sequence[int], proxy: Feedback, gold: Feedba
     if len(gold.rewards_G) != len(rollouts) or len(proxy.rewards_G) != len(group.rollouts):
         raise ValueError(
             f"got {len(proxy.rewards_G)} rewards and {len(gold.rewards_G)} of gold, expected "
-            f"{len(group.rollouts)} and {len(rollouts)}; hand in the feedback on the group and on its excerpt"
+            f"{len(group.rollouts)} and {len(rollouts)}; pass the feedback on the group and on its excerpt"
         )
     pairs = tuple(
         Audited(step=group.rollouts[index].tail, ordinal=group.ordinal, proxy=reward, gold=found)

@@ -21,11 +21,11 @@ _REMEDIES = {
     "principle_lost": f"resume from the best checkpoint with another setting: {_WEIGHS}; in a new run give the "
     "principle more weight",
     "gap": "read answers of the last steps that the judge likes; measure the judge with `solon judges test`",
-    "missing_gold": "look at the auditing judge's labels in labels/: their status says why there is none",
+    "missing_gold": "check the auditing judge's labels in labels/: their status gives the reason",
     "canary": "give the judge back the weights, template and engine settings that the run began with, then resume from "
     "the best checkpoint",
-    "canary_lost": "look at the judges' logs in the Ray dashboard, then resume",
-    "audit_lost": "look at the auditing judge's log in the Ray dashboard, then resume: it is started again",
+    "canary_lost": "check the judges' logs in the Ray dashboard, then resume",
+    "audit_lost": "check the auditing judge's log in the Ray dashboard, then resume: it is started again",
     "audit_behind": "lower watch.audit_share, or give the auditing judge more room, then resume",
     "watch_failed": "report it with this message; resume with watch.action = 'warn' to train without it",
 }

@@ -27,10 +27,10 @@ Way = Literal["more", "less", "either", "times", "part", "zero"]
 """More or less than the reference by an amount, either of them; longer or shorter by a factor; below a part of it;
 away from zero whatever the reference is."""
 LIMITS: tuple[tuple[str, Way, float, str], ...] = (
-    ("length", "times", 1.5, "answers have another length"),
-    ("length_reward", "more", 0.3, "the judge pays more for length"),
+    ("length", "times", 1.5, "the length of answers changed"),
+    ("length_reward", "more", 0.3, "the judge rewards length more"),
     ("repetition", "more", 0.1, "answers repeat themselves"),
-    ("refusal", "either", 0.2, "another share of the answers refuses"),
+    ("refusal", "either", 0.2, "the share of refusals changed"),
     ("boilerplate", "more", 0.2, "more answers have stock phrases"),
     ("opening", "more", 0.3, "answers begin alike"),
     ("markdown", "more", 3.0, "answers have more markdown"),
@@ -39,8 +39,8 @@ LIMITS: tuple[tuple[str, Way, float, str], ...] = (
     ("overlap", "more", 0.3, "answers to one prompt are alike"),
     ("entropy", "more", 0.2, "the judge is less decided"),
     ("mass", "less", 0.1, "the judge puts less probability on its answer labels"),
-    ("injection", "more", 0.01, "answers speak to the judge"),
-    ("first_margin", "zero", 0.3, "the judge favours a place"),
+    ("injection", "more", 0.01, "answers address the judge"),
+    ("first_margin", "zero", 0.3, "the judge favours a position"),
 )
 
 COLLAPSES: tuple[tuple[str, Literal["alike", "part"], str], ...] = (
@@ -222,7 +222,7 @@ def psi(reference_N: ArrayLike, window_N: ArrayLike, *, bins: int = BINS) -> flo
     if not len(reference) or not len(window):
         return math.nan
     edges = np.unique(np.quantile(reference, np.linspace(0, 1, bins + 1)[1:-1], method="higher"))
-    edges = edges[edges > reference.min()]  # no reference value lies below the others
+    edges = edges[edges > reference.min()]  # no reference value lies below the minimum
     shares = []
     for values in (reference, window):
         counts_B = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1) + 0.5

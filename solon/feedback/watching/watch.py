@@ -114,7 +114,7 @@ class Watch:
             step=reading.step,
             value=reading.flips if too_many else reading.largest_change,
             threshold=threshold,
-            message=f"{what}, compared with its first reading: it is no longer the same judge",
+            message=f"{what}, compared with its first reading: the judge has changed",
             evidence=f"{reading.flips:.1%} of the pairs turned around, {reading.silent:.1%} without verdict, accuracy "
             f"{reading.accuracy:.1%} at step {reading.step}",
             action=self.canaries.action,

@@ -135,7 +135,7 @@ def test_vllm_is_told_the_size_of_its_cache_so_that_it_measures_nothing():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"gpu_memory_utilization": 0.2}, "gpu_memory_utilization = 0.2 of 40.0 GiB leaves 0.00 beside weights of 8.1"),
+        ({"gpu_memory_utilization": 0.2}, "gpu_memory_utilization = 0.2 of 40.0 GiB leaves 0.00 after weights of 8.1"),
         ({"kv_cache_gib": 0.01}, "a request of max_model_len = 1024 tokens needs 0.05 GiB of cache, and kv_cache_gib"),
         ({"kv_cache_gib": 39}, r"needs 49.2 GiB on a GPU \(weights 8.1, cache 39.0\), this one has 40.0"),
     ],
@@ -149,7 +149,7 @@ def test_a_model_of_unknown_size_is_measured_only_on_a_gpu_of_its_own():
     own = EngineConfig(model="m", gpu_memory_utilization=0.7)
     assert gpu_memory_arguments(own, None, 40 * GIB) == ({"gpu_memory_utilization": 0.7}, 0)
     shared = own.model_copy(update={"shares_device": True})
-    with pytest.raises(InputError, match=r"shares a GPU and its size cannot be told.*set kv_cache_gib"):
+    with pytest.raises(InputError, match=r"shares a GPU and its size does not follow.*set kv_cache_gib"):
         gpu_memory_arguments(shared, None, 40 * GIB)
     given = shared.model_copy(update={"kv_cache_gib": 2.0})
     assert gpu_memory_arguments(given, None, 40 * GIB)[0]["kv_cache_memory_bytes"] == 2 * GIB

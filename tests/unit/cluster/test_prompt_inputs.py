@@ -99,7 +99,7 @@ def test_prompts_with_tokens_that_the_embedding_lacks_are_named_before_the_start
     warning = next(w for w in inputs.warnings if "lacks" in w)
     assert "1 of 2 prompts (50.0%) hold tokens that the policy's embedding lacks; dropped; the tokenizer has" in warning
     assert "line 2: holds the token '<think>' (id 32) beyond the 32 rows of the embedding" in warning
-    assert "lacks; the tokenizer has tokens that the model was not given" in refusal(folder, "data.refused=error")
+    assert "lacks; the tokenizer has tokens that the model lacks" in refusal(folder, "data.refused=error")
     path.write_text(json.dumps(config | {"chat_template": template.replace("SPEAKS", "not enable_thinking")}))
     message = refusal(folder, "rollout.chat_template_args.enable_thinking=false")
     assert "none of 2 prompts can be used: 2 rows: holds the token '<think>' (id 32)" in message

@@ -24,7 +24,7 @@ from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.bitsandbytes import bitsandbytes_options
 from solon.errors import InputError
 from solon.feedback.interfaces import Item
-from solon.feedback.trials.candidates import VARIANTS, Candidate, parse_candidate, told_apart
+from solon.feedback.trials.candidates import VARIANTS, Candidate, distinctly_named, parse_candidate
 from solon.feedback.trials.comparison import compare
 from solon.feedback.trials.gold import GoldPair, gold_pair, load_gold, parse_gold
 from solon.feedback.trials.measuring import Measurement, Part, deal, measure
@@ -332,9 +332,9 @@ def test_judges_of_one_name_are_called_by_their_paths(model: Path, tmp_path: Pat
     other.mkdir()
     (other / "config.json").write_text("{}")
     one, two = (parse_candidate(f"{path}@bf16", EngineOptions()) for path in (model, other))
-    assert [c.name for c in told_apart([one, two])] == [f"{model}@bf16", f"{other}@bf16"]
+    assert [c.name for c in distinctly_named([one, two])] == [f"{model}@bf16", f"{other}@bf16"]
     with pytest.raises(InputError, match="twice"):
-        told_apart([one, one])
+        distinctly_named([one, one])
 
 
 # -- the commands ----------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_the_hash_does_not_change_between_releases(tmp_path: Path):
     [
         (("version:", "versoin:"), ["unknown key `versoin`", "did you mean `version`", "`version` is missing"]),
         (("weight: 0.5", "wieght: 0.5"), ["`principles.1.wieght`", "did you mean `weight`"]),
-        (("id: brief", "id: kind"), ["'kind' stands twice", "rename one"]),
+        (("id: brief", "id: kind"), ["'kind' occurs twice", "rename one"]),
         (("id: brief", "id: Brief Answers"), ["principles.1.id", "'Brief Answers'"]),
         (("weight: 0.5", "weight: 0"), ["principles.1.weight", "got 0", "greater than 0"]),
         (("weight: 0.5", "weight: .nan"), ["principles.1.weight", "got nan"]),
@@ -160,8 +160,8 @@ def test_a_principle_without_any_question_is_refused(tmp_path: Path):
 def test_a_key_written_twice_is_refused_with_its_line(tmp_path: Path):
     message = refusal(tmp_path, GOOD + "id: other\n")
     assert "line 7, column 1" in message
-    assert "`id` stands twice" in message
-    assert "`weight` stands twice" in refusal(tmp_path, GOOD.replace("weight: 0.5", "weight: 0.5, weight: 1"))
+    assert "`id` occurs twice" in message
+    assert "`weight` occurs twice" in refusal(tmp_path, GOOD.replace("weight: 0.5", "weight: 0.5, weight: 1"))
 
 
 @pytest.mark.parametrize(
@@ -256,15 +256,15 @@ def full() -> Constitution:
     [
         (("question: does it greet", "qestion: does it greet"), ["`principles.0.predicates.0.qestion`", "`question`"]),
         (("question: does it greet", "question: ' '"), ["principles.0.predicates.0.question", "is blank"]),
-        (("id: insults", "id: greets"), ["predicate id 'greets' stands twice in 'kind'", "rename one"]),
+        (("id: insults", "id: greets"), ["predicate id 'greets' occurs twice in 'kind'", "rename one"]),
         (("polarity: -1", "polarity: 0"), ["principles.0.predicates.1.polarity", "got 0", "1 or -1"]),
         (("{1: rude, 2: cold, 3: kind}", "{1: rude, 3: kind}"), ["marks [1, 3]", "expected 1, 2, 3"]),
         (("{1: rude, 2: cold, 3: kind}", "{0: rude, 1: kind}"), ["marks [0, 1]"]),
         (("{1: rude, 2: cold, 3: kind}", "{1: rude}"), ["marks [1]", "two of them to nine"]),
         (("{1: rude, 2: cold, 3: kind}", str(dict.fromkeys(range(1, 11), "x"))), ["two of them to nine"]),
         (("{1: rude, 2: cold, 3: kind}", "{1: rude, 2: ' '}"), ["mark 2 has no text"]),
-        (("{1: rude, 2: cold, 3: kind}", '{1: rude, "1": cold}'), ["line 15", "stands twice"]),
-        (("{1: rude, 2: cold, 3: kind}", "{1: rude, 0x1: cold}"), ["line 15", "stands twice"]),
+        (("{1: rude, 2: cold, 3: kind}", '{1: rude, "1": cold}'), ["line 15", "occurs twice"]),
+        (("{1: rude, 2: cold, 3: kind}", "{1: rude, 0x1: cold}"), ["line 15", "occurs twice"]),
         (("{1: rude, 2: cold, 3: kind}", "{low: rude, high: kind}"), ["score_anchors", "'low'", "a whole number"]),
         (("severity: hard", "severity: hrad"), ["principles.0.severity", "'hrad'", "'hard' or 'soft'"]),
         (("method: min", "method: max"), ["aggregation.method", "'max'", "'lexicographic'"]),

@@ -110,7 +110,7 @@ def test_questions_are_derived_from_the_revision_request_and_marked_so(tmp_path:
 def test_a_principle_that_stands_twice_is_kept_once(tmp_path: Path):
     imported = read(tmp_path, json.dumps([*HF_ROWS, HF_ROWS[0]]))
     assert [p.revision_request for p in imported.constitution.principles] == [r["revision"] for r in HF_ROWS]
-    assert any("1 principle(s) stood twice" in warning for warning in imported.warnings)
+    assert any("1 principle(s) were duplicates" in warning for warning in imported.warnings)
 
 
 def test_what_is_written_loads_as_the_same_constitution(tmp_path: Path):

@@ -17,7 +17,7 @@ def test_token_ids_beyond_the_embedding_are_named_with_the_model_and_what_helps(
         check_request(request, max_model_len=9, vocab_size=3, model="org/m", name=lambda i: NAMES.get(i, ""))
     assert str(caught.value).startswith(
         "request '2' holds the token '<think>' (id 3), expected ids of 0 to 2, the rows of the embedding of org/m; the "
-        "tokenizer has tokens that the model was not given"
+        "tokenizer has tokens that the model lacks"
     )
     assert "resize_token_embeddings" in str(caught.value)
 

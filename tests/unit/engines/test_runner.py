@@ -236,7 +236,7 @@ async def test_log_probs_that_are_no_numbers_are_a_failure_of_the_engine(wrong: 
     engine = GivesNothing()
     engine.wrong = wrong
     runner = await started(engine)
-    with pytest.raises(EngineFailedError, match=r"log-probs that are no numbers.*learn.learning_rate"):
+    with pytest.raises(EngineFailedError, match=r"log-probs that are not finite.*learn.learning_rate"):
         await runner.generate(make_requests(3))
     assert not runner.alive  # it is not used again
     with pytest.raises(EngineFailedError, match="is gone"):
@@ -250,7 +250,7 @@ async def test_canaries_that_are_no_numbers_are_a_failure_of_the_engine():
             return [[-1.0, float("nan")]]
 
     runner = await started(Broken())
-    with pytest.raises(EngineFailedError, match="no numbers on the attestation's sequences"):
+    with pytest.raises(EngineFailedError, match="not finite on the attestation's sequences"):
         await runner.load_weights(fake_weights(1))
     await runner.close()
 

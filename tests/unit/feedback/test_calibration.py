@@ -198,7 +198,7 @@ def test_a_principle_gets_its_own_calibration_where_it_gains_by_it_and_has_the_p
 
 def test_a_bias_for_pairs_is_refused():
     record = make_calibration().model_dump()
-    with pytest.raises(ValueError, match="a bias would favour the answer that stands first"):
+    with pytest.raises(ValueError, match="a bias would favour the answer shown first"):
         Calibration.model_validate(record | {"bias": 0.1})
 
 
@@ -272,7 +272,7 @@ def test_a_calibration_of_another_judge_is_refused_by_both_names(calibrations: l
         (lambda file: file.update(calibrations=[]), "calibrations"),
         (
             lambda file: file["calibrations"].append(file["calibrations"][0]),
-            r"pairwise \(all principles\) stands twice",
+            r"pairwise \(all principles\) occurs twice",
         ),
         (lambda file: file["calibrations"][0].update(temperature=0), "temperature"),
         (lambda file: file["calibrations"][0].update(bias=1), "would favour"),

@@ -352,7 +352,7 @@ async def test_a_row_that_no_principle_speaks_about_is_done_without_a_label(tmp_
     )
     summary = await run.run(make_rows(2))
     assert summary["labels"]["total"] == 0
-    assert "no principle of the constitution speaks about any row" in summary["failure"]
+    assert "no principle of the constitution applies to any row" in summary["failure"]
     assert len(finished_rows(tmp_path)) == 2
 
 

@@ -342,7 +342,7 @@ def test_a_spend_file_that_cannot_be_read_is_never_taken_for_an_empty_one(tmp_pa
     file = tmp_path / "spend.json"
     file.write_text(text)
     for _ in range(2):  # the lock is given back with the error
-        with pytest.raises(InputError, match="is not one of ours"):
+        with pytest.raises(InputError, match="was not written by Solon"):
             SpendFile(file, ahead=1)
     assert file.read_text() == text
 

@@ -247,7 +247,7 @@ async def test_a_model_that_is_not_there_is_the_users_to_mend():
 
 async def test_a_redirect_is_not_followed():
     # The key would go along.
-    with pytest.raises(InputError, match="sends us elsewhere"):
+    with pytest.raises(InputError, match="redirects requests"):
         await ask_one(raw(b"", status=307, headers={"location": "http://127.0.0.1:9/v1"}))
 
 
@@ -525,8 +525,8 @@ async def test_a_failure_that_may_have_been_billed_counts_as_spent():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"api_key_env": KEY}, "is no name of an environment variable"),
-        ({"api_key_env": "my-key"}, "is no name of an environment variable"),
+        ({"api_key_env": KEY}, "is not the name of an environment variable"),
+        ({"api_key_env": "my-key"}, "is not the name of an environment variable"),
         ({"model": KEY}, "`model` looks like a key"),
         ({"extra": {"headers": {"authorization": f"Bearer {KEY}"}}}, "`extra` looks like a key"),
         ({"extra": {"temperature": 2}}, "`extra` has `temperature`"),
@@ -535,9 +535,9 @@ async def test_a_failure_that_may_have_been_billed_counts_as_spent():
         ({"base_url": "https://user:pw@judge.example/v1"}, "has a user, a query or a fragment"),
         ({"base_url": "https://judge.example/v1?key=1"}, "has a user, a query or a fragment"),
         ({"base_url": "https://judge.example/v1/chat/completions"}, "names one method"),
-        ({"base_url": "judge.example"}, "is no address"),
-        ({"base_url": "https://judge.example:99999/v1"}, "is no address"),
-        ({"base_url": "file:///etc/passwd"}, "is no address"),
+        ({"base_url": "judge.example"}, "is not an address"),
+        ({"base_url": "https://judge.example:99999/v1"}, "is not an address"),
+        ({"base_url": "file:///etc/passwd"}, "is not an address"),
         ({"max_retries": 4}, "less than or equal to 3"),
         ({"timeout_s": math.nan}, "finite"),
         ({"api_key_env": "A", "api_key_file": "b"}, "keep one"),

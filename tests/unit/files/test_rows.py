@@ -183,7 +183,7 @@ def test_a_hub_dataset_that_cannot_be_reached_is_one_clear_line(monkeypatch: pyt
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     message = refusal("org/prompts")
-    assert "prompt dataset org/prompts is no path here and cannot be loaded from the hub: Couldn't reach" in message
+    assert "prompt dataset org/prompts is not a local path and cannot be loaded from the hub: Couldn't reach" in message
     assert "data.split" in message
 
 

@@ -324,8 +324,8 @@ MERGES = "a: &a {x: 1}\n" + "".join(
     [
         (LAUGHS, "more than 20,000 values"),
         (MERGES, "more than 20,000 values"),
-        ("principles: &a [*a]", "an alias stands within what it names"),
-        ("a: &a {<<: *a}", "an alias stands within what it names"),
+        ("principles: &a [*a]", "an alias occurs inside its own anchor"),
+        ("a: &a {<<: *a}", "an alias occurs inside its own anchor"),
         ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 99)), "nested too deeply"),
         ("a: " + "[" * 50_000, "nested too deeply"),
         ("# " + "x" * 300_000, "characters"),

@@ -290,7 +290,7 @@ def test_a_student_examined_on_anything_but_the_policys_pairs_is_refused(origin:
 
 def test_pairs_that_were_taught_are_refused():
     student = [said(1.0, digest=f"d{n}") for n in range(300)]
-    with pytest.raises(InputError, match="2 of 300 pairs were among the student's lessons"):
+    with pytest.raises(InputError, match="2 of 300 pairs were among the student's training pairs"):
         accept(student, [said(1.0)] * 300, held_out(300), taught=frozenset({"d3", "d9"}))
 
 

@@ -115,12 +115,12 @@ def test_a_model_without_any_rounding_noise_is_held_to_the_tolerance_of_float32(
 @pytest.mark.parametrize(
     ("stale", "words"),
     [
-        (("model.norm.weight",), r"1 of the 9 tensors.*\(model\.norm\.weight\); loading left them out"),
+        (("model.norm.weight",), r"1 of the 9 live tensors.*\(model\.norm\.weight\); loading skipped them"),
         (
             ("lm_head.weight (packed copy)",),
-            r"1 of the 9 tensors.*lm_head.*copies that it computes with were not made again",
+            r"1 of the 9 live tensors.*lm_head.*packed copies were not rebuilt",
         ),
-        (("a", "b", "c", "d"), r"4 of the 9 tensors.*\(a, b, c, …\)"),
+        (("a", "b", "c", "d"), r"4 of the 9 live tensors.*\(a, b, c, …\)"),
     ],
 )
 def test_a_stale_tensor_is_named_whatever_the_canaries_say(stale: tuple[str, ...], words: str):
@@ -136,7 +136,7 @@ def test_tensors_that_were_to_be_compared_and_were_not_are_no_success():
         dtype="bfloat16", compared=7, unknown=("w13", "h.0.ln_1.weight"), uncompared=("h.0.ln_1.weight",)
     )
     with pytest.raises(
-        AttestationError, match=r"1 of the 9 tensors.*not compared \(h\.0\.ln_1\.weight\).*save_pretrained"
+        AttestationError, match=r"1 of the 9 live tensors.*not compared \(h\.0\.ln_1\.weight\).*save_pretrained"
     ):
         attest(manifest, make_receipt(manifest, check=check), last_checksum=None)
     passes = WeightCheck(dtype="bfloat16", compared=7, unknown=("w13",))
@@ -146,7 +146,9 @@ def test_tensors_that_were_to_be_compared_and_were_not_are_no_success():
 def test_an_engine_that_compares_tensors_and_compared_none_is_refused_with_the_reason():
     manifest = make_weights(1)
     receipt = make_receipt(manifest, check=WeightCheck(dtype="bfloat16", unknown=("a", "b", "c", "d")))
-    with pytest.raises(AttestationError, match=r"none of the 4 tensors.*\(a, b, c, …\).*not understood; use backend"):
+    with pytest.raises(
+        AttestationError, match=r"none of the 4 live tensors.*\(a, b, c, …\).*not understood; use backend"
+    ):
         attest(manifest, receipt, last_checksum=None)
 
 

@@ -307,13 +307,13 @@ def test_the_last_lane_a_second_of_one_name_and_an_unknown_one_are_refused():
 async def test_a_call_to_a_worker_that_leaves_ends_and_a_later_one_is_refused():
     engine = Engine()
     lane = SupervisedRollout(engine, Guard(engine, RECOVERY))
-    calling = asyncio.ensure_future(lane.guard.during(asyncio.Event().wait()))
+    calling = asyncio.ensure_future(lane.guard.call(asyncio.Event().wait()))
     await asyncio.sleep(0)
     await lane.retire()
     with pytest.raises(WorkerLeftError, match="rollout-0 left its pool"):
         await calling
     with pytest.raises(WorkerLeftError):
-        await lane.guard.during(engine.heartbeat())
+        await lane.guard.call(engine.heartbeat())
     assert await lane.ready() is False
 
 

@@ -85,11 +85,11 @@ async def soon(what: Any) -> Any:
 async def test_a_lost_worker_is_replaced_once_however_many_calls_notice():
     process = Process(alive=False)
     guard, events = make_guard(process)
-    outcomes = await asyncio.gather(*(guard.during(process.touch()) for _ in range(5)), return_exceptions=True)
+    outcomes = await asyncio.gather(*(guard.call(process.touch()) for _ in range(5)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {WorkerLostError}
     assert await soon(guard.ready())
     assert process.starts == 1
-    assert await guard.during(process.touch()) == "answer"
+    assert await guard.call(process.touch()) == "answer"
     assert [name for name, _ in events] == ["worker_lost", "worker_recovered"]
 
 
@@ -99,7 +99,7 @@ async def test_a_worker_that_hangs_is_noticed_without_being_asked_anything_and_i
     guard.start()
     process.hangs = True
     with pytest.raises(WorkerLostError):
-        await soon(guard.during(process.touch()))
+        await soon(guard.call(process.touch()))
     assert await soon(guard.ready())
     assert "did not answer within" in events[0][1]["cause"]
     await guard.close()
@@ -108,10 +108,10 @@ async def test_a_worker_that_hangs_is_noticed_without_being_asked_anything_and_i
 async def test_a_worker_whose_answer_is_lost_stays_if_it_gives_a_sign_of_life():
     process = Process(lost_calls=2)
     guard, events = make_guard(process)
-    outcomes = await asyncio.gather(*(guard.during(process.touch()) for _ in range(2)), return_exceptions=True)
+    outcomes = await asyncio.gather(*(guard.call(process.touch()) for _ in range(2)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {CallLostError}
     assert guard.is_up
-    assert await guard.during(process.touch()) == "answer"
+    assert await guard.call(process.touch()) == "answer"
     assert process.starts == 0
     assert [name for name, _ in events] == ["call_lost"]
 
@@ -119,7 +119,7 @@ async def test_a_worker_whose_answer_is_lost_stays_if_it_gives_a_sign_of_life():
 async def test_a_call_that_may_be_repeated_is_made_again_to_the_same_worker():
     process = Process(lost_calls=1)
     guard, _ = make_guard(process)
-    assert await soon(guard.insist(process.touch)) == "answer"
+    assert await soon(guard.retry(process.touch)) == "answer"
     assert process.starts == 0
 
 
@@ -127,7 +127,7 @@ async def test_a_call_that_may_be_repeated_is_made_again_to_the_same_worker():
 async def test_a_worker_whose_answer_is_lost_and_that_gives_no_sign_of_life_is_replaced(what: str):
     process = Process(lost_calls=1)
     guard, events = make_guard(process)
-    call = guard.during(process.touch())
+    call = guard.call(process.touch())
     if what == "hangs":
         process.heartbeat = asyncio.Event().wait  # type: ignore[method-assign,assignment]
     else:
@@ -145,7 +145,7 @@ async def test_a_worker_behind_a_bad_line_is_replaced_in_the_end():
     for _ in range(LOST_CALLS + 1):
         process.lost_calls = 1
         with pytest.raises(CallLostError):
-            await guard.during(process.touch())
+            await guard.call(process.touch())
     assert await soon(guard.ready())
     assert process.starts == 1
     assert [name for name, _ in events] == ["call_lost"] * LOST_CALLS + ["worker_lost", "worker_recovered"]
@@ -165,7 +165,7 @@ async def test_a_lost_beat_is_asked_for_again():
 async def test_a_late_error_of_a_lost_worker_does_not_end_the_next_one():
     process = Process()
     guard, events = make_guard(process)
-    late = [asyncio.ensure_future(guard.during(asyncio.Event().wait())) for _ in range(3)]
+    late = [asyncio.ensure_future(guard.call(asyncio.Event().wait())) for _ in range(3)]
     await asyncio.sleep(0)
     guard.lost(WorkerLostError("killed"), guard.incarnation)
     outcomes = await asyncio.gather(*late, return_exceptions=True)
@@ -190,7 +190,7 @@ async def test_a_restart_storm_ends_with_one_cause():
     process = Process(alive=False, fails_to_start=100)
     guard, events = make_guard(process, max_restarts=3)
     with pytest.raises(WorkerLostError):
-        await guard.during(process.touch())
+        await guard.call(process.touch())
     with pytest.raises(RunFailedError, match=r"replaced 3 times within 600 s .*max_restarts = 3 .*cause: no memory"):
         await soon(guard.ready())
     assert process.starts == 3
@@ -225,7 +225,7 @@ async def test_a_worker_that_starts_slower_than_the_window_and_fails_at_its_firs
     process = Slow(alive=False)
     guard = Guard(process, QUICK.model_copy(update={"max_restarts": 3, "window_s": 60}), clock=Clock(lambda: now[0]))
     with pytest.raises(RunFailedError, match=r"replaced 3 times in a row.*recovery.max_restarts = 3.*worker-0 died"):
-        await soon(guard.insist(process.touch))
+        await soon(guard.retry(process.touch))
     assert process.starts == 3
 
 
@@ -237,8 +237,8 @@ async def test_an_answer_between_two_losses_ends_the_row():
         now[0] += 61
         process.alive = False
         with pytest.raises(WorkerLostError):
-            await guard.during(process.touch())
-        assert await soon(guard.insist(process.touch)) == "answer"
+            await guard.call(process.touch())
+        assert await soon(guard.retry(process.touch)) == "answer"
     assert process.starts == 6
 
 
@@ -250,7 +250,7 @@ async def test_an_engine_that_fails_inside_is_replaced_like_a_dead_one_and_its_c
         raise EngineFailedError("engine rollout-0 failed while decoding: OutOfMemoryError: CUDA out of memory")
 
     with pytest.raises(EngineFailedError):
-        await guard.during(fails())
+        await guard.call(fails())
     assert await soon(guard.ready())
     assert process.starts == 1
     assert "CUDA out of memory" in dict(events)["worker_lost"]["cause"]
@@ -264,7 +264,7 @@ async def test_an_engine_that_always_fails_inside_ends_the_run_with_what_it_fail
         raise EngineFailedError("engine rollout-0 failed while decoding: AcceleratorError: illegal memory access")
 
     with pytest.raises(RunFailedError, match=r"max_restarts = 2 allows; last cause: .*illegal memory access"):
-        await soon(guard.insist(fails))
+        await soon(guard.retry(fails))
     assert process.starts == 2
 
 
@@ -277,7 +277,7 @@ async def test_bad_input_and_our_own_bugs_replace_nothing(bug: Exception):
         raise bug
 
     with pytest.raises(type(bug)):
-        await guard.during(fails())
+        await guard.call(fails())
     assert process.starts == 0
     assert events == []
 
@@ -350,7 +350,7 @@ async def test_a_replacement_without_a_place_ends_the_run_at_its_deadline_unless
 
     guard, events = make_guard(Homeless(), node_timeout_s=0.01)
     guard.lost(WorkerLostError("killed"), guard.incarnation)
-    with pytest.raises(RunFailedError, match=r"had no place on a node within recovery.node_timeout_s = 0.01 s; look"):
+    with pytest.raises(RunFailedError, match=r"was not placed on a node within recovery.node_timeout_s = 0.01 s; look"):
         await soon(guard.ready())
     assert [name for name, _ in events] == ["worker_lost", "restart_failed"]
 
