@@ -2,5 +2,5 @@
 
 Start with `run_file`; `sections` places engines and the learner, `labels` selects nodes, `fitting` fits defaults to the
 machine, `input_digests` tells whether a resume has the same inputs.
-May know: solon and learners.
+May import: solon and learners.
 """

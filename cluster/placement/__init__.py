@@ -2,5 +2,5 @@
 
 Start with `placement`; `supply` reads the cluster, `node_types` what its autoscaler may add, `waiting` reports the
 actors that a starting run waits for, `memory` estimates what a device must hold.
-May know: solon, learners, the run file and preflight.
+May import: solon, learners, the run file and preflight.
 """

@@ -2,7 +2,7 @@
 
 Start with `base`: a role makes the workers of a pool and gives each a guard. The present roles are `rollout`, `judge`,
 `audit` and `learner`. A new role is one new file here; pipeline files name it as `role = "..."`.
-May know: solon, actors (when workers are made), the run file.
+May import: solon, actors (when workers are made), the run file.
 """
 
 from __future__ import annotations

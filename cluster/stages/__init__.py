@@ -2,7 +2,7 @@
 
 Start with `base`: a stage is a section of a pipeline file with `async def run(session)`. The present stages are
 `evaluate`, `audit` and `rlaif`. A new stage is one new file here; pipeline files name it as `type = "..."`.
-May know: everything below, when a stage runs; no Ray when a file is checked.
+May import: everything below, when a stage runs; no Ray when a file is checked.
 """
 
 from __future__ import annotations

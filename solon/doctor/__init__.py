@@ -2,5 +2,5 @@
 
 Start with `facts`, which reads them, and `diagnosis`, which is pure: facts in, findings with remedies out. `ending`
 words the end of a run, `status` says which worker waits for which.
-May know: runs, checkpoints, ledger, feedback, telemetry.
+May import: runs, checkpoints, ledger, feedback, telemetry.
 """

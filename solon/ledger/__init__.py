@@ -2,5 +2,5 @@
 
 Start with `ledger`, the pure state machine, then `async_ledger`, which adds waiting. `queues` holds the groups,
 `staleness` the two rules of age, `snapshot` what a checkpoint keeps, `conservation` the law that nothing is lost.
-May know: errors. It sees metadata only, never a payload.
+May import: errors. It sees metadata only, never a payload.
 """

@@ -20,8 +20,8 @@ from solon.records import LoadReceipt, Weights
 FLOAT32_TOLERANCE = 2e-3
 """Largest canary difference in float32, nats."""
 NOISE_RATIO = 3.0
-"""Mean canary difference in 16 bits, divided by the learner's own rounding noise. Over ten architectures, with 200,000
-publications resampled from measured differences of each, the maximum was 2.5 and the median 0.95;
+"""Tolerated mean canary difference in 16 bits over the learner's own rounding noise. Over ten architectures, with
+200,000 publications resampled from measured differences of each, the largest ratio was 2.5 and the median 0.95;
 `benchmarks/attestation.py` repeats the measurement."""
 
 

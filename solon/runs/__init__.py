@@ -2,5 +2,5 @@
 
 Start with `directory`, the writer; `tables` has the Parquet columns, `integrity` the counts and digests that find a cut
 file, `columns` and `objects` the meaning of every column and key (docs/data.md is made from them).
-May know: errors, records, host, files.
+May import: errors, records, host, files.
 """

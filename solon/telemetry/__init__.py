@@ -2,5 +2,5 @@
 
 Start with `recorder`, which writes from a thread of its own; `totals` makes metrics and summary, `movement` tells which
 steps moved the policy.
-May know: runs, ledger, feedback and the protocols of the loop.
+May import: runs, ledger, feedback and the protocols of the loop.
 """
