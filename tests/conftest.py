@@ -1,4 +1,4 @@
-"""What all tests share: they touch nothing of the developer's, and the quick ones come first.
+"""Shared by all tests: they touch nothing of the developer's, and the quick ones come first.
 
 A test's folder is its tier: `unit`, `ray`, `e2e`, `gpu` or `soak`; the folder gives it the marker of that name.
 """
@@ -22,7 +22,7 @@ PRIVATE = pytest.StashKey[Path]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Settings for this process and all that it starts, made before any test module is imported."""
-    # /tmp and a short name, whatever TMPDIR says: a socket below it may have 107 characters in all.
+    # /tmp and a short name, for any TMPDIR: a socket below it may have 107 characters in all.
     config.stash[PRIVATE] = private = Path(tempfile.mkdtemp(prefix="solon-", dir="/tmp"))
     # Growing models takes minutes: a developer may keep the cache between runs.
     cache = os.environ.get("SOLON_TEST_CACHE") or str(private / "cache")
@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
         HF_HUB_OFFLINE="1",
         HF_HOME=str(Path(cache) / "huggingface"),
         XDG_CACHE_HOME=cache,
-        # Said out loud: left to itself, Ray turns token auth on and writes into the developer's ~/.ray.
+        # Explicit: by default Ray turns token auth on and writes into the developer's ~/.ray.
         RAY_AUTH_MODE="disabled",
         RAY_USAGE_STATS_ENABLED="0",
         # Under `uv run`, Ray would make every worker resolve its own environment.

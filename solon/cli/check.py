@@ -1,5 +1,5 @@
-"""`solon check`: reads everything a run would read, starts nothing; on request, asks the judge what the constitution
-expects of it."""
+"""`solon check`: reads all inputs of a run and starts nothing; on request, puts the constitution's tests to the
+judge."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class CheckSettings(BaseModel):
-    """What `--set` can change where there is no run file: `--set feedback.template=compact`."""
+    """The settings that `--set` can change without a run file: `--set feedback.template=compact`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,10 +62,10 @@ def run_check(
     judge: str = "",
     device_gib: float | None = None,
 ) -> dict[str, Any]:
-    """Raises InputError for the first thing that is wrong. Returns what was found.
+    """Raises InputError for the first problem. Returns a report.
 
-    with_tests: ask the judge the constitution's unit tests; their results are under `tests`. judge: the model that
-    is asked, instead of the run file's. device_gib: memory of the GPU that the run is for.
+    with_tests: put the constitution's unit tests to the judge; their results are under `tests`. judge: the model to
+    ask, in place of the run file's. device_gib: memory of the GPU that the run is for.
     """
     if is_constitution(path):
         return _check_constitution(str(path), overrides=overrides, as_json=as_json, with_tests=with_tests, judge=judge)
@@ -75,7 +75,7 @@ def run_check(
 
 
 def is_constitution(path: str | Path) -> bool:
-    """Whether a name stands for a constitution; everything else is taken for a run file."""
+    """Whether a name denotes a constitution; any other is a run file."""
     return str(path) == f"{PREFIX}constitution" or Path(path).suffix.lower() in (".yaml", ".yml")
 
 
@@ -175,7 +175,7 @@ def _describe(constitution: Constitution) -> dict[str, Any]:
 
 
 def _source(engine: EngineConfig) -> EngineConfig | EndpointFile:
-    """What answers: an endpoint, if the judge's name is that of an endpoint file, or an engine."""
+    """The judge for the tests: an endpoint, if its name is that of an endpoint file, or an engine."""
     if EndpointFile.names(engine.model):
         return EndpointFile.load(engine.model)
     from cluster.preflight.checks import check_model
@@ -223,7 +223,7 @@ async def _ask(
 
 
 class _Show:
-    """Lines for people; nothing with --json."""
+    """Text output; nothing with --json."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._console = Console(highlight=False, quiet=quiet)
@@ -251,7 +251,7 @@ class _Show:
         table = Table(box=None, pad_edge=False, expand=True)
         for title in ("test", "principle", "expected", "got", "margin", ""):
             table.add_column(title, no_wrap=True, justify="right" if title == "margin" else "left")
-        table.add_column("prompt", no_wrap=True, overflow="ellipsis", ratio=1)  # what is left of the line
+        table.add_column("prompt", no_wrap=True, overflow="ellipsis", ratio=1)  # takes the rest of the line
         for result in results:
             principle = result.principles[0] if len(result.principles) == 1 else f"all {len(result.principles)}"
             table.add_row(

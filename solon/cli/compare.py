@@ -1,4 +1,4 @@
-"""`solon judges compare` and `solon judges quantise`: reads what they need, runs them, shows what came of it."""
+"""`solon judges compare` and `solon judges quantise`: reads their inputs, runs them, shows the results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from solon.report.figures import JudgePoint
 
 BATCH_LENGTH = {"vllm": "prefix", "transformers": "length"}
-"""Order of questions that suits each engine: one has a prefix cache, the other pads."""
+"""The order of questions that suits each engine: one has a prefix cache, the other pads."""
 
 
 def run_compare(
@@ -144,7 +144,7 @@ QUALITY: Columns = (
 
 def table(title: str, columns: Columns, comparison: Comparison) -> Table:
     """One line for each judge."""
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD)  # all of it fits eighty columns
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD)  # fits eighty columns
     shown.add_column("judge", overflow="fold")
     for name, _ in columns:
         shown.add_column(name, justify="right", no_wrap=True)
@@ -154,7 +154,7 @@ def table(title: str, columns: Columns, comparison: Comparison) -> Table:
 
 
 def footnote(comparison: Comparison) -> str:
-    """What the figures are about."""
+    """What the figures refer to."""
     first = comparison.rows[0].name
     return visible(
         f"{comparison.common} pairs of {comparison.pairs}: decided by gold ({comparison.decided}) and answered by "

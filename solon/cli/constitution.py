@@ -57,7 +57,7 @@ def run_import(
     kind: Literal["harmless", "helpful", "honest", "style", "safety"],
     force: bool,
 ) -> dict[str, Any]:
-    """Reads, checks and writes. Raises InputError for what is no such file, and for `out` when it is taken."""
+    """Reads, checks and writes. Raises InputError for another kind of file, and for an `out` that exists."""
     from solon.constitution.imports import import_constitution
 
     imported = import_constitution(source, constitution_id=constitution_id, form=form, kind=kind)

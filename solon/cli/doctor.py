@@ -1,4 +1,4 @@
-"""`solon doctor`: how a run stands, from its files alone, and what to do next."""
+"""`solon doctor`: the state of a run, read from its files, and what to do next."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLOURS = {"stalled": "red", "failed": "red", "dead": "red", "stopped": "yellow"
 
 
 def run_doctor(run: str, *, thorough: bool, as_json: bool) -> dict[str, Any]:
-    """Looks, says what it found unless it is to be printed as JSON, and returns it. Raises InputError."""
+    """Examines a run, prints the report unless JSON is wanted, and returns it. Raises InputError."""
     path = find_run(run)
     diagnosis = diagnose(look(path, thorough=thorough))
     if not as_json:
@@ -37,7 +37,7 @@ def find_run(run: str) -> Path:
 
 
 def show(diagnosis: Diagnosis, path: Path, console: Console) -> None:
-    """The headline, a heading with its lines each, and what to do."""
+    """The headline, the lines under each heading, and the remedies."""
     colour = COLOURS.get(diagnosis.status, "green") if diagnosis.is_well or diagnosis.status in COLOURS else "red"
     console.print(
         Text.assemble((visible(str(path)), "bold"), ": ", (visible(diagnosis.headline), colour)), soft_wrap=True
@@ -52,4 +52,4 @@ def show(diagnosis: Diagnosis, path: Path, console: Console) -> None:
     print_table(console, table)
     console.print(Text("NEXT", style="bold"))
     for line in diagnosis.do:
-        console.print(Text(f"  {visible(line)}"), soft_wrap=True)  # one line each: it is to be copied
+        console.print(Text(f"  {visible(line)}"), soft_wrap=True)  # on one line, to be copied

@@ -1,4 +1,4 @@
-"""`solon judges test`, `calibrate` and `cascade`: one judge against pairs whose right verdict is known."""
+"""`solon judges test`, `calibrate` and `cascade`: one judge against pairs with gold verdicts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run_calibrate(inputs: JudgeInputs, model: str, *, out: Path, seed: int = 0) 
     raw, targets, principles, prompts = [], [], [], []
     for pair, said in zip(_decided(inputs.pairs), verdicts, strict=True):
         for item, verdict in zip(pair.items, said, strict=True):
-            # A pair under several principles has one right verdict for all of them together, none for each.
+            # A pair under several principles has one gold verdict for all of them together, none for each.
             if verdict.raw_margin is not None and verdict.status.valid and len(pair.items) == 1:
                 raw.append(verdict.raw_margin)
                 targets.append(pair.target)
@@ -86,7 +86,7 @@ def run_calibrate(inputs: JudgeInputs, model: str, *, out: Path, seed: int = 0) 
 def run_cascade(
     inputs: JudgeInputs, model: str, *, alpha: float, delta: float, calibration: str = ""
 ) -> dict[str, Any]:
-    """Fits the doubt up to which this judge may decide alone."""
+    """Fits the uncertainty up to which this judge may decide alone."""
     from solon.feedback.panels.cascade import fit_threshold, measured_against
 
     _, verdicts, _ = _examined(inputs, model, calibration=calibration)

@@ -1,4 +1,4 @@
-"""What every `solon judges` command reads: models, pairs with a right verdict, constitution, template."""
+"""The inputs of every `solon judges` command: models, pairs with gold verdicts, constitution, template."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from nursery.grow import Nursery
 
 LONGEST = 4096
-"""Tokens of a question, where it is not configured and the judge takes as many."""
+"""Longest question in tokens, where none is configured and the judge allows it."""
 NURSERY = "nursery"
-"""As the file of pairs: pairs of the tiny world, decided by its oracles."""
+"""In place of a file of pairs: pairs of the tiny world, decided by its oracles."""
 
 
 class JudgeInputs:
-    """Reads and checks. Raises InputError for what cannot be used; grows the nursery when a name asks for it."""
+    """Reads and checks. Raises InputError for unusable input; grows the nursery when a name needs it."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class JudgeInputs:
         self.pairs = sample(self._pairs(pairs, limit=limit, held_out=held_out), limit)
 
     def _check(self, models: Sequence[str]) -> None:
-        """Before an engine is built for the first of several."""
+        """Runs before the first engine is built."""
         from cluster.preflight.checks import check_judge
 
         for model in models:
@@ -107,7 +107,7 @@ def template_named(name: str | None, pairs: str) -> Any:
 
 
 def _grown(names: Sequence[str], *, progress: bool) -> Nursery | None:
-    """The nursery, when any of these names asks for it; they may carry a variant, `nursery:judge_fp@bf16`."""
+    """The nursery, when one of these names needs it; they may carry a variant, `nursery:judge_fp@bf16`."""
     if not any(name == NURSERY or name.startswith(PREFIX) for name in names):
         return None
     named = [name.removeprefix(PREFIX).partition("@")[0] for name in names if name.startswith(PREFIX)]

@@ -1,4 +1,4 @@
-"""`solon judges`: the commands. What they do is imported when one runs."""
+"""`solon judges`: the commands. Each imports its implementation when it runs."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def quantise(
     scheme: Annotated[str, typer.Option(help="w8a8, w4a16, w8a8-gptq, w4a16-gptq or fp8.")] = "w8a8",
     pairs: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Pairs to calibrate on, for gptq; other than those it will be compared on."),
+        typer.Option(metavar="FILE", help="Pairs to calibrate on, for gptq; not those used for comparison."),
     ] = None,
     constitution: ConstitutionOption = None,
     template: TemplateOption = None,
@@ -96,7 +96,7 @@ def quantise(
     chat: ChatOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a quantised copy of a judge, calibrated on what judges read."""
+    """Write a quantised copy of a judge, calibrated on real judge prompts."""
     from solon.cli.compare import run_quantise
 
     refuse_working_copy(target, "the new directory")
@@ -157,7 +157,7 @@ def calibrate(
     chat: ChatOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit the calibration of a judge, on other pairs than those it will be compared on."""
+    """Fit the calibration of a judge, on pairs that are not used for comparison."""
     from solon.cli.examine import run_calibrate
     from solon.cli.judge_inputs import JudgeInputs
 

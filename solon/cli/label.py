@@ -30,8 +30,8 @@ from solon.runs.directory import RunDirectory
 
 
 def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
-    """Label a file into a directory, continuing where an earlier start ended. Raises InputError before any engine
-    starts where that is possible."""
+    """Label a file into a directory, continuing an earlier start. Raises InputError before any engine starts where
+    possible."""
     settings = LabelSettings.of(request.overrides)
     refuse_secrets(request, settings)
     names = [request.judge, request.constitution, request.policy, str(request.source), settings.select.proxy]
@@ -84,8 +84,8 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
 def _judge(
     name: str, settings: LabelSettings, out: Path, constitution: Constitution, *, max_usd: float | None
 ) -> Source:
-    """A model's engine, or an endpoint that spends no more than `max_usd` in this start. Raises InputError when it
-    cannot be there."""
+    """A model's engine, or an endpoint that spends at most `max_usd` in this start. Raises InputError when it cannot be
+    built."""
     from cluster.preflight.checks import check_judge
 
     feedback, options = settings.feedback, settings.judging
@@ -117,7 +117,7 @@ def _judge(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What is to be labelled, by whom, into which directory."""
+    """The rows to label, the judge, and the output directory."""
 
     directory: RunDirectory
     rows: Sequence[AnswerRow]
@@ -136,7 +136,7 @@ async def _label(work: _Work, show: LabelView) -> dict[str, Any]:
     directory = work.directory
     done = finished_rows(directory.path)
     if all(row.row_id in done for row in work.rows):
-        judge: Any = _NoJudge()  # nothing is left to ask: no engine is built
+        judge: Any = _NoJudge()  # no row is left: no engine is built
         provenance: dict[str, Any] = {}
     else:
         source, *others = work.sources
@@ -174,8 +174,8 @@ def _selected(
     request: LabelRequest,
     show: LabelView,
 ) -> tuple[list[AnswerRow], dict[str, float], float]:
-    """The rows that are labelled, their weights, and what it cost in USD to choose them: a proxy labels all of them
-    first, where one is wanted."""
+    """The rows to label, their weights, and the cost in USD of choosing them: a proxy labels all of them first, where
+    one is configured."""
     from solon.feedback.labelling.row_selection import proxy_margins, select_rows, write_selection
 
     chosen = settings.select
@@ -215,7 +215,7 @@ def _selected(
 
 
 class _NoJudge:
-    """Stands in when every row is labelled already."""
+    """Takes the judge's place when every row is already labelled."""
 
     name = "none"
 
@@ -226,7 +226,7 @@ class _NoJudge:
 
 
 def _with_cache(config: FeedbackConfig, directory: Path) -> FeedbackConfig:
-    """Verdicts are kept on disk beside the labels, unless they were sent elsewhere."""
+    """Verdicts are kept on disk beside the labels, unless another place is configured."""
     if config.cache.path or not config.cache.entries:
         return config
     return config.model_copy(
@@ -247,7 +247,7 @@ def _without_unanswered(source: AnswerFile) -> AnswerFile:
 
 
 def _without_unwritable(source: AnswerFile, policy: str, write: WriteOptions) -> AnswerFile:
-    """Without the prompts that the policy cannot answer: its chat template refuses them, or they are too long."""
+    """Drops the prompts that the policy cannot answer: its chat template refuses them, or they are too long."""
     found = unwritable(source.unanswered, EngineConfig(model=policy, **write.engine.model_dump()), write.max_tokens)
     gone = {row.row_id for row in found}
     left = tuple(row for row in source.unanswered if row.row_id not in gone)
@@ -263,7 +263,7 @@ def _without_unwritable(source: AnswerFile, policy: str, write: WriteOptions) ->
 def _written(
     directory: RunDirectory, prompts: Sequence[AnswerRow], policy: str, settings: LabelSettings, show: LabelView
 ) -> list[AnswerRow]:
-    """The prompts with answers by a policy; written once, read again by a later start."""
+    """The prompts with a policy's answers; generated once, read back by a later start."""
     from cluster.preflight.checks import check_model
     from solon.feedback.labelling.writing import write_answers
 
@@ -284,7 +284,7 @@ def _written(
 
 @contextmanager
 def _stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM finish what is under way; a second one ends at once."""
+    """Ctrl-C and SIGTERM finish the work in flight; a second one ends at once."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     seen = False
 

@@ -1,4 +1,4 @@
-"""What `solon label` was asked for, and the record that keeps a directory to one judge and one constitution."""
+"""The settings of `solon label`, and the record that binds a directory to one judge and one constitution."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from solon.runs.directory import RunDirectory
 
 
 class WriteOptions(SamplingOptions):
-    """How a policy writes answers where there are none."""
+    """How a policy generates missing answers."""
 
     answers: int = Field(2, ge=1)
-    """Answers to each prompt."""
+    """Answers per prompt."""
     engine: EngineOptions = EngineOptions()
 
 
 class LabelSettings(BaseModel):
-    """Everything that `--set` can change: `--set feedback.swap.orders=both`."""
+    """Every setting that `--set` can change: `--set feedback.swap.orders=both`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,9 +42,9 @@ class LabelSettings(BaseModel):
     judging: EngineOptions = EngineOptions()
     write: WriteOptions = WriteOptions()
     data: ReadConfig = ReadConfig()
-    """Which column and split of the file are read."""
+    """The columns and the split of the file to read."""
     select: RowSelection = RowSelection()
-    """Which rows are labelled; all by default."""
+    """The rows to label; all by default."""
     seed: int = Field(0, ge=0, lt=2**31)
 
     @classmethod
@@ -68,7 +68,7 @@ class LabelSettings(BaseModel):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LabelRequest:
-    """What the command line asked for."""
+    """The arguments of the command line."""
 
     source: Path
     judge: str
@@ -81,7 +81,7 @@ class LabelRequest:
 
 
 def refuse_secrets(request: LabelRequest, settings: LabelSettings) -> None:
-    """What is written down with the labels holds none. Raises InputError that does not show it."""
+    """The record beside the labels must hold no secret. Raises InputError that does not show it."""
     given = {"--judge": request.judge, "--policy": request.policy, "--set": settings.model_dump(mode="json")}
     for place in places_of_secrets(given):
         raise InputError(
@@ -91,7 +91,7 @@ def refuse_secrets(request: LabelRequest, settings: LabelSettings) -> None:
 
 
 def model_name(source: Source) -> str:
-    """For people, and for the record."""
+    """The name for messages and for the record."""
     if isinstance(source, EndpointFile):
         return f"{source.endpoint.model} at {source.endpoint.base_url}"
     return source.model
@@ -128,7 +128,7 @@ def require_same(
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What was otherwise, one part of a sentence each; a setting that is younger than `before` had its default."""
+    """The differences, a phrase each; a setting that `before` did not know had its default."""
     default = {"settings": LabelSettings().model_dump(mode="json")}
     old, new, since = (dict(flat_items(one)) for one in (before, now, default))
     return [

@@ -1,4 +1,4 @@
-"""What a person sees while a data set is labelled, and at the end."""
+"""Progress and results of `solon label`, on the terminal."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class LabelView:
         if rows["left"]:
             self.note(f"{rows['left']} rows are left; start the same command again to continue")
         if not labels["valid"]:
-            return  # what the failure says; a table of nothing would hide it
+            return  # the failure tells it all; an empty table would hide it
         print_table(self._console, _quality_table(summary))
         if summary["contradicted"]:
             self.note(
@@ -90,7 +90,7 @@ class LabelView:
 
 
 def describe_progress(done: Done) -> str:
-    """One line: how many, how fast, at what cost, how long still."""
+    """One line: rows done, rate, cost, time left."""
     left = done.left_s
     parts = [
         f"{done.rows_before + done.rows} of {done.rows_total} rows",

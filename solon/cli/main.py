@@ -1,4 +1,4 @@
-"""`solon`: the commands, and how errors end. Exit 0 success, 1 the run failed, 2 the user's input is wrong."""
+"""`solon`: the commands and their exit codes. Exit 0 success, 1 the run failed, 2 the user's input is wrong."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from cluster.pools.base import Role
 
 MAX_SEED = 2**31 - 1
-"""The run file's bound; said here because importing it takes long."""
+"""The run file's bound; repeated here because importing it takes long."""
 INTERRUPTED = 130
-"""What typer makes of Ctrl-C."""
+"""Typer's exit code for Ctrl-C."""
 
 app = typer.Typer(
     name="solon",
@@ -36,7 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    rich_markup_mode=None,  # plain help: importing what draws boxes takes three times as long as the rest
+    rich_markup_mode=None,  # plain help: importing rich's boxes takes three times as long as everything else
 )
 
 app.add_typer(constitution_app)
@@ -65,7 +65,7 @@ def demo(
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Align tiny models grown on this machine. The whole system in a few minutes, nothing downloaded."""
+    """Align tiny models grown on this machine. The whole system in a few minutes, without downloads."""
     from solon.cli.train import run_demo
 
     _print(run_demo(steps=steps, seed=seed, as_json=as_json, roles=context.obj), as_json)
@@ -82,8 +82,8 @@ def train(
         bool | None,
         typer.Option(
             "--resume/--no-resume",
-            help="Go on from the last checkpoint of --name, or of the last run of this file; start where there is "
-            "none. A submitted job with --name does so unasked.",
+            help="Resume from the last checkpoint of --name, or of the last run of this file; start if there is "
+            "none. A submitted job with --name does so by itself.",
             show_default=False,
         ),
     ] = None,
@@ -93,14 +93,14 @@ def train(
             "--from",
             metavar="best|STEP",
             help="Resume from the checkpoint that the audit ([watch]) liked best, or from that of a step; later ones "
-            "are set aside. Settings of judge, feedback, watch and learning rate or KL may change then.",
+            "are set aside. Settings of judge, feedback, watch, learning rate and KL may change then.",
             show_default=False,
         ),
     ] = "",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Align a policy on a Ray cluster. Generates, labels and learns at the same time."""
+    """Align a policy on a Ray cluster. Generates, labels and learns concurrently."""
     from solon.cli.train import run_train
 
     summary = run_train(
@@ -228,7 +228,7 @@ def _print(result: dict[str, object], as_json: bool) -> None:
 def main(*, roles: Mapping[str, Role] | None = None) -> None:
     """Entry point: turns the two kinds of error into one message and an exit code.
 
-    roles: what makes the workers of a run, in place of `cluster/pools/`.
+    roles: factories of a run's workers, in place of those in `cluster/pools/`.
     """
     settle_streams()
     _keep_compiled_code()
@@ -248,9 +248,9 @@ def main(*, roles: Mapping[str, Role] | None = None) -> None:
 
 
 def _keep_compiled_code() -> None:
-    """torch keeps compiled code in the temporary folder unless another folder is set."""
+    """torch keeps compiled code in the temporary folder unless told otherwise."""
     if not os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
-        with suppress(OSError, InputError):  # no home that can be written: the temporary folder, then
+        with suppress(OSError, InputError):  # without a writable home, the temporary folder is used
             cache = cache_folder() / "torchinductor"
             cache.mkdir(parents=True, exist_ok=True)
             if os.access(cache, os.W_OK):
@@ -258,7 +258,7 @@ def _keep_compiled_code() -> None:
 
 
 def _with_notes(message: str, error: Exception) -> str:
-    """With the table of a refusal, and with what a person does next: the driver knows the command that resumes."""
+    """The message with the table of a refusal and the next command: the driver knows the command that resumes."""
     return "\n".join([message, *getattr(error, "__notes__", ())])
 
 

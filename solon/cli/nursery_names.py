@@ -1,4 +1,4 @@
-"""`nursery:` names in a run file stand for files that the nursery grows on this machine, once."""
+"""`nursery:` names in a run file denote files that the nursery grows on this machine, once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = (
 
 
 def uses_nursery(run: RunFile) -> bool:
-    """Whether any name has to be grown."""
+    """Whether any name must be grown."""
     return any(value.startswith(PREFIX) for value in _names(run))
 
 
@@ -33,7 +33,7 @@ def with_nursery(run: R, *, progress: bool) -> R:
 
 
 def panel_paths(feedback: FeedbackConfig, path: Callable[[str], str]) -> FeedbackConfig:
-    """The same settings with the names of further judges turned into paths."""
+    """The same settings with the names of additional judges replaced by paths."""
     cascade = feedback.cascade.model_copy(update={"judge": path(feedback.cascade.judge)})
     jury = feedback.jury.model_copy(update={"judges": tuple(map(path, feedback.jury.judges))})
     select = feedback.select.model_copy(update={"proxy": path(feedback.select.proxy)})
@@ -41,7 +41,7 @@ def panel_paths(feedback: FeedbackConfig, path: Callable[[str], str]) -> Feedbac
 
 
 def resolver(names: Sequence[str], *, progress: bool) -> Callable[[str], str]:
-    """What turns `nursery:` names into paths and leaves all other names alone; grows models only if one is among
+    """A function that replaces `nursery:` names by paths and keeps all other names; grows models only if one is among
     `names`. Raises InputError for a name that the nursery does not have."""
     named = [value.removeprefix(PREFIX) for value in names if value.startswith(PREFIX)]
     if not named:
@@ -53,15 +53,15 @@ def resolver(names: Sequence[str], *, progress: bool) -> Callable[[str], str]:
 
 
 def paths_in(grown: Nursery | None) -> Callable[[str], str]:
-    """What turns `nursery:` names into the paths of a nursery that has been grown."""
+    """A function that replaces `nursery:` names by paths of a grown nursery."""
     return lambda value: str(getattr(grown, _checked(value))) if value.startswith(PREFIX) else value
 
 
 def grown_for(names: Collection[str], *, progress: bool) -> Nursery:
-    """The nursery with all that these names (without their prefix) stand for.
+    """The nursery with everything that these names (without their prefix) denote.
 
-    Raises InputError before it grows anything for a name that the nursery does not have, and when the account's cache
-    cannot be used.
+    Before growing anything, raises InputError for a name that the nursery does not have and for an unusable cache of
+    this account.
     """
     for name in names:
         _checked(PREFIX + name)
@@ -87,7 +87,7 @@ def _checked(value: str) -> str:
 
 
 def describe(report: dict[str, Any]) -> list[str]:
-    """What was measured when the models were grown: a line for the policy and one for each judge."""
+    """The scores of the models when they were grown: a line for the policy and one for each judge."""
     lines = [f"nursery: before training the policy keeps {report['policy']['mean']:.1%} of the principles that apply"]
     for name, title in (("judge_fp", "judge"), ("judge", "the same judge in int8"), ("audit_judge", "audit judge")):
         found = report[name]["held_out"]

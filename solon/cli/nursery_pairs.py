@@ -1,4 +1,4 @@
-"""Pairs with gold from the nursery's oracles: answers that the policy wrote, and answers of every quality."""
+"""Pairs with gold verdicts from the nursery's oracles: answers of the policy, and answers of every quality."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MOST_ROUNDS = 25
 def nursery_gold(grown: Nursery, number: int, *, held_out: bool = True, seed: int = 0) -> tuple[GoldPair, ...]:
     """`number` different pairs that the oracles decide, each under one principle; subsets `policy` and `drawn`.
 
-    held_out: about prompts that no model was taught. Half of the answers were sampled from the policy, half are drawn
-    or spoilt. Imports torch. Fewer come back when the small world has no more.
+    held_out: about prompts that no model was trained on. Half of the answers are sampled from the policy, half are
+    drawn or spoilt. Imports torch. Returns fewer when the small world has no more.
     """
     from nursery.lessons import Mix, draw_any
     from nursery.model import load

@@ -1,6 +1,6 @@
-"""Standard input, output and errors, whatever has become of them: a reader that left, a dropped terminal, none at all.
+"""Standard input, output and errors in any condition: a reader that left, a dropped terminal, none at all.
 
-A command is not ended by the loss of those who read along: a run of hours has its results in files.
+The loss of its terminal does not end a command: a run of hours has its results in files.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 from typing import IO, Any
 
 READER_GONE = (errno.EPIPE, errno.EIO)
-"""A closed pipe, and a terminal that was dropped."""
+"""A closed pipe, and a dropped terminal."""
 
 
 class PatientFile(io.FileIO):
-    """A descriptor that takes every write. Without a reader it becomes /dev/null; other failures are kept."""
+    """A descriptor that accepts every write. Without a reader it becomes /dev/null; other failures are kept."""
 
     failure: OSError | None = None
 
@@ -35,16 +35,16 @@ class PatientFile(io.FileIO):
 
 
 def settle_streams() -> None:
-    """Makes the standard streams safe to use; for the entry point of a program alone.
+    """Makes the standard streams safe to use; only for the entry point of a program.
 
-    A descriptor that is closed is opened on /dev/null: the next file would get its number, and what libraries print.
-    What the encoding of the output lacks is replaced.
+    A closed descriptor is opened on /dev/null: otherwise the next file would get its number, and with it the output of
+    libraries. Characters that the encoding of the output lacks are replaced.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is the closed one
     if sys.stdout is None or sys.stdout is sys.__stdout__:
         sys.stdout = _patient(sys.stdout, 1)
     if sys.stderr is None or sys.stderr is sys.__stderr__:
@@ -52,7 +52,7 @@ def settle_streams() -> None:
 
 
 def lost_output() -> OSError | None:
-    """Why output could not be written, other than that no one reads it."""
+    """Why output could not be written, apart from a lost reader."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(ValueError):
             stream.flush()
@@ -63,7 +63,7 @@ def lost_output() -> OSError | None:
 
 
 def become_nothing(number: int, flags: int) -> None:
-    """A descriptor leads to /dev/null from now on."""
+    """Redirect a descriptor to /dev/null."""
     nothing = os.open(os.devnull, flags)
     try:
         os.dup2(nothing, number)
@@ -77,7 +77,7 @@ def _patient(stream: IO[str] | None, number: int) -> io.TextIOWrapper:
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    # "?" keeps the width of what is drawn; what UTF-8 cannot say is half a character of a file's name.
+    # "?" keeps the width of drawings; characters that UTF-8 cannot encode are halves of characters in a file's name.
     errors = "replace" if number == 1 and not encoding.lower().startswith("utf") else "backslashreplace"
     raw = PatientFile(number, "wb", closefd=False)
     return io.TextIOWrapper(

@@ -30,8 +30,8 @@ def end_table(summary: dict[str, Any]) -> Table:
 
 
 def end_lines(summary: dict[str, Any], directory: Path) -> Text:
-    """The rest of the summary in a few lines; why a run was stopped, and how it is resumed, at the end. Of a failed run
-    the cause is told on stderr, after these lines."""
+    """The rest of the summary in a few lines, ending with why a run was stopped and how to resume it. For a failed run
+    the cause follows on stderr."""
     lines = [
         f"{summary['status']} after {_steps(summary)} in {summary['wall_s']:.0f} s",
         *(_figures(summary) if summary["steps"] else ()),
@@ -44,7 +44,7 @@ def end_lines(summary: dict[str, Any], directory: Path) -> Text:
 
 
 def _figures(summary: dict[str, Any]) -> list[str]:
-    """Of a run that has trained something."""
+    """Lines for a run that has trained something."""
     overlap, weights, labels = summary["overlap"], summary["weights"], summary["labels"]
     shares = ", ".join(f"{lane} {share:.0%}" for lane, share in overlap["busy"].items())
     return [
@@ -59,7 +59,7 @@ def _figures(summary: dict[str, Any]) -> list[str]:
 
 
 def _reward(summary: dict[str, Any]) -> str:
-    """How the reward moved; of rewards that are relative to the group, what moves instead."""
+    """How the reward moved; for rewards relative to the group, their spread."""
     reward = summary["reward"]
     if not reward["relative"]:
         if summary["steps"] and not summary["steps_moved"]:

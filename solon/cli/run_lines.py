@@ -25,7 +25,7 @@ def step_line(totals: RunTotals) -> str:
 
 
 def repeated(event: str, count: int) -> str:
-    """An event that came for the count-th time.
+    """The text for the count-th event of its kind.
 
     >>> repeated("group_lost", 1), repeated("group_lost", 16)
     ('group lost', 'group lost, 16 times so far')
@@ -35,7 +35,7 @@ def repeated(event: str, count: int) -> str:
 
 
 def warning_line(totals: RunTotals, count: int) -> str:
-    """That the latest step moved nothing, or was of cut answers; count: of such steps so far."""
+    """A warning that the latest step moved nothing or had cut answers; count: such steps so far."""
     movement = totals.movement
     step = f"step {totals.steps}/{totals.total_steps}"
     if movement.cause:
@@ -46,14 +46,14 @@ def warning_line(totals: RunTotals, count: int) -> str:
 
 
 def alarm_line(alarm: Mapping[str, Any], count: int = 1) -> str:
-    """What a watch has seen, with evidence and remedy; count: of alarms of this kind so far."""
+    """An alarm of the watch, with evidence and remedy; count: alarms of this kind so far."""
     said = "; ".join(str(alarm[key]) for key in ("message", "evidence", "remedy") if alarm.get(key))
     again = f" ({count} times)" if count > 1 else ""
     return f"alarm {alarm.get('kind')} at step {alarm.get('step')}{again}: {said}"
 
 
 def reward_line(totals: RunTotals) -> str:
-    """The reward so far, as a line of blocks; its spread in a group where its mean is always 0."""
+    """The reward so far, as a line of blocks; its spread in a group where the mean is always 0."""
     name, values, sign = ("spread", totals.spreads, "") if totals.is_relative else ("reward", totals.rewards, "+")
     if not values:
         return f"{name}  waiting for the first batch"

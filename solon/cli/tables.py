@@ -27,7 +27,7 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def needed(table: Table) -> int:
-    """Characters of a line that the table needs to be read."""
+    """The line width that the table needs to stay readable."""
     return sum(_width(column, with_header=table.show_header) + 2 for column in table.columns)
 
 

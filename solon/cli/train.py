@@ -29,11 +29,11 @@ def run_train(
     back_to: str = "",
     roles: Mapping[str, Role] | None = None,
 ) -> dict[str, Any]:
-    """Loads the run file, grows what it needs, trains. Returns the summary.
+    """Loads the run file, grows the models that it needs, trains. Returns the summary.
 
-    resume=None: a submitted job that was given a name continues an earlier try of it; others begin at the first step.
-    back_to: `best` or a step, for a run that goes back to an earlier checkpoint; it is resumed then. roles: what makes
-    the workers, in place of `cluster/pools/`.
+    resume=None: a submitted job with a name continues an earlier attempt; others begin at the first step. back_to:
+    `best` or a step, for a run that goes back to an earlier checkpoint and resumes there. roles: factories of the
+    workers, in place of those in `cluster/pools/`.
     """
     from cluster.pipeline_file import load_run
 
@@ -43,7 +43,7 @@ def run_train(
     run = run.model_copy(update=changes)
     if uses_nursery(run):
         run = with_nursery(run, progress=not as_json)
-    # Before Ray is imported: what it starts inherits this.
+    # Before Ray is imported: processes that it starts inherit this.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from cluster.train import train
 
@@ -52,7 +52,7 @@ def run_train(
     return train(
         run,
         name=name,
-        # The config.json of a run stands for that run.
+        # The config.json of a run denotes that run.
         default_name=path.resolve().parent.name if path.name == "config.json" else path.stem,
         root=root,
         view=make_view(quiet=as_json),
@@ -64,7 +64,7 @@ def run_train(
 
 
 def runs_folder() -> Path:
-    """Where run directories go. Raises InputError when they would be removed after a submitted job."""
+    """The folder of run directories. Raises InputError when a submitted job's end would remove it."""
     root = Path(os.environ.get("SOLON_RUNS", "runs")).absolute()
     refuse_working_copy(
         root,
@@ -76,7 +76,7 @@ def runs_folder() -> Path:
 
 
 def describe_origin(path: Path, *, steps: int | None, seed: int | None, overrides: list[str]) -> dict[str, Any]:
-    """How this run was asked for: its command without a name, where it was given, and whether as a submitted job."""
+    """How this run was started: its command without a name, its folder, and whether as a submitted job."""
     command = ["solon", "train", str(path)]
     for key, value in (("--steps", steps), ("--seed", seed)):
         command += [key, str(value)] if value is not None else []

@@ -1,4 +1,4 @@
-"""The view of a run: a live picture in a terminal, plain lines elsewhere, nothing with --json."""
+"""The view of a run: a live display in a terminal, plain lines elsewhere, nothing with --json."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SilentView:
         """Show a line of text."""
 
     def cluster(self, info: ClusterInfo, directory: Path) -> None:
-        """The cluster is there, and the run directory is made."""
+        """The cluster is connected, and the run directory exists."""
 
     def starting(self, names: Sequence[str]) -> None:
         """Workers with these names are being started."""
@@ -70,7 +70,7 @@ class SilentView:
 
 
 class PlainView(SilentView):
-    """One line for each step and each event that is shown: for logs, `ray job submit`, and pipes."""
+    """One line for each step and each shown event: for logs, `ray job submit`, and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -147,7 +147,7 @@ class PlainView(SilentView):
 
 
 class LiveView(PlainView):
-    """A bar while engines load, then the three lanes as they work."""
+    """A bar while engines load, then the three lanes at work."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -181,7 +181,7 @@ class LiveView(PlainView):
         super().ready(name)
 
     def training(self, totals: RunTotals, ledger: AsyncLedger) -> None:
-        """Start the live picture."""
+        """Start the live display."""
         super().training(totals, ledger)
         self._ledger = ledger
         self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)
@@ -194,7 +194,7 @@ class LiveView(PlainView):
             self._asking = asyncio.ensure_future(self._ask_counts())
 
     def ended(self, summary: dict[str, Any], directory: Path) -> None:
-        """Stop the live picture and print the summary."""
+        """Stop the live display and print the summary."""
         if self._progress is not None:
             self._progress.stop()
         if self._live is not None:
@@ -202,7 +202,7 @@ class LiveView(PlainView):
         super().ended(summary, directory)
 
     def evaluated(self, when: str, scores: dict[str, float]) -> None:
-        """Print held-out scores; the last ones end the live picture."""
+        """Print held-out scores; the last ones end the live display."""
         if when == "after" and self._live is not None:
             self._live.stop()
             self._live = None
@@ -219,7 +219,7 @@ class LiveView(PlainView):
 
 
 def picture(totals: RunTotals, counts: dict[str, int]) -> Group:
-    """The three lanes, the queue between them, staleness, reward, and what binds."""
+    """The three lanes, the queue between them, staleness, reward, and the binding lane."""
     now = time.time()
     window = measure(totals.spans, start_s=max(now - WINDOW_S, totals.started_s), end_s=now)
     left = totals.wall_s / totals.steps * (totals.total_steps - totals.steps) if totals.steps else None

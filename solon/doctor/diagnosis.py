@@ -26,9 +26,9 @@ class Diagnosis:
     is_well: bool
     headline: str
     findings: Mapping[str, Sequence[str]]
-    """Lines under a heading each, in the order in which they are shown."""
+    """Lines under headings, in the order of display."""
     do: Sequence[str]
-    """What to do next, the first thing first."""
+    """What to do next, most urgent first."""
 
     def as_json(self) -> dict[str, Any]:
         """The same for `--json`."""
@@ -72,7 +72,7 @@ def diagnose(facts: Facts) -> Diagnosis:
 
 
 def _unbalanced(facts: Facts) -> list[str]:
-    """What does not add up. Empty: it all does, as far as it was counted."""
+    """Errors in the accounts. Empty: they balance, as far as they were counted."""
     lines = []
     if facts.account is not None:
         for what, ordinals in (("lost without a trace", facts.account.lost), ("counted twice", facts.account.doubled)):
@@ -171,7 +171,7 @@ def _checkpoints(facts: Facts) -> list[str]:
 
 
 def _records(facts: Facts) -> list[str]:
-    """Whether the files that a run only adds to are what it wrote."""
+    """Whether the append-only files are as the run wrote them."""
     lines = said_of(facts.records, facts.whole.name if facts.whole else "the first step")
     if facts.whole is not None and not facts.records.is_recorded:
         lines.append(f"{facts.whole.name} keeps no digests of them: whether lines were cut is not known")

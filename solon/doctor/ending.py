@@ -1,4 +1,4 @@
-"""How a run ended, for people: the cause in one sentence, evidence, what to do, the command that resumes it. Pure."""
+"""How a run ended: the cause in one sentence, evidence, remedy, the command that resumes it. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from solon.ledger.drops import ENOUGH_GROUPS
 
 KL_FACTOR = 2.0
 KL_AT_LEAST = 0.05
-"""The KL coefficient that is proposed to a run without any."""
+"""The KL coefficient suggested for a run without one."""
 
 _OTHER_SETTINGS = (
     "change the setting that the cause names, then train from the start under another --name: a plain --resume accepts "
@@ -24,7 +24,7 @@ _OR_GO_BACK = "; --resume --from STEP accepts those of judges, feedback and lear
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """What the last lines of a run say."""
+    """The final lines of a run."""
 
     cause: str
     evidence: str = ""
@@ -43,7 +43,7 @@ class Ending:
 
 
 def ending(summary: Mapping[str, Any], config: Mapping[str, Any], path: Path, *, has_begun: bool = True) -> Ending:
-    """Of a run that is over. config: of its `config.json`. has_begun: whether training began."""
+    """The end of a finished run. config: of its `config.json`. has_begun: whether training began."""
     status, stopped = summary.get("status"), summary.get("stopped_by")
     stopped = stopped if isinstance(stopped, Mapping) else {}
     if status == "completed":
@@ -60,7 +60,7 @@ def ending(summary: Mapping[str, Any], config: Mapping[str, Any], path: Path, *,
 
 
 def changes_for(kind: str, config: Mapping[str, Any]) -> list[str]:
-    """Settings with which a run that goes back is not stopped again in the same way, as `--set` takes them."""
+    """Settings, as for `--set`, that keep a run which goes back from stopping again in the same way."""
     learn = config.get("learn")
     now = learn.get("kl_coefficient") if isinstance(learn, Mapping) else None
     if kind not in DRIFTS or not isinstance(now, int | float):
@@ -81,7 +81,7 @@ def _of_failure(summary: Mapping[str, Any], config: Mapping[str, Any], path: Pat
 
 
 def _dropped_too_many(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether the run failed since its groups were dropped: the same settings would drop them again."""
+    """Whether the dropped groups failed the run: the same settings would drop them again."""
     groups, ledger = summary.get("groups"), config.get("ledger")
     if not isinstance(groups, Mapping) or not isinstance(ledger, Mapping):
         return False
@@ -93,7 +93,7 @@ def _dropped_too_many(summary: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
 
 def _of_spoilt(summary: Mapping[str, Any], stopped: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Ending:
-    """An alarm that says that the policy has become worse."""
+    """An alarm that reports that the policy has become worse."""
     cause = f"alarm {stopped['kind']} at step {stopped.get('step')}: {stopped.get('message')}"
     evidence = str(stopped.get("evidence") or "")
     best = stopped.get("checkpoint")

@@ -1,4 +1,4 @@
-"""What the events of a run say: recent faults and alarms."""
+"""Recent faults and alarms among the events of a run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from solon.doctor.files import time_of
 from solon.events import needs_attention
 
 LATELY_S = 600.0
-"""Faults are told for so long."""
+"""Faults are reported for this long."""
 
 
 OWN_FINDINGS = ("alarm", "group_dropped")
-"""Events that have a heading of their own, `alarms` and `groups`."""
+"""Events with a heading of their own, `alarms` and `groups`."""
 
 
 def recent_faults(events: Sequence[Mapping[str, Any]], *, now: float) -> list[str]:
-    """What went wrong lately, one line for each kind, worker and cause; numbers do not make a cause another one."""
+    """Recent faults, one line for each kind, worker and cause; causes that differ only in numbers count as one."""
     counts: Counter[tuple[str, str, str]] = Counter()
     first: dict[tuple[str, str, str], str] = {}
     for event in events:

@@ -1,4 +1,4 @@
-"""What the files of a run say at one moment. `solon.doctor.diagnosis` interprets it."""
+"""The contents of a run's files at one moment. `solon.doctor.diagnosis` interprets them."""
 
 from __future__ import annotations
 
@@ -33,68 +33,68 @@ from solon.runs.integrity import Integrity, examine, read_records
 
 RUN_FILES = ("config.json", "metrics.jsonl", "events.jsonl", "summary.json", "live.json")
 TAIL_BYTES = 2 * 2**20
-"""Of the events, read for what happened lately."""
+"""Bytes of the events that are read for recent faults."""
 COUNTED_BYTES = 48 * 2**20
-"""Larger files are not added up unless asked for: it would take seconds."""
+"""Larger files are not counted unless requested: it would take seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """One look at a run directory."""
+    """A snapshot of a run directory."""
 
     path: Path
     now: float
     host: str
     config: Mapping[str, Any]
     summary: Mapping[str, Any] | None
-    """Of the last process that was at work here; None: it has written none."""
+    """Of the last process that worked here; None: it has written none."""
     standing: RunStatus | None
     is_locked: bool | None
-    """Whether a process holds the directory; None: the file system does not say."""
+    """Whether a process locks the directory; None: the file system does not say."""
     pid_lives: bool | None
-    """Whether the process of `live.json` is there; None: it is not known, or on another machine."""
+    """Whether the process of `live.json` exists; None: not known, or on another machine."""
     events: tuple[Mapping[str, Any], ...]
-    """The last ones."""
+    """The most recent ones."""
     last_step: Mapping[str, Any] | None
     """The last line of `metrics.jsonl`."""
     account: Account | None
     checkpoints: tuple[CheckpointState, ...]
     """In the order in which `--resume` tries them."""
     records: Integrity
-    """How the files that are only added to compare with what the last whole checkpoint says of them."""
+    """How the append-only files compare with the last whole checkpoint's record of them."""
     left_over: tuple[str, ...]
     torn: tuple[str, ...]
-    """Files whose last line has no end."""
+    """Files whose last line is incomplete."""
     problems: tuple[str, ...]
-    """What could not be read, and what was left out."""
+    """Files that could not be read, and omissions."""
     free_bytes: int
     has_ballast: bool
 
     @property
     def started(self) -> float:
-        """When the last process began; 0 when nothing says so."""
+        """When the last process began; 0: not known."""
         return time_of(self.config, "started")
 
     @property
     def whole(self) -> CheckpointState | None:
-        """The checkpoint that `--resume` takes."""
+        """The checkpoint from which `--resume` continues."""
         return next((checkpoint for checkpoint in self.checkpoints if not checkpoint.problem), None)
 
     @property
     def last_sign(self) -> float:
-        """When the run last wrote something that has a time; 0 for a run that never did."""
+        """When the run last wrote a timestamp; 0: never."""
         lines = [*self.events[-1:], *([self.last_step] if self.last_step else [])]
         return max([*map(time_of, lines), self.standing.time if self.standing else 0.0, self.started])
 
     @property
     def steps_done(self) -> int:
-        """Steps that the last line of the figures makes."""
+        """Steps up to the last line of the metrics."""
         step = (self.last_step or {}).get("step")
         return step + 1 if isinstance(step, int) else 0
 
 
 def look(path: Path, *, thorough: bool = False, now: float | None = None) -> Facts:
-    """Read a run directory. Raises InputError when it is none. thorough: read everything, however large it is."""
+    """Read a run directory. Raises InputError for any other folder. thorough: read files of any size."""
     _refuse_others(path)
     problems: list[str] = []
     config = read_object(path / "config.json", problems)
@@ -112,7 +112,7 @@ def look(path: Path, *, thorough: bool = False, now: float | None = None) -> Fac
     if summary is not None and (locked or not _is_of_the_end(summary, started, events.last_time)):
         summary = None
     if standing is not None and standing.time < started:
-        standing = None  # of a process before
+        standing = None  # written by an earlier process
     if config is None and not any("config.json" in problem for problem in problems):
         problems.append("config.json is not there")
     return Facts(
@@ -176,7 +176,7 @@ def _account(
     *,
     thorough: bool,
 ) -> Account | None:
-    """None: it was not drawn, and `problems` says why."""
+    """None: it was not made, and `problems` says why."""
     files = [path / "events.jsonl", path / "metrics.jsonl"]
     size = sum(file.stat().st_size for file in files if file.exists())
     if size > COUNTED_BYTES and not thorough:
@@ -187,7 +187,7 @@ def _account(
     admitted, held = _end_of(summary, checkpoints)
     vouched: set[int] = set()
     if not records.has_account:
-        # Of groups after the checkpoint nothing is certain: none counts as lost.
+        # Groups after the checkpoint are uncertain: none counts as lost.
         held = None
         whole = next((c.cut for c in checkpoints if c.cut is not None), None)
         vouched = set() if whole is None else set(range(whole.admitted)) - {entry.ordinal for entry in whole.entries}
@@ -207,23 +207,23 @@ def _account(
 def _end_of(
     summary: Mapping[str, Any] | None, checkpoints: Sequence[CheckpointState]
 ) -> tuple[int | None, list[int] | None]:
-    """How many groups were admitted and which are held, as far as the end of the run says so."""
+    """How many groups were admitted and which are held, as far as the end of the run states it."""
     groups = (summary or {}).get("groups")
     if summary is None or not isinstance(groups, Mapping) or not isinstance(groups.get("admitted"), int):
         return None, None
     if summary.get("status") == "completed":
         return groups["admitted"], []
     whole = next((c.cut for c in checkpoints if c.cut is not None), None)
-    # A run that is stopped writes its last checkpoint when nothing moves any more.
+    # A stopped run writes its last checkpoint when nothing moves.
     if summary.get("status") == "stopped" and whole is not None and whole.admitted == groups["admitted"]:
         return whole.admitted, [entry.ordinal for entry in whole.entries]
     return groups["admitted"], None
 
 
 def _is_of_the_end(summary: Mapping[str, Any], started: float, last_event: float) -> bool:
-    """Whether a summary is of the last process that was at work here, and not of one before it."""
+    """Whether a summary belongs to the last process that worked here, and not to an earlier one."""
     try:
         finished = datetime.strptime(str(summary.get("finished")), "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except ValueError:
         return True
-    return max(started, last_event) < finished + 2  # whole seconds, and a moment between two clocks
+    return max(started, last_event) < finished + 2  # whole seconds, plus a margin between two clocks

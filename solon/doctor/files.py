@@ -1,5 +1,5 @@
-"""The files of a run directory as another process finds them: torn, half written, huge or missing. Reads
-only; nothing here waits for the run or disturbs it."""
+"""The files of a run directory as another process finds them: torn, half written, huge or missing. Reads only; never
+waits for the run or disturbs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from solon.errors import InputError
 from solon.ledger.snapshot import LedgerSnapshot
 
 HASHED_BYTES = 256 * 2**20
-"""Of checkpoints, the youngest first: reading so much takes half a second."""
+"""Total for checkpoints, youngest first: reading this much takes half a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +28,9 @@ class Lines:
     is_whole: bool = True
     """False: only the end of the file was read."""
     is_torn: bool = False
-    """The last line has no end: its writer died over it, or is writing it now."""
+    """The last line is incomplete: its writer died, or is still writing it."""
     unreadable: int = 0
-    """Whole lines that are no JSON objects."""
+    """Complete lines that are no JSON objects."""
 
     @property
     def last_time(self) -> float:
@@ -39,14 +39,14 @@ class Lines:
 
 
 def time_of(record: Mapping[str, Any], key: str = "time") -> float:
-    """When something was written; 0 when it does not say so."""
+    """When an object was written; 0 when it has no time."""
     value = record.get(key)
     return float(value) if isinstance(value, int | float) else 0.0
 
 
 def read_lines(path: Path, *, last_bytes: int | None = None, only: tuple[str, ...] = ()) -> Lines:
-    """The lines of a file, those of its last `last_bytes` when given. only: skip lines that hold none of these texts
-    unparsed. A file that is not there has none."""
+    """The lines of a file, or those of its last `last_bytes`. only: skip lines that contain none of these texts
+    unparsed. A missing file has none."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -75,7 +75,7 @@ def read_lines(path: Path, *, last_bytes: int | None = None, only: tuple[str, ..
 
 
 def read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    """A JSON file's object. None: it is not there, or cannot be used, which `problems` then says."""
+    """The object in a JSON file. None: missing or unusable; `problems` then says why."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -96,7 +96,7 @@ def is_locked(directory: Path) -> bool | None:
     except OSError:
         return None
     try:
-        # Shared, and given back at once: two who look do not see each other.
+        # Shared, and released at once: two readers do not see each other.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -108,7 +108,7 @@ def is_locked(directory: Path) -> bool | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether this machine has a process of this number."""
+    """Whether this machine has a process with this id."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -120,14 +120,14 @@ def is_alive(pid: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointState:
-    """What is to be said of one checkpoint."""
+    """The facts about one checkpoint."""
 
     name: str
     step: int
     problem: str = ""
     """Empty: it is whole, as far as it was read."""
     is_read: bool = True
-    """False: its files are there, but were too large to be compared with their digests."""
+    """False: its files exist, but were too large to be compared with their digests."""
     cut: LedgerSnapshot | None = None
 
 
@@ -163,7 +163,7 @@ def _present(path: Path) -> Manifest:
 
 
 def left_over(directory: Path) -> list[str]:
-    """What a killed process left half done; the next start removes it."""
+    """Partial files of a killed process; the next start removes them."""
     parts = ("*.tmp", "*/part-*.tmp", "*/.part-*.tmp")
     checkpoints = ("checkpoints/.step-*.tmp", "checkpoints/.step-*.gone", "checkpoints/*.tmp")
     found = {path for pattern in (*parts, *checkpoints) for path in directory.glob(pattern)}
@@ -172,5 +172,5 @@ def left_over(directory: Path) -> list[str]:
 
 
 def free_bytes(directory: Path) -> int:
-    """Room on the disk of the run directory."""
+    """Free space on the disk of the run directory."""
     return shutil.disk_usage(directory).free

@@ -1,4 +1,4 @@
-"""Whether a run that came to its last step did what it was for. Pure."""
+"""Whether a run that reached its last step achieved its purpose. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from solon.telemetry.movement import Movement
 
 
 def end_failure(movement: Movement, dropped: Mapping[str, int], committed: int, *, allowed: float) -> str | None:
-    """Why a run that has trained all of its steps failed all the same; None: it did not.
+    """Why a run that has trained all of its steps still failed; None: it did not.
 
     It failed when no step moved the policy, and when more of its groups were dropped than `ledger.max_dropped_share`
-    allows, the same rule as during the run. Of fewer than 40 groups a share says little: then `end_warnings` has it.
+    allows, the same rule as during the run. A share of fewer than 40 groups says little: `end_warnings` reports it.
     """
     if movement.trained_nothing:
         return f"the run trained nothing: {movement.verdict()[0]}. Its checkpoint holds the policy as it was"
@@ -24,6 +24,6 @@ def end_failure(movement: Movement, dropped: Mapping[str, int], committed: int, 
 def end_warnings(
     movement: Movement, dropped: Mapping[str, int], committed: int, *, allowed: float, failure: str = ""
 ) -> list[str]:
-    """What else a person must know of how the run went; what `failure` says is not said again."""
+    """Other warnings about the run; those in `failure` are not repeated."""
     drops = excess(dropped, committed, allowed)
     return [text for text in (*movement.verdict(), *([drops] if drops else [])) if text not in failure]

@@ -1,4 +1,4 @@
-"""The status of a run and the sentence that says it."""
+"""The status of a run in one sentence."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from solon.doctor.files import time_of
 from solon.doctor.wording import clock, span
 
 HANGS_S = 60.0
-"""A driver writes `live.json` every few seconds; one that has not for so long does not get to it."""
+"""A driver writes `live.json` every few seconds; one that has not for this long is blocked."""
 
 
 ELSEWHERE_S = 30.0
-"""Younger signs of a run on another machine mean that it is alive."""
+"""More recent activity of a run on another machine means that it is alive."""
 
 
 def status_of(facts: Facts) -> tuple[str, str]:
@@ -41,7 +41,7 @@ def _has_process(facts: Facts) -> bool:
         return bool(facts.is_locked)
     age_s = facts.now - facts.standing.time
     if facts.standing.host != facts.host:
-        # A lock does not always reach over a network's file system.
+        # A lock does not always work over a network file system.
         return facts.summary is None and age_s < ELSEWHERE_S
     return facts.is_locked is None and facts.summary is None and bool(facts.pid_lives) and age_s < HANGS_S
 
@@ -62,10 +62,10 @@ def _status_alive(facts: Facts) -> tuple[str, str]:
         return "starting", f"starting{since}: engines load, or the evaluation before training runs"
     age_s = facts.now - (facts.standing.time if facts.standing else facts.last_sign)
     if age_s > HANGS_S:
-        return "stalled", f"stalled for {span(age_s)}: its process is there, but writes nothing any more"
+        return "stalled", f"stalled for {span(age_s)}: its process exists, but writes nothing"
     still_s = facts.standing.still_s if facts.standing else 0.0
     if still_s >= _stall_s(facts):
-        return "stalled", f"stalled for {span(still_s)}: its process is there, but no group moves"
+        return "stalled", f"stalled for {span(still_s)}: its process exists, but no group moves"
     return "running", f"running, {_steps(facts)}"
 
 

@@ -1,4 +1,4 @@
-"""What to do about a run that stands as it does: the exact command where there is one. Pure."""
+"""What to do about a run in its present state: the exact command where there is one. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from solon.doctor.resuming import trained_nothing
 from solon.ledger.drops import REPORT_FACTOR, excess
 
 UP = ("starting", "running", "finishing", "stalled")
-"""Statuses of a run that has a process."""
+"""Statuses of a run with a live process."""
 LITTLE_ROOM_BYTES = 2**30
 
 
 def next_steps(facts: Facts, status: str, *, is_balanced: bool) -> list[str]:
-    """What to do now, the most urgent first."""
+    """What to do now, most urgent first."""
     resume = resume_command(facts.path, facts.config)
     room = ["free some space on the disk first"] if facts.free_bytes < LITTLE_ROOM_BYTES // 10 else []
     if not is_balanced:
@@ -49,7 +49,7 @@ def next_steps(facts: Facts, status: str, *, is_balanced: bool) -> list[str]:
 
 
 def _after_a_stop(facts: Facts) -> list[str]:
-    """What is to be changed, where an alarm stopped the run, and the command that resumes it."""
+    """What to change, if an alarm stopped the run, and the command that resumes it."""
     found = ending(facts.summary or {}, facts.config, facts.path)
     return [text for text in (found.remedy, found.resume) if text]
 
@@ -59,7 +59,7 @@ def _trained_nothing(facts: Facts) -> bool:
 
 
 def _after_training(facts: Facts) -> list[str]:
-    """Of a run that is complete: what it says for itself comes before where its model is."""
+    """For a completed run: its warnings come before the path of its model."""
     best = next((c.name for c in facts.checkpoints if not c.problem), None)
     model = f"{facts.path / 'checkpoints' / best / 'policy'}" if best else ""
     wrong = _warnings(facts)
@@ -71,7 +71,7 @@ def _after_training(facts: Facts) -> list[str]:
 
 
 def _warnings(facts: Facts) -> list[str]:
-    """What the summary warns of; what its lines show where it is of a version that did not warn."""
+    """The warnings of the summary; for a summary of an older version, those that its lines imply."""
     warnings = (facts.summary or {}).get("warnings")
     found = warnings if isinstance(warnings, list) else _wrong_so_far(facts)
     damaged = [damage.text for damage in facts.records.damages]
@@ -79,7 +79,7 @@ def _warnings(facts: Facts) -> list[str]:
 
 
 def _wrong_so_far(facts: Facts) -> list[str]:
-    """What the lines of a run show: that it drops too many groups, or that its last step moved nothing."""
+    """Warnings that the lines of a run imply: too many dropped groups, or a last step that moved nothing."""
     wrong = []
     ledger = facts.config.get("ledger")
     allowed = ledger.get("max_dropped_share") if isinstance(ledger, Mapping) else None

@@ -1,4 +1,4 @@
-"""How a run is resumed: the exact command, as a person types it. Pure."""
+"""How to resume a run: the exact command. Pure."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def resume_command(path: Path, config: Mapping[str, Any], *, back_to: str = "", 
     folder, is_job = str(origin.get("folder") or ""), bool(origin.get("is_job"))
     if path.resolve().parent != Path(folder or ".").resolve() / "runs":
         line = f"{'env ' if is_job else ''}SOLON_RUNS={shlex.quote(str(path.resolve().parent))} {line}"
-    if is_job:  # its folder was a copy that went with it
+    if is_job:  # its working folder was a copy, which is gone
         return f"ray job submit --working-dir . -- {line}"
     return f"cd {shlex.quote(folder)} && {line}" if folder and Path(folder) != Path.cwd() else line
 
 
 def _without(words: Sequence[str], keys: Collection[str]) -> list[str]:
-    """The command without its `--set` of these keys: each is said once."""
+    """The command without its `--set` of these keys, to avoid setting them twice."""
     found: list[str] = []
     for word in words:
         if found and found[-1] == "--set" and word.partition("=")[0] in keys:

@@ -1,4 +1,4 @@
-"""The status of a run: which worker holds what, and who waits for whom.
+"""The status of a run: which worker holds which groups, and who waits for whom.
 
 The run writes it to `live.json`; `solon doctor` and the dump of a stalled run read it.
 """
@@ -23,16 +23,16 @@ class RunStatus(BaseModel):
     still_s: float = Field(ge=0)
     """Seconds since the ledger last changed."""
     groups: Mapping[str, int]
-    """Of the ledger: groups by state, and running totals."""
+    """The ledger's groups by state, and running totals."""
     out: tuple[Mapping[str, Any], ...]
     """Groups that workers hold: ordinal, attempt, state, holder, seconds."""
     workers: tuple[Mapping[str, Any], ...]
-    """Worker, state (up, being replaced, given up), recovered."""
+    """Worker, state (up, being replaced, given up), recoveries."""
     batch_groups: int
 
 
 def is_stuck(standing: RunStatus) -> bool:
-    """No worker works and all of them wait. What a worker holds has a deadline of its own (solon.recovery.guard)."""
+    """No worker works and all of them wait. A group that a worker holds has its own deadline (solon.recovery.guard)."""
     at_work = standing.out or standing.groups.get("leased", 0)
     return not at_work and all(worker["state"] != "being replaced" for worker in standing.workers)
 

@@ -56,16 +56,16 @@ class AsyncLedger:
         self._ledger.on_drop = lambda ordinal, reason: emit("group_dropped", ordinal=ordinal, reason=reason)
 
     def hold_back(self, unwritten_bytes: int) -> None:
-        """So many bytes of payloads are kept until they are written: they count against the byte budget.
+        """This many bytes of payloads are kept until they are written: they count against the byte budget.
 
-        Wakes those that wait for a credit when they become fewer."""
+        Wakes workers that wait for a credit when the number falls."""
         was_over, fell = self._ledger.is_over_budget, unwritten_bytes < self._ledger.unwritten_bytes
         self._ledger.unwritten_bytes = unwritten_bytes
         if was_over and fell:
             self.wake()
 
     def wake(self) -> None:
-        """All who wait look again, whether there is work for them and whether they are up."""
+        """Makes all waiting workers check again whether they have work and are up."""
         self._begin(self._wake())
 
     async def reserve(
@@ -73,8 +73,8 @@ class AsyncLedger:
     ) -> list[Grant] | None:
         """Permission for up to `limit` groups. Waits for a credit; woken by publish, requeue or drop.
 
-        Engines that wait together share what there is, so that none is idle while another has more than it decodes.
-        None: the holder went down meanwhile, and is to ask again when it is up.
+        Engines that wait together share the available groups, so that none is idle while another has more than it
+        decodes. None: the holder went down meanwhile, and must ask again when it is up.
         """
         return await self._among(self._engines, Ask(holder, limit, is_up), self._ledger.reserve)
 
@@ -90,7 +90,7 @@ class AsyncLedger:
         return await self._until(lambda: self._ledger.lease(step))
 
     async def keep(self, ordinal: int, attempt: int, *, head: int, salvage: Any) -> bool:
-        """Keep what an engine has written of a group so far. See `Ledger.keep`."""
+        """Keep the tokens that an engine has generated so far for a group. See `Ledger.keep`."""
         return await self._change(lambda: self._ledger.keep(ordinal, attempt, head=head, salvage=salvage))
 
     async def commit_generation(self, ordinal: int, attempt: int, *, head: int, nbytes: int, payload: Any) -> bool:
@@ -104,9 +104,9 @@ class AsyncLedger:
         return await self._change(lambda: self._ledger.commit_labels(ordinal, attempt, nbytes=nbytes, payload=payload))
 
     async def requeue(self, attempts: Mapping[int, int], reason: str, *, is_loss: bool = True) -> list[int]:
-        """Generate these groups again, given as {ordinal: attempt}; wakes `reserve`. Returns the ordinals of those that
-        were not refused. One call for all groups of a lost engine, so that the engines that wait share them. is_loss:
-        False when their engine left its pool, which counts against no group and is no event of theirs."""
+        """Generate these groups again, given as {ordinal: attempt}; wakes `reserve`. Returns the ordinals that were
+        accepted. One call for all groups of a lost engine, so that the waiting engines share them. is_loss: False when
+        their engine left its pool; then no loss is counted and no event written."""
         requeued = await self._change(
             lambda: [o for o, attempt in attempts.items() if self._ledger.requeue(o, attempt, reason, is_loss=is_loss)]
         )
@@ -123,8 +123,8 @@ class AsyncLedger:
         return returned
 
     async def drop(self, ordinal: int, attempt: int, reason: str) -> bool:
-        """Give a group up for good; wakes `reserve`, since its credit is free. False: refused. Raises RunFailedError
-        when more groups were dropped than the run allows."""
+        """Drop a group for good; wakes `reserve`, since its credit is free. False: refused. Raises RunFailedError when
+        more groups were dropped than the run allows."""
         return await self._change(lambda: self._ledger.drop(ordinal, attempt, reason))
 
     async def commit(self, step: int, token: int) -> bool:
@@ -140,12 +140,12 @@ class AsyncLedger:
         return await self._change(lambda: self._ledger.publish(version))
 
     async def close(self) -> list[int]:
-        """Admit nothing more and wake all who wait. Returns the ordinals still held."""
+        """Admit nothing more and wake all waiting workers. Returns the ordinals still held."""
         await self._change(self._ledger.close)
         return list(self._ledger.held())
 
     async def end(self) -> None:
-        """The loop has ended: no timer runs any more. What is held stays, for a last checkpoint."""
+        """The loop has ended: stops the timer. Held groups stay, for a last checkpoint."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -160,7 +160,7 @@ class AsyncLedger:
         return dict(self._ledger.dropped)
 
     async def cut(self) -> tuple[LedgerSnapshot, dict[int, tuple[Any, Any]]]:
-        """See `Ledger.cut`: one moment, whatever the stages do meanwhile."""
+        """See `Ledger.cut`: one consistent moment, regardless of the stages."""
         async with self._changed:
             return self._ledger.cut()
 
@@ -177,7 +177,7 @@ class AsyncLedger:
         return self._ledger.out(now=self._clock.now())
 
     async def _change(self, transition: Callable[[], T]) -> T:
-        """Make a transition and wake all who wait. What it raises ends the waits of the others, too."""
+        """Make a transition and wake all waiting workers. Its error also ends their waits."""
         async with self._changed:
             try:
                 return transition()

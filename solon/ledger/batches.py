@@ -63,7 +63,7 @@ class Batches:
         return self._lease
 
     def commit(self, step: int, token: int) -> int | None:
-        """The batch was trained: how many groups that were. None: refused, the lease is not the current one."""
+        """The batch was trained: the number of its groups. None: refused, the lease is not the current one."""
         lease = self._current(step, token)
         if lease is None:
             return None

@@ -20,7 +20,7 @@ class LedgerConfig(BaseModel):
     """Payload that may wait in the object store, including what is still to be written to disk; admission stops above
     it. The groups of one batch are always admitted, however large they are."""
     max_attempts: Annotated[int, MayChange()] = Field(3, ge=1)
-    """Tries for a group before it is dropped."""
+    """Attempts at a group before it is dropped."""
     max_losses: Annotated[int, MayChange()] = Field(10, ge=1)
     """Workers that may die on one group before it is dropped: a prompt that kills engines must not kill them all."""
     lease_s: Annotated[float, MayChange()] = Field(600, gt=0)

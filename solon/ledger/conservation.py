@@ -2,12 +2,12 @@
 a reason, or still held. Pure: lines of `events.jsonl` and `metrics.jsonl` in, an account out.
 
 A line of `metrics.jsonl` commits the groups of its step; a `group_dropped` event drops one. A `resumed` event
-{step, admitted, held} takes back, at its moment, what the process before had done since the checkpoint: every commit of
-a step from `step` on, and every drop of a group that is in `held` or was not admitted yet (its number is `admitted` or
-higher). Those groups are generated again under the same numbers, so nothing of them may count twice.
+{step, admitted, held} revokes, at its moment, the work of the previous process since the checkpoint: every commit of a
+step from `step` on, and every drop of a group that is in `held` or was not admitted yet (its number is `admitted` or
+higher). Those groups are generated again under the same numbers, so none of them may count twice.
 
-Where lines were cut or edited, a checkpoint vouches for the groups before it: its ledger adds up, so each of them was
-trained or dropped once, although no line says which. A `resumed` event with `unlisted` says so of its checkpoint.
+Where lines were cut or edited, a checkpoint vouches for the groups before it: its ledger balances, so each of them was
+trained or dropped once, although no line says which. A `resumed` event with `unlisted` states this for its checkpoint.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Account:
     doubled: frozenset[int]
     """Committed or dropped more than once."""
     unlisted: frozenset[int] = frozenset()
-    """Trained or dropped as a checkpoint says; the lines that said so are gone."""
+    """Trained or dropped according to a checkpoint; their lines are gone."""
 
     @property
     def is_balanced(self) -> bool:
@@ -57,9 +57,9 @@ def account(
 ) -> Account:
     """The account of a run at the end of these lines.
 
-    admitted: how many groups there were; None: those on record. held: the groups that are still held, none
-    at the end of a completed run; None: not known, then none counts as lost. vouched: groups that a checkpoint says are
-    trained or dropped, where lines are damaged. Raises KeyError, TypeError, ValueError for lines that no run writes.
+    admitted: how many groups there were; None: those on record. held: the groups that are still held, none at the end
+    of a completed run; None: not known, then none counts as lost. vouched: groups that a checkpoint reports as trained
+    or dropped, where lines are damaged. Raises KeyError, TypeError, ValueError for lines that no run writes.
     """
     trained: list[tuple[int, list[int]]] = []  # (step, its groups), steps ascending
     dropped: dict[int, list[str]] = {}
@@ -67,7 +67,7 @@ def account(
     for line in _in_order(events, metrics):
         name = line.get("event")
         if name is None:
-            # One process commits steps in order: a step that comes again takes the place of it and of those after it.
+            # One process commits steps in order: a repeated step replaces the earlier one and all after it.
             _take_back(trained, int(line["step"]))
             trained.append((int(line["step"]), [int(ordinal) for ordinal in line["batch/ordinals"]]))
             known = max(known, *(ordinal + 1 for ordinal in trained[-1][1]), 0)
@@ -85,9 +85,9 @@ def account(
     times = Counter(ordinal for _, ordinals in trained for ordinal in ordinals)
     times.update({ordinal: len(reasons) for ordinal, reasons in dropped.items()})
     unlisted = frozenset(trusted - times.keys())
-    for ordinal in trusted:  # once, whatever is left of its lines says
+    for ordinal in trusted:  # once, whatever remains of its lines
         times[ordinal] = 1
-    # A group that was trained or dropped is still held: it would count again.
+    # A group that was trained or dropped and is still held would count twice.
     times.update({ordinal for ordinal in held or () if ordinal in times})
     admitted = max(known, admitted or 0, *(ordinal + 1 for ordinal in trusted))
     rest = frozenset(range(admitted)) - times.keys()
@@ -104,13 +104,13 @@ def account(
 
 
 def _take_back(trained: list[tuple[int, list[int]]], step: int) -> None:
-    """The commits of this step and of those after it never happened."""
+    """Revoke the commits of this step and of all after it."""
     while trained and trained[-1][0] >= step:
         trained.pop()
 
 
 def _in_order(events: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Both files as one, by time; within a file the order of its lines is right, whatever its clock said."""
+    """Both files merged by time; lines of one file keep their order, whatever their clock says."""
     left, right = iter(events), iter(metrics)
     event, line = next(left, None), next(right, None)
     while event is not None or line is not None:

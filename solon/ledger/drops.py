@@ -1,6 +1,6 @@
 """Why groups were dropped, reported once for each reason with its remedy, and whether too many were dropped.
 
-A message that may occur thousands of times is folded: it is reported the 1st, 4th, 16th time and so on.
+A message that may occur thousands of times is reported only the 1st, 4th, 16th time and so on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STATUS = re.compile(r"\b({}) (\d+)".format("|".join(_CAUSES)))
 
 
 def kind_of(reason: str) -> str:
-    """A key that reasons share when they differ in numbers alone: the most frequent label status, or the words.
+    """A key that reasons share when they differ only in numbers: the most frequent label status, or the words.
 
     >>> kind_of("fewer than 2 rollouts with a valid label (low_mass 14, refusal 2)")
     'low_mass'

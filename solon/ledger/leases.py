@@ -1,4 +1,4 @@
-"""What the ledger hands out: a group to generate, a group to label, a batch to train."""
+"""The items that the ledger hands out: a group to generate, a group to label, a batch to train."""
 
 from __future__ import annotations
 

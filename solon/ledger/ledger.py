@@ -3,7 +3,7 @@
     PENDING -> GENERATING -> GENERATED <-> JUDGING -> READY <-> LEASED -> COMMITTED
                    \\____________\\____________\\_________\\-> PENDING (next attempt) or DROPPED (reason)
 
-What always holds (tests/unit/ledger/test_ledger.py drives random schedules against it):
+Invariants (tests/unit/ledger/test_ledger.py drives random schedules against them):
 - admitted = committed + dropped + held, at every moment;
 - an ordinal is committed at most once, and a batch has exactly `batch_groups` groups;
 - no group is leased at a step later than its deadline (solon.ledger.staleness);
@@ -75,7 +75,7 @@ class Ledger:
         for _ in range(limit):
             entry = queues.next_pending()
             if entry.salvage and self.staleness.deadline(entry.salvage_head) <= self.version:
-                entry.salvage = ()  # too old to be worth continuing
+                entry.salvage = ()  # too old to continue
             entry.head = entry.head_when_granted(self.version)
             queues.hand_out(entry, State.GENERATING, now=now, holder=holder, lease_s=self.config.lease_s)
             grants.append(Grant(entry.ordinal, entry.attempt, entry.head, entry.failures, entry.salvage))
@@ -188,13 +188,13 @@ class Ledger:
         entry.failures += 1
         if entry.failures >= self.config.max_attempts:
             return self.drop(ordinal, attempt, reason)
-        entry.salvage = ()  # it led to the failure
+        entry.salvage = ()  # it may have caused the failure
         self._queues.again(entry, version=self.version)
         return True
 
     def requeue(self, ordinal: int, attempt: int, reason: str, *, is_loss: bool = True) -> bool:
         """A group was lost with its engine or with its payload: generate it again from the same sample index. Dropped
-        when that happened too often. is_loss: False when its engine left in good order. False: refused."""
+        when that happened too often. is_loss: False when its engine left in order. False: refused."""
         entry = self._queues.find(ordinal, attempt, *HELD)
         if entry is None:
             return False

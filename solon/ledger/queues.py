@@ -163,7 +163,7 @@ class GroupQueues:
         return (self._writing if state is State.GENERATING else self._judging)[holder]
 
     def _take_back(self, entry: Entry) -> None:
-        """Its worker, if any, holds it no longer."""
+        """Its worker, if any, no longer holds it."""
         if entry.state is State.GENERATING:
             self._writing[entry.holder] -= 1
         elif entry.state is State.JUDGING:

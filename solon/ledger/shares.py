@@ -1,7 +1,7 @@
 """Divides the available work among the workers that ask for it.
 
-If the first worker took all that it has room for, the others would be idle until the next weights are published. So
-the shares level what the workers hold, as far as their room allows (water filling).
+If the first worker took all that it has room for, the others would be idle until the next weights are published. So the
+shares level the number of held groups, as far as room allows (water filling).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A ledger on disk: what a checkpoint keeps of it, so that another process resumes with exactly the same work.
+"""A ledger on disk: the part of a checkpoint with which another process resumes exactly the same work.
 
 Committed groups are not listed: they are the ordinals below `admitted` that are neither held nor dropped.
 """

@@ -1,7 +1,7 @@
-"""How old a rollout may be when it is trained, and the two rules that keep it so.
+"""How old a rollout may be when it is trained, and the two rules that enforce it.
 
-staleness(group, step) = step - head(group), where head is the oldest policy version in the group and `step`
-trains version `step` (weights after `step` updates). Queue and judge time are in it.
+staleness(group, step) = step - head(group), where head is the oldest policy version in the group and `step` trains
+version `step` (weights after `step` updates). It includes the time in queues and with judges.
 
 Two knobs. `target_staleness` shapes *admission*: how far generation runs ahead. `max_staleness` is the bound
 that *consumption* never breaks. Why both are needed, and why the bound holds for every single group rather
@@ -66,7 +66,7 @@ def choose(
     taken, left = ready[:batch_groups], ready[batch_groups:]
     remaining = sorted([*(deadline for deadline, _ in left), *unfinished])
     for position, deadline in enumerate(remaining):
-        if deadline > step + len(remaining):  # all the rest fit whatever comes
+        if deadline > step + len(remaining):  # all the rest fit in any case
             break
         is_last_of_its_deadline = bisect_right(remaining, deadline) == position + 1
         if is_last_of_its_deadline and position + 1 > (deadline - step) * batch_groups:

@@ -1,6 +1,6 @@
-"""The run directory: what is written when, in which format, and how a reader knows that it is whole.
+"""The run directory: its files, their formats, and how a reader verifies that they are whole.
 
-Start with `directory`, the writer; `tables` has the Parquet columns, `integrity` the counts and digests that find a cut
-file, `columns` and `objects` the meaning of every column and key (docs/data.md is made from them).
+Start with `directory`, the writer; `tables` has the Parquet columns, `integrity` the counts and digests that detect a
+cut file, `columns` and `objects` the meaning of every column and key (docs/data.md is generated from them).
 May import: errors, records, host, files.
 """

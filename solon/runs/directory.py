@@ -1,7 +1,7 @@
-"""The folder of a run: what is written when, and how nothing written is ever lost.
+"""The folder of a run: what is written when, and how no written data is ever lost.
 
-Whole files appear by rename; JSON lines and Parquet parts are only ever added. A ballast (solon.host.ballast) is given
-up when the disk is full, so that what was already generated can still be written and the run can say what happened.
+Whole files appear by rename; JSON lines and Parquet parts are append-only. A ballast (solon.host.ballast) is released
+when the disk is full, so that rows generated so far can still be written and the run can report the failure.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ CONFIG = "config.json"
 
 
 class DiskFullError(RunFailedError):
-    """No space is left for the run directory."""
+    """The disk of the run directory is full."""
 
     def __init__(self, message: str, *, is_written: bool = False) -> None:
-        """is_written: what was to be written found room in the ballast; no row is lost."""
+        """is_written: the data found room in the ballast; no row is lost."""
         super().__init__(message)
         self.is_written = is_written
 
@@ -41,7 +41,7 @@ class UnwritableError(RunFailedError):
 
 
 class RunDirectory:
-    """`RunDirectory.create("runs", "demo")`; the name gets a number when it is taken and was not asked for."""
+    """`RunDirectory.create("runs", "demo")`; a default name gets a number when it is taken."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,7 +53,7 @@ class RunDirectory:
         self._unsynced: set[Path] = set()
         self._adding = threading.RLock()
         self.config: Mapping[str, Any] = {}
-        """What was written to config.json: a folder that had one and has none any more is another folder."""
+        """The content of config.json: a folder that lost it is another folder."""
         self._unlock: Callable[[], object] = lambda: None
 
     @classmethod
@@ -83,7 +83,7 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path) -> RunDirectory:
-        """Open a folder, or make it. Raises InputError when that is not possible."""
+        """Open a folder, or create it. Raises InputError when that is not possible."""
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -98,7 +98,7 @@ class RunDirectory:
         return directory
 
     def _remove_halves(self) -> None:
-        """Remove what a killed process left half written: the end of a last line, parts that were never whole."""
+        """Remove what a killed process left half written: a partial last line, partial Parquet parts."""
         for path in (*self.path.glob("*.jsonl"), *self.path.glob("trace.json")):
             with path.open("rb+") as file:
                 file.truncate(_end_of_last_line(file))
@@ -112,8 +112,8 @@ class RunDirectory:
         return len(path.read_bytes().splitlines()) if path.exists() else 0
 
     def sync(self) -> Records:
-        """The lines and parts written so far, to the disk. Returns what is there then."""
-        with self._adding:  # counted first: of what comes meanwhile nothing is promised
+        """Sync the lines and parts written so far to the disk. Returns their extent."""
+        with self._adding:  # counted first: data added meanwhile is not covered
             records = Records(files={name: self._grown(name).extent() for name in CHAINED if self._is_there(name)})
             parts, self._unsynced = self._unsynced, set()
         for path in (*self.path.glob("*.jsonl"), *parts):
@@ -122,18 +122,18 @@ class RunDirectory:
         return records
 
     def write_json(self, name: str, value: Any) -> Path:
-        """A whole JSON file, there completely or not at all."""
+        """Write a whole JSON file, atomically."""
         path = self.write_text(name, json_text(value, indent=2) + "\n")
         if name == CONFIG:
             self.config = value
         return path
 
     def write_text(self, name: str, text: str) -> Path:
-        """A whole file, there completely or not at all."""
+        """Write a whole file, atomically."""
         path = self.path / name
 
         def write() -> None:
-            if path.parent != self.path:  # a run directory that was removed is not made again
+            if path.parent != self.path:  # a run directory that was removed is not created again
                 path.parent.mkdir(exist_ok=True)
             _write_whole(path, text)
 
@@ -141,11 +141,11 @@ class RunDirectory:
         return path
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """One line of a .jsonl file."""
+        """Append one line to a .jsonl file."""
         self.append_bytes(name, json_text(record).encode() + b"\n")
 
     def append_bytes(self, name: str, lines: bytes) -> None:
-        """Whole lines at the end of a file, all of them or none."""
+        """Append whole lines to a file, all of them or none."""
         with self._adding:
             self._guard(lambda: self._add(name, lines))
 
@@ -156,7 +156,7 @@ class RunDirectory:
             running.add(lines)
 
     def _grown(self, name: str) -> Running:
-        """How far a file goes: what this process added to what it found."""
+        """The extent of a file: its length at the start plus the data added by this process."""
         if name not in self._running:
             running, path = Running(name), self.path / name
             if path.exists():
@@ -168,12 +168,12 @@ class RunDirectory:
         return name in self._running or (self.path / name).exists()
 
     def write_rows(self, table: str, rows: Sequence[Mapping[str, Any]]) -> Path | None:
-        """Rows as the next Parquet part of `rollouts` or `labels`."""
+        """Write rows as the next Parquet part of `rollouts` or `labels`."""
         if not rows:
             return None
         columns = arrow_table(table, rows)
         folder = self.path / table
-        if table not in self._parts:  # a folder that has parts already continues after the last
+        if table not in self._parts:  # a folder that already has parts continues after the last one
             taken = [int(part.stem.removeprefix("part-")) for part in folder.glob("part-*.parquet")]
             self._parts[table] = max(taken, default=-1) + 1
         number = self._parts[table]
@@ -182,14 +182,14 @@ class RunDirectory:
         def write() -> None:
             folder.mkdir(exist_ok=True)
             self._place(path, columns)
-            # Here, and not after the guard: that raises when only the second try found room.
+            # Here, and not after the guard: that raises when only the second attempt found room.
             self._parts[table] = number + 1
 
         self._guard(write)
         return path
 
     def replace_rows(self, path: Path, table: Any) -> None:
-        """A part with the same rows and more filled in, in the place of the one before; a `pyarrow.Table`."""
+        """Replace a part by one with the same rows and more values filled in; a `pyarrow.Table`."""
         self._guard(lambda: self._place(path, table))
 
     def _place(self, path: Path, table: Any) -> None:
@@ -204,11 +204,11 @@ class RunDirectory:
         self._unsynced.add(path)
 
     def lock(self) -> None:
-        """One process at a time, until this one ends, however it ends. Raises InputError when another works here."""
+        """Lock the folder until this process ends in any way. Raises InputError when another process works here."""
         self._unlock = weakref.finalize(self, os.close, lock_directory(self.path))
 
     def close(self) -> None:
-        """Give the ballast back, and the lock: what is written comes before this."""
+        """Release the ballast and the lock; everything must be written before."""
         self.ballast.give_up()
         self._unlock()
 
@@ -217,8 +217,8 @@ class RunDirectory:
             self.ballast.lay(BALLAST_BYTES)
         except OSError as error:
             self.close()
-            with suppress(OSError):  # it holds something already
-                self.path.rmdir()  # or the same --name would be taken when it is tried again
+            with suppress(OSError):  # it is not empty
+                self.path.rmdir()  # or the same --name would be taken at the next attempt
             if not is_no_space(error):
                 raise InputError(_not_writable(self.path, error)) from None
             raise InputError(
@@ -228,7 +228,7 @@ class RunDirectory:
 
     @property
     def is_gone(self) -> bool:
-        """It was removed or moved; something else of the same name may be in its place."""
+        """It was removed or moved; another folder of the same name may be in its place."""
         return not (self.path / CONFIG if self.config else self.path).exists()
 
     def require_here(self) -> None:
@@ -237,20 +237,20 @@ class RunDirectory:
             raise self._unwritable(FileNotFoundError())
 
     def explained(self, error: Exception) -> Exception:
-        """An error about a file in this folder in words that a person understands; any other as it is."""
+        """An error about a file in this folder in plain words; any other error unchanged."""
         if isinstance(error, OSError) and Path(str(error.filename or "")).is_relative_to(self.path):
             return self._unwritable(error)
         return error
 
     def put_back(self, summary: Any) -> None:
-        """After the folder was removed: make it again, with what says what the run was and how it ended. Raises OSError
-        when the folder that it was in is gone too."""
+        """After the folder was removed: create it again, with the files that describe the run and its end. Raises
+        OSError when its parent folder is gone too."""
         self.path.mkdir(exist_ok=True)
         for name, value in ((CONFIG, self.config), ("summary.json", summary)):
             _write_whole(self.path / name, json_text(value, indent=2) + "\n")
 
     def _guard(self, write: Callable[[], None]) -> None:
-        """Write; when the disk is full, give up the ballast, write once more, and report that it is full."""
+        """Write; when the disk is full, release the ballast, write once more, and report that the disk is full."""
         if self.config:
             self.require_here()
         try:
@@ -296,7 +296,7 @@ def _not_writable(path: Path, error: OSError) -> str:
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A scratch file that takes its place when it is complete, and leaves nothing behind when it cannot be."""
+    """A scratch file that is renamed into place when complete, and removed when it cannot be completed."""
     # Hidden: readers of all parts of a folder ignore it.
     scratch = path.with_name(f".{path.name}.tmp")
     try:
@@ -328,12 +328,12 @@ def _end_of_last_line(file: BinaryIO) -> int:
 
 def _append(path: Path, lines: bytes) -> None:
     rest = memoryview(lines)
-    # Unbuffered: a buffer would be flushed again when the file is closed, after a second try.
+    # Unbuffered: a buffer would be flushed again when the file is closed, after a second attempt.
     with path.open("ab", buffering=0) as file:
         start = file.tell()
         try:
             while rest:
                 rest = rest[file.write(rest) :]
         except OSError:
-            file.truncate(start)  # no half line, so that a second try does not follow one
+            file.truncate(start)  # no partial line, so that a second attempt does not follow one
             raise

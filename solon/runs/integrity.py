@@ -1,13 +1,13 @@
-"""Whether the files that a run only adds to are as its last checkpoint left them: `--resume` and `solon doctor` ask
-here, so both say the same.
+"""Whether the append-only files are as the last checkpoint left them. `--resume` and `solon doctor` share this check,
+so they agree.
 
     checkpoint step-000040: records.json        lines, bytes and sha256 of each file at that moment
-    metrics.jsonl  ████████████████░░░░░        its beginning must be the same; what came later may follow
+    metrics.jsonl  ████████████████░░░░░        its beginning must be the same; later lines may follow
     parts.jsonl    one line per part written    names, bytes and sha256 of the parts of rollouts and labels; the last
                                                 line of a part counts, since rewards are filled in later
 
-A part's line is written before the part takes its place, so a process that dies in between leaves the part as an
-earlier line has it. Reads only, but for `drop_unplaced`.
+A part's line is written before the part is renamed into place, so a process that dies in between leaves the part as an
+earlier line describes it. Reads only, except for `drop_unplaced`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ RECORDS = "records.json"
 PARTS = "parts.jsonl"
 QUARANTINE = "quarantine.jsonl"
 CHAINED = ("metrics.jsonl", "events.jsonl", QUARANTINE, PARTS)
-"""Files that are only added to, a line at a time."""
+"""Append-only files, written line by line."""
 ACCOUNTED = ("metrics.jsonl", "events.jsonl")
-"""Those that say where every group is."""
+"""Those that record where every group is."""
 REREAD_STAGES = ("prompts", "heldout")
-"""Stages whose rows of `quarantine.jsonl` are written again by every start: they are not counted."""
+"""Stages whose rows of `quarantine.jsonl` every start writes again: they are not counted."""
 HASHED_BYTES = 64 * 2**20
-"""Of lines and of parts, unless everything is to be read."""
+"""Total bytes of lines and of parts, unless everything is to be read."""
 _MAGIC = b"PAR1"
 
 
 class Extent(BaseModel):
-    """How far a file goes."""
+    """The extent of a file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,7 +47,7 @@ class Extent(BaseModel):
 
 
 class Records(BaseModel):
-    """What a checkpoint knows of the files beside it. Empty in a run directory of an older version."""
+    """A checkpoint's record of the files beside it. Empty in a run directory of an older version."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,27 +56,27 @@ class Records(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A file that is not what was written."""
+    """A file that differs from what was written."""
 
     name: str
     kind: Literal["missing", "cut", "edited", "unreadable"]
     text: str
-    """For people: `metrics.jsonl was cut: 20 of 40 lines are there`."""
+    """A message: `metrics.jsonl was cut: 20 of 40 lines are there`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Integrity:
-    """What is to be said of all of them."""
+    """The findings about all files."""
 
     is_recorded: bool
-    """False: no checkpoint says what they were."""
+    """False: no checkpoint has a record of them."""
     damages: tuple[Damage, ...] = ()
     unread: tuple[str, ...] = ()
-    """What was too large to be compared."""
+    """Files too large to be compared."""
 
     @property
     def has_account(self) -> bool:
-        """The lines that say where every group is are all there, as far as is known."""
+        """Whether the lines that record where every group is are complete, as far as is known."""
         return not any(damage.name in ACCOUNTED for damage in self.damages)
 
 
@@ -110,7 +110,7 @@ def part_line(name: str, file: Path, *, rows: int) -> dict[str, Any]:
 
 
 def read_records(checkpoint: Path) -> Records | None:
-    """What a checkpoint says of the files beside it; None: nothing, it is of an older version."""
+    """A checkpoint's record of the files beside it; None: it has none, being of an older version."""
     try:
         return Records.model_validate_json((checkpoint / RECORDS).read_bytes())
     except (OSError, ValidationError):
@@ -118,7 +118,7 @@ def read_records(checkpoint: Path) -> Records | None:
 
 
 def examine(directory: Path, records: Records | None, *, thorough: bool = False) -> Integrity:
-    """Compare the files of a run directory with what its last whole checkpoint says. thorough: however large."""
+    """Compare the files of a run directory with the record of its last whole checkpoint. thorough: at any size."""
     damages: list[Damage] = []
     unread: list[str] = []
     for name, extent in (records.files if records else {}).items():
@@ -135,8 +135,8 @@ def examine(directory: Path, records: Records | None, *, thorough: bool = False)
 
 
 def said_of(found: Integrity, checkpoint: str) -> list[str]:
-    """What `--resume` and `solon doctor` say of damaged files, a sentence each. checkpoint: the last one that is
-    whole."""
+    """The messages of `--resume` and `solon doctor` about damaged files, a sentence each. checkpoint: the last whole
+    one."""
     if not found.damages:
         return []
     lines = [damage.text for damage in found.damages]
@@ -147,8 +147,8 @@ def said_of(found: Integrity, checkpoint: str) -> list[str]:
 
 
 def drop_unplaced(directory: Path) -> None:
-    """Takes the last line of `parts.jsonl` away when its process died before the part took its place: the part is still
-    beside it."""
+    """Removes the last line of `parts.jsonl` when its process died before the part was renamed into place: the part is
+    still beside it."""
     path = directory / PARTS
     try:
         lines = path.read_bytes().splitlines(keepends=True)
@@ -159,7 +159,7 @@ def drop_unplaced(directory: Path) -> None:
         if _sha256(place.with_name(f".{place.name}.tmp")) != last["sha256"]:
             return
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
-        return  # nothing of the kind
+        return  # the part is in place
     with path.open("rb+") as file:
         file.truncate(sum(map(len, lines[:-1])))
 
@@ -187,7 +187,7 @@ def _compare(path: Path, extent: Extent) -> Damage | None:
 
 
 def _examine_parts(directory: Path, *, promised: int, thorough: bool) -> tuple[list[Damage], list[str]]:
-    """promised: lines of `parts.jsonl` whose parts must be there; of those after them a killed process wrote none."""
+    """promised: lines of `parts.jsonl` whose parts must exist; of the later ones a killed process may have none."""
     damages, unread, left = [], 0, HASHED_BYTES
     for name, (is_promised, lines) in reversed(_part_lines(directory / PARTS, promised).items()):
         path = directory / name
@@ -223,7 +223,7 @@ def _examine_parts(directory: Path, *, promised: int, thorough: bool) -> tuple[l
 
 
 def _part_lines(path: Path, promised: int) -> dict[str, tuple[bool, list[Mapping[str, Any]]]]:
-    """By part, the lines that may describe it: the last one that is promised, and all after it."""
+    """By part, the lines that may describe it: the last promised one, and all after it."""
     found: dict[str, tuple[bool, list[Mapping[str, Any]]]] = {}
     try:
         text = path.read_bytes()
@@ -247,12 +247,12 @@ def _part_lines(path: Path, promised: int) -> dict[str, tuple[bool, list[Mapping
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a part may have this name: it lies below the run directory, and a path can say it."""
+    """Whether a part may have this name: it is a valid path below the run directory."""
     return name.isprintable() and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _counted(name: str, text: bytes) -> bytes:
-    """The lines that are only ever added."""
+    """The append-only lines."""
     if name != QUARANTINE:
         return text
     return b"".join(line for line in text.splitlines(keepends=True) if _is_counted(line))

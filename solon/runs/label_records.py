@@ -19,7 +19,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def compact(label: Label) -> dict[str, Any]:
-    """The fields of a label and of its verdict side by side, without those that have their default."""
+    """The fields of a label and of its verdict side by side, without those that equal their default."""
     flat = {name: getattr(label, name) for name in _LABEL} | {name: getattr(label.verdict, name) for name in _VERDICT}
     return {name: value for name, value in flat.items() if value != _DEFAULTS[name]}
 

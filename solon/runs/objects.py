@@ -1,7 +1,7 @@
-"""What every JSON file of a run, of its checkpoints and of a labelled data set holds, in the words of docs/data.md,
-which is made from this.
+"""The keys of every JSON file of a run, its checkpoints and a labelled data set; docs/data.md is generated from them.
 
-A key with dots names an object within: `labels.total`. `*` stands for names that depend on the run.
+
+A key with dots denotes a nested object: `labels.total`. `*` stands for names that depend on the run.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ CONFIG: Keys = {
     "constitution_hash": "of the constitution's content",
     "solon": "version of Solon",
     "started": "when the last process began, seconds since the epoch",
-    "origin.*": "of a submitted job: where its run file came from",
+    "origin.*": "of a submitted job: the place of its run file",
     "*": "every key of the run file with its value, defaults included",
 }
 
 SUMMARY: Keys = {
     "status": "`completed`, `stopped` or `failed`",
-    "failure": "of a failed run: why",
+    "failure": "the cause, if the run failed",
     "finished": "local time at which it ended",
     "steps": "committed steps",
     "steps_moved": "those that moved the policy; the others had a gradient of exactly 0",
     "warnings": "sentences: steps that moved nothing, answers cut, too many groups dropped, a judge that decides by "
-    "position; each with what helps",
+    "position; each with its remedy",
     "wall_s": "seconds of training, earlier processes included",
     "reward.first": "mean reward of the first tenth of the steps, nats; null where none was reported",
     "reward.last": "of the last tenth",
-    "reward.relative": "whether rewards compare the answers to one prompt, so that their mean says nothing",
+    "reward.relative": "whether rewards compare the answers to one prompt, so that their mean has no meaning",
     "reward.spread.first": "standard deviation of the rewards inside a group, mean of the first tenth, nats",
     "reward.spread.last": "of the last tenth",
     "labels.total": "labels made",
@@ -43,36 +43,36 @@ SUMMARY: Keys = {
     "staleness.max": "step minus the oldest version in a group, the largest",
     "staleness.p50": "the median over groups",
     "staleness.bound": "what is allowed",
-    "groups.admitted": "groups that were begun",
+    "groups.admitted": "groups that were started",
     "groups.committed": "trained",
-    "groups.dropped": "given up, each with a reason in events.jsonl",
-    "groups.held": "under way when the run ended",
-    "overlap.efficiency": "busy share of the lane that binds",
+    "groups.dropped": "dropped, each with a reason in events.jsonl",
+    "groups.held": "in flight when the run ended",
+    "overlap.efficiency": "busy share of the binding lane",
     "overlap.binding_stage": "`generate`, `label` or `learn`",
     "overlap.busy.*": "busy share of each lane",
-    "overlap.speedup_bound": "how much faster than one after the other the lanes can be at best",
+    "overlap.speedup_bound": "largest possible speed-up of the lanes over running one after the other",
     "weights.published": "policy versions published",
-    "weights.attested": "versions that every engine was seen to hold",
+    "weights.attested": "versions that every engine has proven to hold",
     "weights.max_logprob_gap": "largest difference of canary log-probs between learner and engine, nats",
     "weights.mean_logprob_gap": "their mean absolute difference, of the version where it was largest, nats",
-    "weights.pause_s_p50": "seconds that an engine stood still for a version, median",
+    "weights.pause_s_p50": "seconds that an engine paused for a version, median",
     "throughput.rollouts_per_s": "answers labelled",
     "throughput.labels_per_s": "valid labels",
     "throughput.tokens_per_s": "tokens generated",
     "faults.injected": "caused on purpose",
-    "faults.recovered": "workers and runs that came back",
-    "faults.by_event.*": "events that tell of a fault or of its end, counted",
+    "faults.recovered": "workers and runs that recovered",
+    "faults.by_event.*": "events that report a fault or a recovery, counted",
     "eval.before.*": "share of held-out answers that obey each principle before training, and their `mean`",
     "eval.after.*": "the same after training",
     "prompts.*": "rows of the prompt file: how many were read, used, and left out, by reason",
     "heldout.*": "the same of the held-out prompts",
     "quarantine.total": "things refused",
     "quarantine.by_stage.*": "how many, by stage and reason",
-    "watch.*": "what was audited, alarms, where the auditing judge liked the policy best",
+    "watch.*": "audits, alarms, and where the auditing judge liked the policy best",
     "stopped_by.*": "what ended the run early, and the checkpoint to go back to",
     "end.cause": "why the run ended, in one sentence",
     "end.evidence": "the numbers behind it; null: there are none",
-    "end.remedy": "what to do about it; null: nothing",
+    "end.remedy": "the remedy; null: nothing",
     "end.resume": "the command that resumes the run; null: there is nothing to resume",
 }
 
@@ -80,21 +80,21 @@ HELDOUT: Keys = {
     "prompt_id": "digest of the messages",
     "prompt": "the messages",
     "tags": "the prompt's tags",
-    "answer": "what the policy answered",
+    "answer": "the policy's answer",
     "scores.*": "1 or 0 by principle: whether the answer obeys it; missing where it does not apply or is not known",
     "score": "their mean; null: none is known",
-    "labels": "what a judge said: `principle_id`, `question_id`, `status`, `margin` in nats; empty without one",
+    "labels": "a judge's labels: `principle_id`, `question_id`, `status`, `margin` in nats; empty without one",
 }
 
 QUARANTINE: Keys = {
     "time": "seconds since the epoch",
     "stage": "`prompts`, `heldout`, `rows` or `labels`",
     "reason": "why it was refused",
-    "count": "how often this reason had come by then; its last row has the exact count",
+    "count": "how often this reason had occurred at that time; its last row has the exact count",
     "line": "line or row of the input file",
-    "file": "which, where there are several",
+    "file": "its name, where there are several",
     "ordinal": "the group in rollouts/",
-    "excerpt": "how it begins and ends",
+    "excerpt": "its beginning and end",
 }
 
 STANDING: Keys = {
@@ -104,7 +104,7 @@ STANDING: Keys = {
     "still_s": "seconds since anything moved",
     "groups.*": "groups by state, and totals",
     "out": "groups checked out: ordinal, attempt, state, holder, seconds",
-    "workers": "worker, state, how often it was replaced",
+    "workers": "worker, state, number of replacements",
     "batch_groups": "groups in a batch",
 }
 
@@ -123,18 +123,18 @@ LABEL_CONFIG: Keys = {
     "judge": "the model, or the endpoint",
     "constitution": "its id",
     "constitution_hash": "of its content",
-    "policy": "who wrote the answers that were missing",
+    "policy": "the model that wrote missing answers",
     "settings": "all of `--set`, defaults included",
 }
 
 LABEL_SUMMARY: Keys = {
     "status": "`completed`; `stopped`; `budget`: a limit was reached; `failed`: nothing was labelled",
-    "failure": "why nothing was labelled, and what to do",
+    "failure": "why nothing was labelled, and the remedy",
     "budget": "which limit was reached",
     "rows.total": "rows that can be labelled",
     "rows.done": "labelled, by all starts",
     "rows.left": "not yet",
-    "rows.skipped": "that cannot be labelled, see quarantine.jsonl",
+    "rows.skipped": "rows that cannot be labelled, see quarantine.jsonl",
     "preferences": "lines of preferences.jsonl",
     "contradicted": "pairs left out: under every principle the two orders favour different answers",
     "warnings": "list, where there is one: that the judge decides by position",
@@ -149,10 +149,10 @@ LABEL_SUMMARY: Keys = {
     "quality.position_offset_mean": "how much the answer shown first is favoured, nats",
     "quality.first_answer_chosen_share": "preferences for the answer that stands first in the file",
     "quality.margin_mean": "mean absolute margin, nats",
-    "quality.entropy_bits_mean": "mean doubt of a label",
+    "quality.entropy_bits_mean": "mean uncertainty of a label",
     "quality.escalated_share": "labels that a cascade asked a further judge for",
     "cost.questions": "questions asked",
-    "cost.cache_hits": "those that a cache answered",
+    "cost.cache_hits": "questions that a cache answered",
     "cost.prompt_tokens": "tokens of the questions",
     "cost.cached_token_share": "of them from the prefix cache",
     "cost.output_tokens": "tokens that judges wrote",
@@ -179,15 +179,15 @@ PREFERENCES: Keys = {
     "row_id": "`id` of the row in the input, or a digest of prompt and answers",
 }
 
-ANSWERS: Keys = {"id": "the row", "answers": "what the policy wrote"}
+ANSWERS: Keys = {"id": "the row", "answers": "the policy's answers"}
 
 SELECTION: Keys = {
     "item_id": "the row",
-    "policy_id": "how it was chosen",
-    "propensity": "probability with which it was to be chosen",
+    "policy_id": "the rule of selection",
+    "propensity": "probability of its selection",
     "selected": "whether it was",
-    "weight": "1 over the propensity, bounded; 0 when it was not",
-    "proxy_score": "what the proxy thought of it, nats",
+    "weight": "1 over the propensity, bounded; 0 when it was not selected",
+    "proxy_score": "the proxy's score, nats",
 }
 
 SPEND: Keys = {"schema": "of this file", "spent_usd": "money spent by all starts"}
@@ -196,7 +196,7 @@ MANIFEST: Keys = {"step": "committed steps", "config_hash": "of the configuratio
 LEDGER_CUT: Keys = {
     "admitted": "groups begun",
     "committed": "groups trained",
-    "dropped.*": "groups given up, by reason",
+    "dropped.*": "groups dropped, by reason",
     "entries": "groups held: ordinal, attempt, state, head, nbytes, failures, losses",
 }
 RUN_STATE: Keys = {
@@ -204,12 +204,12 @@ RUN_STATE: Keys = {
     "constitution_hash": "of the constitution",
     "tally.*": "running totals",
     "scores.*": "held-out scores so far",
-    "watch": "what the watch knows; null without one",
-    "stopped_by": "what stopped the run at this checkpoint; null: nothing",
+    "watch": "state of the watch; null without one",
+    "stopped_by": "the event that stopped the run at this checkpoint; null: none",
     "*": "further digests that a resumed run must share",
 }
 RECORDED: Keys = {
-    "files.*": "by name: `lines` of a file (of `quarantine.jsonl` those that no start writes again), `bytes`, `sha256`"
+    "files.*": "by name: `lines` of a file (of `quarantine.jsonl` those that no start writes again), `bytes`, `sha256`",
 }
 PART: Keys = {
     "part": "its path in the run directory",
@@ -234,17 +234,17 @@ FEEDBACK_HELD: Keys = {
 RUN: Mapping[str, tuple[str, Keys | None]] = {
     "config.json": ("the resolved configuration, written before anything starts", CONFIG),
     "metrics.jsonl": ("one object per committed step; after a resume the last line of a step counts", None),
-    "events.jsonl": ("faults, restarts, publications, alarms, dropped groups, as they come", None),
+    "events.jsonl": ("faults, restarts, publications, alarms, dropped groups, as they occur", None),
     "parts.jsonl": ("a line for every part that was written; the last line of a part counts", PART),
     "rollouts/part-*.parquet": ("every answer that was generated", None),
     "labels/part-*.parquet": ("every label", None),
     "heldout-before.json": ("answers to the held-out prompts before training, with their scores", HELDOUT),
     "heldout-after.json": ("and after", HELDOUT),
-    "quarantine.jsonl": ("what was refused and why; of each reason the first 100 rows", QUARANTINE),
-    "live.json": ("how the run stands, every few seconds; read by `solon doctor`", STANDING),
-    "trace.json": ("what every worker did when, for ui.perfetto.dev", TRACE),
+    "quarantine.jsonl": ("refused input and the reasons; the first 100 rows of each reason", QUARANTINE),
+    "live.json": ("the state of the run, every few seconds; read by `solon doctor`", STANDING),
+    "trace.json": ("the activity of every worker over time, for ui.perfetto.dev", TRACE),
     "trace-earlier.json": ("the 64 MiB before that", TRACE),
-    "summary.json": ("the outcome, also of a run that was stopped or failed", SUMMARY),
+    "summary.json": ("the outcome, also of a stopped or failed run", SUMMARY),
     ".ballast": (
         "space that is held on the disk: 16 MiB for the last rows, and room for the next checkpoint; gone when the run "
         "has ended",
@@ -263,10 +263,10 @@ RUN: Mapping[str, tuple[str, Keys | None]] = {
     "checkpoints/step-*/ledger.json": ("which groups are held, and where", LEDGER_CUT),
     "checkpoints/step-*/held.parquet": ("answers that are held: generated, not trained yet", None),
     "checkpoints/step-*/feedback.jsonl": ("labels of the held groups", FEEDBACK_HELD),
-    "checkpoints/step-*/records.json": ("how far the files beside it went at that moment", RECORDED),
+    "checkpoints/step-*/records.json": ("the extent of the files beside it at that moment", RECORDED),
     "checkpoints/step-*/run.json": ("totals and scores that a resumed run continues from", RUN_STATE),
 }
-"""Files of a run directory: what each is, and its keys where it is JSON."""
+"""Files of a run directory: the meaning of each, and its keys where it is JSON."""
 
 LABELLED: Mapping[str, tuple[str, Keys | None]] = {
     "preferences.jsonl": (
@@ -274,13 +274,13 @@ LABELLED: Mapping[str, tuple[str, Keys | None]] = {
         PREFERENCES,
     ),
     "labels/part-*.parquet": ("every label", None),
-    "summary.json": ("how many labels, how sure, how consistent, at what cost", LABEL_SUMMARY),
+    "summary.json": ("number, confidence, consistency and cost of the labels", LABEL_SUMMARY),
     "config.json": ("what all labels of the directory share", LABEL_CONFIG),
     "quarantine.jsonl": ("rows and labels that were refused, and why", QUARANTINE),
     "answers.jsonl": ("answers that `--policy` wrote", ANSWERS),
     "selection.jsonl": ("which rows were selected, with what probability", SELECTION),
     "spend.json": ("money spent at an endpoint with a cap", SPEND),
-    ".ballast": ("16 MiB that are given up when the disk is full", None),
+    ".ballast": ("16 MiB that are released when the disk is full", None),
     "spend.json.lock": ("held by the process that spends", None),
     "verdicts.sqlite*": ("the exact cache of verdicts: a later start asks none of them again", None),
     "proxy/*": ("labels of `select.proxy`, a directory like this one", None),

@@ -1,10 +1,10 @@
-"""What became of every rollout: reward, advantage and step are filled into the parts that its rows stand in.
+"""The outcome of every rollout: reward, advantage and step are filled into the parts with its rows.
 
     generated ──▶ part with empty `reward`, `advantage`, `step`     at once: a run that dies has lost nothing
     labelled, trained, dropped ──▶ the same part with them filled in, by rename
 
-A part is written again once nothing more can come for any of its groups, and whatever is known by then goes into all
-parts before a checkpoint and at the end. So a part never gains, loses or moves a row, and is written a few times.
+A part is written again once the outcomes of all its groups are final; known outcomes also go into all parts before a
+checkpoint and at the end. So a part never gains, loses or moves a row, and is written only a few times.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Key = tuple[int, int]
 Row = dict[str, Any]
 COLUMNS = ("reward", "advantage", "step")
 LOOK_BACK = 1000
-"""Parts of an earlier process that are searched for a group that it generated and this one trains."""
+"""Parts of an earlier process that are searched for a group that it generated and this process trains."""
 
 
 @dataclass(slots=True)
 class _Outcome:
-    """Of one attempt at a group; None: not known yet, or never to be."""
+    """Of one attempt at a group; None: not known yet, or never."""
 
     rewards_G: tuple[float | None, ...]
     advantages_G: tuple[float | None, ...] = ()
@@ -42,19 +42,19 @@ class _Outcome:
 class Outcomes:
     """`rows = outcomes.complete(rows)`, write them, `outcomes.written(path, rows)`, then `outcomes.fill()`.
 
-    One thread's business. When `fill` is called, every row that was generated is written.
+    Not thread-safe. When `fill` is called, every generated row must be written.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
         self._news: dict[Key, _Outcome] = {}
-        """What is not filled in yet."""
+        """Outcomes that are not filled in yet."""
         self._open: dict[Path, set[int]] = {}
-        """Parts that wait, with the ordinals in them that may still be trained."""
+        """Unfinished parts, with the ordinals in them that may still be trained."""
         self._part: dict[Key, Path] = {}
-        """Which of the open parts a group stands in."""
+        """The unfinished part of each group."""
         self._settled: set[int] = set()
-        """Ordinals that were settled since the last `fill`: their rows may not be written yet."""
+        """Ordinals settled since the last `fill`: their rows may not be written yet."""
 
     def labelled(self, key: Key, rewards_G: tuple[float | None, ...]) -> None:
         """The group was labelled."""
@@ -66,11 +66,11 @@ class Outcomes:
             self._news[group.ordinal, group.attempt] = _Outcome(group.rewards_G, group.advantages_G, step)
 
     def settle(self, ordinals: Iterable[int]) -> None:
-        """These groups were trained or dropped: they wait for nothing more."""
+        """These groups were trained or dropped: their outcome is final."""
         self._settled |= set(ordinals)
 
     def complete(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows that are about to be written, with what is known of them."""
+        """Rows to write, with their known outcomes."""
         empty: Row = dict.fromkeys(COLUMNS)
         found = []
         for row in rows:
@@ -79,7 +79,7 @@ class Outcomes:
         return found
 
     def written(self, path: Path, rows: Sequence[Row]) -> None:
-        """These rows, as `complete` returned them, are a part now."""
+        """These rows, as `complete` returned them, were written as this part."""
         keys = {(row["ordinal"], row["attempt"]) for row in rows}
         for key in keys:
             self._news.pop(key, None)
@@ -87,9 +87,9 @@ class Outcomes:
         self._open[path] = {ordinal for ordinal, _ in keys}
 
     def fill(self, *, everything: bool = False) -> list[str]:
-        """Write those parts again for which something is known: the ones that wait for nothing more, or all of them.
+        """Write parts with new outcomes again: those whose groups are all final, or all of them.
 
-        Returns what could not be read, for people. Raises what `RunDirectory.replace_rows` raises.
+        Returns messages about unreadable parts. Raises what `RunDirectory.replace_rows` raises.
         """
         for waiting in self._open.values():
             waiting -= self._settled
@@ -109,7 +109,7 @@ class Outcomes:
         return problems
 
     def _located(self, keys: Iterable[Key]) -> dict[Key, Path]:
-        """The part of each group; groups of an earlier process are looked for in the files, the youngest first."""
+        """The part of each group; groups of an earlier process are searched in the files, youngest first."""
         wanted = set(keys)
         found = {key: self._part[key] for key in wanted & self._part.keys()}
         wanted -= found.keys()
@@ -132,7 +132,7 @@ class Outcomes:
         except (OSError, pa.ArrowException) as error:
             return [f"{path.name} cannot be read: {error}"]
         if not set(COLUMNS) <= set(table.column_names):
-            return []  # written by a version that did not have them
+            return []  # written by a version without these columns
         places = zip(*(table[name].to_pylist() for name in ("ordinal", "attempt", "index")), strict=True)
         rows = [outcome.of(index) if (outcome := outcomes.get((o, a))) else {} for o, a, index in places]
         for name in COLUMNS:

@@ -1,9 +1,9 @@
-"""What was refused and why: `quarantine.jsonl` in the directory of a run or of labels.
+"""Refused input and the reasons: `quarantine.jsonl` in the directory of a run or of labels.
 
     {"time": …, "stage": "prompts", "line": 17, "reason": "not UTF-8", "count": 1, "excerpt": "…"}
 
-A broken disk or a broken judge refuses millions of rows, all for one reason: of each reason the first rows are kept,
-and `count` says how many there were by then. When the directory is closed the last row of a reason has its exact count.
+A broken disk or judge refuses millions of rows, all for one reason: the first rows of each reason are kept, and `count`
+is the number up to that row. When the directory is closed the last row of a reason has its exact count.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ NAME = "quarantine.jsonl"
 ROWS_PER_REASON = 100
 """Rows kept of one reason; further ones are counted, and those with a round number, 1000, 2000, 10000, are kept."""
 MOST_REASONS = 200
-"""Reasons that are told apart in one stage; what comes after is `other`."""
+"""Distinct reasons in one stage; later ones are `other`."""
 OTHER = "other"
 
 Kind = tuple[str, str]
-"""(stage, reason without what differs from row to row)."""
+"""(stage, reason without its variable parts)."""
 
 
 class Quarantine:
@@ -58,8 +58,8 @@ class Quarantine:
         file: str = "",
         excerpt: str = "",
     ) -> None:
-        """One thing that was refused. ordinal: dispatch number of a group; line: line or row of a file; file: which,
-        where there are several; excerpt: what it was, any text of any length."""
+        """Add one refused item. ordinal: dispatch number of a group; line: line or row of a file; file: its name, where
+        there are several; excerpt: the item, any text of any length."""
         reason = short_excerpt(reason)
         with self._lock:
             kind = self._kind(stage, reason)
@@ -70,7 +70,7 @@ class Quarantine:
 
     @property
     def total(self) -> int:
-        """Everything that was refused, also by earlier starts."""
+        """The number of refused items, including those of earlier starts."""
         with self._lock:
             return self._counts.total()
 
@@ -131,7 +131,7 @@ def _is_kept(count: int) -> bool:
 
 
 def _without_particulars(reason: str) -> str:
-    """Reasons that differ in numbers and quoted values alone are one reason.
+    """Reasons that differ only in numbers and quoted values are one reason.
 
     >>> _without_particulars("`prompt` has the role 'tool', 3 of 4")
     '`prompt` has the role …, … of …'

@@ -69,7 +69,7 @@ TYPES: dict[str, dict[str, str]] = {
     },
 }
 TYPES["held"] = TYPES["rollouts"] | {"prompt_token_ids": "list<int32>"}
-"""Columns by table; whatever else a row has (provenance) is text."""
+"""Columns by table; other columns of a row (provenance) are text."""
 
 
 def arrow_table(table: str, rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -115,7 +115,7 @@ def rollout_rows(group: Group) -> list[dict[str, Any]]:
 def label_id(run_id: str, subject: str, label: Label) -> str:
     """The id of a label: 26 hexadecimal digits, the same for the same run, subject, rollouts and question.
 
-    subject: what was labelled, a row of a data set or one attempt at a group."""
+    subject: the labelled item, a row of a data set or one attempt at a group."""
     parts = (run_id, subject, label.task, label.principle_id, label.question_id, *label.rollouts)
     return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:26]
 
@@ -123,7 +123,7 @@ def label_id(run_id: str, subject: str, label: Label) -> str:
 def label_rows(feedback: Feedback, provenance: Mapping[str, Any], *, subject: str = "") -> list[dict[str, Any]]:
     """One row per label. `margin` is null unless the label is valid; `reward` is that of the first rollout.
 
-    subject: what `label_id` goes by in place of ordinal and attempt.
+    subject: replaces ordinal and attempt in `label_id`.
     """
     rows = []
     subject = subject or f"{feedback.ordinal}:{feedback.attempt}"

@@ -1,4 +1,4 @@
-"""Which steps moved the policy, and why the others did not, with what helps. Pure."""
+"""Which steps moved the policy, why the others did not, and the remedy. Pure."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MASKS = {
     "learn/outside_set/share": "outside the set that the learner would sample from",
     "learn/outlier/share": "with an importance ratio out of bounds",
 }
-"""Metrics that say why tokens are masked."""
+"""Metrics that explain masked tokens."""
 
 
 class Movement:
-    """Fed with every committed step; says what a person must know of it. Goes on across a resume."""
+    """Receives every committed step; produces warnings for the user. Continues across a resume."""
 
     def __init__(self, *, max_tokens: int | None = None, truncated: str = "keep") -> None:
         """max_tokens, truncated: `rollout.max_tokens` and `learn.truncated` of the run."""
@@ -28,11 +28,11 @@ class Movement:
         self._truncated = truncated
         self.steps = self.moved = self.cut_steps = 0
         self._still: Counter[str] = Counter()
-        """Steps that moved nothing, by the latest words for each kind of cause."""
+        """Steps that moved nothing, by kind of cause, in the latest words."""
         self.cause = ""
-        """Why the latest step moved nothing; empty: it did move the policy."""
+        """Why the latest step moved nothing; empty: it moved the policy."""
         self.cut = ""
-        """That nearly all answers of the latest step were cut; empty where they were not, or where `cause` says so."""
+        """A warning that nearly all answers of the latest step were cut; empty otherwise, or where `cause` says so."""
         self._last_cut = ""
 
     def add(self, report: StepReport) -> None:
@@ -58,17 +58,17 @@ class Movement:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
         self.steps, self.moved, self.cut_steps = state["steps"], state["moved"], state["cut_steps"]
         self._still, self._last_cut = Counter(state["still"]), state["last_cut"]
 
     @property
     def trained_nothing(self) -> bool:
-        """Steps were committed, and the policy is what it was."""
+        """Steps were committed, and the policy is unchanged."""
         return self.steps > 0 and self.moved == 0
 
     def verdict(self) -> list[str]:
-        """What is to be said when the run ends. Empty: every step moved the policy, on answers that ended."""
+        """The verdict at the end of a run. Empty: every step moved the policy, on answers that ended."""
         said = []
         if self.moved < self.steps:
             cause = self._still.most_common(1)[0][0]

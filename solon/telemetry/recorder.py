@@ -1,11 +1,11 @@
-"""Records a run in a thread of its own, so that no stage waits for a disk.
+"""Records a run in its own thread, so that no stage waits for a disk.
 
-It is the loop's observer. The rows of a group are written as soon as it is generated or labelled (batched by
-step), so that a run that is stopped or fails has lost nothing it had made. What became of a rollout, its reward,
-advantage and step, is filled into its row when it is known (solon.runs.outcomes).
+It is the loop's observer. The rows of a group are written as soon as it is generated or labelled (batched by step), so
+that a stopped or failed run has lost no result. The outcome of a rollout, its reward, advantage and step, is filled
+into its row when it is known (solon.runs.outcomes).
 
-Rows that wait to be written keep their payload in memory. `on_backlog` reports these bytes, so that a run generates
-no more than its disk takes (`AsyncLedger.hold_back`).
+Rows that wait to be written keep their payload in memory. `on_backlog` reports these bytes, so that a run generates no
+faster than its disk can write (`AsyncLedger.hold_back`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Recorder:
         directory.keeps_part_digests = True
         self.totals = totals
         self.quarantine = Quarantine(directory, reread=REREAD_STAGES)
-        """What was refused; prompts are read again in every start."""
+        """Refused input; every start reads the prompts again."""
         self._open_payload = open_payload
         self._provenance = provenance
         self._on_failure = on_failure
@@ -62,7 +62,7 @@ class Recorder:
         self._counting = threading.Lock()
         self.failure: Exception | None = None
         self._has_lost = False
-        """Something that was to be written was not."""
+        """Some data could not be written."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._rollouts: list[dict[str, Any]] = []
         self._labels: list[dict[str, Any]] = []
@@ -155,7 +155,7 @@ class Recorder:
     def sync(self) -> Records:
         """Wait until all rows so far are on disk; returns the extent of the files.
 
-        Raises the writer's error, unless all rows were written in spite of it: into the ballast of a full disk.
+        Raises the writer's error, unless all rows were still written, into the ballast of a full disk.
         """
         done = threading.Event()
         found: list[Records] = []
@@ -166,7 +166,7 @@ class Recorder:
         return found[0]
 
     def close(self) -> None:
-        """Write what is left and wait for it. Raises what went wrong while writing, if anything did."""
+        """Write the rest and wait for it. Raises the writing thread's error, if any."""
         self._jobs.put(None)
         self._thread.join()
         if self.failure is not None:
@@ -177,7 +177,7 @@ class Recorder:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             self._try(job)
-            del job  # or its payload stays until there is another one
+            del job  # or its payload would stay in memory until the next one
         self._try(self._flush_all)
         self._try(self._trace.close)
         self._try(self.quarantine.close)
@@ -189,7 +189,7 @@ class Recorder:
             self._has_lost |= not (isinstance(error, DiskFullError) and error.is_written)
             if self.failure is None:
                 self.failure = error
-                # The callback may fail at the end of a run; the rest is written all the same.
+                # The callback may fail at the end of a run; the rest is still written.
                 with suppress(Exception):
                     self._on_failure(error)
 
@@ -226,7 +226,7 @@ class Recorder:
                     stage="labels", reason=reason, ordinal=feedback.ordinal, excerpt=label.verdict.detail
                 )
         self._outcomes.labelled((feedback.ordinal, feedback.attempt), feedback.rewards_G)
-        # A group that is made again after a resume has the same numbers, and other labels.
+        # A group that is generated again after a resume has the same numbers, and other labels.
         subject = f"{feedback.ordinal}:{feedback.attempt}:{self._born_ns}"
         self._labels += label_rows(feedback, self._provenance, subject=subject)
         self._flush_when_large()
@@ -239,7 +239,7 @@ class Recorder:
         self._outcomes.trained(report.step, report.groups)
         self._outcomes.settle(lease.ordinals)
         try:
-            self._flush()  # a step that is on record has its rollouts on disk
+            self._flush()  # a step on record has its rollouts on disk
             self._fill()
         finally:
             self._directory.append("metrics.jsonl", record)
@@ -268,11 +268,11 @@ class Recorder:
         # Taken out before writing: on a full disk the directory itself writes them a second time.
         rollouts, self._rollouts = self._rollouts, []
         labels, self._labels = self._labels, []
-        with ExitStack() as last_first:  # all three are tried, whichever fails
+        with ExitStack() as last_first:  # all three are tried, even if one fails
             last_first.callback(self._trace.write)
             last_first.callback(self._directory.write_rows, "labels", labels)
             last_first.callback(self._write_rollouts, rollouts)
 
 
 def _ignore(_: object) -> None:
-    """Makes a job of something that returns a value."""
+    """Turns a function that returns a value into a job."""

@@ -1,4 +1,4 @@
-"""The running totals of a run: what metrics.jsonl, summary.json and the live view are made of."""
+"""The running totals of a run: the source of metrics.jsonl, summary.json and the live view."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COUNTS = (
 
 
 class RunTotals:
-    """Written by the recorder, read by views and summary. Single-threaded: used on the event loop only."""
+    """Written by the recorder, read by views and summary. Single-threaded: used only on the event loop."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class RunTotals:
         movement: Movement | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """is_relative: rewards compare answers of one prompt, so that their mean says nothing."""
+        """is_relative: rewards compare answers of one prompt, so that their mean has no meaning."""
         self._clock = clock or Clock()
         self.movement = movement or Movement()
         self.is_relative = is_relative
@@ -74,13 +74,13 @@ class RunTotals:
         self.pauses_s: list[float] = []
         self.busy = Busy()
         self.spans: deque[Span] = deque(maxlen=RECENT_SPANS)
-        """The latest ones, for the live view."""
+        """The most recent ones, for the live view."""
         self.last: dict[str, Any] = {}
         """The last line of metrics.jsonl."""
         self.faults: Counter[str] = Counter()
         """Workers lost, workers recovered, and so on, by event."""
         self.learners_apart = 0
-        """Rebuilt learners that came to other weights than the lost one."""
+        """Rebuilt learners whose weights differ from those of the lost one."""
         self.last_alarm: Mapping[str, Any] = {}
         """The latest alarm of the watch."""
         self.last_drop = ""
@@ -92,7 +92,7 @@ class RunTotals:
         self.started_s, self.ended_s = self._clock.wall(), None
 
     def end(self) -> None:
-        """The clock stops: what follows (evaluation, checkpoint) is not training. A second call changes nothing."""
+        """The clock stops: later work (evaluation, checkpoint) is not training. A second call changes nothing."""
         if self.ended_s is None:
             self.ended_s = self._clock.wall()
 
@@ -197,7 +197,7 @@ class RunTotals:
         return self.busy.overlap(wall_s=self.wall_s)
 
     def summary(self, *, status: str, counts: Mapping[str, int], attested: int, injected: int = 0) -> dict[str, Any]:
-        """What summary.json holds besides the evaluation. injected: faults that a test caused on purpose."""
+        """The contents of summary.json except the evaluation. injected: faults that a test caused on purpose."""
         wall_s = self.wall_s
         overlap = self.overlap()
         return {

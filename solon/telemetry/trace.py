@@ -1,8 +1,8 @@
-"""`trace.json`: what every worker did when, for ui.perfetto.dev or chrome://tracing, added to as it happens.
+"""`trace.json`: the activity of every worker over time, for ui.perfetto.dev or chrome://tracing, appended as it occurs.
 
-The file is an array of trace events, one to a line (Google, "Trace Event Format": JSON array format). Its end may be
-missing, so that the trace of a run that was killed, or still runs, can be opened as well; when the run has ended it
-is complete JSON.
+The file is an array of trace events, one per line (Google, "Trace Event Format": JSON array format). Its end may be
+missing, so that the trace of a run that was killed, or still runs, can also be opened; when the run has ended it is
+complete JSON.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from solon.runs.directory import RunDirectory
 
 NAME, EARLIER = "trace.json", "trace-earlier.json"
 MAX_BYTES = 64 * 2**20
-"""A larger file becomes `trace-earlier.json`, in the place of the one before: half a million spans or so each."""
+"""A larger file becomes `trace-earlier.json` and replaces the earlier one: half a million spans or so each."""
 _OPEN = b"[\n"
 _CLOSE = b'{"ph":"M","pid":1,"tid":0,"name":"process_name","args":{"name":"solon"}}\n]\n'
 
 
 class TraceFile:
-    """`trace = TraceFile(directory); trace.add(spans); trace.write(); trace.close()`. One thread's business.
+    """`trace = TraceFile(directory); trace.add(spans); trace.write(); trace.close()`. Not thread-safe.
 
     `write` and `close` raise what `RunDirectory.append_bytes` raises.
     """
@@ -41,7 +41,7 @@ class TraceFile:
     def add(self, spans: Sequence[Span]) -> None:
         """Keeps the spans for the next `write`."""
         for span in spans:
-            # The same number for the same worker also after a resume.
+            # A worker keeps its number after a resume.
             track = zlib.crc32(span.worker.encode())
             if track not in self._tracks:
                 self._tracks.add(track)
@@ -60,7 +60,7 @@ class TraceFile:
             )
 
     def write(self) -> None:
-        """The spans added so far, to the file."""
+        """Write the spans added so far to the file."""
         if not self._lines:
             return
         # Taken out before writing: on a full disk the directory itself writes them a second time.
@@ -73,7 +73,7 @@ class TraceFile:
             self._tracks.clear()
 
     def close(self) -> None:
-        """What is left, and the end of the array."""
+        """Write the rest, and the end of the array."""
         self.write()
         if self._path.exists():
             self._directory.append_bytes(NAME, _CLOSE)
@@ -83,7 +83,7 @@ class TraceFile:
 
 
 def _reopen(path: Path) -> None:
-    """Takes the end of the array away, so that it can be added to."""
+    """Removes the end of the array, so that more can be appended."""
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - len(_CLOSE)))

@@ -5,5 +5,5 @@ nothing was lost and nothing counted twice.
     python -m tests.chaos --engines real --kills 20   the nursery's models and engines
     python -m tests.chaos --soak 1800                 half an hour, with the driver's memory, files and threads watched
 
-Everything runs on this machine, on a Ray cluster of its own; only processes of that cluster are ever hurt.
+Everything runs on this machine, on its own Ray cluster; only processes of that cluster are harmed.
 """

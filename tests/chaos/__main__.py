@@ -33,7 +33,7 @@ from tests.chaos.verdict import (
 
 REAL_BATCH = 16
 ENOUGH = 3
-"""Undisturbed runs at least, to say what is to be expected of another one."""
+"""At least this many undisturbed runs, to predict the result of another one."""
 
 
 def standin_subject(*, steps: int | None, target: int) -> Subject:
@@ -45,7 +45,7 @@ def standin_subject(*, steps: int | None, target: int) -> Subject:
         found = complaints(directory, steps=steps, batch=BATCH, is_spoilt=lambda ordinal: spoils and is_spoilt(ordinal))
         batches = committed_steps(lines_of(directory / "metrics.jsonl"))
         if learner_digest(directory) != expected_digest(batches, prompts_of(), seed=0):
-            found.append("the learner was trained on something else than the batches on record")
+            found.append("the learner was trained on data other than the batches on record")
         if (
             target == 0
             and steps
@@ -70,7 +70,7 @@ def standin_subject(*, steps: int | None, target: int) -> Subject:
         complaints=judge,
         patience_s=90,
         between_s=(0.2, 1.2) if steps else (20, 40),
-        # A long run keeps its driver: its memory, files and threads are what is looked at.
+        # A long run keeps its driver, whose memory, files and threads are sampled.
         faults=FAULTS if steps else without("driver", "disk", "node", "folder", "file", "raylet", "gcs", "agent"),
         is_lossy=True,
         names_command=True,
@@ -102,12 +102,12 @@ def real_subject(*, steps: int) -> Subject:
 
 
 def without(*victims: str) -> dict[str, int]:
-    """All faults but those of these victims."""
+    """All faults except those of these victims."""
     return {fault: often for fault, often in FAULTS.items() if fault.split()[1] not in victims}
 
 
 def report(result: Result, console: Console) -> dict[str, Any]:
-    """Prints what was found, and gives it for a file."""
+    """Prints the findings, and returns them for a file."""
     table = Table(title="faults injected", title_justify="left")
     for column in ("fault", "times"):
         table.add_column(column)
@@ -125,7 +125,7 @@ def report(result: Result, console: Console) -> dict[str, Any]:
     console.print(away)
     console.print(f"drivers whose first calls were lost: {result.lossy}")
     for cause, times in result.ends.items():
-        console.print(f"ended and gone on with, {times} times: {cause}", markup=False)
+        console.print(f"ended and resumed, {times} times: {cause}", markup=False)
     for complaint in result.complaints:
         console.print(f"FAILED: {complaint}", markup=False, style="red")
     if not result.complaints:
@@ -145,7 +145,7 @@ def report(result: Result, console: Console) -> dict[str, Any]:
 def compare(adherence: list[float], undisturbed: list[float], console: Console) -> tuple[dict[str, Any], list[str]]:
     """Held-out adherence of runs with faults against that of runs without, and complaints.
 
-    Where as many undisturbed runs would all end in 95 of 100 cases: prediction intervals of Student's t, Bonferroni.
+    Bounds for as many undisturbed runs in 95 of 100 cases: prediction intervals of Student's t, Bonferroni.
     """
     count, mean = len(undisturbed), statistics.mean(undisturbed)
     if count < ENOUGH or not adherence:
@@ -167,7 +167,7 @@ def _list(values: list[float]) -> str:
 
 
 def soak(campaign: Campaign, root: Path, seconds: float, console: Console) -> dict[str, Any]:
-    """One long run, hurt now and then; the driver's memory, files and threads must not grow."""
+    """One long run with occasional faults; the driver's memory, files and threads must not grow."""
     began = time.monotonic()
     campaign.one_run("soak", faults=10**6, seconds=seconds)
     found = report(campaign.result, console)

@@ -1,4 +1,4 @@
-"""Runs that are hurt on a seeded schedule until so many faults were injected, each judged by its files at the end."""
+"""Runs with faults on a seeded schedule until the planned number is reached; each is judged by its files at the end."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ from tests.chaos.faults import ENDS_CLUSTER, ENDS_DRIVER, FAULTS, Injector, away
 from tests.chaos.verdict import downtimes, lines_of
 
 LOSSY = 0.3
-"""Share of drivers whose first calls to actors are lost, or their answers are."""
+"""Share of drivers whose first calls to actors, or the answers, are lost."""
 LOSSES = {
     "CoreWorkerService.grpc_client.PushTask": {
         "num_failures": 4, "req_failure_prob": 10, "resp_failure_prob": 10, "in_flight_failure_prob": 5
     }
 }  # fmt: skip
 AGAIN = 0.25
-"""Share of driver faults after which the next driver is hurt as well, before its first step."""
+"""Share of driver faults after which the next driver is also hit, before its first step."""
 AGAIN_WITHIN_S = (0.5, 9.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is hurt: how a run is started, what its workers are called, how it is judged."""
+    """The kind of run under test: its command, the names of its workers, its verdict."""
 
     command: Callable[[Path, str], list[str]]
-    """Module and arguments of a run below this folder, of this name; the same ones go on with it."""
+    """Module and arguments of a run below this folder, of this name; the same arguments resume it."""
     kinds: dict[str, str]
     """Beginning of the actor class by role: rollout, judge, learner."""
     complaints: Callable[[Path], list[str]]
     patience_s: float
-    """A run that shows no new step for so long has failed its test."""
+    """A run without a new step for this long has failed its test."""
     between_s: tuple[float, float]
     """Shortest and longest pause between two faults."""
     faults: Mapping[str, int] = field(default_factory=lambda: FAULTS)
     is_lossy: bool = False
-    """Whether calls are lost now and then."""
+    """Whether calls are sometimes lost."""
     names_command: bool = False
-    """Whether a run that ends names the command that resumes it: a run of the command line does."""
+    """Whether a run that ends names the command that resumes it, as a run of the command line does."""
 
 
 @dataclass
 class Result:
-    """What a campaign found."""
+    """The results of a campaign."""
 
     injected: Counter[str] = field(default_factory=Counter)
     complaints: list[str] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Result:
     lossy: int = 0
     """Drivers whose first calls were lost."""
     ends: Counter[str] = field(default_factory=Counter)
-    """Beginnings of the causes with which runs ended that were gone on with."""
+    """Beginnings of the causes with which resumed runs had ended."""
     summaries: list[dict[str, Any]] = field(default_factory=list)
     samples: list[tuple[float, float, float, float]] = field(default_factory=list)
     """(seconds, RSS in MiB, open files, threads) of the driver."""
@@ -89,13 +89,13 @@ class Campaign:
         self._has_nodes = "remove node" in subject.faults
 
     def run(self, *, faults: int, each: int) -> Result:
-        """Runs with about `each` faults until there were so many in all."""
+        """Runs with about `each` faults until the total is reached."""
         while (left := faults - self.result.injected.total()) > 0 and not self.result.complaints:
             self.one_run(f"run-{self.result.runs}", faults=min(each, left))
         return self.result
 
     def one_run(self, name: str, *, faults: int, seconds: float | None = None) -> None:
-        """One run from its start to its end, with so many faults on the way; or for so long, and then it is stopped."""
+        """One run from its start to its end, with this many faults; or for this long, and then it is stopped."""
         if self._has_nodes and not self._head.node():
             self._head.add_node()
         end_at = None if seconds is None else time.monotonic() + seconds
@@ -122,7 +122,7 @@ class Campaign:
                     if self._is_over(driver, directory):
                         break
                     self._repair(driver, directory)
-                    steps = _count_lines(directory / "metrics.jsonl")  # a directory that came back is no progress
+                    steps = _count_lines(directory / "metrics.jsonl")  # a restored directory is no progress
                     driver, down_since = self._start(name), down_since or now
                     moved = time.monotonic()
                     again = moved + self._rng.uniform(*AGAIN_WITHIN_S) if self._rng.random() < AGAIN else None
@@ -136,7 +136,7 @@ class Campaign:
                     left -= self._inject(self._draw(), driver, directory)
                     due = time.monotonic() + self._pause()
                 if down_since is not None and left > 0 and again is not None and now >= again:
-                    # While it starts or resumes: nothing of that may be half done.
+                    # While it starts or resumes: no part of that may be half done.
                     again = None
                     left -= self._inject(self._rng.choice(["kill driver", "end driver"]), driver, directory)
                 self._sample(driver)
@@ -181,7 +181,7 @@ class Campaign:
         return True
 
     def _is_over(self, driver: Driver, directory: Path) -> bool:
-        """Whether the run is complete, or ended in a way that it must not."""
+        """Whether the run is complete, or ended in a forbidden way."""
         place = directory if directory.exists() else away(directory)
         if driver.summary(directory, place).get("status") == "completed":
             return True
@@ -192,9 +192,9 @@ class Campaign:
         return bool(complaints)
 
     def _repair(self, driver: Driver, directory: Path) -> None:
-        """What an operator does before the run is resumed."""
+        """The repairs that an operator makes before the run is resumed."""
         if away(directory).exists():
-            shutil.rmtree(directory, ignore_errors=True)  # what a run may have written where its directory was
+            shutil.rmtree(directory, ignore_errors=True)  # files that a run may have written at the old place
             away(directory).rename(directory)
         if ENDS_CLUSTER.intersection(driver.faults) and not self._head.is_whole():
             self._head.restart()

@@ -1,4 +1,4 @@
-"""A Ray head that drivers join and leave, and a second node that comes and goes: started here, ended by process id."""
+"""A Ray head that drivers join and leave, and a second node that comes and goes: started and ended by process id."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STORE_MIB = 256
 ESSENTIAL = ("raylet/raylet ", "gcs_server")
 """Parts of the command lines of the processes without which no driver runs."""
 FAILURES = "SOLON_CHAOS_FAILURES"
-"""Environment variable: the folder in which workers look whether they are to fail."""
+"""Environment variable: the folder in which workers check whether they must fail."""
 
 
 QUICK_TO_NOTICE = {
@@ -35,12 +35,11 @@ QUICK_TO_NOTICE = {
     "RAY_health_check_timeout_ms": "15000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""A node that is gone is noticed within seconds: it refuses to be asked. One that is merely slow has time to answer."""
+"""A lost node is detected within seconds: it refuses connections. A slow one has time to answer."""
 
 
 class Head:
-    """`ray start --head --block` on free ports, with a folder of its own, and the environment in which a driver finds
-    it."""
+    """`ray start --head --block` on free ports, with its own folder, and the environment in which a driver finds it."""
 
     def __init__(self, folder: Path, *, num_cpus: int) -> None:
         self.folder = folder
@@ -52,7 +51,7 @@ class Head:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "",
-            "PYTHONUNBUFFERED": "1",  # what the head says is waited for
+            "PYTHONUNBUFFERED": "1",  # the head's output is waited for
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -64,12 +63,12 @@ class Head:
         self._start()
 
     def restart(self) -> None:
-        """Another cluster in place of one that lost a process of its own."""
+        """A new cluster in place of one that lost a needed process."""
         self.close()
         self._start()
 
     def is_whole(self) -> bool:
-        """Whether the processes are there without which no driver runs."""
+        """Whether the processes that every driver needs exist."""
         return all(self.processes((part,)) for part in ESSENTIAL)
 
     def processes(self, parts: Sequence[str]) -> list[psutil.Process]:
@@ -92,15 +91,15 @@ class Head:
         return sorted(found, key=lambda process: process.create_time())
 
     def tell_to_raise(self, role: str) -> None:
-        """The next call of a worker of this role fails inside: see `tests.chaos.failing`."""
+        """The next call of a worker of this role fails internally: see `tests.chaos.failing`."""
         (self.folder / "failures" / role).touch()
 
     def node(self) -> list[psutil.Process]:
-        """All processes of the second node; none while there is none."""
+        """All processes of the second node; empty while there is none."""
         return [p for node in self._node_processes() for p in (node, *family_of(node))]
 
     def add_node(self, *, num_cpus: int = 4) -> None:
-        """Another node joins, after the one before it, if there was one, is gone for good."""
+        """Another node joins, after its predecessor is gone for good."""
         self.remove_node()
         (agent, metrics), log = _free_ports(2), self.folder / f"node-{time.monotonic_ns()}.log"
         with log.open("w") as file:
@@ -114,7 +113,7 @@ class Head:
         _wait_for(log, child)
 
     def add_node_soon(self) -> None:
-        """The same, without waiting for it; one that is removed before it has joined is no error."""
+        """The same, without waiting; removing a node before it has joined is no error."""
         if self._joining is not None and self._joining.is_alive():
             return
 
@@ -126,7 +125,7 @@ class Head:
         self._joining.start()
 
     def remove_node(self) -> None:
-        """The second node goes as a machine does: all its processes at once."""
+        """The second node fails as a machine does: all its processes at once."""
         for process in self.node():
             with suppress(psutil.Error):
                 process.kill()
@@ -171,7 +170,7 @@ class Head:
 
 
 def family_of(process: psutil.Process) -> list[psutil.Process]:
-    """Whatever a process started, and what that started."""
+    """The descendants of a process."""
     with suppress(psutil.Error):
         return process.children(recursive=True)
     return []
@@ -179,7 +178,7 @@ def family_of(process: psutil.Process) -> list[psutil.Process]:
 
 @contextmanager
 def ray_head(*, num_cpus: int = 4) -> Iterator[Head]:
-    """A head, ended with the block."""
+    """A head that ends with the block."""
     with tempfile.TemporaryDirectory(prefix="c", dir="/tmp", ignore_cleanup_errors=True) as folder:
         head = Head(Path(folder), num_cpus=num_cpus)
         try:
@@ -189,7 +188,7 @@ def ray_head(*, num_cpus: int = 4) -> Iterator[Head]:
 
 
 def _wait_for(log: Path, child: subprocess.Popen[bytes]) -> None:
-    """Until the head says that it stands: its port answers long before its node is there."""
+    """Until the head reports that it is up: its port answers long before its node exists."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while child.poll() is None and time.monotonic() < deadline:
         if "Ray runtime started" in log.read_text(errors="replace"):

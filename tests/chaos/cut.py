@@ -12,8 +12,8 @@ from solon.runs.integrity import examine, read_records
 
 
 def cut_complaints(directory: Path, rng: random.Random) -> list[str]:
-    """What is wrong with what is said of a whole directory and of one with a file cut to half. `--resume` says what
-    `examine` finds."""
+    """The complaints about a whole directory and about one with a file cut to half. `--resume` reports the findings of
+    `examine`."""
     checkpoint = CheckpointFolder(directory / "checkpoints").last()
     records = None if checkpoint is None else read_records(checkpoint.path)
     if records is None:

@@ -1,4 +1,4 @@
-"""How a driver ended, and what it must have said of it."""
+"""How a driver ended, and the messages that it owes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.chaos.faults import ENDS_DRIVER, MAY_END_IT
 from tests.chaos.verdict import lines_of
 
 CAUSES = {"DiskFullError", "UnwritableError", "RunFailedError", "PayloadLostError", "WorkerLostError"}
-"""Classes of errors that a fault of the machine may end a run with; others are errors in Solon."""
+"""Classes of errors with which a fault of the machine may end a run; others are errors in Solon."""
 BEFORE_TRAINING = "interrupted before training began; nothing was lost"
 
 
@@ -28,11 +28,11 @@ class Driver:
     """Where its lines begin in the log."""
     started: float
     faults: list[str] = field(default_factory=list)
-    """What was done to it, or while it ran."""
+    """The faults injected into it, or while it ran."""
 
     @property
     def is_doomed(self) -> bool:
-        """It was given a reason to end, and has not ended yet."""
+        """It has a reason to end, and has not ended yet."""
         return bool(ENDS_DRIVER.intersection(self.faults))
 
     def poll(self) -> int | None:
@@ -53,11 +53,11 @@ class Driver:
         return {}
 
     def complaints(self, *places: Path, names_command: bool) -> tuple[list[str], str]:
-        """What is wrong with this end, and the class of its cause; a driver that was killed may say nothing."""
+        """Complaints about this end, and the class of its cause; a killed driver may print nothing."""
         code, summary, said = self.process.returncode, self.summary(*places), self.said()
         if code == -signal.SIGKILL and {"kill driver", "cut file"}.intersection(self.faults):
             return [], ""
-        # A signal may come before the driver asks for it, or before training has begun.
+        # A signal may arrive before the driver has its handlers, or before training has begun.
         if code in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP) or (code == 1 and BEFORE_TRAINING in said):
             asked = {"end driver", "hang-up driver"}.intersection(self.faults)
             return ([], "") if asked else ([self._told(f"ended with {code}, and no one asked it to")], "")

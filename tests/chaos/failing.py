@@ -1,4 +1,4 @@
-"""Workers that fail inside when they are told to: the engine's or the learner's library raises, once."""
+"""Workers that fail internally on request: the engine's or the learner's library raises, once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.chaos.cluster_of_our_own import FAILURES
 
 
 def is_told_to_fail(role: str) -> bool:
-    """Whether this call is to fail; of all workers of a role, one call does."""
+    """Whether this call must fail; one call among all workers of a role does."""
     if not (folder := os.environ.get(FAILURES)):
         return False
     try:
@@ -22,19 +22,19 @@ def is_told_to_fail(role: str) -> bool:
 
 
 def fail_if_told(role: str) -> None:
-    """What an engine raises when its library has failed."""
+    """The error of an engine whose library has failed."""
     if is_told_to_fail(role):
         with computing(f"a {role}", "computing"):
             fail_like_a_device()
 
 
 def fail_like_a_device() -> None:
-    """What torch raises when a kernel fails."""
+    """The error of torch when a kernel fails."""
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 def with_failures(llm: Any, role: str) -> Any:
-    """The same vLLM, whose engine core raises when it is told to."""
+    """The same vLLM, whose engine core raises on request."""
     get_output = llm.engine_core.get_output
 
     def fails() -> Any:

@@ -1,4 +1,4 @@
-"""What the harness does to a run, and to whom."""
+"""The faults of the harness, and their victims."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ FAULTS = {
     "remove folder": 3,
     "cut file": 4,
 }
-"""Faults and how often each is drawn.
+"""Faults and their frequencies.
 
 - kill: SIGKILL; end: SIGTERM; hang-up: SIGHUP; stop: SIGSTOP for good; pause: SIGSTOP for a while.
 - raise: the next call of the engine or learner fails with an error of its library.
 - rollouts, everyone: all engines, all workers, at the same moment.
-- raylet, gcs, agent: processes of Ray's head node without which no driver runs; helper: one without which a run goes
-  on in a cluster of its own, while `ray start --block`, which the harness joins, ends all others with it.
+- raylet, gcs, agent: processes of Ray's head node that every driver needs; helper: one that a run on its own cluster
+  does not need, although `ray start --block`, which the harness joins, ends all others with it.
 - remove node: the second node goes, another one joins later. remove folder: the run directory is moved away.
-- fill disk: the driver cannot write any further. fill store: another program puts half as much again as the object
-  store holds into it.
+- fill disk: the driver cannot write any further. fill store: another program puts 1.5 times the capacity of the object
+  store into it.
 - cut file: the driver is killed; in a copy of its directory a file is cut to half, and must be named.
 """
 ENDS_CLUSTER = {"kill raylet", "kill gcs", "kill agent", "kill helper"}
@@ -79,17 +79,17 @@ PAUSE_S = 1.0
 DRIVER_PAUSE_S = 6.0
 """Longer than a worker may take to answer."""
 LAST_BYTES = 100
-"""What a full disk still takes of every file."""
+"""Bytes that a full disk still accepts for every file."""
 SUMMARY_BYTES = 8192
-"""No file is limited to less: a run keeps that much of a disk free for its summary."""
+"""The smallest limit of a file: a run keeps that much of a disk free for its summary."""
 NODE_AWAY_S = 3.0
 HOARD = ("tests.chaos.hoard", "--mib", str(STORE_MIB * 3 // 2), "--seconds", "4")
 WORKERS_OF_A_KIND = 2
-"""More processes than that are on their way out: of a lost worker, or of a driver that is gone."""
+"""More processes than this are still exiting: of a lost worker, or of a driver that is gone."""
 
 
 class Injector:
-    """`injector.inject("kill rollout", driver, directory)`; False: there was nothing to hurt."""
+    """`injector.inject("kill rollout", driver, directory)`; False: there was no victim."""
 
     def __init__(self, head: Head, kinds: Mapping[str, str], rng: random.Random) -> None:
         self._head = head
@@ -98,7 +98,7 @@ class Injector:
         self._hoarder: subprocess.Popen[bytes] | None = None
 
     def inject(self, fault: str, driver: subprocess.Popen[bytes], directory: Path) -> bool:
-        """Do it, once it is on record in `chaos.jsonl`, as the run may die of it."""
+        """Inject it, after recording it in `chaos.jsonl`, as the run may die of it."""
         how, _, whom = fault.partition(" ")
         victims = self._victims(whom, driver)
         if not victims:
@@ -135,7 +135,7 @@ class Injector:
 
     def _signal(self, victims: list[psutil.Process], how: str, whom: str) -> None:
         for victim in victims:
-            with suppress(psutil.Error):  # gone by itself meanwhile, or with another one
+            with suppress(psutil.Error):  # it ended meanwhile, by itself or with another one
                 hurt(victim, how)
         if how == "pause":
             threading.Timer(DRIVER_PAUSE_S if whom == "driver" else PAUSE_S, _resume, [victims]).start()
@@ -153,7 +153,7 @@ class Injector:
                 return self._workers(whom)
 
     def _workers(self, whom: str) -> list[psutil.Process]:
-        """One worker of a kind, all engines, or all there are."""
+        """One worker of a kind, all engines, or all workers."""
         asked = {"rollouts": ["rollout"], "everyone": list(self._kinds)}.get(whom, [whom])
         found = [p for kind in asked for p in self._head.workers(self._kinds[kind])[-WORKERS_OF_A_KIND:]]
         return [self._rng.choice(found)] if found and whom in self._kinds else found

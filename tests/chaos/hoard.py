@@ -1,4 +1,4 @@
-"""Somebody else fills the object store for a while, and goes: `python -m tests.chaos.hoard --mib 384 --seconds 4`."""
+"""Another program fills the object store for a while: `python -m tests.chaos.hoard --mib 384 --seconds 4`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> None:
     held = [ray.put(np.full(PIECE_MIB << 20, n, np.uint8)) for n in range(options.mib // PIECE_MIB)]
     until = time.monotonic() + options.seconds
     while time.monotonic() < until:
-        # Read again, so that what was spilled comes back and pushes others out.
+        # Read again, so that spilled objects return and evict others.
         for reference in held:
             ray.get(reference)
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""`solon`, whose engines and learner fail inside when they are told to: `python -m tests.chaos.real_run train ...`."""
+"""`solon`, with engines and a learner that fail internally on request: `python -m tests.chaos.real_run train ...`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LearnerThatFails(LearnerShell):
 
 
 def fail_in_vllm(role: str) -> None:
-    """From now on, the engines of this process fail when they are told to."""
+    """From now on, the engines of this process fail on request."""
     import solon.engines.vllm as vllm
 
     start_vllm = vllm.start_vllm

@@ -64,7 +64,7 @@ def run_of(*, steps: int, seed: int, target: int) -> RunFile:
 
 
 def prompts_of(count: int = 50) -> tuple[Prompt, ...]:
-    """Prompts that are told apart."""
+    """Distinct prompts."""
     found = []
     for number in range(count):
         messages = (Message(role="user", content=f"what is {number} ?"),)
@@ -73,17 +73,17 @@ def prompts_of(count: int = 50) -> tuple[Prompt, ...]:
 
 
 def is_slow(ordinal: int) -> bool:
-    """Whether the judges take their time with this group."""
+    """Whether the judges are slow with this group."""
     return ordinal % 61 == 17
 
 
 def is_spoilt(ordinal: int) -> bool:
-    """Whether no judge ever comes to a verdict on this group."""
+    """Whether no judge reaches a verdict on this group."""
     return ordinal % 47 == 11
 
 
 class FailingRollout(TimedRollout):
-    """Fails inside when it is told to."""
+    """Fails internally on request."""
 
     async def _one(self, item: Assignment) -> tuple[Group, Span]:
         fail_if_told("rollout")
@@ -91,7 +91,7 @@ class FailingRollout(TimedRollout):
 
 
 class FailingLearner(TimedLearner):
-    """Fails inside when it is told to."""
+    """Fails internally on request."""
 
     def step(self, step: int, *payloads: Any) -> tuple[StepReport, Weights, Weights]:
         fail_if_told("learner")
@@ -99,8 +99,8 @@ class FailingLearner(TimedLearner):
 
 
 class LabellingJudge(TimedJudge):
-    """Gives a label with every reward, so that the files can show who was labelled; some late, and some that are no
-    verdict where it is told to spoil them."""
+    """Puts a label on every reward, so that the files show who was labelled; some are late, and some are without a
+    verdict where they are to be spoilt."""
 
     def __init__(self, seconds: float, *, name: str, spoils: bool = False) -> None:
         super().__init__(seconds, name=name)
@@ -135,7 +135,7 @@ class LabellingJudge(TimedJudge):
 
 
 class AuditingJudge(LabellingJudge):
-    """A class of its own, so that its process is told apart."""
+    """A class of its own, so that its process is recognisable."""
 
     role = "audit"
 
@@ -149,7 +149,7 @@ AuditingJudgeActor = ray.remote(num_cpus=0)(AuditingJudge)
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How fast the stand-ins are, and whether judges come to no verdict on some groups."""
+    """The speed of the stand-ins, and whether judges reach no verdict on some groups."""
 
     lane_s: float = 0.1
     """Seconds of a batch in each lane."""
@@ -186,14 +186,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", type=int, default=1)
     parser.add_argument("--lane", type=float, default=Pace.lane_s, help="seconds of a batch in each lane")
-    parser.add_argument("--spoils", action="store_true", help="the judges come to no verdict on some groups")
+    parser.add_argument("--spoils", action="store_true", help="the judges reach no verdict on some groups")
     options = parser.parse_args()
     pace = Pace(options.lane, options.spoils)
     run = run_of(steps=options.steps, seed=options.seed, target=options.target)
     inputs = Inputs(
         constitution=Constitution.load(run.constitution), prompts=prompts_of(), heldout=prompts_of(4), warnings=()
     )
-    # There are no models to look at, and no dashboard to wait for.
+    # There are no models to check, and no dashboard to wait for.
     cluster.train.fit_run = lambda run, **_: (run, ())  # type: ignore[assignment]
     cluster.train.check_inputs = lambda *_, **__: inputs  # type: ignore[assignment]
     cluster.train.cluster = functools.partial(open_cluster, dashboard=False)  # type: ignore[assignment]

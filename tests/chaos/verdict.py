@@ -1,4 +1,4 @@
-"""What a run's files say about it: the only witness that the harness believes."""
+"""The evidence in a run's files: the only witness that the harness believes."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def committed_steps(metrics: Sequence[Mapping[str, Any]]) -> dict[int, list[int]
 def complaints(
     directory: Path, *, steps: int | None, batch: int, is_spoilt: Callable[[int], bool] = lambda ordinal: False
 ) -> list[str]:
-    """Everything that is wrong with a run in which nothing had to be dropped but what is spoilt; empty: it kept its
-    promises.
+    """Everything that is wrong with a run in which only spoilt groups may be dropped; empty: all its promises hold.
 
-    steps: of a completed run; None: the run was stopped, and what is in its last checkpoint is held.
+
+    steps: of a completed run; None: the run was stopped, and the groups in its last checkpoint are held.
     """
     import pyarrow.parquet as pq
 
@@ -90,7 +90,7 @@ def version_complaints(events: Sequence[Mapping[str, Any]], *, steps: int) -> li
 
 
 def expected_digest(batches: Mapping[int, Sequence[int]], prompts: Sequence[Prompt], *, seed: int) -> str:
-    """What a stand-in learner has become after these batches and no others."""
+    """The digest of a stand-in learner after these batches and no others."""
     source, digest = PromptSource(prompts, seed=seed), "stand-in"
     for step in sorted(batches):
         payloads: list[Any] = []
@@ -102,7 +102,7 @@ def expected_digest(batches: Mapping[int, Sequence[int]], prompts: Sequence[Prom
 
 
 def learner_digest(directory: Path) -> str:
-    """What the learner of the last checkpoint has become."""
+    """The digest of the learner in the last checkpoint."""
     checkpoint = CheckpointFolder(directory / "checkpoints").last()
     assert checkpoint is not None, f"{directory} has no whole checkpoint"
     digest: str = json.loads((checkpoint.path / "learner.json").read_text())["digest"]
@@ -119,6 +119,6 @@ def downtimes(events: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def slope(samples: Sequence[tuple[float, float]]) -> float:
-    """Change per hour of something sampled as (seconds, value), by least squares."""
+    """Change per hour of a quantity sampled as (seconds, value), by least squares."""
     times, values = (np.array(column, float) for column in zip(*samples, strict=True))
     return float(np.polyfit(times, values, 1)[0] * 3600)

@@ -1,7 +1,7 @@
 """`solon` with a training judge that has a known fault: `python -m tests.e2e.biased_solon train RUN.toml ...`
 
 Engines, learner and auditing judge are real. `SOLON_BIAS` is JSON, the arguments of `BiasedJudge`: {"bias": "length",
-"strength": 3.0}. Empty: the judge is as it is.
+"strength": 3.0}. Empty: the judge is unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BIAS: dict[str, Any] = json.loads(os.environ.get("SOLON_BIAS", "{}"))
 
 
 class BiasedShell(JudgeShell):
-    """The training judge with a fault; the auditing one is as it is."""
+    """The training judge with a fault; the auditing one is unchanged."""
 
     def __init__(self, source: Any, feedback: Any, constitution: Any, *, name: str, **options: Any) -> None:
         super().__init__(source, feedback, constitution, name=name, **options)

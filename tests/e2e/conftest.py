@@ -1,4 +1,4 @@
-"""Whole runs in child processes, as a person starts them. The models are grown once for all of them."""
+"""Whole runs in child processes, started as a user starts them. The models are grown once for all of them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def solon_command(*arguments: str) -> list[str]:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Of a child: the project importable wherever it is started."""
+    """For a child: the project is importable from any folder."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "", **extra}
 
 
@@ -78,7 +78,7 @@ def run_solon(tmp_path: Path, name: str, *arguments: str, timeout: float = 400) 
 
 @pytest.fixture(scope="session")
 def nursery() -> Any:
-    """The grown models; the first test that asks for them waits for the growing."""
+    """The grown models; the first test that needs them waits for the growth."""
     from nursery.grow import grow
 
     return grow(progress=False)
@@ -129,7 +129,7 @@ def ray_head(**extra: str) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def token_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Of clients of a cluster that asks for a token, which is in their ~/.ray/auth_token; nothing else is set."""
+    """For clients of a cluster that requires a token, which is in their ~/.ray/auth_token; nothing else is set."""
     home = tmp_path_factory.mktemp("home")
     token = home / ".ray" / "auth_token"
     token.parent.mkdir()

@@ -1,5 +1,5 @@
-"""One step of a learner in a process of its own; prints what it took: `python -m tests.e2e.learner_memory_subject DIR
-SETTINGS`. Memory that is freed within a step stays in a process, so one that had done something else would not show it.
+"""One step of a learner in its own process, with its memory: `python -m tests.e2e.learner_memory_subject DIR SETTINGS`.
+Memory that is freed within a step stays in a process, so a process with earlier work would not show it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def resident() -> int:
 
 
 def peak_resident() -> int:
-    """Bytes at most. Not `ru_maxrss`, which is inherited: a process begins with the peak of its parent."""
+    """Peak bytes. Not `ru_maxrss`, which is inherited: a process begins with the peak of its parent."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) << 10
 

@@ -1,6 +1,6 @@
 """A whole run on stand-ins, as a process that a test can kill: `python -m tests.e2e.standin_run FOLDER [options]`.
 
-Everything is real but the models: the run file, the checks, the driver, checkpoints, Ray.
+Everything is real except the models: the run file, the checks, the driver, checkpoints, Ray.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAME = "run"
 
 
 def standin_roles(pids: str) -> dict[str, Role]:
-    """Real options, names and places; another class in the actors. pids: where each leaves its process id."""
+    """Real options, names and placement; another class in the actors. pids: where each one writes its process id."""
     common: dict[str, Any] = {"pids": pids, "threads": 1}
     return {
         "rollout": StandinRollout(
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def dying_folder(stage: str, step: int) -> Any:
-    """A folder of checkpoints that ends the process at once at a stage of writing one."""
+    """A folder of checkpoints that kills the process at a chosen stage of writing one."""
 
     class Dying(CheckpointFolder):
         def begin(self, step_: int) -> Path:

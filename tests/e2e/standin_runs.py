@@ -1,4 +1,4 @@
-"""Runs of stand-ins as child processes, and what is left of them when they end."""
+"""Runs of stand-ins as child processes, and what they leave behind when they end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Child:
         return self.log.read_text()
 
     def look(self) -> None:
-        """Remember who belongs to it now."""
+        """Record its present descendants."""
         with suppress(psutil.NoSuchProcess):
             self.seen |= set(psutil.Process(self.process.pid).children(recursive=True))
 
@@ -68,7 +68,7 @@ class Child:
         return self.process.returncode
 
     def left(self) -> list[str]:
-        """Processes of it that are still there: those that were seen, and all that name its temporary folder."""
+        """Its surviving processes: those seen before, and all that name its temporary folder."""
         found = {process for process in self.seen if _is_there(process)}
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -78,7 +78,7 @@ class Child:
         return sorted(_name(process) for process in found if _is_there(process))
 
     def wait_until_gone(self, timeout_s: float = 30, *, but: tuple[str, ...] = ()) -> None:
-        """Nothing of it is left within this time, except processes whose name has one of `but` in it."""
+        """Nothing of it is left within this time, except processes whose name contains one of `but`."""
         deadline = time.monotonic() + timeout_s
         while left := [one for one in self.left() if not any(name in one for name in but)]:
             assert time.monotonic() < deadline, left
@@ -92,7 +92,7 @@ class Child:
 
 @contextmanager
 def start(command: list[str], folder: Path, temporary: Path, name: str, **extra: str) -> Iterator[Child]:
-    """A child that works in `folder` and keeps what is temporary in `temporary`. Nothing of it outlives the block."""
+    """A child that works in `folder`, with temporary files in `temporary`. Nothing of it outlives the block."""
     temporary.mkdir(parents=True, exist_ok=True)
     log = folder / f"{name}.log"
     with log.open("a") as file:
@@ -114,7 +114,7 @@ def start(command: list[str], folder: Path, temporary: Path, name: str, **extra:
         if process.poll() is None:
             process.kill()
             process.wait(timeout=30)
-        for other in child.seen:  # what a failing test would leave behind; each was started by this child
+        for other in child.seen:  # leftovers of a failing test; each was started by this child
             with suppress(psutil.Error):
                 other.kill()
 
@@ -126,12 +126,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def audit(directory: Path) -> Account:
-    """The groups of a run that is complete."""
+    """The groups of a completed run."""
     return account(lines(directory / "events.jsonl"), lines(directory / "metrics.jsonl"), held=())
 
 
 def orphans(before: set[str]) -> list[str]:
-    """Files in shared memory that were not there before and that no process has in use."""
+    """Files in shared memory that are new and that no process uses."""
     new = {path.name for path in Path("/dev/shm").iterdir()} - before
     used = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):

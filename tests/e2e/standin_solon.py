@@ -1,9 +1,9 @@
 """`solon` with timed stand-ins for engines and learner: `python -m tests.e2e.standin_solon train RUN.toml ...`
 
-Everything else is the real thing: the command line, the cluster, the driver, the files. `SOLON_STANDIN` is JSON:
-`seconds` that a group and a step take, `answers_s` that held-out evaluation takes after training, and `learner`:
-"refuses" to start, "fails" in its second step, or stands "still": none of its steps moves the policy. `asks`: whether
-the actors ask the cluster for what the run file says, or for nothing.
+Everything else is real: the command line, the cluster, the driver, the files. `SOLON_STANDIN` is JSON: `seconds` that a
+group and a step take, `answers_s` that held-out evaluation takes after training, and `learner`: "refuses" to start,
+"fails" in its second step, or stands "still": none of its steps moves the policy. `asks`: whether the actors request
+the resources in the run file, or none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PatientRollout(TimedRollout):
 
 
 class RefusedLearner(TimedLearner):
-    """Finds that it cannot be."""
+    """Refuses to start."""
 
     def start(self, checkpoint: str) -> Any:
         raise InputError("policy got a stand-in, expected a model; name one")
@@ -60,7 +60,7 @@ class FailedLearner(TimedLearner):
 
 
 class StillLearner(TimedLearner):
-    """Finds every gradient 0, all answers cut."""
+    """Reports every gradient as 0, all answers as cut."""
 
     def step(self, step: int, *payloads: Any) -> Any:
         report, *weights = super().step(step, *payloads)
@@ -72,7 +72,7 @@ LEARNERS = {"": TimedLearner, "refuses": RefusedLearner, "fails": FailedLearner,
 
 
 def spawner(actor: Any, *timing: float) -> Spawner:
-    """Makes stand-ins where the real workers would be, or wherever there is a process."""
+    """Makes stand-ins in place of the real workers, on any node."""
 
     def of(pool: PoolSpec, name: str, context: PoolContext) -> Spawn:
         def spawn(made: int) -> Any:
@@ -87,7 +87,7 @@ def spawner(actor: Any, *timing: float) -> Spawner:
 
 
 def standin_roles() -> dict[str, Role]:
-    """An engine, a judge and a learner that take as long as they are told to."""
+    """An engine, a judge and a learner with configured durations."""
     learner = ray.remote(num_cpus=0, concurrency_groups={"signs": 1})(LEARNERS[SETTINGS.get("learner", "")])
     return {
         "rollout": StandinRollout(spawner(ray.remote(num_cpus=0)(PatientRollout), SECONDS, 0.1)),

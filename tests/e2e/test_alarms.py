@@ -1,4 +1,4 @@
-"""A run on real engines whose judge has a known fault: its watch stops it, and the command that it prints ends better.
+"""A run on real engines whose judge has a known fault: its watch stops it, and the printed command ends better.
 
 The same on lanes that live in one process, in seconds: `tests/unit/recovery/test_alarm_runs.py`.
 """

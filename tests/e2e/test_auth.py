@@ -1,4 +1,4 @@
-"""A cluster that asks for a token: the stock client and `solon` with the token, without it, and with a wrong one."""
+"""A cluster that requires a token: the stock client and `solon` with the token, without it, and with a wrong one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ JOIN = "from cluster.ray_session.session import cluster\nwith cluster() as info:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A cluster in token mode. Gives an environment that does not have the token."""
+    """A cluster in token mode. Yields an environment without the token."""
     home = tmp_path_factory.mktemp("home")
     path = home / "token"
     path.touch(mode=0o600)
@@ -31,7 +31,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
             del variables[name]
         wait_until_up({**variables, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
-        # A home without ~/.ray: the developer's own token is not for tests.
+        # A home without ~/.ray: tests must not use the developer's own token.
         empty = tmp_path_factory.mktemp("elsewhere")
         yield {**variables, "HOME": str(empty), "PYTHONPATH": str(ROOT)}
 
@@ -64,7 +64,7 @@ def test_a_submitted_job_joins_with_the_token_of_its_cluster(head: dict[str, str
 @pytest.mark.parametrize(
     ("token", "words"), [("", "Missing authentication token"), ("wrong", "Invalid authentication")]
 )
-def test_a_job_without_the_token_is_not_taken(head: dict[str, str], token: str, words: str):
+def test_a_job_without_the_token_is_rejected(head: dict[str, str], token: str, words: str):
     variables = {**head, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else head
     done = run(variables, RAY, "job", "submit", "--working-dir", ".", "--", "python", "-c", "print('was run')")
     assert done.returncode != 0
@@ -92,7 +92,7 @@ def test_a_run_that_joins_without_the_token_ends_with_one_message(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_cluster_started_here_asks_for_a_token_that_only_its_owner_can_read(tmp_path: Path):
+def test_a_cluster_started_here_requires_a_token_that_only_its_owner_can_read(tmp_path: Path):
 
     code = (
         "import os, urllib.request, urllib.error\n"

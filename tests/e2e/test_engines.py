@@ -1,4 +1,4 @@
-"""Real engines with random-weight models of the families that people train: what they return is what HF computes.
+"""Real engines with random-weight models of the common families: their results match Hugging Face's computation.
 
 Shapes: T token positions, V vocabulary.
 """
@@ -42,7 +42,7 @@ FAMILIES = {
 
 
 def make_network(family: str, seed: int) -> Any:
-    """A random network with sharp enough predictions that a stale weight shows."""
+    """A random network with predictions sharp enough to expose a stale weight."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -76,7 +76,7 @@ def save_tokenizer(path: Path) -> None:
 
 
 def make_weights(family: str, version: int, *, leave_out: str = "") -> tuple[Weights, Any]:
-    """A new policy version, and the network it was taken from."""
+    """A new policy version, and the network behind it."""
     from safetensors.torch import save
 
     network = make_network(family, seed=100 + version)
@@ -197,7 +197,7 @@ def config_of(checkpoint: Path, backend: str, **settings: Any) -> EngineConfig:
 
 @pytest.fixture(scope="module", params=["vllm", "transformers"])
 def engine(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Iterator[Engine]:
-    """One engine of each kind with a tied Llama, shared by the tests below; its weights change on the way."""
+    """One engine of each kind with a tied Llama, shared by the tests below; its weights change between tests."""
     built = build_engine(config_of(checkpoints["llama-tied"], request.param), name=request.param)
     yield built
     built.close()
@@ -206,7 +206,7 @@ def engine(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Iter
 # ---- salvage
 
 
-def test_tokens_of_an_unfinished_answer_are_handed_out_and_another_request_goes_on_from_them(
+def test_another_request_continues_from_the_tokens_of_an_unfinished_answer(
     engine: Engine, checkpoints: dict[str, Path]
 ):
     weights, network = make_weights("llama-tied", version=9)
@@ -289,7 +289,7 @@ def test_a_stop_string_ends_an_answer_in_a_real_engine_at_the_token_that_complet
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", ["vllm", "transformers"])
-def test_a_family_generates_and_takes_new_weights(checkpoints: dict[str, Path], backend: str, family: str):
+def test_a_family_generates_and_loads_new_weights(checkpoints: dict[str, Path], backend: str, family: str):
     engine = build_engine(config_of(checkpoints[family], backend), name=f"{backend}-{family}")
     try:
         requests = make_requests(40, temperature=0.7)
@@ -359,7 +359,7 @@ def training_group(ordinal: int, prompt: tuple[int, ...], completions: list[Comp
     )
 
 
-def test_the_engines_agree_on_what_a_sequence_is_worth(checkpoints: dict[str, Path]):
+def test_the_engines_agree_on_the_log_prob_of_a_sequence(checkpoints: dict[str, Path]):
     sequences = [request.prompt_token_ids for request in make_requests(8)]
     computed = []
     for backend in ("vllm", "transformers"):
@@ -426,7 +426,7 @@ def test_an_update_in_flight_loses_no_token_and_stamps_two_segments(engine: Engi
     done = [completion for _ in range(6) for completion in engine.step()]
     weights, _ = make_weights("llama-tied", version=old + 1)
     engine.load_weights(weights)
-    assert canary_gap(engine, weights) < 1e-4  # steps the running requests, or not: either way none is lost
+    assert canary_gap(engine, weights) < 1e-4  # it may step the running requests or not: none is lost
     done += finish(engine)
     assert {completion.request_id for completion in done} == {request.request_id for request in requests}
     for completion in done:
@@ -455,7 +455,7 @@ def test_a_request_that_does_not_fit_is_refused_with_advice(engine: Engine):
     assert not engine.has_work()
 
 
-def test_a_payload_that_changed_on_its_way_is_refused_before_it_touches_the_model(engine: Engine):
+def test_a_payload_that_changed_in_transit_is_refused_before_it_touches_the_model(engine: Engine):
     before = (engine.version, engine.checksum())
     weights, _ = make_weights("llama-tied", version=engine.version + 1)
     with pytest.raises(AttestationError, match="changed on its way"):
@@ -505,7 +505,7 @@ async def test_policy_and_judge_read_the_same_ids_of_a_text_that_is_full_of_cont
     before, after = runner.tokenizer.chat_frame()
     read_by_judge = [*before, *runner.tokenizer.encode(prompt.messages[-1].content, is_data=True), *after]
     await runner.close()
-    unknown = 1  # what a word-level vocabulary makes of a word that is none
+    unknown = 1  # the id that a word-level vocabulary gives to an unknown word
     assert (
         [i for i in read_by_policy if i != unknown] == [i for i in read_by_judge if i != unknown] == [3, 6, 7, 8, 5, 4]
     )
@@ -521,7 +521,7 @@ def vllm_engine(checkpoints: dict[str, Path]) -> Iterator[Any]:
     built.close()
 
 
-def test_more_prompts_than_fit_a_step_are_all_answered(vllm_engine: Engine):
+def test_more_prompts_than_fit_into_a_step_are_all_answered(vllm_engine: Engine):
     rng = np.random.default_rng(77)
     requests = [
         Request(
@@ -535,7 +535,7 @@ def test_more_prompts_than_fit_a_step_are_all_answered(vllm_engine: Engine):
     assert len(finish(vllm_engine, requests)) == 100
 
 
-def test_prompts_share_what_they_have_in_common_by_sixteen_tokens_and_lose_no_accuracy(vllm_engine: Engine):
+def test_prompts_share_common_prefixes_in_blocks_of_sixteen_tokens_without_loss_of_accuracy(vllm_engine: Engine):
     weights, network = make_weights("llama-tied", version=vllm_engine.version + 1)
     vllm_engine.load_weights(weights)
     ids = tuple(int(token) for token in np.random.default_rng(3).integers(6, VOCAB, 90))
@@ -608,11 +608,11 @@ def test_answers_that_wait_while_weights_change_use_no_cache_of_the_old_ones(che
 
 
 @pytest.mark.parametrize("cache_gib", [0.05, 0.0003])
-def test_an_attestation_waits_for_one_step_and_for_no_answer(checkpoints: dict[str, Path], cache_gib: float):
+def test_an_attestation_waits_for_one_step_but_not_for_running_answers(checkpoints: dict[str, Path], cache_gib: float):
     settings = {
         "max_running": 4,
         "kv_cache_gib": cache_gib,
-    }  # the smaller one is full when the answers are half written
+    }  # the smaller one is full when the answers are half done
     engine: Any = build_engine(config_of(checkpoints["llama-tied"], "vllm").model_copy(update=settings), name="asked")
     try:
         requests = queued_twice(engine, running=4, max_tokens=70)
@@ -672,7 +672,7 @@ def test_a_load_that_forgets_the_tied_head_is_caught_by_the_canary(
     assert canary_gap(vllm_engine, weights) < 1e-4
 
 
-def test_a_load_that_fails_half_way_leaves_no_engine_to_use(checkpoints: dict[str, Path]):
+def test_a_failed_load_leaves_the_engine_unusable(checkpoints: dict[str, Path]):
     engine = build_engine(config_of(checkpoints["llama"], "vllm"), name="half")
     weights, _ = make_weights("llama", version=1, leave_out="model.layers.1.mlp.down_proj.weight")
     with pytest.raises(RunFailedError, match=r"down_proj|stale|lack"):
@@ -795,13 +795,13 @@ def test_bitsandbytes_quantises_while_loading(checkpoints: dict[str, Path], quan
         engine.close()
 
 
-def test_bitsandbytes_refuses_what_is_quantised_already(smaller: dict[str, Path]):
+def test_bitsandbytes_refuses_a_quantised_model(smaller: dict[str, Path]):
     pytest.importorskip("bitsandbytes")
     with pytest.raises(InputError, match="quantised already"):
         build_engine(config_of(smaller["w8a8"], "transformers", quantization="bnb_nf4"), name="twice")
 
 
-def test_a_judge_is_measured_in_a_process_of_its_own(tmp_path: Path):
+def test_a_judge_is_measured_in_its_own_process(tmp_path: Path):
     from solon.engines.base import EngineOptions
     from solon.feedback.trials.candidates import comparing, measure_apart, parse_candidate
     from solon.feedback.trials.comparison import compare
@@ -822,7 +822,7 @@ def test_a_judge_is_measured_in_a_process_of_its_own(tmp_path: Path):
         measure_apart(broken, make_pairs(40), rules, feedback, parts=4)
 
 
-async def test_a_runner_serves_a_real_engine_from_a_thread_of_its_own(checkpoints: dict[str, Path]):
+async def test_a_runner_serves_a_real_engine_from_its_own_thread(checkpoints: dict[str, Path]):
     runner = EngineRunner(lambda: build_engine(config_of(checkpoints["llama-tied"], "vllm"), name="threaded"))
     requests = make_requests(24, max_tokens=30)
     weights, _ = make_weights("llama-tied", version=4)
@@ -839,7 +839,7 @@ async def test_a_runner_serves_a_real_engine_from_a_thread_of_its_own(checkpoint
 
 
 @pytest.mark.parametrize("backend", ["vllm", "transformers"])
-def test_a_model_that_is_not_there_is_the_users_to_mend(tmp_path: Path, backend: str):
+def test_a_missing_model_is_an_input_error(tmp_path: Path, backend: str):
     with pytest.raises(InputError, match="no model directory"):
         build_engine(config_of(tmp_path / "nowhere", backend), name="none")
     with pytest.raises(InputError, match=r"no config\.json"):

@@ -1,7 +1,7 @@
-"""The places in which people start a command, one a row: it works, or it says in one message what to do.
+"""Places in which users start a command, one per row: it works, or it explains in one message what to do.
 
-What a cluster needs of its place is in `tests/ray/test_places.py`: there one start has dead proxies, an unknown locale,
-a home that is still to be made, a temporary folder with too long a path, and taken ports.
+`tests/ray/test_places.py` tests the places of a cluster: there one start has dead proxies, an unknown locale, a home
+that does not exist yet, a temporary folder with too long a path, and taken ports.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TRAIN = standin_command("now", "--steps", "2")
 
 @dataclass(frozen=True)
 class Row:
-    """A command in a place. An empty value unsets a variable; `shell` is what is run, with the command as `"$@"`."""
+    """A command in a place. An empty value unsets a variable; `shell` is the script, with the command as `"$@"`."""
 
     place: str
     command: Sequence[str]
@@ -47,7 +47,7 @@ class Row:
     code: int = 0
     says: str = ""
     root: bool = False
-    """Only root can make this place."""
+    """Only root can create this place."""
 
 
 ROWS = (
@@ -103,7 +103,7 @@ def can_mount() -> bool:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run that ended."""
+    """A folder with an ended run."""
     run = make_run(tmp_path_factory.mktemp("runs"))
     folder = tmp_path_factory.mktemp("place")
     shutil.copytree(end(run, "completed"), folder / "runs" / "past")
@@ -112,7 +112,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.place for row in ROWS])
-def test_a_command_works_or_says_in_one_message_what_to_do(nursery: Any, home: Path, row: Row):
+def test_a_command_works_or_explains_in_one_message_what_to_do(nursery: Any, home: Path, row: Row):
     if row.root and not (os.geteuid() == 0 and can_mount()):
         pytest.skip("this place can be made by root alone, who may mount")
     if "setpriv" in row.shell and not _other_account_can_start_python():
@@ -146,14 +146,14 @@ def _other_account_can_start_python() -> bool:
 
 
 def test_a_run_whose_reader_left_is_complete(home: Path):
-    """The row of little shared memory comes before."""
+    """The row of little shared memory runs earlier."""
     summary = home / "runs" / "now" / "summary.json"
     if not summary.exists():
         pytest.skip("no run was started")
     assert json.loads(summary.read_text())["status"] == "completed"
 
 
-def test_at_twenty_columns_no_column_is_of_single_letters(home: Path):
+def test_at_twenty_columns_no_table_column_shrinks_to_single_letters(home: Path):
     done = subprocess.run(
         DOCTOR, cwd=home, env=environment(COLUMNS="20"), capture_output=True, text=True, timeout=60, check=False
     )

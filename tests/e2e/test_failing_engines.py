@@ -63,7 +63,7 @@ main(roles={
 """
 
 
-def test_an_engine_and_a_learner_that_raise_while_they_compute_are_replaced(nursery: Any, tmp_path: Path):
+def test_an_engine_and_a_learner_that_raise_during_computation_are_replaced(nursery: Any, tmp_path: Path):
     (tmp_path / "failing.py").write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "failing.py"), str(tmp_path), "train", str(NURSERY), "--name", "run",

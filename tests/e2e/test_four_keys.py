@@ -1,4 +1,4 @@
-"""The shortest run file there is starts on a small machine."""
+"""The shortest possible run file starts on a small machine."""
 
 from __future__ import annotations
 

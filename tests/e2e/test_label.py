@@ -1,4 +1,4 @@
-"""Labels without a training run, as a person makes them: the nursery's policy and its int8 judge on real engines."""
+"""Labels without a training run, as a user makes them: the nursery's policy and its int8 judge on real engines."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def label(prompts: Path, out: Path, *further: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """A whole run in both orders, so that its verdicts depend on nothing that was asked before."""
+    """A whole run in both orders, so that its verdicts do not depend on earlier questions."""
     out = tmp_path_factory.mktemp("label") / "whole"
     return label(prompts, out, *BOTH), out
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_preferences(
+def test_a_killed_start_continues_and_ends_with_the_same_preferences(
     prompts: Path, finished: tuple[dict[str, Any], Path], tmp_path: Path
 ):
     whole, out = finished
@@ -75,7 +75,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_preferences(
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (killed / "verdicts.sqlite-wal").exists():
         time.sleep(0.05)
-    time.sleep(1.0)  # in the midst of labelling, or just before
+    time.sleep(1.0)  # during labelling, or just before
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     again = label(prompts, killed, *BOTH)
@@ -85,7 +85,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_preferences(
         lines = (folder / "preferences.jsonl").read_text().splitlines()
         return {json.dumps([row["prompt"], row["chosen"], row["rejected"]]) for row in map(json.loads, lines)}
 
-    # What is computed together differs a little in rounding, so a close pair may fall on the other side of a tie.
+    # Results of one batch differ a little in rounding, so a close pair may fall on the other side of a tie.
     first, second = written(out), written(killed)
     assert len(first ^ second) <= 0.05 * len(first | second)
     assert label(prompts, killed, *BOTH)["this_start"]["labels"] == 0
@@ -99,7 +99,7 @@ def test_every_file_is_described_and_every_label_of_a_preference_resolves(finish
     assert undocumented(out, LABELLED) == []
     labels = [one for part in (out / "labels").glob("*.parquet") for one in pq.read_table(part)["label_id"].to_pylist()]
     assert len(labels) == len(set(labels)) == summary["labels"]["total"]
-    # What the engine computes in, not what was asked for: it was left to it.
+    # The dtype in use, not the requested one: the engine chose it.
     dtypes = {one for part in (out / "labels").glob("*.parquet") for one in pq.read_table(part)["dtype"].to_pylist()}
     assert dtypes == {"float32"}
     for line in (out / "preferences.jsonl").read_text().splitlines():
@@ -107,7 +107,7 @@ def test_every_file_is_described_and_every_label_of_a_preference_resolves(finish
         assert {row["label_id"], *row["label_ids"]} <= set(labels)
 
 
-def test_labels_asked_for_anew_come_from_the_file_of_verdicts(
+def test_labels_requested_again_come_from_the_cache_of_verdicts(
     prompts: Path, finished: tuple[dict[str, Any], Path], tmp_path: Path
 ):
     first, out = finished

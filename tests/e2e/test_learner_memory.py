@@ -12,12 +12,12 @@ from tests.unit.learner_builders import write_llama, write_tokenizer
 
 pytestmark = pytest.mark.engine
 TOLERANCE = 0.25
-"""Of what was measured; the estimate has no term for fragmentation and none for the small tensors of a batch."""
+"""Of the measurement; the estimate has no term for fragmentation and none for the small tensors of a batch."""
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """11 M parameters, so many of them in the vocabulary that logits are a large part of the memory."""
+    """11 M parameters, many of them in the vocabulary, so that logits are a large part of the memory."""
     folder = tmp_path_factory.mktemp("model")
     write_llama(
         folder,
@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     "settings", [{}, {"advantages": "group", "kl_coefficient": 0.0, "gradient_checkpointing": True}]
 )
-def test_a_learner_takes_the_memory_that_the_estimate_says(model: str, settings: dict[str, Any]):
+def test_a_learner_uses_the_estimated_memory(model: str, settings: dict[str, Any]):
     done = subprocess.run(
         [sys.executable, "-m", "tests.e2e.learner_memory_subject", model, json.dumps(settings)],
         cwd=Path(__file__).resolve().parents[2],

@@ -1,4 +1,4 @@
-"""However a run ends, nothing of it is left: no process, no shared memory, no file in the temporary folder."""
+"""A run leaves nothing behind in any kind of end: no process, no shared memory, no file in the temporary folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A temporary folder of the run's own; its name is short: a socket below it may have 107 characters in all."""
+    """A temporary folder for the run; its name is short: a socket below it may have 107 characters in all."""
     with tempfile.TemporaryDirectory(prefix="so", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -34,7 +34,7 @@ def shared_memory() -> set[str]:
 
 
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""They look a minute for the cluster of a driver that was killed, and go then."""
+"""They look for the cluster of a killed driver for a minute, and then exit."""
 
 
 @contextmanager
@@ -54,11 +54,11 @@ def assert_nothing_is_left(child: Child, shared_memory: set[str]) -> None:
         child.wait_until_gone()
     assert orphans(shared_memory) == []
     sessions = list(child.temporary.glob(f"solon-{os.getuid()}/[0-9]*"))
-    if child.process.returncode in (0, 2):  # what is refused is not for Ray's logs to explain
+    if child.process.returncode in (0, 2):  # Ray's logs do not explain a refusal
         assert list(child.temporary.iterdir()) == []
     elif child.process.returncode > 0:
         assert {entry.name for session in sessions for entry in session.iterdir()} == {"logs", "lock"}
-    else:  # the next start clears what a driver left that was killed
+    else:  # the next start clears the leftovers of a killed driver
         with session_folder_in(child.temporary):
             assert {entry.name for session in sessions for entry in session.iterdir()} == {"logs", "lock"}
 

@@ -1,4 +1,4 @@
-"""The nursery's own processes, as a person starts them."""
+"""The nursery's own processes, started as a user starts them."""
 
 from __future__ import annotations
 

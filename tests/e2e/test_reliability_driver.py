@@ -1,5 +1,5 @@
-"""A driver that is stopped or killed, in a process of its own, with stand-ins for the models: what it leaves behind,
-and what the next one makes of it."""
+"""A driver that is stopped or killed, in its own process, with stand-ins for the models: its leftovers, and how the
+next driver uses them."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class Night:
         return {int(path.name.rpartition(".")[2]) for path in (self.folder / "pids").iterdir()}
 
     def check(self, steps: int) -> None:
-        """What must hold when all is done: from the files alone, every group trained exactly once, and the learner has
-        become what those groups make of it."""
+        """What must hold at the end: by the files alone, every group was trained exactly once, and the learner's digest
+        is the one of those groups."""
         assert self.summary["status"] == "completed"
         found = account(self.lines("events.jsonl"), self.lines("metrics.jsonl"), admitted=steps * 4, held=())
         assert found.is_balanced, found
@@ -126,8 +126,8 @@ def all_gone(pids: set[int], timeout_s: float = 30) -> None:
     assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_nobody_behind_and_is_gone_on_with(tmp_path: Path):
-    """SIGTERM: the step in hand is finished and saved; the next start reaches the same count."""
+def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_and_no_process_and_its_run_resumes(tmp_path: Path):
+    """SIGTERM: the current step is finished and saved; the next start reaches the same count."""
     night = Night(tmp_path)
     child = night.start("--steps", "2000")
     try:
@@ -159,9 +159,9 @@ def kill_after_five_steps(night: Night) -> None:
         night.end(child)
 
 
-def test_a_driver_that_is_killed_takes_everybody_along_and_the_next_one_goes_on_from_the_checkpoint(tmp_path: Path):
-    """SIGKILL, then an end in the middle of writing a checkpoint. The ledger dies with the driver, as whatever hands
-    work out does: nothing of what it knew is needed but what is in the checkpoint."""
+def test_a_killed_driver_takes_its_workers_down_and_the_next_one_resumes_from_the_checkpoint(tmp_path: Path):
+    """SIGKILL, then an end in the middle of writing a checkpoint. The ledger dies with the driver, which only needs the
+    contents of the checkpoint to restart."""
     night = Night(tmp_path)
     kill_after_five_steps(night)
     assert night.actors()
@@ -175,12 +175,12 @@ def test_a_driver_that_is_killed_takes_everybody_along_and_the_next_one_goes_on_
     all_gone(night.actors())
     code, output = night.run("--steps", following, "--resume")
     assert code == 0, output
-    # The second start found the same checkpoint as the first: the one that was being written was not whole.
+    # The second start found the same checkpoint as the first: the one being written was not whole.
     assert [event["step"] for event in night.lines("events.jsonl") if event["event"] == "resumed"] == [last.step] * 2
     night.check(int(following))
 
 
-def test_after_half_of_the_lines_was_cut_doctor_and_resume_say_the_same_and_nothing_is_called_lost(tmp_path: Path):
+def test_after_half_of_the_lines_were_cut_doctor_and_resume_agree_and_report_no_group_as_lost(tmp_path: Path):
     night = Night(tmp_path)
     kill_after_five_steps(night)
     all_gone(night.actors())
@@ -210,8 +210,8 @@ def test_after_half_of_the_lines_was_cut_doctor_and_resume_say_the_same_and_noth
 
 @pytest.mark.soak
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_driver_that_dies_while_it_writes_a_checkpoint_leaves_one_that_is_whole(tmp_path: Path, stage: str):
-    """A process that ends between two system calls, at every stage; in no time with files alone in the unit tests."""
+def test_a_driver_that_dies_while_writing_a_checkpoint_leaves_a_whole_one(tmp_path: Path, stage: str):
+    """A process that ends between two system calls, at every stage; the unit tests do it quickly with files alone."""
     night = Night(tmp_path)
     code, output = night.run("--steps", "6", "--dies-at", f"{stage}:4")
     assert code == 9, output

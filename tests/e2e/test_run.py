@@ -1,4 +1,4 @@
-"""The whole system: real vLLM engines, a real int8 judge, a real Ray cluster, started as a person starts it."""
+"""The whole system: real vLLM engines, a real int8 judge, a real Ray cluster, started as a user starts it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_demo_lifts_held_out_adherence_and_no_principle_falls(demo: Run):
     assert {name for name in before if after[name] < before[name]} == set()
 
 
-def test_the_summary_is_what_the_contract_says(demo: Run):
+def test_the_summary_matches_its_contract(demo: Run):
     summary = demo.summary
     assert summary["status"] == "completed"
     assert summary["steps"] == len(demo.metrics)
@@ -56,7 +56,7 @@ def test_the_summary_is_what_the_contract_says(demo: Run):
     assert summary["faults"] == {"injected": 0, "recovered": 0, "by_event": {}}
 
 
-def test_every_group_is_trained_once_from_valid_labels_and_what_was_made_is_on_disk(demo: Run):
+def test_every_group_is_trained_once_from_valid_labels_and_every_rollout_is_on_disk(demo: Run):
     trained = [ordinal for line in demo.metrics for ordinal in line["batch/ordinals"]]
     assert len(trained) == len(set(trained)) == demo.summary["groups"]["committed"]
     rollouts, labels = demo.table("rollouts"), demo.table("labels")
@@ -75,7 +75,7 @@ def test_every_file_column_and_key_of_a_run_is_described(demo: Run):
     assert undocumented(demo.directory, RUN) == []
 
 
-def test_rows_say_what_became_of_every_rollout_and_of_every_held_out_answer(demo: Run):
+def test_rows_have_the_outcome_of_every_rollout_and_every_held_out_answer(demo: Run):
     by_step = collections.defaultdict(list)
     for row in demo.table("rollouts"):
         by_step[row["step"]].append(row)
@@ -107,8 +107,8 @@ def test_lanes_appear_in_the_trace_and_the_checkpoint_is_a_model(demo: Run):
 
 
 def unfitting(nursery: Any, folder: Path) -> list[str]:
-    """Overrides: a policy whose template refuses system turns, and prompts of which it refuses one in ten and finds
-    another one in ten too long."""
+    """Overrides: a policy whose template refuses system turns, and prompts of which one in ten is refused and another
+    one in ten is too long."""
     policy = shutil.copytree(nursery.policy, folder / "policy")
     config = json.loads((policy / "tokenizer_config.json").read_text())
     refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}"
@@ -165,7 +165,7 @@ def test_ctrl_c_finishes_the_step_saves_everything_and_exits_0(nursery: Any, tmp
     assert summary["status"] == "stopped"
     assert summary["steps"] >= 3
     assert (run.directory / "checkpoints" / "LATEST").exists()
-    # What was generated is on disk, trained or not.
+    # Every generated rollout is on disk, trained or not.
     assert len({row["ordinal"] for row in run.table("rollouts")}) >= summary["groups"]["committed"]
 
 
@@ -189,7 +189,7 @@ def test_a_full_disk_stops_the_run_with_one_message_and_loses_nothing(nursery: A
         assert "disk" in output
         assert "is full; everything generated so far was written" in output
         assert run.summary["status"] == "failed"
-        # The last checkpoint found the room that was held for it: no step is lost.
+        # The last checkpoint found the room that was reserved for it: no step is lost.
         last = CheckpointFolder(run.directory / "checkpoints").last()
         assert last is not None
         assert last.step == run.summary["steps"]

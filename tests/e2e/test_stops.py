@@ -1,5 +1,5 @@
-"""A run that is asked to stop, however it is asked: the step in hand is finished, everything is written, exit 0, and
-`--resume` reaches what an undisturbed run would have reached."""
+"""A run that is asked to stop in any way: the current step is finished, everything is written, exit 0, and `--resume`
+reaches the result of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 12
 BATCH = 4
 SLOW = json.dumps({"seconds": 0.5})
 SLOWER = json.dumps({"seconds": 4})
-"""A run that is still going on when Ray's own commands have started."""
+"""A run that is still running when Ray's own commands have started."""
 
 _ = head  # a fixture
 
@@ -41,7 +41,7 @@ def temporary() -> Iterator[Path]:
 
 
 def assert_stopped(directory: Path) -> int:
-    """It stopped in good order; returns after how many steps."""
+    """It stopped in order; returns the number of its steps."""
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["status"] == "stopped"
     done = len(lines(directory / "metrics.jsonl"))
@@ -54,7 +54,7 @@ def assert_stopped(directory: Path) -> int:
 
 
 def assert_whole(directory: Path) -> None:
-    """Every group was trained once, as in a run that nobody disturbed."""
+    """Every group was trained once, as in an undisturbed run."""
     assert json.loads((directory / "summary.json").read_text())["status"] == "completed"
     found = audit(directory)
     assert found.is_balanced
@@ -111,7 +111,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(nursery: Any, tmp_path: Path,
         assert child.end() == 0, child.output[-3000:]
     kept = {name: (child.directory / name).read_bytes() for name in ("config.json", "summary.json")}
     assert child.summary["status"] == "completed"
-    # What is refused before anything starts, and what only the learner can refuse.
+    # Refused before anything starts, and refused only by the learner.
     refused = [("--set", "learn.lora.r=4"), ("--steps", str(STEPS + 1))]
     for settings in refused:
         learner = json.dumps({"learner": "refuses"})
@@ -125,24 +125,24 @@ def events(directory: Path) -> list[dict[str, Any]]:
     return lines(directory / "events.jsonl")
 
 
-def test_a_submitted_job_that_is_stopped_ends_in_good_order_and_goes_on_when_it_is_submitted_again(
+def test_a_stopped_job_ends_in_order_and_resumes_when_it_is_submitted_again(
     nursery: Any, head: dict[str, str], tmp_path: Path
 ):
     job = Job(head, tmp_path)
     job.submit("first", SOLON_STANDIN=SLOWER)
     wait_for(lambda: len(lines(job.directory / "metrics.jsonl")) >= 2, job.log)
     job.ray("job", "stop", "first")
-    # Ray's own word for it depends on who is quicker; the run's does not.
+    # Ray's own status depends on which side is quicker; the run's does not.
     wait_for(lambda: job.status("first") in ("STOPPED", "SUCCEEDED"), job.log)
     assert assert_stopped(job.directory) >= 2
-    job.submit("second", SOLON_STANDIN="{}")  # no --resume: a job with a name goes on by itself
+    job.submit("second", SOLON_STANDIN="{}")  # no --resume: a job with a name continues by itself
     wait_for(lambda: job.status("second") not in ("PENDING", "RUNNING"), job.log)
     assert job.status("second") == "SUCCEEDED", job.log()
     assert_whole(job.directory)
     assert ask(head, "ray.util.list_named_actors(all_namespaces=True)") == "[]"
 
 
-def test_a_driver_whose_node_is_drained_stops_in_good_order(nursery: Any, head: dict[str, str], tmp_path: Path):
+def test_a_driver_whose_node_is_drained_stops_in_order(nursery: Any, head: dict[str, str], tmp_path: Path):
     variables = {**head, "RAY_ADDRESS": head["GCS"]}
     child_environment = {k: v for k, v in variables.items() if os.environ.get(k) != v}
     child_environment |= {"SOLON_STANDIN": SLOWER, "SOLON_ALLOW_OPEN_CLUSTER": "1"}
@@ -193,7 +193,7 @@ class Job:
 
 
 def drain(variables: dict[str, str]) -> None:
-    """What a spot notice or a scale-down does to the only node."""
+    """The effect of a spot notice or a scale-down on the only node."""
     node = ask(variables, "ray.nodes()[0]['NodeID']")
     subprocess.run(
         [RAY, "drain-node", "--address", variables["RAY_ADDRESS"], "--node-id", node,
@@ -204,7 +204,7 @@ def drain(variables: dict[str, str]) -> None:
 
 
 def ask(variables: dict[str, str], question: str) -> str:
-    """What a client of the cluster hears."""
+    """The answer that a client of the cluster gets."""
     code = f"import ray; ray.init(address={variables['GCS']!r}, logging_level='ERROR'); print({question})"
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60,
                           check=True)  # fmt: skip

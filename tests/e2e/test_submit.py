@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def head() -> Iterator[dict[str, str]]:
-    """A cluster that asks nobody for a token, and gives a job that is stopped the time to end."""
+    """A cluster that requires no token, and gives a stopped job the time to end."""
     with ray_head(RAY_AUTH_MODE="disabled", RAY_JOB_STOP_WAIT_TIME_S="60") as variables:
         yield variables
 
@@ -63,7 +63,7 @@ def test_the_submit_command_of_the_readme_makes_a_run_that_outlives_its_job(
     assert list((directory / "checkpoints").iterdir())
     assert TOKEN not in done.stdout + done.stderr
 
-    # Without the folder that stays, the run is refused before it makes anything that would be lost.
+    # Without the permanent folder, the run is refused before it writes output that would be lost.
     bare = re.sub(r"env SOLON_RUNS=\S+ ", "", command)
     assert bare != command
     refused = run("bash", "-e", "-c", bare, cwd=folder, env=variables)

@@ -1,4 +1,4 @@
-"""The nursery's real engines under SIGKILL: the run goes on in place, or the next start goes on where it was."""
+"""The nursery's real engines under SIGKILL: the run continues in place, or the next start resumes it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def worker_of(child: subprocess.Popen[str], kind: str) -> psutil.Process:
 
 
 def trained_weights(run: Run, step: int) -> dict[str, str]:
-    """Digests of the policy's and the learner's exact weights after so many steps."""
+    """Digests of the policy's and the learner's exact weights after this many steps."""
     manifest = json.loads((run.directory / "checkpoints" / f"step-{step:06d}" / "manifest.json").read_text())
     return {name: digest for name, digest in manifest["files"].items() if name.endswith(".safetensors")}
 
@@ -72,7 +72,7 @@ def test_a_driver_that_is_killed_resumes_to_the_same_weights_bit_for_bit(undistu
     assert time.monotonic() - began < 15
 
 
-def test_a_run_of_another_configuration_is_not_gone_on_with(undisturbed: Run):
+def test_a_run_of_another_configuration_is_not_resumed(undisturbed: Run):
     folder = undisturbed.directory.parents[1]
     changed = run_solon(folder, "run", *ON_POLICY, "--set", "learn.learning_rate=1e-5", "--resume")
     assert changed.returncode == 2
@@ -80,7 +80,7 @@ def test_a_run_of_another_configuration_is_not_gone_on_with(undisturbed: Run):
     assert "Traceback" not in changed.output
 
 
-def test_every_worker_may_be_killed_and_the_run_goes_on_in_place(nursery: Any, tmp_path: Path):
+def test_every_worker_may_be_killed_and_the_run_continues_in_place(nursery: Any, tmp_path: Path):
     steps = 26
     quick = ["recovery.beat_every_s=1", "recovery.beat_timeout_s=10", "checkpoint_every=4"]
     child = start(tmp_path, "run", "--steps", str(steps), *(part for key in quick for part in ("--set", key)))

@@ -1,4 +1,4 @@
-"""What `solon label` writes trains in TRL as it is: a mixed file, both trainers that take preferences."""
+"""The output of `solon label` trains in TRL unchanged: a mixed file, both trainers that take preferences."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Critic:
 
 @pytest.fixture(scope="module")
 def preferences(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The data set that a start over rows of every form writes, as TRL's users load it."""
+    """The data set from rows of every form, as TRL's users load it."""
     import asyncio
 
     from datasets import load_dataset
@@ -115,7 +115,7 @@ def test_dpo_trains_on_a_mixed_file_without_conversion(preferences: Any, model: 
     assert sum("<|system|>" in text for text in shown) == 8
 
 
-def test_a_reward_model_trains_on_a_mixed_file_and_no_column_is_taken_for_a_margin(
+def test_a_reward_model_trains_on_a_mixed_file_and_no_column_acts_as_a_margin(
     preferences: Any, model: Path, tmp_path: Path
 ):
     from trl import RewardConfig, RewardTrainer
@@ -123,6 +123,6 @@ def test_a_reward_model_trains_on_a_mixed_file_and_no_column_is_taken_for_a_marg
     trainer = RewardTrainer(model=str(model), args=RewardConfig(**settings(tmp_path)), train_dataset=preferences)
     trainer.train()
     found = losses(trainer)
-    # A margin of 4 nats that it had to reach would begin at 4.
+    # A required margin of 4 nats would start the loss at 4.
     assert found[0] == pytest.approx(0.693, abs=0.3)
     assert found[-1] < found[0]

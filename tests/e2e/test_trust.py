@@ -1,4 +1,4 @@
-"""What runs, and what does not: Solon started in a folder in which every importable name is a trap."""
+"""Which code runs: Solon started in a folder in which every importable name is a trap."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SHORT = ("--steps", "1", "--set", "evaluate.evaluator=''", "--set", "evaluate.pr
          "--set", "ledger.batch_groups=2")  # fmt: skip
 BEFORE_SOLON = ("solon", "warnings", "importlib", "keyword", "operator", "reprlib", "collections", "types", "functools",
                 "contextlib")  # fmt: skip
-"""What Python imports for `python -m solon` before the first line of Solon's."""
+"""Modules that Python imports for `python -m solon` before the first line of Solon's."""
 STANDINS = [sys.executable, "-P", "-m", "tests.e2e.standin_solon", "train", str(NURSERY), "--steps", "1",
             *(part for setting in STANDIN for part in ("--set", setting))]  # fmt: skip
 
 
 def solon(*arguments: str) -> list[str]:
-    """The script that is installed, or what stands for it."""
+    """The installed script, or its equivalent."""
     script = Path(sys.executable).with_name("solon")
     return [str(script), *arguments] if script.exists() else [sys.executable, "-P", "-m", "solon", *arguments]
 
@@ -71,7 +71,7 @@ def test_label_and_a_comparison_of_judges_run_nothing_of_the_folder_they_are_sta
 
 
 def test_python_m_solon_runs_none_of_the_libraries_in_the_folder_it_is_started_in(tmp_path: Path):
-    """What Python itself imports before the first line of Solon's cannot be helped: docs/security.md names it."""
+    """Python's own imports before the first line of Solon's cannot be prevented: docs/security.md names it."""
     traps = TrapFolder(tmp_path / "downloaded")
     shutil.rmtree(traps.path / "solon")
     page = (ROOT / "docs" / "security.md").read_text()

@@ -36,6 +36,6 @@ class TrapFolder:
 
 
 def plain_environment(root: Path, **extra: str) -> dict[str, str]:
-    """A person's, who has installed Solon and set nothing of Python's."""
+    """The environment of a user who has installed Solon and set no variable of Python's."""
     named = {key: value for key, value in os.environ.items() if key not in ("PYTHONSAFEPATH", "PYTHONPATH")}
     return {**named, "PYTHONPATH": str(root), **extra}

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show of processes that share it."""
+"""Behaviour of processes that share a CUDA device; only such a device can show it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A head that starts nodes when something asks for them: Ray's autoscaler over processes of this machine.
+"""A head that starts nodes on demand: Ray's autoscaler over processes of this machine.
 
-Ray's own `AutoscalingCluster` is not for a shared machine: it begins and ends with `ray stop --force`, which kills
-every cluster of the host. Here everything that was started is ended by process id.
+Ray's own `AutoscalingCluster` does not suit a shared machine: it begins and ends with `ray stop --force`, which kills
+every cluster of the host. Here every process is ended by its id.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def growing_cluster(node_types: Mapping[str, Mapping[str, Any]], *, max_workers:
 def _started(
     folder: Path, node_types: Mapping[str, Mapping[str, Any]], *, max_workers: int
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """The head's process and its port. On a busy machine Ray gives up on itself after 30 seconds: it is started again,
-    twice at most."""
+    """The head's process and its port. On a busy machine Ray gives up after 30 seconds: it is started again, at most
+    twice."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",  # what the head says is waited for
+        "PYTHONUNBUFFERED": "1",  # the head's output is waited for
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -1,5 +1,5 @@
-"""A cluster of Solon's own looks at itself: `python -m tests.ray.listening` prints, as JSON, which ports its processes
-listen on, and what each answers to who comes without a token."""
+"""One of Solon's own clusters inspects itself: `python -m tests.ray.listening` prints, as JSON, on which ports its
+processes listen, and how each answers a client without a token."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Worker:
 
 
 def listening() -> list[dict[str, Any]]:
-    """Address, port and process of every socket of this process and its children that takes connections."""
+    """Address, port and process of every socket of this process and its children that accepts connections."""
     found = []
     here = psutil.Process()
     for process in (here, *here.children(recursive=True)):
@@ -60,7 +60,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def ask_http(port: int) -> dict[str, int]:
-    """Status of each page that is no 404."""
+    """Status of each page, except for 404."""
     found = {}
     for page in PAGES:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -72,7 +72,7 @@ def ask_http(port: int) -> dict[str, int]:
 
 
 def ask_grpc(port: int) -> list[str]:
-    """What Ray's services answer, apart from those that are not here."""
+    """The answers of Ray's services, without those that are absent here."""
     found = []
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=(("grpc.enable_http_proxy", 0),)) as channel:
         for method in METHODS:

@@ -1,4 +1,4 @@
-"""Runs on a cluster that has no nodes yet: it starts them when it can, and is told when it never can."""
+"""Runs on a cluster without nodes: it starts them when it can, and the run is refused when it never can."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def solon(cluster: dict[str, str], folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-    """A run of stand-ins that ask for what the run file says."""
+    """A run of stand-ins that request the resources in the run file."""
     command = standin_command("run", "--steps", "2")
     for setting in (*POOLS, *settings):
         command += ["--set", setting]
@@ -58,7 +58,7 @@ def test_a_run_that_the_cluster_can_never_hold_is_refused_at_once_with_the_table
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_from_no_worker_node_says_what_it_waits_for_and_trains_when_the_nodes_have_come(
+def test_a_run_without_worker_nodes_reports_its_waits_and_trains_when_the_nodes_have_joined(
     cluster: dict[str, str], tmp_path: Path
 ):
     run = solon(cluster, tmp_path)

@@ -1,4 +1,4 @@
-"""Ray's own processes die under a run, its terminal goes, its driver is stopped, its folder is removed: every end
+"""Ray's own processes die under a run, its terminal closes, its driver is stopped, its folder is removed: every end
 leaves a summary, one sentence of cause and the command that resumes it, and that command completes the run."""
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ DEATHS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_a_run_survives_the_death_of_every_process_of_rays_and_of_its_terminal(temporary: Path, tmp_path: Path):
+def test_a_run_survives_the_death_of_every_ray_process_and_of_its_terminal(temporary: Path, tmp_path: Path):
     for number, (what, where) in enumerate(DEATHS.items()):
         resume = ["--resume"] if number else []
         with start(command(STEPS, *resume), tmp_path, temporary, "run", SOLON_STANDIN=QUICK) as child:
             wait_for_more_steps(child)
-            if not number:  # those that only help are missed by nobody
+            if not number:  # the run does not miss a helper
                 for helper in ("dashboard/dashboard.py", "log_monitor.py", "/autoscaler/"):
                     find(child, title=helper).kill()
                 wait_for_more_steps(child, 20)
@@ -91,14 +91,14 @@ def test_a_run_survives_the_death_of_every_process_of_rays_and_of_its_terminal(t
                 assert all("(pid " in event["cause"] for event in lost)
             find(child, **where).kill()
             assert_ended_in_order(child, what)
-    # A terminal that goes tells everybody in it.
+    # A closed terminal signals every process in it.
     with start(command(STEPS, "--resume"), tmp_path, temporary, "run", SOLON_STANDIN=QUICK) as child:
         wait_for_more_steps(child)
         os.killpg(child.process.pid, signal.SIGHUP)
         assert child.end(ENDS_WITHIN_S) == 0, child.output[-3000:]
         assert child.summary["status"] == "stopped"
         assert child.summary["steps"] == max(int(p.name[5:]) for p in (child.directory / "checkpoints").glob("step-*"))
-    # A driver that is stopped for longer than any deadline blames nobody.
+    # A driver that is stopped for longer than any deadline blames no worker.
     trained = len({line["step"] for line in lines(child.directory / "metrics.jsonl")})
     with start(command(trained + 60, "--resume"), tmp_path, temporary, "run", SOLON_STANDIN=QUICK) as child:
         began = len(lines(child.directory / "events.jsonl"))
@@ -117,12 +117,10 @@ def test_a_run_survives_the_death_of_every_process_of_rays_and_of_its_terminal(t
     assert audit(child.directory).is_balanced
 
 
-def test_a_run_whose_directory_is_removed_ends_with_one_message_and_says_how_to_start_again(
-    temporary: Path, tmp_path: Path
-):
+def test_a_run_whose_directory_is_removed_ends_with_one_message_and_its_remedy(temporary: Path, tmp_path: Path):
     with start(command(STEPS), tmp_path, temporary, "run", SOLON_STANDIN=QUICK) as child:
         wait_for_more_steps(child)
-        while child.directory.exists():  # what the run is writing may get in the way of a removal
+        while child.directory.exists():  # files being written may obstruct a removal
             shutil.rmtree(child.directory, ignore_errors=True)
             if (child.directory / "summary.json").exists():
                 break

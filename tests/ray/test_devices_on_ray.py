@@ -24,7 +24,7 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def cluster_with_devices(pytestconfig: pytest.Config) -> Iterator[Any]:
-    """Ray believes what it is told of GPUs."""
+    """Ray believes any number of GPUs that it is given."""
     directory = tempfile.mkdtemp(prefix="r", dir=pytestconfig.stash[PRIVATE])
     ray.init(
         address="local",

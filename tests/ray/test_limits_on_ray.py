@@ -1,4 +1,4 @@
-"""One limiter for a whole cluster: processes that ask at the same time keep to one cap and one rate."""
+"""One limiter for a whole cluster: concurrent processes keep to one cap and one rate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CENT = Want(10, 0.01)
 
 @ray.remote(num_cpus=0)
 class Caller:
-    """A process that asks: each question reserves a cent and costs half of it."""
+    """A process with questions: each reserves a cent and costs half of it."""
 
     async def ask(self, limits: Any, config: LimitsConfig, questions: int) -> tuple[int, int]:
         limiter = Limiter(RemoteLimits(limits), config)
@@ -37,7 +37,7 @@ class Caller:
         return sum(outcomes), len(outcomes) - sum(outcomes)
 
 
-async def test_processes_that_ask_together_do_not_overshoot_one_cap(ray_cluster, tmp_path: Path):
+async def test_concurrent_processes_do_not_exceed_one_cap(ray_cluster, tmp_path: Path):
     config = LimitsConfig(max_usd=1.0, spend_file=str(tmp_path / "spend.json"))
     actor = LimitsActor.remote(config)
     port = RemoteLimits(actor)
@@ -65,7 +65,7 @@ class CountingLimits(RemoteLimits):
         return await super()._call(method, *arguments)
 
 
-async def test_wants_that_are_made_together_travel_together(ray_cluster):
+async def test_concurrent_requests_are_sent_together(ray_cluster):
     config = LimitsConfig(max_usd=100.0)
     port = CountingLimits(LimitsActor.remote(config))
     limiter = Limiter(port, config)
@@ -74,14 +74,14 @@ async def test_wants_that_are_made_together_travel_together(ray_cluster):
     assert port.calls == 8  # 256 each
 
 
-async def test_a_spend_file_that_cannot_be_used_is_told_as_it_is(ray_cluster, tmp_path: Path):
+async def test_an_unusable_spend_file_keeps_its_error(ray_cluster, tmp_path: Path):
     (tmp_path / "spend.json").write_text("{")
     config = LimitsConfig(max_usd=1.0, spend_file=str(tmp_path / "spend.json"))
     with pytest.raises(InputError, match="was not written by Solon"):
         await RemoteLimits(LimitsActor.remote(config)).start()
 
 
-async def test_nobody_asks_when_the_limiter_has_died(ray_cluster):
+async def test_no_request_is_made_when_the_limiter_has_died(ray_cluster):
     config = LimitsConfig()
     actor = LimitsActor.remote(config)
     limiter = Limiter(RemoteLimits(actor), config)

@@ -43,11 +43,11 @@ async def test_lanes_overlap_and_every_group_is_trained_once(ray_cluster):
     assert overlapped.groups_generated == 12 * 8
     assert max(overlapped.staleness) <= 4
     assert set(serial.staleness) == {0}
-    # Three balanced lanes: well above what one after the other could give, on a busy machine too.
+    # Three balanced lanes: well above sequential execution, on a busy machine too.
     assert serial.wall_s / 6 > 1.5 * overlapped.wall_s / 12
 
 
-async def test_what_was_generated_outlives_the_engine_that_made_it(ray_cluster):
+async def test_a_generated_group_outlives_its_engine(ray_cluster):
     lane = RemoteRollout(
         lambda _: TimedRolloutActor.remote(0.01, 0.0, name="rollout-0"), name="rollout-0", groups_at_once=4
     )
@@ -65,12 +65,12 @@ async def test_an_engine_that_is_killed_ends_the_call_with_its_name(ray_cluster)
         await asyncio.wait_for(call(actor.pid.remote(), who="judge-0"), timeout=30)
 
 
-async def test_an_error_of_a_worker_arrives_as_it_was_raised(ray_cluster):
+async def test_an_error_of_a_worker_keeps_its_type_and_text(ray_cluster):
     with pytest.raises(InputError, match=r"^got 3, expected 4; count again$"):
         await call(Pid.remote().fail.remote(), who="judge-0")
 
 
-def test_more_gpus_than_the_cluster_has_are_refused_before_an_actor_is_made(ray_cluster):
+def test_more_gpus_than_the_cluster_has_are_refused_before_an_actor_is_created(ray_cluster):
     raw = {
         "policy": "a/b",
         "judge": "a/b",
@@ -83,7 +83,7 @@ def test_more_gpus_than_the_cluster_has_are_refused_before_an_actor_is_made(ray_
         check_cluster(run, read_supply())
 
 
-async def test_a_pool_that_goes_from_one_engine_to_three_and_back_in_mid_run_loses_nothing(ray_cluster):
+async def test_a_pool_resized_from_one_engine_to_three_and_back_during_a_run_loses_nothing(ray_cluster):
     async with World(steps=30, engines=1, generate_s=0.3, learn_s=0.1) as world:
         world.begin()
         await world.until(lambda: len(world.watcher.batches) >= 2)

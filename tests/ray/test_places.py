@@ -1,7 +1,7 @@
-"""A cluster of Solon's own: who can reach it, what it leaves to clusters beside it, and what it leaves behind.
+"""One of Solon's own clusters: who can reach it, what it leaves to neighbours, and what it leaves behind.
 
-One start answers for a hostile place: no home yet, a temporary folder with too long a path, dead proxies, an unknown
-locale, a terminal of twenty columns, and all of Ray's usual ports taken.
+One start covers a hostile place: no home yet, a temporary folder with too long a path, dead proxies, an unknown locale,
+a terminal of twenty columns, and all of Ray's usual ports taken.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.documented import ROOT
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 ANSWERS_ALL = {"monitor.py": "metrics", "dashboard.py": "metrics", "DashboardAgent": "metrics"}
-"""Pages of figures, which Ray gives to everyone who can connect: every path of them answers 200."""
+"""Pages of metrics, which Ray gives to everyone who can connect: every path of them answers 200."""
 DEAD_PROXY = "http://127.0.0.1:9"
 
 
 @pytest.fixture(scope="module")
 def found() -> Iterator[dict[str, Any]]:
-    """What a cluster says of itself; `left`: what it left in the temporary folder."""
+    """What a cluster reports about itself; `left`: its leftovers in the temporary folder."""
     with tempfile.TemporaryDirectory(prefix="p", dir="/tmp") as folder:
         place = Path(folder)
         long = place / ("x" * 120)
@@ -56,7 +56,7 @@ def found() -> Iterator[dict[str, Any]]:
 
 
 def take(port: int) -> socket.socket:
-    """Something else listens there, if nothing does."""
+    """Takes the port, unless another process already listens on it."""
     item = socket.socket()
     with suppress(OSError):
         item.bind(("", port))
@@ -64,7 +64,7 @@ def take(port: int) -> socket.socket:
     return item
 
 
-def test_every_listening_port_of_a_cluster_is_on_loopback_and_asks_for_the_token_or_is_listed(found: dict[str, Any]):
+def test_every_listening_port_of_a_cluster_is_on_loopback_and_requires_the_token_or_is_listed(found: dict[str, Any]):
     ports = found["ports"]
     listed = (ROOT / "docs" / "security.md").read_text()
     assert {one["process"] for one in ports} == {
@@ -84,7 +84,7 @@ def test_every_listening_port_of_a_cluster_is_on_loopback_and_asks_for_the_token
         if one["process"] in open_to_all and set(one["http"].values()) == {200}:
             continue
         answers = [*one["http"].items(), *(answer.split(": ") for answer in one.get("grpc", ()))]
-        # Whether the raylet is well, and the dashboard's own page, are told to everyone; nothing else is.
+        # The raylet's health, and the dashboard's own page, are open to everyone; nothing else is.
         refused = [(name, answer) for name, answer in answers if answer not in (401, "UNAUTHENTICATED")]
         assert refused in ([], [("/api/local_raylet_healthz", 200)]), one
 
@@ -93,7 +93,7 @@ def test_a_cluster_leaves_the_usual_ports_of_ray_to_others(found: dict[str, Any]
     assert {one["port"] for one in found["ports"]} & set(WELL_KNOWN) == set()
 
 
-def test_a_temporary_folder_with_too_long_a_path_is_replaced_and_it_is_said(found: dict[str, Any]):
+def test_a_temporary_folder_with_too_long_a_path_is_replaced_with_a_note(found: dict[str, Any]):
     assert found["files"].startswith(f"/tmp/solon-{os.getuid()}/")
     assert "is longer than" in found["notes"][0]
     assert found["scratch"] == f"{found['files']}/tmp"

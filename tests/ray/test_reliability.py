@@ -1,5 +1,5 @@
-"""Workers that die, hang, lie or starve, one fault at a time, on real actors. What must hold after each is in
-`World.check`: every group trained exactly once, bit by bit what is on record."""
+"""Workers that die, hang, lie or starve, one fault at a time, on real actors. `World.check` has the invariants after
+each fault: every group trained exactly once, bit by bit as recorded."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from tests.unit.run_files import CONSTITUTION
 pytestmark = pytest.mark.ray
 
 
-async def test_a_learner_that_is_killed_with_a_batch_in_hand_loses_and_doubles_nothing(ray_cluster):
-    """A consumer dies holding a lease: here the lease stays with the driver, and the next learner is given it again."""
+async def test_a_learner_killed_while_it_holds_a_batch_loses_and_doubles_nothing(ray_cluster):
+    """A consumer dies holding a lease: the driver keeps the lease, and the next learner receives it again."""
     async with World(steps=5, learn_s=0.3) as world:
         world.begin()
         await world.until(lambda: len(world.watcher.batches) == 2 and world.count("leased"))
@@ -46,18 +46,18 @@ async def test_a_learner_that_is_killed_with_a_batch_in_hand_loses_and_doubles_n
         assert world.told("learner_trained_again") == [{"steps": 2, "same_weights": True}]
 
 
-async def test_a_learner_that_is_killed_while_the_loop_waits_for_a_batch_is_there_when_it_comes(ray_cluster):
-    """A consumer dies blocked in an empty queue: nobody holds the batch but the ledger, so it goes to the next one."""
+async def test_a_learner_killed_while_the_loop_waits_for_a_batch_is_back_when_the_batch_is_ready(ray_cluster):
+    """A consumer dies blocked in an empty queue: only the ledger holds the batch, so it goes to the next learner."""
     async with World(steps=3, generate_s=1.0) as world:
         world.begin()
         await world.until(lambda: world.count("generating") and not world.count("leased"))
         await world.kill("learner")
         await world.ended()
         assert [fields["worker"] for fields in world.told("worker_recovered")] == ["learner"]
-        assert world.told("learner_trained_again") == []  # it had been given nothing
+        assert world.told("learner_trained_again") == []  # it had received nothing
 
 
-async def test_what_an_engine_made_before_it_was_killed_is_trained(ray_cluster):
+async def test_groups_that_an_engine_made_before_it_was_killed_are_trained(ray_cluster):
     """A producer dies after returning: payloads belong to the driver, so they outlive it."""
     async with World(steps=4, engines=1, generate_s=0.02, label_s=0.4, tokens=40_000) as world:
         world.begin()
@@ -68,8 +68,8 @@ async def test_what_an_engine_made_before_it_was_killed_is_trained(ray_cluster):
         assert not made & {fields["ordinal"] for fields in world.told("group_lost")}
 
 
-async def test_what_a_killed_engine_had_in_hand_is_generated_again_and_its_late_report_is_refused(ray_cluster):
-    """A producer dies mid-rollout: the same draw under the next attempt, which fences the one before."""
+async def test_groups_held_by_a_killed_engine_are_generated_again_and_its_late_report_is_refused(ray_cluster):
+    """A producer dies mid-rollout: the same draw under the next attempt, which fences off its predecessor."""
     async with World(steps=4, engines=2, generate_s=0.4) as world:
         world.begin()
         await world.until(lambda: world.watcher.batches and any(o["holder"] == "rollout-0" for o in world.ledger.out()))
@@ -81,12 +81,12 @@ async def test_what_a_killed_engine_had_in_hand_is_generated_again_and_its_late_
         assert not await world.ledger.commit_generation(*late, head=9, nbytes=1, payload=None)
         await world.ended()
         last = {report.ordinal: report.attempt for report in world.watcher.generations}
-        # A group may be lost a second time, when the engine's successor has it before its first sign of life.
+        # A group may be lost a second time, when the engine's successor has it before its first heartbeat.
         assert all(last[fields["ordinal"]] > fields["attempt"] for fields in world.told("group_lost"))
 
 
-async def test_a_group_whose_engine_dies_between_its_report_and_itself_is_generated_again(ray_cluster):
-    """A producer dies in the middle of returning: there is a report of a payload that there is not."""
+async def test_a_group_whose_engine_dies_after_the_report_and_before_the_payload_is_generated_again(ray_cluster):
+    """A producer dies while returning: there is a report of a payload that does not exist."""
     faults = {"rollout-0": [Fault(dies_with_report=5)]}
     async with World(steps=4, faults=faults) as world:
         world.begin()
@@ -94,8 +94,8 @@ async def test_a_group_whose_engine_dies_between_its_report_and_itself_is_genera
         assert 5 in {fields["ordinal"] for fields in world.told("group_lost")}
 
 
-async def test_workers_that_stand_still_are_replaced_and_what_they_do_when_they_wake_changes_nothing(ray_cluster):
-    """Zombies: stopped for longer than a beat may take, then continued."""
+async def test_hanging_workers_are_replaced_and_their_late_results_change_nothing(ray_cluster):
+    """Zombies: stopped for longer than a heartbeat may take, then continued."""
     names = ("learner", "rollout-0")
     patience = QUICK.model_copy(update={"beat_timeout_s": 1.0})
     async with World(steps=5, learn_s=0.3, generate_s=0.2, recovery=patience) as world:
@@ -116,7 +116,7 @@ async def test_workers_that_stand_still_are_replaced_and_what_they_do_when_they_
 
 
 async def test_a_slow_learner_holds_the_others_back_within_bounds_and_nothing_is_dropped(ray_cluster):
-    """Depth and bytes of what waits, and no byte of the object store goes to the disk."""
+    """Number and bytes of waiting groups; the object store spills nothing to the disk."""
     target, batch, tokens = 1, 4, 100_000
     staleness = StalenessConfig(target_staleness=target, max_staleness=2)
     world = World(steps=8, batch=batch, generate_s=0.01, learn_s=0.4, tokens=tokens, staleness=staleness, judges=2)
@@ -158,7 +158,7 @@ def poisoned(behaviours: list[Any]) -> Any:
     return behave
 
 
-async def test_a_judge_that_is_slow_and_talks_nonsense_costs_the_groups_it_spoils_and_no_others(ray_cluster, tmp_path):
+async def test_a_slow_judge_with_garbage_replies_costs_only_the_groups_that_it_spoils(ray_cluster, tmp_path):
     """A slow, poisoned judge: retries are bounded, a question without an answer is no number, and the group is dropped
     with the cause (there is no quarantine file: labels.parquet keeps every invalid label with its status)."""
     nan = raw(b'{"choices": [{"message": {"content": "yes"}, "logprobs": {"content": [{"token": "yes", "logprob": NaN, '
@@ -183,7 +183,7 @@ async def test_a_judge_that_is_slow_and_talks_nonsense_costs_the_groups_it_spoil
         valid = {report.ordinal for report in world.watcher.labels if report.num_valid}
         assert {ordinal for batch in world.watcher.batches for ordinal in batch} <= valid
         assert world.told("worker_lost") == []
-        # Nothing is asked again: what the cache does not know of is one request a group.
+        # Nothing is asked again: every question without a cached verdict is one request per group.
         assert len(server.seen) == sum(1 for report in world.watcher.labels if not report.cache_hits)
 
 
@@ -201,8 +201,8 @@ class BrokenJudge:
         raise ZeroDivisionError("no principle left")
 
 
-async def test_a_judge_whose_code_is_wrong_ends_the_run_with_its_error(ray_cluster):
-    """Not every fault is weather: an error of our own code is raised as it was, and not tried again for ever."""
+async def test_a_judge_with_a_bug_ends_the_run_with_its_error(ray_cluster):
+    """Not every fault is transient: an error of our own code is raised again, and not retried for ever."""
     async with World(steps=2, make_judge=lambda name: BrokenJudge.remote()) as world:
         world.begin()
         outcome = await world.failed()
@@ -227,7 +227,7 @@ async def test_an_engine_that_never_starts_again_ends_the_run_with_one_cause(ray
 
 
 async def test_an_engine_that_starts_at_the_second_try_is_no_reason_to_end_a_run(ray_cluster):
-    """What it needs may be taken for a while still by the one that is being ended."""
+    """The process that is being ended may still hold its resources for a while."""
     faults = {"rollout-0": [Fault(), Fault(start="raises"), Fault(start="dies")]}
     async with World(steps=5, faults=faults) as world:
         world.begin()
@@ -237,8 +237,8 @@ async def test_an_engine_that_starts_at_the_second_try_is_no_reason_to_end_a_run
         assert len(world.told("restart_failed")) == 2
 
 
-async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_get_one_is_up(ray_cluster, tmp_path):
-    """Infeasible resources: there is enough in the cluster as a whole, but somebody else has it."""
+async def test_an_actor_without_a_node_is_named_at_the_deadline(ray_cluster, tmp_path):
+    """Infeasible resources: the cluster as a whole has enough, but another program holds it."""
     raw_run = {
         **{"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c"},
         **{"recovery": {"node_timeout_s": 3}, "learn": {"num_cpus": 2}},
@@ -265,7 +265,7 @@ async def test_an_actor_for_which_there_is_no_place_is_named_when_the_time_to_ge
 
 
 class Given(Role):
-    """Workers that there are already."""
+    """Workers that already exist."""
 
     def workers(self, pool: Any, context: Any) -> Any:
         return self._actor
@@ -276,14 +276,14 @@ class Given(Role):
 
 @ray.remote
 class LearnerHog:
-    """Needs what nobody has to spare."""
+    """Needs resources that the cluster cannot spare."""
 
     def start(self, checkpoint: str) -> None: ...
 
 
-async def test_an_engine_that_is_lost_while_it_takes_new_weights_joins_again_with_the_current_ones(ray_cluster):
-    """A peer dies in a weight transfer, before, after and in the middle of loading: where it says nothing the deadline
-    fires, the others go on, and the next one is gated."""
+async def test_an_engine_lost_during_a_weight_update_joins_again_with_the_current_weights(ray_cluster):
+    """A peer dies in a weight transfer, before, after and during loading: where it stays silent the deadline fires, the
+    others continue, and the next engine is gated."""
     faults = {"rollout-0": [Fault(dies_before_load=2), Fault(dies_after_load=4), Fault(hangs_in_load=6)]}
     async with World(steps=8, engines=2, faults=faults, publish_s=1.0) as world:
         watcher = world.watcher
@@ -295,7 +295,7 @@ async def test_an_engine_that_is_lost_while_it_takes_new_weights_joins_again_wit
     for name, what in watcher.log:
         if name == "published":
             live = what
-        elif name == "worker_recovered":  # what it writes from now on is of the weights that are live now, or younger
+        elif name == "worker_recovered":  # from now on it generates with the weights that are live now, or newer
             gate = live
         elif name == "generated" and what.spans[0].worker == "rollout-0":
             assert what.head >= gate
@@ -311,9 +311,9 @@ async def test_an_engine_that_is_lost_while_it_takes_new_weights_joins_again_wit
     assert any("did not take policy version 6 within 1 s" in fields["cause"] for fields in world.told("worker_lost"))
 
 
-async def test_lines_of_a_run_are_strict_json_and_restarts_make_no_new_names(ray_cluster, tmp_path: Path):
-    """The contract of metrics and events, with odd fields and after many restarts. Workers' logs are Ray's own; what
-    Solon says of a run is in these files, and there is no logging with `extra` of ours that could lose a line."""
+async def test_lines_of_a_run_are_strict_json_and_restarts_add_no_new_names(ray_cluster, tmp_path: Path):
+    """The contract of metrics and events, with odd fields and after many restarts. Ray writes the workers' logs;
+    Solon's messages about a run are in these files, and no logging with `extra` could lose a line."""
     directory = RunDirectory.create(tmp_path, "odd", default="odd")
     totals = RunTotals(staleness_bound=4, total_steps=8)
     recorder = Recorder(
@@ -361,7 +361,7 @@ async def test_lines_of_a_run_are_strict_json_and_restarts_make_no_new_names(ray
 
 
 def strict_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Every line as any reader would read it: no NaN, no infinity, no duplicate key, an object each."""
+    """Every line as any reader would parse it: no NaN, no infinity, no duplicate key, an object each."""
 
     def refuse(text: str) -> None:
         raise AssertionError(f"{text} is no JSON")

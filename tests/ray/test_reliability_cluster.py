@@ -1,5 +1,5 @@
-"""Faults of the cluster itself: nodes that go, calls that are lost or doubled, an object store that is too small. Each
-test has a cluster of its own."""
+"""Faults of the cluster itself: nodes that fail, calls that are lost or doubled, an object store that is too small.
+Each test has its own cluster."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTION_S = 0.2 * 3 + 0.5
-"""Until a node that is gone counts as dead, with the settings below."""
+"""Seconds until a lost node counts as dead, with the settings below."""
 SYSTEM = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 200,
@@ -41,7 +41,7 @@ def nodes() -> Iterator[Any]:
     """A head and two nodes with room for an engine each."""
     from ray.cluster_utils import Cluster
 
-    # What the driver looked at on the way lies on its node as well: with little room there, not for long.
+    # Payloads that the driver has read are also on its node: with little room there, not for long.
     head = {"num_cpus": 2, "include_dashboard": False, "resources": {"head": 1}, "_system_config": SYSTEM,
             "object_store_memory": 80 * 2**20}  # fmt: skip
     cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -54,14 +54,14 @@ def nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
-async def test_payloads_that_go_with_their_node_are_noticed_and_generated_again_each_as_itself():
-    """A node with unconsumed payloads is removed: the lost ones come again from the same draw, the engine on another
-    node; `World.check` finds any that came back as another's."""
+async def test_payloads_lost_with_their_node_are_detected_and_each_is_generated_again_unchanged():
+    """A node with unconsumed payloads is removed: the lost groups are generated again from the same draw, and the
+    engine on another node; `World.check` finds any that returned as another group."""
     on_head = {"resources": {"head": 0.1}}
     options = {"judge-0": on_head, "learner": on_head, "rollout-0": {"resources": {"gen": 0.6}}}
     with nodes() as (cluster, rooms):
         async with World(
-            # Together more than the head keeps of what was looked at there, however early everything was looked at.
+            # Together more than the head keeps of payloads that were read there, however early that was.
             steps=4, generate_s=0.02, label_s=0.3, tokens=1_600_000, judge_places=1, options=options,
             staleness=StalenessConfig(target_staleness=3, max_staleness=4),
         ) as world:  # fmt: skip
@@ -85,7 +85,7 @@ class Maker:
         return np.zeros(nbytes, np.uint8)
 
 
-async def test_whether_a_payload_is_there_is_learnt_without_fetching_it_and_a_lost_one_is_recognised():
+async def test_the_presence_of_a_payload_is_checked_without_fetching_it_and_a_lost_one_is_recognised():
     with nodes() as (cluster, rooms):
         maker = Maker.remote()
         home = ray.get(maker.node.remote())
@@ -102,8 +102,8 @@ async def test_whether_a_payload_is_there_is_learnt_without_fetching_it_and_a_lo
         assert [await is_there(payload_ref) for payload_ref in (far, small, mine)] == [False, True, True]
 
 
-async def test_twice_as_much_data_as_the_object_store_holds_goes_through_it():
-    """Object store pressure: nothing waits for ever, what has no room lies on the disk for a while."""
+async def test_twice_the_capacity_of_the_object_store_passes_through_it():
+    """Object store pressure: nothing waits for ever, and objects without room are on the disk for a while."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
@@ -126,7 +126,7 @@ CHANCES = {"req_failure_prob": 20, "resp_failure_prob": 20, "in_flight_failure_p
     [{PUSH: {"num_failures": 10, **CHANCES, "num_lower_bound_resp_failures": 1}}],
     ids=["calls of actors"],
 )
-def test_calls_that_are_lost_or_done_twice_have_an_effect_once(failures: dict[str, Any], tmp_path: Path):
+def test_calls_that_are_lost_or_duplicated_take_effect_once(failures: dict[str, Any], tmp_path: Path):
     """RPC loss and duplication, in a child: Ray reads this when it starts."""
     outcome = run_with_failures(failures, tmp_path)
     assert outcome["steps"] == 5
@@ -157,7 +157,7 @@ def run_with_failures(failures: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 async def child() -> None:
-    """A run whose calls fail; prints what came of it. `World.ended` checks that everything happened once."""
+    """A run whose calls fail; prints its result. `World.ended` checks that everything happened once."""
     patience = QUICK.model_copy(update={"max_restarts": 1000})
     async with World(steps=5, recovery=patience, ledger={"max_losses": 1000}, start_tries=20) as world:
         world.begin()

@@ -1,10 +1,10 @@
-"""A run's lanes on real actors that do as they are told: timed stand-ins that can be killed, stopped, or made to fail.
+"""A run's lanes on real actors under a test's control: timed stand-ins that can be killed, stopped, or made to fail.
 
 async with World(steps=6, engines=2) as world:
     world.begin()
     await world.until(lambda: world.count("leased"))
     await world.kill("learner")
-    await world.ended()                      # and everything that must hold after a run was checked
+    await world.ended()                      # and every invariant of a finished run was checked
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PROMPTS = [make_prompt(f"question {n} ?") for n in range(7)]
 
 @dataclass(frozen=True)
 class Fault:
-    """What a stand-in's process does wrong. Numbers are versions or ordinals, whichever the place has."""
+    """The faults of a stand-in's process. Numbers are versions or ordinals, depending on the place."""
 
     dies_before_load: int = -1
     dies_after_load: int = -1
@@ -129,7 +129,7 @@ LearnerActor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concur
 
 
 def leave_pid(folder: str, name: str) -> None:
-    """For those who watch from another process which actors there are."""
+    """Lets observers in another process see which actors exist."""
     if folder:
         (Path(folder) / f"{name}.{os.getpid()}").touch()
 
@@ -143,14 +143,14 @@ def fail_to_start(fault: Fault) -> None:
 
 @dataclass
 class Watcher(Witness):
-    """Remembers what the row of a reliability test needs: batches, receipts, heads, and when events came."""
+    """Records what the reliability tests check: batches, receipts, heads, and the times of events."""
 
     batches: list[tuple[int, ...]] = field(default_factory=list)
     receipts: list[Sequence[LoadReceipt]] = field(default_factory=list)
     generations: list[GenerationReport] = field(default_factory=list)
     labels: list[LabelReport] = field(default_factory=list)
     log: list[tuple[str, Any]] = field(default_factory=list)
-    """Everything in the order in which it was told: ("generated", report), ("published", version), (event, fields)."""
+    """Everything in the order of its report: ("generated", report), ("published", version), (event, fields)."""
 
     def generated(self, report: GenerationReport, payload_ref: Any) -> None:
         super().generated(report, payload_ref)
@@ -275,8 +275,8 @@ class World:
         self.guards.append(lane.guard)
 
     def hold(self, condition: Callable[[int], Any]) -> None:
-        """No step begins while this is true of the number of committed ones: so that the run does not end before the
-        recovery that is looked at."""
+        """No step begins while this is true of the number of committed ones, so that the run does not end before the
+        recovery under test."""
         self._hold = condition
 
     async def _checkpoint(self, step: int) -> None:
@@ -299,7 +299,7 @@ class World:
         return self
 
     async def _up(self, start: Callable[[], Any], again: Callable[[], Any]) -> Any:
-        """What a start returns. A run whose start fails ends at once; this one may be told to try again."""
+        """The result of a start. A run whose start fails ends at once; this one may be told to try again."""
         for _ in range(self._start_tries - 1):
             try:
                 return await start()
@@ -330,8 +330,8 @@ class World:
         )
 
     async def ended(self, *, timeout_s: float = 60, dropped: int | None = 0, exact: bool = True) -> None:
-        """Wait for the end, and check what must hold after every run that ends well. dropped: how many groups were;
-        None: any number. exact: labels are the stand-in's."""
+        """Wait for the end, and check every invariant of a good end. dropped: the number of dropped groups; None: any
+        number. exact: labels are the stand-in's."""
         assert self._running is not None
         try:
             assert await asyncio.wait_for(asyncio.shield(self._running), timeout_s) == self.steps
@@ -365,14 +365,14 @@ class World:
         assert dropped is None or counts["dropped"] == dropped
         assert counts["admitted"] == counts["committed"] + counts["dropped"]
         if exact:
-            # The learner was given what is on record, bit by bit: each ordinal with its own tokens, prompt, feedback.
+            # The learner received the records bit by bit: each ordinal with its own tokens, prompt, feedback.
             expected = make_weights(self.steps, self.digest(watcher.batches)).fingerprint
             assert {receipt.fingerprint for receipt in watcher.receipts[-1]} == {expected}
         assert watcher.versions == list(range(1, self.steps + 1))
         assert max(watcher.staleness) <= self.ledger._ledger.staleness.max_staleness
 
     def digest(self, batches: Sequence[Sequence[int]]) -> str:
-        """What a learner has become that was trained on these."""
+        """The digest of a learner that was trained on these."""
         digest, prompts = "stand-in", PromptSource(PROMPTS, seed=0)
         for batch in batches:
             payloads: list[Any] = []
@@ -384,7 +384,7 @@ class World:
             digest = batch_digest(digest, payloads)
         return digest
 
-    # -- looking and meddling ------------------------------------------------------------------------------------------
+    # -- observation and intervention ----------------------------------------------------------------------------------
 
     def count(self, state: str) -> int:
         return self.ledger._ledger.counts()[state]
@@ -410,14 +410,14 @@ class World:
         return pid
 
     async def kill(self, name: str) -> int:
-        """SIGKILL; returns the id of the process that was."""
+        """SIGKILL; returns the id of the killed process."""
         pid = await self.pid(name)
         os.kill(pid, signal.SIGKILL)
         return pid
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process is there that is more than an entry for its parent to read."""
+    """Whether a process exists and is more than an entry for its parent to read."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

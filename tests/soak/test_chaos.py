@@ -34,14 +34,14 @@ def test_two_hundred_faults_lose_nothing_and_double_nothing(tmp_path: Path, targ
 
 
 @pytest.mark.timeout(2400)
-def test_the_real_engines_survive_twenty_faults_and_learn_as_much(nursery: Any, tmp_path: Path):
+def test_the_real_engines_survive_twenty_faults_and_learn_equally_well(nursery: Any, tmp_path: Path):
     found = chaos(tmp_path, "--engines", "real", "--kills", "20", "--undisturbed", "3")
-    assert found["complaints"] == []  # an adherence that is not to be expected is one
+    assert found["complaints"] == []  # an unexpected adherence is one
     assert len(found["expected"]) == 2
 
 
 @pytest.mark.timeout(2400)
-def test_half_an_hour_of_faults_leaves_memory_files_and_threads_as_they_were(tmp_path: Path):
+def test_half_an_hour_of_faults_leaves_memory_files_and_threads_unchanged(tmp_path: Path):
     found = chaos(tmp_path, "--soak", "1800")
     assert found["complaints"] == []
     soak = found["soak"]

@@ -1,6 +1,6 @@
 """Roles of a run whose workers are stand-ins: `train(roles={"rollout": StandinRollout(spawner), ...})`.
 
-Names, guards and replacement are those of real workers; only what runs in the process is another.
+Names, guards and replacement are those of real workers; only the code in the process differs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cluster.pools.learner import LearnerRole
 from cluster.pools.rollout import RolloutRole
 
 Spawner = Callable[[PoolSpec, str, PoolContext], Spawn]
-"""What makes the process of one worker, given its pool and name."""
+"""Makes the process of one worker, given its pool and name."""
 
 
 class StandinRollout(RolloutRole):

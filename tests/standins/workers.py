@@ -1,7 +1,7 @@
 """Timed stand-ins for the three lanes: real Ray actors with configured durations.
 
-They keep the properties of the real ones on which recovery relies: the same draw gives the same group, and the
-learner's weights are a digest of every batch it was trained on, so a lost, duplicated or changed group is detected.
+They keep the properties of the real ones that recovery relies on: the same draw gives the same group, and the learner's
+weights are a digest of every batch it was trained on, so a lost, duplicated or changed group is detected.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def batch_digest(before: str, payloads: Sequence[Any]) -> str:
 
 
 def make_weights(version: int, digest: str = "") -> Weights:
-    """A version identified by its name alone."""
+    """A version identified only by its name."""
     return Weights(
         version=version,
         payload=np.zeros(1024, np.uint8),

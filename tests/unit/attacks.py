@@ -1,4 +1,4 @@
-"""Texts that a model, a file or a machine may send to take over whatever shows them."""
+"""Texts with which a model, a file or a machine may try to take over the program that displays them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORDER = (
     "\u202etxt.exe",  # right to left
     "\u2066a\u2069\u2067b\u2069",
     "a\u200bb\u200d\ufeff",
-    "\U000e0041\U000e0042",  # tags: letters that nobody sees
+    "\U000e0041\U000e0042",  # tags: invisible letters
     "a\u2028b\u2029c\x85d",
 )
 MARKUP = (

@@ -125,7 +125,7 @@ def _finished(
     text: bool = True,
     normalized: bool = False,
 ) -> Any:
-    """normalized: added tokens are looked for in what the normaliser makes of a text."""
+    """normalized: added tokens are searched for in the normalised text."""
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""What several files of unit tests share."""
+"""Fixtures that several files of unit tests share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def script() -> Callable[[str], ModuleType]:
 
 @pytest.fixture
 def lost_errors() -> Any:
-    """What the event loop complains about while a test runs: exceptions that nobody retrieved."""
+    """Complaints of the event loop during a test: exceptions that were never retrieved."""
     found: list[Any] = []
 
     def watch() -> list[Any]:
@@ -49,7 +49,7 @@ def lost_errors() -> Any:
 
 @pytest.fixture(autouse=True)
 def _import_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What commands set for the processes that they start is put back."""
+    """Restores the variables that commands set for their child processes."""
     for name in ("PYTHONSAFEPATH", "PYTHONPATH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
 

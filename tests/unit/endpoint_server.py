@@ -120,7 +120,7 @@ class EndpointServer:
 
 
 async def _end(reader: asyncio.StreamReader) -> None:
-    while not reader.at_eof():  # noqa: ASYNC110  (nothing tells of the end without reading)
+    while not reader.at_eof():  # noqa: ASYNC110  (only reading reveals the end)
         await asyncio.sleep(0.005)
 
 
@@ -178,7 +178,7 @@ def answer(
 
 
 async def never(_: Seen, __: Write) -> bool:
-    """Accepts and says nothing."""
+    """Accepts connections and sends nothing."""
     await asyncio.sleep(3600)
     return False
 

@@ -1,4 +1,4 @@
-"""Small honest fakes: they do what the real lanes promise, at once and without a model."""
+"""Small honest fakes: they keep the contracts of the real lanes, at once and without a model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make_weights(version: int) -> Weights:
 
 @dataclass
 class FakeRollout:
-    """Writes at once, or after `delay_s`; `engine_version` is what its tokens are stamped with."""
+    """Generates at once, or after `delay_s`; `engine_version` is the version of its tokens."""
 
     name: str = "rollout-0"
     groups_at_once: int = 64

@@ -1,4 +1,4 @@
-"""Valid files, spoilt in every way that disks, editors, scripts and people spoil them. Seeded: a find comes again."""
+"""Valid files, corrupted in every way that disks, editors, scripts and users do it. Seeded, so a find is repeatable."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def spoil_yaml(rng: random.Random, data: bytes) -> bytes:
 
 
 def spoilt(rng: random.Random, data: bytes, own: Spoil | None) -> bytes:
-    """The file, spoilt once or a few times; `own` knows the format, and only what is whole can be spoilt by it."""
+    """The file, corrupted once or a few times; `own` knows the format, and can only corrupt a whole file."""
     first = own if own is not None and rng.random() < 0.6 else rng.choice(BYTES)
     data = first(rng, data)
     while rng.random() < 0.3:

@@ -1,4 +1,4 @@
-"""Questions, answers, and judges that are slow, remember what they were asked, and fail when told to."""
+"""Questions, answers, and judges that are slow, record their questions, and fail on request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def answer_to(asked: Question) -> Answer:
 
 @dataclass
 class SlowJudge:
-    """Answers after `delay_s`, remembers every batch; `fail` says which batches raise what."""
+    """Answers after `delay_s`, records every batch; `fail` chooses the batches that raise."""
 
     delay_s: float = 0.0
     fail: Callable[[int], BaseException | None] = lambda _: None

@@ -82,7 +82,7 @@ def make_group(
     version: int = 0,
     finish: Sequence[FinishReason] | None = None,
 ) -> TrainingGroup:
-    """A labelled group; without `logprobs` the engine is said to have been uniform, without `finish` all were cut."""
+    """A labelled group; without `logprobs` the engine counts as uniform, without `finish` all answers as cut."""
     rollouts = []
     for i, answer in enumerate(answers):
         mu = [-float(np.log(VOCABULARY))] * len(answer) if logprobs is None else logprobs[i]

@@ -1,4 +1,4 @@
-"""Run files and what they name, built in no time: directories that look like models, prompts, a constitution."""
+"""Run files and the files that they name, built quickly: directories that look like models, prompts, a constitution."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
 
 
 def make_model(path: Path, *, words: str = WORDS) -> Path:
-    """A directory that passes for a model until somebody loads it."""
+    """A directory that passes for a model until it is loaded."""
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -79,7 +79,7 @@ def tensors_of(config: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]
 
 
 def write_weights(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], *, mark: str = "") -> None:
-    """A safetensors file of repeated bytes. mark: what tells its weights from those of another."""
+    """A safetensors file of repeated bytes. mark: distinguishes its weights from those of another."""
     header: dict[str, Any] = {}
     place = 0
     for name, (dtype, shape) in tensors.items():

@@ -28,7 +28,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pause(seconds: float) -> None:
-    """What SIGSTOP does to a process, seen from within: no code runs, and the clocks do."""
+    """The effect of SIGSTOP on a process, seen from within: no code runs, and the clocks advance."""
     time.sleep(seconds)
 
 
@@ -45,7 +45,7 @@ async def test_the_clock_stands_still_while_the_process_does(quick: None):
     assert 0.2 < clock.away_s < 0.4
 
 
-async def test_a_wait_that_the_process_slept_through_begins_again(quick: None):
+async def test_a_wait_interrupted_by_a_process_pause_restarts(quick: None):
     clock = Clock()
     clock.now()
     answer = asyncio.get_running_loop().create_future()
@@ -74,7 +74,7 @@ class Stops:
         return self.time
 
     async def wait(self, futures: Any, *, timeout: float, **named: Any) -> Any:  # noqa: ASYNC109
-        """What asyncio.wait does with ticks in between, when nothing is ever done."""
+        """The behaviour of asyncio.wait with ticks in between, when nothing is ever done."""
         assert self.ran < 10_000, "it never ends"
         end = self.time + timeout
         while True:
@@ -91,7 +91,7 @@ class Stops:
 
 
 @pytest.mark.parametrize(("away", "every", "timeout_s"), [(6, 26, 30), (4, 5, 10), (3600, 3700, 300), (10, 30, 20)])
-async def test_a_wait_of_a_process_that_is_away_again_and_again_ends(
+async def test_a_wait_in_a_repeatedly_paused_process_ends(
     away: float, every: float, timeout_s: float, monkeypatch: pytest.MonkeyPatch
 ):
     stops = Stops(away=away, every=every, monkeypatch=monkeypatch)
@@ -101,7 +101,7 @@ async def test_a_wait_of_a_process_that_is_away_again_and_again_ends(
     assert stops.ran <= 2 * timeout_s + 2 * LONGEST_S
 
 
-async def test_a_worker_that_stands_still_is_found_by_a_process_that_is_away_again_and_again(
+async def test_a_stuck_worker_is_detected_by_a_repeatedly_paused_process(
     monkeypatch: pytest.MonkeyPatch,
 ):
     stops = Stops(away=6, every=26, monkeypatch=monkeypatch)
@@ -109,7 +109,7 @@ async def test_a_worker_that_stands_still_is_found_by_a_process_that_is_away_aga
     clock.now()
     await stops.wait((), timeout=1000)
     assert clock.since_return() < 30
-    assert 380 < clock.charged(1000) < 460  # half of the 770 s and of what is counted of each absence
+    assert 380 < clock.charged(1000) < 460  # half of the 770 s and of the time counted per absence
     assert clock.charged(5) == 5
     assert 10 < clock.charged(60) < 30
 
@@ -142,7 +142,7 @@ async def test_a_pause_of_the_driver_is_not_blamed_on_a_worker_that_answers(quic
     process.heartbeat = slow_beat  # type: ignore[method-assign]
     guard = Guard(process, QUICK, emit=lambda name, **fields: events.append(name))
     guard.start()
-    await asyncio.sleep(0.02)  # the beat is asked for, and not answered yet
+    await asyncio.sleep(0.02)  # the heartbeat is requested, and not answered yet
     for _ in range(3):
         pause(0.2)
         await asyncio.sleep(0.02)
@@ -155,7 +155,7 @@ async def test_a_pause_of_the_driver_is_not_blamed_on_a_worker_that_answers(quic
     await guard.close()
 
 
-async def test_what_a_worker_counts_as_standing_still_begins_when_the_driver_is_back(quick: None):
+async def test_a_workers_idle_time_counts_from_the_drivers_return(quick: None):
     events: list[str] = []
     process = Process(stalled_s=3600.0)
     clock = Clock()

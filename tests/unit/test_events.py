@@ -122,11 +122,11 @@ def test_optional_fields_are_fields():
     assert [kind.name for kind in EVENTS.values() if not kind.optional <= kind.fields.keys()] == []
 
 
-def test_every_warning_and_every_fault_is_shown_to_the_person_who_watches():
+def test_every_warning_and_every_fault_is_shown_to_the_user():
     assert [kind.name for kind in EVENTS.values() if kind.severity is not Severity.INFO and not kind.is_shown] == []
 
 
-def test_the_summary_counts_every_fault_and_what_recovers_from_one():
+def test_the_summary_counts_every_fault_and_every_recovery():
     totals = RunTotals(staleness_bound=1, total_steps=1)
     for name in EVENTS:
         totals.fault(name, {})

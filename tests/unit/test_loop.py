@@ -103,7 +103,7 @@ async def test_an_engine_that_keeps_old_weights_stops_the_run():
         await run(lanes)
 
 
-async def test_stop_ends_after_the_step_in_hand_and_what_was_generated_was_seen():
+async def test_stop_ends_after_the_current_step_and_generated_groups_were_observed():
     stop = asyncio.Event()
     learner = FakeLearner(delay_s=0.005)
     lanes, witness = make_lanes(steps=1000, learner=learner)

@@ -43,7 +43,7 @@ def run_virtual(main: Callable[[Clock], Awaitable[T]]) -> tuple[T, float, set[st
     async def inside() -> tuple[T, float, set[str]]:
         loop = asyncio.get_running_loop()
         result = await main(Clock(loop.time, lambda: EPOCH + loop.time(), ticks=False))
-        for _ in range(3):  # what was cancelled at last ends
+        for _ in range(3):  # until cancelled tasks have ended
             await asyncio.sleep(0)
         return result, loop.time(), {task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()}}
 

@@ -1,8 +1,8 @@
-"""Run the matrix and write what it measured.
+"""Run the matrix and write its measurements.
 
 python -m tests.e2e.models --write docs/models.md --json runs/models.json
 
-A run that was broken off goes on from the numbers that it wrote.
+An interrupted run continues from the numbers that it wrote.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.e2e.models.subject import Subject
 
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
-    """A cell for each stage: a value and whether it holds, or the reason of a refusal that came as expected."""
+    """A cell for each stage: a value and whether it holds, or the reason of an expected refusal."""
     subject, cells = Subject(name, folder), {}
     try:
         for stage in STAGES:

@@ -1,4 +1,4 @@
-"""`docs/models.md`, from what the matrix measured."""
+"""Writes `docs/models.md` from the measurements of the matrix."""
 
 from __future__ import annotations
 

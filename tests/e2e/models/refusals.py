@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tests.architectures import ARCHITECTURES
 
 MATRIX = tuple(name for name in ARCHITECTURES if name != "llama4")
-"""vLLM reads Llama 4 in its multimodal form alone; the learner's own tests have its chunked attention."""
+"""vLLM reads Llama 4 only in its multimodal form; the learner's own tests cover its chunked attention."""
 POLICY = r"(sampled|published|saved)\w*"
 
 
@@ -20,7 +20,7 @@ class Refusal:
     words: str
     """Pattern of the error's message."""
     reason: str
-    """As the page says it."""
+    """The text on the page."""
 
 
 REFUSALS = (

@@ -1,4 +1,4 @@
-"""What every architecture goes through, and how exact it must be. One number comes out of each stage."""
+"""The stages for every architecture, and the required accuracy. Each stage returns one number."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Stage:
 
     name: str
     title: str
-    """What the column says."""
+    """The title of the column."""
     bound: float
-    """The number must not exceed it."""
+    """The upper bound of the number."""
     measure: Callable[[Subject], float]
 
 
@@ -96,7 +96,7 @@ def engine_against_learner(backend: str) -> Callable[[Subject], float]:
 
 
 def published(backend: str, lora: LoraConfig | None) -> Callable[[Subject], float]:
-    """The same after a training step: its weights were published, attested as a run does it, and sampled from."""
+    """The same after a training step: its weights were published, attested as in a run, and sampled from."""
 
     def measure(subject: Subject) -> float:
         learner = _learner(subject, 0.7, lora=lora, advantages="gae" if lora is None else "group")
@@ -117,7 +117,7 @@ def published(backend: str, lora: LoraConfig | None) -> Callable[[Subject], floa
 
 
 def saved(backend: str, read: Reader) -> Callable[[Subject], float]:
-    """A trained policy, saved and read by the library alone, without Solon: same token ids, log-probs of the engine."""
+    """A trained policy, saved and read by the library without Solon: same token ids, log-probs of the engine."""
 
     def measure(subject: Subject) -> float:
         from transformers import AutoTokenizer
@@ -130,7 +130,7 @@ def saved(backend: str, read: Reader) -> Callable[[Subject], float]:
         _, weights = learner.step(0, answered_groups(engine, subject.requests(0.7)))
         engine.load_weights(weights)
         expected = engine.sequence_logprobs(subject.sequences)
-        subject.close()  # vLLM's own end takes along what other engines of its process compute with
+        subject.close()  # vLLM's shutdown also removes state that other engines of its process use
         with tempfile.TemporaryDirectory() as folder:
             learner.save(folder)
             tokenizer, logprobs = read(Path(folder) / "policy", subject.sequences)
@@ -165,7 +165,7 @@ def _stock_vllm(path: Path, sequences: list[tuple[int, ...]]) -> tuple[Any, list
     prepare_process(EngineConfig(model=str(path)))
     from vllm import LLM, SamplingParams
 
-    # Once it has built a model, it would leave Transformers' classes to nobody else in this process.
+    # Once it has built a model, no one else in this process could use Transformers' classes.
     with classes_left_alone():
         llm = LLM(str(path), dtype="float32", max_model_len=LENGTH, enforce_eager=True, kv_cache_memory_bytes=1 << 25)
     try:

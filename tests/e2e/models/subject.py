@@ -1,4 +1,4 @@
-"""A tiny random model of one architecture, and what it is asked: prompts, answers, log-probs.
+"""A tiny random model of one architecture, and its inputs and outputs: prompts, answers, log-probs.
 
 N: response tokens of a batch; T: token positions.
 """
@@ -36,7 +36,7 @@ SERVED = {
 SHAPES = ((3, 4), (WINDOW - 1, 2), (5 * WINDOW, 3), (2, 1), (4 * WINDOW, 1))
 """(prompt tokens, answers): shared and alone, shorter and longer than the window."""
 ANSWER = 3 * WINDOW
-"""Tokens of an answer at most: those to short prompts pass the window while they are written."""
+"""The longest answer in tokens: answers to short prompts pass the window during decoding."""
 
 
 class Subject:
@@ -62,7 +62,7 @@ class Subject:
         make_tokenizer([f"w{i}" for i in range(VOCABULARY - 6)]).save_pretrained(self.path)
 
     def engine(self, backend: str) -> Engine:
-        """Built when it is first asked for. A stage that gives it other weights begins with its own."""
+        """Built on first use. A stage that changes its weights begins with its own."""
         if backend not in self._engines:
             self._engines[backend] = self.engine_of(self.path, backend)
         return self._engines[backend]
@@ -119,7 +119,7 @@ def answers(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
 
 
 def answered_groups(engine: Engine, requests: Sequence[Request]) -> list[TrainingGroup]:
-    """The engine's answers as a learner gets them, the later ones of a group with the larger reward."""
+    """The engine's answers as a learner receives them, the later ones of a group with the larger reward."""
     groups: dict[int, list[tuple[Request, Completion]]] = {}
     for request, completion in zip(requests, answers(engine, requests), strict=True):
         groups.setdefault(int(request.request_id.split("-")[0]), []).append((request, completion))

@@ -29,7 +29,7 @@ def ended(folder: Path, code: str, *, faults: list[str], summary: dict[str, Any]
     return Driver(process, log=log, begins_at=0, started=0.0, faults=faults)
 
 
-def test_an_end_with_a_cause_and_the_command_that_resumes_it_draws_no_complaint(tmp_path: Path):
+def test_an_end_with_a_cause_and_a_resume_command_draws_no_complaint(tmp_path: Path):
     driver = ended(tmp_path, f"print({RESUME!r}); exit(1)", faults=["kill raylet"], summary=FAILED)
     assert driver.complaints(tmp_path, names_command=True) == ([], "RunFailedError")
 
@@ -46,7 +46,7 @@ def test_an_end_with_a_cause_and_the_command_that_resumes_it_draws_no_complaint(
         (f"import os; os.kill(os.getpid(), {signal.SIGTERM})", ["kill judge"], None, "no one asked it to"),
     ],
 )
-def test_an_end_that_tells_too_little_is_a_complaint(
+def test_an_end_without_cause_or_resume_command_is_a_complaint(
     tmp_path: Path, code: str, faults: list[str], summary: dict[str, Any] | None, said: str
 ):
     complaints, _ = ended(tmp_path, code, faults=faults, summary=summary).complaints(tmp_path, names_command=True)
@@ -54,7 +54,7 @@ def test_an_end_that_tells_too_little_is_a_complaint(
     assert said in complaints[0]
 
 
-def test_a_killed_driver_owes_no_summary_and_an_old_summary_is_not_its_own(tmp_path: Path):
+def test_a_killed_driver_needs_no_summary_and_an_older_summary_does_not_count_as_its_own(tmp_path: Path):
     driver = ended(tmp_path, f"import os; os.kill(os.getpid(), {signal.SIGKILL})", faults=["kill driver"])
     assert driver.complaints(tmp_path, names_command=True) == ([], "")
     driver = ended(tmp_path, "exit(1)", faults=["kill raylet"], summary=FAILED)

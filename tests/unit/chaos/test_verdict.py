@@ -49,17 +49,17 @@ def test_a_run_that_kept_its_promises_draws_no_complaint(tmp_path: Path):
     ("batches", "said"),
     [([[0, 2], [1, 2]], "counted twice: [2]"), ([[0, 2], [1, 4]], "lost: [3]"), ([[0, 1]], "lost: [2, 3]")],
 )
-def test_what_was_lost_or_counted_twice_is_found(tmp_path: Path, batches: list[list[int]], said: str):
+def test_lost_and_double_counted_groups_are_found(tmp_path: Path, batches: list[list[int]], said: str):
     assert any(said in complaint for complaint in complaints(run_of(tmp_path, batches), steps=2, batch=2))
 
 
-def test_a_dropped_group_is_no_loss_but_is_told(tmp_path: Path):
+def test_a_dropped_group_is_no_loss_but_is_reported(tmp_path: Path):
     events = [{"time": 1.0, "event": "group_dropped", "ordinal": 3, "reason": "poison"}]
     found = complaints(run_of(tmp_path, [[0, 2], [1]], events=events), steps=2, batch=2)
     assert found == ["not trained: [3], dropped: {3: 'poison'}"]
 
 
-def test_what_no_judge_can_label_is_dropped_and_never_trained(tmp_path: Path):
+def test_groups_that_no_judge_can_label_are_dropped_and_never_trained(tmp_path: Path):
     events = [{"time": 1.0, "event": "group_dropped", "ordinal": 3, "reason": "no verdict"}]
     path = run_of(tmp_path, [[0, 2], [1]], events=events)
     found = complaints(path, steps=1, batch=3, is_spoilt=lambda ordinal: ordinal == 3)
@@ -69,14 +69,14 @@ def test_what_no_judge_can_label_is_dropped_and_never_trained(tmp_path: Path):
 
 
 @pytest.mark.parametrize("table", ["rollouts", "labels"])
-def test_what_was_trained_must_be_on_disk(tmp_path: Path, table: str):
+def test_every_trained_rollout_must_be_on_disk(tmp_path: Path, table: str):
     path = run_of(tmp_path, [[0, 2], [1, 3]])
     for part in (path / table).iterdir():
         part.unlink()
     assert complaints(path, steps=2, batch=2) == [f"trained without a trace in {table}: [0, 1, 2, 3]"]
 
 
-def test_rows_that_went_with_their_machine_are_told_and_no_complaint(tmp_path: Path):
+def test_rows_lost_with_their_machine_are_reported_and_no_complaint(tmp_path: Path):
     lost = [{"time": 1.0, "event": "rows_lost", "table": "labels", "ordinal": n, "attempt": 0} for n in range(4)]
     path = run_of(tmp_path, [[0, 2], [1, 3]], events=lost)
     for part in (path / "labels").iterdir():
@@ -94,7 +94,7 @@ def test_versions_are_attested_once_and_in_order_and_again_after_a_resume():
     assert version_complaints(published[:2], steps=3) == ["the last version published is 2 of 3"]
 
 
-def test_the_digest_tells_batches_apart_and_not_their_inner_order():
+def test_the_digest_depends_on_the_batch_and_not_on_the_order_within_it():
     prompts = prompts_of(10)
     assert expected_digest({0: [0, 1], 1: [2, 3]}, prompts, seed=0) == expected_digest(
         {0: [1, 0], 1: [3, 2]}, prompts, seed=0

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, whatever moment a process dies in."""
+"""Checkpoints: whole or absent, at whichever moment a process dies."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_held_groups_and_their_labels_come_back_to_the_bit(tmp_path: Path):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("step", [3, 6], ids=["the same step again", "the next step"])
-def test_whatever_stage_a_process_dies_in_there_is_a_whole_checkpoint(tmp_path: Path, stage: str, step: int):
+def test_a_whole_checkpoint_exists_whichever_stage_the_process_dies_in(tmp_path: Path, stage: str, step: int):
     write(CheckpointFolder(tmp_path, keep=1), 3, text="first")
     dying = CheckpointFolder(tmp_path, keep=1)
 
@@ -98,7 +98,7 @@ def test_whatever_stage_a_process_dies_in_there_is_a_whole_checkpoint(tmp_path: 
     assert found is not None
     text = (found.path / "policy" / "model.safetensors").read_text()
     assert (found.step, text) in {(3, "first"), (step, "second")}
-    # What was left behind is no obstacle for the next one, and does not stay.
+    # Leftovers do not obstruct the next one, and do not stay.
     write(CheckpointFolder(tmp_path, keep=1), 9, text="third")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step-000009"]
 
@@ -112,7 +112,7 @@ def test_whatever_stage_a_process_dies_in_there_is_a_whole_checkpoint(tmp_path: 
         (lambda p: (p / "manifest.json").unlink(), "no usable manifest.json"),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(tmp_path: Path, damage: Any, message: str):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(tmp_path: Path, damage: Any, message: str):
     folder = CheckpointFolder(tmp_path)
     write(folder, 3)
     damage(write(folder, 6))
@@ -145,7 +145,7 @@ def test_a_ledger_that_does_not_add_up_is_refused(tmp_path: Path):
         read_checkpoint(path)
 
 
-def test_the_oldest_go_first_and_those_that_are_spared_stay(tmp_path: Path):
+def test_the_oldest_checkpoints_are_retired_first_and_spared_ones_stay(tmp_path: Path):
     folder = CheckpointFolder(tmp_path, keep=2)
     for step in (2, 4, 6, 8):
         write(folder, step, spared=[2])
@@ -155,7 +155,7 @@ def test_the_oldest_go_first_and_those_that_are_spared_stay(tmp_path: Path):
     assert everything.steps() == [2, 6, 8, 10]
 
 
-def test_a_learner_that_saved_nothing_where_it_was_told_is_an_error(tmp_path: Path):
+def test_a_learner_that_saves_nothing_in_the_given_folder_is_an_error(tmp_path: Path):
     folder = CheckpointFolder(tmp_path)
     with pytest.raises(RunFailedError, match=r"saved nothing .* shared file system"):
         folder.finish(folder.begin(3), step=3, config_hash="", ledger=make_cut(), held=(), run={})
@@ -189,7 +189,7 @@ def test_a_damaged_newest_checkpoint_is_fetched_again(tmp_path: Path):
     assert sorted(p.name for p in folder.path.iterdir()) == ["LATEST", "step-000003", "step-000006"]
 
 
-def test_the_store_is_searched_for_the_last_checkpoint_that_is_whole(tmp_path: Path):
+def test_the_store_is_searched_for_the_last_whole_checkpoint(tmp_path: Path):
     ours, store = CheckpointFolder(tmp_path / "here", keep=0), tmp_path / "store"
     for step in (2, 4, 6, 8):
         upload(write(ours, step), store.as_uri())
@@ -211,13 +211,13 @@ def test_a_checkpoint_in_the_store_that_is_younger_than_its_latest_is_of_another
     assert download(store.as_uri(), CheckpointFolder(tmp_path / "there")) == "step-000004"
 
 
-def test_a_run_directory_that_is_gone_is_not_made_again_for_a_checkpoint(tmp_path: Path):
+def test_a_removed_run_directory_is_not_created_again_for_a_checkpoint(tmp_path: Path):
     with pytest.raises(RunFailedError, match="is gone: it was removed or moved"):
         CheckpointFolder(tmp_path / "run" / "checkpoints").begin(3)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_upload_that_broke_off_is_not_taken_for_a_checkpoint(tmp_path: Path):
+def test_an_interrupted_upload_is_not_used_as_a_checkpoint(tmp_path: Path):
     ours = CheckpointFolder(tmp_path / "here")
     store = tmp_path / "store"
     upload(write(ours, 3), store.as_uri())
@@ -226,7 +226,7 @@ def test_an_upload_that_broke_off_is_not_taken_for_a_checkpoint(tmp_path: Path):
     assert download(store.as_uri(), CheckpointFolder(tmp_path / "there")) == "step-000003"
 
 
-def test_a_store_that_fails_says_so_without_repeating_its_address(tmp_path: Path):
+def test_a_failing_store_is_reported_without_its_address(tmp_path: Path):
     path = write(CheckpointFolder(tmp_path / "here"), 3)
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -1,4 +1,4 @@
-"""What a command writes to: a reader that leaves, a full device, a closed descriptor, an encoding without letters."""
+"""Destinations of output: a reader that leaves, a full device, a closed descriptor, an encoding without letters."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_in_shell(folder: Path, redirection: str, **variables: str) -> subprocess
     "redirection",
     ["| head -c 1", "2>&1 | head -c 1", ">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-", "| true", "2>/dev/full"],
 )
-def test_a_command_does_its_work_whoever_reads(tmp_path: Path, redirection: str):
+def test_a_command_completes_although_no_one_reads_its_output(tmp_path: Path, redirection: str):
     done = run_in_shell(tmp_path, redirection)
     assert (tmp_path / "done").exists(), done.stderr[-2000:]
     if redirection != "2>/dev/full":
@@ -49,7 +49,7 @@ def test_a_command_does_its_work_whoever_reads(tmp_path: Path, redirection: str)
     assert b"Traceback" not in done.stderr
 
 
-def test_output_that_a_full_disk_does_not_take_is_a_failure_at_the_end(tmp_path: Path):
+def test_output_refused_by_a_full_disk_is_a_failure_at_the_end(tmp_path: Path):
     done = run_in_shell(tmp_path, ">/dev/full")
     assert (tmp_path / "done").exists()
     assert done.returncode == 1
@@ -60,7 +60,7 @@ def test_output_that_a_full_disk_does_not_take_is_a_failure_at_the_end(tmp_path:
     "variables",
     [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "POSIX"}, {"LC_ALL": "xx_YY"}],
 )
-def test_what_an_encoding_lacks_is_replaced(tmp_path: Path, variables: dict[str, str]):
+def test_characters_that_the_encoding_lacks_are_replaced(tmp_path: Path, variables: dict[str, str]):
     done = run_in_shell(tmp_path, "", **variables)
     assert done.returncode == 0, done.stderr[-2000:]
     expected: Sequence[bytes] = [b"? said", "\u2581 said".encode()]

@@ -1,4 +1,4 @@
-"""What a person sees: every stage of a run, in a terminal and in a pipe, whatever the texts are."""
+"""The view: every stage of a run, in a terminal and in a pipe, for any texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from solon.telemetry.overlap import LANES
 from solon.telemetry.totals import RunTotals
 
 EVIL = "[red]evil[/red] [/] :boom: \x1b[2J\x1b]0;title\x07\r\x9b31m \u202egnp"
-# What rich itself sends: colours, cursor and line movement, hiding the cursor. Nothing else may come.
+# rich's own escape codes: colours, cursor and line movement, hiding the cursor. No others may appear.
 RICH_CODES = re.compile(r"\x1b\[[0-9;]*[mAK]|\x1b\[\?25[lh]|\r")
 
 
@@ -47,7 +47,7 @@ def assert_harmless(text: str) -> None:
 
 @dataclass
 class Cluster:
-    """What `cluster.launch.ClusterInfo` says, without Ray."""
+    """The contents of `cluster.launch.ClusterInfo`, without Ray."""
 
     address: str
     dashboard_url: str
@@ -141,7 +141,7 @@ async def test_no_text_of_models_or_files_reaches_the_terminal_as_markup_or_cont
     assert ":boom:" in text
 
 
-def test_of_relative_rewards_the_spread_is_shown_and_not_their_mean_of_nothing():
+def test_relative_rewards_are_shown_by_their_spread_and_not_by_their_mean():
     totals = make_tally([0.0, 0.0])
     totals.is_relative, totals.spreads = True, [1.25, 0.75]
     assert "spread 0.750" in step_line(totals)
@@ -153,7 +153,7 @@ def test_of_relative_rewards_the_spread_is_shown_and_not_their_mean_of_nothing()
     assert "held-out scores above" in scored
 
 
-async def test_a_ledger_that_is_gone_does_not_end_the_view():
+async def test_a_closed_ledger_does_not_end_the_view():
     console = make_console(terminal=True)
     await show_all(LiveView(console), make_tally([0.5]), FakeLedger(ConnectionError("gone")))
     assert "completed after 1 steps" in shown(console)
@@ -166,7 +166,7 @@ async def test_a_run_that_failed_before_training_is_shown():
         view.ended(make_summary(totals) | {"status": "failed"}, Path("runs/x"))
 
 
-def test_the_picture_has_three_lanes_and_what_waits_between_them():
+def test_the_live_display_has_three_lanes_and_the_queues_between_them():
     console = make_console(terminal=False)
     console.print(picture(make_tally([0.1, 0.4]), {"generating": 3, "judging": 2, "ready": 1}))
     text = shown(console)
@@ -177,7 +177,7 @@ def test_the_picture_has_three_lanes_and_what_waits_between_them():
     assert "about" in text
 
 
-def test_the_picture_before_the_first_step_waits():
+def test_the_live_display_waits_before_the_first_step():
     console = make_console(terminal=False)
     console.print(picture(RunTotals(staleness_bound=4, total_steps=3), {}))
     assert "waiting for the first batch" in shown(console)
@@ -233,7 +233,7 @@ def still_tally(moved: list[bool]) -> RunTotals:
     return totals
 
 
-def test_a_step_that_moved_nothing_is_warned_of_with_cause_and_remedy_and_not_at_every_step():
+def test_a_step_that_moved_nothing_causes_a_warning_with_remedy_but_not_at_every_step():
     console = make_console(terminal=False)
     view, totals = PlainView(console), still_tally([])
     view.training(totals, cast(Any, FakeLedger()))
@@ -260,7 +260,7 @@ def test_the_last_lines_say_how_many_steps_moved_the_policy_and_what_went_wrong(
     assert "which moved" not in without_scores(still_tally([True]))
 
 
-def test_an_event_that_comes_again_and_again_is_told_with_its_count_and_the_rest_at_the_end():
+def test_a_repeated_event_is_shown_with_its_count_and_the_remaining_counts_at_the_end():
     console = make_console(terminal=False)
     view, totals = PlainView(console), make_tally([0.1])
     view.training(totals, cast(Any, FakeLedger()))
@@ -275,7 +275,7 @@ def test_an_event_that_comes_again_and_again_is_told_with_its_count_and_the_rest
     ]  # fmt: skip
 
 
-def test_groups_dropped_for_one_reason_are_told_of_with_a_remedy_and_not_one_by_one():
+def test_groups_dropped_for_one_reason_are_reported_together_with_a_remedy():
     console = make_console(terminal=False)
     view, totals = PlainView(console), make_tally([0.1])
     view.training(totals, cast(Any, FakeLedger()))

@@ -83,7 +83,7 @@ def test_a_good_file_loads(tmp_path: Path):
     assert constitution.principles[1].weight == 0.5
 
 
-def test_the_nursery_constitution_that_ships_loads():
+def test_the_shipped_nursery_constitution_loads():
     path = Path(__file__).parents[3] / "nursery" / "constitution.yaml"
     assert Constitution.load(path).for_task("pointwise")
 
@@ -134,7 +134,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, change: tuple[str, st
     assert [word for word in words if word not in message] == []
 
 
-def test_mistakes_are_told_in_plain_words(tmp_path: Path):
+def test_mistakes_are_explained_in_plain_words(tmp_path: Path):
     path = tmp_path / "c.yaml"
     path.write_text(
         "id: x\nversion: 1\nprinciples:\n  - {id: Big One, pointwise_question: 3}\n  - {id: b, weigth: 1}\n"
@@ -192,7 +192,7 @@ def test_a_key_written_twice_is_refused_with_its_line(tmp_path: Path):
         "*unknown",
     ],
 )
-def test_what_is_no_constitution_is_refused_in_one_line(tmp_path: Path, text: str | bytes):
+def test_a_file_that_is_no_constitution_is_refused_in_one_line(tmp_path: Path, text: str | bytes):
     assert len(refusal(tmp_path, text)) < 1000 + len(str(tmp_path))
 
 
@@ -333,7 +333,7 @@ def test_a_test_may_hold_a_conversation():
         ("score", [], [("kind", "", "Which mark describes the answer best? 1: rude. 2: cold. 3: kind.", 1)]),
     ],
 )
-def test_what_is_asked_follows_from_the_task_and_the_tags(
+def test_the_questions_follow_from_the_task_and_the_tags(
     task: Task, tags: list[str], expected: list[tuple[str, str, str, int]]
 ):
     asked = full().questions_for(task, make_prompt("hello", *tags))
@@ -407,10 +407,10 @@ def test_another_text_than_the_pinned_one_is_refused_naming_both(tmp_path: Path)
     assert Constitution.load(path).hash in str(caught.value)
 
 
-# -- what is missing for real use ---------------------------------------------------------------------------------
+# -- gaps that matter in real use ---------------------------------------------------------------------------------
 
 
-def test_what_is_missing_for_real_use_is_said(tmp_path: Path):
+def test_gaps_that_matter_in_real_use_are_reported(tmp_path: Path):
     found = load(tmp_path, GOOD).warnings()
     assert found == [
         "no critique_request: kind, brief",
@@ -436,7 +436,7 @@ MARGINS = [Weighed(1.0, 3.0), Weighed(-2.0, 1.0), Weighed(9.0, 1.0, is_hard=True
         ("lexicographic", (3 - 2) / 4, 3.0),
     ],
 )
-def test_margins_are_weighed_as_worked_out_by_hand(method: Any, reward: float, preference: float):
+def test_margins_are_weighted_as_computed_by_hand(method: Any, reward: float, preference: float):
     rule = Aggregation(method=method)
     assert rule.reward(MARGINS, clip=3.0) == pytest.approx(reward)
     assert rule.preference(MARGINS, clip=3.0) == pytest.approx(preference)
@@ -463,7 +463,7 @@ def test_no_gain_elsewhere_makes_up_for_a_broken_hard_principle(broken: list[Wei
     assert -6 - 1e-9 <= rule.reward(broken, clip=3.0) < rule.reward(whole, clip=3.0) <= 3 + 1e-9
 
 
-# -- which principles are asked about -----------------------------------------------------------------------------
+# -- the principles that apply -------------------------------------------------------------------------------------
 
 IDS = ["a", "b", "c", "d", "e"]
 
@@ -563,7 +563,7 @@ def test_arbitrary_bytes_are_refused_and_never_crash(folder: Path, data: bytes):
     st.dictionaries(st.sampled_from(["id", "version", "preamble", "principles", "schema", "x"]), yaml_values),
     st.dictionaries(st.sampled_from(["id", "weight", "kind", "applies_if", "pointwise_question"]), yaml_values),
 )
-def test_any_values_in_a_constitution_are_taken_or_refused(
+def test_any_values_in_a_constitution_are_accepted_or_refused(
     folder: Path, top: dict[str, Any], principle: dict[str, Any]
 ):
     good = yaml.safe_load(GOOD)
@@ -589,7 +589,7 @@ def sections(good: Any) -> st.SearchStrategy[Any]:
 
 @settings(max_examples=40, deadline=None)
 @given(sections(DOCUMENT))
-def test_any_part_of_a_constitution_may_be_anything_and_is_taken_or_refused(document: dict[str, Any]):
+def test_any_part_of_a_constitution_is_accepted_or_refused(document: dict[str, Any]):
     with contextlib.suppress(InputError):
         constitution = Constitution.parse(yaml.safe_dump(document))
         assert len(constitution.hash) == 64
@@ -602,7 +602,7 @@ def test_any_part_of_a_constitution_may_be_anything_and_is_taken_or_refused(docu
 
 @settings(max_examples=80, deadline=None)
 @given(st.text(st.sampled_from("ab:-{}[]&*?!|>'\"#\n ,1%@"), max_size=60))
-def test_any_text_is_taken_or_refused(text: str):
+def test_any_text_is_accepted_or_refused(text: str):
     with contextlib.suppress(InputError):
         Constitution.parse(text)
     with contextlib.suppress(InputError):

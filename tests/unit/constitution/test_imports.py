@@ -107,13 +107,13 @@ def test_questions_are_derived_from_the_revision_request_and_marked_so(tmp_path:
     assert any("derived from the revision requests" in warning for warning in imported.warnings)
 
 
-def test_a_principle_that_stands_twice_is_kept_once(tmp_path: Path):
+def test_a_duplicate_principle_is_kept_once(tmp_path: Path):
     imported = read(tmp_path, json.dumps([*HF_ROWS, HF_ROWS[0]]))
     assert [p.revision_request for p in imported.constitution.principles] == [r["revision"] for r in HF_ROWS]
     assert any("1 principle(s) were duplicates" in warning for warning in imported.warnings)
 
 
-def test_what_is_written_loads_as_the_same_constitution(tmp_path: Path):
+def test_a_written_constitution_reads_back_equal(tmp_path: Path):
     imported = read(tmp_path, HF, constitution_id="theirs", kind="helpful")
     path = tmp_path / "out.yaml"
     path.write_text(imported.as_yaml())
@@ -146,7 +146,7 @@ def test_what_is_written_loads_as_the_same_constitution(tmp_path: Path):
         ("9" * 5000, ["constitution"]),
     ],
 )
-def test_what_is_neither_form_is_refused_in_one_line(tmp_path: Path, text: str, words: list[str]):
+def test_a_file_of_neither_form_is_refused_in_one_line(tmp_path: Path, text: str, words: list[str]):
     message = refusal(tmp_path, text)
     assert [word for word in words if word not in message] == []
     assert len(message) < 600 + len(str(tmp_path))
@@ -162,7 +162,7 @@ def test_a_form_that_was_asked_for_must_be_there(tmp_path: Path):
     assert "principle 1 has nothing as `critique_request`, expected a text (langchain form)" in message
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
+def test_a_missing_file_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"gone\.json does not exist"):
         import_constitution(tmp_path / "gone.json")
 
@@ -200,7 +200,7 @@ texts = st.text(min_size=1, max_size=20).filter(str.strip)
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=8), texts, texts), min_size=1, max_size=6))
-def test_whatever_the_texts_are_the_ids_are_unique_and_the_file_loads(folder: Path, rows: list[tuple[str, str, str]]):
+def test_with_any_texts_the_ids_are_unique_and_the_file_loads(folder: Path, rows: list[tuple[str, str, str]]):
     document = [{"name": n, "critique_request": c, "revision_request": r} for n, c, r in rows]
     imported = read(folder, json.dumps(document))
     ids = [p.id for p in imported.constitution.principles]
@@ -219,7 +219,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     return caught.value.code or 0
 
 
-def test_import_writes_a_file_and_never_over_another(
+def test_import_writes_a_file_and_never_overwrites_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     source, out = tmp_path / "theirs.json", tmp_path / "ours.yaml"

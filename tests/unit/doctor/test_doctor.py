@@ -1,4 +1,4 @@
-"""`solon doctor`: how a run stands, from its files alone, whatever state they are in."""
+"""`solon doctor`: the state of a run from its files alone, in any condition of these files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.unit.checkpoints.test_checkpoints import CheckpointFolder, make_cut
 ROOT = Path(__file__).parents[3]
 NOW = time.time()
 NOBODY = 2**22 + 1
-"""A process id that Linux gives to nobody."""
+"""A process id that Linux never assigns."""
 
 
 def make_live(**changes: Any) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 # -- how it stands ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_gets_on_is_running_and_says_who_waits_for_whom(tmp_path: Path):
+def test_a_run_that_makes_progress_is_running_with_its_chain_of_waits(tmp_path: Path):
     run = make_run(tmp_path)
     found = examine(run.path)
     assert (found.status, found.is_well) == ("running", True)
@@ -115,12 +115,12 @@ def test_a_run_whose_groups_do_not_move_is_stalled_after_its_own_patience(tmp_pa
     assert any(line.startswith("cd ") or line.startswith("solon train") for line in found.do)
 
 
-def test_a_process_that_is_there_but_writes_nothing_is_stalled(tmp_path: Path):
+def test_a_live_process_that_writes_nothing_is_stalled(tmp_path: Path):
     run = make_run(tmp_path, live=make_live(time=NOW - 90))
-    assert examine(run.path).headline.startswith("stalled for 90 s: its process is there, but writes nothing")
+    assert examine(run.path).headline.startswith("stalled for 90 s: its process exists, but writes nothing")
 
 
-def test_before_and_after_the_loop_a_silent_process_is_at_work(tmp_path: Path):
+def test_before_and_after_the_loop_a_silent_process_counts_as_working(tmp_path: Path):
     run = make_run(tmp_path, live=make_live(time=NOW - 300), started=NOW - 20)
     assert examine(run.path).status == "starting"
     event(run, "started", 15)
@@ -128,7 +128,7 @@ def test_before_and_after_the_loop_a_silent_process_is_at_work(tmp_path: Path):
     assert examine(run.path).status == "finishing"
 
 
-def test_a_killed_run_is_dead_since_its_last_sign_and_is_gone_on_with_one_command(tmp_path: Path):
+def test_a_killed_run_is_dead_since_its_last_activity_and_resumes_with_one_command(tmp_path: Path):
     run = make_run(tmp_path, live=make_live(pid=NOBODY, time=NOW - 40))
     checkpoint(run, 2, 4, 5)
     run._unlock()
@@ -158,7 +158,7 @@ def test_a_run_killed_while_it_started_says_so(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("status", "is_well"), [("completed", True), ("stopped", True), ("failed", False)])
-def test_a_run_that_ended_says_how(tmp_path: Path, status: str, is_well: bool):
+def test_an_ended_run_reports_its_cause(tmp_path: Path, status: str, is_well: bool):
     path = end(make_run(tmp_path), status, failure="RunFailedError: the disk is full")
     found = examine(path)
     assert (found.status, found.is_well) == (status, is_well)
@@ -167,7 +167,7 @@ def test_a_run_that_ended_says_how(tmp_path: Path, status: str, is_well: bool):
     assert any("--resume" in line for line in found.do) == (status != "completed")
 
 
-def test_what_a_run_warns_of_at_its_end_is_told(tmp_path: Path):
+def test_the_end_warnings_of_a_run_are_shown(tmp_path: Path):
     found = examine(end(make_run(tmp_path), "completed", warnings=["the judge decides by position: on 90%"]))
     assert found.do[0] == "look at this first: the judge decides by position: on 90%"
     assert found.is_well
@@ -181,7 +181,7 @@ def test_runs_are_looked_for_where_solon_runs_points(
     assert f"look with `ls '{tmp_path}/my runs'`" in capsys.readouterr().err
 
 
-def test_a_run_killed_after_a_resume_is_dead_though_an_old_summary_is_there(tmp_path: Path):
+def test_a_run_killed_after_a_resume_is_dead_despite_an_old_summary(tmp_path: Path):
     run = make_run(tmp_path)
     path = end(run, "stopped")
     run = RunDirectory.reopen(path)
@@ -191,7 +191,7 @@ def test_a_run_killed_after_a_resume_is_dead_though_an_old_summary_is_there(tmp_
     assert examine(path).status == "dead"
 
 
-def test_a_run_on_another_machine_is_judged_by_the_age_of_its_signs(tmp_path: Path):
+def test_a_run_on_another_machine_is_judged_by_the_age_of_its_last_activity(tmp_path: Path):
     run = make_run(tmp_path, live=make_live(host="elsewhere"))
     run._unlock()
     assert examine(run.path).status == "running"
@@ -202,7 +202,7 @@ def test_a_run_on_another_machine_is_judged_by_the_age_of_its_signs(tmp_path: Pa
 # -- numbers ------------------------------------------------------------------------------------------------------
 
 
-def test_groups_that_are_lost_or_count_twice_are_named_and_the_run_is_not_gone_on_with(tmp_path: Path):
+def test_lost_and_double_counted_groups_are_named_and_no_resume_is_proposed(tmp_path: Path):
     run = make_run(tmp_path)
     event(run, "group_dropped", 3, ordinal=1, reason="no label")
     found = examine(end(run, "completed", admitted=8))
@@ -224,7 +224,7 @@ def test_a_stopped_run_accounts_for_what_its_checkpoint_holds(tmp_path: Path):
     )
 
 
-def test_a_summary_that_contradicts_the_lines_or_itself_is_told(tmp_path: Path):
+def test_a_summary_that_contradicts_the_lines_or_itself_is_reported(tmp_path: Path):
     run = make_run(tmp_path)
     path = end(run, "completed")
     summary = json.loads((path / "summary.json").read_text())
@@ -235,7 +235,7 @@ def test_a_summary_that_contradicts_the_lines_or_itself_is_told(tmp_path: Path):
     assert "summary.json says 5 groups committed, the lines say 6" in numbers
 
 
-def test_dropped_groups_are_told_by_reason(tmp_path: Path):
+def test_dropped_groups_are_reported_by_reason(tmp_path: Path):
     run = make_run(tmp_path)
     for ordinal in (6, 7):
         event(run, "group_dropped", 3, ordinal=ordinal, reason="no valid label")
@@ -248,7 +248,7 @@ def drop(run: RunDirectory, *ordinals: int) -> None:
         event(run, "group_dropped", 3, ordinal=ordinal, reason=reason)
 
 
-def test_a_run_that_drops_its_groups_is_told_to_look_at_its_judge_while_it_goes_on(tmp_path: Path):
+def test_a_running_run_that_drops_its_groups_points_to_its_judge(tmp_path: Path):
     run = make_run(tmp_path, steps=0, ledger={"max_dropped_share": 0.05})
     drop(run, *range(3))
     assert examine(run.path).do[0].startswith("nothing, look again later")
@@ -260,7 +260,7 @@ def test_a_run_that_drops_its_groups_is_told_to_look_at_its_judge_while_it_goes_
     assert f"kill -TERM {os.getpid()}" in end_it
 
 
-def test_a_run_that_is_complete_says_first_what_it_warns_of(tmp_path: Path):
+def test_a_completed_run_shows_its_warnings_first(tmp_path: Path):
     run = make_run(tmp_path)
     checkpoint(run, 3)
     path = end(run, "completed", steps_moved=2, warnings=["17 of 21 finished groups were dropped: …"])
@@ -284,7 +284,7 @@ def test_a_policy_that_no_step_moved_is_not_called_aligned(tmp_path: Path, statu
         assert "from the start under another --name" in found.do[0]
 
 
-def test_a_run_whose_last_step_moved_nothing_says_so_while_it_goes_on(tmp_path: Path):
+def test_a_running_run_whose_last_step_moved_nothing_is_reported(tmp_path: Path):
     run = make_run(tmp_path)
     event(run, "nothing_moved", 20, step=1, cause="all 16 answers were cut")
     assert examine(run.path).do[0].startswith("nothing, look again later")
@@ -358,7 +358,7 @@ def test_half_written_files_are_named_and_nothing_breaks(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     "line", ["garbage", "{}", '{"time": "x", "event": "resumed"}', '{"time": 1, "event": "group_dropped"}', "[]"]
 )
-def test_lines_that_no_run_writes_are_told_and_nothing_breaks(tmp_path: Path, line: str):
+def test_invalid_lines_are_reported_and_nothing_breaks(tmp_path: Path, line: str):
     run = make_run(tmp_path)
     for name in ("events.jsonl", "metrics.jsonl"):
         with (run.path / name).open("a") as file:
@@ -386,7 +386,7 @@ def test_a_huge_file_is_read_from_its_end_within_bounds(tmp_path: Path):
     assert 10 < len(lines.records) < 100
 
 
-def test_huge_figures_are_not_added_up_unless_asked_for(tmp_path: Path):
+def test_huge_metrics_files_are_not_counted_unless_asked_for(tmp_path: Path):
     run = make_run(tmp_path)
     with (run.path / "events.jsonl").open("r+b") as file:
         file.truncate(COUNTED_BYTES + 1)
@@ -396,7 +396,7 @@ def test_huge_figures_are_not_added_up_unless_asked_for(tmp_path: Path):
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_exit_0_when_well_1_when_not_and_2_for_what_is_no_run(
+def test_exit_0_when_healthy_1_when_not_and_2_for_a_folder_that_is_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
@@ -412,7 +412,7 @@ def test_exit_0_when_well_1_when_not_and_2_for_what_is_no_run(
         assert (out, err.count("\n"), "expected" in err) == ("", 1, True)
 
 
-def test_json_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_json_has_the_same_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     run = make_run(tmp_path, live=make_live(time=time.time()))
     assert call(monkeypatch, run.path, "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -420,7 +420,7 @@ def test_json_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert found["next"]
 
 
-def test_what_files_say_cannot_steer_the_terminal(
+def test_text_from_files_cannot_control_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     run = make_run(tmp_path)
@@ -452,10 +452,10 @@ def test_doctor_answers_in_a_second_of_cpu_and_loads_nothing_heavy(tmp_path: Pat
     assert float(used) < 1.0
 
 
-# -- the command to go on ----------------------------------------------------------------------------------------
+# -- the resume command ------------------------------------------------------------------------------------------
 
 
-def test_the_command_to_go_on_is_the_one_that_began_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_resume_command_is_the_command_that_started_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     origin = {"command": ["solon", "train", "r.toml"], "folder": str(tmp_path), "is_job": False}
     here, elsewhere = tmp_path / "runs" / "n", tmp_path / "disk" / "n"

@@ -1,4 +1,4 @@
-"""Every end of a run says why, and how it is resumed: in the summary, in the terminal and in `solon doctor`."""
+"""Every end of a run has a cause and a resume command: in the summary, in the terminal and in `solon doctor`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_run_that_an_alarm_stopped_goes_back_with_a_setting_that_does_not_stop
     assert found.resume == f"{RESUME} --from best --set learn.kl_coefficient=0.1"
 
 
-def test_a_setting_that_the_command_gave_before_is_said_once(run: Path, tmp_path: Path):
+def test_a_setting_already_in_the_command_is_not_repeated(run: Path, tmp_path: Path):
     origin = {"command": ["solon", "train", "r.toml", "--set", "learn.kl_coefficient=0.05", "--set", "seed=1"],
               "folder": str(tmp_path)}  # fmt: skip
     found = ending({"status": "stopped", "stopped_by": ALARM}, config(tmp_path) | {"origin": origin}, run)
@@ -81,7 +81,7 @@ def test_a_run_without_a_checkpoint_from_before_the_alarm_is_not_resumed(run: Pa
         ("audit_lost", 0.05, []),
     ],
 )
-def test_a_setting_is_proposed_where_the_same_would_come_again(
+def test_a_setting_is_proposed_when_a_plain_resume_would_fail_again(
     kind: str, kl: float, settings: list[str], tmp_path: Path
 ):
     assert changes_for(kind, config(tmp_path, kl)) == settings
@@ -148,7 +148,7 @@ def test_a_run_that_failed_before_its_first_step_shows_no_table_and_no_zeros():
     assert text.splitlines()[1:] == ["written to runs/x/summary.json"]
 
 
-def test_an_alarm_is_told_with_kind_evidence_and_remedy_and_repeated_ones_with_their_count():
+def test_an_alarm_is_shown_with_kind_evidence_remedy_and_count():
     console = make_console(terminal=False)
     view, totals = PlainView(console), make_tally([0.1])
     view.training(totals, None)  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ def test_an_alarm_is_told_with_kind_evidence_and_remedy_and_repeated_ones_with_t
     [(RunFailedError("the engine died"), 1, "solon: the run failed: the engine died"),
      (InputError("no such model"), 2, "solon: no such model")],
 )  # fmt: skip
-def test_a_failure_says_on_stderr_how_it_is_resumed(
+def test_a_failure_prints_the_resume_command_on_stderr(
     error: Exception, code: int, first: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     error.add_note(f"resume: {RESUME}")
@@ -201,7 +201,7 @@ def test_doctor_names_the_best_checkpoint_evidence_and_the_command_that_goes_bac
     assert not any("alarm" in line for line in found.findings.get("faults", ()))
 
 
-def test_alarms_from_before_a_run_was_resumed_are_not_its_own_and_symptoms_are_told_together():
+def test_alarms_from_before_a_resume_are_not_shown_and_symptoms_are_shown_together():
     events: list[dict[str, Any]] = [
         {"event": "alarm", **ALARM},
         {"event": "resumed", "step": 20},
@@ -213,7 +213,7 @@ def test_alarms_from_before_a_run_was_resumed_are_not_its_own_and_symptoms_are_t
     assert alarms(events) == ["gap at step 41 (warn): again", "changed since the first windows: length, opening"]
 
 
-def test_a_learner_that_came_to_other_weights_is_told_by_doctor(tmp_path: Path):
+def test_doctor_reports_a_learner_that_reached_other_weights(tmp_path: Path):
     run = make_run(tmp_path)
     event(run, "learner_trained_again", 20, steps=2, same_weights=False)
     assert (

@@ -1,4 +1,4 @@
-"""Who waits for whom, in words."""
+"""The chain of waits, in words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_lost_worker_is_named_first():
     assert who_waits(make_standing({}, workers=workers))[0] == "judge-0 is being replaced"
 
 
-def test_who_holds_groups_is_named_with_the_oldest():
+def test_the_holders_of_groups_are_named_with_the_oldest_group():
     out = [
         {"ordinal": 3, "attempt": 0, "state": "judging", "holder": "judge-0", "seconds": 40.2},
         {"ordinal": 9, "attempt": 2, "state": "generating", "holder": "rollout-1", "seconds": 7.0},

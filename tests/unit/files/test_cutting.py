@@ -25,16 +25,16 @@ LONG = chat(
 )
 
 
-def test_what_fits_is_left_alone():
+def test_a_prompt_that_fits_is_unchanged():
     assert fitted(LONG, room=length(LONG), length=length) == LONG
 
 
-def test_whole_turns_go_first_and_a_user_turn_comes_first_then():
+def test_whole_turns_are_cut_first_and_a_user_turn_leads_the_rest():
     assert fitted(LONG, room=length(LONG) - 1, length=length) == (LONG[0], *LONG[3:])
     assert fitted(LONG, room=10, length=length) == (LONG[0], LONG[-1])
 
 
-def test_then_the_beginning_of_the_last_user_turn_goes_and_nothing_else():
+def test_then_only_the_beginning_of_the_last_user_turn_is_cut():
     assert fitted(LONG, room=9, length=length) == (LONG[0], Message(role="user", content="f"))
     assert fitted(LONG, room=8, length=length) is None
 
@@ -43,7 +43,7 @@ turns = st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), st.
 
 
 @given(turns, st.text("abc", min_size=1, max_size=30), st.integers(1, 90))
-def test_what_is_left_fits_keeps_every_system_message_and_ends_as_before(
+def test_the_rest_fits_keeps_every_system_message_and_ends_as_before(
     before: list[tuple[str, str]], last: str, room: int
 ):
     messages = chat(*before, ("user", last))

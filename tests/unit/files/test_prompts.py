@@ -121,7 +121,7 @@ def test_a_chat_in_a_csv_cell_is_a_chat_and_a_broken_one_a_broken_row(tmp_path: 
     assert "the role 'tool'" in file.bad[0].reason
 
 
-def test_a_reason_that_holds_for_many_rows_is_said_once(tmp_path: Path):
+def test_a_reason_shared_by_many_rows_is_reported_once(tmp_path: Path):
     rows = [{"prompt": ""}] * 5 + [{"prompt": 3}]
     message = refusal(write(tmp_path, rows))
     assert "5 rows: `prompt` is empty (lines 1, 2, 3, …); line 6: " in message
@@ -173,7 +173,7 @@ def test_a_reason_that_holds_for_many_rows_is_said_once(tmp_path: Path):
         ({"prompt": "hi", "tags": ["\udfff"]}, "`tags`"),
     ],
 )
-def test_a_broken_row_says_what_is_wrong_with_it(tmp_path: Path, row: Any, words: str):
+def test_a_broken_row_names_its_problem(tmp_path: Path, row: Any, words: str):
     message = refusal(write(tmp_path, [row]))
     assert words in message
     assert len(message) < 500
@@ -194,7 +194,7 @@ def test_content_in_parts_of_text_is_text():
     assert parse_prompt({"prompt": [{"role": "user", "content": parts}]}).messages[0].content == "what is blue ?"
 
 
-def test_keys_of_a_turn_that_are_not_used_are_told(tmp_path: Path):
+def test_unused_keys_of_a_turn_are_reported(tmp_path: Path):
     turn = {"role": "user", "content": "hi", "name": "ann", "weight": None}
     (warning,) = load_prompts(write(tmp_path, [{"prompt": [turn]}, {"prompt": "ho"}])).warnings()
     assert "turns have keys that are not used: `name` (1 prompts)" in warning
@@ -277,7 +277,7 @@ def test_damaged_parquet_never_crashes(folder: Path, place: int, damage: bytes):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 40), st.integers(0, 2**31), st.integers(0, 5))
-def test_every_epoch_is_a_permutation_that_any_process_finds_again(size: int, seed: int, epoch: int):
+def test_every_epoch_is_a_permutation_that_any_process_reproduces(size: int, seed: int, epoch: int):
     prompts = [make_prompt(f"question {n}") for n in range(size)]
     source, again = PromptSource(prompts, seed=seed), PromptSource(prompts, seed=seed)
     ordinals = range(epoch * size, (epoch + 1) * size)

@@ -1,4 +1,4 @@
-"""Rows of every kind of file, of several files, and of what is no file that can be read."""
+"""Rows of every kind of file, of several files, and of unreadable files."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_folder_and_a_glob_are_read_in_order_and_name_the_file_of_a_broken_row
     assert "it has the folders ['data', 'empty']" in refusal(tmp_path)
 
 
-def test_files_of_one_split_are_read_and_those_of_two_are_not_mixed_in_silence(tmp_path: Path):
+def test_files_of_one_split_are_read_and_two_splits_are_never_mixed_silently(tmp_path: Path):
     for name, text in (("train-00000-of-00002", "a"), ("train-00001-of-00002", "b"), ("test-00000-of-00001", "c")):
         (tmp_path / f"{name}.parquet").write_bytes(in_parquet([{"prompt": text}]))
     assert "files of the splits test, train; name one with data.split" in refusal(tmp_path)
@@ -152,7 +152,7 @@ def test_files_of_one_split_are_read_and_those_of_two_are_not_mixed_in_silence(t
     assert "no file of the split 'validation'" in refusal(tmp_path, split="validation")
 
 
-def test_another_column_is_chosen_by_name_and_named_when_it_is_not_there(tmp_path: Path):
+def test_another_column_is_chosen_by_name_and_a_missing_one_is_named(tmp_path: Path):
     rows = [{"question": "why ?", "answer": "so"}]
     for name, content in (("p.jsonl", jsonl(rows)), ("p.parquet", in_parquet(rows))):
         path = tmp_path / name
@@ -203,7 +203,7 @@ def test_a_hub_dataset_is_asked_for_by_subset_and_split(monkeypatch: pytest.Monk
     assert asked == [("org/prompts", "main", "train")]
 
 
-def test_without_a_network_the_cache_alone_is_looked_into_and_nothing_is_retried(monkeypatch: pytest.MonkeyPatch):
+def test_without_a_network_only_the_cache_is_searched_and_nothing_is_retried(monkeypatch: pytest.MonkeyPatch):
     import datasets
     import huggingface_hub.constants
     from huggingface_hub import HfApi
@@ -252,7 +252,7 @@ def test_names_of_files_are_no_names_of_datasets():
         ),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_one_true_line(tmp_path: Path, name: str, content: bytes, words: str):
+def test_an_unreadable_file_is_refused_in_one_accurate_line(tmp_path: Path, name: str, content: bytes, words: str):
     (tmp_path / name).write_bytes(content)
     assert words in refusal(tmp_path / name)
 

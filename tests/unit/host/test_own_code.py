@@ -33,7 +33,7 @@ def package(folder: Path, name: str) -> None:
     (folder / name / "__init__.py").write_text("raise SystemExit('the other package ran')\n")
 
 
-def test_every_package_of_the_distribution_is_one_that_is_looked_after():
+def test_every_package_of_the_distribution_is_protected_from_shadowing():
     folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert set(PACKAGES) == folders - {"tests", "benchmarks", "scripts"}
 
@@ -144,7 +144,9 @@ def test_no_page_recommends_a_start_that_imports_from_the_current_folder():
 # -- the copy of a submitted folder ----------------------------------------------------------------------------------
 
 
-def test_what_is_written_into_rays_copy_is_refused_before_it_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_output_into_rays_copy_of_the_folder_is_refused_before_it_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     copy = tmp_path / Path(*COPY.parts[1:])
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)

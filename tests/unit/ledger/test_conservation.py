@@ -1,4 +1,4 @@
-"""The law of a run from its files: what counts as trained, dropped, held, lost and doubled."""
+"""The conservation law of a run from its files: which groups count as trained, dropped, held, lost and doubled."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_a_completed_run_has_trained_or_dropped_every_group_once():
     assert (found.held, found.lost, found.doubled) == (frozenset(), frozenset(), frozenset())
 
 
-def test_a_group_that_nobody_has_is_lost_and_one_that_counts_twice_is_doubled():
+def test_a_group_held_by_no_one_is_lost_and_one_that_counts_twice_is_doubled():
     found = account([drop(1, 1)], [commit(2, 0, 0, 1), commit(3, 1, 3, 0)], admitted=5, held=())
     assert found.lost == {2, 4}
     assert found.doubled == {0, 1}
     assert not found.is_balanced
 
 
-def test_what_is_held_is_not_lost_and_without_an_end_nothing_is():
+def test_held_groups_are_not_lost_and_without_an_end_none_is():
     metrics = [commit(2, 0, 0, 3)]
     assert account([], metrics, admitted=6, held=[1, 2, 5]).lost == {4}
     assert account([], metrics).held == {1, 2}
@@ -51,7 +51,7 @@ def test_a_group_that_is_trained_and_still_held_would_count_again():
     assert account([], [commit(1, 0, 0, 1)], admitted=2, held=[1]).doubled == {1}
 
 
-def test_a_resumed_run_takes_back_the_steps_after_its_checkpoint_and_the_drops_of_what_it_held():
+def test_a_resumed_run_revokes_the_steps_after_its_checkpoint_and_the_drops_of_held_groups():
     events = [drop(1.5, 2), drop(2.5, 5, "late"), drop(2.6, 9, "late"), resumed(4, 1, 8, 4, 5, 6, 7)]
     metrics = [commit(1, 0, 0, 1), commit(2, 1, 4, 3), commit(3, 2, 6, 8)]
     found = account(events, metrics)
@@ -61,7 +61,7 @@ def test_a_resumed_run_takes_back_the_steps_after_its_checkpoint_and_the_drops_o
     assert found.held == {3, 4, 5, 6, 7}
 
 
-def test_what_was_done_again_after_a_resume_counts_once():
+def test_steps_repeated_after_a_resume_count_once():
     events = [resumed(4, 1, 5, 2, 3, 4), drop(5.5, 3)]
     metrics = [commit(1, 0, 0, 1), commit(2, 1, 2, 3), commit(5, 1, 2, 4)]
     found = account(events, metrics, admitted=5, held=())
@@ -69,7 +69,7 @@ def test_what_was_done_again_after_a_resume_counts_once():
     assert found.committed == {0: 0, 1: 0, 2: 1, 4: 1}
 
 
-def test_resuming_twice_from_one_checkpoint_takes_back_what_came_between():
+def test_resuming_twice_from_one_checkpoint_revokes_the_steps_in_between():
     events = [resumed(3, 1, 4, 2, 3), resumed(5, 1, 4, 2, 3)]
     metrics = [commit(1, 0, 0, 1), commit(2, 1, 2, 3), commit(4, 1, 3, 2)]
     assert account(events, metrics).committed == {0: 0, 1: 0}

@@ -1,4 +1,4 @@
-"""Groups that are dropped for one reason are told of once, with what helps."""
+"""Groups that are dropped for one reason are reported once, with a remedy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_status_without_a_label_has_a_cause_and_a_remedy(status: Status):
     assert "fewer than" not in text
 
 
-def test_a_run_that_ends_of_its_drops_says_what_to_try():
+def test_a_run_that_fails_by_its_drops_names_remedies():
     ledger = Ledger(LedgerConfig(batch_groups=50), StalenessConfig(), total_groups=1000)
     ledger.reserve(50, now=0)
     for n in range(39):
@@ -57,7 +57,7 @@ def test_the_advice_on_an_unsure_judge_holds_for_a_constitution_without_tests():
     assert "where the constitution has `tests`, `solon check --tests`" in explain(LOW.format(3))
 
 
-def test_a_short_run_that_dropped_most_of_its_groups_is_warned_of_and_a_longer_one_fails():
+def test_a_short_run_that_dropped_most_of_its_groups_causes_a_warning_and_a_longer_one_fails():
     moved = Movement()
     moved.add(StepReport(step=0, metrics={}))
     short, long = {LOW.format(2): 17}, {LOW.format(2): 30}

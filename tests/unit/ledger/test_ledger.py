@@ -1,4 +1,4 @@
-"""The ledger under random schedules: what its docstring promises."""
+"""The ledger under random schedules: the invariants in its docstring."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_trained_batch_gives_its_credit_back_only_when_published():
     assert [g.version for g in ledger.reserve(9, now=0)] == [1, 1]
 
 
-def test_bytes_in_hand_stop_admission():
+def test_held_bytes_stop_admission():
     ledger = make_ledger(batch=2, target=3, max_held_mib=15 / 2**20)
     first, second = ledger.reserve(2, now=0)
     assert generate(ledger, first)
@@ -67,7 +67,7 @@ def test_bytes_in_hand_stop_admission():
     assert ledger.reserve(1, now=0) == []  # 20 bytes
 
 
-def test_a_batch_larger_than_the_byte_budget_is_let_through_alone():
+def test_a_batch_larger_than_the_byte_budget_is_admitted_alone():
     ledger = make_ledger(batch=3, target=3, total=6, max_held_mib=1 / 2**20)
     for step in range(2):
         for number in range(3):
@@ -82,7 +82,7 @@ def test_a_batch_larger_than_the_byte_budget_is_let_through_alone():
     assert ledger.is_drained
 
 
-def test_what_is_not_written_yet_counts_against_the_byte_budget_and_alone_stops_all_admission():
+def test_unwritten_bytes_count_against_the_byte_budget_and_can_stop_all_admission():
     ledger = make_ledger(batch=2, target=3, max_held_mib=15 / 2**20)
     (grant,) = ledger.reserve(1, now=0)
     assert generate(ledger, grant)
@@ -201,7 +201,7 @@ def test_choose_is_exactly_the_feasibility_rule(ready, unfinished, batch):
     publish_lag=st.integers(0, 2),
     budget=st.sampled_from([1, 11, 35, 10**6]),
 )
-def test_random_schedules_keep_every_promise(seed, batch, target, slack, publish_lag, budget):
+def test_random_schedules_keep_every_invariant(seed, batch, target, slack, publish_lag, budget):
     steps = 25
     rng = random.Random(seed)
     ledger = make_ledger(
@@ -299,7 +299,7 @@ def test_losses_and_failures_are_counted_apart():
     assert ledger.counts()["dropped"] == 1
 
 
-def test_what_is_ready_can_be_lost_too_and_is_not_leased_then():
+def test_a_ready_group_can_be_lost_and_is_then_not_leased():
     ledger = make_ledger(batch=2)
     for grant in ledger.reserve(2, now=0):
         make_ready(ledger, grant)
@@ -308,7 +308,7 @@ def test_what_is_ready_can_be_lost_too_and_is_not_leased_then():
     assert ledger.counts()["held_bytes"] == 11
 
 
-def test_who_holds_a_group_and_for_how_long_is_known():
+def test_the_holder_of_a_group_and_its_time_are_known():
     ledger = make_ledger()
     ledger.reserve(1, now=10, holder="rollout-0")
     (grant,) = ledger.reserve(1, now=12, holder="rollout-1")
@@ -320,7 +320,7 @@ def test_who_holds_a_group_and_for_how_long_is_known():
     ]
 
 
-def test_admission_that_is_closed_keeps_what_waits_for_another_try():
+def test_closed_admission_keeps_groups_that_wait_for_another_attempt():
     ledger = make_ledger()
     ledger.reserve(1, now=0)
     ledger.requeue(0, 0, "killed")
@@ -396,7 +396,7 @@ def test_a_run_cut_and_restored_at_any_moment_trains_every_group_once(seed: int,
     assert sorted(trained) == list(range(steps * batch))
 
 
-async def test_who_waits_for_a_credit_is_woken_when_the_disk_has_caught_up():
+async def test_a_worker_that_waits_for_a_credit_is_woken_when_the_disk_has_caught_up():
     ledger = AsyncLedger(
         LedgerConfig(batch_groups=2, max_held_mib=15 / 2**20), StalenessConfig(target_staleness=1, max_staleness=4)
     )

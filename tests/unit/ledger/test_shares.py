@@ -1,4 +1,4 @@
-"""Engines and judges that ask together share what there is."""
+"""Engines and judges that ask together share the available work."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def before_checkout() -> None:
     asks=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), min_size=1, max_size=6),
     order=st.randoms(use_true_random=False),
 )
-def test_whoever_takes_first_all_is_taken_and_what_workers_hold_is_level(available, asks, order):
+def test_in_any_order_of_requests_all_work_is_taken_and_evenly_shared(available, asks, order):
     waiting = dict(enumerate(asks))
     left, holds = available, {who: held for who, (_, held) in waiting.items()}
     turns = list(waiting)
@@ -57,7 +57,7 @@ def test_whoever_takes_first_all_is_taken_and_what_workers_hold_is_level(availab
 
 
 @given(available=st.integers(1, 100), workers=st.integers(1, 9))
-def test_an_idle_worker_is_granted_at_most_its_part_rounded_up(available, workers):
+def test_an_idle_worker_gets_at_most_its_share_rounded_up(available, workers):
     assert share(available, 100, 0, [(100, 0)] * (workers - 1)) == -(-available // workers)
 
 
@@ -78,7 +78,7 @@ async def test_a_run_keeps_all_its_engines_and_judges_busy():
     assert len(witness.generated_ordinals) == 128
 
 
-async def test_an_engine_without_room_leaves_its_part_to_the_others():
+async def test_an_engine_without_room_leaves_its_share_to_the_others():
     ledger = make_async(32)
     small, *large = await asyncio.gather(
         ledger.reserve(2, holder="small"), *(ledger.reserve(64, holder=f"large-{i}") for i in range(2))
@@ -86,12 +86,12 @@ async def test_an_engine_without_room_leaves_its_part_to_the_others():
     assert [len(small), *map(len, large)] == [2, 15, 15]
 
 
-async def test_an_engine_alone_takes_all_that_it_has_room_for():
+async def test_a_single_engine_takes_all_work_that_it_has_room_for():
     ledger = make_async(32)
     assert len(await ledger.reserve(64, holder="only")) == 32
 
 
-async def test_an_engine_that_joins_late_is_served_first_of_what_comes_then():
+async def test_an_engine_that_joins_late_gets_the_next_work_first():
     ledger = make_async(4, staleness=StalenessConfig(target_staleness=1, max_staleness=2))
     early = [await ledger.reserve(8, holder="early")]
     assert len(early[0]) == 8
@@ -104,7 +104,7 @@ async def test_an_engine_that_joins_late_is_served_first_of_what_comes_then():
     both[0].cancel()
 
 
-async def test_what_was_meant_for_an_engine_that_stops_waiting_goes_to_those_that_wait():
+async def test_the_share_of_an_engine_that_stops_waiting_goes_to_the_waiting_ones():
     ledger = make_async(8)
     first = await ledger.reserve(8, holder="busy")
     busy = asyncio.ensure_future(ledger.reserve(8, holder="busy"))
@@ -217,11 +217,11 @@ async def test_lanes_that_come_and_go_lose_no_credit_and_none_starves(seed, batc
     counts = await ledger.counts()
     assert (counts["held"], counts["committed"]) == (0, batch * steps)
     assert counts["admitted"] == counts["committed"] + counts["dropped"]
-    if batch >= lanes:  # each time that credits come there is one at least for everybody that waits
+    if batch >= lanes:  # each time that credits come there is at least one for every waiting lane
         assert served.keys() == {f"e{i}" for i in range(lanes)}
 
 
-def test_what_a_worker_holds_is_forgotten_with_it():
+def test_the_held_work_of_a_lost_worker_is_forgotten():
     ledger = Ledger(LedgerConfig(batch_groups=4, lease_s=5), StalenessConfig())
     assert len(ledger.reserve(4, now=0, holder="a", others=[Ask("b", 4)])) == 4
     assert ledger.reserve(9, now=0, holder="a", others=[Ask("b", 4)]) == []  # b's, which holds none
@@ -231,5 +231,5 @@ def test_what_a_worker_holds_is_forgotten_with_it():
 
 
 @pytest.mark.parametrize("waiting", [1, 64, 512])
-def test_the_share_of_one_among_many_is_found_in_little_work(waiting):
+def test_the_share_of_one_among_many_is_cheap_to_compute(waiting):
     assert share(4096, 64, 0, [(64, 0)] * (waiting - 1)) == min(64, -(-4096 // waiting))

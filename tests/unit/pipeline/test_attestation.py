@@ -86,7 +86,7 @@ def test_an_engine_that_computes_another_function_in_16_bits_is_found_by_its_mea
         attest(*in_16_bits(noise, truth + theirs, truth, compared=0), last_checksum=None)
 
 
-def test_what_is_tolerated_follows_from_what_the_engine_computes_in_not_from_the_settings():
+def test_the_tolerance_follows_from_the_engines_actual_dtype_and_not_from_the_settings():
     truth = np.full((CANARIES, TOKENS), -2.0)
     manifest, receipt = in_16_bits(np.full(truth.shape, 0.01), truth + 0.02, truth)
     assert attest(manifest, receipt, last_checksum=None).mean_gap == pytest.approx(0.02)
@@ -123,14 +123,14 @@ def test_a_model_without_any_rounding_noise_is_held_to_the_tolerance_of_float32(
         (("a", "b", "c", "d"), r"4 of the 9 live tensors.*\(a, b, c, …\)"),
     ],
 )
-def test_a_stale_tensor_is_named_whatever_the_canaries_say(stale: tuple[str, ...], words: str):
+def test_a_stale_tensor_is_named_even_if_the_canaries_agree(stale: tuple[str, ...], words: str):
     manifest = make_weights(1)
     receipt = make_receipt(manifest, check=WeightCheck(dtype="bfloat16", compared=8, unknown=("x",), stale=stale))
     with pytest.raises(AttestationError, match=rf"rollout-0 after publishing version 1: {words}"):
         attest(manifest, receipt, last_checksum=None)
 
 
-def test_tensors_that_were_to_be_compared_and_were_not_are_no_success():
+def test_tensors_left_uncompared_are_no_success():
     manifest = make_weights(1)
     check = WeightCheck(
         dtype="bfloat16", compared=7, unknown=("w13", "h.0.ln_1.weight"), uncompared=("h.0.ln_1.weight",)

@@ -30,7 +30,7 @@ RECOVERY = RecoveryConfig(backoff_s=0, max_restarts=100, beat_every_s=5, beat_ti
 
 @dataclass
 class Mortal:
-    """What the processes below have in common: they end for good, or die and are replaced."""
+    """The base of the processes below: they end for good, or die and are replaced."""
 
     ended: bool = False
     dies: asyncio.Event = field(default_factory=asyncio.Event)
@@ -137,7 +137,7 @@ class World:
                 await lane.guard.close()
 
     def check(self, *, bound: int) -> None:
-        """What must hold after every run, however often its pools were resized."""
+        """The invariants after every run, however often its pools were resized."""
         counts, trained = self.ledger._ledger.counts(), self.lanes.learner.batches  # type: ignore[attr-defined]
         ordinals = [ordinal for batch in trained for ordinal in batch]
         assert len(ordinals) == len(set(ordinals)) == counts["committed"] == 4 * self.steps
@@ -233,7 +233,7 @@ def test_an_engine_whose_weights_cannot_be_attested_does_not_join_and_its_proces
     simulate(grow)
 
 
-def test_a_lane_that_drains_in_time_hands_nothing_back_and_its_process_ends():
+def test_a_lane_that_drains_in_time_returns_nothing_and_its_process_ends():
     async def shrink(world: World) -> None:
         await asyncio.sleep(50)
         assert await world.rollout.remove("rollout-0", within_s=60) == 0
@@ -260,7 +260,7 @@ def test_a_lane_that_waits_for_work_leaves_at_once():
     simulate(shrink, steps=3, rollouts=2, judges=2, learn_s=1000)
 
 
-def test_what_a_slow_lane_still_holds_when_it_must_go_is_finished_by_others_and_counts_as_no_loss():
+def test_groups_of_a_slow_lane_that_must_leave_are_finished_by_others_and_count_as_no_loss():
     handed_back = []
 
     async def shrink(world: World) -> None:
@@ -292,7 +292,7 @@ def test_a_lane_that_is_being_replaced_leaves_at_once_and_is_not_replaced():
     assert world.engines["rollout-0"].ended
 
 
-def test_the_last_lane_a_second_of_one_name_and_an_unknown_one_are_refused():
+def test_removing_the_last_lane_adding_a_duplicate_and_removing_an_unknown_one_are_refused():
     async def refused(world: World) -> None:
         with pytest.raises(ValueError, match=r"rollout-0 is the last lane of its pool; add another one first"):
             await world.rollout.remove("rollout-0")

@@ -122,7 +122,7 @@ async def test_weights_whose_receipt_was_lost_are_sent_again_and_attested_once()
 
 
 class Dying(FakeRollout):
-    """Dies of new weights; `ends` says whether anybody comes after it."""
+    """Dies of new weights; `ends` tells whether it has a successor."""
 
     def __init__(self, name: str, ends: Exception | None) -> None:
         super().__init__(name)
@@ -148,7 +148,7 @@ class Dying(FakeRollout):
         return True
 
 
-async def test_a_publication_that_no_engine_is_left_for_ends_with_what_ended_the_last_of_them():
+async def test_a_publication_without_engines_ends_with_the_error_of_the_last_engine():
     publication = make_publication(*(Dying(f"rollout-{n}", RunFailedError("replaced 5 times")) for n in range(2)))
     with pytest.raises(RunFailedError, match="replaced 5 times"):
         await asyncio.wait_for(publication.publish(make_weights(1), make_weights(1)), timeout=5)

@@ -1,4 +1,4 @@
-"""What an engine had written when it was lost is gone on with by another."""
+"""Another engine continues from the tokens of a lost one."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_a_prompt_that_the_template_refuses_is_named():
         await worker.close()
 
 
-async def test_another_engine_goes_on_with_the_tokens_log_probs_and_versions_of_the_lost_one():
+async def test_another_engine_continues_with_the_tokens_log_probs_and_versions_of_the_lost_one():
     lost, _ = make_worker(step_s=0.002)
     await lost.start()
     salvage = await asyncio.wait_for(first_salvage(lost, Assignment(grant=Grant(3, 0, 0), prompt=make_prompt())), 20)
@@ -121,7 +121,7 @@ async def test_another_engine_goes_on_with_the_tokens_log_probs_and_versions_of_
         assert rollout.logprobs[:length].tobytes() == begun.logprobs.tobytes()
         assert rollout.segments == ((0, length), (4, 200 - length))
         assert len(rollout.token_ids) == len(rollout.logprobs) == 200
-        # What was written after is what the new engine makes of the whole text so far.
+        # The later tokens are the new engine's continuation of the whole text so far.
         table = built[0]._logprobs_VV
         after = [table[a] for a in rollout.token_ids[length - 1 : -1]]
         expected = [
@@ -131,7 +131,7 @@ async def test_another_engine_goes_on_with_the_tokens_log_probs_and_versions_of_
     assert group.rollouts[0].text == FakeTokenizer().decode(group.rollouts[0].token_ids.tolist())
 
 
-async def test_a_group_whose_answers_were_all_written_asks_the_new_engine_for_nothing():
+async def test_a_group_with_complete_answers_needs_no_generation_by_the_new_engine():
     worker, built = make_worker(every_s=0.0)
     await worker.start()
     whole = await whole_group(worker, Assignment(grant=Grant(3, 0, 0), prompt=make_prompt()))
@@ -152,7 +152,7 @@ async def test_a_group_whose_answers_were_all_written_asks_the_new_engine_for_no
     assert again.attempt == 1
 
 
-async def test_short_answers_are_not_told_of():
+async def test_short_answers_are_not_reported():
     worker, _ = make_worker(every_s=0.001)
     worker._settings = RolloutSettings(sampling=Sampling(max_tokens=16), group_size=2, seed=5, salvage_every_s=0.001)
     await worker.start()
@@ -272,7 +272,7 @@ def test_a_completion_without_its_first_tokens_keeps_the_versions_of_the_others(
     assert whole.after(3).token_ids.tolist() == [3, 4]
 
 
-def test_the_ledger_hands_a_salvage_on_with_the_group_until_it_is_too_old():
+def test_the_ledger_passes_a_salvage_on_with_its_group_until_it_is_too_old():
     def make() -> Ledger:
         return Ledger(LedgerConfig(batch_groups=1), StalenessConfig(target_staleness=3, max_staleness=2 + 1))
 

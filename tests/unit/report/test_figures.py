@@ -33,7 +33,7 @@ def make_bins(*pairs: tuple[float, float]) -> list[Bin]:
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: elements, text outside scripts, text of each script."""
+    """A browser's view of a page: elements, text outside scripts, text of each script."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def figures_in(page: Page) -> dict[str, Any]:
     return found
 
 
-def test_the_front_is_what_no_other_judge_beats():
+def test_the_front_has_the_judges_that_no_other_beats():
     points = [
         make_point(cost=100, quality=0.7),
         make_point(cost=50, quality=0.8),
@@ -136,7 +136,7 @@ def test_a_name_is_never_markup(attack: str, tmp_path: Path):
                 assert not re.search(r"<(?!/?b>|br>)", text)
 
 
-def test_a_name_of_any_length_stays_in_its_place():
+def test_a_name_of_any_length_stays_within_its_space():
     figure = frontier([make_point("long " * 100 + "\n\0\x1b[31m\u202eend")], cost="usd/1k")
     (hover,) = figure.data[1].hovertext
     assert len(hover) < 250
@@ -157,7 +157,7 @@ def test_a_page_needs_nothing_from_elsewhere_and_fits_a_phone(tmp_path: Path):
     assert [file.name for file in path.parent.iterdir()] == ["page.html"]
 
 
-def test_a_page_that_cannot_be_written_says_so(tmp_path: Path):
+def test_a_page_that_cannot_be_written_is_reported(tmp_path: Path):
     (tmp_path / "page.html").mkdir()
     with pytest.raises(InputError, match="cannot be written"):
         write_page({}, tmp_path / "page.html", title="Judges")

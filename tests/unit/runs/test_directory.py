@@ -87,7 +87,7 @@ def test_a_root_that_cannot_hold_folders_is_an_input_error(tmp_path: Path):
         make_directory(tmp_path / "file")
 
 
-# -- what is written -------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------------------
 
 
 def test_files_are_whole_and_lines_are_added(tmp_path: Path):
@@ -128,7 +128,7 @@ def test_json_is_always_valid_and_one_line(value: Any):
     strict(text)
 
 
-def test_what_is_no_number_is_null_and_numpy_values_are_values(tmp_path: Path):
+def test_non_numbers_are_null_and_numpy_values_are_plain_values(tmp_path: Path):
     value = {"nan": math.nan, "deep": [{"inf": (-math.inf, 1.5)}], "np": np.float32(0.5), "array": np.arange(2)}
     directory = make_directory(tmp_path)
     directory.append("metrics.jsonl", value)
@@ -138,7 +138,7 @@ def test_what_is_no_number_is_null_and_numpy_values_are_values(tmp_path: Path):
     assert strict(json_text([np.float32(math.nan), np.array([math.inf, 1])])) == [None, [None, 1]]
 
 
-def test_parts_of_a_table_read_together_whatever_is_null_or_empty_in_them(tmp_path: Path):
+def test_parts_of_a_table_read_together_with_any_nulls_or_empty_lists(tmp_path: Path):
     directory = make_directory(tmp_path)
     provenance = {"run_id": "r", "judge_id": "judge-0"}
     for margin in (None, 0.5, None):
@@ -167,7 +167,7 @@ def test_no_rows_are_no_part(tmp_path: Path):
     assert not (directory.path / "labels").exists()
 
 
-def test_a_folder_that_has_parts_goes_on_after_the_last(tmp_path: Path):
+def test_a_folder_with_parts_continues_after_the_last(tmp_path: Path):
     rows = label_rows(make_feedback(), {})
     path = make_directory(tmp_path).path
     for _ in range(2):
@@ -182,7 +182,7 @@ def test_a_folder_that_has_parts_goes_on_after_the_last(tmp_path: Path):
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, target: str, *, times: int, error: int = errno.ENOSPC) -> None:
-    """`module.target` fails so many times, then works."""
+    """`module.target` fails this many times, then works."""
     works, left = getattr(module, target), [times]
 
     def fails(*args: Any) -> Any:
@@ -207,7 +207,7 @@ def test_a_full_disk_costs_the_ballast_and_no_line(tmp_path: Path, monkeypatch: 
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
 
 
-def test_rows_that_found_room_at_the_second_try_are_not_overwritten_by_the_next(
+def test_rows_written_at_the_second_attempt_are_not_overwritten_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     directory = make_directory(tmp_path)
@@ -288,7 +288,7 @@ def test_a_run_directory_that_becomes_read_only_is_one_message_and_closing_it_hi
         make_directory(small_disk, "other")
 
 
-def test_a_run_directory_that_is_removed_is_one_message_and_is_not_made_again(tmp_path: Path):
+def test_a_removed_run_directory_gives_one_message_and_is_not_created_again(tmp_path: Path):
     directory = make_directory(tmp_path)
     directory.append("events.jsonl", {"event": "started"})
     shutil.rmtree(directory.path)
@@ -317,14 +317,14 @@ def test_a_file_system_without_locks_is_not_called_a_run_that_is_in_use(
 # -- the ballast ----------------------------------------------------------------------------------------------------
 
 
-def test_the_ballast_is_space_that_nobody_else_can_take(small_disk: Path):
+def test_the_ballast_is_space_that_no_one_else_can_take(small_disk: Path):
     ballast = Ballast(small_disk)
     ballast.lay(64 * 1024)
     ballast.lay(192 * 1024)
     assert shutil.disk_usage(small_disk).free == 64 * 1024
     with pytest.raises(OSError, match="No space left"):
         ballast.lay(2**20)
-    assert ballast.nbytes == 192 * 1024  # what it held it holds
+    assert ballast.nbytes == 192 * 1024  # it keeps what it held
     ballast.lay(16 * 1024)
     assert shutil.disk_usage(small_disk).free == 240 * 1024
     assert ballast.give_up()
@@ -336,7 +336,7 @@ def test_a_large_ballast_is_allocated_and_not_written(tmp_path: Path, monkeypatc
     monkeypatch.setattr("solon.host.ballast.EMULATED_BYTES", 4096)
     monkeypatch.setattr(os, "posix_fallocate", None)
     ballast = Ballast(tmp_path)
-    with suppress(OSError):  # a file system that cannot allocate says so at once
+    with suppress(OSError):  # a file system that cannot allocate fails at once
         ballast.lay(2**20)
     assert (tmp_path / ".ballast").stat().st_blocks * 512 >= ballast.nbytes
     assert ballast.nbytes in (0, 2**20)
@@ -353,7 +353,7 @@ def test_a_large_ballast_is_allocated_and_not_written(tmp_path: Path, monkeypatc
         (RuntimeError("os error 281)"), False),
     ],
 )
-def test_a_full_disk_is_known_by_its_number_or_by_what_a_library_says(error: Exception, is_full: bool):
+def test_a_full_disk_is_recognised_by_its_errno_or_a_librarys_message(error: Exception, is_full: bool):
     assert is_no_space(error) == is_full
     outer = ValueError("saving failed")
     outer.__cause__ = error
@@ -397,7 +397,7 @@ def test_on_a_real_full_disk_every_line_is_whole_and_the_summary_fits(small_disk
     lines = (directory.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == written
     directory.write_json("summary.json", {"status": "failed"})
-    # And on to the very end: what cannot be written is reported, and leaves no half of itself.
+    # And on to the very end: a write that fails is reported, and leaves no partial data.
     with pytest.raises(DiskFullError, match="could not be written"):
         fill()
     for line in (directory.path / "metrics.jsonl").read_text().splitlines():
@@ -413,7 +413,7 @@ def test_on_a_real_full_disk_parquet_parts_are_whole_or_absent(small_disk: Path)
 
     def fill(num_bytes: int) -> None:
         for ordinal in range(1000):
-            texts = [os.urandom(num_bytes).hex() for _ in rows]  # what no compression makes smaller
+            texts = [os.urandom(num_bytes).hex() for _ in rows]  # incompressible
             directory.write_rows(
                 "rollouts", [r | {"text": t, "ordinal": ordinal} for r, t in zip(rows, texts, strict=True)]
             )
@@ -436,9 +436,7 @@ def test_a_ballast_larger_than_the_disk_is_an_input_error(small_disk: Path, monk
     assert list(small_disk.iterdir()) == []
 
 
-def test_who_reads_a_table_while_a_part_is_written_reads_the_whole_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_reading_a_table_while_a_part_is_written_sees_only_whole_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     directory = RunDirectory.reopen(tmp_path)
     directory.write_rows("rollouts", rollout_rows(make_group(0)))
     write, seen = pq.write_table, []

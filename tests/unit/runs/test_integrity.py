@@ -1,4 +1,4 @@
-"""Files that a run only adds to: what was cut or edited is seen; `--resume` and `solon doctor` say the same of it."""
+"""Append-only files: cuts and edits are detected, and `--resume` and `solon doctor` agree."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def run(tmp_path: Path) -> RunFile:
 
 
 def make_night(root: Path, run: RunFile, *, is_old: bool = False) -> Path:
-    """A run that was killed after its checkpoint of step 4: two groups to a step, group 8 held. is_old: the checkpoint
-    says nothing of the other files."""
+    """A run that was killed after its checkpoint of step 4: two groups per step, group 8 held. is_old: the checkpoint
+    has no record of the other files."""
     directory = RunDirectory.create(root / "runs", "night", default="run")
     directory.keeps_part_digests = True
     directory.write_json("config.json", {"constitution_hash": HASH} | run.model_dump(mode="json"))
@@ -58,7 +58,7 @@ def make_night(root: Path, run: RunFile, *, is_old: bool = False) -> Path:
     cut = LedgerSnapshot.model_validate({"admitted": 9, "committed": 8, "dropped": {}, "entries": [held(8)]})
     records = directory.sync()
     folder.finish(scratch, step=STEPS, config_hash="", ledger=cut, held=(), run={}, records=None if is_old else records)
-    # Later lines and a part that is filled in again: not what the checkpoint promises, and no damage.
+    # Later lines and a part that was filled in later: not covered by the checkpoint, and no damage.
     directory.append("events.jsonl", {"time": 9.0, "event": "published", "version": STEPS + 1})
     part = directory.path / "rollouts" / "part-000007.parquet"
     directory.replace_rows(part, pq.read_table(part))
@@ -138,7 +138,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
 }
 
 
-def test_files_that_nobody_touched_are_intact_whatever_came_after_the_checkpoint(tmp_path: Path, run: RunFile):
+def test_untouched_files_are_intact_with_any_lines_after_the_checkpoint(tmp_path: Path, run: RunFile):
     path = make_night(tmp_path, run)
     assert found_in(path) == Integrity(is_recorded=True)
     assert resume(path, run).remarks == []
@@ -146,7 +146,7 @@ def test_files_that_nobody_touched_are_intact_whatever_came_after_the_checkpoint
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_resume_and_doctor_say_the_same_of_a_damaged_file(tmp_path: Path, run: RunFile, damage: str):
+def test_resume_and_doctor_agree_on_a_damaged_file(tmp_path: Path, run: RunFile, damage: str):
     name, do, text = DAMAGES[damage]
     path = make_night(tmp_path, run)
     do(path / name)
@@ -165,7 +165,7 @@ def test_resume_and_doctor_say_the_same_of_a_damaged_file(tmp_path: Path, run: R
         resume(path, run.model_copy(update={"recovery": recovery}))
 
 
-def test_a_checkpoint_of_an_older_version_says_nothing_and_that_is_no_error(tmp_path: Path, run: RunFile):
+def test_a_checkpoint_without_digests_of_an_older_version_is_no_error(tmp_path: Path, run: RunFile):
     path = make_night(tmp_path, run, is_old=True)
     halve(path / "metrics.jsonl")
     assert resume(path, run).remarks == []
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_an_older_version_says_nothing_and_that_is_no_error(tmp_
     assert lines == ["step-000004 keeps no digests of them: whether lines were cut is not known"]
 
 
-def test_a_run_resumed_over_cut_lines_still_adds_up_and_says_what_is_gone(tmp_path: Path, run: RunFile):
+def test_a_run_resumed_over_cut_lines_still_balances_and_reports_the_loss(tmp_path: Path, run: RunFile):
     path = make_night(tmp_path, run)
     halve(path / "metrics.jsonl")
     start = resume(path, run)
@@ -259,7 +259,7 @@ def test_rows_that_every_start_writes_again_are_not_counted(tmp_path: Path, run:
     directory.close()
 
 
-def test_large_files_are_left_out_and_said_unless_asked_for(
+def test_large_files_are_skipped_with_a_note_unless_requested(
     tmp_path: Path, run: RunFile, monkeypatch: pytest.MonkeyPatch
 ):
     path = make_night(tmp_path, run)
@@ -271,7 +271,7 @@ def test_large_files_are_left_out_and_said_unless_asked_for(
     assert "metrics.jsonl" in found.unread
     assert "8 parts of rollouts and labels" in found.unread
     assert examine(path, records, thorough=True).damages
-    halve(path / "metrics.jsonl")  # its size says it, whatever is read
+    halve(path / "metrics.jsonl")  # its size shows it, without reading
     assert "was cut" in examine(path, records).damages[0].text
 
 
@@ -282,7 +282,7 @@ def test_large_files_are_left_out_and_said_unless_asked_for(
     damaged=st.integers(0, 60),
     cut=st.booleans(),
 )
-def test_a_beginning_that_differs_is_always_seen_and_one_that_does_not_never(
+def test_a_changed_beginning_is_always_detected_and_an_unchanged_one_never_reported(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], recorded: int, damaged: int, cut: bool
 ):
     folder = tmp_path_factory.mktemp("any")
@@ -315,9 +315,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("name", ["parts.jsonl", "quarantine.jsonl", "metrics.jsonl", "events.jsonl"])
 @pytest.mark.parametrize("strange", STRANGE)
-def test_a_strange_line_is_passed_over_or_is_a_damage_of_its_file(
-    tmp_path: Path, run: RunFile, name: str, strange: str
-):
+def test_an_unknown_line_is_skipped_or_reported_as_damage(tmp_path: Path, run: RunFile, name: str, strange: str):
     path = make_night(tmp_path, run)
     lines = (path / name).read_bytes().splitlines(keepends=True)
     (path / name).write_bytes(b"".join([STRANGE[strange] + b"\n", *lines]))
@@ -348,13 +346,13 @@ def test_a_process_that_died_at_a_strange_line_leaves_it(tmp_path: Path):
         assert (tmp_path / "parts.jsonl").read_bytes() == line + b"\n"
 
 
-def test_a_checkpoint_that_names_files_that_no_path_can_name_says_nothing_of_them(tmp_path: Path):
+def test_file_names_that_no_path_can_have_are_ignored_in_a_checkpoint(tmp_path: Path):
     names = ("metrics\0.jsonl", "../metrics.jsonl", "/etc/hostname")
     records = Records(files={name: Running(name).extent().model_copy(update={"lines": 3}) for name in names})
     assert examine(tmp_path, records).damages == ()
 
 
-def test_parts_that_lie_outside_are_not_looked_at(tmp_path: Path):
+def test_parts_outside_the_run_directory_are_not_read(tmp_path: Path):
     line = {"part": "../secret", "rows": 1, "bytes": 1, "sha256": "0"}
     (tmp_path / "run").mkdir()
     (tmp_path / "secret").write_text("x")

@@ -39,7 +39,7 @@ OLD_LINE = (
     '"questions":2,"prompt_digests":["aa","bb"],"judge":"judge-0"},{"task":"pointwise","principle_id":"kind",'
     '"rollouts":[1],"status":"timeout","margin":null,"question_id":"greets","detail":"slow"}]}'
 )
-"""A line of feedback.jsonl as it was written when a label had the fields of its verdict itself."""
+"""A line of feedback.jsonl of a version in which a label had the fields of its verdict itself."""
 
 
 def test_labels_of_a_checkpoint_are_written_as_before_and_old_ones_are_read(tmp_path: Path):

@@ -35,7 +35,7 @@ def rows(directory: RunDirectory) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory.path / NAME).read_text().splitlines()]
 
 
-def test_a_row_says_when_where_and_why(directory: RunDirectory):
+def test_a_row_has_time_place_and_reason(directory: RunDirectory):
     quarantine = Quarantine(directory)
     quarantine.add(stage="prompts", reason="not UTF-8", line=17, excerpt="\x1b[2Jone\ntwo")
     quarantine.add(stage="labels", reason="abstain", ordinal=3)
@@ -45,7 +45,7 @@ def test_a_row_says_when_where_and_why(directory: RunDirectory):
     assert (second["ordinal"], second["excerpt"]) == (3, "")
 
 
-def test_of_one_reason_the_first_rows_are_kept_and_all_are_counted(directory: RunDirectory):
+def test_the_first_rows_of_a_reason_are_kept_and_all_are_counted(directory: RunDirectory):
     quarantine = Quarantine(directory)
     for line in range(12_345):
         quarantine.add(stage="prompts", reason=f"has {line} turns, 'x{line}' among them", line=line)
@@ -57,7 +57,7 @@ def test_of_one_reason_the_first_rows_are_kept_and_all_are_counted(directory: Ru
     assert quarantine.summary() == {"total": 12_345, "by_stage": {"prompts": {"has 0 turns, 'x0' among them": 12_345}}}
 
 
-def test_reasons_without_end_are_bounded_too(directory: RunDirectory):
+def test_an_unlimited_number_of_reasons_is_bounded_too(directory: RunDirectory):
     quarantine = Quarantine(directory)
     letters = "abcdefghij"
     for number in range(5000):
@@ -68,7 +68,7 @@ def test_reasons_without_end_are_bounded_too(directory: RunDirectory):
     assert (directory.path / NAME).stat().st_size < 400_000
 
 
-def test_a_directory_that_is_opened_again_goes_on_counting_and_reads_its_input_anew(tmp_path: Path):
+def test_a_reopened_directory_continues_its_counts_and_reads_its_input_again(tmp_path: Path):
     for start in range(1, 4):
         directory = RunDirectory.reopen(tmp_path / "run")
         quarantine = Quarantine(directory, reread=("prompts",))
@@ -81,7 +81,7 @@ def test_a_directory_that_is_opened_again_goes_on_counting_and_reads_its_input_a
         directory.close()
 
 
-def test_lines_of_others_in_the_file_stop_nothing(directory: RunDirectory):
+def test_foreign_lines_in_the_file_are_ignored(directory: RunDirectory):
     (directory.path / NAME).write_text('nonsense\n[]\n{"stage": 1}\n{"stage": "a", "reason": "b", "count": 7}\n')
     quarantine = Quarantine(directory)
     quarantine.add(stage="a", reason="b")
@@ -112,7 +112,7 @@ def test_an_excerpt_of_any_text_is_one_short_harmless_line(text: str):
     assert shown.isprintable()
 
 
-def test_broken_rows_of_both_kinds_of_files_come_with_what_they_hold(tmp_path: Path):
+def test_broken_rows_of_both_kinds_of_files_carry_their_content(tmp_path: Path):
     good = [json.dumps({"prompt": f"p{n}", "answers": ["a", "b"]}) for n in range(300)]
     broken = ['{"prompt": "cut of', '{"prompt": 3}']
     path = tmp_path / "p.jsonl"
@@ -123,7 +123,7 @@ def test_broken_rows_of_both_kinds_of_files_come_with_what_they_hold(tmp_path: P
     assert [row.excerpt for row in load_answers(path, least=2).skipped] == [row.excerpt for row in refused]
 
 
-def test_preflight_hands_on_what_it_refused(tmp_path: Path):
+def test_preflight_passes_on_the_rows_that_it_refused(tmp_path: Path):
     path = make_run(tmp_path, '[feedback]\ntemplate = "compact"\n')
     with (tmp_path / "prompts.jsonl").open("a") as file:
         file.write("".join(json.dumps({"prompt": f"{n}"}) + "\n" for n in range(200)) + "[]\n")

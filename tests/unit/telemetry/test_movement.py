@@ -1,4 +1,4 @@
-"""A step that moves nothing says why and what helps; a run of such steps has trained nothing."""
+"""A step that moves nothing has a cause and a remedy; a run of such steps has trained nothing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_step_that_moved_nothing_has_a_cause(truncated: str, metrics: dict[str
 
 
 @pytest.mark.parametrize("truncated", ["keep", "mask", "penalise", "bootstrap"])
-def test_nearly_all_answers_cut_is_told_though_the_step_moved(truncated: str):
+def test_nearly_all_answers_cut_is_reported_although_the_step_moved(truncated: str):
     movement = Movement(max_tokens=16, truncated=truncated)
     for share, said in ((0.875, ""), (15 / 16, "15 of 16 answers were cut at rollout.max_tokens = 16")):
         movement.add(still(metrics={**CUT, "learn/truncated/share": share, "learn/masked/share": 0.0}, moved=True))
@@ -75,7 +75,7 @@ def test_a_run_of_steps_that_moved_nothing_has_failed_and_one_step_that_did_make
     assert warning.startswith("1 of 3 steps moved the policy, the others did not: all 16 answers were cut")
 
 
-def test_the_count_goes_on_after_a_resume_and_an_old_checkpoint_accuses_nobody():
+def test_the_count_continues_after_a_resume_and_an_old_checkpoint_causes_no_warning():
     totals = RunTotals(staleness_bound=4, total_steps=3)
     for step in range(2):
         totals.stepped(Lease(step=step, token=1, ordinals=(step,), staleness=(0,), payloads=()), still(step))

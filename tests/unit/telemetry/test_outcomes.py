@@ -22,7 +22,7 @@ Told = dict[tuple[int, int], tuple[float | None, float | None, int | None]]
 
 
 class Run:
-    """A recorder, told of groups by their numbers."""
+    """A recorder that receives groups by their numbers."""
 
     def __init__(self, path: Path, *, open_payload: Any = lambda payload_ref: payload_ref) -> None:
         self.path = path
@@ -69,7 +69,7 @@ class Run:
         return [row for part in parts for row in pq.read_table(part).to_pylist()]
 
     def told(self) -> Told:
-        """What the first rollout of every group says, by ordinal and attempt; the last row counts."""
+        """The row of the first rollout of every group, by ordinal and attempt; the last row counts."""
         return {
             (row["ordinal"], row["attempt"]): (row["reward"], row["advantage"], row["step"])
             for row in self.rows()
@@ -94,7 +94,7 @@ def label_report(feedback: Feedback) -> LabelReport:
     )
 
 
-def test_every_row_says_what_became_of_its_rollout(tmp_path: Path):
+def test_every_row_has_the_outcome_of_its_rollout(tmp_path: Path):
     run = Run(tmp_path / "run")
     run.generate(0, 1, 2, 3)
     run.label(0, 1, 2)
@@ -137,7 +137,7 @@ def test_rows_are_on_disk_before_their_outcome_is_known_and_stay_where_they_are(
     run.recorder.close()
 
 
-def test_a_checkpoint_has_all_that_is_known_by_then(tmp_path: Path):
+def test_a_checkpoint_has_all_outcomes_known_at_that_time(tmp_path: Path):
     run = Run(tmp_path / "run")
     run.generate(0, 1, 2)
     run.label(0, 1)
@@ -146,7 +146,7 @@ def test_a_checkpoint_has_all_that_is_known_by_then(tmp_path: Path):
     assert run.told() == {(0, 0): (0.0, 0.5, 0), (1, 0): (1.0, None, None), (2, 0): (None, None, None)}
 
 
-def test_a_resumed_run_fills_in_what_the_one_before_generated(tmp_path: Path):
+def test_a_resumed_run_fills_in_rows_of_the_previous_process(tmp_path: Path):
     first = Run(tmp_path / "run")
     first.generate(0, 1)
     first.label(0)
@@ -161,7 +161,7 @@ def test_a_resumed_run_fills_in_what_the_one_before_generated(tmp_path: Path):
     assert second.told() == {(0, 0): (0.0, 0.5, 1), (1, 0): (1.0, 1.5, 1), (2, 0): (2.0, None, None)}
 
 
-def test_a_group_that_is_made_again_gets_its_outcome_in_the_row_that_was_trained(tmp_path: Path):
+def test_a_group_generated_again_gets_its_outcome_in_the_trained_row(tmp_path: Path):
     run = Run(tmp_path / "run")
     run.generate(0)
     run.step(0)

@@ -28,7 +28,7 @@ def test_several_workers_of_a_lane_count_as_their_mean():
     assert measure(spans, start_s=0, end_s=10).busy["generate"] == pytest.approx(0.75)
 
 
-def test_nothing_done_binds_nothing():
+def test_without_work_no_lane_binds():
     overlap = measure([], start_s=0, end_s=1)
     assert (overlap.efficiency, overlap.binding_stage, overlap.speedup_bound) == (0.0, "none", 1.0)
     assert set(overlap.busy) == set(LANES)

@@ -68,7 +68,7 @@ def make_feedback(ordinal: int = 0) -> Feedback:
 
 
 class Told:
-    """Remembers what a recorder reports."""
+    """Keeps the reports of a recorder."""
 
     def __init__(self) -> None:
         self.failures: list[Exception] = []
@@ -98,7 +98,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_everything_that_happened_is_written(tmp_path: Path):
+def test_everything_reported_is_written(tmp_path: Path):
     told = Told()
     recorder, path = make_recorder(tmp_path, told=told)
     recorder.event("started", config_hash="abc")
@@ -129,7 +129,7 @@ def test_rows_without_a_step_are_written_at_the_end_and_many_before(tmp_path: Pa
     assert [pq.read_table(p).num_rows for p in sorted((path / "rollouts").iterdir())] == [4, 4, 2]
 
 
-def test_a_payload_that_cannot_be_opened_loses_only_itself_and_is_told_once(tmp_path: Path):
+def test_a_payload_that_cannot_be_opened_loses_only_itself_and_is_reported_once(tmp_path: Path):
     told = Told()
 
     def open_payload(payload_ref: Any) -> Any:
@@ -151,7 +151,7 @@ def test_a_payload_that_cannot_be_opened_loses_only_itself_and_is_told_once(tmp_
     assert recorder.totals.groups_generated == 4
 
 
-def test_writing_goes_on_when_whoever_would_be_told_is_gone(tmp_path: Path):
+def test_writing_continues_when_the_failure_callback_is_gone(tmp_path: Path):
     def gone(_: Exception) -> None:
         raise RuntimeError("Event loop is closed")
 
@@ -163,7 +163,7 @@ def test_writing_goes_on_when_whoever_would_be_told_is_gone(tmp_path: Path):
     assert [line["event"] for line in lines(path / "events.jsonl")] == ["ended"]
 
 
-def test_a_failure_while_the_last_rows_are_written_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failure_while_the_last_rows_are_written_is_reported_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def no_disk(*_: Any) -> None:
         raise OSError(5, "Input/output error")
 
@@ -196,7 +196,7 @@ class Boxed:
     """A payload that can be seen to go."""
 
 
-def test_what_waits_to_be_written_is_counted_in_bytes_and_let_go_when_it_is_written(tmp_path: Path):
+def test_payloads_waiting_to_be_written_are_counted_in_bytes_and_released_when_written(tmp_path: Path):
     opened, backlog = threading.Event(), list[int]()
 
     def slow(payload_ref: Any) -> Any:
@@ -221,7 +221,7 @@ def test_what_waits_to_be_written_is_counted_in_bytes_and_let_go_when_it_is_writ
     recorder.close()
 
 
-def test_a_payload_that_cannot_be_written_is_let_go_as_well(tmp_path: Path):
+def test_a_payload_that_cannot_be_written_is_released_too(tmp_path: Path):
     backlog: list[int] = []
     recorder, _ = make_recorder(tmp_path, open_payload=lambda payload_ref: 1 / 0, on_backlog=backlog.append)
     recorder.generated(make_generation(make_group()), make_group())
@@ -230,7 +230,7 @@ def test_a_payload_that_cannot_be_written_is_let_go_as_well(tmp_path: Path):
     assert backlog == [1, 0]
 
 
-def test_after_a_full_disk_what_was_written_into_the_ballast_still_counts_for_a_checkpoint(
+def test_rows_written_into_the_ballast_after_a_full_disk_count_for_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     recorder, path = make_recorder(tmp_path)
@@ -251,7 +251,7 @@ def test_after_a_full_disk_what_was_written_into_the_ballast_still_counts_for_a_
         recorder.close()
 
 
-def test_what_a_full_disk_lost_makes_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rows_lost_to_a_full_disk_prevent_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recorder, _ = make_recorder(tmp_path)
 
     def full(*_: Any) -> None:
@@ -304,7 +304,7 @@ def test_the_summary_is_valid_json_though_a_reward_was_missing():
     assert summary["staleness"] == {"max": 1, "p50": 0, "bound": 4}
 
 
-def test_the_clock_of_training_stops_once_and_what_follows_dilutes_nothing():
+def test_the_training_clock_stops_once_and_later_work_does_not_count():
     now = [100.0]
     totals = RunTotals(staleness_bound=4, total_steps=3, clock=Clock(wall=lambda: now[0]))
     totals.labelled(make_labelling(make_feedback()))
@@ -322,7 +322,7 @@ def test_the_clock_of_training_stops_once_and_what_follows_dilutes_nothing():
     assert totals.wall_s == 1.0
 
 
-def test_a_learner_that_came_to_other_weights_is_warned_of_and_after_a_resume_as_well():
+def test_a_learner_that_reached_other_weights_causes_a_warning_also_after_a_resume():
     totals = RunTotals(staleness_bound=4, total_steps=3)
     totals.fault("learner_trained_again", {"steps": 2, "same_weights": True})
     assert make_summary(totals)["warnings"] == []
@@ -366,7 +366,7 @@ def test_two_questions_of_one_principle_have_two_label_ids():
     assert rows[0]["label_id"] != rows[1]["label_id"]
 
 
-def test_a_payload_that_went_with_its_machine_is_told_of_and_the_rest_is_written(tmp_path: Path):
+def test_a_payload_lost_with_its_machine_is_reported_and_the_rest_is_written(tmp_path: Path):
     group = make_group(3)
 
     def open_payload(payload_ref: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The trace of a run, in whatever way the run ended."""
+"""The trace of a run, for every kind of end."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_trace_of_a_run_that_was_killed_lacks_nothing_but_its_end(tmp_path: 
     assert len(work(events(text.removesuffix(",\n") + "]"))) == 2
 
 
-def test_a_run_that_goes_on_adds_to_its_trace_whether_it_had_ended_or_was_killed(tmp_path: Path):
+def test_a_resumed_run_adds_to_its_trace_after_an_end_or_a_kill(tmp_path: Path):
     for turn in range(4):
         directory = RunDirectory.reopen(tmp_path)
         trace = TraceFile(directory)
@@ -61,7 +61,7 @@ def test_a_run_that_goes_on_adds_to_its_trace_whether_it_had_ended_or_was_killed
     assert [start for _, start, _ in work(events((tmp_path / NAME).read_text()))] == [0, 1e6, 2e6, 3e6]
 
 
-def test_a_large_trace_makes_place_for_a_new_one_that_names_its_tracks_again(tmp_path: Path):
+def test_a_large_trace_is_replaced_by_a_new_one_that_names_its_tracks_again(tmp_path: Path):
     trace = TraceFile(RunDirectory(tmp_path), max_bytes=2000)
     for second in range(100):
         trace.add([span("a", second, second + 1)])
