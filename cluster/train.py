@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from cluster.preflight.space import remarks_on_space
 from cluster.ray_session.session import answers_probe
 from cluster.ray_session.watch import RayWatch
 from cluster.session import RunSession
-from cluster.start import find_start
+from cluster.start import Start, find_start
 from cluster.view import View
 from solon.checkpoints.folder import folder_bytes
 from solon.doctor.next_steps import resume_command
 from solon.errors import InputError, short
+from solon.runs.directory import RunDirectory
 
 
 def train(
@@ -53,10 +54,7 @@ def train(
     """
     run, fitted = fit_run(run, cpus=own_cpus())
     inputs = check_inputs(run, fetch=True, say=view.note)
-    for note in (*fitted, *inputs.notes):
-        view.note(note)
-    for warning in inputs.warnings:
-        view.note(f"warning: {warning}")
+    _say(view, notes=(*fitted, *inputs.notes), warnings=inputs.warnings)
     start = find_start(
         run,
         inputs.constitution.hash,
@@ -75,22 +73,12 @@ def train(
         view.note(
             f"there is no run to resume{f' of the name {name}' if name else ''} in {root}: this one begins at step 0"
         )
-    old = start.directory / "checkpoints" if start.directory is not None else None
-    there = sum(map(folder_bytes, old.glob("step-*"))) if old is not None else 0
-    for warning in (*start.damaged, *start.remarks, *remarks_on_space(run, root, there=there)):
-        view.note(f"warning: {warning}")
+    _say(view, warnings=(*start.damaged, *start.remarks, *_remarks_on_space(run, root, start)))
     with cluster() as info:
         check_cluster(run, read_supply())
         directory = start.open(root, name, default=default_name)
         view.cluster(info, directory.path)
-        for note in info.notes:
-            view.note(note)
-        if start.directory is not None:
-            view.note(f"resuming {directory.path} after step {start.step}")
-            for key, (was, now) in start.changed.items():
-                view.note(f"{key} was {short(was)}, is {short(now)} from here on")
-            if start.judges_again:
-                view.note("the labels that the checkpoint holds are another judge's; its groups are judged again")
+        _say(view, notes=(*info.notes, *_notes_on_resuming(start, directory)))
         config: dict[str, Any] = {
             "hash": run.hash,
             "constitution_hash": inputs.constitution.hash,
@@ -98,26 +86,53 @@ def train(
             "solon": solon.__version__,
         }
         config |= {"started": time.time(), "origin": dict(origin or {})}
-        before = _records(directory.path) if start.directory is not None else {}
         resume_with = resume_command(directory.path, config)
         session = RunSession(run, inputs, directory, view, start=start, resume=resume_with, roles=roles)
-        driver = Driver(session, stages_of(run))
-        try:
-            directory.write_json("config.json", config | run.model_dump(mode="json"))
-            with RayWatch(driver, probe=answers_probe()) as ray_watch:
-                try:
-                    return asyncio.run(driver.drive())
-                except Exception as error:
-                    ray_watch.leave_if_gone(error)
-                    raise
-        except InputError:
-            if not driver.has_begun:
-                # Refused: the attempt to resume leaves the old run unchanged.
-                for name, content in before.items():
-                    put_back(directory.path / name, content)
-            raise
-        finally:
-            directory.close()  # the lock is held until the last file of the run is written
+        return _drive(session, config | run.model_dump(mode="json"))
+
+
+def _drive(session: RunSession, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The run itself; a refused attempt to resume leaves the old run unchanged."""
+    directory = session.directory
+    before = _records(directory.path) if session.start.directory is not None else {}
+    driver = Driver(session, stages_of(session.run))
+    try:
+        directory.write_json("config.json", config)
+        with RayWatch(driver, probe=answers_probe()) as ray_watch:
+            try:
+                return asyncio.run(driver.drive())
+            except Exception as error:
+                ray_watch.leave_if_gone(error)
+                raise
+    except InputError:
+        if not driver.has_begun:
+            for name, content in before.items():
+                put_back(directory.path / name, content)
+        raise
+    finally:
+        directory.close()  # the lock is held until the last file of the run is written
+
+
+def _say(view: View, *, notes: Iterable[str] = (), warnings: Iterable[str] = ()) -> None:
+    for note in notes:
+        view.note(note)
+    for warning in warnings:
+        view.note(f"warning: {warning}")
+
+
+def _remarks_on_space(run: RunFile, root: Path, start: Start) -> Sequence[str]:
+    old = start.directory / "checkpoints" if start.directory is not None else None
+    return remarks_on_space(run, root, there=sum(map(folder_bytes, old.glob("step-*"))) if old is not None else 0)
+
+
+def _notes_on_resuming(start: Start, directory: RunDirectory) -> Iterator[str]:
+    if start.directory is None:
+        return
+    yield f"resuming {directory.path} after step {start.step}"
+    for key, (was, now) in start.changed.items():
+        yield f"{key} was {short(was)}, is {short(now)} from here on"
+    if start.judges_again:
+        yield "the labels that the checkpoint holds are another judge's; its groups are judged again"
 
 
 def require_place(root: Path) -> None:

@@ -356,8 +356,6 @@ def test_what_is_shipped_to_a_cluster_is_the_code_alone(tmp_path: Path):
 # --- sizes and docstrings -----------------------------------------------------------------------------------
 
 PRODUCT = ("solon", "actors", "learners", "cluster", "compression")
-NOT_YET_SPLIT = {"cluster/driver.py", "cluster/train.py:train"}
-"""Longer than the bounds below."""
 
 
 @dataclass(frozen=True)
@@ -423,13 +421,13 @@ def test_the_reader_of_definitions_knows_what_is_public_and_documented():
 def test_modules_are_short(modules: dict[str, str]):
     lines = {name: len(text.splitlines()) for name, text in modules.items()}
     assert statistics.median(lines.values()) <= 130
-    assert {name: count for name, count in lines.items() if count > 400 and name not in NOT_YET_SPLIT} == {}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
 
 
 def test_functions_are_short(defined: list[Definition]):
     lines = {one.place: one.lines for one in defined if not one.is_class}
     assert statistics.quantiles(lines.values(), n=10)[-1] <= 25
-    assert {name: count for name, count in lines.items() if count > 60 and name not in NOT_YET_SPLIT} == {}
+    assert {name: count for name, count in lines.items() if count > 60} == {}
 
 
 def test_public_classes_and_nine_of_ten_public_functions_are_documented(defined: list[Definition]):
