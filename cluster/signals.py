@@ -62,7 +62,7 @@ class Signals:
     def __init__(self, stop: asyncio.Event, *, tell: Callable[[str], None] = lambda text: None) -> None:
         """tell: tells the user that the signal arrived, as a step may take minutes."""
         self._stop = stop
-        self._emit = tell
+        self._tell = tell
         self.interrupted = False
         self.received = ""
         """Name of the first one."""
@@ -109,7 +109,7 @@ class Signals:
             return
         self._last_s = now
         if self.may_finish and not self.interrupted:
-            self._emit(f"asked to stop ({self.received}): the current step is finished and saved first")
+            self._tell(f"asked to stop ({self.received}): the current step is finished and saved first")
         if (self.interrupted or not self.may_finish) and self._task is not None:
             self._task.cancel()
         self.interrupted = True

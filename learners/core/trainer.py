@@ -161,6 +161,8 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         broken |= {f"{part} gradient norm": norm for part, norm in norms.items() if not math.isfinite(norm)}
         if broken:
             where = [f"{part}: {name}" for part in parts for name in self.optimizers[part].not_finite()][:3]
+            for part in parts:
+                self.optimizers[part].clear()
             raise RunFailedError(
                 f"learning stopped at step {step} before its optimiser moved: not finite are "
                 f"{', '.join(f'{key} ({value})' for key, value in broken.items())}"

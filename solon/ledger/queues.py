@@ -44,7 +44,8 @@ class Entry:
 
     def head_when_granted(self, version: int) -> int:
         """Oldest version that the group will have when it is generated with this one."""
-        return self.salvage_head if self.salvage else version
+        # While a version is rolled out, an engine that has it may leave tokens of it to one that does not have it yet.
+        return min(self.salvage_head, version) if self.salvage else version
 
 
 class GroupQueues:

@@ -187,8 +187,9 @@ class Pool(Collection[L]):
         await seat.lane.retire()
         if seat.task is not None:
             await asyncio.wait({seat.task})
-        del self._seats[name]
-        self._emit("lane_left", worker=name, returned=returned)
+        if self._seats.get(name) is seat:  # another call may have removed it meanwhile
+            del self._seats[name]
+            self._emit("lane_left", worker=name, returned=returned)
         return returned
 
     async def run(

@@ -183,8 +183,9 @@ async def test_a_slow_judge_with_garbage_replies_costs_only_the_groups_that_it_s
         valid = {report.ordinal for report in world.watcher.labels if report.num_valid}
         assert {ordinal for batch in world.watcher.batches for ordinal in batch} <= valid
         assert world.told("worker_lost") == []
-        # Nothing is asked again: every question without a cached verdict is one request per group.
-        assert len(server.seen) == sum(1 for report in world.watcher.labels if not report.cache_hits)
+        # Nothing is asked again: each question without a cached verdict is at most one request per group (one that
+        # times out on a busy machine may not have been read).
+        assert len(server.seen) <= sum(1 for report in world.watcher.labels if not report.cache_hits)
 
 
 @ray.remote(num_cpus=0)
@@ -258,7 +259,7 @@ async def test_an_actor_without_a_node_is_named_at_the_deadline(ray_cluster, tmp
     await hog.start.remote("")
     launcher = Launcher(run, constitution=None, run_name="starved", emit=print, roles=roles)  # type: ignore[arg-type]
     with pytest.raises(
-        RunFailedError, match=r"no place for learner within recovery.node_timeout_s = 3 s; see with `ray status`"
+        RunFailedError, match=r"no place for .*learner within recovery.node_timeout_s = 3 s; see with `ray status`"
     ):
         await launcher.launch(on_ready=lambda _: None)
     ray.kill(hog)

@@ -261,6 +261,17 @@ def test_random_schedules_keep_every_invariant(seed, batch, target, slack, publi
 # -- losses, and another process ------------------------------------------------------------------------------------
 
 
+def test_tokens_of_a_version_that_is_still_rolled_out_may_be_continued_by_an_engine_without_it():
+    ledger = make_ledger()
+    (grant,) = ledger.reserve(1, now=0, holder="first")
+    # The first engine holds version 1 already, the second still version 0; the ledger hears of 1 when all hold it.
+    assert ledger.keep(grant.ordinal, grant.attempt, head=1, salvage="tokens")
+    assert ledger.requeue(grant.ordinal, grant.attempt, "the first engine left its pool", is_loss=False)
+    (again,) = ledger.reserve(1, now=0, holder="second")
+    assert (again.ordinal, again.version, again.salvage) == (grant.ordinal, 0, ("tokens",))
+    assert ledger.commit_generation(again.ordinal, again.attempt, head=0, nbytes=1, payload="a group")
+
+
 def test_a_group_lost_with_its_engine_is_generated_again_from_the_same_sample_index_and_the_old_attempt_is_refused():
     ledger = make_ledger()
     (grant,) = ledger.reserve(1, now=0)
