@@ -11,7 +11,7 @@ from collections.abc import Mapping
 Keys = Mapping[str, str]
 
 CONFIG: Keys = {
-    "hash": "of the configuration: what a resumed run must share with the one before",
+    "hash": "of the whole configuration, to compare runs; `--resume` does not read it: it compares the settings",
     "constitution_hash": "of the constitution's content",
     "solon": "version of Solon",
     "started": "when the last process began, seconds since the epoch",
