@@ -21,6 +21,7 @@ from cluster.rewind import (
     refuse_spoilt,
     windows_of,
 )
+from learners.config import OBJECTIVES
 from solon.checkpoints.folder import Checkpoint, CheckpointFolder
 from solon.checkpoints.remote import download
 from solon.errors import InputError, short
@@ -173,6 +174,8 @@ def _refuse_another_run(
             "it, or start a run of another --name"
         )
     ours, theirs = dict(flat_items(run.model_dump(mode="json"))), dict(flat_items(_completed(old, run)))
+    if _objective(ours) == _objective(theirs):  # one of the two may leave out the name
+        theirs["learn.objective"] = ours["learn.objective"]
     absent, allowed = object(), changeable(type(run))
     changed = [
         key
@@ -192,6 +195,11 @@ def _refuse_another_run(
     shared = inputs_to_share(digests) if goes_back else digests
     refuse_other_inputs(shared, old.get("inputs") or {}, place=directory, run=run)
     return {key: [theirs.get(key), ours.get(key)] for key in accepted}
+
+
+def _objective(settings: Mapping[str, Any]) -> Any:
+    """The objective in use, from flat settings."""
+    return settings.get("learn.objective") or OBJECTIVES.get(settings.get("learn.advantages", ""))
 
 
 def _completed(old: Mapping[str, Any], run: RunFile) -> dict[str, Any]:

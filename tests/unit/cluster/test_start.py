@@ -116,6 +116,16 @@ def test_another_configuration_or_constitution_is_refused_by_name(tmp_path: Path
         start_of(tmp_path / "runs", run, constitution="another")
 
 
+def test_naming_the_objective_that_was_in_use_is_no_change(tmp_path: Path, run: RunFile):
+    named = run.model_copy(update={"learn": run.learn.model_copy(update={"objective": "ppo"})})
+    for name, before, now in (("unnamed", run, named), ("named", named, run)):
+        begun(tmp_path / "runs", before, name=name, steps=(2,))
+        assert start_of(tmp_path / "runs", now, name=name).step == 2
+    other = run.model_copy(update={"learn": run.learn.model_copy(update={"objective": "group_relative"})})
+    with pytest.raises(InputError, match=r"learn\.objective was .*, is 'group_relative'"):
+        start_of(tmp_path / "runs", other, name="named")
+
+
 def test_adapters_that_come_or_go_are_another_run(tmp_path: Path, run: RunFile):
     adapted = run.model_copy(update={"learn": run.learn.model_copy(update={"lora": LoraConfig(r=4)})})
     begun(tmp_path / "runs", run, steps=(2,))
