@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, mo
 
 from cluster.config.pools import Placement, PoolSpec, as_section, learner_pool
 from cluster.config.run_file import RECORDED, RunFile
-from cluster.config.sections import RolloutSection
+from cluster.config.sections import EngineSection, RolloutSection
 from cluster.stages import known_stages
 from cluster.stages.audit import AuditStage
 from cluster.stages.base import Stage
@@ -29,12 +29,18 @@ from cluster.stages.evaluate import EvaluateStage
 from cluster.stages.order import check_stages
 from cluster.stages.rlaif import RlaifStage
 from solon.errors import InputError, nearest
-from solon.files.overrides import put
+from solon.files.overrides import parse_override, put
 from solon.files.toml_file import read_toml
 from solon.files.validation import describe_invalid
 
 OF_POOLS = ("policy", "judge", "judging")
 """Keys of a run file that pools replace in a pipeline file."""
+SECTIONS_OF_POOLS = {
+    "rollout": tuple(EngineSection.model_fields),
+    "evaluate": ("audit_judge",),
+    "watch": ("audit_judge",),
+}
+"""The same within sections that are otherwise allowed."""
 
 
 def _parsed(value: Any) -> Any:
@@ -72,6 +78,14 @@ class Pipeline(RunFile):
         return next(stage for stage in self.stages if isinstance(stage, RlaifStage))
 
     @property
+    def policy_pool(self) -> str:
+        return self.training.policy
+
+    @property
+    def judge_pool(self) -> str:
+        return self.training.judge
+
+    @property
     def workers(self) -> Mapping[str, PoolSpec]:
         pools = {name: pool.called(name, f"pools.{name}") for name, pool in self.pools.items() if pool.size}
         return {**pools, "learner": learner_pool(self.policy, self.learn)}
@@ -103,21 +117,20 @@ class Pipeline(RunFile):
         is_record = raw.keys() >= RECORDED
         if is_record:
             raw = {key: value for key, value in raw.items() if key in cls.model_fields}
-        elif given := [key for key in OF_POOLS if key in raw]:
-            raise InputError(
-                f"pipeline file {path}: `{given[0]}` is a key of a run file, expected [pools.NAME] with role, model "
-                "and engine; move it there"
-            )
         _check_pools(raw, path)
         stages = [
             parse_stage(stage, f"pipeline file {path}: stages", raw, number) for number, stage in _listed(raw, path)
         ]
         stages = _named(stages)
         raw["stages"] = stages
+        if not is_record:  # which holds every key, with the values of its pools
+            _refuse_keys_of_pools(raw, stages, f"pipeline file {path}")
         cls.resolve(raw, path.parent)
         for override in overrides:
-            if override.partition("=")[0].strip().partition(".")[0] in OF_POOLS:
-                raise InputError(f"--set got {override}, expected a key of [pools]: a pipeline file has no such key")
+            key, value, _ = parse_override(override)
+            given: dict[str, Any] = {}
+            put(given, key, value, override)
+            _refuse_keys_of_pools(given, stages, f"--set {key}")
             cls.override(raw, override)
         pools = _pools(raw, path)
         check_stages(stages, pools, source=f"pipeline file {path}")
@@ -137,12 +150,12 @@ def stages_of(run: RunFile) -> tuple[Stage, ...]:
     attached where one is configured."""
     if isinstance(run, Pipeline):
         return run.stages
-    found: list[Stage] = [RlaifStage(policy="rollout")]
+    found: list[Stage] = [RlaifStage(policy=run.policy_pool, judge=run.judge_pool)]
     if run.watch.audit_judge:
         found.insert(0, AuditStage(judge="audit-judge"))
     if run.evaluate.evaluator:
         judge = "audit-judge" if run.evaluate.evaluator == "judge" else ""
-        before, after = (EvaluateStage(name=name, policy="rollout", judge=judge) for name in ("before", "after"))
+        before, after = (EvaluateStage(name=name, policy=run.policy_pool, judge=judge) for name in ("before", "after"))
         found = [before, *found, after]
     return tuple(found)
 
@@ -189,15 +202,50 @@ def _read(path: Path) -> dict[str, Any]:
 def _move(run: dict[str, Any], target: str, value: Any, place: str) -> None:
     """Put a setting of a stage at its key of the run. Two stages may set the same value."""
     section, _, key = target.partition(".")
-    held = run.get(section) if not key else (run.get(section) or {}).get(key)
-    if held is not None and held != value:
-        if not (isinstance(held, dict) and isinstance(value, dict)):
+    held = run.get(section)
+    if key:
+        held = held.get(key) if isinstance(held, dict) else None
+    put(run, target, value if held is None else _merged(held, value, target, place), f"{target}={value}")
+
+
+def _merged(held: Any, value: Any, key: str, place: str) -> Any:
+    """Both settings as one. Raises InputError where the two have different values of a key."""
+    if isinstance(held, dict) and isinstance(value, dict):
+        both = {name: _merged(held[name], value[name], f"{key}.{name}", place) for name in value if name in held}
+        return {**held, **value, **both}
+    if held != value:
+        raise InputError(
+            f"{place}: `{key}` is {value!r} here and {held!r} elsewhere in the file, expected one value; remove one"
+        )
+    return value
+
+
+def _refuse_keys_of_pools(given: Mapping[str, Any], stages: Sequence[Stage], source: str) -> None:
+    """A key that a pool sets would have no effect elsewhere. Raises InputError with the key of the pool."""
+    training = next((stage for stage in stages if isinstance(stage, RlaifStage)), RlaifStage())
+    pools = {"policy": training.policy, "judge": training.judge, "judging": training.judge, "rollout": training.policy}
+    for key in OF_POOLS:
+        if key in given:
+            settings = given[key] if isinstance(given[key], Mapping) else {}
+            inner = [name for name in EngineSection.model_fields if name in settings]
+            other = _key_of_pool(pools[key], inner[0] if inner else "engine" if key == "judging" else "model")
             raise InputError(
-                f"{place}: `{target}` is {value!r} here and {held!r} elsewhere in the file, expected one value; "
-                "remove one"
+                f"{source}: `{key}` is a key of a run file, expected [pools.NAME] with role, model and engine; "
+                f"set {other} instead"
             )
-        value = {**value, **held}
-    put(run, target, value, f"{target}={value}")
+    for section, keys in SECTIONS_OF_POOLS.items():
+        settings = given.get(section)
+        for key in [key for key in keys if isinstance(settings, Mapping) and key in settings]:
+            names = [s.judge for s in stages if isinstance(s, EvaluateStage if section == "evaluate" else AuditStage)]
+            pool = pools[section] if section in pools else next(filter(None, names), "NAME")
+            raise InputError(
+                f"{source}: `{section}.{key}` has no effect in a pipeline file, expected the key of a pool; set "
+                f"{_key_of_pool(pool, 'model' if key == 'audit_judge' else key)} instead"
+            )
+
+
+def _key_of_pool(pool: str, key: str) -> str:
+    return f"pools.{pool}.size" if key == "num_actors" else PoolSpec(role="any").called(pool, f"pools.{pool}").key(key)
 
 
 def _listed(raw: Mapping[str, Any], path: Path) -> list[tuple[int, Any]]:

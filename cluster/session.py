@@ -134,7 +134,7 @@ class RunSession:
         await self._resumed()
         initial = workers.of_role("learner").started[0]
         self.publication = publication_for(
-            workers.of_role("rollout").pool,
+            workers[run.policy_pool].pool,
             workers.of_role("learner").lane,
             settings=run.publish,
             initial=initial[0],

@@ -196,6 +196,16 @@ class RunFile(Section):
             pools.append(audit.called("audit-judge", "judging", is_numbered=False))
         return {pool.name: pool for pool in pools}
 
+    @property
+    def policy_pool(self) -> str:
+        """The pool whose engines receive the trained weights."""
+        return "rollout"
+
+    @property
+    def judge_pool(self) -> str:
+        """The pool whose judges reward."""
+        return "judge"
+
     def with_pools(self, pools: Mapping[str, PoolSpec]) -> Self:
         """The same run with these pools built or placed differently."""
         update: dict[str, Any] = {}

@@ -26,6 +26,7 @@ class AuditRole(JudgeRole):
     """`[pools.auditor] role = "audit"`"""
 
     role: ClassVar[str] = "audit"
+    is_single: ClassVar[bool] = True  # evaluation and audit ask one worker
 
     def feedback(self, context: PoolContext) -> FeedbackConfig:
         update = {"task": "pointwise", "principles_per_group": 0, **ALONE}

@@ -72,6 +72,10 @@ class Role(ABC):
 
     role: ClassVar[str] = ""
     """The name by which pools refer to it."""
+    is_once: ClassVar[bool] = False
+    """A run has at most one pool of it."""
+    is_single: ClassVar[bool] = False
+    """A pool of it has one worker."""
 
     def __init__(self, actor: Any = None) -> None:
         """actor: the Ray actor class of the workers; None: the role's own."""

@@ -15,6 +15,7 @@ class RolloutRole(Role):
     """`[pools.policy] role = "rollout"`"""
 
     role: ClassVar[str] = "rollout"
+    is_once: ClassVar[bool] = True  # weights are published to one pool
 
     def workers(self, pool: PoolSpec, context: PoolContext) -> Sequence[Any]:
         from actors.rollout import RemoteRollout, RolloutActor

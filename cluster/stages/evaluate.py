@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import field_validator
+
 from cluster.stages.base import PoolNeed, Stage
+from solon.errors import short
 
 if TYPE_CHECKING:
     from cluster.evaluate import Evaluator
@@ -26,10 +30,23 @@ class EvaluateStage(Stage):
     }
 
     type: Literal["evaluate"] = "evaluate"
+    name: str = ""
+    """Distinguishes evaluations, and is part of the name of their file; letters, digits, `-` and `_`. Empty: `before`
+    or `after`, by its position relative to the training."""
     policy: str = "policy"
     """The pool whose engines answer."""
     judge: str = ""
     """The pool that scores the answers, with `evaluator = "judge"`."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_part_of_a_file_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{0,100}", name):
+            raise ValueError(
+                f"got {short(name)}, expected at most 100 letters, digits, `-` and `_`: the name is part of the name "
+                "of a file; rename it"
+            )
+        return name
 
     def pools(self) -> Sequence[PoolNeed]:
         judges = [PoolNeed(key="judge", name=self.judge, role="audit")] if self.judge else []

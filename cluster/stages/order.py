@@ -26,6 +26,26 @@ def check_stages(stages: Sequence[Stage], pools: Mapping[str, PoolSpec], *, sour
             f"{source}: no stage names the pool {unused[0]!r}, which would be started for nothing; name it in a stage, "
             "or remove it"
         )
+    _check_sizes(pools, source)
+
+
+def _check_sizes(pools: Mapping[str, PoolSpec], source: str) -> None:
+    """Refuses pools and workers that would be started and not used."""
+    roles = known_roles()
+    for name, pool in pools.items():
+        if roles[pool.role].is_single and pool.size > 1:
+            raise InputError(
+                f"{source}: pools.{name} has the role {pool.role} and the size {pool.size}, expected 1: only one "
+                f"worker of it is asked; set pools.{name}.size = 1"
+            )
+        alike = [other for other, spec in pools.items() if spec.role == pool.role]
+        if roles[pool.role].is_once and len(alike) > 1:
+            size = sum(pools[other].size for other in alike)
+            raise InputError(
+                f"{source}: {' and '.join(f'pools.{other}' for other in alike)} have the role {pool.role}, expected "
+                f"one pool of this role in a run: only one receives the trained weights; merge them: remove "
+                f"pools.{alike[1]}, name {alike[0]!r} in every stage and set pools.{alike[0]}.size = {size}"
+            )
 
 
 def _check_roles(pools: Mapping[str, PoolSpec], source: str) -> None:
