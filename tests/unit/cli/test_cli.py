@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """What `solon ARGUMENTS` ends with."""
+    """The exit code of `solon ARGUMENTS`."""
     monkeypatch.setattr(sys, "argv", ["solon", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
         main()
@@ -92,9 +92,7 @@ def test_a_wrong_command_line_is_exit_2_with_a_hint(
 # -- check -----------------------------------------------------------------------------------------------------
 
 
-def test_check_finds_a_good_run_good(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_check_accepts_a_good_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr("cluster.config.fitting.machine_cpus", lambda: 4.0)
     assert call(monkeypatch, "check", make_run(tmp_path)) == 0
     captured = capsys.readouterr()
@@ -144,7 +142,7 @@ def test_check_shows_broken_rows_as_a_warning(
         ("constitution.yaml", "does not exist; check the path"),
     ],
 )
-def test_check_says_what_is_missing_and_ends_with_2(
+def test_check_names_the_missing_input_and_exits_with_2(
     breakage: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     run = make_run(tmp_path)
@@ -158,7 +156,7 @@ def test_check_says_what_is_missing_and_ends_with_2(
     assert captured.out == ""
 
 
-def test_a_bad_run_file_is_one_message_on_stderr_in_a_process_of_its_own(tmp_path: Path):
+def test_a_bad_run_file_gives_one_message_on_stderr_of_a_real_process(tmp_path: Path):
     result = child("check", write_run(tmp_path, "[learn]\nepoch = 2"))
     assert result.returncode == 2
     assert result.stdout == ""
@@ -224,7 +222,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
         main()
 
 
-def test_what_a_run_returns_is_printed_as_valid_json_only_when_asked(
+def test_the_result_of_a_run_is_printed_as_valid_json_only_when_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("solon.cli.train.run_train", lambda *_, **__: {"reward": float("nan"), "steps": 3})

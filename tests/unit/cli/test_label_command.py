@@ -1,4 +1,4 @@
-"""`solon label` as a person meets it: an endpoint that works, one that does not, and what a second start does."""
+"""`solon label` from the user's side: an endpoint that works, one that does not, and a second start."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_an_endpoint_labels_a_file_and_a_second_start_asks_it_nothing(make: Any)
         again = run_label(make(server.base_url), as_json=True)
     assert asked == 20
     assert len(server.seen) == asked
-    # It says A in both orders: nothing but position bias, so every pair is a tie.
+    # It answers A in both orders: only position bias, so every pair is a tie.
     assert summary["labels"]["by_status"] == again["labels"]["by_status"] == {"tie": 10}
     assert summary["quality"]["consistent_share"] == 0
 
 
-def test_a_key_that_is_refused_is_said_once_and_the_next_start_goes_on(make: Any):
+def test_a_refused_key_is_reported_once_and_the_next_start_continues(make: Any):
     with EndpointServer(answer({"A": 0.6, "B": 0.3}), error(401)) as server:
         with pytest.raises(InputError, match="401"):
             run_label(make(server.base_url, endpoint="max_concurrency = 1"), as_json=True)
@@ -95,7 +95,7 @@ def test_a_spend_cap_of_zero_asks_nothing_and_loses_nothing(make: Any):
     assert summary["cost"]["usd"] > 0
 
 
-def test_a_limit_of_money_in_this_start_is_never_exceeded_and_counts_anew_in_the_next(make: Any):
+def test_a_spend_limit_per_start_is_never_exceeded_and_applies_again_to_the_next_start(make: Any):
     prices = "usd_per_million_input = 1000.0\nusd_per_million_output = 1000.0"
     with EndpointServer(answer({"A": 0.6, "B": 0.3}, usage=COUNTED)) as server:
         whole = run_label(make(server.base_url, endpoint=prices), as_json=True)["cost"]["usd"]
@@ -109,7 +109,7 @@ def test_a_limit_of_money_in_this_start_is_never_exceeded_and_counts_anew_in_the
     assert second["status"] == "completed"
 
 
-def test_a_limit_of_money_needs_prices(make: Any):
+def test_a_spend_limit_needs_prices(make: Any):
     with pytest.raises(InputError, match="the endpoint has no prices"):
         run_label(make("http://127.0.0.1:1/v1", max_usd=1.0), as_json=True)
 
@@ -127,7 +127,7 @@ def test_a_run_that_labels_nothing_says_why_and_exits_1(make: Any, monkeypatch: 
     assert "%" not in told.out  # no table of nothing
 
 
-def test_a_directory_keeps_to_one_judge_and_one_constitution(make: Any, tmp_path: Path):
+def test_a_directory_holds_labels_of_one_judge_and_one_constitution(make: Any, tmp_path: Path):
     with EndpointServer(answer({"A": 0.6, "B": 0.3})) as server:
         request = make(server.base_url)
         run_label(request, as_json=True)
@@ -144,7 +144,7 @@ def test_a_directory_keeps_to_one_judge_and_one_constitution(make: Any, tmp_path
             run_label(make(server.base_url, overrides=["feedback.swap.order=both"]), as_json=True)
 
 
-def test_a_directory_that_knew_fewer_settings_is_gone_on_with_by_their_defaults(make: Any, tmp_path: Path):
+def test_a_directory_of_a_version_with_fewer_settings_continues_with_their_defaults(make: Any, tmp_path: Path):
     with EndpointServer(answer({"A": 0.6, "B": 0.3})) as server:
         request = make(server.base_url)
         run_label(request, as_json=True)
@@ -169,7 +169,7 @@ def test_the_help_names_the_formats_of_rows_and_that_an_endpoint_may_judge(monke
         assert word in said
 
 
-def test_a_judge_that_says_the_same_place_always_is_warned_of_in_words(make: Any, capsys: Any):
+def test_a_judge_that_always_favours_one_position_causes_a_warning(make: Any, capsys: Any):
     with EndpointServer(answer({"A": 0.6, "B": 0.3})) as server:
         summary = run_label(make(server.base_url), as_json=False)
     assert len(summary["warnings"]) == 1
@@ -189,7 +189,7 @@ def test_a_key_in_the_wrong_field_is_not_shown(make: Any):
     assert "sk-abc" not in str(caught.value)
 
 
-def test_a_part_of_the_rows_is_labelled_with_weights_and_propensities(make: Any, tmp_path: Path):
+def test_a_selection_of_rows_is_labelled_with_weights_and_propensities(make: Any, tmp_path: Path):
     rows = [{"prompt": f"p{n}", "answers": [f"good {n}", f"bad {n}"]} for n in range(120)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = ["select.rate=0.25", "select.policy=near_tie", f"select.proxy={tmp_path / 'judge.toml'}"]

@@ -10,7 +10,7 @@ from solon.cli.nursery_names import resolver
 from solon.errors import InputError
 
 
-def test_a_name_that_the_nursery_does_not_have_is_refused_before_it_grows(monkeypatch: pytest.MonkeyPatch):
+def test_an_unknown_nursery_name_is_refused_before_anything_grows(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(growing, "grow", lambda **_: pytest.fail("it grew"))
     with pytest.raises(InputError, match=r"got the name `nursery:larg_judge`.*nursery:large_judge"):
         resolver(["nursery:policy", "nursery:larg_judge"], progress=False)

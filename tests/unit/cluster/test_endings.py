@@ -79,7 +79,7 @@ def sleepers() -> Iterator[list[Sleeper]]:
 
 
 class Driver:
-    """What a watch tells."""
+    """The reports of a watch."""
 
     def __init__(self) -> None:
         self.lost: list[str] = []
@@ -102,7 +102,9 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
-def test_a_helper_that_dies_is_told_and_the_run_continues(sleepers: list[Sleeper], monkeypatch: pytest.MonkeyPatch):
+def test_the_death_of_a_helper_process_is_reported_and_the_run_continues(
+    sleepers: list[Sleeper], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(ray_watch, "LOOK_EVERY_S", 0.01)
     driver = Driver()
     processes = [sleepers[0].as_("Ray's dashboard", is_needed=False), sleepers[1].as_("Ray's raylet", is_needed=True)]
@@ -116,7 +118,7 @@ def test_a_helper_that_dies_is_told_and_the_run_continues(sleepers: list[Sleeper
     watch.leave_if_gone(RuntimeError("another end"))  # which is none of its business
 
 
-def test_a_process_that_the_run_needs_ends_it_and_nothing_is_asked_of_ray_any_more(
+def test_the_death_of_a_needed_ray_process_ends_the_run_without_further_calls_into_ray(
     sleepers: list[Sleeper], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(ray_watch, "LOOK_EVERY_S", 0.01)
@@ -136,10 +138,10 @@ def test_a_process_that_the_run_needs_ends_it_and_nothing_is_asked_of_ray_any_mo
         watch.leave_if_gone(watch.failure)
     assert left == [1]
     assert f"resume: {COMMAND}" in capsys.readouterr().err
-    assert sleepers[1].child.wait(timeout=5) == -signal.SIGTERM  # what is left of a cluster of our own goes along
+    assert sleepers[1].child.wait(timeout=5) == -signal.SIGTERM  # the rest of our own cluster ends too
 
 
-def test_a_run_that_had_ended_in_good_order_stays_so_when_ray_dies_before_its_process_is_gone(
+def test_a_completed_run_stays_completed_when_ray_dies_before_the_process_exits(
     sleepers: list[Sleeper], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ):
     monkeypatch.setattr(ray_watch, "LOOK_EVERY_S", 0.01)
@@ -181,7 +183,7 @@ def test_a_driver_that_hangs_in_ray_is_ended_with_its_cause(
     assert "solon: the run failed: Ray's control service (GCS)" in capfd.readouterr().err
 
 
-def test_of_an_agent_and_the_raylet_that_it_took_along_the_agent_is_the_cause(
+def test_when_an_agent_takes_its_raylet_down_the_agent_is_reported_as_the_cause(
     sleepers: list[Sleeper], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(ray_watch, "LOOK_EVERY_S", 0.2)
@@ -196,7 +198,7 @@ def test_of_an_agent_and_the_raylet_that_it_took_along_the_agent_is_the_cause(
     assert driver.lost[0].startswith("Ray's dashboard agent")
 
 
-def test_a_control_service_elsewhere_that_answers_no_more_ends_the_run_before_ray_does(monkeypatch: pytest.MonkeyPatch):
+def test_a_remote_control_service_that_stops_answering_ends_the_run_before_ray_does(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray_watch, "PROBE_EVERY_S", 0.01)
     monkeypatch.setattr(ray_watch, "SILENT_S", 0.1)
     answers = iter([True, False, True])  # one silence is none
@@ -206,21 +208,21 @@ def test_a_control_service_elsewhere_that_answers_no_more_ends_the_run_before_ra
     assert "has not answered for" in driver.lost[0]
 
 
-def test_a_process_is_known_by_its_birth_and_its_parent(sleepers: list[Sleeper]):
+def test_a_process_is_identified_by_its_start_time_and_its_parent(sleepers: list[Sleeper]):
     first = sleepers[0].process
     assert {s.process for s in sleepers} <= set(descendants([os.getpid()], depth=1))
     assert "time.sleep(60)" in first.command
     assert first.is_there
     assert not replace(first, born=first.born - 1).is_there  # the number belongs to another one now
     sleepers[0].child.kill()
-    until(lambda: not first.is_there)  # although nobody has asked yet how it ended
+    until(lambda: not first.is_there)  # although no one has asked yet how it ended
     assert Process.find(first.pid) is None
 
 
-# -- what is written --------------------------------------------------------------------------------------------------
+# -- records ----------------------------------------------------------------------------------------------------------
 
 
-async def test_ray_gone_is_on_record_before_the_driver_has_done_anything(directory: RunDirectory):
+async def test_the_loss_of_ray_is_recorded_before_the_driver_reacts(directory: RunDirectory):
     words, notes = FinalSummary(directory, end=end_of), []
     words.begin()
     error = RunFailedError("Ray's raylet was killed by SIGKILL")
@@ -250,7 +252,7 @@ async def test_a_summary_of_a_finished_run_is_not_replaced_when_ray_dies_after_i
     assert found["status"] == "completed"
 
 
-def test_a_run_whose_folder_was_removed_leaves_what_it_was_and_how_it_ended(directory: RunDirectory):
+def test_a_run_whose_folder_was_removed_leaves_its_configuration_and_its_summary(directory: RunDirectory):
     shutil.rmtree(directory.path)
     with pytest.raises(UnwritableError, match="is gone: it was removed or moved while the run used it"):
         directory.append("events.jsonl", {"event": "published"})
@@ -262,7 +264,7 @@ def test_a_run_whose_folder_was_removed_leaves_what_it_was_and_how_it_ended(dire
     assert json.loads((directory.path / "summary.json").read_text())["end"]["resume"] == COMMAND
 
 
-def test_a_folder_that_was_made_again_by_somebody_else_is_not_the_run_any_more(directory: RunDirectory):
+def test_a_folder_created_again_by_another_process_is_not_the_run(directory: RunDirectory):
     shutil.rmtree(directory.path)
     directory.path.mkdir()
     with pytest.raises(UnwritableError, match="is gone"):
@@ -270,7 +272,7 @@ def test_a_folder_that_was_made_again_by_somebody_else_is_not_the_run_any_more(d
     assert list(directory.path.iterdir()) == []
 
 
-def test_nothing_is_made_where_the_folder_of_all_runs_is_gone_too(tmp_path: Path):
+def test_nothing_is_created_when_the_folder_of_all_runs_is_gone_too(tmp_path: Path):
     made = RunDirectory.create(tmp_path / "runs", "run", default="run")
     made.write_json("config.json", {"steps": 3})
     shutil.rmtree(tmp_path / "runs")
@@ -280,7 +282,7 @@ def test_nothing_is_made_where_the_folder_of_all_runs_is_gone_too(tmp_path: Path
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EIO])
-def test_a_folder_that_cannot_be_written_any_more_is_one_sentence(
+def test_a_folder_that_becomes_unwritable_gives_one_sentence(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, code: int
 ):
     def refuse(path: Path, _: Any) -> None:
@@ -297,7 +299,7 @@ def test_a_folder_that_cannot_be_written_any_more_is_one_sentence(
     assert directory.explained(foreign) is foreign
 
 
-async def test_a_summary_that_cannot_be_written_is_told_with_the_status(
+async def test_a_summary_that_cannot_be_written_is_reported_with_the_status(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(path: Path, _: str) -> None:
@@ -320,14 +322,14 @@ async def test_a_hangup_ends_a_run_after_its_step_as_sigterm_does():
         signals.may_finish = True
         os.kill(os.getpid(), signal.SIGHUP)
         await asyncio.wait_for(stop.wait(), 5)
-        await asyncio.sleep(0.1)  # one is not taken for two, which would end the run before its checkpoint
+        await asyncio.sleep(0.1)  # one signal does not count as two, which would end the run before its checkpoint
     assert signals.received == "SIGHUP"
     assert told == ["asked to stop (SIGHUP): the current step is finished and saved first"]
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-async def test_a_signal_that_comes_twice_at_once_is_one_request_and_later_it_is_a_second(
+async def test_a_signal_repeated_at_once_is_one_request_and_a_later_one_is_a_second(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(signals_module, "TOGETHER_S", 0.3)
@@ -379,7 +381,7 @@ async def test_a_hangup_that_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_hangup_while_ray_starts_waits_and_reaches_no_process_that_is_started_meanwhile():
+def test_a_hangup_while_ray_starts_is_deferred_and_reaches_no_new_process():
     with sigterm_as_ctrl_c() as take_again:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         os.kill(child.pid, signal.SIGHUP)
@@ -413,7 +415,7 @@ asyncio.run(main())
 """
 
 
-def test_a_run_whose_terminal_is_gone_can_speak_until_its_end(tmp_path: Path):
+def test_a_run_without_a_terminal_can_write_messages_until_its_end(tmp_path: Path):
     done = tmp_path / "done"
     root = str(Path(__file__).resolve().parents[3])
     pid, terminal = pty.fork()

@@ -1,4 +1,4 @@
-"""Held-out evaluation: what is said of each answer, and what it comes to."""
+"""Held-out evaluation: the verdicts on each answer, and the scores."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def about(principle: str, margin: float | None, question: str = "") -> Label:
     )
 
 
-def test_an_answer_obeys_a_principle_when_all_its_questions_speak_for_it():
+def test_an_answer_obeys_a_principle_when_all_its_questions_support_it():
     labels = (
         about("kind", -1.0, "greets"), about("kind", 2.0, "thanks"),
         about("true", 1.0, "cites"), about("true", 2.0, "agrees"),
         about("brief", None, "short"), about("brief", 3.0, "dense"),
     )  # fmt: skip
-    assert obeyed(labels) == {"kind": False, "true": True}  # of `brief` nobody knows
+    assert obeyed(labels) == {"kind": False, "true": True}  # nothing is known of `brief`
 
 
-async def test_every_held_out_row_carries_its_scores_and_the_labels_that_they_follow_from():
+async def test_every_held_out_row_carries_its_scores_and_their_labels():
     class Auditor:
         async def label_group(self, group: Group) -> Feedback:
             labels = (about("kind", 1.5), about("true", -0.5 if group.ordinal else None))
@@ -75,7 +75,7 @@ async def test_held_out_answers_come_from_an_engine_that_is_up(first_is: str):
     assert found.answers == ["rollout-1"]
 
 
-async def test_when_no_engine_is_up_the_first_that_comes_back_answers_and_one_that_is_given_up_is_not_waited_for():
+async def test_evaluation_waits_for_the_first_engine_to_return_and_for_none_that_was_given_up():
     lanes = [make_lane(f"rollout-{n}") for n in range(3)]
     for lane in lanes:
         lane.guard._up.clear()
@@ -89,7 +89,7 @@ async def test_when_no_engine_is_up_the_first_that_comes_back_answers_and_one_th
     assert (await asyncio.wait_for(answering, 5)).answers == ["rollout-2"]
 
 
-async def test_when_all_engines_were_given_up_the_evaluation_says_so():
+async def test_evaluation_reports_that_all_engines_were_given_up():
     lanes = [make_lane("rollout-0"), make_lane("rollout-1")]
     for lane in lanes:
         lane.guard.given_up = True

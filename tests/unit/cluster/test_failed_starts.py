@@ -30,7 +30,7 @@ CAUSE = InputError("the policy '/m' cannot be loaded (KeyError: 'nonsense'); che
 
 
 class DeadOnArrival:
-    """Stands for an actor whose `start` raises what it is given, as Ray hands it over."""
+    """An actor whose `start` raises the given error, in the form in which Ray passes it on."""
 
     def __init__(self, error: Exception) -> None:
         self.start = self
@@ -60,7 +60,7 @@ LANES = [
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_bad_input_that_an_actors_start_raises_arrives_as_itself_and_ends_with_exit_code_2(
+def test_bad_input_raised_in_an_actors_start_keeps_its_type_and_ends_with_exit_code_2(
     lane: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     worker = lane(lambda made: DeadOnArrival(CAUSE))
@@ -90,14 +90,14 @@ class StrangeError(Exception):
 
 
 @pytest.mark.parametrize("error", [KeyError("nonsense"), TypeError("x"), AssertionError(), StrangeError("a", "b")])
-def test_whatever_a_library_raises_while_it_loads_is_bad_input_that_can_be_sent(error: Exception):
+def test_any_error_of_a_library_while_loading_becomes_bad_input_that_can_be_pickled(error: Exception):
     with pytest.raises(InputError) as caught, loading("judge-0: the model '/m'", remedy="check it"):
         raise error
     assert str(caught.value).startswith(f"judge-0: the model '/m' cannot be loaded ({type(error).__name__}: ")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_memory_that_does_not_suffice_is_no_bad_input_and_own_errors_are_kept():
+def test_out_of_memory_is_not_bad_input_and_our_own_errors_are_kept():
     with pytest.raises(RunFailedError, match="does not fit into memory"), loading("it", remedy="check it"):
         raise MemoryError
     for error in (CAUSE, RunFailedError("gone")):
@@ -107,7 +107,7 @@ def test_memory_that_does_not_suffice_is_no_bad_input_and_own_errors_are_kept():
 
 
 @pytest.mark.parametrize("change", ['"hidden_act": "nonsense"', '"rope_parameters": {"rope_type": "foo"}'])
-def test_a_model_that_the_library_stumbles_over_is_refused_by_learner_and_engine(tmp_path: Path, change: str):
+def test_a_model_that_crashes_the_library_is_refused_by_learner_and_engine(tmp_path: Path, change: str):
     import torch
 
     from learners.core.loading import load_model, refuse_experts

@@ -1,4 +1,4 @@
-"""One more worker for a pool whose run is under way."""
+"""One more worker for a pool during a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.run_files import make_run
 
 @dataclass
 class Worker(FakeRollout):
-    """Starts, unless its name says that it does not."""
+    """Starts, unless its name forbids it."""
 
     ended: bool = False
 

@@ -73,7 +73,7 @@ def gib(size: int) -> float:
 # -- sizes of models ---------------------------------------------------------------------------------------------------
 
 
-def test_elements_are_those_that_the_models_cards_state():
+def test_element_counts_match_the_model_cards():
     assert HALF.parameters == 494_032_768
     assert SEVEN.parameters == 7_615_616_512
     assert HALF.cached_elements == 2 * 24 * 2 * 64
@@ -83,7 +83,7 @@ def test_elements_are_those_that_the_models_cards_state():
     assert 8.0 < SEVEN.weights(2) / GIB < 8.2
 
 
-def test_elements_by_the_configuration_are_those_of_the_weights(tmp_path: Path):
+def test_element_counts_from_the_configuration_match_the_weights(tmp_path: Path):
     from tests.unit.learner_builders import write_llama
 
     facts = read_facts(Path(write_llama(tmp_path / "model", tied=False, hidden_size=64, intermediate_size=160)))
@@ -94,7 +94,7 @@ def test_elements_by_the_configuration_are_those_of_the_weights(tmp_path: Path):
 
 
 @pytest.mark.parametrize("change", [{"num_local_experts": 8}, {"hidden_size": None}, {"kv_lora_rank": 512}])
-def test_nothing_is_said_of_models_of_another_kind(change: dict[str, Any]):
+def test_models_of_other_kinds_are_not_estimated(change: dict[str, Any]):
     facts = ModelFacts(path=Path("model"), config=QWEN_HALF | change, tokenizer_config={}, generation={})
     assert sizes_of(facts) is None
 
@@ -110,7 +110,7 @@ def test_an_engine_with_a_share_of_a_device_takes_that_share():
     assert found.reload == 0
 
 
-def test_a_cache_that_was_set_is_taken_on_a_gpu_as_on_a_cpu():
+def test_a_configured_cache_size_is_used_on_gpu_and_cpu():
     for on_gpu in (False, True):
         found = engine_memory(HALF, EngineOptions(kv_cache_gib=2), on_gpu=on_gpu, reloads=True, device=40 * GIB)
         assert found.cache == 2 * GIB
@@ -123,7 +123,7 @@ def test_vllm_is_told_the_size_of_its_cache_so_that_it_measures_nothing():
     config = EngineConfig(model="m", device="gpu", shares_device=True, kv_cache_gib=3, max_model_len=2048)
     arguments, needed = gpu_memory_arguments(config, SEVEN, 40 * GIB)
     assert arguments["kv_cache_memory_bytes"] == 3 * GIB
-    # What vLLM checks to be free is what it takes, so that two of them start beside each other.
+    # vLLM requires exactly the memory that it uses to be free, so two engines start side by side.
     assert arguments["gpu_memory_utilization"] == pytest.approx(needed / (40 * GIB))
     assert 11 * GIB < needed < 16 * GIB
     by_share = config.model_copy(update={"kv_cache_gib": None, "gpu_memory_utilization": 0.4})
@@ -156,7 +156,7 @@ def test_a_model_of_unknown_size_is_measured_only_on_a_gpu_of_its_own():
 
 
 @pytest.mark.parametrize(("given", "tokens"), [({}, 8192), ({"max_batched_tokens": 16384}, 16384)])
-def test_vllm_is_told_how_many_tokens_a_step_has_instead_of_falling_to_2048(given: dict[str, Any], tokens: int):
+def test_vllm_receives_the_tokens_per_step_instead_of_its_default_2048(given: dict[str, Any], tokens: int):
     config = EngineConfig(model="m", max_model_len=32768, dtype="float32", **given)
     assert _arguments(config, on_cpu=False)["max_num_batched_tokens"] == tokens
     # A prompt is computed in one piece there.
@@ -224,7 +224,7 @@ def warnings(run: RunFile, roles: list[RoleMemory], device: float) -> list[str]:
 
 def test_the_example_for_one_gpu_fits_a_card_of_40_gb():
     run, known = example()
-    card = 39.4  # what the driver leaves of 40 GB
+    card = 39.4  # the driver leaves this much of 40 GB
     roles = estimate_of(run, known, device=int(card * GIB))
     assert [role.role for role in roles] == ["rollout", "judge", "learner"]
     assert all(role.parts is not None and min(role.parts.values()) >= 0 for role in roles)
@@ -249,7 +249,7 @@ def test_with_several_gpus_every_worker_has_to_fit_its_share():
     assert told[1].startswith("learner")
 
 
-def test_what_is_unknown_is_said_to_be_and_no_reason_to_warn():
+def test_unknown_sizes_are_reported_as_unknown_and_cause_no_warning():
     run, _ = example()
     roles = estimate_of(run, {}, device=None)
     assert [row[-1] for row in table_rows(roles)] == ["?"] * 3
@@ -266,9 +266,7 @@ def test_a_run_on_the_cpu_is_compared_with_the_memory_of_the_machine(tmp_path: P
     assert "workers on the CPU need about" in told
 
 
-def test_the_memory_of_a_device_is_what_was_said_or_what_the_driver_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_memory_of_a_device_is_the_given_value_or_the_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert device_memory(40) == 40 * GIB
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")

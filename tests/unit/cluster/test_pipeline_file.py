@@ -1,4 +1,4 @@
-"""Pipeline files: what they mean, what they are shorthand for, and every refusal before anything starts."""
+"""Pipeline files: their meaning, their shorthand, and every refusal before anything starts."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ POOL = {"solon.io/pool": "judge"}
 
 
 def run_of(**sections: dict[str, Any]) -> RunFile:
-    """One rollout engine, one judge and a learner of 1 CPU each, but for what is said."""
+    """One rollout engine, one judge and a learner of 1 CPU each, unless stated otherwise."""
     raw = {"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c", **sections}
     return RunFile.parse(raw, source="test")
 
@@ -31,7 +31,7 @@ def kind(name: str, at_most: float = 1, labels: dict[str, str] | None = None, **
 
 
 def growing(*types: NodeType, nodes: tuple[Node, ...] = (), at_most: float = math.inf) -> Supply:
-    """A head without CPUs, and what may come."""
+    """A head without CPUs, and the possible nodes."""
     return Supply(nodes=[HEAD, *nodes], types=types, at_most=at_most)
 
 
@@ -42,7 +42,7 @@ def refused(run: RunFile, supply: Supply) -> str:
     return "\n".join((str(caught.value), *caught.value.__notes__))
 
 
-# -- what is waited for --------------------------------------------------------------------------------------------
+# -- demands that are waited for -----------------------------------------------------------------------------------
 
 
 def test_a_cluster_without_worker_nodes_holds_what_its_node_types_can_become():
@@ -64,7 +64,7 @@ def test_the_most_nodes_of_the_cluster_hold_for_all_types_together():
     assert "needs 3 CPU(s)" in refused(run_of(), growing(*types, at_most=1))
 
 
-def test_a_cluster_of_which_nothing_is_known_is_waited_for():
+def test_an_unknown_cluster_is_waited_for():
     run = run_of(learn={"num_cpus": 99})
     check_cluster(run, Supply(nodes=[HEAD], types=None))
     assert "node types of this cluster are not known" in table(demands_of(run), Supply(nodes=[HEAD], types=None))
@@ -75,15 +75,15 @@ def test_a_node_type_whose_labels_are_not_known_may_have_any():
     check_cluster(run, growing(NodeType(name="any", resources={"CPU": 8}, labels=None, at_most=1)))
 
 
-def test_actors_that_ask_for_nothing_find_a_place_on_any_node():
+def test_actors_without_requests_fit_on_any_node():
     nothing = {"num_cpus": 0}
     check_cluster(run_of(rollout=nothing, judging=nothing, learn=nothing), growing())
 
 
-# -- what can never be ---------------------------------------------------------------------------------------------
+# -- impossible demands --------------------------------------------------------------------------------------------
 
 
-def test_an_actor_that_is_larger_than_every_node_is_refused_although_the_sum_is_there():
+def test_an_actor_larger_than_every_node_is_refused_although_the_total_suffices():
     run = run_of(learn={"num_cpus": 6})
     message = refused(run, growing(kind("engine", at_most=4, CPU=4)))
     assert "1 x learn asks for 6 CPU each, the cluster can have room for 0 of them" in message
@@ -141,9 +141,9 @@ def test_pools_that_share_the_only_nodes_that_fit_them_are_counted_together():
     assert "needs 2 CPU(s) (1 x judging 1, learn 1), the nodes that fit (judge) can have 1" in message
 
 
-def test_what_is_refused_has_no_placement_and_what_fits_one_by_one_is_never_refused():
-    """Every cluster of up to three nodes against every choice of three actors: brute force finds a placement for
-    whatever is not refused wrongly."""
+def test_refused_demands_have_no_placement_and_demands_that_fit_are_never_refused():
+    """Every cluster of up to three nodes against every choice of three actors: brute force finds a placement for every
+    wrong refusal."""
     sizes, wrong = (0.5, 1, 2), []
     for asked in ((a, b, c) for a in sizes for b in sizes for c in sizes):
         run = run_of(rollout={"num_cpus": asked[0]}, judging={"num_cpus": asked[1]}, learn={"num_cpus": asked[2]})
@@ -192,7 +192,7 @@ def test_a_selector_that_ray_refuses_is_refused_with_the_run_file(bad: dict[str,
 # -- configurations of autoscalers ---------------------------------------------------------------------------------
 
 
-def test_what_is_read_of_a_configuration_leaves_its_secrets_where_they_are():
+def test_reading_an_autoscaler_configuration_copies_no_secrets():
     kinds = {
         "head": {"resources": {"CPU": 0}},
         "gen": {"resources": {"CPU": 2}, "node_config": {"token": "secret"}},
@@ -205,7 +205,7 @@ def test_what_is_read_of_a_configuration_leaves_its_secrets_where_they_are():
     assert at_most == 3
 
 
-def test_a_node_type_without_resources_leaves_it_open_what_may_come():
+def test_a_node_type_without_resources_leaves_the_future_supply_unknown():
     config = {"available_node_types": {"local.cluster.node": {"resources": {}, "max_workers": 4}}, "max_workers": 4}
     assert node_types(config)[0] is None
 

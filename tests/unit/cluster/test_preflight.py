@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path)
 
 
-def test_a_good_run_passes_and_its_inputs_come_back(run: Path):
+def test_a_good_run_passes_and_its_inputs_are_returned(run: Path):
     inputs = check_inputs(RunFile.load(run))
     assert inputs.constitution.id == "core"
     assert len(inputs.prompts) == 3
@@ -62,7 +62,7 @@ def test_a_hub_name_is_left_to_the_engine(run: Path):
     assert check_inputs(RunFile.load(run, overrides=["policy=org/model", "judge=org/judge"]))
 
 
-def test_a_file_is_no_model(run: Path, tmp_path: Path):
+def test_a_file_is_not_accepted_as_a_model(run: Path, tmp_path: Path):
     assert "is a file" in refusal(run, f"policy={tmp_path / 'policy' / 'config.json'}")
 
 

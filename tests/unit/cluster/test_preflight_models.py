@@ -1,4 +1,4 @@
-"""Failures that lie on the disk before a run begins: `solon check` finds each in a second and says it in one line."""
+"""Failures visible on the disk before a run begins: `solon check` finds each in a second and reports it in one line."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_a_model_that_cannot_be_used_is_refused_with_its_role_and_the_reason(
 
 
 @pytest.mark.parametrize(("spoil", "words"), [pytest.param(s, w, id=name) for name, s, w in POLICY])
-def test_what_cannot_be_trained_is_refused_as_a_policy(
+def test_a_model_that_cannot_be_trained_is_refused_as_a_policy(
     run: Path, tmp_path: Path, spoil: Callable[[Model], None], words: str
 ):
     spoil(tmp_path / "policy")
@@ -324,13 +324,13 @@ def test_a_value_of_another_kind_in_a_configuration_is_refused(tmp_path: Path, k
         ("quantization_config", None),
     ],
 )
-def test_what_published_models_have_in_their_configurations_is_taken(tmp_path: Path, key: str, value: Any):
+def test_configuration_values_of_published_models_are_accepted(tmp_path: Path, key: str, value: Any):
     model = make_model(tmp_path / "model")
     valued(key, value)(model)
     assert check_model(str(model), role="policy", kind="policy") is not None
 
 
-def test_a_padding_token_that_is_none_is_a_warning(run: Path, tmp_path: Path):
+def test_an_invalid_padding_token_is_a_warning(run: Path, tmp_path: Path):
     configure(pad_token_id=-1)(tmp_path / "policy")
     (warning,) = checked(run).warnings
     assert "policy: config.json has pad_token_id = -1" in warning
@@ -374,7 +374,7 @@ def test_four_bits_are_not_computed_in_32_on_a_cpu(run: Path, tmp_path: Path, ki
         "feedback.semantic.model",
     ],
 )
-def test_every_model_of_a_run_is_looked_at(run: Path, tmp_path: Path, role: str):
+def test_every_model_of_a_run_is_checked(run: Path, tmp_path: Path, role: str):
     other = make_model(tmp_path / "other")
     extra = {"evaluate.audit_judge": [f"evaluate.prompts={tmp_path}/prompts.jsonl", "evaluate.evaluator=judge"]}
     value = f'["{other}"]' if role.endswith("judges") else f"'{other}'"
@@ -401,7 +401,7 @@ def test_an_added_token_without_a_row_is_a_warning_as_published_models_have_some
 # -- lengths -------------------------------------------------------------------------------------------------------
 
 
-def test_a_length_that_somebody_chose_is_refused_beyond_the_context_and_a_default_gives_way(run: Path, tmp_path: Path):
+def test_a_configured_length_beyond_the_context_is_refused_and_a_default_is_reduced(run: Path, tmp_path: Path):
     configure(max_position_embeddings=200)(tmp_path / "policy")
     configure(max_position_embeddings=300)(tmp_path / "judge")
     fitted, notes = fit_run(RunFile.load(run))
@@ -448,7 +448,9 @@ def test_the_context_is_derived_as_the_engine_derives_it(tmp_path: Path, config:
     assert context_of(str(tmp_path)) == context
 
 
-def test_a_judge_that_cannot_hold_one_question_is_refused_and_one_that_cuts_answers_is_named(run: Path, tmp_path: Path):
+def test_a_judge_too_short_for_a_question_is_refused_and_one_that_cuts_answers_causes_a_warning(
+    run: Path, tmp_path: Path
+):
     long = CONSTITUTION.replace("is it kind", "is it kind " * 120)
     (tmp_path / "constitution.yaml").write_text(long)
     message = refusal(run, "judging.max_model_len=400")
@@ -477,7 +479,7 @@ def test_a_judge_whose_template_writes_tokens_that_its_embedding_lacks_is_refuse
     judge = tmp_path / "judge"
     add_token(judge, "<think>")
     tokens(chat_template=THINKS)(judge)
-    message = refusal(run)  # nobody set it: a judge is asked without thinking
+    message = refusal(run)  # the default: a judge is asked without thinking
     assert (
         f"judge model {judge}: a question to it holds the token '<think>' (id 32), the embedding has 32 rows" in message
     )
@@ -517,7 +519,7 @@ def test_an_argument_that_the_chat_template_never_mentions_is_a_warning(run: Pat
     assert checked(run, "judging.chat_template_args.enable_thinking=false").warnings == ()
 
 
-def test_a_judge_outside_of_runs_is_looked_at_with_its_engine_and_its_questions(
+def test_a_judge_outside_of_runs_is_checked_with_its_engine_and_its_questions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -534,7 +536,7 @@ def test_a_judge_outside_of_runs_is_looked_at_with_its_engine_and_its_questions(
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~nobody-of-this-name/x"])
-def test_what_cannot_be_a_path_is_no_model(name: str):
+def test_a_name_that_cannot_be_a_path_is_not_a_model(name: str):
     assert model_folder(name) is None
     with pytest.raises(InputError, match="does not exist"):
         check_model(name, role="judge")
@@ -557,7 +559,7 @@ def test_a_store_that_cannot_be_written_is_refused(run: Path, url: str, words: s
 
 
 @pytest.mark.parametrize("url", ["", "file:///tmp/x", "/tmp/x", "memory://x"])
-def test_a_store_that_can_be_written_is_taken(run: Path, url: str):
+def test_a_writable_store_is_accepted(run: Path, url: str):
     assert checked(run, f"checkpoint_url={url}")
 
 
@@ -612,7 +614,7 @@ def test_adapters_that_match_no_layer_are_refused(run: Path, targets: str, words
         assert checked(run, setting)
 
 
-def test_a_policy_of_two_bytes_is_said_to_come_back_in_four(run: Path, tmp_path: Path):
+def test_a_16_bit_policy_that_will_be_stored_in_32_bits_causes_a_note(run: Path, tmp_path: Path):
     narrow = {name: ("BF16", shape) for name, (_, shape) in tensors_of(CONFIG).items()}
     assert not any("twice as large" in note for note in checked(run).notes)
     write_weights(tmp_path / "policy" / "model.safetensors", narrow)
@@ -621,7 +623,7 @@ def test_a_policy_of_two_bytes_is_said_to_come_back_in_four(run: Path, tmp_path:
     assert checked(run, "learn.serving_dtype=bfloat16").notes == ()
 
 
-def test_what_is_not_on_this_machine_is_said_not_to_be_looked_at(run: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_that_is_not_on_this_machine_is_reported_as_unchecked(run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert checked(run, "policy=org/model").notes == (
         "policy org/model is not on this machine, so it was not looked at; a run fetches it",
@@ -631,7 +633,7 @@ def test_what_is_not_on_this_machine_is_said_not_to_be_looked_at(run: Path, monk
     assert "cannot be fetched: HF_HUB_OFFLINE is set" in note
 
 
-def test_a_hub_model_that_was_fetched_before_is_looked_at(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_model_in_the_cache_is_checked(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     fetched = tmp_path / "hub" / "models--org--model"
     (fetched / "refs").mkdir(parents=True)
@@ -647,7 +649,7 @@ def test_a_hub_model_that_was_fetched_before_is_looked_at(run: Path, tmp_path: P
 # -- the machine ---------------------------------------------------------------------------------------------------
 
 
-def test_the_four_keys_fit_two_cores_and_what_is_set_is_left_alone(run: Path):
+def test_the_four_keys_fit_two_cores_and_configured_values_stay(run: Path):
     fitted, notes = fit_run(RunFile.load(run), cpus=2.0)
     assert fitted.cpus <= 2
     assert [fitted.rollout.num_cpus, fitted.judging.num_cpus, fitted.learn.num_cpus] == [0.66] * 3
@@ -658,7 +660,7 @@ def test_the_four_keys_fit_two_cores_and_what_is_set_is_left_alone(run: Path):
     assert fit_run(RunFile.load(run), cpus=None) == (RunFile.load(run), ())
 
 
-def test_a_run_that_was_told_to_take_more_than_there_is_is_not_shrunk(run: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_configured_beyond_the_machine_is_not_reduced(run: Path, monkeypatch: pytest.MonkeyPatch):
     settings = [f"{section}.num_cpus=1" for section in ("rollout", "judging", "learn")]
     asked = RunFile.load(run, overrides=settings)
     assert fit_run(asked, cpus=2.0) == (asked, ())
@@ -700,7 +702,7 @@ def test_gpus_are_counted_by_their_devices(
     assert machine_gpus() == count
 
 
-# -- what is taken from libraries ----------------------------------------------------------------------------------
+# -- values taken from libraries -----------------------------------------------------------------------------------
 
 
 def test_the_lists_of_the_installed_libraries_are_found():

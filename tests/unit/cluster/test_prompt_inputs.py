@@ -1,4 +1,4 @@
-"""What a run does with prompts that its policy refuses, that are too long, that repeat or that are held out."""
+"""Prompts that the policy refuses, that are too long, repeated or held out, and how a run treats them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_prompts_with_tokens_that_the_embedding_lacks_are_named_before_the_start
     assert ["<think>" in row.reason for row in skipped] == [True, True]
 
 
-def test_prompts_that_are_too_long_are_left_out_refused_or_cut_but_never_in_silence(folder: Path):
+def test_overlong_prompts_are_left_out_refused_or_cut_but_never_silently(folder: Path):
     write(folder, ["is it blue", CHAT, "no " * 11])
     dropped = check(folder)
     assert texts(dropped) == ["is it blue"]
@@ -128,7 +128,7 @@ def test_prompts_that_are_too_long_are_left_out_refused_or_cut_but_never_in_sile
     assert cut.prompts[0].prompt_id == cut.prompts[1].prompt_id
 
 
-def test_prompts_that_repeat_or_are_held_out_as_well_are_told_and_left_out_when_asked_for(folder: Path):
+def test_repeated_and_held_out_prompts_are_reported_and_left_out_on_request(folder: Path):
     with (folder / "run.toml").open("a") as file:
         file.write('[evaluate]\nprompts = "heldout.jsonl"\nevaluator = "judge"\naudit_judge = "judge"\n')
     write(folder, ["sky", "blue", "sky"])
@@ -154,7 +154,7 @@ def test_prompts_are_rendered_as_the_engines_will_render_them(own_process: None,
     assert check(folder, *chosen).counts["prompts"] == counts(read=2, used=1, overlong=1)
 
 
-def test_what_was_rendered_once_is_not_rendered_again(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_conversation_is_rendered_only_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
     write(folder, ["is it blue", TWICE, f"{time.time_ns()} yes"])
     first = check(folder)
 
@@ -167,7 +167,7 @@ def test_what_was_rendered_once_is_not_rendered_again(folder: Path, monkeypatch:
         check(folder, "rollout.max_model_len=20")
 
 
-def test_rendering_many_prompts_is_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rendering_many_prompts_is_announced_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prompt_screen, "MANY", 2)
     write(folder, ["is it blue", f"{time.time_ns()} yes"])
     said: list[str] = []
@@ -181,7 +181,7 @@ def use_template(folder: Path, template: str) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
 
 
-def test_a_template_without_end_is_ended_from_outside_and_the_row_is_named(
+def test_an_endless_template_is_terminated_and_its_row_is_named(
     own_process: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(prompt_screen, "DEADLINE_S", 0.5)
@@ -193,7 +193,7 @@ def test_a_template_without_end_is_ended_from_outside_and_the_row_is_named(
     assert "prompts.jsonl, a prompt of 3 characters" in message
 
 
-def test_a_call_into_c_without_end_is_ended_at_the_deadline(
+def test_an_endless_call_into_c_is_terminated_at_the_deadline(
     own_process: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(prompt_screen, "DEADLINE_S", 0.5)
@@ -223,7 +223,7 @@ def test_a_template_that_fills_the_memory_is_refused_at_a_limit_far_below_the_ma
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "renders the same text for every last turn of the user"),
     ],
 )
-def test_a_template_that_serves_no_prompt_is_said_once_of_the_policy(folder: Path, template: str, said: str):
+def test_a_template_that_renders_no_prompt_is_reported_once_for_the_policy(folder: Path, template: str, said: str):
     use_template(folder, template)
     write(folder, ["is it blue", CHAT, "no"])
     message = refusal(folder)
@@ -266,7 +266,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_refused_with_its_reason(own_proces
         screen([(Message(role="user", content="sky"),)], Screening(model=str(folder / "policy"), room=9))
 
 
-def test_a_policy_that_is_not_here_leaves_prompts_unrendered_and_says_so(folder: Path):
+def test_a_policy_that_is_not_on_this_machine_leaves_prompts_unrendered_with_a_note(folder: Path):
     inputs = check(folder, "policy=org/model")
     assert any("the prompts were not rendered" in warning for warning in inputs.warnings)
     assert len(inputs.prompts) == 3
@@ -282,7 +282,7 @@ def test_label_skips_prompts_that_its_policy_cannot_answer(folder: Path):
     assert unwritable(rows, EngineConfig(model="org/model", max_model_len=16), 6) == []
 
 
-def test_whatever_a_template_raises_is_a_refusal_of_that_prompt_alone():
+def test_any_error_of_a_template_refuses_only_that_prompt():
     def encode(messages: Any) -> list[int]:
         raise TypeError("can only concatenate str\n(not NoneType)")
 

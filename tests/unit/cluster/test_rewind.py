@@ -1,4 +1,4 @@
-"""Going back to an earlier checkpoint: which one, what may change then, and what becomes of the later ones."""
+"""Going back to an earlier checkpoint: which one, which settings may change, and what happens to the later ones."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_run_goes_back_to_the_checkpoint_that_gold_liked_best_or_to_that_of_a_
 
 
 @pytest.mark.parametrize(("until", "step"), [(35, 20), (20, 20), (19, 10)])
-def test_what_gold_likes_of_a_policy_that_had_collapsed_by_then_is_not_gone_back_to(
+def test_a_checkpoint_from_after_the_collapse_is_not_the_best_even_if_gold_likes_it(
     tmp_path: Path, run: RunFile, until: int, step: int
 ):
     fooled(tmp_path, run, stopped_by=ALARM | {"kind": "collapse", "sound_until": until})
@@ -82,7 +82,7 @@ def test_without_a_checkpoint_from_before_the_alarm_the_best_one_is_refused(tmp_
         back(tmp_path, run, "best")
 
 
-def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, run: RunFile):
+def test_a_missing_checkpoint_is_refused_with_a_list_of_existing_ones(tmp_path: Path, run: RunFile):
     fooled(tmp_path, run)
     for wrong, said in (("17", "step 17"), ("last", "'last'"), ("-1", "'-1'")):
         with pytest.raises(InputError, match=rf"--from got {said}, expected `best` or the step .*: 10, 20, 30, 35"):
@@ -108,7 +108,7 @@ def test_a_damaged_best_checkpoint_leaves_the_next_best_one_and_a_damaged_step_i
         back(tmp_path, run, "20")
 
 
-def test_a_plain_resume_of_a_run_that_an_alarm_stopped_is_refused_with_both_ways_to_go_on(tmp_path: Path, run: RunFile):
+def test_a_plain_resume_after_an_alarm_is_refused_and_names_both_ways_to_continue(tmp_path: Path, run: RunFile):
     fooled(tmp_path, run)
     with pytest.raises(InputError) as caught:
         start_of(tmp_path, run)
@@ -118,7 +118,7 @@ def test_a_plain_resume_of_a_run_that_an_alarm_stopped_is_refused_with_both_ways
 
 
 @pytest.mark.parametrize("stopped_by", [None, {"kind": "draining", "message": "x"}, {**ALARM, "kind": "audit_lost"}])
-def test_a_run_that_was_stopped_for_another_reason_is_resumed_as_ever(tmp_path: Path, run: RunFile, stopped_by: Any):
+def test_a_run_that_was_stopped_for_another_reason_resumes_normally(tmp_path: Path, run: RunFile, stopped_by: Any):
     fooled(tmp_path, run, stopped_by=stopped_by)
     start = start_of(tmp_path, run)
     assert (start.step, start.goes_back) == (35, False)
@@ -134,7 +134,7 @@ def test_later_checkpoints_are_set_aside_and_latest_names_the_one_that_the_run_w
     assert [path.name for path in folder.candidates()] == ["step-000020", "step-000010"]
     assert (folder.path / "LATEST").read_text() == "step-000020\n"
     assert sorted(path.name for path in (folder.path / "aside").iterdir()) == ["step-000030", "step-000035"]
-    # Once more, over what lies there.
+    # Once more, over the existing files.
     write(folder, 30, text="others")
     folder.set_aside(after=20)
     assert (folder.path / "aside" / "step-000030" / "policy" / "model.safetensors").read_text() == "others"
@@ -153,7 +153,7 @@ def test_a_second_place_for_checkpoints_goes_back_as_well(tmp_path: Path, run: R
     assert folder.steps() == [10, 20]
 
 
-def test_what_rewards_and_how_strongly_it_is_trained_may_change_when_a_run_goes_back_and_is_told(
+def test_settings_of_reward_and_training_strength_may_change_when_a_run_goes_back_and_are_reported(
     tmp_path: Path, run: RunFile
 ):
     fooled(tmp_path, run)
@@ -165,7 +165,7 @@ def test_what_rewards_and_how_strongly_it_is_trained_may_change_when_a_run_goes_
     assert start.changed["judge"][1] == "/another/judge"
 
 
-def test_without_going_back_they_may_not_and_the_message_says_how(tmp_path: Path, run: RunFile):
+def test_without_going_back_those_settings_may_not_change_and_the_message_says_how(tmp_path: Path, run: RunFile):
     begun(tmp_path, run, steps=(10,))
     with pytest.raises(InputError, match=r"was 0\.02, is 0\.5; set them back, go back with --from best"):
         start_of(tmp_path, changed(run, kl_coefficient=0.5))
@@ -199,7 +199,7 @@ def test_other_judge_weights_under_the_same_name_are_a_change_and_another_policy
 
 
 @pytest.mark.parametrize(("again", "state"), [(False, "ready"), (True, "generated")])
-async def test_labels_of_another_judge_are_not_trained_but_made_again(
+async def test_labels_of_a_former_judge_are_made_again_instead_of_trained(
     tmp_path: Path, run: RunFile, monkeypatch: pytest.MonkeyPatch, again: bool, state: str
 ):
     monkeypatch.setattr("cluster.saving.put_payload", lambda payload: payload)
@@ -216,7 +216,7 @@ def checkpoint_of(cut: Any, held: Any) -> Any:
     return Checkpoint(path=Path("x"), step=0, ledger=cut, held=held, run={})
 
 
-def test_the_books_balance_when_a_run_goes_back_over_steps_that_it_had_trained():
+def test_the_account_balances_when_a_run_goes_back_over_trained_steps():
     """Steps 2 and 3 are taken back; their groups are trained again under the same numbers."""
     metrics = [{"time": t, "step": s, "batch/ordinals": o} for t, s, o in (
         (1, 0, [0, 1]), (2, 1, [2, 3]), (3, 2, [4, 5]), (4, 3, [6, 7]), (6, 2, [5, 6]), (7, 3, [4, 7]))]  # fmt: skip
@@ -226,7 +226,7 @@ def test_the_books_balance_when_a_run_goes_back_over_steps_that_it_had_trained()
     assert found.committed == {0: 0, 1: 0, 2: 1, 3: 1, 5: 2, 6: 2, 4: 3, 7: 3}
 
 
-def test_with_another_judge_the_watch_begins_again_and_still_knows_what_gold_liked():
+def test_with_another_judge_the_watch_restarts_and_keeps_the_gold_scores():
     windows = (make_window(2, 0.1), make_window(12, 0.8))
     state = WatchState(windows=windows, raised=frozenset({"gold_falls"}), canary=(1.0,)).for_another_judge()
     assert (state.windows, state.raised, state.canary) == ((), frozenset(), None)

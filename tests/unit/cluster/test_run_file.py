@@ -176,7 +176,7 @@ def test_an_unreadable_path_is_an_input_error(tmp_path: Path, place: str):
         RunFile.load(tmp_path / place)
 
 
-def test_bytes_that_are_no_text_are_an_input_error_and_a_byte_order_mark_is_none(tmp_path: Path):
+def test_undecodable_bytes_are_an_input_error_and_a_byte_order_mark_is_accepted(tmp_path: Path):
     path = write_run(tmp_path)
     good = path.read_bytes()
     path.write_bytes(b"\xef\xbb\xbf" + good)
@@ -221,7 +221,7 @@ def test_a_path_set_on_the_command_line_is_relative_to_where_it_was_typed(
 
 
 @pytest.mark.parametrize("value", ["~no-such-user-here/model", "a\\u0000b"])
-def test_a_value_that_is_no_path_is_an_input_error(tmp_path: Path, value: str):
+def test_a_value_that_cannot_be_a_path_is_an_input_error(tmp_path: Path, value: str):
     path = write_run(tmp_path, f'policy = "{value}"', without=["policy"])
     with pytest.raises(InputError, match="`policy`"):
         RunFile.load(path)
@@ -300,7 +300,7 @@ def test_an_override_that_does_not_fit_says_so(tmp_path: Path, override: str, wo
     assert words in refusal(tmp_path, "steps = 1", override)
 
 
-# -- what is derived -------------------------------------------------------------------------------------------
+# -- derived values ---------------------------------------------------------------------------------------------
 
 
 def test_resources_are_summed_over_all_actors_the_auditing_judge_included(tmp_path: Path):
@@ -400,7 +400,7 @@ def at(run: RunFile, place: str) -> Any:
 
 
 @pytest.mark.parametrize("place", list(optional(RunFile)))
-def test_everything_optional_can_be_said_not_to_be(tmp_path: Path, place: str):
+def test_every_optional_key_can_be_set_to_none(tmp_path: Path, place: str):
     assert at(load(tmp_path, "", f"{place}=none"), place) is None
     *sections_, last = place.split(".")
     assert at(load(tmp_path, f"[{'.'.join(sections_)}]\n{last} = 'none'"), place) is None
@@ -441,14 +441,14 @@ CHOICES = (
 
 @settings(max_examples=40, deadline=None)
 @given(st.sets(st.sampled_from(CHOICES)))
-def test_a_run_that_is_written_down_is_read_again_as_the_same_run(folder: Path, chosen: set[str]):
+def test_a_written_run_configuration_reads_back_equal(folder: Path, chosen: set[str]):
     path = write_run(folder)
     try:
         run = RunFile.load(path, overrides=sorted(chosen))
     except InputError:
-        return  # not every choice goes with every other
+        return  # some choices exclude each other
     assert RunFile.parse(run.model_dump(), source="here") == run
-    # As it lies in the directory of a run, with what else is written there.
+    # As in the directory of a run, with the other keys that are written there.
     record = {"hash": run.hash, "constitution_hash": "x", "solon": "0", "started": 1.0, "origin": {}}
     (folder / "config.json").write_text(json.dumps(record | run.model_dump(mode="json")))
     again = RunFile.load(folder / "config.json")

@@ -1,4 +1,4 @@
-"""Saving a running run: room for a checkpoint is held before it is needed, and what a full disk costs."""
+"""Saving a running run: room for a checkpoint is reserved in advance, and the effects of a full disk."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class Weights:
-    """A learner whose state has so many bytes."""
+    """A learner whose state has this many bytes."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
@@ -140,7 +140,7 @@ async def test_a_disk_that_is_too_small_for_all_checkpoints_keeps_the_last_and_s
     night.directory.close()
 
 
-async def test_a_checkpoint_that_does_not_fit_keeps_the_one_before_and_says_how_much_is_missing(disk: Path):
+async def test_a_checkpoint_that_does_not_fit_keeps_the_previous_one_and_states_the_missing_space(disk: Path):
     night = Night(disk, nbytes=200 * KIB)
     await night.saver.save(1)
     night.learner.nbytes = 900 * KIB
@@ -172,7 +172,7 @@ async def test_when_a_run_stops_because_its_disk_is_full_its_last_checkpoint_fin
         night.recorder.close()
 
 
-async def test_a_checkpoint_that_took_the_last_space_ends_a_run_that_would_go_on(disk: Path):
+async def test_a_checkpoint_that_took_the_last_space_ends_an_unfinished_run(disk: Path):
     night = Night(disk, nbytes=200 * KIB)
     await night.saver.save(1)
     night.fill(leave=0)
@@ -191,7 +191,7 @@ async def test_a_first_checkpoint_that_does_not_fit_says_that_there_is_none(disk
     night.directory.close()
 
 
-async def test_a_disk_that_cannot_be_written_is_one_message_and_nothing_is_given_up_for_it(tmp_path: Path):
+async def test_an_unwritable_disk_gives_one_message_and_no_checkpoint_is_removed_for_it(tmp_path: Path):
     night = Night(tmp_path, nbytes=10)
     await night.saver.save(1)
 
@@ -228,7 +228,7 @@ def test_a_learner_that_finds_the_disk_full_is_not_replaced(error: Exception, ra
         shell.save("/runs/night")
 
 
-def test_a_disk_that_cannot_hold_the_checkpoints_that_stay_is_told_before_the_start(
+def test_a_disk_too_small_for_the_kept_checkpoints_is_reported_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = RunFile.load(make_run(tmp_path, "checkpoint_keep = 2"))

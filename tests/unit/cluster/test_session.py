@@ -1,4 +1,4 @@
-"""Clusters that are joined ask for a token; the token of a cluster that is started is its owner's alone."""
+"""A joined cluster must require a token; the token of a new cluster is readable only by its owner."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKEN = "c0ffee" * 8
 
 
 class Gcs(grpc.GenericRpcHandler):
-    """Answers what a cluster is asked first, as Ray does: with a token, or to anybody."""
+    """Answers the first request to a cluster as Ray does: with a token, or without."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -57,7 +57,7 @@ def serve() -> Iterator[Callable[[str], str]]:
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A home of our own, and nothing said about tokens."""
+    """A home for the test, without any setting for tokens."""
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USE_TLS", session.ALLOW_OPEN):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
@@ -78,7 +78,7 @@ def write_token(path: Path, token: str = TOKEN) -> Path:
     return path
 
 
-def test_a_cluster_tells_by_its_answer_whether_it_asks_for_a_token(serve: Any):
+def test_the_answer_of_a_cluster_shows_whether_it_requires_a_token(serve: Any):
     assert ask(serve("")) == "answers"
     assert ask(serve(TOKEN)) == "refuses"
     assert ask(serve(TOKEN), token="bad") == "refuses"
@@ -92,7 +92,7 @@ def test_an_open_cluster_is_refused_unless_it_is_allowed(serve: Any, monkeypatch
     assert "set RAY_AUTH_MODE=token on all its nodes" in message
     monkeypatch.setenv("SOLON_ALLOW_OPEN_CLUSTER", "yes")
     assert "SOLON_ALLOW_OPEN_CLUSTER=1" in refusal(address)
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # what is set where a job is submitted does not reach it
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # variables of the submitting shell do not reach the job
     assert refusal(address).endswith("submit with `-- env SOLON_ALLOW_OPEN_CLUSTER=1` in front of the command")
     monkeypatch.setenv("SOLON_ALLOW_OPEN_CLUSTER", "1")
     session._check_before_joining(address)
@@ -127,7 +127,7 @@ def test_a_token_that_is_missing_wrong_or_switched_off_is_one_message_without_th
     assert "asks for a token, but RAY_AUTH_MODE is disabled" in refusal(address)
 
 
-def test_an_address_where_nothing_is_or_that_is_none_is_one_message(monkeypatch: pytest.MonkeyPatch):
+def test_an_address_without_a_cluster_or_of_wrong_form_gives_one_message(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(session, "ANSWER_S", 0.2)
     assert "no Ray cluster answers at RAY_ADDRESS = 127.0.0.1:9 within" in refusal("127.0.0.1:9")
     assert "RAY_ADDRESS is 'ray://head:10001', expected host:port" in refusal("ray://head:10001")
@@ -157,7 +157,7 @@ def test_a_token_that_others_could_read_is_made_private(tmp_path: Path):
     assert path.read_text().strip() == TOKEN
 
 
-def test_a_named_token_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_missing_token_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"RAY_AUTH_TOKEN_PATH names .*none, which does not exist"):
         private_token()

@@ -1,4 +1,4 @@
-"""The temporary folder of a cluster that is started here: where it is, who can enter, what stays of it."""
+"""The temporary folder of a cluster that starts here: its place, its permissions, its leftovers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_session(path: Path, *, log: str = "a worker died\n", kib: int = 0) -> None:
-    """What Ray leaves: logs, sockets, objects on disk."""
+    """Ray's leftovers: logs, sockets, objects on disk."""
     session = path / "session_2026-01-01_00-00-00_000000_1"
     for name in ("logs", "sockets", "ray_spilled_objects"):
         (session / name).mkdir(parents=True)
@@ -105,7 +105,7 @@ def test_a_session_whose_driver_was_killed_is_cleared_by_the_next_start(place: P
         pass
     first.path.mkdir(parents=True)
     (first.path / "tmp").mkdir()
-    (first.path / "lock").touch()  # nobody holds it
+    (first.path / "lock").touch()  # not held by any process
     write_session(first.path)
     with session_folder():
         assert {entry.name for entry in first.path.iterdir()} == {"logs", "lock"}
@@ -152,7 +152,7 @@ def test_a_folder_that_is_a_link_to_elsewhere_is_refused(place: Path, tmp_path: 
     ],
     ids=["missing", "long", "relative"],
 )
-def test_where_tmpdir_cannot_be_used_tmp_is_and_it_is_said(
+def test_tmp_replaces_an_unusable_tmpdir_with_a_note(
     place: Path, monkeypatch: pytest.MonkeyPatch, make: object, why: str
 ):
     asked: Path = make(place)  # type: ignore[operator]
@@ -167,13 +167,13 @@ def test_where_tmpdir_cannot_be_used_tmp_is_and_it_is_said(
         session_folder().__enter__()
 
 
-def test_a_full_disk_is_said_before_anything_starts(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_reported_before_anything_starts(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     with pytest.raises(InputError, match=r"TMPDIR, .*, has 1 MiB of free space, expected 64, and /tmp has 1 MiB"):
         session_folder().__enter__()
 
 
-def test_the_longest_path_that_is_taken_holds_a_socket():
+def test_the_longest_accepted_path_has_room_for_a_socket():
     longest = module._LONGEST_SOCKET - len(f"/{NAME}/{module._NAME}{module._SOCKET}")
     path = "/" + "x" * (longest - 1) + f"/{NAME}/{module._NAME}{module._SOCKET}"
     assert len(path) == module._LONGEST_SOCKET

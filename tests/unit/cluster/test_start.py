@@ -61,13 +61,13 @@ def start_of(root: Path, run: RunFile, *, name: str | None = "night", constituti
     return find_start(run, constitution, root=root, name=name, default="run", resume=True)
 
 
-def test_without_resume_a_run_begins_anew(tmp_path: Path, run: RunFile):
+def test_without_resume_a_new_run_begins(tmp_path: Path, run: RunFile):
     begun(tmp_path / "runs", run, steps=(2,))
     start = find_start(run, HASH, root=tmp_path / "runs", name="night", default="run", resume=False)
     assert (start.directory, start.step) == (None, 0)
 
 
-def test_a_run_goes_on_from_its_last_checkpoint_and_from_the_beginning_when_it_has_none(tmp_path: Path, run: RunFile):
+def test_a_resumed_run_continues_at_its_last_checkpoint_or_at_the_beginning_without_one(tmp_path: Path, run: RunFile):
     root = tmp_path / "runs"
     assert start_of(root, run).directory is None
     begun(root, run)
@@ -77,7 +77,7 @@ def test_a_run_goes_on_from_its_last_checkpoint_and_from_the_beginning_when_it_h
     assert start_of(root, run).step == 8
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, run: RunFile):
+def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path: Path, run: RunFile):
     directory = begun(tmp_path / "runs", run, steps=(4, 8))
     (directory.path / "checkpoints" / "step-000008" / "ledger.json").write_text("{}")
     start = start_of(tmp_path / "runs", run)
@@ -160,7 +160,7 @@ def test_the_record_of_a_version_with_other_keys_is_compared_where_both_say_some
         start_of(tmp_path / "runs", other)
 
 
-def test_what_a_refused_attempt_wrote_is_put_back(tmp_path: Path):
+def test_files_changed_by_a_refused_attempt_are_restored(tmp_path: Path):
     (tmp_path / "config.json").write_text("old")
     put_back(tmp_path / "config.json", b"older")
     put_back(tmp_path / "summary.json", None)
@@ -185,13 +185,11 @@ def test_other_prompts_or_weights_under_the_same_name_are_refused_and_named(tmp_
         resumed(prompts="8 prompts, bb")
     with pytest.raises(InputError, match=r"policy .*policy has other weights.*; judge .*judge has other weights"):
         resumed(policy="p2", judge="j2")
-    # What was not known then, a hub name's files say, is not compared.
+    # A digest that was unknown then, such as that of a hub name's files, is not compared.
     assert resumed(**{"watch.audit_judge": "w1"}).step == 2
 
 
-def test_a_checkpoint_knows_what_it_was_trained_with_when_the_configuration_was_written_anew(
-    tmp_path: Path, run: RunFile
-):
+def test_a_checkpoint_keeps_its_input_digests_when_the_configuration_is_rewritten(tmp_path: Path, run: RunFile):
     directory = begun(tmp_path, run)
     write(CheckpointFolder(directory.path / "checkpoints"), 2, run={"inputs": DIGESTS})
     with pytest.raises(InputError, match=r"step-000002 was begun with other inputs .*judge"):
@@ -234,7 +232,7 @@ def test_digests_show_other_prompts_weights_templates_and_endpoints(tmp_path: Pa
     assert {key for key in digests[0] if digests[0][key] != digests[1][key]} == {"rollout.chat_template"}
 
 
-def test_of_a_large_weight_file_names_sizes_and_samples_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_names_sizes_and_samples_of_a_large_weight_file_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("solon.models.digest.WHOLE_BYTES", 10_000)
     file, header = tmp_path / "model.safetensors", b'{"a": {"shape": [2]}}'
     body = bytearray(2_000_000)
@@ -253,7 +251,7 @@ def test_of_a_large_weight_file_names_sizes_and_samples_are_read(tmp_path: Path,
     assert len({first, second, third, digest()}) == 4
 
 
-def test_how_long_where_and_how_patiently_may_change(tmp_path: Path, run: RunFile):
+def test_settings_of_length_placement_and_patience_may_change(tmp_path: Path, run: RunFile):
     begun(tmp_path / "runs", run, steps=(2,))
     other = run.model_copy(
         update={
@@ -266,7 +264,7 @@ def test_how_long_where_and_how_patiently_may_change(tmp_path: Path, run: RunFil
     assert start_of(tmp_path / "runs", other).step == 2
 
 
-def test_a_run_that_is_still_going_on_is_not_gone_on_with_by_another(tmp_path: Path, run: RunFile):
+def test_a_run_that_is_still_running_is_not_resumed_by_another_process(tmp_path: Path, run: RunFile):
     begun(tmp_path / "runs", run, steps=(2,))
     first = start_of(tmp_path / "runs", run).open(tmp_path / "runs", "night", default="run")
     assert is_locked(first.path)
@@ -276,7 +274,7 @@ def test_a_run_that_is_still_going_on_is_not_gone_on_with_by_another(tmp_path: P
     assert not is_locked(first.path)
 
 
-def test_a_run_that_is_still_going_on_is_refused_before_anything_is_fetched_or_removed(tmp_path: Path, run: RunFile):
+def test_resuming_a_live_run_is_refused_before_anything_is_fetched_or_removed(tmp_path: Path, run: RunFile):
     root, store = tmp_path / "runs", (tmp_path / "store").as_uri()
     directory = begun(root, run, steps=(2,))
     upload(write(CheckpointFolder(directory.path / "checkpoints"), 4), store)
@@ -294,7 +292,7 @@ def test_a_run_that_is_still_going_on_is_refused_before_anything_is_fetched_or_r
     assert not is_locked(directory.path)
 
 
-def test_a_damaged_newest_checkpoint_is_taken_from_the_store(tmp_path: Path, run: RunFile):
+def test_a_damaged_newest_checkpoint_is_fetched_from_the_store(tmp_path: Path, run: RunFile):
     root, store = tmp_path / "runs", (tmp_path / "store").as_uri()
     directory = begun(root, run, steps=(4, 8))
     upload(directory.path / "checkpoints" / "step-000008", store)
@@ -305,7 +303,7 @@ def test_a_damaged_newest_checkpoint_is_taken_from_the_store(tmp_path: Path, run
 
 
 class Driven:
-    """A driver that writes what it is told to, and remembers whether the run directory was locked."""
+    """A driver that writes given files, and records whether the run directory was locked."""
 
     refuses = False
     locked: bool | None = None
@@ -357,7 +355,7 @@ def test_the_lock_is_held_until_the_last_file_of_a_run_is_written(
     assert is_locked(tmp_path / "runs" / "night") is False
 
 
-def test_lines_that_a_killed_process_left_half_written_are_cut_off(tmp_path: Path, run: RunFile):
+def test_half_written_lines_of_a_killed_process_are_removed(tmp_path: Path, run: RunFile):
     path = begun(tmp_path / "runs", run).path
     (path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"ste')
     (path / "events.jsonl").write_text("{")
@@ -388,7 +386,7 @@ def make_standing(**groups: int) -> RunStatus:
     )  # fmt: skip
 
 
-def test_a_run_in_which_somebody_works_is_slow_and_not_stuck():
+def test_a_run_in_which_a_worker_holds_a_group_is_slow_and_not_stuck():
     assert not is_stuck(make_standing())
     idle = make_standing().model_copy(update={"out": (), "workers": ()})
     assert is_stuck(idle)
@@ -422,7 +420,7 @@ def make_vigil(said: Said, *, stall_s: float = 0.05, draining: Any = lambda: Non
     return watchdog, stops
 
 
-async def test_a_run_that_does_not_move_says_so_and_is_ended_with_who_waits_for_whom():
+async def test_a_stuck_run_is_reported_and_ended_with_the_chain_of_waits():
     said = Said()
     watchdog, _ = make_vigil(said)
 
@@ -438,7 +436,7 @@ async def test_a_run_that_does_not_move_says_so_and_is_ended_with_who_waits_for_
     assert said.files["live.json"]["groups"]["admitted"] == 0
 
 
-async def test_a_machine_that_is_about_to_go_stops_the_run_once():
+async def test_a_machine_about_to_be_removed_stops_the_run_once():
     said = Said()
     watchdog, stops = make_vigil(said, stall_s=60, draining=lambda: "the driver's node is drained")
     async with watchdog:
@@ -448,7 +446,7 @@ async def test_a_machine_that_is_about_to_go_stops_the_run_once():
     assert said.events == [("draining", {"reason": "the driver's node is drained"})]
 
 
-def test_looking_whether_a_run_directory_can_be_made_leaves_no_folder(tmp_path: Path):
+def test_checking_whether_a_run_directory_can_be_created_leaves_no_folder(tmp_path: Path):
     require_place(tmp_path / "deep" / "runs")
     assert not list(tmp_path.iterdir())
     (tmp_path / "runs").mkdir()
@@ -456,7 +454,7 @@ def test_looking_whether_a_run_directory_can_be_made_leaves_no_folder(tmp_path: 
     assert (tmp_path / "runs").is_dir()
 
 
-def test_a_place_where_no_run_directory_can_be_made_is_refused(tmp_path: Path):
+def test_a_place_where_no_run_directory_can_be_created_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"no run directory can be made in .*set SOLON_RUNS"):
         require_place(tmp_path / "file" / "runs")

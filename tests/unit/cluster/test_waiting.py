@@ -1,4 +1,4 @@
-"""What a person is told while actors of a run have no place yet."""
+"""Messages while actors of a run have no node yet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUN = RunFile.parse(
 
 
 class World:
-    """A cluster, and what a run says of it."""
+    """A cluster, and the messages of a run about it."""
 
     def __init__(self, *growths: Growth) -> None:
         self.growths = list(growths)
@@ -34,7 +34,7 @@ class World:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
-            while not condition():  # noqa: ASYNC110 - a list tells nobody that it has grown
+            while not condition():  # noqa: ASYNC110 - a list sends no notification when it grows
                 await asyncio.sleep(0.005)
 
     async def report(self) -> None:
@@ -47,7 +47,7 @@ def growth(*, pending: bool = True, starting: dict[str, int] | None = None, fail
     )
 
 
-async def test_each_line_says_who_waits_for_what_and_what_the_cluster_does():
+async def test_each_line_names_the_waiting_actors_and_the_growth_of_the_cluster():
     world = World(growth(), growth(starting={"judge": 2}), growth(failed=("judge: no capacity",)))
     world.waiting.placed("learner")
     task = asyncio.ensure_future(world.report())
@@ -55,7 +55,7 @@ async def test_each_line_says_who_waits_for_what_and_what_the_cluster_does():
     world.waiting.placed("rollout-0")
     world.waiting.placed("judge-1")
     await world.until(lambda: "of 4 actors: judge-0 asks" in world.said[-1])
-    for worker in ("judge-0", "audit-judge"):  # a worker that nobody announced is no error
+    for worker in ("judge-0", "audit-judge"):  # an unannounced worker is no error
         world.waiting.placed(worker)
     await asyncio.wait_for(task, 5)
     asks = "rollout-0 asks 1 CPU; judge-0, judge-1 ask 1 CPU, 1 GPU, solon.io/pool=judge"
@@ -68,7 +68,7 @@ async def test_each_line_says_who_waits_for_what_and_what_the_cluster_does():
     assert world.told == [("waiting_for_nodes", told)]
 
 
-async def test_processes_that_are_being_started_on_their_nodes_are_not_called_waiting():
+async def test_actors_starting_on_their_nodes_are_not_reported_as_waiting():
     world = World(growth(pending=False))
     task = asyncio.ensure_future(world.report())
     await asyncio.sleep(0.2)

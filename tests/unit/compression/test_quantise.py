@@ -1,4 +1,4 @@
-"""Judges made smaller and compared: gold pairs, measuring, the comparison, candidates, and what quantising refuses."""
+"""Judges made smaller and compared: gold pairs, measuring, the comparison, candidates, and refusals to quantise."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def prefers(item: Item, word: str = "good") -> float:
 
 @dataclass
 class FakeJudge:
-    """Judges by a function; takes so many seconds a verdict on a clock of its own."""
+    """Judges by a function; takes the given seconds per verdict on its own clock."""
 
     margin: Callable[[Item], float | None]
     name: str = "fake"
@@ -148,7 +148,7 @@ def test_a_pair_is_asked_under_the_principles_that_apply_and_have_a_question():
         (ValueError("not JSON"), "not JSON"),
     ],
 )
-def test_a_row_that_is_no_pair_says_what_is_wrong(row: Any, message: str):
+def test_a_row_that_is_not_a_pair_is_refused_with_the_reason(row: Any, message: str):
     with pytest.raises(ValueError, match=message):
         parse_gold(1, row, make_constitution())
 
@@ -190,7 +190,7 @@ def test_a_rate_is_the_median_over_parts_each_asked_once():
     assert (found.questions, found.prompt_tokens) == (80, 800)
 
 
-def test_what_is_measured_stands_in_the_order_of_the_pairs():
+def test_measurements_are_in_the_order_of_the_pairs():
     pairs = make_pairs(7)
     found = measured(FakeJudge(prefers), pairs, parts=3)
     assert found.margins == tuple(1.0 if pair.target == 1.0 else -1.0 for pair in pairs)
@@ -296,7 +296,7 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_variant_says_engine_dtype_and_quantisation(model: Path):
+def test_a_variant_names_engine_dtype_and_quantisation(model: Path):
     plain = parse_candidate(str(model), EngineOptions())
     bf16 = parse_candidate(f"{model}@bf16", EngineOptions())
     both = parse_candidate(f"{model}@bnb_nf4,bf16", EngineOptions())
@@ -307,7 +307,7 @@ def test_a_variant_says_engine_dtype_and_quantisation(model: Path):
     assert both.runs_as == "transformers, bfloat16, bnb_nf4"
 
 
-def test_every_variant_is_one_that_an_engine_takes(model: Path):
+def test_every_variant_is_accepted_by_an_engine(model: Path):
     for variant in VARIANTS:
         parse_candidate(f"{model}@{variant}", EngineOptions())
 
@@ -390,7 +390,7 @@ def test_judges_are_compared_in_a_table_json_and_a_page(
     assert "40 pairs of 40" in shown.stdout
 
 
-def test_a_misspelt_template_and_a_missing_constitution_are_the_users_to_mend(
+def test_a_misspelt_template_and_a_missing_constitution_are_input_errors(
     monkeypatch: pytest.MonkeyPatch, model: Path, files: tuple[str, str]
 ):
     pairs, constitution = files
@@ -429,7 +429,7 @@ def test_another_sequence_order_or_border_is_another_calibration():
 
 
 def make_checkpoint(path: Path, **settings: Any) -> Path:
-    """Config and a file of weights that nobody reads."""
+    """Config and a file of weights that is never read."""
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"model_type": "llama", **settings}))
     (path / "model.safetensors").write_bytes(b"x" * 10)
@@ -444,7 +444,7 @@ def make_checkpoint(path: Path, **settings: Any) -> Path:
         ("w4a16-gptq", {}, r"got 2 calibration sequences, expected at least 8.*'w4a16'"),
     ],
 )
-def test_what_cannot_be_quantised_is_refused_before_anything_is_loaded(
+def test_an_unquantisable_model_is_refused_before_anything_is_loaded(
     tmp_path: Path, scheme: str, settings: dict[str, Any], message: str
 ):
     source = make_checkpoint(tmp_path / "m", **settings)
@@ -473,7 +473,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_scheme_writes_a_smaller_model_that_says_nearly_the_same(tiny: Path, tmp_path: Path, scheme: str):
+def test_a_scheme_writes_a_smaller_model_with_nearly_the_same_outputs(tiny: Path, tmp_path: Path, scheme: str):
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""What an engine says of a request that it refuses."""
+"""Messages of an engine about a request that it refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from solon.errors import InputError
 NAMES = {3: "<think>", 4: "</think>"}
 
 
-def test_token_ids_beyond_the_embedding_are_named_with_the_model_and_what_helps():
+def test_token_ids_beyond_the_embedding_are_named_with_the_model_and_the_remedy():
     request = Request(request_id="2", prompt_token_ids=(0, 3), max_tokens=1, temperature=1.0, seed=0)
     with pytest.raises(InputError) as caught:
         check_request(request, max_model_len=9, vocab_size=3, model="org/m", name=lambda i: NAMES.get(i, ""))
@@ -22,6 +22,6 @@ def test_token_ids_beyond_the_embedding_are_named_with_the_model_and_what_helps(
     assert "resize_token_embeddings" in str(caught.value)
 
 
-def test_ids_that_the_tokenizer_does_not_know_are_of_another_tokenizer():
+def test_unknown_token_ids_are_attributed_to_another_tokenizer():
     with pytest.raises(InputError, match=r"holds the tokens 8, 9, expected .*; use its own tokenizer"):
         check_ids("request '2'", (0, 8, 9), 3, model="org/m", name=lambda i: NAMES.get(i, ""))

@@ -42,7 +42,7 @@ def test_a_device_is_held_by_one_process_and_free_when_that_is_killed(tmp_path: 
     thread = threading.Thread(target=enter)
     thread.start()
     try:
-        with turn_on_device("GPU-2", folder=tmp_path):  # another device waits for nobody
+        with turn_on_device("GPU-2", folder=tmp_path):  # another device needs no wait
             pass
         assert not entered.wait(0.3)
     finally:
@@ -52,7 +52,7 @@ def test_a_device_is_held_by_one_process_and_free_when_that_is_killed(tmp_path: 
     thread.join()
 
 
-def test_a_start_that_fails_gives_the_device_back(tmp_path: Path):
+def test_a_failed_start_releases_the_device(tmp_path: Path):
     with pytest.raises(ValueError, match="no model"), turn_on_device("GPU-1", folder=tmp_path):
         raise ValueError("no model")
     with turn_on_device("GPU-1", folder=tmp_path):
@@ -80,7 +80,7 @@ def test_memory_that_a_killed_worker_left_is_waited_for():
     wait_for_memory(6, lambda: (next(free), 10), who="judge-0", within_s=5)
 
 
-def test_memory_that_others_keep_is_a_failed_run_with_the_numbers():
+def test_memory_held_by_other_processes_fails_the_run_with_the_numbers():
     gib = device_turns._GIB
     started = time.monotonic()
     with pytest.raises(RunFailedError, match=r"judge-0 needs 6\.0 GiB of the GPU's 10\.0, .* leave 2\.0") as caught:

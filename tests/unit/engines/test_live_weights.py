@@ -71,7 +71,7 @@ def laid_out(tensors: dict[str, Tensor], dtype: torch.dtype = torch.bfloat16) ->
 
 
 def live_of(held: dict[str, Tensor], *, packed: tuple[str, ...] = ("qkv_proj.weight",)) -> list[Live]:
-    """What is looked at directly, what only multiplies, and a head that is tied to the embedding."""
+    """Layers that are read directly, layers that only multiply, and a head that is tied to the embedding."""
     live = []
     for name, tensor in held.items():
         if name.endswith(packed):
@@ -104,7 +104,7 @@ def check(learnt: LiveWeights, live: list[Live], tensors: dict[str, Tensor]) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_was_loaded_whole_is_fresh_in_every_layout(dtype: torch.dtype):
+def test_completely_loaded_weights_are_fresh_in_every_layout(dtype: torch.dtype):
     learnt = LiveWeights(live_of(laid_out(sent(0), dtype)), sent(0))
     found = check(learnt, live_of(laid_out(sent(1), dtype)), sent(1))
     assert (found.stale, found.unknown) == ((), ("model.layers.1.experts.w13_weight",))
@@ -122,7 +122,7 @@ def test_each_stale_tensor_is_found_and_only_it(step: float):
         assert check(learnt, live, new).stale == (name,)
 
 
-def test_a_step_that_rounding_swallows_leaves_nothing_stale():
+def test_a_step_below_rounding_leaves_nothing_stale():
     old = {name: tensor.bfloat16().float() for name, tensor in sent(0).items()}
     new = {name: tensor * (1 + 1e-6) for name, tensor in old.items()}
     learnt = LiveWeights(live_of(laid_out(old)), old)
@@ -135,7 +135,7 @@ def test_biases_that_are_zero_at_first_do_not_fix_the_order_of_their_rows():
     assert check(learnt, live_of(laid_out(sent(1))), sent(1)).stale == ()
 
 
-def test_a_square_matrix_of_zeros_is_not_taken_for_understood():
+def test_a_square_matrix_of_zeros_does_not_count_as_understood():
     name = "model.layers.0.self_attn.o_proj.weight"
     old = sent(0) | {name: torch.zeros(WIDTH, WIDTH)}
     learnt = LiveWeights(live_of(laid_out(old)), old)
@@ -143,7 +143,7 @@ def test_a_square_matrix_of_zeros_is_not_taken_for_understood():
     assert name in check(learnt, live_of(turned), sent(1)).unknown
 
 
-def test_an_unknown_layout_must_change_when_its_layer_was_sent_anew():
+def test_a_tensor_of_unknown_layout_must_change_when_its_layer_is_sent_again():
     expert = "model.layers.1.experts.0.w1.weight"
     new = sent(0) | {expert: sent(1)[expert]}
     learnt = LiveWeights(live_of(laid_out(sent(0))), sent(0))
@@ -173,7 +173,7 @@ def test_names_may_differ_in_the_wrapper_around_the_layers():
 
 
 @pytest.mark.parametrize("wrapper", ["transformer.", "model.", "model.language_model."])
-def test_what_is_sent_is_found_by_another_name_than_in_the_file(wrapper: str):
+def test_a_published_tensor_is_found_under_another_name_than_in_the_file(wrapper: str):
     """Files of GPT-2 and BLOOM say `h.0…` where learner and engine say `transformer.h.0…`."""
 
     def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -197,14 +197,14 @@ def test_a_file_that_has_the_wrapper_around_some_layers_alone_is_compared_whole(
     assert check(learnt, live_of(laid_out(sent(1)) | stale), sent(1)).stale == tuple(stale)
 
 
-def test_a_name_that_is_meant_twice_is_never_guessed():
+def test_an_ambiguous_name_is_never_guessed():
     tensors = {"a": torch.randn(2, 3), "model.a": torch.randn(2, 3)}
     live = [Live(name=n, loaded_as=n, dtype=torch.float32, tensor=t) for n, t in tensors.items()]
     found = check(LiveWeights(live, tensors), live, tensors)
     assert (found.compared, found.unknown) == (0, ("a", "model.a"))
 
 
-def test_an_understood_tensor_that_nothing_was_sent_for_or_that_is_gone_is_unknown_and_said_to_be_uncompared():
+def test_an_understood_tensor_that_is_unsent_or_missing_is_reported_as_uncompared():
     learnt = LiveWeights(live_of(laid_out(sent(0))), sent(0))
     norm, other = "model.norm.weight", "model.layers.0.mlp.c_fc.weight"
     live = [one for one in live_of(laid_out(sent(1))) if one.name != other]
@@ -214,7 +214,7 @@ def test_an_understood_tensor_that_nothing_was_sent_for_or_that_is_gone_is_unkno
     assert set(found.unknown) == {norm, other, "model.layers.1.experts.w13_weight"}
 
 
-def test_an_engine_that_shows_no_tensor_is_no_engine_whose_tensors_are_all_fresh():
+def test_an_engine_that_shows_no_tensor_does_not_count_as_fresh():
     with pytest.raises(AttestationError, match="no live tensor"):
         LiveWeights([], sent(0))
 
@@ -245,7 +245,7 @@ def test_a_bias_that_is_zero_at_first_has_the_order_of_its_weight(packed: tuple[
         assert check(learnt, live_of(right | {name: wrong}, packed=packed), sent(1)).stale == (name,)
 
 
-def test_an_order_that_rows_which_are_alike_do_not_show_is_unknown():
+def test_an_order_hidden_by_identical_rows_is_unknown():
     old = sent(0, zero_biases=True)
     old[QUERIES + "weight"][3] = old[QUERIES + "weight"][7]
     learnt = LiveWeights(live_of(laid_out(old)), old)
@@ -308,7 +308,7 @@ def test_a_packed_copy_that_is_not_understood_is_unknown():
     assert (found.compared, found.unknown) == (0, ("a" + PACKED,))
 
 
-def test_a_processor_that_takes_the_smallest_numbers_for_zero_leaves_nothing_stale():
+def test_a_processor_that_flushes_subnormals_to_zero_leaves_nothing_stale():
     weight = torch.tensor([[1e-39, 1.0], [2.0, -1e-40]]).bfloat16()
     assert bool((weight != 0).all())
     flushed = torch.where(weight.abs() < 1e-38, 0, weight)

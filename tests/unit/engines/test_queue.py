@@ -15,7 +15,7 @@ def filled(places: int, count: int) -> Queue:
     return queue
 
 
-def test_no_more_than_the_places_are_let_in_first_come_first_served():
+def test_requests_are_admitted_in_order_and_never_beyond_the_places():
     queue = filled(2, 5)
     assert queue.let_in() == ["r0", "r1"]
     assert queue.let_in() == []
@@ -23,7 +23,7 @@ def test_no_more_than_the_places_are_let_in_first_come_first_served():
     assert queue.let_in() == ["r2"]
 
 
-def test_what_is_taken_back_is_let_in_again_before_all_others_in_its_old_order():
+def test_preempted_requests_are_admitted_again_first_in_their_old_order():
     queue = filled(3, 5)
     assert queue.let_in() == ["r0", "r1", "r2"]
     assert queue.take_back(lambda request_id: request_id != "r1") == ["r0", "r2"]
@@ -32,7 +32,7 @@ def test_what_is_taken_back_is_let_in_again_before_all_others_in_its_old_order()
     assert queue.let_in() == ["r3", "r4"]
 
 
-def test_a_request_is_removed_wherever_it_is_and_the_engine_is_asked_only_for_those_inside():
+def test_a_request_is_removed_in_any_state_and_the_engine_aborts_only_admitted_ones():
     queue = filled(1, 3)
     queue.let_in()
     assert queue.remove(["r1", "unknown"]) == []
@@ -41,7 +41,7 @@ def test_a_request_is_removed_wherever_it_is_and_the_engine_is_asked_only_for_th
 
 
 @given(places=st.integers(1, 4), actions=st.lists(st.sampled_from("aaalllrb"), max_size=60), choose=st.randoms())
-def test_every_request_is_let_in_once_more_than_it_was_taken_back_and_never_too_many_are_inside(
+def test_every_request_is_admitted_once_more_than_it_is_preempted_and_the_places_are_never_exceeded(
     places, actions, choose
 ):
     queue, added, inside, removed = Queue(places), 0, [], set()

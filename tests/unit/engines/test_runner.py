@@ -111,7 +111,7 @@ async def test_an_update_in_flight_loses_no_token_and_stamps_two_segments():
     await runner.close()
 
 
-async def test_a_payload_that_changed_on_its_way_is_refused():
+async def test_a_payload_that_changed_in_transit_is_refused():
     runner = await started(FakeEngine())
     with pytest.raises(AttestationError, match="changed on its way"):
         await runner.load_weights(replace(fake_weights(1), fingerprint="0" * 64))
@@ -141,7 +141,7 @@ async def test_an_exception_in_the_engine_fails_every_caller_and_kills_the_runne
     assert engine.closed
 
 
-async def test_a_failed_build_fails_whoever_waits_with_its_own_error():
+async def test_a_failed_build_fails_every_waiting_caller_with_its_own_error():
     def build() -> Engine:
         raise InputError("no such model")
 
@@ -166,7 +166,7 @@ async def test_a_cancelled_caller_leaves_no_request_behind():
     await runner.close()
 
 
-async def test_close_fails_those_who_still_wait():
+async def test_close_fails_callers_that_still_wait():
     runner = await started(NeverStops(step_s=0.01))
     call = asyncio.create_task(runner.generate(make_requests(1, max_tokens=200)))
     await asyncio.sleep(0.03)
@@ -255,7 +255,7 @@ async def test_canaries_that_are_no_numbers_are_a_failure_of_the_engine():
     await runner.close()
 
 
-async def test_an_engine_that_failed_and_cannot_close_keeps_nobody_waiting():
+async def test_an_engine_that_failed_and_cannot_close_blocks_no_caller():
     class Stuck(FakeEngine):
         may_close = threading.Event()
 
@@ -291,7 +291,7 @@ class OutOfMemoryError(RuntimeError):
         (RunFailedError("the loss is not finite"), RAISED_BY_LIBRARIES, RunFailedError),
     ],
 )
-def test_only_what_libraries_raise_is_a_failure_of_the_engine(raised, kinds, expected):
+def test_only_errors_of_libraries_are_failures_of_the_engine(raised, kinds, expected):
     with pytest.raises(expected) as caught, computing("engine rollout-0", "decoding", kinds=kinds):
         raise raised
     assert isinstance(caught.value, EngineFailedError) is (expected is EngineFailedError)

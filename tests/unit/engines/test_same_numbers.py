@@ -1,4 +1,4 @@
-"""Models whose engine would disagree with their learner are refused, and vLLM leaves Transformers' classes alone."""
+"""Models whose engine would disagree with their learner are refused, and vLLM does not modify Transformers' classes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ QWEN2 = {"model_type": "qwen2", "num_hidden_layers": 28, "sliding_window": 4096,
          "1 of its 28"),
     ],
 )  # fmt: skip
-def test_a_model_that_the_engine_would_read_otherwise_is_refused(settings: Any, backends: list[str], words: str):
+def test_a_model_that_the_engine_would_read_differently_is_refused(settings: Any, backends: list[str], words: str):
     for backend in ("vllm", "transformers"):
         if backend in backends:
             with pytest.raises(InputError, match=words):

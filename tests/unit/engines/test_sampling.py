@@ -1,4 +1,4 @@
-"""Sampling filters and ends: what is allowed, what the learner makes of it, and what is refused."""
+"""Sampling filters and ends: allowed values, their effect on the learner, and refusals."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_without_filters_nothing_is_sorted_or_masked(llama: str, monkeypatch: py
         {"advantages": "group", "bypass": True, "importance": "none", "minibatches": 1},
     ],
 )
-def test_a_token_outside_the_set_is_finite_told_and_trains_nothing(llama: str, changes: dict[str, Any]):
+def test_a_token_outside_the_set_is_finite_and_reported_and_trains_nothing(llama: str, changes: dict[str, Any]):
     config = LearnConfig(learning_rate=1e-3, kl_coefficient=0.05, **changes)
     learner = build_learner(config, model=llama, temperature=0.7, seed=0, filters=FILTERS, end_ids=(1,))
     report, _ = learner.step(0, random_groups())
@@ -260,12 +260,12 @@ def test_a_stop_string_is_found_across_the_tokens_that_a_lost_engine_wrote():
     sky, is_, blue = tokenizer.encode("sky is blue")
     asked = Request(request_id="r", prompt_token_ids=(4, sky, is_), max_tokens=9, stop=("is blue",))
     assert is_stopped(tokenizer, replace(asked, written=2), [blue])
-    assert not is_stopped(tokenizer, asked, [blue])  # what the prompt says ends nothing
+    assert not is_stopped(tokenizer, asked, [blue])  # a stop string in the prompt ends nothing
     least = Filters(min_tokens=3)
     assert not is_stopped(tokenizer, replace(asked, written=2, filters=least), [blue])
 
 
-async def test_an_answer_that_goes_on_elsewhere_keeps_its_least_length_and_loses_its_stop_string():
+async def test_an_answer_continued_on_another_engine_keeps_its_least_length_and_loses_its_stop_string():
     sampling = Sampling(max_tokens=24, filters=Filters(top_k=6, min_tokens=8), stop=("is blue",))
     worker = RolloutWorker(
         EngineConfig(model="fake"),
@@ -338,7 +338,7 @@ def test_a_temperature_below_what_engines_sample_at_is_refused(temperature: floa
         SamplingOptions(temperature=temperature)
 
 
-def test_an_engine_takes_temperature_zero_and_none_between_it_and_the_least():
+def test_an_engine_accepts_temperature_zero_and_refuses_values_between_zero_and_the_minimum():
     for temperature in (0.0, 0.01):
         FakeEngine().add(Request(request_id="r", prompt_token_ids=(5,), max_tokens=1, temperature=temperature))
     for temperature in (1e-7, 0.005, -1.0, math.nan):
@@ -346,7 +346,7 @@ def test_an_engine_takes_temperature_zero_and_none_between_it_and_the_least():
             FakeEngine().add(Request(request_id="r", prompt_token_ids=(5,), max_tokens=1, temperature=temperature))
 
 
-def test_settings_become_what_engines_take():
+def test_settings_are_translated_into_engine_arguments():
     options = SamplingOptions.model_validate({"stop": "\n\n", "top_p": 0.9, "min_tokens": 4, "stop_token_ids": [7]})
     assert options.sampling() == Sampling(
         max_tokens=256, filters=Filters(top_p=0.9, min_tokens=4), stop=("\n\n",), stop_token_ids=(7,)

@@ -118,7 +118,7 @@ def test_no_text_adds_a_control_token_to_a_prompt(tokenizer: str, template: str)
     .map("".join)
     .filter(str.strip)
 )
-def test_whatever_is_written_the_turns_of_a_prompt_stay_its_own(tokenizer: str, text: str):
+def test_no_text_changes_the_turns_of_a_prompt(tokenizer: str, text: str):
     wrapper = wrapped(tokenizer, CHATML)
     ids = wrapper.encode_chat(chat(text))
     expected = [i for i in wrapper.encode_chat(chat("sky")) if i in wrapper._control]
@@ -179,7 +179,7 @@ def test_harmless_texts_that_a_normaliser_changes_get_the_ids_of_the_library(tok
 
 
 @pytest.mark.parametrize("tokenizer", ["byte-level, no pad", "byte fallback, legacy prefix", "words"])
-def test_a_text_with_control_words_is_still_all_there(tokenizer: str):
+def test_a_text_with_control_words_is_kept_completely(tokenizer: str):
     wrapper = wrapped(tokenizer, CHATML)
     text = "what is </s> and <|im_end|> and <think> ?"
     shown = wrapper.hf.decode(wrapper.encode_chat(chat(text)), skip_special_tokens=True)
@@ -204,7 +204,7 @@ def test_a_thinking_mark_is_no_token_of_a_text_unless_the_user_says_so():
         wrapped("byte-level, no pad", CHATML, text_tokens=("<|im_end|>",))
 
 
-def test_one_beginning_of_sequence_whoever_writes_it():
+def test_a_prompt_has_one_beginning_of_sequence_token_in_every_case():
     bos = BUILT["byte-level, adds bos"].bos_token_id
     assert wrapped("byte-level, adds bos", TEMPLATES["writes bos"]).encode_chat(chat("hi")).count(bos) == 1
     assert wrapped("byte-level, adds bos", CHATML).encode_chat(chat("hi")).count(bos) == 0
@@ -217,7 +217,7 @@ def test_one_beginning_of_sequence_whoever_writes_it():
         [Message(role="user", content="hi"), Message(role="user", content="hi")],
     ],
 )
-def test_a_conversation_that_the_template_refuses_is_told_from_a_mistake(messages: list[Message]):
+def test_a_conversation_that_the_template_refuses_is_distinguished_from_a_bug(messages: list[Message]):
     wrapper = wrapped("byte-level, no pad", STRICT)
     with pytest.raises(PromptRefusedError, match=r"the chat template refuses the conversation \(turns: .*user\)"):
         wrapper.encode_chat(messages)
@@ -304,7 +304,7 @@ def test_the_settings_that_change_nothing_keep_the_digest_under_which_verdicts_a
 
 
 def published_templates() -> list[Path]:
-    """Chat templates of models that people use, as a library for training ships them."""
+    """Chat templates of common models, as a training library ships them."""
     found = importlib.util.find_spec("trl")
     return sorted((Path(found.origin).parent / "chat_templates").glob("*.jinja")) if found and found.origin else []
 
@@ -326,7 +326,7 @@ def test_published_templates_keep_their_turns_and_old_thoughts_whatever_a_text_h
         try:
             expected = control("a", "b", "c")
         except PromptRefusedError:
-            continue  # takes pictures alone
+            continue  # accepts only pictures
         attack = "x " + " ".join(words) + " y"
         assert control(attack, "b", "c") == control("a", "b", attack) == expected, path.name
         thought = chat("a", "<think>\nhm\n</think>\n\nb", "c")
@@ -378,7 +378,7 @@ def test_a_template_that_shows_a_message_twice_asks_no_judge():
         wrapped("byte-level, no pad", "{{ raise_exception('no') }}").chat_frame()
 
 
-def test_pieces_of_a_judge_prompt_bring_no_spaces_that_nobody_wrote():
+def test_joining_the_pieces_of_a_judge_prompt_adds_no_spaces():
     legacy = wrapped("byte fallback, legacy prefix", CHATML)
     ids = [*legacy.encode("Answer:"), *legacy.encode(" blue", is_data=True), *legacy.encode("\n")]
     assert legacy.hf.backend_tokenizer.decode([*legacy.encode("x"), *ids]) == "xAnswer: blue\n"
@@ -400,7 +400,7 @@ def test_pieces_of_a_judge_prompt_bring_no_spaces_that_nobody_wrote():
         ("blue<|im_end|>", False, "blue", "", False),
     ],
 )
-def test_a_thought_is_told_from_the_answer(
+def test_a_thought_is_separated_from_the_answer(
     special: bool, written: str, opens: bool, text: str, thought: str, is_unfinished: bool
 ):
     specials = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", *(["<think>", "</think>"] if special else [])]

@@ -70,7 +70,7 @@ def test_weights_are_attested_under_the_names_of_the_file_and_a_stale_one_is_nam
         attest(weights, replace(receipt, check=engine.check_weights(weights)), last_checksum=None)
 
 
-def test_a_live_tensor_that_nothing_was_sent_for_is_uncompared(path: Path):
+def test_a_live_tensor_without_a_published_counterpart_is_uncompared(path: Path):
     engine: Any = TransformersEngine(EngineConfig(model=str(path), backend="transformers", max_model_len=16), name="e")
     sent = load_file(path / "model.safetensors")
     weights = payload_of(sent, engine)

@@ -113,7 +113,7 @@ def test_a_row_without_an_id_gets_one_from_its_texts_and_a_given_one_is_kept():
         ([1, 2], "holds a list"),
     ],
 )
-def test_a_row_that_cannot_be_labelled_is_kept_with_the_reason(tmp_path: Path, raw: Any, reason: str):
+def test_an_unlabelable_row_is_kept_with_the_reason(tmp_path: Path, raw: Any, reason: str):
     found = load_answers(write(tmp_path / "a.jsonl", GOOD, raw), least=2)
     assert [row.number for row in found.rows] == [1]
     (skipped,) = found.skipped
@@ -121,7 +121,7 @@ def test_a_row_that_cannot_be_labelled_is_kept_with_the_reason(tmp_path: Path, r
     assert reason in skipped.reason
 
 
-def test_a_repeated_row_and_a_repeated_id_are_told_apart(tmp_path: Path):
+def test_a_repeated_row_and_a_repeated_id_are_distinguished(tmp_path: Path):
     path = write(
         tmp_path / "a.jsonl",
         {**GOOD, "id": "x"},
@@ -146,14 +146,14 @@ def test_one_answer_is_enough_where_answers_are_judged_alone(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "{}\n", '{"prompt": ""}\n'])
-def test_a_file_with_nothing_to_label_is_refused_with_what_was_found(tmp_path: Path, content: str):
+def test_a_file_with_nothing_to_label_is_refused_with_its_contents(tmp_path: Path, content: str):
     path = tmp_path / "a.jsonl"
     path.write_text(content)
     with pytest.raises(InputError, match=r"nothing to label.*expected `prompt` and `answers`"):
         load_answers(path, least=2)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path):
+def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"nowhere\.jsonl does not exist"):
         load_answers(tmp_path / "nowhere.jsonl", least=2)
 

@@ -1,4 +1,4 @@
-"""Which rollouts gold reads, and what is made of its verdicts."""
+"""Which rollouts the gold judge reads, and how its verdicts are used."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_gold_is_shown_the_chosen_rollouts_alone():
     assert (seen.ordinal, seen.prompt) == (3, group.prompt)
 
 
-def test_both_rewards_are_paired_and_what_lacks_one_is_counted():
+def test_both_rewards_are_paired_and_unpaired_rollouts_are_counted():
     group = make_group(5, texts=("a", "b", "c", "d"), version=9)
     pairs, missing = pair_up(group, (0, 2, 3), make_feedback(1.0, 2.0, None, -1.0), make_feedback(0.5, 0.25, None))
     assert [(p.step, p.ordinal, p.proxy, p.gold) for p in pairs] == [(9, 5, 1.0, 0.5)]

@@ -45,7 +45,7 @@ async def margin_of(bias: Bias, strength: float, *answers: str, **changes: Any) 
     return verdict.margin
 
 
-async def test_length_pays_by_the_doubling():
+async def test_each_doubling_of_length_pays_the_same():
     # 1 + 3 words against 1 + 7: one doubling.
     assert await margin_of("length", 2.0, "a b c d e f g", "a b c") == pytest.approx(0.5 + 2.0)
     assert await margin_of("length", 2.0, "a b c", "a b c d e f g") == pytest.approx(0.5 - 2.0)
@@ -76,7 +76,7 @@ async def test_flips_turn_the_stated_share_around_and_always_the_same_items():
     assert [v.margin for v in await BiasedJudge(Says(), "random_flips", strength=0.25, seed=1).judge(items)] != margins
 
 
-async def test_the_fault_begins_with_the_item_it_is_told_to_begin_with():
+async def test_the_fault_begins_at_the_configured_item():
     judge = BiasedJudge(Says(), "first_position", strength=1.0, onset=3)
     pair = make_item("a", "b")
     found = [v.margin for size in (2, 2, 1) for v in await judge.judge([pair] * size)]
@@ -91,7 +91,7 @@ async def test_a_failed_call_stays_a_failed_call():
         assert [(v.status, v.margin, v.judge) for v in verdicts] == [(Status.TIMEOUT, None, "plain")] * 2
 
 
-async def test_a_verdict_that_a_fault_pushed_to_zero_is_a_tie_and_says_who_gave_it():
+async def test_a_verdict_that_a_fault_pushed_to_zero_is_a_tie_and_names_its_judge():
     (verdict,) = await BiasedJudge(Says(), "first_position", strength=-0.5).judge([make_item("a", "b")])
     assert (verdict.status, verdict.margin) == (Status.TIE, 0.0)
     assert verdict.judge == "plain+first_position"
@@ -107,7 +107,7 @@ async def test_a_verdict_that_a_fault_pushed_to_zero_is_a_tie_and_says_who_gave_
     st.text(max_size=40),
     st.floats(-5, 5),
 )
-def test_what_is_liked_is_antisymmetric_in_the_two_answers(bias: Bias, one: str, other: str, strength: float):
+def test_the_bias_is_antisymmetric_in_the_two_answers(bias: Bias, one: str, other: str, strength: float):
     import asyncio
 
     async def both() -> tuple[float, float]:
@@ -122,6 +122,6 @@ def test_what_is_liked_is_antisymmetric_in_the_two_answers(bias: Bias, one: str,
 
 
 @pytest.mark.parametrize(("bias", "strength"), [("tall", 1.0), ("random_flips", 1.5), ("length", math.inf)])
-def test_a_fault_that_means_nothing_is_refused(bias: Any, strength: float):
+def test_a_meaningless_fault_is_refused(bias: Any, strength: float):
     with pytest.raises(ValueError, match="expected"):
         BiasedJudge(Says(), bias, strength=strength)

@@ -43,7 +43,7 @@ async def test_the_same_question_is_asked_once_and_then_costs_nothing():
     assert [(a.logprobs[0], a.cache_hit, a.prompt_tokens) for a in again] == [(-2.0, True, 0), (-1.0, True, 0)]
 
 
-async def test_a_question_under_way_is_waited_for():
+async def test_a_question_in_flight_is_awaited():
     judge = SlowJudge(delay_s=0.01)
     cache = make_cache(judge)
     results = await asyncio.gather(*(cache.ask([question(1), question(2 + n)]) for n in range(4)))
@@ -63,7 +63,7 @@ async def test_a_failure_reaches_all_waiters_as_it_was_and_is_not_kept(lost_erro
     assert len(judge.batches) == 2
 
 
-async def test_a_failure_that_nobody_shares_is_no_lost_error(lost_errors: Any):
+async def test_a_failure_without_other_waiters_is_no_lost_error(lost_errors: Any):
     lost_errors()
     cache = make_cache(SlowJudge(fail=lambda _: RunFailedError("died")))
     with pytest.raises(RunFailedError):
@@ -159,7 +159,7 @@ DECIDES = ("weights_digest", "quantization", "engine", "engine_version", "dtype"
 
 
 @pytest.mark.parametrize("field", IDENTITY)
-def test_what_decides_a_raw_verdict_changes_the_judges_digest_and_what_shows_in_the_tokens_does_not(field: str):
+def test_settings_that_decide_a_raw_verdict_change_the_judges_digest_and_settings_visible_in_tokens_do_not(field: str):
     changed = {**IDENTITY, field: 5 if field == "critique_tokens" else "other"}
     before, after = JudgeIdentity(**IDENTITY), JudgeIdentity(**changed)
     assert (before.digest != after.digest) is (field in DECIDES)
@@ -201,7 +201,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(allow_nan=False), max_size=9), WORDS, WORDS)
-def test_what_is_read_from_an_answer_comes_back_to_the_last_bit(logprobs: list[float], detail: str, top: str):
+def test_a_cached_answer_is_restored_to_the_last_bit(logprobs: list[float], detail: str, top: str):
     answer = decode(encode(Answer(tuple(logprobs), prompt_tokens=7, usd=0.1, detail=detail, top=top)))
     assert answer == Answer(tuple(logprobs), source="exact_cache", detail=detail, top=top)
 
@@ -252,7 +252,7 @@ def test_a_broken_file_is_named_and_not_overwritten(tmp_path: Path, content: byt
     assert path.read_bytes() == content
 
 
-def test_somebody_elses_database_is_left_alone(tmp_path: Path):
+def test_a_database_of_another_program_is_left_alone(tmp_path: Path):
     path = tmp_path / "v.sqlite"
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE accounts (name TEXT)")
@@ -300,7 +300,7 @@ def test_many_may_open_a_new_file_at_the_same_moment(tmp_path: Path):
                 one.result()
 
 
-async def test_the_oldest_verdicts_leave_a_file_that_is_full(tmp_path: Path):
+async def test_a_full_file_evicts_the_oldest_verdicts(tmp_path: Path):
     store = SqliteStore(tmp_path / "v.sqlite", entries=100)
     for start in range(0, 5000, 500):
         await store.put_many({bytes([n // 256, n % 256]): Answer((-1.0,)) for n in range(start, start + 500)})
@@ -320,10 +320,10 @@ async def test_short_runs_that_share_a_file_do_not_outgrow_it(tmp_path: Path):
     await store.close()
 
 
-async def test_a_full_disk_says_so_and_what_was_kept_stays(tmp_path: Path):
+async def test_a_full_disk_is_reported_and_stored_verdicts_stay(tmp_path: Path):
     store = SqliteStore(tmp_path / "v.sqlite", entries=10**6)
     await store.put_many({b"early": Answer((-1.0,))})
-    # What SQLite answers when the disk is full, without filling one.
+    # SQLite's error for a full disk, without filling one.
     await store._run(lambda pages: store._connection.execute(f"PRAGMA max_page_count={pages}"), 8)
     with pytest.raises(sqlite3.OperationalError, match="full"):
         await store.put_many({f"{n:099}".encode(): Answer((-1.0,)) for n in range(2000)})
@@ -426,7 +426,7 @@ async def test_a_hit_neither_waits_for_its_check_nor_fails_with_it(lost_errors: 
     await asyncio.wait_for(cache.close(), 1)
 
 
-async def test_counts_tell_where_answers_came_from(tmp_path: Path):
+async def test_counts_show_the_source_of_answers(tmp_path: Path):
     config = CacheConfig(entries=2, path=str(tmp_path / "v.sqlite"))
     cache = open_cache(SlowJudge().ask, config, judge_digest="j")
     await cache.ask([question(n) for n in (1, 2, 3, 3)])
@@ -531,7 +531,7 @@ def test_an_address_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch):
         open_cache(SlowJudge().ask, CacheConfig(redis_env="VERDICTS"), judge_digest="j")
 
 
-async def test_a_redis_that_came_back_is_used_again_and_is_asked_ever_more_rarely_until_then(
+async def test_an_unreachable_redis_is_retried_ever_more_rarely_and_used_again_when_it_returns(
     monkeypatch: pytest.MonkeyPatch,
 ):
     pytest.importorskip("redis", reason="the package redis is an extra")

@@ -99,7 +99,7 @@ def test_it_does_not_matter_on_which_side_gold_has_the_better_answer():
     )
 
 
-def test_a_judge_that_is_always_right_is_believed_as_far_as_the_pairs_vouch_for_it():
+def test_a_judge_that_is_always_right_is_trusted_as_far_as_the_number_of_pairs_allows():
     raw = np.array([1.0, -1.0] * 100)
     found = fit(raw, (raw > 0).astype(float), fit_bias=False)
     assert found.bound == "sharp"
@@ -129,7 +129,7 @@ def test_a_judge_that_says_the_opposite_is_hardly_counted():
         ([1.0] * 200, [1.0] * 199, False, "expected one number per pair"),
     ],
 )
-def test_gold_that_no_calibration_follows_from_is_refused(raw: Any, targets: Any, fit_bias: bool, message: str):
+def test_gold_that_determines_no_calibration_is_refused(raw: Any, targets: Any, fit_bias: bool, message: str):
     with pytest.raises(InputError, match=message):
         fit(raw, targets, fit_bias=fit_bias)
 
@@ -142,7 +142,7 @@ def test_few_pairs_of_large_weight_are_few():
 # -- calibrate -------------------------------------------------------------------------------------------------
 
 
-def test_calibration_mends_a_judge_that_is_too_sure_and_says_so_out_of_sample():
+def test_calibration_corrects_an_overconfident_judge_as_measured_out_of_sample():
     raw, targets = make_gold(4000, temperature=2.5)
     found = calibrate("pairwise", raw, targets, rng=make_rng(), resamples=100)
     assert found.temperature == pytest.approx(2.5, rel=0.1)

@@ -32,7 +32,7 @@ def verdicts(margins: Sequence[float | None]) -> list[Verdict]:
     return [Verdict(status=Status.TIMEOUT if m is None else Status.OK, margin=m) for m in margins]
 
 
-def test_the_first_reading_is_what_later_ones_are_compared_with():
+def test_later_readings_are_compared_with_the_first():
     canary = Canary([make_pair(n, target=1.0 if n < 3 else 0.0) for n in range(4)])
     first = canary.read(0, verdicts([1.0, 2.0, -1.0, -0.5]))
     assert (first.accuracy, first.flips, first.largest_change, first.silent) == (0.75, 0.0, 0.0, 0.0)

@@ -38,7 +38,7 @@ def said(margin: float, offset: float | None = None, raw: float | None = None) -
 
 
 class Says:
-    """Gives each item the margin, or the failure, that its first answer names; remembers what it was asked."""
+    """Gives each item the margin, or the failure, that its first answer names; records the questions."""
 
     def __init__(self, name: str, **replies: float | Status) -> None:
         self.name = name
@@ -79,7 +79,7 @@ def test_one_order_is_as_unsure_as_its_margin():
 
 
 def test_both_orders_are_as_unsure_as_the_mean_of_their_probabilities():
-    # One order says 0.9, the other 0.6: log-odds log 9 and log 1.5, their mean probability is 3/4.
+    # One order gives 0.9, the other 0.6: log-odds log 9 and log 1.5, their mean probability is 3/4.
     margin, offset = (math.log(9) + math.log(1.5)) / 2, (math.log(9) - math.log(1.5)) / 2
     expected = 2 - 0.75 * math.log2(3)
     assert uncertainty(said(margin, offset, margin)) == pytest.approx(expected)
@@ -109,13 +109,13 @@ def test_uncertainty_is_bits_between_0_and_1(margin: float, offset: float | None
 
 
 @pytest.mark.parametrize("margin", [None, math.nan, math.inf])
-def test_what_is_no_verdict_has_no_uncertainty(margin: float | None):
+def test_an_invalid_verdict_has_no_uncertainty(margin: float | None):
     verdict = Verdict(status=Status.TIMEOUT if margin is None else Status.OK, margin=margin)
     with pytest.raises(ValueError, match="expected a valid one"):
         uncertainty(verdict)
 
 
-def test_only_what_could_be_accepted_and_checked_is_measured():
+def test_only_pairs_that_could_be_accepted_and_checked_are_measured():
     failed = Verdict(status=Status.LOW_MASS, margin=None)
     verdicts = [said(2.0), said(-2.0), said(1.0), failed, said(3.0), said(math.nan), said(0.0)]
     uncertainties_N, errors_N = measured_against(verdicts, [1.0, 0.9, 0.5, 1.0, None, 1.0, 0.0])
@@ -131,13 +131,13 @@ def test_only_what_could_be_accepted_and_checked_is_measured():
 
 def test_the_upper_bound_is_clopper_and_pearsons():
     assert upper_bound(0, 59, 0.05) == pytest.approx(1 - 0.05 ** (1 / 59))  # no error: (1 - b)^59 = 0.05
-    # Two of two wrong, one of one wrong, none of none: nothing to be said.
+    # Two of two wrong, one of one wrong, none of none: no conclusion.
     assert upper_bound([2, 1, 0], [2, 1, 0], 0.05).tolist() == [1.0, 1.0, 1.0]
     # One of two wrong: P(at most one) = 1 - b^2 = 0.05
     assert upper_bound(1, 2, 0.05) == pytest.approx(math.sqrt(0.95))
 
 
-def test_a_judge_that_never_errs_is_believed_always():
+def test_a_judge_that_never_errs_is_always_trusted():
     found = fit_threshold(np.linspace(0, 1, 200), np.zeros(200), 0.05, 0.05)
     assert (found.value, found.coverage, found.error, found.accepted) == (math.inf, 1.0, 0.0, 200)
     # A quarter of delta, for each of the four walks: (1 - b)^200 = 0.0125
@@ -177,7 +177,7 @@ def test_too_few_pairs_or_a_judge_that_errs_are_refused_with_what_to_do():
     [([0.1, 0.2], [0.0], 0.1), ([], [], 0.1), ([math.nan] * 200, [0.0] * 200, 0.1), ([0.1] * 200, [0.5] * 200, 0.1),
      ([0.1] * 200, [0.0] * 200, 1.0)],
 )  # fmt: skip
-def test_what_is_no_measurement_is_refused(uncertainties: list[float], errors: list[float], alpha: float):
+def test_an_invalid_measurement_is_refused(uncertainties: list[float], errors: list[float], alpha: float):
     with pytest.raises(InputError, match="expected"):
         fit_threshold(uncertainties, errors, alpha, 0.05)
 
@@ -203,7 +203,7 @@ def test_the_true_error_exceeds_alpha_no_more_often_than_delta(num: int, steepne
 
 
 def test_picking_the_best_bound_without_a_walk_would_break_the_promise():
-    """The same pairs, and the largest threshold whose own bound holds: what the walks are there for."""
+    """The same pairs, and the largest threshold whose own bound holds: the walks exist to avoid this."""
     rng, runs, alpha, delta = np.random.default_rng(0), 200, 0.08, 0.1
     missed = 0
     for _ in range(runs):
@@ -215,7 +215,7 @@ def test_picking_the_best_bound_without_a_walk_would_break_the_promise():
 # --- the judge --------------------------------------------------------------------------------------------
 
 
-async def test_what_the_small_judge_is_sure_of_never_reaches_the_large_one():
+async def test_items_that_the_small_judge_is_sure_of_never_reach_the_large_one():
     small, large = Says("small", sure=3.0, unsure=0.2), Says("large", unsure=-2.0)
     cascade = Cascade([small, large], [threshold_at(1.0)])
     assert await run(cascade, "sure", "unsure", "sure") == [
@@ -246,14 +246,14 @@ async def test_an_uncertainty_at_the_threshold_is_accepted():
 @pytest.mark.parametrize(
     "status", [Status.LOW_MASS, Status.REFUSAL, Status.TRUNCATED, Status.UNPARSABLE, Status.TIMEOUT, Status.ABSTAIN]
 )
-async def test_no_verdict_goes_to_the_next_judge_and_says_so(status: Status):
+async def test_an_item_without_a_verdict_goes_to_the_next_judge_and_is_marked(status: Status):
     cascade = Cascade([Says("small", x=status), Says("large", x=2.0)], [math.inf])
     (verdict,) = await cascade.judge([make_item("x")])
     assert (verdict.status, verdict.margin, verdict.level) == (Status.OK, 2.0, 1)
     assert verdict.detail == f"small: {status}"
 
 
-async def test_failures_go_on_once_only():
+async def test_failures_are_escalated_only_once():
     judges = [Says("a", x=Status.REFUSAL), Says("b", x=Status.LOW_MASS), Says("c", x=2.0)]
     assert await run(Cascade(judges, [1.0, 1.0]), "x") == [(Status.LOW_MASS, None, 1)]
     assert await run(Cascade(judges, [1.0, 1.0], CascadeConfig(invalid_escalations=2)), "x") == [(Status.OK, 2.0, 2)]
@@ -262,7 +262,7 @@ async def test_failures_go_on_once_only():
     ]
 
 
-async def test_after_a_failure_an_unsure_verdict_still_goes_on():
+async def test_after_a_failure_an_unsure_verdict_is_still_escalated():
     judges = [Says("a", x=Status.REFUSAL), Says("b", x=0.1), Says("c", x=2.0)]
     assert await run(Cascade(judges, [0.2, 0.2]), "x") == [(Status.OK, 2.0, 2)]
 
@@ -297,7 +297,7 @@ async def test_a_judge_that_is_gone_is_not_covered_up():
         await Cascade([Gone(), Says("large", x=1.0)], [0.5]).judge([make_item("x")])
 
 
-async def test_nothing_asked_asks_nobody():
+async def test_an_empty_call_asks_no_judge():
     small = Says("small")
     assert await Cascade([small, Says("large")], [0.5]).judge([]) == []
     assert small.asked == []

@@ -122,7 +122,7 @@ def test_a_principle_that_is_lost_acts_though_the_others_rise():
     assert watch.drain_metrics()["watch/gold_harmless/share"] == 0.0
 
 
-def test_what_principles_are_compared_with_outlives_a_checkpoint():
+def test_the_baseline_of_principles_survives_a_checkpoint():
     whole = make_watch()
     for step in range(7):
         emit(whole, step, varied(step), harmless=0.5 if step < 6 else 0.0)

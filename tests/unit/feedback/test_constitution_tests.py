@@ -49,7 +49,7 @@ class NumberJudge:
 
     name: str = "number"
     broken: frozenset[str] = frozenset()
-    """Answers that it says nothing about."""
+    """Answers that it has no opinion on."""
     items: list[Item] = field(default_factory=list)
     closed: bool = False
 
@@ -87,9 +87,9 @@ async def test_a_pairwise_test_is_decided_by_the_margin_of_a_over_b():
 
 
 @pytest.mark.parametrize("task", ["pointwise", "predicate", "score"])
-async def test_other_tasks_compare_what_was_said_about_each_answer(task: Task):
+async def test_other_tasks_compare_the_verdicts_on_each_answer(task: Task):
     found = await results(task)
-    # Of -4 and 0, the first is clipped to -3 before two principles are weighed; alone, nothing is clipped.
+    # Of -4 and 0, the first is clipped to -3 before two principles are averaged; a single one is not clipped.
     assert [(r.got, r.margin) for r in found] == [("a", 3.0), ("b", -3.0), ("tie", pytest.approx(0.02))]
 
 
@@ -205,7 +205,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_check_of_a_constitution_says_what_is_missing_and_opens_no_judge(
+def test_check_of_a_constitution_names_gaps_and_opens_no_judge(
     file: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     assert call(monkeypatch, "check", file) == 0

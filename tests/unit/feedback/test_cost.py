@@ -1,4 +1,4 @@
-"""What labels cost, worked out by hand."""
+"""The cost of labels, computed by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_counts_and_quotients_match_hand_computed_values():
     assert (cost.calls_per_s, cost.labels_per_s, cost.valid_labels_per_s) == pytest.approx((0.4, 0.4, 0.2))
     assert cost.accelerator_s == 20
     assert cost.accelerator_s_per_label == 10
-    # 20 s at a thousandth of a dollar per second, and what the endpoints took; over two valid labels.
+    # 20 s at a thousandth of a dollar per second, plus the endpoints' charges; over two valid labels.
     assert cost.usd == pytest.approx(0.02 + 0.03)
     assert cost.usd_per_1k_valid == pytest.approx(25.0)
     assert cost.invalid == {"timeout": 1, "unparsable": 1}
@@ -58,14 +58,14 @@ def test_counts_and_quotients_match_hand_computed_values():
     assert cost.usd_per_bit == pytest.approx(0.05 / 0.18872, abs=1e-4)
 
 
-def test_judges_share_the_accelerators_by_what_they_computed():
+def test_judges_share_the_accelerator_cost_by_computed_tokens():
     costs = meter().by_judge(wall_s=10.0)
     assert costs["small"].accelerator_s == pytest.approx(20 * 52 / 251)
     assert costs["large"].accelerator_s == pytest.approx(20 * 199 / 251)
     assert costs["large"].usd_per_1k_valid is None  # no valid label: no price, not a price of zero
 
 
-def test_nothing_measured_is_nothing_divided():
+def test_without_measurements_no_quotient_is_computed():
     cost = CostMeter().cost(wall_s=0.0)
     assert cost.labels == 0
     assert {cost.labels_per_s, cost.usd_per_1k_valid, cost.prefix_hit_share, cost.invalid_share} == {None}

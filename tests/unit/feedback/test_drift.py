@@ -1,4 +1,4 @@
-"""Gold against the reward: windows, trends, the predicted peak, the gap, and what follows from them."""
+"""Gold against the reward: windows, trends, the predicted peak, the gap, and the resulting alarms."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_window_matches_hand_computed_values():
     assert window.agreement == pytest.approx(2 / 3)
 
 
-def test_a_judge_that_says_one_thing_has_no_correlation():
+def test_a_judge_with_constant_verdicts_has_no_correlation():
     window = window_of(make_audited([1.0, 1.0], [0.0, 2.0]))
     assert math.isnan(window.correlation)
     assert math.isnan(window.agreement)
@@ -55,7 +55,7 @@ def test_a_judge_that_says_one_thing_has_no_correlation():
         window_of(make_audited([1.0], [1.0]))
 
 
-def test_agreement_counts_orders_and_leaves_out_what_one_of_them_does_not_decide():
+def test_agreement_counts_orders_and_leaves_out_pairs_undecided_by_either():
     assert agreement([1, 2, 3], [10, 20, 30]) == 1.0
     assert agreement([1, 2, 3], [3, 2, 1]) == 0.0
     assert agreement([1, 1, 2], [1, 5, 9]) == 1.0
@@ -221,7 +221,7 @@ def test_a_reward_that_compares_within_groups_need_not_rise():
 
 
 def noisy(rng: np.random.Generator, num: int, *, slope: float = 0.0) -> list[Window]:
-    """Windows of 64 rollouts whose gold changes by so many standard deviations of a rollout from one to the next."""
+    """Windows of 64 rollouts whose gold changes by the given standard deviations of a rollout from one to the next."""
     noise = rng.normal(0, 1 / 8, (num, 2))
     return [make_window(10.0 * i, slope * i + noise[i, 0], proxy=noise[i, 1]) for i in range(num)]
 

@@ -136,12 +136,12 @@ def test_the_order_that_is_shown_first_does_not_depend_on_the_order_that_is_give
     assert shown == {True, False}
 
 
-def test_about_the_share_that_was_asked_for_is_audited():
+def test_about_the_configured_share_is_audited():
     assert 60 < sum(is_audited(item, 0.2) for item in draw_pairs(400)) < 105
     assert all(is_audited(item, 1.0) for item in draw_pairs(20))
 
 
-def test_the_offset_has_the_mean_and_the_spread_of_what_it_saw_and_forgets():
+def test_the_offset_tracks_mean_and_spread_of_recent_values():
     offset = Offset(memory=3)
     for value in (1.0, 2.0, 3.0):
         offset.add(value)
@@ -227,7 +227,7 @@ async def test_a_weak_answer_is_asked_once_more_with_a_reminder():
     assert (verdict.status, verdict.questions) == (Status.LOW_MASS, 2)
 
 
-async def test_who_declines_to_judge_has_refused():
+async def test_an_answer_that_declines_to_judge_is_a_refusal():
     (verdict,) = await make_judge(Mumbler(heeds=False, top="Sorry"), template=ASSISTANT).judge([single()])
     assert verdict.status is Status.REFUSAL
 
@@ -245,14 +245,14 @@ async def test_a_score_is_the_expectation_over_the_marks():
     assert verdict.mass == pytest.approx(1.0)
 
 
-async def test_a_predicate_that_speaks_against_the_answer_is_turned_around():
+async def test_a_predicate_against_the_answer_has_its_sign_turned():
     verdicts = await make_judge(Blue(), task="predicate").judge(
         [single("blue blue", task="predicate", polarity=p) for p in (1, -1)]
     )
     assert [v.margin for v in verdicts] == pytest.approx([2.0, -2.0])
 
 
-async def test_calibration_divides_what_is_kept_raw():
+async def test_calibration_scales_the_stored_raw_margin():
     judge = EngineJudge(
         Blue(),
         name="judge-0",

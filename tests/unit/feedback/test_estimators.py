@@ -1,4 +1,4 @@
-"""What labelled items say about all of them: Hajek, LURE, doubly robust rewards."""
+"""Estimates for all items from labelled ones: Hajek, LURE, doubly robust rewards."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def test_hajek_of_equal_propensities_is_the_plain_mean_with_its_usual_interval()
     assert found.mean.high - found.mean.value == pytest.approx(1.959964 * values.std(ddof=1) / 20, rel=1e-6)
 
 
-def test_hajek_takes_a_biased_choice_back_out_and_its_interval_covers():
+def test_hajek_corrects_a_biased_choice_and_its_interval_covers():
     labels, _ = population(4000, 0.0)
-    propensities = np.clip(0.25 * np.exp(labels - 0.5), 0.05, 1)  # what is good is looked at more often
+    propensities = np.clip(0.25 * np.exp(labels - 0.5), 0.05, 1)  # good items are selected more often
     rng, plain, inside, errors = np.random.default_rng(1), [], 0, []
     for _ in range(300):
         some = rng.random(len(labels)) < propensities
@@ -72,7 +72,7 @@ def test_hajek_takes_a_biased_choice_back_out_and_its_interval_covers():
     assert inside >= 0.92 * 300
 
 
-def test_one_label_says_nothing_about_how_sure_it_is():
+def test_one_label_gives_no_interval():
     found = hajek([2.0], [0.5])
     assert found.mean.value == 2.0
     assert found.mean.low == -math.inf
@@ -86,7 +86,7 @@ def test_clipped_weights_are_counted():
 
 
 @pytest.mark.parametrize("propensities", [[0.0, 0.5], [-0.1, 0.5], [0.5, 1.1]])
-def test_what_is_no_propensity_is_refused(propensities: list[float]):
+def test_an_invalid_propensity_is_refused(propensities: list[float]):
     with pytest.raises(InputError, match="above 0 and at most 1"):
         hajek([1.0, 2.0], propensities)
 
@@ -145,13 +145,13 @@ def test_more_draws_than_the_pool_holds_are_refused():
 # -- doubly robust ---------------------------------------------------------------------------------------------
 
 
-def test_rewards_are_the_proxy_corrected_where_there_is_a_label():
+def test_rewards_are_the_proxys_corrected_where_there_is_a_label():
     found = doubly_robust([1.0, 1.0], [2.0, NAN], [0.25, 0.25], Control(slope=0.5, offset=0.1))
     assert found.rewards_N == pytest.approx([0.6 + (2.0 - 0.6) / 0.25, 0.6])
     assert found.clipped == 0
 
 
-def test_certain_labels_are_the_rewards_whatever_the_proxy_says():
+def test_with_certain_labelling_rewards_are_the_labels_for_any_proxy():
     assert doubly_robust([9.0, -9.0], [1.0, 2.0], [1.0, 1.0]).rewards_N == pytest.approx([1.0, 2.0])
 
 
@@ -185,7 +185,7 @@ def test_a_good_proxy_more_than_halves_the_scatter_of_inverse_propensity_weighti
     assert abs(robust.mean()) < 0.02
 
 
-def test_the_control_is_a_regression_weighted_by_what_multiplies_the_residuals():
+def test_the_control_is_a_regression_weighted_by_the_factor_of_the_residuals():
     # kappa = 1 and 3: under weights 1/4 and 3/4 the line through both points is exact.
     control = fit_control([0.0, 2.0], [1.0, 5.0], [0.5, 0.25])
     assert (control.slope, control.offset) == (pytest.approx(2.0), pytest.approx(1.0))
@@ -196,7 +196,7 @@ def test_a_proxy_that_never_changes_is_only_an_offset():
     assert control == Control(slope=0.0, offset=3.0)
 
 
-def test_where_everything_is_labelled_there_is_nothing_to_fit():
+def test_with_everything_labelled_there_is_nothing_to_fit():
     assert fit_control([1.0, 2.0], [3.0, 1.0], [1.0, 1.0]) == Control()
 
 

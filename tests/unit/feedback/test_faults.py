@@ -1,4 +1,4 @@
-"""Judges that fail on purpose, and what stands behind them when they do."""
+"""Judges that fail on purpose, and the components behind them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def question(number: int) -> Question:
 
 
 class Steady:
-    """One margin for everything; counts what reaches it."""
+    """One margin for everything; counts the items that reach it."""
 
     name = "steady"
 
@@ -46,7 +46,7 @@ class Steady:
 
 
 class Engine:
-    """Says A to everything, as sure as ninety to ten; counts what reaches it."""
+    """Answers A to everything, with odds of ninety to ten; counts the items that reach it."""
 
     def __init__(self) -> None:
         self.reached = 0
@@ -56,7 +56,7 @@ class Engine:
         return [Answer((math.log(0.9), math.log(0.1)), prompt_tokens=5, top="A") for _ in questions]
 
 
-def test_the_faults_are_those_that_are_documented():
+def test_the_faults_are_the_documented_ones():
     assert set(FAULTS) == {"timeout", "transport_error", "garbage", "nan", "low_mass", "refusal"}
     assert get_args(Fault) == FAULTS
 
@@ -75,7 +75,7 @@ async def test_a_fault_of_a_judge_is_a_verdict_without_a_number(fault: Fault, st
     inner = Steady()
     (verdict,) = await FaultyJudge(inner, {fault: 1.0}).judge([make_item()])
     assert (verdict.status, verdict.margin, verdict.judge) == (status, None, "steady")
-    # A call that was lost reached nobody; one that was answered badly has been paid for.
+    # A lost call reached no judge; one that was answered badly has been paid for.
     assert (verdict.questions, inner.reached) == (questions, questions // 2)
     assert verdict.detail == f"injected fault: {fault}"
 

@@ -154,7 +154,7 @@ async def test_an_empty_call_is_answered():
     assert await jury_of(1.0, 1.0).judge([]) == []
 
 
-def test_juries_that_cannot_decide_are_refused():
+def test_juries_unable_to_decide_are_refused():
     with pytest.raises(InputError, match="min_jurors"):
         jury_of(1.0)
     with pytest.raises(InputError, match="one each"):
@@ -180,7 +180,7 @@ def test_a_jury_is_fair_to_both_answers_and_to_the_order_of_its_jurors(jurors: l
     margin = decide(jurors)
     assert decide(jurors, -1) == pytest.approx(-margin, abs=1e-9)
     assert decide(jurors[::-1]) == pytest.approx(margin, abs=1e-9)
-    # Half a vote is added to either side, so that a majority says at most log(2 J + 1).
+    # Half a vote is added to either side, so that a majority is at most log(2 J + 1).
     bound = math.log(2 * len(jurors) + 1) if method == "majority" else max(abs(m) for m, _ in jurors)
     assert abs(margin) <= bound + 1e-9
 

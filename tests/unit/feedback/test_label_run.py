@@ -1,4 +1,4 @@
-"""Labelling a data set: what is written, what a second start does, what stops it."""
+"""Labelling a data set: its output, a second start, and the ways in which it stops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CONSTITUTION = Constitution.model_validate(
 
 @dataclass
 class LengthJudge:
-    """Prefers the longer answer under every principle; `fails` says for which items it has no verdict."""
+    """Prefers the longer answer under every principle; `fails` tells for which items it has no verdict."""
 
     name: str = "length"
     fails: Callable[[Item], Status | None] = lambda _: None
@@ -126,7 +126,7 @@ async def test_a_second_start_asks_nothing_and_writes_the_same(tmp_path: Path):
     assert summary["status"] == "completed"
 
 
-async def test_what_was_labelled_before_the_judge_died_is_kept_and_the_rest_is_done_by_the_next_start(tmp_path: Path):
+async def test_labels_from_before_the_judges_death_are_kept_and_the_next_start_does_the_rest(tmp_path: Path):
     whole = tmp_path / "whole"
     await make_run(whole, LengthJudge()).run(make_rows(300))
     broken = tmp_path / "broken"
@@ -142,7 +142,7 @@ async def test_what_was_labelled_before_the_judge_died_is_kept_and_the_rest_is_d
     assert (broken / "preferences.jsonl").read_bytes() == (whole / "preferences.jsonl").read_bytes()
 
 
-async def test_a_budget_ends_the_start_and_the_next_one_goes_on(tmp_path: Path):
+async def test_a_spent_budget_ends_the_start_and_the_next_start_continues(tmp_path: Path):
     first = await make_run(tmp_path, LengthJudge(delay_s=0.01), budget=Budget(labels=20)).run(make_rows(400))
     assert first["status"] == "budget"
     assert first["labels"]["total"] == 20
@@ -187,7 +187,7 @@ async def test_money_is_limited_while_labels_grow_dearer(tmp_path: Path):
     assert summary["this_start"]["usd"] <= 3
 
 
-async def test_nothing_labelled_says_why_and_what_to_do(tmp_path: Path):
+async def test_a_start_that_labels_nothing_reports_cause_and_remedy(tmp_path: Path):
     judge = LengthJudge(fails=lambda _: Status.LOW_MASS)
     summary = await make_run(tmp_path, judge).run(make_rows(20))
     assert summary["status"] == "failed"
@@ -227,7 +227,7 @@ MIXED = [
 ]
 
 
-async def test_preferences_have_one_form_whatever_the_input_had(tmp_path: Path):
+async def test_preferences_have_one_form_for_any_form_of_input(tmp_path: Path):
     from datasets import load_dataset
 
     rows = [parse_row(n, raw) for n, raw in enumerate(MIXED, start=1)]
@@ -302,7 +302,7 @@ def test_every_label_has_its_own_id_and_every_id_of_a_preference_resolves(
             assert len(row["label_ids"]) == len(set(row["label_ids"])) >= (2 if task == "pairwise" else 4)
 
 
-async def test_a_label_that_was_not_asked_for_lack_of_money_stays_to_be_done(tmp_path: Path):
+async def test_a_label_skipped_for_lack_of_money_remains_to_be_made(tmp_path: Path):
     broke = LengthJudge(fails=lambda _: Status.BUDGET_SKIP)
     summary = await make_run(tmp_path, broke).run(make_rows(3))
     assert summary["rows"]["left"] == 3
@@ -323,7 +323,7 @@ async def test_answers_judged_alone_become_preferences_by_their_rewards(tmp_path
     assert (said(first, "chosen"), said(first, "rejected")) == ("bbb", "aa")
 
 
-async def test_stopping_finishes_what_is_under_way(tmp_path: Path):
+async def test_stopping_finishes_the_rows_in_flight(tmp_path: Path):
     run = make_run(tmp_path, LengthJudge(delay_s=0.02), on_change=lambda p: run.stop() if p.rows else None)
     summary = await run.run(make_rows(400))
     assert summary["status"] == "stopped"
@@ -356,7 +356,7 @@ async def test_a_row_that_no_principle_speaks_about_is_done_without_a_label(tmp_
     assert len(finished_rows(tmp_path)) == 2
 
 
-def test_progress_tells_what_is_left():
+def test_progress_shows_the_remaining_rows():
     progress = Progress(rows_total=10, rows_before=2, started_s=time.monotonic() - 1000)
     assert progress.left_s is None
     progress.rows = 4
@@ -365,7 +365,7 @@ def test_progress_tells_what_is_left():
 
 @dataclass
 class PlaceJudge(LengthJudge):
-    """Asked in both orders; favours whatever stands first under the principles of `by_place`."""
+    """Asked in both orders; favours the first position under the principles of `by_place`."""
 
     by_place: tuple[str, ...] = ("long", "early")
 
@@ -398,7 +398,7 @@ async def test_a_judge_that_decides_by_position_is_warned_of_in_the_summary(tmp_
     assert "warnings" not in await make_run(tmp_path / "b", LengthJudge()).run(make_rows(10))
 
 
-def test_a_template_that_is_set_already_is_not_advised():
+def test_a_template_already_in_use_is_not_recommended():
     def advice(template: str) -> str:
         return why_nothing(Counter(low_mass=9), refusal="", detail="", template=template)
 

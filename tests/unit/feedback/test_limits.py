@@ -1,4 +1,4 @@
-"""Rates and money: what is never exceeded, whoever asks when, and what outlives a crash."""
+"""Rates and money: the limits hold for any callers at any time, and the spent amount survives a crash."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def usd(limits: Limits) -> tuple[float, float]:
 
 
 def drain(window: Window, amounts: Sequence[int]) -> list[float]:
-    """When each amount is let through by somebody who always asks at once, in virtual seconds."""
+    """When each amount passes for a caller that always asks at once, in virtual seconds."""
     now, times = 0.0, []
     for amount in amounts:
         for _ in range(10):
@@ -46,7 +46,7 @@ def most_in_a_minute(times: Sequence[float], amounts: Sequence[int]) -> int:
 # -- rates -------------------------------------------------------------------------------------------------------
 
 
-def test_a_tenth_of_a_minute_may_come_at_once_and_the_rest_evenly():
+def test_a_tenth_of_a_minutes_quota_passes_at_once_and_the_rest_evenly():
     times = drain(Window(60), [1] * 12)
     assert times[:6] == [0.0] * 6
     assert times[6:] == pytest.approx([1, 2, 3, 4, 5, 6], abs=1e-3)
@@ -58,7 +58,7 @@ def test_the_whole_rate_is_used_and_never_more():
     assert most_in_a_minute(times, [1] * 600) == 60
 
 
-def test_an_amount_larger_than_the_bucket_passes_and_is_paid_for():
+def test_an_amount_larger_than_the_bucket_passes_and_is_charged():
     times = drain(Window(100), [80, 1, 20])
     assert times[0] == 0.0
     # 70 below empty: 42 s to 0, and one more; the 20 have to wait until the 80 are a minute old.
@@ -122,7 +122,7 @@ def test_a_bill_counts_once():
     assert usd(limits) == (0.2, 0.0)
 
 
-def test_money_of_a_caller_that_vanished_counts_as_spent_after_a_while():
+def test_money_reserved_by_a_vanished_caller_counts_as_spent_after_a_while():
     limits = Limits(LimitsConfig(max_usd=1.0, reservation_s=60))
     limits.take([Want(1, 0.7)], 0.0)
     assert limits.take([Want(1, 0.5)], 10.0) == ([], 50.0)
@@ -131,18 +131,18 @@ def test_money_of_a_caller_that_vanished_counts_as_spent_after_a_while():
     assert limits.take([Want(1, 0.3)], 60.0)[0][0].refusal == ""
 
 
-def test_a_budget_of_zero_refuses_also_what_is_free():
+def test_a_budget_of_zero_refuses_free_requests_too():
     ((permit,), _) = Limits(LimitsConfig(max_usd=0)).take([Want(1, 0.0)], 0.0)
     assert permit.refusal == "the spend cap is 0 USD: nothing is asked"
 
 
-def test_a_question_that_never_fits_is_refused_and_the_next_goes_on():
+def test_a_question_that_never_fits_is_refused_and_the_next_one_passes():
     permits, _ = Limits(LimitsConfig(tokens_per_minute=100)).take([Want(101), Want(100)], 0.0)
     assert [bool(p.refusal) for p in permits] == [True, False]
     assert "never fits tokens_per_minute = 100" in permits[0].refusal
 
 
-def test_a_hold_stops_everybody_for_as_long_as_was_asked():
+def test_a_hold_stops_every_caller_for_the_requested_time():
     limits = Limits(LimitsConfig())
     limits.hold(5.0, 100.0)
     assert limits.take([Want(1)], 102.0) == ([], 3.0)
@@ -206,7 +206,7 @@ async def test_callers_wait_for_a_bill_and_are_woken_by_it():
     assert (await asyncio.wait_for(waiting, 1)).refusal == ""
 
 
-async def test_those_who_came_first_are_served_first():
+async def test_callers_are_served_in_order_of_arrival():
     limiter = make_limiter(requests_per_minute=6000)  # 600 at once, then one each 10 ms
     order: list[int] = []
 
@@ -264,7 +264,7 @@ class CountingPort:
         raise NotImplementedError
 
 
-async def test_wants_and_bills_of_a_process_travel_together():
+async def test_requests_and_bills_of_a_process_are_sent_together():
     port = CountingPort()
     limiter = Limiter(port, LimitsConfig())
     permits = await asyncio.gather(*(limiter.acquire(Want(1)) for _ in range(100)))
@@ -275,7 +275,7 @@ async def test_wants_and_bills_of_a_process_travel_together():
     assert port.calls <= 4
 
 
-async def test_a_permit_that_arrives_after_a_cancellation_is_given_back():
+async def test_a_permit_that_arrives_after_a_cancellation_is_returned():
     port = CountingPort()
     limiter = Limiter(port, LimitsConfig())
     asking = asyncio.ensure_future(limiter.acquire(Want(1, 0.5)))
@@ -285,7 +285,7 @@ async def test_a_permit_that_arrives_after_a_cancellation_is_given_back():
     assert port.billed == [Bill(0, tokens=0, usd=0.0)]
 
 
-async def test_without_its_limits_nobody_may_ask():
+async def test_without_its_limits_no_caller_may_send_a_request():
     limiter = Limiter(CountingPort(fails=True), LimitsConfig())
     with pytest.raises(RunFailedError, match="died"):
         await asyncio.wait_for(asyncio.gather(*(limiter.acquire(Want(1)) for _ in range(3))), 1)
@@ -296,7 +296,7 @@ async def test_without_its_limits_nobody_may_ask():
 # -- the file ----------------------------------------------------------------------------------------------------
 
 
-async def test_what_was_spent_outlives_a_clean_end_exactly(tmp_path: Path):
+async def test_the_spent_amount_survives_a_clean_end_exactly(tmp_path: Path):
     config = LimitsConfig(max_usd=1.0, spend_file=str(tmp_path / "runs" / "spend.json"))
     for already in (0.0, 0.123456789):
         port = AsyncLimits(config)
@@ -306,7 +306,7 @@ async def test_what_was_spent_outlives_a_clean_end_exactly(tmp_path: Path):
         assert (await port.close()).spent == pytest.approx(already + 0.123456789)
 
 
-async def test_after_a_crash_the_file_says_at_least_what_was_spent(tmp_path: Path):
+async def test_after_a_crash_the_file_states_at_least_the_spent_amount(tmp_path: Path):
     file = tmp_path / "spend.json"
     config = LimitsConfig(max_usd=1.0, spend_file=str(file))
     port = AsyncLimits(config)
@@ -338,7 +338,7 @@ async def test_two_jobs_cannot_share_a_cap(tmp_path: Path):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"schema": "solon.spend/v1", "spent_usd": -1}', '{"schema": "x", "spent_usd": 1}']
 )
-def test_a_spend_file_that_cannot_be_read_is_never_taken_for_an_empty_one(tmp_path: Path, text: str):
+def test_an_unreadable_spend_file_is_never_treated_as_empty(tmp_path: Path, text: str):
     file = tmp_path / "spend.json"
     file.write_text(text)
     for _ in range(2):  # the lock is given back with the error
@@ -347,7 +347,7 @@ def test_a_spend_file_that_cannot_be_read_is_never_taken_for_an_empty_one(tmp_pa
     assert file.read_text() == text
 
 
-def test_a_spend_file_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path):
+def test_a_spend_file_that_cannot_be_created_is_an_input_error(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be made"):
         SpendFile(tmp_path / "file" / "spend.json", ahead=1)

@@ -1,4 +1,4 @@
-"""Judges behind an endpoint: what is sent, how a reply is read, and everything that can go wrong on the way."""
+"""Judges behind an endpoint: requests, the parsing of replies, and every kind of failure in between."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def failure(answered: Answer) -> Status | None:
     return answered.failure
 
 
-# -- what is asked, and how it is read ---------------------------------------------------------------------------
+# -- requests and parsing ----------------------------------------------------------------------------------------
 
 
 async def test_a_text_goes_as_chat_and_its_labels_are_read_off_the_likeliest_tokens():
@@ -152,13 +152,13 @@ def test_variants_of_a_label_add_up():
     assert read_labels(shown(A=0.5, a=0.3, B=0.1), "A", "B") == pytest.approx((math.log(0.5), math.log(0.1)))
 
 
-def test_a_label_that_is_not_shown_gets_what_it_can_have_at_most():
+def test_a_label_that_is_not_shown_gets_its_largest_possible_probability():
     # The smallest shown has 0.1, but only 0.05 are left.
     assert read_labels(shown(A=0.85, C=0.1), "A", "B") == pytest.approx((math.log(0.85), math.log(0.05)))
     # 0.3 are left, but nothing that is not shown is likelier than 0.1.
     assert read_labels(shown(A=0.6, C=0.1), "A", "B") == pytest.approx((math.log(0.6), math.log(0.1)))
     assert read_labels(shown(C=0.6, D=0.1), "A", "B") is None
-    # Two of three marks share what is left.
+    # Two of three marks share the rest.
     assert read_labels(shown(**{"1": 0.8}), "1", "2", "3") == pytest.approx(
         (math.log(0.8), math.log(0.1), math.log(0.1))
     )
@@ -166,7 +166,7 @@ def test_a_label_that_is_not_shown_gets_what_it_can_have_at_most():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.001, 1), min_size=3, max_size=30), st.integers(1, 20))
-def test_what_an_endpoint_hides_never_makes_a_margin_larger(weights: list[float], top: int):
+def test_log_probs_hidden_by_an_endpoint_never_make_a_margin_larger(weights: list[float], top: int):
     total = sum(weights)
     everything = {f"t{n}": math.log(w / total) for n, w in enumerate(weights)}
     true = everything["t0"] - everything["t1"]
@@ -179,7 +179,7 @@ def test_what_an_endpoint_hides_never_makes_a_margin_larger(weights: list[float]
         assert sum(map(math.exp, logprobs)) <= 1 + 1e-6
 
 
-async def test_a_reply_without_any_label_is_low_mass_and_says_what_came_instead():
+async def test_a_reply_without_any_label_is_low_mass_and_quotes_the_reply():
     answered = await ask_one(answer({"Sorry": 0.9, "I": 0.05}))
     assert answered.logprobs == (NOWHERE, NOWHERE)
     assert answered.top == "Sorry"
@@ -187,7 +187,7 @@ async def test_a_reply_without_any_label_is_low_mass_and_says_what_came_instead(
     assert (reading.status, reading.margin) == (Status.LOW_MASS, None)
 
 
-async def test_text_mode_takes_a_whole_word_and_nothing_else():
+async def test_text_mode_accepts_only_a_whole_word():
     with EndpointServer(answer({" A.": 1.0})) as server:
         (answered,) = await ask(server, read="text", text_margin=1.5)
     assert answered.logprobs[0] - answered.logprobs[1] == pytest.approx(1.5)
@@ -221,7 +221,7 @@ async def test_half_a_surrogate_pair_does_not_stop_a_question():
     assert answered.failure is None
 
 
-# -- what goes wrong ---------------------------------------------------------------------------------------------
+# -- failures ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [401, 403])
@@ -240,7 +240,7 @@ async def test_a_refused_key_names_the_variable_and_never_the_key(
     assert KEY not in repr(vars(endpoint)) + caplog.text
 
 
-async def test_a_model_that_is_not_there_is_the_users_to_mend():
+async def test_a_missing_model_is_an_input_error():
     with pytest.raises(InputError, match=r"has no model 'judge'.*does not exist"):
         await ask_one(error(404, "The model `judge` does not exist."))
 
@@ -252,7 +252,7 @@ async def test_a_redirect_is_not_followed():
 
 
 @pytest.mark.parametrize("first", [error(500), error(503), error(429), hang_up, half])
-async def test_what_may_pass_is_asked_again(first: Behaviour):
+async def test_a_transient_failure_is_retried(first: Behaviour):
     with EndpointServer(first, first, answer(A_OR_B)) as server:
         (answered,) = await ask(server)
     assert answered.failure is None
@@ -260,7 +260,7 @@ async def test_what_may_pass_is_asked_again(first: Behaviour):
 
 
 @pytest.mark.parametrize("always", [error(500, "boom"), error(429, "boom"), hang_up, half])
-async def test_asking_again_ends_after_three_retries(always: Behaviour):
+async def test_at_most_three_retries_are_made(always: Behaviour):
     with EndpointServer(always) as server:
         (answered,) = await ask(server)
     assert failure(answered) is Status.TRANSPORT_ERROR
@@ -268,7 +268,7 @@ async def test_asking_again_ends_after_three_retries(always: Behaviour):
     assert len(server.seen) == 4
 
 
-async def test_an_endpoint_that_is_not_there_is_a_transport_error():
+async def test_a_missing_endpoint_is_a_transport_error():
     with EndpointServer(never) as server:
         pass
     (answered,) = await ask(server)
@@ -304,7 +304,7 @@ async def test_an_endpoint_that_is_not_there_is_a_transport_error():
         (raw(gzip.compress(b"{}"), headers={"content-encoding": "gzip"}), Status.UNPARSABLE),
     ],
 )
-async def test_what_will_not_pass_is_asked_once_and_has_a_name(behaviour: Behaviour, status: Status):
+async def test_a_permanent_failure_is_not_retried_and_has_its_own_status(behaviour: Behaviour, status: Status):
     with EndpointServer(behaviour) as server:
         (answered,) = await ask(server)
     assert failure(answered) is status
@@ -313,7 +313,7 @@ async def test_what_will_not_pass_is_asked_once_and_has_a_name(behaviour: Behavi
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "0.5", "null", '"high"', "true", "9" * 400])
-async def test_what_is_no_log_prob_is_no_verdict(value: str):
+async def test_an_invalid_log_prob_is_no_verdict(value: str):
     entry = f'{{"token": "A", "logprob": {value}}}'
     body = f'{{"choices": [{{"logprobs": {{"content": [{{"top_logprobs": [{entry}]}}]}}}}]}}'
     assert failure(await ask_one(raw(body.encode()))) is Status.UNPARSABLE
@@ -333,7 +333,7 @@ async def test_silence_and_endless_dripping_end_at_the_deadline(behaviour: Behav
     assert len(server.seen) == 1
 
 
-async def test_a_wait_that_the_endpoint_asks_for_is_kept_by_everybody():
+async def test_every_caller_observes_a_wait_that_the_endpoint_requests():
     with EndpointServer(error(429, headers={"retry-after": "0.3"}), answer(A_OR_B)) as server:
         async with EndpointAsk(config(server)) as endpoint:
             started = time.monotonic()
@@ -347,7 +347,7 @@ async def test_a_wait_that_the_endpoint_asks_for_is_kept_by_everybody():
     assert len(server.seen) == 3
 
 
-async def test_a_wait_that_is_too_long_is_not_waited_for():
+async def test_a_requested_wait_that_is_too_long_is_not_observed():
     with EndpointServer(error(429, headers={"retry-after": "3600"})) as server:
         (answered,) = await ask(server)
     assert failure(answered) is Status.TRANSPORT_ERROR
@@ -383,7 +383,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_an_endpoint_that_is_down_is_left_alone_and_then_probed():
+async def test_an_endpoint_that_is_down_is_not_called_and_later_probed():
     with EndpointServer(error(500)) as server:
         limits = {"max_concurrency": 1, "max_retries": 0, "breaker_failures": 3, "breaker_cool_down_s": 0.2}
         async with EndpointAsk(config(server, **limits)) as endpoint:
@@ -413,7 +413,7 @@ def test_the_breaker_lets_one_probe_through_at_a_time():
     assert breaker.trips == 1
 
 
-async def test_what_a_stranger_says_is_made_harmless():
+async def test_untrusted_text_is_made_harmless():
     answered = await ask_one(error(400, "\x1b[31mred\x00\n" + "x" * 5000))
     assert answered.detail.isprintable()
     assert len(answered.detail) <= 200
@@ -434,7 +434,7 @@ async def test_what_a_stranger_says_is_made_harmless():
         max_leaves=15,
     ).map(lambda value: json.dumps(value).encode())
 )
-def test_no_reply_whatever_its_bytes_raises_or_turns_into_a_number(body: bytes):
+def test_no_malformed_reply_raises_or_becomes_a_number(body: bytes):
     for how in ("logprobs", "text"):
         reading = read_reply(body, TEXT, how=how, text_margin=1.0)  # type: ignore[arg-type]
         assert (reading.failure is None) == bool(reading.logprobs)
@@ -461,7 +461,7 @@ def limited(**settings: Any) -> Limiter:
     return Limiter(AsyncLimits(limits), limits)
 
 
-async def test_many_who_ask_at_once_do_not_overshoot_the_cap():
+async def test_many_concurrent_callers_do_not_exceed_the_cap():
     # Reserved: 25 bytes and 256 of the endpoint's own, 0.281 USD; spent: 10 tokens, 0.010 USD.
     limiter = limited(max_usd=0.5)
     with EndpointServer(answer(A_OR_B, after_s=0.005)) as server:
@@ -469,13 +469,13 @@ async def test_many_who_ask_at_once_do_not_overshoot_the_cap():
             answers = await endpoint([TEXT] * 40)
     paid = [a for a in answers if a.failure is None]
     assert sum(a.usd for a in paid) <= 0.5
-    # Refused only when what is left could not pay for one question at its worst.
+    # Refused only when the rest could not pay for one question at its worst.
     assert len(paid) == len(server.seen) == 22
     assert {failure(a) for a in answers if a.failure} == {Status.BUDGET_SKIP}
     assert "start again with a larger cap" in answers[-1].detail
 
 
-async def test_a_second_start_with_more_money_goes_on_where_the_first_stopped(tmp_path: Path):
+async def test_a_second_start_with_more_money_continues_where_the_first_stopped(tmp_path: Path):
     async def start(cap: float) -> list[Answer]:
         settings = LimitsConfig(max_usd=cap, spend_file=str(tmp_path / "spend.json"))
         port = AsyncLimits(settings)
@@ -575,7 +575,7 @@ def test_a_key_comes_from_a_variable_or_a_file(monkeypatch: pytest.MonkeyPatch, 
     assert KEY not in str(caught.value)
 
 
-def test_the_digest_holds_what_decides_a_verdict_and_nothing_else():
+def test_the_digest_covers_the_settings_that_decide_a_verdict_and_no_others():
     base = {"base_url": "https://judge.example/v1", "model": "m"}
     digest = EndpointConfig(**base).digest
     for changes in ({"model": "n"}, {"api": "completions"}, {"read": "text"}, {"seed": 1}, {"extra": {"top_k": 1}}):

@@ -68,11 +68,11 @@ def test_equally_harmless_answers_are_not_penalised_for_noise_in_a_hard_principl
         hard = [compare("safe", pair, float(rng.normal(0, 0.2))) for pair in ring_pairs(8, 1)]
         soft = [compare("kind", pair, 0.0) for pair in ring_pairs(8, 1)]
         worst += rewarded([*hard, *soft], 8, method="lexicographic", pairwise=combination)
-    # An answer that breaks a hard principle stands below -margin_clip; noise moves nobody further than noise.
+    # An answer that breaks a hard principle is below -margin_clip; noise never moves an answer further than noise.
     assert min(worst) > -1.0
 
 
-def test_a_hard_principle_that_is_lost_decides_its_pair_alone():
+def test_a_lost_hard_principle_alone_decides_its_pair():
     labels = [compare("safe", (0, 1), -2.0), compare("kind", (0, 1), 3.0)]
     assert rewarded(labels, 2, method="lexicographic", pairwise="mean") == (-2.0, 2.0)
     assert rewarded(labels, 2, pairwise="mean") == (0.5, -0.5)
@@ -109,7 +109,7 @@ def test_a_group_in_which_no_comparison_worked_has_no_reward():
 # -- least squares ------------------------------------------------------------------------------------------------
 
 
-def test_margins_that_fit_together_give_their_differences_back():
+def test_consistent_margins_reproduce_their_differences():
     truth = [0.0, 1.0, -0.5, 2.0, -1.5]
     margins = {(i, j): truth[i] - truth[j] for i, j in ring_pairs(5, 1)}
     found = solved(margins, 5, ridge=1e-9)
@@ -123,7 +123,7 @@ def test_with_a_large_ridge_the_order_is_that_of_the_mean():
     assert np.corrcoef(mean, squares)[0, 1] > 1 - 1e-9
 
 
-def test_answers_that_no_comparison_connects_are_centred_apart():
+def test_unconnected_answers_are_centred_separately():
     margins = {(0, 1): 2.0, (1, 2): 1.0, (3, 4): -3.0}
     found = solved(margins, 6)
     assert found[5] is None
@@ -199,7 +199,7 @@ def test_a_rule_that_picks_one_principle_is_refused_over_margins_that_are_right_
     assert rule_of(make_constitution("weighted"), config).method == "weighted"
 
 
-# -- what is told of relative rewards -----------------------------------------------------------------------------
+# -- reports of relative rewards ----------------------------------------------------------------------------------
 
 
 def test_the_totals_keep_the_spread_of_relative_rewards_over_a_resume():
@@ -215,7 +215,7 @@ def test_the_totals_keep_the_spread_of_relative_rewards_over_a_resume():
 
 
 @pytest.mark.parametrize(("answers", "kept"), [(2, 0.91), (4, 0.92), (8, 0.88), (16, 0.85)])
-def test_the_default_ridge_shrinks_rewards_by_what_the_documents_say(answers: int, kept: float):
+def test_the_default_ridge_shrinks_rewards_by_the_documented_amount(answers: int, kept: float):
     rng, found, true = np.random.default_rng(0), 0.0, 0.0
     ring = [(0, 1)] if answers == 2 else [(i, (i + 1) % answers) for i in range(answers)]
     for _ in range(400):

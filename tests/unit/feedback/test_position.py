@@ -34,12 +34,12 @@ def test_a_judge_whose_two_orders_never_agree_decides_by_position():
         [],
         [BY_PLACE] * 3,  # too few to say
         [BY_TEXT] * 100,
-        [BY_PLACE, BY_TEXT] * 50,  # what coins give
+        [BY_PLACE, BY_TEXT] * 50,  # like coin flips
         [(0.0, 0.0, None)] * 50,  # exact ties
         [(0.1, None, None)] * 50,  # one order, nothing known of the offset
     ],
 )
-def test_what_is_no_evidence_of_position_is_not_warned_of(pairs: list[Pair]):
+def test_no_warning_without_evidence_of_position_bias(pairs: list[Pair]):
     assert warning(*pairs) is None
 
 

@@ -72,7 +72,7 @@ def test_mcnemar_is_the_two_sided_coin():
     assert mcnemar([1, 0], [1, 0]).p == 1.0
 
 
-def test_the_bootstrap_interval_of_a_mean_is_the_one_of_the_normal_law():
+def test_the_bootstrap_interval_of_a_mean_matches_the_normal_distribution():
     values = make_rng(1).normal(3.0, 2.0, 400)
     found = mean(values).interval(make_rng(2), resamples=4000)
     error = 1.96 * values.std() / 20
@@ -97,7 +97,7 @@ def test_pairs_of_one_prompt_are_drawn_together():
     assert (together.high - together.low) == pytest.approx(math.sqrt(20) * (apart.high - apart.low), rel=0.2)
 
 
-def test_the_difference_of_two_figures_of_the_same_pairs_is_surer_than_either():
+def test_the_difference_of_two_figures_on_the_same_pairs_has_a_narrower_interval_than_either():
     values = make_rng(0).normal(0, 5, 200)
     difference = (mean(values + 0.5) - mean(values)).interval(make_rng(), resamples=100)
     assert difference.value == pytest.approx(0.5)
@@ -114,7 +114,7 @@ def test_the_difference_of_two_figures_of_the_same_pairs_is_surer_than_either():
         ({"margins": []}, "at least one pair"),
     ],
 )
-def test_what_is_no_number_is_refused_before_it_is_measured(columns: dict[str, Any], message: str):
+def test_a_value_that_is_no_number_is_refused_before_measuring(columns: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         rows(**columns)
 
@@ -200,14 +200,14 @@ def test_calibration_error_matches_hand_computed_values():
     assert ece(margins, targets, folded=True, bins=2).value(weights) == pytest.approx((0.0 * 4 + 0.1 * 4) / 8)
 
 
-def test_bins_say_what_was_claimed_and_what_is_true():
+def test_bins_show_claimed_and_true_probabilities():
     low, high = reliability([LOGIT_75, LOGIT_75, LOGIT_90, LOGIT_90], [1, 0, 1, 1], folded=True, bins=2)
     assert (low.claimed, low.true.value, low.mass) == pytest.approx((0.75, 0.5, 0.5))
     assert (high.claimed, high.true.value, high.mass) == pytest.approx((0.9, 1.0, 0.5))
     assert low.true.pairs == 2
 
 
-def test_pairs_of_one_probability_share_a_bin_however_they_are_sorted():
+def test_pairs_of_one_probability_share_a_bin_in_any_order():
     targets = np.repeat([0.0, 1.0], [250, 750])
     assert ece(np.full(1000, LOGIT_75), targets, folded=False).value() == pytest.approx(0.0, abs=1e-12)
 
@@ -239,7 +239,7 @@ def test_the_floor_is_what_a_perfectly_calibrated_judge_shows():
 
 
 def test_the_debiased_error_is_zero_where_noise_is_all_there_is_and_right_where_there_is_more():
-    # a bin that claims 0.75 and is so in 0.6: error 0.15, whatever the number of pairs
+    # a bin that claims 0.75 and is right in 0.6: error 0.15, for any number of pairs
     for num, seeds in ((100, 80), (2000, 20)):
         squares = []
         for seed in range(seeds):
@@ -257,10 +257,10 @@ def test_the_interval_of_the_calibration_error_holds_the_truth_as_often_as_it_sa
     for seed in range(40):
         found = ece(*make_gold(1000, sharpness=2, seed=seed), folded=True).interval(make_rng(seed), resamples=120)
         held += found.low <= truth <= found.high
-    assert held >= 34  # what 95 % of 40 stays above with 99 % probability
+    assert held >= 34  # 95 % of 40 stays above this with 99 % probability
 
 
-def test_one_pair_a_bin_says_nothing_about_noise():
+def test_one_pair_per_bin_gives_no_estimate_of_noise():
     with pytest.raises(InputError, match="expected two in a bin"):
         debiased_error([1.0, 2.0], [1, 0], folded=False)
 

@@ -66,7 +66,7 @@ def test_the_measure_of_disagreement_is_a_setting():
     assert utility("disagreement", both, SelectionConfig(disagreement="js")) == pytest.approx([0.0, 0.0])
 
 
-def test_a_near_tie_loses_its_worth_with_the_margin():
+def test_the_utility_of_a_near_tie_falls_with_the_margin():
     assert near_tie([0.0, -2.0], 2.0) == pytest.approx([1.0, math.exp(-1)])
 
 
@@ -74,7 +74,7 @@ def test_impact_needs_both_an_advantage_and_a_doubt():
     assert impact([2.0, -2.0, 0.0, 9.0], [0.0, 0.0, 0.0, 1000.0]) == pytest.approx([2 * LN2, 2 * LN2, 0.0, 0.0])
 
 
-def test_every_cluster_expects_as_many_labels():
+def test_every_cluster_expects_equally_many_labels():
     crowd, alone = np.zeros((9, 2)), np.full((1, 2), 5.0)
     found = diversity(np.concatenate([crowd, alone]), clusters=2)
     assert found == pytest.approx([1 / 9] * 9 + [1.0])
@@ -85,7 +85,7 @@ def test_more_clusters_than_distinct_points_are_one_each():
 
 
 @pytest.mark.parametrize("policy", ["uncertainty", "disagreement", "near_tie", "impact", "diversity"])
-def test_a_policy_says_which_signal_it_misses(policy: Any):
+def test_a_policy_names_the_signal_that_it_lacks(policy: Any):
     with pytest.raises(InputError, match=f"{policy}.* got no (margins|embeddings)"):
         utility(policy, Signals(num=3), SelectionConfig())
 
@@ -108,12 +108,12 @@ def test_propensities_follow_the_utilities():
     assert propensities([1.0, 2.0, 3.0], rate=0.2, floor=0.01) == pytest.approx([0.1, 0.2, 0.3])
 
 
-def test_what_is_cut_off_at_the_top_is_spent_on_the_others():
+def test_budget_cut_off_at_the_top_is_spent_on_the_other_items():
     # 1 for the first; 0.5 is left for utilities 1 and 4.
     assert propensities([100.0, 1.0, 4.0], rate=0.5, floor=0.01) == pytest.approx([1.0, 0.1, 0.4])
 
 
-def test_what_the_floor_costs_is_taken_from_the_others():
+def test_the_cost_of_the_floor_is_taken_from_the_other_items():
     # 0.1 for the first; 0.8 is left for utilities 3 and 5.
     assert propensities([0.0, 3.0, 5.0], rate=0.3, floor=0.1) == pytest.approx([0.1, 0.3, 0.5])
 
@@ -123,7 +123,7 @@ def test_sharpness_zero_is_random_and_more_of_it_is_greedier():
     assert propensities([1.0, 3.0], rate=0.4, floor=0.05, sharpness=2) == pytest.approx([0.08, 0.72])
 
 
-def test_items_without_any_utility_share_what_the_others_cannot_spend():
+def test_items_without_utility_share_the_budget_that_the_others_cannot_spend():
     assert propensities([5.0, 0.0, 0.0, 0.0], rate=0.5, floor=0.05) == pytest.approx([1.0, 1 / 3, 1 / 3, 1 / 3])
     assert propensities([0.0, 0.0], rate=0.5, floor=0.05) == pytest.approx([0.5, 0.5])
 
@@ -167,7 +167,7 @@ def test_no_items_are_no_propensities():
 # -- draws -----------------------------------------------------------------------------------------------------
 
 
-def test_a_restart_selects_the_same_items_whatever_else_is_in_the_batch():
+def test_a_restart_selects_the_same_items_in_any_batch():
     config, names = SelectionConfig(), ids(200)
     whole = select(names, np.full(200, 0.5), config, seed=3)
     part = select(names[50:60], np.full(10, 0.5), config, seed=3)
@@ -176,14 +176,14 @@ def test_a_restart_selects_the_same_items_whatever_else_is_in_the_batch():
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"turn": 1}])
-def test_another_seed_or_turn_draws_anew(change: dict[str, int]):
+def test_another_seed_or_turn_draws_other_items(change: dict[str, int]):
     config, names, wanted = SelectionConfig(), ids(400), np.full(400, 0.5)
     one = [s.selected for s in select(names, wanted, config, **({"seed": 3, "turn": 0}))]
     other = [s.selected for s in select(names, wanted, config, **({"seed": 3, "turn": 0} | change))]
     assert 140 < sum(a != b for a, b in zip(one, other, strict=True)) < 260
 
 
-def test_a_selection_says_what_it_counts():
+def test_a_selection_reports_its_counts():
     certain, rare = select(["a", "b"], [1.0, 1e-9], SelectionConfig(), seed=0, proxy_scores_N=[0.5, -1.0])
     assert (certain.selected, certain.weight, certain.proxy_score) == (True, 1.0, 0.5)
     assert (rare.selected, rare.weight, rare.proxy_score) == (False, 0.0, -1.0)
@@ -239,7 +239,7 @@ def test_audit_items_bypass_the_policy_and_its_budget():
 @pytest.mark.parametrize(
     "policy", ["random", "uncertainty", "disagreement", "near_tie", "impact", "diversity", "bandit"]
 )
-def test_every_policy_goes_on_when_all_items_are_audited(policy: Any):
+def test_every_policy_continues_when_all_items_are_audited(policy: Any):
     two = signals([[0.0, 1.0], [1.0, 2.0]], advantages_N=np.ones(2), embeddings_NH=np.eye(2))
     config = SelectionConfig(policy=policy)
     assert all(s.selected for s in choose(ids(2), two, config, seed=0, audit_ids=frozenset(ids(2))))
@@ -247,7 +247,7 @@ def test_every_policy_goes_on_when_all_items_are_audited(policy: Any):
 
 
 @given(st.sets(st.integers(0, 19)))
-def test_whatever_is_audited_is_labelled(chosen: set[int]):
+def test_every_audited_item_is_labelled(chosen: set[int]):
     audit = frozenset(f"item-{i}" for i in chosen)
     config = SelectionConfig(policy="near_tie", rate=0.05)
     found = choose(ids(20), signals(np.linspace(-9, 9, 20)), config, seed=0, audit_ids=audit)
@@ -283,7 +283,7 @@ def test_a_bandit_learns_nothing_from_invalid_labels():
     assert bandit.learned(made, [True, False], [math.nan, 1.0], rate=1.0) == bandit
 
 
-def test_however_sure_the_bandit_is_the_floor_stays():
+def test_the_floor_stays_however_confident_the_bandit_is():
     made = plan(signals([[0.0, 9.0, 9.0, 9.0], [0.0, 1.0, 2.0, 9.0]]), BANDIT, Bandit((0.0, -500.0)))
     assert made.propensities_N.min() >= 0.15 * 0.2
 

@@ -40,7 +40,7 @@ class Wrong(LengthJudge):
 
 
 @pytest.mark.parametrize("policy", ["random", "uncertainty", "near_tie"])
-async def test_margins_are_right_on_average_however_bad_the_proxy_is(policy: str):
+async def test_margins_are_right_on_average_for_any_proxy(policy: str):
     config = SelectionConfig(policy=policy, rate=0.3, floor=0.1)
     judge = SelectiveJudge(LengthJudge(), Wrong(), config, clip=5.0)
     found = np.array([[v.margin for v in await judge.judge(ITEMS)] for _ in range(1200)])
@@ -51,7 +51,7 @@ async def test_margins_are_right_on_average_however_bad_the_proxy_is(policy: str
 
 @pytest.mark.parametrize("control", [Control(), Control(slope=0.0), Control(slope=-5.0, offset=20.0)], ids=str)
 @pytest.mark.parametrize("floor", [0.05, 0.01])
-def test_with_the_defaults_the_mean_over_the_draws_is_what_the_judge_says_however_wrong_the_proxy(
+def test_with_the_defaults_the_mean_over_draws_is_the_judges_margin_however_wrong_the_proxy(
     control: Control, floor: float
 ):
     """By exact enumeration of both draws, up to margins at the clip and propensities at the floor."""
@@ -79,7 +79,7 @@ async def test_a_proxy_on_the_right_scale_makes_corrections_small():
     assert np.abs(found - TRUTH).max() < 0.05  # a linear proxy is corrected to the judge itself
 
 
-async def test_what_was_not_asked_is_marked_and_costs_the_proxy_alone():
+async def test_items_not_sent_to_the_judge_are_marked_and_cost_only_the_proxy():
     judge = SelectiveJudge(LengthJudge(usd=1.0), Wrong(), SelectionConfig(rate=0.5, floor=0.1), clip=5.0)
     verdicts = [v for _ in range(20) for v in await judge.judge(ITEMS)]
     unasked = [v for v in verdicts if v.source == "proxy"]

@@ -1,4 +1,4 @@
-"""The semantic cache: what may never be taken for the same, and that it must earn to be believed."""
+"""The semantic cache: texts that must never count as the same, and the proof that it needs before it serves."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_prompts_about_numbers_or_code_are_left_alone():
 
 @dataclass
 class Counting:
-    """Says yes to everything, unless told otherwise."""
+    """Answers yes to everything, unless configured otherwise."""
 
     margins: dict[str, float | None] = field(default_factory=dict)
     always: float = 2.0
@@ -149,7 +149,7 @@ async def trusted(judge: Counting, *, config: SemanticConfig = CONFIG, checks: i
     return cache
 
 
-async def test_nothing_is_served_before_it_has_earned_it():
+async def test_nothing_is_served_before_the_cache_is_trusted():
     judge = Counting()
     cache = SemanticJudge(judge, embed, CONFIG)
     for number in range(200):
@@ -167,7 +167,7 @@ async def test_asking_the_very_same_again_proves_nothing():
     assert not cache.is_trusted
 
 
-async def test_a_trusted_one_serves_marks_and_shrinks():
+async def test_a_trusted_cache_serves_marks_and_shrinks_verdicts():
     judge = Counting()
     cache = await trusted(judge)
     assert cache.is_trusted
@@ -182,7 +182,7 @@ async def test_a_trusted_one_serves_marks_and_shrinks():
     assert all(verdict.questions == verdict.prompt_tokens == 0 for verdict in served)
 
 
-async def test_a_fresh_entry_stands_for_nothing_however_trusted_the_cache_is():
+async def test_a_fresh_entry_serves_nothing_however_trusted_the_cache_is():
     judge = Counting()
     cache = await trusted(judge, config=CONFIG.model_copy(update={"verify": 1e-9}))
     prompt = "how do I say no ?"
@@ -190,7 +190,7 @@ async def test_a_fresh_entry_stands_for_nothing_however_trusted_the_cache_is():
     assert sources == ["judge", "judge", "semantic_cache"]
 
 
-async def test_an_entry_that_was_wrong_no_longer_stands_for_what_is_as_far():
+async def test_a_wrong_entry_no_longer_serves_texts_at_that_distance():
     judge = Counting(margins={variant(1): -2.0})
     cache = await trusted(judge, config=CONFIG.model_copy(update={"verify": 1e-9}))
     judge.margins[variant(20)] = -2.0
@@ -200,7 +200,7 @@ async def test_an_entry_that_was_wrong_no_longer_stands_for_what_is_as_far():
     assert [verdict.source for verdict in verdicts] == ["judge"] * 6
 
 
-async def test_another_prompt_or_question_is_another_matter():
+async def test_another_prompt_or_question_is_never_served():
     cache = await trusted(Counting())
     served = cache.counts.served
     await cache.judge([item(variant(99), prompt="how do I say no ?")])
@@ -233,7 +233,7 @@ async def test_a_judge_that_failed_leaves_nothing_to_serve():
 
 
 @pytest.mark.parametrize("not_its_own", [{"source": "proxy"}, {"propensity": 0.2}])
-async def test_what_is_not_the_judges_own_verdict_is_not_repeated(not_its_own: dict[str, Any]):
+async def test_a_verdict_that_is_not_the_judges_own_is_not_repeated(not_its_own: dict[str, Any]):
     class Proxied(Counting):
         async def judge(self, items: Sequence[Item]) -> list[Verdict]:
             return [replace(verdict, **not_its_own) for verdict in await super().judge(items)]
@@ -252,7 +252,7 @@ async def test_prompts_about_numbers_are_not_even_embedded():
     assert (await cache.judge([item("4", prompt="what is 2 + 2 ?")]))[0].margin == 2.0
 
 
-async def test_what_is_found_wrong_turns_it_off(caplog: pytest.LogCaptureFixture):
+async def test_wrong_hits_turn_the_cache_off(caplog: pytest.LogCaptureFixture):
     judge = Counting()
     cache = await trusted(judge)
     judge.always = -2.0
@@ -331,7 +331,7 @@ async def test_an_encoder_serves_several_callers_and_leaves_the_threads_of_the_p
     assert torch.get_num_threads() == threads
 
 
-def test_what_is_no_encoder_is_refused(encoder: Path, tmp_path: Path):
+def test_a_model_that_is_no_encoder_is_refused(encoder: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"absent.*expected a Hugging Face encoder"):
         EncoderEmbed(str(tmp_path / "absent"))
     for file in encoder.iterdir():

@@ -105,7 +105,7 @@ def test_entropy_of_a_coin_is_ln_2_and_of_a_sure_judge_0():
     assert verdict_entropy(margins) == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p))
 
 
-def test_the_price_of_length_is_told_from_the_prompts():
+def test_the_price_of_length_is_separated_from_the_effect_of_prompts():
     # Inside each group the longer answer gets less, although the prompt with long answers gets more.
     lengths, rewards = [1.0, 2.0, 11.0, 12.0], [1.0, 0.0, 9.0, 8.0]
     assert within_groups(lengths, rewards, [0, 0, 1, 1]) == pytest.approx(-1.0)
@@ -113,7 +113,7 @@ def test_the_price_of_length_is_told_from_the_prompts():
     assert math.isnan(within_groups(lengths, [1.0] * 4, [0, 0, 1, 1]))
 
 
-def test_what_cannot_be_seen_is_left_out_of_the_metrics():
+def test_unobservable_symptoms_are_left_out_of_the_metrics():
     metrics = symptoms(make_sample("a b", "")).metrics()
     assert metrics["symptom/length/mean"] == 1.0
     assert "symptom/mass/mean" not in metrics
@@ -188,7 +188,7 @@ def test_a_favoured_place_is_measured_from_zero_whatever_it_was_at_first():
     assert "first_margin" in {change.name for change in changes(biased, biased)}
 
 
-def test_a_change_is_told_when_two_windows_in_a_row_have_it():
+def test_a_change_is_reported_when_two_windows_in_a_row_show_it():
     drift = SymptomDrift(answers=4, reference_windows=2, psi_limit=9.0)
     short, long = ("the sky is blue", "grass is green"), ("a b c d e f g h i j k", "l m n o p q r s t u v w")
     told = []

@@ -1,4 +1,4 @@
-"""What the watch makes of what it is told."""
+"""The watch: alarms from its inputs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_reward_that_rises_while_gold_falls_is_acted_on_once_and_the_best_step
     assert {alarm.action for alarm in alarms if alarm.kind == "gap"} == {"warn"}
 
 
-def test_an_alarm_that_was_gone_is_said_again():
+def test_an_alarm_that_cleared_is_raised_again():
     watch = make_watch()
     levels = [*(0.1 * n for n in range(6)), *(0.6 - 0.1 * n for n in range(8)), *(0.1 * n for n in range(8))]
     levels += [0.8 - 0.1 * n for n in range(8)]
@@ -84,7 +84,7 @@ def course(step: int) -> tuple[float, float, str]:
 
 
 def resumed(watch: Watch, **changes: Any) -> Watch:
-    """Another watch that goes on from what a checkpoint keeps of this one."""
+    """Another watch that continues from the state in a checkpoint of this one."""
     text = json_text(watch.state().to_json())
     other = make_watch(**changes)
     other.restore(WatchState.from_json(json.loads(text)))
@@ -92,7 +92,7 @@ def resumed(watch: Watch, **changes: Any) -> Watch:
 
 
 @pytest.mark.parametrize("cut", [0, 2, 6, 8, 10, 14, 18, 24])
-def test_a_watch_that_is_resumed_says_what_it_would_have_said(cut: int):
+def test_a_resumed_watch_raises_the_alarms_that_it_would_have_raised(cut: int):
     """A new one would take a policy that is astray already for the normal state of affairs."""
     whole, first = make_watch(action="stop"), make_watch(action="stop")
     said: list[Alarm] = []
@@ -111,7 +111,7 @@ def test_a_watch_that_is_resumed_says_what_it_would_have_said(cut: int):
     assert first.best == whole.best
 
 
-def test_an_alarm_that_was_not_told_before_the_checkpoint_is_told_after_it():
+def test_an_alarm_not_reported_before_the_checkpoint_is_reported_after_it():
     watch = make_watch()
     watch.canary(make_reading(0))
     watch.canary(make_reading(50, flips=0.9))
@@ -195,7 +195,7 @@ def test_a_judge_that_promises_the_same_bits_is_held_to_it():
     assert (alarm.value, alarm.threshold) == (1e-9, 0.0)
 
 
-def test_a_symptom_is_said_once_in_a_run():
+def test_a_symptom_is_reported_once_per_run():
     watch = make_watch(reference_windows=1)
     texts = ["it is"] * 4 + ["a b c d e f g h i j k l"] * 8 + ["it is"] * 6 + ["a b c d e f g h i j k l"] * 8
     alarms = [alarm for step, text in enumerate(texts) for alarm in emit(watch, step, 0.0, 0.0, text=text)]

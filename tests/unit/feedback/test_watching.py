@@ -1,4 +1,4 @@
-"""The watch in a run: who is asked, what is written, how a run is stopped, and what the run file refuses."""
+"""The watch in a run: the judges it asks, its records, how it stops a run, and refusals of the run file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_feedback(group: Group, mean: float) -> Feedback:
 
 
 class Gold:
-    """Rises to a step and falls from then on; says what it was shown."""
+    """Rises to a step and falls from then on; records the rollouts that it was shown."""
 
     def __init__(self, turn: int = 1000) -> None:
         self.turn = turn
@@ -158,7 +158,7 @@ async def test_a_fooled_judge_stops_the_run_once_and_the_summary_says_why():
     assert "another `judge`" in events[0]["remedy"] or "train fewer steps" in events[0]["remedy"]
 
 
-async def test_a_run_that_was_stopped_and_is_gone_on_with_is_not_stopped_again_for_the_same():
+async def test_a_resumed_run_is_not_stopped_again_for_the_same_alarm():
     first, _, stops = make_observer(Gold(turn=8), action="stop")
     await run(first, 20)
     (stop,) = stops
@@ -180,7 +180,7 @@ async def test_a_run_that_was_stopped_and_is_gone_on_with_is_not_stopped_again_f
     assert len(stops) == 1
 
 
-async def test_an_auditor_that_dies_is_said_once_and_leaves_the_run_alone():
+async def test_the_death_of_an_auditor_is_reported_once_and_the_run_continues():
     gold = Gold()
     observer, written, stops = make_observer(gold)
     emit(observer, 0)
@@ -195,7 +195,7 @@ async def test_an_auditor_that_dies_is_said_once_and_leaves_the_run_alone():
     assert stops == []
 
 
-async def test_a_run_that_stops_on_gold_stops_when_gold_is_gone():
+async def test_a_run_that_stops_on_gold_stops_when_the_auditor_is_lost():
     gold = Gold()
     gold.failure = RunFailedError("gone")
     observer, _, stops = make_observer(gold, action="stop")
@@ -214,7 +214,7 @@ async def test_an_auditor_that_falls_behind_holds_no_more_than_its_share(monkeyp
 
 
 @pytest.mark.parametrize(("action", "stopped"), [("warn", []), ("stop", ["watch_failed"])])
-async def test_what_breaks_inside_the_watch_is_told_at_once_and_fails_no_run(action: str, stopped: list[str]):
+async def test_a_failure_inside_the_watch_is_reported_at_once_and_fails_no_run(action: str, stopped: list[str]):
     def broken(payload_ref: Any) -> Any:
         raise ConnectionError("no payload")
 
@@ -229,7 +229,7 @@ async def test_what_breaks_inside_the_watch_is_told_at_once_and_fails_no_run(act
     assert [alarm.kind for alarm in stops] == stopped
 
 
-async def test_nothing_is_fetched_for_a_group_that_nobody_looks_at():
+async def test_no_payload_is_fetched_for_an_unaudited_group():
     fetched: list[Any] = []
 
     def open_payload(payload_ref: Any) -> Any:
@@ -249,7 +249,7 @@ class Boxed:
 
 
 @pytest.mark.parametrize("event", ["group_dropped", "group_lost", "group_expired"])
-async def test_the_payload_of_an_attempt_that_is_never_labelled_is_let_go(event: str):
+async def test_the_payload_of_an_attempt_that_is_never_labelled_is_released(event: str):
     observer, written, _ = make_observer(Gold())
     payload_ref = Boxed()
     kept = weakref.ref(payload_ref)
@@ -318,7 +318,7 @@ def test_the_judge_does_not_audit_itself(run_file: Path, tmp_path: Path):
             check_inputs(RunFile.load(run_file, overrides=[f"watch.audit_judge={tmp_path / name}"]))
 
 
-def test_nobody_of_a_panel_audits_it(run_file: Path, tmp_path: Path):
+def test_no_member_of_a_panel_audits_it(run_file: Path, tmp_path: Path):
     make_model(tmp_path / "second")
     panel = [f"feedback.jury.judges=['{tmp_path / 'second'}']"]
     assert check_inputs(RunFile.load(run_file, overrides=panel))
@@ -344,7 +344,7 @@ def test_an_auditor_that_cannot_be_asked_is_refused(run_file: Path, tmp_path: Pa
         ("watch.nudit_share=1", "did you mean"),
     ],
 )
-def test_a_watch_that_means_nothing_is_refused(run_file: Path, override: str, words: str):
+def test_a_meaningless_watch_is_refused(run_file: Path, override: str, words: str):
     with pytest.raises(InputError, match=words):
         RunFile.load(run_file, overrides=[override if not override.endswith("=") else f'{override}""'])
 
@@ -392,7 +392,7 @@ async def test_a_judge_that_changes_is_caught_by_the_canaries():
     assert [alarm.kind for alarm in stops] == ["canary"]
 
 
-async def test_canaries_that_no_judge_answers_are_told_once_and_fail_no_run():
+async def test_unanswered_canaries_are_reported_once_and_fail_no_run():
     pairs = [gold_pair(make_prompt("p"), "blue", "green", target=1.0, principles=[PRINCIPLE])]
     asked: list[int] = []
 

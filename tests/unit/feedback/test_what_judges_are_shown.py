@@ -1,5 +1,5 @@
-"""What a judge is shown of a rollout: no thoughts unless asked, that an answer was cut, who said what; and what an
-endpoint is sent."""
+"""The judge's view of a rollout: no thoughts unless configured, whether an answer was cut, the roles of turns; and the
+requests to an endpoint."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_further_control_words_and_none_are_settings():
 
 
 class Listening:
-    """Keeps what it is asked about."""
+    """Keeps its questions."""
 
     name = "judge"
 
@@ -146,7 +146,7 @@ async def shown_to_the_judge(group: Group, **config: Any) -> list[Item]:
 
 
 class Thinking(FakeEngine):
-    """An engine with a thinking model's tokenizer that writes what it is told."""
+    """An engine with a thinking model's tokenizer that writes a given text."""
 
     def __init__(self, hf: Any, written: str) -> None:
         super().__init__(max_model_len=512)
@@ -202,7 +202,7 @@ async def test_the_judge_sees_answer_and_history_without_thoughts_as_the_policy_
     assert {one.answers for one in asked_about} == {("<think>\nlet me see\n</think>\n\nyes, blue",)}
 
 
-async def test_a_thought_that_never_ends_is_no_answer_and_is_told_as_cut():
+async def test_an_unfinished_thought_is_no_answer_and_is_reported_as_cut():
     group = await rolled_out(OPENS, "let me see, let me see", make_prompt(), max_tokens=8)
     (rollout,) = group.rollouts
     assert rollout.text == ""

@@ -1,4 +1,4 @@
-"""docs/data.md says what the code writes."""
+"""docs/data.md describes exactly the output of the code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.unit.telemetry.test_outcomes import Run
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_page_is_what_the_code_says(script: Callable[[str], ModuleType]):
+def test_the_page_matches_the_code(script: Callable[[str], ModuleType]):
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     assert page == script("data_page").page(), "run `python scripts/data_page.py`"
 

@@ -27,7 +27,7 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Any:
     return reference_pages
 
 
-def test_the_reference_is_as_the_code_is(reference: Any):
+def test_the_reference_matches_the_code(reference: Any):
     stale = [str(path.relative_to(ROOT)) for path, make in reference.PAGES.items() if path.read_text() != make()]
     assert not stale, f"{stale}: run `python scripts/reference_pages.py`"
 

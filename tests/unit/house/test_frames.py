@@ -1,4 +1,4 @@
-"""What a check renders of a judge's template is what the judge's engine renders."""
+"""A check renders a judge's template exactly as the judge's engine does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a file holds: it is read, or refused with one short line that a person can act on.
+"""Any content of a file is read, or refused with one short line that a user can act on.
 
 `SOLON_FUZZ_EXAMPLES=2000 SOLON_FUZZ_SEED=7 python -m pytest tests/unit/house/test_fuzz_files.py` looks elsewhere, for
 longer; `SOLON_FUZZ_KEEP=folder` keeps the files that were found.
@@ -158,7 +158,7 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of file: a valid one, who reads it, and what spoils it best."""
+    """One kind of file: a valid one, its reader, and its most effective corruptions."""
 
     name: str
     content: Callable[[], bytes]
@@ -195,7 +195,7 @@ CASES = {
 
 
 def outcome(read: Callable[[], object]) -> str | None:
-    """What a reader says: nothing when it takes the file, else its message. Anything else it raises is a fault."""
+    """The message of a reader: empty when it accepts the file. Any other error is a fault."""
     try:
         read()
     except InputError as error:
@@ -211,14 +211,14 @@ def assert_is_for_people(message: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_file_that_is_spoilt_is_a_valid_one(case: Case, tmp_path: Path):
+def test_the_file_before_corruption_is_valid(case: Case, tmp_path: Path):
     path = tmp_path / case.name
     path.write_bytes(case.content())
     assert outcome(lambda: case.read(path)) is None
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_spoilt_file_is_read_or_refused_in_one_short_line(case: Case, tmp_path: Path):
+def test_a_corrupted_file_is_read_or_refused_in_one_short_line(case: Case, tmp_path: Path):
     rng = random.Random(f"{case.name}:{SEED}")
     valid = case.content()
     path = tmp_path / case.name
@@ -235,7 +235,7 @@ def test_a_spoilt_file_is_read_or_refused_in_one_short_line(case: Case, tmp_path
             raise
 
 
-# --- what is no file -----------------------------------------------------------------------------------------
+# --- files of no valid kind ----------------------------------------------------------------------------------
 
 
 def override(rng: random.Random) -> str:
@@ -246,7 +246,7 @@ def override(rng: random.Random) -> str:
 
 
 @pytest.mark.parametrize("command", ["train", "label"])
-def test_any_override_is_taken_or_refused_in_one_short_line(command: str, tmp_path: Path):
+def test_any_override_is_accepted_or_refused_in_one_short_line(command: str, tmp_path: Path):
     rng = random.Random(f"override:{command}:{SEED}")
     path = tmp_path / "run.toml"
     path.write_text(RUN)
@@ -263,7 +263,7 @@ def test_any_override_is_taken_or_refused_in_one_short_line(command: str, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["prompts", "answers"])
-def test_a_spoilt_saved_dataset_is_read_or_refused_in_one_short_line(kind: str, tmp_path: Path):
+def test_a_corrupted_saved_dataset_is_read_or_refused_in_one_short_line(kind: str, tmp_path: Path):
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
@@ -287,7 +287,7 @@ def test_a_spoilt_saved_dataset_is_read_or_refused_in_one_short_line(kind: str, 
         shutil.rmtree(spoil)
 
 
-def test_a_spoilt_model_directory_is_taken_or_refused_in_one_short_line(tmp_path: Path):
+def test_a_corrupted_model_directory_is_accepted_or_refused_in_one_short_line(tmp_path: Path):
     from tests.unit.run_files import make_model
 
     rng = random.Random(f"model:{SEED}")
@@ -309,7 +309,7 @@ def test_a_spoilt_model_directory_is_taken_or_refused_in_one_short_line(tmp_path
         shutil.rmtree(spoil)
 
 
-# --- what such files were seen to do ---------------------------------------------------------------------------
+# --- known effects of such files ---------------------------------------------------------------------------------
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in ("ab", "bc", "cd", "de", "ef", "fg", "gh", "hi")
@@ -376,6 +376,6 @@ def test_a_message_is_one_line_and_keeps_its_end_however_long_it_is():
     assert message.endswith("\\ud800; do this")
 
 
-def test_a_message_survives_the_way_between_processes():
+def test_a_message_survives_the_transfer_between_processes():
     error = pickle.loads(pickle.dumps(InputError("got 3, expected 4")))
     assert (type(error), str(error)) == (InputError, "got 3, expected 4")

@@ -1,4 +1,4 @@
-"""What models, files and machines write is data to whatever shows it: a terminal, a page, a judge."""
+"""Text from models, files and machines is data to every program that displays it: a terminal, a page, a judge."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.unit.attacks import ALL, PROMPT
 from tests.unit.report.test_figures import Page
 
 FORMATTING = re.compile(r"\x1b\[[0-9;]*m")
-"""What rich itself writes: colours and bold, nothing else."""
+"""rich's own output: colours and bold, nothing else."""
 
 
 def make_console() -> tuple[Console, io.StringIO]:
@@ -45,7 +45,7 @@ def assert_is_harmless(shown: str) -> None:
 
 
 @pytest.mark.parametrize("attack", ALL, ids=ascii)
-def test_a_visible_text_has_nothing_that_a_terminal_obeys(attack: str):
+def test_a_visible_text_has_no_terminal_control(attack: str):
     shown = visible(f"a {attack} b")
     assert all(c == "\n" or c.isprintable() for c in shown)
     assert shown.startswith("a ")
@@ -116,7 +116,7 @@ def test_no_view_lets_a_text_move_the_cursor_or_be_markup(show: Any, attack: str
     show(console, attack)
     said = FORMATTING.sub("", out.getvalue())
     assert_is_harmless(out.getvalue())
-    assert "".join(visible(attack).split()) in "".join(said.split())  # as it stands, and not as what it means
+    assert "".join(visible(attack).split()) in "".join(said.split())  # literally, without its effect
 
 
 def test_the_name_of_a_judge_in_a_comparison_is_text():

@@ -1,4 +1,4 @@
-"""What the repository promises around the code: set-up, pins, make targets, the cluster file, sizes and docstrings."""
+"""Promises of the repository around the code: set-up, pins, make targets, the cluster file, sizes and docstrings."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def project() -> dict[str, Any]:
 # --- pins -------------------------------------------------------------------------------------------------
 
 
-def test_no_file_holds_what_a_merge_left_open():
+def test_no_file_has_conflict_markers():
     marker = re.compile(r"^(<{7}|>{7}|\|{7})( |$)", re.MULTILINE)
     texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in files()}
     assert [str(path.relative_to(ROOT)) for path, text in texts.items() if marker.search(text)] == []
@@ -88,7 +88,7 @@ def test_constraints_agree_with_the_project_file():
 
 
 def closure(requirements: list[Requirement]) -> Iterator[str]:
-    """Names of all that the requirements need on this machine, as far as it is installed."""
+    """Names of all packages that the requirements need on this machine, as far as installed."""
     from importlib.metadata import PackageNotFoundError, requires
 
     queue = [(canonicalize_name(one.name), extra) for one in requirements for extra in ("", *one.extras)]
@@ -172,7 +172,7 @@ def test_setup_does_not_run_again_for_a_linter_setting(setup: ModuleType, tmp_pa
     assert setup.fingerprint(make_tree(tmp_path / "b", ruff="line-length = 2"), venv, "cpu") == before
 
 
-def test_an_interrupted_setup_is_not_taken_for_a_finished_one(setup: ModuleType, tmp_path: Path):
+def test_an_interrupted_setup_does_not_count_as_finished(setup: ModuleType, tmp_path: Path):
     stamp = tmp_path / "stamp"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").touch()
@@ -188,7 +188,7 @@ def test_setup_reads_pip_settings_and_the_environment_wins(setup: ModuleType):
     assert setup.pip_settings("") == {}
 
 
-def test_uv_gets_what_pip_is_told_about_places_and_trust(setup: ModuleType):
+def test_uv_receives_pips_settings_of_indexes_and_trust(setup: ModuleType):
     pip = {"find-links": "/one /two", "index-url": "mirror", "cert": "/ca.pem", "extra-index-url": "other"}
     assert setup.uv_environment({}, pip) == {
         "UV_FIND_LINKS": "/one,/two",
@@ -197,7 +197,7 @@ def test_uv_gets_what_pip_is_told_about_places_and_trust(setup: ModuleType):
     }
 
 
-def test_what_the_user_tells_uv_wins_over_what_pip_is_told(setup: ModuleType):
+def test_uv_settings_win_over_pip_settings(setup: ModuleType):
     own = {"UV_FIND_LINKS": "/mine", "UV_INDEX_URL": "mine", "SSL_CERT_FILE": "/mine.pem"}
     assert setup.uv_environment(own, {"find-links": "/a", "index-url": "b", "cert": "/c"}) == own
 
@@ -228,7 +228,7 @@ def test_each_machine_gets_its_build_of_torch(
     assert (chosen, "UV_FIND_LINKS" in env) == (options, keeps_links)
 
 
-def test_without_a_reachable_cpu_build_setup_says_what_it_costs(setup: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_reachable_cpu_build_setup_states_the_cost(setup: ModuleType, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(setup, "finds_cpu_torch", lambda *_: False)
     _, sentence = setup.torch_options(["uv"], {}, "cpu", "2.13.0")
     assert "several GB" in sentence
@@ -287,7 +287,7 @@ def test_the_cluster_file_is_valid_for_ray(cluster: dict[str, Any]):
     validate_config(prepare_config(cluster))
 
 
-def test_a_misspelt_key_in_the_cluster_file_would_be_noticed(cluster: dict[str, Any]):
+def test_a_misspelt_key_in_the_cluster_file_is_detected(cluster: dict[str, Any]):
     import jsonschema
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -321,7 +321,7 @@ def test_every_node_of_the_cluster_asks_for_the_token(cluster: dict[str, Any]):
     assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][1]
 
 
-def test_what_is_shipped_to_a_cluster_is_the_code_alone(tmp_path: Path):
+def test_only_the_code_is_shipped_to_a_cluster(tmp_path: Path):
     from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
     (tmp_path / ".rayignore").write_text((ROOT / ".rayignore").read_text())

@@ -116,7 +116,7 @@ class Import:
 
 
 def imports(tree: ast.AST, module: str, *, deferred: bool = False) -> Iterator[Import]:
-    """Every import below a node; what only a type checker reads is left out."""
+    """Every import below a node, except imports for type checkers."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -243,7 +243,7 @@ def test_no_room_imports_a_room_above_it(package: str):
 
 
 @pytest.mark.parametrize("package", ORDERS)
-def test_every_place_in_the_order_is_a_room_or_a_module(package: str):
+def test_every_entry_of_the_order_is_a_room_or_a_module(package: str):
     folder = ROOT / package.replace(".", "/")
     assert [
         name for name in ORDERS[package] if not (folder / name).is_dir() and not (folder / f"{name}.py").exists()
@@ -259,7 +259,7 @@ def test_a_room_without_a_place_and_an_import_upwards_are_both_found():
     assert not violations("solon", [("solon.cli.doctor", Path("solon/cli/doctor.py"), tree)])
 
 
-def test_every_room_says_what_it_holds():
+def test_every_room_documents_its_contents():
     bare = [
         str(path.relative_to(ROOT))
         for package in ("solon", "learners", "cluster")

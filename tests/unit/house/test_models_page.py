@@ -1,4 +1,4 @@
-"""`docs/models.md` is what the matrix of tests/e2e/models runs."""
+"""`docs/models.md` matches the matrix in tests/e2e/models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_the_page_lists_exactly_the_architectures_and_columns_of_the_matrix():
     assert columns_of(text) == [stage.title for stage in STAGES]
 
 
-def test_the_page_says_in_every_cell_what_the_matrix_asserts():
+def test_every_cell_of_the_page_matches_the_matrix():
     lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     for name, line in zip(MATRIX, lines, strict=True):
         cells = [cell.strip() for cell in line.strip("|").split("|")][2:]

@@ -136,7 +136,7 @@ def test_a_separator_within_a_field_moves_no_text_from_one_field_to_the_next():
 
 
 def test_keys_are_the_same_in_every_version():
-    # A key that changes costs everybody all their cached verdicts and calibrations.
+    # A changed key costs every user all cached verdicts and calibrations.
     identity = JudgeIdentity(
         judge_id="j",
         model="m",

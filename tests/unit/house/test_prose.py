@@ -73,6 +73,12 @@ def test_comments_docstrings_and_messages_are_plain_english():
     assert not found, "\n".join(found)
 
 
+def test_names_of_tests_are_plain_english():
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    found = [line for path in paths for line in complaints(path, names_of(path.read_text("utf-8")))]
+    assert not found, "\n".join(found)
+
+
 def test_documentation_is_plain_english():
     pages = [*(ROOT / name for name in PAGES), *sorted((ROOT / "docs").rglob("*.md"))]
     ours = [path for path in pages if path != ROOT / RECORD]

@@ -1,4 +1,4 @@
-"""What `make check` says about secrets in files and vulnerabilities in packages. The tools are stand-ins here."""
+"""Findings of `make check` about secrets in files and vulnerabilities in packages. The tools are stand-ins here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tools(scan: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`tools(secrets={...}, vulns={...})`: what the two tools will say. vulns None: there is no network."""
+    """`tools(secrets={...}, vulns={...})`: the findings of the two tools. vulns None: there is no network."""
 
     def install(secrets: dict[str, Any] | None = None, vulns: dict[str, Any] | None = None, known: str = "abg") -> None:
         folder = tmp_path / ".tools"
@@ -73,7 +73,7 @@ def place(sha1: str = "abc", line: int = 7) -> dict[str, Any]:
 HOLE = {"id": "CVE-1", "aliases": ["GHSA-1"], "fix_versions": ["2.1"]}
 
 
-def test_a_clean_tree_passes_and_says_what_was_looked_at(scan: ModuleType, tree: Path, tools: Any, capsys: Any):
+def test_a_clean_tree_passes_and_reports_the_scanned_files(scan: ModuleType, tree: Path, tools: Any, capsys: Any):
     tools(vulns={})
     assert scan.main(tree) == 0
     said = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_a_secret_fails_the_check_and_is_not_shown(scan: ModuleType, tree: Path,
     assert scan.main(tree) == 0
 
 
-def test_what_is_allowed_and_no_longer_there_fails_the_check(scan: ModuleType, tree: Path, tools: Any, capsys: Any):
+def test_an_allowed_entry_that_no_longer_exists_fails_the_check(scan: ModuleType, tree: Path, tools: Any, capsys: Any):
     tools(vulns={})
     allow(tree, '[[secret]]\nsha1 = "abc"\nreason = "made up"\n')
     assert scan.main(tree) == 1
@@ -114,7 +114,9 @@ def test_a_known_vulnerability_fails_the_check_unless_it_is_allowed_for_now(
     assert f"allowed until {PAST}" in capsys.readouterr().err
 
 
-def test_without_a_network_it_is_said_that_nothing_was_asked(scan: ModuleType, tree: Path, tools: Any, capsys: Any):
+def test_without_a_network_the_scan_reports_that_it_asked_nothing(
+    scan: ModuleType, tree: Path, tools: Any, capsys: Any
+):
     tools(vulns=None)
     assert scan.main(tree) == 0
     assert "vulnerabilities: skipped: index not reachable" in capsys.readouterr().out

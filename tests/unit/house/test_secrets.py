@@ -76,10 +76,10 @@ def refusal(do: Callable[[], object]) -> str:
         f"in a sentence ({REDIS}), and {REDIS}.",
     ],
 )
-def test_secrets_of_the_usual_forms_are_struck_out_wherever_they_stand(text: str):
+def test_secrets_of_the_usual_forms_are_redacted_everywhere(text: str):
     assert CANARY not in redacted(text)
-    assert CANARY not in str(InputError(f"got {text}; mend it"))
-    assert CANARY not in str(RunFailedError(f"got {text}; mend it"))
+    assert CANARY not in str(InputError(f"got {text}; correct it"))
+    assert CANARY not in str(RunFailedError(f"got {text}; correct it"))
     assert CANARY[:10] not in short(text)
     assert CANARY[:10] not in short({"a": ["x" * 30 + " " + text]})
     assert redacted(redacted(text)) == redacted(text)
@@ -98,13 +98,13 @@ def test_secrets_of_the_usual_forms_are_struck_out_wherever_they_stand(text: str
         "learn.learning_rate=1e-5",
     ],
 )
-def test_what_is_no_secret_stays_as_it_is(text: str):
+def test_text_without_secrets_is_unchanged(text: str):
     assert redacted(text) == text
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=200))
-def test_striking_out_takes_any_text(text: str):
+def test_redaction_accepts_any_text(text: str):
     assert redacted(redacted(text)) == redacted(text)
 
 
@@ -224,9 +224,7 @@ BEHAVIOURS = {
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_labelling_leaves_no_trace_of_the_key_whatever_the_endpoint_says(
-    request_labels: Any, tmp_path: Path, behaviour: str
-):
+def test_labelling_leaves_no_trace_of_the_key_for_any_reply(request_labels: Any, tmp_path: Path, behaviour: str):
     with EndpointServer(BEHAVIOURS[behaviour]) as server:
         try:
             run_label(request_labels(server.base_url), as_json=False)
@@ -262,7 +260,7 @@ async def test_an_endpoint_object_shows_no_key(monkeypatch: pytest.MonkeyPatch):
         assert isinstance(outcome, Problem)
         shown.append(repr(outcome))
     assert CANARY not in "".join(shown)
-    assert CANARY.encode() not in pickle.dumps(EndpointFile(endpoint=config))  # what is sent to the workers
+    assert CANARY.encode() not in pickle.dumps(EndpointFile(endpoint=config))  # this is sent to the workers
 
 
 # --- Redis, nonces, events -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A model directory is data: nothing in it runs, whatever it holds, unless a person asked for it."""
+"""A model directory is data: nothing in it runs unless a user allows it."""
 
 from __future__ import annotations
 

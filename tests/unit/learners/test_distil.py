@@ -55,8 +55,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 # --- the loss ---------------------------------------------------------------------------------------------
 
 
-def test_the_loss_is_what_it_says():
-    # Log-probs log 0.6 and log 0.2: log-odds log 3, mass 0.8; the teacher says log-odds 0, p = 1/2.
+def test_the_loss_matches_its_formula():
+    # Log-probs log 0.6 and log 0.2: log-odds log 3, mass 0.8; the teacher's log-odds are 0, p = 1/2.
     logprobs_B2 = torch.tensor([[0.6, 0.2]]).log()
     margins_B, weights_B = torch.tensor([0.0]), torch.tensor([2.0])
     likelihood = -0.5 * math.log(3 / 4) - 0.5 * math.log(1 / 4)
@@ -135,13 +135,13 @@ def test_a_lesson_that_teaches_nothing_is_refused(changes: dict[str, Any]):
 # --- the student ------------------------------------------------------------------------------------------
 
 
-def test_a_question_is_answered_alike_alone_and_in_company(model: str):
+def test_a_question_gets_the_same_answer_alone_and_in_a_batch(model: str):
     student = Student.load(model)
     questions = [question(3), question(4, 5, 6, 7, 8, 9), question(10, 11)]
     together = label_logprobs(student, questions)
     alone = np.concatenate([label_logprobs(student, [one]) for one in questions])
     assert together == pytest.approx(alone, abs=1e-5)
-    # What Transformers says to the whole sequence, without any padding.
+    # Transformers' result for the whole sequence, without any padding.
     network = AutoModelForCausalLM.from_pretrained(model)
     with torch.no_grad():
         logprobs_V = network(torch.tensor([[4, 5, 6, 7, 8, 9]])).logits[0, -1].log_softmax(-1)
@@ -161,7 +161,7 @@ def test_a_student_of_fewer_layers_learns_the_verdicts_and_is_saved_as_an_ordina
     logprobs_N2 = label_logprobs(student, [x.question for x in unseen])
     margins_N = logprobs_N2[:, 0] - logprobs_N2[:, 1]
     assert np.mean(np.sign(margins_N) == np.sign([x.margin for x in unseen])) > 0.9
-    assert np.exp(logprobs_N2).sum(1).min() > 0.9  # it says nothing but verdicts
+    assert np.exp(logprobs_N2).sum(1).min() > 0.9  # it answers only with verdicts
     assert abs(np.mean(margins_N)) < 0.5  # both orders were taught, so that no place is favoured
 
     student.save(tmp_path / "student")
@@ -196,7 +196,7 @@ def test_a_course_of_one_step_has_a_rate():
 
 
 @pytest.mark.parametrize("layers", [(), (2,), (-1,), (0, 0)])
-def test_layers_that_are_not_there_are_refused(model: str, layers: tuple[int, ...]):
+def test_missing_layers_are_refused(model: str, layers: tuple[int, ...]):
     with pytest.raises(InputError, match="expected different ones from 0 to 1"):
         Student.load(model, layers=layers)
 
@@ -248,7 +248,7 @@ def test_a_student_without_a_verdict_does_not_agree():
     assert (decision.agreement, decision.invalid, decision.accepted) == (0.9, 0.1, False)
 
 
-def test_pairs_that_the_teacher_does_not_decide_say_nothing():
+def test_pairs_undecided_by_the_teacher_do_not_count():
     teacher = [said(2.0)] * 250 + [said(None), said(0.0), said(math.nan)] * 20
     decision = accept([said(1.0)] * 310, teacher, held_out(310))
     assert (decision.pairs, decision.agreement) == (250, 1.0)
@@ -256,7 +256,7 @@ def test_pairs_that_the_teacher_does_not_decide_say_nothing():
     assert decision.low == pytest.approx(0.05 ** (1 / 250))
 
 
-def test_agreement_with_the_teacher_does_not_excuse_what_is_lost_against_gold():
+def test_agreement_with_the_teacher_does_not_excuse_a_loss_against_gold():
     # The student errs on 8 % of the pairs where the teacher is right.
     teacher = [said(2.0)] * 1000
     student = [said(2.0)] * 920 + [said(-2.0)] * 80
@@ -270,7 +270,7 @@ def test_agreement_with_the_teacher_does_not_excuse_what_is_lost_against_gold():
     assert (without.accepted, without.gold_pairs) == (True, 0)
 
 
-def test_many_pairs_of_few_prompts_say_less():
+def test_many_pairs_of_few_prompts_give_a_wider_interval():
     teacher = [said(2.0)] * 1000
     student = [said(-2.0) if n % 20 == 0 else said(2.0) for n in range(1000)]  # one prompt of twenty is always wrong
     apart = accept(student, teacher, held_out(1000))
@@ -294,7 +294,7 @@ def test_pairs_that_were_taught_are_refused():
         accept(student, [said(1.0)] * 300, held_out(300), taught=frozenset({"d3", "d9"}))
 
 
-def test_too_few_pairs_are_no_examination():
+def test_too_few_pairs_are_refused_as_an_examination():
     with pytest.raises(InputError, match="got 199 pairs that the teacher decides"):
         accept([said(1.0)] * 199, [said(1.0)] * 199, held_out(199))
     with pytest.raises(InputError, match="one each"):

@@ -1,4 +1,4 @@
-"""What `[learn]` refuses."""
+"""Refusals of `[learn]`."""
 
 from __future__ import annotations
 

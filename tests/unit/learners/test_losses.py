@@ -283,7 +283,7 @@ def test_the_mean_weight_and_the_sample_size_know_every_mask():
     assert metrics["ess/mean"].item() == 0.5
 
 
-def test_a_value_within_its_bound_is_not_said_to_be_clipped():
+def test_a_value_within_its_bound_is_not_reported_as_clipped():
     generator = torch.Generator().manual_seed(0)
     old, step = torch.randn(1000, generator=generator), 0.1 * torch.rand(1000, generator=generator)
     values = (old + step).requires_grad_()

@@ -1,4 +1,4 @@
-"""A new objective is one new file, and `learn.objective` names what is trained."""
+"""A new objective is one new file, and `learn.objective` selects the objective."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_an_objective_that_contradicts_or_does_not_exist_is_refused(given: dict[
         LearnConfig(**given)
 
 
-def test_naming_an_objective_of_ours_loads_no_torch():
+def test_naming_a_built_in_objective_loads_no_torch():
     code = (
         "import sys; from learners.config import LearnConfig; LearnConfig(objective='group_relative').objective_name; "
         "sys.exit('torch' in sys.modules)"

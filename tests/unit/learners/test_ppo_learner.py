@@ -297,7 +297,7 @@ def test_recomputed_activations_give_the_same_update(llama):
         torch.testing.assert_close(payloads[1][name], tensor, atol=1e-5, rtol=1e-3)
 
 
-def test_tokens_that_are_too_old_have_no_say(llama):
+def test_tokens_that_are_too_old_train_nothing(llama):
     learner = make_learner(llama, advantages="group", max_token_staleness=0, kl_coefficient=0.0)
     learner.version = 3
     before = load(learner.initial_weights().payload.tobytes())
@@ -308,7 +308,7 @@ def test_tokens_that_are_too_old_have_no_say(llama):
         assert torch.equal(tensor, before[name])
 
 
-def test_the_critic_learns_to_foretell_the_return(llama):
+def test_the_critic_learns_to_predict_the_return(llama):
     groups = [make_group(i, [3 + i % 8, 4], [[5, 6], [7, 8]], [float(i % 8), float(i % 8)]) for i in range(16)]
     learner = make_learner(llama, critic_warmup_steps=30, kl_coefficient=0.0, critic_learning_rate=5e-3)
     report, _ = learner.step(0, groups)
@@ -342,7 +342,7 @@ def adam_moments(learner, part="policy"):
 
 
 @pytest.mark.parametrize("advantages", ["gae", "group"])
-def test_a_batch_that_says_nothing_moves_nothing_and_says_so(llama, advantages):
+def test_an_uninformative_batch_moves_nothing_and_is_reported(llama, advantages):
     """Every token is too old: Adam's momentum of the step before must not move policy or critic."""
     learner = make_learner(llama, advantages=advantages, max_token_staleness=1)
     learner.step(0, random_groups())
@@ -365,7 +365,7 @@ def test_a_batch_that_says_nothing_moves_nothing_and_says_so(llama, advantages):
     assert all(torch.equal(value, after[key]) for key, value in parameters.items())
 
 
-def test_answers_that_are_all_as_good_move_nothing(llama):
+def test_equally_good_answers_move_nothing(llama):
     learner = make_learner(llama, advantages="group", kl_coefficient=0.0, minibatches=1)
     learner.step(0, random_groups())
     before = learner.initial_weights().fingerprint
@@ -377,7 +377,7 @@ def test_answers_that_are_all_as_good_move_nothing(llama):
     assert learner.version == 2
 
 
-def test_a_minibatch_that_says_nothing_leaves_the_other_its_step(llama):
+def test_an_uninformative_minibatch_leaves_the_other_its_step(llama):
     groups = [
         make_group(0, [3, 4], [[5, 6], [7, 8]], [1.0, -1.0]),
         make_group(1, [3, 4], [[5, 6], [7, 8]], [2.0, 2.0]),
@@ -390,7 +390,7 @@ def test_a_minibatch_that_says_nothing_leaves_the_other_its_step(llama):
 
 @pytest.mark.parametrize("advantages", ["gae", "group"])
 def test_masked_tokens_change_no_gradient_of_policy_critic_or_kl(llama, advantages):
-    """What a masked rollout says, and how likely it was, is of no consequence to the step."""
+    """The content of a masked rollout, and its likelihood, do not affect the step."""
     weights = set()
     for cut, reward in (([20, 21], 1.0), ([9, 30], -50.0)):
         groups = [make_group(0, [3, 4], [[5, 6], [7, 8], cut], [1.0, -1.0, reward], finish=["stop", "stop", "length"])]
@@ -426,7 +426,7 @@ def test_a_truncated_answer_may_end_in_what_the_critic_expected_of_it(llama):
     assert returns("penalise", -3.0) == ([0.5, 0.5, -5.5, -5.5], [1.0, 1.0, -5.0, -5.0])
 
 
-def test_a_new_critic_starts_at_the_mean_of_the_returns_that_are_heard(llama):
+def test_a_new_critic_starts_at_the_mean_of_the_unmasked_returns(llama):
     for mode, mean in (("keep", 2.0), ("mask", 3.0), ("bootstrap", 3.0), ("penalise", 1.5)):
         learner = make_learner(llama, truncated=mode, kl_coefficient=0.0)
         learner.step(0, [make_group(0, [3], [[5, 6], [7, 8]], [3.0, 1.0], finish=["stop", "length"])])
@@ -475,7 +475,7 @@ def test_the_reward_of_a_rollout_that_a_mask_leaves_out_moves_nothing(llama, mas
 
 
 def test_rewards_that_are_right_only_on_average_are_not_clipped():
-    """A doubly robust reward by exact enumeration: drawn with 0.3 and corrected, or what the proxy says."""
+    """A doubly robust reward by exact enumeration: drawn with 0.3 and corrected, or the proxy's value."""
     proxy, label, propensity = -3.0, 3.0, 0.3
     rewards = [float(doubly_robust([proxy], [seen], [propensity]).rewards_N[0]) for seen in (label, math.nan)]
     assert rewards[0] == pytest.approx(17.0)
@@ -508,14 +508,14 @@ def test_a_step_out_of_turn_is_a_bug(llama):
         make_learner(llama).step(3, random_groups())
 
 
-def test_a_model_that_is_not_there_is_the_users_to_mend(tmp_path):
+def test_a_missing_model_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
         make_learner(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="sees no GPU") if not torch.cuda.is_available() else pytest.warns():
         make_learner(str(tmp_path), device="cuda")
 
 
-def test_the_caller_keeps_its_random_numbers(llama):
+def test_the_callers_random_state_is_unchanged(llama):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -523,7 +523,7 @@ def test_the_caller_keeps_its_random_numbers(llama):
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_a_step_tells_reward_and_advantage_of_every_rollout(llama):
+def test_a_step_reports_reward_and_advantage_of_every_rollout(llama):
     rewards = (1.0, None, 3.0, 20.0)
     groups = [make_group(ordinal, [3, 4], [[5, 6], [7], [8, 9, 10], [5]], rewards, version=0) for ordinal in (4, 2)]
     learner = make_learner(llama, advantages="group", normalize_advantages=False, reward_clip=5.0)

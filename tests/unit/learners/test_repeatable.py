@@ -1,4 +1,4 @@
-"""A policy that is scored twice says the same twice, whatever dropout its configuration names."""
+"""Scoring a policy twice gives the same result, with any dropout in its configuration."""
 
 from __future__ import annotations
 

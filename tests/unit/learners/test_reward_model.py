@@ -100,7 +100,7 @@ def test_a_pair_has_a_probability_and_a_weight(wrong: dict[str, float]):
 # -- rewards ---------------------------------------------------------------------------------------------------
 
 
-def test_neither_padding_nor_company_moves_a_reward(model: RewardModel):
+def test_neither_padding_nor_batching_changes_a_reward(model: RewardModel):
     sequences = [(2, 5, END), (2, 7, 7, 9, 4, 3, END), (2, 4, 6, 6, END), (END,)]
     alone = [score(model, [ids])[0] for ids in sequences]
     assert score(model, sequences) == pytest.approx(alone, abs=1e-5)
@@ -250,7 +250,7 @@ def test_possible_heads_scatter_as_the_inverse_of_what_the_labels_fix(model: Rew
     assert np.cov(found[1:].T) == pytest.approx(x_NH @ covariance @ x_NH.T, rel=0.05, abs=0.05)
 
 
-def test_what_was_labelled_is_less_in_doubt(model: RewardModel):
+def test_labelled_pairs_are_less_uncertain(model: RewardModel):
     here, elsewhere = pair((2, 5, END), (2, 9, END)), pair((2, 3, 3, END), (2, 7, 4, END))
     before = margins_of_draws(model, [elsewhere], [here], draws=500).std(0)[0]
     after = margins_of_draws(model, [here] * 50 + [elsewhere], [here], draws=500).std(0)[0]
@@ -283,12 +283,12 @@ def test_new_heads_differ_by_seed_on_one_backbone(llama: str):
     assert one["network.score.weight"].std().item() == pytest.approx(33**-0.5, rel=0.4)
 
 
-def test_loading_says_nothing_about_the_new_head(llama: str, capfd: pytest.CaptureFixture[str]):
+def test_loading_prints_nothing_about_the_new_head(llama: str, capfd: pytest.CaptureFixture[str]):
     RewardModel.load(llama, pad_id=PAD, device="cpu")
     assert capfd.readouterr().err == ""
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path):
+def test_a_directory_without_a_model_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="give a Hugging Face directory"):
         RewardModel.load(tmp_path, pad_id=PAD, device="cpu")
 

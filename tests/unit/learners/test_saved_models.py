@@ -1,4 +1,4 @@
-"""What lies beside saved weights: a generation config that can be saved, and the tokenizer as it came."""
+"""Files beside saved weights: a generation config that can be saved, and the unchanged tokenizer."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_generation_config_keeps_what_can_be_saved(settings: Any, kept: Any, l
     assert saved == (settings if kept is None else kept)
 
 
-def test_what_is_dropped_is_named(policy: Path, tmp_path: Path):
+def test_dropped_settings_are_named(policy: Path, tmp_path: Path):
     student = Student.load(policy)
     student.network.generation_config = GenerationConfig.from_dict({"pad_token_id": -1})
     with pytest.warns(UserWarning, match="saved without pad_token_id = -1"):

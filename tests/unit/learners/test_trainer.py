@@ -1,4 +1,4 @@
-"""The training loop, on lines through points: against a plain loop, and what it must not do."""
+"""The training loop, on lines through points: compared with a plain loop, and its refusals."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def plant(place: Path) -> None:
     (place / "report.json").write_text(json.dumps({"seconds": 1.0}), encoding="utf-8")
 
 
-def test_what_is_grown_is_found_again(tmp_path: Path):
+def test_a_grown_nursery_is_found_again(tmp_path: Path):
     place = tmp_path / f"nursery-{fingerprint(seed=0, effort=1.0)}"
     plant(place)
     nursery = grow(tmp_path, progress=False)
@@ -49,9 +49,7 @@ def test_two_that_grow_at_once_grow_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(built) == 1
 
 
-def test_what_a_growing_that_was_killed_left_is_removed_by_the_next_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_leftovers_of_a_killed_growth_are_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     key = fingerprint(seed=0, effort=1.0)
     stale, others = tmp_path / f".growing-nursery-{key}-abc", tmp_path / ".growing-nursery-other-abc"
     for folder in (stale, others):

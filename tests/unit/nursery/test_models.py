@@ -1,4 +1,4 @@
-"""The tiny networks, their lessons and their files are what Hugging Face and the judges' prompts expect."""
+"""The tiny networks, their lessons and their files match the expectations of Hugging Face and the judges' prompts."""
 
 from __future__ import annotations
 

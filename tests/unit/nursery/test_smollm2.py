@@ -32,7 +32,7 @@ def test_a_missing_reader_is_named_too(monkeypatch: pytest.MonkeyPatch, tmp_path
         smollm2_file()
 
 
-def test_a_model_that_was_written_before_is_kept_and_anything_else_is_not_written_into(tmp_path: Path):
+def test_an_existing_model_is_kept_and_any_other_folder_is_not_written_into(tmp_path: Path):
     done = tmp_path / "done"
     done.mkdir()
     (done / "config.json").touch()

@@ -112,7 +112,7 @@ def test_any_text_has_a_verdict_for_the_same_principles():
         assert all(found == names[0] for found in names)
 
 
-def test_prompts_that_ask_nothing_known_are_judged_on_manner_alone():
+def test_prompts_without_known_questions_are_judged_only_on_manner():
     assert set(adherence(ask("how are you ?"), "gladly .")) == {"polite", "brief"}
 
 

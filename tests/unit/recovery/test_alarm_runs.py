@@ -65,7 +65,7 @@ symptom_every = 1
 
 
 class Lane:
-    """What all workers are."""
+    """The options of all workers."""
 
     groups_at_once = 4
 
@@ -228,7 +228,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Told:
-    """A command that was run: its exit code and what it printed."""
+    """A finished command: its exit code and its output."""
 
     def __init__(
         self, words: Sequence[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -245,7 +245,7 @@ class Told:
 
     @property
     def last(self) -> dict[str, str]:
-        """The last ten lines, by what they begin with."""
+        """The last ten lines, by their beginnings."""
         return dict(line.split(": ", 1) for line in self.out.splitlines()[-10:] if ": " in line)
 
     @property
@@ -263,7 +263,7 @@ def test_a_fooled_run_stops_with_cause_evidence_and_a_command_that_ends_better_b
     assert (stopped.code, stopped.summary["status"]) == (0, "stopped"), stopped.out + stopped.err
     assert stopped.summary["stopped_by"]["kind"] == "gold_falls"
     assert stopped.last["why"].startswith("alarm gold_falls at step ")
-    assert not any("gold_falls" in text for text in stopped.summary["warnings"])  # it is said once
+    assert not any("gold_falls" in text for text in stopped.summary["warnings"])  # it is reported once
     assert stopped.last["evidence"].startswith("gold ")
     best = stopped.summary["stopped_by"]["checkpoint"]
     assert f"gold liked {best} best of the checkpoints" in stopped.last["what to do"]
@@ -293,7 +293,7 @@ def test_a_fooled_run_stops_with_cause_evidence_and_a_command_that_ends_better_b
     assert event["aside"]
 
 
-def test_a_person_may_go_on_from_where_an_alarm_stopped_the_run_and_is_told_what_stands(solon: Any):
+def test_a_user_may_resume_where_an_alarm_stopped_the_run_and_sees_the_standing_alarms(solon: Any):
     stopped = solon("train", "run.toml", "--name", "night")
     step = stopped.summary["steps"]
     resumed = solon("train", "run.toml", "--name", "night", "--from", str(step), "--steps", str(step + 3))
@@ -324,7 +324,7 @@ def test_a_collapsing_run_stops_and_one_that_only_warns_says_so_at_its_end(
         assert f"look at this first: {warning}" in diagnose(look(run.directory)).do
 
 
-def test_a_run_that_fails_says_on_stderr_why_and_how_it_is_resumed(solon: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_run_prints_cause_and_resume_command_on_stderr(solon: Any, monkeypatch: pytest.MonkeyPatch):
     async def fails(self: Drifting, lease: Lease) -> Any:
         from solon.errors import RunFailedError
 
@@ -344,7 +344,7 @@ def test_a_run_that_fails_says_on_stderr_why_and_how_it_is_resumed(solon: Any, m
     }  # fmt: skip
 
 
-def test_a_run_whose_directory_goes_while_its_learner_is_replaced_ends_with_that_cause(
+def test_a_run_whose_directory_is_removed_while_its_learner_is_replaced_ends_with_that_cause(
     solon: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     step = Drifting.step

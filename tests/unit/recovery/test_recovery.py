@@ -1,4 +1,4 @@
-"""Workers that die, hang or come back: what the guard promises, and the loop on workers that are killed at random."""
+"""Workers that die, hang or return: the guard's promises, and the loop on workers that are killed at random."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Process:
     calls: int = 0
     groups_at_once: int = 1
     lost_calls: int = 0
-    """So many answers will not arrive."""
+    """This many answers will not arrive."""
 
     async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
         self.starts += 1
@@ -93,7 +93,7 @@ async def test_a_lost_worker_is_replaced_once_however_many_calls_notice():
     assert [name for name, _ in events] == ["worker_lost", "worker_recovered"]
 
 
-async def test_a_worker_that_hangs_is_noticed_without_being_asked_anything_and_its_calls_end():
+async def test_a_hanging_worker_is_detected_without_a_call_and_its_calls_end():
     process = Process()
     guard, events = make_guard(process)
     guard.start()
@@ -105,7 +105,7 @@ async def test_a_worker_that_hangs_is_noticed_without_being_asked_anything_and_i
     await guard.close()
 
 
-async def test_a_worker_whose_answer_is_lost_stays_if_it_gives_a_sign_of_life():
+async def test_a_worker_whose_answer_is_lost_stays_if_it_answers_a_heartbeat():
     process = Process(lost_calls=2)
     guard, events = make_guard(process)
     outcomes = await asyncio.gather(*(guard.call(process.touch()) for _ in range(2)), return_exceptions=True)
@@ -124,7 +124,7 @@ async def test_a_call_that_may_be_repeated_is_made_again_to_the_same_worker():
 
 
 @pytest.mark.parametrize("what", ["hangs", "is not reached"])
-async def test_a_worker_whose_answer_is_lost_and_that_gives_no_sign_of_life_is_replaced(what: str):
+async def test_a_worker_whose_answer_is_lost_and_that_answers_no_heartbeat_is_replaced(what: str):
     process = Process(lost_calls=1)
     guard, events = make_guard(process)
     call = guard.call(process.touch())
@@ -139,7 +139,7 @@ async def test_a_worker_whose_answer_is_lost_and_that_gives_no_sign_of_life_is_r
     assert [name for name, _ in events] == ["worker_lost", "worker_recovered"]
 
 
-async def test_a_worker_behind_a_bad_line_is_replaced_in_the_end():
+async def test_a_worker_behind_a_bad_connection_is_replaced_eventually():
     process = Process()
     guard, events = make_guard(process)
     for _ in range(LOST_CALLS + 1):
@@ -151,12 +151,12 @@ async def test_a_worker_behind_a_bad_line_is_replaced_in_the_end():
     assert [name for name, _ in events] == ["call_lost"] * LOST_CALLS + ["worker_lost", "worker_recovered"]
 
 
-async def test_a_lost_beat_is_asked_for_again():
+async def test_a_lost_heartbeat_is_requested_again():
     process = Process()
     guard, events = make_guard(process)
     guard.start()
     process.lost_calls = 1
-    while process.calls < 4:  # noqa: ASYNC110 - what is tested is that nobody has to say anything
+    while process.calls < 4:  # noqa: ASYNC110 - the test shows that no notification is needed
         await asyncio.sleep(0.01)
     assert not events
     await guard.close()
@@ -176,11 +176,11 @@ async def test_a_late_error_of_a_lost_worker_does_not_end_the_next_one():
     assert [name for name, _ in events] == ["worker_lost", "worker_recovered"]
 
 
-async def test_an_engine_that_has_work_and_does_not_move_is_replaced():
+async def test_an_engine_with_work_and_without_progress_is_replaced():
     process = Process(stalled_s=700.0)
     guard, events = make_guard(process)
     guard.start()
-    while process.starts == 0:  # noqa: ASYNC110 - what is tested is that nobody has to say anything
+    while process.starts == 0:  # noqa: ASYNC110 - the test shows that no notification is needed
         await asyncio.sleep(0.01)
     assert "has had work for 700 s without progress" in events[0][1]["cause"]
     await guard.close()
@@ -197,7 +197,7 @@ async def test_a_restart_storm_ends_with_one_cause():
     assert [name for name, _ in events] == ["worker_lost", "restart_failed", "restart_failed", "restart_failed"]
 
 
-async def test_a_replacement_that_raises_when_it_starts_is_tried_again():
+async def test_a_replacement_that_fails_to_start_is_tried_again():
     class Full(Process):
         async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
             if self.starts < 2:
@@ -229,7 +229,7 @@ async def test_a_worker_that_starts_slower_than_the_window_and_fails_at_its_firs
     assert process.starts == 3
 
 
-async def test_an_answer_between_two_losses_ends_the_row():
+async def test_an_answer_between_two_losses_resets_the_count():
     now = [0.0]
     process = Process()
     guard = Guard(process, QUICK.model_copy(update={"max_restarts": 2, "window_s": 60}), clock=Clock(lambda: now[0]))
@@ -242,7 +242,7 @@ async def test_an_answer_between_two_losses_ends_the_row():
     assert process.starts == 6
 
 
-async def test_an_engine_that_fails_inside_is_replaced_like_a_dead_one_and_its_cause_is_told():
+async def test_an_engine_with_an_internal_failure_is_replaced_like_a_dead_one_and_its_cause_is_reported():
     process = Process()
     guard, events = make_guard(process)
 
@@ -256,7 +256,7 @@ async def test_an_engine_that_fails_inside_is_replaced_like_a_dead_one_and_its_c
     assert "CUDA out of memory" in dict(events)["worker_lost"]["cause"]
 
 
-async def test_an_engine_that_always_fails_inside_ends_the_run_with_what_it_failed_of():
+async def test_an_engine_that_always_fails_internally_ends_the_run_with_the_cause():
     process = Process()
     guard, _ = make_guard(process, max_restarts=2)
 
@@ -296,7 +296,7 @@ async def test_restarts_are_forgotten_when_their_window_has_passed():
         await soon(guard.ready())
 
 
-async def test_a_run_goes_on_without_one_of_several_and_ends_with_the_last():
+async def test_a_run_continues_without_one_of_several_workers_and_ends_with_the_last():
     first, second = Process(name="rollout-0", fails_to_start=99), Process(name="rollout-1", fails_to_start=99)
     guards = [make_guard(process, max_restarts=1)[0] for process in (first, second)]
     Pool([SupervisedJudge(process, guard) for process, guard in zip((first, second), guards, strict=True)])
@@ -331,7 +331,7 @@ async def test_a_replacement_that_is_not_ready_in_time_counts_as_lost():
         await soon(guard.ready())
 
 
-async def test_the_time_that_a_node_takes_to_start_is_not_the_time_that_a_model_takes_to_load():
+async def test_the_start_of_a_node_and_the_loading_of_a_model_have_separate_deadlines():
     class Placed(Process):
         async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
             await asyncio.sleep(0.2)
@@ -343,7 +343,7 @@ async def test_the_time_that_a_node_takes_to_start_is_not_the_time_that_a_model_
     assert [name for name, _ in events] == ["worker_lost", "worker_recovered"]
 
 
-async def test_a_replacement_without_a_place_ends_the_run_at_its_deadline_unless_others_do_its_work():
+async def test_a_replacement_without_a_node_ends_the_run_at_its_deadline_unless_others_do_its_work():
     class Homeless(Process):
         async def restart(self, placed: Callable[[], None] = lambda: None) -> None:
             await asyncio.sleep(60 if self.alive else 0)
@@ -477,7 +477,7 @@ class Mortal:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_whoever_is_killed_or_stopped_at_random_every_group_is_trained_once(seed: int):
+async def test_every_group_is_trained_once_whichever_workers_die_or_hang_at_random(seed: int):
     steps, rng = 25, random.Random(seed)
     world = Mortal(steps=steps)
 
@@ -528,7 +528,7 @@ async def test_a_learner_that_dies_comes_back_with_the_same_weights_and_nothing_
     assert sorted(o for batch in world.learner.trained for o in batch) == list(range(24))
 
 
-async def test_a_learner_whose_answer_is_lost_is_made_again_so_that_no_step_is_trained_twice():
+async def test_a_learner_whose_answer_is_lost_is_rebuilt_so_that_no_step_is_trained_twice():
     world = Mortal(steps=6)
     lost: list[int] = []
 
@@ -546,7 +546,7 @@ async def test_a_learner_whose_answer_is_lost_is_made_again_so_that_no_step_is_t
     assert sorted(o for batch in world.learner.trained for o in batch) == list(range(24))
 
 
-async def test_weights_lost_with_the_learners_machine_are_published_when_a_new_learner_made_them_again():
+async def test_weights_lost_with_the_learners_machine_are_published_after_a_new_learner_recomputed_them():
     world = Mortal(steps=6, rollouts=1)
     lost: list[int] = []
 
@@ -584,7 +584,7 @@ async def test_a_batch_whose_payload_is_gone_is_generated_again_and_trained_once
     assert {fields["ordinal"] for name, fields in witness.events if name == "group_lost"} == gone
 
 
-async def test_what_a_stream_that_ends_early_leaves_out_is_generated_again():
+async def test_groups_missing_from_a_truncated_stream_are_generated_again():
     class Forgetful(FakeRollout):
         async def generate(self, work: Sequence[Assignment]) -> AsyncIterator[tuple[GenerationReport, Any]]:
             some = [item for item in work if item.grant.attempt or item.grant.ordinal % 3]
@@ -598,7 +598,7 @@ async def test_what_a_stream_that_ends_early_leaves_out_is_generated_again():
     assert {fields["ordinal"] for name, fields in witness.events if name == "group_lost"} == set(range(0, 20, 3))
 
 
-async def test_a_group_that_kills_every_engine_is_dropped_with_its_reason_and_the_run_goes_on():
+async def test_a_group_that_kills_every_engine_is_dropped_with_its_reason_and_the_run_continues():
     world = Mortal(steps=5)
     poisoned = 3
 

@@ -13,7 +13,7 @@ from solon.recovery.startup import START_TRIES, start
 
 
 class Worker:
-    """Fails to start as often, and in the way, that it is told to."""
+    """Fails to start as often, and in the way, that is configured."""
 
     name = "judge-0"
 
@@ -37,7 +37,7 @@ def tell_into(events: list[str]) -> Any:
     return lambda name, **fields: events.append(f"{name} {fields['worker']}: {fields['cause']}")
 
 
-async def test_a_worker_that_dies_or_is_not_heard_of_when_it_starts_is_started_again():
+async def test_a_worker_that_dies_or_stays_silent_at_its_start_is_started_again():
     events: list[str] = []
     worker = Worker(WorkerLostError("its node is gone"), CallLostError("unreachable"))
     steps: list[str] = []
@@ -56,7 +56,7 @@ async def test_a_worker_that_never_starts_ends_with_its_last_cause():
     assert worker.replaced == START_TRIES - 1
 
 
-async def test_a_worker_out_of_reach_is_waited_for_until_its_node_may_have_been_noticed_to_be_gone():
+async def test_an_unreachable_worker_is_waited_for_until_the_loss_of_its_node_can_be_detected():
     worker, events = Worker(*(CallLostError(f"silence {n}") for n in range(9))), list[str]()
     began = time.monotonic()
     with pytest.raises(CallLostError, match="silence 3"):
@@ -65,7 +65,7 @@ async def test_a_worker_out_of_reach_is_waited_for_until_its_node_may_have_been_
     assert worker.replaced == len(events) == 3
 
 
-async def test_what_a_worker_says_of_its_own_model_is_not_tried_again():
+async def test_an_error_about_the_model_itself_is_not_retried():
     worker = Worker(InputError("no such model"))
     with pytest.raises(InputError, match="no such model"):
         await start(worker, emit=tell_into([]))
