@@ -233,6 +233,12 @@ def _refuse_keys_of_pools(given: Mapping[str, Any], stages: Sequence[Stage], sou
                 f"{source}: `{key}` is a key of a run file, expected [pools.NAME] with role, model and engine; "
                 f"set {other} instead"
             )
+    for section, kind in (("evaluate", EvaluateStage), ("watch", AuditStage)):
+        if section in given and not any(isinstance(stage, kind) for stage in stages):
+            raise InputError(
+                f"{source}: `{section}` has no effect without a stage of type {kind.kind}, and there is none; add one, "
+                "or remove it"
+            )
     for section, keys in SECTIONS_OF_POOLS.items():
         settings = given.get(section)
         for key in [key for key in keys if isinstance(settings, Mapping) and key in settings]:

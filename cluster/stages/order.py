@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from cluster.config.pools import PoolSpec
 from cluster.pools import known_roles
@@ -26,10 +26,11 @@ def check_stages(stages: Sequence[Stage], pools: Mapping[str, PoolSpec], *, sour
             f"{source}: no stage names the pool {unused[0]!r}, which would be started for nothing; name it in a stage, "
             "or remove it"
         )
-    _check_sizes(pools, source)
+    training = next(stage for stage in stages if "trained policy" in stage.makes)
+    _check_sizes(pools, source, trained={need.name for need in training.pools()})
 
 
-def _check_sizes(pools: Mapping[str, PoolSpec], source: str) -> None:
+def _check_sizes(pools: Mapping[str, PoolSpec], source: str, *, trained: Collection[str]) -> None:
     """Refuses pools and workers that would be started and not used."""
     roles = known_roles()
     for name, pool in pools.items():
@@ -39,6 +40,7 @@ def _check_sizes(pools: Mapping[str, PoolSpec], source: str) -> None:
                 f"worker of it is asked; set pools.{name}.size = 1"
             )
         alike = [other for other, spec in pools.items() if spec.role == pool.role]
+        alike.sort(key=lambda other: other not in trained)  # the one that receives the weights is kept
         if roles[pool.role].is_once and len(alike) > 1:
             size = sum(pools[other].size for other in alike)
             raise InputError(

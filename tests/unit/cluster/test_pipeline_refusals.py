@@ -22,9 +22,7 @@ def test_a_second_pool_of_engines_that_would_get_no_weights_is_refused(tmp_path:
     auditor = AUDITORS.partition("[pools.second]")[0]
     message = refusal(tmp_path, text + auditor + asks + TRAIN)
     assert "have the role rollout, expected one pool of this role" in message
-    assert "pools.policy" in message
-    assert "pools.other" in message
-    assert "size = 3" in message
+    assert "remove pools.other, name 'policy' in every stage and set pools.policy.size = 3" in message
 
 
 def test_the_engines_that_get_the_weights_are_those_that_the_training_names(tmp_path: Path):
@@ -91,6 +89,15 @@ def test_the_model_of_an_auditor_is_set_in_its_pool(tmp_path: Path):
         ):
             assert instead in message
             assert f"set pools.{pool}.model instead" in message
+
+
+@pytest.mark.parametrize(("section", "kind", "setting"), [("evaluate", "evaluate", "max_prompts = 5"),
+                                                          ("watch", "audit", "kl_factor = 3.0")])  # fmt: skip
+def test_a_section_that_no_stage_uses_is_refused(tmp_path: Path, section: str, kind: str, setting: str):
+    words = f"`{section}` has no effect without a stage of type {kind}"
+    assert words in refusal(tmp_path, f"{POOLS}[{section}]\n{setting}\n{TRAIN}")
+    assert words in refusal(tmp_path, POOLS + TRAIN, f"{section}.{setting.replace(' = ', '=')}")
+    assert load(tmp_path, WHOLE, f"{section}.{setting.replace(' = ', '=')}")
 
 
 def test_keys_of_the_judges_section_name_the_pool_of_the_judges(tmp_path: Path):
