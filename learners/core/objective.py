@@ -81,7 +81,13 @@ class Objective(ABC, Generic[BatchT, MicrobatchT]):
 
     @abstractmethod
     def prepare(self, batch: BatchT, context: StepContext[MicrobatchT]) -> Prepared[MicrobatchT]:
-        """Everything that stays fixed while the networks move. Raises RunFailedError for a batch that cannot train."""
+        """Minibatches, metrics and trained groups of one step. Raises RunFailedError for a batch that cannot train."""
+
+    def completed(
+        self, batch: BatchT, prepared: Prepared[MicrobatchT], context: StepContext[MicrobatchT]
+    ) -> Prepared[MicrobatchT]:
+        """`prepared` with the metrics and groups that `prepare` left out."""
+        return prepared
 
     @abstractmethod
     def loss(self, microbatch: MicrobatchT, denominator: float) -> Iterator[Loss]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from learners.core.batch import Batch
 from learners.core.config import TrainerConfig
-from learners.core.objective import Minibatch, Objective, Part, StepContext
+from learners.core.measure import batch_metrics, groups_without_advantages
+from learners.core.objective import Minibatch, Objective, Part, Prepared, StepContext
 from learners.core.packing import Microbatch
 from learners.core.policy import Policy
 from solon.records import NO_FILTERS, Filters, TrainingGroup
@@ -54,6 +55,16 @@ class PolicyObjective(Objective[Sequence[TrainingGroup], Microbatch]):
     def parts(self) -> dict[str, Part]:
         """Only the policy."""
         return {"policy": Part(self.policy.model, self.config.learning_rate)}
+
+    def completed(
+        self, batch: Sequence[TrainingGroup], prepared: Prepared[Microbatch], context: StepContext[Microbatch]
+    ) -> Prepared[Microbatch]:
+        """Where `prepare` names no groups: metrics of the batch, and its groups without advantages."""
+        if prepared.groups:
+            return prepared
+        arrays = self.batch_of(batch)
+        metrics = batch_metrics(arrays, context.step, self.microbatches(arrays, arrays.trained_groups()))
+        return replace(prepared, metrics={**metrics, **prepared.metrics}, groups=groups_without_advantages(batch))
 
     def batch_of(self, groups: Sequence[TrainingGroup], **options: Any) -> Batch:
         """The groups as arrays; options: as for `Batch.of`. Raises RunFailedError when no rollout has a reward."""

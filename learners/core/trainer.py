@@ -79,7 +79,8 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         if step != self.version:
             raise ValueError(f"step {step} was given to a learner at version {self.version}")
         started, clock = time.time(), time.perf_counter()
-        prepared = self.objective.prepare(batch, self.context(step))
+        context = self.context(step)
+        prepared = self.objective.completed(batch, self.objective.prepare(batch, context), context)
         ready = time.perf_counter()
         metrics = {**prepared.metrics, **self._updates(step, prepared)}
         self.version = step + 1

@@ -6,8 +6,10 @@ The name of an objective is the name of its module, so a new objective is a new 
         def prepare(self, batch, context): ...
         def loss(self, microbatch, denominator): ...
 
-A subclass of `PolicyObjective` can be named by `learn.objective`. Modules are imported on demand: importing this
-package loads no torch.
+`prepare` returns `Prepared(minibatches=self.minibatches(self.batch_of(batch), context))`, and may add metrics, and
+groups with advantages; metrics of the batch and its rewards are recorded in any case. `loss` yields a scalar, divided
+by `denominator`, and its metrics. A subclass of `PolicyObjective` can be named by `learn.objective`. Modules are
+imported on demand: importing this package loads no torch.
 """
 
 from __future__ import annotations

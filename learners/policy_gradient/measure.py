@@ -1,4 +1,4 @@
-"""Metrics of a batch, and the reward and advantage of every rollout."""
+"""The reward and advantage of every rollout."""
 
 from __future__ import annotations
 
@@ -7,44 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from learners.core.batch import Batch
-from learners.core.packing import Microbatch
 from learners.policy_gradient.targets import Targets
 from solon.records import TrainedGroup, TrainingGroup
-
-
-def batch_metrics(batch: Batch, step: int, microbatches: Sequence[Microbatch]) -> dict[str, float]:
-    """Rewards, lengths, staleness and padding of a batch; keys `what/stat`."""
-    total = sum(len(rewards) for rewards in batch.group_rewards)
-    valid = np.array([r for rewards in batch.group_rewards for r in rewards if r is not None])
-    spreads = [
-        np.std([r for r in rewards if r is not None])
-        for rewards in batch.group_rewards
-        if any(r is not None for r in rewards)
-    ]
-    age_N = step - batch.version_N
-    oldest_R = np.maximum.reduceat(age_N, batch.start_R)
-    padded = sum(microbatch.padded for microbatch in microbatches)
-    used = sum(microbatch.used for microbatch in microbatches)
-    apart = sum(len(batch.prompts[p]) for p in batch.group_R) + batch.num_tokens - batch.num_rollouts
-    return {
-        "reward/mean": float(valid.mean()),
-        "reward/std": float(valid.std()),
-        "reward/min": float(valid.min()),
-        "reward/max": float(valid.max()),
-        "reward_in_group/std": float(np.mean(spreads)),
-        "reward_valid/share": len(valid) / total,
-        "rollouts/sum": float(batch.num_rollouts),
-        "groups/sum": float(len(batch.ordinals)),
-        "tokens/sum": float(batch.num_tokens),
-        "response_length/mean": float(batch.length_R.mean()),
-        "response_length/max": float(batch.length_R.max()),
-        "truncated/share": float(batch.truncated_R.mean()),
-        "staleness/mean": float(age_N.mean()),
-        "staleness/p50": float(np.median(oldest_R)),
-        "staleness/max": float(oldest_R.max()),
-        "padding/share": 1.0 - used / padded,
-        "shared_prompt/share": 1.0 - used / apart,
-    }
 
 
 def trained_groups(groups: Sequence[TrainingGroup], batch: Batch, targets: Targets) -> tuple[TrainedGroup, ...]:

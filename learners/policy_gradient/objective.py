@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from learners.core.batch import Batch
+from learners.core.measure import batch_metrics
 from learners.core.objective import Loss, Metrics, Prepared, StepContext
 from learners.core.packing import Microbatch
 from learners.core.policy_objective import PolicyObjective, PolicySource
 from learners.policy_gradient.config import PolicyGradientConfig
 from learners.policy_gradient.losses import policy_loss
-from learners.policy_gradient.measure import batch_metrics, trained_groups
+from learners.policy_gradient.measure import trained_groups
 from learners.policy_gradient.targets import Advantages, Metric, Scores, Targets, mean_of, policy_targets
 from solon.records import TrainingGroup
 

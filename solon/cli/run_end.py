@@ -13,17 +13,19 @@ from solon.doctor.ending import Ending
 
 
 def end_table(summary: dict[str, Any]) -> Table:
-    """Held-out scores before and after."""
+    """Held-out scores, a column per evaluation, and the change from the first to the last."""
+    scores = {name: found for name, found in summary["eval"].items() if found}
     table = Table(title="held-out adherence", title_justify="left")
-    for column in ("principle", "before", "after", "change"):
+    for column in ("principle", *map(visible, scores), "change"):
         table.add_column(column, justify="left" if column == "principle" else "right")
-    before, after = summary["eval"]["before"] or {}, summary["eval"]["after"] or {}
-    for name in [*(n for n in before if n != "mean"), *(["mean"] if before else [])]:
-        change = after[name] - before[name] if name in after else None
+    names = dict.fromkeys(name for found in scores.values() for name in found)
+    for name in [*(n for n in names if n != "mean"), *(["mean"] if "mean" in names else [])]:
+        values = [found.get(name) for found in scores.values()]
+        first, last = values[0], values[-1]
+        change = last - first if len(values) > 1 and first is not None and last is not None else None
         table.add_row(
             Text(visible(name), style="bold" if name == "mean" else ""),
-            f"{before[name]:.3f}",
-            f"{after[name]:.3f}" if name in after else "-",
+            *("-" if value is None else f"{value:.3f}" for value in values),
             Text(f"{change:+.3f}", style="green" if change >= 0 else "red") if change is not None else "-",
         )
     return table

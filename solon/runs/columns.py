@@ -23,7 +23,7 @@ ROLLOUTS: Mapping[str, str] = {
     "finish_reason": "`stop`: it ended by itself; `length`: at `rollout.max_tokens`; `abort`: it was interrupted",
     "created_ns": "when the row was made, nanoseconds since the epoch",
     "reward": "the result of its labels, in nats, before `learn.reward_clip`; null: no valid label, or none yet",
-    "advantage": "mean over its trained tokens of the factor in the policy loss; null: none of it was trained",
+    "advantage": "mean over its trained tokens of the factor in the policy loss; null: not trained, or there is none",
     "step": "the step whose batch it was in; trained if `advantage` is not null; null: none (yet), dropped or left",
 }
 

@@ -73,6 +73,10 @@ def test_a_new_objective_is_one_new_file_that_a_run_names_trains_with_and_resume
     for step in range(4):
         report, manifest, weights = learner.step(step, *payloads(step))
         losses.append(report.metrics["learn/likelihood_loss/mean"])
+        assert {"learn/reward/mean", "learn/staleness/max", "learn/tokens/sum"} <= report.metrics.keys()
+        assert [group.rewards_G for group in report.groups] == [
+            one.feedback.rewards_G for one in random_groups(version=step)
+        ]
         fingerprints.add(weights.fingerprint)
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.9 * losses[0]
