@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from solon.cli.run_end import end_lines
+from solon.cli.run_end import end_lines, end_table
 from solon.cli.run_lines import clock, reward_line, step_line
 from solon.cli.view import LiveView, PlainView, SilentView, make_view, picture
 from solon.ledger.ledger import Lease
@@ -286,3 +286,15 @@ def test_groups_dropped_for_one_reason_are_reported_together_with_a_remedy():
     assert len(told) == 3
     assert "16 groups dropped: the judge is unsure (low_mass)" in told[-1]
     assert "feedback.template" in told[-1]
+
+
+def test_every_evaluation_has_its_column_whatever_it_is_called():
+    scores = {"before": None, "half-way": {"brief": 0.5, "mean": 0.5}, "after": {"brief": 0.75, "mean": 0.75}}
+    table = end_table({"eval": scores})
+    assert [column.header for column in table.columns] == ["principle", "half-way", "after", "change"]
+    assert [list(column.cells) for column in table.columns[1:3]] == [["0.500", "0.500"], ["0.750", "0.750"]]
+    assert [str(cell) for cell in table.columns[3].cells] == ["+0.250", "+0.250"]
+    assert [column.header for column in end_table({"eval": {"after": {"mean": 1.0}}}).columns][1:] == [
+        "after",
+        "change",
+    ]
