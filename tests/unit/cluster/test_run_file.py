@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from cluster.config.run_file import RunFile, looks_like_hub_name
+from cluster.pipeline_file import load_run
 from solon.cli.main import MAX_SEED
 from solon.engines.chat_settings import ThinkingMarks
 from solon.errors import InputError
@@ -49,8 +50,8 @@ def refusal(tmp_path: Path, text: str = "", *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_every_example_is_a_valid_run_file(path: Path):
-    assert RunFile.load(path).steps >= 1
+def test_every_example_is_a_valid_run_or_pipeline_file(path: Path):
+    assert load_run(path).steps >= 1
 
 
 def test_there_are_examples():
