@@ -21,11 +21,17 @@ setup: ## install the pinned stack and Solon into .venv
 demo: setup ## train tiny models and align one from AI feedback on this machine, in minutes
 	@$(BIN)/solon demo
 
-# Unit tests run in parallel; the others start clusters and are sensitive to timing, so they run one at a time.
+# Unit tests run in parallel. Of the others two files run at a time, as they mostly wait for clusters and engines to start.
+# Some are sensitive to timing: what fails beside others runs again by itself, and that decides.
 test: setup ## all tests that need no GPU, the quick ones first
-	@failed=; \
+	@failed=; made=; \
+	[ -n "$$SOLON_TEST_CACHE" ] || { made=$$(mktemp -d); export SOLON_TEST_CACHE=$$made; }; \
 	$(BIN)/python -m pytest -n logical tests/unit || failed=yes; \
-	$(BIN)/python -m pytest -m "not gpu and not soak" --ignore tests/unit || failed=yes; \
+	XDG_CACHE_HOME=$$SOLON_TEST_CACHE $(BIN)/python -P -m nursery || failed=yes; \
+	rest='--ignore tests/unit'; which='not gpu and not soak'; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$$which" $$rest || \
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "$$which" $$rest || failed=yes; \
+	[ -z "$$made" ] || rm -rf "$$made"; \
 	test -z "$$failed"
 
 test-unit: setup ## tests without Ray, engines or a GPU: two minutes
