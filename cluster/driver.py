@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cluster.final_summary import FinalSummary
@@ -28,6 +28,8 @@ class Driver:
         self._session = session
         self._stages = stages
         self._final = FinalSummary(session.directory, end=self._end_of)
+        self._is_ending = False
+        """The stages have ended: records and workers are being closed."""
 
     async def drive(self) -> dict[str, Any]:
         """Run to the end; the summary is written and shown in every case."""
@@ -37,12 +39,18 @@ class Driver:
         session.open_records(on_failure=self._recording_failed)
         try:
             async with session:
-                status = await self._run_stages()
+                try:
+                    status = await self._run_stages()
+                finally:
+                    self._is_ending = True
         except asyncio.CancelledError:
-            if not session.signals.interrupted and self._final.ray_failure is None:
+            if session.directory.is_gone:
+                failure = _raised(session.directory.require_here)
+            elif not session.signals.interrupted and self._final.ray_failure is None:
                 raise
-            status = "stopped"
-            session.stopped_by = {"kind": "interrupted", "message": session.signals.said(at_once=True)}
+            else:
+                status = "stopped"
+                session.stopped_by = {"kind": "interrupted", "message": session.signals.said(at_once=True)}
         except Exception as error:
             # The records may fail after an orderly stop.
             status, failure = "failed", session.directory.explained(error)
@@ -71,7 +79,7 @@ class Driver:
         """Nothing can be recorded: end after the current step, or at once when the directory is gone. A learner that is
         being replaced would wait there for its checkpoint for ever."""
         self._session.stop.set()
-        if self._session.directory.is_gone:
+        if self._session.directory.is_gone and not self._is_ending:  # the end waits for nothing that could be cut short
             self._final.cut_short()
 
     # -- called from the thread that watches Ray (cluster.ray_session.watch) -----------------------------------------
@@ -107,3 +115,11 @@ class Driver:
     def _end_of(self, summary: Mapping[str, Any]) -> Mapping[str, str | None]:
         directory = self._session.directory
         return ending(summary, directory.config, directory.path.absolute(), has_begun=self.has_begun).as_json()
+
+
+def _raised(check: Callable[[], None]) -> RunFailedError | None:
+    try:
+        check()
+    except RunFailedError as error:
+        return error
+    return None
