@@ -31,7 +31,7 @@ class PoolSpec(Section):
     """What its workers do: `rollout`, `judge`, `audit`, or another role in `cluster/pools/`."""
     model: ModelName = ""
     """The model that every worker holds: a directory, a hub name, or the file of an endpoint."""
-    size: Annotated[int, MayChange()] = Field(1, ge=0)
+    size: Annotated[int, MayChange()] = Field(1, ge=0, strict=True)
     """Number of workers, each its own Ray actor; 0: none is started."""
     engine: EngineOptions = EngineOptions()
     """How the engine of each worker is built."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from types import ModuleType
 from typing import TypeVar
@@ -12,7 +11,10 @@ T = TypeVar("T")
 
 
 def classes_in(package: ModuleType, base: type[T], *, name: str) -> dict[str, type[T]]:
-    """Every concrete subclass of `base` that a module of the package defines, by its class attribute `name`."""
+    """Every subclass of `base` that a module of the package defines, by its class attribute `name`.
+
+    Raises TypeError for one that lacks a method, and for two of one name.
+    """
     found: dict[str, type[T]] = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
@@ -20,8 +22,10 @@ def classes_in(package: ModuleType, base: type[T], *, name: str) -> dict[str, ty
             if not (isinstance(one, type) and issubclass(one, base) and one.__module__ == module.__name__):
                 continue
             key = getattr(one, name, "")
-            if not key or inspect.isabstract(one):
+            if not key:
                 continue
+            if missing := sorted(getattr(one, "__abstractmethods__", ())):
+                raise TypeError(f"{one.__module__}.{one.__qualname__} has no {', '.join(missing)}; define it")
             if key in found:
                 raise TypeError(f"{found[key].__qualname__} and {one.__qualname__} are both {name} = {key!r}")
             found[key] = one

@@ -15,4 +15,4 @@ from cluster.stages.base import Stage
 
 def known_stages() -> dict[str, type[Stage]]:
     """The stages in this folder, by type."""
-    return classes_in(sys.modules[__name__], Stage, name="kind")
+    return classes_in(sys.modules[__name__], Stage, name="kind")  # type: ignore[type-abstract]

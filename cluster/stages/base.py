@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -50,6 +51,6 @@ class Stage(Section):
         """The pools that it names."""
         return ()
 
+    @abstractmethod
     async def run(self, session: RunSession) -> bool:
         """Whether the work was done; False: the run was stopped first, and `--resume` does it."""
-        raise NotImplementedError

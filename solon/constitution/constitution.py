@@ -16,10 +16,11 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from solon.constitution.file import parse_yaml, read_text
+from solon.constitution.file import MAX_CHARACTERS, parse_yaml
 from solon.constitution.rules import Aggregation, PrincipleSampling
 from solon.constitution.sections import AppliesIf, Example, Id, Predicate, Section, Text, UnitTest
 from solon.errors import InputError, nearest
+from solon.files.text_file import read_text
 from solon.files.validation import describe_invalid
 from solon.records import Prompt
 from solon.verdicts import Task
@@ -224,7 +225,7 @@ class Constitution(Section):
         expected_hash: if given, a text with another hash is refused.
         """
         what = f"constitution {path}"
-        constitution = cls.parse(read_text(Path(path), what="constitution"), what=what)
+        constitution = cls.parse(read_text(Path(path), what="constitution", most=MAX_CHARACTERS), what=what)
         if expected_hash:
             constitution.require_hash(expected_hash)
         return constitution

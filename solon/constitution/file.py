@@ -6,7 +6,6 @@ The content is checked in `solon.constitution.constitution`.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,20 +19,6 @@ MAX_CHARACTERS = 256 * 1024
 MAX_DEPTH = 24
 MAX_VALUES = 20_000
 """Most values in a file after every alias is expanded."""
-
-
-def read_text(path: Path, *, what: str) -> str:
-    """The text of a file without its byte order mark. Raises an InputError that begins with `what`."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            text = file.read(MAX_CHARACTERS + 1)
-    except FileNotFoundError:
-        raise InputError(f"{what} {path} does not exist; check the path") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what} {path} cannot be read: {error}") from None
-    if len(text) > MAX_CHARACTERS:
-        raise InputError(f"{what} {path} has more than {MAX_CHARACTERS:,} characters; is it the right file?")
-    return text
 
 
 def parse_yaml(text: str, *, what: str) -> Any:

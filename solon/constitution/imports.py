@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from solon.constitution.constitution import SCHEMA, Constitution
-from solon.constitution.file import format_yaml, parse_yaml, read_text
+from solon.constitution.file import MAX_CHARACTERS, format_yaml, parse_yaml
 from solon.errors import InputError, short
 from solon.files.prompts import is_text
+from solon.files.text_file import read_text
 
 Form = Literal["hf", "langchain"]
 Kind = Literal["harmless", "helpful", "honest", "style", "safety"]
@@ -98,7 +99,7 @@ def import_constitution(
 
 def _read(path: Path, what: str) -> Any:
     """JSON, one JSON value per line, or YAML, by the name of the file."""
-    text = read_text(path, what="constitution")
+    text = read_text(path, what="constitution", most=MAX_CHARACTERS)
     suffix = path.suffix.lower()
     if suffix not in (".json", ".jsonl", ".ndjson"):
         return parse_yaml(text, what=what)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from solon.errors import InputError
+from solon.files.text_file import read_text
 
 MAX_CHARACTERS = 1024 * 1024
 MAX_DEPTH = 32
@@ -21,15 +22,7 @@ def read_toml(path: Path, *, what: str) -> dict[str, Any]:
     what: names the file in messages, as in `run file`.
     """
     language = "JSON" if path.suffix.lower() == ".json" else "TOML"
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            text = file.read(MAX_CHARACTERS + 1)
-    except FileNotFoundError:
-        raise InputError(f"{what} {path} does not exist; check the path") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what} {path} cannot be read: {error}") from None
-    if len(text) > MAX_CHARACTERS:
-        raise InputError(f"{what} {path} has more than {MAX_CHARACTERS:,} characters; is it the right file?")
+    text = read_text(path, what=what, most=MAX_CHARACTERS)
     try:
         raw = json.loads(text) if language == "JSON" else tomllib.loads(text)
         if is_deep(raw):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from cluster import stages
 from cluster.config.run_file import RunFile
 from cluster.pipeline_file import load_run
+from cluster.stages import known_stages
 from solon.errors import InputError
 from tests.unit.cluster.test_pipeline_file import AUDIT, AUDITORS, POOLS, TRAIN, WHOLE, evaluate, load, refusal
 from tests.unit.run_files import write_run
@@ -121,3 +124,20 @@ def test_the_name_of_an_evaluation_is_fit_for_a_file_name(tmp_path: Path, name: 
     assert "letters, digits, `-` and `_`" in refusal(tmp_path, text)
     stages = load(tmp_path, text.replace(f'"{name}"', '"Held-out_2"'))
     assert "Held-out_2" in str(stages)
+
+
+@pytest.mark.parametrize("size", ["true", "2.0", '"2"'])
+def test_the_size_of_a_pool_is_a_whole_number_and_nothing_that_looks_like_one(tmp_path: Path, size: str):
+    message = refusal(tmp_path, (POOLS + TRAIN).replace('role = "judge"', f'role = "judge"\nsize = {size}', 1))
+    assert "size" in message
+    assert "expected a whole number" in message
+
+
+def test_a_stage_that_does_nothing_is_named_when_the_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "idle.py").write_text(
+        "from cluster.stages.base import Stage\n\n\nclass Idle(Stage):\n    kind = 'idle'\n"
+    )
+    monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path)])
+    with pytest.raises(TypeError, match=r"cluster.stages.idle.Idle has no run; define it"):
+        known_stages()
+    sys.modules.pop("cluster.stages.idle", None)
