@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,8 +24,7 @@ from solon.engines.lengths import engine_config
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.endpoint_judge import EndpointFile
-from solon.files.overrides import parse_override, put
-from solon.files.validation import describe_invalid, with_nothing
+from solon.files.overrides import settings_from
 
 if TYPE_CHECKING:
     from cluster.placement.memory import RoleMemory
@@ -43,14 +42,7 @@ class CheckSettings(BaseModel):
     @classmethod
     def of(cls, overrides: Sequence[str]) -> CheckSettings:
         """Defaults with overrides. Raises InputError."""
-        raw: dict[str, Any] = {"feedback": {"task": "pairwise"}}
-        for override in overrides:
-            key, value, _ = parse_override(override)
-            put(raw, key, value, override)
-        try:
-            return cls.model_validate(with_nothing(cls, raw))
-        except ValidationError as error:
-            raise InputError(f"--set: {describe_invalid(cls, error)}") from None
+        return settings_from(cls, {"feedback": {"task": "pairwise"}}, overrides)
 
 
 def run_check(

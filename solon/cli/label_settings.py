@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineOptions
@@ -19,8 +19,7 @@ from solon.feedback.judges.assembly import Source
 from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.labelling.row_selection import RowSelection
 from solon.files.data_config import ReadConfig
-from solon.files.overrides import flat_items, parse_override, put
-from solon.files.validation import describe_invalid, with_nothing
+from solon.files.overrides import flat_items, settings_from
 from solon.redaction import places_of_secrets
 from solon.runs.directory import RunDirectory
 
@@ -50,14 +49,7 @@ class LabelSettings(BaseModel):
     @classmethod
     def of(cls, overrides: Sequence[str]) -> LabelSettings:
         """Defaults with overrides. Raises InputError."""
-        raw: dict[str, Any] = {"feedback": {"task": "pairwise"}}
-        for override in overrides:
-            key, value, _ = parse_override(override)
-            put(raw, key, value, override)
-        try:
-            settings = cls.model_validate(with_nothing(cls, raw))
-        except ValidationError as error:
-            raise InputError(f"--set: {describe_invalid(cls, error)}") from None
+        settings = settings_from(cls, {"feedback": {"task": "pairwise"}}, overrides)
         if settings.feedback.select.proxy:
             raise InputError(
                 "--set feedback.select.proxy corrects rewards, not labels of single pairs; to label a part of the rows "

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from solon.errors import InputError, short
 from solon.files.toml_file import MAX_DEPTH, is_deep
+from solon.files.validation import describe_invalid, with_nothing
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def parse_override(text: str) -> tuple[str, Any, str]:
@@ -66,3 +71,15 @@ def flat_items(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat_items(item, f"{place}.{key}" if place else str(key))
     else:
         yield place, value
+
+
+def settings_from(model: type[ModelT], defaults: Mapping[str, Any], overrides: Sequence[str]) -> ModelT:
+    """Settings of a command that reads no file: defaults with `--set` overrides. Raises InputError."""
+    raw = {**defaults}
+    for override in overrides:
+        key, value, _ = parse_override(override)
+        put(raw, key, value, override)
+    try:
+        return model.model_validate(with_nothing(model, raw))
+    except ValidationError as error:
+        raise InputError(f"--set: {describe_invalid(model, error)}") from None
