@@ -13,6 +13,8 @@ A run file of four keys is shorthand for one (see `stages_of`). docs/pipelines.m
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -128,6 +130,7 @@ class Pipeline(RunFile):
         cls.resolve(raw, path.parent)
         for override in overrides:
             key, value, _ = parse_override(override)
+            _refuse_override(key, raw["pools"])
             given: dict[str, Any] = {}
             put(given, key, value, override)
             _refuse_keys_of_pools(given, stages, f"--set {key}")
@@ -257,14 +260,44 @@ def _key_of_pool(pool: str, key: str) -> str:
 def _listed(raw: Mapping[str, Any], path: Path) -> list[tuple[int, Any]]:
     stages = raw.get("stages")
     if not isinstance(stages, list) or not stages:
-        raise InputError(f"pipeline file {path} has no stages, expected [[stages]] with a type; add one of type rlaif")
+        raise InputError(
+            f"pipeline file {path} has {_got(stages)} stages, expected [[stages]] with a type; add one of type rlaif"
+        )
     return list(enumerate(stages, start=1))
 
 
 def _check_pools(raw: Mapping[str, Any], path: Path) -> None:
     pools = raw.get("pools")
     if not isinstance(pools, dict) or not pools:
-        raise InputError(f"pipeline file {path} has no pools, expected [pools.NAME] with role and model; add one")
+        raise InputError(
+            f"pipeline file {path} has {_got(pools)} pools, expected [pools.NAME] with role and model; add one"
+        )
+    for name in pools:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+            raise InputError(
+                f"pipeline file {path}: a pool is named {name!r}, expected at most 64 letters, digits, - and _; "
+                "rename it"
+            )
+
+
+def _got(value: Any) -> str:
+    """What stands in the place of a table or list, for messages."""
+    return "no" if value is None or value in ([], {}) else f"{json.dumps(value, default=str)[:40]} as its"
+
+
+def _refuse_override(key: str, pools: Mapping[str, Any]) -> None:
+    """Stages and the set of pools come from the file alone. Raises InputError."""
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if section == "stages":
+        raise InputError(
+            f"--set {key}: stages are set in the file, expected a key of the run, such as learn.epochs; change the file"
+        )
+    if section == "pools" and ("." not in rest or name not in pools):
+        raise InputError(
+            f"--set {key}{nearest(name, list(pools))}, expected a key of one of the pools {', '.join(pools)}; "
+            f"set pools.{next(iter(pools))}.size, for example"
+        )
 
 
 def _pools(raw: Mapping[str, Any], path: Path) -> dict[str, PoolSpec]:

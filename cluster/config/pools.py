@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PrivateAttr
 
 from cluster.config.labels import Labels
-from cluster.config.sections import EngineSection, LearnSection, Quantity, Section, Share
+from cluster.config.sections import MOST_WORKERS, EngineSection, LearnSection, Quantity, Section, Share
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.files.marks import MayChange, ModelName
 
@@ -31,7 +31,7 @@ class PoolSpec(Section):
     """What its workers do: `rollout`, `judge`, `audit`, or another role in `cluster/pools/`."""
     model: ModelName = ""
     """The model that every worker holds: a directory, a hub name, or the file of an endpoint."""
-    size: Annotated[int, MayChange()] = Field(1, ge=0, strict=True)
+    size: Annotated[int, MayChange()] = Field(1, ge=0, le=MOST_WORKERS, strict=True)
     """Number of workers, each its own Ray actor; 0: none is started."""
     engine: EngineOptions = EngineOptions()
     """How the engine of each worker is built."""

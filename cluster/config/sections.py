@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -14,8 +15,13 @@ from solon.engines.sampling import SamplingOptions
 from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.files.marks import FilePath, MayChange, ModelName, PromptsPath
 
+MOST_WORKERS = 10_000
+"""Of one pool."""
+
 
 def _as_ray_counts(quantity: float) -> float:
+    if not math.isfinite(quantity):
+        raise ValueError(f"got {quantity:g}, expected a finite number")
     if quantity > 1 and quantity != int(quantity):
         raise ValueError(f"got {quantity:g}, expected a whole number above 1: Ray counts no fraction above 1")
     if 0 < quantity < 1e-4:
@@ -48,7 +54,7 @@ class Section(BaseModel):
 class EngineSection(EngineOptions):
     """An engine's options and the resources of the actors that host it."""
 
-    num_actors: Annotated[int, MayChange()] = Field(1, ge=1)
+    num_actors: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_WORKERS)
     """Number of these engines, each its own Ray actor."""
     num_cpus: Annotated[Quantity, MayChange()] = 1.0
     """Ray CPUs per actor."""

@@ -141,3 +141,43 @@ def test_a_stage_that_does_nothing_is_named_when_the_folder_is_read(tmp_path: Pa
     with pytest.raises(TypeError, match=r"cluster.stages.idle.Idle has no run; define it"):
         known_stages()
     sys.modules.pop("cluster.stages.idle", None)
+
+
+@pytest.mark.parametrize("override", ["stages=[]", "stages=1", 'stages=[{type="rlaif"}]', "stages.0.type=rlaif"])
+def test_stages_are_not_set_on_the_command_line(tmp_path: Path, override: str):
+    assert "stages are set in the file" in refusal(tmp_path, WHOLE, override)
+
+
+@pytest.mark.parametrize("override", ["pools=[]", "pools=1", "pools.judge=1", "pools.jugde.size=2"])
+def test_only_keys_of_pools_in_the_file_are_set_on_the_command_line(tmp_path: Path, override: str):
+    message = refusal(tmp_path, WHOLE, override)
+    assert "expected a key of one of the pools" in message
+    assert "did you mean `judge`" in message or "jugde" not in override
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["pools.judge.placement.num_cpus=inf", "pools.judge.size=99999999999999999999", "pools.judge.size=10001"],
+)
+def test_numbers_that_no_cluster_has_are_refused_at_once(tmp_path: Path, override: str):
+    key = override.partition("=")[0].rpartition(".")[2]
+    message = refusal(tmp_path, WHOLE, override)
+    assert key in message
+    assert "expected" in message
+
+
+@pytest.mark.parametrize("name", ['""', '"../x"', '"a b"'])
+def test_the_name_of_a_pool_is_fit_for_the_name_of_an_actor(tmp_path: Path, name: str):
+    pool = f'[pools.{name}]\nrole = "audit"\nmodel = "org/other"\n'
+    assert "expected at most 64 letters, digits, - and _" in refusal(tmp_path, POOLS + pool + TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('stages = "rlaif"\n[pools.a]\nrole = "judge"\n', 'has "rlaif" as its stages, expected [[stages]]'),
+        ('pools = ["a"]\n[[stages]]\ntype = "rlaif"\n', 'has ["a"] as its pools, expected [pools.NAME]'),
+    ],
+)
+def test_what_stands_in_the_place_of_stages_or_pools_is_shown(tmp_path: Path, text: str, words: str):
+    assert words in refusal(tmp_path, text)
