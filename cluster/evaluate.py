@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -79,12 +80,18 @@ async def evaluate(
     return Evaluation(prompts=prompts, answers=answers, judged=await evaluator(prompts, answers))
 
 
-class OracleEvaluator:
-    """The nursery's programmatic oracles."""
+PROGRAMS = {"nursery": "nursery.oracles", "english": "english.prompts"}
+"""Modules whose `adherence(prompt, answer)` decides which principles an answer keeps, by the evaluator's name."""
+
+
+class ProgramEvaluator:
+    """Programs decide, without a model. `ProgramEvaluator("nursery")`"""
+
+    def __init__(self, name: str) -> None:
+        self._module = PROGRAMS[name]
 
     async def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Judged]:
-        from nursery.oracles import adherence
-
+        adherence = importlib.import_module(self._module).adherence
         return [Judged(obeys=adherence(p, a)) for p, a in zip(prompts, answers, strict=True)]
 
 

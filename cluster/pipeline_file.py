@@ -65,7 +65,8 @@ class Pipeline(RunFile):
                 continue
             if not evaluator:
                 raise ValueError(
-                    f"stages[{number}] (evaluate) has no evaluator, expected 'judge' or 'nursery'; set it and prompts"
+                    f"stages[{number}] (evaluate) has no evaluator, expected 'judge', 'nursery' or 'english'; "
+                    "set it and prompts"
                 )
             if (evaluator == "judge") != bool(stage.judge):
                 change = "remove judge" if stage.judge else "set judge to a pool of role audit"

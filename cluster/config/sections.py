@@ -119,9 +119,9 @@ class EvaluateSection(Section):
 
     prompts: PromptsPath = ""
     """Held-out prompts; empty: no evaluation."""
-    evaluator: Literal["", "nursery", "judge"] = ""
-    """`nursery`: the tiny language's programmatic oracles. `judge`: the feedback questions, put to another judge,
-    `audit_judge`."""
+    evaluator: Literal["", "nursery", "english", "judge"] = ""
+    """`nursery`, `english`: the programs of the tiny language and of the English demo. `judge`: the feedback questions,
+    put to another judge, `audit_judge`."""
     audit_judge: ModelName = ""
     max_prompts: int = Field(256, ge=1)
 

@@ -11,13 +11,14 @@ from cluster.config.fitting import machine_gpus
 from cluster.config.input_digests import Digests, input_digests
 from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
+from cluster.evaluate import PROGRAMS
 from cluster.preflight.devices import check_devices
 from cluster.preflight.engines import check_engine, check_stops, on_cpu
 from cluster.preflight.frames import unused_args
 from cluster.preflight.judges import check_frame, check_labels, check_room
 from cluster.preflight.models import check_lora, check_model, remarks
 from cluster.preflight.prompt_inputs import read_prompts
-from cluster.preflight.settings import check_nursery_prompts, check_store, remarks_on_settings
+from cluster.preflight.settings import check_programs_apply, check_store, remarks_on_settings
 from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.engines.chat_settings import ChatSettings
@@ -75,8 +76,8 @@ def check_inputs(run: RunFile, *, fetch: bool = False, say: Callable[[str], None
     warnings += [*check_devices(run), *remarks_on_settings(run)]
     found = read_prompts(run, fetch=fetch, say=say)
     _check_principles_apply(constitution, run.prompts, found.prompts)
-    if run.evaluate.evaluator == "nursery":
-        check_nursery_prompts(found.heldout)
+    if run.evaluate.evaluator in PROGRAMS:
+        check_programs_apply(run.evaluate.evaluator, found.heldout)
     return Inputs(
         constitution=constitution,
         canary=load_gold(run.watch.canary, constitution) if run.watch.canary else (),

@@ -39,17 +39,26 @@ def check_store(url: str) -> None:
         raise InputError(f"checkpoint_url has the scheme {scheme!r}: {error}") from None
 
 
-def check_nursery_prompts(prompts: Sequence[Prompt]) -> None:
-    """The oracles of the tiny language must understand these prompts. Raises InputError."""
-    from nursery.reading import understand
-
-    strange = [prompt for prompt in prompts if understand(prompt.messages).kind == "other"]
+def check_programs_apply(evaluator: str, prompts: Sequence[Prompt]) -> None:
+    """The evaluator's programs must understand these prompts. Raises InputError."""
+    strange = [prompt for prompt in prompts if not _understood(evaluator, prompt)]
     if 2 * len(strange) > len(prompts):
         example = strange[0].messages[-1].content[:60]
+        reads = "the tiny language" if evaluator == "nursery" else "the English demo, with their tags"
         raise InputError(
-            f"evaluate.evaluator = 'nursery' reads prompts of the tiny language, {len(strange)} of {len(prompts)} in "
+            f"evaluate.evaluator = {evaluator!r} reads prompts of {reads}, {len(strange)} of {len(prompts)} in "
             f"evaluate.prompts are others ({example!r}); set evaluator = 'judge' and an audit_judge"
         )
+
+
+def _understood(evaluator: str, prompt: Prompt) -> bool:
+    if evaluator == "nursery":
+        from nursery.reading import understand
+
+        return understand(prompt.messages).kind != "other"
+    from english.prompts import wishes_of
+
+    return bool(wishes_of(prompt))
 
 
 def remarks_on_settings(run: RunFile) -> list[str]:

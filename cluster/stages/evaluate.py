@@ -68,6 +68,8 @@ class EvaluateStage(Stage):
         session.view.evaluated(self.name, found.scores)
 
     def _evaluator(self, session: RunSession) -> Evaluator:
-        from cluster.evaluate import AuditEvaluator, OracleEvaluator
+        from cluster.evaluate import AuditEvaluator, ProgramEvaluator
 
-        return AuditEvaluator(session.workers[self.judge].lane) if self.judge else OracleEvaluator()
+        if self.judge:
+            return AuditEvaluator(session.workers[self.judge].lane)
+        return ProgramEvaluator(session.run.evaluate.evaluator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -54,9 +54,14 @@ class CourseReport:
 
 
 def run_course(
-    objective: Objective[Sequence[ExampleT], MicrobatchT], examples: Sequence[ExampleT], config: CourseConfig
+    objective: Objective[Sequence[ExampleT], MicrobatchT],
+    examples: Sequence[ExampleT],
+    config: CourseConfig,
+    *,
+    tick: Callable[[float], None] = lambda _: None,
 ) -> CourseReport:
-    """Train the objective's networks in place, on the loss that it reports as `loss/mean`.
+    """Train the objective's networks in place, on the loss that it reports as `loss/mean`. tick: called after every
+    step with the share of the steps that is done.
 
     The same networks, examples and configuration on one machine give the same result. Raises RunFailedError when a loss
     or gradient is not finite.
@@ -72,5 +77,6 @@ def run_course(
         start = step % per_epoch * config.batch
         batch = [examples[i] for i in order_N[start : start + config.batch]]
         losses.append(trainer.train(step, batch).metrics["learn/loss/mean"])
+        tick((step + 1) / steps)
     tail = losses[-math.ceil(steps / 10) :]
     return CourseReport(steps=steps, first_loss=losses[0], last_loss=sum(tail) / len(tail))

@@ -15,10 +15,12 @@ B rows of a microbatch, 2 labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -70,6 +72,8 @@ class DistilConfig(CourseConfig):
 
     learning_rate: float = Field(2e-5, gt=0)
     """Peak learning rate (AdamW)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; weights and optimiser are float32."""
     epochs: int = Field(2, ge=1)
     """Passes over the lessons."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
@@ -130,7 +134,9 @@ class DistilObjective(Objective[Lessons, Lessons]):
 
     def loss(self, microbatch: Lessons, denominator: float) -> Iterator[Loss]:
         """`distil_loss` over the weights of the minibatch."""
-        logprobs_B2 = self.student([lesson.question for lesson in microbatch])
+        device = next(self.student.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+            logprobs_B2 = self.student([lesson.question for lesson in microbatch])
         margins_B = logprobs_B2.new_tensor([lesson.margin for lesson in microbatch])
         weights_B = logprobs_B2.new_tensor([lesson.weight for lesson in microbatch])
         loss = distil_loss(logprobs_B2, margins_B, weights_B, self.config) / denominator
@@ -159,15 +165,19 @@ class DistilReport(CourseReport):
     """Digests of all questions: held-out ones must not be among them."""
 
 
-def distil(student: Student, lessons: Lessons, config: DistilConfig) -> DistilReport:
+def distil(
+    student: Student, lessons: Lessons, config: DistilConfig, *, tick: Callable[[float], None] = lambda _: None
+) -> DistilReport:
     """Teach the student, in place. The same student, lessons and configuration on one machine give the same result.
+
+    tick: called after every step with the share of the steps that is done.
 
     Raises InputError when lessons are missing, RunFailedError when the loss is not finite.
     """
     lessons = compose(lessons, config)
     student.train()
     try:
-        report = run_course(DistilObjective(student, config), lessons, config)
+        report = run_course(DistilObjective(student, config), lessons, config, tick=tick)
     finally:
         student.eval()
     return DistilReport(

@@ -63,12 +63,35 @@ def demo(
     context: typer.Context,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the run file's by default.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED)] = None,
+    english: Annotated[
+        bool,
+        typer.Option(
+            "--english",
+            help="Align SmolLM2, a real pretrained assistant, in English: about half an hour on two cores, longer the "
+            "first time.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Align tiny models grown on this machine. The whole system in a few minutes, without downloads."""
     from solon.cli.train import run_demo
 
-    _print(run_demo(steps=steps, seed=seed, as_json=as_json, roles=context.obj), as_json)
+    _print(run_demo(english=english, steps=steps, seed=seed, as_json=as_json, roles=context.obj), as_json)
+
+
+@app.command()
+def answers(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name.", show_default=False)],
+    number: Annotated[int, typer.Option(min=1, max=10_000, help="Prompts to show.")] = 5,
+) -> None:
+    """Show held-out answers from before and after training, side by side, with the principles they kept (+) or not."""
+    from rich.console import Console
+
+    from solon.cli.answers import answers_table
+    from solon.cli.train import runs_folder
+
+    named = runs_folder() / run
+    Console(highlight=False).print(answers_table(named if named.is_dir() else Path(run), number))
 
 
 @app.command()

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from solon.cli.nursery_names import uses_nursery, with_nursery
 from solon.cli.view import make_view
+from solon.host.processor import computes_bfloat16
 from solon.host.submitted_job import is_submitted_job, refuse_working_copy
 
 if TYPE_CHECKING:
     from cluster.pools.base import Role
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "nursery.toml"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+BFLOAT16 = ("rollout.dtype=bfloat16", "learn.dtype=bfloat16")
+"""Settings for a processor with bfloat16 arithmetic."""
 
 
 def run_train(
@@ -28,12 +31,13 @@ def run_train(
     resume: bool | None = None,
     back_to: str = "",
     roles: Mapping[str, Role] | None = None,
+    num_answers: int = 0,
 ) -> dict[str, Any]:
     """Loads the run file, grows the models that it needs, trains. Returns the summary.
 
     resume=None: a submitted job with a name continues an earlier attempt; others begin at the first step. back_to:
     `best` or a step, for a run that goes back to an earlier checkpoint and resumes there. roles: factories of the
-    workers, in place of those in `cluster/pools/`.
+    workers, in place of those in `cluster/pools/`. num_answers: held-out answers shown at the end.
     """
     from cluster.pipeline_file import load_run
 
@@ -55,7 +59,7 @@ def run_train(
         # The config.json of a run denotes that run.
         default_name=path.resolve().parent.name if path.name == "config.json" else path.stem,
         root=root,
-        view=make_view(quiet=as_json),
+        view=make_view(quiet=as_json, num_answers=num_answers),
         resume=resume,
         back_to=back_to,
         origin=describe_origin(path, steps=steps, seed=seed, overrides=overrides),
@@ -86,7 +90,19 @@ def describe_origin(path: Path, *, steps: int | None, seed: int | None, override
 
 
 def run_demo(
-    *, steps: int | None, seed: int | None, as_json: bool, roles: Mapping[str, Role] | None = None
+    *,
+    english: bool = False,
+    steps: int | None,
+    seed: int | None,
+    as_json: bool,
+    roles: Mapping[str, Role] | None = None,
 ) -> dict[str, Any]:
-    """The demo is an ordinary run of an ordinary run file."""
-    return run_train(DEMO, name=None, steps=steps, seed=seed, overrides=[], as_json=as_json, roles=roles)
+    """A demo is an ordinary run of an ordinary run file. english: SmolLM2 in English, with answers shown at the end."""
+    if not english:
+        path = EXAMPLES / "nursery.toml"
+        return run_train(path, name=None, steps=steps, seed=seed, overrides=[], as_json=as_json, roles=roles)
+    overrides = list(BFLOAT16) if computes_bfloat16() else []
+    path = EXAMPLES / "english.toml"
+    return run_train(
+        path, name=None, steps=steps, seed=seed, overrides=overrides, as_json=as_json, roles=roles, num_answers=5
+    )

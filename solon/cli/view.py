@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from solon.cli.answers import answers_table, has_both
 from solon.cli.run_end import end_lines, end_table
 from solon.cli.run_lines import alarm_line, clock, health_line, repeated, reward_line, step_line, warning_line
 from solon.cli.tables import print_table
@@ -33,12 +34,13 @@ WAITING = {"generate": "generating", "label": "judging", "learn": "ready"}
 """The ledger's count that is shown beside each lane."""
 
 
-def make_view(*, quiet: bool) -> PlainView | LiveView | SilentView:
-    """The view for this output."""
+def make_view(*, quiet: bool, num_answers: int = 0) -> PlainView | LiveView | SilentView:
+    """The view for this output. num_answers: held-out answers from before and after, shown at the end."""
     if quiet:
         return SilentView()
     console = Console(highlight=False)
-    return LiveView(console) if console.is_terminal else PlainView(console)
+    view = LiveView if console.is_terminal else PlainView
+    return view(console, num_answers=num_answers)
 
 
 class SilentView:
@@ -72,8 +74,8 @@ class SilentView:
 class PlainView(SilentView):
     """One line for each step and each shown event: for logs, `ray job submit`, and pipes."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, num_answers: int = 0) -> None:
+        self._console, self._num_answers = console, num_answers
         self._started_s = time.monotonic()
         self._totals: RunTotals | None = None
         self._drops = Drops()
@@ -140,6 +142,8 @@ class PlainView(SilentView):
                 self._say(repeated(event, count))
         if summary["eval"]["after"]:
             print_table(self._console, end_table(summary))
+            if self._num_answers and has_both(directory):
+                self._console.print(answers_table(directory, self._num_answers))
         self._console.print(end_lines(summary, directory), soft_wrap=True)
 
     def _say(self, text: str) -> None:
@@ -149,8 +153,8 @@ class PlainView(SilentView):
 class LiveView(PlainView):
     """A bar while engines load, then the three lanes at work."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, *, num_answers: int = 0) -> None:
+        super().__init__(console, num_answers=num_answers)
         self._live: Live | None = None
         self._progress: Progress | None = None
         self._loading: TaskID | None = None

@@ -23,8 +23,9 @@ class FeedbackConfig(BaseModel):
     task: Task = "pointwise"
     """`pointwise`: a yes/no question about each answer. `pairwise`: which of two answers of a group is better.
     `predicate`: the principles' yes/no facts about each answer. `score`: a mark for each answer."""
-    template: Literal["compact", "assistant"] = "assistant"
-    """Fixed words around the data: `compact` for tiny models, `assistant` for real ones."""
+    template: Literal["compact", "assistant", "specialised"] = "assistant"
+    """Fixed words around the data: `compact` for tiny models, `assistant` for real ones, `specialised` for judges that
+    were trained on Solon's questions (no instructions, fewer tokens)."""
     tell_cut: bool = True
     """Tell the judge when an answer ended at the length limit (template `assistant`)."""
     show_thoughts: bool = False

@@ -19,11 +19,14 @@ from typing import Protocol
 
 from solon.errors import InputError
 from solon.feedback.interfaces import Item
-from solon.feedback.prompting.templates import ASSISTANT, COMPACT, TEMPLATES, JudgeTemplate
+from solon.feedback.prompting.templates import ASSISTANT, COMPACT, SPECIALISED, TEMPLATES, JudgeTemplate
 from solon.feedback.questions import Question
 from solon.records import Message
 
-__all__ = ["ASSISTANT", "COMPACT", "TEMPLATES", "Encoder", "JudgePrompts", "JudgeTemplate", "Layout", "label_ids"]
+__all__ = [
+    "ASSISTANT", "COMPACT", "SPECIALISED", "TEMPLATES",
+    "Encoder", "JudgePrompts", "JudgeTemplate", "Layout", "label_ids",
+]  # fmt: skip
 
 NO_SECRET = b"solon"
 PIECES_REMEMBERED = 4096

@@ -1,4 +1,5 @@
-"""The fixed words around what a judge reads. Two ship: `compact` for tiny models, `assistant` for real ones."""
+"""The fixed words around what a judge reads: `compact` for tiny models, `assistant` for real ones, `specialised` for
+judges that were trained on Solon's questions and need no instructions."""
 
 from __future__ import annotations
 
@@ -74,7 +75,23 @@ ASSISTANT = JudgeTemplate(
     fenced=True,
     refusals=("I", "Sorry", "Unfortunately", "As", "Neither", "Cannot", "Can't"),
 )
-TEMPLATES = {"compact": COMPACT, "assistant": ASSISTANT}
+SPECIALISED = JudgeTemplate(
+    template_id="specialised/v1",
+    opening="",
+    system="System:",
+    user="User:",
+    assistant="Assistant:",
+    answer="[The answer]",
+    first="[Answer A]",
+    second="[Answer B]",
+    question="[The question]",
+    prefill="Verdict:",
+    cut=ASSISTANT.cut,
+    ended="[cut off]",
+    fenced=True,
+)
+"""A trained judge knows its task, so that all tokens but the marks are the texts and the question."""
+TEMPLATES = {"compact": COMPACT, "assistant": ASSISTANT, "specialised": SPECIALISED}
 
 
 def require_suited(template: JudgeTemplate, num_tokens: int | None) -> None:

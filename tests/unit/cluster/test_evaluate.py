@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.evaluate import AuditEvaluator, Evaluation, OracleEvaluator, evaluate, obeyed
+from cluster.evaluate import AuditEvaluator, Evaluation, ProgramEvaluator, evaluate, obeyed
 from solon.errors import RunFailedError
 from solon.records import Feedback, Group, Label, Prompt
 from solon.recovery.guard import Guard, RecoveryConfig
@@ -71,7 +71,7 @@ async def test_held_out_answers_come_from_an_engine_that_is_up(first_is: str):
         first.given_up = True
     else:
         first._up.clear()
-    found = await evaluate(lanes, (make_prompt("one"),), OracleEvaluator(), seed=0)
+    found = await evaluate(lanes, (make_prompt("one"),), ProgramEvaluator("nursery"), seed=0)
     assert found.answers == ["rollout-1"]
 
 
@@ -79,7 +79,7 @@ async def test_evaluation_waits_for_the_first_engine_to_return_and_for_none_that
     lanes = [make_lane(f"rollout-{n}") for n in range(3)]
     for lane in lanes:
         lane.guard._up.clear()
-    answering = asyncio.ensure_future(evaluate(lanes, (make_prompt("one"),), OracleEvaluator(), seed=0))
+    answering = asyncio.ensure_future(evaluate(lanes, (make_prompt("one"),), ProgramEvaluator("nursery"), seed=0))
     await asyncio.sleep(0.01)
     lanes[0].guard.given_up = True
     lanes[0].guard._up.set()
@@ -94,7 +94,7 @@ async def test_evaluation_reports_that_all_engines_were_given_up():
     for lane in lanes:
         lane.guard.given_up = True
     with pytest.raises(RunFailedError, match="rollout-0, rollout-1: all were given up"):
-        await evaluate(lanes, (make_prompt("one"),), OracleEvaluator(), seed=0)
+        await evaluate(lanes, (make_prompt("one"),), ProgramEvaluator("nursery"), seed=0)
 
 
 def make_lane(name: str) -> SupervisedRollout:
@@ -113,5 +113,5 @@ def make_lane(name: str) -> SupervisedRollout:
 
 async def test_the_oracles_score_every_held_out_row():
     prompts = (make_prompt("what color is the sky ?"),)
-    (judged,) = await OracleEvaluator()(prompts, ("the sky is blue , thank you .",))
+    (judged,) = await ProgramEvaluator("nursery")(prompts, ("the sky is blue , thank you .",))
     assert set(judged.obeys) >= {"polite", "brief"}

@@ -1,0 +1,111 @@
+"""Answers that the policy itself writes, and cheap variants of them, for teaching and measuring judges."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from english.wishes import EXTRAS, words
+from solon.engines.base import EngineConfig, Request
+from solon.records import Prompt
+
+MAX_TOKENS = 56
+"""Of an answer, as in `examples/english.toml`."""
+TEMPERATURE = 0.8
+REFUSALS = (
+    "I'm sorry, but I can't help with that.", "I can't help you with that.", "I'm sorry, I won't help with that.",
+    "No, that would be wrong.", "I cannot help with that because it is illegal.", "Sorry, I can't do that.",
+    "That is not a good idea, and I can't help with it.", "I will not help with that.",
+)  # fmt: skip
+OFFERS = (
+    "Instead, you can", "But I can help you", "Instead, I suggest that you", "Would you like", "I'd be happy to",
+    "How about", "Let me suggest", "If you want, I can help you", "I recommend that you",
+)  # fmt: skip
+"""Openings that the policy continues: it hardly ever declines or offers by itself, and a judge must know both."""
+SENTENCE = re.compile(r"[^.!?]*[.!?]+[\"'”’)]*\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A text, and whether it ended at the length limit."""
+
+    text: str
+    is_cut: bool = False
+
+
+def write_answers(
+    model: Path, prompts: Sequence[Prompt], *, seed: int, openings: Sequence[str] = (), tick: Callable[[float], None]
+) -> list[Answer]:
+    """One sampled answer to each prompt, by a real engine. openings: the beginnings of the answers; empty: none."""
+    from solon.engines.build import build_engine
+
+    engine = build_engine(
+        EngineConfig(model=str(model), max_model_len=320, max_running=128, threads=2, dtype="bfloat16"), name="answers"
+    )
+    tokenizer = engine.tokenizer
+    begun = [opening and f"{opening} " for opening in openings] or [""] * len(prompts)
+    for index, (prompt, opening) in enumerate(zip(prompts, begun, strict=True)):
+        ids = tokenizer.encode_chat(prompt.messages)
+        written = tokenizer.encode(opening.rstrip(), is_data=True) if opening else []
+        engine.add(
+            Request(
+                request_id=str(index),
+                prompt_token_ids=(*ids, *written),
+                max_tokens=MAX_TOKENS - len(written),
+                temperature=TEMPERATURE,
+                seed=seed * len(prompts) + index,
+            )
+        )
+    found: dict[int, Answer] = {}
+    while engine.has_work():
+        for done in engine.step():
+            index = int(done.request_id)
+            text = tokenizer.decode(done.token_ids.tolist(), is_raw=True)
+            whole = begun[index].rstrip() + text if begun[index] else text
+            found[index] = Answer(whole.strip(), done.finish_reason == "length")
+            tick(len(found) / len(prompts))
+    return [found[index] for index in range(len(prompts))]
+
+
+def openings_for(rng: random.Random, prompts: Sequence[Prompt]) -> list[str]:
+    """Beginnings for answers to harmful requests, so that some decline, some offer, some do both; none for others."""
+    found = []
+    for prompt in prompts:
+        kind = rng.random()
+        if "declines" not in prompt.tags or kind < 0.25:
+            found.append("")
+        elif kind < 0.5:
+            found.append(rng.choice(REFUSALS))
+        elif kind < 0.65:
+            found.append(rng.choice(OFFERS))
+        else:
+            found.append(f"{rng.choice(REFUSALS)} {rng.choice(OFFERS)}")
+    return found
+
+
+def variant(rng: random.Random, answer: Answer, other: Answer) -> Answer:
+    """The answer itself, or an edit: shortened at a sentence or a word, ended with a sentence of another answer, or
+    with a word put in."""
+    kind, sentences = rng.random(), SENTENCE.findall(answer.text)
+    if kind < 0.3 or not sentences:
+        return answer
+    if kind < 0.55:
+        return Answer("".join(sentences[: rng.randint(1, min(3, len(sentences)))]).strip())
+    if kind < 0.65:
+        said = answer.text.split(" ")
+        return Answer(" ".join(said[: rng.randint(1, len(said))]))
+    if kind < 0.85:
+        ends = [s for s in SENTENCE.findall(other.text) if "?" in s] or SENTENCE.findall(other.text) or [""]
+        return Answer(("".join(sentences[: rng.randint(1, 2)]) + " " + rng.choice(ends)).replace("  ", " ").strip())
+    said = answer.text.split(" ")
+    said.insert(rng.randrange(len(said) + 1), rng.choice(EXTRAS).removeprefix("a "))
+    return Answer(" ".join(said), answer.is_cut)
+
+
+def near_words(rng: random.Random, text: str) -> str:
+    """A word of the text, or of none."""
+    long = [word for word in words(text) if len(word) > 3]
+    return rng.choice(long) if long else "water"

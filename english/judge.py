@@ -1,0 +1,128 @@
+"""The specialised judge: the first layers of SmolLM2, taught the questions of the English constitution.
+
+It answers one kind of question, so that a quarter of the layers is enough, and after the question one token decides:
+the whole cost is reading the prompt once.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from english.answers import Answer, openings_for, write_answers
+from english.lessons import Examiner, draw_lessons, exam
+from english.prompts import Part, draw
+from english.requests import Request
+from learners.networks.student import Student
+from learners.objectives.distil import DistilConfig, DistilReport, Lesson, distil
+from solon.engines.base import EngineConfig
+from solon.engines.base import Request as EngineRequest
+from solon.records import Prompt
+
+Tick = Callable[[float], None]
+LAYERS = 8
+"""Of the 30 of SmolLM2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How much a judge is taught, and on how many answers."""
+
+    requests: int = 900
+    """Each answered twice."""
+    lessons: int = 14_000
+    learning_rate: float = 2e-4
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Answers of the policy: two to each prompt, neighbours in the lists."""
+
+    requests: list[Request]
+    prompts: list[Prompt]
+    answers: list[Answer]
+
+
+def collect(policy: Path, number: int, part: Part, *, seed: int, opened: bool, tick: Tick) -> Written:
+    """Two answers of the policy to each of `number` prompts of a part. opened: most answers to harmful requests begin
+    with a refusal or an offer that the policy continues."""
+    rng = random.Random(f"collect-{seed}-{part}")
+    drawn = [draw(rng, part) for _ in range(number)]
+    requests = [request for request, _ in drawn for _ in range(2)]
+    prompts = [prompt for _, prompt in drawn for _ in range(2)]
+    openings = openings_for(rng, prompts) if opened else ()
+    return Written(requests, prompts, write_answers(policy, prompts, seed=seed, openings=openings, tick=tick))
+
+
+def teach(policy: Path, target: Path, written: Written, course: Course, *, threads: int, tick: Tick) -> DistilReport:
+    """Teach a judge from the first layers of the policy's base model, and save it."""
+    import torch
+
+    torch.set_num_threads(threads)
+    examiner = Examiner.of(policy)
+    lessons = draw_lessons(examiner, written.requests, written.answers, course.lessons, seed=course.seed)
+    student = Student.load(policy, layers=range(LAYERS))
+    # The labels are two of 49,152 tokens: what the embeddings know is enough.
+    student.network.get_input_embeddings().weight.requires_grad_(False)
+    config = DistilConfig(
+        learning_rate=course.learning_rate, epochs=1, batch=32, hard_share=None, regression=0.0, seed=course.seed,
+        dtype="bfloat16", adam_beta2=0.99, max_tokens_per_microbatch=8192,
+    )  # fmt: skip
+    report = distil(student, lessons, config, tick=tick)
+    student.save(target)
+    return report
+
+
+def questions(examiner: Examiner, written: Written) -> dict[str, list[Lesson]]:
+    """The exam on answers as the policy wrote them."""
+    pairs = [written.answers[index : index + 2] for index in range(0, len(written.answers), 2)]
+    return exam(examiner, written.prompts[::2], pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """How a judge did in an exam."""
+
+    agreement: Mapping[str, float]
+    """Share of verdicts on the programs' side, by `task/wish`, and `pairwise` and `pointwise` over all of a task."""
+    per_second: float
+    """Verdicts per second, on two threads, without the first batch."""
+
+
+def examine(model: Path, lessons: Mapping[str, Sequence[Lesson]], *, dtype: str = "bfloat16") -> Marks:
+    """Put an exam to a judge in the engine that serves it."""
+    from solon.engines.build import build_engine
+
+    config = {"model": str(model), "max_model_len": 512, "max_running": 128, "threads": 2, "dtype": dtype}
+    engine = build_engine(EngineConfig.model_validate(config), name="judge")
+    asked = [(key, lesson) for key, found in lessons.items() for lesson in found]
+    random.Random(0).shuffle(asked)
+    right: dict[str, list[bool]] = {}
+    started, warm = 0.0, min(64, len(asked) // 4)
+    for index, (_, lesson) in enumerate(asked[:warm]):
+        engine.add(_request(f"warm-{index}", lesson))
+    while engine.has_work():
+        engine.step()
+    started = time.perf_counter()
+    for index, (_, lesson) in enumerate(asked[warm:], warm):
+        engine.add(_request(str(index), lesson))
+    while engine.has_work():
+        for done in engine.step():
+            key, lesson = asked[int(done.request_id)]
+            first, second = done.label_logprobs
+            for name in (key, key.partition("/")[0]):
+                right.setdefault(name, []).append((first > second) == (lesson.margin > 0))
+    seconds = time.perf_counter() - started
+    agreement = {name: sum(found) / len(found) for name, found in sorted(right.items())}
+    return Marks(agreement=agreement, per_second=(len(asked) - warm) / seconds)
+
+
+def _request(name: str, lesson: Lesson) -> EngineRequest:
+    question = lesson.question
+    return EngineRequest(
+        request_id=name, prompt_token_ids=question.prompt_token_ids, max_tokens=1, label_ids=question.label_ids
+    )

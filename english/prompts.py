@@ -1,0 +1,107 @@
+"""Prompts of the English world, in three parts: for training, for held-out evaluation, and for gold verdicts.
+
+The parts are split by a digest of what is asked and how: no request of one part appears in another, whatever the
+wishes. An everyday request comes with two wishes; a harmful one with none, as declining goes without saying.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from english.requests import Request, draw_misdeed, draw_request
+from english.wishes import EVERYDAY, HARMFUL, WISHES, keeps
+from solon.records import Message, Prompt
+
+Part = Literal["train", "heldout", "gold"]
+NUMBERS: dict[Part, int] = {"train": 2000, "heldout": 256, "gold": 256}
+HARMFUL_SHARE = 0.2
+EXCLUSIVE = ({"sentence", "question"},)
+"""Wishes that a prompt does not combine."""
+
+
+def draw(rng: random.Random, part: Part) -> tuple[Request, Prompt]:
+    """One request of a part, and the prompt that adds wishes to it."""
+    while True:
+        harmful = rng.random() < HARMFUL_SHARE
+        request = draw_misdeed(rng) if harmful else draw_request(rng)
+        if part_of(request) == part:
+            return request, with_wishes(rng, request, draw_wishes(rng, request))
+
+
+def draw_many(number: int, *, seed: int, part: Part) -> list[Prompt]:
+    """Distinct prompts, the same ones for the same seed."""
+    rng = random.Random(f"english-{seed}-{part}")
+    found: dict[str, Prompt] = {}
+    while len(found) < number:
+        _, prompt = draw(rng, part)
+        found.setdefault(prompt.prompt_id, prompt)
+    return list(found.values())
+
+
+def draw_wishes(rng: random.Random, request: Request) -> list[str]:
+    """Tags of the wishes for a request: two that go together, or those of every harmful request."""
+    if request.is_harmful:
+        return list(HARMFUL)
+    while True:
+        names = rng.sample(EVERYDAY, 2)
+        if set(names) not in EXCLUSIVE:
+            break
+    return [tag(name, WISHES[name].draw(rng, request)) for name in names]
+
+
+def tag(name: str, argument: str) -> str:
+    """A wish as a tag: `name`, or `name:argument`."""
+    return f"{name}:{argument}" if argument else name
+
+
+def with_wishes(rng: random.Random, request: Request, tags: Sequence[str]) -> Prompt:
+    """The prompt of a request and the wishes of these tags.
+
+    Its tags are the wishes' names, which principles refer to, and the wishes with their arguments, which programs read.
+    """
+    said = [request.text]
+    for wish_tag in tags:
+        name, _, argument = wish_tag.partition(":")
+        if WISHES[name].phrasings:
+            said.append(rng.choice(WISHES[name].phrasings).format(x=argument))
+    text = " ".join(said)
+    names = [wish_tag.partition(":")[0] for wish_tag in tags]
+    return Prompt(
+        prompt_id=hashlib.sha256(text.encode()).hexdigest()[:16],
+        messages=(Message(role="user", content=text),),
+        tags=tuple(dict.fromkeys([*names, *tags])),
+    )
+
+
+def wishes_of(prompt: Prompt) -> dict[str, str]:
+    """The tag of each wish of a prompt, by the wish's name; empty for prompts of other worlds."""
+    found: dict[str, str] = {}
+    for each in prompt.tags:
+        name = each.partition(":")[0]
+        if name in WISHES and (name not in found or ":" in each):
+            found[name] = each
+    return found
+
+
+def adherence(prompt: Prompt, answer: str) -> dict[str, bool]:
+    """Which wishes of the prompt the answer keeps, by the programs. Evaluation, gold and teaching only."""
+    return {name: keeps(each, answer) for name, each in wishes_of(prompt).items()}
+
+
+def part_of(request: Request) -> Part:
+    """The part that a request belongs to: a tenth is held out, a tenth is gold."""
+    share = hashlib.sha256(request.key.encode()).digest()[0] / 256
+    return "heldout" if share < 0.12 else "gold" if share < 0.24 else "train"
+
+
+def write_jsonl(path: Path, prompts: Iterable[Prompt]) -> None:
+    """Columns `prompt` (chat messages) and `tags`."""
+    with path.open("w", encoding="utf-8") as file:
+        for prompt in prompts:
+            turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
+            file.write(json.dumps({"prompt": turns, "tags": list(prompt.tags)}) + "\n")

@@ -1,0 +1,79 @@
+"""Programs that decide whether an answer keeps a wish."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from english.prompts import NUMBERS, adherence, draw_many, wishes_of
+from english.wishes import EVERYDAY, HARMFUL, WISHES, keeps
+from solon.records import Message, Prompt
+
+REFUSES = "I'm sorry, but I can't help with that. Instead, I suggest a walk."
+
+
+@pytest.mark.parametrize(
+    ("wish", "kept", "broken"),
+    [
+        ("brief:12", "Boil it for ten minutes.", "Put it in a pan, " * 5 + "and wait."),
+        ("brief:12", "Boil it for ten minutes.", "Boil it for ten"),
+        ("plain", "You can put it in a pan and let it cook.", "Photosynthesis facilitates carbohydrate production."),
+        (
+            "friendly",
+            "I am so happy for you! What a wonderful, lovely day!",
+            "The appointment is on Tuesday afternoon.",
+        ),
+        ("mention:music", "Listen to some music and rest.", "Listen to something and rest."),
+        ("avoid:water", "Wash it with some soap.", "Wash it with soap and water."),
+        ("avoid:water", "Wash it with some soap.", "Waterproof bags are best here."),
+        ("sentence", "Take a walk in the park.", "Take a walk. Then go home."),
+        ("sentence", 'She said, "Take a walk."', "Take a walk in the park"),
+        ("question", "Take a walk. How do you feel?", "How do you feel? Take a walk."),
+        ("declines", REFUSES, "First, find the lock and a pin."),
+        ("offers", REFUSES, "I'm sorry, but I can't do that."),
+    ],
+)
+def test_a_program_tells_an_answer_that_keeps_a_wish_from_one_that_does_not(wish: str, kept: str, broken: str):
+    assert keeps(wish, kept)
+    assert not keeps(wish, broken)
+
+
+@pytest.mark.parametrize("name", WISHES)
+@pytest.mark.parametrize("text", ["", " ", "ok", "\n\n", "..."])
+def test_silence_keeps_no_wish(name: str, text: str):
+    assert not keeps(f"{name}:3" if name in ("brief", "mention", "avoid") else name, text)
+
+
+@given(st.text(max_size=200), st.sampled_from(sorted(WISHES)))
+def test_any_text_gets_a_verdict(text: str, name: str):
+    assert keeps(f"{name}:20", text) in (True, False)
+
+
+def test_the_parts_share_no_request_and_the_same_seed_draws_the_same_prompts():
+    parts = {part: draw_many(min(number, 300), seed=0, part=part) for part, number in NUMBERS.items()}
+    ids = [prompt.prompt_id for prompts in parts.values() for prompt in prompts]
+    assert len(set(ids)) == len(ids)
+    starts = {
+        part: {p.messages[0].content.split(". ")[0].split("? ")[0] for p in found} for part, found in parts.items()
+    }
+    assert not starts["train"] & starts["heldout"]
+    assert not starts["train"] & starts["gold"]
+    assert draw_many(300, seed=0, part="train") == parts["train"]
+    assert sum(NUMBERS.values()) >= 2000
+
+
+def test_an_everyday_prompt_states_two_wishes_and_a_harmful_one_none():
+    for prompt in draw_many(200, seed=1, part="train"):
+        wishes = wishes_of(prompt)
+        assert set(wishes) == set(HARMFUL) or (len(wishes) == 2 and set(wishes) < set(EVERYDAY))
+        for name, tag in wishes.items():
+            argument = tag.partition(":")[2]
+            assert not argument or argument in prompt.messages[0].content, name
+
+
+def test_adherence_names_the_wishes_of_the_prompt_and_is_empty_for_other_prompts():
+    (prompt,) = draw_many(1, seed=3, part="heldout")
+    assert set(adherence(prompt, "Take a walk in the park.")) == set(wishes_of(prompt))
+    other = Prompt(prompt_id="x", messages=(Message(role="user", content="hi"),), tags=("fact",))
+    assert adherence(other, "Hello there, my friend.") == {}
