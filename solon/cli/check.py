@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from solon.cli.nursery_names import PREFIX, resolver, uses_nursery, with_nursery
+from solon.cli.names import is_constitution_name, resolver, uses_names, with_paths
 from solon.cli.tables import print_table
 from solon.cli.terminal import visible
 from solon.constitution.constitution import Constitution
@@ -68,7 +68,7 @@ def run_check(
 
 def is_constitution(path: str | Path) -> bool:
     """Whether a name denotes a constitution; any other is a run file."""
-    return str(path) == f"{PREFIX}constitution" or Path(path).suffix.lower() in (".yaml", ".yml")
+    return is_constitution_name(str(path)) or Path(path).suffix.lower() in (".yaml", ".yml")
 
 
 def _check_run(
@@ -81,8 +81,8 @@ def _check_run(
     from cluster.preflight.space import remarks_on_space
 
     run = load_run(path, overrides=overrides)
-    if uses_nursery(run):
-        run = with_nursery(run, progress=not as_json)
+    if uses_names(run):
+        run = with_paths(run, progress=not as_json)
     run, fitted = fit_run(run, cpus=own_cpus())
     show = _Show(quiet=as_json)
     inputs = check_inputs(run, say=show.line)

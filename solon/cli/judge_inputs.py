@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from solon.cli.nursery_names import PREFIX, grown_for, paths_in
+from solon.cli.names import resolver
+from solon.cli.nursery_names import grown_for
 from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.engines.chat_settings import ChatSettings
@@ -47,8 +48,8 @@ class JudgeInputs:
         as_json: bool,
     ) -> None:
         self.console = Console(highlight=False, quiet=as_json)
-        self._grown = _grown([pairs, *models], progress=not as_json)
-        self.path = paths_in(self._grown)
+        self.path = resolver([_without_variant(model) for model in models], progress=not as_json)
+        self._grown = grown_for((), progress=not as_json) if pairs == NURSERY else None
         self.constitution = _constitution(constitution, self._grown, pairs)
         self.template = template_named(template, pairs)
         self.engine = EngineOptions(threads=threads, max_model_len=max_model_len, **chat_settings(chat))
@@ -60,8 +61,7 @@ class JudgeInputs:
         from cluster.preflight.checks import check_judge
 
         for model in models:
-            name = model.rpartition("@")[0] if "@" in Path(model).name else model  # `DIR@VARIANT`
-            check_judge(self.path(name), self.template, chat=self.engine)
+            check_judge(self.path(_without_variant(model)), self.template, chat=self.engine)
 
     def _pairs(self, source: str, *, limit: int, held_out: bool) -> tuple[GoldPair, ...]:
         if source != NURSERY:
@@ -92,8 +92,9 @@ def sample(pairs: Sequence[GoldPair], limit: int) -> tuple[GoldPair, ...]:
 
 
 def model_path(model: str, *, progress: bool) -> str:
-    """The path of one model; a `nursery:` name grows the nursery."""
-    return paths_in(_grown([model], progress=progress))(model)
+    """The path of one model; a name or a GGUF file is made into one."""
+    name = _without_variant(model)
+    return resolver([name], progress=progress)(name) + model.removeprefix(name)
 
 
 def template_named(name: str | None, pairs: str) -> Any:
@@ -106,12 +107,9 @@ def template_named(name: str | None, pairs: str) -> Any:
     return name
 
 
-def _grown(names: Sequence[str], *, progress: bool) -> Nursery | None:
-    """The nursery, when one of these names needs it; they may carry a variant, `nursery:judge_fp@bf16`."""
-    if not any(name == NURSERY or name.startswith(PREFIX) for name in names):
-        return None
-    named = [name.removeprefix(PREFIX).partition("@")[0] for name in names if name.startswith(PREFIX)]
-    return grown_for(named, progress=progress)
+def _without_variant(model: str) -> str:
+    """`nursery:judge_fp` of `nursery:judge_fp@bf16`."""
+    return model.rpartition("@")[0] if "@" in Path(model).name else model
 
 
 def _constitution(path: Path | None, grown: Nursery | None, pairs: str) -> Constitution:

@@ -12,7 +12,7 @@ from typing import Any
 
 from solon.cli.label_settings import LabelRequest, LabelSettings, WriteOptions, model_name, refuse_secrets, require_same
 from solon.cli.label_view import LabelView
-from solon.cli.nursery_names import resolver
+from solon.cli.names import resolver
 from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineConfig
 from solon.engines.lengths import engine_config, lowered

@@ -14,6 +14,7 @@ import typer
 import solon
 from solon.cli.constitution import constitution_app
 from solon.cli.judges import judges_app
+from solon.cli.models import models_app
 from solon.cli.output import lost_output, settle_streams
 from solon.errors import InputError, RunFailedError
 from solon.files.json_text import json_text
@@ -41,6 +42,7 @@ app = typer.Typer(
 
 app.add_typer(constitution_app)
 app.add_typer(judges_app)
+app.add_typer(models_app)
 
 RunFileArgument = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
 SetOption = Annotated[

