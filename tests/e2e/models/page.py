@@ -73,9 +73,9 @@ TAIL = """
     .venv/bin/solon models import FILE.gguf models/policy --dtype bfloat16
 
 writes a GGUF file as a Hugging Face directory: dequantised weights (tied embeddings stay tied), tokenizer, chat
-template, generation settings, and `import.json` with the file's digest and licence. Its log-probs are those of the model
-that Transformers loads from the file. A policy, judge or pool of a run file, and `--judge`, may name a `.gguf` file: it is
-imported once, in float32, into the cache (`~/.cache/solon/imports`), under the digest of its content.
+template, generation settings, and `import.json` with the file's digest and licence. Its log-probs are those of the
+model that Transformers loads from the file. A policy, judge or pool of a run file, and `--judge`, may name a `.gguf`
+file: it is imported once, in float32, into the cache (`~/.cache/solon/imports`), under the digest of its content.
 
 - **Architectures**: `llama` (Mistral and SmolLM2 as well), `qwen2`, `qwen3`, `gemma2`, `gemma3` and the other decoders
   that Transformers reads from GGUF. Tests import tiny Llama, Qwen3 and Gemma 3 files, generate with vLLM, publish,
