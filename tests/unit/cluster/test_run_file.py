@@ -149,7 +149,7 @@ def test_a_missing_required_key_is_named(tmp_path: Path, without: str):
         ("[rollout]\nnum_cpus = 0.00001", ["`rollout.num_cpus`", "at least 0.0001"]),
         ("[evaluate]\nprompts = 'p.jsonl'", ["evaluate needs both prompts and evaluator"]),
         ("[evaluate]\nprompts = 'p'\nevaluator = 'judge'", ["audit_judge goes with"]),
-        ("[feedback]\ntemplate = 'long'", ["`feedback.template` got 'long', expected 'compact' or 'assistant'"]),
+        ("[feedback]\ntemplate = 'long'", ["`feedback.template` got 'long', expected 'compact', 'assistant'"]),
         ("policy = 1", ["is not TOML"]),
         ("x = [1, ", ["is not TOML"]),
         ("x = " + "[" * 3000, ["is not TOML"]),
