@@ -108,7 +108,9 @@ def grow(cache_dir: Path | None = None, *, progress: bool = True, course: Course
 
 def fingerprint(course: Course) -> str:
     """Digest of all that a grown judge depends on."""
-    return _digest((*_SOURCES.glob("*.py"), CONSTITUTION_PATH), repr(course), repr(SPECIALISED), SMOLLM2.sha256, *_versions())
+    return _digest(
+        (*_SOURCES.glob("*.py"), CONSTITUTION_PATH), repr(course), repr(SPECIALISED), SMOLLM2.sha256, *_versions()
+    )
 
 
 def _build(place: Path, model: Path, course: Course, display: Display) -> None:
