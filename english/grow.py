@@ -31,7 +31,7 @@ from english.prompts import NUMBERS, draw_many, write_jsonl
 from nursery.progress import Display
 from solon.errors import RunFailedError
 from solon.feedback.prompting.templates import SPECIALISED
-from solon.host.built_once import alone, new_directory
+from solon.host.whole_directory import alone, new_directory
 
 PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "textstat", "vaderSentiment")
 STAGES = {"answers": "answers of SmolLM2", "teach": "judge", "int8": "judge in int8", "exam": "measuring the judge"}

@@ -21,8 +21,8 @@ from pathlib import Path
 from compression.gguf.importing import cached_place, import_gguf
 from solon.errors import InputError, short
 from solon.host.ballast import is_no_space
-from solon.host.built_once import alone
 from solon.host.user_folders import cache_folder
+from solon.host.whole_directory import alone
 
 FETCH_SECONDS = 1800
 """Longest time for fetching one model's packages."""

@@ -19,9 +19,9 @@ from compression.gguf.special_tokens import SpecialTokens, choose
 from compression.gguf.tokenizer import begin_with, build_tokenizer
 from solon.errors import InputError, loading
 from solon.host.ballast import is_no_space
-from solon.host.built_once import alone, new_directory
 from solon.host.file_modes import widen
 from solon.host.user_folders import cache_folder
+from solon.host.whole_directory import alone, new_directory
 
 Dtype = Literal["float32", "bfloat16"]
 IMPORTER = 1

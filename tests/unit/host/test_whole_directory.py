@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from solon.host.built_once import alone, new_directory
+from solon.host.whole_directory import alone, new_directory
 
 
 def names(folder: Path) -> list[str]:
@@ -48,7 +48,7 @@ def test_another_directory_is_replaced_only_on_request(tmp_path: Path):
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_builds_is_not(tmp_path: Path):
     code = (
-        "import sys, pathlib\nfrom solon.host.built_once import new_directory\n"
+        "import sys, pathlib\nfrom solon.host.whole_directory import new_directory\n"
         "with new_directory(pathlib.Path(sys.argv[1])) as scratch:\n"
         "    (scratch / 'half').touch()\n    print('begun', flush=True)\n    sys.stdin.read()\n"
     )
