@@ -12,7 +12,6 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,23 +21,14 @@ from cluster.config.run_file import RunFile
 SEED = 20_000
 
 
-def evaluator_of(name: str) -> Any:
-    """The evaluator that a run file names. Raises SystemExit for one that asks a judge."""
-    from cluster import evaluate
-
-    classes = {"nursery": "OracleEvaluator", "english": "EnglishEvaluator"}
-    if name not in classes:
-        raise SystemExit(f"evaluate.evaluator = {name!r}, expected one of {', '.join(classes)}")
-    return getattr(evaluate, classes[name])()
-
-
 async def scores(run: RunFile, folders: list[str]) -> dict[str, dict[str, float]]:
     """Share of held-out answers that keep each principle, and their `mean`, by folder."""
-    from cluster.evaluate import mean_scores
+    from cluster.evaluate import ProgramEvaluator, mean_scores
     from solon.pipeline.rollout import RolloutSettings, RolloutWorker
 
     _, heldout = prompts_of(run)
-    ask, found = evaluator_of(run.evaluate.evaluator), {}
+    ask = ProgramEvaluator(run.evaluate.evaluator)
+    found: dict[str, dict[str, float]] = {}
     settings = RolloutSettings(sampling=run.rollout.sampling(), group_size=1, seed=0)
     for folder in folders:
         engine = run.rollout.engine(folder, seed=0).model_copy(update={"threads": 2, "reloads": False})

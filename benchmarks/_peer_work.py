@@ -23,6 +23,15 @@ SAME_WORK = (
 )
 """Solon's settings beyond its run file, so that both sides do the same: no critic, no reference, one optimiser step."""
 
+
+def settings_here(policy: str) -> list[str]:
+    """Settings of a policy's run on this processor, as `solon demo --english` chooses them."""
+    from solon.cli.train import BFLOAT16
+    from solon.host.processor import computes_bfloat16
+
+    return list(BFLOAT16) if policy == "english" and computes_bfloat16() else []
+
+
 STAND_IN = """
 policy = "{model}"
 judge = "{model}"

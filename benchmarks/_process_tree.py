@@ -128,7 +128,8 @@ def _name(pid: int) -> str:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:  # it has ended
         return ""
-    return Path(words[0].decode(errors="replace").split(" ")[0].split(".")[0]).name
+    program = words[0].decode(errors="replace").split(" ")[0]
+    return program.partition(".")[0] if program.startswith("ray") else Path(program).name
 
 
 def _pss(pid: int) -> int:

@@ -68,7 +68,7 @@ def grpo_settings(run: RunFile, *, micro_batch: int, generation: str, bf16: bool
         "model_init_kwargs": {"dtype": "float32"},
         "save_strategy": "no",
         "report_to": [],
-        "logging_steps": 1,
+        "logging_steps": 10,
         "disable_tqdm": True,
     }
     if generation == "vllm":

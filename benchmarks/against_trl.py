@@ -32,7 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._harness import Row, arguments, report
-from benchmarks._peer_work import SAME_WORK, Course, load, run_file
+from benchmarks._peer_work import SAME_WORK, Course, load, run_file, settings_here
 from benchmarks._process_tree import TreeMeter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ class Plan:
 
     def overrides(self, seed: int) -> list[str]:
         """Of the run file, for every side of a round."""
-        return [f"steps={self.steps}", f"seed={seed}", *self.options.set]
+        return [f"steps={self.steps}", f"seed={seed}", *settings_here(self.policy), *self.options.set]
 
 
 def run_side(command: Sequence[str], out: Path, *, threads: int | None) -> tuple[Course, TreeMeter, float]:
@@ -125,7 +125,7 @@ def _set(overrides: Sequence[str]) -> list[str]:
 
 def measure_round(plan: Plan, seed: int, folder: Path) -> dict[str, Measured]:
     """All sides once, and the scores of their policies."""
-    found: dict[str, Measured] = {}
+    common, found = plan.overrides(seed), dict[str, Measured]()
     courses: dict[str, Course] = {}
 
     def take(name: str, command: list[str], threads: int | None = None) -> None:
@@ -135,7 +135,6 @@ def measure_round(plan: Plan, seed: int, folder: Path) -> dict[str, Measured]:
         cores = ", ".join(f"{process} {share:.2f}" for process, share in found[name]["cores"].items())
         print(f"seed {seed}, {name}: {figures}; {'; '.join(course.notes)}; cores: {cores}", flush=True)
 
-    common = plan.overrides(seed)
     take("solon", solon_command(plan, [*common, *SAME_WORK], folder / "solon"))
     time_s = plan.seconds or courses["solon"].trained_s
     trl = trl_command(plan, [*common, *SAME_WORK], folder / "trl", snapshot_s=0.0 if plan.seconds else time_s)
@@ -144,28 +143,31 @@ def measure_round(plan: Plan, seed: int, folder: Path) -> dict[str, Measured]:
         take("ppo", solon_command(plan, common, folder / "ppo"))
     if plan.evaluator:
         shared_s = min(course.trained_s for name, course in courses.items() if name != "ppo")
-        score(plan, courses, found, folder, shared_s=plan.seconds or shared_s)
+        wanted = _policies(courses, shared_s=plan.seconds or shared_s)
+        scores = _scores(plan, common, folder, sorted(set(wanted.values())))
+        for (name, when), policy in wanted.items():
+            found[name][f"adherence_{when}"] = scores[policy]["mean"]
+        print(", ".join(f"{name} {found[name]['adherence_final']:.3f}" for name in found), "held out", flush=True)
     return found
 
 
-def score(
-    plan: Plan, courses: Mapping[str, Course], found: dict[str, Measured], folder: Path, *, shared_s: float
-) -> None:
-    """Add the held-out adherence at the end, and after `shared_s` seconds of training."""
+def _policies(courses: Mapping[str, Course], *, shared_s: float) -> dict[tuple[str, str], str]:
+    """Directories of the policies at the end and after `shared_s` seconds of training, by side and moment."""
     wanted = {(name, "final"): course.policies["final"] for name, course in courses.items()}
     wanted |= {(name, "equal_time"): course.policy_at(shared_s) for name, course in courses.items() if name != "ppo"}
-    wanted = {key: policy for key, policy in wanted.items() if policy}
+    return {key: policy for key, policy in wanted.items() if policy}
+
+
+def _scores(plan: Plan, overrides: Sequence[str], folder: Path, policies: Sequence[str]) -> dict[str, dict[str, float]]:
     out = folder / "scores.json"
     command = [sys.executable, "benchmarks/_peer_evaluation.py", "--run", str(plan.run), "--out", str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
-    subprocess.run(
-        [*command, *_set(plan.options.set), *sorted(set(wanted.values()))], cwd=ROOT, env=environment, check=True
-    )
-    scores = json.loads(out.read_text())
-    for (name, when), policy in wanted.items():
-        found[name][f"adherence_{when}"] = scores[policy]["mean"]
-    for name in courses:
-        print(f"{name}: held-out adherence {found[name]['adherence_final']:.3f}", flush=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(CORES)}
+    with (folder / "scores.log").open("w") as log:
+        subprocess.run(
+            [*command, *_set(overrides), *policies], cwd=ROOT, env=environment, check=True, stdout=log, stderr=log
+        )
+    found: dict[str, dict[str, float]] = json.loads(out.read_text())
+    return found
 
 
 def rows(rounds: Sequence[Mapping[str, Measured]], *, title: str, goal: str = "", seconds: float = 0.0) -> list[Row]:
