@@ -72,9 +72,9 @@ def run_file(policy: str, scratch: Path) -> Path:
 def load(path: Path, overrides: Sequence[str]) -> RunFile:
     """The run file with paths in place of names; grows what is not in the cache."""
     from cluster.pipeline_file import load_run
-    from solon.cli.nursery_names import with_nursery
+    from solon.cli.names import with_paths
 
-    return with_nursery(load_run(path, overrides=list(overrides)), progress=False)
+    return with_paths(load_run(path, overrides=list(overrides)), progress=False)
 
 
 def prompts_of(run: RunFile) -> tuple[PromptSource, Sequence[Prompt]]:

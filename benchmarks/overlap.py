@@ -126,13 +126,13 @@ def nursery_run(*, seed: int, steps: int, synchronous: bool, root: Path) -> dict
     """One training run; returns its summary."""
     from cluster.config.run_file import RunFile
     from cluster.train import train
-    from solon.cli.nursery_names import with_nursery
+    from solon.cli.names import with_paths
     from solon.cli.view import SilentView
 
     changes = ["staleness.target_staleness=0", "ledger.lockstep=true"] if synchronous else []
     run = RunFile.load(NURSERY, overrides=[*changes, f"seed={seed}", f"steps={steps}"])
     name = f"{'sync' if synchronous else 'async'}-{seed}"
-    run = with_nursery(run, progress=False)
+    run = with_paths(run, progress=False)
     return train(run, name=name, default_name="bench", root=root, view=SilentView())
 
 
