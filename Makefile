@@ -9,7 +9,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-gpu test-soak check docs format bench bench-full clean
+.PHONY: help setup demo demo-english test test-unit test-gpu test-soak check docs format bench bench-full clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -20,6 +20,9 @@ setup: ## install the pinned stack and Solon into .venv
 
 demo: setup ## train tiny models and align one from AI feedback on this machine, in minutes
 	@$(BIN)/solon demo
+
+demo-english: setup ## align SmolLM2, a real pretrained assistant, in English from AI feedback, in half an hour or so
+	@$(BIN)/solon demo --english
 
 # Unit tests run in parallel. Of the others two files run at a time, as they mostly wait for clusters and engines to start.
 # Some are sensitive to timing: what fails beside others runs again by itself, and that decides.

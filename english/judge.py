@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from english.answers import Answer, openings_for, write_answers
 from english.lessons import Examiner, draw_lessons, exam
@@ -18,10 +19,11 @@ from english.prompts import Part, draw
 from english.requests import Request
 from learners.networks.student import Student
 from learners.objectives.distil import DistilConfig, DistilReport, Lesson, distil
-from solon.engines.base import EngineConfig
+from solon.engines.base import Engine, EngineConfig
 from solon.engines.base import Request as EngineRequest
 from solon.records import Prompt
 
+DType = Literal["float32", "bfloat16"]
 Tick = Callable[[float], None]
 LAYERS = 8
 """Of the 30 of SmolLM2."""
@@ -93,36 +95,45 @@ class Marks:
     """Verdicts per second, on two threads, without the first batch."""
 
 
-def examine(model: Path, lessons: Mapping[str, Sequence[Lesson]], *, dtype: str = "bfloat16") -> Marks:
+def examine(model: Path, lessons: Mapping[str, Sequence[Lesson]], *, dtype: DType = "bfloat16") -> Marks:
     """Put an exam to a judge in the engine that serves it."""
-    from solon.engines.build import build_engine
-
-    config = {"model": str(model), "max_model_len": 512, "max_running": 128, "threads": 2, "dtype": dtype}
-    engine = build_engine(EngineConfig.model_validate(config), name="judge")
+    engine = open_engine(model, dtype=dtype)
     asked = [(key, lesson) for key, found in lessons.items() for lesson in found]
     random.Random(0).shuffle(asked)
-    right: dict[str, list[bool]] = {}
-    started, warm = 0.0, min(64, len(asked) // 4)
-    for index, (_, lesson) in enumerate(asked[:warm]):
-        engine.add(_request(f"warm-{index}", lesson))
-    while engine.has_work():
-        engine.step()
+    warm = min(64, len(asked) // 4)
+    ask(engine, [lesson for _, lesson in asked[:warm]])
     started = time.perf_counter()
-    for index, (_, lesson) in enumerate(asked[warm:], warm):
-        engine.add(_request(str(index), lesson))
+    right = ask(engine, [lesson for _, lesson in asked[warm:]])
+    seconds = time.perf_counter() - started
+    return Marks(agreement=shares([key for key, _ in asked[warm:]], right), per_second=len(right) / seconds)
+
+
+def open_engine(model: Path, *, dtype: DType) -> Engine:
+    """The engine of a judge, as a run would build it on two threads."""
+    from solon.engines.build import build_engine
+
+    config = EngineConfig(model=str(model), max_model_len=640, max_running=128, threads=2, dtype=dtype)
+    return build_engine(config, name=model.name)
+
+
+def ask(engine: Engine, lessons: Sequence[Lesson]) -> list[bool]:
+    """Whether the engine gives the programs' verdict, for each lesson."""
+    for index, lesson in enumerate(lessons):
+        question = lesson.question
+        ids, labels = question.prompt_token_ids, question.label_ids
+        engine.add(EngineRequest(request_id=str(index), prompt_token_ids=ids, max_tokens=1, label_ids=labels))
+    right: dict[int, bool] = {}
     while engine.has_work():
         for done in engine.step():
-            key, lesson = asked[int(done.request_id)]
-            first, second = done.label_logprobs
-            for name in (key, key.partition("/")[0]):
-                right.setdefault(name, []).append((first > second) == (lesson.margin > 0))
-    seconds = time.perf_counter() - started
-    agreement = {name: sum(found) / len(found) for name, found in sorted(right.items())}
-    return Marks(agreement=agreement, per_second=(len(asked) - warm) / seconds)
+            index, (first, second) = int(done.request_id), done.label_logprobs
+            right[index] = (first > second) == (lessons[index].margin > 0)
+    return [right[index] for index in range(len(lessons))]
 
 
-def _request(name: str, lesson: Lesson) -> EngineRequest:
-    question = lesson.question
-    return EngineRequest(
-        request_id=name, prompt_token_ids=question.prompt_token_ids, max_tokens=1, label_ids=question.label_ids
-    )
+def shares(keys: Sequence[str], right: Sequence[bool]) -> dict[str, float]:
+    """Share of right verdicts by `task/wish`, and over all of a task."""
+    found: dict[str, list[bool]] = {}
+    for key, one in zip(keys, right, strict=True):
+        for name in (key, key.partition("/")[0]):
+            found.setdefault(name, []).append(one)
+    return {name: sum(all_of) / len(all_of) for name, all_of in sorted(found.items())}

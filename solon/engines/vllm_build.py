@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from solon.engines import vllm_cpu_attention
@@ -23,6 +24,7 @@ from solon.engines.device_turns import device_key, turn_on_device, wait_for_memo
 from solon.engines.memory import BATCHED_TOKENS, CPU_CACHE_GIB
 from solon.engines.vllm_classes import classes_left_alone
 from solon.engines.vllm_cpu_int8 import int8_takes_float32
+from solon.engines.vllm_cpu_sampling import one_number_for_a_token
 from solon.engines.vllm_memory import gpu_memory_arguments, sizes_of_model
 from solon.engines.vllm_room import ATTEST_PLACES
 from solon.errors import InputError
@@ -84,9 +86,9 @@ def _start(config: EngineConfig) -> Any:
     on_cpu = current_platform.is_cpu()
     arguments = _arguments(config, on_cpu=on_cpu)
     sizes = None if on_cpu else sizes_of_model(config.model)  # may download the model, so outside the lock
-    kernels = int8_takes_float32(arguments["dtype"]) if on_cpu else contextlib.nullcontext()
+    cpu = _on_cpu(arguments["dtype"]) if on_cpu else contextlib.nullcontext()
     try:
-        with turn_on_device("" if on_cpu else device_key()), warnings.catch_warnings(), classes_left_alone(), kernels:
+        with turn_on_device("" if on_cpu else device_key()), warnings.catch_warnings(), classes_left_alone(), cpu:
             warnings.simplefilter("ignore", FutureWarning)  # vLLM inspects deprecated names of torch too
             if not on_cpu:
                 arguments |= _gpu_memory(config, sizes)
@@ -102,6 +104,13 @@ def _start(config: EngineConfig) -> Any:
             os.environ.pop("LD_PRELOAD", None)
         else:
             os.environ["LD_PRELOAD"] = preload
+
+
+@contextlib.contextmanager
+def _on_cpu(dtype: str) -> Iterator[None]:
+    """What Solon changes in vLLM's CPU build while it builds an engine."""
+    with int8_takes_float32(dtype), one_number_for_a_token():
+        yield
 
 
 def _require_alone(config: EngineConfig) -> None:

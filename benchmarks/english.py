@@ -1,0 +1,161 @@
+"""Alignment of SmolLM2 in English: held-out adherence over seeds, and whether the answers stay English.
+
+    python benchmarks/english.py [--seeds 3] [--steps N] [--quick] [--json PATH]
+    python benchmarks/english.py --runs runs/english runs/english-1 runs/english-2
+
+Runs `examples/english.toml` once per seed, or reads runs that are complete. The mean over wishes before and after comes
+with a 95 % interval of the change: by Student's t over seeds and by a bootstrap over seeds and prompts, whichever is
+wider. Perplexity of the held-out answers is under the untrained SmolLM2; distinct-2 is the share of different pairs of
+neighbouring words among all pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks._harness import Row, arguments, report
+from english.wishes import words
+from solon.cli.answers import before_and_after
+
+ROOT = Path(__file__).resolve().parents[1]
+Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
+RESAMPLES = 2000
+
+
+def wish_means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Share of answers that keep each wish, and the mean over wishes."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, score in row["scores"].items():
+            found.setdefault(name, []).append(score)
+    means = {name: sum(scores) / len(scores) for name, scores in sorted(found.items())}
+    return {**means, "mean": sum(means.values()) / len(means)}
+
+
+def change(pairs: Pairs) -> float:
+    """After less before, of the mean over wishes."""
+    before, after = zip(*pairs, strict=True)
+    return wish_means(after)["mean"] - wish_means(before)["mean"]
+
+
+def interval(runs: Sequence[Pairs], rng: np.random.Generator) -> tuple[float, float]:
+    """95 % interval of the change: the wider one of t over seeds and a bootstrap over seeds and prompts."""
+    drawn = []
+    for _ in range(RESAMPLES):
+        picked = [runs[i] for i in rng.integers(len(runs), size=len(runs))]
+        drawn.append(np.mean([change([run[i] for i in rng.integers(len(run), size=len(run))]) for run in picked]))
+    low, high = (float(x) for x in np.quantile(drawn, [0.025, 0.975]))
+    if len(runs) > 1:
+        from scipy.stats import t
+
+        changes: NDArray[np.float64] = np.array([change(run) for run in runs])
+        half = float(t.ppf(0.975, len(runs) - 1) * changes.std(ddof=1) / math.sqrt(len(runs)))
+        low, high = min(low, changes.mean() - half), max(high, changes.mean() + half)
+    return low, high
+
+
+def distinct_2(texts: Sequence[str]) -> float:
+    """Share of different pairs of neighbouring words among all pairs.
+
+    >>> distinct_2(["a b a b"])
+    0.6666666666666666
+    """
+    found = Counter(pair for text in texts for pair in pairwise(words(text)))
+    return len(found) / max(1, sum(found.values()))
+
+
+def perplexity(model: Path, rows: Sequence[dict[str, Any]]) -> float:
+    """Of the answers after their prompts, per token, under a model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from solon.engines.tokens import ChatTokenizer
+    from solon.records import Message
+
+    tokenizer = ChatTokenizer.load(str(model))
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            prompt = tokenizer.encode_chat([Message(**turn) for turn in row["prompt"]])
+            answer = tokenizer.encode(row["answer"], is_data=True)
+            if not answer:
+                continue
+            logits_TV = network(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+            total -= float(logits_TV.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum())
+            count += len(answer)
+    return math.exp(total / count)
+
+
+def run_seed(seed: int, steps: int | None) -> Path:
+    """A whole run in a process of its own; returns its directory."""
+    from solon.cli.train import BFLOAT16
+    from solon.host.processor import computes_bfloat16
+
+    name = f"english-seed-{seed}"
+    command = [sys.executable, "-m", "solon", "train", str(ROOT / "examples/english.toml"), "--name", name]
+    command += ["--seed", str(seed), *(["--steps", str(steps)] if steps else [])]
+    command += [word for key in (BFLOAT16 if computes_bfloat16() else ()) for word in ("--set", key)]
+    subprocess.run(command, check=True)
+    return Path("runs") / name
+
+
+def rows(directories: Sequence[Path], model: Path) -> list[Row]:
+    """All figures."""
+    runs = [before_and_after(directory) for directory in directories]
+    before = [row for run in runs for row, _ in run]
+    after = [row for run in runs for _, row in run]
+    was, now = wish_means(before), wish_means(after)
+    low, high = interval(runs, np.random.default_rng(0))
+    found = [Row(f"seed {n}: change of the mean over wishes", change(run)) for n, run in enumerate(runs)]
+    found += [
+        Row("change of the mean over wishes", now["mean"] - was["mean"], None, ">= 0.25"),
+        Row("its 95 % interval, low end", low, None, ">= 0.15"),
+        Row("its 95 % interval, high end", high),
+        Row("least change of a wish", min(now[name] - was[name] for name in was), None, ">= -0.03"),
+        *(Row(f"{name}, after over before", now[name], was[name]) for name in was),
+    ]
+    words_of = [[row["answer"] for row in side] for side in (after, before)]
+    varied = [distinct_2(texts) for texts in words_of]
+    likely = [perplexity(model, side) for side in (after, before)]
+    return [
+        *found,
+        Row("perplexity under untrained SmolLM2, after over before", likely[0] / likely[1], None, "<= 1.5"),
+        Row("perplexity", likely[0], likely[1]),
+        Row("distinct-2, after over before", varied[0] / varied[1], None, ">= 0.8"),
+        Row("distinct-2", varied[0], varied[1]),
+        Row("words an answer", *(float(np.mean([len(words(t)) for t in texts])) for texts in words_of)),
+    ]
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=None, help="of each run; the run file's by default")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], metavar="DIR", help="complete runs to read")
+    given = parser.parse_args()
+    from english.grow import policy
+
+    seeds, steps = (1, 2) if given.quick else (given.seeds, given.steps)
+    directories = given.runs or [run_seed(seed, steps) for seed in range(seeds)]
+    report("english", rows(directories, policy()), given.json)
+    for directory in directories:
+        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        print(f"{directory}: {summary['steps']} steps in {summary['wall_s']:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
