@@ -5,8 +5,8 @@ P: elements of the policy, C: of the critic, A: of the adapters; all weights, gr
     weights        policy 4 P, reference 4 P where a KL is asked for, critic 4 C
     optimiser      gradients 4, two moments 8 bytes of every element that trains
     then the largest of
-      scoring      16 bytes of every logit of a microbatch, no gradients yet
-      updating     gradients, 12.5 bytes of every logit, activations of the microbatch, narrow copies of the weights
+      scoring      the logits of a microbatch in the dtype of the computation, no gradients yet
+      updating     gradients, the logits and their gradient, activations of the microbatch, narrow copies of the weights
       publishing   the payload, and the policy once more in float32 and in 16 bits for the canaries
 """
 
@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from learners.config import LearnConfig
 from solon.models.sizes import BYTES, ModelSizes
 
-SCORING_BYTES, UPDATING_BYTES = 16.0, 12.5
-"""Bytes per logit at the peak: log-probs with entropy without gradients, and cross-entropy with its gradient."""
-FILTERING_BYTES = 14.0
-"""Additional bytes per logit in scoring where answers are sampled with filters: sorted values, their places, masks."""
+FILTERING_BYTES = 26
+"""Additional bytes per logit in scoring where answers are sampled with filters: copies in float32, sorted values, their
+places, masks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +67,13 @@ def learner_memory(
     tokens = max(config.max_tokens_per_microbatch, longest)
     logits = tokens * sizes.vocabulary
     narrow = config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu)
+    width = 2 if narrow else 4
     return LearnerMemory(
         weights=weights,
         moments=8 * trained,
         gradients=4 * trained,
-        scoring=int(logits * (SCORING_BYTES + (FILTERING_BYTES if filtered else 0))),
-        updating=int(logits * UPDATING_BYTES)
-        + _activations(sizes, config, tokens, 2 if narrow else 4)
-        + (2 * policy if narrow else 0),
+        scoring=logits * (width + (FILTERING_BYTES if filtered else 0)),
+        updating=2 * width * logits + _activations(sizes, config, tokens, width) + (2 * policy if narrow else 0),
         publishing=_publishing(sizes, config, on_gpu=on_gpu),
         runtime=runtime,
     )

@@ -20,10 +20,9 @@ class LearnerRole(Role):
 
         run, actor = context.run, self._actor or LearnerActor
         named = {"model": pool.model, "sampling": run.rollout.sampling(), "seed": run.seed}
+        placed, threads = run.learn.placed, run.learn.threads
         return [
-            RemoteLearner(
-                context.spawner(actor, pool, name, run.learn.placed, threads=run.learn.threads, **named), name=name
-            )
+            RemoteLearner(context.spawner(actor, pool, name, placed, threads=threads, trains=True, **named), name=name)
             for name in pool.worker_names
         ]
 

@@ -105,7 +105,7 @@ class Policy:
         return torch.autocast(self.device.type, self._autocast_dtype)
 
     def logits(self, microbatch: Microbatch, *, reference: bool = False) -> Tensor:
-        """Logits of the response tokens over the temperature, float32, [M, V].
+        """Logits of the response tokens as the model gives them, [M, V].
 
         The head runs only on the M positions: most of the B x T positions are prompt, and the vocabulary is the widest
         axis of all.
@@ -118,8 +118,8 @@ class Policy:
 
         head = model.get_output_embeddings()
         with adapters_off, self.autocast(), head.register_forward_pre_hook(select):
-            logits_MV: Tensor = model(**microbatch.model_inputs()).logits.float()
-        return logits_MV if self.temperature == 1.0 else logits_MV / self.temperature
+            logits_MV: Tensor = model(**microbatch.model_inputs()).logits
+        return logits_MV
 
     def logprobs(self, microbatch: Microbatch) -> Tensor:
         """Log-probs of the response tokens, [M]."""
@@ -132,18 +132,19 @@ class Policy:
         moved, counts as allowed at its own position, so that every number is finite; the loss masks it.
         The reference is taken over the policy's own set: the KL is finite, and 0 where the two are equal.
         """
-        logits_MV, target_M = self.logits(microbatch), microbatch.target_M
+        logits_MV, target_M, temperature = self.logits(microbatch), microbatch.target_M, self.temperature
         banned_MV = outside_M = None
         if self.filters:
+            logits_MV, temperature = logits_MV.float() / temperature, 1.0
             allowed_MV = allowed_tokens(logits_MV, self.filters, place_N=microbatch.place_M, end_ids=self._end_ids)
             outside_M = ~allowed_MV.gather(1, target_M[:, None])[:, 0]
             banned_MV = ~allowed_MV.scatter_(1, target_M[:, None], True)
             logits_MV = logits_MV.masked_fill(banned_MV, FLOOR)
         entropy_M = reference_M = None
         if entropy:
-            logprobs_M, entropy_M = logprobs_and_entropy(logits_MV, target_M)
+            logprobs_M, entropy_M = logprobs_and_entropy(logits_MV, target_M, temperature)
         else:
-            logprobs_M = logprobs_of(logits_MV, target_M)
+            logprobs_M = logprobs_of(logits_MV, target_M, temperature)
         del logits_MV
         if reference:
             reference_M = self.reference_logprobs(microbatch, banned_MV)
@@ -152,8 +153,9 @@ class Policy:
     def reference_logprobs(self, microbatch: Microbatch, banned_MV: Tensor | None = None) -> Tensor:
         """Log-probs of the response tokens under the frozen reference, [M]; `banned_MV`: tokens that are left out."""
         logits_MV = self.logits(microbatch, reference=True)
-        if banned_MV is not None:
-            logits_MV = logits_MV.masked_fill(banned_MV, FLOOR)
+        if banned_MV is None:
+            return logprobs_of(logits_MV, microbatch.target_M, self.temperature)
+        logits_MV = (logits_MV.float() / self.temperature).masked_fill(banned_MV, FLOOR)
         return logprobs_of(logits_MV, microbatch.target_M)
 
     @torch.no_grad()

@@ -99,7 +99,8 @@ class PolicyGradient(PolicyObjective):
         )
         if scored.entropy_M is not None:
             entropy = (scored.entropy_M * (weights_M > 0)).sum() / denominator
-            loss = loss - config.entropy_bonus * entropy
+            if config.entropy_bonus:
+                loss = loss - config.entropy_bonus * entropy
             metrics["update_entropy/mean"] = entropy.detach()
         penalty, found = self.penalty(scored.logprobs_M, weights_M, targets, microbatch, denominator)
         yield (loss if penalty is None else loss + penalty), metrics | found

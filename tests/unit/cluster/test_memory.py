@@ -197,7 +197,7 @@ def test_logits_follow_the_microbatch_and_the_vocabulary():
         learner_memory(HALF, LearnConfig(max_tokens_per_microbatch=n), on_gpu=True, longest=512, runtime=0)
         for n in (2048, 8192)
     )
-    assert large.scoring == 4 * small.scoring == 16 * 8192 * 151936
+    assert large.scoring == 4 * small.scoring == 2 * 8192 * 151936
     # A conversation that is longer than a microbatch has one of its own.
     long = learner_memory(HALF, LearnConfig(max_tokens_per_microbatch=16), on_gpu=True, longest=2048, runtime=0)
     assert long.scoring == small.scoring
@@ -236,7 +236,7 @@ def test_the_example_for_one_gpu_fits_a_card_of_40_gb():
 
 
 def test_a_large_microbatch_no_longer_fits_the_example():
-    run, known = example("learn.max_tokens_per_microbatch=8192")
+    run, known = example("learn.max_tokens_per_microbatch=32768")
     assert warnings(run, estimate_of(run, known, device=40 * GIB), 40)
 
 

@@ -50,6 +50,17 @@ def test_a_worker_without_a_gpu_sees_none():
     assert "CUDA_VISIBLE_DEVICES" not in worker_environment(1, on_gpu=True)["env_vars"]
 
 
+def test_a_learner_on_a_cpu_keeps_the_memory_that_it_frees_unless_the_user_chose_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert "glibc.malloc.mmap_max=0" in worker_environment(1, on_gpu=False, trains=True)["env_vars"]["GLIBC_TUNABLES"]
+    assert "GLIBC_TUNABLES" not in worker_environment(1, on_gpu=False)["env_vars"]
+    assert "GLIBC_TUNABLES" not in worker_environment(1, on_gpu=True, trains=True)["env_vars"]
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    assert "GLIBC_TUNABLES" not in worker_environment(1, on_gpu=False, trains=True)["env_vars"]
+
+
 def test_engines_and_learner_run_on_the_device_their_actor_requested(tmp_path: Path):
     run = make(rollout={"num_gpus": 0.5}, learn={"num_gpus": 0.5})
     model = str(make_model(tmp_path / "model"))

@@ -113,7 +113,7 @@ def test_the_policy_that_is_scored_is_the_filtered_one_with_its_gradient(llama: 
     policy = Policy(config, model=llama, temperature=0.7, filters=FILTERS, end_ids=(1, 5), reference=True)
     microbatch = first_microbatch(policy, config, random_groups())
     scored = policy.score(microbatch, entropy=True, reference=True)
-    logits_MV = policy.logits(microbatch)
+    logits_MV = policy.logits(microbatch) / 0.7
     allowed_MV = allowed_tokens(logits_MV, FILTERS, place_N=microbatch.place_M, end_ids=(1, 5))
     target_M = microbatch.target_M
     inside_M = allowed_MV[torch.arange(len(target_M)), target_M]

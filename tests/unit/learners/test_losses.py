@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.core.logprobs import logprobs_and_entropy, logprobs_of
+from learners.core.logprobs import PIECE, logprobs_and_entropy, logprobs_of
 from learners.policy_gradient.losses import (
     effective_sample_share,
     explained_variance,
@@ -316,6 +316,34 @@ def test_log_probs_and_entropy_match_loops():
         p = [math.exp(x) / total for x in logits[n].tolist()]
         assert logprobs[n].item() == pytest.approx(math.log(p[int(token[n])]), rel=1e-5)
         assert entropy[n].item() == pytest.approx(-sum(x * math.log(x) for x in p), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("terms", ["logprob", "entropy", "both"])
+def test_log_probs_and_entropy_have_the_gradient_of_plain_autograd_in_every_piece(monkeypatch, terms, temperature):
+    monkeypatch.setitem(PIECE, "cpu", 14)  # two rows at a time, and one left over
+    generator = torch.Generator().manual_seed(0)
+    token, weight = torch.tensor([0, 6, 3, 3, 1]), torch.randn(5, generator=generator)
+    ours = torch.randn(5, 7, generator=generator).requires_grad_()
+    plain = ours.detach().clone().requires_grad_()
+    logprobs_N, entropy_N = logprobs_and_entropy(ours, token, temperature)
+    whole_NV = (plain / temperature).log_softmax(-1)
+    expected = whole_NV.gather(1, token[:, None])[:, 0], -(whole_NV.exp() * whole_NV).sum(-1)
+    torch.testing.assert_close((logprobs_N, entropy_N), expected)
+    for found_N, expected_N in zip((logprobs_N, entropy_N), expected, strict=True):
+        if terms == "both" or (terms == "entropy") == (found_N is entropy_N):
+            (found_N * weight).sum().backward(retain_graph=True)
+            (expected_N * weight).sum().backward(retain_graph=True)
+    torch.testing.assert_close(ours.grad, plain.grad)
+
+
+def test_log_probs_of_16_bit_logits_are_computed_in_32_bits_and_their_gradient_has_16():
+    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    token = torch.arange(5)
+    found_N = logprobs_of(logits, token)
+    assert torch.equal(found_N, logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0])
+    found_N.sum().backward()
+    assert logits.grad.dtype == torch.bfloat16
 
 
 def test_explained_variance_is_1_for_a_perfect_critic_and_0_for_a_constant():
