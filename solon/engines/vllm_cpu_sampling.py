@@ -2,8 +2,8 @@
 
 vLLM draws an exponential variable for every entry of the vocabulary, twice for a request with a seed, and the generator
 uses one thread: with 49,152 entries that is half the time of a decoding step of a small model. Inverting the cumulative
-distribution gives the same distribution from one uniform number; sums are in float64, so that the probability of a token
-is exact to float32.
+distribution gives the same distribution from one uniform number; sums are in float64, so that a token's probability is
+exact to float32.
 
 B requests, V vocabulary, N blocks of W entries.
 """
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 BLOCK = 256
 
@@ -37,6 +37,7 @@ def one_number_for_a_token() -> Iterator[None]:
 def _forward_cpu(
     self: Any, logits_BV: Tensor, generators: Mapping[int, torch.Generator], k: Tensor | None, p: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
+    import torch
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
     logits_BV = apply_top_k_top_p(logits_BV, k, p)
@@ -53,6 +54,8 @@ def _forward_cpu(
 
 def draw_uniforms(number: int, generators: Mapping[int, torch.Generator]) -> Tensor:
     """One number in [0, 1) for each request, from its own generator where it has one; float64, [B]."""
+    import torch
+
     drawn_B = torch.rand(number, dtype=torch.float64)
     for index, generator in generators.items():
         drawn_B[index] = torch.rand((), dtype=torch.float64, generator=generator)
@@ -61,8 +64,11 @@ def draw_uniforms(number: int, generators: Mapping[int, torch.Generator]) -> Ten
 
 def draw_tokens(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """The token at which the cumulative distribution passes the number; never one of probability 0. int64, [B]."""
+    import torch
+    from torch.nn import functional
+
     padding = -probs_BV.shape[1] % BLOCK
-    probs_BNW = functional.pad(probs_BV, (0, padding)).unflatten(1, (-1, BLOCK))
+    probs_BNW = functional.pad(probs_BV, (0, padding)).reshape(len(probs_BV), -1, BLOCK)
     edges_BN = probs_BNW.sum(-1, dtype=torch.float64).cumsum(-1)
     block_B, rest_B = _invert(edges_BN, uniforms_B * edges_BN[:, -1])
     inner_BW = probs_BNW[torch.arange(len(probs_BV)), block_B].double().cumsum(-1)
@@ -72,6 +78,9 @@ def draw_tokens(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
 
 def _invert(cumulative_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
     """The first place whose sum exceeds the target, and what is left of the target there."""
+    import torch
+    from torch.nn import functional
+
     # Rounding may put the target at or above the last sum; the last place may have probability 0.
     below_B = torch.nextafter(cumulative_BN[:, -1], torch.zeros((), dtype=torch.float64))
     target_B = torch.minimum(target_B, below_B)
