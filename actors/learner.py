@@ -28,9 +28,20 @@ NO_ROOM = "; if it happens again, lower learn.max_tokens_per_microbatch"
 class LearnerShell:
     """Builds the learner in `start`, so that a bad model raises an error instead of killing the actor."""
 
-    def __init__(self, config: LearnConfig, *, model: str, sampling: Sampling, seed: int, name: str) -> None:
-        """sampling: that of the rollouts."""
-        self._arguments: dict[str, Any] = {"model": model, "seed": seed, "name": name}
+    def __init__(
+        self,
+        config: LearnConfig,
+        *,
+        model: str,
+        sampling: Sampling,
+        seed: int,
+        name: str,
+        engines_in_float32: bool = False,
+    ) -> None:
+        """sampling: that of the rollouts; engines_in_float32: the rollout engines compute in float32."""
+        self._arguments: dict[str, Any] = {
+            "model": model, "seed": seed, "name": name, "engines_in_float32": engines_in_float32
+        }  # fmt: skip
         self._config = config
         self._sampling = sampling
         self.name = name

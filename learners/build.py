@@ -29,6 +29,7 @@ def build_learner(
     seed: int,
     name: str = "learner-0",
     canaries: Sequence[Sequence[int]] | None = None,
+    engines_in_float32: bool = False,
 ) -> Learner:
     """A trainer with the objective that the configuration names.
 
@@ -37,8 +38,8 @@ def build_learner(
         report, weights = learner.step(0, groups)
 
     temperature, filters: the sampling of the rollouts; end_ids: the tokens that end them (for `min_tokens`);
-    canaries: token ids whose log-probs travel with the weights (None: a few drawn from the vocabulary). Raises
-    InputError for a model that cannot be trained.
+    canaries: token ids whose log-probs travel with the weights (None: a few drawn from the vocabulary);
+    engines_in_float32: see `Publisher`. Raises InputError for a model that cannot be trained.
     """
     torch.set_num_threads(config.threads)
     refuse_experts(model)
@@ -47,5 +48,11 @@ def build_learner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         objective = find_for_policy(config.objective_name)(config, source)
-    publisher = Publisher(objective.policy, model=model, dtype=config.serving_dtype, canaries=canaries)
+    publisher = Publisher(
+        objective.policy,
+        model=model,
+        dtype=config.serving_dtype,
+        canaries=canaries,
+        engines_in_float32=engines_in_float32,
+    )
     return Trainer(objective, config, schedule=config.rate, seed=seed, name=name, publisher=publisher)

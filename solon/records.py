@@ -233,7 +233,7 @@ class Weights:
     payload: NDArray[np.uint8]
     """The bytes of a safetensors file, Hugging Face parameter names."""
     fingerprint: str
-    """sha256 of the payload."""
+    """Digest of the payload (`solon.engines.payload.fingerprint`)."""
     canary_token_ids: tuple[tuple[int, ...], ...]
     canary_logprobs: tuple[tuple[float, ...], ...]
     """The learner's log p(token t | tokens < t) for t >= 1 of every canary sequence, at temperature 1, of exactly
@@ -267,9 +267,9 @@ class LoadReceipt:
     engine: str
     version: int
     fingerprint: str
-    """sha256 of the payload as received."""
+    """Digest of the payload as received."""
     checksum: str
-    """Digest of the live parameters in the engine's own layout."""
+    """Digest of the live parameters in the engine's own layout; empty when its tensors were compared."""
     canary_logprobs: tuple[tuple[float, ...], ...]
     pause_s: float
     """Seconds for which generation paused."""

@@ -77,6 +77,11 @@ class RolloutSection(EngineSection, SamplingOptions):
     group_size: int = Field(8, ge=1)
     """Answers per prompt."""
 
+    @property
+    def computes_in_float32(self) -> bool:
+        """Whether these engines certainly compute in float32."""
+        return self.dtype == "float32" or (self.dtype == "auto" and not self.num_gpus)
+
     def engine(self, model: str, *, seed: int) -> EngineConfig:
         """As for any engine; this one also receives new weights."""
         return super().engine(model, seed=seed).model_copy(update={"reloads": True})

@@ -19,7 +19,12 @@ class LearnerRole(Role):
         from actors.learner import LearnerActor, RemoteLearner
 
         run, actor = context.run, self._actor or LearnerActor
-        named = {"model": pool.model, "sampling": run.rollout.sampling(), "seed": run.seed}
+        named = {
+            "model": pool.model,
+            "sampling": run.rollout.sampling(),
+            "seed": run.seed,
+            "engines_in_float32": run.rollout.computes_in_float32,
+        }
         placed, threads = run.learn.placed, run.learn.threads
         return [
             RemoteLearner(context.spawner(actor, pool, name, placed, threads=threads, trains=True, **named), name=name)

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor
 
 from learners.core.loading import quiet
 from learners.core.policy import Policy
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
-from solon.engines.payload import fingerprint
+from solon.engines.payload import Memory, fingerprint, pack
 from solon.engines.tokens import load_tokenizer
 from solon.host.file_modes import widen
 from solon.pipeline.attestation import canary_gap
@@ -37,11 +37,21 @@ class Publisher:
     """
 
     def __init__(
-        self, policy: Policy, *, model: str, dtype: str, canaries: Sequence[Sequence[int]] | None = None
+        self,
+        policy: Policy,
+        *,
+        model: str,
+        dtype: str,
+        canaries: Sequence[Sequence[int]] | None = None,
+        engines_in_float32: bool = False,
     ) -> None:
+        """engines_in_float32: all engines compute in float32, so the effect of 16 bits is not measured. An engine that
+        computes in 16 bits all the same is held to the tolerance of float32, and refused."""
         from transformers import AutoModelForCausalLM
 
         self._policy = policy
+        self._engines_in_float32 = engines_in_float32
+        self._memory = Memory()
         self._source = Path(model).expanduser()
         self._tokenizer = load_tokenizer(model)
         if dtype == "auto":
@@ -74,16 +84,18 @@ class Publisher:
 
         tensors = self.tensors()
         files = revert_weight_conversion(self._skeleton, dict(tensors))
-        data = save({name: tensor.detach().to("cpu").contiguous() for name, tensor in files.items()}, {"format": "pt"})
-        payload = np.frombuffer(data, np.uint8)
-        exact = self.canary_logprobs(tensors, torch.float32)
+        payload = pack(files, self._memory)
+        with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter to others
+            digest = beside.submit(fingerprint, payload)
+            exact = self.canary_logprobs(tensors, torch.float32)
+            noise = self._noise(tensors, exact)
         return Weights(
             version=version,
             payload=payload,
-            fingerprint=fingerprint(payload),
+            fingerprint=digest.result(),
             canary_token_ids=self.canaries,
             canary_logprobs=exact,
-            canary_noise=self._noise(tensors, exact),
+            canary_noise=noise,
         )
 
     @torch.no_grad()
@@ -98,7 +110,10 @@ class Publisher:
             self._tokenizer.save_pretrained(directory)
 
     def _noise(self, tensors: dict[str, Tensor], exact: tuple[tuple[float, ...], ...]) -> float:
-        """The change from 16 bits alone, mean, nats: in the serving dtype, or the one that engines choose."""
+        """The change from 16 bits alone, mean, nats: in the serving dtype, or the one that engines choose; 0
+        where no engine computes in 16 bits."""
+        if self._engines_in_float32:
+            return 0.0
         if self.dtype != torch.float32:
             return canary_gap(exact, self.canary_logprobs(tensors, self.dtype)).mean
         try:

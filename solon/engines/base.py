@@ -204,8 +204,8 @@ class Engine(Protocol):
         """Drop these requests, waiting or running; unknown ids are ignored."""
         ...
 
-    def load_weights(self, weights: Weights) -> str:
-        """Replace all weights between two steps; returns the digest of the live parameters. Sets `version`.
+    def load_weights(self, weights: Weights) -> None:
+        """Replace all weights between two steps. Sets `version`.
 
         A request without tokens is computed with the new weights only, including its prompt. A request with tokens
         keeps them: it continues with the cached keys and values of its earlier tokens, which were computed with the

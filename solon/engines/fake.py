@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from solon.engines.admission import check_request
 from solon.engines.base import Completion, Request
-from solon.engines.payload import verify_fingerprint
+from solon.engines.payload import fingerprint, verify_fingerprint
 from solon.engines.progress import NOTHING, Progress, news
 from solon.engines.stops import is_stopped
 from solon.engines.thinking import AnswerText
@@ -157,13 +157,12 @@ class FakeEngine:
         for request_id in request_ids:
             self._active.pop(request_id, None)
 
-    def load_weights(self, weights: Weights) -> str:
+    def load_weights(self, weights: Weights) -> None:
         """See `Engine.load_weights`."""
         verify_fingerprint(weights, self.name)
         self._payload = weights.payload.copy()
         self._logprobs_VV = _bigrams(self._payload, len(self.tokenizer))
         self.version = weights.version
-        return self.checksum()
 
     def checksum(self) -> str:
         """See `Engine.checksum`."""
@@ -235,7 +234,7 @@ def fake_weights(
     return Weights(
         version=version,
         payload=data,
-        fingerprint=hashlib.sha256(data.data).hexdigest(),
+        fingerprint=fingerprint(data),
         canary_token_ids=(canary,),
         canary_logprobs=(tuple(float(table[a, b]) for a, b in itertools.pairwise(canary)),),
     )

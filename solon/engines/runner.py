@@ -330,8 +330,10 @@ class EngineRunner:
 def load_and_report(engine: Engine, weights: Weights) -> LoadReceipt:
     """Load weights and report what the engine received, holds and computes: all that attestation needs."""
     start = time.perf_counter()
-    checksum = engine.load_weights(weights)
+    engine.load_weights(weights)
     check = engine.check_weights(weights)
+    # Only attestation without a comparison needs it, and it reads every weight once more.
+    checksum = "" if check.compared else engine.checksum()
     canary = engine.sequence_logprobs(weights.canary_token_ids)
     check_canaries(f"engine {engine.name}", canary)
     return LoadReceipt(

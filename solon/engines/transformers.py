@@ -104,7 +104,7 @@ class TransformersEngine:
         keep = [i for i, row in enumerate(self._rows) if row.request.request_id not in gone]
         self._keep(keep)
 
-    def load_weights(self, weights: Weights) -> str:
+    def load_weights(self, weights: Weights) -> None:
         """Replaces all weights between two steps; running requests keep their cached keys and values.
 
         Raises InputError for a quantised model, AttestationError when the payload is not the published one or does not
@@ -130,7 +130,6 @@ class TransformersEngine:
             self._broken = f"loading weights {weights.version} failed half-way: {error}"
             raise
         self.version = weights.version
-        return self.checksum()
 
     def checksum(self) -> str:
         """See `Engine.checksum`."""

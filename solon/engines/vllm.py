@@ -119,7 +119,7 @@ class VllmEngine:
         self._withdraw(self._queue.remove(gone))
         self._finished = [c for c in self._finished if c.request_id not in gone]
 
-    def load_weights(self, weights: Weights) -> str:
+    def load_weights(self, weights: Weights) -> None:
         """Replaces all weights between two steps.
 
         A request without tokens starts again, so that all of it is computed with the new weights. A request with tokens
@@ -151,7 +151,6 @@ class VllmEngine:
         # serves as salt: a replaced learner may train a version again with other weights, and for weights that were
         # loaded before there are keys and values that running requests computed with later ones.
         self.version, self._salt = weights.version, next(self._salts)
-        return self.checksum()
 
     def checksum(self) -> str:
         """See `Engine.checksum`."""

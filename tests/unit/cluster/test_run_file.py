@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from cluster.config.run_file import RunFile, looks_like_hub_name
+from cluster.config.sections import RolloutSection
 from cluster.pipeline_file import load_run
 from solon.cli.main import MAX_SEED
 from solon.engines.chat_settings import ThinkingMarks
@@ -507,3 +508,11 @@ def test_a_new_section_brings_its_own_marks():
     assert (run.others["a"].table, run.others["a"].model) == ("/runs/t.csv", "/models/m")
     assert "/runs/t.csv" in values(run, NamesFile)
     assert mapped(run, NamesFile, str.upper).others["a"].table == "/RUNS/T.CSV"
+
+
+@pytest.mark.parametrize(
+    ("section", "certain"),
+    [({}, True), ({"dtype": "float32", "num_gpus": 1}, True), ({"num_gpus": 1}, False), ({"dtype": "bfloat16"}, False)],
+)
+def test_rollout_engines_on_a_cpu_compute_in_float32_unless_told_otherwise(section, certain):
+    assert RolloutSection(**section).computes_in_float32 == certain

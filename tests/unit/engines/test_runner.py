@@ -1,7 +1,6 @@
 """The runner: one engine thread, many asyncio callers."""
 
 import asyncio
-import hashlib
 import pickle
 import threading
 import time
@@ -13,7 +12,7 @@ import pytest
 from solon.engines.base import Completion, Engine, Request
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.fake import FakeEngine, fake_weights
-from solon.engines.payload import named_tensors, run_length
+from solon.engines.payload import fingerprint, named_tensors, run_length
 from solon.engines.runner import EngineRunner
 from solon.errors import AttestationError, EngineFailedError, InputError, RunFailedError
 
@@ -213,7 +212,7 @@ def test_a_read_only_payload_is_read_without_a_copy():
 
     tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16)}
     payload = np.frombuffer(save(tensors), np.uint8)
-    weights = replace(fake_weights(1), payload=payload, fingerprint=hashlib.sha256(payload).hexdigest())
+    weights = replace(fake_weights(1), payload=payload, fingerprint=fingerprint(payload))
     read = dict(named_tensors(weights))
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)

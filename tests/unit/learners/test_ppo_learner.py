@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -18,6 +17,7 @@ from learners.build import build_learner
 from learners.config import LearnConfig, LoraConfig
 from learners.core.batch import Batch
 from learners.policy_gradient.targets import group_advantages
+from solon.engines.payload import fingerprint
 from solon.errors import InputError, RunFailedError
 from solon.feedback.selection.estimators import doubly_robust
 from solon.telemetry.movement import Movement
@@ -206,7 +206,7 @@ def test_a_payload_loads_into_a_fresh_model_with_the_canaries_it_promises(llama,
     tensors = load(weights.payload.tobytes())
     assert ("lm_head.weight" in tensors) == (kind == "untied")
     assert weights.version == 1
-    assert weights.fingerprint == hashlib.sha256(weights.payload.tobytes()).hexdigest()
+    assert weights.fingerprint == fingerprint(weights.payload)
     assert weights.fingerprint != make_learner(path).initial_weights().fingerprint
     dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
     assert all(tensor.dtype == dtype for tensor in tensors.values())
@@ -553,3 +553,9 @@ def test_a_rollout_of_which_no_token_trains_has_no_advantage(llama):
     told = {group.ordinal: group.advantages_G for group in report.groups}
     assert {one for ordinal in (0, 1) for one in told[ordinal]} == {None}
     assert all(isinstance(one, float) and np.isfinite(one) for ordinal in (2, 3) for one in told[ordinal])
+
+
+def test_noise_of_16_bits_is_not_measured_for_engines_that_compute_in_float32(llama):
+    learner = build_learner(LearnConfig(), model=llama, temperature=1.0, seed=0, engines_in_float32=True)
+    assert learner.initial_weights().canary_noise == 0.0
+    assert make_learner(llama).initial_weights().canary_logprobs == learner.initial_weights().canary_logprobs

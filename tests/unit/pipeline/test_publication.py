@@ -94,8 +94,8 @@ async def test_an_engine_that_computes_no_numbers_is_not_attested():
         await make_publication(Broken()).publish(manifest, manifest)
 
 
-def test_the_fingerprint_is_sha256_of_the_bytes():
-    assert fingerprint(np.frombuffer(b"abc", np.uint8)).startswith("ba7816bf8f01cfea")
+def test_the_fingerprint_is_the_blake3_digest_of_the_bytes():
+    assert fingerprint(np.frombuffer(b"abc", np.uint8)).startswith("6437b3ac38465133")
 
 
 @pytest.mark.parametrize("settings", [{"timeout_s": 0}, {"logprob_tolerance": -1}, {"tolerance": 1}])

@@ -33,10 +33,9 @@ class LongWinded(FakeEngine):
         super().__init__(max_model_len=512, **settings)
         self._logprobs_VV[:, 0] = -30.0
 
-    def load_weights(self, weights: Any) -> str:
-        digest = super().load_weights(weights)
+    def load_weights(self, weights: Any) -> None:
+        super().load_weights(weights)
         self._logprobs_VV[:, 0] = -30.0
-        return digest
 
 
 def make_worker(*, step_s: float = 0.0, every_s: float = 0.02) -> tuple[RolloutWorker, list[LongWinded]]:
