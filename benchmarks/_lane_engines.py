@@ -27,6 +27,8 @@ from solon.recovery.config import RecoveryConfig
 from solon.runs.directory import RunDirectory
 from solon.runs.tables import label_rows
 
+Answers = dict[tuple[int, int], tuple[int, ...]]
+"""Token ids by ordinal and place in the group."""
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 GROUP_SIZE = 8
 RUNNING = 32
@@ -72,7 +74,7 @@ def rollout_rows(model: str, *, quick: bool, threads: int) -> list[Row]:
 
 
 def _rollout(model: str, dtype: str, *, rounds: int, length: int, threads: int, on_ray: bool) -> list[Row]:
-    from vllm import SamplingParams
+    from solon.engines.vllm_cpu_sampling import one_number_for_a_token
 
     config = EngineConfig.model_validate(
         {"model": model, "dtype": dtype, "max_model_len": 256, "max_running": RUNNING, "threads": threads}
@@ -85,49 +87,70 @@ def _rollout(model: str, dtype: str, *, rounds: int, length: int, threads: int, 
     )
     groups = 2 * RUNNING // GROUP_SIZE
     lane = Lane(LongRolloutWorker(config, settings, name="rollout-0"))
-    bare = BareVllm(config)
-    texts: list[dict[tuple[int, int], tuple[int, ...]]] = [{}, {}]
+    lane_answers: Answers = {}
 
     def ours(number: int) -> float:
         found: list[Group] = []
         seconds = timed(lambda: found.extend(lane.generate(assignments(groups, number))))
-        texts[0] |= {(g.ordinal, i): tuple(r.token_ids) for g in found for i, r in enumerate(g.rollouts)}
+        lane_answers.update({(g.ordinal, i): tuple(r.token_ids) for g in found for i, r in enumerate(g.rollouts)})
         return seconds
 
-    def theirs(number: int) -> float:
-        work = assignments(groups, number)
-        keys = [(item.grant.ordinal, index) for item in work for index in range(GROUP_SIZE)]
-        prompts = [lane.encode(item.prompt) for item in work for _ in range(GROUP_SIZE)]
-        parameters = [
-            SamplingParams(
-                temperature=1.0, max_tokens=length, seed=seed_of(0, ordinal, 0, index), logprobs=0, ignore_eos=True,
-                detokenize=False,
-            )
-            for ordinal, index in keys
-        ]  # fmt: skip
-        found: list[Any] = []
-        seconds = timed(lambda: found.extend(bare.generate(prompts, parameters)))
-        texts[1] |= {key: tuple(output.outputs[0].token_ids) for key, output in zip(keys, found, strict=True)}
-        return seconds
-
+    bare = BareRollouts(config, lane, groups=groups, length=length)
     tokens = float(groups * GROUP_SIZE * length)
     measured = Rounds(f"rollout, {dtype}: tokens/s (reference: bare vLLM)", tokens)
     ours(-1)
-    theirs(-1)
-    measured.take(rounds, ours, theirs)
-    same = sum(texts[0][key] == texts[1][key] for key in texts[0]) / len(texts[0])
-    print(f"rollout {dtype}: ours {measured.ours} s, bare {measured.reference} s, {same:.1%} equal answers", flush=True)
-    rows = [*measured.rows(">= 0.95"), Row("answers with the same tokens on both sides, share", same)]
+    bare.seconds(-1)
+    measured.take(rounds, ours, bare.seconds)
+    print(f"{measured.what}: ours {measured.ours} s, bare {measured.reference} s", flush=True)
+    rows = measured.rows(">= 0.95")
+    bare.close()
+    # Solon draws tokens with fewer random numbers. With the same sampler, what remains is the lane itself.
+    with one_number_for_a_token():
+        bare = BareRollouts(config, lane, groups=groups, length=length)
+    measured = Rounds(f"rollout, {dtype}: tokens/s (reference: bare vLLM with Solon's sampler)", tokens)
+    bare.seconds(-1)
+    measured.take(rounds, ours, bare.seconds)
+    same = sum(lane_answers[key] == answer for key, answer in bare.answers.items()) / len(bare.answers)
+    print(f"{measured.what}: ours {measured.ours} s, bare {measured.reference} s", flush=True)
+    rows += [
+        *measured.rows(">= 0.95"),
+        Row(f"rollout, {dtype}: answers with the same tokens on both sides, share", same),
+    ]
     lane.close()
     if on_ray:
-        rows += _on_ray(config, settings, groups, theirs, Rounds(
-            f"rollout, {dtype}, in an actor on Ray: tokens/s (reference: bare vLLM)", tokens), rounds)  # fmt: skip
+        what = f"rollout, {dtype}, in an actor on Ray: tokens/s (reference: bare vLLM with Solon's sampler)"
+        rows += _on_ray(config, settings, groups, bare, Rounds(what, tokens), rounds)
     bare.close()
     return rows
 
 
+class BareRollouts:
+    """The answers of a round by one call of `generate`."""
+
+    def __init__(self, config: EngineConfig, lane: Lane, *, groups: int, length: int) -> None:
+        self._bare, self._lane, self._groups, self._length = BareVllm(config), lane, groups, length
+        self.answers: Answers = {}
+
+    def seconds(self, number: int) -> float:
+        from vllm import SamplingParams
+
+        work = assignments(self._groups, number)
+        keys = [(item.grant.ordinal, index) for item in work for index in range(GROUP_SIZE)]
+        prompts = [self._lane.encode(item.prompt) for item in work for _ in range(GROUP_SIZE)]
+        common: dict[str, Any] = {"max_tokens": self._length, "logprobs": 0, "ignore_eos": True, "detokenize": False}
+        parameters = [SamplingParams(temperature=1.0, seed=seed_of(0, ordinal, 0, i), **common) for ordinal, i in keys]
+        found: list[Any] = []
+        seconds = timed(lambda: found.extend(self._bare.generate(prompts, parameters)))
+        outputs = zip(keys, found, strict=True)
+        self.answers.update({key: tuple(output.outputs[0].token_ids) for key, output in outputs})
+        return seconds
+
+    def close(self) -> None:
+        self._bare.close()
+
+
 def _on_ray(
-    config: EngineConfig, settings: RolloutSettings, groups: int, theirs: Any, measured: Rounds, rounds: int
+    config: EngineConfig, settings: RolloutSettings, groups: int, bare: BareRollouts, measured: Rounds, rounds: int
 ) -> list[Row]:
     """The same through the actor that a run uses. Groups stay in the object store, as they do in a run."""
     import ray
@@ -151,7 +174,7 @@ def _on_ray(
             return timed(lambda: lane.generate(assignments(groups, number)))
 
         ours(-1)
-        measured.take(rounds, ours, theirs)
+        measured.take(rounds, ours, bare.seconds)
         remote.end()
     print(f"{measured.what}: ours {measured.ours} s, bare {measured.reference} s", flush=True)
     return measured.rows(">= 0.95")
