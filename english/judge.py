@@ -17,15 +17,18 @@ from english.answers import Answer, openings_for, write_answers
 from english.lessons import Examiner, draw_lessons, exam
 from english.prompts import Part, draw
 from english.requests import Request
+from english.teaching import Teaching, TeachingConfig
+from learners.core.course import CourseReport, run_course
 from learners.networks.student import Student
-from learners.objectives.distil import DistilConfig, DistilReport, Lesson, distil
+from learners.objectives.distil import Lesson
 from solon.engines.base import Engine, EngineConfig
 from solon.engines.base import Request as EngineRequest
+from solon.host.processor import computes_bfloat16
 from solon.records import Prompt
 
 DType = Literal["float32", "bfloat16"]
 Tick = Callable[[float], None]
-LAYERS = 8
+LAYERS = 6
 """Of the 30 of SmolLM2."""
 
 
@@ -60,7 +63,7 @@ def collect(policy: Path, number: int, part: Part, *, seed: int, opened: bool, t
     return Written(requests, prompts, write_answers(policy, prompts, seed=seed, openings=openings, tick=tick))
 
 
-def teach(policy: Path, target: Path, written: Written, course: Course, *, threads: int, tick: Tick) -> DistilReport:
+def teach(policy: Path, target: Path, written: Written, course: Course, *, threads: int, tick: Tick) -> CourseReport:
     """Teach a judge from the first layers of the policy's base model, and save it."""
     import torch
 
@@ -70,12 +73,10 @@ def teach(policy: Path, target: Path, written: Written, course: Course, *, threa
     student = Student.load(policy, layers=range(LAYERS))
     # The labels are two of 49,152 tokens: what the embeddings know is enough.
     student.network.get_input_embeddings().weight.requires_grad_(False)
-    config = DistilConfig(
-        learning_rate=course.learning_rate, epochs=1, batch=32, hard_share=None, regression=0.0, seed=course.seed,
-        dtype="bfloat16", adam_beta2=0.99, max_tokens_per_microbatch=8192,
-    )  # fmt: skip
-    report = distil(student, lessons, config, tick=tick)
-    student.save(target)
+    dtype = torch.bfloat16 if computes_bfloat16() else torch.float32
+    config = TeachingConfig(learning_rate=course.learning_rate, seed=course.seed)
+    report = run_course(Teaching(student, config, dtype=dtype), lessons, config, tick=tick)
+    student.eval().save(target)
     return report
 
 

@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 from english.answers import Answer, near_words, variant
 from english.prompts import draw_wishes, tag, wishes_of, with_wishes
 from english.requests import Request
+from english.teaching import CHANNELS, Hint, HintedLesson
 from english.wishes import HARMFUL, keeps, words
 from learners.objectives.distil import Lesson
 from solon.constitution.constitution import Constitution
+from solon.engines.base import TokenizerLike
 from solon.feedback.interfaces import Item
-from solon.feedback.prompting.prompts import SPECIALISED, Encoder, JudgePrompts, JudgeTemplate
+from solon.feedback.prompting.prompts import SPECIALISED, JudgePrompts, JudgeTemplate
 from solon.records import Prompt
 
 CONSTITUTION_PATH = Path(__file__).parent / "constitution.yaml"
 SURE = 5.0
 """Log-odds of a program's verdict."""
 SHARE_OF_PAIRS = 0.4
+EVERY = 3
+"""One whole word in so many gets hints."""
+WITHOUT_ARGUMENT = ("plain", "friendly", "sentence", "question", "declines", "offers")
+"""Wishes that can be asked of any answer."""
 LIMITS = (12, 16, 20, 25, 30)
 
 
 class Examiner:
     """Lays out questions exactly as a run does. `Examiner.of(Path("judge")).lesson(prompt, (answer,), "brief")`"""
 
-    def __init__(self, encoder: Encoder, template: JudgeTemplate = SPECIALISED) -> None:
+    def __init__(self, encoder: TokenizerLike, template: JudgeTemplate = SPECIALISED) -> None:
         constitution = Constitution.load(CONSTITUTION_PATH)
         self.principles = {p.id: p for p in constitution.principles}
+        self._encoder = encoder
         self.prompts = JudgePrompts(template, encoder, preamble=constitution.preamble)
 
     @classmethod
@@ -57,10 +64,39 @@ class Examiner:
         margin = SURE * (kept[0] - kept[1]) if pair else SURE * (1 if kept[0] else -1)
         return Lesson(question=laid.question, margin=margin)
 
+    def hinted(self, prompt: Prompt, answers: Sequence[Answer], name: str) -> HintedLesson:
+        """A lesson, with what the programs say at every third word of its answers."""
+        lesson = self.lesson(prompt, answers, name)
+        wishes = {wish: wish for wish in WITHOUT_ARGUMENT} | wishes_of(prompt)
+        ids, found, start = lesson.question.prompt_token_ids, [], 0
+        for answer in answers:
+            own = self._encoder.encode(answer.text.strip(), is_data=True)
+            start = _find(ids, own, start)
+            for end, text in _prefixes(self._encoder, own):
+                for wish, wish_tag in wishes.items():
+                    found.append(Hint(start + end, CHANNELS[wish], keeps(wish_tag, text)))
+            start += len(own)
+        return HintedLesson(lesson, tuple(found))
+
+
+def _find(ids: Sequence[int], part: Sequence[int], start: int) -> int:
+    """Where a part begins; the texts of a question stand in it unchanged."""
+    return next(place for place in range(start, len(ids)) if tuple(ids[place : place + len(part)]) == tuple(part))
+
+
+def _prefixes(encoder: TokenizerLike, ids: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Beginnings of a text that end with a whole word, every third of them and the text itself: the index of the last
+    token, and the text."""
+    pieces = [encoder.decode([token], is_raw=True) for token in ids]
+    ends = [end for end in range(len(pieces)) if end + 1 == len(pieces) or not pieces[end + 1][:1].isalnum()]
+    for number, end in enumerate(ends):
+        if (len(ends) - 1 - number) % EVERY == 0:
+            yield end, "".join(pieces[: end + 1])
+
 
 def draw_lessons(
     examiner: Examiner, requests: Sequence[Request], answers: Sequence[Answer], number: int, *, seed: int
-) -> list[Lesson]:
+) -> list[HintedLesson]:
     """Lessons on the answers to these requests and their variants, under wishes drawn anew for each.
 
     The wishes' arguments are drawn so that about half of the answers keep them.
@@ -69,7 +105,7 @@ def draw_lessons(
     by_request: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
         by_request.setdefault(request.text, []).append(index)
-    found: list[Lesson] = []
+    found: list[HintedLesson] = []
     while len(found) < number:
         index = rng.randrange(len(requests))
         request = requests[index]
@@ -79,13 +115,12 @@ def draw_lessons(
         prompt = with_wishes(rng, request, tags)
         name = rng.choice(tags).partition(":")[0]
         if rng.random() >= SHARE_OF_PAIRS:
-            found.append(examiner.lesson(prompt, (first,), name))
+            found.append(examiner.hinted(prompt, (first,), name))
             continue
         second = variant(rng, answers[rng.choice(siblings)], answers[rng.randrange(len(answers))])
         order = (first, second) if rng.random() < 0.5 else (second, first)
-        lesson = examiner.lesson(prompt, order, name)
-        if lesson.margin or rng.random() < 0.15:  # most ties teach nothing
-            found.append(lesson)
+        if examiner.lesson(prompt, order, name).margin or rng.random() < 0.15:  # most ties teach nothing
+            found.append(examiner.hinted(prompt, order, name))
     return found
 
 

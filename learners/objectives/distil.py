@@ -17,10 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -72,8 +70,6 @@ class DistilConfig(CourseConfig):
 
     learning_rate: float = Field(2e-5, gt=0)
     """Peak learning rate (AdamW)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; weights and optimiser are float32."""
     epochs: int = Field(2, ge=1)
     """Passes over the lessons."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
@@ -134,9 +130,7 @@ class DistilObjective(Objective[Lessons, Lessons]):
 
     def loss(self, microbatch: Lessons, denominator: float) -> Iterator[Loss]:
         """`distil_loss` over the weights of the minibatch."""
-        device = next(self.student.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
-            logprobs_B2 = self.student([lesson.question for lesson in microbatch])
+        logprobs_B2 = self.student([lesson.question for lesson in microbatch])
         margins_B = logprobs_B2.new_tensor([lesson.margin for lesson in microbatch])
         weights_B = logprobs_B2.new_tensor([lesson.weight for lesson in microbatch])
         loss = distil_loss(logprobs_B2, margins_B, weights_B, self.config) / denominator

@@ -10,6 +10,7 @@ from english.answers import Answer, openings_for, variant
 from english.lessons import CONSTITUTION_PATH, SURE, Examiner, draw_lessons, exam
 from english.prompts import draw, draw_many, wishes_of, with_wishes
 from english.requests import Request
+from english.teaching import CHANNELS
 from english.wishes import WISHES
 from solon.constitution.constitution import Constitution
 from solon.engines.fake import FakeTokenizer
@@ -47,8 +48,8 @@ def test_lessons_are_the_same_for_the_same_seed_and_both_verdicts_are_taught(exa
     answers = [rng.choice([WITH_MUSIC, WITHOUT, Answer("It is late. Would you like some tea?")]) for _ in requests]
     lessons = draw_lessons(examiner, requests, answers, 200, seed=5)
     assert lessons == draw_lessons(examiner, requests, answers, 200, seed=5)
-    assert {lesson.margin > 0 for lesson in lessons if lesson.margin} == {True, False}
-    assert {lesson.question.label_ids for lesson in lessons} == {examiner.prompts.pair_ids, examiner.prompts.bool_ids}
+    assert {one.lesson.margin > 0 for one in lessons if one.lesson.margin} == {True, False}
+    assert {one.lesson.question.label_ids for one in lessons} == {examiner.prompts.pair_ids, examiner.prompts.bool_ids}
 
 
 def test_an_exam_asks_about_unedited_answers_and_leaves_out_pairs_without_a_difference(examiner: Examiner):
@@ -73,3 +74,14 @@ def test_variants_of_an_answer_differ_in_length_and_some_are_the_answer_itself()
     assert len(found) > 10
     assert any(one.text.endswith("Is it so?") for one in found)
     assert all(isinstance(variant(random.Random(s), Answer(""), Answer("")), Answer) for s in range(30))
+
+
+def test_hints_say_at_words_of_the_answer_what_it_would_keep_if_it_ended_there(examiner: Examiner):
+    prompt = with_wishes(random.Random(0), REQUEST, ["mention:music", "plain"])
+    one = examiner.hinted(prompt, (WITHOUT, WITH_MUSIC), "mention")
+    mentioned = [hint.kept for hint in one.hints if hint.channel == CHANNELS["mention"]]
+    assert mentioned[-1]
+    assert not any(mentioned[: len(mentioned) // 2])
+    ends = {hint.place for hint in one.hints}
+    assert max(ends) < len(one.lesson.question.prompt_token_ids)
+    assert {hint.channel for hint in one.hints} >= {CHANNELS[name] for name in ("plain", "question", "declines")}
