@@ -67,3 +67,21 @@ def test_a_run_file_with_a_gguf_file_that_cannot_be_read_is_refused(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert run(monkeypatch, "check", tmp_path / "run.toml") == 2
     assert f"{tmp_path}/missing.gguf does not exist, expected a GGUF file" in capsys.readouterr().err
+
+
+def test_a_base_model_from_a_gguf_file_is_refused_as_a_policy_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    write_gguf(tmp_path / "base.gguf", tiny_network("llama_tied"), template=None)
+    write_gguf(tmp_path / "chat.gguf", tiny_network("llama_tied"))
+    (tmp_path / "p.jsonl").write_text('{"prompt": "hello"}\n')
+    constitution = Path(__file__).resolve().parents[3] / "examples" / "assistant.yaml"
+    (tmp_path / "run.toml").write_text(
+        f'policy = "base.gguf"\njudge = "chat.gguf"\nprompts = "p.jsonl"\nconstitution = "{constitution}"\n'
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert run(monkeypatch, "check", tmp_path / "run.toml") == 2
+    captured = capsys.readouterr()
+    assert "warning: the file has no chat template" in captured.out
+    assert "chat template" in captured.err
+    assert captured.out.count("once for this content") == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,21 @@ def test_the_same_content_is_imported_once_into_the_cache_whatever_its_name(tmp_
     assert first == again
     assert told == ["Tiny llama"]
     assert cached_import(tmp_path / "renamed.gguf", cache=tmp_path / "cache", dtype="bfloat16") != first
+
+
+def test_two_that_want_the_same_import_at_once_make_it_once(tmp_path: Path):
+    source = write_gguf(tmp_path / "tiny.gguf", tiny_network("llama_tied"))
+    told: list[str] = []
+    found: list[Path] = []
+
+    def use() -> None:
+        found.append(cached_import(source, cache=tmp_path / "cache", tell=lambda report: told.append(report.name)))
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    assert len(set(found)) == 1
+    assert told == ["Tiny llama"]
