@@ -47,11 +47,13 @@ class BareVllm:
         arguments = vllm_build._arguments(config, on_cpu=True)
         # Without the places for attestation, which no bare engine has.
         self._llm = LLM(**arguments | {"max_num_seqs": config.max_running})
+        vllm_build._live.add(id(self._llm.llm_engine))  # so that no other engine that closes tears down its groups
 
     def generate(self, prompts: Sequence[Sequence[int]], parameters: Any) -> list[Any]:
         """Completions of token ids in one call."""
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        return self._llm.generate(inputs, parameters, use_tqdm=False)
+        outputs: list[Any] = self._llm.generate(inputs, parameters, use_tqdm=False)
+        return outputs
 
     def close(self) -> None:
         from solon.engines.vllm_build import stop_vllm

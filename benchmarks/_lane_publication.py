@@ -6,6 +6,8 @@ import asyncio
 import statistics
 from typing import Any
 
+import numpy as np
+
 from benchmarks._harness import Row
 from benchmarks._rounds import Rounds, spread, timed
 from solon.engines.base import EngineConfig
@@ -19,15 +21,43 @@ def publication_rows(model: str, *, quick: bool, threads: int) -> list[Row]:
     comparison of every tensor, canaries on both sides, attestation."""
     import ray
 
-    from actors.learner import LearnerShell, RemoteLearner, manifest_of
-    from actors.rollout import RemoteRollout, RolloutActor
+    from actors.learner import RemoteLearner
+    from actors.rollout import RemoteRollout
     from cluster.launch import cluster
     from cluster.pools.base import worker_environment
     from learners.config import LearnConfig
 
-    class PublishingShell(LearnerShell):
-        """The learner's actor, moved by something cheaper than a step."""
+    learn = LearnConfig.model_validate({"objective": "group_relative", "kl_coefficient": 0.0, "threads": threads})
+    engine = EngineConfig(model=model, max_model_len=256, max_running=32, threads=threads, reloads=True)
+    sampling = Sampling(max_tokens=32)
+    settings = RolloutSettings(sampling=sampling, group_size=8, seed=0)
+    named: dict[str, Any] = {"model": model, "sampling": sampling, "seed": 0, "engines_in_float32": True}
+    with cluster(dashboard=False):
+        learner_class, rollout_class = (
+            ray.remote(shell).options(runtime_env=environment, num_cpus=1)
+            for shell, environment in zip(
+                _shells(),
+                (worker_environment(threads, on_gpu=False, trains=trains) for trains in (True, False)),
+                strict=True,
+            )
+        )
+        learner = RemoteLearner(lambda _: learner_class.remote(learn, name="learner", **named), name="learner")
+        rollout = RemoteRollout(
+            lambda _: rollout_class.remote(engine, settings, name="rollout-0"), name="rollout-0", groups_at_once=8
+        )
+        with asyncio.Runner() as loop:
+            rows = _measure(loop, learner, rollout, rounds=3 if quick else 8)
+        learner.end()
+        rollout.end()
+    return rows
 
+
+def _shells() -> tuple[type, type]:
+    """The actors of a run, with methods that move the policy, and that only copy bytes."""
+    from actors.learner import LearnerShell, manifest_of
+    from actors.rollout import RolloutShell
+
+    class PublishingShell(LearnerShell):
         def again(self, version: int) -> tuple[Weights, float, Weights]:
             import torch
 
@@ -39,64 +69,64 @@ def publication_rows(model: str, *, quick: bool, threads: int) -> list[Row]:
             seconds = timed(lambda: found.append(self._learner.initial_weights()))
             return manifest_of(found[0]), seconds, found[0]
 
-        def copy(self) -> float:
-            """Seconds for one plain copy of the bytes of a version into memory of their own."""
-            payload = self._learner.initial_weights().payload
-            return timed(lambda: payload.copy())
+        def payload(self) -> Any:
+            if not hasattr(self, "_payload"):
+                self._payload = self._learner.initial_weights().payload.copy()
+            return self._payload
 
-    rounds = 3 if quick else 8
-    learn = LearnConfig.model_validate({"objective": "group_relative", "kl_coefficient": 0.0, "threads": threads})
-    engine = EngineConfig(model=model, max_model_len=256, max_running=32, threads=threads, reloads=True)
-    sampling = Sampling(max_tokens=32)
-    exports, pauses = [], []
-    with cluster(dashboard=False):
-        options: Any = {"runtime_env": worker_environment(threads, on_gpu=False), "num_cpus": 1}
-        shell = ray.remote(PublishingShell).options(**options)
-        learner = RemoteLearner(
-            lambda _: shell.remote(
-                learn, model=model, sampling=sampling, seed=0, name="learner", engines_in_float32=True
-            ),
-            name="learner",
-        )
-        settings = RolloutSettings(sampling=sampling, group_size=8, seed=0)
-        rollout = RemoteRollout(
-            lambda _: RolloutActor.options(**options).remote(engine, settings, name="rollout-0"),
-            name="rollout-0",
-            groups_at_once=8,
-        )
-        with asyncio.Runner() as loop:
-            manifest, payload_ref = loop.run(_both(learner, rollout))
-            lane: Any = Member(rollout)
-            publication = Publication([lane], settings=PublishConfig(), initial=manifest)
-            loop.run(publication.verify(manifest, payload_ref))
-            version = 0
+    class TakingShell(RolloutShell):
+        def take(self, payload: Any) -> int:
+            return len(payload.copy())
 
-            async def publish() -> None:
-                nonlocal version
-                version += 1
-                manifest, seconds, payload_ref = await learner.ask_parts("again", 3, version)
-                receipts = await publication.publish(manifest, payload_ref)
-                assert receipts[0].check.compared
-                exports.append(seconds)
-                pauses.append(receipts[0].pause_s)
+    return PublishingShell, TakingShell
 
-            loop.run(publish())  # the first one pays for memory that later ones use again
-            exports.clear()
-            pauses.clear()
-            measured = Rounds("publication of float32 weights with attestation, publications/s", 1.0)
-            measured.take(rounds, lambda _: timed(lambda: loop.run(publish())), lambda _: loop.run(learner.ask("copy")))
-        learner.end()
-        rollout.end()
-    times = [1 / ratio for ratio in measured.ratios]
-    print(f"publication: {measured.ours} s; copies {measured.reference} s; export {exports} s; the engine paused for "
-          f"{pauses} s", flush=True)  # fmt: skip
+
+def _measure(loop: asyncio.Runner, learner: Any, rollout: Any, *, rounds: int) -> list[Row]:
+    manifest, payload_ref = loop.run(_both(learner, rollout))
+    lane: Any = Member(rollout)
+    publication = Publication([lane], settings=PublishConfig(), initial=manifest)
+    loop.run(publication.verify(manifest, payload_ref))
+    exports: list[float] = []
+    pauses: list[float] = []
+
+    async def publish() -> None:
+        manifest, seconds, payload_ref = await learner.ask_parts("again", 3, publication.attested + 1)
+        receipts = await publication.publish(manifest, payload_ref)
+        assert receipts[0].check.compared
+        exports.append(seconds)
+        pauses.append(receipts[0].pause_s)
+
+    async def transport() -> None:
+        await rollout.ask("take", learner.actor.payload.remote())
+
+    # The first ones pay for memory that later ones use again.
+    loop.run(publish())
+    loop.run(transport())
+    exports.clear()
+    pauses.clear()
+    payload = np.ones(loop.run(learner.ask("payload")).size, np.uint8)
+    copies = Rounds("copies/s", 1.0)
+    sent = Rounds("transports/s", 1.0)
+    copies.take(rounds, lambda _: timed(lambda: loop.run(publish())), lambda _: timed(lambda: payload.copy()))
+    sent.take(rounds, lambda _: timed(lambda: loop.run(publish())), lambda _: timed(lambda: loop.run(transport())))
+    print(f"publication: {copies.ours + sent.ours} s; copies {copies.reference} s; through the object store "
+          f"{sent.reference} s; export {exports} s; the engine's pause {pauses} s", flush=True)  # fmt: skip
+    rows = []
+    for what, measured, goal in (
+        ("one copy of the bytes in memory", copies, "<= 3"),
+        ("the bytes through the object store, and a copy of them", sent, ""),
+    ):
+        times = [1 / ratio for ratio in measured.ratios]
+        ours, reference = (statistics.median(seconds) for seconds in (measured.ours, measured.reference))
+        rows += [
+            Row(f"publication, float32, {len(payload) / 1e6:.0f} MB, attested, s (reference: {what})", ours, reference),
+            Row(f"the same, median of {rounds} rounds' ratios ({spread(times)})", statistics.median(times), goal=goal),
+        ]
     return [
-        Row("publication of float32 weights, attested, s (reference: one copy of the bytes)",
-            statistics.median(measured.ours), statistics.median(measured.reference)),
-        Row(f"the same, median of {rounds} rounds' ratios ({spread(times)})", statistics.median(times), goal="<= 3"),
+        *rows,
         Row("of it export and the learner's canaries, s", statistics.median(exports)),
         Row("of it the engine's pause: load, comparison, canaries, s", statistics.median(pauses)),
-    ]  # fmt: skip
+    ]
 
 
 async def _both(learner: Any, rollout: Any) -> tuple[Weights, Any]:

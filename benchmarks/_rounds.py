@@ -43,7 +43,7 @@ class Rounds:
         """Median rates of both sides, then the median of the rounds' ratios, which has the goal."""
         rates = [self.work / statistics.median(seconds) for seconds in (self.ours, self.reference)]
         return [
-            Row(self.what, *rates),
+            Row(self.what, rates[0], rates[1]),
             Row(f"the same, median of {len(self.ratios)} rounds' ratios ({spread(self.ratios)})",
                 statistics.median(self.ratios), goal=goal),
         ]  # fmt: skip
