@@ -23,9 +23,8 @@ def learner_rows(model: str, *, quick: bool, threads: int) -> list[Row]:
     """Response tokens per second of `Trainer.train` in float32 and bfloat16, with a critic and without."""
     groups, size, rounds = (2, 4, 2) if quick else (4, 4, 4)
     rows: list[Row] = []
-    for objective, dtype in (("group_relative", "float32"), ("ppo", "float32"), ("group_relative", "bfloat16")):
-        if quick and (objective, dtype) == ("ppo", "float32"):
-            continue
+    kinds = [("group_relative", "float32"), ("ppo", "float32"), ("group_relative", "bfloat16")]
+    for objective, dtype in kinds[-1:] if quick else kinds:
         rows += _compare(model, objective, dtype, groups=groups, size=size, rounds=rounds, threads=threads)
         gc.collect()
     return rows

@@ -46,7 +46,7 @@ def publication_rows(model: str, *, quick: bool, threads: int) -> list[Row]:
             lambda _: rollout_class.remote(engine, settings, name="rollout-0"), name="rollout-0", groups_at_once=8
         )
         with asyncio.Runner() as loop:
-            rows = _measure(loop, learner, rollout, rounds=3 if quick else 8)
+            rows = _measure(loop, learner, rollout, rounds=2 if quick else 6)
         learner.end()
         rollout.end()
     return rows
