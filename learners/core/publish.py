@@ -19,7 +19,7 @@ from torch import Tensor
 from learners.core.loading import quiet
 from learners.core.policy import Policy
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
-from solon.engines.payload import Memory, fingerprint, pack
+from solon.engines.payload import fingerprint, pack
 from solon.engines.tokens import load_tokenizer
 from solon.host.file_modes import widen
 from solon.pipeline.attestation import canary_gap
@@ -51,7 +51,6 @@ class Publisher:
 
         self._policy = policy
         self._engines_in_float32 = engines_in_float32
-        self._memory = Memory()
         self._source = Path(model).expanduser()
         self._tokenizer = load_tokenizer(model)
         if dtype == "auto":
@@ -84,7 +83,7 @@ class Publisher:
 
         tensors = self.tensors()
         files = revert_weight_conversion(self._skeleton, dict(tensors))
-        payload = pack(files, self._memory)
+        payload = pack(files)
         with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter to others
             digest = beside.submit(fingerprint, payload)
             exact = self.canary_logprobs(tensors, torch.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -52,27 +51,9 @@ def verify_fingerprint(weights: Weights, engine: str) -> None:
         )
 
 
-class Memory:
-    """Memory for one payload after another: new pages cost more than the copy into them.
-
-    A payload that anyone still holds is never overwritten; the next one then gets memory of its own.
-    """
-
-    def __init__(self) -> None:
-        self._bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
-
-    def take(self, size: int) -> NDArray[np.uint8]:
-        """So many bytes with any content."""
-        # A view keeps a reference to the array that it is a view of; two are this attribute and the argument.
-        if self._bytes.size != size or sys.getrefcount(self._bytes) > 2:
-            self._bytes = np.empty(0, np.uint8)  # freed before the next is allocated
-            self._bytes = np.empty(size, np.uint8)
-        return self._bytes[:]
-
-
-def pack(tensors: Mapping[str, torch.Tensor], memory: Memory | None = None) -> NDArray[np.uint8]:
+def pack(tensors: Mapping[str, torch.Tensor]) -> NDArray[np.uint8]:
     """The bytes of a safetensors file with these tensors, read-only, written once: the same bytes as
-    `safetensors.torch.save`, which copies them twice. Takes tensors of any device and layout. memory: where to."""
+    `safetensors.torch.save`, which copies them twice. Takes tensors of any device and layout."""
     import torch
 
     files = {str(getattr(torch, name)): code for code, name in _DTYPES.items()}
@@ -87,7 +68,7 @@ def pack(tensors: Mapping[str, torch.Tensor], memory: Memory | None = None) -> N
         }  # fmt: skip
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
-    payload = (memory or Memory()).take(8 + len(header) + end)
+    payload = np.empty(8 + len(header) + end, np.uint8)
     payload[:8] = np.frombuffer(len(header).to_bytes(8, "little"), np.uint8)
     payload[8 : 8 + len(header)] = np.frombuffer(header, np.uint8)
     place = 8 + len(header)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from solon.engines.fake import FakeEngine, fake_weights
-from solon.engines.payload import Memory, fingerprint, named_tensors, pack
+from solon.engines.payload import fingerprint, named_tensors, pack
 from solon.engines.runner import load_and_report
 from solon.records import WeightCheck, Weights
 
@@ -61,19 +61,3 @@ def test_live_weights_are_summed_up_only_where_no_tensor_was_compared():
     assert load_and_report(comparing, fake_weights(1)).checksum == ""
     assert comparing.sums == 0
     assert load_and_report(plain, fake_weights(1)).checksum == plain.checksum()
-
-
-def test_memory_is_used_again_only_when_no_one_holds_the_payload_in_it():
-    memory = Memory()
-    first = pack({"w": torch.zeros(64)}, memory)
-    address = first.ctypes.data
-    tensor = torch.from_numpy(first)
-    del first
-    second = pack({"w": torch.ones(64)}, memory)
-    assert second.ctypes.data != address
-    assert not tensor[-4:].any(), "a payload that a tensor still shows was overwritten"
-    address = second.ctypes.data
-    del second
-    third = pack({"w": torch.ones(64)}, memory)
-    assert third.ctypes.data == address
-    assert not third.flags.writeable
