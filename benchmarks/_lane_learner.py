@@ -50,7 +50,6 @@ def _compare(model: str, objective: str, dtype: str, *, groups: int, size: int, 
     ours(0)  # the first step allocates the optimisers' moments
     theirs(0)
     measured.take(rounds, ours, theirs)
-    print(f"{objective} {dtype}: ours {measured.ours} s, bare {measured.reference} s", flush=True)
     return measured.rows(">= 0.9")
 
 

@@ -33,6 +33,8 @@ class Rounds:
                     self.ours.append(ours(number))
                 else:
                     self.reference.append(reference(number))
+            print(f"{self.what}: round {number + 1}: {self.ours[-1]:.3g} s, reference {self.reference[-1]:.3g} s",
+                  flush=True)  # fmt: skip
 
     @property
     def ratios(self) -> list[float]:
