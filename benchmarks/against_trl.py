@@ -192,27 +192,22 @@ def rows(rounds: Sequence[Mapping[str, Measured]], *, title: str, goal: str = ""
         both("start-up, s", "startup_s"),
     ]
     found += _learned(rounds, title=title, seconds=seconds)
-    if all("ppo" in one for one in rounds):
-        found += [
-            Row(
-                f"{title}: PPO as shipped, trained rollouts/s",
-                median("ppo", "rollouts_per_s"),
-                median("trl", "rollouts_per_s"),
-            ),
-            Row(
-                f"{title}: PPO as shipped, core-seconds a rollout",
-                median("ppo", "cpu_s_per_rollout"),
-                median("trl", "cpu_s_per_rollout"),
-            ),
-        ]
-        if all("adherence_final" in one["ppo"] for one in rounds):
-            found.append(
-                Row(
-                    f"{title}: PPO as shipped, held-out adherence at the end",
-                    median("ppo", "adherence_final"),
-                    median("trl", "adherence_final"),
-                )
-            )
+    return [*found, *_as_shipped([one for one in rounds if "ppo" in one], title=title)]
+
+
+def _as_shipped(rounds: Sequence[Mapping[str, Measured]], *, title: str) -> list[Row]:
+    """Solon with its own defaults: PPO with a critic, a reference and two optimiser steps a batch."""
+    metrics = {
+        "trained rollouts/s": "rollouts_per_s",
+        "core-seconds a trained rollout": "cpu_s_per_rollout",
+        "held-out adherence at the end": "adherence_final",
+    }
+    found = []
+    for metric, key in metrics.items():
+        pairs = [(one["ppo"][key], one["trl"][key]) for one in rounds if key in one["ppo"]]
+        if pairs:
+            ours, theirs = (statistics.median(values) for values in zip(*pairs, strict=True))
+            found.append(Row(f"{title}: PPO as shipped, {metric}", ours, theirs))
     return found
 
 
