@@ -276,7 +276,7 @@ def main() -> None:
     found_rows = rows(
         rounds, title=f"{title}, {plan.steps} steps", goal=GOALS.get(options.policy, ""), seconds=plan.seconds
     )
-    report("against_trl", found_rows, options.json)
+    report("against_trl" if options.policy == "nursery" else f"against_trl_{title}", found_rows, options.json)
 
 
 if __name__ == "__main__":
