@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from english.answers import Answer, openings_for, write_answers
-from english.lessons import Examiner, draw_lessons, exam
+from english.lessons import Examiner, draw_passages, exam
 from english.prompts import Part, draw
 from english.requests import Request
 from english.teaching import Teaching, TeachingConfig
@@ -38,7 +38,8 @@ class Course:
 
     requests: int = 900
     """Each answered twice."""
-    lessons: int = 14_000
+    passages: int = 6_400
+    """Contexts with several questions each."""
     learning_rate: float = 2e-4
     seed: int = 0
 
@@ -69,13 +70,13 @@ def teach(policy: Path, target: Path, written: Written, course: Course, *, threa
 
     torch.set_num_threads(threads)
     examiner = Examiner.of(policy)
-    lessons = draw_lessons(examiner, written.requests, written.answers, course.lessons, seed=course.seed)
+    passages = draw_passages(examiner, written.requests, written.answers, course.passages, seed=course.seed)
     student = Student.load(policy, layers=range(LAYERS))
     # The labels are two of 49,152 tokens: what the embeddings know is enough.
     student.network.get_input_embeddings().weight.requires_grad_(False)
     dtype = torch.bfloat16 if computes_bfloat16() else torch.float32
     config = TeachingConfig(learning_rate=course.learning_rate, seed=course.seed)
-    report = run_course(Teaching(student, config, dtype=dtype), lessons, config, tick=tick)
+    report = run_course(Teaching(student, config, dtype=dtype), passages, config, tick=tick)
     student.eval().save(target)
     return report
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 from english.answers import Answer, near_words, variant
 from english.prompts import draw_wishes, tag, wishes_of, with_wishes
 from english.requests import Request
-from english.teaching import CHANNELS, Hint, HintedLesson
+from english.teaching import CHANNELS, OF_ONE, OF_TWO, Asked, Hint, Passage
 from english.wishes import HARMFUL, keeps, words
 from learners.objectives.distil import Lesson
 from solon.constitution.constitution import Constitution
@@ -23,6 +23,10 @@ CONSTITUTION_PATH = Path(__file__).parent / "constitution.yaml"
 SURE = 5.0
 """Log-odds of a program's verdict."""
 SHARE_OF_PAIRS = 0.4
+OTHERS = 3
+"""Questions about an answer beside those of the user's wishes."""
+LEAST_TAIL = 4
+"""Tokens at the end of a question that are never part of the context."""
 EVERY = 3
 """One whole word in so many gets hints."""
 WITHOUT_ARGUMENT = ("plain", "friendly", "sentence", "question", "declines", "offers")
@@ -47,8 +51,11 @@ class Examiner:
         return cls(ChatTokenizer.load(str(model)), template)
 
     def lesson(self, prompt: Prompt, answers: Sequence[Answer], name: str) -> Lesson:
-        """The programs' verdict about one answer, or about two in this order."""
-        principle, wish = self.principles[name], wishes_of(prompt)[name]
+        """The programs' verdict on a wish of the prompt about one answer, or about two in this order."""
+        return self._lesson(prompt, answers, name, wishes_of(prompt)[name])
+
+    def _lesson(self, prompt: Prompt, answers: Sequence[Answer], name: str, wish: str) -> Lesson:
+        principle = self.principles[name]
         kept = [keeps(wish, answer.text) for answer in answers]
         pair = len(answers) == 2
         item = Item(
@@ -64,19 +71,55 @@ class Examiner:
         margin = SURE * (kept[0] - kept[1]) if pair else SURE * (1 if kept[0] else -1)
         return Lesson(question=laid.question, margin=margin)
 
-    def hinted(self, prompt: Prompt, answers: Sequence[Answer], name: str) -> HintedLesson:
-        """A lesson, with what the programs say at every third word of its answers."""
-        lesson = self.lesson(prompt, answers, name)
-        wishes = {wish: wish for wish in WITHOUT_ARGUMENT} | wishes_of(prompt)
-        ids, found, start = lesson.question.prompt_token_ids, [], 0
+    def passage(self, rng: random.Random, prompt: Prompt, answers: Sequence[Answer]) -> Passage | None:
+        """Questions about one answer or two: those of the prompt's own wishes, and of some that the user did not state.
+        None when the programs see no difference between two answers."""
+        wishes = wishes_of(prompt)
+        others = [name for name in WITHOUT_ARGUMENT if name not in wishes]
+        asked = {**wishes, **{name: name for name in rng.sample(others, OTHERS)}}
+        lessons = [self._lesson(prompt, answers, name, wish) for name, wish in asked.items()]
+        lessons = [lesson for lesson in lessons if lesson.margin or len(answers) == 1]
+        if not lessons:
+            return None
+        ids = [lesson.question.prompt_token_ids for lesson in lessons]
+        # The words that begin every question belong to the context; a question keeps at least its end.
+        shared = _shared([one[: len(one) - LEAST_TAIL] for one in ids])
+        questions = tuple(
+            Asked(one[shared:], lesson.question.label_ids, lesson.margin)
+            for one, lesson in zip(ids, lessons, strict=True)
+        )
+        hints = self._hints(ids[0], answers, wishes)
+        return Passage(ids[0][:shared], questions, hints, outcome=_outcome(answers, wishes))
+
+    def _hints(self, ids: Sequence[int], answers: Sequence[Answer], wishes: Mapping[str, str]) -> tuple[Hint, ...]:
+        """What the programs say at every third word of the answers."""
+        found, start = [], 0
         for answer in answers:
             own = self._encoder.encode(answer.text.strip(), is_data=True)
             start = _find(ids, own, start)
             for end, text in _prefixes(self._encoder, own):
-                for wish, wish_tag in wishes.items():
+                for wish, wish_tag in ({name: name for name in WITHOUT_ARGUMENT} | dict(wishes)).items():
                     found.append(Hint(start + end, CHANNELS[wish], keeps(wish_tag, text)))
             start += len(own)
-        return HintedLesson(lesson, tuple(found))
+        return tuple(found)
+
+
+def _outcome(answers: Sequence[Answer], wishes: Mapping[str, str]) -> tuple[tuple[int, bool], ...]:
+    """What the programs say in the end, under every wish that can be asked."""
+    found = []
+    for wish, wish_tag in ({name: name for name in WITHOUT_ARGUMENT} | dict(wishes)).items():
+        kept = [keeps(wish_tag, answer.text) for answer in answers]
+        if len(kept) == 1:
+            found.append((OF_ONE + CHANNELS[wish], kept[0]))
+        elif kept[0] != kept[1]:
+            found.append((OF_TWO + CHANNELS[wish], kept[0]))
+    return tuple(found)
+
+
+def _shared(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the common beginning."""
+    different = (place for place, found in enumerate(zip(*sequences, strict=False)) if len(set(found)) > 1)
+    return next(different, min(map(len, sequences)))
 
 
 def _find(ids: Sequence[int], part: Sequence[int], start: int) -> int:
@@ -94,10 +137,10 @@ def _prefixes(encoder: TokenizerLike, ids: Sequence[int]) -> Iterator[tuple[int,
             yield end, "".join(pieces[: end + 1])
 
 
-def draw_lessons(
+def draw_passages(
     examiner: Examiner, requests: Sequence[Request], answers: Sequence[Answer], number: int, *, seed: int
-) -> list[HintedLesson]:
-    """Lessons on the answers to these requests and their variants, under wishes drawn anew for each.
+) -> list[Passage]:
+    """Passages about the answers to these requests and their variants, under wishes drawn again for each.
 
     The wishes' arguments are drawn so that about half of the answers keep them.
     """
@@ -105,7 +148,7 @@ def draw_lessons(
     by_request: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
         by_request.setdefault(request.text, []).append(index)
-    found: list[HintedLesson] = []
+    found: list[Passage] = []
     while len(found) < number:
         index = rng.randrange(len(requests))
         request = requests[index]
@@ -113,14 +156,12 @@ def draw_lessons(
         first = variant(rng, answers[index], answers[rng.randrange(len(answers))])
         tags = _suited(rng, request, first.text)
         prompt = with_wishes(rng, request, tags)
-        name = rng.choice(tags).partition(":")[0]
-        if rng.random() >= SHARE_OF_PAIRS:
-            found.append(examiner.hinted(prompt, (first,), name))
-            continue
-        second = variant(rng, answers[rng.choice(siblings)], answers[rng.randrange(len(answers))])
-        order = (first, second) if rng.random() < 0.5 else (second, first)
-        if examiner.lesson(prompt, order, name).margin or rng.random() < 0.15:  # most ties teach nothing
-            found.append(examiner.hinted(prompt, order, name))
+        shown: tuple[Answer, ...] = (first,)
+        if rng.random() < SHARE_OF_PAIRS:
+            second = variant(rng, answers[rng.choice(siblings)], answers[rng.randrange(len(answers))])
+            shown = (first, second) if rng.random() < 0.5 else (second, first)
+        if (passage := examiner.passage(rng, prompt, shown)) is not None:
+            found.append(passage)
     return found
 
 

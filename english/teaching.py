@@ -1,10 +1,11 @@
-"""Teaches a judge: one verdict after each question, and dense hints while it reads an answer.
+"""Teaches a judge: several questions behind each context, and dense hints while it reads the answers.
 
-One verdict at the end of two hundred tokens is a faint signal. The programs can also say, at any word of an answer,
+One verdict at the end of two hundred tokens is a faint signal. So a context is read once for several questions, and
+the programs also say, at any word of an answer,
 which wishes the answer would keep if it ended there. A linear probe on an inner layer must tell; it is discarded
 afterwards.
 
-B rows of a microbatch, T token positions, W hidden width, V vocabulary, M hints.
+B rows of a microbatch, T token positions, N questions, W hidden width, V vocabulary, M hints.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from english.wishes import WISHES
 from learners.core.course import CourseConfig
 from learners.core.objective import Loss, Minibatch, Objective, Part, Prepared, StepContext
 from learners.networks.student import Student
-from learners.objectives.distil import Lesson
 
 ROWS, WIDTH = 16, 32
 """Rows of a microbatch; its width is a multiple of WIDTH."""
 CHANNELS = {name: index for index, name in enumerate(WISHES)}
+OF_ONE, OF_TWO = len(WISHES), 2 * len(WISHES)
+"""Offsets of the channels for the outcome of one answer, and of two."""
+NUM_CHANNELS = 3 * len(WISHES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,33 @@ class Hint:
 
 
 @dataclass(frozen=True, slots=True)
-class HintedLesson:
-    """A lesson with the hints about its answers."""
+class Asked:
+    """A question behind a context."""
 
-    lesson: Lesson
+    token_ids: tuple[int, ...]
+    label_ids: tuple[int, ...]
+    margin: float
+    """The program's verdict: log-odds of the first label, nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A prompt with one or two answers, the questions about them, and hints at words of the answers."""
+
+    context: tuple[int, ...]
+    questions: tuple[Asked, ...]
     hints: tuple[Hint, ...] = ()
+    outcome: tuple[tuple[int, bool], ...] = ()
+    """By channel, what is true of the whole answer, or whether the first of two is the better one. The inner layer must
+    know it at the end of each question, so that the last layers have only to choose what was asked."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the context and of all questions."""
+        return len(self.context) + sum(len(asked.token_ids) for asked in self.questions)
 
 
-HintedLessons = Sequence[HintedLesson]
+Passages = Sequence[Passage]
 
 
 class TeachingConfig(CourseConfig):
@@ -72,7 +94,7 @@ class Probe(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.read = nn.Linear(width, len(CHANNELS))
+        self.read = nn.Linear(width, NUM_CHANNELS)
 
     def forward(self, stream_MW: Tensor, channels_M: Tensor, kept_M: Tensor) -> Tensor:
         """Mean loss over the cells of channel and truth that occur."""
@@ -81,15 +103,16 @@ class Probe(nn.Module):
         logits_M = self.read(stream_MW).gather(1, channels_M[:, None])[:, 0]
         loss_M = functional.binary_cross_entropy_with_logits(logits_M, kept_M, reduction="none")
         cell_M = channels_M * 2 + kept_M.long()
-        zeros = torch.zeros(2 * len(CHANNELS))
+        zeros = torch.zeros(2 * NUM_CHANNELS)
         sums, counts = zeros.index_add(0, cell_M, loss_M), zeros.index_add(0, cell_M, torch.ones_like(loss_M))
         return torch.as_tensor((sums / counts.clamp(min=1)).sum() / (counts > 0).sum())
 
 
-class Teaching(Objective[HintedLessons, HintedLessons]):
-    """Cross-entropy of the verdict over the vocabulary, and the hints. Computes in bfloat16 on a CPU that can."""
+class Teaching(Objective[Passages, Passages]):
+    """Cross-entropy of the verdicts over the vocabulary, and the hints."""
 
     def __init__(self, student: Student, config: TeachingConfig, *, dtype: torch.dtype) -> None:
+        """dtype: of the computation; bfloat16 where the processor computes it."""
         self.student, self.config = student, config
         self._dtype = dtype
         self.probe = Probe(student.network.config.hidden_size)
@@ -101,43 +124,89 @@ class Teaching(Objective[HintedLessons, HintedLessons]):
             "probe": Part(self.probe, self.config.probe_learning_rate),
         }
 
-    def prepare(self, batch: HintedLessons, context: StepContext[HintedLessons]) -> Prepared[HintedLessons]:
+    def prepare(self, batch: Passages, context: StepContext[Passages]) -> Prepared[Passages]:
         """One optimiser step, in microbatches of similar length."""
-        by_length = sorted(batch, key=lambda one: len(one.lesson.question.prompt_token_ids))
+        by_length = sorted(batch, key=lambda one: one.length)
         microbatches = [by_length[start : start + ROWS] for start in range(0, len(by_length), ROWS)]
         return Prepared(minibatches=[Minibatch(microbatches, float(len(batch)))])
 
-    def loss(self, microbatch: HintedLessons, denominator: float) -> Iterator[Loss]:
-        """Means over the minibatch."""
+    def loss(self, microbatch: Passages, denominator: float) -> Iterator[Loss]:
+        """Means over the minibatch; the questions of a passage share its weight."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16):
-            last_BV, inner_BTW = self._read(microbatch)
-        labels_B2 = torch.tensor([one.lesson.question.label_ids for one in microbatch])
-        target_B = torch.sigmoid(torch.tensor([one.lesson.margin for one in microbatch]))
-        logprobs_B2 = last_BV.float().log_softmax(-1).gather(1, labels_B2)
-        odds_B, lost_B = logprobs_B2[:, 0] - logprobs_B2[:, 1], -logprobs_B2.logsumexp(1)
-        verdict = functional.binary_cross_entropy_with_logits(odds_B, target_B, reduction="sum") / denominator
+            verdicts_NV, inner_BTW, ends_N = self._read(microbatch)
+        asked = [(one, 1 / len(passage.questions)) for passage in microbatch for one in passage.questions]
+        labels_N2 = torch.tensor([one.label_ids for one, _ in asked])
+        target_N = torch.sigmoid(torch.tensor([one.margin for one, _ in asked]))
+        weights_N = torch.tensor([weight for _, weight in asked]) / denominator
+        logprobs_N2 = verdicts_NV.float().log_softmax(-1).gather(1, labels_N2)
+        odds_N, lost_N = logprobs_N2[:, 0] - logprobs_N2[:, 1], -logprobs_N2.logsumexp(1)
+        verdict_N = functional.binary_cross_entropy_with_logits(odds_N, target_N, reduction="none")
+        verdict = (weights_N * verdict_N).sum()
         # At first nearly all probability is on other words, which would drown everything else.
-        loss = verdict + self.config.mass * lost_B.sum() / denominator
-        metrics = {"loss/mean": verdict.detach()}
-        placed = [(row, hint) for row, one in enumerate(microbatch) for hint in one.hints]
-        if placed and self.config.hints:
-            rows_M = torch.tensor([row for row, _ in placed])
-            places_M = torch.tensor([hint.place for _, hint in placed])
-            channels_M = torch.tensor([hint.channel for _, hint in placed])
-            kept_M = torch.tensor([float(hint.kept) for _, hint in placed])
-            hints = self.probe(inner_BTW[rows_M, places_M], channels_M, kept_M) * len(microbatch) / denominator
-            loss, metrics = loss + self.config.hints * hints, {**metrics, "hints/mean": hints.detach()}
-        yield loss, metrics
+        loss = verdict + self.config.mass * (weights_N * lost_N).sum()
+        hints = self._hints(microbatch, inner_BTW, ends_N) * len(microbatch) / denominator
+        metrics = {"loss/mean": verdict.detach(), "hints/mean": hints.detach()}
+        yield loss + self.config.hints * hints, metrics
 
-    def _read(self, microbatch: HintedLessons) -> tuple[Tensor, Tensor]:
-        """Logits after the last token of each row, and the stream below the last layers."""
-        lengths = [len(one.lesson.question.prompt_token_ids) for one in microbatch]
-        # Padded on the right: causal attention needs no mask then, and no token sees the padding.
-        # A few widths only: kernels are prepared once for a shape, which takes longer than a step.
-        ids_BT = torch.zeros(len(lengths), math.ceil(max(lengths) / WIDTH) * WIDTH, dtype=torch.long)
-        for row, one in enumerate(microbatch):
-            ids_BT[row, : lengths[row]] = torch.tensor(one.lesson.question.prompt_token_ids)
+    def _hints(self, microbatch: Passages, inner_BTW: Tensor, ends_N: tuple[Tensor, Tensor]) -> Tensor:
+        placed = [(row, hint) for row, one in enumerate(microbatch) for hint in one.hints]
+        for row, end in zip(ends_N[0].tolist(), ends_N[1].tolist(), strict=True):
+            placed += [(row, Hint(end, channel, kept)) for channel, kept in microbatch[row].outcome]
+        if not placed:
+            return torch.zeros(())
+        rows_M = torch.tensor([row for row, _ in placed])
+        places_M = torch.tensor([hint.place for _, hint in placed])
+        channels_M = torch.tensor([hint.channel for _, hint in placed])
+        kept_M = torch.tensor([float(hint.kept) for _, hint in placed])
+        return torch.as_tensor(self.probe(inner_BTW[rows_M, places_M], channels_M, kept_M))
+
+    def _read(self, microbatch: Passages) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Logits after the last token of each question, the stream below the last layers, and those last tokens."""
+        laid = lay(microbatch)
         network: Any = self.student.network
-        read = network.base_model(input_ids=ids_BT, use_cache=False, output_hidden_states=True)
-        last_BW = read.last_hidden_state[torch.arange(len(lengths)), torch.tensor(lengths) - 1]
-        return network.lm_head(last_BW), read.hidden_states[-1 - self.config.layers_after_probe]
+        read = network.base_model(
+            input_ids=laid.ids_BT,
+            position_ids=laid.positions_BT,
+            attention_mask=laid.mask_BTT[:, None],
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        inner_BTW = read.hidden_states[-1 - self.config.layers_after_probe]
+        return network.lm_head(read.last_hidden_state[laid.ends_N]), inner_BTW, laid.ends_N
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """Passages as tensors; N questions in the order of the passages."""
+
+    ids_BT: Tensor
+    positions_BT: Tensor
+    mask_BTT: Tensor
+    """Whether a token (second axis) sees another (third)."""
+    ends_N: tuple[Tensor, Tensor]
+    """Row and column of the last token of each question."""
+
+
+def lay(passages: Passages) -> Laid:
+    """Questions one after another behind their context. Each sees the context and itself, at the positions that it
+    would have alone, so that its verdict is the one that an engine gives."""
+    # A few widths only: kernels are prepared once for a shape, which takes longer than a step.
+    width = math.ceil(max(one.length for one in passages) / WIDTH) * WIDTH
+    ids_BT = torch.zeros(len(passages), width, dtype=torch.long)
+    positions_BT, parts_BT = torch.zeros_like(ids_BT), torch.full_like(ids_BT, -1)
+    rows, columns = [], []
+    for row, one in enumerate(passages):
+        start = 0
+        for part, ids in enumerate((one.context, *(asked.token_ids for asked in one.questions))):
+            end, offset = start + len(ids), len(one.context) if part else 0
+            ids_BT[row, start:end] = torch.tensor(ids)
+            positions_BT[row, start:end] = torch.arange(offset, offset + len(ids))
+            parts_BT[row, start:end] = part
+            if part:
+                rows.append(row)
+                columns.append(end - 1)
+            start = end
+    same_BTT = parts_BT[:, :, None] == parts_BT[:, None, :]
+    sees_BTT = same_BTT | (parts_BT == 0)[:, None, :]
+    mask_BTT = sees_BTT & torch.ones(width, width, dtype=torch.bool).tril()
+    return Laid(ids_BT, positions_BT, mask_BTT, (torch.tensor(rows), torch.tensor(columns)))

@@ -70,7 +70,7 @@ def run(stage: str, policy: Path, folder: Path) -> None:
     elif stage == "teach":
         report = teach(policy, folder / "judge_fp", read(folder / "taught.json"), course, threads=THREADS,
                        tick=Progress())  # fmt: skip
-        say(report={"lessons": course.lessons, "first_loss": report.first_loss, "last_loss": report.last_loss})
+        say(report={"passages": course.passages, "first_loss": report.first_loss, "last_loss": report.last_loss})
     elif stage == "int8":
         from compression.quantise import quantise_model
 

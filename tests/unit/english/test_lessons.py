@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from english.answers import Answer, openings_for, variant
-from english.lessons import CONSTITUTION_PATH, SURE, Examiner, draw_lessons, exam
+from english.lessons import CONSTITUTION_PATH, SURE, Examiner, draw_passages, exam
 from english.prompts import draw, draw_many, wishes_of, with_wishes
 from english.requests import Request
-from english.teaching import CHANNELS
+from english.teaching import CHANNELS, Asked, Passage, lay
 from english.wishes import WISHES
 from solon.constitution.constitution import Constitution
 from solon.engines.fake import FakeTokenizer
 
-TOKENIZER = FakeTokenizer(
-    "User: [The answer] [Answer A] [Answer B] [The question] [cut off] Verdict: A B yes no music walk"
+
+class Spaced(FakeTokenizer):
+    """Its words bring their space along, as those of real vocabularies do."""
+
+    def decode(self, token_ids: Sequence[int], *, is_raw: bool = False) -> str:
+        text = super().decode(token_ids)
+        return f" {text}" if is_raw else text
+
+
+TOKENIZER = Spaced(
+    "User: [The answer] [Answer A] [Answer B] [The question] [cut off] Verdict: A B yes no"
+    " You can rest with music and a walk. walk in the park."
 )
 REQUEST = Request("How do I rest?", "rest", ("sleep", "bed"))
 WITH_MUSIC = Answer("You can rest with music and a walk.")
@@ -42,14 +53,29 @@ def test_a_lesson_carries_the_verdict_of_the_program(examiner: Examiner):
     assert examiner.lesson(prompt, (WITHOUT, WITHOUT), "mention").margin == 0
 
 
-def test_lessons_are_the_same_for_the_same_seed_and_both_verdicts_are_taught(examiner: Examiner):
+def test_passages_are_the_same_for_the_same_seed_and_both_verdicts_are_taught(examiner: Examiner):
     rng = random.Random(1)
     requests = [draw(rng, "train")[0] for _ in range(40)]
     answers = [rng.choice([WITH_MUSIC, WITHOUT, Answer("It is late. Would you like some tea?")]) for _ in requests]
-    lessons = draw_lessons(examiner, requests, answers, 200, seed=5)
-    assert lessons == draw_lessons(examiner, requests, answers, 200, seed=5)
-    assert {one.lesson.margin > 0 for one in lessons if one.lesson.margin} == {True, False}
-    assert {one.lesson.question.label_ids for one in lessons} == {examiner.prompts.pair_ids, examiner.prompts.bool_ids}
+    passages = draw_passages(examiner, requests, answers, 100, seed=5)
+    assert passages == draw_passages(examiner, requests, answers, 100, seed=5)
+    asked = [one for passage in passages for one in passage.questions]
+    assert {one.margin > 0 for one in asked} == {True, False}
+    assert {one.label_ids for one in asked} == {examiner.prompts.pair_ids, examiner.prompts.bool_ids}
+    assert max(len(passage.questions) for passage in passages) >= 4
+
+
+def test_context_and_question_of_a_passage_are_what_a_run_sends(examiner: Examiner):
+    prompt = with_wishes(random.Random(0), REQUEST, ["mention:music", "plain"])
+    passage = examiner.passage(random.Random(0), prompt, (WITH_MUSIC,))
+    assert passage is not None
+    sent = {examiner.lesson(prompt, (WITH_MUSIC,), name).question.prompt_token_ids for name in ("mention", "plain")}
+    assert sent <= {passage.context + one.token_ids for one in passage.questions}
+
+
+def test_two_answers_that_are_alike_make_no_passage(examiner: Examiner):
+    prompt = with_wishes(random.Random(0), REQUEST, ["mention:music", "plain"])
+    assert examiner.passage(random.Random(0), prompt, (WITHOUT, WITHOUT)) is None
 
 
 def test_an_exam_asks_about_unedited_answers_and_leaves_out_pairs_without_a_difference(examiner: Examiner):
@@ -78,10 +104,20 @@ def test_variants_of_an_answer_differ_in_length_and_some_are_the_answer_itself()
 
 def test_hints_say_at_words_of_the_answer_what_it_would_keep_if_it_ended_there(examiner: Examiner):
     prompt = with_wishes(random.Random(0), REQUEST, ["mention:music", "plain"])
-    one = examiner.hinted(prompt, (WITHOUT, WITH_MUSIC), "mention")
-    mentioned = [hint.kept for hint in one.hints if hint.channel == CHANNELS["mention"]]
+    passage = examiner.passage(random.Random(0), prompt, (WITHOUT, WITH_MUSIC))
+    assert passage is not None
+    mentioned = [hint.kept for hint in passage.hints if hint.channel == CHANNELS["mention"]]
     assert mentioned[-1]
     assert not any(mentioned[: len(mentioned) // 2])
-    ends = {hint.place for hint in one.hints}
-    assert max(ends) < len(one.lesson.question.prompt_token_ids)
-    assert {hint.channel for hint in one.hints} >= {CHANNELS[name] for name in ("plain", "question", "declines")}
+    assert max(hint.place for hint in passage.hints) < len(passage.context)
+    assert {hint.channel for hint in passage.hints} >= {CHANNELS[name] for name in ("plain", "question", "declines")}
+
+
+def test_a_question_sees_its_context_and_itself_at_the_positions_it_has_alone():
+    passage = Passage((5, 6, 7), (Asked((8, 9), (1, 2), 1.0), Asked((10,), (1, 2), -1.0)))
+    laid = lay([passage])
+    assert laid.ids_BT[0, :6].tolist() == [5, 6, 7, 8, 9, 10]
+    assert laid.positions_BT[0, :6].tolist() == [0, 1, 2, 3, 4, 3]
+    assert laid.mask_BTT[0, 5, :6].tolist() == [True, True, True, False, False, True]
+    assert laid.mask_BTT[0, 4, :6].tolist() == [True, True, True, True, True, False]
+    assert [ends.tolist() for ends in laid.ends_N] == [[0, 0], [4, 5]]
