@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from english.prompts import NUMBERS, draw_many, write_jsonl
 from nursery.progress import Display
 from solon.errors import RunFailedError
 from solon.feedback.prompting.templates import SPECIALISED
+from solon.host.allocator import KEEP_FREED_MEMORY
 from solon.host.whole_directory import alone, new_directory
 
 PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "textstat", "vaderSentiment")
@@ -136,7 +138,10 @@ def _run(stage: str, model: Path, folder: Path, show: Callable[[float], None]) -
     report: dict[str, Any] = {}
     log = folder / f"{stage}.log"
     with log.open("w", encoding="utf-8") as errors:
-        worker = subprocess.Popen(command, cwd=_SOURCES.parent, stdout=subprocess.PIPE, stderr=errors, text=True)
+        environment = {"GLIBC_TUNABLES": KEEP_FREED_MEMORY, **os.environ}
+        worker = subprocess.Popen(
+            command, cwd=_SOURCES.parent, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
     try:
         assert worker.stdout
         for line in worker.stdout:

@@ -28,7 +28,7 @@ from solon.records import Prompt
 
 DType = Literal["float32", "bfloat16"]
 Tick = Callable[[float], None]
-LAYERS = 6
+LAYERS = 8
 """Of the 30 of SmolLM2."""
 
 
@@ -38,7 +38,7 @@ class Course:
 
     requests: int = 900
     """Each answered twice."""
-    passages: int = 6_400
+    passages: int = 9_600
     """Contexts with several questions each."""
     learning_rate: float = 2e-4
     seed: int = 0

@@ -12,20 +12,13 @@ from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
 from solon.clock import Clock
 from solon.constitution.constitution import Constitution
+from solon.host.allocator import KEEP_FREED_MEMORY
 from solon.pipeline.pool import Pool
 from solon.recovery.guard import Guard
 from solon.recovery.supervised_lanes import PoolLane
 
 Spawn = Callable[[int], Any]
 """Makes an actor; the number counts its predecessors."""
-
-
-KEEP_FREED_MEMORY = ":".join(
-    f"glibc.malloc.{name}={value}"
-    for name, value in {"mmap_max": 0, "trim_threshold": 2**40, "top_pad": 2**26, "arena_max": 1}.items()
-)
-"""By default glibc returns the memory of a large tensor to the kernel as soon as it is freed. The next tensor then
-faults on every page, which takes longer than a pass over its elements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
