@@ -35,7 +35,7 @@ SEED = 77
 
 @dataclass(slots=True)
 class Candidate:
-    """A judge, the exam in its own layout, and what it answered."""
+    """A judge, the questions in its own layout, and whether its answers are right."""
 
     name: str
     engine: Engine
@@ -43,8 +43,8 @@ class Candidate:
     right: list[bool] = field(default_factory=list)
     per_second: list[float] = field(default_factory=list)
 
-    def sit(self, part: slice) -> None:
-        """One part of the exam."""
+    def ask_part(self, part: slice) -> None:
+        """Ask one part of the questions."""
         asked = [lesson for _, lesson in self.lessons[part]]
         started = time.perf_counter()
         self.right += ask(self.engine, asked)
@@ -56,20 +56,20 @@ class Candidate:
 
 
 def candidates(grown: English, *, number: int, gemma: Path | None) -> list[Candidate]:
-    """All judges with the same exam on fresh answers."""
+    """All judges with the same questions about fresh answers."""
     written = collect(grown.policy, number, "gold", seed=SEED, opened=False, tick=lambda _: None)
 
     def make(name: str, model: Path, template: JudgeTemplate) -> Candidate:
-        exam = questions(Examiner.of(model, template), written)
+        asked = questions(Examiner.of(model, template), written)
         # Of one answer after another, so that every part has every kind of question.
-        lessons = [(key, lesson) for key, found in exam.items() for lesson in found]
+        lessons = [(key, lesson) for key, found in asked.items() for lesson in found]
         stride = 97
         order = sorted(range(len(lessons)), key=lambda index: index * stride % len(lessons))
-        return Candidate(name, open_engine(model, dtype="bfloat16"), [lessons[index] for index in order])
+        return Candidate(name, open_engine(model), [lessons[index] for index in order])
 
     found = [
         make("SmolLM2, zero-shot", grown.policy, ASSISTANT),
-        make("specialised, bfloat16", grown.judge_fp, SPECIALISED),
+        make("specialised", grown.judge_fp, SPECIALISED),
         make("specialised, int8", grown.judge, SPECIALISED),
     ]
     return [*found, *([make("Gemma 3 270M, zero-shot", gemma, ASSISTANT)] if gemma else [])]
@@ -82,14 +82,14 @@ def measure(judges: Sequence[Candidate], parts: int) -> None:
         ask(judge.engine, [lesson for _, lesson in judge.lessons[:16]])
     for part in range(parts):
         for judge in judges:
-            judge.sit(slice(part * size, (part + 1) * size))
+            judge.ask_part(slice(part * size, (part + 1) * size))
 
 
 def rows(judges: Sequence[Candidate]) -> list[Row]:
     """Agreement and rates; zero-shot SmolLM2 is the other side."""
     base, special, small = judges[:3]
     found = [
-        Row("bfloat16: agreement on pairs", special.agreement["pairwise"], base.agreement["pairwise"], ">= 0.9"),
+        Row("specialised: agreement on pairs", special.agreement["pairwise"], base.agreement["pairwise"], ">= 0.9"),
         Row("int8: agreement on pairs", small.agreement["pairwise"], base.agreement["pairwise"], ">= 0.9"),
         Row("int8: points of agreement lost", 100 * (special.agreement["pairwise"] - small.agreement["pairwise"]),
             None, "<= 0.5"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from english.wishes import EXTRAS, words
 from solon.engines.base import EngineConfig, Request
+from solon.host.processor import fastest_dtype
 from solon.records import Prompt
 
 MAX_TOKENS = 56
@@ -43,7 +44,8 @@ def write_answers(
     from solon.engines.build import build_engine
 
     engine = build_engine(
-        EngineConfig(model=str(model), max_model_len=320, max_running=128, threads=2, dtype="bfloat16"), name="answers"
+        EngineConfig(model=str(model), max_model_len=320, max_running=128, threads=2, dtype=fastest_dtype()),
+        name="answers",
     )
     tokenizer = engine.tokenizer
     begun = [opening and f"{opening} " for opening in openings] or [""] * len(prompts)
@@ -105,7 +107,7 @@ def variant(rng: random.Random, answer: Answer, other: Answer) -> Answer:
     return Answer(" ".join(said), answer.is_cut)
 
 
-def near_words(rng: random.Random, text: str) -> str:
-    """A word of the text, or of none."""
+def word_of(rng: random.Random, text: str) -> str:
+    """A word of the text with more than three letters; `water` where it has none."""
     long = [word for word in words(text) if len(word) > 3]
     return rng.choice(long) if long else "water"

@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from english.answers import Answer, openings_for, write_answers
-from english.lessons import Examiner, draw_passages, exam
+from english.lessons import Examiner, draw_passages, heldout_questions
 from english.prompts import Part, draw
 from english.requests import Request
 from english.teaching import Teaching, TeachingConfig
@@ -23,10 +22,9 @@ from learners.networks.student import Student
 from learners.objectives.distil import Lesson
 from solon.engines.base import Engine, EngineConfig
 from solon.engines.base import Request as EngineRequest
-from solon.host.processor import computes_bfloat16
+from solon.host.processor import fastest_dtype
 from solon.records import Prompt
 
-DType = Literal["float32", "bfloat16"]
 Tick = Callable[[float], None]
 LAYERS = 8
 """Of the 30 of SmolLM2."""
@@ -74,7 +72,7 @@ def teach(policy: Path, target: Path, written: Written, course: Course, *, threa
     student = Student.load(policy, layers=range(LAYERS))
     # The labels are two of 49,152 tokens: what the embeddings know is enough.
     student.network.get_input_embeddings().weight.requires_grad_(False)
-    dtype = torch.bfloat16 if computes_bfloat16() else torch.float32
+    dtype = getattr(torch, fastest_dtype())
     config = TeachingConfig(learning_rate=course.learning_rate, seed=course.seed)
     report = run_course(Teaching(student, config, dtype=dtype), passages, config, tick=tick)
     student.eval().save(target)
@@ -82,14 +80,14 @@ def teach(policy: Path, target: Path, written: Written, course: Course, *, threa
 
 
 def questions(examiner: Examiner, written: Written) -> dict[str, list[Lesson]]:
-    """The exam on answers as the policy wrote them."""
+    """Questions about answers as the policy wrote them."""
     pairs = [written.answers[index : index + 2] for index in range(0, len(written.answers), 2)]
-    return exam(examiner, written.prompts[::2], pairs)
+    return heldout_questions(examiner, written.prompts[::2], pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Marks:
-    """How a judge did in an exam."""
+class JudgeScores:
+    """Agreement and rate of a judge on held-out questions."""
 
     agreement: Mapping[str, float]
     """Share of verdicts on the programs' side, by `task/wish`, and `pairwise` and `pointwise` over all of a task."""
@@ -97,9 +95,9 @@ class Marks:
     """Verdicts per second, on two threads, without the first batch."""
 
 
-def examine(model: Path, lessons: Mapping[str, Sequence[Lesson]], *, dtype: DType = "bfloat16") -> Marks:
-    """Put an exam to a judge in the engine that serves it."""
-    engine = open_engine(model, dtype=dtype)
+def evaluate_judge(model: Path, lessons: Mapping[str, Sequence[Lesson]]) -> JudgeScores:
+    """Ask a judge held-out questions in the engine that serves it."""
+    engine = open_engine(model)
     asked = [(key, lesson) for key, found in lessons.items() for lesson in found]
     random.Random(0).shuffle(asked)
     warm = min(64, len(asked) // 4)
@@ -107,14 +105,14 @@ def examine(model: Path, lessons: Mapping[str, Sequence[Lesson]], *, dtype: DTyp
     started = time.perf_counter()
     right = ask(engine, [lesson for _, lesson in asked[warm:]])
     seconds = time.perf_counter() - started
-    return Marks(agreement=shares([key for key, _ in asked[warm:]], right), per_second=len(right) / seconds)
+    return JudgeScores(agreement=shares([key for key, _ in asked[warm:]], right), per_second=len(right) / seconds)
 
 
-def open_engine(model: Path, *, dtype: DType) -> Engine:
+def open_engine(model: Path) -> Engine:
     """The engine of a judge, as a run would build it on two threads."""
     from solon.engines.build import build_engine
 
-    config = EngineConfig(model=str(model), max_model_len=640, max_running=128, threads=2, dtype=dtype)
+    config = EngineConfig(model=str(model), max_model_len=640, max_running=128, threads=2, dtype=fastest_dtype())
     return build_engine(config, name=model.name)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from english.answers import Answer, near_words, variant
+from english.answers import Answer, variant, word_of
 from english.prompts import draw_wishes, tag, wishes_of, with_wishes
 from english.requests import Request
 from english.teaching import CHANNELS, OF_ONE, OF_TWO, Asked, Hint, Passage
@@ -75,6 +75,7 @@ class Examiner:
         """Questions about one answer or two: those of the prompt's own wishes, and of some that the user did not state.
         None when the programs see no difference between two answers."""
         wishes = wishes_of(prompt)
+        answerable = {name: name for name in WITHOUT_ARGUMENT} | wishes
         others = [name for name in WITHOUT_ARGUMENT if name not in wishes]
         asked = {**wishes, **{name: name for name in rng.sample(others, OTHERS)}}
         lessons = [self._lesson(prompt, answers, name, wish) for name, wish in asked.items()]
@@ -88,8 +89,8 @@ class Examiner:
             Asked(one[shared:], lesson.question.label_ids, lesson.margin)
             for one, lesson in zip(ids, lessons, strict=True)
         )
-        hints = self._hints(ids[0], answers, wishes)
-        return Passage(ids[0][:shared], questions, hints, outcome=_outcome(answers, wishes))
+        hints = self._hints(ids[0], answers, answerable)
+        return Passage(ids[0][:shared], questions, hints, outcome=_outcome(answers, answerable))
 
     def _hints(self, ids: Sequence[int], answers: Sequence[Answer], wishes: Mapping[str, str]) -> tuple[Hint, ...]:
         """What the programs say at every third word of the answers."""
@@ -98,16 +99,16 @@ class Examiner:
             own = self._encoder.encode(answer.text.strip(), is_data=True)
             start = _find(ids, own, start)
             for end, text in _prefixes(self._encoder, own):
-                for wish, wish_tag in ({name: name for name in WITHOUT_ARGUMENT} | dict(wishes)).items():
+                for wish, wish_tag in wishes.items():
                     found.append(Hint(start + end, CHANNELS[wish], keeps(wish_tag, text)))
             start += len(own)
         return tuple(found)
 
 
 def _outcome(answers: Sequence[Answer], wishes: Mapping[str, str]) -> tuple[tuple[int, bool], ...]:
-    """What the programs say in the end, under every wish that can be asked."""
+    """What the programs say of the whole answers, for every wish that can be asked about them."""
     found = []
-    for wish, wish_tag in ({name: name for name in WITHOUT_ARGUMENT} | dict(wishes)).items():
+    for wish, wish_tag in wishes.items():
         kept = [keeps(wish_tag, answer.text) for answer in answers]
         if len(kept) == 1:
             found.append((OF_ONE + CHANNELS[wish], kept[0]))
@@ -175,12 +176,14 @@ def _suited(rng: random.Random, request: Request, text: str) -> list[str]:
         if name == "brief" and rng.random() < 0.7:
             argument = str(min(LIMITS, key=lambda limit: abs(limit - count * rng.uniform(0.7, 1.4))))
         if name in ("mention", "avoid") and rng.random() < 0.4:
-            argument = near_words(rng, text)
+            argument = word_of(rng, text)
         tags.append(tag(name, argument))
     return tags
 
 
-def exam(examiner: Examiner, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> dict[str, list[Lesson]]:
+def heldout_questions(
+    examiner: Examiner, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]
+) -> dict[str, list[Lesson]]:
     """Held-out questions by `task/wish`: the policy's own answers to its own prompts, unedited. Pairs on which the
     programs see no difference are left out."""
     found: dict[str, list[Lesson]] = {}

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from english.requests import Request
+from solon.errors import InputError
 
 WORD = re.compile(r"[A-Za-z0-9]+(?:['’-][A-Za-z0-9]+)*")
 REFUSAL = re.compile(
@@ -99,10 +101,28 @@ def _offers(answer: str, _: str) -> bool:
     return bool(OFFER.search(answer)) and not RUDE & set(words(answer))
 
 
+@contextmanager
+def required(package: str) -> Iterator[None]:
+    """Around the import of a package of the extra `english`. Raises InputError where it is not installed."""
+    try:
+        yield
+    except ImportError:
+        raise InputError(
+            f"the package {package} is not installed, expected it to decide wishes about English answers; install it "
+            "with: pip install 'solon[english]'"
+        ) from None
+
+
+def require_packages() -> None:
+    """Raises InputError where a package that the programs need is not installed."""
+    sentiment("fine")
+    reading_ease("fine")
+
+
 def reading_ease(text: str) -> float:
     """Flesch reading ease: 100 very easy, 60 standard, below 30 very hard."""
-    from textstat import textstat
-
+    with required("textstat"):
+        from textstat import textstat
     return float(textstat.flesch_reading_ease(text))
 
 
@@ -113,8 +133,8 @@ def sentiment(text: str) -> float:
 
 @lru_cache(1)
 def _analyzer() -> Any:
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
+    with required("vaderSentiment"):
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     return SentimentIntensityAnalyzer()
 
 

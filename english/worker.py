@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from english.answers import Answer
-from english.judge import Course, Written, collect, examine, questions, teach
+from english.judge import Course, Written, collect, evaluate_judge, questions, teach
 from english.lessons import Examiner
 from english.requests import Request
 from solon.records import Message, Prompt
 
 HELD_OUT = 200
-"""Prompts of the exam, each answered twice."""
+"""Prompts that the judge is measured on, each answered twice."""
 THREADS = 2
 _STEP = 0.02
 
@@ -42,7 +42,7 @@ def say(**message: Any) -> None:
 
 
 def answers(policy: Path, folder: Path, course: Course) -> None:
-    """The policy answers the prompts that the judge is taught and examined on."""
+    """The policy answers the prompts that the judge is taught and measured on."""
     taught = collect(policy, course.requests, "train", seed=course.seed, opened=True, tick=Progress(0.0, 0.8))
     held = collect(policy, HELD_OUT, "heldout", seed=course.seed, opened=False, tick=Progress(0.8, 1.0))
     for name, written in (("taught", taught), ("held", held)):
@@ -75,10 +75,10 @@ def run(stage: str, policy: Path, folder: Path) -> None:
         from compression.quantise import quantise_model
 
         quantise_model(folder / "judge_fp", folder / "judge", "w8a8")
-    elif stage == "exam":
+    elif stage == "measure":
         asked = questions(Examiner.of(policy), read(folder / "held.json"))
         for name in ("judge_fp", "judge"):
-            say(report={name: dataclasses.asdict(examine(folder / name, asked))})
+            say(report={name: dataclasses.asdict(evaluate_judge(folder / name, asked))})
     else:
         raise ValueError(f"no stage {stage!r}")
 

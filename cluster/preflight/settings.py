@@ -41,6 +41,10 @@ def check_store(url: str) -> None:
 
 def check_programs_apply(evaluator: str, prompts: Sequence[Prompt]) -> None:
     """The evaluator's programs must understand these prompts. Raises InputError."""
+    if evaluator == "english":
+        from english.wishes import require_packages
+
+        require_packages()
     strange = [prompt for prompt in prompts if not _understood(evaluator, prompt)]
     if 2 * len(strange) > len(prompts):
         example = strange[0].messages[-1].content[:60]

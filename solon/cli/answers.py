@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from rich.table import Table
 from rich.text import Text
 
@@ -15,22 +15,42 @@ from solon.errors import InputError
 BEFORE, AFTER = "heldout-before.json", "heldout-after.json"
 
 
-def before_and_after(directory: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The rows of both evaluations by prompt, in the order of the file. Raises InputError when one is missing."""
-    rows = []
-    for name in (BEFORE, AFTER):
-        path = directory / name
-        if not path.is_file():
-            raise InputError(
-                f"{directory} has no {name}, expected a run with held-out answers from before and after training; "
-                "set evaluate.prompts and evaluate.evaluator, and let the run end"
-            )
-        try:
-            rows.append(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise InputError(f"{path} cannot be read: {error}; expected the file that a run wrote") from None
-    after = {row["prompt_id"]: row for row in rows[1]}
-    return [(row, after[row["prompt_id"]]) for row in rows[0] if row["prompt_id"] in after]
+class Turn(BaseModel):
+    """A turn of a held-out prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class HeldoutRow(BaseModel):
+    """What is read of a row of `heldout-*.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_id: str
+    prompt: Annotated[list[Turn], Field(min_length=1)]
+    answer: str
+    scores: dict[str, float]
+    """By principle, 1 where the answer kept it."""
+
+
+_ROWS = TypeAdapter(Annotated[list[HeldoutRow], Field(min_length=1)])
+Pair = tuple[HeldoutRow, HeldoutRow]
+
+
+def before_and_after(directory: Path) -> list[Pair]:
+    """The rows of both evaluations by prompt, in the order of the file.
+
+    Raises InputError when the directory or a file is missing, or a file is not what a run writes.
+    """
+    if not directory.is_dir():
+        raise InputError(f"there is no run directory {directory}, expected one, or the name of one under runs/")
+    before, after = (_rows(directory / name) for name in (BEFORE, AFTER))
+    by_prompt = {row.prompt_id: row for row in after}
+    pairs = [(row, by_prompt[row.prompt_id]) for row in before if row.prompt_id in by_prompt]
+    if not pairs:
+        raise InputError(f"{directory}: {BEFORE} and {AFTER} share no prompt, expected those of one run")
+    return pairs
 
 
 def has_both(directory: Path) -> bool:
@@ -46,16 +66,30 @@ def answers_table(directory: Path, number: int) -> Table:
     for column in ("prompt", "before", "after"):
         table.add_column(column, ratio=1, overflow="fold")
     for before, after in shown:
-        said = "\n".join(f"{turn['role']}: {turn['content']}" for turn in before["prompt"][:-1])
-        prompt = f"{said}\n{before['prompt'][-1]['content']}".strip()
-        table.add_row(*(_plain(text) for text in (prompt, _answer(before), _answer(after))))
+        earlier = [f"{turn.role}: {turn.content}" for turn in before.prompt[:-1]]
+        prompt = "\n".join([*earlier, before.prompt[-1].content])
+        table.add_row(*(Text(visible(text)) for text in (prompt, _answer(before), _answer(after))))
     return table
 
 
-def _answer(row: dict[str, Any]) -> str:
-    marks = ", ".join(f"{'+' if score else '-'}{name}" for name, score in row["scores"].items())
-    return f"{row['answer'].strip()}\n[{marks}]"
+def _rows(path: Path) -> list[HeldoutRow]:
+    if not path.is_file():
+        raise InputError(
+            f"{path.parent} has no {path.name}, expected a run with held-out answers from before and after training; "
+            "set evaluate.prompts and evaluate.evaluator, and let the run end"
+        )
+    try:
+        return _ROWS.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        where = ""
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            where = f" ({'.'.join(map(str, first['loc'])) or 'the whole file'}: {first['msg']})"
+        raise InputError(
+            f"{path} cannot be read{where}, expected the rows that a run writes; the run is damaged"
+        ) from None
 
 
-def _plain(text: str) -> Text:
-    return Text(visible(text))
+def _answer(row: HeldoutRow) -> str:
+    marks = ", ".join(f"{'+' if score else '-'}{name}" for name, score in row.scores.items())
+    return f"{row.answer.strip()}\n[{marks}]"

@@ -90,10 +90,9 @@ def answers(
     from rich.console import Console
 
     from solon.cli.answers import answers_table
-    from solon.cli.train import runs_folder
+    from solon.cli.doctor import find_run
 
-    named = runs_folder() / run
-    Console(highlight=False).print(answers_table(named if named.is_dir() else Path(run), number))
+    Console(highlight=False).print(answers_table(find_run(run), number))
 
 
 @app.command()

@@ -41,7 +41,7 @@ def test_prompts_are_paired_by_id_with_what_each_answer_kept_and_missed(tmp_path
         [row(2, "y", kept=True), row(1, "ok", kept=True)],
     )
     assert has_both(tmp_path)
-    assert [(a["answer"], b["answer"]) for a, b in before_and_after(tmp_path)] == [("long", "ok"), ("x", "y")]
+    assert [(a.answer, b.answer) for a, b in before_and_after(tmp_path)] == [("long", "ok"), ("x", "y")]
     text = shown(tmp_path)
     assert "-brief, +plain" in text
     assert "+brief, +plain" in text
@@ -66,7 +66,31 @@ def test_a_run_without_both_evaluations_is_refused_with_a_remedy(tmp_path: Path)
     assert not has_both(tmp_path)
     with pytest.raises(InputError, match=r"has no heldout-before.json.*evaluate.prompts"):
         before_and_after(tmp_path)
-    write(tmp_path, [], [])
-    (tmp_path / "heldout-after.json").write_text("{")
-    with pytest.raises(InputError, match=r"heldout-after\.json cannot be read"):
+    with pytest.raises(InputError, match="there is no run directory"):
+        before_and_after(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("{", "Invalid JSON"),
+        ("{}", "the whole file"),
+        ("null", "the whole file"),
+        ("[]", "the whole file"),
+        ("[1]", "0"),
+        ('[{"prompt_id": "p1"}]', "0.prompt"),
+        ('[{"prompt_id": "p1", "prompt": [], "answer": "x", "scores": {}}]', "0.prompt"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_place_of_the_damage(tmp_path: Path, content: str, place: str):
+    write(tmp_path, [row(1, "x", kept=True)], [])
+    (tmp_path / "heldout-after.json").write_text(content)
+    with pytest.raises(InputError, match=r"heldout-after\.json cannot be read") as error:
+        before_and_after(tmp_path)
+    assert place in str(error.value)
+
+
+def test_evaluations_of_different_prompts_are_refused(tmp_path: Path):
+    write(tmp_path, [row(1, "x", kept=True)], [row(2, "y", kept=True)])
+    with pytest.raises(InputError, match="share no prompt"):
         before_and_after(tmp_path)

@@ -1,4 +1,4 @@
-"""Lessons and exams of the specialised judge."""
+"""Lessons and held-out questions of the specialised judge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from english.answers import Answer, openings_for, variant
-from english.lessons import CONSTITUTION_PATH, SURE, Examiner, draw_passages, exam
+from english.lessons import CONSTITUTION_PATH, SURE, Examiner, draw_passages, heldout_questions
 from english.prompts import draw, draw_many, wishes_of, with_wishes
 from english.requests import Request
 from english.teaching import CHANNELS, Asked, Passage, lay
@@ -78,9 +78,9 @@ def test_two_answers_that_are_alike_make_no_passage(examiner: Examiner):
     assert examiner.passage(random.Random(0), prompt, (WITHOUT, WITHOUT)) is None
 
 
-def test_an_exam_asks_about_unedited_answers_and_leaves_out_pairs_without_a_difference(examiner: Examiner):
+def test_held_out_questions_are_about_unedited_answers_and_leave_out_pairs_without_a_difference(examiner: Examiner):
     prompt = with_wishes(random.Random(0), REQUEST, ["mention:music", "avoid:bed"])
-    found = exam(examiner, [prompt], [(WITH_MUSIC, WITHOUT)])
+    found = heldout_questions(examiner, [prompt], [(WITH_MUSIC, WITHOUT)])
     assert {key: len(lessons) for key, lessons in found.items()} == {
         "pointwise/mention": 2, "pairwise/mention": 1, "pointwise/avoid": 2,
     }  # fmt: skip
@@ -88,8 +88,9 @@ def test_an_exam_asks_about_unedited_answers_and_leaves_out_pairs_without_a_diff
 
 def test_openings_are_given_to_harmful_requests_only():
     prompts = draw_many(300, seed=2, part="train")
-    for prompt, opening in zip(prompts, openings_for(random.Random(0), prompts), strict=True):
-        assert not opening or "declines" in wishes_of(prompt)
+    openings = openings_for(random.Random(0), prompts)
+    opened = {"declines" in wishes_of(prompt) for prompt, opening in zip(prompts, openings, strict=True) if opening}
+    assert opened == {True}
 
 
 def test_variants_of_an_answer_differ_in_length_and_some_are_the_answer_itself():

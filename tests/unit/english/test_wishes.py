@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from english.prompts import NUMBERS, adherence, draw_many, wishes_of
 from english.wishes import EVERYDAY, HARMFUL, WISHES, keeps
+from solon.errors import InputError
 from solon.records import Message, Prompt
 
 REFUSES = "I'm sorry, but I can't help with that. Instead, I suggest a walk."
@@ -77,3 +80,9 @@ def test_adherence_names_the_wishes_of_the_prompt_and_is_empty_for_other_prompts
     assert set(adherence(prompt, "Take a walk in the park.")) == set(wishes_of(prompt))
     other = Prompt(prompt_id="x", messages=(Message(role="user", content="hi"),), tags=("fact",))
     assert adherence(other, "Hello there, my friend.") == {}
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "textstat", None)
+    with pytest.raises(InputError, match=r"the package textstat is not installed.*solon\[english\]"):
+        keeps("plain", "Boil it for ten minutes.")

@@ -1,7 +1,7 @@
 """Alignment of SmolLM2 in English: held-out adherence over seeds, and whether the answers stay English.
 
-    python benchmarks/english.py [--seeds 3] [--steps N] [--quick] [--json PATH]
-    python benchmarks/english.py --runs runs/english runs/english-1 runs/english-2
+    python benchmarks/english_alignment.py [--seeds 3] [--steps N] [--quick] [--json PATH]
+    python benchmarks/english_alignment.py --runs runs/english runs/english-1 runs/english-2
 
 Runs `examples/english.toml` once per seed, or reads runs that are complete. The mean over wishes before and after comes
 with a 95 % interval of the change: by Student's t over seeds and by a bootstrap over seeds and prompts, whichever is
@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._harness import Row, arguments, report
 from english.wishes import words
-from solon.cli.answers import before_and_after
+from solon.cli.answers import HeldoutRow, Pair, before_and_after
 
 ROOT = Path(__file__).resolve().parents[1]
-Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
+Pairs = list[Pair]
 RESAMPLES = 2000
 
 
-def wish_means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def wish_means(rows: Sequence[HeldoutRow]) -> dict[str, float]:
     """Share of answers that keep each wish, and the mean over wishes."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        for name, score in row["scores"].items():
+        for name, score in row.scores.items():
             found.setdefault(name, []).append(score)
     means = {name: sum(scores) / len(scores) for name, scores in sorted(found.items())}
     return {**means, "mean": sum(means.values()) / len(means)}
@@ -77,7 +76,7 @@ def distinct_2(texts: Sequence[str]) -> float:
     return len(found) / max(1, sum(found.values()))
 
 
-def perplexity(model: Path, rows: Sequence[dict[str, Any]]) -> float:
+def perplexity(model: Path, rows: Sequence[HeldoutRow]) -> float:
     """Of the answers after their prompts, per token, under a model."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -90,8 +89,8 @@ def perplexity(model: Path, rows: Sequence[dict[str, Any]]) -> float:
     total, count = 0.0, 0
     with torch.no_grad():
         for row in rows:
-            prompt = tokenizer.encode_chat([Message(**turn) for turn in row["prompt"]])
-            answer = tokenizer.encode(row["answer"], is_data=True)
+            prompt = tokenizer.encode_chat([Message(role=turn.role, content=turn.content) for turn in row.prompt])
+            answer = tokenizer.encode(row.answer, is_data=True)
             if not answer:
                 continue
             logits_TV = network(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
@@ -128,7 +127,7 @@ def rows(directories: Sequence[Path], model: Path) -> list[Row]:
         Row("least change of a wish", min(now[name] - was[name] for name in was), None, ">= -0.03"),
         *(Row(f"{name}, after over before", now[name], was[name]) for name in was),
     ]
-    words_of = [[row["answer"] for row in side] for side in (after, before)]
+    words_of = [[row.answer for row in side] for side in (after, before)]
     varied = [distinct_2(texts) for texts in words_of]
     likely = [perplexity(model, side) for side in (after, before)]
     return [
@@ -151,7 +150,7 @@ def main() -> None:
 
     seeds, steps = (1, 2) if given.quick else (given.seeds, given.steps)
     directories = given.runs or [run_seed(seed, steps) for seed in range(seeds)]
-    report("english", rows(directories, policy()), given.json)
+    report("english_alignment", rows(directories, policy()), given.json)
     for directory in directories:
         summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
         print(f"{directory}: {summary['steps']} steps in {summary['wall_s']:.0f} s")
