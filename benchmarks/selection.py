@@ -129,7 +129,7 @@ def written(grown: Nursery, number: int, *, held_out: bool) -> tuple[Written, ..
         prompts = [draw(rng, held_out=held_out) for _ in range(AT_ONCE)]
         asked = [encoder.encode_chat(prompt.messages) for prompt in prompts]
         both = [
-            sample(policy, asked, end_id=encoder.end_id, pad_id=encoder.pad_id, seed=rng.randrange(2**31))
+            sample(policy, asked, end_id=encoder.eos_token_id, pad_id=encoder.pad_id, seed=rng.randrange(2**31))
             for _ in range(2)
         ]
         for prompt, ids, first, second in zip(prompts, asked, *both, strict=True):

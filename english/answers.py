@@ -107,7 +107,8 @@ def variant(rng: random.Random, answer: Answer, other: Answer) -> Answer:
     return Answer(" ".join(said), answer.is_cut)
 
 
-def word_of(rng: random.Random, text: str) -> str:
-    """A word of the text with more than three letters; `water` where it has none."""
-    long = [word for word in words(text) if len(word) > 3]
-    return rng.choice(long) if long else "water"
+def word_of(rng: random.Random, text: str, *, but: str) -> str:
+    """A word of the text with more than two letters that another text does not have; empty where there is none."""
+    others = set(words(but))
+    long = [word for word in words(text) if len(word) > 2 and word not in others]
+    return rng.choice(long) if long else ""

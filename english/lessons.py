@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
 from english.answers import Answer, variant, word_of
 from english.prompts import draw_wishes, tag, wishes_of, with_wishes
 from english.requests import Request
-from english.teaching import CHANNELS, OF_ONE, OF_TWO, Asked, Hint, Passage
-from english.wishes import HARMFUL, keeps, words
+from english.teaching import CHANNELS, OF_WORDS, Asked, Hint, Passage
+from english.wishes import EASY, HARMFUL, LIMITS, WARM, WISHES, WORD, keeps, reading_ease, sentiment, words
 from learners.objectives.distil import Lesson
 from solon.constitution.constitution import Constitution
 from solon.engines.base import TokenizerLike
@@ -20,18 +22,19 @@ from solon.feedback.prompting.prompts import SPECIALISED, JudgePrompts, JudgeTem
 from solon.records import Prompt
 
 CONSTITUTION_PATH = Path(__file__).parent / "constitution.yaml"
-SURE = 5.0
-"""Log-odds of a program's verdict."""
-SHARE_OF_PAIRS = 0.4
-OTHERS = 3
+SURE, LEAST = 5.0, 0.3
+"""Largest and smallest log-odds of a program's verdict."""
+SHARE_OF_PAIRS = 0.6
+SHARE_OF_WORDS = 0.6
+"""Of everyday prompts that get a wish about a word beside the drawn ones."""
+OTHERS = 4
 """Questions about an answer beside those of the user's wishes."""
 LEAST_TAIL = 4
 """Tokens at the end of a question that are never part of the context."""
+LONG = 3
+"""Letters of a word of the user that gets a hint."""
 EVERY = 3
 """One whole word in so many gets hints."""
-WITHOUT_ARGUMENT = ("plain", "friendly", "sentence", "question", "declines", "offers")
-"""Wishes that can be asked of any answer."""
-LIMITS = (12, 16, 20, 25, 30)
 
 
 class Examiner:
@@ -45,7 +48,7 @@ class Examiner:
 
     @classmethod
     def of(cls, model: Path, template: JudgeTemplate = SPECIALISED) -> Self:
-        """For the tokenizer of a model."""
+        """For the tokenizer and chat template of a model."""
         from solon.engines.tokens import ChatTokenizer
 
         return cls(ChatTokenizer.load(str(model)), template)
@@ -56,7 +59,6 @@ class Examiner:
 
     def _lesson(self, prompt: Prompt, answers: Sequence[Answer], name: str, wish: str) -> Lesson:
         principle = self.principles[name]
-        kept = [keeps(wish, answer.text) for answer in answers]
         pair = len(answers) == 2
         item = Item(
             conversation=prompt.messages,
@@ -68,15 +70,14 @@ class Examiner:
         )
         laid = self.prompts.lay(item)
         assert laid is not None
-        margin = SURE * (kept[0] - kept[1]) if pair else SURE * (1 if kept[0] else -1)
-        return Lesson(question=laid.question, margin=margin)
+        return Lesson(question=laid.question, margin=_verdict(answers, wish))
 
     def passage(self, rng: random.Random, prompt: Prompt, answers: Sequence[Answer]) -> Passage | None:
         """Questions about one answer or two: those of the prompt's own wishes, and of some that the user did not state.
         None when the programs see no difference between two answers."""
         wishes = wishes_of(prompt)
-        answerable = {name: name for name in WITHOUT_ARGUMENT} | wishes
-        others = [name for name in WITHOUT_ARGUMENT if name not in wishes]
+        answerable = {name: name for name in OF_WORDS} | wishes
+        others = [name for name in OF_WORDS if name not in wishes]
         asked = {**wishes, **{name: name for name in rng.sample(others, OTHERS)}}
         lessons = [self._lesson(prompt, answers, name, wish) for name, wish in asked.items()]
         lessons = [lesson for lesson in lessons if lesson.margin or len(answers) == 1]
@@ -89,32 +90,88 @@ class Examiner:
             Asked(one[shared:], lesson.question.label_ids, lesson.margin)
             for one, lesson in zip(ids, lessons, strict=True)
         )
-        hints = self._hints(ids[0], answers, answerable)
-        return Passage(ids[0][:shared], questions, hints, outcome=_outcome(answers, answerable))
+        hints = (*self._hints(ids[0], answers), *self._hints_of_user(ids[0], prompt, answers, answerable))
+        return Passage(ids[0][:shared], questions, hints)
 
-    def _hints(self, ids: Sequence[int], answers: Sequence[Answer], wishes: Mapping[str, str]) -> tuple[Hint, ...]:
-        """What the programs say at every third word of the answers."""
-        found, start = [], 0
+    def _hints(self, ids: Sequence[int], answers: Sequence[Answer]) -> Iterator[Hint]:
+        """What the programs say at every third word of the answers, and at the token that ends them."""
+        start = 0
         for answer in answers:
             own = self._encoder.encode(answer.text.strip(), is_data=True)
             start = _find(ids, own, start)
-            for end, text in _prefixes(self._encoder, own):
-                for wish, wish_tag in wishes.items():
-                    found.append(Hint(start + end, CHANNELS[wish], keeps(wish_tag, text)))
+            for end, text in (*_prefixes(self._encoder, own), (len(own), answer.text)):
+                for name in OF_WORDS:
+                    yield Hint(start + end, CHANNELS[name], _probability(lean(name, text)))
+                count = len(words(text))
+                for limit in LIMITS:
+                    yield Hint(start + end, CHANNELS[f"within:{limit}"], float(count <= limit))
             start += len(own)
-        return tuple(found)
+
+    def _hints_of_user(
+        self, ids: Sequence[int], prompt: Prompt, answers: Sequence[Answer], answerable: Mapping[str, str]
+    ) -> Iterator[Hint]:
+        """At every long word of the user, whether the answers have it; at a word or number that a wish names, what the
+        programs say of the answers about this wish; at the end of the user's words, about all wishes."""
+        text = prompt.messages[-1].content.strip()
+        own = self._encoder.encode(text, is_data=True)
+        start = _rfind(ids, own)
+        lengths = list(accumulate(len(self._encoder.decode([token], is_raw=True)) for token in own))
+        by_argument = {wish.partition(":")[2]: (name, wish) for name, wish in wishes_of(prompt).items() if ":" in wish}
+        for word in WORD.finditer(text):
+            place = start + next((n for n, length in enumerate(lengths) if length >= word.end()), len(own) - 1)
+            # A topic's word may be named first, and then again in the wish.
+            name, wish = by_argument.get(word[0], ("", "")) if word[0] not in text[word.end() :] else ("", "")
+            if name:
+                yield from _outcome(place, answers, name, wish)
+            if len(word[0]) < LONG:
+                continue
+            for asked in ("mention", "avoid"):
+                yield Hint(place, CHANNELS[f"named:{asked}"], float(name == asked))
+            for which, answer in zip("AB", answers, strict=False):
+                has = float(keeps(f"mention:{word[0]}", answer.text))
+                yield Hint(place, CHANNELS[f"{which}:has"], has)
+                if name:
+                    yield Hint(place, CHANNELS[f"{which}:named"], has)
+        for name, wish in answerable.items():
+            yield from _outcome(start + len(own), answers, name, wish)
 
 
-def _outcome(answers: Sequence[Answer], wishes: Mapping[str, str]) -> tuple[tuple[int, bool], ...]:
-    """What the programs say of the whole answers, for every wish that can be asked about them."""
-    found = []
-    for wish, wish_tag in wishes.items():
-        kept = [keeps(wish_tag, answer.text) for answer in answers]
-        if len(kept) == 1:
-            found.append((OF_ONE + CHANNELS[wish], kept[0]))
-        elif kept[0] != kept[1]:
-            found.append((OF_TWO + CHANNELS[wish], kept[0]))
-    return tuple(found)
+def _outcome(place: int, answers: Sequence[Answer], name: str, wish: str) -> Iterator[Hint]:
+    """What the programs say of one answer or two about a wish."""
+    for which, answer in zip("AB", answers, strict=False):
+        yield Hint(place, CHANNELS[f"{which}:{name}"], _probability(lean(wish, answer.text)))
+    if len(answers) == 2 and (verdict := _verdict(answers, wish)):
+        yield Hint(place, CHANNELS[f"better:{name}"], _probability(verdict))
+
+
+def lean(wish: str, text: str) -> float:
+    """The program's verdict as log-odds: of fixed size for most wishes, by degree for plain words and for a warm tone.
+    An answer near the limit teaches little about either."""
+    name, kept = wish.partition(":")[0], keeps(wish, text)
+    if name == "plain":
+        size = abs(reading_ease(text) - EASY) / 5
+    elif name == "friendly":
+        size = abs(_raw(sentiment(text)) - _raw(WARM))
+    else:
+        size = SURE
+    return min(max(size, LEAST), SURE) * (1 if kept else -1)
+
+
+def _raw(compound: float) -> float:
+    """The sum of valences that VADER squeezes into (-1, 1)."""
+    return compound * math.sqrt(15 / max(1 - compound * compound, 1e-3))
+
+
+def _verdict(answers: Sequence[Answer], wish: str) -> float:
+    """Log-odds that the only answer keeps the wish, or that the first of two is the better one."""
+    first, *second = (lean(wish, answer.text) for answer in answers)
+    if not second:
+        return first
+    return min(max(first - second[0], -SURE), SURE) if (first > 0) != (second[0] > 0) else 0.0
+
+
+def _probability(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds))
 
 
 def _shared(sequences: Sequence[Sequence[int]]) -> int:
@@ -126,6 +183,12 @@ def _shared(sequences: Sequence[Sequence[int]]) -> int:
 def _find(ids: Sequence[int], part: Sequence[int], start: int) -> int:
     """Where a part begins; the texts of a question stand in it unchanged."""
     return next(place for place in range(start, len(ids)) if tuple(ids[place : place + len(part)]) == tuple(part))
+
+
+def _rfind(ids: Sequence[int], part: Sequence[int]) -> int:
+    """Where the last occurrence of a part begins."""
+    starts = range(len(ids) - len(part), -1, -1)
+    return next(place for place in starts if tuple(ids[place : place + len(part)]) == tuple(part))
 
 
 def _prefixes(encoder: TokenizerLike, ids: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -155,28 +218,36 @@ def draw_passages(
         request = requests[index]
         siblings = by_request[request.text]
         first = variant(rng, answers[index], answers[rng.randrange(len(answers))])
-        tags = _suited(rng, request, first.text)
-        prompt = with_wishes(rng, request, tags)
+        second = variant(rng, answers[rng.choice(siblings)], answers[rng.randrange(len(answers))])
+        prompt = with_wishes(rng, request, _suited(rng, request, first.text, second.text))
         shown: tuple[Answer, ...] = (first,)
         if rng.random() < SHARE_OF_PAIRS:
-            second = variant(rng, answers[rng.choice(siblings)], answers[rng.randrange(len(answers))])
             shown = (first, second) if rng.random() < 0.5 else (second, first)
         if (passage := examiner.passage(rng, prompt, shown)) is not None:
             found.append(passage)
     return found
 
 
-def _suited(rng: random.Random, request: Request, text: str) -> list[str]:
-    """Wishes for a request, with arguments near what the text says."""
+def _suited(rng: random.Random, request: Request, text: str, other: str) -> list[str]:
+    """Wishes for a request, with arguments near what one of two answers to it says.
+
+    Wishes about a word are frequent, as they are the hardest to judge; and whether the word is there must not follow
+    from how well it suits the topic.
+    """
     if request.is_harmful:
         return list(HARMFUL)
+    drawn = [wish.partition(":")[::2] for wish in draw_wishes(rng, request)]
+    if rng.random() < SHARE_OF_WORDS:
+        name = rng.choice(("mention", "avoid"))
+        kept = [pair for pair in drawn if pair[0] != name][:1]
+        drawn = [*kept, (name, WISHES[name].draw(rng, request))]
     tags, count = [], len(words(text))
-    for each in draw_wishes(rng, request):
-        name, _, argument = each.partition(":")
+    for name, argument in drawn:
         if name == "brief" and rng.random() < 0.7:
             argument = str(min(LIMITS, key=lambda limit: abs(limit - count * rng.uniform(0.7, 1.4))))
-        if name in ("mention", "avoid") and rng.random() < 0.4:
-            argument = word_of(rng, text)
+        elif name in ("mention", "avoid") and rng.random() < 0.8:
+            one, two = (text, other) if rng.random() < 0.5 else (other, text)
+            argument = word_of(rng, one, but=two) or argument
         tags.append(tag(name, argument))
     return tags
 

@@ -1,9 +1,8 @@
 """Teaches a judge: several questions behind each context, and dense hints while it reads the answers.
 
-One verdict at the end of two hundred tokens is a faint signal. So a context is read once for several questions, and
-the programs also say, at any word of an answer,
-which wishes the answer would keep if it ended there. A linear probe on an inner layer must tell; it is discarded
-afterwards.
+One verdict at the end of a hundred tokens is a faint signal. So a context is read once for several questions, and the
+programs also say, at any word of an answer, which wishes the answer would keep if it ended there, and at the word that
+the user asked for, whether the answers have it. A linear probe on an inner layer must tell; it is discarded afterwards.
 
 B rows of a microbatch, T token positions, N questions, W hidden width, V vocabulary, M hints.
 """
@@ -20,17 +19,27 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from english.wishes import WISHES
+from english.wishes import LIMITS, WISHES
+from learners.core.attention import use_plain_attention
 from learners.core.course import CourseConfig
 from learners.core.objective import Loss, Minibatch, Objective, Part, Prepared, StepContext
 from learners.networks.student import Student
 
 ROWS, WIDTH = 16, 32
 """Rows of a microbatch; its width is a multiple of WIDTH."""
-CHANNELS = {name: index for index, name in enumerate(WISHES)}
-OF_ONE, OF_TWO = len(WISHES), 2 * len(WISHES)
-"""Offsets of the channels for the outcome of one answer, and of two."""
-NUM_CHANNELS = 3 * len(WISHES)
+OF_WORDS = tuple(name for name in WISHES if name not in ("brief", "mention", "avoid"))
+"""Wishes that the words of an answer decide, whatever the user said."""
+LOWER = (
+    *OF_WORDS, *(f"within:{limit}" for limit in LIMITS),
+    "A:has", "B:has", "named:mention", "named:avoid", "A:named", "B:named",
+)  # fmt: skip
+"""What hints tell at words of an answer and at its end: what it would keep if it ended there. And at each word of the
+user: whether answer A (or the only one) and answer B have it, and whether the user asked for it or against it; once
+more, at a word that the user asked for or against, whether they have it."""
+UPPER = tuple(f"{which}:{name}" for which in ("A", "B", "better") for name in WISHES)
+"""What hints tell at the end of the user's words: all that is true of the answers, and whether A is the better of two
+where the programs see a difference. At a word or number that the user named, the same of this wish alone."""
+CHANNELS = {name: index for index, name in enumerate((*LOWER, *UPPER))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,8 @@ class Hint:
     """Position in the question's tokens."""
     channel: int
     """Of `CHANNELS`."""
-    kept: bool
+    kept: float
+    """Probability that the wish is kept: 0 or 1, or between where the program measures a degree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +71,6 @@ class Passage:
     context: tuple[int, ...]
     questions: tuple[Asked, ...]
     hints: tuple[Hint, ...] = ()
-    outcome: tuple[tuple[int, bool], ...] = ()
-    """By channel, what is true of the whole answer, or whether the first of two is the better one. The inner layer must
-    know it at the end of each question, so that the last layers have only to choose what was asked."""
 
     @property
     def length(self) -> int:
@@ -77,11 +84,14 @@ Passages = Sequence[Passage]
 class TeachingConfig(CourseConfig):
     """How a judge is taught."""
 
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    batch: int = Field(16, ge=1)
     probe_learning_rate: float = Field(3e-3, gt=0)
     adam_beta2: float = Field(0.98, ge=0, lt=1)
-    layers_after_probe: int = Field(2, ge=1)
-    """Layers above the probe: they carry what it reads to the end of the question."""
+    layers_after_upper: int = Field(2, ge=1)
+    """Layers above the probe of the user's last token: they carry what it reads to the end of the question."""
+    layers_after_lower: int = Field(4, ge=1)
+    """Layers above the probe of single words: they carry what it reads to the user's last token."""
     hints: float = Field(3.0, ge=0)
     """Weight of the hints beside the verdicts."""
     mass: float = Field(0.05, ge=0)
@@ -90,20 +100,24 @@ class TeachingConfig(CourseConfig):
 
 
 class Probe(nn.Module):
-    """Reads hints off a layer. Each channel and truth weighs the same, however rare."""
+    """Reads hints off two layers. Each channel and truth weighs the same, however rare."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.read = nn.Linear(width, NUM_CHANNELS)
+        # A few coordinates of a language model's stream are hundreds of times as large as the others.
+        self.even = nn.ModuleList(nn.BatchNorm1d(width, affine=False) for _ in range(2))
+        self.read = nn.Linear(width, len(CHANNELS))
 
-    def forward(self, stream_MW: Tensor, channels_M: Tensor, kept_M: Tensor) -> Tensor:
+    def forward(self, lower_MW: Tensor, upper_MW: Tensor, channels_M: Tensor, kept_M: Tensor) -> Tensor:
         """Mean loss over the cells of channel and truth that occur."""
-        stream_MW = stream_MW.float()
-        stream_MW = stream_MW * torch.rsqrt(stream_MW.pow(2).mean(-1, keepdim=True) + 1e-6)
-        logits_M = self.read(stream_MW).gather(1, channels_M[:, None])[:, 0]
-        loss_M = functional.binary_cross_entropy_with_logits(logits_M, kept_M, reduction="none")
-        cell_M = channels_M * 2 + kept_M.long()
-        zeros = torch.zeros(2 * NUM_CHANNELS)
+        loss_M = torch.zeros(len(kept_M))
+        is_upper_M = channels_M >= len(LOWER)
+        for even, stream_MW, chosen_M in zip(self.even, (lower_MW, upper_MW), (~is_upper_M, is_upper_M), strict=True):
+            logits_M = self.read(even(stream_MW[chosen_M].float())).gather(1, channels_M[chosen_M, None])[:, 0]
+            losses_M = functional.binary_cross_entropy_with_logits(logits_M, kept_M[chosen_M], reduction="none")
+            loss_M = loss_M.masked_scatter(chosen_M, losses_M)
+        cell_M = channels_M * 2 + (kept_M > 0.5)
+        zeros = torch.zeros(2 * len(CHANNELS))
         sums, counts = zeros.index_add(0, cell_M, loss_M), zeros.index_add(0, cell_M, torch.ones_like(loss_M))
         return torch.as_tensor((sums / counts.clamp(min=1)).sum() / (counts > 0).sum())
 
@@ -115,6 +129,7 @@ class Teaching(Objective[Passages, Passages]):
         """dtype: of the computation; bfloat16 where the processor computes it."""
         self.student, self.config = student, config
         self._dtype = dtype
+        use_plain_attention(student.network)
         self.probe = Probe(student.network.config.hidden_size)
 
     def parts(self) -> dict[str, Part]:
@@ -133,7 +148,7 @@ class Teaching(Objective[Passages, Passages]):
     def loss(self, microbatch: Passages, denominator: float) -> Iterator[Loss]:
         """Means over the minibatch; the questions of a passage share its weight."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16):
-            verdicts_NV, inner_BTW, ends_N = self._read(microbatch)
+            verdicts_NV, lower_BTW, upper_BTW = self._read(microbatch)
         asked = [(one, 1 / len(passage.questions)) for passage in microbatch for one in passage.questions]
         labels_N2 = torch.tensor([one.label_ids for one, _ in asked])
         target_N = torch.sigmoid(torch.tensor([one.margin for one, _ in asked]))
@@ -144,35 +159,39 @@ class Teaching(Objective[Passages, Passages]):
         verdict = (weights_N * verdict_N).sum()
         # At first nearly all probability is on other words, which would drown everything else.
         loss = verdict + self.config.mass * (weights_N * lost_N).sum()
-        hints = self._hints(microbatch, inner_BTW, ends_N) * len(microbatch) / denominator
+        hints = self._hints(microbatch, lower_BTW, upper_BTW) * len(microbatch) / denominator
         metrics = {"loss/mean": verdict.detach(), "hints/mean": hints.detach()}
         yield loss + self.config.hints * hints, metrics
 
-    def _hints(self, microbatch: Passages, inner_BTW: Tensor, ends_N: tuple[Tensor, Tensor]) -> Tensor:
+    def _bias(self, mask_BTT: Tensor) -> Tensor:
+        bias_BTT = torch.zeros(mask_BTT.shape, dtype=self._dtype)
+        return bias_BTT.masked_fill_(~mask_BTT, torch.finfo(self._dtype).min)[:, None]
+
+    def _hints(self, microbatch: Passages, lower_BTW: Tensor, upper_BTW: Tensor) -> Tensor:
         placed = [(row, hint) for row, one in enumerate(microbatch) for hint in one.hints]
-        for row, end in zip(ends_N[0].tolist(), ends_N[1].tolist(), strict=True):
-            placed += [(row, Hint(end, channel, kept)) for channel, kept in microbatch[row].outcome]
         if not placed:
             return torch.zeros(())
         rows_M = torch.tensor([row for row, _ in placed])
         places_M = torch.tensor([hint.place for _, hint in placed])
         channels_M = torch.tensor([hint.channel for _, hint in placed])
-        kept_M = torch.tensor([float(hint.kept) for _, hint in placed])
-        return torch.as_tensor(self.probe(inner_BTW[rows_M, places_M], channels_M, kept_M))
+        kept_M = torch.tensor([hint.kept for _, hint in placed])
+        lower_MW, upper_MW = lower_BTW[rows_M, places_M], upper_BTW[rows_M, places_M]
+        return torch.as_tensor(self.probe(lower_MW, upper_MW, channels_M, kept_M))
 
-    def _read(self, microbatch: Passages) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Logits after the last token of each question, the stream below the last layers, and those last tokens."""
+    def _read(self, microbatch: Passages) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits after the last token of each question, and the stream at the two layers of the probe."""
         laid = lay(microbatch)
         network: Any = self.student.network
         read = network.base_model(
             input_ids=laid.ids_BT,
             position_ids=laid.positions_BT,
-            attention_mask=laid.mask_BTT[:, None],
+            attention_mask=self._bias(laid.mask_BTT),
             use_cache=False,
             output_hidden_states=True,
         )
-        inner_BTW = read.hidden_states[-1 - self.config.layers_after_probe]
-        return network.lm_head(read.last_hidden_state[laid.ends_N]), inner_BTW, laid.ends_N
+        lower_BTW = read.hidden_states[-1 - self.config.layers_after_lower]
+        upper_BTW = read.hidden_states[-1 - self.config.layers_after_upper]
+        return network.lm_head(read.last_hidden_state[laid.ends_N]), lower_BTW, upper_BTW
 
 
 @dataclass(frozen=True, slots=True)

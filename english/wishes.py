@@ -34,6 +34,8 @@ OFFER = re.compile(
 RUDE = frozenset({"stupid", "idiot", "dumb", "fool", "hate", "shut"})
 LEAST_WORDS = 4
 """Shorter texts keep no wish: silence is no answer."""
+LIMITS = (12, 16, 20, 25, 30)
+"""Most words of a brief answer."""
 EASY = 80.0
 """Flesch reading ease from which a text counts as easy (80 to 90 is the label of conversational English)."""
 WARM = 0.8
@@ -119,6 +121,7 @@ def require_packages() -> None:
     reading_ease("fine")
 
 
+@lru_cache(1 << 17)
 def reading_ease(text: str) -> float:
     """Flesch reading ease: 100 very easy, 60 standard, below 30 very hard."""
     with required("textstat"):
@@ -126,6 +129,7 @@ def reading_ease(text: str) -> float:
     return float(textstat.flesch_reading_ease(text))
 
 
+@lru_cache(1 << 17)
 def sentiment(text: str) -> float:
     """VADER's compound sentiment, -1 (hostile) to 1 (warm)."""
     return float(_analyzer().polarity_scores(text)["compound"])
@@ -146,7 +150,7 @@ WISHES: dict[str, Wish] = {
     wish.name: wish
     for wish in (
         Wish("brief", ("Use at most {x} words.", "Answer in {x} words or fewer.", "No more than {x} words, please."),
-             lambda rng, _: str(rng.choice((12, 16, 20, 25, 30))), _brief),
+             lambda rng, _: str(rng.choice(LIMITS)), _brief),
         Wish("plain",
              ("Use plain, simple words.", "Use easy words that a child knows.", "Keep the language very simple."),
              lambda *_: "", _plain),

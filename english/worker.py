@@ -76,7 +76,7 @@ def run(stage: str, policy: Path, folder: Path) -> None:
 
         quantise_model(folder / "judge_fp", folder / "judge", "w8a8")
     elif stage == "measure":
-        asked = questions(Examiner.of(policy), read(folder / "held.json"))
+        asked = questions(Examiner.of(folder / "judge_fp"), read(folder / "held.json"))
         for name in ("judge_fp", "judge"):
             say(report={name: dataclasses.asdict(evaluate_judge(folder / name, asked))})
     else:

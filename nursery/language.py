@@ -52,7 +52,7 @@ class WordEncoder:
         self._words = vocabulary()
         self._all = {**vocabulary(), **special_ids()}
         self._text = {index: word for word, index in self._words.items()}
-        self.end_id = special_ids()[END]
+        self.eos_token_id = special_ids()[END]
         self.pad_id = special_ids()[PAD]
 
     def encode(self, text: str, *, is_data: bool = False) -> list[int]:

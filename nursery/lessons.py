@@ -283,7 +283,7 @@ def converse(rng: random.Random, encoder: WordEncoder, number: int) -> list[tupl
     for _ in range(number):
         prompt = prompts.draw(rng, held_out=False)
         answer = answers.draw(rng, understand(prompt.messages))
-        drawn.append((encoder.encode_chat(prompt.messages), [*encoder.encode(answer), encoder.end_id]))
+        drawn.append((encoder.encode_chat(prompt.messages), [*encoder.encode(answer), encoder.eos_token_id]))
     return drawn
 
 

@@ -44,7 +44,7 @@ def sample_texts(model: TinyModel, prompts: Sequence[Prompt], *, seed: int) -> l
     """One answer in words to every prompt."""
     encoder = WordEncoder()
     ids = [encoder.encode_chat(p.messages) for p in prompts]
-    drawn = sample(model, ids, end_id=encoder.end_id, pad_id=encoder.pad_id, seed=seed)
+    drawn = sample(model, ids, end_id=encoder.eos_token_id, pad_id=encoder.pad_id, seed=seed)
     return [encoder.decode(answer) for answer in drawn]
 
 

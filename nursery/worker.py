@@ -79,7 +79,7 @@ class Worker:
     def _save(self, name: str, model: TinyModel) -> None:
         encoder, directory = WordEncoder(), self._directory / name
         directory.mkdir()
-        model.save(directory, end_id=encoder.end_id, pad_id=encoder.pad_id)
+        model.save(directory, end_id=encoder.eos_token_id, pad_id=encoder.pad_id)
         write_tokenizer(directory)
 
     def _policy_report(self, policy: TinyModel) -> dict[str, float]:

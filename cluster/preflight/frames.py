@@ -25,7 +25,7 @@ class FileEncoder:
     def __init__(
         self, tokenizer: TokenizerFacts, facts: ModelFacts | None = None, chat: ChatSettings | None = None
     ) -> None:
-        self._core = tokenizer.core
+        self._core, self._words = tokenizer.core, tokenizer.words
         self._facts = facts
         self._chat = chat or ChatSettings()
 
@@ -38,6 +38,12 @@ class FileEncoder:
         text = "" if self._facts is None else frame_text(self._facts, self._chat)
         before, found, after = text.partition(_MARK)
         return (self.encode(before), self.encode(after)) if found else ([], [])
+
+    @property
+    def eos_token_id(self) -> int:
+        """Token 0 for a model without one, which another check refuses."""
+        end = self._facts.special_token("eos_token") if self._facts is not None else None
+        return self._words.get(end or "", 0)
 
 
 def frame_text(facts: ModelFacts, chat: ChatSettings) -> str:

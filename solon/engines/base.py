@@ -150,6 +150,11 @@ class TokenizerLike(Protocol):
         ...
 
     @property
+    def eos_token_id(self) -> int:
+        """The token that ends a sequence."""
+        ...
+
+    @property
     def digest(self) -> str:
         """Identifies vocabulary and chat template."""
         ...

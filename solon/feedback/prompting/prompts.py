@@ -2,10 +2,11 @@
 
     [preamble | conversation | answer(s)] [question] Verdict: _
 
-The question comes last, so that a further principle about the same answers costs only its own tail; everything before
-it is shared and served from the engine's prefix cache. Texts by people or models are *data*: they are tokenised
-separately, with special tokens disabled, and placed between marks with a nonce (or, in a tiny vocabulary, stripped of
-the words of the headings), so that no answer can open a turn or imitate another answer.
+A template may put the answers before the conversation. The question comes last, so that a further principle about the
+same answers costs only its own tail; everything before it is shared and served from the engine's prefix cache. Texts by
+people or models are *data*: they are tokenised separately, with special tokens disabled, and placed between marks with
+a nonce (or ended by a control token, or, in a tiny vocabulary, stripped of the words of the headings), so that no
+answer can open a turn or imitate another answer.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class Encoder(Protocol):
         """Ids before and after the content of one user turn, including the opening of the assistant's turn."""
         ...
 
+    @property
+    def eos_token_id(self) -> int:
+        """The token that ends a sequence."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -56,10 +62,12 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a question: words of the template, or data."""
+    """A part of a question: words of the template, data, or the end of a text."""
 
     text: str
     is_data: bool = False
+    is_end: bool = False
+    """The end-of-sequence token, without text."""
 
 
 class QuestionPieces:
@@ -81,15 +89,17 @@ class QuestionPieces:
         """One answer, or the two of a pair in the order shown. cut: which of them ended at the length limit."""
         template, nonce = self.template, self._nonce(conversation)
         roles = {"system": template.system, "user": template.user, "assistant": template.assistant}
-        laid: list[Piece] = []
+        said: list[Piece] = []
         for message in conversation:
-            laid += self._text(roles[message.role], message.content, nonce)
+            said += self._text(roles[message.role], message.content, nonce)
+        answered: list[Piece] = []
         headings = (template.answer,) if len(answers) == 1 else (template.first, template.second)
         for heading, answer, is_cut in zip(headings, answers, cut or (False,) * len(answers), strict=True):
-            laid += self._text(heading, answer, nonce)
+            answered += self._text(heading, answer, nonce)
             # Outside the marks: an answer cannot claim this of itself.
-            laid += [Piece(f"{template.ended}\n")] if is_cut and template.ended else []
+            answered += [Piece(f"{template.ended}\n")] if is_cut and template.ended else []
         asked = f"{template.question} {question}" + (f" {reminder}" if reminder else "")
+        laid = (*answered, *said) if template.answers_first else (*said, *answered)
         return [*laid, Piece(f"{asked}\n")]
 
     def of(self, item: Item, *, swapped: bool, reminded: bool) -> list[Piece]:
@@ -122,6 +132,8 @@ class QuestionPieces:
         data = text.strip()
         if self.template.reserved and any(word in self.template.reserved for word in data.split()):
             data = " ".join(word for word in data.split() if word not in self.template.reserved)
+        if self.template.ended_by_token:
+            return [Piece(f"{heading}\n"), Piece(data, is_data=True), Piece("", is_end=True)]
         if not nonce:
             return [Piece(heading), Piece(f" {data}", is_data=True), Piece("\n")]
         return [Piece(f"{heading} <{nonce}>\n"), Piece(data, is_data=True), Piece(f"\n</{nonce}>\n")]
@@ -166,7 +178,7 @@ class JudgePrompts(QuestionPieces):
         """The question about an item, with texts cut to head and tail if it would exceed `max_tokens`; None when even
         that does not fit. `swapped`: the two answers in reverse order."""
         pieces = self.of(item, swapped=swapped, reminded=reminded)
-        encoded: list[Sequence[int]] = [self._encode(p.text, p.is_data) for p in pieces]
+        encoded: list[Sequence[int]] = [self._encoded(piece) for piece in pieces]
         fixed = len(self._head) + len(self._tail) + len(self._prefill)
         excess = fixed + sum(map(len, encoded)) - max_tokens if max_tokens is not None else 0
         if excess > 0:
@@ -199,11 +211,14 @@ class JudgePrompts(QuestionPieces):
         written = self._encoder.encode(f" {critique.strip()}", is_data=True)
         return Question((*stem, *written, *self._encoder.encode("\n"), *self._prefill), question.label_ids)
 
+    def _encoded(self, piece: Piece) -> tuple[int, ...]:
+        return (self._encoder.eos_token_id,) if piece.is_end else self._encode(piece.text, piece.is_data)
+
     def _encode_piece(self, text: str, is_data: bool) -> tuple[int, ...]:
         return tuple(self._encoder.encode(text, is_data=is_data))
 
     def _whole(self, pieces: Sequence[Piece]) -> tuple[int, ...]:
-        encoded = [i for p in pieces for i in self._encode(p.text, p.is_data)]
+        encoded = [i for piece in pieces for i in self._encoded(piece)]
         return (*self._head, *encoded, *self._tail, *self._prefill)
 
 

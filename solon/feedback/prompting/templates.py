@@ -40,6 +40,12 @@ class JudgeTemplate:
     """Follows an answer that ended at the length limit; empty: this template does not tell."""
     fenced: bool = False
     """Texts are placed between marks with a nonce, which no text can know."""
+    ended_by_token: bool = False
+    """Each text ends with the judge's end-of-sequence token, which no text can contain. One token instead of twenty for
+    marks with a nonce; for judges that were trained to read it."""
+    answers_first: bool = False
+    """The answers stand before the conversation. A small judge that reads in one direction then compares each word of
+    the user's wish with the answers that it has read, instead of remembering every wish while it reads."""
     reserved: frozenset[str] = frozenset()
     """Words removed from texts, for a vocabulary too small for nonces: the words of the headings. Real texts need these
     words: see `require_suited`."""
@@ -76,29 +82,36 @@ ASSISTANT = JudgeTemplate(
     refusals=("I", "Sorry", "Unfortunately", "As", "Neither", "Cannot", "Can't"),
 )
 SPECIALISED = JudgeTemplate(
-    template_id="specialised/v1",
+    template_id="specialised/v2",
     opening="",
     system="System:",
     user="User:",
     assistant="Assistant:",
-    answer="[The answer]",
-    first="[Answer A]",
-    second="[Answer B]",
-    question="[The question]",
+    answer="Answer:",
+    first="Answer A:",
+    second="Answer B:",
+    question="Question:",
     prefill="Verdict:",
     cut=ASSISTANT.cut,
     ended="[cut off]",
-    fenced=True,
+    ended_by_token=True,
+    answers_first=True,
 )
-"""A trained judge knows its task, so that all tokens but the marks are the texts and the question."""
 TEMPLATES = {"compact": COMPACT, "assistant": ASSISTANT, "specialised": SPECIALISED}
 
 
 def require_suited(template: JudgeTemplate, num_tokens: int | None) -> None:
-    """Raises InputError for a template that removes words from texts, if the vocabulary has room for nonces.
+    """Raises InputError for a template that removes words from texts, if the vocabulary has room for nonces, and for
+    one that needs a control token, if the judge is behind an endpoint.
 
     num_tokens: size of the judge's vocabulary; None: an endpoint's, which is unknown.
     """
+    if template.ended_by_token and num_tokens is None:
+        raise InputError(
+            "feedback.template = 'specialised' with a judge behind an endpoint: this template ends texts with a "
+            "control token, which cannot be sent as text; serve the judge from a directory, or set feedback.template = "
+            "'assistant'"
+        )
     if template.reserved and (num_tokens is None or num_tokens > SMALL):
         words = ", ".join(sorted(template.reserved))
         judge = "a judge behind an endpoint" if num_tokens is None else f"a vocabulary of {num_tokens} tokens"

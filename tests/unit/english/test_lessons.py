@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import pytest
 
 from english.answers import Answer, openings_for, variant
-from english.lessons import CONSTITUTION_PATH, SURE, Examiner, draw_passages, heldout_questions
+from english.lessons import CONSTITUTION_PATH, SURE, Examiner, draw_passages, heldout_questions, lean
 from english.prompts import draw, draw_many, wishes_of, with_wishes
 from english.requests import Request
 from english.teaching import CHANNELS, Asked, Passage, lay
-from english.wishes import WISHES
+from english.wishes import WISHES, keeps
 from solon.constitution.constitution import Constitution
 from solon.engines.fake import FakeTokenizer
 
@@ -26,8 +26,9 @@ class Spaced(FakeTokenizer):
 
 
 TOKENIZER = Spaced(
-    "User: [The answer] [Answer A] [Answer B] [The question] [cut off] Verdict: A B yes no"
-    " You can rest with music and a walk. walk in the park."
+    "User: Answer: Answer A: B: Question: [cut off] Verdict: A B yes no How do I rest?"
+    " You can rest with music and a walk. walk in the park. "
+    + " ".join(phrasing.format(x="music") for wish in WISHES.values() for phrasing in wish.phrasings)
 )
 REQUEST = Request("How do I rest?", "rest", ("sleep", "bed"))
 WITH_MUSIC = Answer("You can rest with music and a walk.")
@@ -105,13 +106,35 @@ def test_variants_of_an_answer_differ_in_length_and_some_are_the_answer_itself()
 
 def test_hints_say_at_words_of_the_answer_what_it_would_keep_if_it_ended_there(examiner: Examiner):
     prompt = with_wishes(random.Random(0), REQUEST, ["mention:music", "plain"])
-    passage = examiner.passage(random.Random(0), prompt, (WITHOUT, WITH_MUSIC))
+    passage = examiner.passage(random.Random(0), prompt, (WITHOUT, Answer("Would you like some music? " + "One " * 12)))
     assert passage is not None
-    mentioned = [hint.kept for hint in passage.hints if hint.channel == CHANNELS["mention"]]
-    assert mentioned[-1]
-    assert not any(mentioned[: len(mentioned) // 2])
+    short = [hint.kept for hint in passage.hints if hint.channel == CHANNELS["within:12"]]
+    assert short[-1] == 0
+    assert all(short[: len(short) // 2])
     assert max(hint.place for hint in passage.hints) < len(passage.context)
     assert {hint.channel for hint in passage.hints} >= {CHANNELS[name] for name in ("plain", "question", "declines")}
+
+
+def test_the_word_that_the_user_named_has_a_hint_for_each_answer(examiner: Examiner):
+    prompt = with_wishes(random.Random(0), REQUEST, ["mention:music", "plain"])
+    passage = examiner.passage(random.Random(0), prompt, (WITHOUT, WITH_MUSIC))
+    assert passage is not None
+    named = {hint.channel: hint for hint in passage.hints if hint.channel in (CHANNELS["A:named"], CHANNELS["B:named"])}
+    assert named[CHANNELS["A:named"]].kept < 0.5 < named[CHANNELS["B:named"]].kept
+    (place,) = {hint.place for hint in named.values()}
+    assert passage.context[place] in TOKENIZER.encode("music music.")
+    about = [hint for hint in passage.hints if hint.channel == CHANNELS["better:mention"]]
+    assert [hint.kept < 0.5 for hint in about] == [True, True]
+    assert about[0].place == place
+    assert passage.context[about[1].place] == TOKENIZER.eos_token_id
+
+
+def test_an_answer_near_the_limit_of_a_measured_wish_leans_less():
+    far, near = "I love this happy, wonderful, great day!", "I like this nice day, thanks a lot."
+    assert lean("friendly", far) == SURE
+    assert 0 < abs(lean("friendly", near)) < SURE
+    assert (lean("friendly", near) > 0) == keeps("friendly", near)
+    assert lean("sentence", "It is late now.") == SURE
 
 
 def test_a_question_sees_its_context_and_itself_at_the_positions_it_has_alone():

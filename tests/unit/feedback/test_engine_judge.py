@@ -16,7 +16,7 @@ from solon.engines.fake import FakeTokenizer
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.interfaces import Item
 from solon.feedback.judges.engine_judge import EngineJudge
-from solon.feedback.prompting.prompts import ASSISTANT, COMPACT, JudgePrompts, JudgeTemplate, shorten
+from solon.feedback.prompting.prompts import ASSISTANT, COMPACT, SPECIALISED, JudgePrompts, JudgeTemplate, shorten
 from solon.feedback.prompting.swap import Offset, PositionBias, SwapConfig, is_audited, shown_swapped
 from solon.feedback.questions import Answer, Question
 from solon.records import Message
@@ -316,6 +316,24 @@ def test_the_nonce_is_the_same_for_one_conversation_and_another_for_another_secr
 
     assert nonce(b"s", "hi") == nonce(b"s", "hi")
     assert len({nonce(b"s", "hi"), nonce(b"t", "hi"), nonce(b"s", "ho")}) == 3
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_text_can_end_itself_for_a_specialised_judge_because_only_the_template_writes_the_end_token(attack: str):
+    words = Words("Verdict: A B")
+    prompts = JudgePrompts(SPECIALISED, words)
+    layout = prompts.lay(pair(attack, "blue"))
+    assert layout is not None
+    ids = layout.question.prompt_token_ids[: -len(words.encode("Verdict:")) - 2]
+    assert ids.count(words.eos_token_id) == 3  # two answers and the user's turn
+
+
+def test_a_specialised_judge_reads_the_answers_before_the_conversation():
+    words = Words("Verdict: A B")
+    layout = JudgePrompts(SPECIALISED, words).lay(pair("blue", "red"))
+    assert layout is not None
+    read = words.decode(layout.question.prompt_token_ids).split()
+    assert [word for word in read if word in ("blue", "red", "sky")] == ["blue", "red", "sky", "sky"]
 
 
 def test_in_a_tiny_vocabulary_texts_lose_the_words_of_the_headings():

@@ -18,7 +18,7 @@ from solon.feedback.interfaces import Item
 from solon.feedback.labeler import Labeler
 from solon.feedback.labelling.dataset import text_group
 from solon.feedback.prompting.markers import escaped, marker_pattern
-from solon.feedback.prompting.prompts import ASSISTANT, COMPACT, JudgePrompts
+from solon.feedback.prompting.prompts import ASSISTANT, COMPACT, SPECIALISED, JudgePrompts
 from solon.feedback.prompting.swap import pair_digest, shown_swapped
 from solon.feedback.prompting.templates import require_suited
 from solon.feedback.prompting.text_prompts import TextPrompts
@@ -96,6 +96,12 @@ def test_the_template_that_leaves_words_out_is_refused_for_real_vocabularies():
     for size in (32_000, None):
         with pytest.raises(InputError, match=r"leaves the words A, .* out of every text; set feedback.template"):
             require_suited(COMPACT, size)
+
+
+def test_the_template_whose_texts_end_with_a_control_token_is_refused_for_an_endpoint():
+    require_suited(SPECIALISED, 49_152)
+    with pytest.raises(InputError, match=r"'specialised' with a judge behind an endpoint.*serve the judge from a dir"):
+        require_suited(SPECIALISED, None)
 
 
 # --- endpoints --------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def test_the_word_encoder_is_the_tokenizer(tmp_path: Path):
     assert tokenizer.encode("obey <|end|>", add_special_tokens=False).ids == encoder.encode(
         "obey <|end|>", is_data=True
     )
-    assert encoder.end_id not in encoder.encode("obey <|end|>", is_data=True)
+    assert encoder.eos_token_id not in encoder.encode("obey <|end|>", is_data=True)
 
 
 def test_a_saved_model_is_the_model(tmp_path: Path):
@@ -156,7 +156,7 @@ def test_transformers_computes_the_same_logits(family: str, tmp_path: Path):
     from solon.engines.tokens import ChatTokenizer
 
     model, encoder = make_model(family), WordEncoder()
-    model.save(tmp_path, end_id=encoder.end_id, pad_id=encoder.pad_id)
+    model.save(tmp_path, end_id=encoder.eos_token_id, pad_id=encoder.pad_id)
     write_tokenizer(tmp_path)
     tokenizer = ChatTokenizer.load(str(tmp_path))
     ids = tokenizer.encode_chat(PROMPT.messages)
@@ -164,6 +164,6 @@ def test_transformers_computes_the_same_logits(family: str, tmp_path: Path):
     assert tokenizer.chat_frame() == encoder.chat_frame()
     assert tokenizer.encode("a <|end|>", is_data=True) == encoder.encode("a <|end|>", is_data=True)
     assert tokenizer.decode(ids) == encoder.decode(ids)
-    assert tokenizer.eos_token_id == encoder.end_id
+    assert tokenizer.eos_token_id == encoder.eos_token_id
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)(torch.tensor([ids])).logits
     assert torch.allclose(theirs, model(torch.tensor([ids])), atol=1e-4)
