@@ -33,6 +33,7 @@ from nursery.progress import Display
 from solon.errors import RunFailedError
 from solon.feedback.prompting.templates import SPECIALISED
 from solon.host.allocator import KEEP_FREED_MEMORY
+from solon.host.processes import failure_of
 from solon.host.whole_directory import alone, new_directory
 
 PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "textstat", "vaderSentiment")
@@ -154,8 +155,7 @@ def _run(stage: str, model: Path, folder: Path, show: Callable[[float], None]) -
         worker.kill()
         worker.wait()
     if code != 0:
-        last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
-        raise RunFailedError(f"growing the English judge failed in stage {stage!r}; its last output:\n{last}")
+        raise RunFailedError(f"growing the English judge failed: stage {stage!r} {failure_of(code, log)}")
     show(1.0)
     return report
 

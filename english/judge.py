@@ -31,7 +31,7 @@ Tick = Callable[[float], None]
 LAYERS = 10
 """Of the 30 of SmolLM2."""
 CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""No turns and no system message, which are thirty tokens of a hundred and fifty."""
+"""No turns and no system message, which would be thirty tokens of every question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

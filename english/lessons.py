@@ -101,7 +101,7 @@ class Examiner:
             start = _find(ids, own, start)
             for end, text in (*_prefixes(self._encoder, own), (len(own), answer.text)):
                 for name in OF_WORDS:
-                    yield Hint(start + end, CHANNELS[name], _probability(lean(name, text)))
+                    yield Hint(start + end, CHANNELS[name], _probability(log_odds(name, text)))
                 count = len(words(text))
                 for limit in LIMITS:
                     yield Hint(start + end, CHANNELS[f"within:{limit}"], float(count <= limit))
@@ -117,10 +117,12 @@ class Examiner:
         start = _rfind(ids, own)
         lengths = list(accumulate(len(self._encoder.decode([token], is_raw=True)) for token in own))
         by_argument = {wish.partition(":")[2]: (name, wish) for name, wish in wishes_of(prompt).items() if ":" in wish}
-        for word in WORD.finditer(text):
+        found = [*WORD.finditer(text)]
+        # A topic's word may be named first, and then again in the wish.
+        last = {word[0]: word for word in found}
+        for word in found:
             place = start + next((n for n, length in enumerate(lengths) if length >= word.end()), len(own) - 1)
-            # A topic's word may be named first, and then again in the wish.
-            name, wish = by_argument.get(word[0], ("", "")) if word[0] not in text[word.end() :] else ("", "")
+            name, wish = by_argument.get(word[0], ("", "")) if word is last[word[0]] else ("", "")
             if name:
                 yield from _outcome(place, answers, name, wish)
             if len(word[0]) < LONG:
@@ -139,39 +141,39 @@ class Examiner:
 def _outcome(place: int, answers: Sequence[Answer], name: str, wish: str) -> Iterator[Hint]:
     """What the programs say of one answer or two about a wish."""
     for which, answer in zip("AB", answers, strict=False):
-        yield Hint(place, CHANNELS[f"{which}:{name}"], _probability(lean(wish, answer.text)))
+        yield Hint(place, CHANNELS[f"{which}:{name}"], _probability(log_odds(wish, answer.text)))
     if len(answers) == 2 and (verdict := _verdict(answers, wish)):
         yield Hint(place, CHANNELS[f"better:{name}"], _probability(verdict))
 
 
-def lean(wish: str, text: str) -> float:
+def log_odds(wish: str, text: str) -> float:
     """The program's verdict as log-odds: of fixed size for most wishes, by degree for plain words and for a warm tone.
     An answer near the limit teaches little about either."""
     name, kept = wish.partition(":")[0], keeps(wish, text)
     if name == "plain":
         size = abs(reading_ease(text) - EASY) / 5
     elif name == "friendly":
-        size = abs(_raw(sentiment(text)) - _raw(WARM))
+        size = abs(_summed(sentiment(text)) - _summed(WARM))
     else:
         size = SURE
     return min(max(size, LEAST), SURE) * (1 if kept else -1)
 
 
-def _raw(compound: float) -> float:
+def _summed(compound: float) -> float:
     """The sum of valences that VADER squeezes into (-1, 1)."""
     return compound * math.sqrt(15 / max(1 - compound * compound, 1e-3))
 
 
 def _verdict(answers: Sequence[Answer], wish: str) -> float:
     """Log-odds that the only answer keeps the wish, or that the first of two is the better one."""
-    first, *second = (lean(wish, answer.text) for answer in answers)
+    first, *second = (log_odds(wish, answer.text) for answer in answers)
     if not second:
         return first
     return min(max(first - second[0], -SURE), SURE) if (first > 0) != (second[0] > 0) else 0.0
 
 
-def _probability(log_odds: float) -> float:
-    return 1 / (1 + math.exp(-log_odds))
+def _probability(odds: float) -> float:
+    return 1 / (1 + math.exp(-odds))
 
 
 def _shared(sequences: Sequence[Sequence[int]]) -> int:

@@ -35,6 +35,7 @@ from nursery.progress import LARGE_PARTS, Display
 from solon.constitution.constitution import Constitution
 from solon.errors import RunFailedError
 from solon.feedback.prompting.prompts import COMPACT, JudgePrompts
+from solon.host.processes import failure_of
 from solon.records import Message
 
 PACKAGES = ("torch", "transformers", "tokenizers", "llmcompressor", "compressed-tensors")
@@ -181,8 +182,9 @@ def _run_workers(
         while running:
             lane, line = heard.get()
             if line is None:
-                if workers[lane].wait() != 0:
-                    raise RunFailedError(_last_words(directory, lane))
+                if (code := workers[lane].wait()) != 0:
+                    failure = failure_of(code, _log(directory, lane))
+                    raise RunFailedError(f"growing the nursery failed: lane {lane} {failure}")
                 running.discard(lane)
             elif line.startswith("{"):  # libraries talk on stdout too
                 message = json.loads(line)
@@ -225,11 +227,6 @@ def _emit(worker: subprocess.Popen[str], part: str) -> None:
     with contextlib.suppress(BrokenPipeError):  # it has ended; its exit status says how
         worker.stdin.write(f"{part}\n")
         worker.stdin.flush()
-
-
-def _last_words(directory: Path, lane: str) -> str:
-    log = _log(directory, lane).read_text(encoding="utf-8", errors="replace")
-    return f"growing the nursery failed in lane {lane}; it said last:\n" + "\n".join(log.splitlines()[-12:])
 
 
 def _log(directory: Path, lane: str) -> Path:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from subprocess import Popen
 
 import ray
 
-from solon.host.processes import Process, all_processes, descendants
+from solon.host.processes import Process, all_processes, descendants, how_it_ended
 
 AGENTS = {
     "ray::DashboardAgent": "Ray's dashboard agent",
@@ -43,19 +41,6 @@ class RayProcess:
         if self.child is not None and (code := self.child.poll()) is not None:
             return how_it_ended(code) if code else "ended"
         return None if self.process.is_there else "ended"
-
-
-def how_it_ended(code: int) -> str:
-    """The end of a process in words.
-
-    >>> how_it_ended(-9), how_it_ended(1)
-    ('was killed by SIGKILL', 'ended with exit code 1')
-    """
-    if code >= 0:
-        return f"ended with exit code {code}"
-    with suppress(ValueError):
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"was killed by signal {-code}"
 
 
 def ray_processes() -> list[RayProcess]:

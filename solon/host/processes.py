@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -88,3 +89,26 @@ def wait_for_the_end(processes: Iterable[Process], *, timeout_s: float) -> list[
         time.sleep(0.02)
         left = [process for process in left if process.is_there]
     return left
+
+
+def how_it_ended(code: int) -> str:
+    """The end of a process in words.
+
+    >>> how_it_ended(-9), how_it_ended(1)
+    ('was killed by SIGKILL', 'ended with exit code 1')
+    """
+    if code >= 0:
+        return f"ended with exit code {code}"
+    with suppress(ValueError):
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
+
+
+def failure_of(code: int, log: Path) -> str:
+    """How a process ended, and the last lines of its log."""
+    cause = "; the machine may have run out of memory" if code == -signal.SIGKILL else ""
+    try:
+        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
+    except OSError as error:
+        last = [f"(no log: {error})"]
+    return "\n".join([f"{how_it_ended(code)}{cause}. Its last output:", *last])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from english.answers import Answer, openings_for, variant
-from english.lessons import CONSTITUTION_PATH, SURE, Examiner, draw_passages, heldout_questions, lean
+from english.lessons import CONSTITUTION_PATH, SURE, Examiner, draw_passages, heldout_questions, log_odds
 from english.prompts import draw, draw_many, wishes_of, with_wishes
 from english.requests import Request
 from english.teaching import CHANNELS, Asked, Passage, lay
@@ -129,12 +129,12 @@ def test_the_word_that_the_user_named_has_a_hint_for_each_answer(examiner: Exami
     assert passage.context[about[1].place] == TOKENIZER.eos_token_id
 
 
-def test_an_answer_near_the_limit_of_a_measured_wish_leans_less():
+def test_an_answer_near_the_limit_of_a_measured_wish_has_smaller_log_odds():
     far, near = "I love this happy, wonderful, great day!", "I like this nice day, thanks a lot."
-    assert lean("friendly", far) == SURE
-    assert 0 < abs(lean("friendly", near)) < SURE
-    assert (lean("friendly", near) > 0) == keeps("friendly", near)
-    assert lean("sentence", "It is late now.") == SURE
+    assert log_odds("friendly", far) == SURE
+    assert 0 < abs(log_odds("friendly", near)) < SURE
+    assert (log_odds("friendly", near) > 0) == keeps("friendly", near)
+    assert log_odds("sentence", "It is late now.") == SURE
 
 
 def test_a_question_sees_its_context_and_itself_at_the_positions_it_has_alone():

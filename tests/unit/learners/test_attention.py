@@ -33,9 +33,11 @@ def test_outputs_and_gradients_are_those_of_the_fused_kernel():
         torch.testing.assert_close(own, fused, rtol=1e-4, atol=1e-6)
 
 
-def test_a_missing_mask_and_dropout_are_refused():
+def test_a_missing_mask_dropout_and_bounded_scores_are_refused():
     heads = torch.zeros(1, 2, 4, 8)
     with pytest.raises(ValueError, match="no attention mask"):
         plain_attention(None, heads, heads, heads, None, 1.0)
     with pytest.raises(ValueError, match="dropout"):
         plain_attention(None, heads, heads, heads, torch.zeros(1, 1, 4, 4), 1.0, dropout=0.1)
+    with pytest.raises(ValueError, match="got softcap"):
+        plain_attention(None, heads, heads, heads, torch.zeros(1, 1, 4, 4), 1.0, softcap=50.0)
