@@ -15,17 +15,25 @@ from solon.records import Prompt
 
 MAX_TOKENS = 56
 """Of an answer, as in `examples/english.toml`."""
-TEMPERATURE = 0.8
+TEMPERATURE = 0.7
 REFUSALS = (
     "I'm sorry, but I can't help with that.", "I can't help you with that.", "I'm sorry, I won't help with that.",
     "No, that would be wrong.", "I cannot help with that because it is illegal.", "Sorry, I can't do that.",
     "That is not a good idea, and I can't help with it.", "I will not help with that.",
+    "I'm sorry, but I'm unable to assist with that.", "I'm not able to help you with this.", "I must decline.",
+    "I don't have the ability to help with that.", "As an AI, I can't assist you with that.",
 )  # fmt: skip
 OFFERS = (
     "Instead, you can", "But I can help you", "Instead, I suggest that you", "Would you like", "I'd be happy to",
     "How about", "Let me suggest", "If you want, I can help you", "I recommend that you",
 )  # fmt: skip
 """Openings that the policy continues: it hardly ever declines or offers by itself, and a judge must know both."""
+NEARLY = (
+    "I'm sorry for any confusion.", "I'm sorry to hear that.", "Sorry,", "I can't wait to help.", "I'm sorry, but",
+    "I can't help but", "There is no right or wrong", "Sure, I'd be happy to help.", "Of course!", "You can't",
+    "I'm sorry, I can't do that, but here is how:", "I cannot say that it is right, but the best way to",
+)  # fmt: skip
+"""Openings that sound like a refusal and are none."""
 SENTENCE = re.compile(r"[^.!?]*[.!?]+[\"'”’)]*\s*")
 
 
@@ -77,11 +85,13 @@ def openings_for(rng: random.Random, prompts: Sequence[Prompt]) -> list[str]:
     found = []
     for prompt in prompts:
         kind = rng.random()
-        if "declines" not in prompt.tags or kind < 0.25:
+        if "declines" not in prompt.tags or kind < 0.2:
             found.append("")
-        elif kind < 0.5:
+        elif kind < 0.4:
+            found.append(rng.choice(NEARLY))
+        elif kind < 0.6:
             found.append(rng.choice(REFUSALS))
-        elif kind < 0.65:
+        elif kind < 0.7:
             found.append(rng.choice(OFFERS))
         else:
             found.append(f"{rng.choice(REFUSALS)} {rng.choice(OFFERS)}")

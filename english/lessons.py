@@ -5,30 +5,37 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
 from english.answers import Answer, variant, word_of
-from english.prompts import draw_wishes, tag, wishes_of, with_wishes
+from english.prompts import about, draw_wishes, tag, wishes_of, with_wishes
 from english.requests import Request
 from english.teaching import CHANNELS, OF_WORDS, Asked, Hint, Passage
-from english.wishes import EASY, HARMFUL, LIMITS, WARM, WISHES, WORD, keeps, reading_ease, sentiment, words
+from english.wishes import EASY, EVERYDAY, HARMFUL, LIMITS, WARM, WISHES, WORD, keeps, reading_ease, sentiment, words
 from learners.objectives.distil import Lesson
 from solon.constitution.constitution import Constitution
 from solon.engines.base import TokenizerLike
 from solon.feedback.interfaces import Item
 from solon.feedback.prompting.prompts import SPECIALISED, JudgePrompts, JudgeTemplate
 from solon.records import Prompt
+from solon.verdicts import Task
 
 CONSTITUTION_PATH = Path(__file__).parent / "constitution.yaml"
 SURE, LEAST = 5.0, 0.3
 """Largest and smallest log-odds of a program's verdict."""
-SHARE_OF_PAIRS = 0.6
+SHARE_OF_PAIRS = 0.5
+SHARE_ASTRAY = 0.15
+"""Of everyday answers that are shown as answers to another request."""
 SHARE_OF_WORDS = 0.6
 """Of everyday prompts that get a wish about a word beside the drawn ones."""
-OTHERS = 4
-"""Questions about an answer beside those of the user's wishes."""
+OTHERS = 3
+"""Questions about the form of an answer beside those of the user's wishes."""
+WORDS = 2
+"""Questions about words of the answers beside those of the user's wishes."""
 LEAST_TAIL = 4
 """Tokens at the end of a question that are never part of the context."""
 LONG = 3
@@ -58,13 +65,14 @@ class Examiner:
         return self._lesson(prompt, answers, name, wishes_of(prompt)[name])
 
     def _lesson(self, prompt: Prompt, answers: Sequence[Answer], name: str, wish: str) -> Lesson:
-        principle = self.principles[name]
-        pair = len(answers) == 2
+        task: Task = "pairwise" if len(answers) == 2 else "pointwise"
+        (asked,) = self.principles[name].questions(task)
+        asked = asked.about(replace(prompt, tags=(name, wish)))
         item = Item(
             conversation=prompt.messages,
             answers=tuple(answer.text for answer in answers),
-            question=principle.pairwise_question if pair else principle.pointwise_question,
-            task="pairwise" if pair else "pointwise",
+            question=asked.question,
+            task=task,
             principle_id=name,
             cut=tuple(answer.is_cut for answer in answers),
         )
@@ -72,23 +80,33 @@ class Examiner:
         assert laid is not None
         return Lesson(question=laid.question, margin=_verdict(answers, wish))
 
-    def passage(self, rng: random.Random, prompt: Prompt, answers: Sequence[Answer]) -> Passage | None:
+    def passage(
+        self, rng: random.Random, prompt: Prompt, answers: Sequence[Answer], both: tuple[str, str]
+    ) -> Passage | None:
         """Questions about one answer or two: those of the prompt's own wishes, and of some that the user did not state.
-        None when the programs see no difference between two answers."""
+        None when the programs see no difference between two answers.
+
+        both: two texts, of which one is not shown when there is one answer; words of either are asked for.
+        """
         wishes = wishes_of(prompt)
-        answerable = {name: name for name in OF_WORDS} | wishes
-        others = [name for name in OF_WORDS if name not in wishes]
-        asked = {**wishes, **{name: name for name in rng.sample(others, OTHERS)}}
-        lessons = [self._lesson(prompt, answers, name, wish) for name, wish in asked.items()]
-        lessons = [lesson for lesson in lessons if lesson.margin or len(answers) == 1]
+        others = rng.sample([name for name in OF_WORDS if name not in wishes], OTHERS)
+        asked = [*wishes.items(), *((name, name) for name in others), *_of_words(rng, both)]
+        drawn = [(self._lesson(prompt, answers, name, wish), wish) for name, wish in dict.fromkeys(asked)]
+        lessons = [(lesson, wish) for lesson, wish in drawn if lesson.margin or len(answers) == 1]
         if not lessons:
             return None
-        ids = [lesson.question.prompt_token_ids for lesson in lessons]
+        ids = [lesson.question.prompt_token_ids for lesson, _ in lessons]
         # The words that begin every question belong to the context; a question keeps at least its end.
         shared = _shared([one[: len(one) - LEAST_TAIL] for one in ids])
+        answerable = {name: name for name in OF_WORDS} | wishes
         questions = tuple(
-            Asked(one[shared:], lesson.question.label_ids, lesson.margin)
-            for one, lesson in zip(ids, lessons, strict=True)
+            Asked(
+                one[shared:],
+                lesson.question.label_ids,
+                lesson.margin,
+                (*self._hints_of_question(one[shared:], answers, wish), *_outcomes(len(one) - shared - 1, answers, {**answerable, wish.partition(":")[0]: wish})),
+            )
+            for one, (lesson, wish) in zip(ids, lessons, strict=True)
         )
         hints = (*self._hints(ids[0], answers), *self._hints_of_user(ids[0], prompt, answers, answerable))
         return Passage(ids[0][:shared], questions, hints)
@@ -106,6 +124,20 @@ class Examiner:
                 for limit in LIMITS:
                     yield Hint(start + end, CHANNELS[f"within:{limit}"], float(count <= limit))
             start += len(own)
+
+    def _hints_of_question(self, ids: Sequence[int], answers: Sequence[Answer], wish: str) -> Iterator[Hint]:
+        """At the word or number that a question names: what the programs say of the answers about it."""
+        name, _, argument = wish.partition(":")
+        if name not in ("brief", "mention", "avoid"):
+            return
+        text = "".join(pieces := [self._encoder.decode([token], is_raw=True) for token in ids])
+        if (begin := text.find(f" {argument}")) < 0:
+            return
+        end = begin + len(argument) + 1
+        place = next(n for n, length in enumerate(accumulate(map(len, pieces))) if length >= end)
+        if name != "brief":
+            yield from _has(place, answers, argument, is_named=True)
+        yield from _outcome(place, answers, name, wish)
 
     def _hints_of_user(
         self, ids: Sequence[int], prompt: Prompt, answers: Sequence[Answer], answerable: Mapping[str, str]
@@ -129,13 +161,38 @@ class Examiner:
                 continue
             for asked in ("mention", "avoid"):
                 yield Hint(place, CHANNELS[f"named:{asked}"], float(name == asked))
-            for which, answer in zip("AB", answers, strict=False):
-                has = float(keeps(f"mention:{word[0]}", answer.text))
-                yield Hint(place, CHANNELS[f"{which}:has"], has)
-                if name:
-                    yield Hint(place, CHANNELS[f"{which}:named"], has)
-        for name, wish in answerable.items():
-            yield from _outcome(start + len(own), answers, name, wish)
+            yield from _has(place, answers, word[0], is_named=bool(name))
+        yield from _outcomes(start + len(own), answers, answerable)
+
+
+def _has(place: int, answers: Sequence[Answer], word: str, *, is_named: bool) -> Iterator[Hint]:
+    """Whether one answer or two have a word. is_named: it is the one that a wish or question is about."""
+    for which, answer in zip("AB", answers, strict=False):
+        has = float(keeps(f"mention:{word}", answer.text))
+        yield Hint(place, CHANNELS[f"{which}:has"], has)
+        if is_named:
+            yield Hint(place, CHANNELS[f"{which}:named"], has)
+
+
+def _of_words(rng: random.Random, both: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """Wishes about a number of words near that of a text, and about words that one of two texts has."""
+    yield "brief", tag("brief", _limit(rng, both[0]))
+    for _ in range(WORDS):
+        one, two = both if rng.random() < 0.5 else both[::-1]
+        if word := word_of(rng, one, but=two):
+            name = rng.choice(("mention", "avoid"))
+            yield name, tag(name, word)
+
+
+def _limit(rng: random.Random, text: str) -> str:
+    count = len(words(text))
+    return str(min(LIMITS, key=lambda limit: abs(limit - count * rng.uniform(0.7, 1.4))))
+
+
+def _outcomes(place: int, answers: Sequence[Answer], wishes: Mapping[str, str]) -> Iterator[Hint]:
+    """What the programs say of one answer or two about wishes, by name."""
+    for name, wish in wishes.items():
+        yield from _outcome(place, answers, name, wish)
 
 
 def _outcome(place: int, answers: Sequence[Answer], name: str, wish: str) -> Iterator[Hint]:
@@ -146,6 +203,7 @@ def _outcome(place: int, answers: Sequence[Answer], name: str, wish: str) -> Ite
         yield Hint(place, CHANNELS[f"better:{name}"], _probability(verdict))
 
 
+@lru_cache(1 << 17)
 def log_odds(wish: str, text: str) -> float:
     """The program's verdict as log-odds: of fixed size for most wishes, by degree for plain words and for a warm tone.
     An answer near the limit teaches little about either."""
@@ -214,10 +272,13 @@ def draw_passages(
     by_request: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
         by_request.setdefault(request.text, []).append(index)
+    everyday = [request for request in requests if not request.is_harmful]
     found: list[Passage] = []
     while len(found) < number:
         index = rng.randrange(len(requests))
         request = requests[index]
+        if not request.is_harmful and rng.random() < SHARE_ASTRAY:
+            request = rng.choice(everyday)
         siblings = by_request[request.text]
         first = variant(rng, answers[index], answers[rng.randrange(len(answers))])
         second = variant(rng, answers[rng.choice(siblings)], answers[rng.randrange(len(answers))])
@@ -225,7 +286,7 @@ def draw_passages(
         shown: tuple[Answer, ...] = (first,)
         if rng.random() < SHARE_OF_PAIRS:
             shown = (first, second) if rng.random() < 0.5 else (second, first)
-        if (passage := examiner.passage(rng, prompt, shown)) is not None:
+        if (passage := examiner.passage(rng, prompt, shown, (first.text, second.text))) is not None:
             found.append(passage)
     return found
 
@@ -239,19 +300,20 @@ def _suited(rng: random.Random, request: Request, text: str, other: str) -> list
     if request.is_harmful:
         return list(HARMFUL)
     drawn = [wish.partition(":")[::2] for wish in draw_wishes(rng, request)]
+    drawn = [pair for pair in drawn if pair[0] in EVERYDAY]
     if rng.random() < SHARE_OF_WORDS:
         name = rng.choice(("mention", "avoid"))
         kept = [pair for pair in drawn if pair[0] != name][:1]
         drawn = [*kept, (name, WISHES[name].draw(rng, request))]
-    tags, count = [], len(words(text))
+    tags = []
     for name, argument in drawn:
         if name == "brief" and rng.random() < 0.7:
-            argument = str(min(LIMITS, key=lambda limit: abs(limit - count * rng.uniform(0.7, 1.4))))
+            argument = _limit(rng, text)
         elif name in ("mention", "avoid") and rng.random() < 0.8:
             one, two = (text, other) if rng.random() < 0.5 else (other, text)
             argument = word_of(rng, one, but=two) or argument
         tags.append(tag(name, argument))
-    return tags
+    return about(request, tags)
 
 
 def heldout_questions(

@@ -10,16 +10,17 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from english.requests import Request, draw_misdeed, draw_request
-from english.wishes import EVERYDAY, HARMFUL, WISHES, keeps
+from english.wishes import EVERYDAY, HARMFUL, UNSTATED, WISHES, keeps
 from solon.records import Message, Prompt
 
 Part = Literal["train", "heldout", "gold"]
 NUMBERS: dict[Part, int] = {"train": 2000, "heldout": 256, "gold": 256}
-HARMFUL_SHARE = 0.2
+HARMFUL_SHARE = 0.25
 EXCLUSIVE = ({"sentence", "question"},)
 """Wishes that a prompt does not combine."""
 
@@ -44,14 +45,23 @@ def draw_many(number: int, *, seed: int, part: Part) -> list[Prompt]:
 
 
 def draw_wishes(rng: random.Random, request: Request) -> list[str]:
-    """Tags of the wishes for a request: two that go together, or those of every harmful request."""
+    """Tags of the wishes for a request: two that go together and those of every everyday request, or those of every
+    harmful one."""
     if request.is_harmful:
         return list(HARMFUL)
     while True:
         names = rng.sample(EVERYDAY, 2)
         if set(names) not in EXCLUSIVE:
             break
-    return [tag(name, WISHES[name].draw(rng, request)) for name in names]
+    return about(request, [tag(name, WISHES[name].draw(rng, request)) for name in names])
+
+
+def about(request: Request, tags: Sequence[str]) -> list[str]:
+    """These tags of stated wishes, and the unstated ones of an everyday request. A word that the user does not want is
+    not counted as one of the topic."""
+    avoided = {wish.partition(":")[2] for wish in tags if wish.startswith("avoid:")}
+    spoken = replace(request, about=tuple(word for word in request.about if word not in avoided))
+    return [*tags, *(tag(name, WISHES[name].draw(random.Random(0), spoken)) for name in UNSTATED)]
 
 
 def tag(name: str, argument: str) -> str:

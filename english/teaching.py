@@ -10,6 +10,7 @@ B rows of a microbatch, T token positions, N questions, W hidden width, V vocabu
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +23,15 @@ from torch.nn import functional
 from english.wishes import LIMITS, WISHES
 from learners.core.attention import use_plain_attention
 from learners.core.course import CourseConfig
+from learners.core.packing import OVERHEAD, pack
 from learners.core.objective import Loss, Minibatch, Objective, Part, Prepared, StepContext
 from learners.networks.student import Student
 
-ROWS, WIDTH = 16, 32
-"""Rows of a microbatch; its width is a multiple of WIDTH."""
-OF_WORDS = tuple(name for name in WISHES if name not in ("brief", "mention", "avoid"))
+TOLD = 3.0
+"""Log-odds that the probe reads of a truth that is written into the stream."""
+WIDTH = 32
+"""The width of a microbatch is a multiple of it."""
+OF_WORDS = tuple(name for name in WISHES if name not in ("brief", "mention", "avoid", "topic"))
 """Wishes that the words of an answer decide, whatever the user said."""
 LOWER = (
     *OF_WORDS, *(f"within:{limit}" for limit in LIMITS),
@@ -47,7 +51,7 @@ class Hint:
     """What is known at one token of the context."""
 
     place: int
-    """Position in the question's tokens."""
+    """Position in the context's tokens."""
     channel: int
     """Of `CHANNELS`."""
     kept: float
@@ -62,6 +66,8 @@ class Asked:
     label_ids: tuple[int, ...]
     margin: float
     """The program's verdict: log-odds of the first label, nats."""
+    hints: tuple[Hint, ...] = ()
+    """At the word or number that the question names; places count from the first of `token_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +85,17 @@ class Passage:
 
 
 Passages = Sequence[Passage]
+Placed = tuple[int, int, Hint]
+"""Row, column, and what is known there."""
 
 
 class TeachingConfig(CourseConfig):
     """How a judge is taught."""
 
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(6e-4, gt=0)
     batch: int = Field(16, ge=1)
+    last_learning_rate: float = Field(6e-4, gt=0)
+    """Of the layers above the upper probe, which choose what was asked."""
     probe_learning_rate: float = Field(3e-3, gt=0)
     adam_beta2: float = Field(0.98, ge=0, lt=1)
     layers_after_upper: int = Field(2, ge=1)
@@ -94,6 +104,9 @@ class TeachingConfig(CourseConfig):
     """Layers above the probe of single words: they carry what it reads to the user's last token."""
     hints: float = Field(3.0, ge=0)
     """Weight of the hints beside the verdicts."""
+    told_steps: int = Field(250, ge=0)
+    """Over so many steps, the share of passages whose truths are written into the stream falls from 1 to 0: the last
+    layers learn to choose what was asked before the others have learnt what is true."""
     mass: float = Field(0.05, ge=0)
     """Weight of -log of the probability on both labels together."""
     max_grad_norm: float = Field(10.0, gt=0)
@@ -122,6 +135,15 @@ class Probe(nn.Module):
         return torch.as_tensor((sums / counts.clamp(min=1)).sum() / (counts > 0).sum())
 
 
+    @torch.no_grad()
+    def written(self, channels_M: Tensor, kept_M: Tensor) -> Tensor:
+        """What to add to the stream of the upper layer so that the probe reads `TOLD` more or less, [M, W]."""
+        directions_MW = self.read.weight[channels_M]
+        size_M = TOLD * (2 * (kept_M > 0.5).float() - 1) / directions_MW.square().sum(-1)
+        upper: Any = self.even[1]
+        return size_M[:, None] * directions_MW * (upper.running_var + upper.eps).sqrt()
+
+
 class Teaching(Objective[Passages, Passages]):
     """Cross-entropy of the verdicts over the vocabulary, and the hints."""
 
@@ -131,24 +153,32 @@ class Teaching(Objective[Passages, Passages]):
         self._dtype = dtype
         use_plain_attention(student.network)
         self.probe = Probe(student.network.config.hidden_size)
+        self._told, self._rng = 0.0, random.Random(0)
 
     def parts(self) -> dict[str, Part]:
-        """The judge, and the probe at a rate of its own."""
+        """The layers up to the upper probe, those above it, and the probe, each at a rate of its own."""
+        base: Any = self.student.network.base_model
+        last = self.config.layers_after_upper
         return {
-            "judge": Part(self.student.network, self.config.learning_rate),
+            "judge": Part(nn.ModuleList(base.layers[:-last]), self.config.learning_rate),
+            "last": Part(nn.ModuleList([*base.layers[-last:], base.norm]), self.config.last_learning_rate),
             "probe": Part(self.probe, self.config.probe_learning_rate),
         }
 
     def prepare(self, batch: Passages, context: StepContext[Passages]) -> Prepared[Passages]:
         """One optimiser step, in microbatches of similar length."""
-        by_length = sorted(batch, key=lambda one: one.length)
-        microbatches = [by_length[start : start + ROWS] for start in range(0, len(by_length), ROWS)]
+        self._told = max(0.0, 1 - context.step / self.config.told_steps) if self.config.told_steps else 0.0
+        self._rng = random.Random(f"told-{context.seed}-{context.step}")
+        rows = pack([_width(one.length) for one in batch], self.config.max_tokens_per_microbatch, OVERHEAD["cpu"])
+        microbatches = [[batch[i] for i in chosen] for chosen in rows]
         return Prepared(minibatches=[Minibatch(microbatches, float(len(batch)))])
 
     def loss(self, microbatch: Passages, denominator: float) -> Iterator[Loss]:
         """Means over the minibatch; the questions of a passage share its weight."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16):
-            verdicts_NV, lower_BTW, upper_BTW = self._read(microbatch)
+            laid = lay(microbatch)
+            placed = [(row, column, hint) for row, one in enumerate(microbatch) for column, hint in laid.hints(row, one)]
+            verdicts_NV, lower_BTW, upper_BTW = self._read(laid, self._told_of(placed))
         asked = [(one, 1 / len(passage.questions)) for passage in microbatch for one in passage.questions]
         labels_N2 = torch.tensor([one.label_ids for one, _ in asked])
         target_N = torch.sigmoid(torch.tensor([one.margin for one, _ in asked]))
@@ -159,7 +189,7 @@ class Teaching(Objective[Passages, Passages]):
         verdict = (weights_N * verdict_N).sum()
         # At first nearly all probability is on other words, which would drown everything else.
         loss = verdict + self.config.mass * (weights_N * lost_N).sum()
-        hints = self._hints(microbatch, lower_BTW, upper_BTW) * len(microbatch) / denominator
+        hints = self._hints(placed, lower_BTW, upper_BTW) * len(microbatch) / denominator
         metrics = {"loss/mean": verdict.detach(), "hints/mean": hints.detach()}
         yield loss + self.config.hints * hints, metrics
 
@@ -167,31 +197,61 @@ class Teaching(Objective[Passages, Passages]):
         bias_BTT = torch.zeros(mask_BTT.shape, dtype=self._dtype)
         return bias_BTT.masked_fill_(~mask_BTT, torch.finfo(self._dtype).min)[:, None]
 
-    def _hints(self, microbatch: Passages, lower_BTW: Tensor, upper_BTW: Tensor) -> Tensor:
-        placed = [(row, hint) for row, one in enumerate(microbatch) for hint in one.hints]
+    def _hints(self, placed: Sequence[Placed], lower_BTW: Tensor, upper_BTW: Tensor) -> Tensor:
         if not placed:
             return torch.zeros(())
-        rows_M = torch.tensor([row for row, _ in placed])
-        places_M = torch.tensor([hint.place for _, hint in placed])
-        channels_M = torch.tensor([hint.channel for _, hint in placed])
-        kept_M = torch.tensor([hint.kept for _, hint in placed])
-        lower_MW, upper_MW = lower_BTW[rows_M, places_M], upper_BTW[rows_M, places_M]
+        rows_M, columns_M, channels_M, kept_M = _as_tensors(placed)
+        lower_MW, upper_MW = lower_BTW[rows_M, columns_M], upper_BTW[rows_M, columns_M]
         return torch.as_tensor(self.probe(lower_MW, upper_MW, channels_M, kept_M))
 
-    def _read(self, microbatch: Passages) -> tuple[Tensor, Tensor, Tensor]:
+    def _told_of(self, placed: Sequence[Placed]) -> list[Placed]:
+        """The hints whose truths are written into the stream: those of the upper layer, in some rows."""
+        told = {row for row in sorted({row for row, _, _ in placed}) if self._rng.random() < self._told}
+        return [one for one in placed if one[0] in told and one[2].channel >= len(LOWER)]
+
+    def _read(self, laid: Laid, told: Sequence[Placed]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits after the last token of each question, and the stream at the two layers of the probe."""
-        laid = lay(microbatch)
         network: Any = self.student.network
-        read = network.base_model(
-            input_ids=laid.ids_BT,
-            position_ids=laid.positions_BT,
-            attention_mask=self._bias(laid.mask_BTT),
-            use_cache=False,
-            output_hidden_states=True,
+        streams: dict[str, Tensor] = {}
+
+        def keep_lower(_: nn.Module, __: Any, stream_BTW: Tensor) -> None:
+            streams["lower"] = stream_BTW
+
+        def keep_upper(_: nn.Module, __: Any, stream_BTW: Tensor) -> Tensor:
+            streams["upper"] = stream_BTW
+            if not told:
+                return stream_BTW
+            rows_M, columns_M, channels_M, kept_M = _as_tensors(told)
+            written_BTW = torch.zeros_like(stream_BTW)
+            written_MW = self.probe.written(channels_M, kept_M).to(stream_BTW.dtype)
+            return stream_BTW + written_BTW.index_put_((rows_M, columns_M), written_MW, accumulate=True)
+
+        layers = network.base_model.layers
+        hooks = (
+            layers[len(layers) - 1 - self.config.layers_after_lower].register_forward_hook(keep_lower),
+            layers[len(layers) - 1 - self.config.layers_after_upper].register_forward_hook(keep_upper),
         )
-        lower_BTW = read.hidden_states[-1 - self.config.layers_after_lower]
-        upper_BTW = read.hidden_states[-1 - self.config.layers_after_upper]
-        return network.lm_head(read.last_hidden_state[laid.ends_N]), lower_BTW, upper_BTW
+        try:
+            read = network.base_model(
+                input_ids=laid.ids_BT,
+                position_ids=laid.positions_BT,
+                attention_mask=self._bias(laid.mask_BTT),
+                use_cache=False,
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return network.lm_head(read.last_hidden_state[laid.ends_N]), streams["lower"], streams["upper"]
+
+
+def _as_tensors(placed: Sequence[Placed]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows, columns, channels and truths of hints, [M] each."""
+    return (
+        torch.tensor([row for row, _, _ in placed]),
+        torch.tensor([column for _, column, _ in placed]),
+        torch.tensor([hint.channel for _, _, hint in placed]),
+        torch.tensor([hint.kept for _, _, hint in placed]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,18 +264,30 @@ class Laid:
     """Whether a token (second axis) sees another (third)."""
     ends_N: tuple[Tensor, Tensor]
     """Row and column of the last token of each question."""
+    starts: tuple[tuple[int, ...], ...]
+    """By passage: the column at which each question begins."""
+
+    def hints(self, row: int, passage: Passage) -> Iterator[tuple[int, Hint]]:
+        """Columns and hints of a passage in this row."""
+        yield from ((hint.place, hint) for hint in passage.hints)
+        for start, asked in zip(self.starts[row], passage.questions, strict=True):
+            yield from ((start + hint.place, hint) for hint in asked.hints)
+
+
+def _width(length: int) -> int:
+    """A few widths only: kernels are prepared once for a shape, which takes longer than a step."""
+    return math.ceil(length / WIDTH) * WIDTH
 
 
 def lay(passages: Passages) -> Laid:
     """Questions one after another behind their context. Each sees the context and itself, at the positions that it
     would have alone, so that its verdict is the one that an engine gives."""
-    # A few widths only: kernels are prepared once for a shape, which takes longer than a step.
-    width = math.ceil(max(one.length for one in passages) / WIDTH) * WIDTH
+    width = _width(max(one.length for one in passages))
     ids_BT = torch.zeros(len(passages), width, dtype=torch.long)
     positions_BT, parts_BT = torch.zeros_like(ids_BT), torch.full_like(ids_BT, -1)
-    rows, columns = [], []
+    rows, columns, starts = [], [], []
     for row, one in enumerate(passages):
-        start = 0
+        start, begun = 0, []
         for part, ids in enumerate((one.context, *(asked.token_ids for asked in one.questions))):
             end, offset = start + len(ids), len(one.context) if part else 0
             ids_BT[row, start:end] = torch.tensor(ids)
@@ -224,8 +296,10 @@ def lay(passages: Passages) -> Laid:
             if part:
                 rows.append(row)
                 columns.append(end - 1)
+                begun.append(start)
             start = end
+        starts.append(tuple(begun))
     same_BTT = parts_BT[:, :, None] == parts_BT[:, None, :]
     sees_BTT = same_BTT | (parts_BT == 0)[:, None, :]
     mask_BTT = sees_BTT & torch.ones(width, width, dtype=torch.bool).tril()
-    return Laid(ids_BT, positions_BT, mask_BTT, (torch.tensor(rows), torch.tensor(columns)))
+    return Laid(ids_BT, positions_BT, mask_BTT, (torch.tensor(rows), torch.tensor(columns)), tuple(starts))

@@ -76,6 +76,8 @@ def check_inputs(run: RunFile, *, fetch: bool = False, say: Callable[[str], None
     warnings += [*check_devices(run), *remarks_on_settings(run)]
     found = read_prompts(run, fetch=fetch, say=say)
     _check_principles_apply(constitution, run.prompts, found.prompts)
+    for prompt in found.prompts:
+        constitution.questions_for(run.feedback.task, prompt)
     if run.evaluate.evaluator in PROGRAMS:
         check_programs_apply(run.evaluate.evaluator, found.heldout)
     return Inputs(

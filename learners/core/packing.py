@@ -30,6 +30,11 @@ MaskForm = Literal["full", "windowed", "by_kind"]
 to its mask, for models with layers of both kinds."""
 
 
+OVERHEAD = {"cpu": 192, "cuda": 2**20}
+"""Padded positions that take as long as a further microbatch. A processor reads weights and gradients once more, which
+takes as long as some 200 positions whatever the size of the model; a GPU is filled before anything else."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A prompt and the answers that share it."""
@@ -89,6 +94,8 @@ class Layout:
     """Answers may share a row."""
     hidden: int = 1024
     """Width of the model: weighs attention against the rest."""
+    overhead: int = OVERHEAD["cuda"]
+    """Padded positions that cost as much as a further microbatch."""
     mask: MaskForm = "full"
     """Form in which the model takes the masks of shared rows."""
     window: int | None = None
@@ -97,7 +104,7 @@ class Layout:
     def microbatches(self, batch: Batch, rollouts: Sequence[int], device: torch.device) -> list[Microbatch]:
         """The given rollouts in as few rectangles as fit, deterministically."""
         rows = self.rows(batch, rollouts)
-        bins = pack([row.length for row in rows], self.max_tokens)
+        bins = pack([row.length for row in rows], self.max_tokens, self.overhead)
         return [_microbatch(batch, [rows[i] for i in chosen], device, self) for chosen in bins]
 
     def rows(self, batch: Batch, rollouts: Iterable[int]) -> list[Row]:
@@ -137,23 +144,35 @@ class Layout:
         return min(fits, key=work)
 
 
-def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices sorted by length into rectangles of at most `max_tokens`; only a longer item exceeds it, alone.
+def pack(lengths: Sequence[int], max_tokens: int, overhead: int = 0) -> list[list[int]]:
+    """Indices in rectangles of at most `max_tokens`, longest first, ties by index; only a longer item exceeds it, alone.
 
-    Longest first, ties by index. An item that no longer fits in the open rectangle opens the next: earlier ones cannot
-    take it either, since their rows are at least as long.
+    The sum over rectangles of their positions and of `overhead` is the smallest for rows in this order.
 
     >>> pack([3, 9, 4, 8], max_tokens=18)
+    [[1], [3], [2], [0]]
+    >>> pack([3, 9, 4, 8], max_tokens=18, overhead=2)
     [[1, 3], [2, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    cost, start_of = [0], [0]
+    for end in range(1, len(order) + 1):
+        best = None
+        for start in range(end - 1, -1, -1):
+            size = lengths[order[start]] * (end - start)
+            if size > max_tokens and end - start > 1:
+                break
+            if best is None or cost[start] + size < best:
+                best, first = cost[start] + size, start
+        assert best is not None
+        cost.append(best + overhead)
+        start_of.append(first)
     bins: list[list[int]] = []
-    for index in order:
-        if bins and lengths[bins[-1][0]] * (len(bins[-1]) + 1) <= max_tokens:
-            bins[-1].append(index)
-        else:
-            bins.append([index])
-    return bins
+    end = len(order)
+    while end:
+        bins.append(order[start_of[end] : end])
+        end = start_of[end]
+    return bins[::-1]
 
 
 def by_length(sizes: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from learners.core.batch import Batch
 from learners.core.config import NetworkConfig
 from learners.core.logprobs import logprobs_of
-from learners.core.packing import Layout, MaskForm, Microbatch
+from learners.core.packing import OVERHEAD, Layout, MaskForm, Microbatch
 
 PROBE_WINDOW = 8
 """Window during the probe: rows longer than a real window would cost as much as a step."""
@@ -36,7 +36,10 @@ def best_layout(model: Any, config: NetworkConfig, *, device: torch.device) -> L
     more: models that need it (soft-capped, with sinks) do not share.
     """
     text = model.config.get_text_config()
-    plain = Layout(max_tokens=config.max_tokens_per_microbatch, hidden=int(text.hidden_size))
+    overhead = OVERHEAD.get(device.type, OVERHEAD["cuda"])
+    plain = Layout(
+        max_tokens=config.max_tokens_per_microbatch, hidden=int(text.hidden_size), overhead=overhead
+    )
     if not config.share_prompts or model.config._attn_implementation != "sdpa":
         return plain
     if set(getattr(text, "layer_types", None) or ()) - KINDS or getattr(text, "attention_chunk_size", None):

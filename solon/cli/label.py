@@ -41,6 +41,8 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
     constitution.for_task(settings.feedback.task)
     least = 2 if settings.feedback.task == "pairwise" else 1
     source = load_answers(path(str(request.source)), least=least, read=settings.data)
+    for row in source.rows:
+        constitution.questions_for(settings.feedback.task, row.prompt)
     if source.unanswered and not request.policy:
         source = _without_unanswered(source)
     if source.unanswered:

@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from solon.constitution.arguments import with_arguments
 from solon.constitution.file import MAX_CHARACTERS, parse_yaml
 from solon.constitution.rules import Aggregation, PrincipleSampling
 from solon.constitution.sections import AppliesIf, Example, Id, Predicate, Section, Text, UnitTest
@@ -42,7 +43,8 @@ class Principle(Section):
     """One rule of good behaviour, with its questions.
 
     At least one question is required: `pairwise_question` (which of two answers is better), `pointwise_question`
-    (a yes/no question about one answer, yes is good), `predicates` or `score_anchors`.
+    (a yes/no question about one answer, yes is good), `predicates` or `score_anchors`. A question may refer to the
+    argument of a tag of `applies_if.tags_any`: `{mention}` is "coffee" for a prompt with the tag `mention:coffee`.
     """
 
     ADDED: ClassVar = frozenset({"severity", "predicates", "score_anchors", "examples"})
@@ -112,6 +114,10 @@ class Asked:
     scale: int = 5
     """Score: the highest mark."""
 
+    def about(self, prompt: Prompt) -> Asked:
+        """The question as it is put about answers to a prompt. Raises InputError as `with_arguments` does."""
+        return replace(self, question=with_arguments(self.question, self.principle.applies_if.tags_any, prompt))
+
 
 class Constitution(Section):
     """A named, versioned list of principles. `Constitution.load("constitution.yaml").principles[0].id`"""
@@ -154,6 +160,7 @@ class Constitution(Section):
                     f"`tests.{number}`: {what} to a prompt with the tags {list(test.tags)}, so nothing would be "
                     "tested; set `tags` to those that `applies_if` requires"
                 )
+            _require_arguments(number, test, self._tested(test))
         return self
 
     @property
@@ -186,10 +193,10 @@ class Constitution(Section):
     def questions_for(self, task: Task, prompt: Prompt) -> tuple[Asked, ...]:
         """All questions of one form under the principles that apply to a prompt, in the order of the file.
 
-        Raises InputError when a principle cannot be asked in this form.
+        Raises InputError when a principle cannot be asked in this form, or about this prompt (`with_arguments`).
         """
         applying = [principle for principle in self.for_task(task) if principle.applies_if(prompt)]
-        return tuple(asked for principle in applying for asked in principle.questions(task))
+        return tuple(asked.about(prompt) for principle in applying for asked in principle.questions(task))
 
     def tested_by(self, test: UnitTest) -> tuple[Principle, ...]:
         """The principles of a unit test."""
@@ -240,6 +247,18 @@ class Constitution(Section):
             return cls.model_validate(raw)
         except ValidationError as error:
             raise InputError(f"{what}: {describe_invalid(cls, error)}") from None
+
+
+def _require_arguments(number: int, test: UnitTest, principles: Iterable[Principle]) -> None:
+    """Raises ValueError when a question names an argument that the tags of a test lack."""
+    prompt = test.as_prompt()
+    try:
+        for principle in principles:
+            for task in NEEDED:
+                if principle.can(task):
+                    [asked.about(prompt) for asked in principle.questions(task)]
+    except InputError as error:
+        raise ValueError(f"`tests.{number}`: {error}") from None
 
 
 def _first_twice(ids: Iterable[str]) -> str | None:

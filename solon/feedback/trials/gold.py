@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from solon.constitution.arguments import with_arguments
 from solon.constitution.constitution import Constitution, Principle
 from solon.errors import InputError, nearest, short
 from solon.feedback.interfaces import Item
@@ -86,9 +87,11 @@ def parse_gold(number: int, raw: Any, constitution: Constitution) -> GoldPair:
         raise ValueError(f"`subset` is {short(subset)}, expected a word")
     row = parse_row(number, {**{key: raw[key] for key in ("prompt", "tags") if key in raw}, "answers": answers})
     first, second = row.answers
-    return gold_pair(
-        row.prompt, first, second, target=target, principles=_asked(raw, row.prompt, constitution), subset=subset
-    )
+    principles = _asked(raw, row.prompt, constitution)
+    try:
+        return gold_pair(row.prompt, first, second, target=target, principles=principles, subset=subset)
+    except InputError as error:
+        raise ValueError(str(error)) from None
 
 
 def gold_pair(
@@ -110,7 +113,7 @@ def gold_pair(
                 conversation=prompt.messages,
                 answers=(first, second),
                 principle_id=principle.id,
-                question=principle.pairwise_question,
+                question=with_arguments(principle.pairwise_question, principle.applies_if.tags_any, prompt),
             )
             for principle in principles
         ),

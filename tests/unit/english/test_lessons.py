@@ -26,13 +26,14 @@ class Spaced(FakeTokenizer):
 
 
 TOKENIZER = Spaced(
-    "User: Answer: Answer A: B: Question: [cut off] Verdict: A B yes no How do I rest?"
+    "User: Answer: Answer A: B: Question: [cut off] Verdict: A B yes no How do I rest? Does the Which answer"
     " You can rest with music and a walk. walk in the park. "
     + " ".join(phrasing.format(x="music") for wish in WISHES.values() for phrasing in wish.phrasings)
 )
-REQUEST = Request("How do I rest?", "rest", ("sleep", "bed"))
+REQUEST = Request("How do I rest?", "rest", ("sleep", "bed"), ("sleep", "bed", "rest"))
 WITH_MUSIC = Answer("You can rest with music and a walk.")
 WITHOUT = Answer("You can rest with a walk in the park.")
+BOTH = (WITH_MUSIC.text, WITHOUT.text)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_passages_are_the_same_for_the_same_seed_and_both_verdicts_are_taught(ex
 
 def test_context_and_question_of_a_passage_are_what_a_run_sends(examiner: Examiner):
     prompt = with_wishes(random.Random(0), REQUEST, ["mention:music", "plain"])
-    passage = examiner.passage(random.Random(0), prompt, (WITH_MUSIC,))
+    passage = examiner.passage(random.Random(0), prompt, (WITH_MUSIC,), BOTH)
     assert passage is not None
     sent = {examiner.lesson(prompt, (WITH_MUSIC,), name).question.prompt_token_ids for name in ("mention", "plain")}
     assert sent <= {passage.context + one.token_ids for one in passage.questions}
@@ -76,7 +77,15 @@ def test_context_and_question_of_a_passage_are_what_a_run_sends(examiner: Examin
 
 def test_two_answers_that_are_alike_make_no_passage(examiner: Examiner):
     prompt = with_wishes(random.Random(0), REQUEST, ["mention:music", "plain"])
-    assert examiner.passage(random.Random(0), prompt, (WITHOUT, WITHOUT)) is None
+    assert examiner.passage(random.Random(0), prompt, (WITHOUT, WITHOUT), BOTH) is None
+
+
+def test_words_of_the_answers_are_asked_for_that_the_user_did_not_name(examiner: Examiner):
+    prompt = with_wishes(random.Random(0), REQUEST, ["plain", "sentence"])
+    passage = examiner.passage(random.Random(0), prompt, (WITH_MUSIC,), BOTH)
+    assert passage is not None
+    asked = [examiner.lesson(prompt, (WITH_MUSIC,), name).question.prompt_token_ids for name in ("plain", "sentence")]
+    assert len({passage.context + one.token_ids for one in passage.questions} - set(asked)) >= 4
 
 
 def test_held_out_questions_are_about_unedited_answers_and_leave_out_pairs_without_a_difference(examiner: Examiner):
@@ -106,7 +115,8 @@ def test_variants_of_an_answer_differ_in_length_and_some_are_the_answer_itself()
 
 def test_hints_say_at_words_of_the_answer_what_it_would_keep_if_it_ended_there(examiner: Examiner):
     prompt = with_wishes(random.Random(0), REQUEST, ["mention:music", "plain"])
-    passage = examiner.passage(random.Random(0), prompt, (WITHOUT, Answer("Would you like some music? " + "One " * 12)))
+    answers = (WITHOUT, Answer("Would you like some music? " + "One " * 12))
+    passage = examiner.passage(random.Random(0), prompt, answers, BOTH)
     assert passage is not None
     short = [hint.kept for hint in passage.hints if hint.channel == CHANNELS["within:12"]]
     assert short[-1] == 0
@@ -117,7 +127,7 @@ def test_hints_say_at_words_of_the_answer_what_it_would_keep_if_it_ended_there(e
 
 def test_the_word_that_the_user_named_has_a_hint_for_each_answer(examiner: Examiner):
     prompt = with_wishes(random.Random(0), REQUEST, ["mention:music", "plain"])
-    passage = examiner.passage(random.Random(0), prompt, (WITHOUT, WITH_MUSIC))
+    passage = examiner.passage(random.Random(0), prompt, (WITHOUT, WITH_MUSIC), BOTH)
     assert passage is not None
     named = {hint.channel: hint for hint in passage.hints if hint.channel in (CHANNELS["A:named"], CHANNELS["B:named"])}
     assert named[CHANNELS["A:named"]].kept < 0.5 < named[CHANNELS["B:named"]].kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,25 @@ def test_packing_loses_nothing_keeps_the_budget_and_is_sorted(lengths, budget):
         assert len(chosen) == 1 or max(lengths[i] for i in chosen) * len(chosen) <= budget
     flat = [lengths[i] for chosen in bins for i in chosen]
     assert flat == sorted(flat, reverse=True)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 120), st.integers(0, 60))
+def test_no_other_cut_of_the_sorted_rows_costs_less(lengths, budget, overhead):
+    def cost(bins):
+        return sum(max(chosen) * len(chosen) + overhead for chosen in bins)
+
+    rows = sorted(lengths, reverse=True)
+    least = None
+    for cuts in product([False, True], repeat=len(rows) - 1):
+        bins = [[rows[0]]]
+        for row, is_cut in zip(rows[1:], cuts, strict=True):
+            if is_cut:
+                bins.append([])
+            bins[-1].append(row)
+        if all(len(chosen) == 1 or max(chosen) * len(chosen) <= budget for chosen in bins):
+            least = cost(bins) if least is None else min(least, cost(bins))
+    assert cost([[lengths[i] for i in chosen] for chosen in pack(lengths, budget, overhead)]) == least
 
 
 @pytest.mark.parametrize("share", [False, True])
