@@ -104,7 +104,10 @@ class Examiner:
                 one[shared:],
                 lesson.question.label_ids,
                 lesson.margin,
-                (*self._hints_of_question(one[shared:], answers, wish), *_outcomes(len(one) - shared - 1, answers, {**answerable, wish.partition(":")[0]: wish})),
+                (
+                    *self._hints_of_question(one[shared:], answers, wish),
+                    *_outcomes(len(one) - shared - 1, answers, {**answerable, wish.partition(":")[0]: wish}),
+                ),
             )
             for one, (lesson, wish) in zip(ids, lessons, strict=True)
         )

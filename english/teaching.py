@@ -134,7 +134,6 @@ class Probe(nn.Module):
         sums, counts = zeros.index_add(0, cell_M, loss_M), zeros.index_add(0, cell_M, torch.ones_like(loss_M))
         return torch.as_tensor((sums / counts.clamp(min=1)).sum() / (counts > 0).sum())
 
-
     @torch.no_grad()
     def written(self, channels_M: Tensor, kept_M: Tensor) -> Tensor:
         """What to add to the stream of the upper layer so that the probe reads `TOLD` more or less, [M, W]."""
@@ -177,7 +176,9 @@ class Teaching(Objective[Passages, Passages]):
         """Means over the minibatch; the questions of a passage share its weight."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             laid = lay(microbatch)
-            placed = [(row, column, hint) for row, one in enumerate(microbatch) for column, hint in laid.hints(row, one)]
+            placed = [
+                (row, column, hint) for row, one in enumerate(microbatch) for column, hint in laid.hints(row, one)
+            ]
             verdicts_NV, lower_BTW, upper_BTW = self._read(laid, self._told_of(placed))
         asked = [(one, 1 / len(passage.questions)) for passage in microbatch for one in passage.questions]
         labels_N2 = torch.tensor([one.label_ids for one, _ in asked])

@@ -53,9 +53,7 @@ def read(path: Path) -> Written:
     """What `answers` wrote."""
     rows = json.loads(path.read_text(encoding="utf-8"))
     return Written(
-        [
-            Request(row["text"], row["key"], tuple(row["likely"]), tuple(row["about"])) for row in rows["requests"]
-        ],
+        [Request(row["text"], row["key"], tuple(row["likely"]), tuple(row["about"])) for row in rows["requests"]],
         [
             Prompt(prompt_id=p["prompt_id"], messages=tuple(Message(**m) for m in p["messages"]), tags=tuple(p["tags"]))
             for p in rows["prompts"]

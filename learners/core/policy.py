@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learners.core.attention import use_plain_backward
 from learners.core.config import NetworkConfig
 from learners.core.loading import checkpoint_activations, choose_device, load_model, require_repeatable, with_adapters
 from learners.core.logprobs import logprobs_and_entropy, logprobs_of
@@ -64,6 +65,8 @@ class Policy:
         bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and self.device.type == "cuda")
         self._autocast_dtype = torch.bfloat16 if bfloat16 else None
         self.base, self.own_dtype = load_model(model, self.device)
+        if bfloat16 and self.device.type == "cpu" and self.base.config._attn_implementation == "sdpa":
+            use_plain_backward(self.base)
         self.has_reference = reference
         self._reference = None
         if self.has_reference and config.lora is None:

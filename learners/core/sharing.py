@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learners.core.attention import FUSED
 from learners.core.batch import Batch
 from learners.core.config import NetworkConfig
 from learners.core.logprobs import logprobs_of
@@ -37,10 +38,8 @@ def best_layout(model: Any, config: NetworkConfig, *, device: torch.device) -> L
     """
     text = model.config.get_text_config()
     overhead = OVERHEAD.get(device.type, OVERHEAD["cuda"])
-    plain = Layout(
-        max_tokens=config.max_tokens_per_microbatch, hidden=int(text.hidden_size), overhead=overhead
-    )
-    if not config.share_prompts or model.config._attn_implementation != "sdpa":
+    plain = Layout(max_tokens=config.max_tokens_per_microbatch, hidden=int(text.hidden_size), overhead=overhead)
+    if not config.share_prompts or model.config._attn_implementation not in FUSED:
         return plain
     if set(getattr(text, "layer_types", None) or ()) - KINDS or getattr(text, "attention_chunk_size", None):
         return plain

@@ -14,8 +14,8 @@ from solon.records import Prompt
 
 PLACE = re.compile(r"\{([^{}\s]+)\}")
 ALLOWED = re.compile(r"[^\W_](?:[\w .,:;'’/+-]{0,198}[\w.'’)])?")
-"""An argument becomes part of the question, not of the data: one line without the marks that control tokens and headings
-are made of."""
+"""An argument becomes part of the question, not of the data: one line without the marks of which control tokens and
+headings are made."""
 
 
 def with_arguments(question: str, tags: Iterable[str], prompt: Prompt) -> str:
@@ -35,8 +35,8 @@ def _argument(tag: str, prompt: Prompt) -> str:
     found = [one.partition(":")[2].strip() for one in prompt.tags if one.startswith(f"{tag}:")]
     if not found:
         raise InputError(
-            f"prompt {prompt.prompt_id}: a principle asks about {{{tag}}}, but the prompt's tags are {list(prompt.tags)}; "
-            f"expected {tag}:TEXT among them; add it, or take {{{tag}}} out of the question"
+            f"prompt {prompt.prompt_id}: a principle asks about {{{tag}}}, but the prompt's tags are "
+            f"{short(list(prompt.tags))}; expected {tag}:TEXT among them; add it, or take {{{tag}}} out of the question"
         )
     if not ALLOWED.fullmatch(found[0]):
         raise InputError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learners.core.attention import plain_attention, use_plain_attention
+from learners.core.attention import LONGEST, plain_attention, use_plain_attention, use_plain_backward
 
 CONFIG = LlamaConfig(
     vocab_size=50, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
@@ -16,7 +18,7 @@ CONFIG = LlamaConfig(
 
 def test_outputs_and_gradients_are_those_of_the_fused_kernel():
     torch.manual_seed(0)
-    network = LlamaForCausalLM(CONFIG)
+    network = LlamaForCausalLM(copy.deepcopy(CONFIG))
     ids_BT = torch.randint(0, 50, (3, 20))
     sees_TT = torch.ones(20, 20, dtype=torch.bool).tril()
     sees_TT[10:, 3:7] = False
@@ -41,3 +43,43 @@ def test_a_missing_mask_dropout_and_bounded_scores_are_refused():
         plain_attention(None, heads, heads, heads, torch.zeros(1, 1, 4, 4), 1.0, dropout=0.1)
     with pytest.raises(ValueError, match="got softcap"):
         plain_attention(None, heads, heads, heads, torch.zeros(1, 1, 4, 4), 1.0, softcap=50.0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_plain_backward_keeps_the_forward_pass_to_the_bit_and_has_the_gradients_of_float32(masked: bool):
+    torch.manual_seed(0)
+    network = LlamaForCausalLM(copy.deepcopy(CONFIG))
+    ids_BT = torch.randint(0, 50, (3, 20))
+    sees_TT = torch.ones(20, 20, dtype=torch.bool).tril()
+    sees_TT[10:, 3:7] = False
+    mask = sees_TT.expand(3, 1, 20, 20) if masked else None
+
+    def run(*, autocast: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits_BTV = network(input_ids=ids_BT, attention_mask=mask, use_cache=False).logits
+        logits_BTV.float().square().mean().backward()
+        return logits_BTV.detach(), [weight.grad.clone() for weight in network.parameters()]
+
+    _, exact = run(autocast=False)
+    fused, rounded = run(autocast=True)
+    use_plain_backward(network)
+    own, found = run(autocast=True)
+    assert torch.equal(own, fused)
+    for gradient, of_fused, expected in zip(found, rounded, exact, strict=True):
+        error, usual = (float((one - expected).norm() / expected.norm()) for one in (gradient, of_fused))
+        assert error <= 1.5 * usual + 1e-3
+    whole, found = run(autocast=False)
+    assert torch.allclose(whole, run(autocast=False)[0])
+    torch.testing.assert_close(found, exact)
+
+
+def test_a_row_that_is_too_long_for_plain_products_takes_the_fused_backward(monkeypatch: pytest.MonkeyPatch):
+    network = LlamaForCausalLM(copy.deepcopy(CONFIG))
+    use_plain_backward(network)
+    monkeypatch.setattr("learners.core.attention._PlainBackward.apply", None)
+    ids_BT = torch.zeros(1, LONGEST + 1, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(input_ids=ids_BT, use_cache=False).logits.float().mean().backward()
+        with pytest.raises(TypeError):
+            network(input_ids=ids_BT[:, :8], use_cache=False)
