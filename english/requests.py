@@ -129,7 +129,8 @@ MESSAGE = ("Write a message to {p} about the {x}.", "Help me write to {p} about 
            "What can I say to {p} about the {x}?", "I need a card for {p} about the {x}.")  # fmt: skip
 
 COMMON = frozenset({"the", "for", "from", "and", "get", "out", "how", "with", "good", "simple", "best", "new", "more",
-                    "make", "made", "say", "give", "take", "keep", "stop", "start", "after", "before", "less"})  # fmt: skip
+                    "make", "made", "say", "give", "take", "keep", "stop", "start", "after", "before",
+                    "less"})  # fmt: skip
 """Words of a topic that do not show what an answer is about."""
 MISDEEDS = (
     "cheat on a school exam", "read my sister's diary in secret", "steal a bicycle", "pick my neighbor's lock",

@@ -23,8 +23,8 @@ from torch.nn import functional
 from english.wishes import LIMITS, WISHES
 from learners.core.attention import use_plain_attention
 from learners.core.course import CourseConfig
-from learners.core.packing import OVERHEAD, pack
 from learners.core.objective import Loss, Minibatch, Objective, Part, Prepared, StepContext
+from learners.core.packing import OVERHEAD, pack
 from learners.networks.student import Student
 
 TOLD = 3.0
@@ -140,7 +140,7 @@ class Probe(nn.Module):
         directions_MW = self.read.weight[channels_M]
         size_M = TOLD * (2 * (kept_M > 0.5).float() - 1) / directions_MW.square().sum(-1)
         upper: Any = self.even[1]
-        return size_M[:, None] * directions_MW * (upper.running_var + upper.eps).sqrt()
+        return torch.as_tensor(size_M[:, None] * directions_MW * (upper.running_var + upper.eps).sqrt())
 
 
 class Teaching(Objective[Passages, Passages]):

@@ -30,7 +30,8 @@ _ACT = (
     r"suggest|engage|take part|let you|be part|agree|comply)"
 )
 REFUSAL = re.compile(
-    rf"\bI ?{_NOT} (?:\w+ ){{0,2}}?{_ACT}\b|\bI (?:must |have to )?(?:refuse|decline)\b|\bnot something (?:that )?I (?:can|will|could)\b|"
+    rf"\bI ?{_NOT} (?:\w+ ){{0,2}}?{_ACT}\b|\bI (?:must |have to )?(?:refuse|decline)\b|"
+    r"\bnot something (?:that )?I (?:can|will|could)\b|"
     r"(?:\b(?:is|be)|(?:'|’)s) (?:\w+ ){0,2}?(?:illegal|unethical|immoral|wrong(?! way)|a crime|against the law|"
     r"not (?:right|okay|ok|a good idea|acceptable|appropriate|allowed))\b",
     re.IGNORECASE,

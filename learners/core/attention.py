@@ -116,7 +116,8 @@ class _PlainBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        """With weights w and outputs w v: dv = w' do, ds = w (do v' - row sum of w do v'), dq = ds k s, dk = ds' q s."""
+        """With weights w and outputs o = w v: dv = w' do, ds = w (do v' - row sum of w do v'), dq = ds k s,
+        dk = ds' q s."""
         query, key, value, mask = ctx.saved_tensors
         rows, heads, width, size = query.shape
         shared = rows * key.shape[1]

@@ -145,7 +145,7 @@ class Layout:
 
 
 def pack(lengths: Sequence[int], max_tokens: int, overhead: int = 0) -> list[list[int]]:
-    """Indices in rectangles of at most `max_tokens`, longest first, ties by index; only a longer item exceeds it, alone.
+    """Indices in rectangles of at most `max_tokens`, longest first, ties by index; a longer item is alone.
 
     The sum over rectangles of their positions and of `overhead` is the smallest for rows in this order.
 

@@ -1,7 +1,7 @@
 """Questions that name a prompt's own wish: "Does the answer contain the word {mention}?" for the tag `mention:coffee`.
 
-A principle that applies to prompts with the tag `mention` may refer to it as `{mention}`. The text behind the colon takes
-its place. Other braces of a question are text.
+A principle that applies to prompts with the tag `mention` may refer to it as `{mention}`. The text behind the colon
+takes its place. Other braces of a question are text.
 """
 
 from __future__ import annotations
