@@ -38,7 +38,7 @@ from solon.host.whole_directory import alone, new_directory
 
 PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "textstat", "vaderSentiment")
 STAGES = {"answers": "answers of SmolLM2", "teach": "judge", "int8": "judge in int8", "measure": "measuring the judge"}
-TITLE = "growing the English judge from SmolLM2: about 20 minutes on two cores, once"
+TITLE = "growing the English judge from SmolLM2: about half an hour on two cores, once"
 _SOURCES = Path(__file__).parent
 
 
