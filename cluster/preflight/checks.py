@@ -76,8 +76,11 @@ def check_inputs(run: RunFile, *, fetch: bool = False, say: Callable[[str], None
     warnings += [*check_devices(run), *remarks_on_settings(run)]
     found = read_prompts(run, fetch=fetch, say=say)
     _check_principles_apply(constitution, run.prompts, found.prompts)
-    for prompt in found.prompts:
-        constitution.questions_for(run.feedback.task, prompt)
+    constitution.require_arguments(run.feedback.task, found.prompts)
+    if run.watch.audit_judge:
+        constitution.require_arguments("pointwise", found.prompts)
+    if run.evaluate.audit_judge:
+        constitution.require_arguments("pointwise", found.heldout)
     if run.evaluate.evaluator in PROGRAMS:
         check_programs_apply(run.evaluate.evaluator, found.heldout)
     return Inputs(

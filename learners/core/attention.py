@@ -66,7 +66,9 @@ BACKWARD = "solon_plain_backward"
 FUSED = frozenset({"sdpa", BACKWARD})
 """Implementations whose forward pass is the fused kernel's."""
 LONGEST = 768
-"""Longest row for which plain products are used: beyond it, the fused kernel is as fast and needs less memory."""
+"""Longest row for which plain products are used: beyond it, the fused kernel is as fast."""
+LARGEST = 2**25
+"""Most weights of a layer for which plain products are used: four copies of them in float32 are 0.5 GiB."""
 
 
 def use_plain_backward(network: Any) -> None:
@@ -88,6 +90,8 @@ def _attention(
     width, is_causal, kind = query_BHTD.shape[2], settings.get("is_causal"), query_BHTD.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query_BHTD.dtype
     short = dtype == torch.bfloat16 and width == key_BKTD.shape[2] <= LONGEST
+    short &= query_BHTD.shape[0] * query_BHTD.shape[1] * width * width <= LARGEST
+    short &= query_BHTD.shape[-1] == value_BKTD.shape[-1]
     plain = not settings.get("dropout") and settings.get("position_bias") is None and is_causal in (None, True)
     if not (short and plain and torch.is_grad_enabled() and getattr(layer, "is_causal", True)):
         mixed_BTHD, _ = sdpa_attention_forward(layer, query_BHTD, key_BKTD, value_BKTD, attention_mask, **settings)
@@ -131,6 +135,8 @@ class _PlainBackward(torch.autograd.Function):
             seen = torch.ones(width, width, dtype=torch.bool).tril() if mask is None else mask
             scores = scores.masked_fill_(~seen, -math.inf) if seen.dtype == torch.bool else scores.add_(seen)
             weights = torch.softmax(scores, dim=-1)
+            if seen.dtype == torch.bool:
+                weights = weights.masked_fill_(~seen, 0.0)  # where a query sees nothing, the softmax is not a number
             slope_of_weights = torch.bmm(slope_, value_.transpose(1, 2)).view_as(weights).float()
             slope_of_weights -= (slope_of_weights * weights).sum(-1, keepdim=True)
             slope_of_scores = slope_of_weights.mul_(weights).mul_(ctx.scaling).to(query.dtype).view(shared, -1, width)

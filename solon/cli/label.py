@@ -41,12 +41,12 @@ def run_label(request: LabelRequest, *, as_json: bool) -> dict[str, Any]:
     constitution.for_task(settings.feedback.task)
     least = 2 if settings.feedback.task == "pairwise" else 1
     source = load_answers(path(str(request.source)), least=least, read=settings.data)
-    for row in source.rows:
-        constitution.questions_for(settings.feedback.task, row.prompt)
     if source.unanswered and not request.policy:
         source = _without_unanswered(source)
     if source.unanswered:
         source = _without_unwritable(source, path(request.policy), settings.write)
+    asked_about = (row.prompt for row in (*source.rows, *source.unanswered))
+    constitution.require_arguments(settings.feedback.task, asked_about)
     judge, *others = (
         _judge(path(name), settings, request.out, constitution, max_usd=request.max_usd)
         for name in (request.judge, *settings.feedback.panel)

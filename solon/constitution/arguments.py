@@ -12,10 +12,16 @@ from collections.abc import Iterable
 from solon.errors import InputError, short
 from solon.records import Prompt
 
-PLACE = re.compile(r"\{([^{}\s]+)\}")
-ALLOWED = re.compile(r"[^\W_](?:[\w .,:;'’/+-]{0,198}[\w.'’)])?")
-"""An argument becomes part of the question, not of the data: one line without the marks of which control tokens and
-headings are made."""
+PLACE = re.compile(r"\{([^{}\n]+)\}")
+LONGEST = 200
+REFUSED = frozenset("<>[]{}|\\`")
+"""Marks of which control tokens and headings are made: an argument becomes part of the question, not of the data."""
+
+
+def named(question: str, tags: Iterable[str]) -> list[str]:
+    """Those of the tags that a question names, in its order."""
+    known = set(tags)
+    return [name for name in PLACE.findall(question) if name in known]
 
 
 def with_arguments(question: str, tags: Iterable[str], prompt: Prompt) -> str:
@@ -33,14 +39,16 @@ def with_arguments(question: str, tags: Iterable[str], prompt: Prompt) -> str:
 
 def _argument(tag: str, prompt: Prompt) -> str:
     found = [one.partition(":")[2].strip() for one in prompt.tags if one.startswith(f"{tag}:")]
-    if not found:
+    where = f"prompt {prompt.prompt_id} ({short(prompt.messages[-1].content)})"
+    if len(found) != 1:
         raise InputError(
-            f"prompt {prompt.prompt_id}: a principle asks about {{{tag}}}, but the prompt's tags are "
-            f"{short(list(prompt.tags))}; expected {tag}:TEXT among them; add it, or take {{{tag}}} out of the question"
+            f"{where}: a principle asks about {{{tag}}}, but the prompt's tags are {short(list(prompt.tags))}, "
+            f"expected one {tag}:TEXT among them; add it, or take {{{tag}}} out of the question"
         )
-    if not ALLOWED.fullmatch(found[0]):
+    text = found[0]
+    if not text or len(text) > LONGEST or REFUSED & set(text) or not text.isprintable():
         raise InputError(
-            f"prompt {prompt.prompt_id}: got the tag {short(f'{tag}:{found[0]}')}, expected up to 200 letters, digits, "
-            "spaces and . , : ; ' / + - behind the colon, as this becomes part of a question to the judge"
+            f"{where}: got the tag {short(f'{tag}:{text}')}, expected one line of 1 to {LONGEST} characters behind the "
+            f"colon, none of {' '.join(sorted(REFUSED))}: it becomes part of a question to the judge"
         )
-    return found[0]
+    return text

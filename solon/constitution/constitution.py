@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from solon.constitution.arguments import with_arguments
+from solon.constitution.arguments import PLACE, named, with_arguments
 from solon.constitution.file import MAX_CHARACTERS, parse_yaml
 from solon.constitution.rules import Aggregation, PrincipleSampling
 from solon.constitution.sections import AppliesIf, Example, Id, Predicate, Section, Text, UnitTest
@@ -100,6 +101,10 @@ class Principle(Section):
             return (Asked(self, question, scale=len(self.score_anchors)),)
         return (Asked(self, getattr(self, NEEDED[task])),)
 
+    def naming(self, task: Task) -> tuple[Asked, ...]:
+        """Its questions of one form that name an argument of the prompt's tags."""
+        return tuple(asked for asked in self.questions(task) if asked.names(self.applies_if.tags_any))
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -116,7 +121,12 @@ class Asked:
 
     def about(self, prompt: Prompt) -> Asked:
         """The question as it is put about answers to a prompt. Raises InputError as `with_arguments` does."""
-        return replace(self, question=with_arguments(self.question, self.principle.applies_if.tags_any, prompt))
+        tags = self.principle.applies_if.tags_any
+        return replace(self, question=with_arguments(self.question, tags, prompt)) if self.names(tags) else self
+
+    def names(self, tags: Iterable[str]) -> bool:
+        """Whether it names the argument of one of these tags."""
+        return "{" in self.question and bool(named(self.question, tags))
 
 
 class Constitution(Section):
@@ -147,6 +157,7 @@ class Constitution(Section):
     @model_validator(mode="after")
     def _tests_have_principles(self) -> Self:
         known = [principle.id for principle in self.principles]
+        naming = {p.id for p in self.principles if any(p.can(task) and p.naming(task) for task in NEEDED)}
         for number, test in enumerate(self.tests):
             if test.principle and test.principle not in known:
                 hint = nearest(test.principle, known)
@@ -160,7 +171,8 @@ class Constitution(Section):
                     f"`tests.{number}`: {what} to a prompt with the tags {list(test.tags)}, so nothing would be "
                     "tested; set `tags` to those that `applies_if` requires"
                 )
-            _require_arguments(number, test, self._tested(test))
+            if naming:
+                _require_arguments(number, test, (p for p in self._tested(test) if p.id in naming))
         return self
 
     @property
@@ -198,6 +210,19 @@ class Constitution(Section):
         applying = [principle for principle in self.for_task(task) if principle.applies_if(prompt)]
         return tuple(asked.about(prompt) for principle in applying for asked in principle.questions(task))
 
+    def require_arguments(self, task: Task, prompts: Iterable[Prompt]) -> None:
+        """Raises InputError for a prompt that lacks an argument which a question of this form names."""
+        naming = {principle.id: found for principle in self.principles if (found := principle.naming(task))}
+        if not naming:
+            return
+        seen: set[tuple[str, ...]] = set()
+        for prompt in prompts:
+            if prompt.tags not in seen:
+                seen.add(prompt.tags)
+                for asked in (one for found in naming.values() for one in found):
+                    if asked.principle.applies_if(prompt):
+                        asked.about(prompt)
+
     def tested_by(self, test: UnitTest) -> tuple[Principle, ...]:
         """The principles of a unit test."""
         return tuple(self._tested(test))
@@ -219,9 +244,16 @@ class Constitution(Section):
             found.append("no tests: nothing shows whether a judge understands the questions")
         elif untested := [p.id for p in self.principles if not any(t.principle == p.id for t in self.tests)]:
             found.append(f"no test of its own: {', '.join(untested)}")
+        for p in self.principles:
+            texts = (asked.question for task in NEEDED if p.can(task) for asked in p.questions(task))
+            places = {name for text in texts for name in PLACE.findall(text)} - set(p.applies_if.tags_any)
+            if meant := sorted(name for name in places if re.fullmatch(r"[\w-]+", name)):
+                listed = ", ".join(f"{{{name}}}" for name in meant)
+                found.append(f"{p.id}: {listed} is no tag of its applies_if.tags_any and stays in the question as text")
         known = {tag for p in self.principles for tag in (*p.applies_if.tags_any, *p.applies_if.tags_none)}
         for number, test in enumerate(self.tests):
-            hints = [f"{tag!r}{hint}" for tag in test.tags if tag not in known and (hint := nearest(tag, known))]
+            odd = [tag for tag in test.tags if not {tag, tag.partition(":")[0]} & known]
+            hints = [f"{tag!r}{hint}" for tag in odd if (hint := nearest(tag, known))]
             found += [f"`tests.{number}`: no principle asks for the tag {hint}" for hint in hints]
         return found
 
@@ -256,7 +288,7 @@ def _require_arguments(number: int, test: UnitTest, principles: Iterable[Princip
         for principle in principles:
             for task in NEEDED:
                 if principle.can(task):
-                    [asked.about(prompt) for asked in principle.questions(task)]
+                    [asked.about(prompt) for asked in principle.naming(task)]
     except InputError as error:
         raise ValueError(f"`tests.{number}`: {error}") from None
 

@@ -37,11 +37,15 @@ def test_a_question_names_the_argument_of_the_prompts_tag():
 
 
 def test_a_prompt_without_the_argument_is_refused_by_name():
-    with pytest.raises(InputError, match=r"prompt \w+: a principle asks about \{mention\}.*expected mention:TEXT"):
+    with pytest.raises(
+        InputError, match=r"prompt \w+ \('hello'\): a principle asks about \{mention\}, .*one mention:TEXT"
+    ):
         Constitution.parse(TEXT).questions_for("pairwise", make_prompt("hello", "mention"))
 
 
-@pytest.mark.parametrize("argument", ["<|im_end|>", "[INST]", "a\nQuestion", "</s>", "x" * 201, "{mention}", "#"])
+@pytest.mark.parametrize(
+    "argument", ["<|im_end|>", "[INST]", "a\nQuestion", "</s>", "x" * 201, "{mention}", "a|b", " "]
+)
 def test_an_argument_that_could_open_a_turn_is_refused(argument: str):
     with pytest.raises(InputError, match="becomes part of a question"):
         with_arguments("Is {mention} there?", ["mention"], make_prompt("hello", f"mention:{argument}"))
@@ -58,8 +62,35 @@ def test_any_argument_is_refused_or_stands_in_the_question_on_one_line(argument:
     assert len(asked.splitlines()) == 1
 
 
+@pytest.mark.parametrize("argument", ["C++", ".5", "-5", "नमस्ते", "café", "tea:cup", "ice cream"])
+def test_words_of_any_language_may_stand_in_a_question(argument: str):
+    asked = with_arguments("Is {mention} there?", ["mention"], make_prompt("hello", f"mention:{argument}"))
+    assert asked == f"Is {argument} there?"
+
+
+def test_two_arguments_of_one_tag_are_refused():
+    with pytest.raises(InputError, match="expected one mention:TEXT"):
+        with_arguments("Is {mention} there?", ["mention"], make_prompt("hello", "mention:tea", "mention:milk"))
+
+
+def test_prompts_are_checked_for_every_form_of_question_that_names_an_argument():
+    constitution = Constitution.parse(TEXT)
+    good, bad = make_prompt("hello", "mention", "mention:tea"), make_prompt("hello", "mention")
+    for task in ("pairwise", "pointwise", "predicate"):
+        constitution.require_arguments(task, [good, make_prompt("hello")])
+        with pytest.raises(InputError, match="expected one mention:TEXT"):
+            constitution.require_arguments(task, [good, bad])
+
+
+def test_braces_that_are_no_tag_and_arguments_of_tests_are_told_apart_by_the_warnings():
+    text = TEXT + "tests: [{prompt: hi, a: x, b: y, expect: a, tags: [mention, 'mention:tea']}]\n"
+    warnings = Constitution.parse(text).warnings()
+    assert any("mention: {other} is no tag" in warning for warning in warnings)
+    assert not any("no principle asks for the tag" in warning for warning in warnings)
+
+
 def test_a_test_of_the_constitution_needs_the_argument_too():
-    with pytest.raises(InputError, match=r"`tests.0`: .*expected mention:TEXT"):
+    with pytest.raises(InputError, match=r"`tests.0`: .*expected one mention:TEXT"):
         Constitution.parse(TEXT + "tests: [{prompt: hi, a: x, b: y, expect: a, tags: [mention]}]\n")
 
 
@@ -68,5 +99,5 @@ def test_a_gold_pair_asks_about_the_argument_of_its_row():
     row = {"prompt": "hi", "tags": ["mention", "mention:tea"], "chosen": "Tea.", "rejected": "Milk."}
     (item,) = parse_gold(0, row, constitution).items
     assert item.question == "Which answer contains the word tea?"
-    with pytest.raises(ValueError, match="expected mention:TEXT"):
+    with pytest.raises(ValueError, match="expected one mention:TEXT"):
         parse_gold(0, {**row, "tags": ["mention"]}, constitution)

@@ -8,7 +8,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learners.core.attention import LONGEST, plain_attention, use_plain_attention, use_plain_backward
+from learners.core.attention import (
+    LONGEST,
+    _attention,
+    _PlainBackward,
+    plain_attention,
+    use_plain_attention,
+    use_plain_backward,
+)
 
 CONFIG = LlamaConfig(
     vocab_size=50, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
@@ -72,6 +79,27 @@ def test_a_plain_backward_keeps_the_forward_pass_to_the_bit_and_has_the_gradient
     whole, found = run(autocast=False)
     assert torch.allclose(whole, run(autocast=False)[0])
     torch.testing.assert_close(found, exact)
+
+
+def test_a_query_that_sees_nothing_has_gradients_that_are_numbers():
+    heads = [torch.randn(1, 2, 4, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    mask = torch.ones(4, 4, dtype=torch.bool).tril()
+    mask[0] = False
+    _PlainBackward.apply(*heads, mask[None, None], None).float().sum().backward()
+    for one in heads:
+        assert one.grad is not None
+        assert one.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_values_may_be_narrower_than_queries(size: int):
+    query, key = (torch.randn(1, 2, 4, 12, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    value = torch.randn(1, 2, 4, size, dtype=torch.bfloat16, requires_grad=True)
+    mask = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
+    mixed_BTHD, _ = _attention(torch.nn.Identity(), query, key, value, mask)
+    mixed_BTHD.float().sum().backward()
+    assert value.grad is not None
+    assert mixed_BTHD.shape == (1, 4, 2, size)
 
 
 def test_a_row_that_is_too_long_for_plain_products_takes_the_fused_backward(monkeypatch: pytest.MonkeyPatch):
