@@ -37,10 +37,12 @@ class RayProcess:
 
     def ended(self) -> str | None:
         """How it ended, or None while it runs."""
+        # Before the exit status: a process that ends between the two would have ended without a cause.
+        is_there = self.process.is_there
         # Also 0 when other code in this process, such as Ray's own, collected its exit status.
         if self.child is not None and (code := self.child.poll()) is not None:
             return how_it_ended(code) if code else "ended"
-        return None if self.process.is_there else "ended"
+        return None if is_there else "ended"
 
 
 def ray_processes() -> list[RayProcess]:
