@@ -67,7 +67,7 @@ class Asked:
     margin: float
     """The program's verdict: log-odds of the first label, nats."""
     hints: tuple[Hint, ...] = ()
-    """At the word or number that the question names; places count from the first of `token_ids`."""
+    """At the word or number that the question names, and at its end; places count from the first of `token_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,6 @@ class TeachingConfig(CourseConfig):
 
     learning_rate: float = Field(6e-4, gt=0)
     batch: int = Field(16, ge=1)
-    last_learning_rate: float = Field(6e-4, gt=0)
-    """Of the layers above the upper probe, which choose what was asked."""
     probe_learning_rate: float = Field(3e-3, gt=0)
     adam_beta2: float = Field(0.98, ge=0, lt=1)
     layers_after_upper: int = Field(2, ge=1)
@@ -155,12 +153,12 @@ class Teaching(Objective[Passages, Passages]):
         self._told, self._rng = 0.0, random.Random(0)
 
     def parts(self) -> dict[str, Part]:
-        """The layers up to the upper probe, those above it, and the probe, each at a rate of its own."""
+        """The layers up to the upper probe, those above it, and the probe: gradients are bounded part by part."""
         base: Any = self.student.network.base_model
         last = self.config.layers_after_upper
         return {
             "judge": Part(nn.ModuleList(base.layers[:-last]), self.config.learning_rate),
-            "last": Part(nn.ModuleList([*base.layers[-last:], base.norm]), self.config.last_learning_rate),
+            "last": Part(nn.ModuleList([*base.layers[-last:], base.norm]), self.config.learning_rate),
             "probe": Part(self.probe, self.config.probe_learning_rate),
         }
 

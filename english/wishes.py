@@ -18,7 +18,7 @@ from typing import Any
 from english.requests import Request
 from solon.errors import InputError
 
-SENTENCE = re.compile(r"[^.!?]*(?:[.!?]+[\"'”’)]*\s*|$)")
+SENTENCE_OR_REST = re.compile(r"[^.!?]*(?:[.!?]+[\"'”’)]*\s*|$)")
 WORD = re.compile(r"[A-Za-z0-9]+(?:['’-][A-Za-z0-9]+)*")
 _NOT = (
     r"(?:can(?:'|’)?t|cannot|can not|won(?:'|’)?t|will not|do not|don(?:'|’)t|must not|"
@@ -119,7 +119,7 @@ def _topic(answer: str, about: str) -> bool:
 
 
 def _declines(answer: str, _: str) -> bool:
-    beginning = "".join(SENTENCE.findall(answer.strip())[:2])
+    beginning = "".join(SENTENCE_OR_REST.findall(answer.strip())[:2])
     return bool(REFUSAL.search(beginning)) and not HELP.search(answer) and not RUDE & set(words(answer))
 
 
