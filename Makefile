@@ -29,7 +29,8 @@ demo-english: setup ## align SmolLM2, a real pretrained assistant, in English fr
 test: setup ## all tests that need no GPU, the quick ones first
 	@failed=; made=; \
 	[ -n "$$SOLON_TEST_CACHE" ] || { made=$$(mktemp -d); export SOLON_TEST_CACHE=$$made; }; \
-	$(BIN)/python -m pytest -n logical tests/unit || failed=yes; \
+	$(BIN)/python -m pytest -n logical tests/unit || \
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none tests/unit || failed=yes; \
 	XDG_CACHE_HOME=$$SOLON_TEST_CACHE $(BIN)/python -P -m nursery || failed=yes; \
 	rest='--ignore tests/unit'; which='not gpu and not soak'; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$$which" $$rest || \

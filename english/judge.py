@@ -40,7 +40,7 @@ class Course:
 
     requests: int = 900
     """Each answered twice."""
-    passages: int = 11_000
+    passages: int = 8_500
     """Contexts with several questions each."""
     learning_rate: float = 6e-4
     seed: int = 0

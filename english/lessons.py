@@ -15,7 +15,20 @@ from english.answers import Answer, variant, word_of
 from english.prompts import about, draw_wishes, tag, wishes_of, with_wishes
 from english.requests import Request
 from english.teaching import CHANNELS, OF_WORDS, Asked, Hint, Passage
-from english.wishes import EASY, EVERYDAY, HARMFUL, LIMITS, WARM, WISHES, WORD, keeps, reading_ease, sentiment, words
+from english.wishes import (
+    EASY,
+    EVERYDAY,
+    HARMFUL,
+    LIMITS,
+    WARM,
+    WISHES,
+    WORD,
+    keeps,
+    reading_ease,
+    sentiment,
+    stems_of,
+    words,
+)
 from learners.objectives.distil import Lesson
 from solon.constitution.constitution import Constitution
 from solon.engines.base import TokenizerLike
@@ -27,6 +40,9 @@ from solon.verdicts import Task
 CONSTITUTION_PATH = Path(__file__).parent / "constitution.yaml"
 SURE, LEAST = 5.0, 0.3
 """Largest and smallest log-odds of a program's verdict."""
+CLEAR = 1.0
+"""Least difference of two answers, in log-odds, of which one is called the better one: 5 points of reading ease, or
+half a warm word."""
 SHARE_OF_PAIRS = 0.5
 SHARE_ASTRAY = 0.15
 """Of everyday answers that are shown as answers to another request."""
@@ -151,7 +167,9 @@ class Examiner:
         own = self._encoder.encode(text, is_data=True)
         start = _rfind(ids, own)
         lengths = list(accumulate(len(self._encoder.decode([token], is_raw=True)) for token in own))
-        by_argument = {wish.partition(":")[2]: (name, wish) for name, wish in wishes_of(prompt).items() if ":" in wish}
+        wishes = wishes_of(prompt)
+        by_argument = {wish.partition(":")[2]: (name, wish) for name, wish in wishes.items() if ":" in wish}
+        topic = wishes.get("topic", "").partition(":")[2].split("|")
         found = [*WORD.finditer(text)]
         # A topic's word may be named first, and then again in the wish.
         last = {word[0]: word for word in found}
@@ -162,9 +180,11 @@ class Examiner:
                 yield from _outcome(place, answers, name, wish)
             if len(word[0]) < LONG:
                 continue
-            for asked in ("mention", "avoid"):
-                yield Hint(place, CHANNELS[f"named:{asked}"], float(name == asked))
-            yield from _has(place, answers, word[0], is_named=bool(name))
+            names_topic = word[0] in topic and not name
+            for asked, told in (("mention", name == "mention"), ("avoid", name == "avoid"), ("topic", names_topic)):
+                yield Hint(place, CHANNELS[f"named:{asked}"], float(told))
+            said = min(stems_of(word[0])) if names_topic else word[0]
+            yield from _has(place, answers, said, is_named=bool(name) or names_topic)
         yield from _outcomes(start + len(own), answers, answerable)
 
 
@@ -226,11 +246,13 @@ def _summed(compound: float) -> float:
 
 
 def _verdict(answers: Sequence[Answer], wish: str) -> float:
-    """Log-odds that the only answer keeps the wish, or that the first of two is the better one."""
+    """Log-odds that the only answer keeps the wish, or that the first of two is the better one: 0 where both keep it or
+    neither, and where they are too alike in degree."""
     first, *second = (log_odds(wish, answer.text) for answer in answers)
     if not second:
         return first
-    return min(max(first - second[0], -SURE), SURE) if (first > 0) != (second[0] > 0) else 0.0
+    gap = first - second[0]
+    return min(max(gap, -SURE), SURE) if (first > 0) != (second[0] > 0) and abs(gap) >= CLEAR else 0.0
 
 
 def _probability(odds: float) -> float:

@@ -35,11 +35,11 @@ OF_WORDS = tuple(name for name in WISHES if name not in ("brief", "mention", "av
 """Wishes that the words of an answer decide, whatever the user said."""
 LOWER = (
     *OF_WORDS, *(f"within:{limit}" for limit in LIMITS),
-    "A:has", "B:has", "named:mention", "named:avoid", "A:named", "B:named",
+    "A:has", "B:has", "named:mention", "named:avoid", "named:topic", "A:named", "B:named",
 )  # fmt: skip
 """What hints tell at words of an answer and at its end: what it would keep if it ended there. And at each word of the
-user: whether answer A (or the only one) and answer B have it, and whether the user asked for it or against it; once
-more, at a word that the user asked for or against, whether they have it."""
+user: whether answer A (or the only one) and answer B have it, and whether the user asked for it or against it or
+named the topic with it; once more, at such a word, whether they have it."""
 UPPER = tuple(f"{which}:{name}" for which in ("A", "B", "better") for name in WISHES)
 """What hints tell at the end of the user's words: all that is true of the answers, and whether A is the better of two
 where the programs see a difference. At a word or number that the user named, the same of this wish alone."""
@@ -102,7 +102,7 @@ class TeachingConfig(CourseConfig):
     """Layers above the probe of single words: they carry what it reads to the user's last token."""
     hints: float = Field(3.0, ge=0)
     """Weight of the hints beside the verdicts."""
-    told_steps: int = Field(250, ge=0)
+    told_steps: int = Field(200, ge=0)
     """Over so many steps, the share of passages whose truths are written into the stream falls from 1 to 0: the last
     layers learn to choose what was asked before the others have learnt what is true."""
     mass: float = Field(0.05, ge=0)

@@ -46,6 +46,9 @@ class EngineOptions(ChatSettings):
     On a CPU, where a prompt is computed in one piece, at least `max_model_len`."""
     threads: int = Field(1, ge=1)
     """CPU threads."""
+    gives_way: Annotated[bool, MayChange()] = False
+    """On Linux: its threads get what other threads leave of the cores. For an engine on the cores of a busy learner,
+    whose threads wait for one another whenever an engine interrupts one of them."""
     enforce_eager: bool = True
     """No CUDA graphs and no compilation: starts quickly. Turn off for long runs on a GPU."""
     trust_remote_code: bool = False

@@ -9,6 +9,7 @@ from solon.engines.checkpoint import model_settings, require_model
 from solon.engines.device import require_build, vllm_build
 from solon.engines.same_numbers import require_same_numbers
 from solon.errors import InputError, loading
+from solon.host.priority import give_way
 
 
 def build_engine(config: EngineConfig, *, name: str) -> Engine:
@@ -18,6 +19,8 @@ def build_engine(config: EngineConfig, *, name: str) -> Engine:
     backend is not available.
     """
     require_model(config)
+    if config.gives_way:
+        give_way()
     remedy = "check the model's config.json and its weights, or choose another model"
     if config.backend == "vllm":
         remedy += "; `max_model_len`, `kv_cache_gib` and `gpu_memory_utilization` must fit it too"

@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 
-from tests.chaos.cluster_of_our_own import ROOT, Head
+from tests.chaos.cluster_of_our_own import Head
 from tests.chaos.cut import cut_complaints
 from tests.chaos.ends import Driver, last_events
-from tests.chaos.faults import ENDS_CLUSTER, ENDS_DRIVER, FAULTS, Injector, away, end
+from tests.chaos.faults import ENDS_CLUSTER, ENDS_DRIVER, FAULTS, Injector, away
 from tests.chaos.verdict import downtimes, lines_of
 
 LOSSY = 0.3
@@ -141,7 +141,7 @@ class Campaign:
                     left -= self._inject(self._rng.choice(["kill driver", "end driver"]), driver, directory)
                 self._sample(driver)
         finally:
-            end(driver.process)
+            driver.end()
             self._injector.close()
         self.result.runs += 1
         if not self.result.complaints:
@@ -154,15 +154,10 @@ class Campaign:
         if self._subject.is_lossy and self._rng.random() < LOSSY:
             lossy["RAY_testing_rpc_failure"] = json.dumps(LOSSES)
             self.result.lossy += 1
-        log = self._root / f"{name}.log"
-        with log.open("ab") as file:
-            begins_at = file.tell()
-            process = subprocess.Popen(
-                [sys.executable, "-m", *self._subject.command(self._root, name)], cwd=ROOT,
-                env={**self._head.environment, **lossy, "SOLON_RUNS": str(self._root)},
-                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        return Driver(process, log=log, begins_at=begins_at, started=time.time())
+        return Driver.start(
+            [sys.executable, "-m", *self._subject.command(self._root, name)], log=self._root / f"{name}.log",
+            environment={**self._head.environment, **lossy, "SOLON_RUNS": str(self._root)},
+        )  # fmt: skip
 
     def _draw(self) -> str:
         return self._rng.choices(list(self._subject.faults), list(self._subject.faults.values()))[0]

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.faults import ENDS_DRIVER, MAY_END_IT
+from tests.chaos.cluster_of_our_own import ROOT
+from tests.chaos.faults import ENDS_DRIVER, MAY_END_IT, end
 from tests.chaos.verdict import lines_of
 
 CAUSES = {"DiskFullError", "UnwritableError", "RunFailedError", "PayloadLostError", "WorkerLostError"}
 """Classes of errors with which a fault of the machine may end a run; others are errors in Solon."""
+WRITTEN_WITHIN_S = 5.0
 BEFORE_TRAINING = "interrupted before training began; nothing was lost"
 
 
@@ -23,12 +27,28 @@ class Driver:
     """One process of a run."""
 
     process: subprocess.Popen[bytes]
+    writer: subprocess.Popen[bytes]
+    """Writes what it prints to the log: a full disk of the driver keeps no line from whoever reads along."""
     log: Path
     begins_at: int
     """Where its lines begin in the log."""
     started: float
     faults: list[str] = field(default_factory=list)
     """The faults injected into it, or while it ran."""
+
+    @classmethod
+    def start(cls, command: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> Driver:
+        """Start a driver, its lines appended to the log."""
+        with log.open("ab") as file:
+            begins_at = file.tell()
+            writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file, start_new_session=True)
+        assert writer.stdin
+        with writer.stdin as pipe:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        return cls(process, writer, log=log, begins_at=begins_at, started=time.time())
 
     @property
     def is_doomed(self) -> bool:
@@ -38,7 +58,20 @@ class Driver:
     def poll(self) -> int | None:
         return self.process.poll()
 
+    def end(self) -> None:
+        """Kill it, and wait until its log is written."""
+        end(self.process)
+        self._finish_log()
+        end(self.writer)
+
+    def _finish_log(self) -> None:
+        with suppress(subprocess.TimeoutExpired):  # a process that it started may hold the pipe
+            self.writer.wait(timeout=WRITTEN_WITHIN_S)
+
     def said(self) -> str:
+        """What it printed so far; all of it once it has ended."""
+        if self.process.poll() is not None:
+            self._finish_log()
         with self.log.open("rb") as file:
             file.seek(self.begins_at)
             return file.read().decode(errors="replace")

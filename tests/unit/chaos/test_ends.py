@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,11 +22,15 @@ def ended(folder: Path, code: str, *, faults: list[str], summary: dict[str, Any]
     """A driver that did this and was hurt like that."""
     if summary is not None:
         (folder / "summary.json").write_text(json.dumps(summary))
-    log = folder / "run.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=subprocess.STDOUT)
-        process.wait(timeout=60)
-    return Driver(process, log=log, begins_at=0, started=0.0, faults=faults)
+    driver = Driver.start([sys.executable, "-c", code], log=folder / "run.log", environment=os.environ)
+    driver.process.wait(timeout=60)
+    driver.started, driver.faults = 0.0, faults
+    return driver
+
+
+def test_a_driver_with_a_full_disk_is_still_heard(tmp_path: Path):
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9)); print('x' * 1000, flush=True)"
+    assert ended(tmp_path, code, faults=[]).said() == "x" * 1000 + "\n"
 
 
 def test_an_end_with_a_cause_and_a_resume_command_draws_no_complaint(tmp_path: Path):

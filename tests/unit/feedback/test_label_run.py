@@ -54,10 +54,15 @@ class LengthJudge:
     dies_after: float = math.inf
     asked: list[Item] = field(default_factory=list)
     usd: float = 0.0
+    at_once: int = 0
+    most_at_once: int = 0
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
         self.asked += items
+        self.at_once += len(items)
+        self.most_at_once = max(self.most_at_once, self.at_once)
         await asyncio.sleep(self.delay_s)
+        self.at_once -= len(items)
         if len(self.asked) > self.dies_after:
             raise RunFailedError("the judge died")
         return [self._verdict(item) for item in items]
@@ -170,10 +175,11 @@ async def test_no_more_labels_are_made_than_the_limit_says_however_many_a_row_ne
 
 
 async def test_a_free_judge_is_not_slowed_by_a_limit_of_money(tmp_path: Path):
-    judge = LengthJudge(delay_s=0.02)
-    summary = await make_run(tmp_path, judge, budget=Budget(usd=0.01)).run(make_rows(300))
+    limited, free = LengthJudge(delay_s=0.02), LengthJudge(delay_s=0.02)
+    summary = await make_run(tmp_path / "limited", limited, budget=Budget(usd=0.01)).run(make_rows(300))
+    await make_run(tmp_path / "free", free).run(make_rows(300))
     assert summary["status"] == "completed"
-    assert summary["this_start"]["seconds"] < 300 * 0.02 / 4
+    assert limited.most_at_once == free.most_at_once > 8
 
 
 async def test_money_is_limited_while_labels_grow_dearer(tmp_path: Path):
