@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from solon.host.user_folders import cache_folder, unusable
 
@@ -30,6 +32,19 @@ def english_paths(names: Collection[str], *, progress: bool) -> dict[str, str]:
         if any(name in GROWN for name in names):
             grown = importlib.import_module("english.grow").grow(folder, progress=progress)
             found |= {name: str(getattr(grown, name)) for name in GROWN if name in names}
+            if progress:
+                for name in found.keys() & set(GROWN):
+                    print(quality(name, grown.report), file=sys.stderr)
     except OSError as error:
         raise unusable(folder, error, "XDG_CACHE_HOME") from error
     return found
+
+
+def quality(name: str, report: Mapping[str, Any]) -> str:
+    """One line about a judge, from the report that was written when it was grown."""
+    found = report[name]
+    pairs, single = (found["agreement"].get(task, float("nan")) for task in ("pairwise", "pointwise"))
+    return (
+        f"english:{name} agrees with the programs on {pairs:.0%} of held-out pairs and {single:.0%} of single answers, "
+        f"{found['per_second']:.0f} verdicts/s when it was grown"
+    )

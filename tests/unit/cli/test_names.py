@@ -34,7 +34,8 @@ class World(ModuleType):
 
     def grow(self, cache: Path, *, progress: bool) -> Any:
         self.asked.append("grow")
-        return SimpleNamespace(judge=cache / "judge", judge_fp=cache / "judge_fp")
+        measured = {"agreement": {"pairwise": 0.934, "pointwise": 0.917}, "per_second": 154.6}
+        return SimpleNamespace(judge=cache / "judge", judge_fp=cache / "judge_fp", report={"judge": measured})
 
 
 @pytest.fixture
@@ -83,6 +84,13 @@ def test_a_packaged_model_and_the_prompts_need_no_growing(world: World):
     assert world.asked == ["world"]
     resolver(["english:judge_fp"], progress=False)
     assert world.asked == ["world", "grow"]
+
+
+def test_a_judge_that_a_run_uses_comes_with_its_measured_agreement(world: World, capsys: pytest.CaptureFixture[str]):
+    resolver(["english:judge"], progress=True)
+    assert "english:judge agrees with the programs on 93% of held-out pairs and 92% of single" in capsys.readouterr().err
+    resolver(["english:judge"], progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_file_of_english_names_gets_paths(tmp_path: Path, world: World):
