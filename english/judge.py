@@ -56,12 +56,15 @@ class Written:
 
 
 def collect(policy: Path, number: int, part: Part, *, seed: int, opened: bool, tick: Tick) -> Written:
-    """Two answers of the policy to each of `number` prompts of a part. opened: most answers to harmful requests begin
-    with a refusal or an offer that the policy continues."""
+    """Two answers of the policy to each of `number` distinct prompts of a part. opened: most answers to harmful
+    requests begin with a refusal or an offer that the policy continues."""
     rng = random.Random(f"collect-{seed}-{part}")
-    drawn = [draw(rng, part) for _ in range(number)]
-    requests = [request for request, _ in drawn for _ in range(2)]
-    prompts = [prompt for _, prompt in drawn for _ in range(2)]
+    drawn: dict[str, tuple[Request, Prompt]] = {}
+    while len(drawn) < number:
+        request, prompt = draw(rng, part)
+        drawn.setdefault(prompt.prompt_id, (request, prompt))
+    requests = [request for request, _ in drawn.values() for _ in range(2)]
+    prompts = [prompt for _, prompt in drawn.values() for _ in range(2)]
     openings = openings_for(rng, prompts) if opened else ()
     return Written(requests, prompts, write_answers(policy, prompts, seed=seed, openings=openings, tick=tick))
 
@@ -104,6 +107,10 @@ class JudgeScores:
 
     agreement: Mapping[str, float]
     """Share of verdicts on the programs' side, by `task/wish`, and `pairwise` and `pointwise` over all of a task."""
+    majority: Mapping[str, float]
+    """Agreement of a judge that always gives the more frequent verdict, by the same keys."""
+    asked: Mapping[str, int]
+    """Questions, by the same keys."""
     per_second: float
     """Verdicts per second, on two threads, without the first batch."""
 
@@ -113,12 +120,19 @@ def evaluate_judge(model: Path, lessons: Mapping[str, Sequence[Lesson]]) -> Judg
     engine = open_engine(model)
     asked = [(key, lesson) for key, found in lessons.items() for lesson in found]
     random.Random(0).shuffle(asked)
-    warm = min(64, len(asked) // 4)
-    ask(engine, [lesson for _, lesson in asked[:warm]])
+    warm = min(64, len(asked) // 4)  # prepares kernels
+    right = ask(engine, [lesson for _, lesson in asked[:warm]])
     started = time.perf_counter()
-    right = ask(engine, [lesson for _, lesson in asked[warm:]])
+    right += ask(engine, [lesson for _, lesson in asked[warm:]])
     seconds = time.perf_counter() - started
-    return JudgeScores(agreement=shares([key for key, _ in asked[warm:]], right), per_second=len(right) / seconds)
+    keys = [key for key, _ in asked]
+    first = shares(keys, [lesson.margin > 0 for _, lesson in asked])
+    return JudgeScores(
+        agreement=shares(keys, right),
+        majority={key: max(share, 1 - share) for key, share in first.items()},
+        asked={key: sum(key in (one, one.partition("/")[0]) for one in keys) for key in first},
+        per_second=(len(asked) - warm) / seconds,
+    )
 
 
 def open_engine(model: Path) -> Engine:

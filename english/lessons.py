@@ -11,18 +11,18 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
-from english.answers import Answer, variant, word_of
+from english.answers import Answer, echo, variant, word_of
 from english.prompts import about, draw_wishes, tag, wishes_of, with_wishes
 from english.requests import Request
 from english.teaching import CHANNELS, OF_WORDS, Asked, Hint, Passage
 from english.wishes import (
     EASY,
     EVERYDAY,
-    HARMFUL,
     LIMITS,
     WARM,
     WISHES,
     WORD,
+    begins_a_word,
     keeps,
     reading_ease,
     sentiment,
@@ -46,6 +46,8 @@ half a warm word."""
 SHARE_OF_PAIRS = 0.5
 SHARE_ASTRAY = 0.15
 """Of everyday answers that are shown as answers to another request."""
+SHARE_OF_ECHOES = 0.06
+"""Of answers that only repeat the request."""
 SHARE_OF_WORDS = 0.6
 """Of everyday prompts that get a wish about a word beside the drawn ones."""
 OTHERS = 3
@@ -155,7 +157,7 @@ class Examiner:
         end = begin + len(argument) + 1
         place = next(n for n, length in enumerate(accumulate(map(len, pieces))) if length >= end)
         if name != "brief":
-            yield from _has(place, answers, argument, is_named=True)
+            yield from _has(place, [keeps(f"mention:{argument}", one.text) for one in answers], is_named=True)
         yield from _outcome(place, answers, name, wish)
 
     def _hints_of_user(
@@ -183,18 +185,21 @@ class Examiner:
             names_topic = word[0] in topic and not name
             for asked, told in (("mention", name == "mention"), ("avoid", name == "avoid"), ("topic", names_topic)):
                 yield Hint(place, CHANNELS[f"named:{asked}"], float(told))
-            said = min(stems_of(word[0])) if names_topic else word[0]
-            yield from _has(place, answers, said, is_named=bool(name) or names_topic)
+            (stem,) = stems_of(word[0])
+            have = [
+                begins_a_word(stem, one.text) if names_topic else keeps(f"mention:{word[0]}", one.text)
+                for one in answers
+            ]
+            yield from _has(place, have, is_named=bool(name) or names_topic)
         yield from _outcomes(start + len(own), answers, answerable)
 
 
-def _has(place: int, answers: Sequence[Answer], word: str, *, is_named: bool) -> Iterator[Hint]:
+def _has(place: int, have: Sequence[bool], *, is_named: bool) -> Iterator[Hint]:
     """Whether one answer or two have a word. is_named: it is the one that a wish or question is about."""
-    for which, answer in zip("AB", answers, strict=False):
-        has = float(keeps(f"mention:{word}", answer.text))
-        yield Hint(place, CHANNELS[f"{which}:has"], has)
+    for which, has in zip("AB", have, strict=False):
+        yield Hint(place, CHANNELS[f"{which}:has"], float(has))
         if is_named:
-            yield Hint(place, CHANNELS[f"{which}:named"], has)
+            yield Hint(place, CHANNELS[f"{which}:named"], float(has))
 
 
 def _of_words(rng: random.Random, both: tuple[str, str]) -> Iterator[tuple[str, str]]:
@@ -306,6 +311,8 @@ def draw_passages(
             request = rng.choice(everyday)
         siblings = by_request[request.text]
         first = variant(rng, answers[index], answers[rng.randrange(len(answers))])
+        if rng.random() < SHARE_OF_ECHOES:
+            first = echo(rng, request)
         second = variant(rng, answers[rng.choice(siblings)], answers[rng.randrange(len(answers))])
         prompt = with_wishes(rng, request, _suited(rng, request, first.text, second.text))
         shown: tuple[Answer, ...] = (first,)
@@ -323,7 +330,7 @@ def _suited(rng: random.Random, request: Request, text: str, other: str) -> list
     from how well it suits the topic.
     """
     if request.is_harmful:
-        return list(HARMFUL)
+        return draw_wishes(rng, request)
     drawn = [wish.partition(":")[::2] for wish in draw_wishes(rng, request)]
     drawn = [pair for pair in drawn if pair[0] in EVERYDAY]
     if rng.random() < SHARE_OF_WORDS:

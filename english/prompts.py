@@ -1,7 +1,7 @@
 """Prompts of the English world, in three parts: for training, for held-out evaluation, and for gold verdicts.
 
-The parts are split by a digest of what is asked and how: no request of one part appears in another, whatever the
-wishes. An everyday request comes with two wishes; a harmful one with none, as declining goes without saying.
+The parts are split by a digest of what is asked: no topic and no misdeed of one part appears in another, however it is
+phrased. An everyday request comes with two wishes; a harmful one with none, as declining goes without saying.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def draw_wishes(rng: random.Random, request: Request) -> list[str]:
     """Tags of the wishes for a request: two that go together and those of every everyday request, or those of every
     harmful one."""
     if request.is_harmful:
-        return list(HARMFUL)
+        return [tag(name, WISHES[name].draw(rng, request)) for name in HARMFUL]
     while True:
         names = rng.sample(EVERYDAY, 2)
-        if set(names) not in EXCLUSIVE:
-            break
-    return about(request, [tag(name, WISHES[name].draw(rng, request)) for name in names])
+        drawn = {name: WISHES[name].draw(rng, request) for name in names}
+        if set(names) not in EXCLUSIVE and (set(names) != {"mention", "avoid"} or len(set(drawn.values())) == 2):
+            return about(request, [tag(name, argument) for name, argument in drawn.items()])
 
 
 def about(request: Request, tags: Sequence[str]) -> list[str]:
@@ -104,9 +104,9 @@ def adherence(prompt: Prompt, answer: str) -> dict[str, bool]:
 
 
 def part_of(request: Request) -> Part:
-    """The part that a request belongs to: a tenth is held out, a tenth is gold."""
+    """The part that a request belongs to: of all topics and misdeeds a fifth is held out, and a tenth is gold."""
     share = hashlib.sha256(request.key.encode()).digest()[0] / 256
-    return "heldout" if share < 0.12 else "gold" if share < 0.24 else "train"
+    return "heldout" if share < 0.2 else "gold" if share < 0.3 else "train"
 
 
 def write_jsonl(path: Path, prompts: Iterable[Prompt]) -> None:

@@ -18,7 +18,7 @@ from english.lessons import Examiner
 from english.requests import Request
 from solon.records import Message, Prompt
 
-HELD_OUT = 300
+HELD_OUT = 250
 """Prompts that the judge is measured on, each answered twice."""
 THREADS = 2
 _STEP = 0.02

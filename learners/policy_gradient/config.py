@@ -25,6 +25,9 @@ class PolicyGradientConfig(TrainerConfig):
     """Lambda of GAE; 1 trusts the reward alone, below 1 trusts the critic more."""
     normalize_advantages: bool = True
     """gae: whiten over the batch's tokens. group: divide by the standard deviation of the group."""
+    advantage_epsilon: float = Field(1e-4, gt=0)
+    """group: added to the standard deviation, in reward. Where a judge's verdicts differ by less, as in a group whose
+    answers all break a principle, the difference is noise and should move the policy little."""
     reward_clip: float | None = Field(None, gt=0)
     """Rewards are clipped to [-reward_clip, reward_clip]. None: unclipped; labelling bounds them by
     feedback.margin_clip, and with feedback.select.proxy by margin_clip (2 / floor - 1), 117 nats by default: a smaller

@@ -135,7 +135,7 @@ def group_advantages(config: PolicyGradientConfig, batch: Batch, kept_N: Tensor)
     kept_N: tokens that train. A rollout without one is in no mean and no deviation, whatever masked it: its length, its
     age, or its distance from the policy.
     """
-    relative = GroupRelative(divide_by_std=config.normalize_advantages)
+    relative = GroupRelative(divide_by_std=config.normalize_advantages, epsilon=config.advantage_epsilon)
     kept_R = np.zeros(batch.num_rollouts, bool)
     kept_R[batch.rollout_N[kept_N.cpu().numpy()]] = True
     compared = [list(rewards) for rewards in batch.baseline_rewards]

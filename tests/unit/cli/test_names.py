@@ -88,7 +88,9 @@ def test_a_packaged_model_and_the_prompts_need_no_growing(world: World):
 
 def test_a_judge_that_a_run_uses_comes_with_its_measured_agreement(world: World, capsys: pytest.CaptureFixture[str]):
     resolver(["english:judge"], progress=True)
-    assert "english:judge agrees with the programs on 93% of held-out pairs and 92% of single" in capsys.readouterr().err
+    assert (
+        "english:judge agrees with the programs on 93% of held-out pairs and 92% of single" in capsys.readouterr().err
+    )
     resolver(["english:judge"], progress=False)
     assert capsys.readouterr().err == ""
 
