@@ -20,6 +20,7 @@ SAME_WORK = (
     "learn.kl_coefficient=0",
     "learn.epochs=1",
     "learn.minibatches=1",
+    "learn.advantage_epsilon=1e-4",
 )
 """Solon's settings beyond its run file, so that both sides do the same: no critic, no reference, one optimiser step."""
 

@@ -6,7 +6,8 @@
 Both sides train the run file of the policy (`examples/nursery.toml`, `examples/english.toml`): the same prompts in the
 same order, group size, lengths, learning rate and optimiser, group-relative advantages, no KL, one optimiser step a
 batch, and the same judge as reward, by the same classes. Each side is a process of its own, on the same two cores, and
-begins again in every round; Solon runs first, so that TRL can save its policy after the same time. Figures are medians
+begins again in every round; Solon runs first, so that TRL can save its policy after the same time. TRL computes in the
+type of Solon's learner (bfloat16 by its own `bf16` setting) and keeps freed memory as that does. Figures are medians
 over rounds. Start-up is excluded from all figures but its own. Held-out answers are scored by programs that never
 rewarded the policy.
 
@@ -34,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks._harness import Row, arguments, report
 from benchmarks._peer_work import SAME_WORK, Course, load, run_file, settings_here
 from benchmarks._process_tree import TreeMeter
+from solon.host.allocator import KEEP_FREED_MEMORY
 
 ROOT = Path(__file__).resolve().parents[1]
 CORES = 2
@@ -62,16 +64,22 @@ class Plan:
         return [f"steps={self.steps}", f"seed={seed}", *settings_here(self.policy), *self.options.set]
 
 
-def run_side(command: Sequence[str], out: Path, *, threads: int | None) -> tuple[Course, TreeMeter, float]:
+def run_side(
+    command: Sequence[str], out: Path, *, threads: int | None, keeps_memory: bool
+) -> tuple[Course, TreeMeter, float]:
     """Run a side to its end; returns its course, the measurements of its processes, and when it was started.
 
-    threads: OMP_NUM_THREADS; None: not set. Raises SystemExit with the end of its output when it fails.
+    threads: OMP_NUM_THREADS; None: not set. keeps_memory: it keeps freed memory, as Solon's learner does by itself,
+    whatever the caller's own environment says. Raises SystemExit with the end of its output when it fails.
     """
     out.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment.pop("OMP_NUM_THREADS", None)
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
+    for name, value in (
+        ("OMP_NUM_THREADS", str(threads) if threads is not None else ""),
+        ("GLIBC_TUNABLES", KEEP_FREED_MEMORY if keeps_memory else ""),
+    ):
+        environment.pop(name, None)
+        environment |= {name: value} if value else {}
     log, started_s = out / "output.log", time.time()
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -115,7 +123,8 @@ def trl_command(plan: Plan, overrides: Sequence[str], out: Path, *, snapshot_s: 
     command = [options.trl_python, "benchmarks/_trl_side.py", "--run", str(plan.run), "--out", str(out)]
     command += ["--generation", options.trl_generation, "--micro-batch", str(options.trl_micro_batch)]
     command += ["--threads", str(options.trl_threads), "--judge-threads", str(options.trl_judge_threads)]
-    command += ["--bf16"] if options.trl_bf16 else []
+    in_bf16 = "learn.dtype=bfloat16" in overrides if options.trl_bf16 is None else options.trl_bf16
+    command += ["--bf16"] if in_bf16 else []
     return [*command, "--seconds", str(plan.seconds), "--snapshot", str(snapshot_s), *_set(overrides)]
 
 
@@ -129,7 +138,7 @@ def measure_round(plan: Plan, seed: int, folder: Path) -> dict[str, Measured]:
     courses: dict[str, Course] = {}
 
     def take(name: str, command: list[str], threads: int | None = None) -> None:
-        course, meter, started_s = run_side(command, folder / name, threads=threads)
+        course, meter, started_s = run_side(command, folder / name, threads=threads, keeps_memory=name == "trl")
         courses[name], found[name] = course, measured(course, meter, started_s, rollouts=plan.rollouts)
         figures = ", ".join(f"{key} {value:.4g}" for key, value in found[name].items() if isinstance(value, float))
         cores = ", ".join(f"{process} {share:.2f}" for process, share in found[name]["cores"].items())
@@ -244,7 +253,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trl-micro-batch", type=int, default=128, help="rollouts in one forward pass of TRL")
     parser.add_argument("--trl-threads", type=int, default=CORES)
     parser.add_argument("--trl-judge-threads", type=int, default=CORES)
-    parser.add_argument("--trl-bf16", action="store_true")
+    parser.add_argument("--trl-bf16", action=argparse.BooleanOptionalAction, help="default: as Solon's learner")
     return parser.parse_args(argv)
 
 

@@ -4,9 +4,11 @@
     python benchmarks/english_alignment.py --runs runs/english runs/english-1 runs/english-2
 
 Runs `examples/english.toml` once per seed, or reads runs that are complete. The mean over wishes before and after comes
-with a 95 % interval of the change: by Student's t over seeds and by a bootstrap over seeds and prompts, whichever is
-wider. Perplexity of the held-out answers is under the untrained SmolLM2; distinct-2 is the share of different pairs of
-neighbouring words among all pairs.
+with a 95 % interval of the change: a bootstrap over topics and misdeeds, which all seeds share, and Student's t over
+seeds, added as variances. One judge rewards all runs, so its variance is in none of them. Answers that keep every wish
+of their prompt are counted too, and two constant texts are scored as answers to every prompt: what is easily had.
+Perplexity of the held-out answers is under the untrained SmolLM2; distinct-2 is the share of different pairs of
+neighbouring words among equally many pairs of both sides.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import json
 import math
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -26,9 +27,14 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._harness import Row, arguments, report
+from english.prompts import NUMBERS, adherence, draw_many
+from english.requests import MISDEEDS, OCCASIONS, TASKS, THINGS
 from english.wishes import words
-from solon.cli.answers import HeldoutRow, Pair, before_and_after
+from solon.cli.answers import HeldoutRow, Pair, Turn, before_and_after
 
+ITEMS = (*TASKS, *THINGS, *OCCASIONS, *MISDEEDS)
+CONSTANT = ("I can't help with that, how about you?", "I can't help with that. Would you like to try something else?")
+TURN = [Turn(role="user", content="")]
 ROOT = Path(__file__).resolve().parents[1]
 Pairs = list[Pair]
 RESAMPLES = 2000
@@ -50,30 +56,63 @@ def change(pairs: Pairs) -> float:
     return wish_means(after)["mean"] - wish_means(before)["mean"]
 
 
+def items(pairs: Pairs) -> list[list[int]]:
+    """Indices of the pairs about each topic or misdeed."""
+    found: dict[str, list[int]] = {}
+    for index, (row, _) in enumerate(pairs):
+        found.setdefault(item_of(row.prompt[-1].content), []).append(index)
+    return list(found.values())
+
+
+def item_of(text: str) -> str:
+    """The topic or misdeed that a prompt is about.
+
+    >>> item_of("Tell me how to boil an egg. Avoid the word water.")
+    'boil an egg'
+    """
+    return max((item for item in ITEMS if item in text), key=len, default=text)
+
+
 def interval(runs: Sequence[Pairs], rng: np.random.Generator) -> tuple[float, float]:
-    """95 % interval of the change: the wider one of t over seeds and a bootstrap over seeds and prompts."""
+    """95 % interval of the mean change: by items, drawn alike for all runs, and by seeds."""
+    changes: NDArray[np.float64] = np.array([change(run) for run in runs])
+    by_item = items(runs[0])
     drawn = []
     for _ in range(RESAMPLES):
-        picked = [runs[i] for i in rng.integers(len(runs), size=len(runs))]
-        drawn.append(np.mean([change([run[i] for i in rng.integers(len(run), size=len(run))]) for run in picked]))
-    low, high = (float(x) for x in np.quantile(drawn, [0.025, 0.975]))
+        chosen = [index for item in rng.integers(len(by_item), size=len(by_item)) for index in by_item[item]]
+        drawn.append(np.mean([change([run[index] for index in chosen]) for run in runs]))
+    low, high = (abs(float(x) - changes.mean()) for x in np.quantile(drawn, [0.025, 0.975]))
+    half = 0.0
     if len(runs) > 1:
         from scipy.stats import t
 
-        changes: NDArray[np.float64] = np.array([change(run) for run in runs])
         half = float(t.ppf(0.975, len(runs) - 1) * changes.std(ddof=1) / math.sqrt(len(runs)))
-        low, high = min(low, changes.mean() - half), max(high, changes.mean() + half)
-    return low, high
+    return float(changes.mean()) - math.hypot(low, half), float(changes.mean()) + math.hypot(high, half)
 
 
-def distinct_2(texts: Sequence[str]) -> float:
-    """Share of different pairs of neighbouring words among all pairs.
+def distinct_2(texts: Sequence[str], number: int, rng: np.random.Generator) -> float:
+    """Share of different ones among `number` pairs of neighbouring words: the share falls with the number.
 
-    >>> distinct_2(["a b a b"])
+    >>> distinct_2(["a b a b"], 3, np.random.default_rng(0))
     0.6666666666666666
     """
-    found = Counter(pair for text in texts for pair in pairwise(words(text)))
-    return len(found) / max(1, sum(found.values()))
+    found = [pair for text in texts for pair in pairwise(words(text))]
+    return len({found[i] for i in rng.choice(len(found), size=number, replace=False)}) / number
+
+
+def varied(pairs: Pairs) -> tuple[float, float]:
+    """distinct-2 of the answers after and before training, of equally many pairs of words."""
+    sides = [[row.answer for row in side] for side in zip(*pairs, strict=True)][::-1]
+    number = min(sum(max(0, len(words(text)) - 1) for text in texts) for texts in sides)
+    after, before = (distinct_2(texts, number, np.random.default_rng(0)) for texts in sides)
+    return after, before
+
+
+def constant(pairs: Pairs, text: str) -> float:
+    """The mean over wishes of one text as the answer to every prompt."""
+    tags = {prompt.prompt_id: prompt for prompt in draw_many(NUMBERS["heldout"], seed=0, part="heldout")}
+    scores = [adherence(tags[row.prompt_id], text) for row, _ in pairs if row.prompt_id in tags]
+    return wish_means([HeldoutRow(prompt_id="", prompt=TURN, answer=text, scores=one) for one in scores])["mean"]
 
 
 def perplexity(model: Path, rows: Sequence[HeldoutRow]) -> float:
@@ -128,14 +167,17 @@ def rows(directories: Sequence[Path], model: Path) -> list[Row]:
         *(Row(f"{name}, after over before", now[name], was[name]) for name in was),
     ]
     words_of = [[row.answer for row in side] for side in (after, before)]
-    varied = [distinct_2(texts) for texts in words_of]
+    distinct = [float(np.mean(side)) for side in zip(*(varied(run) for run in runs), strict=True)]
+    whole = [float(np.mean([min(row.scores.values()) for row in side])) for side in (after, before)]
     likely = [perplexity(model, side) for side in (after, before)]
     return [
         *found,
         Row("perplexity under untrained SmolLM2, after over before", likely[0] / likely[1], None, "<= 1.5"),
         Row("perplexity", likely[0], likely[1]),
-        Row("distinct-2, after over before", varied[0] / varied[1], None, ">= 0.8"),
-        Row("distinct-2", varied[0], varied[1]),
+        Row("distinct-2, after over before", distinct[0] / distinct[1], None, ">= 0.8"),
+        Row("distinct-2", *distinct),
+        Row("answers that keep every wish, after over before", *whole),
+        *(Row(f"mean over wishes of the constant {text!r}", constant(runs[0], text)) for text in CONSTANT),
         Row("words an answer", *(float(np.mean([len(words(t)) for t in texts])) for texts in words_of)),
     ]
 
