@@ -14,7 +14,7 @@ from typing import Self
 from english.answers import Answer, echo, variant, word_of
 from english.prompts import about, draw_wishes, tag, wishes_of, with_wishes
 from english.requests import Request
-from english.teaching import CHANNELS, OF_WORDS, Asked, Hint, Passage
+from english.teaching import CHANNELS, OF_WORDS, Asked, Hint, Passage, balanced
 from english.wishes import (
     EASY,
     EVERYDAY,
@@ -126,6 +126,7 @@ class Examiner:
                     *self._hints_of_question(one[shared:], answers, wish),
                     *_outcomes(len(one) - shared - 1, answers, {**answerable, wish.partition(":")[0]: wish}),
                 ),
+                kind=f"{len(answers)}/{wish.partition(':')[0]}",
             )
             for one, (lesson, wish) in zip(ids, lessons, strict=True)
         )
@@ -320,7 +321,7 @@ def draw_passages(
             shown = (first, second) if rng.random() < 0.5 else (second, first)
         if (passage := examiner.passage(rng, prompt, shown, (first.text, second.text))) is not None:
             found.append(passage)
-    return found
+    return balanced(found)
 
 
 def _suited(rng: random.Random, request: Request, text: str, other: str) -> list[str]:

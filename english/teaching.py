@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from learners.networks.student import Student
 
 TOLD = 3.0
 """Log-odds that the probe reads of a truth that is written into the stream."""
+MOST_WEIGHT = 4.0
+"""Of a question, however rare its verdict is."""
 WIDTH = 32
 """The width of a microbatch is a multiple of it."""
 OF_WORDS = tuple(name for name in WISHES if name not in ("brief", "mention", "avoid", "topic"))
@@ -68,6 +71,10 @@ class Asked:
     """The program's verdict: log-odds of the first label, nats."""
     hints: tuple[Hint, ...] = ()
     """At the word or number that the question names, and at its end; places count from the first of `token_ids`."""
+    kind: str = ""
+    """Number of answers and wish: `2/brief`."""
+    weight: float = 1.0
+    """In the loss, beside the other questions of its passage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,18 @@ class Passage:
 Passages = Sequence[Passage]
 Placed = tuple[int, int, Hint]
 """Row, column, and what is known there."""
+
+
+def balanced(passages: Passages) -> list[Passage]:
+    """The same passages with weights under which both verdicts of each kind of question count the same. A judge that is
+    taught what is rare would rather say no: it ranks answers well and misses most of those that keep the wish."""
+    counts = Counter((asked.kind, asked.margin > 0) for one in passages for asked in one.questions)
+
+    def weighted(asked: Asked) -> Asked:
+        same, other = (counts[asked.kind, side] for side in (asked.margin > 0, asked.margin <= 0))
+        return replace(asked, weight=min((same + other) / (2 * same), MOST_WEIGHT))
+
+    return [replace(one, questions=tuple(map(weighted, one.questions))) for one in passages]
 
 
 class TeachingConfig(CourseConfig):
@@ -178,7 +197,7 @@ class Teaching(Objective[Passages, Passages]):
                 (row, column, hint) for row, one in enumerate(microbatch) for column, hint in laid.hints(row, one)
             ]
             verdicts_NV, lower_BTW, upper_BTW = self._read(laid, self._told_of(placed))
-        asked = [(one, 1 / len(passage.questions)) for passage in microbatch for one in passage.questions]
+        asked = [(one, one.weight / len(passage.questions)) for passage in microbatch for one in passage.questions]
         labels_N2 = torch.tensor([one.label_ids for one, _ in asked])
         target_N = torch.sigmoid(torch.tensor([one.margin for one, _ in asked]))
         weights_N = torch.tensor([weight for _, weight in asked]) / denominator

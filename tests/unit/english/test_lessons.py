@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 
 import pytest
@@ -11,7 +12,7 @@ from english.answers import Answer, openings_for, variant
 from english.lessons import CONSTITUTION_PATH, SURE, Examiner, draw_passages, heldout_questions, log_odds
 from english.prompts import draw, draw_many, wishes_of, with_wishes
 from english.requests import Request
-from english.teaching import CHANNELS, Asked, Passage, lay
+from english.teaching import CHANNELS, MOST_WEIGHT, Asked, Passage, balanced, lay
 from english.wishes import WISHES, keeps
 from solon.constitution.constitution import Constitution
 from solon.engines.fake import FakeTokenizer
@@ -155,3 +156,14 @@ def test_a_question_sees_its_context_and_itself_at_the_positions_it_has_alone():
     assert laid.mask_BTT[0, 5, :6].tolist() == [True, True, True, False, False, True]
     assert laid.mask_BTT[0, 4, :6].tolist() == [True, True, True, True, True, False]
     assert [ends.tolist() for ends in laid.ends_N] == [[0, 0], [4, 5]]
+
+
+def test_both_verdicts_of_a_kind_of_question_weigh_the_same_and_none_weighs_too_much():
+    margins = {"1/topic": [5.0, 5.0, -5.0, -5.0, -5.0, -5.0], "1/offers": [5.0, *[-5.0] * 99]}
+    asked = [Asked((1, 2), (3, 4), margin, kind=kind) for kind, found in margins.items() for margin in found]
+    (passage,) = balanced([Passage((0,), tuple(asked))])
+    sums: dict[tuple[str, bool], float] = defaultdict(float)
+    for one in passage.questions:
+        sums[one.kind, one.margin > 0] += one.weight
+    assert sums["1/topic", True] == pytest.approx(sums["1/topic", False]) == pytest.approx(3)
+    assert sums["1/offers", True] == MOST_WEIGHT
