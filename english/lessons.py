@@ -150,14 +150,19 @@ class Examiner:
     def _hints_of_question(self, ids: Sequence[int], answers: Sequence[Answer], wish: str) -> Iterator[Hint]:
         """At the word or number that a question names: what the programs say of the answers about it."""
         name, _, argument = wish.partition(":")
-        if name not in ("brief", "mention", "avoid"):
+        if name not in ("brief", "mention", "avoid", "topic"):
             return
-        text = "".join(pieces := [self._encoder.decode([token], is_raw=True) for token in ids])
+        lengths = list(accumulate(len(self._encoder.decode([token], is_raw=True)) for token in ids))
+        text = "".join(self._encoder.decode([token], is_raw=True) for token in ids)
         if (begin := text.find(f" {argument}")) < 0:
             return
-        end = begin + len(argument) + 1
-        place = next(n for n, length in enumerate(accumulate(map(len, pieces))) if length >= end)
-        if name != "brief":
+        for word in WORD.finditer(argument):
+            end = begin + 1 + word.end()
+            place = next(n for n, length in enumerate(lengths) if length >= end)
+            if name == "topic":
+                (stem,) = stems_of(word[0])
+                yield from _has(place, [begins_a_word(stem, one.text) for one in answers], is_named=True)
+        if name in ("mention", "avoid"):
             yield from _has(place, [keeps(f"mention:{argument}", one.text) for one in answers], is_named=True)
         yield from _outcome(place, answers, name, wish)
 
@@ -172,7 +177,7 @@ class Examiner:
         lengths = list(accumulate(len(self._encoder.decode([token], is_raw=True)) for token in own))
         wishes = wishes_of(prompt)
         by_argument = {wish.partition(":")[2]: (name, wish) for name, wish in wishes.items() if ":" in wish}
-        topic = wishes.get("topic", "").partition(":")[2].split("|")
+        topic = wishes.get("topic", "").partition(":")[2].split(", ")
         found = [*WORD.finditer(text)]
         # A topic's word may be named first, and then again in the wish.
         last = {word[0]: word for word in found}
