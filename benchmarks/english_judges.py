@@ -2,7 +2,7 @@
 
     python benchmarks/english_judges.py [--quick] [--gemma] [--json PATH]
 
-SmolLM2 answers prompts that no judge has seen, twice each. Every judge is asked about every answer (yes or no) and
+SmolLM2 answers prompts about topics that no judge was taught, twice each. Every judge is asked about every answer (yes or no) and
 about every pair on which the programs see a difference, one verdict a question: the specialised judge in bfloat16 and
 int8, SmolLM2 itself and, with `--gemma`, Gemma 3 270M; the last two with the instructions that untrained judges get.
 All engines are in one process on two threads and alternate part by part; rates are medians over parts, ratios medians
@@ -54,6 +54,17 @@ class Candidate:
     def agreement(self) -> Mapping[str, float]:
         return shares([key for key, _ in self.lessons[: len(self.right)]], self.right)
 
+    @property
+    def majority(self) -> Mapping[str, float]:
+        """Agreement of a judge that always gives the more frequent verdict."""
+        asked = self.lessons[: len(self.right)]
+        first = shares([key for key, _ in asked], [lesson.margin > 0 for _, lesson in asked])
+        return {key: max(share, 1 - share) for key, share in first.items()}
+
+    def number(self, name: str) -> int:
+        """Questions of a kind."""
+        return sum(name in (key, key.partition("/")[0]) for key, _ in self.lessons[: len(self.right)])
+
 
 def candidates(grown: English, *, number: int, gemma: Path | None) -> list[Candidate]:
     """All judges with the same questions about fresh answers."""
@@ -104,8 +115,11 @@ def rows(judges: Sequence[Candidate]) -> list[Row]:
             Row(f"{judge.name}: agreement, pairs", judge.agreement["pairwise"]),
             Row(f"{judge.name}: agreement, single answers", judge.agreement["pointwise"]),
         ]
-    found += [Row(f"int8: {key}", share) for key, share in small.agreement.items() if "/" in key]
-    return found
+    return [
+        *found,
+        *(Row(f"int8: {key}, {small.number(key)} asked (reference: majority)", share, small.majority[key])
+          for key, share in small.agreement.items()),
+    ]  # fmt: skip
 
 
 def main() -> None:
