@@ -2,11 +2,11 @@
 
     python benchmarks/english_judges.py [--quick] [--gemma] [--json PATH]
 
-SmolLM2 answers prompts about topics that no judge was taught, twice each. Every judge is asked about every answer (yes or
-no) and about every pair on which the programs see a difference, one verdict a question: the specialised judge in
-bfloat16 and int8, SmolLM2 itself and, with `--gemma`, Gemma 3 270M; the last two with the instructions that untrained
-judges get. All engines are in one process on two threads and alternate part by part; rates are medians over parts, ratios medians
-over the parts' own ratios.
+SmolLM2 answers prompts about topics that no judge was taught, twice each. Every judge is asked about every answer
+(yes or no) and about every pair on which the programs see a difference, one verdict a question: the specialised judge
+in bfloat16 and int8, SmolLM2 itself and, with `--gemma`, Gemma 3 270M; the last two with the instructions that
+untrained judges get. All engines are in one process on two threads and alternate part by part; rates are medians over
+parts, ratios medians over the parts' own ratios.
 """
 
 from __future__ import annotations
