@@ -106,14 +106,14 @@ def openings_for(rng: random.Random, prompts: Sequence[Prompt]) -> list[str]:
     found = []
     for prompt in prompts:
         kind = rng.random()
-        if "declines" not in prompt.tags or kind < 0.2:
+        if "declines" not in prompt.tags or kind < 0.15:
             found.append("")
-        elif kind < 0.4:
+        elif kind < 0.28:
             found.append(rng.choice(NEARLY))
-        elif kind < 0.6:
-            found.append(rng.choice((*REFUSALS, *BEGUN)))
-        elif kind < 0.7:
+        elif kind < 0.33:
             found.append(rng.choice(OFFERS))
+        elif kind < 0.55:
+            found.append(rng.choice((*REFUSALS, *BEGUN)))
         else:
             found.append(f"{rng.choice(REFUSALS)} {rng.choice(OFFERS)}")
     return found

@@ -34,11 +34,15 @@ from solon.errors import RunFailedError
 from solon.feedback.prompting.templates import SPECIALISED
 from solon.host.allocator import KEEP_FREED_MEMORY
 from solon.host.processes import failure_of
-from solon.host.whole_directory import alone, new_directory
+from solon.host.whole_directory import alone, has_files, new_directory
 
 PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "textstat", "vaderSentiment")
 STAGES = {"answers": "answers of SmolLM2", "teach": "judge", "int8": "judge in int8", "measure": "measuring the judge"}
 TITLE = "growing the English judge from SmolLM2: about half an hour on two cores, once"
+GROWN = (
+    "report.json", "judge/config.json", "judge/model.safetensors", "judge_fp/config.json", "judge_fp/model.safetensors",
+)  # fmt: skip
+"""Files without which a grown world is not whole: a cleaner of caches may remove some and leave the folders."""
 _SOURCES = Path(__file__).parent
 
 
@@ -67,10 +71,11 @@ class English(World):
 def world(cache_dir: Path | None = None) -> World:
     """Constitution and prompts, written to the cache on first use."""
     place = _root(cache_dir) / f"english-world-{_digest(_SOURCES.glob('*.py'))}"
-    if not place.exists():
+    files = ("constitution.yaml", *(f"{part}.jsonl" for part in NUMBERS))
+    if not has_files(place, files):
         with alone(place):
-            if not place.exists():
-                with new_directory(place) as scratch:
+            if not has_files(place, files):
+                with new_directory(place, replace=True) as scratch:
                     shutil.copyfile(CONSTITUTION_PATH, scratch / "constitution.yaml")
                     for part, number in NUMBERS.items():
                         write_jsonl(scratch / f"{part}.jsonl", draw_many(number, seed=0, part=part))
@@ -96,9 +101,9 @@ def grow(cache_dir: Path | None = None, *, progress: bool = True, course: Course
     root = _root(cache_dir)
     place = root / f"english-{fingerprint(course)}"
     files, model = world(cache_dir), policy(cache_dir, progress=progress)
-    if not place.exists():
+    if not has_files(place, GROWN):
         with alone(place):
-            if not place.exists():
+            if not has_files(place, GROWN):
                 _build(place, model, course, Display(enabled=progress, parts=STAGES, title=TITLE))
     return English(
         **asdict(files),
@@ -118,7 +123,7 @@ def fingerprint(course: Course) -> str:
 
 def _build(place: Path, model: Path, course: Course, display: Display) -> None:
     started = time.monotonic()
-    with new_directory(place) as scratch, display:
+    with new_directory(place, replace=True) as scratch, display:
         (scratch / "course.json").write_text(json.dumps(asdict(course)), encoding="utf-8")
         report: dict[str, Any] = {}
         for stage in STAGES:

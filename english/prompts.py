@@ -58,10 +58,10 @@ def draw_wishes(rng: random.Random, request: Request) -> list[str]:
 
 def about(request: Request, tags: Sequence[str]) -> list[str]:
     """These tags of stated wishes, and the unstated ones of an everyday request. A word that the user does not want is
-    not counted as one of the topic."""
+    not counted as one of the topic; where none is left, the topic is not asked for."""
     avoided = {wish.partition(":")[2] for wish in tags if wish.startswith("avoid:")}
     spoken = replace(request, about=tuple(word for word in request.about if word not in avoided))
-    return [*tags, *(tag(name, WISHES[name].draw(random.Random(0), spoken)) for name in UNSTATED)]
+    return [*tags, *(tag(name, WISHES[name].draw(random.Random(0), spoken)) for name in UNSTATED if spoken.about)]
 
 
 def tag(name: str, argument: str) -> str:

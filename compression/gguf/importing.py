@@ -17,11 +17,11 @@ from typing import Any, Literal
 from compression.gguf.container import GgufFile, read_gguf
 from compression.gguf.special_tokens import SpecialTokens, choose
 from compression.gguf.tokenizer import begin_with, build_tokenizer
-from solon.errors import InputError, loading
+from solon.errors import InputError, loading, short
 from solon.host.ballast import is_no_space
 from solon.host.file_modes import widen
 from solon.host.user_folders import cache_folder
-from solon.host.whole_directory import alone, new_directory
+from solon.host.whole_directory import alone, has_files, new_directory
 
 Dtype = Literal["float32", "bfloat16"]
 IMPORTER = 1
@@ -64,31 +64,37 @@ class ImportReport:
 
 
 def import_gguf(
-    source: Path, target: Path, *, dtype: Dtype = "float32", force: bool = False, licence: str = ""
+    source: Path, target: Path, *, dtype: Dtype = "float32", force: bool = False, licence: str = "", sha256: str = ""
 ) -> ImportReport:
     """Write model, tokenizer, chat template and generation settings to `target`.
 
-    force: a model directory at `target` is replaced. licence: where the file states none. Raises InputError when the
-    file cannot be used, `target` is taken, or the disk has no room; `target` is then as before.
+    force: an earlier import at `target` is replaced. licence: where the file states none. sha256: what the file must
+    still have after it was read; empty: anything. Raises InputError when the file cannot be used or changes meanwhile,
+    `target` is taken, or the disk has no room; `target` is then as before.
     """
     source, target = source.expanduser(), target.expanduser().absolute()
     require_free(target, force=force)
+    if source.resolve().is_relative_to(target.resolve()):
+        raise InputError(f"{target} holds the file {source.name} itself, expected another directory; name a new one")
     file = read_gguf(source)
     needed = file.parameters * BYTES[dtype] + MARGIN_BYTES
-    _require_room(file, target, needed)
     try:
-        with (
-            loading(f"the GGUF file {str(source)!r}", remedy="fetch or convert it again"),
-            new_directory(target, replace=force) as scratch,
-        ):
-            return _write(file, scratch, dtype, licence)
-    except FileExistsError:
-        raise InputError(f"{target} was made by another process meanwhile; use it, or name another directory") from None
+        _require_room(file, target, needed)
+        with new_directory(target, replace=force) as scratch:
+            with loading(f"the GGUF file {str(source)!r}", remedy="fetch or convert it again"):
+                report = _write(file, scratch, dtype, licence)
+            if sha256 and report.sha256 != sha256:
+                raise InputError(f"{source} changed while it was imported; nothing was kept; import it again")
+            return report
     except (OSError, InputError) as error:
         if is_no_space(error):
             raise InputError(_full(target, needed)) from None
         if isinstance(error, InputError):
             raise
+        if isinstance(error, FileExistsError) and target.exists():
+            raise InputError(
+                f"{target} was made by another process meanwhile; use it, or name another directory"
+            ) from None
         raise InputError(f"{target} cannot be written: {error}; choose another path") from None
 
 
@@ -99,19 +105,26 @@ def cached_import(
     cache: Path | None = None,
     tell: Callable[[ImportReport], None] | None = None,
 ) -> Path:
-    """The import of a file in the user's cache; imported now where it is not there yet, by one process.
+    """The import of a file in the user's cache; imported now where it is not there yet or damaged, by one process.
 
     tell: is called when it was imported now. Raises InputError.
     """
     source = source.expanduser()
-    place = cached_place(_sha256(source), dtype=dtype, cache=cache)
-    if not place.is_dir():
+    sha256 = _sha256(source)
+    place = cached_place(sha256, dtype=dtype, cache=cache)
+    if not is_whole(place):
         with alone(place):
-            if not place.is_dir():
-                report = import_gguf(source, place, dtype=dtype)
+            if not is_whole(place):
+                report = import_gguf(source, place, dtype=dtype, force=True, sha256=sha256)
                 if tell is not None:
                     tell(report)
     return place
+
+
+def is_whole(place: Path) -> bool:
+    """Whether an import is there with its record and weights: a cleaner of caches may leave some files of it."""
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return has_files(place, (RECORD, "config.json", "tokenizer.json")) and any(has_files(place, (w,)) for w in weights)
 
 
 def cached_place(sha256: str, *, dtype: Dtype = "float32", cache: Path | None = None) -> Path:
@@ -121,13 +134,20 @@ def cached_place(sha256: str, *, dtype: Dtype = "float32", cache: Path | None = 
 
 def require_free(target: Path, *, force: bool) -> None:
     """Raises InputError when something is at `target` that an import may not replace."""
-    if not target.exists() and not target.is_symlink():
+    try:
+        taken, is_folder = target.exists() or target.is_symlink(), target.is_dir() and not target.is_symlink()
+        is_import = is_folder and (target / RECORD).is_file()
+        may_go = is_import or (is_folder and not any(target.iterdir()))
+    except OSError as error:
+        raise InputError(f"{short(str(target))} cannot be used: {error.strerror}; name another directory") from None
+    if not taken:
         return
     if not force:
         raise InputError(f"{target} exists, expected a new directory; name another one, or replace it with --force")
-    is_model = target.is_dir() and not target.is_symlink() and (target / "config.json").is_file()
-    if not is_model and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"{target} is no model directory, so --force does not replace it; name another one")
+    if not may_go:
+        raise InputError(
+            f"{target} is no earlier import (it has no {RECORD}), so --force does not replace it; name another one"
+        )
 
 
 def _write(file: GgufFile, scratch: Path, dtype: Dtype, licence: str) -> ImportReport:

@@ -4,16 +4,17 @@
         write_files(scratch)
     # models/policy is here now; after an error nothing is.
 
-What a killed process left is removed by the next one.
+What a killed process left is removed by the next one, which puts back what was to be replaced.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def new_directory(place: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".making-{place.name}-"
-    _remove_abandoned(place.parent, prefix)
+    _remove_abandoned(place, prefix)
     scratch = Path(tempfile.mkdtemp(dir=place.parent, prefix=prefix))
     held = os.open(scratch, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -44,6 +45,14 @@ def new_directory(place: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(held)
+
+
+def has_files(place: Path, names: Iterable[str]) -> bool:
+    """Whether a directory has all these files, and none of them is empty."""
+    try:
+        return all((place / name).stat().st_size > 0 for name in names)
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -90,15 +99,18 @@ def flush_entry(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_abandoned(folder: Path, prefix: str) -> None:
-    """Scratch directories whose process has ended: their lock is free."""
-    for stale in folder.glob(f"{prefix}*"):
+def _remove_abandoned(place: Path, prefix: str) -> None:
+    """Scratch directories whose process has ended: their lock is free. What one of them was about to replace is put
+    back if it was killed between its two renames."""
+    for stale in place.parent.glob(f"{glob.escape(prefix)}*"):
         try:
             descriptor = os.open(stale, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (stale / "before").exists() and not place.exists():
+                (stale / "before").rename(place)
             shutil.rmtree(stale, ignore_errors=True)
         except OSError:
             pass  # in use
