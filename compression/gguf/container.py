@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from solon.errors import InputError, nearest, short
 from solon.models.known import gguf_architectures
 
@@ -76,10 +78,8 @@ def read_gguf(path: Path) -> GgufFile:
         raise InputError(
             f"the package gguf is not installed, expected it to read {path.name}; install it with: pip install gguf"
         )
-    from gguf import GGUFReader
-
     try:
-        reader = GGUFReader(path)
+        reader = _reader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         ends = [int(tensor.data_offset) + int(tensor.n_bytes) for tensor in tensors.values()]
@@ -94,12 +94,30 @@ def read_gguf(path: Path) -> GgufFile:
         )
     file = GgufFile(path=path, metadata=metadata, tensors=tensors)
     _require_model(file)
+    _require_numbers(file)
     _require_vocabulary(file)
     return file
 
 
+def _reader(path: Path) -> Any:
+    """A reader that stops at the end of the file: gguf's own reads nothing there, and goes on for as long as a damaged
+    header says."""
+    from gguf import GGUFReader
+
+    class Bounded(GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            if end > len(self.data):
+                raise ValueError(f"byte {end} is behind its end")
+            return super()._get(offset, dtype, count, override_order)
+
+    return Bounded(path)
+
+
 def _require_magic(path: Path) -> None:
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no ordinary file, expected a GGUF file; {REMEDY}")
         with path.open("rb") as opened:
             first = opened.read(64)
     except FileNotFoundError:
@@ -128,6 +146,23 @@ def _require_model(file: GgufFile) -> None:
         raise InputError(f"{file.path} has no token embedding (token_embd.weight), expected a language model; {REMEDY}")
 
 
+def _require_numbers(file: GgufFile) -> None:
+    """Where these are missing, Transformers would take its own defaults."""
+    names = {f"{file.architecture}.{key}": file.number(key) for key in ("context_length", "block_count")}
+    epsilons = [f"{file.architecture}.attention.{kind}_epsilon" for kind in ("layer_norm_rms", "layer_norm")]
+    if not any(name in file.metadata for name in epsilons):
+        names[epsilons[0]] = None
+    for name, value in names.items():
+        if type(value) is not int or value < 1:
+            raise InputError(f"{file.path} has {name} = {short(value)}, expected a positive number; convert it again")
+    layers = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
+    if layers != file.number("block_count"):
+        raise InputError(
+            f"{file.path} has tensors of {layers} layers, expected {file.number('block_count')} by its metadata; fetch "
+            "or convert it again"
+        )
+
+
 def _require_vocabulary(file: GgufFile) -> None:
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
@@ -137,3 +172,14 @@ def _require_vocabulary(file: GgufFile) -> None:
             f"{file.path}: its vocabulary has {len(tokens)} tokens and its embedding {file.rows} rows, expected a row "
             "for each token; fetch or convert the file again"
         )
+    types = file.metadata.get("tokenizer.ggml.token_type")
+    if types is not None and len(types) != len(tokens):
+        raise InputError(
+            f"{file.path} has kinds of {len(types)} tokens for {len(tokens)} tokens, expected one each; convert the "
+            "file again"
+        )
+    for name, value in file.metadata.items():
+        if name.startswith("tokenizer.ggml.") and name.endswith("_token_id") and not 0 <= value < len(tokens):
+            raise InputError(
+                f"{file.path} has {name} = {short(value)}, expected an id of its {len(tokens)} tokens; convert it again"
+            )

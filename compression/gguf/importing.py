@@ -231,15 +231,20 @@ def _require_room(file: GgufFile, target: Path, needed: int) -> None:
     if free < needed:
         raise InputError(
             f"importing {file.path.name} needs {_mib(needed)} in {folder}, expected at least that free, got "
-            f"{_mib(free)}; free some space, or choose another path"
+            f"{_mib(free)}; free some space, or {_elsewhere(target)}"
         )
 
 
 def _full(target: Path, needed: int) -> str:
     return (
         f"the disk of {target} became full during the import, which needs {_mib(needed)}; nothing was kept; free some "
-        "space, or choose another path"
+        f"space, or {_elsewhere(target)}"
     )
+
+
+def _elsewhere(target: Path) -> str:
+    in_cache = target.is_relative_to(cache_folder())
+    return "set XDG_CACHE_HOME to a folder with room" if in_cache else "choose another path"
 
 
 def _mib(nbytes: int) -> str:

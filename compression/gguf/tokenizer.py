@@ -102,14 +102,18 @@ def _byte_level(file: GgufFile) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
-    name = file.metadata.get("tokenizer.ggml.pre", "default")
-    rule = WORD_RULES.get(name)
+    name = file.metadata.get("tokenizer.ggml.pre")
+    rule = WORD_RULES.get(name)  # type: ignore[arg-type]
     if rule is None:
         raise InputError(
             f"{file.path} cuts text into words by the rule {short(name)}, expected one of {', '.join(WORD_RULES)}; "
             "give a Hugging Face directory of the model instead"
         )
-    merges = [tuple(merge.split(" ", 1)) for merge in file.metadata.get("tokenizer.ggml.merges") or ()]
+    if not (pairs := file.metadata.get("tokenizer.ggml.merges")):
+        raise InputError(
+            f"{file.path} has no tokenizer.ggml.merges, expected the pairs of its tokens; convert it again"
+        )
+    merges = [tuple(merge.split(" ", 1)) for merge in pairs]
     words = {text: index for index, text in enumerate(file.tokens)}
     core = _model(file, lambda: BPE(vocab=words, merges=merges, ignore_merges=rule.ignores_merges))
     core = Tokenizer(core)

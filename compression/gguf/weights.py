@@ -79,6 +79,12 @@ def _require_all(file: GgufFile, model: Any, tensors: Mapping[str, Any]) -> None
                 f"{file.path}: {name} has the shape {tuple(tensors[name].shape)}, expected {shape} by the file's "
                 "metadata; convert the file again"
             )
+    for name in shapes:
+        if not tensors[name].isfinite().all() or (len(shapes[name]) > 1 and not tensors[name].any()):
+            raise InputError(
+                f"{file.path}: {name} is all zeros, or holds numbers that are not finite, expected weights; fetch the "
+                "file again"
+            )
     counted = [name for name in file.tensors if name != DIVISORS and not any(part in name for part in MERGED)]
     if not any(part in name for name in file.tensors for part in MERGED) and len(counted) > len(tensors):
         raise InputError(

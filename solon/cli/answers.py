@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,7 +44,7 @@ def before_and_after(directory: Path) -> list[Pair]:
 
     Raises InputError when the directory or a file is missing, or a file is not what a run writes.
     """
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # noqa: PTH112  # what cannot be a path raises nothing
         raise InputError(f"there is no run directory {directory}, expected one, or the name of one under runs/")
     before, after = (_rows(directory / name) for name in (BEFORE, AFTER))
     by_prompt = {row.prompt_id: row for row in after}
@@ -80,16 +81,16 @@ def _rows(path: Path) -> list[HeldoutRow]:
         )
     try:
         return _ROWS.validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        where = ""
-        if isinstance(error, ValidationError):
-            first = error.errors(include_url=False)[0]
-            where = f" ({'.'.join(map(str, first['loc'])) or 'the whole file'}: {first['msg']})"
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; change its permissions") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = f" ({'.'.join(map(str, first['loc'])) or 'the whole file'}: {first['msg']})"
         raise InputError(
             f"{path} cannot be read{where}, expected the rows that a run writes; the run is damaged"
         ) from None
 
 
 def _answer(row: HeldoutRow) -> str:
-    marks = ", ".join(f"{'+' if score else '-'}{name}" for name, score in row.scores.items())
+    marks = ", ".join(f"{'+' if score > 0 else '-'}{name}" for name, score in row.scores.items())
     return f"{row.answer.strip()}\n[{marks}]"

@@ -30,7 +30,7 @@ def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A GGUF file.", show_default=False)],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory that is written.", show_default=False)],
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Number format of the weights.")] = "float32",
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT when it is a model directory.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT when it is an earlier import.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Write a GGUF file as a Hugging Face directory: weights, tokenizer, chat template, special tokens."""

@@ -8,14 +8,17 @@ A family of names has one entry in `FAMILIES`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from solon.cli import english_names, nursery_names
-from solon.errors import InputError, nearest
-from solon.files.marks import NamesFile, NamesModel, mapped, values
+from solon.errors import InputError, nearest, short
+from solon.files.marks import NamesFile, NamesModel, NamesPrompts, mapped, values
+from solon.files.row_sources import find_source
+from solon.host.user_folders import cache_folder, unusable
 from solon.models.given_names import is_gguf, is_given_name
 
 if TYPE_CHECKING:
@@ -66,7 +69,12 @@ def uses_names(run: RunFile) -> bool:
 
 
 def with_paths(run: R, *, progress: bool) -> R:
-    """The run file with paths instead of names and GGUF files; makes what is not in the cache."""
+    """The run file with paths instead of names and GGUF files; makes what is not in the cache.
+
+    Raises InputError before that when a file that the run names by its path is missing: making a judge takes minutes.
+    """
+    check_names(_names(run))
+    _require_files(run)
     path = resolver(_names(run), progress=progress)
     return mapped(mapped(run, NamesModel, path), NamesFile, path)
 
@@ -77,7 +85,7 @@ def resolver(names: Sequence[str], *, progress: bool) -> Callable[[str], str]:
     Makes only what is among `names`; all are checked before the first is made. Raises InputError for a name that there
     is not, and for a file that cannot be imported.
     """
-    wanted = {family: sorted({family.check(n) for n in names if n.startswith(family.prefix)}) for family in FAMILIES}
+    wanted = check_names(names)
     found: dict[str, str] = {}
     for value in sorted({name for name in names if is_gguf(name)}):
         found[value] = _imported(value, progress=progress)
@@ -88,6 +96,14 @@ def resolver(names: Sequence[str], *, progress: bool) -> Callable[[str], str]:
     return lambda value: found.get(value, value)
 
 
+def check_names(names: Sequence[str]) -> dict[Family, list[str]]:
+    """The names of each family, without prefixes. Raises InputError for a name or GGUF file that there is not."""
+    for value in names:
+        if is_gguf(value) and not os.path.isfile(os.path.expanduser(value)):  # noqa: PTH113, PTH111  # raise nothing
+            raise InputError(f"{value} does not exist, expected a GGUF file; check the path")
+    return {family: sorted({family.check(n) for n in names if n.startswith(family.prefix)}) for family in FAMILIES}
+
+
 def is_constitution_name(value: str) -> bool:
     """Whether a value names a constitution that Solon ships."""
     return is_given_name(value) and value.partition(":")[2] == "constitution"
@@ -96,7 +112,20 @@ def is_constitution_name(value: str) -> bool:
 def _imported(value: str, *, progress: bool) -> str:
     from solon.cli.models import import_into_cache
 
-    return str(import_into_cache(Path(value), progress=progress))
+    folder = cache_folder()
+    try:
+        return str(import_into_cache(Path(value), progress=progress))
+    except OSError as error:
+        raise unusable(folder, error, "XDG_CACHE_HOME") from error
+
+
+def _require_files(run: RunFile) -> None:
+    prompts = {value for value in values(run, NamesPrompts) if value and not needs_making(value)}
+    for value in values(run, NamesFile):
+        if value in prompts:
+            find_source(value, what="prompt", split=run.data.split)
+        elif value and not needs_making(value) and not os.path.exists(value):  # noqa: PTH110  # raises nothing
+            raise InputError(f"{short(value)} does not exist, expected a file; check the path")
 
 
 def _names(run: RunFile) -> tuple[str, ...]:

@@ -105,6 +105,11 @@ def test_a_run_file_of_english_names_gets_paths(tmp_path: Path, world: World):
     assert not uses_names(made)
 
 
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).touch()
+
+
 @pytest.fixture
 def imports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     made: list[Path] = []
@@ -118,6 +123,7 @@ def imports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_a_gguf_file_of_a_run_file_is_imported_once_from_beside_it(tmp_path: Path, imports: list[Path]):
+    touch(tmp_path, "small.gguf", "p.jsonl", "c")
     run = RunFile.load(run_file(tmp_path, policy="small.gguf", judge="small.gguf", prompts="p.jsonl", constitution="c"))
     made = with_paths(run, progress=False)
     assert imports == [tmp_path / "small.gguf"]
@@ -126,6 +132,7 @@ def test_a_gguf_file_of_a_run_file_is_imported_once_from_beside_it(tmp_path: Pat
 
 
 def test_a_gguf_file_of_a_pool_is_imported(tmp_path: Path, imports: list[Path]):
+    touch(tmp_path, "small.gguf", "judge.gguf", "p.jsonl", "c.yaml")
     path = tmp_path / "pipeline.toml"
     path.write_text(
         'prompts = "p.jsonl"\nconstitution = "c.yaml"\n'
@@ -138,6 +145,23 @@ def test_a_gguf_file_of_a_pool_is_imported(tmp_path: Path, imports: list[Path]):
     assert made.workers["judge"].model == "/cache/imports/judge"
 
 
-def test_a_gguf_judge_may_carry_a_variant(imports: list[Path]):
-    assert model_path("/models/small.gguf@bf16", progress=False) == "/cache/imports/small@bf16"
-    assert imports == [Path("/models/small.gguf")]
+def test_a_gguf_judge_may_carry_a_variant(tmp_path: Path, imports: list[Path]):
+    touch(tmp_path, "small.gguf")
+    assert model_path(f"{tmp_path}/small.gguf@bf16", progress=False) == "/cache/imports/small@bf16"
+    assert imports == [tmp_path / "small.gguf"]
+
+
+@pytest.mark.parametrize("missing", ["p.jsonl", "c", "judge.gguf"])
+def test_nothing_is_made_for_a_run_that_lacks_a_file(tmp_path: Path, imports: list[Path], missing: str):
+    touch(tmp_path, *{"p.jsonl", "c", "judge.gguf", "small.gguf"} - {missing})
+    run = RunFile.load(run_file(tmp_path, policy="small.gguf", judge="judge.gguf", prompts="p.jsonl", constitution="c"))
+    with pytest.raises(InputError, match=rf"{missing}.? does not exist"):
+        with_paths(run, progress=False)
+    assert imports == []
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    touch(tmp_path, "small.gguf", "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="cannot be used: Not a directory; set XDG_CACHE_HOME"):
+        resolver([str(tmp_path / "small.gguf")], progress=False)

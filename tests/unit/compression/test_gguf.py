@@ -262,10 +262,15 @@ def test_an_existing_target_stays_unless_it_is_a_model_and_force_is_given(tmp_pa
     assert not (target / "old").exists()
     papers = tmp_path / "papers"
     papers.mkdir()
+    (papers / "config.json").touch()  # as in a run directory, which is no model
     (papers / "thesis.txt").touch()
-    with pytest.raises(InputError, match=r"no model directory, so --force does not replace it"):
+    with pytest.raises(InputError, match=r"no earlier import .*so --force does not replace it"):
         import_gguf(source, papers, force=True)
-    assert names(papers) == ["thesis.txt"]
+    assert names(papers) == ["config.json", "thesis.txt"]
+    inside = write_gguf(target / "inside.gguf", tiny_network("llama_tied"))
+    with pytest.raises(InputError, match=r"holds the file inside.gguf itself"):
+        import_gguf(inside, target, force=True)
+    assert inside.exists()
 
 
 def test_the_same_content_is_imported_once_into_the_cache_whatever_its_name(tmp_path: Path):
@@ -297,3 +302,86 @@ def test_two_that_want_the_same_import_at_once_make_it_once(tmp_path: Path):
     assert len(found) == 3
     assert len(set(found)) == 1
     assert told == ["Tiny llama"]
+
+
+def changed(**values: Any) -> Any:
+    """A function that sets keys of a file; None removes one. Two underscores stand for a dot."""
+
+    def change(writer: Any) -> None:
+        found = writer.kv_data[0]
+        for name, value in values.items():
+            key = name.replace("__", ".")
+            if value is None:
+                del found[key]
+            else:
+                found[key].value = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tokenizer__ggml__merges": None}, r"has no tokenizer.ggml.merges"),
+        ({"tokenizer__ggml__pre": None}, r"cuts text into words by the rule None"),
+        ({"llama__attention__layer_norm_rms_epsilon": None}, r"layer_norm_rms_epsilon = None, expected a positive"),
+        ({"llama__context_length": None}, r"llama.context_length = None, expected a positive number"),
+        ({"llama__block_count": 1_000_000}, r"tensors of \d layers, expected 1000000"),
+        ({"tokenizer__ggml__eos_token_id": 100_000}, r"eos_token_id = 100000, expected an id of its \d+ tokens"),
+        ({"tokenizer__ggml__token_type": [1, 1]}, r"kinds of 2 tokens for \d+ tokens"),
+    ],
+)
+def test_a_file_without_what_decides_tokens_or_numbers_is_refused(tmp_path: Path, change: dict[str, Any], told: str):
+    source = write_gguf(tmp_path / "tiny.gguf", tiny_network("llama_tied"), change=changed(**change))
+    with pytest.raises(InputError, match=told):
+        import_gguf(source, tmp_path / "model")
+    assert names(tmp_path) == ["tiny.gguf"]
+
+
+def test_an_array_that_a_damaged_header_calls_endless_ends_with_the_file(tmp_path: Path):
+    source = write_gguf(tmp_path / "tiny.gguf", tiny_network("llama_tied"))
+    data = bytearray(source.read_bytes())
+    place = data.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 8
+    data[place : place + 8] = (2**40).to_bytes(8, "little")
+    source.write_bytes(data)
+    with pytest.raises(InputError, match=r"truncated or damaged.*behind its end"):
+        import_gguf(source, tmp_path / "model")
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_weights_that_are_none_are_refused(tmp_path: Path, value: float):
+    network = tiny_network("llama_tied")
+    network.model.layers[0].mlp.up_proj.weight.data.fill_(value)
+    source = write_gguf(tmp_path / "tiny.gguf", network)
+    with pytest.raises(InputError, match=r"is all zeros, or holds numbers that are not finite"):
+        import_gguf(source, tmp_path / "model")
+
+
+def test_a_file_that_changes_during_its_import_is_not_kept_under_the_old_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from compression.gguf import importing
+
+    source = write_gguf(tmp_path / "tiny.gguf", tiny_network("llama_tied"))
+    other = write_gguf(tmp_path / "other.gguf", tiny_network("llama_tied"), template=None)
+    read = importing.read_gguf
+    monkeypatch.setattr(importing, "read_gguf", lambda path: read(shutil.copyfile(other, path)))
+    with pytest.raises(InputError, match=r"changed while it was imported; nothing was kept"):
+        cached_import(source, cache=tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache/imports").iterdir() if path.is_dir()] == []
+
+
+def test_a_cached_import_that_lost_a_file_is_made_again(tmp_path: Path):
+    source = write_gguf(tmp_path / "tiny.gguf", tiny_network("llama_tied"))
+    place = cached_import(source, cache=tmp_path / "cache")
+    (place / "model.safetensors").write_bytes(b"")
+    assert cached_import(source, cache=tmp_path / "cache") == place
+    assert (place / "model.safetensors").stat().st_size > 0
+
+
+def test_a_target_that_cannot_be_made_does_not_blame_the_file(tmp_path: Path):
+    source = write_gguf(tmp_path / "tiny.gguf", tiny_network("llama_tied"))
+    with pytest.raises(InputError, match=r"cannot be written.*choose another path"):
+        import_gguf(source, source / "below")
+    with pytest.raises(InputError, match=r"cannot be used: File name too long"):
+        import_gguf(source, tmp_path / ("x" * 300))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -83,3 +84,35 @@ def test_two_builders_take_turns(tmp_path: Path):
         thread.join()
     assert inside in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
     assert (tmp_path / "made.lock").exists()
+
+
+KILLED_BETWEEN = """
+import os, signal, sys
+from pathlib import Path
+from solon.host.whole_directory import new_directory
+with new_directory(Path(sys.argv[1]), replace=True) as scratch:
+    (scratch / "second").touch()
+    real = Path.rename
+    def rename(self, target):
+        real(self, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+    Path.rename = rename
+"""
+
+
+def test_what_a_killed_process_was_about_to_replace_is_put_back(tmp_path: Path):
+    place = tmp_path / "made"
+    with new_directory(place) as scratch:
+        (scratch / "first").touch()
+    killed = subprocess.run([sys.executable, "-c", KILLED_BETWEEN, str(place)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not place.exists()
+
+    def fail() -> None:
+        with new_directory(place, replace=True):
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    assert names(tmp_path) == ["made"]
+    assert names(place) == ["first"]
