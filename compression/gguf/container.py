@@ -100,7 +100,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _reader(path: Path) -> Any:
-    """A reader that stops at the end of the file: gguf's own reads nothing there, and goes on for as long as a damaged
+    """A reader that stops at the end of the file: gguf's own reads nothing there, and continues for as long as a damaged
     header says."""
     from gguf import GGUFReader
 
