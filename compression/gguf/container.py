@@ -100,8 +100,8 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _reader(path: Path) -> Any:
-    """A reader that stops at the end of the file: gguf's own reads nothing there, and continues for as long as a damaged
-    header says."""
+    """A reader that stops at the end of the file: gguf's own reads nothing there, for as long as a damaged header
+    says."""
     from gguf import GGUFReader
 
     class Bounded(GGUFReader):
