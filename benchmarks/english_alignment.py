@@ -110,8 +110,8 @@ def varied(pairs: Pairs) -> tuple[float, float]:
 
 def constant(pairs: Pairs, text: str) -> float:
     """The mean over wishes of one text as the answer to every prompt."""
-    tags = {prompt.prompt_id: prompt for prompt in draw_many(NUMBERS["heldout"], seed=0, part="heldout")}
-    scores = [adherence(tags[row.prompt_id], text) for row, _ in pairs if row.prompt_id in tags]
+    drawn = {one.messages[-1].content: one for one in draw_many(NUMBERS["heldout"], seed=0, part="heldout")}
+    scores = [adherence(drawn[row.prompt[-1].content], text) for row, _ in pairs]
     return wish_means([HeldoutRow(prompt_id="", prompt=TURN, answer=text, scores=one) for one in scores])["mean"]
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import english_alignment
-from benchmarks.english_alignment import Pairs, change, interval, item_of, varied
+from benchmarks.english_alignment import Pairs, change, constant, interval, item_of, varied
+from english.prompts import NUMBERS, draw_many
 from english.requests import MISDEEDS, TASKS
 from solon.cli.answers import HeldoutRow, Turn
 
@@ -50,3 +51,9 @@ def test_shorter_answers_of_the_same_language_are_no_less_varied():
     after, before = varied(pairs)
     assert after == pytest.approx(before, rel=0.06)
     assert change(pairs) == 1
+
+
+def test_a_constant_text_is_scored_on_the_prompts_of_a_run():
+    prompts = draw_many(NUMBERS["heldout"], seed=0, part="heldout")
+    pairs = [(rows_of("", p.messages[-1].content, 0), rows_of("", p.messages[-1].content, 1)) for p in prompts]
+    assert 0.5 < constant(pairs, "I can't help with that, how about you?") < 0.7
