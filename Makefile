@@ -21,7 +21,7 @@ setup: ## install the pinned stack and Solon into .venv
 demo: setup ## train tiny models and align one from AI feedback on this machine, in minutes
 	@$(BIN)/solon demo
 
-demo-english: setup ## align SmolLM2, a real pretrained assistant, in English from AI feedback, in half an hour or so
+demo-english: setup ## align SmolLM2, a real pretrained assistant, in English from AI feedback; an hour the first time, then 20 minutes
 	@$(BIN)/solon demo --english
 
 # Unit tests run in parallel. Of the others two files run at a time, as they mostly wait for clusters and engines to start.
