@@ -71,7 +71,8 @@ def uses_names(run: RunFile) -> bool:
 def with_paths(run: R, *, progress: bool) -> R:
     """The run file with paths instead of names and GGUF files; makes what is not in the cache.
 
-    Raises InputError before that when a file that the run names by its path is missing: making a judge takes minutes.
+    Raises InputError before that when prompts or a constitution that the run names by path are missing: making a judge
+    takes minutes.
     """
     check_names(_names(run))
     _require_files(run)
@@ -120,12 +121,11 @@ def _imported(value: str, *, progress: bool) -> str:
 
 
 def _require_files(run: RunFile) -> None:
-    prompts = {value for value in values(run, NamesPrompts) if value and not needs_making(value)}
-    for value in values(run, NamesFile):
-        if value in prompts:
+    for value in values(run, NamesPrompts):
+        if value and not needs_making(value):
             find_source(value, what="prompt", split=run.data.split)
-        elif value and not needs_making(value) and not os.path.exists(value):  # noqa: PTH110  # raises nothing
-            raise InputError(f"{short(value)} does not exist, expected a file; check the path")
+    if not needs_making(run.constitution) and not os.path.exists(run.constitution):  # noqa: PTH110  # raises nothing
+        raise InputError(f"constitution {run.constitution} does not exist; check the path")
 
 
 def _names(run: RunFile) -> tuple[str, ...]:
