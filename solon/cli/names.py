@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from solon.cli import english_names, nursery_names
-from solon.errors import InputError, nearest, short
+from solon.errors import InputError, nearest
 from solon.files.marks import NamesFile, NamesModel, NamesPrompts, mapped, values
 from solon.files.row_sources import find_source
 from solon.host.user_folders import cache_folder, unusable
