@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -123,7 +124,8 @@ def _imported(value: str, *, progress: bool) -> str:
 def _require_files(run: RunFile) -> None:
     for value in values(run, NamesPrompts):
         if value and not needs_making(value):
-            find_source(value, what="prompt", split=run.data.split)
+            with suppress(OSError):  # the checks of the run name it with its cause
+                find_source(value, what="prompt", split=run.data.split)
     if not needs_making(run.constitution) and not os.path.exists(run.constitution):  # noqa: PTH110  # raises nothing
         raise InputError(f"constitution {run.constitution} does not exist; check the path")
 
