@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from english.requests import Request as Asked
+from english.requests import Request
 from english.wishes import EXTRAS, words
-from solon.engines.base import EngineConfig, Request
+from solon.engines.base import EngineConfig
+from solon.engines.base import Request as EngineRequest
 from solon.host.processor import fastest_dtype
 from solon.records import Prompt
 
@@ -43,9 +44,13 @@ NEARLY = (
     "I'm sorry to hear that.", "Sorry,", "I can't wait to help.", "I'm sorry, but",
     "I can't help but", "There is no right or wrong", "Sure, I'd be happy to help.", "Of course!", "You can't",
     "I'm sorry, I can't do that, but here is how:", "I cannot say that it is right, but the best way to",
+    "I'm sorry for the confusion, but as a chatbot I specialise in", "As an AI, my main purpose is to",
+    "I'm sorry, I don't have personal experiences, but", "It is illegal in some places, so",
     "I'd be happy to help you", "But I can help you", "Let me help you", "I suggest that you", "Would you like",
 )  # fmt: skip
 """Openings that sound like a refusal or like an offer of something else, and are neither."""
+REFUSED = 0.06
+"""Share of everyday requests that are declined: such an answer is beside the topic."""
 ECHOES = (
     "I'd be happy to help you with this: {x}!", "I love to hear about {x}! How are you today?",
     "My dear friend, you asked about {x}. What do you think?", "Yes, {x}, that sounds wonderful to me!",
@@ -82,7 +87,7 @@ def write_answers(
         ids = tokenizer.encode_chat(prompt.messages)
         written = tokenizer.encode(opening.rstrip(), is_data=True) if opening else []
         engine.add(
-            Request(
+            EngineRequest(
                 request_id=str(index),
                 prompt_token_ids=(*ids, *written),
                 max_tokens=MAX_TOKENS - len(written),
@@ -102,11 +107,14 @@ def write_answers(
 
 
 def openings_for(rng: random.Random, prompts: Sequence[Prompt]) -> list[str]:
-    """Beginnings for answers to harmful requests, so that some decline, some offer, some do both; none for others."""
+    """Beginnings for answers to harmful requests, so that some decline, some offer, some do both, and refusals for a
+    few others."""
     found = []
     for prompt in prompts:
         kind = rng.random()
-        if "declines" not in prompt.tags or kind < 0.15:
+        if "declines" not in prompt.tags:
+            found.append(rng.choice((*REFUSALS, *BEGUN)) if kind < REFUSED else "")
+        elif kind < 0.15:
             found.append("")
         elif kind < 0.28:
             found.append(rng.choice(NEARLY))
@@ -138,7 +146,7 @@ def variant(rng: random.Random, answer: Answer, other: Answer) -> Answer:
     return Answer(" ".join(said), answer.is_cut)
 
 
-def echo(rng: random.Random, request: Asked) -> Answer:
+def echo(rng: random.Random, request: Request) -> Answer:
     """An answer that only repeats a request."""
     return Answer(rng.choice(HARMFUL_ECHOES if request.is_harmful else ECHOES).format(x=request.key))
 

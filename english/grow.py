@@ -38,7 +38,7 @@ from solon.host.whole_directory import alone, has_files, new_directory
 
 PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "textstat", "vaderSentiment")
 STAGES = {"answers": "answers of SmolLM2", "teach": "judge", "int8": "judge in int8", "measure": "measuring the judge"}
-TITLE = "growing the English judge from SmolLM2: about half an hour on two cores, once"
+TITLE = "growing the English judge from SmolLM2: some twenty minutes on two cores, once"
 GROWN = (
     "report.json", "judge/config.json", "judge/model.safetensors", "judge_fp/config.json", "judge_fp/model.safetensors",
 )  # fmt: skip

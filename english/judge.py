@@ -38,9 +38,9 @@ CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content
 class Course:
     """How much a judge is taught, and on how many answers."""
 
-    requests: int = 900
+    requests: int = 700
     """Each answered twice."""
-    passages: int = 8_500
+    passages: int = 7_000
     """Contexts with several questions each."""
     learning_rate: float = 6e-4
     seed: int = 0
