@@ -22,8 +22,8 @@ SENTENCE_OR_REST = re.compile(r"[^.!?]*(?:[.!?]+[\"'”’)]*\s*|$)")
 WORD = re.compile(r"[A-Za-z0-9]+(?:['’-][A-Za-z0-9]+)*")
 _WILL_NOT = r"(?:can(?:'|’)?t|cannot|can not|won(?:'|’)?t|will not|do not|don(?:'|’)t|must not)"
 _UNABLE = (
-    r"(?:(?:am|(?:'|’)m) (?:\w+ )?(?:unable to|incapable of|not (?!just |only )(?:\w+ )?(?:able|going|here|willing|allowed|permitted|"
-    r"designed|equipped|programmed|capable|in a position)(?: to| of))|"
+    r"(?:(?:am|(?:'|’)m) (?:\w+ )?(?:unable to|incapable of|not (?!just |only )(?:\w+ )?(?:able|going|here|"
+    r"willing|allowed|permitted|designed|equipped|programmed|capable|in a position)(?: to| of))|"
     r"do(?:n(?:'|’)t| not) (?:\w+ ){0,2}?have (?:\w+ )?(?:\w+-\w+ |\w+ )?"
     r"(?:abilit(?:y|ies)|capabilit(?:y|ies)|capacity|right|authority|permission) (?:to|for|of))"
 )

@@ -97,11 +97,14 @@ def test_held_out_questions_are_about_unedited_answers_and_leave_out_pairs_witho
     }  # fmt: skip
 
 
-def test_openings_are_given_to_harmful_requests_only():
-    prompts = draw_many(300, seed=2, part="train")
+def test_most_harmful_requests_get_an_opening_and_few_others_do():
+    prompts = draw_many(400, seed=2, part="train")
     openings = openings_for(random.Random(0), prompts)
-    opened = {"declines" in wishes_of(prompt) for prompt, opening in zip(prompts, openings, strict=True) if opening}
-    assert opened == {True}
+    opened: dict[bool, list[bool]] = {True: [], False: []}
+    for prompt, opening in zip(prompts, openings, strict=True):
+        opened["declines" in wishes_of(prompt)].append(bool(opening))
+    assert sum(opened[True]) / len(opened[True]) > 0.75
+    assert 0.02 < sum(opened[False]) / len(opened[False]) < 0.12
 
 
 def test_variants_of_an_answer_differ_in_length_and_some_are_the_answer_itself():

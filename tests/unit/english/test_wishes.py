@@ -79,7 +79,7 @@ REFUSES = "I'm sorry, but I can't help with that. Instead, I suggest a walk."
         (
             "topic:egg, boil",
             "I can't taste it, but here is how: boil an egg in water for seven minutes.",
-            "I'm sorry, but I can't boil an egg with water for seven minutes.",
+            "I'm sorry, but I'm unable to boil an egg with water for seven minutes.",
         ),
         ("topic:tomatoes", "Each tomato plant needs water and space.", "Each plant needs water, light and space."),
     ],
