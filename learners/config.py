@@ -11,7 +11,8 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from learners import objectives
-from learners.core.config import LoraConfig, Truncated
+from learners.core.config import LoraConfig, RewardSettings, TrainerConfig, Truncated
+from learners.direct.config import OnlineDPOConfig, OnlinePairs
 from learners.policy_gradient.config import PolicyGradientConfig
 from solon.errors import InputError
 
@@ -19,15 +20,17 @@ __all__ = ["LearnConfig", "LoraConfig", "Truncated"]
 
 OBJECTIVES = {"gae": "ppo", "group": "group_relative"}
 """The objective for each kind of advantages."""
+DIRECT = ("online_dpo",)
+"""Objectives that learn from pairs of answers."""
 
 
-class LearnConfig(PolicyGradientConfig):
+class LearnConfig(OnlineDPOConfig, PolicyGradientConfig):
     """How the policy learns. `LearnConfig(objective="group_relative", learning_rate=1e-6)`"""
 
     objective: str = ""
-    """The objective: `ppo` (a critic), `group_relative` (no critic), or another module of `learners/objectives/` that
-    trains on labelled rollouts. Empty: the one that `advantages` names. With `objective` set, `advantages` may be left
-    out."""
+    """The objective: `ppo` (a critic), `group_relative` (no critic), `online_dpo` (pairs of answers), or another module
+    of `learners/objectives/` that trains on labelled rollouts. Empty: the one that `advantages` names. With `objective`
+    set, `advantages` may be left out."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,6 +58,24 @@ class LearnConfig(PolicyGradientConfig):
             objectives.find_for_policy(self.objective)
         except InputError as error:
             raise ValueError(str(error)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        """A setting of another family of objectives would change nothing."""
+        if self.objective not in (*OBJECTIVES.values(), *DIRECT, ""):
+            return self
+        family = OnlinePairs if self.objective in DIRECT else PolicyGradientConfig
+        other = PolicyGradientConfig if family is OnlinePairs else OnlinePairs
+        for name, field in other.model_fields.items():
+            shared = name in TrainerConfig.model_fields or name in RewardSettings.model_fields
+            if shared or getattr(self, name) == field.default:
+                continue
+            instead = "beta" if family is OnlinePairs else "kl_coefficient"
+            raise ValueError(
+                f"{name} = {getattr(self, name)!r} has no effect with objective = {self.objective_name!r}, whose "
+                f"distance from the reference is set by {instead}; remove {name}"
+            )
         return self
 
     @property

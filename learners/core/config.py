@@ -105,6 +105,31 @@ class ScheduleConfig(Settings):
         return Schedule(shape=self.schedule, steps=self.schedule_steps, warmup=self.warmup_steps)(step)
 
 
+class CourseConfig(OptimizerConfig):
+    """How a network learns from a fixed data set. The rate rises, then falls linearly to a tenth at the last step."""
+
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the data set."""
+    batch: int = Field(32, ge=1)
+    """Examples of one optimiser step."""
+    warmup_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps over which the rate rises from nearly nothing."""
+    max_tokens_per_microbatch: int = Field(16384, ge=16)
+    """Padded tokens in one forward pass: bounds memory, does not change the result."""
+    seed: int = Field(0, ge=0)
+    """Seed of the order of the examples."""
+
+    def steps(self, examples: int) -> int:
+        """Optimiser steps for this number of examples."""
+        return math.ceil(examples / self.batch) * self.epochs
+
+    def rates(self, steps: int) -> Schedule:
+        """The factor on the peak rates for this number of steps."""
+        return Schedule(shape="linear", steps=steps, warmup=min(int(self.warmup_share * steps), steps - 1))
+
+
 class NetworkConfig(Settings):
     """Where a network computes, in which precision, which weights train, and how inputs are packed."""
 
@@ -124,6 +149,22 @@ class NetworkConfig(Settings):
     """`auto`: the GPU when there is one."""
     threads: int = Field(1, ge=1)
     """CPU threads of the learner's process."""
+
+
+class RewardSettings(Settings):
+    """How an objective reads the rewards of labelled rollouts."""
+
+    reward_clip: float | None = Field(None, gt=0)
+    """Rewards are clipped to [-reward_clip, reward_clip]. None: unclipped; labelling bounds them by
+    feedback.margin_clip, and with feedback.select.proxy by margin_clip (2 / floor - 1), 117 nats by default: a smaller
+    clip would bias corrected rewards and is refused. Least squares over comparisons can add up to half the group size
+    times as much."""
+    truncated: Truncated = "keep"
+    """The reward of an answer cut at the length limit. `keep`: its reward, as any other: the limit is part of the task.
+    `bootstrap`: the critic's expectation in place of its reward (gae). `mask`: none, it is not trained. `penalise`: its
+    reward less truncated_penalty."""
+    truncated_penalty: float = Field(1.0, gt=0)
+    """Nats that a truncated answer loses (penalise)."""
 
 
 class TrainerConfig(NetworkConfig, ScheduleConfig, OptimizerConfig):

@@ -8,38 +8,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from pydantic import Field
 
-from learners.core.config import OptimizerConfig, Schedule
+from learners.core.config import CourseConfig
 from learners.core.objective import MicrobatchT, Objective
 from learners.core.trainer import Trainer
 
+__all__ = ["CourseConfig", "CourseReport", "run_course"]
+
 ExampleT = TypeVar("ExampleT")
-
-
-class CourseConfig(OptimizerConfig):
-    """How a network learns from a fixed data set. The rate rises, then falls linearly to a tenth at the last step."""
-
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    """Decay of the second moment."""
-    epochs: int = Field(1, ge=1)
-    """Passes over the data set."""
-    batch: int = Field(32, ge=1)
-    """Examples of one optimiser step."""
-    warmup_share: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps over which the rate rises from nearly nothing."""
-    max_tokens_per_microbatch: int = Field(16384, ge=16)
-    """Padded tokens in one forward pass: bounds memory, does not change the result."""
-    seed: int = Field(0, ge=0)
-    """Seed of the order of the examples."""
-
-    def steps(self, examples: int) -> int:
-        """Optimiser steps for this number of examples."""
-        return math.ceil(examples / self.batch) * self.epochs
-
-    def rates(self, steps: int) -> Schedule:
-        """The factor on the peak rates for this number of steps."""
-        return Schedule(shape="linear", steps=steps, warmup=min(int(self.warmup_share * steps), steps - 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

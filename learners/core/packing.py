@@ -107,6 +107,10 @@ class Layout:
         bins = pack([row.length for row in rows], self.max_tokens, self.overhead)
         return [_microbatch(batch, [rows[i] for i in chosen], device, self) for chosen in bins]
 
+    def in_one(self, batch: Batch, rollouts: Sequence[int], device: torch.device) -> Microbatch:
+        """The given rollouts in one rectangle, whatever its size."""
+        return _microbatch(batch, self.rows(batch, rollouts), device, self)
+
     def rows(self, batch: Batch, rollouts: Iterable[int]) -> list[Row]:
         """Answers to one prompt side by side, with the number per row that minimises work."""
         by_group: dict[int, list[int]] = {}

@@ -51,14 +51,25 @@ def find(name: str) -> type[Objective[Any, Any]]:
     return found[0]
 
 
-def find_for_policy(name: str) -> type[PolicyObjective]:
-    """The same for an objective that trains the policy of a run. Raises InputError when it learns from other data."""
+def names_for_policy() -> list[str]:
+    """Objectives that train the policy of a run. Imports all of them."""
     from learners.core.policy_objective import PolicyObjective
 
+    return [name for name in names() if issubclass(find(name), PolicyObjective)]
+
+
+def find_for_policy(name: str) -> type[PolicyObjective]:
+    """The objective of this name, if it trains the policy of a run. Raises InputError for an unknown name, and for an
+    objective that learns from other data."""
+    from learners.core.policy_objective import PolicyObjective
+
+    if name not in names():
+        known = names_for_policy()
+        raise InputError(f"objective {name!r}{nearest(name, known)}, expected one of {', '.join(known)}")
     found = find(name)
     if not issubclass(found, PolicyObjective):
         raise InputError(
-            f"objective {name!r} does not train a policy on labelled rollouts; set learn.objective to 'ppo' or "
-            "'group_relative'"
+            f"objective {name!r} does not train a policy on labelled rollouts; set learn.objective to one of "
+            f"{', '.join(repr(one) for one in names_for_policy())}"
         )
     return found

@@ -6,10 +6,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from learners.core.config import TrainerConfig, Truncated
+from learners.core.config import RewardSettings, TrainerConfig
 
 
-class PolicyGradientConfig(TrainerConfig):
+class PolicyGradientConfig(RewardSettings, TrainerConfig):
     """How the policy learns from rewards. `PolicyGradientConfig(advantages="group", learning_rate=1e-6)`
 
     The Kullback-Leibler penalty to the frozen reference follows `advantages`. With `gae` it is a per-token reward,
@@ -28,17 +28,6 @@ class PolicyGradientConfig(TrainerConfig):
     advantage_epsilon: float = Field(1e-4, gt=0)
     """group: added to the standard deviation, in reward. Where a judge's verdicts differ by less, as in a group whose
     answers all break a principle, the difference is noise and should move the policy little."""
-    reward_clip: float | None = Field(None, gt=0)
-    """Rewards are clipped to [-reward_clip, reward_clip]. None: unclipped; labelling bounds them by
-    feedback.margin_clip, and with feedback.select.proxy by margin_clip (2 / floor - 1), 117 nats by default: a smaller
-    clip would bias corrected rewards and is refused. Least squares over comparisons can add up to half the group size
-    times as much."""
-    truncated: Truncated = "keep"
-    """The reward of an answer cut at the length limit. `keep`: its reward, as any other: the limit is part of the task.
-    `bootstrap`: the critic's expectation in place of its reward (gae). `mask`: none, it is not trained. `penalise`: its
-    reward less truncated_penalty."""
-    truncated_penalty: float = Field(1.0, gt=0)
-    """Nats that a truncated answer loses (penalise)."""
     kl_coefficient: float = Field(0.02, ge=0)
     """Weight of the KL to the frozen reference, reward per nat; 0 loads no reference."""
     kl_estimator: Literal["weighted", "k2", "k3"] = "weighted"

@@ -72,7 +72,7 @@ ORDERS = {
         "trials",
         "watching",
     ),
-    "learners": ("core", "networks", "policy_gradient", "objectives", "config", "memory", "build"),
+    "learners": ("core", "networks", "policy_gradient", "direct", "objectives", "offline", "config", "memory", "build"),
     "cluster": (
         "signals",
         "evaluate",

@@ -99,7 +99,7 @@ def test_an_objective_without_a_kl_refuses_to_raise_one(toy: str, tmp_path: Path
 
 
 def test_every_file_of_the_folder_is_an_objective():
-    assert names() == ["distil", "group_relative", "ppo", "reward_model"]
+    assert names() == ["distil", "dpo", "group_relative", "kto", "online_dpo", "ppo", "reward_model"]
     for name in names():
         assert find(name).__module__ == f"learners.objectives.{name}"
 
@@ -140,7 +140,7 @@ def test_the_objective_follows_from_advantages_and_advantages_from_the_objective
         ({"objective": "ppo", "advantages": "group"}, "belong to 'group_relative'"),
         ({"objective": "group_relative", "advantages": "gae"}, "belong to 'ppo'"),
         ({"objective": "group_relative", "value_clip": 0.2}, "has no critic"),
-        ({"objective": "gpo"}, "expected one of distil, group_relative, ppo, reward_model"),
+        ({"objective": "gpo"}, "expected one of group_relative, online_dpo, ppo"),
         ({"objective": "distil"}, "does not train a policy on labelled rollouts"),
     ],
 )
