@@ -142,6 +142,26 @@ def train(
 
 
 @app.command()
+def align(
+    path: Annotated[Path, typer.Argument(metavar="ALIGN.toml", help="An alignment file.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Name of the folder under runs/.")] = None,
+    again_from: Annotated[
+        str, typer.Option("--from", metavar="STAGE", help="Make this stage and later ones again.", show_default=False)
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why.")] = False,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train in several stages: preferences, SFT, DPO, reward model, RL. A stage that exists is not made again."""
+    from solon.cli.align import run_align
+
+    result = run_align(
+        path, name=name, again_from=again_from, dry_run=dry_run, overrides=overrides or [], as_json=as_json
+    )
+    _print(result, as_json)
+
+
+@app.command()
 def check(
     path: Annotated[
         str,

@@ -72,7 +72,19 @@ ORDERS = {
         "trials",
         "watching",
     ),
-    "learners": ("core", "networks", "policy_gradient", "direct", "objectives", "offline", "config", "memory", "build"),
+    "learners": (
+        "core",
+        "networks",
+        "policy_gradient",
+        "direct",
+        "data",
+        "objectives",
+        "offline",
+        "supervised",
+        "config",
+        "memory",
+        "build",
+    ),
     "cluster": (
         "signals",
         "evaluate",
@@ -96,6 +108,7 @@ ORDERS = {
         "stages",
         "pipeline_file",
         "train",
+        "align",
     ),
 }
 """The rooms of a package and the modules beside them, lowest first: each may import those before it."""

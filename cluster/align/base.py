@@ -1,0 +1,100 @@
+"""The base of every stage of an alignment: what it takes, what it makes, and its work."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import field_validator
+
+from cluster.config.sections import Section
+
+if TYPE_CHECKING:
+    from cluster.align.file import AlignFile
+
+PRODUCTS: Mapping[str, str] = {
+    "policy": "model",
+    "reward_model": "model",
+    "preferences": "preferences.jsonl",
+    "demonstrations": "demonstrations.jsonl",
+    "scores": "scores.json",
+}
+"""The path of each product within the folder of the stage that makes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An input of a stage. `Source(role="policy", stage="sft")`, or `Source(role="policy", path="models/base")`"""
+
+    role: str
+    """One of `PRODUCTS`, or `prompts`, `judge`, `constitution`, `data`."""
+    stage: str = ""
+    """The stage that makes it; empty: it is a file or model of the user."""
+    path: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """One stage that is being made."""
+
+    out: Path
+    """The folder to fill: only products and what people read; no times and no paths, so that equal work has equal
+    digests."""
+    scratch: Path
+    """Removed when the stage ends."""
+    kept: Path
+    """Kept when the stage is interrupted, for a stage that can resume, and afterwards as its records."""
+    inputs: Mapping[str, str]
+    """Paths, by role."""
+    file: AlignFile
+    run: Callable[[Sequence[str]], None]
+    """Run a command to its end, its output in the stage's log. Raises RunFailedError, and InputError for code 2."""
+    work: Callable[[str, Mapping[str, Any]], dict[str, Any]]
+    """Call `module:function` with a mapping in a process of its own; returns its report."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """For people; not part of the result's digest."""
+
+
+class AlignStage(Section):
+    """A section `[[stages]]` of an alignment file. A new kind of stage is one new file in `cluster/align/stages/`."""
+
+    kind: ClassVar[str] = ""
+    """The value of `type`."""
+    version: ClassVar[int] = 1
+    """Raised when the stage does something else although no source file of it changed."""
+    makes: ClassVar[tuple[str, ...]] = ()
+    """Of `PRODUCTS`."""
+    code: ClassVar[tuple[str, ...]] = ()
+    """Modules that do the work: results are made again when they or what they import changes."""
+
+    type: str
+    name: str = ""
+    """Distinguishes stages of one type, and is what later stages call it; empty: the type."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_part_of_a_file_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{0,60}", name):
+            raise ValueError("expected at most 60 letters, digits, `-` and `_`: it is part of the name of a folder")
+        return name
+
+    @abstractmethod
+    def takes(self, file: AlignFile) -> Mapping[str, str]:
+        """Inputs by role: the name of a stage, a path or model name, or empty for the latest stage that makes it. A
+        role with the value `None` is not taken."""
+
+    @abstractmethod
+    def settings(self, file: AlignFile) -> Mapping[str, Any]:
+        """All settings that the result depends on, as JSON."""
+
+    @abstractmethod
+    def make(self, job: Job) -> None:
+        """Fill `job.out`. Raises RunFailedError, InputError."""
+
+    def own_settings(self) -> dict[str, Any]:
+        """The stage's own fields, without its name and inputs."""
+        return self.model_dump(mode="json", exclude={"type", "name"})

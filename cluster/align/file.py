@@ -1,0 +1,161 @@
+"""The alignment file: a starting policy, a judge, prompts, and stages that run one after another.
+
+    policy = "org/model"
+    judge = "org/judge"
+    prompts = "prompts.jsonl"
+    constitution = "constitution.yaml"
+
+    [[stages]]
+    type = "preferences"
+
+    [[stages]]
+    type = "dpo"
+
+docs/align.md describes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
+
+from cluster.align.base import PRODUCTS, AlignStage, Source
+from cluster.align.stages import known_stages
+from cluster.config.run_file import HOLDS_A_SECRET
+from cluster.config.sections import Section
+from solon.errors import InputError, nearest
+from solon.files.marks import FilePath, ModelName, PromptsPath
+from solon.files.overrides import parse_override, put
+from solon.files.toml_file import read_toml
+from solon.files.validation import describe_invalid
+from solon.redaction import places_of_secrets
+
+PATHS = ("policy", "judge", "prompts", "constitution", "heldout_prompts")
+"""Keys whose relative paths are relative to the file."""
+
+
+class AlignFile(Section):
+    """A whole alignment. `AlignFile.load("align.toml", overrides=["seed=1"])`"""
+
+    policy: ModelName = Field(min_length=1)
+    """The model that the first stages start from."""
+    judge: ModelName = ""
+    """The feedback model of stages that label."""
+    prompts: PromptsPath = ""
+    """Prompts of stages that generate."""
+    constitution: FilePath = ""
+    """Constitution YAML of stages that label."""
+    heldout_prompts: PromptsPath = ""
+    """Prompts of evaluations."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    label: dict[str, Any] = Field(default_factory=dict)
+    """Settings of `solon label` for stages that label: `feedback`, `judging`, `write`."""
+    stages: tuple[SerializeAsAny[AlignStage], ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secrets(cls, raw: Any) -> Any:
+        for place in places_of_secrets(raw):
+            raise ValueError(f"`{place}` {HOLDS_A_SECRET}")
+        return raw
+
+    @classmethod
+    def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Self:
+        """Read, override and check, including that every stage finds its inputs. Raises InputError."""
+        path = Path(path)
+        raw = read_toml(path, what="alignment file")
+        for override in overrides:
+            key, value, _ = parse_override(override)
+            if key.partition(".")[0] == "stages":
+                raise InputError(f"--set {key}: stages are set in the file, expected another key; change the file")
+            put(raw, key, value, override)
+        stages = raw.get("stages")
+        if not isinstance(stages, list) or not stages:
+            raise InputError(f"alignment file {path} has no stages, expected [[stages]] with a type; add one")
+        raw["stages"] = tuple(_stage(one, f"alignment file {path}: stages[{n}]") for n, one in enumerate(stages, 1))
+        for key in PATHS:
+            if isinstance(raw.get(key), str):
+                raw[key] = _resolved(raw[key], path.parent)
+        try:
+            file = cls.model_validate(raw)
+        except ValidationError as error:
+            raise InputError(f"alignment file {path}: {describe_invalid(cls, error)}") from None
+        file = file.model_copy(update={"stages": _named(file.stages, path)})
+        for number in range(len(file.stages)):
+            file.sources(number)
+        return file
+
+    def sources(self, number: int) -> dict[str, Source]:
+        """The inputs of a stage, by role. Raises InputError for one that there is not."""
+        stage, earlier = self.stages[number], self.stages[:number]
+        found = {}
+        for role, given in stage.takes(self).items():
+            place = f"stages[{number + 1}] ({stage.name})"
+            makers = [one for one in earlier if role in one.makes]
+            named = next((one for one in makers if one.name == given), None)
+            if named is not None:
+                found[role] = Source(role=role, stage=named.name)
+            elif given in {one.name for one in self.stages} and role in PRODUCTS:
+                raise InputError(
+                    f"{place} takes its {role} from the stage {given!r}, which makes none before it; expected one of "
+                    f"{', '.join(one.name for one in makers) or 'the earlier stages, and none makes it'}"
+                )
+            elif given:
+                found[role] = Source(role=role, path=given)
+            elif makers:
+                found[role] = Source(role=role, stage=makers[-1].name)
+            elif own := str(getattr(self, role, "") or ""):
+                found[role] = Source(role=role, path=own)
+            else:
+                raise InputError(f"{place} takes {_what(role)}, and there is none; {_remedy(role)}")
+        return found
+
+
+def _what(role: str) -> str:
+    return f"a file of {role}" if role in ("preferences", "demonstrations") else f"the key `{role}`"
+
+
+def _remedy(role: str) -> str:
+    makers = sorted(kind for kind, stage in known_stages().items() if role in stage.makes)
+    stage = f"add a stage of type {' or '.join(makers)} before it, or " if makers and role in PRODUCTS else ""
+    return f"{stage}set {role}"
+
+
+def _stage(raw: Any, place: str) -> AlignStage:
+    known = known_stages()
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("type"), str):
+        raise InputError(f"{place} has no type, expected one of {', '.join(sorted(known))}; add type")
+    if raw["type"] not in known:
+        raise InputError(
+            f"{place} has the type {raw['type']!r}, expected one of {', '.join(sorted(known))}"
+            f"{nearest(raw['type'], known)}"
+        )
+    kind = known[raw["type"]]
+    try:
+        return kind.model_validate(dict(raw))
+    except ValidationError as error:
+        raise InputError(f"{place} ({raw['type']}): {describe_invalid(kind, error)}") from None
+
+
+def _named(stages: Sequence[AlignStage], path: Path) -> tuple[AlignStage, ...]:
+    """Every stage with a name: its own, or its type with a number from the second of the type on."""
+    found: list[AlignStage] = []
+    for stage in stages:
+        taken = {one.name for one in found}
+        number = sum(one.type == stage.type for one in found) + 1
+        default = stage.type if number == 1 else f"{stage.type}-{number}"
+        found.append(stage if stage.name else stage.model_copy(update={"name": default}))
+        if found[-1].name in taken:
+            raise InputError(
+                f"alignment file {path}: two stages are named {found[-1].name!r}, expected one; rename one"
+            )
+    return tuple(found)
+
+
+def _resolved(value: str, folder: Path) -> str:
+    """A path relative to the file as one relative to the working directory, if it exists there."""
+    beside = folder / value
+    return str(beside) if value and not Path(value).is_absolute() and beside.exists() else value

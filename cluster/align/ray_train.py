@@ -1,0 +1,89 @@
+"""Supervised fine-tuning on workers of Ray Train."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.ray_session.session import cluster
+from learners.data.reading import Demonstration
+from learners.supervised import SupervisedConfig, Tuned
+from solon.errors import RunFailedError
+
+MAX_FAILURES = 2
+"""Times that the group of workers is started again."""
+
+
+def tune_on_ray(
+    model: str, rows: Sequence[Demonstration], config: SupervisedConfig, *, save_to: Path, folder: Path
+) -> Tuned:
+    """`learners.supervised.tune` on `config.num_workers` workers; the batch is divided among them.
+
+    folder, save_to: on storage that all workers share. Raises RunFailedError when training fails.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    if config.batch % config.num_workers:
+        raise RunFailedError(
+            f"learn.batch = {config.batch} cannot be divided among {config.num_workers} workers; choose a multiple"
+        )
+    with cluster():
+        shared = ray.put([dataclasses.asdict(row) for row in rows])
+        trainer = TorchTrainer(
+            _train,
+            train_loop_config={
+                "model": str(Path(model).absolute()),
+                "rows": [shared],
+                "config": config.model_dump(mode="json"),
+                "save_to": str(save_to.absolute()),
+                "folder": str(folder.absolute()),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers, use_gpu=bool(ray.cluster_resources().get("GPU"))
+            ),
+            run_config=RunConfig(
+                name="sft",
+                storage_path=str((folder / "ray").absolute()),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise RunFailedError(f"Ray Train ended with {type(error).__name__}: {error}") from error
+    return Tuned(**{name: result.metrics[name] for name in ("steps", "first_loss", "last_loss", "conversations")})
+
+
+def _train(given: dict[str, Any]) -> None:
+    """On every worker."""
+    import ray
+    import torch
+    from ray import train
+
+    from learners.supervised import build_trainer, save
+
+    config = SupervisedConfig(**given["config"])
+    context = train.get_context()
+    torch.set_num_threads(config.threads)
+    rows = [Demonstration(**row) for row in ray.get(given["rows"][0])]
+    share = config.model_copy(update={"batch": config.batch // context.get_world_size()})
+    folder = Path(given["folder"]) / f"rank-{context.get_world_rank()}"
+    trainer = build_trainer(given["model"], rows, share, folder=folder)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if context.get_world_rank() == 0:
+        save(trainer, given["model"], Path(given["save_to"]))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    train.report(
+        {
+            "steps": trainer.state.global_step,
+            "first_loss": losses[0],
+            "last_loss": losses[-1],
+            "conversations": len(rows),
+        }
+    )

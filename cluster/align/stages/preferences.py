@@ -1,0 +1,115 @@
+"""The policy answers prompts and a judge compares the answers: preference pairs, and the best answer to each prompt."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from cluster.align.base import AlignStage, Job
+from cluster.align.file import AlignFile
+from solon.errors import RunFailedError
+from solon.files.marks import FilePath, ModelName, PromptsPath
+from solon.files.overrides import flat_items
+from solon.host.own_code import module_command
+
+COLUMNS = ("prompt", "chosen", "rejected", "soft_label", "weight", "judge_margin", "row_id")
+"""Of a preference, apart from the identifiers of its labels, which differ between equal runs."""
+
+
+class PreferencesStage(AlignStage):
+    """`{ type = "preferences", max_prompts = 500 }`: by `solon label`, whose settings are in `[label]`."""
+
+    kind: ClassVar[str] = "preferences"
+    makes: ClassVar[tuple[str, ...]] = ("preferences", "demonstrations")
+    code: ClassVar[tuple[str, ...]] = ("solon.cli.label",)
+
+    type: Literal["preferences"] = "preferences"
+    policy: ModelName = ""
+    """A stage or a model; empty: the latest policy."""
+    judge: ModelName = ""
+    """Empty: the file's."""
+    prompts: PromptsPath = ""
+    """Empty: the file's. Rows with answers are labelled as they are."""
+    constitution: FilePath = ""
+    """Empty: the file's."""
+    max_prompts: int = Field(256, ge=1)
+    """The first prompts of the file."""
+
+    def takes(self, file: AlignFile) -> Mapping[str, str]:
+        return {
+            "policy": self.policy,
+            "judge": self.judge,
+            "prompts": self.prompts,
+            "constitution": self.constitution,
+        }
+
+    def settings(self, file: AlignFile) -> Mapping[str, Any]:
+        return {"max_prompts": self.max_prompts, "label": file.label}
+
+    def make(self, job: Job) -> None:
+        prompts = job.scratch / "prompts.jsonl"
+        _write_lines(prompts, _first_prompts(job.inputs["prompts"], self.max_prompts))
+        labelled = job.kept / "labels"
+        command = module_command("solon", "label", str(prompts), "--out", str(labelled), "--json")
+        for option in ("judge", "constitution", "policy"):
+            command += [f"--{option}", job.inputs[option]]
+        for key, value in flat_items({**job.file.label, "seed": job.file.seed}):
+            command += ["--set", f"{key}={json.dumps(value)}"]
+        job.run(command)
+        found = [json.loads(line) for line in _lines(labelled / "preferences.jsonl")]
+        if not found:
+            raise RunFailedError(
+                f"the judge preferred no answer to another; look at the labels in {labelled}, and raise label.write."
+                "temperature or choose another judge"
+            )
+        found.sort(key=lambda row: (row["row_id"], json.dumps(row["chosen"]), json.dumps(row["rejected"])))
+        _write_lines(job.out / "preferences.jsonl", ({name: row[name] for name in COLUMNS} for row in found))
+        _write_lines(job.out / "demonstrations.jsonl", best_answers(found))
+        summary = json.loads((labelled / "summary.json").read_text(encoding="utf-8"))
+        job.report |= {"preferences": len(found), "labels": summary.get("labels")}
+
+
+def best_answers(preferences: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each prompt the answer with the largest sum of margins over the others: rejection sampling."""
+    margins: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    prompts: dict[str, Any] = {}
+    for row in preferences:
+        prompts[row["row_id"]] = row["prompt"]
+        for side, sign in (("chosen", 1), ("rejected", -1)):
+            margins[row["row_id"]][row[side][-1]["content"]] += sign * row["judge_margin"]
+    return [
+        {"prompt": prompts[row], "completion": [{"role": "assistant", "content": max(sorted(found), key=found.get)}]}  # type: ignore[arg-type]
+        for row, found in sorted(margins.items())
+    ]
+
+
+def _first_prompts(source: str, most: int) -> list[dict[str, Any]]:
+    """Rows for `solon label`, in the order of the file. Raises InputError."""
+    from solon.feedback.labelling.dataset import load_answers
+
+    file = load_answers(source, least=2)
+    rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[:most]
+    return [
+        {
+            "id": row.row_id,
+            "prompt": [{"role": m.role, "content": m.content} for m in row.prompt.messages],
+            "tags": list(row.prompt.tags),
+            **({"answers": list(row.answers)} if row.answers else {}),
+        }
+        for row in rows
+    ]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

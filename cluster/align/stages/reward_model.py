@@ -1,0 +1,108 @@
+"""A reward model taught by preference pairs, tested on pairs of prompts that it was not taught."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from cluster.align.base import AlignStage, Job
+from cluster.align.file import AlignFile
+from learners.core.config import CourseConfig
+from solon.files.marks import ModelName, PromptsPath
+
+
+class RewardLearnConfig(CourseConfig):
+    """How a reward model learns."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    """Peak learning rate of the backbone (AdamW)."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    head_learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of the scalar head, which starts from nothing."""
+    threads: int = Field(1, ge=1)
+
+
+class RewardModelStage(AlignStage):
+    """`{ type = "reward_model", learn = { epochs = 1 } }`"""
+
+    kind: ClassVar[str] = "reward_model"
+    makes: ClassVar[tuple[str, ...]] = ("reward_model",)
+    code: ClassVar[tuple[str, ...]] = ("learners.objectives.reward_model", "learners.data.reading")
+
+    type: Literal["reward_model"] = "reward_model"
+    policy: ModelName = ""
+    """The language model that it starts from: a stage or a model; empty: the latest policy."""
+    preferences: PromptsPath = ""
+    """A stage or a file; empty: the latest preferences."""
+    learn: RewardLearnConfig = RewardLearnConfig()
+    max_tokens: int = Field(1024, ge=8)
+    """Longest conversation; pairs with a longer one are left out."""
+    heldout_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the prompts whose pairs only test it."""
+
+    def takes(self, file: AlignFile) -> Mapping[str, str]:
+        return {"policy": self.policy, "preferences": self.preferences}
+
+    def settings(self, file: AlignFile) -> Mapping[str, Any]:
+        return self.model_dump(mode="json", include={"learn", "max_tokens", "heldout_share"})
+
+    def make(self, job: Job) -> None:
+        learn = self.learn.model_copy(update={"seed": job.file.seed})
+        job.report |= job.work(
+            f"{__name__}:train",
+            {
+                **job.inputs,
+                "learn": learn.model_dump(mode="json"),
+                "max_tokens": self.max_tokens,
+                "heldout_share": self.heldout_share,
+                "out": str(job.out / "model"),
+            },
+        )
+
+
+def train(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs in a process of its own. Raises InputError, RunFailedError."""
+    import torch
+
+    from learners.data.reading import read_pairs
+    from learners.networks.reward_model import PreferencePair, RewardModel, accuracy
+    from learners.objectives.reward_model import RewardModelConfig, fit
+    from solon.engines.model_files import copy_companions
+    from solon.engines.tokens import ChatTokenizer
+
+    settings = RewardLearnConfig(**given["learn"])
+    torch.set_num_threads(settings.threads)
+    tokenizer = ChatTokenizer.load(given["policy"])
+    read = read_pairs(given["preferences"], tokenizer, max_tokens=given["max_tokens"])
+    parts: dict[bool, list[PreferencePair]] = {False: [], True: []}
+    for pair, prompt in zip(read.pairs, read.prompts, strict=True):
+        first, second = (*pair.prompt, *pair.first), (*pair.prompt, *pair.second)
+        parts[_is_heldout(prompt, given["heldout_share"])].append(
+            PreferencePair(first=first, second=second, p=pair.p, weight=pair.weight)
+        )
+    model = RewardModel.load(given["policy"], pad_id=padding(tokenizer), seed=settings.seed)
+    config = RewardModelConfig(**settings.model_dump(exclude={"threads"}))
+    report = fit(model, parts[False], config)
+    out = Path(given["out"])
+    model.save(out)
+    copy_companions(Path(given["policy"]), out)
+    decided = [pair for pair in parts[True] if pair.p != 0.5 and pair.weight]
+    found = dataclasses.asdict(accuracy(model, decided)) if decided else None
+    return {**dataclasses.asdict(report), "heldout_pairs": len(decided), "heldout_accuracy": found}
+
+
+def padding(tokenizer: Any) -> int:
+    """A token that ends no turn: Transformers finds the end of a conversation by the padding behind it."""
+    ends = {tokenizer.eos_token_id}
+    own = tokenizer.hf.pad_token_id
+    candidates = [own, tokenizer.hf.unk_token_id, *tokenizer.hf.all_special_ids, *range(tokenizer.num_tokens)]
+    return next(int(one) for one in candidates if one is not None and one not in ends)
+
+
+def _is_heldout(prompt: str, share: float) -> bool:
+    return int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16) / 2**32 < share

@@ -1,0 +1,70 @@
+"""Asynchronous reinforcement learning from AI feedback: an ordinary run as one stage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from cluster.align.base import AlignStage, Job
+from cluster.align.file import AlignFile
+from cluster.config.run_file import RunFile
+from solon.files.marks import FilePath, ModelName, PromptsPath
+from solon.host.own_code import module_command
+
+OF_STAGE = ("policy", "judge", "prompts", "constitution", "seed")
+"""Keys of a run file that the stage or the file sets."""
+
+
+class RlaifStage(AlignStage):
+    """`{ type = "rlaif", run = { steps = 40, learn = { objective = "online_dpo" } } }`"""
+
+    kind: ClassVar[str] = "rlaif"
+    makes: ClassVar[tuple[str, ...]] = ("policy",)
+    code: ClassVar[tuple[str, ...]] = ("cluster.train", "actors.rollout", "actors.judge", "actors.learner")
+
+    type: Literal["rlaif"] = "rlaif"
+    policy: ModelName = ""
+    """A stage or a model; empty: the latest policy."""
+    judge: ModelName = ""
+    """Empty: the file's."""
+    prompts: PromptsPath = ""
+    """Empty: the file's."""
+    constitution: FilePath = ""
+    """Empty: the file's."""
+    run: dict[str, Any] = Field(default_factory=dict)
+    """Keys of a run file: `steps`, and the sections `rollout`, `judging`, `feedback`, `learn`, `ledger`, …"""
+
+    @field_validator("run")
+    @classmethod
+    def _is_a_run(cls, run: dict[str, Any]) -> dict[str, Any]:
+        if twice := [key for key in OF_STAGE if key in run]:
+            raise ValueError(f"run.{twice[0]} is set by the stage or the file; remove it there")
+        RunFile.model_validate({**dict.fromkeys(OF_STAGE[:4], "x"), **run})
+        return run
+
+    def takes(self, file: AlignFile) -> Mapping[str, str]:
+        return {
+            "policy": self.policy,
+            "judge": self.judge,
+            "prompts": self.prompts,
+            "constitution": self.constitution,
+        }
+
+    def settings(self, file: AlignFile) -> Mapping[str, Any]:
+        return {"run": self.run}
+
+    def make(self, job: Job) -> None:
+        path = job.kept / "run.json"
+        run = {**{key: job.inputs[key] for key in OF_STAGE[:4]}, "seed": job.file.seed, **self.run}
+        path.write_text(json.dumps(run, indent=1), encoding="utf-8")
+        command = module_command("solon", "train", str(path), "--name", "train", "--resume", "--json")
+        job.run(["env", f"SOLON_RUNS={job.kept}", *command])
+        place = job.kept / "train"
+        latest = (place / "checkpoints" / "LATEST").read_text(encoding="utf-8").strip()
+        shutil.copytree(place / "checkpoints" / latest / "policy", job.out / "model")
+        summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
+        job.report |= {key: summary.get(key) for key in ("steps", "wall_s", "reward", "eval", "labels", "staleness")}
