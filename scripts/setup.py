@@ -291,7 +291,7 @@ def install(venv: Path, base: str, kind: str, started: float) -> None:
     into = ["pip", "install", "--python", str(python)]
     run_quietly(
         [*uv, *into, *options, "-c", "constraints.txt", "--override", "overrides.txt", "-r", "pyproject.toml"]
-        + [word for extra in (kind, "dev", "bench", "smollm2", "english") for word in ("--extra", extra)],
+        + [word for extra in (kind, "dev", "align", "bench", "smollm2", "english") for word in ("--extra", extra)],
         env,
         "uv pip install",
     )

@@ -1,0 +1,156 @@
+"""Alignments of several stages, as a user runs them, on the nursery's models and real engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import environment, solon_command
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+FILE = """
+policy = "nursery:policy"
+judge = "nursery:judge"
+prompts = "nursery:train_prompts"
+constitution = "nursery:constitution"
+heldout_prompts = "nursery:heldout_prompts"
+
+[label]
+feedback = { template = "compact" }
+write = { max_tokens = 24, answers = 4 }
+
+[[stages]]
+type = "preferences"
+max_prompts = 48
+
+[[stages]]
+type = "sft"
+learn = { learning_rate = 1e-3, max_tokens = 128 }
+
+[[stages]]
+type = "dpo"
+learn = { learning_rate = 5e-4 }
+
+[[stages]]
+type = "reward_model"
+policy = "nursery:policy"
+learn = { learning_rate = 1e-3 }
+heldout_share = 0.2
+
+[[stages]]
+type = "evaluate"
+evaluator = "nursery"
+max_prompts = 64
+sampling = { max_tokens = 24 }
+"""
+STAGES = ["preferences", "sft", "dpo", "reward_model", "evaluate"]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    (folder / "align.toml").write_text(FILE)
+    return subprocess.Popen(
+        solon_command("align", "align.toml", "--json", *arguments), cwd=folder,
+        env=environment(SOLON_RUNS=str(folder / "runs")), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[dict[str, Any], str]:
+    out, errors = process.communicate(timeout=600)
+    assert process.returncode == code, out[-2000:] + errors[-3000:]
+    return (json.loads(out) if not code else {}), errors
+
+
+def digests(result: dict[str, Any]) -> dict[str, str]:
+    return {stage["name"]: stage["digest"] for stage in result["stages"]}
+
+
+@pytest.fixture(scope="module")
+def whole(nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with a finished alignment, and its result."""
+    folder = tmp_path_factory.mktemp("align")
+    return folder, finish(start(folder))[0]
+
+
+def test_the_stages_make_models_that_load_and_a_policy_that_is_better_than_half(whole: tuple[Path, dict[str, Any]]):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    folder, result = whole
+    assert [stage["name"] for stage in result["stages"]] == STAGES
+    assert all(stage["made_in_s"] > 0 for stage in result["stages"])
+    places = {stage["name"]: Path(stage["folder"]) for stage in result["stages"]}
+    for name in ("sft", "dpo"):
+        AutoModelForCausalLM.from_pretrained(places[name] / "model")
+    assert AutoModelForSequenceClassification.from_pretrained(places["reward_model"] / "model").config.num_labels == 1
+    assert json.loads((places["evaluate"] / "scores.json").read_text())["mean"] > 0.65
+    assert (folder / "runs" / "align" / "stages" / "03-dpo" / "model" / "model.safetensors").exists()
+    reports = {stage["name"]: stage["report"] for stage in result["stages"]}
+    assert reports["dpo"]["last_loss"] < reports["dpo"]["first_loss"] == pytest.approx(0.693, abs=0.01)
+    assert reports["reward_model"]["heldout_pairs"] > 10
+
+
+def test_a_second_start_makes_nothing_and_a_change_makes_only_what_depends_on_it(whole: tuple[Path, dict[str, Any]]):
+    folder, result = whole
+    again = finish(start(folder))[0]
+    assert digests(again) == digests(result)
+    assert [stage["made_in_s"] for stage in again["stages"]] == [None] * len(STAGES)
+    planned = finish(start(folder, "--dry-run", "--from", "dpo"))[0]["stages"]
+    assert [stage["runs"] for stage in planned] == [False, False, True, False, True]
+    other = finish(start(folder, "--dry-run", "--set", "label.write.answers=3"))[0]["stages"]
+    assert other[0]["why"] == "settings.label.write.answers was 4, is 3"
+    assert "made first" in other[1]["why"]
+
+
+def test_a_result_that_was_changed_by_hand_is_refused(whole: tuple[Path, dict[str, Any]]):
+    folder, result = whole
+    config = Path(result["stages"][1]["folder"]) / "model" / "config.json"
+    before = config.read_text()
+    config.write_text(before + " ")
+    try:
+        _, errors = finish(start(folder), code=2)
+    finally:
+        config.write_text(before)
+    assert "has other files than when it was made (model/config.json)" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_killed_alignment_redoes_no_finished_stage_and_ends_with_the_same_files(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+):
+    rng, kills, finished = random.Random(0), 0, set[str]()
+    while kills < 4:
+        process = start(tmp_path)
+        time.sleep(rng.uniform(4, 25))
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        finished |= {path.stem for path in (tmp_path / "runs" / "artifacts").glob("*.json")}
+    made = {path.stem: path.stat().st_mtime for path in (tmp_path / "runs" / "artifacts").glob("*.json")}
+    result = finish(start(tmp_path))[0]
+    assert digests(result) == digests(whole[1])
+    for name in finished & made.keys():
+        assert (tmp_path / "runs" / "artifacts" / f"{name}.json").stat().st_mtime == made[name], "made twice"
+
+
+def test_a_stage_that_cannot_work_ends_with_its_cause(nursery: Any, tmp_path: Path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "same", "rejected": "same"}\n')
+    (tmp_path / "bad.toml").write_text(
+        'policy = "nursery:policy"\n[[stages]]\ntype = "dpo"\npreferences = "pairs.jsonl"\n'
+    )
+    done = subprocess.run(
+        solon_command("align", "bad.toml"), cwd=tmp_path, env=environment(SOLON_RUNS=str(tmp_path / "runs")),
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "two equal answers with a certain label" in done.stderr
+    assert "Traceback" not in done.stderr

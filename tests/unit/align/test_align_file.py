@@ -1,0 +1,114 @@
+"""Alignment files: stages find their inputs, and mistakes are named before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.align.base import PRODUCTS
+from cluster.align.file import AlignFile
+from cluster.align.stages import known_stages
+from cluster.align.stages.preferences import best_answers
+from solon.errors import InputError
+
+HEAD = """
+policy = "models/base"
+judge = "models/judge"
+prompts = "prompts.jsonl"
+constitution = "constitution.yaml"
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: str, head: str = HEAD) -> AlignFile:
+    path = tmp_path / "align.toml"
+    path.write_text(head + text)
+    return AlignFile.load(path, overrides=overrides)
+
+
+def test_every_stage_makes_known_products_and_has_a_type_of_its_own():
+    assert sorted(known_stages()) == ["dpo", "evaluate", "preferences", "reward_model", "rlaif", "sft"]
+    for kind, stage in known_stages().items():
+        assert stage.makes, kind
+        assert set(stage.makes) <= set(PRODUCTS), kind
+
+
+def test_a_stage_takes_the_latest_result_a_named_one_or_a_path(tmp_path: Path):
+    file = load(
+        tmp_path,
+        """
+        [[stages]]
+        type = "preferences"
+        [[stages]]
+        type = "sft"
+        [[stages]]
+        type = "dpo"
+        [[stages]]
+        type = "dpo"
+        policy = "sft"
+        preferences = "mine.jsonl"
+        """,
+    )
+    assert [stage.name for stage in file.stages] == ["preferences", "sft", "dpo", "dpo-2"]
+    assert file.sources(0)["policy"].path == "models/base"
+    assert file.sources(1)["demonstrations"].stage == "preferences"
+    assert (file.sources(2)["policy"].stage, file.sources(2)["preferences"].stage) == ("sft", "preferences")
+    assert (file.sources(3)["policy"].stage, file.sources(3)["preferences"].path) == ("sft", "mine.jsonl")
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path):
+    (tmp_path / "prompts.jsonl").write_text("{}\n")
+    file = load(tmp_path, '[[stages]]\ntype = "preferences"\n')
+    assert file.prompts == str(tmp_path / "prompts.jsonl")
+    assert file.judge == "models/judge"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"has no stages, expected \[\[stages\]\] with a type"),
+        ("[[stages]]\nname = 'x'\n", r"stages\[1\] has no type, expected one of dpo, evaluate"),
+        ("[[stages]]\ntype = 'dop'\n", "has the type 'dop'.*did you mean `dpo`"),
+        ("[[stages]]\ntype = 'dpo'\nbeta = 1\n", "beta"),
+        ("[[stages]]\ntype = 'dpo'\nlearn = { beta = -1 }\n", "learn.beta"),
+        (
+            "[[stages]]\ntype = 'dpo'\n",
+            "takes a file of preferences, and there is none; add a stage of",
+        ),
+        (
+            "[[stages]]\ntype = 'dpo'\npreferences = 'later'\n[[stages]]\ntype = 'preferences'\nname = 'later'\n",
+            "takes its preferences from the stage 'later', which makes none before it",
+        ),
+        (
+            "[[stages]]\ntype = 'preferences'\nname = 'a'\n[[stages]]\ntype = 'sft'\nname = 'a'\n",
+            "two stages are named 'a'",
+        ),
+        ("[[stages]]\ntype = 'preferences'\nname = 'a/b'\n", "60 letters, digits"),
+        (
+            "[[stages]]\ntype = 'evaluate'\nevaluator = 'nursery'\n",
+            "takes the key `heldout_prompts`",
+        ),
+        ("[[stages]]\ntype = 'rlaif'\nrun = { stepz = 3 }\n", "stepz"),
+        ("[[stages]]\ntype = 'rlaif'\nrun = { policy = 'x' }\n", "run.policy is set by the stage"),
+        ("[[stages]]\ntype = 'preferences'\n[label]\nkey = 'sk-ant-api03-abcdefghijklmnopqrstuvwx'\n", "secret"),
+    ],
+)
+def test_mistakes_are_named_with_what_to_do(tmp_path: Path, text: str, message: str):
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, text)
+
+
+def test_stages_are_not_set_on_the_command_line_and_other_keys_are(tmp_path: Path):
+    stages = '[[stages]]\ntype = "preferences"\n'
+    assert load(tmp_path, stages, "seed=3").seed == 3
+    with pytest.raises(InputError, match="stages are set in the file"):
+        load(tmp_path, stages, "stages=[]")
+
+
+def test_the_best_answer_has_the_largest_sum_of_margins():
+    def row(chosen: str, rejected: str, margin: float) -> dict[str, object]:
+        turn = [{"role": "assistant", "content": chosen}], [{"role": "assistant", "content": rejected}]
+        return {"row_id": "1", "prompt": "p", "chosen": turn[0], "rejected": turn[1], "judge_margin": margin}
+
+    found = best_answers([row("a", "b", 1.0), row("b", "c", 3.0), row("c", "a", 0.5)])
+    assert [one["completion"][0]["content"] for one in found] == ["b"]
