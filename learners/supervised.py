@@ -17,6 +17,7 @@ from pydantic import Field
 from learners.core.config import CourseConfig, LoraConfig
 from learners.data.reading import Demonstration
 from solon.engines.model_files import copy_companions
+from solon.engines.tokens import load_tokenizer
 from solon.errors import InputError, RunFailedError
 
 IGNORED = -100
@@ -108,10 +109,12 @@ def build_trainer(
         ) from None
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, use_safetensors=True)
+    tokenizer = load_tokenizer(model)
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     on_gpu = torch.cuda.is_available()

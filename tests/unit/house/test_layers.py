@@ -37,6 +37,7 @@ ORDERS = {
         "host",
         "files",
         "models",
+        "artifacts",
         "ledger",
         "protocols",
         "constitution",
