@@ -271,7 +271,8 @@ def _check_pools(raw: Mapping[str, Any], path: Path) -> None:
     pools = raw.get("pools")
     if not isinstance(pools, dict) or not pools:
         raise InputError(
-            f"pipeline file {path} has {_got(pools)} pools, expected [pools.NAME] with role and model; add one"
+            f"pipeline file {path} has {_got(pools)} pools, expected [pools.NAME] with role and model; add one. "
+            f"For stages that make files: solon align {path}"
         )
     for name in pools:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):

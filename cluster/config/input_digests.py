@@ -10,6 +10,8 @@ from pathlib import Path
 from cluster.config.run_file import RunFile
 from solon.errors import InputError
 from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.judges.judge_file import load_judge_file
+from solon.feedback.judges.program_file import ProgramFile
 from solon.models.digest import file_digest, model_digest
 from solon.records import Prompt
 
@@ -30,6 +32,8 @@ def input_digests(run: RunFile, prompts: Sequence[Prompt], heldout: Sequence[Pro
         **{f"feedback judge {n}": name for n, name in enumerate(run.feedback.panel, start=1)},
     }
     found = {key: digest for key, name in models.items() if name and (digest := _model(name))}
+    if run.feedback.programs and (digest := _model(run.feedback.programs)):
+        found["feedback programs"] = digest
     templates = {"rollout.chat_template": run.rollout.chat_template, "judging.chat_template": run.judging.chat_template}
     found |= {key: file_digest(Path(name)).hex()[:16] for key, name in templates.items() if name}
     found["prompts"] = prompts_digest(prompts)
@@ -74,6 +78,9 @@ def refuse_other_inputs(now: Digests, then: Mapping[str, object], *, place: Path
 def _model(name: str) -> str | None:
     if not EndpointFile.names(name):
         return model_digest(name)
-    endpoint = EndpointFile.load(name).endpoint
+    file = load_judge_file(name)
+    if isinstance(file, ProgramFile):
+        return file.digest
+    endpoint = file.endpoint
     asked = {key: getattr(endpoint, key) for key in ASKED}
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -10,6 +10,7 @@ from cluster.pools.base import PoolContext, Role
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.assembly import Source
 from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.judges.judge_file import load_judge_file
 from solon.recovery.supervised_lanes import SupervisedJudge
 
 
@@ -53,7 +54,7 @@ class JudgeRole(Role):
 def source_of(model: str, pool: PoolSpec, context: PoolContext) -> Source:
     """The backend of a judge of this name: an endpoint, or an engine built as the pool says."""
     if EndpointFile.names(model):
-        return EndpointFile.load(model)
+        return load_judge_file(model)
     return pool.model_copy(update={"model": model}).engine_config(seed=context.run.seed)
 
 

@@ -26,6 +26,8 @@ from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.endpoint.config import read_key
 from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.judges.judge_file import load_judge_file
+from solon.feedback.judges.program_file import ProgramFile
 from solon.feedback.prompting.templates import TEMPLATES, require_suited
 from solon.feedback.reward import rule_of
 from solon.feedback.trials.gold import GoldPair, load_gold
@@ -108,6 +110,16 @@ def _check_watch(run: RunFile, constitution: Constitution) -> None:
     constitution.for_task("pointwise")
 
 
+def check_judge_file(judge: str, template: str) -> str:
+    """What a judge's file stands for, for people. Raises InputError when it cannot be used; calls nothing."""
+    file = load_judge_file(judge)
+    if isinstance(file, ProgramFile):
+        return f"decides {', '.join(sorted(file.programs))} by programs: they were not called"
+    read_key(file.endpoint)
+    require_suited(TEMPLATES[template], None)
+    return "is an endpoint: it was not called"
+
+
 def check_judge(
     judge: str,
     template: str,
@@ -124,8 +136,7 @@ def check_judge(
     it will receive. chat: its chat format, where there are no options.
     """
     if EndpointFile.names(judge):
-        read_key(EndpointFile.load(judge).endpoint)
-        require_suited(TEMPLATES[template], None)
+        check_judge_file(judge, template)
         return
     facts = check_model(judge, role="judge", trusted=trusted, template=options.chat_template if options else "")
     if facts is None:
@@ -181,9 +192,7 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
         notes += _widened(policy, run)
     for role, model, task, pool in _judges(run):
         if EndpointFile.names(model):
-            read_key(EndpointFile.load(model).endpoint)
-            require_suited(TEMPLATES[run.feedback.template], None)
-            notes.append(f"{role} {model} is an endpoint: it was not called")
+            notes.append(f"{role} {model} {check_judge_file(model, run.feedback.template)}")
             continue
         engine, section = pool.engine, pool.section
         trusted, template = engine.trust_remote_code, engine.chat_template

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from solon.cli.label_settings import model_name
 from solon.cli.names import is_constitution_name, resolver, uses_names, with_paths
 from solon.cli.tables import print_table
 from solon.cli.terminal import visible
@@ -23,7 +24,9 @@ from solon.engines.base import EngineConfig, EngineOptions
 from solon.engines.lengths import engine_config
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
+from solon.feedback.judges.assembly import Source
 from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.judges.judge_file import load_judge_file
 from solon.files.overrides import settings_from
 
 if TYPE_CHECKING:
@@ -166,25 +169,23 @@ def _describe(constitution: Constitution) -> dict[str, Any]:
     }
 
 
-def _source(engine: EngineConfig) -> EngineConfig | EndpointFile:
+def _source(engine: EngineConfig) -> Source:
     """The judge for the tests: an endpoint, if its name is that of an endpoint file, or an engine."""
     if EndpointFile.names(engine.model):
-        return EndpointFile.load(engine.model)
+        return load_judge_file(engine.model)
     from cluster.preflight.checks import check_model
 
     check_model(engine.model, role="judge", trusted=engine.trust_remote_code)
     return engine
 
 
-def _test(
-    constitution: Constitution, source: EngineConfig | EndpointFile, feedback: FeedbackConfig, show: _Show
-) -> dict[str, Any]:
+def _test(constitution: Constitution, source: Source, feedback: FeedbackConfig, show: _Show) -> dict[str, Any]:
     if not constitution.tests:
         raise InputError(
             f"constitution {constitution.id!r} has no tests to run; add `tests` with prompt, a, b and expect"
         )
     constitution.for_task(feedback.task)
-    model = source.endpoint.model if isinstance(source, EndpointFile) else source.model
+    model = model_name(source)
     show.line(f"asking {model}, {feedback.task}")
     results = asyncio.run(_ask(constitution, source, feedback))
     failed = sum(not result.passed for result in results)
@@ -199,9 +200,7 @@ def _test(
     }
 
 
-async def _ask(
-    constitution: Constitution, source: EngineConfig | EndpointFile, feedback: FeedbackConfig
-) -> list[TestResult]:
+async def _ask(constitution: Constitution, source: Source, feedback: FeedbackConfig) -> list[TestResult]:
     from solon.feedback.judges.assembly import host_judge
     from solon.feedback.prompting.secret import nonce_secret
     from solon.feedback.trials.constitution_tests import run

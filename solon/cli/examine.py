@@ -18,9 +18,10 @@ from solon.engines.base import EngineConfig
 from solon.engines.lengths import engine_config, lowered
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.judges.assembly import HostedJudge, host_judge
+from solon.feedback.judges.assembly import HostedJudge, Source, host_judge
 from solon.feedback.judges.endpoint_judge import EndpointFile
 from solon.feedback.judges.identity import JudgeIdentity
+from solon.feedback.judges.judge_file import load_judge_file
 from solon.feedback.prompting.secret import nonce_secret
 from solon.feedback.prompting.swap import SwapConfig
 from solon.feedback.quality.intervals import Interval
@@ -118,8 +119,8 @@ def _examined(
         swap=SwapConfig(orders="both"),
         calibration=calibration,
     )
-    source: EngineConfig | EndpointFile = (
-        EndpointFile.load(model)
+    source: Source = (
+        load_judge_file(model)
         if EndpointFile.names(model)
         else engine_config(inputs.path(model), inputs.engine, default=LONGEST)
     )

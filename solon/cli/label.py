@@ -20,6 +20,8 @@ from solon.errors import InputError, RunFailedError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.assembly import Source, host_judge
 from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.judges.judge_file import load_judge_file
+from solon.feedback.judges.program_file import ProgramFile
 from solon.feedback.labelling.budget import Budget
 from solon.feedback.labelling.dataset import AnswerFile, AnswerRow, SkippedRow, load_answers
 from solon.feedback.labelling.label_run import LabelRun
@@ -101,7 +103,9 @@ def _judge(
     )
     if not EndpointFile.names(name):
         return engine_config(name, settings.judging, seed=settings.seed)
-    file = EndpointFile.load(name)
+    file = load_judge_file(name)
+    if isinstance(file, ProgramFile):
+        return file
     limits = file.limits
     if limits.max_usd is None and max_usd is None:
         return file

@@ -17,6 +17,7 @@ from solon.errors import InputError, short
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.assembly import Source
 from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.judges.program_file import ProgramFile
 from solon.feedback.labelling.row_selection import RowSelection
 from solon.files.data_config import ReadConfig
 from solon.files.overrides import flat_items, settings_from
@@ -86,6 +87,8 @@ def model_name(source: Source) -> str:
     """The name for messages and for the record."""
     if isinstance(source, EndpointFile):
         return f"{source.endpoint.model} at {source.endpoint.base_url}"
+    if isinstance(source, ProgramFile):
+        return f"programs {source.digest}"
     return source.model
 
 

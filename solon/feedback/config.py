@@ -73,6 +73,8 @@ class FeedbackConfig(BaseModel):
     """The exact cache of verdicts."""
     semantic: SemanticConfig = SemanticConfig()
     """The semantic cache; off unless it names an encoder."""
+    programs: FilePath = ""
+    """File of functions that decide some of the principles in place of the judge (docs/feedback.md); empty: none."""
     cascade: CascadeSection = CascadeSection()
     """A second judge for items where the first is unsure."""
     jury: JurySection = JurySection()

@@ -19,6 +19,8 @@ from solon.feedback.interfaces import Item, Judge
 from solon.feedback.judges.endpoint_judge import EndpointFile, EndpointJudge
 from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.judges.local import LocalJudge
+from solon.feedback.judges.program_file import ProgramFile
+from solon.feedback.judges.program_judge import MixedJudge, ProgramJudge
 from solon.feedback.panels.cascade import Cascade
 from solon.feedback.panels.jury import Jury
 from solon.feedback.panels.selective import SelectiveJudge
@@ -26,8 +28,8 @@ from solon.feedback.prompting.prompts import NO_SECRET
 from solon.feedback.spending.limiter import LimitsPort
 from solon.verdicts import Verdict
 
-Source = EngineConfig | EndpointFile
-"""Where a judge runs: on an engine here, or behind an endpoint."""
+Source = EngineConfig | EndpointFile | ProgramFile
+"""Where a judge runs: on an engine here, behind an endpoint, or as functions in a process of their own."""
 
 
 class HostedJudge(Judge, Protocol):
@@ -114,7 +116,11 @@ def host_judge(
     settings = feedback.model_copy(update={"calibration": feedback.cascade.calibration})
     for number, other in enumerate(others, start=1):
         members.append(_host(other, settings, constitution, name=f"{name}.{number}", secret=secret, port=None))
-    return members[0] if not others and not feedback.semantic.model else Panel(members, feedback)
+    judge = members[0] if not others and not feedback.semantic.model else Panel(members, feedback)
+    if not feedback.programs:
+        return judge
+    programs = ProgramJudge(ProgramFile.load(feedback.programs), constitution, name=f"{name}.programs", alone=False)
+    return MixedJudge(judge, programs)
 
 
 def _host(
@@ -126,6 +132,8 @@ def _host(
     secret: bytes,
     port: LimitsPort | None,
 ) -> HostedJudge:
+    if isinstance(source, ProgramFile):
+        return ProgramJudge(source, constitution, name=name)
     if isinstance(source, EndpointFile):
         return EndpointJudge(source, feedback, constitution, name=name, secret=secret, port=port)
     return LocalJudge(source, feedback, constitution, name=name, secret=secret)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
+from cluster.align.file import AlignFile
 from cluster.config.run_file import RunFile, looks_like_hub_name
 from cluster.config.sections import RolloutSection
 from cluster.pipeline_file import load_run
@@ -51,8 +52,13 @@ def refusal(tmp_path: Path, text: str = "", *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_every_example_is_a_valid_run_or_pipeline_file(path: Path):
-    assert load_run(path).steps >= 1
+def test_every_example_is_a_valid_run_pipeline_or_alignment_file(path: Path):
+    if path.name == "align.toml":
+        assert len(AlignFile.load(path).stages) > 3
+        with pytest.raises(InputError, match=r"stages that make files: solon align .*align.toml"):
+            load_run(path)
+    else:
+        assert load_run(path).steps >= 1
 
 
 def test_there_are_examples():
@@ -475,7 +481,8 @@ def test_keys_that_name_a_model_a_file_or_what_may_change_are_marked_on_their_fi
     }  # fmt: skip
     assert set(marked(RunFile, NamesFile)) == {
         "prompts", "constitution", "evaluate.prompts", "rollout.chat_template", "judging.chat_template",
-        "feedback.calibration", "feedback.cascade.calibration", "feedback.cache.path", "watch.canary",
+        "feedback.calibration", "feedback.programs", "feedback.cascade.calibration", "feedback.cache.path",
+        "watch.canary",
     }  # fmt: skip
     assert marked(RunFile, NamesPrompts) == ("prompts", "evaluate.prompts")
     placed = ("num_actors", "num_cpus", "num_gpus", "labels")
