@@ -248,6 +248,43 @@ def label(
 
 
 @app.command()
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Policies: directories, runs, names. The first is the baseline.",
+            show_default=False,
+        ),
+    ],
+    prompts: Annotated[str, typer.Option(help="Held-out prompts.")],
+    out: Annotated[Path, typer.Option(help="Directory of evaluation.json and answers.jsonl.")],
+    judge: Annotated[str, typer.Option(help="Judge of the answers; not the one that labelled for training.")] = "",
+    constitution: Annotated[str, typer.Option(help="Constitution YAML of the judge.")] = "",
+    evaluator: Annotated[str, typer.Option(help="`nursery` or `english`: programs in place of a judge.")] = "",
+    max_prompts: Annotated[int, typer.Option(min=2, help="The first prompts of the file.")] = 256,
+    samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each prompt.")] = 1,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare policies on held-out prompts: principles, preferences, degenerate answers, with paired intervals."""
+    from solon.cli.evaluate import EvaluateRequest, run_evaluate
+
+    request = EvaluateRequest(
+        models=models,
+        prompts=prompts,
+        out=out,
+        evaluator=evaluator,
+        judge=judge,
+        constitution=constitution,
+        max_prompts=max_prompts,
+        samples=samples,
+        overrides=overrides or [],
+    )
+    _print(run_evaluate(request, as_json=as_json), as_json)
+
+
+@app.command()
 def doctor(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name under runs/.")],
     thorough: Annotated[

@@ -46,6 +46,7 @@ ORDERS = {
         "engines",
         "pipeline",
         "feedback",
+        "evaluation",
         "loop",
         "telemetry",
         "recovery",
