@@ -248,6 +248,31 @@ def label(
 
 
 @app.command()
+def revise(
+    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="Prompts to answer.", show_default=False)],
+    policy: Annotated[str, typer.Option(help="The model that answers, criticises and revises.")],
+    constitution: Annotated[str, typer.Option(help="Constitution YAML with critique and revision requests.")],
+    out: Annotated[Path, typer.Option(help="New directory of demonstrations, preferences and transcripts.")],
+    max_prompts: Annotated[int, typer.Option(min=1, help="The first prompts of the file.")] = 256,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a policy revise its own answers by a constitution: the supervised part of Constitutional AI."""
+    from solon.cli.revise import run_revise
+
+    summary = run_revise(
+        prompts,
+        policy=policy,
+        constitution=constitution,
+        out=out,
+        max_prompts=max_prompts,
+        overrides=overrides or [],
+        as_json=as_json,
+    )
+    _print(summary, as_json)
+
+
+@app.command()
 def evaluate(
     models: Annotated[
         list[str],

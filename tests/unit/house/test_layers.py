@@ -47,6 +47,7 @@ ORDERS = {
         "pipeline",
         "feedback",
         "evaluation",
+        "revision",
         "loop",
         "telemetry",
         "recovery",

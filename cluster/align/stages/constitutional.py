@@ -1,0 +1,69 @@
+"""The supervised part of Constitutional AI: the policy criticises and revises its own answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from cluster.align.base import AlignStage, Job
+from cluster.align.file import AlignFile
+from solon.engines.base import EngineOptions
+from solon.engines.sampling import SamplingOptions
+from solon.files.marks import FilePath, ModelName, PromptsPath
+
+
+class ConstitutionalStage(AlignStage):
+    """`{ type = "constitutional", rounds = 2 }`: then `sft` on the revisions, `preferences`, and `dpo` or `rlaif`."""
+
+    kind: ClassVar[str] = "constitutional"
+    makes: ClassVar[tuple[str, ...]] = ("demonstrations", "preferences")
+    code: ClassVar[tuple[str, ...]] = ("solon.revision.running", "solon.revision.writing")
+
+    type: Literal["constitutional"] = "constitutional"
+    policy: ModelName = ""
+    """A stage or a model; empty: the latest policy."""
+    prompts: PromptsPath = ""
+    """Empty: the file's."""
+    constitution: FilePath = ""
+    """Empty: the file's. Its principles need critique_request and revision_request."""
+    max_prompts: int = Field(256, ge=1)
+    """The first prompts of the file."""
+    rounds: int = Field(1, ge=1, le=16)
+    """Critiques and revisions of each answer, each under a principle of its own."""
+    sampling: SamplingOptions = SamplingOptions()
+    engine: EngineOptions = EngineOptions()
+    """Its max_model_len must hold prompt, answers, critiques and revisions."""
+
+    def takes(self, file: AlignFile) -> Mapping[str, str]:
+        return {"policy": self.policy, "prompts": self.prompts, "constitution": self.constitution}
+
+    def settings(self, file: AlignFile) -> Mapping[str, Any]:
+        return self.model_dump(mode="json", include={"max_prompts", "rounds", "sampling", "engine"})
+
+    def make(self, job: Job) -> None:
+        given = {**job.inputs, **self.settings(job.file), "seed": job.file.seed, "out": str(job.out)}
+        job.report |= job.work(f"{__name__}:write", given)
+
+
+def write(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs in a process of its own. Raises InputError."""
+    from solon.constitution.constitution import Constitution
+    from solon.feedback.labelling.dataset import load_answers
+    from solon.revision.running import ReviseSettings, run_chains
+    from solon.revision.writing import write_chains
+
+    file = load_answers(given["prompts"], least=1)
+    rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[: given["max_prompts"]]
+    settings = ReviseSettings(
+        rounds=given["rounds"],
+        sampling=SamplingOptions(**given["sampling"]),
+        engine=EngineOptions(**given["engine"]),
+        seed=given["seed"],
+    )
+    constitution = Constitution.load(given["constitution"])
+    chains = asyncio.run(run_chains(given["policy"], [row.prompt for row in rows], constitution, settings))
+    return write_chains(Path(given["out"]), chains)

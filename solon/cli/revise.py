@@ -1,0 +1,51 @@
+"""`solon revise`: a policy answers prompts, criticises its answers by a constitution, and revises them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from solon.cli.names import resolver
+from solon.constitution.constitution import Constitution
+from solon.errors import InputError
+from solon.feedback.labelling.dataset import load_answers
+from solon.files.overrides import settings_from
+from solon.host.whole_directory import new_directory
+from solon.revision.running import ReviseSettings, run_chains
+from solon.revision.writing import write_chains
+
+
+def run_revise(
+    prompts: str,
+    *,
+    policy: str,
+    constitution: str,
+    out: Path,
+    max_prompts: int,
+    overrides: Sequence[str],
+    as_json: bool,
+) -> dict[str, Any]:
+    """Writes demonstrations, preferences and transcripts into `out`. Raises InputError before an engine starts where
+    possible."""
+    from cluster.preflight.checks import check_model
+
+    settings = settings_from(ReviseSettings, {}, overrides)
+    path = resolver([prompts, policy, constitution], progress=not as_json)
+    rules = Constitution.load(path(constitution))
+    file = load_answers(path(prompts), least=1)
+    rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[:max_prompts]
+    model = path(policy)
+    check_model(model, role="policy", opt_in="engine", trusted=settings.engine.trust_remote_code)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} exists and is not an empty folder, expected a new one; choose another")
+    with new_directory(out) as folder:
+        chains = asyncio.run(run_chains(model, [row.prompt for row in rows], rules, settings))
+        summary = write_chains(folder, chains)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    if not as_json:
+        print(", ".join(f"{key} {value:.3g}" for key, value in summary.items()))
+        print(f"written to {out}: demonstrations.jsonl, preferences.jsonl, transcripts.jsonl")
+    return summary

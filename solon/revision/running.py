@@ -1,0 +1,47 @@
+"""Runs chains on a policy's engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from solon.constitution.constitution import Constitution
+from solon.engines.base import EngineOptions
+from solon.engines.lengths import engine_config
+from solon.engines.sampling import SamplingOptions
+from solon.pipeline.rollout import RolloutSettings, RolloutWorker
+from solon.records import Prompt
+from solon.revision.chains import Chain, revise
+
+
+class ReviseSettings(BaseModel):
+    """How answers are revised. `ReviseSettings(rounds=2)`"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rounds: int = Field(1, ge=1, le=16)
+    """Critiques and revisions of each answer, each under a principle of its own."""
+    sampling: SamplingOptions = SamplingOptions()
+    """Of answers, critiques and revisions."""
+    engine: EngineOptions = EngineOptions()
+    """Its max_model_len must hold the whole chain."""
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+async def run_chains(
+    policy: str, prompts: Sequence[Prompt], constitution: Constitution, settings: ReviseSettings
+) -> list[Chain]:
+    """All chains. Raises InputError, also when a chain exceeds the length of the engine."""
+    engine = engine_config(policy, settings.engine, seed=settings.seed)
+    rollout = RolloutSettings(sampling=settings.sampling.sampling(), group_size=1, seed=settings.seed)
+    worker = RolloutWorker(engine, rollout, name="policy")
+    await worker.start()
+    try:
+
+        async def answer(chats: Sequence[Prompt], seed: int) -> list[str]:
+            return await worker.answer(chats, seed=seed)
+
+        return await revise(answer, prompts, constitution, rounds=settings.rounds, seed=settings.seed)
+    finally:
+        await worker.close()

@@ -1,0 +1,122 @@
+"""Chains of critique and revision are one growing conversation, and become data sets without broken texts."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from solon.constitution.constitution import Constitution
+from solon.errors import InputError
+from solon.records import Message, Prompt
+from solon.revision.chains import Chain, Round, revise, without_preamble
+from solon.revision.writing import write_chains
+
+
+def constitution(*tags: str) -> Constitution:
+    return Constitution.model_validate(
+        {
+            "schema": "solon.constitution/v1",
+            "id": "kind",
+            "version": "1",
+            "principles": [
+                {
+                    "id": name,
+                    "pairwise_question": "Which?",
+                    "critique_request": f"Criticise by {name}.",
+                    "revision_request": f"Revise by {name}.",
+                    **({"applies_if": {"tags_any": [tag]}} if tag else {}),
+                }
+                for name, tag in zip("abc", [*tags, "", "", ""], strict=False)
+            ],
+        }
+    )
+
+
+def prompt(number: int, *tags: str) -> Prompt:
+    return Prompt(prompt_id=f"p{number}", messages=(Message(role="user", content=f"hello {number}"),), tags=tags)
+
+
+class Policy:
+    """Says how many turns it has read, and remembers the conversations."""
+
+    def __init__(self) -> None:
+        self.read: list[list[tuple[Message, ...]]] = []
+        self.seeds: list[int] = []
+
+    async def __call__(self, chats: Sequence[Prompt], seed: int) -> list[str]:
+        self.read.append([chat.messages for chat in chats])
+        self.seeds.append(seed)
+        return [f"said after {len(chat.messages)}" for chat in chats]
+
+
+def chains(
+    rounds: int, *prompts: Prompt, rules: Constitution | None = None, seed: int = 0
+) -> tuple[Policy, list[Chain]]:
+    policy = Policy()
+    return policy, asyncio.run(revise(policy, prompts, rules or constitution(), rounds=rounds, seed=seed))
+
+
+def test_a_chain_is_one_conversation_that_only_grows():
+    policy, (chain, _) = chains(2, prompt(1), prompt(2))
+    assert (chain.first, chain.last) == ("said after 1", "said after 9")
+    assert [one.critique for one in chain.rounds] == ["said after 3", "said after 7"]
+    turns = [read[0] for read in policy.read]
+    assert [len(one) for one in turns] == [1, 3, 5, 7, 9]
+    for shorter, longer in itertools.pairwise(turns):
+        assert longer[: len(shorter)] == shorter
+    roles = [message.role for message in turns[-1]]
+    assert roles == ["user", "assistant"] * 4 + ["user"]
+    assert len(set(policy.seeds)) == 5
+
+
+def test_principles_are_drawn_for_each_prompt_without_repetition_and_the_same_for_a_seed():
+    _, found = chains(3, *(prompt(n) for n in range(12)))
+    drawn = [[one.principle_id for one in chain.rounds] for chain in found]
+    assert all(sorted(one) == ["a", "b", "c"] for one in drawn)
+    assert len({tuple(one) for one in drawn}) > 2
+    assert [[r.principle_id for r in c.rounds] for c in chains(3, *(prompt(n) for n in range(12)))[1]] == drawn
+    more = chains(4, prompt(1))[1][0]
+    assert len(more.rounds) == 4
+
+
+def test_only_principles_that_apply_are_drawn_and_none_is_an_error():
+    rules = constitution("risky", "risky", "other")
+    assert {one.principle_id for one in chains(2, prompt(1, "risky"), rules=rules)[1][0].rounds} == {"a", "b"}
+    with pytest.raises(InputError, match=r"no principle with critique_request .* applies to the prompt p2"):
+        chains(1, prompt(2), rules=rules)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Sure, here is a kinder version:\n\nI am happy to help.", "I am happy to help."),
+        ("Here's the revised answer:\nTake the bus.", "Take the bus."),
+        ("**Revised answer:** Take the bus.", "Take the bus."),
+        ("Revision: Take the bus.", "Take the bus."),
+        ("Here: take the bus.", "Here: take the bus."),
+        ("Sure, I can help. Two things:\n- one\n- two", "Sure, I can help. Two things:\n- one\n- two"),
+        ("Take the bus: it is safe.\n\nReally.", "Take the bus: it is safe.\n\nReally."),
+    ],
+)
+def test_a_preamble_is_cut_and_an_answer_is_not(text: str, left: str):
+    assert without_preamble(text) == left
+
+
+def test_degenerate_and_unchanged_revisions_teach_no_preference(tmp_path: Path):
+    def chain(first: str, last: str) -> Chain:
+        return Chain(prompt=prompt(1), first=first, rounds=(Round(principle_id="a", critique="c", revision=last),))
+
+    found = write_chains(
+        tmp_path,
+        [chain("go away", "Please come in."), chain("same text", "same  text"), chain("x", ""), chain("x", "no " * 30)],
+    )
+    assert (found["preferences"], found["demonstrations"], found["unchanged"], found["degenerate"]) == (1, 2, 1, 2)
+    (pair,) = [json.loads(line) for line in (tmp_path / "preferences.jsonl").read_text().splitlines()]
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("Please come in.", "go away")
+    transcripts = [json.loads(line) for line in (tmp_path / "transcripts.jsonl").read_text().splitlines()]
+    assert [one["left_out"] for one in transcripts] == ["", "unchanged", "empty", "repeats"]
