@@ -15,12 +15,12 @@ import solon
 from solon.cli.constitution import constitution_app
 from solon.cli.judges import judges_app
 from solon.cli.models import models_app
+from solon.cli.options import JsonOption, SetOption, print_result
 from solon.cli.output import lost_output, settle_streams
+from solon.cli.stage_commands import stages_app
 from solon.errors import InputError, RunFailedError
-from solon.files.json_text import json_text
 from solon.files.plain_text import visible
 from solon.host.own_code import protect
-from solon.host.submitted_job import refuse_working_copy
 from solon.host.user_folders import cache_folder
 
 if TYPE_CHECKING:
@@ -40,16 +40,12 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: importing rich's boxes takes three times as long as everything else
 )
 
+app.add_typer(stages_app)
 app.add_typer(constitution_app)
 app.add_typer(judges_app)
 app.add_typer(models_app)
 
 RunFileArgument = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file, as in learn.epochs=1."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -78,7 +74,7 @@ def demo(
     """Align tiny models grown on this machine. The whole system in a few minutes, without downloads."""
     from solon.cli.train import run_demo
 
-    _print(run_demo(english=english, steps=steps, seed=seed, as_json=as_json, roles=context.obj), as_json)
+    print_result(run_demo(english=english, steps=steps, seed=seed, as_json=as_json, roles=context.obj), as_json)
 
 
 @app.command()
@@ -138,27 +134,7 @@ def train(
         back_to=back_to,
         roles=context.obj,
     )
-    _print(summary, as_json)
-
-
-@app.command()
-def align(
-    path: Annotated[Path, typer.Argument(metavar="ALIGN.toml", help="An alignment file.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="Name of the folder under runs/.")] = None,
-    again_from: Annotated[
-        str, typer.Option("--from", metavar="STAGE", help="Make this stage and later ones again.", show_default=False)
-    ] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why.")] = False,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train in several stages: preferences, SFT, DPO, reward model, RL. A stage that exists is not made again."""
-    from solon.cli.align import run_align
-
-    result = run_align(
-        path, name=name, again_from=again_from, dry_run=dry_run, overrides=overrides or [], as_json=as_json
-    )
-    _print(result, as_json)
+    print_result(summary, as_json)
 
 
 @app.command()
@@ -194,119 +170,9 @@ def check(
         judge=judge,
         device_gib=device_gib,
     )
-    _print(result, as_json)
+    print_result(result, as_json)
     if result.get("tests", {}).get("failed"):
         raise typer.Exit(1)
-
-
-@app.command()
-def label(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="ANSWERS",
-            help="JSONL, JSON, CSV or Parquet, a folder of them, or a saved data set. A row has `prompt` (text or "
-            "messages) and `answers` (two or more; also `completions`, `responses`), or `chosen` and `rejected`.",
-        ),
-    ],
-    judge: Annotated[
-        str,
-        typer.Option(help="Feedback model: a directory, a hub name, or an endpoint's .toml (docs/feedback.md)."),
-    ],
-    constitution: Annotated[str, typer.Option(help="Constitution YAML.")],
-    out: Annotated[Path, typer.Option(help="Directory of labels and preferences; an earlier start continues in it.")],
-    policy: Annotated[str, typer.Option(help="Model that writes answers to prompts without any.")] = "",
-    max_labels: Annotated[
-        int | None, typer.Option(min=1, help="Largest number of labels to make in this start.")
-    ] = None,
-    max_usd: Annotated[float | None, typer.Option(min=0, help="Largest amount to spend in this start, USD.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="As in feedback.template=compact or judging.threads=2."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Turn prompts and answers into a preference data set. Needs no training run; a repeated start continues."""
-    from solon.cli.label import run_label
-    from solon.cli.label_settings import LabelRequest
-
-    refuse_working_copy(out, "--out")
-    request = LabelRequest(
-        source=source,
-        judge=judge,
-        constitution=constitution,
-        out=out,
-        policy=policy,
-        max_labels=max_labels,
-        max_usd=max_usd,
-        overrides=overrides or [],
-    )
-    summary = run_label(request, as_json=as_json)
-    _print(summary, as_json)
-    if "failure" in summary:
-        raise RunFailedError(summary["failure"])
-
-
-@app.command()
-def revise(
-    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="Prompts to answer.", show_default=False)],
-    policy: Annotated[str, typer.Option(help="The model that answers, criticises and revises.")],
-    constitution: Annotated[str, typer.Option(help="Constitution YAML with critique and revision requests.")],
-    out: Annotated[Path, typer.Option(help="New directory of demonstrations, preferences and transcripts.")],
-    max_prompts: Annotated[int, typer.Option(min=1, help="The first prompts of the file.")] = 256,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Let a policy revise its own answers by a constitution: the supervised part of Constitutional AI."""
-    from solon.cli.revise import run_revise
-
-    summary = run_revise(
-        prompts,
-        policy=policy,
-        constitution=constitution,
-        out=out,
-        max_prompts=max_prompts,
-        overrides=overrides or [],
-        as_json=as_json,
-    )
-    _print(summary, as_json)
-
-
-@app.command()
-def evaluate(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL...",
-            help="Policies: directories, runs, names. The first is the baseline.",
-            show_default=False,
-        ),
-    ],
-    prompts: Annotated[str, typer.Option(help="Held-out prompts.")],
-    out: Annotated[Path, typer.Option(help="Directory of evaluation.json and answers.jsonl.")],
-    judge: Annotated[str, typer.Option(help="Judge of the answers; not the one that labelled for training.")] = "",
-    constitution: Annotated[str, typer.Option(help="Constitution YAML of the judge.")] = "",
-    evaluator: Annotated[str, typer.Option(help="`nursery` or `english`: programs in place of a judge.")] = "",
-    max_prompts: Annotated[int, typer.Option(min=2, help="The first prompts of the file.")] = 256,
-    samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each prompt.")] = 1,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare policies on held-out prompts: principles, preferences, degenerate answers, with paired intervals."""
-    from solon.cli.evaluate import EvaluateRequest, run_evaluate
-
-    request = EvaluateRequest(
-        models=models,
-        prompts=prompts,
-        out=out,
-        evaluator=evaluator,
-        judge=judge,
-        constitution=constitution,
-        max_prompts=max_prompts,
-        samples=samples,
-        overrides=overrides or [],
-    )
-    _print(run_evaluate(request, as_json=as_json), as_json)
 
 
 @app.command()
@@ -321,14 +187,9 @@ def doctor(
     from solon.cli.doctor import run_doctor
 
     result = run_doctor(run, thorough=thorough, as_json=as_json)
-    _print(result, as_json)
+    print_result(result, as_json)
     if not result["healthy"]:
         raise typer.Exit(1)
-
-
-def _print(result: dict[str, object], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json_text(result, indent=2))
 
 
 def main(*, roles: Mapping[str, Role] | None = None) -> None:

@@ -1,0 +1,144 @@
+"""Commands around a run: data sets, alignments of several stages, evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from solon.cli.options import JsonOption, SetOption, print_result
+from solon.errors import RunFailedError
+from solon.host.submitted_job import refuse_working_copy
+
+stages_app = typer.Typer(rich_markup_mode=None)
+
+
+@stages_app.command()
+def align(
+    path: Annotated[Path, typer.Argument(metavar="ALIGN.toml", help="An alignment file.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Name of the folder under runs/.")] = None,
+    again_from: Annotated[
+        str, typer.Option("--from", metavar="STAGE", help="Make this stage and later ones again.", show_default=False)
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why.")] = False,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train in several stages: preferences, SFT, DPO, reward model, RL. A stage that exists is not made again."""
+    from solon.cli.align import run_align
+
+    result = run_align(
+        path, name=name, again_from=again_from, dry_run=dry_run, overrides=overrides or [], as_json=as_json
+    )
+    print_result(result, as_json)
+
+
+@stages_app.command()
+def label(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ANSWERS",
+            help="JSONL, JSON, CSV or Parquet, a folder of them, or a saved data set. A row has `prompt` (text or "
+            "messages) and `answers` (two or more; also `completions`, `responses`), or `chosen` and `rejected`.",
+        ),
+    ],
+    judge: Annotated[
+        str,
+        typer.Option(help="Feedback model: a directory, a hub name, or an endpoint's .toml (docs/feedback.md)."),
+    ],
+    constitution: Annotated[str, typer.Option(help="Constitution YAML.")],
+    out: Annotated[Path, typer.Option(help="Directory of labels and preferences; an earlier start continues in it.")],
+    policy: Annotated[str, typer.Option(help="Model that writes answers to prompts without any.")] = "",
+    max_labels: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of labels to make in this start.")
+    ] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Largest amount to spend in this start, USD.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As in feedback.template=compact or judging.threads=2."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn prompts and answers into a preference data set. Needs no training run; a repeated start continues."""
+    from solon.cli.label import run_label
+    from solon.cli.label_settings import LabelRequest
+
+    refuse_working_copy(out, "--out")
+    request = LabelRequest(
+        source=source,
+        judge=judge,
+        constitution=constitution,
+        out=out,
+        policy=policy,
+        max_labels=max_labels,
+        max_usd=max_usd,
+        overrides=overrides or [],
+    )
+    summary = run_label(request, as_json=as_json)
+    print_result(summary, as_json)
+    if "failure" in summary:
+        raise RunFailedError(summary["failure"])
+
+
+@stages_app.command()
+def revise(
+    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="Prompts to answer.", show_default=False)],
+    policy: Annotated[str, typer.Option(help="The model that answers, criticises and revises.")],
+    constitution: Annotated[str, typer.Option(help="Constitution YAML with critique and revision requests.")],
+    out: Annotated[Path, typer.Option(help="New directory of demonstrations, preferences and transcripts.")],
+    max_prompts: Annotated[int, typer.Option(min=1, help="The first prompts of the file.")] = 256,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a policy revise its own answers by a constitution: the supervised part of Constitutional AI."""
+    from solon.cli.revise import run_revise
+
+    summary = run_revise(
+        prompts,
+        policy=policy,
+        constitution=constitution,
+        out=out,
+        max_prompts=max_prompts,
+        overrides=overrides or [],
+        as_json=as_json,
+    )
+    print_result(summary, as_json)
+
+
+@stages_app.command()
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Policies: directories, runs, names. The first is the baseline.",
+            show_default=False,
+        ),
+    ],
+    prompts: Annotated[str, typer.Option(help="Held-out prompts.")],
+    out: Annotated[Path, typer.Option(help="Directory of evaluation.json and answers.jsonl.")],
+    judge: Annotated[str, typer.Option(help="Judge of the answers; not the one that labelled for training.")] = "",
+    constitution: Annotated[str, typer.Option(help="Constitution YAML of the judge.")] = "",
+    evaluator: Annotated[str, typer.Option(help="`nursery` or `english`: programs in place of a judge.")] = "",
+    max_prompts: Annotated[int, typer.Option(min=2, help="The first prompts of the file.")] = 256,
+    samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each prompt.")] = 1,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare policies on held-out prompts: principles, preferences, degenerate answers, with paired intervals."""
+    from solon.cli.evaluate import EvaluateRequest, run_evaluate
+
+    request = EvaluateRequest(
+        models=models,
+        prompts=prompts,
+        out=out,
+        evaluator=evaluator,
+        judge=judge,
+        constitution=constitution,
+        max_prompts=max_prompts,
+        samples=samples,
+        overrides=overrides or [],
+    )
+    print_result(run_evaluate(request, as_json=as_json), as_json)
