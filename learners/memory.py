@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from learners.config import LearnConfig
+from learners.config import DIRECT, LearnConfig
 from solon.models.sizes import BYTES, ModelSizes
 
 FILTERING_BYTES = 26
@@ -55,14 +55,15 @@ def learner_memory(
     `max_tokens_per_microbatch`; runtime: bytes of an empty process on that device; filtered: rollouts are sampled with
     top-k, top-p or min-p."""
     policy = sizes.parameters
-    critic = policy - sizes.head if config.advantages == "gae" else 0
+    direct = config.objective in DIRECT
+    critic = policy - sizes.head if config.advantages == "gae" and not direct else 0
     trained = policy + critic
     weights = 4 * (policy + critic)
     if config.lora is not None:
         adapters = config.lora.r * sizes.layers * (9 * sizes.hidden + 3 * sizes.intermediate)
         trained = adapters * (2 if critic else 1)
         weights += 4 * trained
-    elif config.kl_coefficient > 0:
+    elif direct or config.kl_coefficient > 0:
         weights += 4 * policy
     tokens = max(config.max_tokens_per_microbatch, longest)
     logits = tokens * sizes.vocabulary

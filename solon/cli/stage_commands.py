@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -142,3 +142,24 @@ def evaluate(
         overrides=overrides or [],
     )
     print_result(run_evaluate(request, as_json=as_json), as_json)
+
+
+@stages_app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory or a hub name.", show_default=False)],
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Number format of weights and cache.")
+    ] = "bfloat16",
+    length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a sequence; else the model's context.", show_default=False),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 64,
+    on_cpu: Annotated[bool, typer.Option("--cpu", help="Estimate memory on a CPU.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a model's sizes, key-value cache and memory by role. Loads nothing."""
+    from solon.cli.inspect import run_inspect
+
+    result = run_inspect(model, dtype=dtype, length=length, concurrency=concurrency, on_gpu=not on_cpu, as_json=as_json)
+    print_result(result, as_json)
