@@ -6,6 +6,7 @@ Ray Train (see `cluster.align.sft`); here it runs in this process.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,13 +84,17 @@ def tune(
     torch.set_num_threads(config.threads)
     trainer = build_trainer(model, rows, config, folder=folder, callbacks=[_ticker(tick)])
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if not losses or any(loss != loss for loss in losses):
-        raise RunFailedError(
-            f"supervised fine-tuning of {model} has no finite loss: {losses[-3:]}; lower learning_rate"
-        )
+    losses = losses_of(trainer)
     save(trainer, model, save_to)
     return Tuned(steps=trainer.state.global_step, first_loss=losses[0], last_loss=losses[-1], conversations=len(rows))
+
+
+def losses_of(trainer: Any) -> list[float]:
+    """The losses of all steps. Raises RunFailedError when one is not finite."""
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    if not losses or not all(map(math.isfinite, losses)):
+        raise RunFailedError(f"the losses of fine-tuning are not finite: {losses[-3:]}; lower learning_rate")
+    return losses
 
 
 def build_trainer(
@@ -136,11 +141,14 @@ def build_trainer(
         seed=config.seed,
         data_seed=config.seed,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=on_gpu,
     )
+    if not torch.distributed.is_initialized():
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several would train `batch` conversations each
     return SFTTrainer(
         model=network,
         args=arguments,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import field_validator
 
 from cluster.config.sections import Section
+from solon.errors import RunFailedError
 
 if TYPE_CHECKING:
     from cluster.align.file import AlignFile
@@ -59,6 +60,13 @@ class Job:
     """For people; not part of the result's digest."""
 
 
+def require_completed(summary: Mapping[str, Any], what: str) -> None:
+    """Raises RunFailedError when a command ended before its work did: a part of it must not pass for the whole."""
+    if summary.get("status") != "completed":
+        cause = summary.get("failure") or summary.get("budget") or summary.get("stopped_by") or "it was asked to stop"
+        raise RunFailedError(f"the {what} ended early ({cause}); start again to continue it")
+
+
 class AlignStage(Section):
     """A section `[[stages]]` of an alignment file. A new kind of stage is one new file in `cluster/align/stages/`."""
 
@@ -69,7 +77,7 @@ class AlignStage(Section):
     makes: ClassVar[tuple[str, ...]] = ()
     """Of `PRODUCTS`."""
     code: ClassVar[tuple[str, ...]] = ()
-    """Modules that do the work: results are made again when they or what they import changes."""
+    """See `modules`."""
 
     type: str
     name: str = ""
@@ -91,10 +99,15 @@ class AlignStage(Section):
     def settings(self, file: AlignFile) -> Mapping[str, Any]:
         """All settings that the result depends on, as JSON."""
 
+    def further(self, file: AlignFile) -> Mapping[str, str]:
+        """Other models and files that the settings name, by key: their content is part of what the result depends
+        on."""
+        return {}
+
+    def modules(self) -> Sequence[str]:
+        """Modules that do the work: results are made again when they or what they import changes."""
+        return self.code
+
     @abstractmethod
     def make(self, job: Job) -> None:
         """Fill `job.out`. Raises RunFailedError, InputError."""
-
-    def own_settings(self) -> dict[str, Any]:
-        """The stage's own fields, without its name and inputs."""
-        return self.model_dump(mode="json", exclude={"type", "name"})

@@ -20,6 +20,7 @@ from solon.artifacts.digests import digest_of
 from solon.artifacts.store import Artifact, Store
 from solon.errors import InputError, RunFailedError
 from solon.host.allocator import KEEP_FREED_MEMORY
+from solon.host.directory_lock import locked
 from solon.host.own_code import child_environment, module_command
 from solon.host.processes import failure_of
 
@@ -50,27 +51,29 @@ class Aligned:
 def align(
     file: AlignFile, *, folder: Path, store: Store, paths: Callable[[str], str], again_from: str, view: AlignView
 ) -> Aligned:
-    """Make all stages. folder: of this alignment; again_from: make this stage and later ones again; empty: none.
+    """Make all stages, alone in the folder of this alignment. again_from: make this stage and later ones again; empty:
+    none.
 
     Raises InputError, and RunFailedError when a stage fails; finished stages stay finished.
     """
     planner, done = Planner(file, store, paths), Aligned()
     names = [stage.name for stage in file.stages]
     first_again = names.index(again_from) if again_from else len(names)
-    for number, name in enumerate(names):
-        step = planner.step(number, done.made, again=number >= first_again)
-        if step.found is not None:
-            view.found(step)
-        else:
-            view.begins(step)
-            started = time.monotonic()
-            step = _make(step, file, planner.inputs(number, done.made), folder, store)
-            done.seconds[name] = time.monotonic() - started
-            assert step.found is not None
-            view.ends(step, done.seconds[name], step.found.record)
-        assert step.found is not None
-        done.made[name] = step.found
-        _link(folder, step)
+    with locked(folder):
+        for number, name in enumerate(names):
+            again = number >= first_again
+            step = planner.step(number, done.made, again=again)
+            if step.found is None:
+                view.begins(step)
+                started = time.monotonic()
+                step = _make(step, file, planner.inputs(number, done.made), folder, store, again=again)
+                done.seconds[name] = time.monotonic() - started
+                assert step.found is not None
+                view.ends(step, done.seconds[name], step.found.record)
+            else:
+                view.found(step)
+            done.made[name] = step.found
+            _link(folder, step)
     return done
 
 
@@ -88,7 +91,17 @@ def plan(file: AlignFile, *, store: Store, paths: Callable[[str], str], again_fr
     return steps
 
 
-def _make(step: Step, file: AlignFile, inputs: Mapping[str, str], folder: Path, store: Store) -> Step:
+def _make(step: Step, file: AlignFile, inputs: Mapping[str, str], folder: Path, store: Store, *, again: bool) -> Step:
+    """Make one stage, unless another process has made it meanwhile."""
+    assert step.key is not None
+    with store.alone_with(step.key):
+        if again or (found := store.find(step.key)) is None:
+            _work(step, file, inputs, folder, store)
+            found = store.find(step.key)
+    return Step(number=step.number, stage=step.stage, key=step.key, found=found, reason=step.reason)
+
+
+def _work(step: Step, file: AlignFile, inputs: Mapping[str, str], folder: Path, store: Store) -> None:
     assert step.key is not None
     place = folder / "stages" / f"{step.number:02d}-{step.stage.name}"
     # Of another key: settings or inputs changed since it was interrupted.
@@ -118,8 +131,6 @@ def _make(step: Step, file: AlignFile, inputs: Mapping[str, str], folder: Path, 
         kept.rename(records)
     else:
         kept.rmdir()
-    found = store.find(step.key)
-    return Step(number=step.number, stage=step.stage, key=step.key, found=found, reason=step.reason)
 
 
 @contextmanager

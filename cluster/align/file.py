@@ -20,21 +20,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from cluster.align.base import PRODUCTS, AlignStage, Source
 from cluster.align.stages import known_stages
-from cluster.config.run_file import HOLDS_A_SECRET
+from cluster.config.run_file import HOLDS_A_SECRET, RunFile
 from cluster.config.sections import Section
+from solon.engines.base import EngineOptions
 from solon.errors import InputError, nearest
-from solon.files.marks import FilePath, ModelName, PromptsPath
+from solon.feedback.config import FeedbackConfig
+from solon.files.marks import FilePath, ModelName, NamesFile, NamesModel, PromptsPath, marked, rewrite
 from solon.files.overrides import parse_override, put
 from solon.files.toml_file import read_toml
 from solon.files.validation import describe_invalid
+from solon.models.given_names import is_given_name
 from solon.redaction import places_of_secrets
 
 PATHS = ("policy", "judge", "prompts", "constitution", "heldout_prompts")
-"""Keys whose relative paths are relative to the file."""
+"""Keys of the file that name a model or a file."""
+LABEL_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "feedback": FeedbackConfig,
+    "judging": EngineOptions,
+    "write.engine": EngineOptions,
+}
+"""Sections of `[label]`."""
 
 
 class AlignFile(Section):
@@ -55,13 +64,6 @@ class AlignFile(Section):
     """Settings of `solon label` for stages that label: `feedback`, `judging`, `write`."""
     stages: tuple[SerializeAsAny[AlignStage], ...] = Field(min_length=1)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_secrets(cls, raw: Any) -> Any:
-        for place in places_of_secrets(raw):
-            raise ValueError(f"`{place}` {HOLDS_A_SECRET}")
-        return raw
-
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Self:
         """Read, override and check, including that every stage finds its inputs. Raises InputError."""
@@ -75,10 +77,10 @@ class AlignFile(Section):
         stages = raw.get("stages")
         if not isinstance(stages, list) or not stages:
             raise InputError(f"alignment file {path} has no stages, expected [[stages]] with a type; add one")
+        _resolve(raw, path.parent)
+        for place in places_of_secrets(raw):
+            raise InputError(f"alignment file {path}: `{place}` {HOLDS_A_SECRET}")
         raw["stages"] = tuple(_stage(one, f"alignment file {path}: stages[{n}]") for n, one in enumerate(stages, 1))
-        for key in PATHS:
-            if isinstance(raw.get(key), str):
-                raw[key] = _resolved(raw[key], path.parent)
         try:
             file = cls.model_validate(raw)
         except ValidationError as error:
@@ -155,7 +157,34 @@ def _named(stages: Sequence[AlignStage], path: Path) -> tuple[AlignStage, ...]:
     return tuple(found)
 
 
-def _resolved(value: str, folder: Path) -> str:
-    """A path relative to the file as one relative to the working directory, if it exists there."""
-    beside = folder / value
-    return str(beside) if value and not Path(value).is_absolute() and beside.exists() else value
+def _resolve(raw: dict[str, Any], folder: Path) -> None:
+    """Make the paths in a parsed file absolute, where they exist beside it; names of stages stay."""
+    known = known_stages()
+    stages = [one for one in raw["stages"] if isinstance(one, dict)]
+    named = {str(one.get(key)) for one in stages for key in ("name", "type") if one.get(key)}
+
+    def absolute(_: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute("", one) for one in value]
+        if not isinstance(value, str) or not value or value in named or is_given_name(value):
+            return value
+        beside = (folder / Path(value).expanduser()).absolute()
+        return str(beside) if beside.exists() else value
+
+    for key in PATHS:
+        rewrite(raw, key, absolute)
+    for section, model in LABEL_SECTIONS.items():
+        for key in paths_in(model):
+            rewrite(raw, f"label.{section}.{key}", absolute)
+    for one in stages:
+        if one.get("type") in known:
+            for key in paths_in(known[one["type"]]):
+                rewrite(one, key, absolute)
+        if isinstance(one.get("run"), dict):
+            for key in paths_in(RunFile):
+                rewrite(one["run"], key, absolute)
+
+
+def paths_in(model: type[BaseModel]) -> tuple[str, ...]:
+    """Keys of a model's fields that name a model or a file."""
+    return marked(model, NamesModel) + marked(model, NamesFile)

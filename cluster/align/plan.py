@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from cluster.align.base import PRODUCTS, AlignStage
 from cluster.align.file import AlignFile
+from cluster.config.input_digests import source_digest
 from solon.artifacts.code import code_digest
 from solon.artifacts.digests import content_digest
 from solon.artifacts.store import Artifact, Key, Store, first_difference
 from solon.errors import InputError
-from solon.models.digest import model_digest
 
 SCHEMA = 1
 MODELS = ("policy", "judge", "reward_model")
@@ -60,7 +59,8 @@ class Planner:
                 role: _product_digest(made[one.stage], role) if one.stage else self._digest(role, one.path)
                 for role, one in sorted(sources.items())
             },
-            "code": code_digest(type(stage).__module__, *stage.code),
+            "files": {name: self._digest(name, given) for name, given in sorted(stage.further(self._file).items())},
+            "code": code_digest(type(stage).__module__, *stage.modules()),
             "packages": {name: held for name in PACKAGES if (held := _version(name))},
         }
         found = None if again else self._store.find(key)
@@ -77,7 +77,8 @@ class Planner:
         """Of a file or model of the user. Raises InputError when it is not there."""
         if given not in self._given:
             path = self._paths(given)
-            found = model_digest(path) if role in MODELS else None
+            is_model = role in MODELS or path.endswith(".toml") or Path(path, "config.json").is_file()
+            found = source_digest(path) if is_model else None
             if found is None and Path(path).exists():
                 found = content_digest(Path(path))
             if found is None:
@@ -101,8 +102,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def shown(settings: Mapping[str, Any]) -> str:
-    """Settings in one line, for people."""
-    return ", ".join(f"{key} = {value}" for key, value in settings.items())

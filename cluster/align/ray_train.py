@@ -64,7 +64,7 @@ def _train(given: dict[str, Any]) -> None:
     import torch
     from ray import train
 
-    from learners.supervised import build_trainer, save
+    from learners.supervised import build_trainer, losses_of, save
 
     config = SupervisedConfig(**given["config"])
     context = train.get_context()
@@ -74,7 +74,7 @@ def _train(given: dict[str, Any]) -> None:
     folder = Path(given["folder"]) / f"rank-{context.get_world_rank()}"
     trainer = build_trainer(given["model"], rows, share, folder=folder)
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = losses_of(trainer)
     if context.get_world_rank() == 0:
         save(trainer, given["model"], Path(given["save_to"]))
     if torch.distributed.is_initialized():

@@ -31,8 +31,8 @@ def input_digests(run: RunFile, prompts: Sequence[Prompt], heldout: Sequence[Pro
         **{key: pool.model for key, pool in run.auditors.items()},
         **{f"feedback judge {n}": name for n, name in enumerate(run.feedback.panel, start=1)},
     }
-    found = {key: digest for key, name in models.items() if name and (digest := _model(name))}
-    if run.feedback.programs and (digest := _model(run.feedback.programs)):
+    found = {key: digest for key, name in models.items() if name and (digest := source_digest(name))}
+    if run.feedback.programs and (digest := source_digest(run.feedback.programs)):
         found["feedback programs"] = digest
     templates = {"rollout.chat_template": run.rollout.chat_template, "judging.chat_template": run.judging.chat_template}
     found |= {key: file_digest(Path(name)).hex()[:16] for key, name in templates.items() if name}
@@ -75,7 +75,8 @@ def refuse_other_inputs(now: Digests, then: Mapping[str, object], *, place: Path
     )
 
 
-def _model(name: str) -> str | None:
+def source_digest(name: str) -> str | None:
+    """Identifies a model, or what a judge's file stands for; None when it is not on this machine."""
     if not EndpointFile.names(name):
         return model_digest(name)
     file = load_judge_file(name)

@@ -27,4 +27,4 @@ def encode_turn(tokenizer: ChatTokenizer, messages: Sequence[Message], answer: s
         text += [*tokenizer.encode(tokenizer.marks.end), *tokenizer.encode("\n\n")]
         answer = read.text
     text += tokenizer.encode(answer.strip(), is_data=True)
-    return prompt.token_ids, (*text, tokenizer.eos_token_id)
+    return prompt.token_ids, (*text, tokenizer.turn_end_id)

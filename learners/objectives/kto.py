@@ -58,12 +58,7 @@ class KTOObjective(Objective[Ratings, RatedRows]):
         arrays = batch_of_ratings(batch)
         everything = range(arrays.num_rollouts)
         reference_R = answer_logprobs(self.policy, self.layout, arrays, everything, reference=True)
-        other = batch_of_ratings(mismatched(batch))
-        policy_R, base_R = (
-            answer_logprobs(self.policy, self.layout, other, range(other.num_rollouts), reference=which)
-            for which in (False, True)
-        )
-        anchor = rating_anchor(torch.from_numpy(policy_R - base_R)).float().to(self.policy.device)
+        anchor = self._anchor(mismatched(batch))
         good, weights = (np.array([getattr(one, name) for one in batch]) for name in ("good", "weight"))
         rows = [
             RatedRows(
@@ -77,6 +72,17 @@ class KTOObjective(Objective[Ratings, RatedRows]):
             for answers in (Answers.of(arrays, microbatch),)
         ]
         return Prepared(minibatches=[Minibatch(rows, float(weights.sum()))], metrics={"anchor/mean": float(anchor)})
+
+    def _anchor(self, rows: Ratings) -> Tensor:
+        """z over these rows; 0, its least value, where there is none."""
+        if not rows:
+            return torch.zeros((), device=self.policy.device)
+        other = batch_of_ratings(rows)
+        policy_R, base_R = (
+            answer_logprobs(self.policy, self.layout, other, range(other.num_rollouts), reference=which)
+            for which in (False, True)
+        )
+        return rating_anchor(torch.from_numpy(policy_R - base_R)).float().to(self.policy.device)
 
     def loss(self, microbatch: RatedRows, denominator: float) -> Iterator[Loss]:
         """The mean over the weights of the minibatch."""
@@ -95,14 +101,12 @@ class KTOObjective(Objective[Ratings, RatedRows]):
 
 
 def mismatched(batch: Ratings) -> list[RatedAnswer]:
-    """Every prompt with the answer of the next row that answers another prompt; a row is left out when there is none.
-    Raises ValueError when all rows answer one prompt."""
+    """Every prompt with the answer of the next row that answers another prompt; a row is left out when there is none,
+    as in a last batch of one."""
     found = []
     for place, one in enumerate(batch):
         later = (batch[(place + step) % len(batch)] for step in range(1, len(batch)))
         other = next((each for each in later if each.prompt != one.prompt), None)
         if other is not None:
             found.append(replace(one, answer=other.answer))
-    if not found:
-        raise ValueError(f"all {len(batch)} rated answers of a batch are to one prompt, expected several prompts")
     return found

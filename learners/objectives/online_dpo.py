@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from learners.core.policy_objective import PolicyObjective, PolicySource
 from learners.direct.config import OnlineDPOConfig
 from learners.direct.pair_loss import pair_loss
 from learners.direct.rows import Answers, Pair, PairRows, answer_logprobs, whole_groups
-from solon.records import TrainingGroup
+from solon.records import NO_FILTERS, TrainingGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,9 @@ class OnlineDPOObjective(PolicyObjective):
     config: OnlineDPOConfig
 
     def __init__(self, config: OnlineDPOConfig, source: PolicySource) -> None:
-        super().__init__(config, source, reference=True)
+        # Log-probs of policy and reference are those of the whole vocabulary: filters are only how answers were drawn.
+        super().__init__(config, replace(source, filters=NO_FILTERS), reference=True)
+        self._filtered = bool(source.filters)
         self._beta = config.beta
         self._targets: _Targets | None = None
 
@@ -69,7 +71,7 @@ class OnlineDPOObjective(PolicyObjective):
             "paired_groups/share": len(pairs) / len(arrays.trained_groups()),
             "pairs/sum": float(sum(map(len, pairs.values()))),
         }
-        if paired:
+        if paired and not self._filtered:  # the engine's log-probs are those of the filtered distribution
             # Of fresh samples: the distance from the start that beta alone bounds.
             metrics["kl_reference/mean"] = float((behaviour_R - reference_R)[paired].mean())
         return Prepared(minibatches=self._pair_minibatches(arrays, pairs, context), metrics=metrics)

@@ -2,10 +2,10 @@
 
     store = Store(Path("runs/artifacts"))
     key = {"stage": "dpo", "settings": {...}, "inputs": {"policy": "3f2a..."}}
-    if (found := store.find(key)) is None:
-        with store.making(key) as making:
-            train(save_to=making.folder / "model")
-        found = store.find(key)
+    with store.alone_with(key):
+        if store.find(key) is None:
+            with store.making(key) as making:
+                train(save_to=making.folder / "model")
 
 A result is built beside its place and renamed; its manifest, which names key, files and digests, is written last. So a
 killed process leaves nothing that looks finished, and a file that was changed later is noticed.
@@ -71,17 +71,23 @@ class Store:
         return Artifact(folder=place, digest=digest_of(held), key=manifest["key"], record=manifest["record"])
 
     @contextmanager
+    def alone_with(self, key: Key) -> Iterator[None]:
+        """Waits until no other process makes the result of this key; look for it again inside."""
+        with alone(self._place(key)):
+            yield
+
+    @contextmanager
     def making(self, key: Key) -> Iterator[Making]:
-        """A folder that becomes the result at the end of the block; another process waits until then."""
+        """A folder that becomes the result at the end of the block; until then an earlier one stays. Use it inside
+        `alone_with`."""
         place = self._place(key)
-        with alone(place):
+        with new_directory(place, replace=True) as folder:
+            making = Making(folder)
+            yield making
+            files = files_of(folder)
             _manifest_of(place).unlink(missing_ok=True)
-            with new_directory(place, replace=True) as folder:
-                making = Making(folder)
-                yield making
-                files = files_of(folder)
-            manifest = {"key": key, "files": files, "record": making.record}
-            write_whole(_manifest_of(place), json.dumps(manifest, indent=1, sort_keys=True), what="manifest")
+        manifest = {"key": key, "files": files, "record": making.record}
+        write_whole(_manifest_of(place), json.dumps(manifest, indent=1, sort_keys=True), what="manifest")
 
     def keys(self, stage: str) -> list[Key]:
         """Keys of the finished results of a kind, the newest first."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from solon.feedback.labelling.dataset import load_answers, text_group
 from solon.feedback.pairwise import pair_margins
 from solon.feedback.prompting.secret import nonce_secret
 from solon.feedback.reward import rule_of
+from solon.files.json_text import json_text
 from solon.files.overrides import settings_from
 from solon.pipeline.rollout import RolloutSettings, RolloutWorker
 from solon.records import Feedback, Group, Prompt
@@ -90,6 +91,7 @@ def run_evaluate(request: EvaluateRequest, *, as_json: bool) -> dict[str, Any]:
             "give one of the two"
         )
     path = resolver([*request.models, request.prompts, request.judge, request.constitution], progress=not as_json)
+    judge = _judge(request, settings, path)
     file = load_answers(path(request.prompts), least=1)
     rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[: request.max_prompts]
     prompts = [row.prompt for row in rows]
@@ -99,17 +101,51 @@ def run_evaluate(request: EvaluateRequest, *, as_json: bool) -> dict[str, Any]:
         console.print(f"{model} answers {len(prompts)} prompts", markup=False)
         place = policy_of(path(model))
         found.append(Answered(model, asyncio.run(_answers(place, prompts, settings, request.samples))))
-    asyncio.run(_score(found, prompts, settings, request, path(request.judge), path(request.constitution)))
-    result = _result(found, prompts, settings, request)
-    request.out.mkdir(parents=True, exist_ok=True)
-    (request.out / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     with (request.out / "answers.jsonl").open("w", encoding="utf-8") as lines:
         for number, row in enumerate(rows):
             answers = {one.model: one.answers_PS[number] for one in found}
             lines.write(json.dumps({"row_id": row.row_id, "answers": answers}, ensure_ascii=False) + "\n")
+    asyncio.run(_score(found, prompts, settings, request, judge))
+    result = _result(found, prompts, settings, request)
+    (request.out / "evaluation.json").write_text(json_text(result, indent=1), encoding="utf-8")
     print_table(console, _table(result))
     console.print(f"written to {request.out}", markup=False)
     return result
+
+
+def _judge(
+    request: EvaluateRequest, settings: EvaluateSettings, path: Callable[[str], str]
+) -> tuple[Source, Constitution] | None:
+    """The judge and its constitution; None: programs decide. Checks all that can be checked before answers are
+    written. Raises InputError."""
+    from cluster.evaluate import PROGRAMS
+    from cluster.preflight.checks import check_judge
+
+    if len(set(request.models)) < len(request.models):
+        raise InputError(f"got {' '.join(request.models)}, expected different policies; remove the repeated one")
+    if settings.feedback.panel:
+        raise InputError("feedback names further judges, expected one judge for an evaluation; remove them")
+    try:
+        request.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {request.out} cannot be used: {error.strerror}; choose another directory") from None
+    if request.evaluator:
+        if request.evaluator not in PROGRAMS:
+            raise InputError(f"--evaluator {request.evaluator}: expected one of {', '.join(sorted(PROGRAMS))}")
+        return None
+    rules, judge = Constitution.load(path(request.constitution)), path(request.judge)
+    rules.for_task("pointwise")
+    if len(request.models) > 1:
+        rules.for_task("pairwise")
+    check_judge(
+        judge,
+        settings.feedback.template,
+        trusted=settings.judging.trust_remote_code,
+        options=settings.judging,
+        feedback=settings.feedback,
+        constitution=rules,
+    )
+    return (load_judge_file(judge) if judge.endswith(".toml") else engine_config(judge, settings.judging)), rules
 
 
 def policy_of(path: str) -> str:
@@ -141,14 +177,12 @@ async def _score(
     prompts: Sequence[Prompt],
     settings: EvaluateSettings,
     request: EvaluateRequest,
-    judge: str,
-    constitution: str,
+    judge: tuple[Source, Constitution] | None,
 ) -> None:
-    if request.evaluator:
+    if judge is None:
         await _by_programs(found, prompts, request.evaluator)
         return
-    rules = Constitution.load(constitution)
-    source = load_judge_file(judge) if judge.endswith(".toml") else engine_config(judge, settings.judging)
+    source, rules = judge
     single = settings.feedback.model_copy(update={"task": "pointwise"})
     groups = [
         text_group(number, prompt, answers)
@@ -173,10 +207,8 @@ async def _score(
 
 
 async def _by_programs(found: Sequence[Answered], prompts: Sequence[Prompt], evaluator: str) -> None:
-    from cluster.evaluate import PROGRAMS, ProgramEvaluator
+    from cluster.evaluate import ProgramEvaluator
 
-    if evaluator not in PROGRAMS:
-        raise InputError(f"--evaluator {evaluator}: expected one of {', '.join(sorted(PROGRAMS))}")
     decide = ProgramEvaluator(evaluator)
     for one in found:
         for number, prompt in enumerate(prompts):

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,21 @@ class ChatTokenizer:
     def eos_token_id(self) -> int:
         """The token that ends a sequence."""
         return int(self.hf.eos_token_id)
+
+    @cached_property
+    def turn_end_id(self) -> int:
+        """The token that ends an answer: the control token that the chat template writes behind one, or the token that
+        ends a sequence where it writes none."""
+        user, answer = Message(role="user", content="a"), Message(role="assistant", content=_MARK)
+        try:
+            text = self._template.render([user, answer, user])
+        except PromptRefusedError:
+            return self.eos_token_id
+        opening, _, _ = self._template.render([replace(user, content=_MARK)]).partition(_MARK)
+        after = self._encode(text.partition(_MARK)[2].lstrip()[:200])[:1]
+        # Some templates write no end: then the next turn's opening follows.
+        ends = [one for one in after if one in self._control and one not in self._encode(opening)]
+        return ends[0] if ends else self.eos_token_id
 
     def name_of(self, token_id: int) -> str:
         """The text of a token in the vocabulary; empty for an unknown id."""

@@ -48,7 +48,7 @@ def win_rate(margins_P: Sequence[float | None], *, tie: float, seed: int = 0) ->
     """margins_P: log-odds that the answer of the policy is the better one; None: no valid verdict, left out. tie: nats
     within which neither is better."""
     known = [margin for margin in margins_P if margin is not None]
-    scores_P = np.array([0.5 if abs(margin) < tie else float(margin > 0) for margin in known])
+    scores_P = np.array([0.5 if margin == 0 or abs(margin) < tie else float(margin > 0) for margin in known])
     wins, losses = int((scores_P == 1).sum()), int((scores_P == 0).sum())
     return WinRate(wins=wins, ties=len(known) - wins - losses, losses=losses, rate=_interval(scores_P, seed))
 

@@ -9,10 +9,13 @@ from typing import Literal
 Kind = Literal["", "empty", "repeats", "copies"]
 MOST_REPEATED = 0.5
 """Share of the runs of four words that repeat an earlier one."""
-MOST_COMPRESSED = 2.4
-"""Characters over compressed bytes; plain text is below 2 (the limit of Radford et al. 2022)."""
-LEAST_WORDS = 20
+MOST_COMPRESSED = 3.0
+"""Characters over compressed bytes of the window that compresses best. Prose is below 2.2 in windows of this size and
+Python below 2.7; a sentence that is said again and again is above 4."""
+LEAST_CHARACTERS = 100
 """Shorter texts compress badly whatever they say."""
+WINDOW = 600
+"""Characters: longer texts compress better, however good they are."""
 MOST_COPIED = 0.8
 """Share of an answer's runs of four words that the prompt has too."""
 
@@ -31,8 +34,7 @@ def degenerate(answer: str, prompt: str = "") -> Kind:
     runs = _runs(words)
     if len(runs) > 1 and 1 - len(set(runs)) / len(runs) > MOST_REPEATED:
         return "repeats"
-    raw = answer.encode("utf-8", "replace")
-    if len(words) >= LEAST_WORDS and len(raw) / len(zlib.compress(raw)) > MOST_COMPRESSED:
+    if len(answer) >= LEAST_CHARACTERS and _most_compressed(answer) > MOST_COMPRESSED:
         return "repeats"
     asked = set(_runs(prompt.split()))
     if len(runs) > 1 and sum(run in asked for run in runs) / len(runs) > MOST_COPIED:
@@ -45,6 +47,13 @@ def distinct_pairs(texts: Sequence[str], most: int | None = None) -> float:
     falls with their number."""
     pairs = [pair for text in texts for pair in zip(text.split(), text.split()[1:], strict=False)][:most]
     return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def _most_compressed(text: str) -> float:
+    """Over windows that overlap by half."""
+    starts = range(0, max(1, len(text) - WINDOW // 2), WINDOW // 2)
+    windows = [text[start : start + WINDOW] for start in starts]
+    return max(len(one) / len(zlib.compress(one.encode("utf-8", "replace"))) for one in windows)
 
 
 def _runs(words: Sequence[str]) -> list[tuple[str, ...]]:

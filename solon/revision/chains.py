@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from solon.constitution.constitution import Constitution, Principle
 from solon.errors import InputError
@@ -25,6 +25,8 @@ from solon.records import Message, Prompt
 
 Answer = Callable[[Sequence[Prompt], int], Awaitable[list[str]]]
 """One answer to each conversation; the number is a seed."""
+Fits = Callable[[Prompt], bool]
+"""Whether the engine has room for a conversation and one more answer."""
 PREAMBLE = re.compile(
     r"^\s*(?:sure|certainly|of course|okay|here)\b[^\n:.!?]{0,120}:\s*\n+|"
     r"^\s*\W{0,4}(?:revis(?:ed|ion)|rewritten|new)(?: (?:answer|response|version))?[*_ ]{0,4}:[*_\s]*",
@@ -50,41 +52,66 @@ class Chain:
     prompt: Prompt
     first: str
     rounds: tuple[Round, ...]
+    is_cut: bool = False
+    """It ended before its last round, as the conversation became too long."""
 
     @property
     def last(self) -> str:
-        """The last revision."""
-        return self.rounds[-1].revision
+        """The last revision; the first answer where there is none."""
+        return self.rounds[-1].revision if self.rounds else self.first
 
 
 async def revise(
-    answer: Answer, prompts: Sequence[Prompt], constitution: Constitution, *, rounds: int, seed: int
+    answer: Answer,
+    prompts: Sequence[Prompt],
+    constitution: Constitution,
+    *,
+    rounds: int,
+    seed: int,
+    fits: Fits = lambda _: True,
 ) -> list[Chain]:
     """The chains of all prompts, turn by turn. A principle is drawn for each prompt and round among those that apply
-    and have both requests, without repetition as long as there are others.
+    and have both requests, without repetition as long as there are others. A chain that becomes too long ends there.
 
     Raises InputError for a prompt to which no such principle applies.
     """
-    drawn = [_draw(prompt, constitution, rounds, seed) for prompt in prompts]
-    firsts = await answer(prompts, _seed(seed, 0))
-    chats = [_said(prompt, "assistant", first) for prompt, first in zip(prompts, firsts, strict=True)]
-    found: list[list[Round]] = [[] for _ in prompts]
+    begun = [_Begun(chat=prompt, drawn=_draw(prompt, constitution, rounds, seed)) for prompt in prompts]
+
+    async def turn(number: int) -> list[tuple[_Begun, str]]:
+        for one in begun:
+            one.is_cut = one.is_cut or not fits(one.chat)
+        going = [one for one in begun if not one.is_cut]
+        said = await answer([one.chat for one in going], _seed(seed, number)) if going else []
+        return list(zip(going, said, strict=True))
+
+    for one, first in await turn(0):
+        one.first, one.chat = first, _said(one.chat, "assistant", first)
     for number in range(rounds):
-        principles = [one[number] for one in drawn]
-        chats = [_said(c, "user", p.critique_request) for c, p in zip(chats, principles, strict=True)]
-        critiques = await answer(chats, _seed(seed, 2 * number + 1))
-        chats = [
-            _said(_said(chat, "assistant", critique), "user", principle.revision_request)
-            for chat, critique, principle in zip(chats, critiques, principles, strict=True)
-        ]
-        revisions = [without_preamble(text) for text in await answer(chats, _seed(seed, 2 * number + 2))]
-        chats = [_said(chat, "assistant", text) for chat, text in zip(chats, revisions, strict=True)]
-        for rounds_of, principle, critique, revision in zip(found, principles, critiques, revisions, strict=True):
-            rounds_of.append(Round(principle_id=principle.id, critique=critique, revision=revision))
+        for one in begun:
+            one.chat = _said(one.chat, "user", one.drawn[number].critique_request)
+        for one, critique in await turn(2 * number + 1):
+            one.critique, one.chat = critique, _said(one.chat, "assistant", critique)
+            one.chat = _said(one.chat, "user", one.drawn[number].revision_request)
+        for one, text in await turn(2 * number + 2):
+            revision = without_preamble(text)
+            one.rounds.append(Round(principle_id=one.drawn[number].id, critique=one.critique, revision=revision))
+            one.chat = _said(one.chat, "assistant", revision)
     return [
-        Chain(prompt=prompt, first=first, rounds=tuple(one))
-        for prompt, first, one in zip(prompts, firsts, found, strict=True)
+        Chain(prompt=prompt, first=one.first, rounds=tuple(one.rounds), is_cut=one.is_cut)
+        for prompt, one in zip(prompts, begun, strict=True)
     ]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Begun:
+    """A chain that is being written."""
+
+    chat: Prompt
+    drawn: list[Principle]
+    first: str = ""
+    critique: str = ""
+    rounds: list[Round] = field(default_factory=list)
+    is_cut: bool = False
 
 
 def without_preamble(text: str) -> str:

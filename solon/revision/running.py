@@ -10,6 +10,7 @@ from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.engines.lengths import engine_config
 from solon.engines.sampling import SamplingOptions
+from solon.engines.tokens import ChatTokenizer
 from solon.pipeline.rollout import RolloutSettings, RolloutWorker
 from solon.records import Prompt
 from solon.revision.chains import Chain, revise
@@ -32,7 +33,7 @@ class ReviseSettings(BaseModel):
 async def run_chains(
     policy: str, prompts: Sequence[Prompt], constitution: Constitution, settings: ReviseSettings
 ) -> list[Chain]:
-    """All chains. Raises InputError, also when a chain exceeds the length of the engine."""
+    """All chains; one that exceeds the length of the engine ends there. Raises InputError."""
     engine = engine_config(policy, settings.engine, seed=settings.seed)
     rollout = RolloutSettings(sampling=settings.sampling.sampling(), group_size=1, seed=settings.seed)
     worker = RolloutWorker(engine, rollout, name="policy")
@@ -42,6 +43,12 @@ async def run_chains(
         async def answer(chats: Sequence[Prompt], seed: int) -> list[str]:
             return await worker.answer(chats, seed=seed)
 
-        return await revise(answer, prompts, constitution, rounds=settings.rounds, seed=settings.seed)
+        tokenizer = ChatTokenizer.load(policy, trust_remote_code=engine.trust_remote_code, settings=engine)
+        room = engine.max_model_len - settings.sampling.max_tokens
+
+        def fits(chat: Prompt) -> bool:
+            return len(tokenizer.encode_chat(chat.messages)) <= room
+
+        return await revise(answer, prompts, constitution, rounds=settings.rounds, seed=settings.seed, fits=fits)
     finally:
         await worker.close()

@@ -36,7 +36,8 @@ def write_chains(folder: Path, chains: Sequence[Chain]) -> dict[str, Any]:
         "demonstrations": len(taught),
         "preferences": kinds[""],
         "unchanged": kinds["unchanged"],
-        "degenerate": sum(count for kind, count in kinds.items() if kind not in ("", "unchanged")),
+        "too_long": kinds["too long"],
+        "degenerate": sum(count for kind, count in kinds.items() if kind not in ("", "unchanged", "too long")),
         "words_first": sum(first for first, _ in words) / len(words) if words else 0.0,
         "words_last": sum(last for _, last in words) / len(words) if words else 0.0,
     }
@@ -44,6 +45,8 @@ def write_chains(folder: Path, chains: Sequence[Chain]) -> dict[str, Any]:
 
 def _kind(chain: Chain) -> str:
     """Why the last revision teaches no preference; empty: it does."""
+    if chain.is_cut:
+        return "too long"
     found: str = degenerate(chain.last, chain.prompt.messages[-1].content)
     return found or ("unchanged" if chain.last.split() == chain.first.split() else "")
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from cluster.align.base import AlignStage, Job
-from cluster.align.file import AlignFile
+from cluster.align.base import AlignStage, Job, require_completed
+from cluster.align.file import LABEL_SECTIONS, AlignFile, paths_in
 from solon.errors import RunFailedError
 from solon.files.marks import FilePath, ModelName, PromptsPath
 from solon.files.overrides import flat_items
@@ -26,7 +26,7 @@ class PreferencesStage(AlignStage):
 
     kind: ClassVar[str] = "preferences"
     makes: ClassVar[tuple[str, ...]] = ("preferences", "demonstrations")
-    code: ClassVar[tuple[str, ...]] = ("solon.cli.label",)
+    code: ClassVar[tuple[str, ...]] = ("solon.cli.label", "solon.feedback.judges.program_process")
 
     type: Literal["preferences"] = "preferences"
     policy: ModelName = ""
@@ -51,6 +51,17 @@ class PreferencesStage(AlignStage):
     def settings(self, file: AlignFile) -> Mapping[str, Any]:
         return {"max_prompts": self.max_prompts, "label": file.label}
 
+    def further(self, file: AlignFile) -> Mapping[str, str]:
+        found = {}
+        for section, model in LABEL_SECTIONS.items():
+            given = dict(flat_items({"label": file.label}))
+            for key in paths_in(model):
+                value = given.get(f"label.{section}.{key}")
+                for number, one in enumerate(value if isinstance(value, list) else [value]):
+                    if one:
+                        found[f"label.{section}.{key}.{number}"] = str(one)
+        return found
+
     def make(self, job: Job) -> None:
         prompts = job.scratch / "prompts.jsonl"
         _write_lines(prompts, _first_prompts(job.inputs["prompts"], self.max_prompts))
@@ -61,6 +72,8 @@ class PreferencesStage(AlignStage):
         for key, value in flat_items({**job.file.label, "seed": job.file.seed}):
             command += ["--set", f"{key}={json.dumps(value)}"]
         job.run(command)
+        summary = json.loads((labelled / "summary.json").read_text(encoding="utf-8"))
+        require_completed(summary, "labelling")
         found = [json.loads(line) for line in _lines(labelled / "preferences.jsonl")]
         if not found:
             raise RunFailedError(
@@ -70,7 +83,6 @@ class PreferencesStage(AlignStage):
         found.sort(key=lambda row: (row["row_id"], json.dumps(row["chosen"]), json.dumps(row["rejected"])))
         _write_lines(job.out / "preferences.jsonl", ({name: row[name] for name in COLUMNS} for row in found))
         _write_lines(job.out / "demonstrations.jsonl", best_answers(found))
-        summary = json.loads((labelled / "summary.json").read_text(encoding="utf-8"))
         job.report |= {"preferences": len(found), "labels": summary.get("labels")}
 
 

@@ -98,7 +98,7 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def padding(tokenizer: Any) -> int:
     """A token that ends no turn: Transformers finds the end of a conversation by the padding behind it."""
-    ends = {tokenizer.eos_token_id}
+    ends = {tokenizer.eos_token_id, tokenizer.turn_end_id}
     own = tokenizer.hf.pad_token_id
     candidates = [own, tokenizer.hf.unk_token_id, *tokenizer.hf.all_special_ids, *range(tokenizer.num_tokens)]
     return next(int(one) for one in candidates if one is not None and one not in ends)

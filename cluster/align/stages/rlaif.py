@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from cluster.align.base import AlignStage, Job
+from cluster.align.base import AlignStage, Job, require_completed
 from cluster.align.file import AlignFile
 from cluster.config.run_file import RunFile
-from solon.files.marks import FilePath, ModelName, PromptsPath
+from solon.files.marks import FilePath, ModelName, NamesFile, NamesModel, PromptsPath, values
 from solon.host.own_code import module_command
 
 OF_STAGE = ("policy", "judge", "prompts", "constitution", "seed")
 """Keys of a run file that the stage or the file sets."""
+PLACEHOLDER = "given-by-the-stage"
 
 
 class RlaifStage(AlignStage):
@@ -24,7 +25,13 @@ class RlaifStage(AlignStage):
 
     kind: ClassVar[str] = "rlaif"
     makes: ClassVar[tuple[str, ...]] = ("policy",)
-    code: ClassVar[tuple[str, ...]] = ("cluster.train", "actors.rollout", "actors.judge", "actors.learner")
+    code: ClassVar[tuple[str, ...]] = (
+        "cluster.train",
+        "actors.rollout",
+        "actors.judge",
+        "actors.learner",
+        "solon.feedback.judges.program_process",
+    )
 
     type: Literal["rlaif"] = "rlaif"
     policy: ModelName = ""
@@ -43,7 +50,7 @@ class RlaifStage(AlignStage):
     def _is_a_run(cls, run: dict[str, Any]) -> dict[str, Any]:
         if twice := [key for key in OF_STAGE if key in run]:
             raise ValueError(f"run.{twice[0]} is set by the stage or the file; remove it there")
-        RunFile.model_validate({**dict.fromkeys(OF_STAGE[:4], "x"), **run})
+        RunFile.model_validate({**dict.fromkeys(OF_STAGE[:4], PLACEHOLDER), **run})
         return run
 
     def takes(self, file: AlignFile) -> Mapping[str, str]:
@@ -57,6 +64,17 @@ class RlaifStage(AlignStage):
     def settings(self, file: AlignFile) -> Mapping[str, Any]:
         return {"run": self.run}
 
+    def further(self, file: AlignFile) -> Mapping[str, str]:
+        run = self._run()
+        named = [*values(run, NamesModel), *values(run, NamesFile)]
+        return {f"run.{number}": one for number, one in enumerate(one for one in named if one and one != PLACEHOLDER)}
+
+    def modules(self) -> Sequence[str]:
+        return (*self.code, f"learners.objectives.{self._run().learn.objective_name}")
+
+    def _run(self) -> RunFile:
+        return RunFile.model_validate({**dict.fromkeys(OF_STAGE[:4], PLACEHOLDER), **self.run})
+
     def make(self, job: Job) -> None:
         path = job.kept / "run.json"
         run = {**{key: job.inputs[key] for key in OF_STAGE[:4]}, "seed": job.file.seed, **self.run}
@@ -64,7 +82,8 @@ class RlaifStage(AlignStage):
         command = module_command("solon", "train", str(path), "--name", "train", "--resume", "--json")
         job.run(["env", f"SOLON_RUNS={job.kept}", *command])
         place = job.kept / "train"
+        summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
+        require_completed(summary, "training")
         latest = (place / "checkpoints" / "LATEST").read_text(encoding="utf-8").strip()
         shutil.copytree(place / "checkpoints" / latest / "policy", job.out / "model")
-        summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
         job.report |= {key: summary.get(key) for key in ("steps", "wall_s", "reward", "eval", "labels", "staleness")}

@@ -98,12 +98,14 @@ def _require_function(file: Path, function: str, *, where: str) -> None:
         tree = ast.parse(read_text(file, what="program", most=MAX_CHARACTERS))
     except (SyntaxError, ValueError, RecursionError) as error:
         raise InputError(f"{where}: {file} is not Python: {error}; correct it") from None
+    if any(isinstance(node, ast.AsyncFunctionDef) and node.name == function for node in tree.body):
+        raise InputError(f"{where}: {function!r} is an `async def`, expected a plain function; remove async")
     names = [
         name
         for node in tree.body
         for name in (
             [node.name]
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if isinstance(node, ast.FunctionDef)
             else [alias.asname or alias.name for alias in node.names]
             if isinstance(node, ast.ImportFrom)
             else [target.id for target in node.targets if isinstance(target, ast.Name)]

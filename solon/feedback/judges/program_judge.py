@@ -160,17 +160,24 @@ class ProgramJudge:
             await process.stdin.drain()
             line = await asyncio.wait_for(process.stdout.readline(), seconds)
             reply = json.loads(line)
+        except asyncio.CancelledError:
+            self._kill()  # the reply to this request must not be read as that to the next one
+            raise
         except (ConnectionError, ValueError):
             await self._end()
             raise RunFailedError(f"the process of the programs ended with code {process.returncode}") from None
         assert isinstance(reply, dict)
         return reply
 
-    async def _end(self) -> None:
+    def _kill(self) -> asyncio.subprocess.Process | None:
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+        return process
+
+    async def _end(self) -> None:
+        if (process := self._kill()) is not None:
             await process.wait()
 
 

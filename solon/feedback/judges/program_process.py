@@ -51,14 +51,16 @@ def _load(programs: Mapping[str, tuple[str, str]]) -> dict[str, Callable[..., An
             spec = importlib.util.spec_from_file_location(f"program_{len(modules)}_{Path(file).stem}", file)
             assert spec is not None
             assert spec.loader is not None
-            modules[file] = importlib.util.module_from_spec(spec)
+            modules[file] = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(modules[file])
     return {principle: getattr(modules[file], function) for principle, (file, function) in programs.items()}
 
 
 def _reply(value: Any) -> dict[str, Any]:
-    if isinstance(value, bool):
-        return {"value": value}
+    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):  # also NumPy's
+        return {"value": bool(value)}
+    if str(getattr(value, "dtype", "")) in ("bool", "torch.bool") and getattr(value, "shape", None) == ():
+        return {"value": bool(value)}
     try:
         number = float(value) if not isinstance(value, str | bytes) else math.nan
     except Exception:

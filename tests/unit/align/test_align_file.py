@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.align.base import PRODUCTS
 from cluster.align.file import AlignFile
+from cluster.align.plan import Planner
 from cluster.align.stages import known_stages
 from cluster.align.stages.preferences import best_answers
+from solon.artifacts.store import Store
 from solon.errors import InputError
 
 HEAD = """
@@ -111,6 +114,47 @@ def test_stages_are_not_set_on_the_command_line_and_other_keys_are(tmp_path: Pat
     assert load(tmp_path, stages, "seed=3").seed == 3
     with pytest.raises(InputError, match="stages are set in the file"):
         load(tmp_path, stages, "stages=[]")
+
+
+def test_settings_that_name_files_make_results_depend_on_their_content(tmp_path: Path):
+    for name in ("prompts.jsonl", "constitution.yaml", "data.jsonl"):
+        (tmp_path / name).write_text("{}")
+    for name in ("models/base", "models/judge"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "r.py").write_text("def f(messages, answer):\n    return 1\n")
+    (tmp_path / "rewards.toml").write_text('[programs]\na = "r.py:f"\n')
+    text = """
+        [label.feedback]
+        programs = "rewards.toml"
+        [[stages]]
+        type = "preferences"
+        [[stages]]
+        type = "rlaif"
+        judge = "rewards.toml"
+        run = { feedback = { programs = "rewards.toml" }, learn = { objective = "online_dpo" } }
+    """
+
+    def keys() -> list[Any]:
+        file = load(tmp_path, text)
+        planner = Planner(file, Store(tmp_path / "artifacts"), lambda name: name)
+        return [planner.step(number, {}, again=False).key for number in range(2)]
+
+    file = load(tmp_path, text)
+    assert file.label["feedback"]["programs"] == str(tmp_path / "rewards.toml")
+    before = keys()
+    assert keys() == before
+    (tmp_path / "r.py").write_text("def f(messages, answer):\n    return 2\n")
+    after = keys()
+    assert [one["files"] for one in after] != [one["files"] for one in before]
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    modules = file.stages[1].modules()
+    assert "learners.objectives.online_dpo" in modules
+
+
+def test_secrets_in_stages_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="secret"):
+        load(tmp_path, "[[stages]]\ntype = 'sft'\ndemonstrations = 'https://u:hf_abcdefghijklmnopqrstuvwxyzabcd@h/x'\n")
 
 
 def test_the_best_answer_has_the_largest_sum_of_margins():

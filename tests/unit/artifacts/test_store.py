@@ -83,6 +83,25 @@ def test_files_that_were_changed_by_hand_are_refused_by_name(tmp_path: Path, cha
         store.find(KEY)
 
 
+def test_an_earlier_result_stays_until_a_new_one_is_whole(tmp_path: Path):
+    store = Store(tmp_path)
+    make(store, "w")
+
+    def fail() -> None:
+        with store.making(KEY):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    found = store.find(KEY)
+    assert found is not None
+    assert (found.folder / "model" / "weights").read_text() == "w"
+    make(store, "v")
+    found = store.find(KEY)
+    assert found is not None
+    assert (found.folder / "model" / "weights").read_text() == "v"
+
+
 def test_a_removed_folder_and_a_torn_manifest_are_made_again(tmp_path: Path):
     store = Store(tmp_path)
     make(store, "w")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from solon.evaluation.comparison import by_principle, change, mean, win_rate
 from solon.evaluation.degenerate import degenerate, distinct_pairs
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_paired_difference_is_narrower_than_that_of_two_samples():
@@ -58,6 +62,21 @@ def test_ties_count_half_and_invalid_verdicts_not_at_all():
 )
 def test_texts_that_are_no_answers_are_named(answer: str, kind: str):
     assert degenerate(answer, "How do I boil an egg in a pot of cold water?") == kind
+
+
+def test_long_prose_and_code_are_no_repetition():
+    for path in ("docs/security.md", "docs/feedback.md", "solon/loop.py", "solon/cli/evaluate.py"):
+        assert degenerate((ROOT / path).read_text()) == "", path
+
+
+def test_a_loop_within_a_long_answer_and_one_without_spaces_are_found():
+    assert degenerate((ROOT / "docs/align.md").read_text()[:1500] + "and so on and on " * 60) == "repeats"
+    assert degenerate("你好吗" * 60) == "repeats"
+
+
+def test_a_margin_of_zero_is_a_tie_whatever_the_band():
+    found = win_rate([0.0, 0.0, 1.0], tie=0.0)
+    assert (found.wins, found.ties, found.losses) == (1, 2, 0)
 
 
 def test_variety_is_compared_over_equally_many_pairs():

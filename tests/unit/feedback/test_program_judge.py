@@ -181,6 +181,38 @@ def test_an_edited_program_is_another_judge(rewards: Path):
     assert ProgramFile.load(rewards).digest != before
 
 
+def test_a_call_that_is_cancelled_leaves_no_reply_for_the_next_one(rewards: Path):
+    async def run() -> list[Verdict]:
+        judge = ProgramJudge(ProgramFile.load(rewards), constitution("length", "asks", "wild"), name="programs")
+        await judge.start()
+        try:
+            task = asyncio.ensure_future(judge.judge([item("wild", "sleep")]))
+            await asyncio.sleep(0.3)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return await judge.judge([item("length", "four"), item("length", "fives")])
+        finally:
+            await judge.close()
+
+    assert [verdict.margin for verdict in asyncio.run(run())] == [4.0, 5.0]
+
+
+def test_truth_values_of_numpy_and_dataclasses_work_and_coroutines_are_refused(rewards: Path):
+    (rewards.parent / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport numpy as np\n"
+        "@dataclass\nclass Row:\n    n: int\n"
+        "def length(messages, answer):\n    return np.bool_(len(answer) > Row(3).n)\n"
+        "def asks(messages, answer):\n    return np.float32(0.5)\n"
+        "def wild(messages, answer):\n    return np.array([True, False]).all()\n"
+        "async def later(messages, answer):\n    return 1\n"
+    )
+    found = judged(rewards, item("length", "four"), item("length", "no"), item("asks", "x"), item("wild", "x"))
+    assert [verdict.margin for verdict in found] == [TRUE, -TRUE, 0.5, -TRUE]
+    rewards.write_text('[programs]\nlater = "mine.py:later"\n')
+    with pytest.raises(InputError, match="is an `async def`"):
+        load_judge_file(rewards)
+
+
 class Always:
     """A judge that always says the same."""
 

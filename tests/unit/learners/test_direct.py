@@ -25,6 +25,7 @@ from learners.objectives.kto import mismatched
 from learners.objectives.online_dpo import pairs_of
 from learners.offline import train_on_pairs, train_on_ratings
 from solon.errors import InputError
+from solon.records import Filters
 from tests.unit.learner_builders import VOCABULARY, logprobs_of_sequence, make_group, write_llama
 
 PAIRS = [
@@ -178,10 +179,29 @@ def test_ratings_raise_good_answers_and_lower_bad_ones(tmp_path: Path):
     assert (np.sign(after - before) == [1, -1, 1]).all()
 
 
+def test_a_last_batch_of_one_answer_trains_with_the_least_anchor(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    answers = [RatedAnswer(prompt=pair.prompt, answer=pair.first, good=1.0) for pair in PAIRS]
+    config = RatingConfig(learning_rate=1e-3, batch=2)
+    trained = train_on_ratings(write_llama(tmp_path / "model"), answers, config, save_to=tmp_path / "trained")
+    assert trained.report.steps == 2
+
+
+def test_filters_of_the_sampling_leave_the_first_log_ratios_at_zero(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    config = LearnConfig(objective="online_dpo", minibatches=1)
+    groups = [make_group(i, (5, 6 + i), [(7, 1), (8, 9, 1)], [1.0, -1.0]) for i in range(3)]
+    learner = build_learner(
+        config, model=write_llama(tmp_path / "model"), temperature=1.0, filters=Filters(top_k=3), seed=0
+    )
+    metrics = learner.train(0, groups).metrics
+    assert metrics["learn/better_log_ratio/mean"] == pytest.approx(0, abs=1e-5)
+    assert metrics["learn/loss/mean"] == pytest.approx(math.log(2), abs=1e-5)
+
+
 def test_ratings_of_one_prompt_have_no_anchor():
     rows = [RatedAnswer(prompt=(5,), answer=(6, 1), good=1.0), RatedAnswer(prompt=(5,), answer=(7, 1), good=0.0)]
-    with pytest.raises(ValueError, match="expected several prompts"):
-        mismatched(rows)
+    assert mismatched(rows) == []
     other = RatedAnswer(prompt=(9,), answer=(8, 1), good=1.0)
     assert [one.answer for one in mismatched([*rows, other])] == [(8, 1), (8, 1), (6, 1)]
 

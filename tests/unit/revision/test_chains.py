@@ -91,6 +91,19 @@ def test_only_principles_that_apply_are_drawn_and_none_is_an_error():
         chains(1, prompt(2), rules=rules)
 
 
+def test_a_chain_that_becomes_too_long_ends_and_the_others_go_on(tmp_path: Path):
+    policy = Policy()
+    found = asyncio.run(
+        revise(
+            policy, [prompt(1), prompt(2)], constitution(), rounds=2, seed=0,
+            fits=lambda chat: chat.prompt_id != "p1" or len(chat.messages) < 7,
+        )
+    )  # fmt: skip
+    assert [(len(chain.rounds), chain.is_cut) for chain in found] == [(1, True), (2, False)]
+    assert write_chains(tmp_path, found)["too_long"] == 1
+    assert len((tmp_path / "demonstrations.jsonl").read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "left"),
     [
