@@ -91,7 +91,7 @@ def test_only_principles_that_apply_are_drawn_and_none_is_an_error():
         chains(1, prompt(2), rules=rules)
 
 
-def test_a_chain_that_becomes_too_long_ends_and_the_others_go_on(tmp_path: Path):
+def test_a_chain_that_becomes_too_long_ends_and_the_others_continue(tmp_path: Path):
     policy = Policy()
     found = asyncio.run(
         revise(
