@@ -185,7 +185,7 @@ def _test(constitution: Constitution, source: Source, feedback: FeedbackConfig, 
             f"constitution {constitution.id!r} has no tests to run; add `tests` with prompt, a, b and expect"
         )
     constitution.for_task(feedback.task)
-    model = model_name(source)
+    model = source.endpoint.model if isinstance(source, EndpointFile) else model_name(source)
     show.line(f"asking {model}, {feedback.task}")
     results = asyncio.run(_ask(constitution, source, feedback))
     failed = sum(not result.passed for result in results)
