@@ -32,6 +32,8 @@ def run_revise(
     possible."""
     from cluster.preflight.checks import check_model
 
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} exists and is not an empty folder, expected a new one; choose another")
     settings = settings_from(ReviseSettings, {}, overrides)
     path = resolver([prompts, policy, constitution], progress=not as_json)
     rules = Constitution.load(path(constitution))
@@ -39,8 +41,6 @@ def run_revise(
     rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[:max_prompts]
     model = path(policy)
     check_model(model, role="policy", opt_in="engine", trusted=settings.engine.trust_remote_code)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} exists and is not an empty folder, expected a new one; choose another")
     with new_directory(out) as folder:
         chains = asyncio.run(run_chains(model, [row.prompt for row in rows], rules, settings))
         summary = write_chains(folder, chains)
