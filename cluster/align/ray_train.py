@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from learners.data.reading import Demonstration
 from learners.supervised import SupervisedConfig, Tuned
 from solon.errors import RunFailedError
 
+RESULT = "result.json"
+"""What rank 0 found, in the folder that all workers share."""
 MAX_FAILURES = 2
 """Times that the group of workers is started again."""
 
@@ -52,10 +55,11 @@ def tune_on_ray(
             ),
         )
         try:
-            result = trainer.fit()
+            trainer.fit()
         except Exception as error:
             raise RunFailedError(f"Ray Train ended with {type(error).__name__}: {error}") from error
-    return Tuned(**{name: result.metrics[name] for name in ("steps", "first_loss", "last_loss", "conversations")})
+    # Ray Train returns metrics only beside a checkpoint.
+    return Tuned(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
 
 
 def _train(given: dict[str, Any]) -> None:
@@ -75,15 +79,10 @@ def _train(given: dict[str, Any]) -> None:
     trainer = build_trainer(given["model"], rows, share, folder=folder)
     trainer.train()
     losses = losses_of(trainer)
+    found = Tuned(steps=trainer.state.global_step, first_loss=losses[0], last_loss=losses[-1], conversations=len(rows))
     if context.get_world_rank() == 0:
         save(trainer, given["model"], Path(given["save_to"]))
+        (Path(given["folder"]) / RESULT).write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    train.report(
-        {
-            "steps": trainer.state.global_step,
-            "first_loss": losses[0],
-            "last_loss": losses[-1],
-            "conversations": len(rows),
-        }
-    )
+    train.report(dataclasses.asdict(found))

@@ -142,6 +142,28 @@ def test_a_killed_alignment_redoes_no_finished_stage_and_ends_with_the_same_file
         assert (tmp_path / "runs" / "artifacts" / f"{name}.json").stat().st_mtime == made[name], "made twice"
 
 
+def test_supervised_tuning_on_two_workers_of_ray_train_makes_a_model_that_loads(
+    whole: tuple[Path, Any], tmp_path: Path
+):
+    from transformers import AutoModelForCausalLM
+
+    demonstrations = Path(whole[1]["stages"][0]["folder"]) / "demonstrations.jsonl"
+    (tmp_path / "ray.toml").write_text(
+        f'policy = "nursery:policy"\n[[stages]]\ntype = "sft"\ndemonstrations = "{demonstrations}"\n'
+        "learn = { learning_rate = 1e-3, max_tokens = 128, batch = 8, num_workers = 2 }\n"
+    )
+    done = subprocess.run(
+        solon_command("align", "ray.toml", "--json"), cwd=tmp_path,
+        env=environment(SOLON_RUNS=str(tmp_path / "runs")), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    (stage,) = json.loads(done.stdout)["stages"]
+    assert stage["report"]["last_loss"] < stage["report"]["first_loss"] + 0.1
+    assert stage["report"]["steps"] == -(-stage["report"]["conversations"] // 8)
+    AutoModelForCausalLM.from_pretrained(Path(stage["folder"]) / "model")
+
+
 def test_a_stage_that_cannot_work_ends_with_its_cause(nursery: Any, tmp_path: Path):
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "same", "rejected": "same"}\n')
     (tmp_path / "bad.toml").write_text(
