@@ -15,6 +15,7 @@ from cluster.align.stages.preferences import best_answers
 from solon.artifacts.store import Store
 from solon.errors import InputError
 
+FAKE = "sk-ant-api03-" + "abcdefgh" * 3
 HEAD = """
 policy = "models/base"
 judge = "models/judge"
@@ -101,7 +102,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path):
         ),
         ("[[stages]]\ntype = 'rlaif'\nrun = { stepz = 3 }\n", "stepz"),
         ("[[stages]]\ntype = 'rlaif'\nrun = { policy = 'x' }\n", "run.policy is set by the stage"),
-        ("[[stages]]\ntype = 'preferences'\n[label]\nkey = 'sk-ant-api03-abcdefghijklmnopqrstuvwx'\n", "secret"),
+        ("[[stages]]\ntype = 'preferences'\n[label]\nkey = '" + FAKE + "'\n", "secret"),
     ],
 )
 def test_mistakes_are_named_with_what_to_do(tmp_path: Path, text: str, message: str):
