@@ -74,6 +74,8 @@ class AlignStage(Section):
     """The value of `type`."""
     version: ClassVar[int] = 1
     """Raised when the stage does something else although no source file of it changed."""
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """Fields that name inputs; each is called as its role."""
     makes: ClassVar[tuple[str, ...]] = ()
     """Of `PRODUCTS`."""
     code: ClassVar[tuple[str, ...]] = ()
@@ -90,14 +92,21 @@ class AlignStage(Section):
             raise ValueError("expected at most 60 letters, digits, `-` and `_`: it is part of the name of a folder")
         return name
 
-    @abstractmethod
-    def takes(self, file: AlignFile) -> Mapping[str, str]:
-        """Inputs by role: the name of a stage, a path or model name, or empty for the latest stage that makes it. A
-        role with the value `None` is not taken."""
+    def takes(self) -> Mapping[str, str]:
+        """Inputs by role: the name of a stage, a path or model name, or empty for the latest stage that makes it, or
+        else the key of the file."""
+        return {role: getattr(self, role) for role in self.inputs}
 
-    @abstractmethod
-    def settings(self, file: AlignFile) -> Mapping[str, Any]:
-        """All settings that the result depends on, as JSON."""
+    def settings(self, file: AlignFile) -> dict[str, Any]:
+        """All settings that the result depends on, as JSON: by default the stage's own."""
+        return self.model_dump(mode="json", exclude={"type", "name", *self.inputs})
+
+    def call(self, job: Job, function: str) -> None:
+        """Let a function of the stage's module work in a process of its own, and keep its report. It is given paths of
+        inputs by role, the settings, `seed`, `out` and `scratch`."""
+        given = {**job.inputs, **self.settings(job.file), "seed": job.file.seed}
+        given |= {"out": str(job.out), "scratch": str(job.scratch)}
+        job.report |= job.work(f"{type(self).__module__}:{function}", given)
 
     def further(self, file: AlignFile) -> Mapping[str, str]:
         """Other models and files that the settings name, by key: their content is part of what the result depends

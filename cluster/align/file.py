@@ -94,7 +94,7 @@ class AlignFile(Section):
         """The inputs of a stage, by role. Raises InputError for one that there is not."""
         stage, earlier = self.stages[number], self.stages[:number]
         found = {}
-        for role, given in stage.takes(self).items():
+        for role, given in stage.takes().items():
             place = f"stages[{number + 1}] ({stage.name})"
             makers = [one for one in earlier if role in one.makes]
             named = next((one for one in makers if one.name == given), None)

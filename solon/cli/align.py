@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from solon.cli.label_settings import LabelSettings
 from solon.cli.names import resolver
 from solon.cli.train import runs_folder
-from solon.errors import InputError, nearest
+from solon.errors import InputError, RunFailedError, nearest
 from solon.files.overrides import flat_items
+from solon.host.user_folders import unusable
 
 if TYPE_CHECKING:
     from cluster.align.file import AlignFile
@@ -44,8 +45,17 @@ def run_align(
             view.planned(step)
         return {"stages": [_planned(step) for step in steps]}
     folder = root / (name or path.stem)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = align(file, folder=folder, store=store, paths=paths, again_from=again_from, view=view)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        store.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(root, error, "SOLON_RUNS") from None
+    try:
+        done = align(file, folder=folder, store=store, paths=paths, again_from=again_from, view=view)
+    except OSError as error:
+        raise RunFailedError(
+            f"{error}; free space or change permissions, and start again: finished stages stay finished"
+        ) from error
     return {
         "folder": str(folder),
         "stages": [

@@ -6,7 +6,6 @@ policies ──answers──▶ programs or a judge ──scores──▶ table,
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,19 +23,20 @@ from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineOptions
 from solon.engines.lengths import engine_config
 from solon.engines.sampling import SamplingOptions
-from solon.errors import InputError
+from solon.errors import InputError, RunFailedError
 from solon.evaluation.comparison import by_principle, change, mean, win_rate
 from solon.evaluation.degenerate import degenerate, distinct_pairs
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.assembly import Source, host_judge
 from solon.feedback.judges.judge_file import load_judge_file
 from solon.feedback.labeler import Labeler
-from solon.feedback.labelling.dataset import load_answers, text_group
+from solon.feedback.labelling.dataset import first_rows, text_group
 from solon.feedback.pairwise import pair_margins
 from solon.feedback.prompting.secret import nonce_secret
 from solon.feedback.reward import rule_of
-from solon.files.json_text import json_text
+from solon.files.json_text import json_text, write_lines
 from solon.files.overrides import settings_from
+from solon.files.whole_file import write_whole
 from solon.pipeline.rollout import RolloutSettings, RolloutWorker
 from solon.records import Feedback, Group, Prompt
 
@@ -92,8 +92,7 @@ def run_evaluate(request: EvaluateRequest, *, as_json: bool) -> dict[str, Any]:
         )
     path = resolver([*request.models, request.prompts, request.judge, request.constitution], progress=not as_json)
     judge = _judge(request, settings, path)
-    file = load_answers(path(request.prompts), least=1)
-    rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[: request.max_prompts]
+    rows = first_rows(path(request.prompts), request.max_prompts)
     prompts = [row.prompt for row in rows]
     console = Console(highlight=False, quiet=as_json, soft_wrap=True)
     found = []
@@ -101,13 +100,17 @@ def run_evaluate(request: EvaluateRequest, *, as_json: bool) -> dict[str, Any]:
         console.print(f"{model} answers {len(prompts)} prompts", markup=False)
         place = policy_of(path(model))
         found.append(Answered(model, asyncio.run(_answers(place, prompts, settings, request.samples))))
-    with (request.out / "answers.jsonl").open("w", encoding="utf-8") as lines:
-        for number, row in enumerate(rows):
-            answers = {one.model: one.answers_PS[number] for one in found}
-            lines.write(json.dumps({"row_id": row.row_id, "answers": answers}, ensure_ascii=False) + "\n")
+    rows_of = enumerate(row.row_id for row in rows)
+    texts = (
+        {"row_id": row, "answers": {one.model: one.answers_PS[number] for one in found}} for number, row in rows_of
+    )
+    try:
+        write_lines(request.out / "answers.jsonl", texts)
+    except OSError as error:
+        raise RunFailedError(f"--out {request.out} cannot be written: {error}; free space") from error
     asyncio.run(_score(found, prompts, settings, request, judge))
     result = _result(found, prompts, settings, request)
-    (request.out / "evaluation.json").write_text(json_text(result, indent=1), encoding="utf-8")
+    write_whole(request.out / "evaluation.json", json_text(result, indent=1), what="evaluation")
     print_table(console, _table(result))
     console.print(f"written to {request.out}", markup=False)
     return result

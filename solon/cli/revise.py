@@ -10,8 +10,8 @@ from typing import Any
 
 from solon.cli.names import resolver
 from solon.constitution.constitution import Constitution
-from solon.errors import InputError
-from solon.feedback.labelling.dataset import load_answers
+from solon.errors import InputError, RunFailedError
+from solon.feedback.labelling.dataset import first_rows
 from solon.files.overrides import settings_from
 from solon.host.whole_directory import new_directory
 from solon.revision.running import ReviseSettings, run_chains
@@ -37,14 +37,16 @@ def run_revise(
     settings = settings_from(ReviseSettings, {}, overrides)
     path = resolver([prompts, policy, constitution], progress=not as_json)
     rules = Constitution.load(path(constitution))
-    file = load_answers(path(prompts), least=1)
-    rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[:max_prompts]
+    rows = first_rows(path(prompts), max_prompts)
     model = path(policy)
     check_model(model, role="policy", opt_in="engine", trusted=settings.engine.trust_remote_code)
-    with new_directory(out) as folder:
-        chains = asyncio.run(run_chains(model, [row.prompt for row in rows], rules, settings))
-        summary = write_chains(folder, chains)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    try:
+        with new_directory(out) as folder:
+            chains = asyncio.run(run_chains(model, [row.prompt for row in rows], rules, settings))
+            summary = write_chains(folder, chains)
+            (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise RunFailedError(f"--out {out} cannot be written: {error}; free space or choose another folder") from error
     if not as_json:
         print(", ".join(f"{key} {value:.3g}" for key, value in summary.items()))
         print(f"written to {out}: demonstrations.jsonl, preferences.jsonl, transcripts.jsonl")

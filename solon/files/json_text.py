@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -18,6 +19,12 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
         return json.dumps(value, indent=indent, default=_foreign, allow_nan=False)
     except ValueError:  # rare, so the slow way is taken only here
         return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A file of JSON lines, one object each. Raises OSError."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _foreign(value: Any) -> Any:

@@ -5,13 +5,13 @@ A revision teaches unless it is degenerate; a pair also needs a revision that di
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from solon.evaluation.degenerate import degenerate
+from solon.files.json_text import write_lines
 from solon.revision.chains import Chain
 
 
@@ -20,8 +20,8 @@ def write_chains(folder: Path, chains: Sequence[Chain]) -> dict[str, Any]:
     `transcripts.jsonl`; returns counts for people."""
     kinds = Counter(_kind(chain) for chain in chains)
     taught = [chain for chain in chains if _kind(chain) in ("", "unchanged")]
-    _write(folder / "demonstrations.jsonl", (_row(chain) | _turn("completion", chain.last) for chain in taught))
-    _write(
+    write_lines(folder / "demonstrations.jsonl", (_row(chain) | _turn("completion", chain.last) for chain in taught))
+    write_lines(
         folder / "preferences.jsonl",
         (
             _row(chain) | _turn("chosen", chain.last) | _turn("rejected", chain.first) | {"weight": 1.0}
@@ -29,7 +29,7 @@ def write_chains(folder: Path, chains: Sequence[Chain]) -> dict[str, Any]:
             if not _kind(chain)
         ),
     )
-    _write(folder / "transcripts.jsonl", map(_transcript, chains))
+    write_lines(folder / "transcripts.jsonl", map(_transcript, chains))
     words = [[len(text.split()) for text in (chain.first, chain.last)] for chain in chains]
     return {
         "chains": len(chains),
@@ -67,9 +67,3 @@ def _transcript(chain: Chain) -> dict[str, Any]:
         {"principle_id": one.principle_id, "critique": one.critique, "revision": one.revision} for one in chain.rounds
     ]
     return _row(chain) | {"first": chain.first, "rounds": rounds, "left_out": _kind(chain)}
-
-
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from cluster.align.base import AlignStage, Job
-from cluster.align.file import AlignFile
 from solon.engines.base import EngineOptions
 from solon.engines.sampling import SamplingOptions
 from solon.files.marks import FilePath, ModelName, PromptsPath
@@ -20,6 +19,7 @@ class ConstitutionalStage(AlignStage):
     """`{ type = "constitutional", rounds = 2 }`: then `sft` on the revisions, `preferences`, and `dpo` or `rlaif`."""
 
     kind: ClassVar[str] = "constitutional"
+    inputs: ClassVar[tuple[str, ...]] = ("policy", "prompts", "constitution")
     makes: ClassVar[tuple[str, ...]] = ("demonstrations", "preferences")
     code: ClassVar[tuple[str, ...]] = ("solon.revision.running", "solon.revision.writing")
 
@@ -38,26 +38,18 @@ class ConstitutionalStage(AlignStage):
     engine: EngineOptions = EngineOptions()
     """Its max_model_len must hold prompt, answers, critiques and revisions."""
 
-    def takes(self, file: AlignFile) -> Mapping[str, str]:
-        return {"policy": self.policy, "prompts": self.prompts, "constitution": self.constitution}
-
-    def settings(self, file: AlignFile) -> Mapping[str, Any]:
-        return self.model_dump(mode="json", include={"max_prompts", "rounds", "sampling", "engine"})
-
     def make(self, job: Job) -> None:
-        given = {**job.inputs, **self.settings(job.file), "seed": job.file.seed, "out": str(job.out)}
-        job.report |= job.work(f"{__name__}:write", given)
+        self.call(job, "write")
 
 
 def write(given: Mapping[str, Any]) -> dict[str, Any]:
     """Runs in a process of its own. Raises InputError."""
     from solon.constitution.constitution import Constitution
-    from solon.feedback.labelling.dataset import load_answers
+    from solon.feedback.labelling.dataset import first_rows
     from solon.revision.running import ReviseSettings, run_chains
     from solon.revision.writing import write_chains
 
-    file = load_answers(given["prompts"], least=1)
-    rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[: given["max_prompts"]]
+    rows = first_rows(given["prompts"], given["max_prompts"])
     settings = ReviseSettings(
         rounds=given["rounds"],
         sampling=SamplingOptions(**given["sampling"]),

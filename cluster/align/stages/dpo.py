@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from cluster.align.base import AlignStage, Job
-from cluster.align.file import AlignFile
 from learners.direct.config import DirectConfig
 from solon.files.marks import ModelName, PromptsPath
 
@@ -19,6 +18,7 @@ class DPOStage(AlignStage):
     """`{ type = "dpo", learn = { beta = 0.1, learning_rate = 5e-6 } }`"""
 
     kind: ClassVar[str] = "dpo"
+    inputs: ClassVar[tuple[str, ...]] = ("policy", "preferences")
     makes: ClassVar[tuple[str, ...]] = ("policy",)
     code: ClassVar[tuple[str, ...]] = ("learners.offline", "learners.data.reading")
 
@@ -33,24 +33,8 @@ class DPOStage(AlignStage):
     soft_labels: bool = True
     """Use the judge's certainty; otherwise every chosen answer counts as certainly better."""
 
-    def takes(self, file: AlignFile) -> Mapping[str, str]:
-        return {"policy": self.policy, "preferences": self.preferences}
-
-    def settings(self, file: AlignFile) -> Mapping[str, Any]:
-        return self.model_dump(mode="json", include={"learn", "max_tokens", "soft_labels"})
-
     def make(self, job: Job) -> None:
-        learn = self.learn.model_copy(update={"seed": job.file.seed})
-        job.report |= job.work(
-            f"{__name__}:train",
-            {
-                **job.inputs,
-                "learn": learn.model_dump(mode="json"),
-                "max_tokens": self.max_tokens,
-                "soft": self.soft_labels,
-                "out": str(job.out / "model"),
-            },
-        )
+        self.call(job, "train")
 
 
 def train(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +47,8 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
         given["preferences"],
         ChatTokenizer.load(given["policy"]),
         max_tokens=given["max_tokens"],
-        soft=given["soft"],
+        soft=given["soft_labels"],
     )
-    trained = train_on_pairs(given["policy"], read.pairs, DirectConfig(**given["learn"]), save_to=Path(given["out"]))
+    config = DirectConfig(**given["learn"] | {"seed": given["seed"]})
+    trained = train_on_pairs(given["policy"], read.pairs, config, save_to=Path(given["out"]) / "model")
     return {"pairs": trained.examples, "skipped": len(read.skipped), **dataclasses.asdict(trained.report)}

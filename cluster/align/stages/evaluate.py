@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from cluster.align.base import AlignStage, Job
-from cluster.align.file import AlignFile
 from solon.engines.base import EngineOptions
 from solon.engines.sampling import SamplingOptions
 from solon.files.marks import ModelName, PromptsPath
@@ -21,6 +20,7 @@ class EvaluateStage(AlignStage):
     """`{ type = "evaluate", evaluator = "nursery" }`"""
 
     kind: ClassVar[str] = "evaluate"
+    inputs: ClassVar[tuple[str, ...]] = ("policy", "heldout_prompts")
     makes: ClassVar[tuple[str, ...]] = ("scores",)
     code: ClassVar[tuple[str, ...]] = (
         "cluster.evaluate",
@@ -40,26 +40,18 @@ class EvaluateStage(AlignStage):
     sampling: SamplingOptions = SamplingOptions()
     engine: EngineOptions = EngineOptions()
 
-    def takes(self, file: AlignFile) -> Mapping[str, str]:
-        return {"policy": self.policy, "heldout_prompts": self.heldout_prompts}
-
-    def settings(self, file: AlignFile) -> Mapping[str, Any]:
-        return self.model_dump(mode="json", include={"evaluator", "max_prompts", "sampling", "engine"})
-
     def make(self, job: Job) -> None:
-        given = {**job.inputs, **self.settings(job.file), "seed": job.file.seed, "out": str(job.out)}
-        job.report |= job.work(f"{__name__}:evaluate_policy", given)
+        self.call(job, "evaluate_policy")
 
 
 def evaluate_policy(given: Mapping[str, Any]) -> dict[str, Any]:
     """Runs in a process of its own. Raises InputError."""
     from cluster.evaluate import ProgramEvaluator, mean_scores
     from solon.engines.lengths import engine_config
-    from solon.feedback.labelling.dataset import load_answers
+    from solon.feedback.labelling.dataset import first_rows
     from solon.pipeline.rollout import RolloutSettings, RolloutWorker
 
-    file = load_answers(given["heldout_prompts"], least=1)
-    rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[: given["max_prompts"]]
+    rows = first_rows(given["heldout_prompts"], given["max_prompts"])
     prompts, seed = [row.prompt for row in rows], given["seed"]
     sampling = SamplingOptions(**given["sampling"]).sampling()
     engine = engine_config(given["policy"], EngineOptions(**given["engine"]), seed=seed)

@@ -13,6 +13,7 @@ from pydantic import Field
 from cluster.align.base import AlignStage, Job, require_completed
 from cluster.align.file import LABEL_SECTIONS, AlignFile, paths_in
 from solon.errors import RunFailedError
+from solon.files.json_text import write_lines
 from solon.files.marks import FilePath, ModelName, PromptsPath
 from solon.files.overrides import flat_items
 from solon.host.own_code import module_command
@@ -25,6 +26,7 @@ class PreferencesStage(AlignStage):
     """`{ type = "preferences", max_prompts = 500 }`: by `solon label`, whose settings are in `[label]`."""
 
     kind: ClassVar[str] = "preferences"
+    inputs: ClassVar[tuple[str, ...]] = ("policy", "judge", "prompts", "constitution")
     makes: ClassVar[tuple[str, ...]] = ("preferences", "demonstrations")
     code: ClassVar[tuple[str, ...]] = ("solon.cli.label", "solon.feedback.judges.program_process")
 
@@ -40,16 +42,8 @@ class PreferencesStage(AlignStage):
     max_prompts: int = Field(256, ge=1)
     """The first prompts of the file."""
 
-    def takes(self, file: AlignFile) -> Mapping[str, str]:
-        return {
-            "policy": self.policy,
-            "judge": self.judge,
-            "prompts": self.prompts,
-            "constitution": self.constitution,
-        }
-
-    def settings(self, file: AlignFile) -> Mapping[str, Any]:
-        return {"max_prompts": self.max_prompts, "label": file.label}
+    def settings(self, file: AlignFile) -> dict[str, Any]:
+        return {**super().settings(file), "label": file.label}
 
     def further(self, file: AlignFile) -> Mapping[str, str]:
         found = {}
@@ -64,7 +58,7 @@ class PreferencesStage(AlignStage):
 
     def make(self, job: Job) -> None:
         prompts = job.scratch / "prompts.jsonl"
-        _write_lines(prompts, _first_prompts(job.inputs["prompts"], self.max_prompts))
+        write_lines(prompts, _first_prompts(job.inputs["prompts"], self.max_prompts))
         labelled = job.kept / "labels"
         command = module_command("solon", "label", str(prompts), "--out", str(labelled), "--json")
         for option in ("judge", "constitution", "policy"):
@@ -81,8 +75,8 @@ class PreferencesStage(AlignStage):
                 "temperature or choose another judge"
             )
         found.sort(key=lambda row: (row["row_id"], json.dumps(row["chosen"]), json.dumps(row["rejected"])))
-        _write_lines(job.out / "preferences.jsonl", ({name: row[name] for name in COLUMNS} for row in found))
-        _write_lines(job.out / "demonstrations.jsonl", best_answers(found))
+        write_lines(job.out / "preferences.jsonl", ({name: row[name] for name in COLUMNS} for row in found))
+        write_lines(job.out / "demonstrations.jsonl", best_answers(found))
         job.report |= {"preferences": len(found), "labels": summary.get("labels")}
 
 
@@ -102,10 +96,8 @@ def best_answers(preferences: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
 
 def _first_prompts(source: str, most: int) -> list[dict[str, Any]]:
     """Rows for `solon label`, in the order of the file. Raises InputError."""
-    from solon.feedback.labelling.dataset import load_answers
+    from solon.feedback.labelling.dataset import first_rows
 
-    file = load_answers(source, least=2)
-    rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[:most]
     return [
         {
             "id": row.row_id,
@@ -113,15 +105,9 @@ def _first_prompts(source: str, most: int) -> list[dict[str, Any]]:
             "tags": list(row.prompt.tags),
             **({"answers": list(row.answers)} if row.answers else {}),
         }
-        for row in rows
+        for row in first_rows(source, most)
     ]
 
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from cluster.align.base import AlignStage, Job
-from cluster.align.file import AlignFile
 from learners.core.config import CourseConfig
 from solon.files.marks import ModelName, PromptsPath
 
@@ -31,6 +30,7 @@ class RewardModelStage(AlignStage):
     """`{ type = "reward_model", learn = { epochs = 1 } }`"""
 
     kind: ClassVar[str] = "reward_model"
+    inputs: ClassVar[tuple[str, ...]] = ("policy", "preferences")
     makes: ClassVar[tuple[str, ...]] = ("reward_model",)
     code: ClassVar[tuple[str, ...]] = ("learners.objectives.reward_model", "learners.data.reading")
 
@@ -45,24 +45,8 @@ class RewardModelStage(AlignStage):
     heldout_share: float = Field(0.1, ge=0, lt=1)
     """Share of the prompts whose pairs only test it."""
 
-    def takes(self, file: AlignFile) -> Mapping[str, str]:
-        return {"policy": self.policy, "preferences": self.preferences}
-
-    def settings(self, file: AlignFile) -> Mapping[str, Any]:
-        return self.model_dump(mode="json", include={"learn", "max_tokens", "heldout_share"})
-
     def make(self, job: Job) -> None:
-        learn = self.learn.model_copy(update={"seed": job.file.seed})
-        job.report |= job.work(
-            f"{__name__}:train",
-            {
-                **job.inputs,
-                "learn": learn.model_dump(mode="json"),
-                "max_tokens": self.max_tokens,
-                "heldout_share": self.heldout_share,
-                "out": str(job.out / "model"),
-            },
-        )
+        self.call(job, "train")
 
 
 def train(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +59,7 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
     from solon.engines.model_files import copy_companions
     from solon.engines.tokens import ChatTokenizer
 
-    settings = RewardLearnConfig(**given["learn"])
+    settings = RewardLearnConfig(**given["learn"] | {"seed": given["seed"]})
     torch.set_num_threads(settings.threads)
     tokenizer = ChatTokenizer.load(given["policy"])
     read = read_pairs(given["preferences"], tokenizer, max_tokens=given["max_tokens"])
@@ -88,7 +72,7 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
     model = RewardModel.load(given["policy"], pad_id=padding(tokenizer), seed=settings.seed)
     config = RewardModelConfig(**settings.model_dump(exclude={"threads"}))
     report = fit(model, parts[False], config)
-    out = Path(given["out"])
+    out = Path(given["out"]) / "model"
     model.save(out)
     copy_companions(Path(given["policy"]), out)
     decided = [pair for pair in parts[True] if pair.p != 0.5 and pair.weight]

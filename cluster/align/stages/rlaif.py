@@ -24,6 +24,7 @@ class RlaifStage(AlignStage):
     """`{ type = "rlaif", run = { steps = 40, learn = { objective = "online_dpo" } } }`"""
 
     kind: ClassVar[str] = "rlaif"
+    inputs: ClassVar[tuple[str, ...]] = ("policy", "judge", "prompts", "constitution")
     makes: ClassVar[tuple[str, ...]] = ("policy",)
     code: ClassVar[tuple[str, ...]] = (
         "cluster.train",
@@ -52,17 +53,6 @@ class RlaifStage(AlignStage):
             raise ValueError(f"run.{twice[0]} is set by the stage or the file; remove it there")
         RunFile.model_validate({**dict.fromkeys(OF_STAGE[:4], PLACEHOLDER), **run})
         return run
-
-    def takes(self, file: AlignFile) -> Mapping[str, str]:
-        return {
-            "policy": self.policy,
-            "judge": self.judge,
-            "prompts": self.prompts,
-            "constitution": self.constitution,
-        }
-
-    def settings(self, file: AlignFile) -> Mapping[str, Any]:
-        return {"run": self.run}
 
     def further(self, file: AlignFile) -> Mapping[str, str]:
         run = self._run()

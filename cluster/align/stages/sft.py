@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cluster.align.base import AlignStage, Job
-from cluster.align.file import AlignFile
 from learners.supervised import SupervisedConfig
 from solon.files.marks import ModelName, PromptsPath
 
@@ -17,6 +16,7 @@ class SFTStage(AlignStage):
     """`{ type = "sft", demonstrations = "demonstrations.jsonl", learn = { epochs = 2 } }`"""
 
     kind: ClassVar[str] = "sft"
+    inputs: ClassVar[tuple[str, ...]] = ("policy", "demonstrations")
     makes: ClassVar[tuple[str, ...]] = ("policy",)
     code: ClassVar[tuple[str, ...]] = ("learners.supervised", "learners.data.reading", "cluster.align.ray_train")
 
@@ -27,23 +27,8 @@ class SFTStage(AlignStage):
     """A stage or a file of prompts with answers; empty: the latest stage that makes them."""
     learn: SupervisedConfig = SupervisedConfig()
 
-    def takes(self, file: AlignFile) -> Mapping[str, str]:
-        return {"policy": self.policy, "demonstrations": self.demonstrations}
-
-    def settings(self, file: AlignFile) -> Mapping[str, Any]:
-        return self.model_dump(mode="json", include={"learn"})
-
     def make(self, job: Job) -> None:
-        learn = self.learn.model_copy(update={"seed": job.file.seed})
-        job.report |= job.work(
-            f"{__name__}:train",
-            {
-                **job.inputs,
-                "learn": learn.model_dump(mode="json"),
-                "folder": str(job.scratch / "trainer"),
-                "out": str(job.out / "model"),
-            },
-        )
+        self.call(job, "train")
 
 
 def train(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +37,7 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
     from learners.supervised import tune
     from solon.engines.tokens import ChatTokenizer
 
-    config = SupervisedConfig(**given["learn"])
+    config = SupervisedConfig(**given["learn"] | {"seed": given["seed"]})
     read = read_demonstrations(
         given["demonstrations"], ChatTokenizer.load(given["policy"]), max_tokens=config.max_tokens
     )
@@ -60,5 +45,11 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
         from cluster.align.ray_train import tune_on_ray as run
     else:
         run = tune
-    tuned = run(given["policy"], read.rows, config, save_to=Path(given["out"]), folder=Path(given["folder"]))
+    tuned = run(
+        given["policy"],
+        read.rows,
+        config,
+        save_to=Path(given["out"]) / "model",
+        folder=Path(given["scratch"]) / "trainer",
+    )
     return {"skipped": len(read.skipped), **dataclasses.asdict(tuned)}

@@ -75,6 +75,13 @@ class AnswerFile:
     """Notes for the user."""
 
 
+def first_rows(path: str | Path, most: int) -> list[AnswerRow]:
+    """The first usable rows of a file of prompts, with or without answers, in its order. Raises InputError as
+    `load_answers`."""
+    file = load_answers(path, least=1)
+    return sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[:most]
+
+
 def load_answers(path: str | Path, *, least: int, read: ReadConfig | None = None) -> AnswerFile:
     """Read rows; a row with answers, but fewer than `least`, is skipped. Raises InputError when the file cannot be
     read or contains no usable row."""
