@@ -100,10 +100,10 @@ def run_evaluate(request: EvaluateRequest, *, as_json: bool) -> dict[str, Any]:
         console.print(f"{model} answers {len(prompts)} prompts", markup=False)
         place = policy_of(path(model))
         found.append(Answered(model, asyncio.run(_answers(place, prompts, settings, request.samples))))
-    rows_of = enumerate(row.row_id for row in rows)
-    texts = (
-        {"row_id": row, "answers": {one.model: one.answers_PS[number] for one in found}} for number, row in rows_of
-    )
+    texts = [
+        {"row_id": row.row_id, "answers": {one.model: one.answers_PS[number] for one in found}}
+        for number, row in enumerate(rows)
+    ]
     try:
         write_lines(request.out / "answers.jsonl", texts)
     except OSError as error:
