@@ -21,8 +21,10 @@ PRODUCTS: Mapping[str, str] = {
     "policy": "model",
     "reward_model": "model",
     "preferences": "preferences.jsonl",
+    "ratings": "ratings.jsonl",
     "demonstrations": "demonstrations.jsonl",
     "scores": "scores.json",
+    "drift": "drift.json",
 }
 """The path of each product within the folder of the stage that makes it."""
 
@@ -36,6 +38,8 @@ class Source:
     stage: str = ""
     """The stage that makes it; empty: it is a file or model of the user."""
     path: str = ""
+    product: str = ""
+    """What it is of the stage's results, one of `PRODUCTS`."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,9 +96,9 @@ class AlignStage(Section):
             raise ValueError("expected at most 60 letters, digits, `-` and `_`: it is part of the name of a folder")
         return name
 
-    def takes(self) -> Mapping[str, str]:
+    def takes(self, file: AlignFile, earlier: Sequence[AlignStage]) -> Mapping[str, str]:
         """Inputs by role: the name of a stage, a path or model name, or empty for the latest stage that makes it, or
-        else the key of the file."""
+        else the key of the file. A role may have a number behind a point, `policy.2`: it is another one of its kind."""
         return {role: getattr(self, role) for role in self.inputs}
 
     def settings(self, file: AlignFile) -> dict[str, Any]:

@@ -121,10 +121,12 @@ def _work(step: Step, file: AlignFile, inputs: Mapping[str, str], folder: Path, 
             run=children.run,
             work=children.work,
         )
+        started = time.monotonic()
         step.stage.make(job)
         if missing := [name for name in step.stage.makes if not (making.folder / PRODUCTS[name]).exists()]:
             raise RunFailedError(f"the stage {step.stage.name} made no {missing[0]}")
-        making.record.update(job.report)
+        # Of the start that ended it: a stage that was interrupted has taken more.
+        making.record.update(job.report, seconds=round(time.monotonic() - started, 3))
     records = place.with_name(f"{place.name}.records")
     shutil.rmtree(records, ignore_errors=True)
     if any(kept.iterdir()):

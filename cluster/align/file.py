@@ -23,6 +23,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from cluster.align.base import PRODUCTS, AlignStage, Source
+from cluster.align.rounds import unrolled
 from cluster.align.stages import known_stages
 from cluster.config.run_file import HOLDS_A_SECRET, RunFile
 from cluster.config.sections import Section
@@ -38,6 +39,8 @@ from solon.redaction import places_of_secrets
 
 PATHS = ("policy", "judge", "prompts", "constitution", "heldout_prompts")
 """Keys of the file that name a model or a file."""
+SERVES: Mapping[str, str] = {"judge": "reward_model"}
+"""Inputs that a stage may be named for although it makes another product: a reward model judges."""
 LABEL_SECTIONS: Mapping[str, type[BaseModel]] = {
     "feedback": FeedbackConfig,
     "judging": EngineOptions,
@@ -69,6 +72,11 @@ class AlignFile(Section):
         """Read, override and check, including that every stage finds its inputs. Raises InputError."""
         path = Path(path)
         raw = read_toml(path, what="alignment file")
+        return cls.of(raw, path.parent, where=f"alignment file {path}", overrides=overrides)
+
+    @classmethod
+    def of(cls, raw: dict[str, Any], folder: Path, *, where: str, overrides: Sequence[str] = ()) -> Self:
+        """The same from the content of a file in a folder. where: begins its messages."""
         for override in overrides:
             key, value, _ = parse_override(override)
             if key.partition(".")[0] == "stages":
@@ -76,16 +84,17 @@ class AlignFile(Section):
             put(raw, key, value, override)
         stages = raw.get("stages")
         if not isinstance(stages, list) or not stages:
-            raise InputError(f"alignment file {path} has no stages, expected [[stages]] with a type; add one")
-        _resolve(raw, path.parent)
+            raise InputError(f"{where} has no stages, expected [[stages]] with a type; add one")
+        raw["stages"] = unrolled(stages, where)
+        _resolve(raw, folder)
         for place in places_of_secrets(raw):
-            raise InputError(f"alignment file {path}: `{place}` {HOLDS_A_SECRET}")
-        raw["stages"] = tuple(_stage(one, f"alignment file {path}: stages[{n}]") for n, one in enumerate(stages, 1))
+            raise InputError(f"{where}: `{place}` {HOLDS_A_SECRET}")
+        raw["stages"] = tuple(_stage(one, f"{where}: stages[{n}]") for n, one in enumerate(raw["stages"], 1))
         try:
             file = cls.model_validate(raw)
         except ValidationError as error:
-            raise InputError(f"alignment file {path}: {describe_invalid(cls, error)}") from None
-        file = file.model_copy(update={"stages": _named(file.stages, path)})
+            raise InputError(f"{where}: {describe_invalid(cls, error)}") from None
+        file = file.model_copy(update={"stages": _named(file.stages, where)})
         for number in range(len(file.stages)):
             file.sources(number)
         return file
@@ -94,30 +103,32 @@ class AlignFile(Section):
         """The inputs of a stage, by role. Raises InputError for one that there is not."""
         stage, earlier = self.stages[number], self.stages[:number]
         found = {}
-        for role, given in stage.takes().items():
+        for role, given in stage.takes(self, earlier).items():
+            kind = role.partition(".")[0]
+            product = SERVES.get(kind, kind)
             place = f"stages[{number + 1}] ({stage.name})"
-            makers = [one for one in earlier if role in one.makes]
+            makers = [one for one in earlier if product in one.makes]
             named = next((one for one in makers if one.name == given), None)
             if named is not None:
-                found[role] = Source(role=role, stage=named.name)
-            elif given in {one.name for one in self.stages} and role in PRODUCTS:
+                found[role] = Source(role=role, stage=named.name, product=product)
+            elif given in {one.name for one in self.stages} and product in PRODUCTS:
                 raise InputError(
-                    f"{place} takes its {role} from the stage {given!r}, which makes none before it; expected one of "
-                    f"{', '.join(one.name for one in makers) or 'the earlier stages, and none makes it'}"
+                    f"{place} takes its {kind} from the stage {given!r}, which makes no {product} before it; expected "
+                    f"one of {', '.join(one.name for one in makers) or 'the earlier stages, and none makes it'}"
                 )
             elif given:
                 found[role] = Source(role=role, path=given)
-            elif makers:
-                found[role] = Source(role=role, stage=makers[-1].name)
-            elif own := str(getattr(self, role, "") or ""):
+            elif makers and kind not in SERVES:
+                found[role] = Source(role=role, stage=makers[-1].name, product=product)
+            elif own := str(getattr(self, kind, "") or ""):
                 found[role] = Source(role=role, path=own)
             else:
-                raise InputError(f"{place} takes {_what(role)}, and there is none; {_remedy(role)}")
+                raise InputError(f"{place} takes {_what(kind)}, and there is none; {_remedy(kind)}")
         return found
 
 
 def _what(role: str) -> str:
-    return f"a file of {role}" if role in ("preferences", "demonstrations") else f"the key `{role}`"
+    return f"a file of {role}" if role in ("preferences", "demonstrations", "ratings") else f"the key `{role}`"
 
 
 def _remedy(role: str) -> str:
@@ -142,7 +153,7 @@ def _stage(raw: Any, place: str) -> AlignStage:
         raise InputError(f"{place} ({raw['type']}): {describe_invalid(kind, error)}") from None
 
 
-def _named(stages: Sequence[AlignStage], path: Path) -> tuple[AlignStage, ...]:
+def _named(stages: Sequence[AlignStage], where: str) -> tuple[AlignStage, ...]:
     """Every stage with a name: its own, or its type with a number from the second of the type on."""
     found: list[AlignStage] = []
     for stage in stages:
@@ -151,9 +162,7 @@ def _named(stages: Sequence[AlignStage], path: Path) -> tuple[AlignStage, ...]:
         default = stage.type if number == 1 else f"{stage.type}-{number}"
         found.append(stage if stage.name else stage.model_copy(update={"name": default}))
         if found[-1].name in taken:
-            raise InputError(
-                f"alignment file {path}: two stages are named {found[-1].name!r}, expected one; rename one"
-            )
+            raise InputError(f"{where}: two stages are named {found[-1].name!r}, expected one; rename one")
     return tuple(found)
 
 

@@ -56,7 +56,7 @@ class Planner:
             "version": stage.version,
             "settings": {**stage.settings(self._file), "seed": self._file.seed},
             "inputs": {
-                role: _product_digest(made[one.stage], role) if one.stage else self._digest(role, one.path)
+                role: _product_digest(made[one.stage], one.product) if one.stage else self._digest(role, one.path)
                 for role, one in sorted(sources.items())
             },
             "files": {name: self._digest(name, given) for name, given in sorted(stage.further(self._file).items())},
@@ -69,7 +69,7 @@ class Planner:
     def inputs(self, number: int, made: Mapping[str, Artifact]) -> dict[str, str]:
         """Paths of a stage's inputs, by role."""
         return {
-            role: str(made[one.stage].folder / PRODUCTS[role]) if one.stage else self._paths(one.path)
+            role: str(made[one.stage].folder / PRODUCTS[one.product]) if one.stage else self._paths(one.path)
             for role, one in self._file.sources(number).items()
         }
 
@@ -77,7 +77,7 @@ class Planner:
         """Of a file or model of the user. Raises InputError when it is not there."""
         if given not in self._given:
             path = self._paths(given)
-            is_model = role in MODELS or path.endswith(".toml") or Path(path, "config.json").is_file()
+            is_model = role.partition(".")[0] in MODELS or path.endswith(".toml") or Path(path, "config.json").is_file()
             found = source_digest(path) if is_model else None
             if found is None and Path(path).exists():
                 found = content_digest(Path(path))

@@ -15,7 +15,7 @@ from cluster.evaluate import PROGRAMS
 from cluster.preflight.devices import check_devices
 from cluster.preflight.engines import check_engine, check_stops, on_cpu
 from cluster.preflight.frames import unused_args
-from cluster.preflight.judges import check_frame, check_labels, check_room
+from cluster.preflight.judges import check_frame, check_labels, check_reward_model, check_room
 from cluster.preflight.models import check_lora, check_model, remarks
 from cluster.preflight.prompt_inputs import read_prompts
 from cluster.preflight.settings import check_programs_apply, check_store, remarks_on_settings
@@ -141,6 +141,12 @@ def check_judge(
     facts = check_model(judge, role="judge", trusted=trusted, template=options.chat_template if options else "")
     if facts is None:
         return
+    if facts.gives_rewards:
+        if options is not None:
+            check_engine(facts, options, role="judge", section="judging", on_cpu=not machine_gpus())
+            if feedback is not None:
+                check_reward_model(facts, feedback, role="judge", length=options.max_model_len, answer_tokens=0)
+        return
     check_labels(facts, template, role="judge")
     check_frame(facts, template, chat or options or ChatSettings(), role="judge")
     if options is None:
@@ -200,24 +206,25 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
         if judge is None:
             notes.append(not_looked_up(role, model))
             continue
-        check_labels(judge, run.feedback.template, role=role)
-        check_frame(judge, run.feedback.template, engine, role=role)
         warnings += remarks(judge, role=role)
         warnings += check_engine(judge, engine, role=role, section=section, on_cpu=not pool.placement.num_gpus)
-        warnings += check_room(
-            judge,
-            run.feedback,
-            constitution,
-            role=role,
-            length=engine.max_model_len,
-            task=task,
-            answer_tokens=run.rollout.max_tokens,
-            chat=engine,
-        )
+        warnings += _check_questions(judge, run, constitution, engine, role=role, task=task)
         warnings += unused_args(judge, engine, role=role, section=section)
     if (encoder := run.feedback.semantic.model) and check_model(encoder, role=ENCODER, kind="encoder") is None:
         notes.append(not_looked_up(ENCODER, encoder))
     return warnings, notes
+
+
+def _check_questions(
+    judge: ModelFacts, run: RunFile, constitution: Constitution, engine: EngineOptions, *, role: str, task: Task
+) -> list[str]:
+    """Raises InputError when a judge cannot answer the run's questions; returns warnings."""
+    lengths = {"length": engine.max_model_len, "answer_tokens": run.rollout.max_tokens}
+    if judge.gives_rewards:
+        return check_reward_model(judge, run.feedback, role=role, **lengths)
+    check_labels(judge, run.feedback.template, role=role)
+    check_frame(judge, run.feedback.template, engine, role=role)
+    return check_room(judge, run.feedback, constitution, role=role, task=task, chat=engine, **lengths)
 
 
 def _judges(run: RunFile) -> Iterator[tuple[str, str, Task, PoolSpec]]:

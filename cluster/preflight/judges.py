@@ -8,6 +8,7 @@ from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.local import VERDICT_TOKENS
+from solon.feedback.judges.reward_judge import TASKS
 from solon.feedback.prompting.prompts import LEAST_TEXT_TOKENS, TEMPLATES, JudgePrompts, label_ids
 from solon.feedback.prompting.templates import require_suited
 from solon.models.facts import ModelFacts
@@ -34,6 +35,28 @@ def check_frame(facts: ModelFacts, template: str, chat: ChatSettings, *, role: s
         prompts = JudgePrompts(TEMPLATES[template], FileEncoder(facts.tokenizer, facts, chat))
         ids = prompts.pointwise((), "", "")
         require_rows(facts, (*ids, *prompts.pair_ids, *prompts.bool_ids), role=role, what="a question to it")
+
+
+def check_reward_model(
+    facts: ModelFacts, feedback: FeedbackConfig, *, role: str, length: int, answer_tokens: int
+) -> list[str]:
+    """Raises InputError when the settings ask for more than one number for an answer; warns when answers do not fit.
+
+    length: its context in tokens. answer_tokens: the longest answer.
+    """
+    if feedback.task not in TASKS:
+        raise InputError(
+            f"{role} model {facts.path} is a reward model, which has one number for an answer, and feedback.task = "
+            f"{feedback.task!r}; expected {' or '.join(TASKS)}"
+        )
+    length = min(length, facts.context or length)
+    if answer_tokens and answer_tokens + LEAST_TEXT_TOKENS > length:
+        return [
+            f"{role}: an answer of rollout.max_tokens = {answer_tokens} tokens and its prompt do not fit the reward "
+            f"model's {length}: longer conversations have no reward; raise judging.max_model_len or lower "
+            "rollout.max_tokens"
+        ]
+    return []
 
 
 def check_room(

@@ -18,8 +18,8 @@ from solon.errors import InputError, nearest, short
 from solon.models.facts import ModelFacts, model_folder, read_facts
 from solon.models.known import causal_models, is_installed, model_types, vllm_architectures
 
-Kind = Literal["policy", "judge", "encoder"]
-"""Roles that train and write; that only read and answer; that only embed."""
+Kind = Literal["policy", "judge", "reward_model", "encoder"]
+"""Roles that train and write; that only read and answer; judges with a head of one number; that only embed."""
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 PLAIN_ATTENTION = (
     "llama",
@@ -63,7 +63,8 @@ def check_model(
     try:
         facts = read_facts(folder)
         _check_code(facts, opt_in=opt_in, trusted=trusted)
-        for check in _checks(kind, trusted=trusted):
+        is_rewarding = kind == "judge" and facts.gives_rewards
+        for check in _checks("reward_model" if is_rewarding else kind, trusted=trusted):
             if check is not check_template or not template:
                 check(facts)
     except InputError as error:
@@ -83,7 +84,9 @@ def _checks(kind: Kind, *, trusted: bool) -> Iterator[Callable[[ModelFacts], Non
     yield _check_writes
     if kind == "policy":
         yield _check_trainable
-    if not trusted:
+    if kind == "reward_model":
+        yield _check_head
+    elif not trusted:
         yield _check_architecture
     yield _check_weights
     yield check_template
@@ -124,6 +127,22 @@ def _check_architecture(facts: ModelFacts) -> None:
     if name not in classes | served:
         raise InputError(
             f"is a {short(name)}, expected a causal language model{nearest(name, classes | served)}; choose another"
+        )
+
+
+def _check_head(facts: ModelFacts) -> None:
+    """A reward is one number from the last hidden state."""
+    labels = facts.config.get("id2label")
+    if isinstance(labels, dict) and len(labels) != 1:
+        raise InputError(f"has {len(labels)} labels, expected one: a reward is a number; choose a reward model")
+    heads = [one for name, one in facts.tensors.items() if name.endswith("score.weight")]
+    if facts.tensors and not heads:
+        raise InputError("holds no score.weight, its head: it would be random; train it, or fetch all files")
+    width = facts.text.get("hidden_size")
+    if heads and isinstance(width, int) and tuple(heads[0].shape) != (1, width):
+        raise InputError(
+            f"has a head of shape {tuple(heads[0].shape)}, expected (1, {width}) by config.json; take both from "
+            "one model"
         )
 
 
@@ -201,7 +220,9 @@ def _check_weights(facts: ModelFacts) -> None:
     width = text.get("hidden_size")
     if width is not None and columns != width and not {"word_embed_proj_dim", "embedding_size"} & text.keys():
         raise InputError(f"config.json has hidden_size = {width}, the embedding is {columns} wide; take both from one")
-    is_apart = facts.model_type in PLAIN_ATTENTION and text.get("tie_word_embeddings") is False
+    is_apart = (
+        facts.model_type in PLAIN_ATTENTION and not facts.gives_rewards and text.get("tie_word_embeddings") is False
+    )
     if is_apart and not any("lm_head." in name for name in facts.tensors):
         raise InputError(
             "config.json says that the output layer is not tied to the embedding, and the weights hold none: it would "

@@ -1,8 +1,9 @@
 """Reads preference pairs and demonstrations from files, in the columns that `solon label` and TRL write.
 
 A preference row has `prompt`, `chosen` and `rejected` (texts or messages), and perhaps `soft_label`, the probability
-that the chosen answer is the better one, and `weight`. A demonstration has `prompt` and `completion` (also `answer` or
-`chosen`), or `messages` that end with an answer. No row is dropped silently.
+that the chosen answer is the better one, `weight` and `tags`. A demonstration has `prompt` and `completion` (also
+`answer` or `chosen`), or `messages` that end with an answer. A rating has an answer as a demonstration has, and `good`,
+the probability that it is good, or TRL's `label`, true or false. No row is dropped silently.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learners.data.turns import Tokens, encode_turn
-from learners.direct.pairs import AnswerPair
+from learners.direct.pairs import AnswerPair, RatedAnswer
 from solon.engines.tokens import ChatTokenizer
+from solon.engines.turns import Tokens, encode_turn
 from solon.errors import InputError, PromptRefusedError
 from solon.feedback.labelling.dataset import parse_row, with_prompt
 from solon.files.rows import folded, read_rows
@@ -39,8 +40,18 @@ class PairFile:
     pairs: tuple[AnswerPair, ...]
     prompts: tuple[str, ...]
     """Identifies the prompt of each pair."""
+    tags: tuple[tuple[str, ...], ...]
+    """Tags of each pair."""
     skipped: tuple[tuple[str, str], ...]
     """Place and reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatingFile:
+    """Usable ratings of a file, and why others are not."""
+
+    rows: tuple[RatedAnswer, ...]
+    skipped: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +68,7 @@ def read_pairs(path: str | Path, tokenizer: ChatTokenizer, *, max_tokens: int, s
     max_tokens: longest conversation; longer ones are skipped, since a cut answer has no end. Raises InputError when the
     file cannot be read or holds no usable pair.
     """
-    pairs, prompts, skipped = [], [], []
+    pairs, prompts, tags, skipped = [], [], [], []
     for place, raw in read_rows(path, what="preference"):
         try:
             row = parse_row(place.ordinal, raw, place=str(place))
@@ -76,9 +87,10 @@ def read_pairs(path: str | Path, tokenizer: ChatTokenizer, *, max_tokens: int, s
             continue
         pairs.append(pair)
         prompts.append(row.prompt.prompt_id)
+        tags.append(tuple(row.prompt.tags))
     if not pairs:
         raise InputError(_nothing(path, "preference pair", "`prompt`, `chosen` and `rejected`", skipped))
-    return PairFile(pairs=tuple(pairs), prompts=tuple(prompts), skipped=tuple(skipped))
+    return PairFile(pairs=tuple(pairs), prompts=tuple(prompts), tags=tuple(tags), skipped=tuple(skipped))
 
 
 def read_demonstrations(path: str | Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> DemonstrationFile:
@@ -96,6 +108,33 @@ def read_demonstrations(path: str | Path, tokenizer: ChatTokenizer, *, max_token
     if not rows:
         raise InputError(_nothing(path, "demonstration", "`prompt` and `completion`, or `messages`", skipped))
     return DemonstrationFile(rows=tuple(rows), skipped=tuple(skipped))
+
+
+def read_ratings(path: str | Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> RatingFile:
+    """Rated answers as token ids; conversations longer than `max_tokens` are skipped. Raises InputError when the file
+    cannot be read or holds no usable row."""
+    rows, skipped = [], []
+    for place, raw in read_rows(path, what="rating"):
+        try:
+            row = parse_row(place.ordinal, _as_row(raw), place=str(place))
+            prompt, answer = _turn(tokenizer, row.prompt.messages, row.answers[0], max_tokens)
+            good = _good(raw)
+            rows.append(RatedAnswer(prompt=prompt, answer=answer, good=good, weight=_number(raw, "weight", 1.0)))
+        except (ValueError, PromptRefusedError) as error:
+            skipped.append((str(place), str(error)))
+    if not rows:
+        raise InputError(_nothing(path, "rating", "`prompt`, `completion` and `good` or `label`", skipped))
+    return RatingFile(rows=tuple(rows), skipped=tuple(skipped))
+
+
+def _good(raw: Any) -> float:
+    """The probability that an answer is good. Raises ValueError."""
+    if "good" in raw:
+        return _number(raw, "good", 1.0)
+    label = raw.get("label")
+    if not isinstance(label, bool):
+        raise ValueError(f"has the label {label!r} and no `good`, expected true or false, or a probability in `good`")
+    return float(label)
 
 
 def _turn(tokenizer: ChatTokenizer, messages: Sequence[Any], answer: str, max_tokens: int) -> tuple[Tokens, Tokens]:

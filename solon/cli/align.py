@@ -35,10 +35,10 @@ def run_align(
     if again_from and again_from not in names:
         raise InputError(f"--from {again_from}: expected one of {', '.join(names)}{nearest(again_from, names)}")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    paths = resolver(_given(file), progress=not as_json)
+    paths = resolver(given_names(file), progress=not as_json)
     root = runs_folder()
     store = Store(root / "artifacts")
-    view = _Lines(quiet=as_json, total=len(names))
+    view = Lines(quiet=as_json, total=len(names))
     if dry_run:
         steps = plan(file, store=store, paths=paths, again_from=again_from)
         for step in steps:
@@ -71,7 +71,7 @@ def run_align(
     }
 
 
-def _given(file: AlignFile) -> list[str]:
+def given_names(file: AlignFile) -> list[str]:
     """Names and paths of the user's models and files."""
     return sorted({one.path for n in range(len(file.stages)) for one in file.sources(n).values() if one.path})
 
@@ -81,7 +81,7 @@ def _planned(step: Step) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Lines:
+class Lines:
     """One line for each event of an alignment."""
 
     quiet: bool

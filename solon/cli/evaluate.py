@@ -109,6 +109,11 @@ def run_evaluate(request: EvaluateRequest, *, as_json: bool) -> dict[str, Any]:
     except OSError as error:
         raise RunFailedError(f"--out {request.out} cannot be written: {error}; free space") from error
     asyncio.run(_score(found, prompts, settings, request, judge))
+    scores = [
+        {"row_id": row.row_id, "scores": {one.model: one.scores_P[number] for one in found}}
+        for number, row in enumerate(rows)
+    ]
+    write_lines(request.out / "scores.jsonl", scores)
     result = _result(found, prompts, settings, request)
     write_whole(request.out / "evaluation.json", json_text(result, indent=1), what="evaluation")
     print_table(console, _table(result))

@@ -35,6 +35,19 @@ def align(
 
 
 @stages_app.command()
+def compare(
+    path: Annotated[Path, typer.Argument(metavar="COMPARE.toml", help="A comparison file.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Name of the folder under runs/.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train one policy by several methods over several seeds, and print what each gives and costs."""
+    from solon.cli.compare_methods import run_compare
+
+    print_result(run_compare(path, name=name, overrides=overrides or [], as_json=as_json), as_json)
+
+
+@stages_app.command()
 def label(
     source: Annotated[
         Path,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 
 from solon.engines.base import Engine, EngineConfig
-from solon.engines.checkpoint import model_settings, require_model
+from solon.engines.checkpoint import architecture, model_settings, require_model
 from solon.engines.device import require_build, vllm_build
 from solon.engines.same_numbers import require_same_numbers
 from solon.errors import InputError, loading
 from solon.host.priority import give_way
+from solon.models.facts import is_reward_architecture
 
 
 def build_engine(config: EngineConfig, *, name: str) -> Engine:
@@ -19,6 +20,11 @@ def build_engine(config: EngineConfig, *, name: str) -> Engine:
     backend is not available.
     """
     require_model(config)
+    if is_reward_architecture(found := architecture(config)):
+        raise InputError(
+            f"the model {config.model!r} is a reward model ({found}), expected a language model; name it as a "
+            "judge of `solon train`, `solon label` or `solon align`, or choose another"
+        )
     if config.gives_way:
         give_way()
     remedy = "check the model's config.json and its weights, or choose another model"

@@ -31,6 +31,15 @@ def model_settings(config: EngineConfig) -> dict[str, Any]:
     return _read(config, "config.json")
 
 
+def architecture(config: EngineConfig) -> str:
+    """The model's class in Transformers, as in `LlamaForCausalLM`; empty: not stated, or the model is not here."""
+    try:
+        listed = model_settings(config).get("architectures")
+    except InputError:
+        return ""
+    return str(listed[0]) if isinstance(listed, list) and listed else ""
+
+
 def stop_token_ids(config: EngineConfig, eos_token_id: int) -> tuple[int, ...]:
     """Tokens that end an answer: the tokenizer's own, and those named by the checkpoint.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from solon.engines.base import EngineConfig
@@ -16,9 +18,21 @@ if TYPE_CHECKING:
 
 def load_model(config: EngineConfig, device: torch.device) -> Any:
     """The model on the device, in evaluation mode and without gradients. Raises InputError when it cannot be loaded."""
-    import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+
+    options = library_options(config, device)
+    if config.quantization != "none":
+        options |= bitsandbytes_options(config, options["dtype"], device)
+    with loading_model(config.model):
+        model = AutoModelForCausalLM.from_pretrained(config.model, use_safetensors=True, **options)
+    if config.quantization == "none":  # bitsandbytes has already placed quantised models
+        model = model.to(device)
+    return model.eval().requires_grad_(False)
+
+
+def library_options(config: EngineConfig, device: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for any head; sets the number of threads."""
+    import torch
 
     torch.set_num_threads(config.threads)
     options: dict[str, Any] = {"dtype": config.dtype, "trust_remote_code": config.trust_remote_code}
@@ -27,22 +41,25 @@ def load_model(config: EngineConfig, device: torch.device) -> Any:
     if model_settings(config).get("attn_logit_softcapping"):
         # The fused kernel silently omits the cap, which changes the model.
         options["attn_implementation"] = "eager"
-    if config.quantization != "none":
-        options |= bitsandbytes_options(config, options["dtype"], device)
+    return options
+
+
+@contextmanager
+def loading_model(model: str) -> Iterator[None]:
+    """Without progress bars. Raises InputError when Transformers cannot load the model."""
+    from transformers.utils import logging
+
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(config.model, use_safetensors=True, **options)
+        yield
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"Transformers cannot load {config.model!r}: {type(error).__name__}: {error}; check the model"
+            f"Transformers cannot load {model!r}: {type(error).__name__}: {error}; check the model"
         ) from error
     finally:
         if bars:
             logging.enable_progress_bar()
-    if config.quantization == "none":  # bitsandbytes has already placed quantised models
-        model = model.to(device)
-    return model.eval().requires_grad_(False)
 
 
 def live_places(model: Any) -> dict[str, torch.Tensor]:

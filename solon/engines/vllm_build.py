@@ -54,16 +54,17 @@ def prepare_process(config: EngineConfig) -> None:
     logging.getLogger("vllm").setLevel(os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR"))
 
 
-def start_vllm(config: EngineConfig) -> Any:
-    """An `LLMEngine` without a subprocess; the process's other engines wait meanwhile.
+def start_vllm(config: EngineConfig, *, pooling: bool = False) -> Any:
+    """An `LLMEngine` without a subprocess; the process's other engines wait meanwhile. pooling: it computes the output
+    of a model's head in place of text.
 
     Raises vLLM's error when it refuses the model or the settings; `build_engine` turns it into an InputError.
     """
     with TURN:
-        return _start(config)
+        return _start(config, {"runner": "pooling"} if pooling else {})
 
 
-def _start(config: EngineConfig) -> Any:
+def _start(config: EngineConfig, further: dict[str, Any]) -> Any:
     import torch
 
     if vllm_build() == "gpu":
@@ -84,7 +85,7 @@ def _start(config: EngineConfig) -> Any:
     in_the_temporary_folder = uniproc_executor.get_file_store_init_method
     uniproc_executor.get_file_store_init_method = _meeting_place
     on_cpu = current_platform.is_cpu()
-    arguments = _arguments(config, on_cpu=on_cpu)
+    arguments = _arguments(config, on_cpu=on_cpu) | further
     sizes = None if on_cpu else sizes_of_model(config.model)  # may download the model, so outside the lock
     cpu = _on_cpu(arguments["dtype"]) if on_cpu else contextlib.nullcontext()
     try:

@@ -95,6 +95,11 @@ class ModelFacts:
         return any(isinstance(self.config.get(key), dict) for key in ("vision_config", "audio_config"))
 
     @property
+    def gives_rewards(self) -> bool:
+        """Whether it has a head of numbers in place of words."""
+        return is_reward_architecture(self.architecture)
+
+    @property
     def is_encoder_decoder(self) -> bool:
         """Whether the model has an encoder."""
         return bool(self.config.get("is_encoder_decoder"))
@@ -168,6 +173,18 @@ class ModelFacts:
         given = self.generation.get("eos_token_id", self.text.get("eos_token_id"))
         listed = given if isinstance(given, list) else [given]
         return tuple(token for token in listed if type(token) is int)
+
+
+def is_reward_architecture(name: str) -> bool:
+    """Whether a name in `architectures` is that of a reward model: `LlamaForSequenceClassification`."""
+    return name.endswith("ForSequenceClassification")
+
+
+def is_reward_model(model: str) -> bool:
+    """Whether a directory or hub name on this machine is a reward model."""
+    folder = model_folder(model)
+    listed = _object(folder / "config.json", optional=True).get("architectures") if folder else None
+    return isinstance(listed, list) and bool(listed) and is_reward_architecture(str(listed[0]))
 
 
 def _scalings(text: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -179,6 +179,15 @@ PREFERENCES: Keys = {
     "row_id": "`id` of the row in the input, or a digest of prompt and answers",
 }
 
+RATINGS: Keys = {
+    "prompt": "the conversation as messages `{role, content}`, system turns included",
+    "completion": "the answer: one assistant message",
+    "good": "probability that the answer is good, `sigmoid(reward)`; for `pairwise` relative to the other answers",
+    "reward": "all principles together, nats",
+    "weight": "1 over the probability with which the row was selected; 1 where all were",
+    "row_id": "`id` of the row in the input, or a digest of prompt and answers",
+}
+
 ANSWERS: Keys = {"id": "the row", "answers": "the policy's answers"}
 
 SELECTION: Keys = {
@@ -273,6 +282,7 @@ LABELLED: Mapping[str, tuple[str, Keys | None]] = {
         "the preferences, in TRL's columns; written again from the labels by every start",
         PREFERENCES,
     ),
+    "ratings.jsonl": ("every answer with a reward; written again from the labels by every start", RATINGS),
     "labels/part-*.parquet": ("every label", None),
     "summary.json": ("number, confidence, consistency and cost of the labels", LABEL_SUMMARY),
     "config.json": ("what all labels of the directory share", LABEL_CONFIG),

@@ -31,7 +31,9 @@ class ConstitutionalStage(AlignStage):
     constitution: FilePath = ""
     """Empty: the file's. Its principles need critique_request and revision_request."""
     max_prompts: int = Field(256, ge=1)
-    """The first prompts of the file."""
+    """Most prompts of the file that are used, in its order."""
+    skip_prompts: int = Field(0, ge=0)
+    """Begin behind so many prompts; behind the last one the first follows."""
     rounds: int = Field(1, ge=1, le=16)
     """Critiques and revisions of each answer, each under a principle of its own."""
     sampling: SamplingOptions = SamplingOptions()
@@ -49,7 +51,7 @@ def write(given: Mapping[str, Any]) -> dict[str, Any]:
     from solon.revision.running import ReviseSettings, run_chains
     from solon.revision.writing import write_chains
 
-    rows = first_rows(given["prompts"], given["max_prompts"])
+    rows = first_rows(given["prompts"], given["max_prompts"], skip=given["skip_prompts"])
     settings = ReviseSettings(
         rounds=given["rounds"],
         sampling=SamplingOptions(**given["sampling"]),

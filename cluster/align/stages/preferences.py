@@ -1,4 +1,5 @@
-"""The policy answers prompts and a judge compares the answers: preference pairs, and the best answer to each prompt."""
+"""The policy answers prompts and a judge compares the answers: preference pairs, ratings, and the best answer to each
+prompt."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ class PreferencesStage(AlignStage):
 
     kind: ClassVar[str] = "preferences"
     inputs: ClassVar[tuple[str, ...]] = ("policy", "judge", "prompts", "constitution")
-    makes: ClassVar[tuple[str, ...]] = ("preferences", "demonstrations")
+    makes: ClassVar[tuple[str, ...]] = ("preferences", "demonstrations", "ratings")
     code: ClassVar[tuple[str, ...]] = ("solon.cli.label", "solon.feedback.judges.program_process")
 
     type: Literal["preferences"] = "preferences"
@@ -40,7 +41,9 @@ class PreferencesStage(AlignStage):
     constitution: FilePath = ""
     """Empty: the file's."""
     max_prompts: int = Field(256, ge=1)
-    """The first prompts of the file."""
+    """Most prompts of the file that are used, in its order."""
+    skip_prompts: int = Field(0, ge=0)
+    """Begin behind so many prompts; behind the last one the first follows."""
 
     def settings(self, file: AlignFile) -> dict[str, Any]:
         return {**super().settings(file), "label": file.label}
@@ -58,7 +61,8 @@ class PreferencesStage(AlignStage):
 
     def make(self, job: Job) -> None:
         prompts = job.scratch / "prompts.jsonl"
-        write_lines(prompts, _first_prompts(job.inputs["prompts"], self.max_prompts))
+        rows = _first_prompts(job.inputs["prompts"], self.max_prompts, self.skip_prompts)
+        write_lines(prompts, rows)
         labelled = job.kept / "labels"
         command = module_command("solon", "label", str(prompts), "--out", str(labelled), "--json")
         for option in ("judge", "constitution", "policy"):
@@ -75,9 +79,16 @@ class PreferencesStage(AlignStage):
                 "temperature or choose another judge"
             )
         found.sort(key=lambda row: (row["row_id"], json.dumps(row["chosen"]), json.dumps(row["rejected"])))
-        write_lines(job.out / "preferences.jsonl", ({name: row[name] for name in COLUMNS} for row in found))
+        tags = {row["id"]: row["tags"] for row in rows}
+        write_lines(
+            job.out / "preferences.jsonl",
+            ({name: row[name] for name in COLUMNS} | {"tags": tags.get(row["row_id"], [])} for row in found),
+        )
         write_lines(job.out / "demonstrations.jsonl", best_answers(found))
-        job.report |= {"preferences": len(found), "labels": summary.get("labels")}
+        rated = [json.loads(line) for line in _lines(labelled / "ratings.jsonl")]
+        rated.sort(key=lambda row: (row["row_id"], json.dumps(row["completion"])))
+        write_lines(job.out / "ratings.jsonl", rated)
+        job.report |= {"preferences": len(found), "ratings": len(rated), "labels": summary.get("labels")}
 
 
 def best_answers(preferences: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -94,7 +105,7 @@ def best_answers(preferences: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
     ]
 
 
-def _first_prompts(source: str, most: int) -> list[dict[str, Any]]:
+def _first_prompts(source: str, most: int, skip: int) -> list[dict[str, Any]]:
     """Rows for `solon label`, in the order of the file. Raises InputError."""
     from solon.feedback.labelling.dataset import first_rows
 
@@ -105,7 +116,7 @@ def _first_prompts(source: str, most: int) -> list[dict[str, Any]]:
             "tags": list(row.prompt.tags),
             **({"answers": list(row.answers)} if row.answers else {}),
         }
-        for row in first_rows(source, most)
+        for row in first_rows(source, most, skip=skip)
     ]
 
 

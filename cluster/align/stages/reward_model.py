@@ -1,14 +1,16 @@
-"""A reward model taught by preference pairs, tested on pairs of prompts that it was not taught."""
+"""A reward model taught by preference pairs, centred, calibrated and tested on pairs of prompts that it was not taught.
+
+Later stages take it as their judge: `judge = "reward_model"`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.align.base import AlignStage, Job
 from learners.core.config import CourseConfig
@@ -32,7 +34,7 @@ class RewardModelStage(AlignStage):
     kind: ClassVar[str] = "reward_model"
     inputs: ClassVar[tuple[str, ...]] = ("policy", "preferences")
     makes: ClassVar[tuple[str, ...]] = ("reward_model",)
-    code: ClassVar[tuple[str, ...]] = ("learners.objectives.reward_model", "learners.data.reading")
+    code: ClassVar[tuple[str, ...]] = ("learners.rewarding", "learners.data.reading")
 
     type: Literal["reward_model"] = "reward_model"
     policy: ModelName = ""
@@ -43,7 +45,17 @@ class RewardModelStage(AlignStage):
     max_tokens: int = Field(1024, ge=8)
     """Longest conversation; pairs with a longer one are left out."""
     heldout_share: float = Field(0.1, ge=0, lt=1)
-    """Share of the prompts whose pairs only test it."""
+    """Share of the prompts whose pairs only test it and fit its scale."""
+    members: int = Field(1, ge=1, le=16)
+    """Models of an ensemble, with heads of different seeds. Their mean is the reward."""
+    pessimism: float = Field(0.0, ge=0)
+    """Standard deviations between members that are taken off an answer's reward."""
+
+    @model_validator(mode="after")
+    def _pessimism_needs_members(self) -> Self:
+        if self.pessimism and self.members < 2:
+            raise ValueError(f"pessimism = {self.pessimism:g} with members = 1, expected several; raise members")
+        return self
 
     def make(self, job: Job) -> None:
         self.call(job, "train")
@@ -54,8 +66,9 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from learners.data.reading import read_pairs
-    from learners.networks.reward_model import PreferencePair, RewardModel, accuracy
-    from learners.objectives.reward_model import RewardModelConfig, fit
+    from learners.networks.reward_model import PreferencePair
+    from learners.objectives.reward_model import RewardModelConfig
+    from learners.rewarding import centre, examine, save, teach
     from solon.engines.model_files import copy_companions
     from solon.engines.tokens import ChatTokenizer
 
@@ -63,21 +76,33 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(settings.threads)
     tokenizer = ChatTokenizer.load(given["policy"])
     read = read_pairs(given["preferences"], tokenizer, max_tokens=given["max_tokens"])
-    parts: dict[bool, list[PreferencePair]] = {False: [], True: []}
-    for pair, prompt in zip(read.pairs, read.prompts, strict=True):
+    taught: list[PreferencePair] = []
+    heldout: list[PreferencePair] = []
+    tags: list[tuple[str, ...]] = []
+    for pair, prompt, some in zip(read.pairs, read.prompts, read.tags, strict=True):
         first, second = (*pair.prompt, *pair.first), (*pair.prompt, *pair.second)
-        parts[_is_heldout(prompt, given["heldout_share"])].append(
-            PreferencePair(first=first, second=second, p=pair.p, weight=pair.weight)
-        )
-    model = RewardModel.load(given["policy"], pad_id=padding(tokenizer), seed=settings.seed)
+        one = PreferencePair(first=first, second=second, p=pair.p, weight=pair.weight)
+        if _is_heldout(prompt, given["heldout_share"]):
+            heldout.append(one)
+            tags.append(some)
+        else:
+            taught.append(one)
     config = RewardModelConfig(**settings.model_dump(exclude={"threads"}))
-    report = fit(model, parts[False], config)
-    out = Path(given["out"]) / "model"
-    model.save(out)
-    copy_companions(Path(given["policy"]), out)
-    decided = [pair for pair in parts[True] if pair.p != 0.5 and pair.weight]
-    found = dataclasses.asdict(accuracy(model, decided)) if decided else None
-    return {**dataclasses.asdict(report), "heldout_pairs": len(decided), "heldout_accuracy": found}
+    members, reports = teach(given["policy"], taught, config, members=given["members"], pad_id=padding(tokenizer))
+    found = centre(members, taught, heldout)
+    for folder in save(members, found, Path(given["out"]) / "model", pessimism=given["pessimism"]):
+        copy_companions(Path(given["policy"]), folder)
+    return {
+        "pairs": reports[0].pairs,
+        "skipped": len(read.skipped),
+        "steps": reports[0].steps,
+        "first_loss": reports[0].first_loss,
+        "last_loss": reports[0].last_loss,
+        "heldout_pairs": len(heldout),
+        "scale": found.scale,
+        "is_calibrated": found.is_calibrated,
+        **examine(members, heldout, tags, found.scale),
+    }
 
 
 def padding(tokenizer: Any) -> int:

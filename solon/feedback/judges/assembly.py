@@ -1,6 +1,6 @@
 """Assembles the judge that settings describe.
 
-    engine or endpoint ──▶ (with others) cascade or jury ──▶ semantic cache ──▶ the caller
+    engine, endpoint or programs ──▶ (with others) cascade or jury ──▶ semantic cache ──▶ the caller
 
 A training run hosts one in a Ray actor (`solon.feedback.worker`); `solon label` opens one directly.
 """
@@ -13,6 +13,7 @@ from typing import Protocol
 
 from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineConfig
+from solon.engines.checkpoint import architecture
 from solon.feedback.caches.semantic import SemanticJudge
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.interfaces import Item, Judge
@@ -21,15 +22,18 @@ from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.judges.local import LocalJudge
 from solon.feedback.judges.program_file import ProgramFile
 from solon.feedback.judges.program_judge import MixedJudge, ProgramJudge
+from solon.feedback.judges.reward_judge import RewardJudge
 from solon.feedback.panels.cascade import Cascade
 from solon.feedback.panels.jury import Jury
 from solon.feedback.panels.selective import SelectiveJudge
 from solon.feedback.prompting.prompts import NO_SECRET
 from solon.feedback.spending.limiter import LimitsPort
+from solon.models.facts import is_reward_architecture
 from solon.verdicts import Verdict
 
 Source = EngineConfig | EndpointFile | ProgramFile
-"""Where a judge runs: on an engine here, behind an endpoint, or as functions in a process of their own."""
+"""Where a judge runs: on an engine here (a language model or a reward model), behind an endpoint, or as functions in a
+process of their own."""
 
 
 class HostedJudge(Judge, Protocol):
@@ -136,4 +140,6 @@ def _host(
         return ProgramJudge(source, constitution, name=name)
     if isinstance(source, EndpointFile):
         return EndpointJudge(source, feedback, constitution, name=name, secret=secret, port=port)
+    if is_reward_architecture(architecture(source)):
+        return RewardJudge(source, feedback, constitution, name=name)
     return LocalJudge(source, feedback, constitution, name=name, secret=secret)

@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from solon.engines.base import EngineConfig
-from solon.feedback.prompting.templates import JudgeTemplate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +55,15 @@ def identify(
     name: str,
     dtype: str,
     tokenizer_digest: str,
-    template: JudgeTemplate,
+    template_id: str,
     constitution_id: str,
     constitution_hash: str,
     critique_tokens: int,
 ) -> JudgeIdentity:
-    """The identity of a judge with a local engine. Reads the weights once. dtype: the engine's computing type."""
+    """The identity of a judge with a local engine. Reads the weights once.
+
+    dtype: the engine's computing type. template_id: of the words around a question.
+    """
     model = Path(config.model)
     return JudgeIdentity(
         judge_id=name,
@@ -72,7 +74,7 @@ def identify(
         engine_version=_version(config.backend),
         dtype=dtype,
         tokenizer_digest=tokenizer_digest,
-        template_id=template.template_id,
+        template_id=template_id,
         constitution_id=constitution_id,
         constitution_hash=constitution_hash,
         critique_tokens=critique_tokens,
@@ -80,9 +82,10 @@ def identify(
 
 
 def weights_digest(model: Path) -> str:
-    """Digest of the weights and the configuration in a directory."""
+    """Digest of the weights and the configuration in a directory, and of the members of an ensemble in it."""
     digest = hashlib.sha256()
-    for file in (*sorted(model.glob("*.safetensors")), *model.glob("config.json")):
+    members = sorted(model.glob("member-*/*.safetensors")), sorted(model.glob("member-*/config.json"))
+    for file in (*sorted(model.glob("*.safetensors")), *model.glob("config.json"), *members[0], *members[1]):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 22):

@@ -69,7 +69,7 @@ class LocalJudge:
             name=self.name,
             dtype=self.runner.dtype,
             tokenizer_digest=self.runner.tokenizer.digest,
-            template=template,
+            template_id=template.template_id,
             constitution_id=self._constitution.id,
             constitution_hash=self._constitution.hash,
             critique_tokens=config.critique_tokens,

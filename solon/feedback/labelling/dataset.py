@@ -75,11 +75,16 @@ class AnswerFile:
     """Notes for the user."""
 
 
-def first_rows(path: str | Path, most: int) -> list[AnswerRow]:
-    """The first usable rows of a file of prompts, with or without answers, in its order. Raises InputError as
-    `load_answers`."""
+def first_rows(path: str | Path, most: int, *, skip: int = 0) -> list[AnswerRow]:
+    """At most `most` usable rows of a file of prompts, with or without answers, in its order. Raises InputError as
+    `load_answers`.
+
+    skip: begin behind so many rows, and behind the last row with the first one again.
+    """
     file = load_answers(path, least=1)
-    return sorted((*file.rows, *file.unanswered), key=lambda row: row.number)[:most]
+    rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)
+    start = skip % len(rows)
+    return (rows[start:] + rows[:start])[:most]
 
 
 def load_answers(path: str | Path, *, least: int, read: ReadConfig | None = None) -> AnswerFile:

@@ -1,6 +1,6 @@
 """Labels a whole data set; can be stopped and resumed at any moment.
 
-    rows ──▶ labeler (many at once) ──▶ labels/part-*.parquet ──▶ preferences.parquet, preferences.jsonl, summary.json
+    rows ──▶ labeler (many at once) ──▶ labels/part-*.parquet ──▶ preferences.jsonl, ratings.jsonl, summary.json
 
 The parts record the progress: each is written atomically, and a row in a part is never judged again. A row in progress
 when the process died is labelled again; with a cache on disk this costs no forward pass. The preferences are written
@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from solon.constitution.constitution import Constitution
@@ -25,7 +26,7 @@ from solon.feedback.labelling.budget import UNLIMITED, Budget, Purse
 from solon.feedback.labelling.dataset import AnswerRow, SkippedRow
 from solon.feedback.labelling.finished import feedback_of, finished_rows, read_labels
 from solon.feedback.labelling.label_summary import Summary
-from solon.feedback.labelling.preferences import Preference, preference_row, preferences
+from solon.feedback.labelling.preferences import Preference, preference_row, preferences, rating_rows
 from solon.feedback.labelling.remedies import why_nothing
 from solon.records import Feedback, Label
 from solon.runs.directory import RunDirectory
@@ -180,6 +181,7 @@ class LabelRun:
         by_id = {row.row_id: row for row in rows}
         summary = Summary()
         found: list[tuple[AnswerRow, Preference]] = []
+        ratings: list[tuple[int, list[dict[str, Any]]]] = []
         contradicted = 0
         for done in read_labels(self._directory.path):
             if (row := by_id.get(done.row_id)) is None:
@@ -197,7 +199,10 @@ class LabelRun:
             contradicted += len(preferred) - len(kept)
             summary.add(done.labels, kept)
             found += [(row, preference) for preference in kept]
-        self._write_preferences(found)
+            ratings.append((row.number, rating_rows(row, feedback, weight=done.weight)))
+        order = sorted(found, key=lambda pair: (pair[0].number, pair[1].chosen, pair[1].rejected))
+        self._write_lines("preferences.jsonl", [preference_row(row, preference) for row, preference in order])
+        self._write_lines("ratings.jsonl", [row for _, rated in sorted(ratings, key=itemgetter(0)) for row in rated])
         for one in skipped:
             self._quarantine.add(stage="rows", reason=one.reason, line=one.number, excerpt=one.excerpt)
         self._quarantine.close()
@@ -233,12 +238,10 @@ class LabelRun:
         self._directory.write_json("summary.json", result)
         return result
 
-    def _write_preferences(self, found: Sequence[tuple[AnswerRow, Preference]]) -> None:
-        order = sorted(found, key=lambda pair: (pair[0].number, pair[1].chosen, pair[1].rejected))
-        lines = [json.dumps(preference_row(row, preference)) for row, preference in order]
-        path = self._directory.path / "preferences.jsonl"
+    def _write_lines(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        path = self._directory.path / name
         scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        scratch.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
         scratch.replace(path)
 
 

@@ -1,4 +1,4 @@
-"""From labels to preferences: chosen and rejected in TRL's columns, with the judges' certainty.
+"""From labels to preferences and ratings: chosen and rejected in TRL's columns, with the judges' certainty.
 
 A pair's margin is the constitution's aggregation of the principles' calibrated margins; `soft_label` is the probability
 that the chosen answer is the better one, `sigmoid(margin)`. A pair with an invalid label has no margin and gives no
@@ -103,6 +103,23 @@ def preference_row(row: AnswerRow, preference: Preference) -> dict[str, Any]:
         "label_ids": list(preference.label_ids),
         "row_id": row.row_id,
     }
+
+
+def rating_rows(row: AnswerRow, feedback: Feedback, *, weight: float) -> list[dict[str, Any]]:
+    """Every answer with a reward, and the probability that it is good: `sigmoid(reward)`. Rewards of comparisons are
+    relative to the other answers of the row. docs/data.md describes every column."""
+    return [
+        {
+            "prompt": [{"role": m.role, "content": m.content} for m in row.prompt.messages],
+            "completion": [{"role": "assistant", "content": answer}],
+            "good": 1 / (1 + math.exp(-reward)),
+            "reward": reward,
+            "weight": weight,
+            "row_id": row.row_id,
+        }
+        for answer, reward in zip(row.answers, feedback.rewards_G, strict=True)
+        if reward is not None
+    ]
 
 
 def _pair_margins(

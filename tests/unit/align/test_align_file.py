@@ -34,7 +34,9 @@ def test_every_stage_makes_known_products_and_has_a_type_of_its_own():
     assert sorted(known_stages()) == [
         "constitutional",
         "dpo",
+        "drift",
         "evaluate",
+        "kto",
         "preferences",
         "reward_model",
         "rlaif",
@@ -89,7 +91,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path):
         ),
         (
             "[[stages]]\ntype = 'dpo'\npreferences = 'later'\n[[stages]]\ntype = 'preferences'\nname = 'later'\n",
-            "takes its preferences from the stage 'later', which makes none before it",
+            "takes its preferences from the stage 'later', which makes no preferences before it",
         ),
         (
             "[[stages]]\ntype = 'preferences'\nname = 'a'\n[[stages]]\ntype = 'sft'\nname = 'a'\n",

@@ -16,12 +16,12 @@ from cluster.evaluate import Evaluation, Judged
 from solon.doctor.status import RunStatus
 from solon.feedback.judges.identity import JudgeIdentity
 from solon.feedback.labelling.dataset import parse_row
-from solon.feedback.labelling.preferences import Preference, preference_row
+from solon.feedback.labelling.preferences import Preference, preference_row, rating_rows
 from solon.feedback.selection.policy import Selection
 from solon.records import Feedback, Label
 from solon.runs.columns import COLUMNS, HELD, LABELS, ROLLOUTS
 from solon.runs.directory import RunDirectory
-from solon.runs.objects import HELDOUT, LABELLED, PREFERENCES, RUN, SUMMARY
+from solon.runs.objects import HELDOUT, LABELLED, PREFERENCES, RATINGS, RUN, SUMMARY
 from solon.runs.outcomes import COLUMNS as OUTCOME
 from solon.runs.tables import TYPES, label_rows, rollout_rows
 from solon.telemetry.totals import RunTotals
@@ -50,6 +50,9 @@ def test_keys_of_objects_are_those_of_the_classes_that_write_them():
     row = parse_row(1, {"prompt": "p", "answers": ["a", "b"]})
     preference = Preference(row_id="1", chosen=0, rejected=1, margin=1.0, label_ids=("x",))
     assert preference_row(row, preference).keys() == PREFERENCES.keys()
+    group = Feedback(ordinal=1, attempt=0, rewards_G=(0.5, None), labels=())
+    (rated,) = rating_rows(row, group, weight=1.0)
+    assert rated.keys() == RATINGS.keys()
     found = Evaluation(prompts=(make_prompt(),), answers=("a",), judged=(Judged(obeys={}),))
     (held_out,) = found.rows()
     assert {key.removesuffix(".*") for key in HELDOUT} == held_out.keys()

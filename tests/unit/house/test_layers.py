@@ -83,6 +83,8 @@ ORDERS = {
         "data",
         "objectives",
         "offline",
+        "rewarding",
+        "drift",
         "supervised",
         "config",
         "memory",

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from learners.data.reading import read_demonstrations, read_pairs
-from learners.data.turns import encode_turn
 from learners.supervised import IGNORED, as_columns
 from solon.engines.chat_settings import ChatSettings
 from solon.engines.tokens import ChatTokenizer
+from solon.engines.turns import encode_turn
 from solon.errors import InputError
 from solon.records import Message
 from tests.unit.chat_builders import CHATML, OPENS, TEMPLATES, TOKENIZERS, byte_level

