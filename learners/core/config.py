@@ -174,6 +174,11 @@ class TrainerConfig(NetworkConfig, ScheduleConfig, OptimizerConfig):
     """Passes over a batch; more make a small batch of noisy rewards overfit."""
     minibatches: int = Field(2, ge=1)
     """Optimiser steps per pass; a batch is split by groups, never through one."""
+    max_bad_steps: int = Field(2, ge=0)
+    """Optimiser steps in a row that are left out because a loss or a gradient is not finite; one more ends the run."""
+    kl_limit: float | None = Field(10.0, gt=0)
+    """The run ends when the mean KL from the reference exceeds this, nats per token of the answers. A policy that still
+    writes the language of its reference stays far below; "none": no limit."""
 
     @property
     def steps_per_batch(self) -> int:

@@ -94,6 +94,9 @@ class Objective(ABC, Generic[BatchT, MicrobatchT]):
         """One or several terms of the loss of a microbatch. Each is differentiated before the next is computed, so that
         terms of different networks are never in memory together."""
 
+    def require_close(self, metrics: Mapping[str, float], step: int) -> None:
+        """Raises RunFailedError when the metrics of a prepared step say that the policy has left its reference."""
+
     def raise_kl(self, factor: float) -> float:
         """Multiply the weight of the KL to the reference, from the next step on; returns the new one."""
         raise ValueError(f"{type(self).__name__} has no KL to a reference, got a factor of {factor}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from learners.core.measure import batch_metrics, groups_without_advantages
 from learners.core.objective import Minibatch, Objective, Part, Prepared, StepContext
 from learners.core.packing import Microbatch
 from learners.core.policy import Policy
+from solon.errors import RunFailedError
 from solon.records import NO_FILTERS, Filters, TrainingGroup
 
 
@@ -65,6 +66,15 @@ class PolicyObjective(Objective[Sequence[TrainingGroup], Microbatch]):
         arrays = self.batch_of(batch)
         metrics = batch_metrics(arrays, context.step, self.microbatches(arrays, arrays.trained_groups()))
         return replace(prepared, metrics={**metrics, **prepared.metrics}, groups=groups_without_advantages(batch))
+
+    def require_close(self, metrics: Mapping[str, float], step: int) -> None:
+        apart, limit = metrics.get("reference_log_ratio/mean"), self.config.kl_limit
+        if apart is not None and limit is not None and apart > limit:
+            raise RunFailedError(
+                f"learning stopped before step {step}: the policy is {apart:.3g} nats a token away from its "
+                f"reference, learn.kl_limit = {limit:g}: it has diverged; lower learn.learning_rate or raise the "
+                "weight of the KL, and start again from a checkpoint before it"
+            )
 
     def batch_of(self, groups: Sequence[TrainingGroup], **options: Any) -> Batch:
         """The groups as arrays; options: as for `Batch.of`. Raises RunFailedError when no rollout has a reward."""

@@ -53,6 +53,9 @@ class Trainer(Generic[BatchT, MicrobatchT]):
             for part, network in objective.parts().items()
         }
         self._peak, self._schedule, self._seed = config.learning_rate, schedule, seed
+        self._most_bad: int = getattr(config, "max_bad_steps", 0)
+        self._bad = 0
+        """Optimiser steps in a row that were not finite."""
         self._publisher = publisher
 
     def initial_weights(self) -> Weights:
@@ -73,14 +76,16 @@ class Trainer(Generic[BatchT, MicrobatchT]):
     def train(self, step: int, batch: BatchT) -> StepReport:
         """One committed update of version `step`.
 
-        Raises RunFailedError when the batch has nothing to train on, and when a loss or a gradient is not finite,
-        before the optimiser moves a weight.
+        Raises RunFailedError when the batch has nothing to train on, when losses or gradients were not finite more
+        often in a row than the configuration allows, and when the policy has left its reference: always before the
+        optimiser moves a weight.
         """
         if step != self.version:
             raise ValueError(f"step {step} was given to a learner at version {self.version}")
         started, clock = time.time(), time.perf_counter()
         context = self.context(step)
         prepared = self.objective.completed(batch, self.objective.prepare(batch, context), context)
+        self.objective.require_close(prepared.metrics, step)
         ready = time.perf_counter()
         metrics = {**prepared.metrics, **self._updates(step, prepared)}
         self.version = step + 1
@@ -119,7 +124,9 @@ class Trainer(Generic[BatchT, MicrobatchT]):
             minibatch: Minibatch[MicrobatchT], loss: Callable[[MicrobatchT, float], Iterator[Loss]], part: str
         ) -> None:
             sums = _backward(minibatch, loss)
-            self._move(part, step, self._clip_gradients(step, sums, (part,))[part])
+            norms = self._clip_gradients(step, sums, (part,))
+            if norms is not None:
+                self._move(part, step, norms[part])
 
         return StepContext(step=step, seed=self._seed, update=update)
 
@@ -128,16 +135,19 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         totals: dict[str, list[Tensor]] = defaultdict(list)
         norms: dict[str, list[float]] = defaultdict(list)
         moved: dict[str, list[bool]] = defaultdict(list)
-        main = next(iter(self.optimizers))
+        main, bad = next(iter(self.optimizers)), list[bool]()
         for minibatch in prepared.minibatches:
             sums = _backward(minibatch, self.objective.loss)
-            for part, norm in self._clip_gradients(step, sums, tuple(self.optimizers)).items():
+            found = self._clip_gradients(step, sums, tuple(self.optimizers))
+            bad.append(found is None)
+            for part in self.optimizers:
                 prefix = "" if part == main else f"{part}_"
-                norms[f"{prefix}grad_norm"].append(norm)
-                moved[f"{prefix}skipped"].append(self._move(part, step, norm))
+                norms[f"{prefix}grad_norm"].append(math.nan if found is None else found[part])
+                moved[f"{prefix}skipped"].append(found is not None and self._move(part, step, found[part]))
             for key, value in sums.items():
                 totals[key].append(value)
         metrics = {key: float(torch.stack(values).mean()) for key, values in totals.items()}
+        metrics["not_finite/share"] = sum(bad) / max(1, len(bad))
         metrics |= {f"{key}/mean": sum(values) / len(values) for key, values in norms.items()}
         metrics |= {f"{key}/max": max(values) for key, values in norms.items()}
         metrics |= {f"{key}/share": 1 - sum(values) / len(values) for key, values in moved.items()}
@@ -155,8 +165,9 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         self.optimizers[part].apply(step)
         return True
 
-    def _clip_gradients(self, step: int, losses: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, float]:
-        """Bound the gradients and return their norms; raises RunFailedError when something is not finite."""
+    def _clip_gradients(self, step: int, losses: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, float] | None:
+        """Bound the gradients and return their norms; None: something is not finite, and the step is left out. Raises
+        RunFailedError when that happened too often in a row."""
         norms = {part: self.optimizers[part].clip() for part in parts}
         broken = {key: float(value) for key, value in losses.items() if not math.isfinite(float(value))}
         broken |= {f"{part} gradient norm": norm for part, norm in norms.items() if not math.isfinite(norm)}
@@ -164,11 +175,16 @@ class Trainer(Generic[BatchT, MicrobatchT]):
             where = [f"{part}: {name}" for part in parts for name in self.optimizers[part].not_finite()][:3]
             for part in parts:
                 self.optimizers[part].clear()
+            self._bad += 1
+            if self._bad <= self._most_bad:
+                return None
+            before = f" {self._bad} times in a row" if self._bad > 1 else ""
             raise RunFailedError(
-                f"learning stopped at step {step} before its optimiser moved: not finite are "
+                f"learning stopped at step {step} before its optimiser moved: not finite{before} are "
                 f"{', '.join(f'{key} ({value})' for key, value in broken.items())}"
                 f"{', first in ' + ', '.join(where) if where else ''}; {self.objective.remedy}"
             )
+        self._bad = 0
         return norms
 
 

@@ -73,7 +73,9 @@ class OnlineDPOObjective(PolicyObjective):
         }
         if paired and not self._filtered:  # the engine's log-probs are those of the filtered distribution
             # Of fresh samples: the distance from the start that beta alone bounds.
-            metrics["kl_reference/mean"] = float((behaviour_R - reference_R)[paired].mean())
+            apart_R = (behaviour_R - reference_R)[paired]
+            metrics["kl_reference/mean"] = float(apart_R.mean())
+            metrics["reference_log_ratio/mean"] = float(apart_R.sum() / arrays.length_R[paired].sum())
         return Prepared(minibatches=self._pair_minibatches(arrays, pairs, context), metrics=metrics)
 
     def loss(self, microbatch: Microbatch, denominator: float) -> Iterator[Loss]:

@@ -102,6 +102,7 @@ def policy_targets(
         metrics["outside_set/share"] = float(outside_N.float().mean())
     if reference_N is not None:
         metrics["kl_reference/mean"] = float(kl_k3(prox_N, reference_N).mean())
+        metrics["reference_log_ratio/mean"] = float((prox_N - reference_N).mean())
     masked_N = outside_N
     if config.max_token_staleness is not None:
         old_N = version_N < step - config.max_token_staleness

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from learners.build import build_learner
 from learners.config import LearnConfig
-from learners.core.config import OptimizerConfig, Schedule
+from learners.core.config import OptimizerConfig, Schedule, TrainerConfig
 from learners.core.course import CourseConfig, run_course
 from learners.core.objective import Loss, Minibatch, Objective, Part, Prepared, StepContext
 from learners.core.trainer import Trainer
 from solon.errors import RunFailedError
-from tests.unit.learner_builders import random_groups, write_llama
+from solon.records import TrainingGroup
+from tests.unit.learner_builders import make_group, random_groups, write_llama
 
 Point = tuple[float, float]
 CONFIG = OptimizerConfig(learning_rate=0.1, max_grad_norm=0.5, weight_decay=0.1)
@@ -201,3 +202,80 @@ def test_a_checkpoint_of_ppo_has_the_names_that_earlier_versions_wrote(tmp_path:
     assert (tmp_path / "saved" / "learner.json").read_text() == (
         '{\n "version": 1,\n "seed": 5,\n "kl_coefficient": 0.02,\n "kl_configured": 0.02\n}\n'
     )
+
+
+class Once(Lines):
+    """Its loss is not finite on chosen steps."""
+
+    def __init__(self, *broken: int) -> None:
+        super().__init__()
+        self.broken, self.steps = broken, -1
+
+    def prepare(self, batch: Sequence[Point], context: StepContext[Sequence[Point]]) -> Prepared[Sequence[Point]]:
+        self.steps = context.step
+        return super().prepare(batch, context)
+
+    def mirror_loss(self, microbatch: Sequence[Point], denominator: float) -> Iterator[Loss]:
+        factor = math.nan if self.steps in self.broken else 1.0
+        for loss, metrics in super().mirror_loss(microbatch, denominator):
+            yield loss * factor, metrics
+
+
+def patient(objective: Objective[Any, Any], most: int) -> Trainer[Any, Any]:
+    config = TrainerConfig(learning_rate=0.1, max_bad_steps=most)
+    return Trainer(objective, config, schedule=RATES, seed=0)
+
+
+def test_a_step_that_is_not_finite_is_left_out_counted_and_does_not_touch_the_next_ones():
+    objective, plain = Once(1), Lines()
+    trainer, other = patient(objective, 2), patient(plain, 2)
+    trainer.train(0, points())
+    before = parameters(objective)
+    report = trainer.train(1, points())
+    assert all(torch.equal(a, b) for a, b in zip(parameters(objective), before, strict=True))
+    assert report.metrics["learn/not_finite/share"] == report.metrics["learn/skipped/share"] == 1
+    assert not report.moved
+    assert trainer.train(2, points()).metrics["learn/not_finite/share"] == 0
+    other.train(0, points())
+    other.version = 2
+    other.train(2, points())
+    assert all(torch.equal(a, b) for a, b in zip(parameters(objective), parameters(plain), strict=True))
+
+
+def test_too_many_in_a_row_end_the_run_and_a_good_one_between_them_begins_the_count_anew():
+    trainer = patient(Once(0, 1, 3, 4, 5), 2)
+    for step in range(5):
+        trainer.train(step, points())
+    with pytest.raises(RunFailedError, match="step 5 before its optimiser moved: not finite 3 times in a row"):
+        trainer.train(5, points())
+
+
+@torch.no_grad()
+def own_answers(network: Any, ordinal: int) -> TrainingGroup:
+    """Answers that the network samples, with their log-probs."""
+    generator, answers, logprobs = torch.Generator().manual_seed(ordinal), [], []
+    for _ in range(3):
+        ids, told = [5, 6], list[float]()
+        for _ in range(6):
+            row_V = network(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            ids.append(int(torch.multinomial(row_V.exp(), 1, generator=generator)))
+            told.append(float(row_V[ids[-1]]))
+        answers.append(ids[2:])
+        logprobs.append(told)
+    return make_group(ordinal, [5, 6], answers, [0.0, 1.0, 2.0], logprobs=logprobs)
+
+
+@pytest.mark.parametrize("objective", ["ppo", "group_relative", "online_dpo"])
+def test_a_policy_that_has_left_its_reference_ends_the_run_before_it_moves(tmp_path: Path, objective: str):
+    learner = build_learner(
+        LearnConfig(objective=objective, kl_limit=0.5), model=write_llama(tmp_path), temperature=1.0, seed=0
+    )
+    network = learner.objective.policy.model  # type: ignore[attr-defined]
+    learner.train(0, [own_answers(network, ordinal) for ordinal in range(4)])
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.4 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    groups, before = [own_answers(network, ordinal) for ordinal in range(4)], learner.initial_weights().fingerprint
+    with pytest.raises(RunFailedError, match=r"nats a token away from its reference, learn.kl_limit = 0.5"):
+        learner.train(1, groups)
+    assert learner.initial_weights().fingerprint == before
