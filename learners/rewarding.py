@@ -1,15 +1,15 @@
 """Reward models for use as judges: an ensemble taught by pairs, its centre and scale, and how good it is.
 
-    margin = (r - shift) * scale
-
-`shift` is the mean reward of the policy's answers that taught it, so that a typical answer has a margin of 0. `scale`
-is one over the temperature that fits held-out pairs (Guo et al. 2017): after it margins are log-odds.
+`solon.feedback.judges.reward_judge` says how rewards become margins. Shifts are mean rewards of the policy's answers
+that taught the members, so that a typical answer has a margin of 0. The scale is one over the temperature that fits
+held-out pairs (Guo et al. 2017): after it margins are log-odds.
 
 N pairs, M members.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,26 +19,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.networks.reward_model import PreferencePair, RewardModel, accuracy_of, margins, score
+from learners.networks.reward_model import PreferencePair, RewardModel, score
 from learners.objectives.reward_model import FitReport, RewardModelConfig, fit
 from solon.errors import InputError
-from solon.feedback.judges.reward_judge import CENTRE, member_folder
-from solon.feedback.quality.calibration import FEWEST_PAIRS
+from solon.feedback.judges.reward_judge import CENTRE, Centre, member_folder
 from solon.feedback.quality.calibration import fit as fit_temperature
+from solon.feedback.quality.intervals import Interval, mean
 from solon.feedback.quality.metrics import ece, nll
 
 FEWEST_OF_A_SUBSET = 10
 """Held-out pairs of a tag whose accuracy is reported."""
+FOLDS = 5
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Centre:
-    """From rewards to margins."""
+class Heldout:
+    """A pair that taught nothing, its prompt and its tags."""
 
-    shift: float
-    scale: float
-    is_calibrated: bool
-    """The scale was fitted on held-out pairs; otherwise there were too few, and it is 1."""
+    pair: PreferencePair
+    prompt: str
+    tags: Sequence[str] = ()
 
 
 def teach(
@@ -54,62 +55,107 @@ def teach(
     return taught, reports
 
 
-def margins_of(members: Sequence[RewardModel], pairs: Sequence[PreferencePair]) -> NDArray[np.float64]:
-    """Margins of every member, before any scale, [M, N]."""
-    return np.stack([margins(one, pairs) for one in members])
+def centred(members: Sequence[RewardModel], pairs: Sequence[PreferencePair], *, pessimism: float) -> Centre:
+    """The centre, its scale still 1: the mean value of the answers of these pairs is 0. Raises InputError for pessimism
+    with one member."""
+    if len(members) < 2 and pessimism:
+        raise InputError(f"pessimism = {pessimism:g} with one member, expected several: they have no disagreement")
+    answers = list(dict.fromkeys(ids for pair in pairs for ids in (pair.first, pair.second)))
+    rewards_MS = np.stack([score(one, answers) for one in members])
+    centre = Centre(shifts=tuple(rewards_MS.mean(1).tolist()), pessimism=pessimism)
+    rest = float(np.mean([centre.value(rewards_M) for rewards_M in rewards_MS.T.tolist()]))
+    return dataclasses.replace(centre, shifts=tuple(shift + rest for shift in centre.shifts))
 
 
-def centre(
-    members: Sequence[RewardModel], taught: Sequence[PreferencePair], heldout_N: Sequence[PreferencePair]
-) -> Centre:
-    """Shift and scale of the members' mean."""
-    answers = list(dict.fromkeys(ids for pair in taught for ids in (pair.first, pair.second)))
-    shift = float(np.mean([score(one, answers).mean() for one in members]))
-    raw_N = margins_of(members, heldout_N).mean(0) if heldout_N else np.zeros(0)
-    if len(heldout_N) < FEWEST_PAIRS or not raw_N.any():
-        return Centre(shift=shift, scale=1.0, is_calibrated=False)
-    fitted = fit_temperature(raw_N, [p.p for p in heldout_N], [p.weight for p in heldout_N], fit_bias=False)
-    return Centre(shift=shift, scale=1 / fitted.temperature, is_calibrated=True)
+def margins_of(
+    members: Sequence[RewardModel], pairs: Sequence[PreferencePair], centre: Centre
+) -> tuple[Floats, Floats]:
+    """Margins of every member, [M, N], and those of the ensemble, [N]: all before the scale."""
+    first_MN, second_MN = (
+        np.stack([score(one, [getattr(pair, side) for pair in pairs]) for one in members])
+        for side in ("first", "second")
+    )
+    ensemble = [centre.raw(both) for both in zip(first_MN.T.tolist(), second_MN.T.tolist(), strict=True)]
+    return first_MN - second_MN, np.array(ensemble)
+
+
+def scale_of(margins_N: Floats, pairs: Sequence[PreferencePair]) -> float | None:
+    """One over the temperature that fits the pairs; None where there are too few, or margins say nothing of them."""
+    try:
+        found = fit_temperature(margins_N, [one.p for one in pairs], [one.weight for one in pairs], fit_bias=False)
+    except InputError:
+        return None
+    return None if found.bound == "flat" else 1 / found.temperature
 
 
 def examine(
-    members: Sequence[RewardModel], pairs: Sequence[PreferencePair], tags: Sequence[Sequence[str]], scale: float
-) -> dict[str, Any]:
-    """Accuracy on decided held-out pairs, over all and by tag, calibration, and how far members disagree. Empty where
-    there is no such pair."""
-    kept = [number for number, pair in enumerate(pairs) if pair.p != 0.5 and pair.weight > 0]
-    if not kept:
-        return {}
-    decided, subsets = [pairs[number] for number in kept], [tags[number] for number in kept]
-    margins_MN = margins_of(members, decided) * scale
-    mean_N, p_N = margins_MN.mean(0), np.array([pair.p for pair in decided])
-    by_tag = {}
-    for tag in sorted({tag for some in subsets for tag in some}):
-        rows = [number for number, some in enumerate(subsets) if tag in some]
-        if len(rows) >= FEWEST_OF_A_SUBSET:
-            by_tag[tag] = asdict(accuracy_of(mean_N[rows], [decided[number] for number in rows]))
-    found = {
-        "heldout_accuracy": asdict(accuracy_of(mean_N, decided)),
-        "heldout_nll": nll(mean_N, p_N).value(),
-        "heldout_calibration_error": ece(mean_N, p_N, folded=True).value(),
-        "by_tag": by_tag,
+    members: Sequence[RewardModel], heldout: Sequence[Heldout], centre: Centre
+) -> tuple[Centre, dict[str, Any]]:
+    """The centre with its scale, and figures about decided held-out pairs: agreement, over all and by tag, likelihood
+    and calibration error, and how far members disagree. Empty where there is no such pair.
+
+    Intervals are bootstrapped over prompts. Likelihood and calibration error use scales that were fitted on other
+    prompts.
+    """
+    decided = [one for one in heldout if one.pair.p != 0.5 and one.pair.weight > 0]
+    if not decided:
+        return centre, {"is_calibrated": False}
+    pairs = [one.pair for one in decided]
+    each_MN, margins_N = margins_of(members, pairs, centre)
+    scale = scale_of(margins_N, pairs)
+    prompts_N = np.unique([one.prompt for one in decided], return_inverse=True)[1]
+    outside_N = _out_of_fold(margins_N, pairs, prompts_N, scale or 1.0)
+    p_N, weights_N = np.array([one.p for one in pairs]), np.array([one.weight for one in pairs])
+    right_N = (1 + np.sign(margins_N) * np.sign(p_N - 0.5)) / 2
+    tags = sorted({tag for one in decided for tag in one.tags})
+    rows = {tag: np.array([tag in one.tags for one in decided]) for tag in tags}
+    found: dict[str, Any] = {
+        "is_calibrated": scale is not None,
+        "heldout_accuracy": asdict(_over_prompts(right_N, weights_N, prompts_N)),
+        "heldout_nll": nll(outside_N, p_N).value(weights_N),
+        "heldout_calibration_error": ece(outside_N, p_N, folded=True).value(weights_N),
+        "by_tag": {
+            tag: asdict(_over_prompts(right_N[row], weights_N[row], prompts_N[row]))
+            for tag, row in rows.items()
+            if row.sum() >= FEWEST_OF_A_SUBSET
+        },
     }
     if len(members) > 1:
-        found["members_accuracy"] = [accuracy_of(row_N, decided).value for row_N in margins_MN]
-        found["disagreement"] = float(margins_MN.std(0, ddof=1).mean())
-        found["members_contradict"] = float((np.ptp(np.sign(margins_MN), axis=0) > 0).mean())
-    return found
+        sides_MN = np.sign(each_MN)
+        found["members_accuracy"] = [
+            float(np.average((1 + sides_N * np.sign(p_N - 0.5)) / 2, weights=weights_N)) for sides_N in sides_MN
+        ]
+        found["disagreement"] = float(each_MN.std(0, ddof=1).mean() * (scale or 1.0))
+        found["members_contradict"] = float((np.ptp(sides_MN, axis=0) > 0).mean())
+    return dataclasses.replace(centre, scale=scale or 1.0), found
 
 
-def save(members: Sequence[RewardModel], centre: Centre, out: Path, *, pessimism: float = 0.0) -> list[Path]:
+def _out_of_fold(
+    margins_N: Floats, pairs: Sequence[PreferencePair], prompts_N: NDArray[np.int64], otherwise: float
+) -> Floats:
+    """Margins with the scale that pairs of other prompts fit; `otherwise` where they are too few."""
+    scaled_N = margins_N.copy()
+    for fold in range(FOLDS):
+        inside_N = prompts_N % FOLDS == fold
+        others = np.flatnonzero(~inside_N)
+        found = scale_of(margins_N[others], [pairs[number] for number in others]) if len(others) else None
+        scaled_N[inside_N] *= found or otherwise
+    return scaled_N
+
+
+def _over_prompts(right_N: Floats, weights_N: Floats, prompts_N: NDArray[np.int64]) -> Interval:
+    """The share of pairs that are right, its interval over prompts."""
+    rng = np.random.default_rng(0)
+    return mean(right_N).interval(rng, weights_N=weights_N, clusters_N=prompts_N)
+
+
+def save(members: Sequence[RewardModel], centre: Centre, out: Path) -> list[Path]:
     """Write the first member to `out` and the others into folders of it; returns all folders, for the tokenizer."""
-    if len(members) < 2 and pessimism:
-        raise InputError(f"pessimism = {pessimism:g} with one member, expected several: they have no disagreement")
     folders = [out, *(out / member_folder(number) for number in range(1, len(members)))]
     for one, folder in zip(members, folders, strict=True):
         one.save(folder)
     path = out / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config[CENTRE] = {"shift": centre.shift, "scale": centre.scale, "members": len(members), "pessimism": pessimism}
+    config[CENTRE] = {"shifts": list(centre.shifts), "scale": centre.scale, "pessimism": centre.pessimism}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folders

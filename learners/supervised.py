@@ -1,7 +1,7 @@
 """Supervised fine-tuning by TRL's SFTTrainer, on conversations that Solon tokenises.
 
 Only tokens of answers are trained, their end tokens included. With `num_workers` above 0 the trainer runs in workers of
-Ray Train (see `cluster.align.sft`); here it runs in this process.
+Ray Train (see `cluster.align.ray_train`); here it runs in this process.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pydantic import field_validator
 
 from cluster.config.sections import Section
 from solon.errors import RunFailedError
+from solon.files.marks import NamesFile, NamesModel, values
 
 if TYPE_CHECKING:
     from cluster.align.file import AlignFile
@@ -80,6 +81,8 @@ class AlignStage(Section):
     """Raised when the stage does something else although no source file of it changed."""
     inputs: ClassVar[tuple[str, ...]] = ()
     """Fields that name inputs; each is called as its role."""
+    more_inputs: ClassVar[tuple[str, ...]] = ()
+    """Fields that name several inputs of a kind; `takes` has them."""
     makes: ClassVar[tuple[str, ...]] = ()
     """Of `PRODUCTS`."""
     code: ClassVar[tuple[str, ...]] = ()
@@ -115,7 +118,9 @@ class AlignStage(Section):
     def further(self, file: AlignFile) -> Mapping[str, str]:
         """Other models and files that the settings name, by key: their content is part of what the result depends
         on."""
-        return {}
+        others = self.model_copy(update=dict.fromkeys((*self.inputs, *self.more_inputs), ""))
+        named = [*values(others, NamesModel), *values(others, NamesFile)]
+        return {f"settings.{number}": one for number, one in enumerate(one for one in named if one)}
 
     def modules(self) -> Sequence[str]:
         """Modules that do the work: results are made again when they or what they import changes."""

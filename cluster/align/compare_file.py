@@ -24,19 +24,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
-from cluster.align.file import PATHS, AlignFile
+from cluster.align.file import PATHS, AlignFile, paths_in
 from cluster.align.sizes import Scaled, scaled
 from cluster.config.sections import Section
 from solon.engines.base import EngineOptions
 from solon.engines.sampling import SamplingOptions
-from solon.errors import InputError
+from solon.errors import InputError, nearest
 from solon.feedback.config import FeedbackConfig
-from solon.files.marks import FilePath, ModelName, PromptsPath
+from solon.files.marks import FilePath, ModelName, PromptsPath, rewrite
 from solon.files.overrides import parse_override, put
 from solon.files.toml_file import read_toml
 from solon.files.validation import describe_invalid
@@ -73,7 +74,7 @@ class MethodSection(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_+.-]{1,40}$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,39}$")
     stages: tuple[dict[str, Any], ...] = Field(min_length=1)
     scales: tuple[str, ...] = ()
     """Keys that grow with the budget: `STAGE.KEY`, as in `rlaif.run.steps`."""
@@ -92,7 +93,7 @@ class CompareFile(Section):
     """Prompts of the evaluation."""
     label: dict[str, Any] = Field(default_factory=dict)
     """Settings of `solon label`."""
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((0, 1, 2), min_length=1)
     budget_s: float | None = Field(None, gt=0)
     """Seconds of this machine for each method and seed; None: methods are as large as they are written."""
     tolerance: float = Field(0.15, gt=0, lt=1)
@@ -109,8 +110,8 @@ class CompareFile(Section):
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
-            raise ValueError(f"got {list(seeds)}, expected different numbers of at least 0")
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"got {list(seeds)}, expected different numbers")
         return seeds
 
     @field_validator("methods")
@@ -132,26 +133,58 @@ class CompareFile(Section):
                 raise InputError(f"--set {key}: methods are set in the file, expected another key; change the file")
             put(raw, key, value, override)
         where = f"comparison file {path}"
+        for key in paths_in(cls):
+            rewrite(raw, key, partial(_beside, path.parent))
         try:
             file = cls.model_validate(raw)
         except ValidationError as error:
             raise InputError(f"{where}: {describe_invalid(cls, error)}") from None
         file._folder, file._where = path.parent, where
-        if bool(file.evaluate.evaluator) == bool(file.evaluate.judge):
-            raise InputError(f"{where}: expected evaluate.evaluator or evaluate.judge: who grades; set one of the two")
-        if file.evaluate.judge and file.evaluate.judge == file.judge:
-            raise InputError(
-                f"{where}: evaluate.judge is {file.judge}, which labels too, expected another: methods would be graded "
-                "by how well they please it; name an auditor of another family"
-            )
+        for method in file.methods:
+            for seed in file.seeds:
+                file._check(method, file.alignment(method, seed, 1.0))
+        file._check_grader()
         if file.budget_s and (fixed := next((one.name for one in file.methods if not one.scales), "")):
             raise InputError(
                 f"{where}: budget_s is set and the method {fixed!r} has no scales, expected keys that grow with the "
                 'budget, as in scales = ["rlaif.run.steps"]; add them, or remove budget_s'
             )
-        for method in file.methods:
-            file.alignment(method, file.seeds[0], 1.0)
         return file
+
+    def _check(self, method: MethodSection, found: AlignFile) -> None:
+        where = f"{self._where}: method {method.name}"
+        if not any("policy" in stage.makes for stage in found.stages):
+            raise InputError(f"{where} makes no policy, expected a stage that trains one; add sft, dpo, kto or rlaif")
+        if not (auditor := self.evaluate.judge):
+            return
+        judges = [
+            source.path for number in range(len(found.stages)) for role, source in found.sources(number).items()
+            if role == "judge"
+        ]  # fmt: skip
+        judges += [one for stage in found.stages for one in stage.further(found).values()]
+        if any(_same(auditor, one) for one in judges if one):
+            raise InputError(
+                f"{where}: evaluate.judge is {auditor}, which labels too, expected another: the method would be graded "
+                "by how well it pleases its teacher; name an auditor of another family"
+            )
+
+    def _check_grader(self) -> None:
+        from cluster.evaluate import PROGRAMS
+
+        section = self.evaluate
+        if bool(section.evaluator) == bool(section.judge):
+            raise InputError(
+                f"{self._where}: expected evaluate.evaluator or evaluate.judge: who grades; set one of the two"
+            )
+        if section.evaluator and section.evaluator not in PROGRAMS:
+            raise InputError(
+                f"{self._where}: evaluate.evaluator is {section.evaluator!r}, expected one of "
+                f"{', '.join(sorted(PROGRAMS))}{nearest(section.evaluator, PROGRAMS)}"
+            )
+        if section.judge and not (section.constitution or self.constitution):
+            raise InputError(
+                f"{self._where}: evaluate.judge has no constitution, expected one; set evaluate.constitution"
+            )
 
     def alignment(self, method: MethodSection, seed: int, size: float) -> AlignFile:
         """The stages of a method as an alignment. size: what `scales` are multiplied by. Raises InputError."""
@@ -166,9 +199,19 @@ class CompareFile(Section):
         raw = {**given, "seed": seed, "label": copy.deepcopy(self.label), "stages": stages}
         return AlignFile.of(raw, self._folder, where=where)
 
-    def beside(self, name: str) -> str:
-        """A path of the file, from its folder; names of models stay."""
-        if not name or is_given_name(name):
-            return name
-        path = (self._folder / Path(name).expanduser()).absolute()
-        return str(path) if path.exists() else name
+
+def _beside(folder: Path, _: str, value: Any) -> Any:
+    """A path of the file, from its folder; names of models stay."""
+    if isinstance(value, list):
+        return [_beside(folder, "", one) for one in value]
+    if not isinstance(value, str) or not value or is_given_name(value):
+        return value
+    path = (folder / Path(value).expanduser()).absolute()
+    return str(path) if path.exists() else value
+
+
+def _same(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    first, second = Path(one), Path(other)
+    return first.exists() and second.exists() and first.samefile(second)

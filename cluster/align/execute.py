@@ -23,6 +23,7 @@ from solon.host.allocator import KEEP_FREED_MEMORY
 from solon.host.directory_lock import locked
 from solon.host.own_code import child_environment, module_command
 from solon.host.processes import failure_of
+from solon.host.stopwatch import running
 
 
 class AlignView(Protocol):
@@ -107,8 +108,12 @@ def _work(step: Step, file: AlignFile, inputs: Mapping[str, str], folder: Path, 
     # Of another key: settings or inputs changed since it was interrupted.
     kept = place.with_name(f"{place.name}.kept-{digest_of(step.key)[:8]}")
     for stale in place.parent.glob(f"{place.name}.kept-*"):
-        if stale != kept:
+        if stale.name == f"{kept.name}.seconds":
+            continue
+        if stale.is_dir() and stale != kept:
             shutil.rmtree(stale, ignore_errors=True)
+        elif stale != kept:
+            stale.unlink(missing_ok=True)
     with store.making(step.key) as making, _scratch(place) as scratch:
         children = _Children(scratch, place.with_name(f"{place.name}.log"))
         kept.mkdir(parents=True, exist_ok=True)
@@ -121,12 +126,11 @@ def _work(step: Step, file: AlignFile, inputs: Mapping[str, str], folder: Path, 
             run=children.run,
             work=children.work,
         )
-        started = time.monotonic()
-        step.stage.make(job)
+        with running(kept.with_name(f"{kept.name}.seconds")) as watch:
+            step.stage.make(job)
         if missing := [name for name in step.stage.makes if not (making.folder / PRODUCTS[name]).exists()]:
             raise RunFailedError(f"the stage {step.stage.name} made no {missing[0]}")
-        # Of the start that ended it: a stage that was interrupted has taken more.
-        making.record.update(job.report, seconds=round(time.monotonic() - started, 3))
+        making.record.update(job.report, seconds=round(watch.seconds, 3))
     records = place.with_name(f"{place.name}.records")
     shutil.rmtree(records, ignore_errors=True)
     if any(kept.iterdir()):

@@ -61,7 +61,7 @@ class Planner:
             },
             "files": {name: self._digest(name, given) for name, given in sorted(stage.further(self._file).items())},
             "code": code_digest(type(stage).__module__, *stage.modules()),
-            "packages": {name: held for name in PACKAGES if (held := _version(name))},
+            "packages": versions(),
         }
         found = None if again else self._store.find(key)
         return Step(number=number + 1, stage=stage, key=key, found=found, reason="" if found else self._why(key, again))
@@ -95,6 +95,11 @@ class Planner:
 
 def _product_digest(artifact: Artifact, role: str) -> str:
     return content_digest(artifact.folder / PRODUCTS[role])
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that are installed."""
+    return {name: held for name in PACKAGES if (held := _version(name))}
 
 
 def _version(package: str) -> str:

@@ -68,8 +68,14 @@ def unrolled(stages: Sequence[Any], where: str) -> list[Any]:
 
 def _takes_prompts(stage: Mapping[str, Any]) -> bool:
     kind = known_stages().get(str(stage.get("type")))
-    counts = (stage.get("max_prompts"), stage.get("skip_prompts", 0))
-    return kind is not None and "skip_prompts" in kind.model_fields and all(type(one) is int for one in counts)
+    if kind is None or "skip_prompts" not in kind.model_fields:
+        return False
+    return all(type(one) is int for one in (_most_prompts(stage), stage.get("skip_prompts", 0)))
+
+
+def _most_prompts(stage: Mapping[str, Any]) -> Any:
+    default = known_stages()[str(stage["type"])].model_fields["max_prompts"].default
+    return stage.get("max_prompts", default)
 
 
 def _one_round(rounds: Rounds, turn: int) -> list[dict[str, Any]]:
@@ -92,6 +98,6 @@ def _one_round(rounds: Rounds, turn: int) -> list[dict[str, Any]]:
     for stage, name in zip(rounds.stages, names, strict=True):
         one = {key: value if key == "type" else renamed(value) for key, value in stage.items()}
         if rounds.fresh_prompts and _takes_prompts(stage):
-            one["skip_prompts"] = stage.get("skip_prompts", 0) + turn * stage["max_prompts"]
+            one["skip_prompts"] = stage.get("skip_prompts", 0) + turn * _most_prompts(stage)
         found.append({**one, "name": ours[name]})
     return found

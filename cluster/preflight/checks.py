@@ -145,7 +145,8 @@ def check_judge(
         if options is not None:
             check_engine(facts, options, role="judge", section="judging", on_cpu=not machine_gpus())
             if feedback is not None:
-                check_reward_model(facts, feedback, role="judge", length=options.max_model_len, answer_tokens=0)
+                limits = {"length": options.max_model_len, "answer_tokens": 0}
+                check_reward_model(facts, feedback, role="judge", backend=options.backend, **limits)
         return
     check_labels(facts, template, role="judge")
     check_frame(facts, template, chat or options or ChatSettings(), role="judge")
@@ -221,7 +222,7 @@ def _check_questions(
     """Raises InputError when a judge cannot answer the run's questions; returns warnings."""
     lengths = {"length": engine.max_model_len, "answer_tokens": run.rollout.max_tokens}
     if judge.gives_rewards:
-        return check_reward_model(judge, run.feedback, role=role, **lengths)
+        return check_reward_model(judge, run.feedback, role=role, backend=engine.backend, **lengths)
     check_labels(judge, run.feedback.template, role=role)
     check_frame(judge, run.feedback.template, engine, role=role)
     return check_room(judge, run.feedback, constitution, role=role, task=task, chat=engine, **lengths)

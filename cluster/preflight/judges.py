@@ -8,7 +8,7 @@ from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.local import VERDICT_TOKENS
-from solon.feedback.judges.reward_judge import TASKS
+from solon.feedback.judges.reward_judge import CENTRE, TASKS, centre_of, require_backend
 from solon.feedback.prompting.prompts import LEAST_TEXT_TOKENS, TEMPLATES, JudgePrompts, label_ids
 from solon.feedback.prompting.templates import require_suited
 from solon.models.facts import ModelFacts
@@ -38,12 +38,15 @@ def check_frame(facts: ModelFacts, template: str, chat: ChatSettings, *, role: s
 
 
 def check_reward_model(
-    facts: ModelFacts, feedback: FeedbackConfig, *, role: str, length: int, answer_tokens: int
+    facts: ModelFacts, feedback: FeedbackConfig, *, role: str, backend: str, length: int, answer_tokens: int
 ) -> list[str]:
-    """Raises InputError when the settings ask for more than one number for an answer; warns when answers do not fit.
+    """Raises InputError when the settings ask for more than one number for an answer; warns when answers do not fit,
+    and of rewards whose size is unknown.
 
     length: its context in tokens. answer_tokens: the longest answer.
     """
+    require_backend(centre_of(facts.config, str(facts.path)), backend, str(facts.path))
+    found = []
     if feedback.task not in TASKS:
         raise InputError(
             f"{role} model {facts.path} is a reward model, which has one number for an answer, and feedback.task = "
@@ -51,12 +54,18 @@ def check_reward_model(
         )
     length = min(length, facts.context or length)
     if answer_tokens and answer_tokens + LEAST_TEXT_TOKENS > length:
-        return [
+        found.append(
             f"{role}: an answer of rollout.max_tokens = {answer_tokens} tokens and its prompt do not fit the reward "
             f"model's {length}: longer conversations have no reward; raise judging.max_model_len or lower "
             "rollout.max_tokens"
-        ]
-    return []
+        )
+    if CENTRE not in facts.config:
+        found.append(
+            f"{role} model {facts.path} has no {CENTRE} in its config.json: its rewards are taken as they are, and cut "
+            f"at feedback.margin_clip = {feedback.margin_clip:g}; if they are large, answers will seem alike: set "
+            "shifts and scale there (docs/feedback.md), or raise feedback.margin_clip"
+        )
+    return found
 
 
 def check_room(

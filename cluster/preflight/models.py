@@ -15,7 +15,7 @@ from cluster.preflight.tokenizers import check_end, check_template, check_tokeni
 from cluster.preflight.values import check_biases, check_inner_size, check_values
 from learners.config import LoraConfig
 from solon.errors import InputError, nearest, short
-from solon.models.facts import ModelFacts, model_folder, read_facts
+from solon.models.facts import ModelFacts, model_folder, num_labels, read_facts
 from solon.models.known import causal_models, is_installed, model_types, vllm_architectures
 
 Kind = Literal["policy", "judge", "reward_model", "encoder"]
@@ -132,11 +132,12 @@ def _check_architecture(facts: ModelFacts) -> None:
 
 def _check_head(facts: ModelFacts) -> None:
     """A reward is one number from the last hidden state."""
-    labels = facts.config.get("id2label")
-    if isinstance(labels, dict) and len(labels) != 1:
-        raise InputError(f"has {len(labels)} labels, expected one: a reward is a number; choose a reward model")
+    if (labels := num_labels(facts.config)) != 1:
+        raise InputError(f"has {labels} labels, expected one: a reward is a number; choose a reward model")
     heads = [one for name, one in facts.tensors.items() if name.endswith("score.weight")]
     if facts.tensors and not heads:
+        if any(name.startswith("classifier.") for name in facts.tensors):
+            raise InputError("has an encoder's head (`classifier`), expected a decoder with `score`; choose another")
         raise InputError("holds no score.weight, its head: it would be random; train it, or fetch all files")
     width = facts.text.get("hidden_size")
     if heads and isinstance(width, int) and tuple(heads[0].shape) != (1, width):

@@ -1,10 +1,13 @@
 """`solon compare FILE`: several methods from one policy, over seeds, side by side.
 
 methods x seeds ──align──▶ policies ──solon evaluate, a seed at a time──▶ table, comparison.json, comparison.html
+
+Policies and scores are kept in the store of alignments: a second start makes none of them again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,15 +19,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from solon.artifacts.code import code_digest
+from solon.artifacts.digests import content_digest
 from solon.cli.align import Lines, given_names
-from solon.cli.evaluate import EvaluateRequest, run_evaluate
+from solon.cli.evaluate import EvaluateRequest, EvaluateSettings, check_evaluation, run_evaluate
+from solon.cli.label_settings import LabelSettings
 from solon.cli.names import resolver
 from solon.cli.tables import print_table
 from solon.cli.train import runs_folder
-from solon.errors import InputError
+from solon.errors import RunFailedError
 from solon.evaluation.methods import Changes, Cost, MethodRow, advice, over_seeds
 from solon.files.json_text import json_text
-from solon.files.overrides import flat_items
+from solon.files.overrides import flat_items, settings_from
 from solon.files.rows import read_rows
 from solon.files.whole_file import write_whole
 from solon.host.user_folders import unusable
@@ -40,6 +46,10 @@ MOST_ATTEMPTS = 3
 """At a method's size, with the first seed."""
 
 
+Run = tuple["Aligned", "AlignFile"]
+"""A method with one seed."""
+
+
 class Comparison:
     """Runs what is missing, and collects the figures."""
 
@@ -50,19 +60,42 @@ class Comparison:
         self._console = Console(highlight=False, quiet=quiet, soft_wrap=True)
         self._store = Store(folder.parent / "artifacts")
         self.sizes: dict[str, float] = {}
+        self.failed: dict[str, str] = {}
+        """Why, by method."""
 
     def run(self) -> dict[str, Any]:
-        """Raises InputError, RunFailedError."""
-        runs: dict[str, list[tuple[Aligned, AlignFile]]] = {one.name: [] for one in self._file.methods}
-        for seed in self._file.seeds:
-            for method in self._file.methods:
-                runs[method.name].append(self._sized(method, seed))
-        scores = [self._evaluated(number, seed, runs) for number, seed in enumerate(self._file.seeds)]
-        changes = {name: np.array([scores[n][0][name] for n in range(len(scores))]) for name in runs}
-        rows = [self._row(name, some, changes[name], [one[1] for one in scores]) for name, some in runs.items()]
+        """Raises InputError, and RunFailedError when all methods failed."""
+        file = self._file
+        self._check()
+        runs: dict[str, list[Run]] = {one.name: [] for one in file.methods}
+        for seed in file.seeds:
+            for method in file.methods:
+                if method.name not in self.failed:
+                    try:
+                        runs[method.name].append(self._sized(method, seed))
+                    except RunFailedError as error:
+                        self.failed[method.name] = str(error)
+                        self._say(f"{method.name} failed: {error}")
+        runs = {name: some for name, some in runs.items() if name not in self.failed}
+        if not runs:
+            name, message = next(iter(self.failed.items()))
+            raise RunFailedError(f"all methods failed; the first, {name}: {message}")
+        scores = [self._evaluated(number, seed, runs) for number, seed in enumerate(file.seeds)]
+        changes = {name: np.array([changes[name] for changes, _ in scores]) for name in runs}
+        rows = [self._row(name, some, changes[name], [one for _, one in scores]) for name, some in runs.items()]
         return self._result(rows, changes)
 
-    def _sized(self, method: MethodSection, seed: int) -> tuple[Aligned, AlignFile]:
+    def _check(self) -> None:
+        """What would end the comparison after hours. Raises InputError."""
+        file = self._file
+        LabelSettings.of([f"{key}={value!r}" for key, value in flat_items(file.label)])
+        request = self._request([file.policy], self._folder / "unused", file.seeds[0])
+        settings = settings_from(EvaluateSettings, {}, request.overrides)
+        names = [file.policy, request.prompts, request.judge, request.constitution]
+        check_evaluation(request, settings, resolver(names, progress=not self._quiet))
+        (self._folder / "unused").rmdir()
+
+    def _sized(self, method: MethodSection, seed: int) -> Run:
         """The stages of a method, at the size that costs the budget."""
         from cluster.align.sizes import next_size
 
@@ -80,7 +113,7 @@ class Comparison:
             self._say(f"{method.name}: {cost:.0f} s, budget {budget:.0f} s: next with {larger:.2f} times its size")
             self.sizes[method.name] = larger
 
-    def _aligned(self, method: MethodSection, seed: int, size: float) -> tuple[Aligned, AlignFile]:
+    def _aligned(self, method: MethodSection, seed: int, size: float) -> Run:
         from cluster.align.execute import align
 
         file = self._file.alignment(method, seed, size)
@@ -91,28 +124,56 @@ class Comparison:
         place.mkdir(parents=True, exist_ok=True)
         return align(file, folder=place, store=self._store, paths=paths, again_from="", view=view), file
 
-    def _evaluated(
-        self, number: int, seed: int, runs: Mapping[str, Sequence[tuple[Aligned, AlignFile]]]
-    ) -> tuple[dict[str, Changes], dict[str, Any]]:
-        """Change of each prompt's mean score by method, [P], and the figures of the methods, for one seed."""
-        file, out = self._file, self._folder / "evaluation" / f"seed-{seed}"
-        models = {name: _policy(*some[number]) for name, some in runs.items()}
-        section = file.evaluate
+    def _request(self, models: Sequence[str], out: Path, seed: int) -> EvaluateRequest:
+        file, section = self._file, self._file.evaluate
         settings = section.model_dump(mode="json", include={"sampling", "engine", "judging", "feedback"})
-        request = EvaluateRequest(
-            models=list(dict.fromkeys([file.beside(file.policy), *models.values()])),
-            prompts=file.beside(file.heldout_prompts),
+        return EvaluateRequest(
+            models=models,
+            prompts=file.heldout_prompts,
             out=out,
             evaluator=section.evaluator,
-            judge=file.beside(section.judge),
-            constitution=file.beside(section.constitution or file.constitution) if section.judge else "",
+            judge=section.judge,
+            constitution=(section.constitution or file.constitution) if section.judge else "",
             max_prompts=section.max_prompts,
             samples=section.samples,
+            pairwise=False,
             overrides=[f"{key}={json.dumps(value)}" for key, value in flat_items({**settings, "seed": seed})],
         )
-        self._say(f"evaluation of seed {seed}")
-        result = run_evaluate(request, as_json=True)
-        lines = [json.loads(line)["scores"] for line in (out / "scores.jsonl").read_text("utf-8").splitlines()]
+
+    def _evaluated(
+        self, number: int, seed: int, runs: Mapping[str, Sequence[Run]]
+    ) -> tuple[dict[str, Changes], dict[str, Any]]:
+        """Change of each prompt's mean score by method, [P], and the figures of the methods, for one seed."""
+        from cluster.align.plan import versions
+        from cluster.config.input_digests import source_digest
+        from cluster.evaluate import PROGRAMS
+
+        models = {name: _policy(*some[number]) for name, some in runs.items()}
+        request = self._request(list(dict.fromkeys([self._file.policy, *models.values()])), Path(), seed)
+        paths = resolver(
+            [*request.models, request.prompts, request.judge, request.constitution], progress=not self._quiet
+        )
+        key = {
+            "stage": "evaluation",
+            "settings": {"samples": request.samples, "max_prompts": request.max_prompts, "by": request.evaluator},
+            "overrides": list(request.overrides),
+            "models": {name: source_digest(paths(name)) for name in request.models},
+            "prompts": content_digest(Path(paths(request.prompts))),
+            "judge": request.judge and source_digest(paths(request.judge)),
+            "constitution": request.constitution and content_digest(Path(paths(request.constitution))),
+            "code": code_digest("solon.cli.evaluate", *PROGRAMS.values()),
+            "packages": versions(),
+        }
+        with self._store.alone_with(key):
+            found = self._store.find(key)
+            if found is None:
+                self._say(f"evaluation of seed {seed}")
+                with self._store.making(key) as making:
+                    run_evaluate(dataclasses.replace(request, out=making.folder), as_json=True)
+                found = self._store.find(key)
+        assert found is not None
+        lines = [json.loads(line)["scores"] for line in (found.folder / "scores.jsonl").read_text("utf-8").splitlines()]
+        result = json.loads((found.folder / "evaluation.json").read_text(encoding="utf-8"))
         start = request.models[0]
         means = {model: np.array([_mean(one[model]) for one in lines]) for model in request.models}
         figures = {one["model"]: one for one in result["policies"]}
@@ -123,7 +184,7 @@ class Comparison:
     def _row(
         self,
         name: str,
-        runs: Sequence[tuple[Aligned, AlignFile]],
+        runs: Sequence[Run],
         changes_SP: Changes,
         figures: Sequence[Mapping[str, Any]],
     ) -> MethodRow:
@@ -142,7 +203,12 @@ class Comparison:
             kl=sum(drifts) / count if len(drifts) == count else None,
             degenerate=sum(sum(one[name]["degenerate"].values()) for one in figures) / count,
             words=sum(one[name]["words"] for one in figures) / count,
+            is_off_budget=self._is_off_budget(sum(one.seconds for one in costs) / count),
         )
+
+    def _is_off_budget(self, seconds: float) -> bool:
+        budget = self._file.budget_s
+        return budget is not None and abs(seconds / budget - 1) > self._file.tolerance
 
     def _result(self, rows: Sequence[MethodRow], changes: Mapping[str, Changes]) -> dict[str, Any]:
         from solon.report.figures import write_page
@@ -163,6 +229,7 @@ class Comparison:
                 }
                 for row in rows
             ],
+            "failed": self.failed,
             "advice": " ".join(said),
             "folder": str(self._folder),
         }
@@ -187,34 +254,36 @@ def run_compare(path: Path, *, name: str | None, overrides: Sequence[str], as_js
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unusable(folder.parent, error, "SOLON_RUNS") from None
-    return Comparison(file, folder, quiet=as_json).run()
+    try:
+        result = Comparison(file, folder, quiet=as_json).run()
+    except OSError as error:
+        raise RunFailedError(
+            f"{error}; free space or change permissions, and start again: finished stages stay finished"
+        ) from error
+    return result
 
 
 def _policy(done: Aligned, file: AlignFile) -> str:
-    """The folder of the last policy that was made. Raises InputError."""
+    """The folder of the last policy that was made."""
     makers = [stage.name for stage in file.stages if "policy" in stage.makes]
-    if not makers:
-        raise InputError("a method makes no policy, expected a stage that trains one; add sft, dpo, kto or rlaif")
     return str(done.made[makers[-1]].folder / "model")
 
 
 def _cost(done: Aligned, file: AlignFile) -> Cost:
-    """Of all stages but the measurement of drift, whenever they were made."""
-    from cluster.align.compare_file import DRIFT
-
-    records = [artifact.record for name, artifact in done.made.items() if name != DRIFT]
-    given = {
-        source.path
-        for number in range(len(file.stages))
-        for role, source in file.sources(number).items()
-        if role in DATA and source.path
-    }
-    labels = [record.get("labels") for record in records]
-    return Cost(
-        human_labels=sum(sum(1 for _ in read_rows(path, what="data")) for path in given),
-        ai_labels=sum(int(one.get("total") or 0) for one in labels if isinstance(one, Mapping)),
-        seconds=sum(float(record.get("seconds") or 0.0) for record in records),
-    )
+    """Of all stages but those that only measure, whenever they were made."""
+    human, labels, seconds = set[str](), 0, 0.0
+    for number, stage in enumerate(file.stages):
+        if set(stage.makes) <= {"scores", "drift"}:
+            continue
+        record, sources = done.made[stage.name].record, file.sources(number)
+        human |= {one.path for role, one in sources.items() if role in DATA and one.path}
+        seconds += float(record.get("seconds") or 0.0)
+        labels += int(record.get("critiques") or 0)
+        # Rewards of a reward model are no labels: those that taught it were.
+        if "judge" in sources and not sources["judge"].stage and isinstance(record.get("labels"), Mapping):
+            labels += int(record["labels"].get("total") or 0)
+    rows = sum(sum(1 for _ in read_rows(path, what="data")) for path in human)
+    return Cost(human_labels=rows, ai_labels=labels, seconds=seconds)
 
 
 def _kl(done: Aligned) -> float | None:

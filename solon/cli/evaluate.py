@@ -30,7 +30,7 @@ from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.assembly import Source, host_judge
 from solon.feedback.judges.judge_file import load_judge_file
 from solon.feedback.labeler import Labeler
-from solon.feedback.labelling.dataset import first_rows, text_group
+from solon.feedback.labelling.dataset import AnswerRow, first_rows, text_group
 from solon.feedback.pairwise import pair_margins
 from solon.feedback.prompting.secret import nonce_secret
 from solon.feedback.reward import rule_of
@@ -67,6 +67,8 @@ class EvaluateRequest:
     constitution: str = ""
     max_prompts: int = 256
     samples: int = 1
+    pairwise: bool = True
+    """With a judge: also whose answers are preferred to those of the first policy."""
     overrides: Sequence[str] = ()
 
 
@@ -85,14 +87,8 @@ class Answered:
 def run_evaluate(request: EvaluateRequest, *, as_json: bool) -> dict[str, Any]:
     """Raises InputError before any engine starts where possible."""
     settings = settings_from(EvaluateSettings, {}, request.overrides)
-    if bool(request.judge) == bool(request.evaluator) or bool(request.judge) != bool(request.constitution):
-        raise InputError(
-            "expected --judge with --constitution, or --evaluator: who decides whether answers keep a principle; "
-            "give one of the two"
-        )
     path = resolver([*request.models, request.prompts, request.judge, request.constitution], progress=not as_json)
-    judge = _judge(request, settings, path)
-    rows = first_rows(path(request.prompts), request.max_prompts)
+    judge, rows = check_evaluation(request, settings, path)
     prompts = [row.prompt for row in rows]
     console = Console(highlight=False, quiet=as_json, soft_wrap=True)
     found = []
@@ -121,11 +117,23 @@ def run_evaluate(request: EvaluateRequest, *, as_json: bool) -> dict[str, Any]:
     return result
 
 
+def check_evaluation(
+    request: EvaluateRequest, settings: EvaluateSettings, path: Callable[[str], str]
+) -> tuple[tuple[Source, Constitution] | None, list[AnswerRow]]:
+    """The judge and its constitution (None: programs decide), and the prompts. Checks all that can be checked before
+    answers are written. Raises InputError."""
+    if bool(request.judge) == bool(request.evaluator) or bool(request.judge) != bool(request.constitution):
+        raise InputError(
+            "expected --judge with --constitution, or --evaluator: who decides whether answers keep a principle; "
+            "give one of the two"
+        )
+    judge = _judge(request, settings, path)
+    return judge, first_rows(path(request.prompts), request.max_prompts)
+
+
 def _judge(
     request: EvaluateRequest, settings: EvaluateSettings, path: Callable[[str], str]
 ) -> tuple[Source, Constitution] | None:
-    """The judge and its constitution; None: programs decide. Checks all that can be checked before answers are
-    written. Raises InputError."""
     from cluster.evaluate import PROGRAMS
     from cluster.preflight.checks import check_judge
 
@@ -143,7 +151,7 @@ def _judge(
         return None
     rules, judge = Constitution.load(path(request.constitution)), path(request.judge)
     rules.for_task("pointwise")
-    if len(request.models) > 1:
+    if len(request.models) > 1 and request.pairwise:
         rules.for_task("pairwise")
     check_judge(
         judge,
@@ -201,7 +209,7 @@ async def _score(
     for one in found:
         one.scores_P = [_kept(next(labelled), request.samples) for _ in prompts]
     first, *others = found
-    if not others:
+    if not others or not request.pairwise:
         return
     pairwise = settings.feedback.model_copy(update={"task": "pairwise"})
     groups = [

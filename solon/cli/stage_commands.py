@@ -44,7 +44,10 @@ def compare(
     """Train one policy by several methods over several seeds, and print what each gives and costs."""
     from solon.cli.compare_methods import run_compare
 
-    print_result(run_compare(path, name=name, overrides=overrides or [], as_json=as_json), as_json)
+    result = run_compare(path, name=name, overrides=overrides or [], as_json=as_json)
+    print_result(result, as_json)
+    if failed := result["failed"]:
+        raise RunFailedError(f"{', '.join(failed)} failed: {next(iter(failed.values()))}; the table has the others")
 
 
 @stages_app.command()

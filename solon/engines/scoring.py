@@ -16,6 +16,7 @@ from solon.engines.device import require_build, vllm_build
 from solon.engines.tokens import ChatTokenizer
 from solon.errors import InputError, loading
 from solon.host.priority import give_way
+from solon.models.facts import num_labels
 
 Tokens = Sequence[int]
 
@@ -73,9 +74,10 @@ def build_scoring_engine(config: EngineConfig, *, name: str) -> ScoringEngine:
 
 def require_one_label(config: EngineConfig) -> None:
     """Raises InputError for a classifier."""
-    labels = model_settings(config).get("id2label") or {"0": ""}
-    if len(labels) != 1:
+    settings = model_settings(config)
+    labels = num_labels(settings)
+    if labels != 1:
         raise InputError(
-            f"the reward model {config.model!r} has {len(labels)} labels, expected one: a reward is a number; choose a "
+            f"the reward model {config.model!r} has {labels} labels, expected one: a reward is a number; choose a "
             "reward model"
         )

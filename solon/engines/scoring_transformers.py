@@ -39,6 +39,11 @@ class TransformersScoring:
             self._model, info = AutoModelForSequenceClassification.from_pretrained(
                 config.model, use_safetensors=True, output_loading_info=True, **options
             )
+        if not hasattr(self._model, "score"):
+            raise InputError(
+                f"the reward model {config.model!r} is a {type(self._model).__name__} without a head `score`, expected "
+                "a decoder with one, whose last token has read the answer; choose another"
+            )
         if lacking := sorted(info["missing_keys"]):
             raise InputError(
                 f"the reward model {config.model!r} lacks {lacking[0]}, expected all weights: it would be random; "

@@ -16,6 +16,8 @@ from solon.feedback.quality.intervals import Interval
 
 RESAMPLES = 4000
 LEVEL = 0.95
+MOST_DEGENERATE = 0.05
+"""Share of answers."""
 Changes = NDArray[np.float64]
 
 
@@ -47,6 +49,8 @@ class MethodRow:
     """Share of degenerate answers."""
     words: float
     """Of an answer."""
+    is_off_budget: bool = False
+    """Its cost differs from the budget by more than was allowed."""
 
     @property
     def worst(self) -> float:
@@ -84,44 +88,51 @@ def over_seeds(changes_SP: Changes, *, seed: int = 0) -> Interval:
 def advice(rows: Sequence[MethodRow], changes: Mapping[str, Changes]) -> list[str]:
     """Sentences that follow from the numbers. changes: [S, P] by method, of the same seeds and prompts."""
     best = max(rows, key=lambda row: row.change.value)
-    seeds = len(best.by_seed)
-    gain = best.change
-    said = [f"{best.name} improves the policy most: {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})."]
-    if seeds == 1:
+    gain = f"{best.change.value:+.3f} ({best.change.low:+.3f} to {best.change.high:+.3f})"
+    if best.change.low > 0:
+        said = [f"{best.name} improves the policy most: {gain}."]
+    else:
+        said = [f"No method is shown to improve the policy; {best.name} has the highest figure: {gain}."]
+    if len(best.by_seed) == 1:
         said.append("One seed says nothing of the next one: run at least three before you choose.")
-    none = [row.name for row in rows if row.change.low <= 0]
-    if none:
-        said.append(f"No improvement is shown for {_listed(none)}: the interval holds 0.")
-    equal = [
-        row
-        for row in rows
-        if row is not best and row.change.low > 0 and over_seeds(changes[best.name] - changes[row.name]).low <= 0
-    ]
-    if equal:
-        cheapest = min([best, *equal], key=lambda row: row.cost.seconds)
-        said.append(f"{_listed([row.name for row in equal])} cannot be told from it at this size.")
-        if cheapest is not best:
-            said.append(
-                f"Of these {cheapest.name} is the cheapest: {cheapest.cost.seconds:.0f} s, {best.name} "
-                f"{best.cost.seconds:.0f} s."
-            )
-    elif len(rows) > 1:
-        said.append("All others are worse, by more than chance explains.")
-    without = [row for row in [best, *equal] if not row.cost.ai_labels]
-    if without:
-        said.append(f"{_listed([row.name for row in without])} needs no AI labels.")
-    known = [row for row in [best, *equal] if row.kl is not None]
-    if len(known) > 1:
-        near = min(known, key=lambda row: row.kl or 0.0)
-        said.append(f"{near.name} stays closest to the start: {near.kl:.2f} nats an answer.")
-    shaky = [row.name for row in rows if row.worst < 0 < row.change.value]
-    if shaky:
+    said += _against_the_best(best, rows, changes)
+    open_ = [row.name for row in rows if row is not best and row.change.low <= 0 <= row.change.high]
+    if open_:
+        said.append(f"Of {_listed(open_)} no improvement is shown: the interval holds 0.")
+    if worse := [row.name for row in rows if row.change.high < 0]:
+        said.append(f"{_listed(worse)} made the policy worse.")
+    if shaky := [row.name for row in rows if row.worst < 0 < row.change.value]:
         said.append(f"A seed of {_listed(shaky)} ended worse than the start.")
-    broken = [row.name for row in rows if row.degenerate > 0.05]
-    if broken:
+    if broken := [row.name for row in rows if row.degenerate > MOST_DEGENERATE]:
         said.append(
             f"More than 5 % of the answers of {_listed(broken)} are degenerate: read them before anything else."
         )
+    if missed := [row.name for row in rows if row.is_off_budget]:
+        said.append(f"{_listed(missed)} missed the budget: compare its figures with its seconds.")
+    return said
+
+
+def _against_the_best(best: MethodRow, rows: Sequence[MethodRow], changes: Mapping[str, Changes]) -> list[str]:
+    """Which others may be as good, which are not, and what speaks for one of those that may."""
+    others = [row for row in rows if row is not best]
+    equal = [row for row in others if over_seeds(changes[best.name] - changes[row.name]).low <= 0]
+    if not others:
+        return []
+    if not equal:
+        return ["All others are worse, by more than chance explains."]
+    alike, said = [best, *equal], [f"{_listed([row.name for row in equal])} cannot be told from it at this size."]
+    cheapest = min(alike, key=lambda row: row.cost.seconds)
+    if cheapest is not best:
+        said.append(
+            f"Of these {cheapest.name} is the cheapest: {cheapest.cost.seconds:.0f} s, {best.name} "
+            f"{best.cost.seconds:.0f} s."
+        )
+    if without := [row.name for row in alike if not row.cost.ai_labels]:
+        said.append(f"Without AI labels: {_listed(without)}.")
+    known = [row for row in alike if row.kl is not None]
+    if len(known) > 1:
+        near = min(known, key=lambda row: row.kl or 0.0)
+        said.append(f"{near.name} stays closest to the start: {near.kl:.2f} nats an answer.")
     return said
 
 

@@ -55,8 +55,9 @@ def model_digest(model: str) -> str | None:
     if directory is None:
         return None
     digest = hashlib.sha256(tokenizer_digest(directory).encode())
-    for file in sorted(directory.glob("*.safetensors")):
-        digest.update(file.name.encode())
+    # Members of an ensemble of reward models are in folders of it.
+    for file in (*sorted(directory.glob("*.safetensors")), *sorted(directory.glob("member-*/*.safetensors"))):
+        digest.update(str(file.relative_to(directory)).encode())
         digest.update(file_digest(file))
     return digest.hexdigest()[:16]
 

@@ -180,6 +180,13 @@ def is_reward_architecture(name: str) -> bool:
     return name.endswith("ForSequenceClassification")
 
 
+def num_labels(config: Mapping[str, Any]) -> int:
+    """Numbers that a classifier gives; Transformers has two where the file says nothing."""
+    labels = config.get("id2label")
+    given = config.get("num_labels", 2)
+    return len(labels) if isinstance(labels, dict) else given if type(given) is int else 2
+
+
 def is_reward_model(model: str) -> bool:
     """Whether a directory or hub name on this machine is a reward model."""
     folder = model_folder(model)

@@ -33,6 +33,7 @@ def write_chains(folder: Path, chains: Sequence[Chain]) -> dict[str, Any]:
     words = [[len(text.split()) for text in (chain.first, chain.last)] for chain in chains]
     return {
         "chains": len(chains),
+        "critiques": sum(len(chain.rounds) for chain in chains),
         "demonstrations": len(taught),
         "preferences": kinds[""],
         "unchanged": kinds["unchanged"],

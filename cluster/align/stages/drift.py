@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from pydantic import Field
 from cluster.align.base import AlignStage, Job
 from learners.core.config import NetworkConfig
 from solon.engines.base import EngineOptions
+from solon.errors import InputError
+from solon.files.json_text import json_text
 from solon.files.marks import ModelName, PromptsPath
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class DriftStage(AlignStage):
 
     kind: ClassVar[str] = "drift"
     inputs: ClassVar[tuple[str, ...]] = ("policy", "heldout_prompts")
+    more_inputs: ClassVar[tuple[str, ...]] = ("anchors",)
     makes: ClassVar[tuple[str, ...]] = ("drift",)
     code: ClassVar[tuple[str, ...]] = ("learners.drift", "solon.pipeline.rollout")
 
@@ -54,9 +56,16 @@ class DriftStage(AlignStage):
     def takes(self, file: AlignFile, earlier: Sequence[AlignStage]) -> Mapping[str, str]:
         makers = [one.name for one in earlier if "policy" in one.makes]
         measured = self.policy or (makers[-1] if makers else "")
-        named = {_label(given): given for given in self.anchors}
-        if not named:
-            named = {START: file.policy, **{one: one for one in makers if one != measured}}
+        others = [one for one in makers if one != measured]
+        since = [(START, file.policy), *((one, one) for one in others)]
+        given = [(_label(one), one) for one in self.anchors] or since
+        named = dict(given)
+        if len(named) < len(given):
+            twice = next(name for name, _ in given if [one for one, _ in given].count(name) > 1)
+            raise InputError(
+                f"the stage {self.name or self.kind} has two anchors named {twice!r}, expected different last parts of "
+                "their paths, and no stage named `start`; rename one"
+            )
         roles = super().takes(file, earlier)
         return {**roles, **{f"policy.{name}": given for name, given in named.items()}}
 
@@ -75,7 +84,6 @@ def measure(given: Mapping[str, Any]) -> dict[str, Any]:
     from learners.drift import drift
     from solon.engines.lengths import engine_config
     from solon.engines.tokens import ChatTokenizer
-    from solon.errors import InputError
     from solon.feedback.labelling.dataset import first_rows
 
     anchors = {role.partition(".")[2]: path for role, path in given.items() if role.startswith("policy.")}
@@ -92,7 +100,7 @@ def measure(given: Mapping[str, Any]) -> dict[str, Any]:
     network = NetworkConfig(**given["network"])
     torch.set_num_threads(network.threads)
     found = {name: dataclasses.asdict(one) for name, one in drift(given["policy"], anchors, answers, network).items()}
-    (Path(given["out"]) / "drift.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    (Path(given["out"]) / "drift.json").write_text(json_text(found, indent=1), encoding="utf-8")
     return {"answers": len(answers), "kl": {name: one["nats"] for name, one in found.items()}}
 
 

@@ -68,7 +68,7 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
     from learners.data.reading import read_pairs
     from learners.networks.reward_model import PreferencePair
     from learners.objectives.reward_model import RewardModelConfig
-    from learners.rewarding import centre, examine, save, teach
+    from learners.rewarding import Heldout, centred, examine, save, teach
     from solon.engines.model_files import copy_companions
     from solon.engines.tokens import ChatTokenizer
 
@@ -77,20 +77,18 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = ChatTokenizer.load(given["policy"])
     read = read_pairs(given["preferences"], tokenizer, max_tokens=given["max_tokens"])
     taught: list[PreferencePair] = []
-    heldout: list[PreferencePair] = []
-    tags: list[tuple[str, ...]] = []
-    for pair, prompt, some in zip(read.pairs, read.prompts, read.tags, strict=True):
+    heldout: list[Heldout] = []
+    for pair, prompt, tags in zip(read.pairs, read.prompts, read.tags, strict=True):
         first, second = (*pair.prompt, *pair.first), (*pair.prompt, *pair.second)
         one = PreferencePair(first=first, second=second, p=pair.p, weight=pair.weight)
         if _is_heldout(prompt, given["heldout_share"]):
-            heldout.append(one)
-            tags.append(some)
+            heldout.append(Heldout(pair=one, prompt=prompt, tags=tags))
         else:
             taught.append(one)
     config = RewardModelConfig(**settings.model_dump(exclude={"threads"}))
     members, reports = teach(given["policy"], taught, config, members=given["members"], pad_id=padding(tokenizer))
-    found = centre(members, taught, heldout)
-    for folder in save(members, found, Path(given["out"]) / "model", pessimism=given["pessimism"]):
+    centre, found = examine(members, heldout, centred(members, taught, pessimism=given["pessimism"]))
+    for folder in save(members, centre, Path(given["out"]) / "model"):
         copy_companions(Path(given["policy"]), folder)
     return {
         "pairs": reports[0].pairs,
@@ -99,9 +97,8 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
         "first_loss": reports[0].first_loss,
         "last_loss": reports[0].last_loss,
         "heldout_pairs": len(heldout),
-        "scale": found.scale,
-        "is_calibrated": found.is_calibrated,
-        **examine(members, heldout, tags, found.scale),
+        "scale": centre.scale,
+        **found,
     }
 
 

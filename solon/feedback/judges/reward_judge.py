@@ -1,14 +1,16 @@
 """A reward model as a judge: its number for a whole answer is the margin, whatever the principle.
 
-    margin of an answer    = (r - shift) * scale
-    margin between answers = (r_first - r_second) * scale
+    centred_m = r_m - shifts[m]                                     for each member m of an ensemble
+    value     = mean(centred_m) - pessimism * stdev(centred_m)
+    margin of an answer    = value * scale
+    margin between answers = (value_first - value_second) * scale
 
-`shift` and `scale` are in the model's config.json, under `CENTRE`, where the stage that made it has measured them:
-after them the mean answer has a margin of 0, and margins are nats. Other reward models have 0 and 1. `members` counts
-the models of an ensemble, the others in folders `member-1`, `member-2`, ...: the margin is their mean, less `pessimism`
-standard deviations between them.
+`shifts`, `scale` and `pessimism` are in the model's config.json, under `CENTRE`, where the stage that made it has
+measured them: after them the mean answer has a margin of 0, and margins are nats. Rewards have no zero of their own, so
+members are centred before their disagreement is taken. The further members are in folders `member-1`, `member-2`, ...
+Other reward models have one member, no shift and a scale of 1.
 
-M members.
+A answers, M members.
 """
 
 from __future__ import annotations
@@ -17,19 +19,19 @@ import asyncio
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import model_settings
 from solon.engines.scoring import ScoringEngine, build_scoring_engine
 from solon.engines.turns import encode_turn
-from solon.errors import InputError, PromptRefusedError
+from solon.errors import InputError, PromptRefusedError, short
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.interfaces import Item
 from solon.feedback.judges.identity import JudgeIdentity, identify
@@ -55,18 +57,26 @@ class Scored:
 class Centre:
     """From rewards to margins."""
 
-    shift: float = 0.0
+    shifts: tuple[float, ...] = (0.0,)
+    """Of the members."""
     scale: float = 1.0
-    members: int = 1
     pessimism: float = 0.0
 
-    def raw(self, rewards_AM: Sequence[tuple[float, ...]]) -> float:
+    @property
+    def members(self) -> int:
+        """Models of the ensemble."""
+        return len(self.shifts)
+
+    def value(self, rewards_M: Sequence[float]) -> float:
+        """Of an answer, before the scale."""
+        centred_M = [reward - shift for reward, shift in zip(rewards_M, self.shifts, strict=True)]
+        apart = statistics.stdev(centred_M) if self.pessimism else 0.0
+        return statistics.fmean(centred_M) - self.pessimism * apart
+
+    def raw(self, rewards_AM: Sequence[Sequence[float]]) -> float:
         """The margin of one answer or between two, before the scale."""
-        lows = [
-            statistics.fmean(rewards_M) - (self.pessimism * statistics.stdev(rewards_M) if self.pessimism else 0.0)
-            for rewards_M in rewards_AM
-        ]
-        return lows[0] - lows[1] if len(lows) == 2 else lows[0] - self.shift
+        values = [self.value(rewards_M) for rewards_M in rewards_AM]
+        return values[0] - values[1] if len(values) == 2 else values[0]
 
 
 def member_folder(number: int) -> str:
@@ -100,7 +110,8 @@ class RewardJudge:
                 f"feedback.calibration with the reward model {self._config.model!r}, expected none: its scale is in "
                 "its config.json; remove the key"
             )
-        self._centre = centre_of(self._config)
+        self._centre = centre_of(model_settings(self._config), self._config.model)
+        require_backend(self._centre, self._config.backend, self._config.model)
         for number in range(self._centre.members):
             folder = str(Path(self._config.model) / member_folder(number)) if number else self._config.model
             one = self._config.model_copy(update={"model": folder})
@@ -209,18 +220,28 @@ class RewardJudge:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-def centre_of(config: EngineConfig) -> Centre:
-    """As the model's config.json has it. Raises InputError when it is no centre."""
-    found = model_settings(config).get(CENTRE)
+def centre_of(settings: Mapping[str, Any], model: str) -> Centre:
+    """As a model's config.json has it. Raises InputError when it is no centre."""
+    found = settings.get(CENTRE)
     try:
-        centre = Centre(**({} if found is None else found))
-        numbers = (centre.shift, centre.scale, centre.pessimism)
+        given = dict(found or {})
+        centre = Centre(**given | {"shifts": tuple(map(float, given.get("shifts", (0.0,))))})
+        numbers = (*centre.shifts, centre.scale, centre.pessimism)
         is_sound = all(map(math.isfinite, numbers)) and centre.scale > 0 and centre.pessimism >= 0
-        if is_sound and type(centre.members) is int and centre.members >= (2 if centre.pessimism else 1):
+        if is_sound and centre.members >= (2 if centre.pessimism else 1):
             return centre
     except (TypeError, ValueError):
         pass
     raise InputError(
-        f"config.json of the reward model {config.model!r} has {CENTRE} = {found!r}, expected a finite shift, "
-        "scale > 0 and members >= 1 (2 with pessimism); correct or remove it"
+        f"config.json of the reward model {model!r} has {CENTRE} = {short(repr(found))}, expected a list of finite "
+        "shifts, one for each member (two or more with pessimism), and a scale above 0; correct or remove it"
     )
+
+
+def require_backend(centre: Centre, backend: str, model: str) -> None:
+    """Raises InputError for an ensemble on vLLM: a process has room for one of its engines."""
+    if centre.members > 1 and backend == "vllm":
+        raise InputError(
+            f"the reward model {model!r} has {centre.members} members, and the backend is vllm, expected "
+            "'transformers': several models share a process; set judging.backend = \"transformers\""
+        )

@@ -71,9 +71,20 @@ def test_a_size_multiplies_the_keys_that_scale_and_changes_nothing_else(tmp_path
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('judge = "models/auditor"', 'judge = "models/judge"', "which labels too, expected another"),
+        ('judge = "models/auditor"', 'judge = "models/judge"', "method dpo: .*which labels too, expected another"),
         ('judge = "models/auditor"', 'judge = "models/auditor"\nevaluator = "nursery"', "who grades"),
         ('judge = "models/auditor"\n', "", "who grades"),
+        ('judge = "models/auditor"', 'evaluator = "nursey"', "did you mean `nursery`"),
+        ('constitution = "constitution.yaml"\n', "", "takes the key `constitution`"),
+        ('type = "dpo"\n', 'type = "reward_model"\n', "method dpo makes no policy"),
+        ("run = { steps", 'judge = "models/auditor"\nrun = { steps', "method ppo: .*which labels too"),
+        (
+            "write = { answers = 4 }",
+            'feedback = { jury = { judges = ["models/auditor"] } }',
+            "method dpo: .*labels too",
+        ),
+        ('name = "ppo"', 'name = ".."', "name"),
+        ("seeds = [0, 1]", "seeds = [0, 2147483648]", "seeds"),
         ('name = "ppo"', 'name = "dpo"', "two methods are named 'dpo'"),
         ('name = "ppo"', 'name = "../ppo"', "name"),
         ("seeds = [0, 1]", "seeds = [1, 1]", "expected different numbers"),
@@ -119,3 +130,21 @@ def test_sizes_reach_the_budget_when_costs_are_a_start_and_a_share_of_the_size(
         size, attempts = larger, attempts + 1
         assert attempts < 60
     assert fixed + each * size == pytest.approx(budget, rel=0.15)
+
+
+def test_an_auditor_under_another_name_is_still_the_judge(tmp_path: Path):
+    (tmp_path / "models" / "judge").mkdir(parents=True)
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "models" / "judge")
+    with pytest.raises(InputError, match="which labels too"):
+        load(tmp_path, FILE.replace("models/auditor", "elsewhere"))
+
+
+def test_paths_are_relative_to_the_file_also_in_the_settings_of_the_evaluation(tmp_path: Path):
+    for name in ("held.jsonl", "chat.jinja"):
+        (tmp_path / name).write_text("")
+    text = FILE.replace(
+        'judge = "models/auditor"', 'judge = "models/auditor"\nengine = { chat_template = "chat.jinja" }'
+    )
+    file = load(tmp_path, text)
+    assert file.heldout_prompts == str(tmp_path / "held.jsonl")
+    assert file.evaluate.engine.chat_template == str(tmp_path / "chat.jinja")

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.align.file import AlignFile
 from cluster.align.stages.drift import DriftStage
+from cluster.align.stages.preferences import PreferencesStage
 from solon.errors import InputError
 from tests.unit.align.test_align_file import load
 
@@ -74,6 +75,27 @@ def test_later_rounds_take_later_prompts_unless_they_are_told_not_to(tmp_path: P
         tmp_path, ROUNDS.replace("rounds = 2", "rounds = 2\nfresh_prompts = false"), "heldout_prompts='held.jsonl'"
     )
     assert same.stages[place(same, "round-2-preferences")].skip_prompts == 0
+
+
+def test_the_usual_number_of_prompts_counts_where_none_is_written(tmp_path: Path):
+    file = load(tmp_path, ROUNDS.replace("max_prompts = 100\n", ""), "heldout_prompts='held.jsonl'")
+    usual = PreferencesStage.model_fields["max_prompts"].default
+    assert file.stages[place(file, "round-2-again")].skip_prompts == usual
+
+
+def test_anchors_of_one_name_are_refused(tmp_path: Path):
+    text = ROUNDS.replace('"models/other"', '"models/other", "models/else/other"')
+    with pytest.raises(InputError, match="two anchors named 'other'"):
+        load(tmp_path, text, "heldout_prompts='held.jsonl'")
+    named = '[[stages]]\ntype = "sft"\nname = "start"\ndemonstrations = "x"\n[[stages]]\ntype = "drift"\npolicy = "a"\n'
+    with pytest.raises(InputError, match="two anchors named 'start'"):
+        load(tmp_path, named, "heldout_prompts='held.jsonl'")
+
+
+def test_files_that_settings_name_are_part_of_what_a_result_depends_on(tmp_path: Path):
+    text = '[[stages]]\ntype = "drift"\nanchors = ["models/other"]\nengine = { chat_template = "chat.jinja" }\n'
+    file = load(tmp_path, text, "heldout_prompts='held.jsonl'")
+    assert list(file.stages[0].further(file).values()) == ["chat.jinja"]
 
 
 def test_drift_is_measured_from_the_start_and_every_policy_since(file: AlignFile):

@@ -65,6 +65,37 @@ def test_methods_that_gain_nothing_or_break_answers_are_named():
     some = {"dpo": changes(rng, 0.3, 0.01), "noise": changes(rng, 0.0, 0.05)}
     rows = [row("dpo", some["dpo"], degenerate=0.2), row("noise", some["noise"])]
     said = " ".join(advice(rows, some))
-    assert "No improvement is shown for noise: the interval holds 0." in said
+    assert "Of noise no improvement is shown: the interval holds 0." in said
     assert "More than 5 % of the answers of dpo are degenerate" in said
     assert "All others are worse, by more than chance explains." in said
+
+
+def test_nothing_is_called_worse_or_better_that_the_numbers_do_not_show():
+    rng = np.random.default_rng(3)
+    some = {"a": changes(rng, 0.05, 0.06), "b": changes(rng, 0.04, 0.06)}
+    said = " ".join(advice([row(name, found) for name, found in some.items()], some))
+    assert "No method is shown to improve the policy" in said
+    assert "cannot be told from it" in said
+    assert "worse, by more than chance" not in said
+
+
+def test_a_method_that_harms_is_said_to_harm():
+    rng = np.random.default_rng(0)
+    some = {"good": changes(rng, 0.3, 0.01), "bad": changes(rng, -0.3, 0.01)}
+    rows = [row("good", some["good"]), row("bad", some["bad"], is_off_budget=True)]
+    said = " ".join(advice(rows, some))
+    assert "bad made the policy worse." in said
+    assert "the interval holds 0" not in said
+    assert "bad missed the budget" in said
+    alone = {"bad": some["bad"]}
+    assert "improves" not in " ".join(advice([row("bad", some["bad"])], alone))
+
+
+def test_reward_models_and_people_cost_no_ai_labels():
+    rng = np.random.default_rng(0)
+    some = {"ppo": changes(rng, 0.3, 0.02), "people": changes(rng, 0.3, 0.02)}
+    rows = [
+        row("ppo", some["ppo"]),
+        row("people", some["people"], cost=Cost(human_labels=90, ai_labels=0, seconds=9.0)),
+    ]
+    assert "Without AI labels: people." in " ".join(advice(rows, some))

@@ -20,7 +20,7 @@ from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.assembly import host_judge
 from solon.feedback.judges.identity import weights_digest
-from solon.feedback.judges.reward_judge import CENTRE, RewardJudge
+from solon.feedback.judges.reward_judge import CENTRE, Centre, RewardJudge, require_backend
 from solon.records import Message
 from solon.verdicts import Status, Verdict
 from tests.unit.feedback.test_program_judge import constitution, item
@@ -85,25 +85,28 @@ def test_the_margin_of_an_answer_is_the_head_at_its_last_token_also_where_paddin
 
 
 def test_two_answers_are_compared_by_the_difference_in_either_order(tmp_path: Path):
-    model = write_reward_model(tmp_path, shift=5.0, scale=2.0)
+    model = write_reward_model(tmp_path, shifts=[5.0], scale=2.0)
     one, other = judged(model, item("a", "w5", "w7"), item("a", "w7", "w5"), task="pairwise")
     expected = 2 * (by_hand(model, "w5") - by_hand(model, "w7"))
     assert (one.margin, other.margin) == pytest.approx((expected, -expected), abs=1e-4)
 
 
 def test_shift_and_scale_move_a_single_answer(tmp_path: Path):
-    model = write_reward_model(tmp_path, shift=1.5, scale=3.0)
+    model = write_reward_model(tmp_path, shifts=[1.5], scale=3.0)
     (found,) = judged(model, item("a", "w5 w6"))
     assert found.raw_margin == pytest.approx(by_hand(model, "w5 w6") - 1.5, abs=1e-4)
     assert found.margin == pytest.approx(3 * (by_hand(model, "w5 w6") - 1.5), abs=1e-4)
 
 
 def test_an_ensemble_judges_by_its_mean_less_the_disagreement(tmp_path: Path):
-    model = write_reward_model(tmp_path, members=3, pessimism=0.5)
+    shifts = [0.3, -0.2, 0.1]
+    model = write_reward_model(tmp_path, shifts=shifts, pessimism=0.5)
     others = [write_reward_model(tmp_path / f"member-{n}", seed=n) for n in (1, 2)]
-    rewards = [by_hand(one, "w5 w6") for one in (model, *others)]
+    centred = [by_hand(one, "w5 w6") - shift for one, shift in zip((model, *others), shifts, strict=True)]
     (found,) = judged(model, item("a", "w5 w6"))
-    assert found.margin == pytest.approx(statistics.fmean(rewards) - 0.5 * statistics.stdev(rewards), abs=1e-4)
+    assert found.margin == pytest.approx(statistics.fmean(centred) - 0.5 * statistics.stdev(centred), abs=1e-4)
+    with pytest.raises(InputError, match="several models share a process"):
+        require_backend(Centre(shifts=(0.0, 0.0)), "vllm", model)
     before = weights_digest(tmp_path)
     write_reward_model(tmp_path / "member-1", seed=9)
     assert weights_digest(tmp_path) != before
@@ -162,10 +165,11 @@ def test_an_engine_that_fails_fails_the_callers_that_wait(tmp_path: Path, monkey
         ({}, {"task": "predicate"}, "has one number for a whole answer"),
         ({}, {"calibration": "book.json"}, "its scale is in its config.json"),
         ({"labels": 3}, {}, "has 3 labels, expected one"),
-        ({"shift": "much"}, {}, "expected a finite shift"),
-        ({"scale": 0}, {}, "expected a finite shift"),
-        ({"pessimism": 1.0}, {}, "expected a finite shift"),
-        ({"surprise": 1}, {}, "expected a finite shift"),
+        ({"shifts": ["much"]}, {}, "expected a list of finite shifts"),
+        ({"scale": 0}, {}, "expected a list of finite shifts"),
+        ({"pessimism": 1.0}, {}, "expected a list of finite shifts"),
+        ({"surprise": 1}, {}, "expected a list of finite shifts"),
+        ({"shifts": 3}, {}, "expected a list of finite shifts"),
     ],
 )
 def test_what_cannot_judge_is_refused_when_it_starts(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,53 +15,87 @@ from transformers import AutoModelForCausalLM
 
 from learners.core.config import NetworkConfig
 from learners.drift import drift
-from learners.rewarding import Centre, centre, examine, margins_of, save, teach
-from solon.engines.base import EngineConfig
+from learners.networks.reward_model import PreferencePair, score
+from learners.rewarding import Heldout, centred, examine, margins_of, save, scale_of, teach
 from solon.errors import InputError
 from solon.feedback.judges.reward_judge import centre_of
 from tests.unit.learner_builders import VOCABULARY, write_llama
 from tests.unit.learners.test_reward_model import FAST, PAD, good_pairs
 
 
+def heldout(number: int, seed: int, **more: Any) -> list[Heldout]:
+    """Four pairs of each prompt."""
+    tags = (("even",), ("odd", "rare"), ("even",), ("odd",))
+    return [
+        Heldout(
+            pair=dataclasses.replace(pair, **more), prompt=str(n // 4), tags=tags[n % 4] if n < 12 else tags[n % 2 * 3]
+        )
+        for n, pair in enumerate(good_pairs(number, seed))
+    ]
+
+
 def test_members_differ_agree_with_the_pairs_and_are_found_again_by_a_judge(tmp_path: Path):
     llama = write_llama(tmp_path / "llama")
-    taught, heldout = good_pairs(160, 0), good_pairs(120, 1)
+    taught = good_pairs(160, 0)
     members, reports = teach(llama, taught, FAST, members=2, pad_id=PAD)
     assert [one.pairs for one in reports] == [160, 160]
-    margins_MN = margins_of(members, heldout)
-    assert not np.allclose(*margins_MN)
-    found = centre(members, taught, heldout)
-    assert found.is_calibrated
-    report = examine(
-        members, heldout, [("even",) if n % 2 else ("odd", "rare")[: 1 + (n < 6)] for n in range(120)], found.scale
-    )
+    centre, report = examine(members, heldout(120, 1), centred(members, taught, pessimism=0.5))
+    each_MN, _ = margins_of(members, good_pairs(120, 1), centre)
+    assert not np.allclose(*each_MN)
+    assert report["is_calibrated"]
     assert report["heldout_accuracy"]["value"] > 0.9
     assert set(report["by_tag"]) == {"even", "odd"}
     assert report["heldout_nll"] < math.log(2)
     assert report["disagreement"] > 0
     assert len(report["members_accuracy"]) == 2
-    folders = save(members, found, tmp_path / "out", pessimism=0.5)
+    folders = save(members, centre, tmp_path / "out")
     assert folders == [tmp_path / "out", tmp_path / "out" / "member-1"]
-    read = centre_of(EngineConfig(model=str(tmp_path / "out")))
-    assert (read.shift, read.scale, read.members, read.pessimism) == (found.shift, found.scale, 2, 0.5)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert centre_of(config, "out") == centre
+    assert centre.members == 2
 
 
-def test_a_typical_answer_has_a_margin_of_nothing_and_few_pairs_leave_the_scale_alone(tmp_path: Path):
-    from learners.networks.reward_model import score
+@pytest.mark.parametrize("pessimism", [0.0, 0.7])
+def test_a_typical_answer_has_a_margin_of_nothing_whatever_the_members_zero(tmp_path: Path, pessimism: float):
+    taught = good_pairs(40, 0)
+    members, _ = teach(write_llama(tmp_path), taught, FAST, members=3, pad_id=PAD)
+    centre = centred(members, taught, pessimism=pessimism)
+    answers = list(dict.fromkeys(ids for pair in taught for ids in (pair.first, pair.second)))
+    values = [centre.value(row) for row in np.stack([score(one, answers) for one in members]).T.tolist()]
+    assert np.mean(values) == pytest.approx(0, abs=1e-6)
+    # A member's own zero says nothing: moving one changes no margin.
+    moved = [
+        row + offset for row, offset in zip(np.stack([score(one, answers) for one in members]), (0, 9, -4), strict=True)
+    ]
+    shifted = dataclasses.replace(centre, shifts=tuple(np.add(centre.shifts, (0, 9, -4)).tolist()))
+    assert [shifted.value(row) for row in np.stack(moved).T.tolist()] == pytest.approx(values, abs=1e-4)
 
+
+@pytest.mark.parametrize(
+    "pairs",
+    [heldout(20, 1), heldout(120, 1, weight=0.0)[:60] + heldout(60, 2), [], [
+        dataclasses.replace(one, pair=dataclasses.replace(one.pair, weight=50.0 if n < 4 else 1.0))
+        for n, one in enumerate(heldout(120, 1))
+    ]],
+    ids=["few", "without weight", "none", "few that count"],
+)  # fmt: skip
+def test_too_few_pairs_leave_the_scale_alone(tmp_path: Path, pairs: list[Heldout]):
     taught = good_pairs(40, 0)
     members, _ = teach(write_llama(tmp_path), taught, FAST, members=1, pad_id=PAD)
-    found = centre(members, taught, good_pairs(20, 1))
-    assert (found.scale, found.is_calibrated) == (1.0, False)
-    answers = list(dict.fromkeys(ids for pair in taught for ids in (pair.first, pair.second)))
-    assert score(members[0], answers).mean() == pytest.approx(found.shift, abs=1e-6)
-    assert examine(members, [], [], 1.0) == {}
+    centre, report = examine(members, pairs, centred(members, taught, pessimism=0.0))
+    assert (centre.scale, report["is_calibrated"]) == (1.0, False)
+
+
+def test_margins_that_say_the_opposite_are_not_called_calibrated():
+    margins = np.linspace(-3, 3, 200)
+    pairs = [PreferencePair(first=(1,), second=(2,), p=float(margin < 0)) for margin in margins]
+    assert scale_of(margins, pairs) is None
 
 
 def test_pessimism_needs_members(tmp_path: Path):
     members, _ = teach(write_llama(tmp_path), good_pairs(8, 0), FAST, members=1, pad_id=PAD)
     with pytest.raises(InputError, match="with one member, expected several"):
-        save(members, Centre(shift=0, scale=1, is_calibrated=False), tmp_path / "out", pessimism=1.0)
+        centred(members, good_pairs(8, 0), pessimism=1.0)
 
 
 @torch.no_grad()
