@@ -27,7 +27,7 @@ from solon.cli.label_settings import LabelSettings
 from solon.cli.names import resolver
 from solon.cli.tables import print_table
 from solon.cli.train import runs_folder
-from solon.errors import RunFailedError
+from solon.errors import InputError, RunFailedError
 from solon.evaluation.methods import Changes, Cost, MethodRow, advice, over_seeds
 from solon.files.json_text import json_text
 from solon.files.overrides import flat_items, settings_from
@@ -60,11 +60,11 @@ class Comparison:
         self._console = Console(highlight=False, quiet=quiet, soft_wrap=True)
         self._store = Store(folder.parent / "artifacts")
         self.sizes: dict[str, float] = {}
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, InputError | RunFailedError] = {}
         """Why, by method."""
 
     def run(self) -> dict[str, Any]:
-        """Raises InputError, and RunFailedError when all methods failed."""
+        """Raises InputError before anything runs, and when all methods failed the error of the first."""
         file = self._file
         self._check()
         runs: dict[str, list[Run]] = {one.name: [] for one in file.methods}
@@ -73,13 +73,13 @@ class Comparison:
                 if method.name not in self.failed:
                     try:
                         runs[method.name].append(self._sized(method, seed))
-                    except RunFailedError as error:
-                        self.failed[method.name] = str(error)
+                    except (InputError, RunFailedError) as error:
+                        self.failed[method.name] = error
                         self._say(f"{method.name} failed: {error}")
         runs = {name: some for name, some in runs.items() if name not in self.failed}
         if not runs:
-            name, message = next(iter(self.failed.items()))
-            raise RunFailedError(f"all methods failed; the first, {name}: {message}")
+            name, error = next(iter(self.failed.items()))
+            raise type(error)(f"all methods failed; the first, {name}: {error}")
         scores = [self._evaluated(number, seed, runs) for number, seed in enumerate(file.seeds)]
         changes = {name: np.array([changes[name] for changes, _ in scores]) for name in runs}
         rows = [self._row(name, some, changes[name], [one for _, one in scores]) for name, some in runs.items()]
@@ -229,7 +229,7 @@ class Comparison:
                 }
                 for row in rows
             ],
-            "failed": self.failed,
+            "failed": {name: str(error) for name, error in self.failed.items()},
             "advice": " ".join(said),
             "folder": str(self._folder),
         }

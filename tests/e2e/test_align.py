@@ -176,3 +176,86 @@ def test_a_stage_that_cannot_work_ends_with_its_cause(nursery: Any, tmp_path: Pa
     assert done.returncode == 2
     assert "two equal answers with a certain label" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+HEAD = FILE.partition('[[stages]]\ntype = "sft"')[0]
+"""With the preferences that `whole` has made."""
+
+
+def test_a_reward_model_judges_in_reinforcement_learning_and_the_drift_of_every_policy_is_measured(
+    whole: tuple[Path, dict[str, Any]],
+):
+    folder, result = whole
+    (folder / "reward.toml").write_text(
+        HEAD
+        + """
+[[stages]]
+type = "reward_model"
+learn = { learning_rate = 1e-3 }
+[[stages]]
+type = "rlaif"
+judge = "reward_model"
+[stages.run]
+steps = 2
+rollout = { group_size = 4, max_tokens = 24, max_model_len = 128, num_cpus = 0.5 }
+judging = { max_model_len = 256, num_cpus = 0.5 }
+ledger = { batch_groups = 4 }
+learn = { objective = "group_relative", learning_rate = 4e-4, num_cpus = 0.5 }
+[[stages]]
+type = "drift"
+max_prompts = 16
+max_tokens = 24
+"""
+    )
+    done = subprocess.run(
+        solon_command("align", "reward.toml", "--json"), cwd=folder, env=environment(SOLON_RUNS=str(folder / "runs")),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    preferences, reward_model, rlaif, drift = json.loads(done.stdout)["stages"]
+    assert preferences["digest"] == result["stages"][0]["digest"]
+    config = json.loads((Path(reward_model["folder"]) / "model" / "config.json").read_text())
+    assert set(config["solon_reward"]) == {"shifts", "scale", "pessimism"}
+    assert rlaif["report"]["labels"]["invalid"] == 0
+    assert rlaif["report"]["labels"]["total"] > 0
+    assert set(drift["report"]["kl"]) == {"start"}
+    assert drift["report"]["kl"]["start"] > 0
+
+
+def test_methods_are_compared_once_and_a_second_start_only_prints(whole: tuple[Path, dict[str, Any]]):
+    folder, _ = whole
+    head = HEAD.replace('[[stages]]\ntype = "preferences"\nmax_prompts = 48\n', "")
+    stages = '[[methods.stages]]\ntype = "preferences"\nmax_prompts = 48\n'
+    (folder / "compare.toml").write_text(
+        head.replace("[label]", "seeds = [0]\n[label]")
+        + '[evaluate]\nevaluator = "nursery"\nmax_prompts = 48\nsampling = { max_tokens = 24 }\n'
+        + f'[[methods]]\nname = "dpo"\n{stages}[[methods.stages]]\ntype = "dpo"\nlearn = {{ learning_rate = 5e-4 }}\n'
+        + f'[[methods]]\nname = "kto"\n{stages}[[methods.stages]]\ntype = "kto"\nlearn = {{ learning_rate = 5e-4 }}\n'
+        + f'[[methods]]\nname = "broken"\n{stages}[[methods.stages]]\ntype = "dpo"\nmax_tokens = 8\n'
+    )
+
+    def run() -> tuple[dict[str, Any], str, float]:
+        started = time.monotonic()
+        done = subprocess.run(
+            solon_command("compare", "compare.toml", "--json"), cwd=folder,
+            env=environment(SOLON_RUNS=str(folder / "runs")), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-3000:]
+        return json.loads(done.stdout), done.stderr, time.monotonic() - started
+
+    first, errors, took = run()
+    assert [one["name"] for one in first["methods"]] == ["dpo", "kto"]
+    assert "broken" in first["failed"]
+    assert "broken failed" in errors
+    assert "Traceback" not in errors
+    for one in first["methods"]:
+        assert one["cost"]["ai_labels"] > 0
+        assert one["cost"]["seconds"] > 0
+        assert one["kl"] is not None
+        assert one["change"]["low"] < one["change"]["value"] < one["change"]["high"]
+    assert "One seed says nothing" in first["advice"]
+    assert (folder / "runs" / "compare" / "comparison.html").stat().st_size > 100_000
+    second, _, again = run()
+    assert second["methods"] == first["methods"]
+    assert again < took / 2
