@@ -78,8 +78,8 @@ class Comparison:
                         self._say(f"{method.name} failed: {error}")
         runs = {name: some for name, some in runs.items() if name not in self.failed}
         if not runs:
-            name, error = next(iter(self.failed.items()))
-            raise type(error)(f"all methods failed; the first, {name}: {error}")
+            name, first = next(iter(self.failed.items()))
+            raise type(first)(f"all methods failed; the first, {name}: {first}")
         scores = [self._evaluated(number, seed, runs) for number, seed in enumerate(file.seeds)]
         changes = {name: np.array([changes[name] for changes, _ in scores]) for name in runs}
         rows = [self._row(name, some, changes[name], [one for _, one in scores]) for name, some in runs.items()]
