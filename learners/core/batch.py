@@ -53,12 +53,15 @@ class Batch:
         reward_clip: float | None = None,
         truncated: Truncated = "keep",
         truncated_penalty: float = 0.0,
+        length_penalty: float = 0.0,
+        length_free: int = 0,
         vocabulary: int | None = None,
     ) -> Batch:
         """Sorted by ordinal, so that arrival order changes nothing; rollouts without reward or tokens left out.
 
         `truncated`: how answers cut by the length limit are treated; `mask` leaves them out of `baseline_rewards`,
-        `penalise` takes `truncated_penalty` nats off their reward.
+        `penalise` takes `truncated_penalty` nats off their reward. `length_penalty`: nats that every answer loses for
+        each token beyond `length_free`.
         Raises RunFailedError when nothing is left, when a group is a duplicate or has no prompt, when a rollout
         contradicts itself, or when it has a token that is not below `vocabulary`.
         """
@@ -67,7 +70,7 @@ class Batch:
         if len(set(ordinals)) != len(ordinals):
             raise RunFailedError(f"a batch holds a group twice: ordinals {list(ordinals)}")
         group_rewards = tuple(_rewards(group, reward_clip) for group in groups)
-        penalty = truncated_penalty if truncated == "penalise" else 0.0
+        costs = _Costs(truncated_penalty if truncated == "penalise" else 0.0, length_penalty, length_free)
         trained = [
             (p, member, rollout, reward)
             for p, group in enumerate(groups)
@@ -92,14 +95,14 @@ class Batch:
             prompts=tuple(np.asarray(g.group.prompt_token_ids, np.int64) for g in groups),
             group_rewards=group_rewards,
             baseline_rewards=tuple(
-                _baseline_rewards(group, rewards, masked=truncated == "mask", penalty=penalty)
+                _baseline_rewards(group, rewards, masked=truncated == "mask", costs=costs)
                 for group, rewards in zip(groups, group_rewards, strict=True)
             ),
             group_R=np.array([p for p, _, _, _ in trained], np.int64),
             member_R=np.array([member for _, member, _, _ in trained], np.int64),
             length_R=length_R,
             start_R=np.cumsum(length_R) - length_R,
-            reward_R=np.array([reward - penalty * _is_truncated(r) for _, _, r, reward in trained], np.float32),
+            reward_R=np.array([reward - costs.of(rollout) for _, _, rollout, reward in trained], np.float32),
             truncated_R=np.array([_is_truncated(rollout) for _, _, rollout, _ in trained]),
             token_N=np.concatenate([rollout.token_ids for _, _, rollout, _ in trained]).astype(np.int64),
             behaviour_N=np.concatenate([rollout.logprobs for _, _, rollout, _ in trained]).astype(np.float32),
@@ -141,18 +144,30 @@ def _check(rollout: Rollout, name: str, vocabulary: int | None) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """What an answer loses for its form, nats."""
+
+    truncated: float
+    token: float
+    free: int
+
+    def of(self, rollout: Rollout) -> float:
+        beyond = max(0, len(rollout.token_ids) - self.free)
+        return self.truncated * _is_truncated(rollout) + self.token * beyond
+
+
 def _is_truncated(rollout: Rollout) -> bool:
     return rollout.finish_reason == "length"
 
 
 def _baseline_rewards(
-    group: TrainingGroup, rewards: Sequence[float | None], *, masked: bool, penalty: float
+    group: TrainingGroup, rewards: Sequence[float | None], *, masked: bool, costs: _Costs
 ) -> tuple[float | None, ...]:
-    """Rewards of a group, with truncated answers penalised or left out."""
-    cut = [_is_truncated(rollout) for rollout in group.group.rollouts]
+    """Rewards of a group less the costs of form; truncated answers may be left out."""
     return tuple(
-        None if reward is None or (is_cut and masked) else reward - penalty * is_cut
-        for reward, is_cut in zip(rewards, cut, strict=True)
+        None if reward is None or (masked and _is_truncated(rollout)) else reward - costs.of(rollout)
+        for reward, rollout in zip(rewards, group.group.rollouts, strict=True)
     )
 
 

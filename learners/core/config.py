@@ -165,6 +165,11 @@ class RewardSettings(Settings):
     reward less truncated_penalty."""
     truncated_penalty: float = Field(1.0, gt=0)
     """Nats that a truncated answer loses (penalise)."""
+    length_penalty: float = Field(0.0, ge=0)
+    """Nats that an answer loses for each token beyond length_free, whatever the judge says of it: a judge that likes
+    length makes answers longer with every step. 0: none."""
+    length_free: int = Field(0, ge=0)
+    """Tokens that cost nothing (length_penalty)."""
 
 
 class TrainerConfig(NetworkConfig, ScheduleConfig, OptimizerConfig):

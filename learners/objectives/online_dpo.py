@@ -57,6 +57,8 @@ class OnlineDPOObjective(PolicyObjective):
             reward_clip=config.reward_clip,
             truncated=config.truncated,
             truncated_penalty=config.truncated_penalty,
+            length_penalty=config.length_penalty,
+            length_free=config.length_free,
         )
         pairs = {
             group: found

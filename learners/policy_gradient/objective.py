@@ -50,6 +50,8 @@ class PolicyGradient(PolicyObjective):
             reward_clip=self.config.reward_clip,
             truncated=self.config.truncated,
             truncated_penalty=self.config.truncated_penalty,
+            length_penalty=self.config.length_penalty,
+            length_free=self.config.length_free,
         )
         everything = self.microbatches(arrays, arrays.trained_groups())
         targets, metrics = self.targets(arrays, everything, context)

@@ -71,9 +71,11 @@ def without_old_thoughts(messages: Sequence[Message]) -> tuple[Message, ...]:
     )
 
 
-def with_thought(text: str, thought: str) -> str:
-    """Both in one text, for a judge that should see both."""
-    return f"<think>\n{thought}\n</think>\n\n{text}" if thought else text
+def with_thought(text: str, thought: str, *, marked: bool = True) -> str:
+    """Both in one text, for a judge that should see both. marked: it sees which is which."""
+    if not thought:
+        return text
+    return f"<think>\n{thought}\n</think>\n\n{text}" if marked else f"{thought}\n\n{text}"
 
 
 def leaves_open(text: str, marks: ThinkingMarks) -> bool:

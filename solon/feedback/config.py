@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from solon.feedback.caches.cache import CacheConfig
 from solon.feedback.caches.semantic import SemanticConfig
@@ -13,6 +13,11 @@ from solon.feedback.panels.selective import SelectionSection
 from solon.feedback.prompting.swap import SwapConfig
 from solon.files.marks import FilePath
 from solon.verdicts import Task
+
+
+def _shown(value: Any) -> Any:
+    """Earlier files have true or false."""
+    return {True: "marked", False: "none"}.get(value, value) if isinstance(value, bool) else value
 
 
 class FeedbackConfig(BaseModel):
@@ -28,8 +33,9 @@ class FeedbackConfig(BaseModel):
     were trained on Solon's questions (no instructions, fewer tokens)."""
     tell_cut: bool = True
     """Tell the judge when an answer ended at the length limit (template `assistant`)."""
-    show_thoughts: bool = False
-    """Show the judge the thought of a thinking model, too. Thoughts are stored on disk either way."""
+    show_thoughts: Annotated[Literal["none", "marked", "plain"], BeforeValidator(_shown)] = "none"
+    """What the judge sees of a thinking model's thought. `none`: only the answer. `marked`: the thought between marks,
+    then the answer; true means this. `plain`: both as one text. Thoughts are stored on disk either way."""
     principles_per_group: int | None = Field(None, ge=0)
     """Principles sampled for each group among those that apply; 0: all of them; not given: by the constitution's
     `sampling`."""

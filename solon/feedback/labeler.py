@@ -11,7 +11,7 @@ from solon.engines.thinking import with_thought
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.interfaces import Item, Judge, sound
 from solon.feedback.reward import rewards, rule_of
-from solon.records import Feedback, Group, Label
+from solon.records import Feedback, Group, Label, Rollout
 from solon.verdicts import Verdict
 
 
@@ -87,13 +87,20 @@ def _item(config: FeedbackConfig, group: Group, asked: Asked, rollouts: Sequence
     return Item(
         task=config.task,
         conversation=group.conversation,
-        answers=tuple(with_thought(a.text, a.thought) if config.show_thoughts else a.text for a in answers),
+        answers=tuple(_shown(answer, config) for answer in answers),
         principle_id=asked.principle.id,
         question=asked.question,
         polarity=asked.polarity,
         scale=asked.scale,
         cut=cut if any(cut) else (),
     )
+
+
+def _shown(answer: Rollout, config: FeedbackConfig) -> str:
+    """What the judge sees of an answer."""
+    if config.show_thoughts == "none":
+        return answer.text
+    return with_thought(answer.text, answer.thought, marked=config.show_thoughts == "marked")
 
 
 def _label(plan: _Plan, verdict: Verdict) -> Label:

@@ -204,8 +204,10 @@ async def test_the_judge_sees_answer_and_history_without_thoughts_as_the_policy_
     assert {one.answers for one in asked_about} == {("yes, blue",)}
     assert [m.content for m in asked_about[0].conversation] == ["sky ?", "blue", "sure ?"]
     assert group.prompt == prompt
-    asked_about = await shown_to_the_judge(group, show_thoughts=True)
-    assert {one.answers for one in asked_about} == {("<think>\nlet me see\n</think>\n\nyes, blue",)}
+    marked = {("<think>\nlet me see\n</think>\n\nyes, blue",)}
+    for given, expected in ((True, marked), ("marked", marked), ("plain", {("let me see\n\nyes, blue",)})):
+        assert {one.answers for one in await shown_to_the_judge(group, show_thoughts=given)} == expected
+    assert {one.answers for one in await shown_to_the_judge(group, show_thoughts=False)} == {("yes, blue",)}
 
 
 async def test_an_unfinished_thought_is_no_answer_and_is_reported_as_cut():

@@ -559,3 +559,30 @@ def test_noise_of_16_bits_is_not_measured_for_engines_that_compute_in_float32(ll
     learner = build_learner(LearnConfig(), model=llama, temperature=1.0, seed=0, engines_in_float32=True)
     assert learner.initial_weights().canary_noise == 0.0
     assert make_learner(llama).initial_weights().canary_logprobs == learner.initial_weights().canary_logprobs
+
+
+def test_each_token_beyond_the_free_ones_costs_and_the_verdict_stays():
+    answers, rewards = [[5] * 4, [6] * 10, [7] * 2], [1.0, 1.0, None]
+    batch = Batch.of([make_group(0, [3], answers, rewards)], length_penalty=0.5, length_free=6)
+    assert batch.reward_R.tolist() == [1.0, -1.0]
+    assert batch.baseline_rewards == ((1.0, -1.0, None),)
+    assert batch.group_rewards == ((1.0, 1.0, None),)
+
+
+@pytest.mark.parametrize("objective", ["ppo", "group_relative", "online_dpo"])
+def test_of_two_equally_good_answers_the_shorter_one_becomes_likelier(llama, objective):
+    config = LearnConfig(objective=objective, learning_rate=1e-3, length_penalty=0.3, minibatches=1)
+    learner = build_learner(config, model=llama, temperature=1.0, seed=0)
+    short, long = [5, 6], [8, 9, 10, 11, 12, 13]
+
+    def gap():
+        model = model_from(learner.initial_weights(), llama)
+        told = [sum(logprobs_of_sequence(model, [3, 4, *answer])[1:]) for answer in (short, long)]
+        return told[0] - told[1]
+
+    before = gap()
+    for step in range(4):
+        model = model_from(learner.initial_weights(), llama)
+        logprobs = [logprobs_of_sequence(model, [3, 4, *answer])[1:] for answer in (short, long)]
+        learner.step(step, [make_group(0, [3, 4], [short, long], [1.0, 1.0], logprobs=logprobs, version=step)])
+    assert gap() > before + 0.05
