@@ -30,7 +30,7 @@ from solon.cli.train import runs_folder
 from solon.errors import InputError, RunFailedError
 from solon.evaluation.methods import Changes, Cost, MethodRow, advice, over_seeds
 from solon.files.json_text import json_text
-from solon.files.overrides import flat_items, settings_from
+from solon.files.overrides import flat_items
 from solon.files.rows import read_rows
 from solon.files.whole_file import write_whole
 from solon.host.user_folders import unusable
@@ -90,9 +90,9 @@ class Comparison:
         file = self._file
         LabelSettings.of([f"{key}={value!r}" for key, value in flat_items(file.label)])
         request = self._request([file.policy], self._folder / "unused", file.seeds[0])
-        settings = settings_from(EvaluateSettings, {}, request.overrides)
+        assert request.settings is not None
         names = [file.policy, request.prompts, request.judge, request.constitution]
-        check_evaluation(request, settings, resolver(names, progress=not self._quiet))
+        check_evaluation(request, request.settings, resolver(names, progress=not self._quiet))
         (self._folder / "unused").rmdir()
 
     def _sized(self, method: MethodSection, seed: int) -> Run:
@@ -126,7 +126,7 @@ class Comparison:
 
     def _request(self, models: Sequence[str], out: Path, seed: int) -> EvaluateRequest:
         file, section = self._file, self._file.evaluate
-        settings = section.model_dump(mode="json", include={"sampling", "engine", "judging", "feedback"})
+        settings = {name: getattr(section, name) for name in ("sampling", "engine", "judging", "feedback")}
         return EvaluateRequest(
             models=models,
             prompts=file.heldout_prompts,
@@ -137,7 +137,7 @@ class Comparison:
             max_prompts=section.max_prompts,
             samples=section.samples,
             pairwise=False,
-            overrides=[f"{key}={json.dumps(value)}" for key, value in flat_items({**settings, "seed": seed})],
+            settings=EvaluateSettings(**settings, seed=seed),
         )
 
     def _evaluated(
@@ -150,13 +150,18 @@ class Comparison:
 
         models = {name: _policy(*some[number]) for name, some in runs.items()}
         request = self._request(list(dict.fromkeys([self._file.policy, *models.values()])), Path(), seed)
+        assert request.settings is not None
         paths = resolver(
             [*request.models, request.prompts, request.judge, request.constitution], progress=not self._quiet
         )
         key = {
             "stage": "evaluation",
-            "settings": {"samples": request.samples, "max_prompts": request.max_prompts, "by": request.evaluator},
-            "overrides": list(request.overrides),
+            "settings": {
+                **request.settings.model_dump(mode="json"),
+                "samples": request.samples,
+                "max_prompts": request.max_prompts,
+                "by": request.evaluator,
+            },
             "models": {name: source_digest(paths(name)) for name in request.models},
             "prompts": content_digest(Path(paths(request.prompts))),
             "judge": request.judge and source_digest(paths(request.judge)),

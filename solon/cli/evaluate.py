@@ -70,6 +70,8 @@ class EvaluateRequest:
     pairwise: bool = True
     """With a judge: also whose answers are preferred to those of the first policy."""
     overrides: Sequence[str] = ()
+    settings: EvaluateSettings | None = None
+    """In place of `overrides`."""
 
 
 @dataclass(slots=True)
@@ -86,7 +88,7 @@ class Answered:
 
 def run_evaluate(request: EvaluateRequest, *, as_json: bool) -> dict[str, Any]:
     """Raises InputError before any engine starts where possible."""
-    settings = settings_from(EvaluateSettings, {}, request.overrides)
+    settings = request.settings or settings_from(EvaluateSettings, {}, request.overrides)
     path = resolver([*request.models, request.prompts, request.judge, request.constitution], progress=not as_json)
     judge, rows = check_evaluation(request, settings, path)
     prompts = [row.prompt for row in rows]
