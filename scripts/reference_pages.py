@@ -25,9 +25,14 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT))
 
+from cluster.align.compare_file import CompareFile, MethodSection  # noqa: E402
+from cluster.align.file import AlignFile  # noqa: E402
+from cluster.align.rounds import Rounds  # noqa: E402
+from cluster.align.stages import known_stages as align_stages  # noqa: E402
 from cluster.config.pools import PoolSpec  # noqa: E402
 from cluster.config.run_file import RunFile  # noqa: E402
 from cluster.stages import known_stages  # noqa: E402
+from solon.cli.label_settings import LabelSettings  # noqa: E402
 from solon.cli.main import app  # noqa: E402
 
 MADE = "Made from the code by `python scripts/reference_pages.py`; a test compares them.\n"
@@ -95,6 +100,21 @@ def pipelines() -> str:
                 f"`{key}`" if key == place else f"`{key}` (`{place}`)" for key, place in stage.moved.items()
             )
             parts.append(f"It also takes these of the run file: {keys}.\n")
+    return "\n".join(parts)
+
+
+def alignments() -> str:
+    """docs/reference/alignments.md."""
+    intro = (
+        "# Alignment file and comparison file\n\n" + MADE + "\n"
+        "An alignment file lists stages that make files ([Align in several stages](../align.md)); a comparison file\n"
+        "lists methods, each a list of such stages ([Choose a method](../choosing-a-method.md)).\n"
+    )
+    parts = [intro, "## Alignment file\n", *_section(AlignFile, ""), *_section(LabelSettings, "label")]
+    for kind, stage in sorted({**align_stages(), "iterate": Rounds}.items()):
+        title, *rest = _section(stage, "STAGE")
+        parts += [title.replace("[STAGE]", f'[[stages]] type = "{kind}"'), *rest]
+    parts += ["## Comparison file\n", *_section(CompareFile, ""), *_section(MethodSection, "methods")]
     return "\n".join(parts)
 
 
@@ -206,6 +226,7 @@ PAGES = {
     DOCS / "reference" / "commands.md": commands,
     DOCS / "reference" / "configuration.md": configuration,
     DOCS / "reference" / "pipelines.md": pipelines,
+    DOCS / "reference" / "alignments.md": alignments,
     DOCS / "decisions" / "index.md": decisions,
 }
 

@@ -111,7 +111,7 @@ class AlignStage(Section):
     def call(self, job: Job, function: str) -> None:
         """Let a function of the stage's module work in a process of its own, and keep its report. It is given paths of
         inputs by role, the settings, `seed`, `out` and `scratch`."""
-        given = {**job.inputs, **self.settings(job.file), "seed": job.file.seed}
+        given = {**job.inputs, **self.settings(job.file), "seed": job.file.seed, "data": job.file.data.model_dump()}
         given |= {"out": str(job.out), "scratch": str(job.scratch)}
         job.report |= job.work(f"{type(self).__module__}:{function}", given)
 

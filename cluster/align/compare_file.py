@@ -37,6 +37,7 @@ from solon.engines.base import EngineOptions
 from solon.engines.sampling import SamplingOptions
 from solon.errors import InputError, nearest
 from solon.feedback.config import FeedbackConfig
+from solon.files.data_config import ReadConfig
 from solon.files.marks import FilePath, ModelName, PromptsPath, rewrite
 from solon.files.overrides import parse_override, put
 from solon.files.toml_file import read_toml
@@ -91,6 +92,8 @@ class CompareFile(Section):
     constitution: FilePath = ""
     heldout_prompts: PromptsPath = Field(min_length=1)
     """Prompts of the evaluation."""
+    data: ReadConfig = ReadConfig()
+    """Column and split of the prompts."""
     label: dict[str, Any] = Field(default_factory=dict)
     """Settings of `solon label`."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((0, 1, 2), min_length=1)
@@ -169,6 +172,10 @@ class CompareFile(Section):
             )
 
     def _check_grader(self) -> None:
+        if self.prompts and _same(self.prompts, self.heldout_prompts):
+            raise InputError(
+                f"{self._where}: heldout_prompts are the prompts that methods train on, expected others; split the file"
+            )
         from cluster.evaluate import PROGRAMS
 
         section = self.evaluate
@@ -196,7 +203,8 @@ class CompareFile(Section):
             tail = {"type": "drift", "name": DRIFT, "max_tokens": sampling.max_tokens, "engine": engine}
             stages.append(tail | {"max_prompts": min(128, self.evaluate.max_prompts)})
         given = {key: getattr(self, key) for key in PATHS if getattr(self, key)}
-        raw = {**given, "seed": seed, "label": copy.deepcopy(self.label), "stages": stages}
+        data = {"data": self.data.model_dump(exclude_unset=True)} if self.data != ReadConfig() else {}
+        raw = {**given, **data, "seed": seed, "label": copy.deepcopy(self.label), "stages": stages}
         return AlignFile.of(raw, self._folder, where=where)
 
 

@@ -30,6 +30,7 @@ from cluster.config.sections import Section
 from solon.engines.base import EngineOptions
 from solon.errors import InputError, nearest
 from solon.feedback.config import FeedbackConfig
+from solon.files.data_config import ReadConfig
 from solon.files.marks import FilePath, ModelName, NamesFile, NamesModel, PromptsPath, marked, rewrite
 from solon.files.overrides import parse_override, put
 from solon.files.toml_file import read_toml
@@ -63,6 +64,8 @@ class AlignFile(Section):
     heldout_prompts: PromptsPath = ""
     """Prompts of evaluations."""
     seed: int = Field(0, ge=0, lt=2**31)
+    data: ReadConfig = ReadConfig()
+    """Column and split of the prompts."""
     label: dict[str, Any] = Field(default_factory=dict)
     """Settings of `solon label` for stages that label: `feedback`, `judging`, `write`."""
     stages: tuple[SerializeAsAny[AlignStage], ...] = Field(min_length=1)
@@ -132,6 +135,8 @@ def _what(role: str) -> str:
 
 
 def _remedy(role: str) -> str:
+    if role == "judge":
+        return 'set judge, or judge = "NAME" of a stage of type reward_model in this stage'
     makers = sorted(kind for kind, stage in known_stages().items() if role in stage.makes)
     stage = f"add a stage of type {' or '.join(makers)} before it, or " if makers and role in PRODUCTS else ""
     return f"{stage}set {role}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from cluster.align.base import PRODUCTS, AlignStage
 from cluster.align.file import AlignFile
@@ -14,6 +15,8 @@ from solon.artifacts.code import code_digest
 from solon.artifacts.digests import content_digest
 from solon.artifacts.store import Artifact, Key, Store, first_difference
 from solon.errors import InputError
+from solon.files.data_config import ReadConfig
+from solon.models.fetch import model_directory
 
 SCHEMA = 1
 MODELS = ("policy", "judge", "reward_model")
@@ -54,7 +57,7 @@ class Planner:
             "stage": stage.kind,
             "schema": SCHEMA,
             "version": stage.version,
-            "settings": {**stage.settings(self._file), "seed": self._file.seed},
+            "settings": {**stage.settings(self._file), "seed": self._file.seed, **self._read()},
             "inputs": {
                 role: _product_digest(made[one.stage], one.product) if one.stage else self._digest(role, one.path)
                 for role, one in sorted(sources.items())
@@ -66,25 +69,41 @@ class Planner:
         found = None if again else self._store.find(key)
         return Step(number=number + 1, stage=stage, key=key, found=found, reason="" if found else self._why(key, again))
 
+    def _read(self) -> dict[str, Any]:
+        """How prompts are read, where that is not the usual way."""
+        data = self._file.data
+        return {} if data == ReadConfig() else {"data": data.model_dump()}
+
     def inputs(self, number: int, made: Mapping[str, Artifact]) -> dict[str, str]:
         """Paths of a stage's inputs, by role."""
         return {
-            role: str(made[one.stage].folder / PRODUCTS[one.product]) if one.stage else self._paths(one.path)
+            role: str(made[one.stage].folder / PRODUCTS[one.product]) if one.stage else self._path(role, one.path)
             for role, one in self._file.sources(number).items()
         }
 
     def _digest(self, role: str, given: str) -> str:
         """Of a file or model of the user. Raises InputError when it is not there."""
         if given not in self._given:
-            path = self._paths(given)
+            path = self._path(role, given)
             is_model = role.partition(".")[0] in MODELS or path.endswith(".toml") or Path(path, "config.json").is_file()
             found = source_digest(path) if is_model else None
             if found is None and Path(path).exists():
                 found = content_digest(Path(path))
             if found is None:
-                raise InputError(f"{role} {given} is not on this machine, expected a path that exists; check the path")
+                stages = ", ".join(stage.name for stage in self._file.stages)
+                raise InputError(
+                    f"{role} {given} is neither a file nor a model on this machine nor a stage, expected a path that "
+                    f"exists or one of {stages}; check it"
+                )
             self._given[given] = found
         return self._given[given]
+
+    def _path(self, role: str, given: str) -> str:
+        """Of a file or model of the user; a model of the hub is fetched. Raises InputError."""
+        path = self._paths(given)
+        if role.partition(".")[0] not in MODELS or path.endswith(".toml") or Path(path).exists():
+            return path
+        return model_directory(path) or path
 
     def _why(self, key: Key, again: bool) -> str:
         if again:

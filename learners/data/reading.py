@@ -18,8 +18,11 @@ from solon.engines.tokens import ChatTokenizer
 from solon.engines.turns import Tokens, encode_turn
 from solon.errors import InputError, PromptRefusedError
 from solon.feedback.labelling.dataset import parse_row, with_prompt
+from solon.files.prompts import with_messages
 from solon.files.rows import folded, read_rows
 
+TURNS = ("prompt", "messages", "chosen", "rejected", "completion", "answer")
+"""Columns that may hold messages, in CSV as the text of a JSON list."""
 ANSWERS = ("completion", "answer", "chosen")
 """Columns of a demonstration's answer, the first that is there."""
 
@@ -62,6 +65,13 @@ class DemonstrationFile:
     skipped: tuple[tuple[str, str], ...]
 
 
+def report_skipped(skipped: Sequence[tuple[str, str]]) -> int:
+    """Print why rows are left out, for the log of a stage; returns their number."""
+    if skipped:
+        print(f"{len(skipped)} rows left out: {folded(iter(skipped))}", flush=True)
+    return len(skipped)
+
+
 def read_pairs(path: str | Path, tokenizer: ChatTokenizer, *, max_tokens: int, soft: bool = True) -> PairFile:
     """Preference pairs as token ids. soft: use `soft_label`; otherwise every chosen answer is certainly better.
 
@@ -70,6 +80,7 @@ def read_pairs(path: str | Path, tokenizer: ChatTokenizer, *, max_tokens: int, s
     """
     pairs, prompts, tags, skipped = [], [], [], []
     for place, raw in read_rows(path, what="preference"):
+        raw, _ = with_messages(raw, *TURNS)
         try:
             row = parse_row(place.ordinal, raw, place=str(place))
             if not isinstance(raw, dict) or len(row.answers) != 2:
@@ -98,6 +109,7 @@ def read_demonstrations(path: str | Path, tokenizer: ChatTokenizer, *, max_token
     cannot be read or holds no usable row."""
     rows, skipped = [], []
     for place, raw in read_rows(path, what="demonstration"):
+        raw, _ = with_messages(raw, *TURNS)
         try:
             row = parse_row(place.ordinal, _as_row(raw), place=str(place))
             prompt, answer = _turn(tokenizer, row.prompt.messages, row.answers[0], max_tokens)
@@ -115,6 +127,7 @@ def read_ratings(path: str | Path, tokenizer: ChatTokenizer, *, max_tokens: int)
     cannot be read or holds no usable row."""
     rows, skipped = [], []
     for place, raw in read_rows(path, what="rating"):
+        raw, _ = with_messages(raw, *TURNS)
         try:
             row = parse_row(place.ordinal, _as_row(raw), place=str(place))
             prompt, answer = _turn(tokenizer, row.prompt.messages, row.answers[0], max_tokens)
@@ -129,12 +142,14 @@ def read_ratings(path: str | Path, tokenizer: ChatTokenizer, *, max_tokens: int)
 
 def _good(raw: Any) -> float:
     """The probability that an answer is good. Raises ValueError."""
-    if "good" in raw:
-        return _number(raw, "good", 1.0)
-    label = raw.get("label")
-    if not isinstance(label, bool):
-        raise ValueError(f"has the label {label!r} and no `good`, expected true or false, or a probability in `good`")
-    return float(label)
+    column = "good" if raw.get("good") is not None else "label"
+    value = raw.get(column)
+    truth = {"true": 1.0, "false": 0.0}.get(str(value).strip().lower())
+    if truth is not None:
+        return truth
+    if column == "label" and str(value).strip() not in ("0", "1"):
+        raise ValueError(f"has the label {value!r} and no `good`, expected true or false, or a probability in `good`")
+    return _number(raw, column, 1.0)
 
 
 def _turn(tokenizer: ChatTokenizer, messages: Sequence[Any], answer: str, max_tokens: int) -> tuple[Tokens, Tokens]:
@@ -166,10 +181,16 @@ def _as_row(raw: Any) -> Any:
 
 
 def _number(raw: Mapping[str, Any], name: str, default: float) -> float:
-    value = raw.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"has the {name} {value!r}, expected a number")
-    return float(value)
+    """A number, also as the text of a CSV cell; an empty one is the default. Raises ValueError."""
+    value = raw.get(name)
+    if value is None or value == "":
+        return default
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"has the {name} {value!r}, expected a number") from None
 
 
 def _nothing(path: str | Path, what: str, columns: str, skipped: Sequence[tuple[str, str]]) -> str:

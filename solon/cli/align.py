@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solon.cli.label_settings import LabelSettings
 from solon.cli.names import resolver
 from solon.cli.train import runs_folder
 from solon.errors import InputError, RunFailedError, nearest
-from solon.files.overrides import flat_items
 from solon.host.user_folders import unusable
 
 if TYPE_CHECKING:
@@ -25,17 +23,18 @@ def run_align(
 ) -> dict[str, Any]:
     """Make what is missing of an alignment file, or with `dry_run` say what that is. Raises InputError,
     RunFailedError."""
+    from cluster.align.checks import check_alignment
     from cluster.align.execute import align, plan
     from cluster.align.file import AlignFile
     from solon.artifacts.store import Store
 
     file = AlignFile.load(path, overrides=overrides)
-    LabelSettings.of([f"{key}={value!r}" for key, value in flat_items(file.label)])
     names = [stage.name for stage in file.stages]
     if again_from and again_from not in names:
         raise InputError(f"--from {again_from}: expected one of {', '.join(names)}{nearest(again_from, names)}")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     paths = resolver(given_names(file), progress=not as_json)
+    check_alignment(file, paths)
     root = runs_folder()
     store = Store(root / "artifacts")
     view = Lines(quiet=as_json, total=len(names))

@@ -23,14 +23,12 @@ from solon.artifacts.code import code_digest
 from solon.artifacts.digests import content_digest
 from solon.cli.align import Lines, given_names
 from solon.cli.evaluate import EvaluateRequest, EvaluateSettings, check_evaluation, run_evaluate
-from solon.cli.label_settings import LabelSettings
 from solon.cli.names import resolver
 from solon.cli.tables import print_table
 from solon.cli.train import runs_folder
 from solon.errors import InputError, RunFailedError
 from solon.evaluation.methods import Changes, Cost, MethodRow, advice, over_seeds
 from solon.files.json_text import json_text
-from solon.files.overrides import flat_items
 from solon.files.rows import read_rows
 from solon.files.whole_file import write_whole
 from solon.host.user_folders import unusable
@@ -87,8 +85,12 @@ class Comparison:
 
     def _check(self) -> None:
         """What would end the comparison after hours. Raises InputError."""
+        from cluster.align.checks import check_alignment
+
         file = self._file
-        LabelSettings.of([f"{key}={value!r}" for key, value in flat_items(file.label)])
+        for method in file.methods:
+            found = file.alignment(method, file.seeds[0], 1.0)
+            check_alignment(found, resolver(given_names(found), progress=not self._quiet))
         request = self._request([file.policy], self._folder / "unused", file.seeds[0])
         assert request.settings is not None
         names = [file.policy, request.prompts, request.judge, request.constitution]
@@ -137,7 +139,7 @@ class Comparison:
             max_prompts=section.max_prompts,
             samples=section.samples,
             pairwise=False,
-            settings=EvaluateSettings(**settings, seed=seed),
+            settings=EvaluateSettings(**settings, data=file.data, seed=seed),
         )
 
     def _evaluated(

@@ -34,6 +34,7 @@ from solon.feedback.labelling.dataset import AnswerRow, first_rows, text_group
 from solon.feedback.pairwise import pair_margins
 from solon.feedback.prompting.secret import nonce_secret
 from solon.feedback.reward import rule_of
+from solon.files.data_config import ReadConfig
 from solon.files.json_text import json_text, write_lines
 from solon.files.overrides import settings_from
 from solon.files.whole_file import write_whole
@@ -52,6 +53,8 @@ class EvaluateSettings(BaseModel):
     judging: EngineOptions = EngineOptions()
     """Of the judge."""
     feedback: FeedbackConfig = FeedbackConfig()
+    data: ReadConfig = ReadConfig()
+    """Column and split of the prompts."""
     seed: int = Field(0, ge=0, lt=2**31)
 
 
@@ -130,7 +133,7 @@ def check_evaluation(
             "give one of the two"
         )
     judge = _judge(request, settings, path)
-    return judge, first_rows(path(request.prompts), request.max_prompts)
+    return judge, first_rows(path(request.prompts), request.max_prompts, read=settings.data)
 
 
 def _judge(

@@ -10,7 +10,7 @@ from solon.files.json_text import json_text
 
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file, as in learn.epochs=1."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file or a setting, as in seed=1."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 

@@ -37,7 +37,7 @@ def run_revise(
     settings = settings_from(ReviseSettings, {}, overrides)
     path = resolver([prompts, policy, constitution], progress=not as_json)
     rules = Constitution.load(path(constitution))
-    rows = first_rows(path(prompts), max_prompts)
+    rows = first_rows(path(prompts), max_prompts, read=settings.data)
     model = path(policy)
     check_model(model, role="policy", opt_in="engine", trusted=settings.engine.trust_remote_code)
     try:

@@ -11,6 +11,7 @@ from solon.engines.base import EngineOptions
 from solon.engines.lengths import engine_config
 from solon.engines.sampling import SamplingOptions
 from solon.engines.tokens import ChatTokenizer
+from solon.files.data_config import ReadConfig
 from solon.pipeline.rollout import RolloutSettings, RolloutWorker
 from solon.records import Prompt
 from solon.revision.chains import Chain, revise
@@ -27,6 +28,8 @@ class ReviseSettings(BaseModel):
     """Of answers, critiques and revisions."""
     engine: EngineOptions = EngineOptions()
     """Its max_model_len must hold the whole chain."""
+    data: ReadConfig = ReadConfig()
+    """Column and split of the prompts."""
     seed: int = Field(0, ge=0, lt=2**31)
 
 

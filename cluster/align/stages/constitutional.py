@@ -48,10 +48,13 @@ def write(given: Mapping[str, Any]) -> dict[str, Any]:
     """Runs in a process of its own. Raises InputError."""
     from solon.constitution.constitution import Constitution
     from solon.feedback.labelling.dataset import first_rows
+    from solon.files.data_config import ReadConfig
     from solon.revision.running import ReviseSettings, run_chains
     from solon.revision.writing import write_chains
 
-    rows = first_rows(given["prompts"], given["max_prompts"], skip=given["skip_prompts"])
+    rows = first_rows(
+        given["prompts"], given["max_prompts"], skip=given["skip_prompts"], read=ReadConfig(**given["data"])
+    )
     settings = ReviseSettings(
         rounds=given["rounds"],
         sampling=SamplingOptions(**given["sampling"]),

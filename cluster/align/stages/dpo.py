@@ -39,7 +39,7 @@ class DPOStage(AlignStage):
 
 def train(given: Mapping[str, Any]) -> dict[str, Any]:
     """Runs in a process of its own. Raises InputError, RunFailedError."""
-    from learners.data.reading import read_pairs
+    from learners.data.reading import read_pairs, report_skipped
     from learners.offline import train_on_pairs
     from solon.engines.tokens import ChatTokenizer
 
@@ -51,4 +51,4 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
     )
     config = DirectConfig(**given["learn"] | {"seed": given["seed"]})
     trained = train_on_pairs(given["policy"], read.pairs, config, save_to=Path(given["out"]) / "model")
-    return {"pairs": trained.examples, "skipped": len(read.skipped), **dataclasses.asdict(trained.report)}
+    return {"pairs": trained.examples, "skipped": report_skipped(read.skipped), **dataclasses.asdict(trained.report)}

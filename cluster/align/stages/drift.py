@@ -85,6 +85,7 @@ def measure(given: Mapping[str, Any]) -> dict[str, Any]:
     from solon.engines.lengths import engine_config
     from solon.engines.tokens import ChatTokenizer
     from solon.feedback.labelling.dataset import first_rows
+    from solon.files.data_config import ReadConfig
 
     anchors = {role.partition(".")[2]: path for role, path in given.items() if role.startswith("policy.")}
     ours = ChatTokenizer.load(given["policy"]).digest
@@ -94,7 +95,10 @@ def measure(given: Mapping[str, Any]) -> dict[str, Any]:
                 f"the anchor {name!r} has another tokenizer than the policy, expected the same: log-probs of other "
                 "tokens cannot be compared; leave it out of `anchors`"
             )
-    prompts = [row.prompt for row in first_rows(given["heldout_prompts"], given["max_prompts"])]
+    prompts = [
+        row.prompt
+        for row in first_rows(given["heldout_prompts"], given["max_prompts"], read=ReadConfig(**given["data"]))
+    ]
     engine = engine_config(given["policy"], EngineOptions(**given["engine"]), seed=given["seed"])
     answers = asyncio.run(_answers(engine, prompts, given))
     network = NetworkConfig(**given["network"])

@@ -49,9 +49,10 @@ def evaluate_policy(given: Mapping[str, Any]) -> dict[str, Any]:
     from cluster.evaluate import ProgramEvaluator, mean_scores
     from solon.engines.lengths import engine_config
     from solon.feedback.labelling.dataset import first_rows
+    from solon.files.data_config import ReadConfig
     from solon.pipeline.rollout import RolloutSettings, RolloutWorker
 
-    rows = first_rows(given["heldout_prompts"], given["max_prompts"])
+    rows = first_rows(given["heldout_prompts"], given["max_prompts"], read=ReadConfig(**given["data"]))
     prompts, seed = [row.prompt for row in rows], given["seed"]
     sampling = SamplingOptions(**given["sampling"]).sampling()
     engine = engine_config(given["policy"], EngineOptions(**given["engine"]), seed=seed)

@@ -37,11 +37,11 @@ class KTOStage(AlignStage):
 
 def train(given: Mapping[str, Any]) -> dict[str, Any]:
     """Runs in a process of its own. Raises InputError, RunFailedError."""
-    from learners.data.reading import read_ratings
+    from learners.data.reading import read_ratings, report_skipped
     from learners.offline import train_on_ratings
     from solon.engines.tokens import ChatTokenizer
 
     read = read_ratings(given["ratings"], ChatTokenizer.load(given["policy"]), max_tokens=given["max_tokens"])
     config = RatingConfig(**given["learn"] | {"seed": given["seed"]})
     trained = train_on_ratings(given["policy"], read.rows, config, save_to=Path(given["out"]) / "model")
-    return {"answers": trained.examples, "skipped": len(read.skipped), **dataclasses.asdict(trained.report)}
+    return {"answers": trained.examples, "skipped": report_skipped(read.skipped), **dataclasses.asdict(trained.report)}

@@ -14,6 +14,7 @@ from pydantic import Field
 from cluster.align.base import AlignStage, Job, require_completed
 from cluster.align.file import LABEL_SECTIONS, AlignFile, paths_in
 from solon.errors import RunFailedError
+from solon.files.data_config import ReadConfig
 from solon.files.json_text import write_lines
 from solon.files.marks import FilePath, ModelName, PromptsPath
 from solon.files.overrides import flat_items
@@ -61,7 +62,7 @@ class PreferencesStage(AlignStage):
 
     def make(self, job: Job) -> None:
         prompts = job.scratch / "prompts.jsonl"
-        rows = _first_prompts(job.inputs["prompts"], self.max_prompts, self.skip_prompts)
+        rows = _first_prompts(job.inputs["prompts"], self.max_prompts, self.skip_prompts, job.file.data)
         write_lines(prompts, rows)
         labelled = job.kept / "labels"
         command = module_command("solon", "label", str(prompts), "--out", str(labelled), "--json")
@@ -105,7 +106,7 @@ def best_answers(preferences: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
     ]
 
 
-def _first_prompts(source: str, most: int, skip: int) -> list[dict[str, Any]]:
+def _first_prompts(source: str, most: int, skip: int, read: ReadConfig) -> list[dict[str, Any]]:
     """Rows for `solon label`, in the order of the file. Raises InputError."""
     from solon.feedback.labelling.dataset import first_rows
 
@@ -116,7 +117,7 @@ def _first_prompts(source: str, most: int, skip: int) -> list[dict[str, Any]]:
             "tags": list(row.prompt.tags),
             **({"answers": list(row.answers)} if row.answers else {}),
         }
-        for row in first_rows(source, most, skip=skip)
+        for row in first_rows(source, most, skip=skip, read=read)
     ]
 
 

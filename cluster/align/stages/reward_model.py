@@ -65,7 +65,7 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
     """Runs in a process of its own. Raises InputError, RunFailedError."""
     import torch
 
-    from learners.data.reading import read_pairs
+    from learners.data.reading import read_pairs, report_skipped
     from learners.networks.reward_model import PreferencePair
     from learners.objectives.reward_model import RewardModelConfig
     from learners.rewarding import Heldout, centred, examine, save, teach
@@ -92,7 +92,7 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
         copy_companions(Path(given["policy"]), folder)
     return {
         "pairs": reports[0].pairs,
-        "skipped": len(read.skipped),
+        "skipped": report_skipped(read.skipped),
         "steps": reports[0].steps,
         "first_loss": reports[0].first_loss,
         "last_loss": reports[0].last_loss,

@@ -55,19 +55,23 @@ class RlaifStage(AlignStage):
         return run
 
     def further(self, file: AlignFile) -> Mapping[str, str]:
-        run = self._run()
+        run = self.run_file()
         named = [*values(run, NamesModel), *values(run, NamesFile)]
         return {f"run.{number}": one for number, one in enumerate(one for one in named if one and one != PLACEHOLDER)}
 
     def modules(self) -> Sequence[str]:
-        return (*self.code, f"learners.objectives.{self._run().learn.objective_name}")
+        return (*self.code, f"learners.objectives.{self.run_file().learn.objective_name}")
 
-    def _run(self) -> RunFile:
+    def run_file(self) -> RunFile:
+        """The settings as a run file; what the stage or the file sets is a placeholder."""
         return RunFile.model_validate({**dict.fromkeys(OF_STAGE[:4], PLACEHOLDER), **self.run})
 
     def make(self, job: Job) -> None:
         path = job.kept / "run.json"
+        data = job.file.data.model_dump(exclude_unset=True)
         run = {**{key: job.inputs[key] for key in OF_STAGE[:4]}, "seed": job.file.seed, **self.run}
+        if data:
+            run["data"] = {**data, **run.get("data", {})}
         path.write_text(json.dumps(run, indent=1), encoding="utf-8")
         command = module_command("solon", "train", str(path), "--name", "train", "--resume", "--json")
         job.run(["env", f"SOLON_RUNS={job.kept}", *command])

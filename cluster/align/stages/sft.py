@@ -33,7 +33,7 @@ class SFTStage(AlignStage):
 
 def train(given: Mapping[str, Any]) -> dict[str, Any]:
     """Runs in a process of its own. Raises InputError, RunFailedError."""
-    from learners.data.reading import read_demonstrations
+    from learners.data.reading import read_demonstrations, report_skipped
     from learners.supervised import tune
     from solon.engines.tokens import ChatTokenizer
 
@@ -52,4 +52,4 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
         save_to=Path(given["out"]) / "model",
         folder=Path(given["scratch"]) / "trainer",
     )
-    return {"skipped": len(read.skipped), **dataclasses.asdict(tuned)}
+    return {"skipped": report_skipped(read.skipped), **dataclasses.asdict(tuned)}

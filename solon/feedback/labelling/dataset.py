@@ -75,13 +75,13 @@ class AnswerFile:
     """Notes for the user."""
 
 
-def first_rows(path: str | Path, most: int, *, skip: int = 0) -> list[AnswerRow]:
+def first_rows(path: str | Path, most: int, *, skip: int = 0, read: ReadConfig | None = None) -> list[AnswerRow]:
     """At most `most` usable rows of a file of prompts, with or without answers, in its order. Raises InputError as
     `load_answers`.
 
-    skip: begin behind so many rows, and behind the last row with the first one again.
+    skip: begin behind so many rows, and behind the last row with the first one again. read: which column and split.
     """
-    file = load_answers(path, least=1)
+    file = load_answers(path, least=1, read=read)
     rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)
     start = skip % len(rows)
     return (rows[start:] + rows[:start])[:most]

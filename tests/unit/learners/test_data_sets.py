@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from learners.data.reading import read_demonstrations, read_pairs
+from learners.data.reading import read_demonstrations, read_pairs, read_ratings, report_skipped
 from learners.supervised import IGNORED, as_columns
 from solon.engines.chat_settings import ChatSettings
 from solon.engines.tokens import ChatTokenizer
@@ -145,3 +146,66 @@ def test_demonstrations_train_the_answer_alone(tmp_path: Path, chat: ChatTokeniz
     assert tuple(kept) == read.rows[0].answer
     assert columns["input_ids"] == [*read.rows[0].prompt, *read.rows[0].answer]
     assert len(read.rows[1].prompt) > len(read.rows[0].prompt)
+
+
+CHAT = json.dumps([{"role": "system", "content": "be brief"}, {"role": "user", "content": "what color ?"}])
+
+
+def csv_file(tmp_path: Path, *rows: dict[str, str]) -> Path:
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_a_cell_of_csv_that_holds_a_conversation_is_one(tmp_path: Path, chat: ChatTokenizer):
+    turns = [Message(role="system", content="be brief"), Message(role="user", content="what color ?")]
+    expected, answer = encode_turn(chat, turns, "blue")
+    pairs = read_pairs(csv_file(tmp_path, {"prompt": CHAT, "chosen": "blue", "rejected": "red"}), chat, max_tokens=256)
+    assert (pairs.pairs[0].prompt, pairs.pairs[0].first) == (expected, answer)
+    whole = json.dumps([*json.loads(CHAT), {"role": "assistant", "content": "blue"}])
+    (row,) = read_demonstrations(csv_file(tmp_path, {"messages": whole}), chat, max_tokens=256).rows
+    assert (row.prompt, row.answer) == (expected, answer)
+    rated = read_ratings(
+        csv_file(tmp_path, {"prompt": CHAT, "completion": "blue", "label": "true"}), chat, max_tokens=256
+    )
+    assert (rated.rows[0].prompt, rated.rows[0].answer) == (expected, answer)
+
+
+@pytest.mark.parametrize(
+    ("given", "good"),
+    [
+        ({"label": True}, 1.0), ({"label": False}, 0.0), ({"label": 1}, 1.0), ({"label": 0}, 0.0),
+        ({"label": "True"}, 1.0), ({"label": "false"}, 0.0), ({"label": "1"}, 1.0),
+        ({"good": 0.25}, 0.25), ({"good": "0.25"}, 0.25),
+        ({"good": True}, 1.0), ({"good": None, "label": True}, 1.0), ({"good": 0.5, "label": True}, 0.5),
+    ],
+)  # fmt: skip
+def test_ratings_are_read_as_tools_write_them(tmp_path: Path, chat: ChatTokenizer, given: dict[str, Any], good: float):
+    path = lines(tmp_path, {"prompt": "what color ?", "completion": "blue", **given})
+    assert read_ratings(path, chat, max_tokens=256).rows[0].good == good
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"label": 5}, {"label": "good"}, {"good": 1.5}, {"good": "much"}, {"weight": "x"}]
+)
+def test_what_is_no_rating_is_left_out_with_its_reason(tmp_path: Path, chat: ChatTokenizer, given: dict[str, Any]):
+    fine = {"prompt": "what color ?", "completion": "blue", "label": True}
+    read = read_ratings(lines(tmp_path, fine, {**fine, "label": None, **given}), chat, max_tokens=256)
+    assert len(read.rows) == 1
+    assert len(read.skipped) == 1
+    assert report_skipped(read.skipped) == 1
+
+
+@pytest.mark.parametrize("given", [{"soft_label": "0.9", "weight": "2"}, {"soft_label": 0.9, "weight": 2}])
+def test_numbers_of_pairs_may_be_text(tmp_path: Path, chat: ChatTokenizer, given: dict[str, Any]):
+    path = lines(tmp_path, {"prompt": "what color ?", "chosen": "blue", "rejected": "red", **given})
+    (pair,) = read_pairs(path, chat, max_tokens=256).pairs
+    assert (pair.p, pair.weight) == (0.9, 2.0)
+    empty = lines(
+        tmp_path, {"prompt": "what color ?", "chosen": "blue", "rejected": "red", "soft_label": "", "weight": None}
+    )
+    (pair,) = read_pairs(empty, chat, max_tokens=256).pairs
+    assert (pair.p, pair.weight) == (1.0, 1.0)
