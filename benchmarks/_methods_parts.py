@@ -208,7 +208,7 @@ def kills(folder: Path, *, quick: bool) -> list[Row]:
         )  # fmt: skip
         time.sleep(rng.uniform(3, 20))
         if process.poll() is not None:
-            _forget(place)  # it had ended: begin anew
+            _forget(place)  # it had ended: begin again
             made = {}
             continue
         os.kill(process.pid, signal.SIGKILL)

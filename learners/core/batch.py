@@ -82,11 +82,7 @@ class Batch:
                 f"none of the {sum(map(len, group_rewards))} rollouts of {len(groups)} groups has a reward, "
                 "expected at least one; look at the label statuses in events.jsonl and labels/"
             )
-        for group in groups:
-            if not len(group.group.prompt_token_ids):
-                raise RunFailedError(
-                    f"group {group.group.ordinal} has an empty prompt, expected a token before the answer"
-                )
+        _require_prompts(groups)
         for p, member, rollout, _ in trained:
             _check(rollout, f"rollout {member} of group {ordinals[p]}", vocabulary)
         length_R = np.array([len(rollout.token_ids) for _, _, rollout, _ in trained], np.int64)
@@ -126,6 +122,12 @@ class Batch:
     def trained_groups(self) -> list[int]:
         """Indices of the groups that have a rollout to train."""
         return [int(p) for p in np.unique(self.group_R)]
+
+
+def _require_prompts(groups: Sequence[TrainingGroup]) -> None:
+    for group in groups:
+        if not len(group.group.prompt_token_ids):
+            raise RunFailedError(f"group {group.group.ordinal} has an empty prompt, expected a token before the answer")
 
 
 def _check(rollout: Rollout, name: str, vocabulary: int | None) -> None:

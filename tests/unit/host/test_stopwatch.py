@@ -29,7 +29,7 @@ def test_time_of_an_interrupted_start_is_added_and_the_end_leaves_no_file(tmp_pa
     assert not path.exists()
 
 
-def test_time_is_written_while_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_time_is_written_while_work_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stopwatch, "BEAT_S", 0.01)
     path = tmp_path / "seconds"
     with running(path):

@@ -242,7 +242,7 @@ def test_a_step_that_is_not_finite_is_left_out_counted_and_does_not_touch_the_ne
     assert all(torch.equal(a, b) for a, b in zip(parameters(objective), parameters(plain), strict=True))
 
 
-def test_too_many_in_a_row_end_the_run_and_a_good_one_between_them_begins_the_count_anew():
+def test_too_many_in_a_row_end_the_run_and_a_good_one_between_them_starts_the_count_again():
     trainer = patient(Once(0, 1, 3, 4, 5), 2)
     for step in range(5):
         trainer.train(step, points())
