@@ -145,6 +145,10 @@ class Pipeline(RunFile):
 def load_run(path: str | Path, *, overrides: Sequence[str] = ()) -> RunFile:
     """A run file or a pipeline file, distinguished by content. Raises InputError."""
     raw = _read(Path(path))
+    if "methods" in raw:
+        raise InputError(
+            f"{path} lists methods, expected a run file or a pipeline file; compare them: solon compare {path}"
+        )
     kind = Pipeline if {"stages", "pools"} & raw.keys() else RunFile
     return kind.load(path, overrides=overrides)
 

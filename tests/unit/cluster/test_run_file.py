@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
+from cluster.align.compare_file import CompareFile
 from cluster.align.file import AlignFile
 from cluster.config.run_file import RunFile, looks_like_hub_name
 from cluster.config.sections import RolloutSection
@@ -52,10 +53,14 @@ def refusal(tmp_path: Path, text: str = "", *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_every_example_is_a_valid_run_pipeline_or_alignment_file(path: Path):
+def test_every_example_is_a_valid_file_of_its_kind(path: Path):
     if path.name == "align.toml":
         assert len(AlignFile.load(path).stages) > 3
         with pytest.raises(InputError, match=r"stages that make files: solon align .*align.toml"):
+            load_run(path)
+    elif path.name == "compare.toml":
+        assert len(CompareFile.load(path).methods) > 3
+        with pytest.raises(InputError, match=r"lists methods.*solon compare .*compare.toml"):
             load_run(path)
     else:
         assert load_run(path).steps >= 1
