@@ -56,7 +56,10 @@ def build_scoring_engine(config: EngineConfig, *, name: str) -> ScoringEngine:
         )
     if config.gives_way:
         give_way()
-    with loading(f"{name}: the reward model {config.model!r}", remedy="check its config.json and its weights"):
+    remedy = "check its config.json and its weights"
+    if config.backend == "vllm":
+        remedy += '; vLLM loads reward models of some families only (not of Gemma 3): else set backend = "transformers"'
+    with loading(f"{name}: the reward model {config.model!r}", remedy=remedy):
         if config.backend == "transformers":
             from solon.engines.scoring_transformers import TransformersScoring
 

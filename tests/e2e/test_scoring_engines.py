@@ -9,6 +9,7 @@ import pytest
 
 from solon.engines.base import EngineConfig
 from solon.engines.scoring import build_scoring_engine
+from solon.errors import InputError
 from tests.e2e.test_engines import FAMILIES, VOCAB
 from tests.models import make_tokenizer
 
@@ -37,8 +38,11 @@ def write(directory: Path, family: str) -> Any:
     return network
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
-@pytest.mark.parametrize("backend", ["transformers", "vllm"])
+@pytest.mark.parametrize(
+    ("backend", "family"),
+    [(backend, family) for backend in ("transformers", "vllm") for family in ("llama", "qwen3")]
+    + [("transformers", "gemma3_text")],
+)
 def test_a_reward_is_the_head_at_the_last_token_before_any_activation(tmp_path: Path, family: str, backend: Any):
     import torch
 
@@ -57,3 +61,9 @@ def test_a_reward_is_the_head_at_the_last_token_before_any_activation(tmp_path: 
         assert engine.dtype == "float32"
     finally:
         engine.close()
+
+
+def test_a_family_that_vllm_does_not_load_is_refused_with_the_backend_that_does(tmp_path: Path):
+    write(tmp_path, "gemma3_text")
+    with pytest.raises(InputError, match=r'cannot be loaded.*set backend = "transformers"'):
+        build_scoring_engine(EngineConfig(model=str(tmp_path), max_model_len=128), name="judge")
