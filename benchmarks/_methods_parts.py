@@ -170,7 +170,7 @@ def constitutional(folder: Path, *, quick: bool) -> list[Row]:
     solon(
         "revise", "english:train_prompts", "--policy", "english:policy", "--constitution", "english:constitution",
         "--out", "revised", "--max-prompts", "16" if quick else "128", "--set", "engine.dtype=bfloat16",
-        "--set", "sampling.max_tokens=56", folder=folder,
+        "--set", "sampling.max_tokens=56", "--set", "sampling.temperature=0.7", folder=folder,
     )  # fmt: skip
     better = worse = equal = 0
     by_id = {row["row_id"]: row for row in _lines(folder / "revised" / "transcripts.jsonl")}
