@@ -17,6 +17,7 @@ from solon.cli.judges import judges_app
 from solon.cli.models import models_app
 from solon.cli.options import JsonOption, SetOption, print_result
 from solon.cli.output import lost_output, settle_streams
+from solon.cli.serve import serve_app
 from solon.cli.stage_commands import stages_app
 from solon.errors import InputError, RunFailedError
 from solon.files.plain_text import visible
@@ -30,6 +31,16 @@ MAX_SEED = 2**31 - 1
 """The run file's bound; repeated here because importing it takes long."""
 INTERRUPTED = 130
 """Typer's exit code for Ctrl-C."""
+BEFORE_TRAINING = "interrupted before training began; nothing was lost"
+INTERRUPTIONS = {
+    "align": "interrupted; finished stages stay finished, start again to continue",
+    "compare": "interrupted; finished stages stay finished, start again to continue",
+    "evaluate": "interrupted; answers of finished policies are in answers.jsonl, and scores are not",
+    "revise": "interrupted; nothing was written",
+    "tasks": "interrupted; the model's server has ended",
+    "serve": "interrupted before the service began",
+}
+"""By command; others than these train."""
 
 app = typer.Typer(
     name="solon",
@@ -44,6 +55,7 @@ app.add_typer(stages_app)
 app.add_typer(constitution_app)
 app.add_typer(judges_app)
 app.add_typer(models_app)
+app.add_typer(serve_app)
 
 RunFileArgument = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
 
@@ -208,7 +220,7 @@ def main(*, roles: Mapping[str, Role] | None = None) -> None:
         _fail(_with_notes(f"the run failed: {error}", error), 1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            _fail("interrupted before training began; nothing was lost", 1)
+            _fail(INTERRUPTIONS.get(sys.argv[1] if len(sys.argv) > 1 else "", BEFORE_TRAINING), 1)
         if not end.code and (failure := lost_output()) is not None:
             _fail(f"the output could not be written: {failure.strerror}; what it tells is incomplete", 1)
         raise

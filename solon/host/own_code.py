@@ -17,7 +17,7 @@ import solon
 from solon.errors import InputError
 from solon.host.submitted_job import is_working_copy
 
-PACKAGES = ("solon", "actors", "learners", "cluster", "compression", "nursery", "english")
+PACKAGES = ("solon", "actors", "learners", "serve_apps", "cluster", "compression", "nursery", "english")
 """Solon's packages."""
 
 
