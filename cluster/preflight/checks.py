@@ -25,7 +25,7 @@ from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.endpoint.config import read_key
-from solon.feedback.judges.endpoint_judge import EndpointFile
+from solon.feedback.judges.endpoint_judge import EndpointFile, refuse_written
 from solon.feedback.judges.judge_file import load_judge_file
 from solon.feedback.judges.program_file import ProgramFile
 from solon.feedback.prompting.templates import TEMPLATES, require_suited
@@ -137,6 +137,8 @@ def check_judge(
     """
     if EndpointFile.names(judge):
         check_judge_file(judge, template)
+        if feedback is not None:
+            refuse_written(feedback)
         return
     facts = check_model(judge, role="judge", trusted=trusted, template=options.chat_template if options else "")
     if facts is None:

@@ -12,11 +12,10 @@ from typing import Any
 
 from solon.engines.admission import ADD_ROWS, named_tokens
 from solon.engines.chat_settings import ChatSettings, ThinkingMarks
-from solon.engines.thinking import KNOWN, leaves_open
+from solon.engines.judge_frame import MARK, thought_frame, verdict_frame
+from solon.engines.thinking import KNOWN
 from solon.errors import InputError, nearest
 from solon.models.facts import ModelFacts, TokenizerFacts
-
-_MARK = "solonframemark"
 
 
 class FileEncoder:
@@ -35,9 +34,11 @@ class FileEncoder:
 
     def chat_frame(self) -> tuple[list[int], list[int]]:
         """Empty where the template cannot be rendered here."""
-        text = "" if self._facts is None else frame_text(self._facts, self._chat)
-        before, found, after = text.partition(_MARK)
-        return (self.encode(before), self.encode(after)) if found else ([], [])
+        return self._split("" if self._facts is None else frame_text(self._facts, self._chat))
+
+    def thought_frame(self) -> tuple[list[int], list[int]]:
+        """The same, ending inside a thought."""
+        return self._split("" if self._facts is None else frame_text(self._facts, self._chat, thinks=True))
 
     @property
     def eos_token_id(self) -> int:
@@ -45,17 +46,24 @@ class FileEncoder:
         end = self._facts.special_token("eos_token") if self._facts is not None else None
         return self._words.get(end or "", 0)
 
+    def _split(self, text: str) -> tuple[list[int], list[int]]:
+        before, found, after = text.partition(MARK)
+        return (self.encode(before), self.encode(after)) if found else ([], [])
 
-def frame_text(facts: ModelFacts, chat: ChatSettings) -> str:
-    """The template around a question, after which a verdict can be generated at once; empty when the template needs
-    more than it receives here. Engines do the same (`ChatTokenizer.chat_frame`)."""
+
+def frame_text(facts: ModelFacts, chat: ChatSettings, *, thinks: bool = False) -> str:
+    """The template around a question, after which a verdict can be generated at once, or (`thinks`) a thought; empty
+    when the template needs more than it receives here. Engines do the same (`ChatTokenizer.chat_frame`)."""
     source, given = template_source(facts, chat), chat.chat_template_args
-    off = {name: False for name in ("enable_thinking", "thinking") if name in source and name not in given}
-    text = render_chat(facts, [{"role": "user", "content": _MARK}], chat, **off)
-    setting = chat.thinking
-    known = () if setting == "off" else (setting,) if isinstance(setting, ThinkingMarks) else KNOWN
-    marks = next((marks for marks in (*known, *KNOWN) if leaves_open(text, marks)), None)
-    return text if marks is None else f"{text.rstrip()}\n\n{marks.end}\n\n"
+    named = (chat.thinking,) if isinstance(chat.thinking, ThinkingMarks) else ()
+
+    def render(content: str, switches: dict[str, bool]) -> str:
+        return render_chat(facts, [{"role": "user", "content": content}], chat, **switches)
+
+    if not thinks:
+        return verdict_frame(render, source, given, named).text
+    marks = next((one for one in (*named, *KNOWN) if one.start in source and one.end in source), None)
+    return thought_frame(render, source, given, marks).text if marks else ""
 
 
 def template_source(facts: ModelFacts, chat: ChatSettings) -> str:

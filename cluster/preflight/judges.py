@@ -7,7 +7,6 @@ from solon.constitution.constitution import Constitution
 from solon.engines.chat_settings import ChatSettings
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.feedback.judges.local import VERDICT_TOKENS
 from solon.feedback.judges.reward_judge import CENTRE, TASKS, centre_of, require_backend
 from solon.feedback.prompting.prompts import LEAST_TEXT_TOKENS, TEMPLATES, JudgePrompts, label_ids
 from solon.feedback.prompting.templates import require_suited
@@ -87,9 +86,14 @@ def check_room(
     if facts.tokenizer is None:
         return []
     length = min(length, facts.context or length)
-    room = length - 1 - (feedback.critique_tokens + VERDICT_TOKENS if feedback.critique_tokens else 0)
-    template = TEMPLATES[feedback.template]
-    prompts = JudgePrompts(template, FileEncoder(facts.tokenizer, facts, chat), preamble=constitution.preamble)
+    room = length - 1 - feedback.written_tokens
+    encoder = FileEncoder(facts.tokenizer, facts, chat)
+    prompts = JudgePrompts(
+        TEMPLATES[feedback.template],
+        encoder,
+        preamble=constitution.preamble,
+        frame=encoder.thought_frame() if feedback.thought_tokens else None,
+    )
     answers = 2 if task == "pairwise" else 1
     turn = (Message(role="user", content=""),)
     longest, principle = 0, ""

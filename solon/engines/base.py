@@ -152,6 +152,18 @@ class TokenizerLike(Protocol):
         """Ids before and after the content of one user turn, including the opening of the assistant's turn."""
         ...
 
+    def thought_frame(self) -> tuple[list[int], list[int]]:
+        """The same, ending inside a thought. Raises InputError for a model that has no thoughts."""
+        ...
+
+    def thought_stop(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Strings and ids at which a thought may have ended."""
+        ...
+
+    def end_of_thought(self, token_ids: Sequence[int]) -> int | None:
+        """Number of tokens of a thought up to its end mark, the mark included; None: it has not ended."""
+        ...
+
     @property
     def eos_token_id(self) -> int:
         """The token that ends a sequence."""

@@ -66,12 +66,28 @@ class FakeTokenizer:
         return ChatPrompt(tuple(self.encode_chat(messages)))
 
     def read_answer(self, token_ids: Sequence[int], *, opens_thought: bool = False) -> AnswerText:
-        """The answer's text, from its tokens."""
-        return AnswerText(self.decode(token_ids))
+        """The answer's text, from its tokens; a thought ends at the word `.`."""
+        if not opens_thought:
+            return AnswerText(self.decode(token_ids))
+        thought, found, answer = self.decode(token_ids).partition(".")
+        return AnswerText(answer.strip(), thought.strip(), is_unfinished=not found)
 
     def chat_frame(self) -> tuple[list[int], list[int]]:
         """The tokens around a turn."""
         return [self._ids["<user>"]], [self.eos_token_id, self._ids["<assistant>"]]
+
+    def thought_frame(self) -> tuple[list[int], list[int]]:
+        """The same: every turn of the assistant may begin with a thought."""
+        return self.chat_frame()
+
+    def thought_stop(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """A full stop."""
+        return (".",), ()
+
+    def end_of_thought(self, token_ids: Sequence[int]) -> int | None:
+        """Behind the first full stop."""
+        stop = self._ids["."]
+        return list(token_ids).index(stop) + 1 if stop in token_ids else None
 
     @property
     def num_tokens(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,11 @@ from typing import Any
 from solon.engines.chat_settings import ChatSettings, ThinkingMarks
 from solon.engines.chat_template import ChatTemplate
 from solon.engines.control_tokens import MASK, ControlWords, SealedTokenizer, control_tokens
-from solon.engines.thinking import KNOWN, AnswerText, leaves_open, split_thought
+from solon.engines.judge_frame import MARK, SWITCHES, Frame, thought_frame, verdict_frame
+from solon.engines.thinking import KNOWN, AnswerText, split_thought
 from solon.errors import InputError, PromptRefusedError
 from solon.records import Message
 
-_MARK = "solonframemark"
 _log = logging.getLogger(__name__)
 
 
@@ -138,17 +138,45 @@ class ChatTokenizer:
 
         Raises InputError when the template does not show the content exactly once.
         """
-        try:
-            text = self._frame_text()
-        except PromptRefusedError as error:
-            raise InputError(f"the judge cannot be asked: {error}; set judging.chat_template to one that can") from None
-        if (count := text.count(_MARK)) != 1:
+        known = (self.marks,) if self.marks else ()
+        frame = self._frame(lambda: verdict_frame(self._render_turn, self._template.source, self._template.args, known))
+        if frame.was_closed:
+            _log.warning("the judge's chat template opens a thought, which is closed again: it judges without thinking")
+        return self._split(frame)
+
+    def thought_frame(self) -> tuple[list[int], list[int]]:
+        """The same, ending inside a thought. Raises InputError also for a model that has no thoughts."""
+        marks = self.marks
+        if marks is None:
             raise InputError(
-                f"the judge's chat template shows the user's message {count} times, expected once; name a file with "
-                "another template in judging.chat_template"
+                "the judge has no marks around a thought in its chat template or vocabulary, expected a thinking model "
+                "for feedback.thought_tokens; set judging.thinking to its marks, or thought_tokens to 0"
             )
-        before, _, after = text.partition(_MARK)
-        return self._encode(before), self.encode(after)
+        if off := next((name for name in SWITCHES if self._template.args.get(name) is False), ""):
+            raise InputError(
+                f"judging.chat_template_args has {off} = false, and feedback.thought_tokens is above 0; remove one"
+            )
+        return self._split(
+            self._frame(lambda: thought_frame(self._render_turn, self._template.source, self._template.args, marks))
+        )
+
+    def thought_stop(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Strings and ids at which a thought may have ended; see `end_of_thought`."""
+        if self.marks is None:
+            return (), ()
+        last = self._mark_ids[1][-1]
+        is_own = len(self._mark_ids[1]) == 1 or last in self._control
+        return ((), (last,)) if is_own else ((self.marks.end,), ())
+
+    def end_of_thought(self, token_ids: Sequence[int]) -> int | None:
+        """Number of tokens of a thought up to its end mark, the mark included; None: it has not ended."""
+        if self.marks is None:
+            return None
+        end = self._mark_ids[1]
+        place = _find(token_ids, end)
+        if place is not None:
+            return place + len(end)
+        return len(token_ids) if self.marks.end in self.hf.decode(list(token_ids)) else None
 
     @property
     def eos_token_id(self) -> int:
@@ -159,13 +187,13 @@ class ChatTokenizer:
     def turn_end_id(self) -> int:
         """The token that ends an answer: the control token that the chat template writes behind one, or the token that
         ends a sequence where it writes none."""
-        user, answer = Message(role="user", content="a"), Message(role="assistant", content=_MARK)
+        user, answer = Message(role="user", content="a"), Message(role="assistant", content=MARK)
         try:
             text = self._template.render([user, answer, user])
         except PromptRefusedError:
             return self.eos_token_id
-        opening, _, _ = self._template.render([replace(user, content=_MARK)]).partition(_MARK)
-        after = self._encode(text.partition(_MARK)[2].lstrip()[:200])[:1]
+        opening, _, _ = self._template.render([replace(user, content=MARK)]).partition(MARK)
+        after = self._encode(text.partition(MARK)[2].lstrip()[:200])[:1]
         # Some templates write no end: then the next turn's opening follows.
         ends = [one for one in after if one in self._control and one not in self._encode(opening)]
         return ends[0] if ends else self.eos_token_id
@@ -266,17 +294,24 @@ class ChatTokenizer:
         assert self.marks is not None
         return self._encode(self.marks.start), self._encode(self.marks.end)
 
-    def _frame_text(self) -> str:
-        """A question's place in the template, directly after which the verdict can be written."""
-        turn = [Message(role="user", content=_MARK)]
-        source, given = self._template.source, self._template.args
-        off = {name: False for name in ("enable_thinking", "thinking") if name in source and name not in given}
-        text = self._template.render(turn, **off)
-        marks = self.marks or next((marks for marks in KNOWN if leaves_open(text, marks)), None)
-        if marks is not None and leaves_open(text, marks):
-            _log.warning("the judge's chat template opens a thought, which is closed again: it judges without thinking")
-            text = f"{text.rstrip()}\n\n{marks.end}\n\n"
-        return text
+    def _render_turn(self, content: str, switches: dict[str, bool]) -> str:
+        return self._template.render([Message(role="user", content=content)], **switches)
+
+    def _frame(self, make: Callable[[], Frame]) -> Frame:
+        try:
+            frame = make()
+        except PromptRefusedError as error:
+            raise InputError(f"the judge cannot be asked: {error}; set judging.chat_template to one that can") from None
+        if (count := frame.text.count(MARK)) != 1:
+            raise InputError(
+                f"the judge's chat template shows the user's message {count} times, expected once; name a file with "
+                "another template in judging.chat_template"
+            )
+        return frame
+
+    def _split(self, frame: Frame) -> tuple[list[int], list[int]]:
+        before, _, after = frame.text.partition(MARK)
+        return self._encode(before), self.encode(after)
 
     @cached_property
     def _sealed(self) -> SealedTokenizer:

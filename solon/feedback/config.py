@@ -20,6 +20,10 @@ def _shown(value: Any) -> Any:
     return {True: "marked", False: "none"}.get(value, value) if isinstance(value, bool) else value
 
 
+AROUND_WRITTEN = 8
+"""Tokens between a critique or thought and the verdict."""
+
+
 class FeedbackConfig(BaseModel):
     """`FeedbackConfig(task="pairwise", comparisons=2)`"""
 
@@ -75,6 +79,9 @@ class FeedbackConfig(BaseModel):
     `temperature`."""
     critique_tokens: int = Field(0, ge=0, le=1024)
     """Above 0: the judge writes a critique of at most this many tokens before each verdict."""
+    thought_tokens: int = Field(0, ge=0, le=32768)
+    """Above 0: a thinking judge writes a thought of at most this many tokens before each verdict. One that does not end
+    by then gives no verdict. `judging.max_model_len` must have room for it."""
     cache: CacheConfig = CacheConfig()
     """The exact cache of verdicts."""
     semantic: SemanticConfig = SemanticConfig()
@@ -99,11 +106,19 @@ class FeedbackConfig(BaseModel):
             raise ValueError(f"{' and '.join(given)} are given, expected one of them; remove the others")
         if self.select.proxy and self.semantic.model:
             raise ValueError("select.proxy and semantic.model are given, expected one of them; remove one")
+        if self.critique_tokens and self.thought_tokens:
+            raise ValueError("critique_tokens and thought_tokens are given, expected one of them; set one to 0")
         if self.jury.judges and self.jury.min_jurors > len(self.jury.judges) + 1:
             raise ValueError(
                 f"jury.min_jurors = {self.jury.min_jurors}, but there are {len(self.jury.judges) + 1} jurors; lower it"
             )
         return self
+
+    @property
+    def written_tokens(self) -> int:
+        """Most tokens between a question and its verdict: of a critique or a thought, and of the words around it."""
+        written = self.critique_tokens or self.thought_tokens
+        return written + AROUND_WRITTEN if written else 0
 
     @property
     def panel(self) -> tuple[str, ...]:

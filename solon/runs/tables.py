@@ -65,6 +65,7 @@ TYPES: dict[str, dict[str, str]] = {
         "usd": "float64",
         "detail": "string",
         "critique_tokens": "int64",
+        "thought_tokens": "int64",
         "weight": "float64",
     },
 }

@@ -88,7 +88,7 @@ class TimedJudge:
         self._engine = asyncio.Lock()
 
     async def start(self) -> JudgeIdentity:
-        texts = {field.name: "stand-in" for field in fields(JudgeIdentity) if field.name != "critique_tokens"}
+        texts = {field.name: "stand-in" for field in fields(JudgeIdentity) if field.type != "int"}
         return JudgeIdentity(**texts)
 
     async def heartbeat(self) -> float:

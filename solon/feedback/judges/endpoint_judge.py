@@ -89,12 +89,12 @@ class EndpointJudge:
         self._spans: list[tuple[float, float]] = []
 
     async def start(self) -> JudgeIdentity:
-        """Raises InputError when the key is missing, or when critiques are configured, which endpoints do not write."""
+        """Raises InputError when the key is missing, or when critiques or thoughts are configured, which endpoints do
+        not write."""
         from solon.feedback.endpoint.ask import EndpointAsk
         from solon.feedback.judges.local import in_both_orders, load_calibration
 
-        if self._config.critique_tokens:
-            raise InputError("feedback.critique_tokens needs a judge whose engine runs here; set it to 0")
+        refuse_written(self._config)
         template, endpoint = TEMPLATES[self._config.template], self._file.endpoint
         require_suited(template, None)
         self.identity = JudgeIdentity(
@@ -168,3 +168,10 @@ class EndpointJudge:
             return await self.endpoint(questions)
         finally:
             self._spans.append((start, time.time()))
+
+
+def refuse_written(config: FeedbackConfig) -> None:
+    """Raises InputError for critiques and thoughts, which endpoints do not write."""
+    for name in ("critique_tokens", "thought_tokens"):
+        if getattr(config, name):
+            raise InputError(f"feedback.{name} needs a judge whose engine runs here; set it to 0")

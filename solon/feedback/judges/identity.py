@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from solon.engines.base import EngineConfig
+from solon.feedback.prompting.thoughts import THOUGHT_SAMPLING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class JudgeIdentity:
     constitution_id: str
     constitution_hash: str
     critique_tokens: int = 0
+    thought_tokens: int = 0
 
     @property
     def digest(self) -> str:
@@ -35,7 +37,8 @@ class JudgeIdentity:
         the template is visible in the token ids."""
         parts = (self.weights_digest, self.quantization, self.engine, self.engine_version, self.dtype)
         critique = (f"critique={self.critique_tokens}",) if self.critique_tokens else ()
-        return _digest(*parts, self.tokenizer_digest, *critique)
+        thought = (f"thought={self.thought_tokens} {THOUGHT_SAMPLING}",) if self.thought_tokens else ()
+        return _digest(*parts, self.tokenizer_digest, *critique, *thought)
 
     @property
     def calibrated_for(self) -> str:
@@ -58,7 +61,8 @@ def identify(
     template_id: str,
     constitution_id: str,
     constitution_hash: str,
-    critique_tokens: int,
+    critique_tokens: int = 0,
+    thought_tokens: int = 0,
 ) -> JudgeIdentity:
     """The identity of a judge with a local engine. Reads the weights once.
 
@@ -78,6 +82,7 @@ def identify(
         constitution_id=constitution_id,
         constitution_hash=constitution_hash,
         critique_tokens=critique_tokens,
+        thought_tokens=thought_tokens,
     )
 
 

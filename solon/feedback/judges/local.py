@@ -29,9 +29,6 @@ from solon.feedback.prompting.templates import TEMPLATES, require_suited
 from solon.feedback.questions import Question
 from solon.verdicts import Verdict
 
-VERDICT_TOKENS = 8
-"""Room after a critique for the words between it and the verdict."""
-
 
 class LocalJudge:
     """Implements `Judge`. `await start()` before the first verdict.
@@ -62,7 +59,11 @@ class LocalJudge:
         config, template = self._config, TEMPLATES[self._config.template]
         require_suited(template, self.runner.tokenizer.num_tokens)
         self.prompts = JudgePrompts(
-            template, self.runner.tokenizer, preamble=self._constitution.preamble, secret=self._secret
+            template,
+            self.runner.tokenizer,
+            preamble=self._constitution.preamble,
+            secret=self._secret,
+            frame=self.runner.tokenizer.thought_frame() if config.thought_tokens else None,
         )
         self.identity = identify(
             self._engine_config,
@@ -73,21 +74,23 @@ class LocalJudge:
             constitution_id=self._constitution.id,
             constitution_hash=self._constitution.hash,
             critique_tokens=config.critique_tokens,
+            thought_tokens=config.thought_tokens,
         )
-        self.engine = EngineAsk(self.runner, self.prompts, critique_tokens=config.critique_tokens)
+        self.engine = EngineAsk(
+            self.runner, self.prompts, critique_tokens=config.critique_tokens, thought_tokens=config.thought_tokens
+        )
         self.batcher = Batcher(self.engine, config)
         self.cache = open_cache(self.batcher.ask, config.cache, judge_digest=self.identity.digest)
-        room = config.critique_tokens + VERDICT_TOKENS if config.critique_tokens else 0
         settings: dict[str, Any] = {
             "name": self.name,
             "prompts": self.prompts,
-            "max_prompt_tokens": self._engine_config.max_model_len - 1 - room,
+            "max_prompt_tokens": self._engine_config.max_model_len - 1 - config.written_tokens,
             "calibrate": load_calibration(config, self.identity),
         }
         self._judge = EngineJudge(self.cache.ask, config=config, **settings)
         self._fresh = EngineJudge(self.batcher.ask, config=in_both_orders(config), **settings)
         warm_up = self.prompts.pointwise((), "warm up", "warm up ?")
-        await self.engine([Question(warm_up, self.prompts.bool_ids)])
+        await self.engine.warm_up(Question(warm_up, self.prompts.bool_ids))
         self.engine.calls = 0
         self.runner.drain_spans()
         return self.identity

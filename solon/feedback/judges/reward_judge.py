@@ -105,6 +105,11 @@ class RewardJudge:
                 f"feedback.task = {self._feedback.task!r} with the reward model {self._config.model!r}, expected "
                 f"{' or '.join(TASKS)}: it has one number for a whole answer; change the task"
             )
+        if given := next((n for n in ("critique_tokens", "thought_tokens") if getattr(self._feedback, n)), ""):
+            raise InputError(
+                f"feedback.{given} with the reward model {self._config.model!r}, expected 0: it writes no text; "
+                "remove the key"
+            )
         if self._feedback.calibration:
             raise InputError(
                 f"feedback.calibration with the reward model {self._config.model!r}, expected none: its scale is in "
@@ -124,7 +129,6 @@ class RewardJudge:
             template_id="none",
             constitution_id=self._constitution.id,
             constitution_hash=self._constitution.hash,
-            critique_tokens=0,
         )
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from solon.files.prompts import is_text, json_note, parse_prompt, with_messages
 from solon.files.rows import excerpt_of, folded, read_rows
 from solon.records import Group, Prompt, Rollout
 
+_log = logging.getLogger(__name__)
 ANSWER_COLUMNS = ("answers", "completions", "responses")
 PAIR_COLUMNS = ("chosen", "rejected")
 
@@ -82,6 +84,9 @@ def first_rows(path: str | Path, most: int, *, skip: int = 0, read: ReadConfig |
     skip: begin behind so many rows, and behind the last row with the first one again. read: which column and split.
     """
     file = load_answers(path, least=1, read=read)
+    if file.skipped:
+        first = file.skipped[0]
+        _log.warning("%s: %d rows are left out, the first: %s: %s", path, len(file.skipped), first.place, first.reason)
     rows = sorted((*file.rows, *file.unanswered), key=lambda row: row.number)
     start = skip % len(rows)
     return (rows[start:] + rows[:start])[:most]

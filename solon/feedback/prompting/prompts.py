@@ -142,18 +142,25 @@ class QuestionPieces:
 class JudgePrompts(QuestionPieces):
     """Builds the token ids of questions for one judge and one constitution.
 
-    `secret`: keys the nonces; the same secret gives the same questions. Raises InputError when the judge's tokenizer
-    splits an answer label or maps two labels to one token.
+    `secret`: keys the nonces; the same secret gives the same questions. `frame`: ids before and after a user turn, in
+    place of the encoder's `chat_frame`. Raises InputError when the judge's tokenizer splits an answer label or maps two
+    labels to one token.
     """
 
     def __init__(
-        self, template: JudgeTemplate, encoder: Encoder, *, preamble: str = "", secret: bytes = NO_SECRET
+        self,
+        template: JudgeTemplate,
+        encoder: Encoder,
+        *,
+        preamble: str = "",
+        secret: bytes = NO_SECRET,
+        frame: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
         super().__init__(template, secret=secret)
         self._encoder = encoder
         # A group has many questions about few texts, so encodings are cached.
         self._encode = lru_cache(PIECES_REMEMBERED)(self._encode_piece)
-        before, after = encoder.chat_frame()
+        before, after = frame or encoder.chat_frame()
         head = "\n".join(part for part in (preamble, template.opening) if part)
         self._head = (*before, *(encoder.encode(head + "\n") if head else ()))
         self._tail = tuple(after)
@@ -201,15 +208,22 @@ class JudgePrompts(QuestionPieces):
             self._score_ids[item.scale] = label_ids(self._encoder, self.template.prefill, self.labels(item))
         return self._score_ids[item.scale]
 
-    def before_verdict(self, question: Question) -> tuple[int, ...]:
+    def before_critique(self, question: Question) -> tuple[int, ...]:
         """The ids of a question up to the place of a critique, without the prefill."""
-        critique = self._encoder.encode(self.template.critique)
-        return (*question.prompt_token_ids[: len(question.prompt_token_ids) - len(self._prefill)], *critique)
+        return (*self.before_thought(question), *self._encoder.encode(self.template.critique))
 
     def after_critique(self, question: Question, stem: Sequence[int], critique: str) -> Question:
         """The same question with a critique before the verdict."""
         written = self._encoder.encode(f" {critique.strip()}", is_data=True)
         return Question((*stem, *written, *self._encoder.encode("\n"), *self._prefill), question.label_ids)
+
+    def before_thought(self, question: Question) -> tuple[int, ...]:
+        """The ids of a question without the prefill."""
+        return question.prompt_token_ids[: len(question.prompt_token_ids) - len(self._prefill)]
+
+    def after_thought(self, question: Question, stem: Sequence[int], thought: Sequence[int]) -> Question:
+        """The same question with the judge's thought, up to its end mark, before the verdict."""
+        return Question((*stem, *thought, *self._encoder.encode("\n\n"), *self._prefill), question.label_ids)
 
     def _encoded(self, piece: Piece) -> tuple[int, ...]:
         return (self._encoder.eos_token_id,) if piece.is_end else self._encode(piece.text, piece.is_data)

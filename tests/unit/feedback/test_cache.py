@@ -153,14 +153,15 @@ def test_the_key_depends_on_judge_labels_tokens_and_text_and_on_nothing_else():
 IDENTITY = {
     "judge_id": "judge-0", "model": "m", "weights_digest": "w", "quantization": "none", "engine": "vllm",
     "engine_version": "1", "dtype": "float32", "tokenizer_digest": "t", "template_id": "x", "constitution_id": "c",
-    "constitution_hash": "h", "critique_tokens": 0,
+    "constitution_hash": "h", "critique_tokens": 0, "thought_tokens": 0,
 }  # fmt: skip
-DECIDES = ("weights_digest", "quantization", "engine", "engine_version", "dtype", "tokenizer_digest", "critique_tokens")
+DECIDES = ("weights_digest", "quantization", "engine", "engine_version", "dtype", "tokenizer_digest", "critique_tokens",
+           "thought_tokens")  # fmt: skip
 
 
 @pytest.mark.parametrize("field", IDENTITY)
 def test_settings_that_decide_a_raw_verdict_change_the_judges_digest_and_settings_visible_in_tokens_do_not(field: str):
-    changed = {**IDENTITY, field: 5 if field == "critique_tokens" else "other"}
+    changed = {**IDENTITY, field: 5 if field.endswith("_tokens") else "other"}
     before, after = JudgeIdentity(**IDENTITY), JudgeIdentity(**changed)
     assert (before.digest != after.digest) is (field in DECIDES)
     calibrated = (*DECIDES, "template_id", "constitution_hash")

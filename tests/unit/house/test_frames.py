@@ -45,6 +45,8 @@ def test_a_check_renders_the_frame_of_a_question_as_the_engine_does(tmp_path: Pa
     assert facts.tokenizer is not None
     before, after = ChatTokenizer(_plain().hf, chat).chat_frame()
     assert FileEncoder(facts.tokenizer, facts, chat).chat_frame() == (list(before), list(after))
+    before, after = ChatTokenizer(_plain().hf, chat).thought_frame()
+    assert FileEncoder(facts.tokenizer, facts, chat).thought_frame() == (list(before), list(after))
 
 
 def _plain() -> ChatTokenizer:

@@ -135,7 +135,7 @@ class Opinion(Lane):
         return Feedback(ordinal=group.ordinal, attempt=group.attempt, rewards_G=rewards, labels=())
 
     async def start(self, *arguments: Any) -> JudgeIdentity:
-        texts = {field.name: "stand-in" for field in fields(JudgeIdentity) if field.name != "critique_tokens"}
+        texts = {field.name: "stand-in" for field in fields(JudgeIdentity) if field.type != "int"}
         return JudgeIdentity(**texts)
 
     async def judge_fresh(self, items: Sequence[Item]) -> list[Verdict]:
