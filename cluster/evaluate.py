@@ -80,7 +80,7 @@ async def evaluate(
     return Evaluation(prompts=prompts, answers=answers, judged=await evaluator(prompts, answers))
 
 
-PROGRAMS = {"nursery": "nursery.oracles", "english": "english.prompts"}
+PROGRAMS = {"nursery": "nursery.sets.programs", "english": "english.sets.programs"}
 """Modules whose `adherence(prompt, answer)` decides which principles an answer keeps, by the evaluator's name."""
 
 

@@ -42,7 +42,7 @@ from solon.files.marks import FilePath, ModelName, PromptsPath, rewrite
 from solon.files.overrides import parse_override, put
 from solon.files.toml_file import read_toml
 from solon.files.validation import describe_invalid
-from solon.models.given_names import is_given_name
+from solon.models.given_names import is_given_name, same_place
 
 DRIFT = "drift-of-the-method"
 """Name of the stage that measures how far a method went."""
@@ -161,18 +161,20 @@ class CompareFile(Section):
         if not (auditor := self.evaluate.judge):
             return
         judges = [
-            source.path for number in range(len(found.stages)) for role, source in found.sources(number).items()
-            if role == "judge"
+            source.path for number, stage in enumerate(found.stages) for role, source in found.sources(number).items()
+            if role == "judge" and "scores" not in stage.makes
         ]  # fmt: skip
-        judges += [one for stage in found.stages for one in stage.further(found).values()]
-        if any(_same(auditor, one) for one in judges if one):
+        judges += [
+            one for stage in found.stages if "scores" not in stage.makes for one in stage.further(found).values()
+        ]
+        if any(same_place(auditor, one) for one in judges if one):
             raise InputError(
                 f"{where}: evaluate.judge is {auditor}, which labels too, expected another: the method would be graded "
                 "by how well it pleases its teacher; name an auditor of another family"
             )
 
     def _check_grader(self) -> None:
-        if self.prompts and _same(self.prompts, self.heldout_prompts):
+        if self.prompts and same_place(self.prompts, self.heldout_prompts):
             raise InputError(
                 f"{self._where}: heldout_prompts are the prompts that methods train on, expected others; split the file"
             )
@@ -216,10 +218,3 @@ def _beside(folder: Path, _: str, value: Any) -> Any:
         return value
     path = (folder / Path(value).expanduser()).absolute()
     return str(path) if path.exists() else value
-
-
-def _same(one: str, other: str) -> bool:
-    if one == other:
-        return True
-    first, second = Path(one), Path(other)
-    return first.exists() and second.exists() and first.samefile(second)

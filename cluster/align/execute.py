@@ -96,6 +96,8 @@ def _make(step: Step, file: AlignFile, inputs: Mapping[str, str], folder: Path, 
     """Make one stage, unless another process has made it meanwhile."""
     assert step.key is not None
     with store.alone_with(step.key):
+        if again:
+            _forget(step, folder)
         if again or (found := store.find(step.key)) is None:
             _work(step, file, inputs, folder, store)
             found = store.find(step.key)
@@ -139,6 +141,13 @@ def _work(step: Step, file: AlignFile, inputs: Mapping[str, str], folder: Path, 
         kept.rmdir()
 
 
+def _forget(step: Step, folder: Path) -> None:
+    """What an interrupted start of a stage left: made again, it begins afresh."""
+    for kept in (folder / "stages").glob(f"{step.number:02d}-{step.stage.name}.kept-*"):
+        if kept.is_dir():
+            shutil.rmtree(kept, ignore_errors=True)
+
+
 @contextmanager
 def _scratch(place: Path) -> Iterator[Path]:
     scratch = place.with_name(f"{place.name}.scratch")
@@ -177,7 +186,7 @@ class _Children:
         """Run to the end. Raises InputError for exit code 2, RunFailedError for others."""
         with self._log.open("a", encoding="utf-8") as log:
             child = subprocess.Popen(
-                [*module_command("cluster.align.child"), *command],
+                [*module_command("solon.host.child"), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -12,6 +12,8 @@ import os
 import sys
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from solon.errors import InputError, RunFailedError
 
 
@@ -23,7 +25,7 @@ def main(target: str, arguments: Path, out: Path) -> int:
         result = getattr(importlib.import_module(module), function)(json.loads(arguments.read_text(encoding="utf-8")))
     except (InputError, RunFailedError) as error:
         code, result = (2 if isinstance(error, InputError) else 1), {"failure": str(error)}
-    except OSError as error:  # a full disk, most often
+    except (OSError, SafetensorError) as error:  # a full disk, most often
         code, result = 1, {"failure": f"{error}; free space or change permissions, and start again"}
     out.write_text(json.dumps(result), encoding="utf-8")
     return code

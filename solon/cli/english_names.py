@@ -14,7 +14,9 @@ PACKAGED = ("policy", "gemma")
 WRITTEN = ("constitution", "train_prompts", "heldout_prompts", "gold_prompts")
 GROWN = ("judge", "judge_fp")
 """Taught on this machine, which takes minutes."""
-NAMES = (*PACKAGED, *GROWN, *WRITTEN)
+SETS = ("attacks", "lookalikes", "truth")
+"""Prompts for evaluation alone."""
+NAMES = (*PACKAGED, *GROWN, *WRITTEN, *SETS)
 
 
 def english_paths(names: Collection[str], *, progress: bool) -> dict[str, str]:
@@ -29,6 +31,9 @@ def english_paths(names: Collection[str], *, progress: bool) -> dict[str, str]:
         if any(name in WRITTEN for name in names):
             world = importlib.import_module("english.grow").world(folder)
             found |= {name: str(getattr(world, name)) for name in WRITTEN if name in names}
+        if any(name in SETS for name in names):
+            written = importlib.import_module("english.sets.build").sets(folder)
+            found |= {name: str(path) for name, path in written.items() if name in names}
         if any(name in GROWN for name in names):
             grown = importlib.import_module("english.grow").grow(folder, progress=progress)
             found |= {name: str(getattr(grown, name)) for name in GROWN if name in names}

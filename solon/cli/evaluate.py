@@ -1,18 +1,17 @@
 """`solon evaluate A B ...`: policies side by side on held-out prompts, the others compared to the first one.
 
-policies ──answers──▶ programs or a judge ──scores──▶ table, evaluation.json
+policies ──answers──▶ programs or a judge ──scores──▶ table, evaluation.json, evaluation.html
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -20,42 +19,19 @@ from rich.table import Table
 from solon.cli.names import resolver
 from solon.cli.tables import print_table
 from solon.constitution.constitution import Constitution
-from solon.engines.base import EngineOptions
-from solon.engines.lengths import engine_config
-from solon.engines.sampling import SamplingOptions
 from solon.errors import InputError, RunFailedError
-from solon.evaluation.comparison import by_principle, change, mean, win_rate
-from solon.evaluation.degenerate import degenerate, distinct_pairs
-from solon.feedback.config import FeedbackConfig
-from solon.feedback.judges.assembly import Source, host_judge
-from solon.feedback.judges.judge_file import load_judge_file
-from solon.feedback.labeler import Labeler
-from solon.feedback.labelling.dataset import AnswerRow, first_rows, text_group
-from solon.feedback.pairwise import pair_margins
-from solon.feedback.prompting.secret import nonce_secret
-from solon.feedback.reward import rule_of
-from solon.files.data_config import ReadConfig
+from solon.evaluation.results import KINDS, Answered, results, tagged
+from solon.feedback.labelling.dataset import AnswerRow, first_rows
 from solon.files.json_text import json_text, write_lines
 from solon.files.overrides import settings_from
 from solon.files.whole_file import write_whole
-from solon.pipeline.rollout import RolloutSettings, RolloutWorker
-from solon.records import Feedback, Group, Prompt
+from solon.verdicts import Task
+
+if TYPE_CHECKING:
+    from cluster.side_by_side import EvaluateSettings, JudgeScorer
 
 
-class EvaluateSettings(BaseModel):
-    """Every setting that `--set` can change: `--set sampling.max_tokens=256`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sampling: SamplingOptions = SamplingOptions()
-    engine: EngineOptions = EngineOptions()
-    """Of the policies."""
-    judging: EngineOptions = EngineOptions()
-    """Of the judge."""
-    feedback: FeedbackConfig = FeedbackConfig()
-    data: ReadConfig = ReadConfig()
-    """Column and split of the prompts."""
-    seed: int = Field(0, ge=0, lt=2**31)
+FILES = ("evaluation.json", "evaluation.html", "answers.jsonl", "scores.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +46,8 @@ class EvaluateRequest:
     constitution: str = ""
     max_prompts: int = 256
     samples: int = 1
+    by: str = ""
+    """Also the scores of the prompts under each tag that begins so."""
     pairwise: bool = True
     """With a judge: also whose answers are preferred to those of the first policy."""
     overrides: Sequence[str] = ()
@@ -77,70 +55,76 @@ class EvaluateRequest:
     """In place of `overrides`."""
 
 
-@dataclass(slots=True)
-class Answered:
-    """A policy's answers and their scores. P prompts, S answers to each."""
-
-    model: str
-    answers_PS: list[list[str]]
-    scores_P: list[dict[str, float]] = field(default_factory=list)
-    """Share of the answers to each prompt that keep each principle."""
-    margins_P: list[float | None] = field(default_factory=list)
-    """Log-odds that the first answer is better than the first policy's."""
-
-
 def run_evaluate(request: EvaluateRequest, *, as_json: bool) -> dict[str, Any]:
     """Raises InputError before any engine starts where possible."""
+    from cluster.side_by_side import EvaluateSettings, policy_of
+
     settings = request.settings or settings_from(EvaluateSettings, {}, request.overrides)
     path = resolver([*request.models, request.prompts, request.judge, request.constitution], progress=not as_json)
     judge, rows = check_evaluation(request, settings, path)
+    places = {model: policy_of(path(model)) for model in request.models}
+    _check_policies(places, settings)
     prompts = [row.prompt for row in rows]
+    for name in FILES:  # of an earlier evaluation: they must not stand beside files of this one
+        (request.out / name).unlink(missing_ok=True)
     console = Console(highlight=False, quiet=as_json, soft_wrap=True)
     found = []
-    for model in request.models:
+    for model, place in places.items():
         console.print(f"{model} answers {len(prompts)} prompts", markup=False)
-        place = policy_of(path(model))
-        found.append(Answered(model, asyncio.run(_answers(place, prompts, settings, request.samples))))
-    texts = [
-        {"row_id": row.row_id, "answers": {one.model: one.answers_PS[number] for one in found}}
-        for number, row in enumerate(rows)
-    ]
-    try:
-        write_lines(request.out / "answers.jsonl", texts)
-    except OSError as error:
-        raise RunFailedError(f"--out {request.out} cannot be written: {error}; free space") from error
-    asyncio.run(_score(found, prompts, settings, request, judge))
-    scores = [
-        {"row_id": row.row_id, "scores": {one.model: one.scores_P[number] for one in found}}
-        for number, row in enumerate(rows)
-    ]
-    write_lines(request.out / "scores.jsonl", scores)
-    result = _result(found, prompts, settings, request)
+        found.append(Answered(model, _answers(place, prompts, settings, request.samples)))
+        _write(request.out / "answers.jsonl", rows, "answers", {one.model: one.answers_PS for one in found})
+    asyncio.run(_score(found, prompts, request, judge))
+    require_judged(found, request.evaluator)
+    _write(request.out / "scores.jsonl", rows, "scores", {one.model: one.scores_P for one in found})
+    result = results(found, prompts, samples=request.samples, tie=settings.feedback.tie_band, by=request.by)
     write_whole(request.out / "evaluation.json", json_text(result, indent=1), what="evaluation")
-    print_table(console, _table(result))
-    console.print(f"written to {request.out}", markup=False)
+    _write_page(result, request)
+    print_table(console, table_of(result))
+    console.print(f"written to {request.out}: evaluation.json, evaluation.html, answers.jsonl", markup=False)
     return result
+
+
+def require_judged(found: Sequence[Answered], evaluator: str = "") -> None:
+    """Raises RunFailedError where no prompt of a policy has a score."""
+    for one in found:
+        if not one.judged and evaluator:
+            raise RunFailedError(f"the programs {evaluator!r} decide nothing about prompts of this kind; give a judge")
+        if not one.judged:
+            raise RunFailedError(
+                f"the judge gave no valid verdict on any answer of {one.model}, so there is nothing to compare; ask it "
+                "about one answer with `solon check CONSTITUTION --judge JUDGE`, or raise judging.max_model_len"
+            )
 
 
 def check_evaluation(
     request: EvaluateRequest, settings: EvaluateSettings, path: Callable[[str], str]
-) -> tuple[tuple[Source, Constitution] | None, list[AnswerRow]]:
-    """The judge and its constitution (None: programs decide), and the prompts. Checks all that can be checked before
-    answers are written. Raises InputError."""
+) -> tuple[JudgeScorer | None, list[AnswerRow]]:
+    """The judge (None: programs decide), and the prompts. Checks all that can be checked before answers are written.
+    Raises InputError."""
     if bool(request.judge) == bool(request.evaluator) or bool(request.judge) != bool(request.constitution):
         raise InputError(
             "expected --judge with --constitution, or --evaluator: who decides whether answers keep a principle; "
             "give one of the two"
         )
     judge = _judge(request, settings, path)
-    return judge, first_rows(path(request.prompts), request.max_prompts, read=settings.data)
+    rows = first_rows(path(request.prompts), request.max_prompts + 1, read=settings.data)
+    if len(rows) > request.max_prompts:
+        rows = rows[: request.max_prompts]
+        print(
+            f"note: only the first {request.max_prompts} of the prompts are used; --max-prompts takes more",
+            file=sys.stderr,
+        )
+    if request.by and not tagged([row.prompt for row in rows], request.by):
+        raise InputError(
+            f"--by {request.by}: no prompt has a tag `{request.by}:…`; name the beginning of tags, or leave it out"
+        )
+    return judge, rows
 
 
-def _judge(
-    request: EvaluateRequest, settings: EvaluateSettings, path: Callable[[str], str]
-) -> tuple[Source, Constitution] | None:
+def _judge(request: EvaluateRequest, settings: EvaluateSettings, path: Callable[[str], str]) -> JudgeScorer | None:
     from cluster.evaluate import PROGRAMS
     from cluster.preflight.checks import check_judge
+    from cluster.side_by_side import JudgeScorer
 
     if len(set(request.models)) < len(request.models):
         raise InputError(f"got {' '.join(request.models)}, expected different policies; remove the repeated one")
@@ -155,170 +139,76 @@ def _judge(
             raise InputError(f"--evaluator {request.evaluator}: expected one of {', '.join(sorted(PROGRAMS))}")
         return None
     rules, judge = Constitution.load(path(request.constitution)), path(request.judge)
-    rules.for_task("pointwise")
-    if len(request.models) > 1 and request.pairwise:
-        rules.for_task("pairwise")
-    check_judge(
-        judge,
-        settings.feedback.template,
-        trusted=settings.judging.trust_remote_code,
-        options=settings.judging,
-        feedback=settings.feedback,
-        constitution=rules,
-    )
-    return (load_judge_file(judge) if judge.endswith(".toml") else engine_config(judge, settings.judging)), rules
+    compares = len(request.models) > 1 and request.pairwise
+    tasks: tuple[Task, ...] = ("pointwise", "pairwise") if compares else ("pointwise",)
+    for task in tasks:
+        rules.for_task(task)
+        check_judge(
+            judge,
+            settings.feedback.template,
+            trusted=settings.judging.trust_remote_code,
+            options=settings.judging,
+            feedback=settings.feedback.model_copy(update={"task": task}),
+            constitution=rules,
+        )
+    return JudgeScorer.of(judge, path(request.constitution), settings)
 
 
-def policy_of(path: str) -> str:
-    """The model of a path: a run's last checkpoint, the model of a stage, or the path itself."""
-    latest = Path(path) / "checkpoints" / "LATEST"
-    if latest.is_file():
-        return str(latest.parent / latest.read_text(encoding="utf-8").strip() / "policy")
-    inner = Path(path) / "model"
-    return str(inner) if (inner / "config.json").is_file() else path
-
-
-async def _answers(model: str, prompts: Sequence[Prompt], settings: EvaluateSettings, samples: int) -> list[list[str]]:
+def _check_policies(places: Mapping[str, str], settings: EvaluateSettings) -> None:
     from cluster.preflight.checks import check_model
 
-    check_model(model, role="policy", opt_in="engine", trusted=settings.engine.trust_remote_code)
-    engine = engine_config(model, settings.engine, seed=settings.seed)
-    rollout = RolloutSettings(sampling=settings.sampling.sampling(), group_size=1, seed=settings.seed)
-    worker = RolloutWorker(engine, rollout, name="policy")
-    await worker.start()
-    try:
-        rounds = [await worker.answer(prompts, seed=settings.seed + number) for number in range(samples)]
-    finally:
-        await worker.close()
-    return [list(answers) for answers in zip(*rounds, strict=True)]
+    for place in places.values():
+        check_model(place, role="policy", opt_in="engine", trusted=settings.engine.trust_remote_code)
+
+
+def _answers(place: str, prompts: Sequence[Any], settings: EvaluateSettings, samples: int) -> list[list[str]]:
+    from cluster.side_by_side import answers
+
+    return asyncio.run(answers(place, prompts, settings, samples))
 
 
 async def _score(
-    found: Sequence[Answered],
-    prompts: Sequence[Prompt],
-    settings: EvaluateSettings,
-    request: EvaluateRequest,
-    judge: tuple[Source, Constitution] | None,
+    found: Sequence[Answered], prompts: Sequence[Any], request: EvaluateRequest, judge: JudgeScorer | None
 ) -> None:
     if judge is None:
-        await _by_programs(found, prompts, request.evaluator)
+        from cluster.side_by_side import score_by_programs
+
+        await score_by_programs(found, prompts, request.evaluator)
         return
-    source, rules = judge
-    single = settings.feedback.model_copy(update={"task": "pointwise"})
-    groups = [
-        text_group(number, prompt, answers)
-        for one in found
-        for number, (prompt, answers) in enumerate(zip(prompts, one.answers_PS, strict=True))
-    ]
-    labelled = iter(await _labelled(source, single, rules, groups))
-    for one in found:
-        one.scores_P = [_kept(next(labelled), request.samples) for _ in prompts]
-    first, *others = found
-    if not others or not request.pairwise:
-        return
-    pairwise = settings.feedback.model_copy(update={"task": "pairwise"})
-    groups = [
-        text_group(number, prompt, (one.answers_PS[number][0], first.answers_PS[number][0]))
-        for one in others
-        for number, prompt in enumerate(prompts)
-    ]
-    labelled = iter(await _labelled(source, pairwise, rules, groups))
-    for one in others:
-        one.margins_P = [_preferred(next(labelled), rules, pairwise) for _ in prompts]
+    await judge.score(found, prompts)
+    if len(found) > 1 and request.pairwise:
+        await judge.compare(found, prompts)
 
 
-async def _by_programs(found: Sequence[Answered], prompts: Sequence[Prompt], evaluator: str) -> None:
-    from cluster.evaluate import ProgramEvaluator
-
-    decide = ProgramEvaluator(evaluator)
-    for one in found:
-        for number, prompt in enumerate(prompts):
-            judged = await decide([prompt] * len(one.answers_PS[number]), one.answers_PS[number])
-            one.scores_P.append(_averaged([item.obeys for item in judged]))
-
-
-async def _labelled(
-    source: Source, feedback: FeedbackConfig, rules: Constitution, groups: Sequence[Group]
-) -> list[Feedback]:
-    judge = host_judge(source, feedback, rules, name="judge", secret=nonce_secret())
-    try:
-        await judge.start()
-        labeler = Labeler(judge, config=feedback, constitution=rules)
-        return list(await asyncio.gather(*(labeler.label(group) for group in groups)))
-    finally:
-        await judge.close()
-
-
-def _kept(feedback: Feedback, samples: int) -> dict[str, float]:
-    """Share of the answers to a prompt that keep each principle; a principle with an invalid label is left out."""
-    from cluster.evaluate import obeyed
-
-    by_answer = [[label for label in feedback.labels if label.rollouts == (number,)] for number in range(samples)]
-    return _averaged([obeyed(labels) for labels in by_answer])
-
-
-def _averaged(obeys: Sequence[Mapping[str, bool]]) -> dict[str, float]:
-    names = {name for one in obeys for name in one}
-    return {
-        name: sum(held) / len(held) for name in sorted(names) for held in ([one[name] for one in obeys if name in one],)
-    }
-
-
-def _preferred(feedback: Feedback, rules: Constitution, config: FeedbackConfig) -> float | None:
-    asked = {label.principle_id for label in feedback.labels}
-    margins = pair_margins(
-        feedback.labels,
-        principles=[principle for principle in rules.principles if principle.id in asked],
-        rule=rule_of(rules, config),
-        clip=config.margin_clip,
-    )
-    return margins.get((0, 1))
-
-
-def _result(
-    found: Sequence[Answered], prompts: Sequence[Prompt], settings: EvaluateSettings, request: EvaluateRequest
-) -> dict[str, Any]:
-    base = by_principle(found[0].scores_P)
-    policies = []
-    for one in found:
-        scores = by_principle(one.scores_P)
-        flat = [answer for answers in one.answers_PS for answer in answers]
-        kinds = Counter(
-            degenerate(answer, prompt.messages[-1].content)
-            for prompt, answers in zip(prompts, one.answers_PS, strict=True)
-            for answer in answers
-        )
-        row: dict[str, Any] = {
-            "model": one.model,
-            "scores": {name: asdict(mean(values)) for name, values in scores.items()},
-            "mean": asdict(mean(_mean_of(one.scores_P))),
-            "degenerate": {kind: kinds[kind] / len(flat) for kind in ("empty", "repeats", "copies")},
-            "words": sum(len(answer.split()) for answer in flat) / len(flat),
-            "distinct_2": distinct_pairs(flat, most=_fewest_pairs(found)),
+def _write(path: Path, rows: Sequence[AnswerRow], what: str, by_model: Mapping[str, Sequence[Any]]) -> None:
+    lines = [
+        {
+            "row_id": row.row_id,
+            "prompt": [{"role": m.role, "content": m.content} for m in row.prompt.messages],
+            "tags": list(row.prompt.tags),
+            what: {model: values[number] for model, values in by_model.items()},
         }
-        if one is not found[0]:
-            row["change"] = {
-                name: asdict(change(base[name], values)) for name, values in scores.items() if name in base
-            }
-            row["mean_change"] = asdict(change(_mean_of(found[0].scores_P), _mean_of(one.scores_P)))
-            if one.margins_P:
-                row["wins"] = asdict(win_rate(one.margins_P, tie=settings.feedback.tie_band))
-        policies.append(row)
-    return {"prompts": len(prompts), "samples": request.samples, "policies": policies}
+        for number, row in enumerate(rows)
+    ]
+    try:
+        write_lines(path, lines)
+    except OSError as error:
+        raise RunFailedError(f"--out {path.parent} cannot be written: {error}; free space") from error
 
 
-def _mean_of(scores_P: Sequence[Mapping[str, float]]) -> list[float]:
-    """Mean over the principles that apply to each prompt; NaN where none does."""
-    return [sum(one.values()) / len(one) if one else float("nan") for one in scores_P]
+def _write_page(result: Mapping[str, Any], request: EvaluateRequest) -> None:
+    from solon.report.evaluation import figures
+    from solon.report.figures import write_page
+
+    scored_by = f"programs ({request.evaluator})" if request.evaluator else f"the judge {request.judge}"
+    notes = [
+        f"{result['prompts']} prompts, {result['samples']} answers to each, scored by {scored_by}. Bars are 95 % "
+        "bootstrap intervals over prompts; evaluation.json has the paired differences from the first policy."
+    ]
+    write_page(figures(result["policies"]), request.out / "evaluation.html", title="Evaluation", notes=notes)
 
 
-def _fewest_pairs(found: Sequence[Answered]) -> int:
-    return min(
-        sum(max(0, len(answer.split()) - 1) for answers in one.answers_PS for answer in answers) for one in found
-    )
-
-
-def _table(result: Mapping[str, Any]) -> Table:
+def table_of(result: Mapping[str, Any]) -> Table:
     """One row for each principle and figure, one column for each policy."""
     policies = result["policies"]
     table = Table(box=SIMPLE_HEAD, title=f"{result['prompts']} prompts", title_justify="left")
@@ -329,9 +219,13 @@ def _table(result: Mapping[str, Any]) -> Table:
     for name in names:
         table.add_row(name, *(_cell(one["scores"].get(name), one.get("change", {}).get(name)) for one in policies))
     table.add_row("mean by prompt", *(_cell(one["mean"], one.get("mean_change")) for one in policies))
+    for tag in policies[0].get("by", {}):
+        table.add_row(tag, *(_tag_cell(one["by"][tag]) for one in policies))
     if any("wins" in one for one in policies):
         table.add_row("preferred to the first", *(_wins(one.get("wins")) for one in policies))
-    for kind in ("empty", "repeats", "copies"):
+    if any(one["judged"] < 1 for one in policies):
+        table.add_row("prompts with a valid verdict", *(f"{one['judged']:.1%}" for one in policies))
+    for kind in KINDS:
         table.add_row(f"degenerate: {kind}", *(f"{one['degenerate'][kind]:.1%}" for one in policies))
     table.add_row("words", *(f"{one['words']:.1f}" for one in policies))
     table.add_row("distinct pairs of words", *(f"{one['distinct_2']:.3f}" for one in policies))
@@ -343,6 +237,13 @@ def _cell(score: Mapping[str, float] | None, moved: Mapping[str, float] | None) 
         return ""
     text = f"{score['value']:.3f}"
     return f"{text} ({moved['value']:+.3f}, {moved['low']:+.3f} to {moved['high']:+.3f})" if moved else text
+
+
+def _tag_cell(row: Mapping[str, Any]) -> str:
+    text = _cell(row["mean"], row.get("change"))
+    if none := row.get("from_none"):
+        text += f"; {none['value']:+.3f} from none"
+    return text + (f"; {row['degenerate']:.0%} degenerate" if row["degenerate"] else "")
 
 
 def _wins(wins: Mapping[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ from solon.errors import InputError, nearest
 from solon.files.marks import NamesFile, NamesModel, NamesPrompts, mapped, values
 from solon.files.row_sources import find_source
 from solon.host.user_folders import cache_folder, unusable
-from solon.models.given_names import is_gguf, is_given_name
+from solon.models.given_names import PREFIXES, is_gguf, is_given_name
 
 if TYPE_CHECKING:
     from cluster.config.run_file import RunFile
@@ -101,6 +101,9 @@ def resolver(names: Sequence[str], *, progress: bool) -> Callable[[str], str]:
 def check_names(names: Sequence[str]) -> dict[Family, list[str]]:
     """The names of each family, without prefixes. Raises InputError for a name or GGUF file that there is not."""
     for value in names:
+        prefix, colon, name = value.partition(":")
+        if colon and f"{prefix.lower()}:" in PREFIXES and not is_given_name(value):
+            raise InputError(f"got the name `{value}`, expected `{prefix.lower()}:{name.lower()}`: in small letters")
         if is_gguf(value) and not os.path.isfile(os.path.expanduser(value)):  # noqa: PTH113, PTH111  # raise nothing
             raise InputError(f"{value} does not exist, expected a GGUF file; check the path")
     return {family: sorted({family.check(n) for n in names if n.startswith(family.prefix)}) for family in FAMILIES}

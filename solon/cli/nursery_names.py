@@ -12,15 +12,29 @@ if TYPE_CHECKING:
 
 NAMES = (
     "policy", "judge", "judge_fp", "audit_judge", "large_judge", "constitution", "train_prompts", "heldout_prompts",
+    "attacks", "lookalikes",
 )  # fmt: skip
+SETS = ("attacks", "lookalikes")
+"""Prompts for evaluation alone; they need no grown models."""
 
 
 def nursery_paths(names: Collection[str], *, progress: bool) -> dict[str, str]:
     """Paths by name, without their prefix. Grows what is not in the cache, and describes it."""
-    grown = grown_for(names, progress=progress)
-    if progress:
-        print("\n".join(describe(grown.report)))
-    return {name: str(getattr(grown, name)) for name in names}
+    found: dict[str, str] = {}
+    if any(name in SETS for name in names):
+        folder = cache_folder()
+        from nursery.sets.build import sets
+
+        try:
+            found = {name: str(path) for name, path in sets(folder).items() if name in names}
+        except OSError as error:
+            raise unusable(folder, error, "XDG_CACHE_HOME") from error
+    if others := [name for name in names if name not in SETS]:
+        grown = grown_for(others, progress=progress)
+        if progress:
+            print("\n".join(describe(grown.report)))
+        found |= {name: str(getattr(grown, name)) for name in others}
+    return found
 
 
 def grown_for(names: Collection[str], *, progress: bool) -> Nursery:

@@ -14,7 +14,7 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,6 +53,16 @@ def has_files(place: Path, names: Iterable[str]) -> bool:
         return all((place / name).stat().st_size > 0 for name in names)
     except OSError:
         return False
+
+
+def made_once(place: Path, names: Sequence[str], make: Callable[[Path], None]) -> None:
+    """A directory that `make` fills, unless it has all these files already. Of several processes one makes it; a
+    partial directory is never visible. Raises OSError."""
+    if not has_files(place, names):
+        with alone(place):
+            if not has_files(place, names):
+                with new_directory(place, replace=True) as scratch:
+                    make(scratch)
 
 
 @contextmanager

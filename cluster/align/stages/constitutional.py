@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.align.base import AlignStage, Job
 from solon.engines.base import EngineOptions
@@ -29,16 +29,26 @@ class ConstitutionalStage(AlignStage):
     prompts: PromptsPath = ""
     """Empty: the file's."""
     constitution: FilePath = ""
-    """Empty: the file's. Its principles need critique_request and revision_request."""
+    """Empty: the file's. Its principles need revision_request, and critique_request for critiques."""
     max_prompts: int = Field(256, ge=1)
     """Most prompts of the file that are used, in its order."""
     skip_prompts: int = Field(0, ge=0)
     """Begin behind so many prompts; behind the last one the first follows."""
     rounds: int = Field(1, ge=1, le=16)
     """Critiques and revisions of each answer, each under a principle of its own."""
+    critique: bool = True
+    """Criticise an answer before its revision. Very small models revise better at once."""
+    shots: int = Field(0, ge=0, le=16)
+    """Without critiques: revised examples of each principle (the constitution's `examples`) before the prompt."""
     sampling: SamplingOptions = SamplingOptions()
     engine: EngineOptions = EngineOptions()
     """Its max_model_len must hold prompt, answers, critiques and revisions."""
+
+    @model_validator(mode="after")
+    def _examples_have_no_critiques(self) -> Self:
+        if self.critique and self.shots:
+            raise ValueError("shots is above 0, and examples have no critiques; set critique = false")
+        return self
 
     def make(self, job: Job) -> None:
         self.call(job, "write")
@@ -57,6 +67,8 @@ def write(given: Mapping[str, Any]) -> dict[str, Any]:
     )
     settings = ReviseSettings(
         rounds=given["rounds"],
+        critique=given["critique"],
+        shots=given["shots"],
         sampling=SamplingOptions(**given["sampling"]),
         engine=EngineOptions(**given["engine"]),
         seed=given["seed"],

@@ -39,6 +39,7 @@ def head(tmp_path: Path) -> str:
     write_llama(tmp_path / "base")
     (tmp_path / "prompts.jsonl").write_text('{"question": "what color is the sky ?"}\n')
     (tmp_path / "constitution.yaml").write_text(RULES)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "hi", "chosen": "a", "rejected": "b"}\n')
     return (
         'policy = "base"\nprompts = "prompts.jsonl"\nconstitution = "constitution.yaml"\n[data]\ncolumn = "question"\n'
     )
@@ -74,3 +75,32 @@ def test_a_constitution_without_the_question_that_is_asked_is_refused(tmp_path: 
     path.write_text("principles: []\n")
     with pytest.raises(InputError, match=r"stages\[2\] \(rlaif\)"):
         check(tmp_path, head)
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_data_file_that_is_missing_or_empty_is_named_before_earlier_stages_are_paid_for(
+    tmp_path: Path, head: str, content: str | None
+):
+    (tmp_path / "pairs.jsonl").unlink()
+    if content is not None:
+        (tmp_path / "pairs.jsonl").write_text(content)
+    with pytest.raises(InputError, match=r"stages\[1\] \(reward_model\): .*pairs\.jsonl"):
+        check(tmp_path, head)
+
+
+def test_an_auditor_that_labels_under_another_name_is_refused(tmp_path: Path, head: str):
+    write_llama(tmp_path / "judge")
+    (tmp_path / "alias").symlink_to(tmp_path / "judge")
+    (tmp_path / "heldout.jsonl").write_text('{"question": "why ?"}\n')
+    stages = '[[stages]]\ntype = "preferences"\n[[stages]]\ntype = "evaluate"\njudge = "alias"\n'
+    with pytest.raises(InputError, match="labels for training, and a policy learns to please it"):
+        check(tmp_path, 'judge = "judge"\nheldout_prompts = "heldout.jsonl"\n' + head, stages)
+
+
+def test_answers_that_leave_no_room_for_a_prompt_are_refused(tmp_path: Path, head: str):
+    (tmp_path / "heldout.jsonl").write_text('{"question": "why ?"}\n')
+    stages = '[[stages]]\ntype = "drift"\nanchors = ["base"]\nmax_tokens = 100000\n'
+    with pytest.raises(
+        InputError, match=r"answers may have 100000 tokens, and the policy's context has .*lower max_tok"
+    ):
+        check(tmp_path, 'heldout_prompts = "heldout.jsonl"\n' + head, stages)

@@ -63,6 +63,8 @@ def test_an_unknown_name_is_refused_before_anything_is_made(monkeypatch: pytest.
         model_path("nursery:juge@bf16", progress=False)
     with pytest.raises(InputError, match=r"got the name `english:polcy`.*did you mean `policy`"):
         resolver(["nursery:policy", "english:judge", "english:polcy"], progress=False)
+    with pytest.raises(InputError, match=r"got the name `English:policy`, expected `english:policy`"):
+        resolver(["English:policy"], progress=False)
     assert world.asked == []
 
 

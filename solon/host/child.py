@@ -1,4 +1,4 @@
-"""Runs a command that ends when its parent ends: `python -m cluster.align.child COMMAND ...`.
+"""Runs a command that ends when its parent ends: `python -m solon.host.child COMMAND ...`.
 
 The parent holds the other end of standard input. When that closes, however the parent ended, the command is asked to
 stop, and killed if it does not.
