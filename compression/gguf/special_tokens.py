@@ -6,6 +6,7 @@ would generate past the end of every answer.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from solon.errors import InputError, short
 
 ANSWER = "Yes"
 """Stands for an answer in the probe of a template."""
+RENDER_S = 10.0
+"""Longest time for a conversation of two short turns."""
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
 """Tokens that pad where the file does not say, the first that there is."""
 
@@ -66,11 +69,32 @@ def choose(file: GgufFile, tokenizer: Any) -> SpecialTokens:
     return SpecialTokens(eos=eos, stops=stops, pad=pad, bos=bos, adds_bos=adds, remarks=tuple(remarks))
 
 
+def _rendered(tokenizer: Any, turns: list[dict[str, str]]) -> str:
+    """Raises what the template raises, and TimeoutError for one that loops."""
+    found: list[str | Exception] = []
+
+    def render() -> None:
+        try:
+            found.append(str(tokenizer.apply_chat_template(turns, tokenize=False)))
+        except Exception as error:
+            found.append(error)
+
+    # A thread cannot be stopped, but one of this kind ends with the process.
+    worker = threading.Thread(target=render, daemon=True)
+    worker.start()
+    worker.join(RENDER_S)
+    if not found:
+        raise TimeoutError(f"it did not end within {RENDER_S:.0f} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
 def end_of_turn(tokenizer: Any, known: Mapping[str, int]) -> tuple[str | None, str]:
     """The token that follows an answer when a conversation is rendered, or None; and a remark, often empty."""
     turns = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": ANSWER}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = _rendered(tokenizer, turns)
     except Exception as error:  # a template is the file's; whatever it raises, the file's own end remains
         return None, f"the chat template cannot render a short conversation ({short(str(error))}); check it"
     before, answer, tail = text.rpartition(ANSWER)

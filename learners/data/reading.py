@@ -16,7 +16,7 @@ from typing import Any
 from learners.direct.pairs import AnswerPair, RatedAnswer
 from solon.engines.tokens import ChatTokenizer
 from solon.engines.turns import Tokens, encode_turn
-from solon.errors import InputError, PromptRefusedError
+from solon.errors import InputError, PromptRefusedError, short
 from solon.feedback.labelling.dataset import parse_row, with_prompt
 from solon.files.prompts import with_messages
 from solon.files.rows import Place, folded, read_rows
@@ -192,8 +192,8 @@ def _number(raw: Mapping[str, Any], name: str, default: float) -> float:
         if isinstance(value, bool):
             raise ValueError
         return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"has the {name} {value!r}, expected a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"has the {name} {short(value)}, expected a number") from None
 
 
 def _nothing(path: str | Path, what: str, columns: str, skipped: Sequence[tuple[str, str]]) -> str:

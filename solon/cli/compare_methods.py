@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from rich.table import Table
 from solon.artifacts.code import code_digest
 from solon.artifacts.digests import content_digest
 from solon.cli.align import Lines, given_names
-from solon.cli.evaluate import EvaluateRequest, EvaluateSettings, check_evaluation, run_evaluate
+from solon.cli.evaluate import EvaluateRequest, check_evaluation, run_evaluate
 from solon.cli.names import resolver
 from solon.cli.tables import print_table
 from solon.cli.train import runs_folder
@@ -61,6 +62,24 @@ class Comparison:
         self.failed: dict[str, InputError | RunFailedError] = {}
         """Why, by method."""
 
+    def planned(self) -> dict[str, Any]:
+        """The stages of every method and seed, and which exist already; runs nothing. Raises InputError."""
+        from cluster.align.execute import plan
+
+        self._check()
+        found = []
+        for seed in self._file.seeds:
+            for method in self._file.methods:
+                file = self._file.alignment(method, seed, self.sizes.get(method.name, 1.0))
+                paths = resolver(given_names(file), progress=not self._quiet)
+                steps = plan(file, store=self._store, paths=paths, again_from="")
+                stages = {step.stage.name: "" if step.found else step.reason for step in steps}
+                shown = ", ".join(f"{name} ({why or 'exists'})" for name, why in stages.items())
+                self._say(f"{method.name}, seed {seed}: {shown}")
+                found.append({"method": method.name, "seed": seed, "stages": stages})
+        self._say("stages that methods share are made once")
+        return {"planned": found}
+
     def run(self) -> dict[str, Any]:
         """Raises InputError before anything runs, and when all methods failed the error of the first."""
         file = self._file
@@ -91,11 +110,11 @@ class Comparison:
         for method in file.methods:
             found = file.alignment(method, file.seeds[0], 1.0)
             check_alignment(found, resolver(given_names(found), progress=not self._quiet))
-        request = self._request([file.policy], self._folder / "unused", file.seeds[0])
-        assert request.settings is not None
-        names = [file.policy, request.prompts, request.judge, request.constitution]
-        check_evaluation(request, request.settings, resolver(names, progress=not self._quiet))
-        (self._folder / "unused").rmdir()
+        with tempfile.TemporaryDirectory() as unused:
+            request = self._request([file.policy], Path(unused), file.seeds[0])
+            assert request.settings is not None
+            names = [file.policy, request.prompts, request.judge, request.constitution]
+            check_evaluation(request, request.settings, resolver(names, progress=not self._quiet))
 
     def _sized(self, method: MethodSection, seed: int) -> Run:
         """The stages of a method, at the size that costs the budget."""
@@ -127,6 +146,8 @@ class Comparison:
         return align(file, folder=place, store=self._store, paths=paths, again_from="", view=view), file
 
     def _request(self, models: Sequence[str], out: Path, seed: int) -> EvaluateRequest:
+        from cluster.side_by_side import EvaluateSettings
+
         file, section = self._file, self._file.evaluate
         settings = {name: getattr(section, name) for name in ("sampling", "engine", "judging", "feedback")}
         return EvaluateRequest(
@@ -251,12 +272,17 @@ class Comparison:
         self._console.print(text, markup=False)
 
 
-def run_compare(path: Path, *, name: str | None, overrides: Sequence[str], as_json: bool) -> dict[str, Any]:
-    """Run what is missing of a comparison file. Raises InputError, RunFailedError."""
+def run_compare(
+    path: Path, *, name: str | None, dry_run: bool, overrides: Sequence[str], as_json: bool
+) -> dict[str, Any]:
+    """Run what is missing of a comparison file, or with `dry_run` say what that is. Raises InputError,
+    RunFailedError."""
     from cluster.align.compare_file import CompareFile
 
     file = CompareFile.load(path, overrides=overrides)
     folder = runs_folder() / (name or path.stem)
+    if dry_run:
+        return Comparison(file, folder, quiet=as_json).planned()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

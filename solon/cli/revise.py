@@ -43,6 +43,11 @@ def run_revise(
     try:
         with new_directory(out) as folder:
             chains = asyncio.run(run_chains(model, [row.prompt for row in rows], rules, settings))
+            if all(chain.is_cut for chain in chains):
+                raise RunFailedError(
+                    f"every conversation became longer than engine.max_model_len = {settings.engine.max_model_len}; "
+                    "raise it, or lower sampling.max_tokens"
+                )
             summary = write_chains(folder, chains)
             (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     except OSError as error:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
-from solon.errors import InputError
+from solon.errors import InputError, RunFailedError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_whole(path: str | Path, text: str, *, what: str) -> Path:
-    """Write a text file by rename, creating its folder. Raises InputError; `what` names the file in the message."""
+    """Write a text file by rename, creating its folder. Raises InputError for a path that cannot be written, and
+    RunFailedError for a full disk; `what` names the file in the message."""
     path = Path(path)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -23,5 +27,6 @@ def write_whole(path: str | Path, text: str, *, what: str) -> Path:
     except OSError as error:
         with suppress(OSError):
             scratch.unlink()
-        raise InputError(f"{what} {path} cannot be written: {error}; free space or choose another path") from None
+        kind = RunFailedError if error.errno in FULL else InputError
+        raise kind(f"{what} {path} cannot be written: {error}; free space or choose another path") from None
     return path

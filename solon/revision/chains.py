@@ -9,7 +9,9 @@
     user       critique request of another principle    round 2
     ...
 
-The turns of a chain are one growing conversation, so that an engine with a prefix cache reads every turn once.
+The turns of a chain are one growing conversation, so that an engine with a prefix cache reads every turn once. Without
+critiques a revision follows its request at once; examples of the principles, revised the same way, may stand before the
+prompt once the first answer is written (Bai et al. 2022, section 3, uses both).
 """
 
 from __future__ import annotations
@@ -68,14 +70,23 @@ async def revise(
     *,
     rounds: int,
     seed: int,
+    critique: bool = True,
+    shots: int = 0,
     fits: Fits = lambda _: True,
 ) -> list[Chain]:
     """The chains of all prompts, turn by turn. A principle is drawn for each prompt and round among those that apply
-    and have both requests, without repetition as long as there are others. A chain that becomes too long ends there.
+    and have the requests, without repetition as long as there are others. A chain that becomes too long ends there.
 
-    Raises InputError for a prompt to which no such principle applies.
+    critique: False revises without one. shots: most examples of each drawn principle that are shown, only without
+    critiques, which examples do not have. Raises InputError for a prompt to which no such principle applies.
     """
-    begun = [_Begun(chat=prompt, drawn=_draw(prompt, constitution, rounds, seed)) for prompt in prompts]
+    if critique and shots:
+        raise InputError(f"shots is {shots}, and examples of principles have no critiques; set critique = false")
+    if shots and not any(principle.examples for principle in constitution.principles):
+        raise InputError(
+            f"shots is {shots}, and no principle of the constitution has examples; add some, or set it to 0"
+        )
+    begun = [_Begun(chat=prompt, drawn=_draw(prompt, constitution, rounds, seed, critique)) for prompt in prompts]
 
     async def turn(number: int) -> list[tuple[_Begun, str]]:
         for one in begun:
@@ -85,12 +96,14 @@ async def revise(
         return list(zip(going, said, strict=True))
 
     for one, first in await turn(0):
-        one.first, one.chat = first, _said(one.chat, "assistant", first)
+        one.first, one.chat = first, _said(_after_examples(one.chat, one.drawn, shots), "assistant", first)
     for number in range(rounds):
+        if critique:
+            for one in begun:
+                one.chat = _said(one.chat, "user", one.drawn[number].critique_request)
+            for one, text in await turn(2 * number + 1):
+                one.critique, one.chat = text, _said(one.chat, "assistant", text)
         for one in begun:
-            one.chat = _said(one.chat, "user", one.drawn[number].critique_request)
-        for one, critique in await turn(2 * number + 1):
-            one.critique, one.chat = critique, _said(one.chat, "assistant", critique)
             one.chat = _said(one.chat, "user", one.drawn[number].revision_request)
         for one, text in await turn(2 * number + 2):
             revision = without_preamble(text)
@@ -125,21 +138,37 @@ def without_preamble(text: str) -> str:
     return PREAMBLE.sub("", text, count=1).strip()
 
 
-def _draw(prompt: Prompt, constitution: Constitution, rounds: int, seed: int) -> list[Principle]:
+def _draw(prompt: Prompt, constitution: Constitution, rounds: int, seed: int, critique: bool) -> list[Principle]:
     fitting = [
         principle
         for principle in constitution.principles
-        if principle.critique_request and principle.revision_request and principle.applies_if(prompt)
+        if (principle.critique_request or not critique) and principle.revision_request and principle.applies_if(prompt)
     ]
     if not fitting:
+        needed = "critique_request and revision_request" if critique else "revision_request"
         raise InputError(
-            f"no principle with critique_request and revision_request applies to the prompt {prompt.prompt_id} "
+            f"no principle with {needed} applies to the prompt {prompt.prompt_id} "
             f"({prompt.messages[-1].content[:60]!r}), expected one; add it to the constitution, or leave the prompt out"
         )
     rng, found = random.Random(f"{seed}-{prompt.prompt_id}"), list[Principle]()
     while len(found) < rounds:
         found += rng.sample(fitting, min(len(fitting), rounds - len(found)))
     return found
+
+
+def _after_examples(chat: Prompt, drawn: Sequence[Principle], shots: int) -> Prompt:
+    """The conversation behind revised examples of its principles; a system turn stays first."""
+    shown: list[Message] = []
+    for principle in {one.id: one for one in drawn}.values() if shots else ():
+        for example in principle.examples[:shots]:
+            shown += [
+                Message(role="user", content=example.prompt),
+                Message(role="assistant", content=example.bad),
+                Message(role="user", content=principle.revision_request),
+                Message(role="assistant", content=example.good),
+            ]
+    system = [message for message in chat.messages[:1] if message.role == "system"]
+    return replace(chat, messages=(*system, *shown, *chat.messages[len(system) :]))
 
 
 def _said(chat: Prompt, role: str, text: str) -> Prompt:

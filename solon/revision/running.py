@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineOptions
@@ -24,6 +25,10 @@ class ReviseSettings(BaseModel):
 
     rounds: int = Field(1, ge=1, le=16)
     """Critiques and revisions of each answer, each under a principle of its own."""
+    critique: bool = True
+    """Criticise an answer before its revision. Very small models revise better at once."""
+    shots: int = Field(0, ge=0, le=16)
+    """Without critiques: revised examples of each principle (the constitution's `examples`) before the prompt."""
     sampling: SamplingOptions = SamplingOptions()
     """Of answers, critiques and revisions."""
     engine: EngineOptions = EngineOptions()
@@ -31,6 +36,12 @@ class ReviseSettings(BaseModel):
     data: ReadConfig = ReadConfig()
     """Column and split of the prompts."""
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _examples_have_no_critiques(self) -> Self:
+        if self.critique and self.shots:
+            raise ValueError("shots is above 0, and examples have no critiques; set critique = false")
+        return self
 
 
 async def run_chains(
@@ -52,6 +63,15 @@ async def run_chains(
         def fits(chat: Prompt) -> bool:
             return len(tokenizer.encode_chat(chat.messages)) <= room
 
-        return await revise(answer, prompts, constitution, rounds=settings.rounds, seed=settings.seed, fits=fits)
+        return await revise(
+            answer,
+            prompts,
+            constitution,
+            rounds=settings.rounds,
+            critique=settings.critique,
+            shots=settings.shots,
+            seed=settings.seed,
+            fits=fits,
+        )
     finally:
         await worker.close()

@@ -385,3 +385,17 @@ def test_a_target_that_cannot_be_made_does_not_blame_the_file(tmp_path: Path):
         import_gguf(source, source / "below")
     with pytest.raises(InputError, match=r"cannot be used: File name too long"):
         import_gguf(source, tmp_path / ("x" * 300))
+
+
+def test_a_chat_template_that_loops_is_remarked_on_and_does_not_hang(monkeypatch: pytest.MonkeyPatch):
+    from compression.gguf import special_tokens
+
+    class Loops:
+        def apply_chat_template(self, *_: Any, **__: Any) -> str:
+            threading.Event().wait()
+            return ""
+
+    monkeypatch.setattr(special_tokens, "RENDER_S", 0.1)
+    token, remark = special_tokens.end_of_turn(Loops(), {})
+    assert token is None
+    assert "it did not end within 0 s" in remark

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from solon.constitution.constitution import Constitution
 from solon.errors import InputError
 from solon.records import Message, Prompt
 from solon.revision.chains import Chain, Round, revise, without_preamble
+from solon.revision.running import ReviseSettings
 from solon.revision.writing import write_chains
 
 
@@ -118,6 +120,36 @@ def test_a_chain_that_becomes_too_long_ends_and_the_others_continue(tmp_path: Pa
 )
 def test_a_preamble_is_cut_and_an_answer_is_not(text: str, left: str):
     assert without_preamble(text) == left
+
+
+def test_without_critiques_a_revision_follows_its_request_behind_examples_that_the_first_answer_did_not_see():
+    rules = constitution("", "")
+    examples = [{"prompt": f"q{n}", "good": f"good {n}", "bad": f"bad {n}"} for n in range(3)]
+    raw = rules.model_dump(mode="json", by_alias=True)
+    raw["principles"] = [{**raw["principles"][0], "critique_request": "", "examples": examples}]
+    policy, system = Policy(), Message(role="system", content="be kind")
+    asked = Prompt(prompt_id="p", messages=(system, Message(role="user", content="hello")))
+    (chain,) = asyncio.run(
+        revise(policy, [asked], Constitution.model_validate(raw), rounds=1, seed=0, critique=False, shots=2)
+    )
+    first, second = (read[0] for read in policy.read)
+    assert first == asked.messages
+    assert second[0] == system
+    assert [message.content for message in second[1:9]] == [
+        "q0", "bad 0", "Revise by a.", "good 0", "q1", "bad 1", "Revise by a.", "good 1",
+    ]  # fmt: skip
+    assert [message.content for message in second[9:]] == ["hello", "said after 2", "Revise by a."]
+    assert chain.rounds == (Round(principle_id="a", critique="", revision="said after 12"),)
+    assert chain.prompt == asked
+
+
+def test_examples_have_no_critiques():
+    with pytest.raises(InputError, match=r"shots is 1, and examples of principles have no critiques"):
+        asyncio.run(revise(Policy(), [prompt(1)], constitution(), rounds=1, seed=0, shots=1))
+    with pytest.raises(InputError, match="no principle of the constitution has examples"):
+        asyncio.run(revise(Policy(), [prompt(1)], constitution(), rounds=1, seed=0, critique=False, shots=1))
+    with pytest.raises(ValidationError, match="set critique = false"):
+        ReviseSettings(shots=1)
 
 
 def test_degenerate_and_unchanged_revisions_teach_no_preference(tmp_path: Path):
