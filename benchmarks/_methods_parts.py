@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._harness import Row
+from benchmarks._revision_examples import with_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 NURSERY = ROOT / "examples" / "nursery.toml"
@@ -108,83 +109,44 @@ def interval(values: Sequence[float] | np.ndarray[Any, Any], level: float) -> tu
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def reward_model(folder: Path, *, quick: bool) -> list[Row]:
-    """A reward model on held-out pairs of the policy, and its best of eight answers to held-out prompts."""
-    import asyncio
-
-    from cluster.evaluate import ProgramEvaluator
-    from solon.feedback.labelling.dataset import first_rows
-
-    rows = []
-    prompts = 48 if quick else 512
-    text = "".join(f'{key} = "{value}"\n' for key, value in ALIGN.items()) + LABEL % 8
-    text += f'[[stages]]\ntype = "preferences"\nmax_prompts = {prompts}\n'
-    text += '[[stages]]\ntype = "reward_model"\nlearn = { learning_rate = 1e-3, epochs = 2 }\n'
-    (folder / "reward.toml").write_text(text)
-    stages = {stage["name"]: stage for stage in solon("align", "reward.toml", folder=folder)["stages"]}
-    report = stages["reward_model"]["report"]
-    rows.append(Row("reward model: agreement on held-out pairs", report["heldout_accuracy"]["value"], goal=">= 0.90"))
-    rows.append(Row("reward model: held-out pairs", report["heldout_accuracy"]["pairs"]))
-    rows.append(Row("reward model: calibration error", report["heldout_calibration_error"]))
-    heldout = Path(_resolved("nursery:heldout_prompts"))
-    asked = first_rows(heldout, 64 if quick else 256)
-    (folder / "heldout.jsonl").write_text(
-        "".join(
-            json.dumps({"id": one.row_id, "prompt": one.prompt.messages[-1].content, "tags": list(one.prompt.tags)})
-            + "\n"
-            for one in asked
-        )
-    )
-    label = [
-        "--judge",
-        f"{stages['reward_model']['folder']}/model",
-        "--constitution",
-        _resolved("nursery:constitution"),
-    ]
-    label += ["--policy", _resolved("nursery:policy"), "--set", "write.answers=8", "--set", "write.max_tokens=24"]
-    solon("label", "heldout.jsonl", "--out", "best", *label, folder=folder)
-    by_row: dict[str, list[dict[str, Any]]] = {}
-    for line in (folder / "best" / "ratings.jsonl").read_text().splitlines():
-        one = json.loads(line)
-        by_row.setdefault(one["row_id"], []).append(one)
-    decide, wins = ProgramEvaluator("nursery"), []
-    for one in asked:
-        answers = by_row.get(one.row_id, [])
-        if len(answers) < 2:
-            continue
-        judged = asyncio.run(decide([one.prompt] * len(answers), [a["completion"][-1]["content"] for a in answers]))
-        scores = [sum(item.obeys.values()) / max(1, len(item.obeys)) for item in judged]
-        best = scores[int(np.argmax([answer["reward"] for answer in answers]))]
-        wins.append(np.mean([0.5 if best == other else float(best > other) for other in scores]))
-    rows.append(
-        Row("best of 8 by the reward model: win rate over a random answer", float(np.mean(wins)), goal=">= 0.75")
-    )
-    return rows
-
-
 def constitutional(folder: Path, *, quick: bool) -> list[Row]:
-    """Revisions of SmolLM2 compared with its first answers by programs that count kept wishes."""
+    """Revisions of SmolLM2 compared with its first answers by programs that count kept wishes: after critiques, and at
+    once behind examples of revised answers."""
+    plain = Path(resolved("english:constitution"))
+    shown = with_examples(plain, folder / "with-examples.yaml")
+    return [
+        _revisions(folder, "after critiques", plain, (), quick=quick),
+        _revisions(folder, "at once", plain, ("--set", "critique=false"), quick=quick),
+        _revisions(
+            folder, "at once, two examples", shown, ("--set", "critique=false", "--set", "shots=2"), quick=quick
+        ),
+    ]
+
+
+def _revisions(folder: Path, name: str, constitution: Path, settings: Sequence[str], *, quick: bool) -> Row:
     from english.prompts import adherence
     from solon.records import Message, Prompt
 
+    out = folder / name.replace(" ", "-").replace(",", "")
     solon(
-        "revise", "english:train_prompts", "--policy", "english:policy", "--constitution", "english:constitution",
-        "--out", "revised", "--max-prompts", "16" if quick else "128", "--set", "engine.dtype=bfloat16",
-        "--set", "sampling.max_tokens=56", "--set", "sampling.temperature=0.7", folder=folder,
+        "revise", "english:train_prompts", "--policy", "english:policy", "--constitution", str(constitution),
+        "--out", str(out), "--max-prompts", "16" if quick else "128", "--set", "engine.dtype=bfloat16",
+        "--set", "engine.threads=2", "--set", "sampling.max_tokens=56", "--set", "sampling.temperature=0.7",
+        *settings, folder=folder,
     )  # fmt: skip
     better = worse = equal = 0
-    by_id = {row["row_id"]: row for row in _lines(folder / "revised" / "transcripts.jsonl")}
+    by_id = {row["row_id"]: row for row in lines(out / "transcripts.jsonl")}
     tags = {one.prompt.prompt_id: one.prompt.tags for one in _rows("english:train_prompts")}
-    for name, row in by_id.items():
+    for prompt_id, row in by_id.items():
         if row["left_out"] not in ("", "unchanged") or not row["rounds"]:
             continue
         messages = tuple(Message(role=one["role"], content=one["content"]) for one in row["prompt"])
-        prompt = Prompt(prompt_id=name, messages=messages, tags=tuple(tags[name]))
-        first, last = (_share(adherence(prompt, text)) for text in (row["first"], row["rounds"][-1]["revision"]))
+        prompt = Prompt(prompt_id=prompt_id, messages=messages, tags=tuple(tags[prompt_id]))
+        first, last = (share(adherence(prompt, text)) for text in (row["first"], row["rounds"][-1]["revision"]))
         better, worse, equal = better + (last > first), worse + (last < first), equal + (last == first)
     decided = better + worse
-    print(f"revisions: {better} better, {worse} worse, {equal} equal of {len(by_id)}", flush=True)
-    return [Row("revisions judged better, of decided pairs", better / max(1, decided), goal=">= 0.70")]
+    print(f"revisions {name}: {better} better, {worse} worse, {equal} equal of {len(by_id)}", flush=True)
+    return Row(f"revisions {name}: judged better, of decided pairs", better / max(1, decided), goal=">= 0.70")
 
 
 def kills(folder: Path, *, quick: bool) -> list[Row]:
@@ -194,7 +156,7 @@ def kills(folder: Path, *, quick: bool) -> list[Row]:
     text += '[[stages]]\ntype = "sft"\nlearn = { learning_rate = 1e-3, max_tokens = 128 }\n'
     text += '[[stages]]\ntype = "reward_model"\npolicy = "nursery:policy"\nlearn = { learning_rate = 1e-3 }\n'
     text += '[[stages]]\ntype = "dpo"\nlearn = { learning_rate = 5e-4 }\n'
-    text += '[[stages]]\ntype = "kto"\n[[stages]]\ntype = "drift"\n'
+    text += '[[stages]]\ntype = "kto"\n[[stages]]\ntype = "drift"\nmax_tokens = 24\n'
     for place in ("alone", "killed"):
         (folder / place).mkdir(exist_ok=True)
         (folder / place / "pipeline.toml").write_text(text)
@@ -235,7 +197,7 @@ def _digests(result: Mapping[str, Any]) -> dict[str, str]:
     return {stage["name"]: stage["digest"] for stage in result["stages"]}
 
 
-def _resolved(name: str) -> str:
+def resolved(name: str) -> str:
     from solon.cli.names import resolver
 
     return resolver([name], progress=False)(name)
@@ -244,20 +206,19 @@ def _resolved(name: str) -> str:
 def _rows(name: str) -> Sequence[Any]:
     from solon.feedback.labelling.dataset import first_rows
 
-    return first_rows(_resolved(name), 1_000_000)
+    return first_rows(resolved(name), 1_000_000)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _share(kept: Mapping[str, bool]) -> float:
+def share(kept: Mapping[str, bool]) -> float:
     return sum(kept.values()) / len(kept) if kept else 0.0
 
 
 PARTS: dict[str, Callable[..., list[Row]]] = {
     "roads": roads,
-    "reward_model": reward_model,
     "kills": kills,
     "staleness": staleness,
     "constitutional": constitutional,
