@@ -38,15 +38,16 @@ def align(
 def compare(
     path: Annotated[Path, typer.Argument(metavar="COMPARE.toml", help="A comparison file.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="Name of the folder under runs/.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages that would run, and why.")] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train one policy by several methods over several seeds, and print what each gives and costs."""
     from solon.cli.compare_methods import run_compare
 
-    result = run_compare(path, name=name, overrides=overrides or [], as_json=as_json)
+    result = run_compare(path, name=name, dry_run=dry_run, overrides=overrides or [], as_json=as_json)
     print_result(result, as_json)
-    if failed := result["failed"]:
+    if failed := result.get("failed"):
         raise RunFailedError(f"{', '.join(failed)} failed: {next(iter(failed.values()))}; the table has the others")
 
 
@@ -134,12 +135,18 @@ def evaluate(
         ),
     ],
     prompts: Annotated[str, typer.Option(help="Held-out prompts.")],
-    out: Annotated[Path, typer.Option(help="Directory of evaluation.json and answers.jsonl.")],
+    out: Annotated[Path, typer.Option(help="Directory of evaluation.json, evaluation.html and answers.jsonl.")],
     judge: Annotated[str, typer.Option(help="Judge of the answers; not the one that labelled for training.")] = "",
     constitution: Annotated[str, typer.Option(help="Constitution YAML of the judge.")] = "",
     evaluator: Annotated[str, typer.Option(help="`nursery` or `english`: programs in place of a judge.")] = "",
     max_prompts: Annotated[int, typer.Option(min=2, help="The first prompts of the file.")] = 256,
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each prompt.")] = 1,
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="TAG", help="Also scores of the prompts under each tag TAG:…, such as attack.", show_default=False
+        ),
+    ] = "",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -155,9 +162,70 @@ def evaluate(
         constitution=constitution,
         max_prompts=max_prompts,
         samples=samples,
+        by=by,
         overrides=overrides or [],
     )
     print_result(run_evaluate(request, as_json=as_json), as_json)
+
+
+@stages_app.command()
+def attacks(
+    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="Harmful prompts.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="New JSONL file.")],
+    kinds: Annotated[
+        str, typer.Option(metavar="KIND,KIND", help="Some of the attacks; else all.", show_default=False)
+    ] = "",
+    max_prompts: Annotated[int, typer.Option(min=1, help="The first prompts of the file.")] = 256,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rephrase harmful prompts as attackers do: prefix injection, role play, many-shot, obfuscation, persuasion."""
+    from solon.cli.attacks import run_attacks
+
+    result = run_attacks(
+        prompts, out=out, kinds=kinds, max_prompts=max_prompts, overrides=overrides or [], as_json=as_json
+    )
+    print_result(result, as_json)
+
+
+@stages_app.command()
+def tasks(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A policy: directory, run, name.", show_default=False)],
+    harness: Annotated[Literal["lm-eval", "inspect"], typer.Option(help="The program that has the tasks.")],
+    names: Annotated[str, typer.Option("--tasks", metavar="TASK,TASK", help="Names, or files of Inspect tasks.")],
+    out: Annotated[Path, typer.Option(help="New directory of tasks.json and logs.")],
+    python: Annotated[
+        str, typer.Option("--harness-python", metavar="PYTHON", help="Interpreter that has it.", show_default=False)
+    ] = "",
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="Of a server that runs already; else one is started.", show_default=False)
+    ] = "",
+    served_name: Annotated[str, typer.Option(help="The model's name at that server.")] = "policy",
+    limit: Annotated[int | None, typer.Option(min=1, help="First examples of each task.", show_default=False)] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="lm-eval: through the chat template.")] = False,
+    more: Annotated[
+        str, typer.Option(metavar="ARGUMENTS", help="Further arguments of the harness.", show_default=False)
+    ] = "",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a policy on tasks of lm-evaluation-harness or Inspect, through a server on this machine."""
+    from solon.cli.tasks import TasksRequest, run_tasks
+
+    request = TasksRequest(
+        model=model,
+        harness=harness,
+        tasks=names,
+        out=out,
+        python=python,
+        url=url,
+        served_name=served_name,
+        limit=limit,
+        chat=chat,
+        more=more,
+        overrides=overrides or [],
+    )
+    print_result(run_tasks(request, as_json=as_json), as_json)
 
 
 @stages_app.command()

@@ -18,6 +18,7 @@ from cluster.align.file import AlignFile
 from cluster.config.run_file import RunFile, looks_like_hub_name
 from cluster.config.sections import RolloutSection
 from cluster.pipeline_file import load_run
+from serve_apps.config import ServiceFile
 from solon.cli.main import MAX_SEED
 from solon.engines.chat_settings import ThinkingMarks
 from solon.errors import InputError
@@ -58,9 +59,11 @@ def test_every_example_is_a_valid_file_of_its_kind(path: Path):
         assert len(AlignFile.load(path).stages) > 3
         with pytest.raises(InputError, match=r"stages that make files: solon align .*align.toml"):
             load_run(path)
-    elif path.name == "compare.toml":
-        assert len(CompareFile.load(path).methods) > 3
-        with pytest.raises(InputError, match=r"lists methods.*solon compare .*compare.toml"):
+    elif path.name == "feedback-service.toml":
+        assert ServiceFile.load(path).judges["default"].model == "nursery:judge"
+    elif path.name in ("compare.toml", "english_methods.toml"):
+        assert len(CompareFile.load(path).methods) > 1
+        with pytest.raises(InputError, match=r"lists methods.*solon compare .*\.toml"):
             load_run(path)
     else:
         assert load_run(path).steps >= 1

@@ -26,7 +26,7 @@ PHRASES = {
     r"told of": "`reported`",
 }
 """A phrase, and what to write in its place."""
-PACKAGES = ("solon", "actors", "learners", "cluster", "compression", "english", "benchmarks", "scripts")
+PACKAGES = ("solon", "actors", "learners", "serve_apps", "cluster", "compression", "english", "benchmarks", "scripts")
 DATA = ("solon/feedback/prompting", "solon/feedback/caches/semantic_rule.py")
 """Paths with text that judges or policies read."""
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
