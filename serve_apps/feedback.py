@@ -7,7 +7,7 @@ judges are ready, so that Serve replaces one whose engine cannot be started agai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ray import serve
 from ray.serve import Application
@@ -24,9 +24,13 @@ LONGEST_ANSWER_S = 600
 class FeedbackReplica:
     """One replica: the judges, behind the application that `build` makes for it."""
 
+    current: ClassVar[FeedbackService | None] = None
+    """Of this process, which hosts one replica. Serve builds the application before its context knows the replica."""
+
     async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self.service = FeedbackService(ServiceFile.model_validate(settings))
         await self.service.start()
+        FeedbackReplica.current = self.service
 
     async def check_health(self) -> None:
         """Raises RunFailedError while a judge is not ready."""
@@ -40,7 +44,8 @@ class FeedbackReplica:
 
 def build() -> Any:
     """The application of this replica. The judges are started by the replica."""
-    return build_app(serve.get_replica_context().servable_object.service, starts=False)
+    assert FeedbackReplica.current is not None
+    return build_app(FeedbackReplica.current, starts=False)
 
 
 def app(args: Mapping[str, str]) -> Application:
