@@ -22,9 +22,8 @@ from solon.feedback.judges.assembly import Source, host_judge
 from solon.feedback.judges.judge_file import load_judge_file
 from solon.feedback.labeler import Labeler
 from solon.feedback.labelling.dataset import text_group
-from solon.feedback.pairwise import pair_margins
 from solon.feedback.prompting.secret import nonce_secret
-from solon.feedback.reward import rule_of
+from solon.feedback.reward import preference_margin
 from solon.files.data_config import ReadConfig
 from solon.pipeline.rollout import RolloutSettings, RolloutWorker
 from solon.records import Feedback, Group, Prompt
@@ -84,7 +83,7 @@ class JudgeScorer:
         ]
         labelled = iter(await self._labelled(config, groups))
         for one in others:
-            one.margins_P = [self._preferred(next(labelled), config) for _ in prompts]
+            one.margins_P = [preference_margin(next(labelled), self.rules, config) for _ in prompts]
 
     def _config(self, task: Task) -> FeedbackConfig:
         """About every principle that applies, unless the settings name a number."""
@@ -99,16 +98,6 @@ class JudgeScorer:
             return list(await asyncio.gather(*(labeler.label(group) for group in groups)))
         finally:
             await judge.close()
-
-    def _preferred(self, feedback: Feedback, config: FeedbackConfig) -> float | None:
-        asked = {label.principle_id for label in feedback.labels}
-        margins = pair_margins(
-            feedback.labels,
-            principles=[principle for principle in self.rules.principles if principle.id in asked],
-            rule=rule_of(self.rules, config),
-            clip=config.margin_clip,
-        )
-        return margins.get((0, 1))
 
 
 async def score_by_programs(found: Sequence[Answered], prompts: Sequence[Prompt], evaluator: str) -> None:

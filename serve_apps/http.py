@@ -43,8 +43,7 @@ from solon.client.wire import (
     Verdict,
 )
 from solon.errors import InputError
-from solon.feedback.pairwise import pair_margins
-from solon.feedback.reward import rule_of
+from solon.feedback.reward import preference_margin
 from solon.records import Feedback, Label
 
 BODY_TIMEOUT_S = 30.0
@@ -233,13 +232,7 @@ def _new_id(kind: str) -> str:
 def _preference(service: FeedbackService, name: str, feedback: Feedback) -> Preference:
     judge = service.judge(name)
     config = judge.config("pairwise")
-    asked = {label.principle_id for label in feedback.labels}
-    margin = pair_margins(
-        feedback.labels,
-        principles=[one for one in judge.constitution.principles if one.id in asked],
-        rule=rule_of(judge.constitution, config),
-        clip=config.margin_clip,
-    ).get((0, 1))
+    margin = preference_margin(feedback, judge.constitution, config)
     preferred = None
     if margin is not None:
         preferred = "tie" if abs(margin) < config.tie_band else "first" if margin > 0 else "second"

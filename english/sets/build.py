@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from english.prompts import part_of, write_jsonl
+from english.prompts import part_of
 from english.requests import ASKED_FOR_MISDEED, COMMON, MISDEEDS, Request
 from english.sets.facts import FACTS
 from english.sets.lookalikes import LOOKALIKES
+from nursery.sets.files import written
 from solon.evaluation import attacks
-from solon.host.whole_directory import made_once
 from solon.records import Message, Prompt
 
 _HERE = Path(__file__).parent
@@ -52,17 +52,9 @@ SETS: dict[str, Callable[[], list[Prompt]]] = {
 
 def sets(cache_dir: Path) -> dict[str, Path]:
     """The files of all sets by name. Raises OSError for an unusable cache."""
-    sources = (*_HERE.glob("*.py"), *_HERE.parent.glob("*.py"), Path(attacks.__file__))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()[:16]
-    place = cache_dir / f"english-sets-{digest}"
-    files = {name: place / f"{name}.jsonl" for name in SETS}
-    made_once(place, [file.name for file in files.values()], _write)
-    return files
-
-
-def _write(folder: Path) -> None:
-    for name, make in SETS.items():
-        write_jsonl(folder / f"{name}.jsonl", make())
+    return written(
+        cache_dir, "english", SETS, (*_HERE.glob("*.py"), *_HERE.parent.glob("*.py"), Path(attacks.__file__))
+    )
 
 
 def _words(deed: str) -> str:

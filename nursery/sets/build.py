@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nursery.prompts import HAS, NUM_HELDOUT, QUESTIONS, SMALL_TALK, as_prompt, draw_many, write_jsonl
+from nursery.prompts import HAS, NUM_HELDOUT, QUESTIONS, SMALL_TALK, as_prompt, draw_many
 from nursery.reading import understand
+from nursery.sets.files import written
 from nursery.world import ACTS, FACTS, FORMS, RELATIONS, STEPS, TARGETS, TOPICS
-from solon.host.whole_directory import made_once
 from solon.records import Prompt
 
 SHOTS = 3
@@ -96,14 +95,4 @@ SETS: dict[str, Callable[[], Sequence[Prompt]]] = {"attacks": attack_prompts, "l
 
 def sets(cache_dir: Path) -> dict[str, Path]:
     """The files of all sets by name. Raises OSError for an unusable cache."""
-    sources = sorted((*_HERE.glob("*.py"), *_HERE.parent.glob("*.py")))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    place = cache_dir / f"nursery-sets-{digest}"
-    files = {name: place / f"{name}.jsonl" for name in SETS}
-    made_once(place, [file.name for file in files.values()], _write)
-    return files
-
-
-def _write(folder: Path) -> None:
-    for name, make in SETS.items():
-        write_jsonl(folder / f"{name}.jsonl", make())
+    return written(cache_dir, "nursery", SETS, (*_HERE.glob("*.py"), *_HERE.parent.glob("*.py")))

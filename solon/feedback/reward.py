@@ -15,7 +15,7 @@ from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.pairwise import combined, pair_margins
 from solon.feedback.panels.selective import reward_clip
-from solon.records import Label
+from solon.records import Feedback, Label
 
 
 def rewards(
@@ -38,6 +38,19 @@ def rewards(
         margins = pair_margins(labels, principles=principles, rule=rule, clip=clip)
         return combined(margins, num_rollouts=num_rollouts, method=config.pairwise, ridge=config.pairwise_ridge)
     return _of_single_answers(labels, num_rollouts=num_rollouts, principles=principles, rule=rule, clip=clip)
+
+
+def preference_margin(feedback: Feedback, constitution: Constitution, config: FeedbackConfig) -> float | None:
+    """Of the first of two answers over the second, over all principles that were asked, nats; None where a verdict is
+    missing."""
+    asked = {label.principle_id for label in feedback.labels}
+    margins = pair_margins(
+        feedback.labels,
+        principles=[principle for principle in constitution.principles if principle.id in asked],
+        rule=rule_of(constitution, config),
+        clip=config.margin_clip,
+    )
+    return margins.get((0, 1))
 
 
 def rule_of(constitution: Constitution, config: FeedbackConfig) -> Aggregation:
