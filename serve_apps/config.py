@@ -18,9 +18,10 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from solon.engines.base import EngineOptions
+from solon.engines.sampling import SamplingOptions
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
-from solon.files.marks import FilePath, ModelName
+from solon.files.marks import FilePath, ModelName, NamesFile, NamesModel, mapped
 from solon.files.overrides import parse_override, put
 from solon.files.toml_file import read_toml
 from solon.files.validation import describe_invalid
@@ -46,8 +47,22 @@ class JudgeSection(BaseModel):
         return self
 
 
-class ServiceFile(BaseModel):
-    """`ServiceFile.load("feedback.toml")`"""
+class WriterSection(BaseModel):
+    """A model that writes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelName = Field(min_length=1)
+    """A directory or a hub name."""
+    constitution: FilePath = ""
+    """Its principles have the requests for critiques and revisions; empty: it only chats."""
+    engine: EngineOptions = EngineOptions()
+    sampling: SamplingOptions = SamplingOptions()
+    """Of critiques and revisions."""
+
+
+class ServiceBase(BaseModel):
+    """What the files of all services share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,29 +72,13 @@ class ServiceFile(BaseModel):
     """0: a free one."""
     keys: FilePath = ""
     """File of hashed keys (`solon serve key`); empty: every caller on this machine may ask."""
-    max_items: int = Field(512, ge=1, le=100_000)
-    """Most items of one request."""
-    max_waiting: int = Field(4096, ge=1, le=10_000_000)
-    """Most items that wait for verdicts; requests beyond it get 429."""
     max_body_mib: float = Field(16.0, gt=0, le=1024)
     """Largest request."""
-    records: FilePath = ""
-    """Folder of label records; empty: none are kept."""
-    judges: dict[str, JudgeSection] = Field(min_length=1)
-
-    @field_validator("judges")
-    @classmethod
-    def _are_named(cls, judges: dict[str, JudgeSection]) -> dict[str, JudgeSection]:
-        if bad := next((name for name in judges if not re.fullmatch(r"[A-Za-z0-9._-]{1,60}", name)), ""):
-            raise ValueError(f"got the judge {bad[:60]!r}, expected at most 60 letters, digits, `.`, `_` and `-`")
-        return judges
 
     @model_validator(mode="after")
     def _is_guarded(self) -> Self:
         if not self.keys and not _is_loopback(self.host):
             raise ValueError(f"host is {self.host}, and without keys anybody could ask; set keys, or host to 127.0.0.1")
-        if self.max_items > self.max_waiting:
-            raise ValueError(f"max_items is {self.max_items}, expected at most max_waiting ({self.max_waiting})")
         return self
 
     @classmethod
@@ -99,17 +98,45 @@ class ServiceFile(BaseModel):
             file = cls.model_validate(raw)
         except ValidationError as error:
             raise InputError(f"service file {path}: {describe_invalid(cls, error)}") from None
-        beside = {name: _beside(path.parent, getattr(file, name)) for name in ("keys", "records")}
-        judges = {
-            name: judge.model_copy(
-                update={
-                    "model": _beside(path.parent, judge.model, must_exist=True),
-                    "constitution": _beside(path.parent, judge.constitution),
-                }
-            )
-            for name, judge in file.judges.items()
-        }
-        return file.model_copy(update={**beside, "judges": judges})
+        model = mapped(file, NamesModel, lambda value: _beside(path.parent, value, must_exist=True))
+        return mapped(model, NamesFile, lambda value: _beside(path.parent, value))
+
+
+class ServiceFile(ServiceBase):
+    """`ServiceFile.load("feedback.toml")`"""
+
+    max_items: int = Field(512, ge=1, le=100_000)
+    """Most items of one request."""
+    max_waiting: int = Field(4096, ge=1, le=10_000_000)
+    """Most items that wait for verdicts; requests beyond it get 429."""
+    records: FilePath = ""
+    """Folder of label records; empty: none are kept."""
+    judges: dict[str, JudgeSection] = Field(default_factory=dict)
+    """They score and compare."""
+    writers: dict[str, WriterSection] = Field(default_factory=dict)
+    """They write critiques, revisions and answers."""
+
+    @field_validator("judges", "writers")
+    @classmethod
+    def _are_named(cls, sections: dict[str, Any]) -> dict[str, Any]:
+        return named(sections)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if both := next((name for name in self.judges if name in self.writers), ""):
+            raise ValueError(f"{both!r} is a judge and a writer, expected different names")
+        if not self.judges and not self.writers:
+            raise ValueError("there is no judge and no writer, expected one; add a section [judges.default]")
+        if self.max_items > self.max_waiting:
+            raise ValueError(f"max_items is {self.max_items}, expected at most max_waiting ({self.max_waiting})")
+        return self
+
+
+def named(sections: dict[str, Any]) -> dict[str, Any]:
+    """The sections, whose names clients write. Raises ValueError."""
+    if bad := next((name for name in sections if not re.fullmatch(r"[A-Za-z0-9._-]{1,60}", name)), ""):
+        raise ValueError(f"got the name {bad[:60]!r}, expected at most 60 letters, digits, `.`, `_` and `-`")
+    return sections
 
 
 def _beside(folder: Path, value: str, *, must_exist: bool = False) -> str:
@@ -127,7 +154,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def as_mapping(file: ServiceFile) -> Mapping[str, Any]:
+def as_mapping(file: ServiceBase) -> Mapping[str, Any]:
     """The settings as plain values, for another process."""
     found: dict[str, Any] = file.model_dump(mode="json")
     return found

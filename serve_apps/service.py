@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from serve_apps.config import JudgeSection, ServiceFile
+from serve_apps.policy_service import Open
 from serve_apps.records import Records
+from serve_apps.web import ItemError, UnavailableError, UnknownNameError
+from serve_apps.writer import Writer
 from solon.client.wire import Asked, Compared, JudgeCard, Scored
 from solon.constitution.constitution import Constitution
 from solon.engines.lengths import engine_config
@@ -31,22 +36,6 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 _log = logging.getLogger(__name__)
 
 Host = Callable[[str, JudgeSection, Constitution], HostedJudge]
-
-
-class UnavailableError(Exception):
-    """The judge is being started again."""
-
-
-class UnknownJudgeError(Exception):
-    """The service has no judge of that name."""
-
-
-class ItemError(Exception):
-    """An item that cannot be judged. `place`: its field."""
-
-    def __init__(self, place: str, message: str) -> None:
-        super().__init__(message)
-        self.place = place
 
 
 class ServedJudge:
@@ -138,38 +127,56 @@ class ServedJudge:
 
 
 class FeedbackService:
-    """All judges of a settings file. host: makes a judge; by default as in training."""
+    """All judges and writers of a settings file. host: makes a judge; by default as in training. open_: makes the
+    server of a writer; by default vLLM's."""
 
-    def __init__(self, file: ServiceFile, host: Host | None = None) -> None:
+    def __init__(self, file: ServiceFile, host: Host | None = None, open_: Open | None = None) -> None:
         self.file = file
+        self._folder = Path(tempfile.mkdtemp(prefix="solon-serve-"))
+        self._writers = {name: Writer(name, section, self._folder, open_) for name, section in file.writers.items()}
         self._judges = {name: ServedJudge(name, section, host or _host) for name, section in file.judges.items()}
         self._records = Records(Path(file.records)) if file.records else None
         self.records_trouble = ""
         """Why the last request was not recorded."""
 
     async def start(self) -> None:
-        """Start the judges one after the other. Raises InputError, RunFailedError."""
+        """Start judges and writers one after the other. Raises InputError, RunFailedError."""
         for judge in self._judges.values():
             await judge.start()
+        for writer in self._writers.values():
+            await writer.policy.start()
 
     async def close(self) -> None:
-        """End the judges."""
+        """End judges and writers."""
         for judge in self._judges.values():
             await judge.close()
+        for writer in self._writers.values():
+            await writer.policy.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def writer(self, name: str, *, param: str = "writer") -> Writer:
+        """Raises UnknownNameError. param: the field of the request that names it."""
+        if name not in self._writers:
+            known = ", ".join(self._writers) or "none, as the service has no writers"
+            raise UnknownNameError(f"got the writer {name[:60]!r}, expected one of {known}", param=param)
+        return self._writers[name]
 
     def judge(self, name: str) -> ServedJudge:
-        """Raises UnknownJudgeError."""
+        """Raises UnknownNameError."""
         if name not in self._judges:
-            raise UnknownJudgeError(f"got the judge {name!r}, expected one of {', '.join(self._judges)}")
+            known = ", ".join(self._judges) or "none, as the service has no judges"
+            raise UnknownNameError(f"got the judge {name!r}, expected one of {known}", param="judge")
         return self._judges[name]
 
     def cards(self) -> list[JudgeCard]:
-        """Of all judges."""
-        return [judge.card() for judge in self._judges.values()]
+        """Of all judges and writers."""
+        writers = [_card(writer) for writer in self._writers.values()]
+        return [*(judge.card() for judge in self._judges.values()), *writers]
 
     def troubles(self) -> dict[str, str]:
         """By judge, and of the records; `ready` where there is none."""
         found = {name: judge.trouble or "ready" for name, judge in self._judges.items()}
+        found |= {name: writer.policy.trouble or "ready" for name, writer in self._writers.items()}
         return found | ({"records": self.records_trouble} if self.records_trouble else {})
 
     async def scores(self, name: str, items: Sequence[Scored], *, caller: str, request_id: str) -> list[Feedback]:
@@ -200,6 +207,19 @@ class FeedbackService:
                 raise UnavailableError("the verdicts could not be recorded; the service's log says why") from error
             self.records_trouble = ""
         return found
+
+
+def _card(writer: Writer) -> JudgeCard:
+    rules = writer.constitution
+    return JudgeCard(
+        id=writer.name,
+        model=Path(writer.policy.section.model).name,
+        quantization="",
+        constitution=rules.id if rules else "",
+        constitution_hash=rules.hash if rules else "",
+        ready=not writer.policy.trouble,
+        writes=True,
+    )
 
 
 def _group(number: int, item: Asked, answers: tuple[str, ...], cut: tuple[bool, ...] = ()) -> Group:

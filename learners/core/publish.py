@@ -23,6 +23,7 @@ from solon.engines.payload import fingerprint, pack
 from solon.engines.tokens import load_tokenizer
 from solon.host.file_modes import widen
 from solon.pipeline.attestation import canary_gap
+from solon.pipeline.canaries import Canaries
 from solon.records import Weights
 
 NUM_CANARIES = 4
@@ -96,6 +97,13 @@ class Publisher:
             canary_logprobs=exact,
             canary_noise=noise,
         )
+
+    @torch.no_grad()
+    def evidence(self) -> Canaries:
+        """What attests an engine that loads the saved policy."""
+        tensors = self.tensors()
+        exact = self.canary_logprobs(tensors, torch.float32)
+        return Canaries(token_ids=self.canaries, logprobs=exact, noise=self._noise(tensors, exact))
 
     @torch.no_grad()
     def save(self, directory: Path) -> None:

@@ -103,10 +103,11 @@ class Trainer(Generic[BatchT, MicrobatchT]):
 
     def save(self, directory: str | Path) -> None:
         """Write the networks and their optimisers, exact to the bit; where a policy is published also `policy/`, a
-        Hugging Face directory in the serving dtype."""
+        Hugging Face directory in the serving dtype, and canaries that attest it."""
         directory = Path(directory)
         if self._publisher is not None:
             self._publisher.save(directory / "policy")
+            self._publisher.evidence().write(directory)
         counters = {"version": self.version, "seed": self._seed, **self.objective.counters()}
         save_state(directory, self.optimizers, counters)
 

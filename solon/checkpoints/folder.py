@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 LATEST = "LATEST"
+CANARIES = "canaries.json"
+"""Log-probs that attest an engine with the policy (`solon.pipeline.canaries`)."""
 ASIDE = "aside"
 """Folder of abandoned checkpoints. They are never read and may be removed."""
 
@@ -244,11 +246,31 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def verify(path: Path) -> Manifest:
     """Compare every file with the manifest. Raises InputError naming the first that differs."""
+    manifest = _read_manifest(path)
+    _compare(path, manifest.files)
+    return manifest
+
+
+def policy_digests(path: Path) -> dict[str, str]:
+    """sha256 of every file of the policy and its canaries, compared with the files. Raises InputError as `verify`
+    does, and where the checkpoint has no policy."""
+    manifest = _read_manifest(path)
+    files = {name: digest for name, digest in manifest.files.items() if name.startswith("policy/")}
+    if not files:
+        raise InputError(f"checkpoint {path} has no policy, expected one; it belongs to a learner that publishes none")
+    _compare(path, {**files, **{name: digest for name, digest in manifest.files.items() if name == CANARIES}})
+    return files
+
+
+def _read_manifest(path: Path) -> Manifest:
     try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_text())
+        return Manifest.model_validate_json((path / MANIFEST).read_text())
     except (OSError, ValueError, ValidationError) as error:
         raise InputError(f"checkpoint {path} has no usable {MANIFEST}: {_one_line(error)}; it is incomplete") from None
-    for name, digest in manifest.files.items():
+
+
+def _compare(path: Path, files: Mapping[str, str]) -> None:
+    for name, digest in files.items():
         file = path / name
         if not file.resolve().is_relative_to(path.resolve()):
             raise InputError(f"checkpoint {path}: {name!r} lies outside of it; it was not written by Solon")
@@ -258,7 +280,6 @@ def verify(path: Path) -> Manifest:
             raise InputError(f"checkpoint {path}: {name} cannot be read ({error.strerror}); it is incomplete") from None
         if found != digest:
             raise InputError(f"checkpoint {path}: {name} is damaged, its sha256 is not the manifest's")
-    return manifest
 
 
 def folder_bytes(path: Path) -> int:

@@ -19,6 +19,7 @@ from solon.cli.options import JsonOption, SetOption, print_result
 from solon.cli.output import lost_output, settle_streams
 from solon.cli.serve import serve_app
 from solon.cli.stage_commands import stages_app
+from solon.cli.talk_commands import talk_app
 from solon.errors import InputError, RunFailedError
 from solon.files.plain_text import visible
 from solon.host.own_code import protect
@@ -39,6 +40,7 @@ INTERRUPTIONS = {
     "revise": "interrupted; nothing was written",
     "tasks": "interrupted; the model's server has ended",
     "serve": "interrupted before the service began",
+    "chat": "interrupted; the model's servers have ended",
 }
 """By command; others than these train."""
 
@@ -56,6 +58,7 @@ app.add_typer(constitution_app)
 app.add_typer(judges_app)
 app.add_typer(models_app)
 app.add_typer(serve_app)
+app.add_typer(talk_app)
 
 RunFileArgument = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
 

@@ -1,4 +1,6 @@
-"""`solon serve feedback SETTINGS`: the feedback service in this process; `solon serve key NAME`: a key for a caller."""
+"""`solon serve feedback SETTINGS`, `solon serve policy SETTINGS|MODEL`: services in this process.
+
+`solon serve key NAME` makes a key for a caller."""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -16,17 +18,23 @@ from solon.cli.options import JsonOption, SetOption, print_result
 from solon.errors import InputError
 
 if TYPE_CHECKING:
-    from serve_apps.config import ServiceFile
-    from serve_apps.service import FeedbackService
+    from fastapi import FastAPI
+
+    from serve_apps.config import ServiceBase, ServiceFile
+    from serve_apps.policy_config import PolicyFile
+    from serve_apps.web import Service
 
 SHUTDOWN_S = 20
 """Longest time for requests that are being answered when the service is asked to end."""
-serve_app = typer.Typer(name="serve", help="Judges as services.", no_args_is_help=True, rich_markup_mode=None)
+serve_app = typer.Typer(
+    name="serve", help="Judges and policies as services.", no_args_is_help=True, rich_markup_mode=None
+)
+F = TypeVar("F", bound="ServiceBase")
 
 
 @serve_app.callback()
 def root() -> None:
-    """Judges as services."""
+    """Judges and policies as services."""
 
 
 @serve_app.command("feedback")
@@ -35,7 +43,34 @@ def feedback(
     overrides: SetOption = None,
 ) -> None:
     """Serve judges over HTTP until it is interrupted. On Ray Serve: serve run serve_apps.feedback:app settings=FILE"""
-    run_feedback(settings, overrides=overrides or [])
+    from serve_apps.config import ServiceFile
+    from serve_apps.http import build_app
+    from serve_apps.service import FeedbackService
+
+    file = _with_paths(ServiceFile.load(settings, overrides=overrides or []))
+    _check_feedback(file)
+    service = FeedbackService(file)
+    asyncio.run(_serve("feedback service", service, build_app(service, starts=False), _listen(file.host, file.port)))
+
+
+@serve_app.command("policy")
+def policy(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="SETTINGS.toml|MODEL", help="A service file; or a run or model.", show_default=False),
+    ],
+    overrides: SetOption = None,
+) -> None:
+    """Serve policies through OpenAI's interface until it is interrupted. Of a run that trains, every newer checkpoint
+    replaces the one before. On Ray Serve: serve run serve_apps.policy:app settings=FILE"""
+    from serve_apps.policy_http import build_policy_app
+    from serve_apps.policy_service import PolicyService
+
+    file = _with_paths(policy_file(model, overrides or []))
+    _check_policies(file)
+    service = PolicyService(file)
+    app = build_policy_app(service, starts=False)
+    asyncio.run(_serve("policy service", service, app, _listen(file.host, file.port)))
 
 
 @serve_app.command("key")
@@ -53,29 +88,31 @@ def key(
     print_result({"name": name, "key": made, "keys": str(keys)}, as_json)
 
 
-def run_feedback(settings: Path, *, overrides: list[str]) -> None:
-    """Serve until a signal ends it. Raises InputError, RunFailedError."""
-    from serve_apps.config import ServiceFile
-    from serve_apps.service import FeedbackService
-    from solon.cli.names import resolver
+def policy_file(model: str, overrides: list[str]) -> PolicyFile:
+    """A service file; or settings of one model under the name `policy`, to which overrides of `engine`, `follow` and
+    `swap` apply. Raises InputError."""
+    from pydantic import ValidationError
 
-    file = ServiceFile.load(settings, overrides=overrides)
-    named = [name for judge in file.judges.values() for name in (judge.model, judge.constitution)]
-    path = resolver(named, progress=True)
-    judges = {
-        name: judge.model_copy(update={"model": path(judge.model), "constitution": path(judge.constitution)})
-        for name, judge in file.judges.items()
-    }
-    file = file.model_copy(update={"judges": judges})
-    _check(file)
-    asyncio.run(_serve(FeedbackService(file), _listen(file.host, file.port)))
+    from serve_apps.policy_config import PolicyFile, PolicySection
+    from solon.files.overrides import parse_override, put
+    from solon.files.validation import describe_invalid
+
+    if model.endswith(".toml"):
+        return PolicyFile.load(model, overrides=overrides)
+    raw: dict[str, object] = {"policies": {"policy": {"model": model}}}
+    for override in overrides:
+        name, value, _ = parse_override(override)
+        inner = name.partition(".")[0] in PolicySection.model_fields
+        put(raw, f"policies.policy.{name}" if inner else name, value, override)
+    try:
+        return PolicyFile.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(describe_invalid(PolicyFile, error)) from None
 
 
-async def _serve(service: FeedbackService, listener: socket.socket) -> None:
-    """Start the judges behind a server that says so meanwhile, and end both. Raises what a judge's start raises."""
+async def _serve(what: str, service: Service, app: FastAPI, listener: socket.socket) -> None:
+    """Start the engines behind a server that says so meanwhile, and end both. Raises what their start raises."""
     import uvicorn
-
-    from serve_apps.http import build_app
 
     class Server(uvicorn.Server):
         """Ends at the first signal, at once at the second, and does not raise them again."""
@@ -93,7 +130,6 @@ async def _serve(service: FeedbackService, listener: socket.socket) -> None:
             self.force_exit = self.should_exit
             self.should_exit = True
 
-    app = build_app(service, starts=False)
     settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_S)
     server = Server(settings)
 
@@ -101,7 +137,7 @@ async def _serve(service: FeedbackService, listener: socket.socket) -> None:
         try:
             await service.start()
             address = "http://{}:{}".format(*listener.getsockname()[:2])
-            typer.echo(f"feedback service on {address}, its interface on {address}/docs; Ctrl-C ends it")
+            typer.echo(f"{what} on {address}, its interface on {address}/docs; Ctrl-C ends it")
         except BaseException:
             server.should_exit = True
             raise
@@ -113,14 +149,23 @@ async def _serve(service: FeedbackService, listener: socket.socket) -> None:
             starting.cancel()
         with suppress(asyncio.CancelledError):
             await starting
-        typer.echo("the feedback service has ended")
+        typer.echo(f"the {what} has ended")
     finally:
         await service.close()
 
 
-def _check(file: ServiceFile) -> None:
+def _with_paths(file: F) -> F:
+    """The file with paths instead of names and GGUF files; makes what is not in the cache. Raises InputError."""
+    from solon.cli.names import resolver
+    from solon.files.marks import NamesFile, NamesModel, mapped, values
+
+    path = resolver([*values(file, NamesModel), *values(file, NamesFile)], progress=True)
+    return mapped(mapped(file, NamesModel, path), NamesFile, path)
+
+
+def _check_feedback(file: ServiceFile) -> None:
     """Raises InputError for a judge that cannot answer, before one is loaded."""
-    from cluster.preflight.checks import check_judge
+    from cluster.preflight.checks import check_judge, check_model
     from serve_apps.keys import Keys
     from solon.constitution.constitution import Constitution
 
@@ -138,6 +183,29 @@ def _check(file: ServiceFile) -> None:
             )
         except InputError as error:
             raise InputError(f"judges.{name}: {error}") from None
+    for name, writer in file.writers.items():
+        try:
+            check_model(writer.model, role="policy", opt_in="engine", trusted=writer.engine.trust_remote_code)
+        except InputError as error:
+            raise InputError(f"writers.{name}: {error}") from None
+
+
+def _check_policies(file: PolicyFile) -> None:
+    """Raises InputError for a policy that cannot be served, before one is loaded."""
+    from cluster.preflight.checks import check_model
+    from serve_apps.keys import Keys
+    from serve_apps.versions import newest, require_certificate
+
+    if file.keys:
+        Keys.load(Path(file.keys))
+    for name, section in file.policies.items():
+        try:
+            path = newest(section.model).path
+            check_model(path, role="policy", opt_in="engine", trusted=section.engine.trust_remote_code)
+        except InputError as error:
+            raise InputError(f"policies.{name}: {error}") from None
+        if not section.allow_uncertified:
+            require_certificate(path, where=f"policies.{name}")
 
 
 def _listen(host: str, port: int) -> socket.socket:

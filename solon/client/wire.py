@@ -49,6 +49,80 @@ class Compared(Asked):
     second: Text
 
 
+class Answered(Asked):
+    """One answer to be criticised."""
+
+    answer: Text
+    principle: Annotated[str, Field(max_length=200)] = ""
+    """Id of a principle; empty: one is drawn among those that apply, the same for the same conversation."""
+
+
+class Revised(Answered):
+    """One answer to be revised."""
+
+    critique: Text | None = None
+    """Null: one is written first. Empty: revise without one."""
+
+
+class CritiquesRequest(Message):
+    """`POST /v1/critiques`"""
+
+    items: Annotated[list[Answered], Field(min_length=1)]
+    writer: Name = "writer"
+
+
+class RevisionsRequest(Message):
+    """`POST /v1/revisions`"""
+
+    items: Annotated[list[Revised], Field(min_length=1)]
+    writer: Name = "writer"
+
+
+class TextUsage(Message):
+    """What texts cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Critique(Message):
+    """What is wrong with an answer by one principle."""
+
+    principle: str
+    critique: str
+    is_cut: bool = False
+    """It ended at the length limit."""
+
+
+class Revision(Message):
+    """An answer revised by one principle."""
+
+    principle: str
+    critique: str
+    """Empty: it was revised without one."""
+    revision: str
+    is_cut: bool = False
+    """It ended at the length limit."""
+
+
+class CritiquesReply(Message):
+    """Results in the order of the items."""
+
+    id: str
+    writer: str
+    results: list[Critique]
+    usage: TextUsage
+
+
+class RevisionsReply(Message):
+    """Results in the order of the items."""
+
+    id: str
+    writer: str
+    results: list[Revision]
+    usage: TextUsage
+
+
 class ScoresRequest(Message):
     """`POST /v1/scores`"""
 
@@ -126,6 +200,34 @@ class JudgeCard(Message):
     constitution: str
     constitution_hash: str
     ready: bool
+    writes: bool = False
+    """It writes critiques, revisions and answers, and gives no verdicts."""
+
+
+class ModelCard(Message):
+    """A policy of the policy service, or a comparison of several."""
+
+    id: str
+    object: Literal["model"] = "model"
+    owned_by: Literal["solon"] = "solon"
+    created: int
+    """Seconds since the epoch."""
+    version: str = ""
+    """Label of the weights that answer now."""
+    digest: str = ""
+    """Of these weights."""
+    arms: list[str] = Field(default_factory=list)
+    """Of a comparison."""
+    ready: bool
+    swaps: int = 0
+    """Versions replaced since the service started."""
+
+
+class Models(Message):
+    """`GET /v1/models` of the policy service"""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
 
 
 class Judges(Message):
@@ -169,9 +271,19 @@ class Failure(Message):
     error: Problem
 
 
+class PolicyHealth(Message):
+    """`GET /health` of the policy service"""
+
+    status: Literal["ok", "unavailable"]
+    policies: dict[str, str]
+    """`ready`, or why not, by name."""
+    versions: dict[str, str]
+    """Label of the weights that answer, by name."""
+
+
 class Health(Message):
     """`GET /health`"""
 
     status: Literal["ok", "unavailable"]
     judges: dict[str, str]
-    """`ready`, or why not, by name."""
+    """Judges and writers by name: `ready`, or why not."""

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,32 +28,91 @@ UNKNOWN = ("chat_date", "text_tokens", "thinking")
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
+class ModelServer:
+    """vLLM's server of one model. Only this machine can reach it; it ends with this process, however that ends.
+
+        server = ModelServer(config, on_gpu=False, log=folder / "server.log")
+        server.launch()
+        while not server.is_ready(): ...
+        server.end()
+
+    names: what clients may call the model. label: `system_fingerprint` of its answers. log: of the server.
+    Raises InputError for settings that the server does not have.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        on_gpu: bool,
+        log: Path,
+        names: Sequence[str] = (SERVED_NAME,),
+        label: str = "",
+    ) -> None:
+        _check(config)
+        self.log = log
+        self.address = ""
+        self._config, self._on_gpu, self._names, self._label = config, on_gpu, tuple(names), label
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> None:
+        """Start the process and return at once. Raises OSError when the log cannot be written."""
+        port = _free_port()
+        self.address = f"http://127.0.0.1:{port}"
+        command = _command(self._config, port, on_gpu=self._on_gpu, names=self._names, label=self._label)
+        with self.log.open("w", encoding="utf-8") as output:
+            self._process = subprocess.Popen(
+                [*module_command("solon.host.child"), *command],
+                env=child_environment(**_variables(self._config)),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def is_ready(self) -> bool:
+        """Whether it answers. Raises RunFailedError with the end of its log when it has ended."""
+        if failure := self.failure():
+            raise RunFailedError(failure)
+        with (
+            suppress(urllib.error.URLError, TimeoutError, ConnectionError),
+            _direct.open(f"{self.address}/health", timeout=2) as reply,
+        ):
+            return bool(reply.status == 200)
+        return False
+
+    def failure(self) -> str:
+        """How it ended, with the last lines of its log; empty while it runs."""
+        assert self._process is not None
+        code = self._process.poll()
+        return "" if code is None else f"the model's server {failure_of(code, self.log)}"
+
+    def end(self) -> None:
+        """End the process, by force if it does not end by itself."""
+        if self._process is None:
+            return
+        assert self._process.stdin
+        self._process.stdin.close()  # the child ends its command, and kills it if it does not end
+        self._process.wait()
+
+
 @contextmanager
 def served(config: EngineConfig, *, on_gpu: bool, log: Path, timeout_s: float = START_TIMEOUT_S) -> Iterator[str]:
-    """`http://127.0.0.1:PORT` while the block runs. log: of the server. Only this machine can reach it; it ends with
-    this process, however that ends.
+    """The address of a `ModelServer` that runs while the block does.
 
     Raises RunFailedError with the end of the log when the server does not start, InputError for settings that it does
     not have.
     """
-    _check(config)
-    port = _free_port()
-    with log.open("w", encoding="utf-8") as output:
-        server = subprocess.Popen(
-            [*module_command("solon.host.child"), *_command(config, port, on_gpu=on_gpu)],
-            env=child_environment(**_variables(config)),
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    server = ModelServer(config, on_gpu=on_gpu, log=log)
+    deadline = time.monotonic() + timeout_s
     try:
-        address = f"http://127.0.0.1:{port}"
-        _wait(server, address, log, timeout_s)
-        yield address
+        server.launch()
+        while not server.is_ready():
+            if time.monotonic() > deadline:
+                raise RunFailedError(f"the model's server did not start within {timeout_s:.0f} s; its log is {log}")
+            time.sleep(0.5)
+        yield server.address
     finally:
-        assert server.stdin
-        server.stdin.close()  # the child ends its command, and kills it if it does not end
-        server.wait()
+        server.end()
 
 
 def _check(config: EngineConfig) -> None:
@@ -64,10 +123,13 @@ def _check(config: EngineConfig) -> None:
             raise InputError(f"engine.{name} has no effect on a served model, expected it to be left out; remove it")
 
 
-def _command(config: EngineConfig, port: int, *, on_gpu: bool) -> list[str]:
+def _command(config: EngineConfig, port: int, *, on_gpu: bool, names: Sequence[str], label: str) -> list[str]:
     dtype = config.dtype if on_gpu or config.dtype != "auto" else "float32"
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", config.model]
-    command += ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
+    command += ["--served-model-name", *names, "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
+    # One line of log a request would fill a disk.
+    command += ["--disable-uvicorn-access-log", "--disable-log-stats"]
+    command += ["--fingerprint-mode", "custom", "--fingerprint-value", label] if label else []
     command += ["--max-model-len", str(config.max_model_len), "--max-num-seqs", str(config.max_running)]
     command += ["--seed", str(config.seed), "--load-format", "safetensors"]
     # The model's own defaults, such as a repetition penalty, would change what a harness asks for.
@@ -93,21 +155,6 @@ def _variables(config: EngineConfig) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib or CPU_CACHE_GIB))),
         "OMP_NUM_THREADS": str(config.threads),
     }
-
-
-def _wait(server: subprocess.Popen[bytes], address: str, log: Path, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if (code := server.poll()) is not None:
-            raise RunFailedError(f"the model's server {failure_of(code, log)}")
-        with (
-            suppress(urllib.error.URLError, TimeoutError, ConnectionError),
-            _direct.open(f"{address}/health", timeout=2) as reply,
-        ):
-            if reply.status == 200:
-                return
-        time.sleep(0.5)
-    raise RunFailedError(f"the model's server did not start within {timeout_s:.0f} s; its log is {log}")
 
 
 def without_proxy(variables: dict[str, str]) -> dict[str, str]:

@@ -86,7 +86,9 @@ async def revise(
         raise InputError(
             f"shots is {shots}, and no principle of the constitution has examples; add some, or set it to 0"
         )
-    begun = [_Begun(chat=prompt, drawn=_draw(prompt, constitution, rounds, seed, critique)) for prompt in prompts]
+    begun = [
+        _Begun(chat=prompt, drawn=drawn_principles(prompt, constitution, rounds, seed, critique)) for prompt in prompts
+    ]
 
     async def turn(number: int) -> list[tuple[_Begun, str]]:
         for one in begun:
@@ -138,7 +140,11 @@ def without_preamble(text: str) -> str:
     return PREAMBLE.sub("", text, count=1).strip()
 
 
-def _draw(prompt: Prompt, constitution: Constitution, rounds: int, seed: int, critique: bool) -> list[Principle]:
+def drawn_principles(
+    prompt: Prompt, constitution: Constitution, rounds: int, seed: int, critique: bool
+) -> list[Principle]:
+    """One for each round, among those that apply to the prompt and have the requests; the same for the same prompt and
+    seed. Raises InputError where there is none."""
     fitting = [
         principle
         for principle in constitution.principles

@@ -233,6 +233,11 @@ LEARNER_STATE: Keys = {
     "kl_configured": "of the configuration",
     "*": "further counters",
 }
+CANARIES: Keys = {
+    "token_ids": "sequences of ordinary tokens",
+    "logprobs": "of their tokens, the first of each left out, nats: what the learner computed in float32",
+    "noise": "mean effect of 16-bit arithmetic on them, nats",
+}
 FEEDBACK_HELD: Keys = {
     "ordinal": "the group",
     "attempt": "of it",
@@ -268,6 +273,7 @@ RUN: Mapping[str, tuple[str, Keys | None]] = {
         None,
     ),
     "checkpoints/step-*/learner.safetensors": ("weights and moments of policy and critic, exact to the bit", None),
+    "checkpoints/step-*/canaries.json": ("attests an engine that loads the policy", CANARIES),
     "checkpoints/step-*/learner.json": ("the learner's counters", LEARNER_STATE),
     "checkpoints/step-*/ledger.json": ("which groups are held, and where", LEDGER_CUT),
     "checkpoints/step-*/held.parquet": ("answers that are held: generated, not trained yet", None),
