@@ -20,7 +20,7 @@ from pathlib import Path
 
 from serve_apps.policy_config import VERSION_MARK, PolicyFile, PolicySection
 from serve_apps.text_server import TextServer
-from serve_apps.versions import Version, newest, newest_label, require_certificate
+from serve_apps.versions import Version, held, newest, newest_label, require_certificate
 from serve_apps.web import UnavailableError, UnknownNameError
 from solon.engines.lengths import engine_config
 from solon.errors import InputError, RunFailedError
@@ -99,6 +99,15 @@ class ServedPolicy:
 
     async def _started(self, version: Version) -> TextServer:
         """Raises RunFailedError, AttestationError; then nothing is left of it."""
+        if version.canaries is not None:  # of a run, which may remove old checkpoints
+            kept = await asyncio.to_thread(held, version, self._folder)
+            try:
+                return await self._opened_server(kept)
+            finally:
+                shutil.rmtree(kept.path, ignore_errors=True)  # its weights are in memory
+        return await self._opened_server(version)
+
+    async def _opened_server(self, version: Version) -> TextServer:
         server = self._open(self.name, self.section, version, self._folder)
         try:
             await server.start()

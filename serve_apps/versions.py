@@ -6,7 +6,10 @@ A checkpoint counts only when the bytes of its policy are those of its manifest.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from solon.checkpoints.folder import CheckpointFolder, policy_digests
@@ -73,6 +76,27 @@ def _checkpoint(path: Path) -> Version:
     return Version(
         label=path.name, path=str(path / "policy"), digest=digest.hexdigest()[:16], canaries=Canaries.read(path)
     )
+
+
+def held(version: Version, folder: Path) -> Version:
+    """The same version in a folder of its own, so that a run which removes old checkpoints does not remove it while it
+    is loaded. Files are linked; copied on another file system. Raises InputError when they are gone already."""
+    target = Path(tempfile.mkdtemp(prefix=f"{version.label}-", dir=folder))
+    try:
+        for source in sorted(Path(version.path).iterdir()):
+            if source.is_file():
+                _link(source, target / source.name)
+    except OSError as error:
+        shutil.rmtree(target, ignore_errors=True)
+        raise InputError(f"{version.path} cannot be kept for its server: {error.strerror}; it may be gone") from None
+    return replace(version, path=str(target))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def require_certificate(model: str, *, where: str) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_apps import http as web
-from serve_apps import records
+from serve_apps import records, web
 from serve_apps import service as services
 from serve_apps.config import ServiceFile
 from serve_apps.http import build_app
@@ -108,7 +107,7 @@ async def test_unknown_paths_and_methods_answer_in_the_same_form(tmp_path: Path)
     async with running(tmp_path) as (http, _):
         assert (await http.get("/v1/nothing")).json()["error"]["type"] == "not_found_error"
         assert (await http.get("/v1/scores")).status_code == 405
-        assert (await http.get("/v1/models/none")).json()["error"]["code"] == "unknown_judge"
+        assert (await http.get("/v1/models/none")).json()["error"]["code"] == "unknown_model"
 
 
 async def test_a_body_that_hides_its_length_is_bounded_too(tmp_path: Path):
@@ -206,7 +205,7 @@ async def test_the_client_waits_as_long_as_it_is_told_and_gives_up_on_what_canno
         ('host = "0.0.0.0"\n', "without keys anybody could ask"),
         ("max_itms = 3\n", "did you mean `max_items`"),
         ("max_items = 100\nmax_waiting = 10\n", "expected at most max_waiting"),
-        ('[judges."a b"]\nmodel = "m"\nconstitution = "c"\n', "got the judge 'a b'"),
+        ('[judges."a b"]\nmodel = "m"\nconstitution = "c"\n', "got the name 'a b'"),
         ("port = 99999\n", "port"),
     ],
 )

@@ -1,0 +1,88 @@
+"""Critiques, revisions and answers of the feedback service's writers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from serve_apps.config import ServiceFile
+from serve_apps.http import build_app
+from serve_apps.service import FeedbackService
+from tests.unit.serve.stub_servers import StubServers
+
+CONSTITUTION = """
+schema: solon.constitution/v1
+id: mine
+version: "1"
+principles:
+  - {id: kind, pointwise_question: "Kind?", critique_request: "What is unkind?", revision_request: "Make it kind."}
+  - {id: plain, pointwise_question: "Plain?", revision_request: "Make it plain."}
+"""
+ITEM = {"messages": [{"role": "user", "content": "hi"}], "answer": "go away"}
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, StubServers]]:
+    (folder / "mine.yaml").write_text(CONSTITUTION)
+    (folder / "model").mkdir()
+    (folder / "service.toml").write_text('[writers.writer]\nmodel = "model"\nconstitution = "mine.yaml"\n')
+    servers = StubServers()
+    service = FeedbackService(ServiceFile.load(folder / "service.toml"), open_=servers.open)
+    await service.start()
+    transport = httpx.ASGITransport(app=build_app(service, starts=False), raise_app_exceptions=False)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://s") as http:
+            yield http, servers
+    finally:
+        await service.close()
+
+
+async def test_a_critique_asks_by_the_principles_request_after_the_answer(tmp_path: Path):
+    async with running(tmp_path) as (http, servers):
+        reply = (await http.post("/v1/critiques", json={"items": [ITEM]})).json()
+        (critique,) = reply["results"]
+        assert (critique["principle"], critique["is_cut"]) == ("kind", False)
+        assert critique["critique"].startswith("writer weights-")
+        said = [turn["content"] for turn in servers.made[0].asked[0]["messages"]]
+        assert said == ["hi", "go away", "What is unkind?"]
+        assert reply["usage"] == {"prompt_tokens": 3, "completion_tokens": 2}
+
+
+async def test_a_revision_follows_a_critique_unless_one_is_given_or_none_is_wanted(tmp_path: Path):
+    async with running(tmp_path) as (http, servers):
+        items = [
+            ITEM | {"principle": "kind"},
+            ITEM | {"principle": "kind", "critique": "It is rude."},
+            ITEM | {"principle": "plain", "critique": ""},
+        ]
+        reply = (await http.post("/v1/revisions", json={"items": items})).json()
+        assert [one["principle"] for one in reply["results"]] == ["kind", "kind", "plain"]
+        assert [bool(one["critique"]) for one in reply["results"]] == [True, True, False]
+        asked = sorted([turn["content"] for turn in one["messages"]] for one in servers.made[0].asked)
+        assert ["hi", "go away", "Make it plain."] in asked
+        assert ["hi", "go away", "What is unkind?", "It is rude.", "Make it kind."] in asked
+        assert len(asked) == 4
+
+
+async def test_what_a_writer_cannot_do_is_refused_with_the_item(tmp_path: Path):
+    async with running(tmp_path) as (http, _):
+        for path, body, status, param in (
+            ("critiques", {"items": [ITEM | {"principle": "plain"}]}, 422, "items.0.principle"),
+            ("revisions", {"items": [ITEM, ITEM | {"principle": "none"}]}, 422, "items.1.principle"),
+            ("revisions", {"items": [ITEM], "writer": "none"}, 404, "writer"),
+            ("scores", {"items": [ITEM]}, 404, "judge"),
+        ):
+            reply = await http.post(f"/v1/{path}", json=body)
+            assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)
+
+
+async def test_a_writer_chats_through_openais_interface_and_is_listed(tmp_path: Path):
+    async with running(tmp_path) as (http, _):
+        reply = await http.post("/v1/chat/completions", json={"model": "writer", "messages": ITEM["messages"]})
+        assert reply.json()["choices"][0]["message"]["content"].startswith("writer ")
+        (card,) = (await http.get("/v1/models")).json()["data"]
+        assert (card["id"], card["writes"], card["ready"]) == ("writer", True, True)
+        assert (await http.get("/health")).json()["judges"] == {"writer": "ready"}
