@@ -182,7 +182,7 @@ def test_settings_that_a_server_does_not_have_are_refused(tmp_path: Path, settin
 
 def test_chat_arguments_reach_the_server_and_the_models_own_sampling_does_not():
     config = EngineConfig(model="m", chat_template_args={"enable_thinking": False})
-    text = " ".join(openai_server._command(config, 1, on_gpu=False))
+    text = " ".join(openai_server._command(config, 1, on_gpu=False, names=("policy",), label=""))
     assert '--default-chat-template-kwargs {"enable_thinking": false}' in text
     assert "--generation-config vllm" in text
     assert openai_server.without_proxy({"NO_PROXY": "a.example"})["no_proxy"] == "a.example,127.0.0.1,localhost"
