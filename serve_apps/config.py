@@ -13,9 +13,9 @@ import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from solon.engines.base import EngineOptions
 from solon.engines.sampling import SamplingOptions
@@ -27,6 +27,13 @@ from solon.files.toml_file import read_toml
 from solon.files.validation import describe_invalid
 from solon.models.given_names import is_given_name
 from solon.redaction import places_of_secrets
+
+
+def named(sections: dict[str, Any]) -> dict[str, Any]:
+    """The sections, whose names clients write. Raises ValueError."""
+    if bad := next((name for name in sections if not re.fullmatch(r"[A-Za-z0-9._-]{1,60}", name)), ""):
+        raise ValueError(f"got the name {bad[:60]!r}, expected at most 60 letters, digits, `.`, `_` and `-`")
+    return sections
 
 
 class JudgeSection(BaseModel):
@@ -111,15 +118,10 @@ class ServiceFile(ServiceBase):
     """Most items that wait for verdicts; requests beyond it get 429."""
     records: FilePath = ""
     """Folder of label records; empty: none are kept."""
-    judges: dict[str, JudgeSection] = Field(default_factory=dict)
+    judges: Annotated[dict[str, JudgeSection], AfterValidator(named)] = Field(default_factory=dict)
     """They score and compare."""
-    writers: dict[str, WriterSection] = Field(default_factory=dict)
+    writers: Annotated[dict[str, WriterSection], AfterValidator(named)] = Field(default_factory=dict)
     """They write critiques, revisions and answers."""
-
-    @field_validator("judges", "writers")
-    @classmethod
-    def _are_named(cls, sections: dict[str, Any]) -> dict[str, Any]:
-        return named(sections)
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -130,13 +132,6 @@ class ServiceFile(ServiceBase):
         if self.max_items > self.max_waiting:
             raise ValueError(f"max_items is {self.max_items}, expected at most max_waiting ({self.max_waiting})")
         return self
-
-
-def named(sections: dict[str, Any]) -> dict[str, Any]:
-    """The sections, whose names clients write. Raises ValueError."""
-    if bad := next((name for name in sections if not re.fullmatch(r"[A-Za-z0-9._-]{1,60}", name)), ""):
-        raise ValueError(f"got the name {bad[:60]!r}, expected at most 60 letters, digits, `.`, `_` and `-`")
-    return sections
 
 
 def _beside(folder: Path, value: str, *, must_exist: bool = False) -> str:

@@ -8,9 +8,9 @@ model = "runs/mine"
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from serve_apps.config import ServiceBase, named
 from solon.engines.base import EngineOptions
@@ -60,14 +60,9 @@ class PolicyFile(ServiceBase):
     """0: a free one."""
     max_waiting: int = Field(256, ge=1, le=1_000_000)
     """Most requests in flight; those beyond it get 429."""
-    policies: dict[str, PolicySection] = Field(min_length=1)
-    compare: dict[str, Arms] = Field(default_factory=dict)
+    policies: Annotated[dict[str, PolicySection], AfterValidator(named)] = Field(min_length=1)
+    compare: Annotated[dict[str, Arms], AfterValidator(named)] = Field(default_factory=dict)
     """A/B comparisons by name."""
-
-    @field_validator("policies", "compare")
-    @classmethod
-    def _are_named(cls, sections: dict[str, Any]) -> dict[str, Any]:
-        return named(sections)
 
     @model_validator(mode="after")
     def _arms_are_policies(self) -> Self:

@@ -149,12 +149,17 @@ class ServedPolicy:
         label = newest_label(self.section.model)
         if label in ("", self.version.label, self._refused):
             return
-        version = await asyncio.to_thread(newest, self.section.model)
-        if version.digest == self.version.digest:
+        try:
+            version = await asyncio.to_thread(newest, self.section.model)
+        except InputError:
+            self._refused = label
+            raise
+        if version.digest == self.version.digest:  # the newest is damaged, or a copy: it is not read every second
+            self._refused = label
             return
         try:
             await (self._swap_beside(version) if self.section.swap == "beside" else self._swap_paused(version))
-        except RunFailedError:
+        except (RunFailedError, InputError):
             self._refused = label  # the current version stays; a newer one is tried
             raise
         _log.warning("policy %s is now %s", self.name, version.label)

@@ -29,11 +29,16 @@ class ChatClient:
     Every call raises ServiceError.
     """
 
-    def __init__(self, url: str, *, key: str = "", timeout_s: float = 600.0) -> None:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+    def __init__(
+        self, url: str, *, key: str = "", timeout_s: float = 600.0, transport: httpx.BaseTransport | None = None
+    ) -> None:
         # The environment may name a proxy, which does not reach a loopback address.
         self._http = httpx.Client(
-            base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=timeout_s, trust_env=False
+            base_url=url.rstrip("/").removesuffix("/v1"),
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=timeout_s,
+            trust_env=False,
+            transport=transport,
         )
 
     def complete(self, model: str, turns: Sequence[Turn], **settings: Any) -> Said:
