@@ -66,6 +66,8 @@ class WriterSection(BaseModel):
     engine: EngineOptions = EngineOptions()
     sampling: SamplingOptions = SamplingOptions()
     """Of critiques and revisions."""
+    allow_uncertified: bool = False
+    """Use a compressed model without the certificate of its compression."""
 
 
 class ServiceBase(BaseModel):

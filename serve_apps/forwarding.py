@@ -22,7 +22,7 @@ from serve_apps.web import RETRY_AFTER_S, ItemError, UnavailableError, failure, 
 
 _log = logging.getLogger(__name__)
 MOST_ANSWERS = 128
-"""Most answers to one prompt (`n`)."""
+"""Most answers to one prompt (`n`), and most prompts of a request."""
 MOST_USER = 256
 """Characters of a user's name."""
 JSON = {"content-type": "application/json"}
@@ -87,6 +87,9 @@ def _check(body: Mapping[str, Any]) -> None:
     number = body.get("n")
     if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number > MOST_ANSWERS):
         raise ItemError("n", f"n is not a whole number up to {MOST_ANSWERS}; send several requests")
+    prompts = body.get("prompt")
+    if isinstance(prompts, list) and not all(type(one) is int for one in prompts) and len(prompts) > MOST_ANSWERS:
+        raise ItemError("prompt", f"prompt has more than {MOST_ANSWERS} texts; send several requests")
     if not isinstance(body.get("stream", False), bool | None):
         raise ItemError("stream", "stream is neither true nor false")
 

@@ -13,22 +13,28 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serve_apps.policy_config import VERSION_MARK, PolicyFile, PolicySection
 from serve_apps.text_server import TextServer
-from serve_apps.versions import Version, held, newest, newest_label, require_certificate
+from serve_apps.versions import Version, checkpoints_of, held, newest, newest_label, require_certificate
 from serve_apps.web import UnavailableError, UnknownNameError
 from solon.engines.lengths import engine_config
-from solon.errors import InputError, RunFailedError
+from solon.errors import RunFailedError
 
 LOOK_S = 1.0
 """Between two looks at a run directory and at a server's process."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 """Between attempts to start a lost server again."""
+HEALTH_PERIOD_S, MOST_MISSES = 10.0, 3
+"""Between two questions to a server whether it is well; without so many answers in a row it counts as lost."""
+AGAIN_S = 60.0
+"""After which a version that could not be served is tried again."""
 LONGEST_ANSWER_S = 600.0
 """An answer that takes longer is cut when its version is replaced."""
 _log = logging.getLogger(__name__)
@@ -46,19 +52,23 @@ class Bound:
 
 
 class ServedPolicy:
-    """One policy and its current server."""
+    """One policy and its current server. `bound` gives the server to a request; a task watches server and run."""
 
     def __init__(self, name: str, section: PolicySection, folder: Path, open_: Open) -> None:
         self.name, self.section = name, section
         self.version: Version | None = None
+        """Its path is the service's own copy where it is a checkpoint."""
         self.trouble = "it is starting"
         """Why it is not ready; empty: it is."""
         self.swaps = 0
         self._open, self._folder = open_, folder
         self._server: TextServer | None = None
-        self._refused = ""
-        """Label of a version that could not be served."""
-        self._opened = asyncio.Event()
+        self._refused, self._refused_at = "", 0.0
+        """Label of a version that could not be served, and when it was tried."""
+        self._gate = asyncio.Event()
+        """Closed while a version is replaced by pausing."""
+        self._gate.set()
+        self._misses, self._asked_at = 0, 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: set[TextServer] = set()
 
@@ -66,8 +76,8 @@ class ServedPolicy:
         """Serve the newest version and begin to watch. Raises InputError, RunFailedError."""
         version = await asyncio.to_thread(newest, self.section.model)
         if not self.section.allow_uncertified:
-            require_certificate(version.path, where=f"policies.{self.name}")
-        self._put(version, await self._started(version))
+            require_certificate(version.path, where=self.name)
+        await self._change_to(version)
         self._begin(self._watch())
 
     @asynccontextmanager
@@ -76,8 +86,8 @@ class ServedPolicy:
 
         Raises UnavailableError while it is started again, UnknownNameError for another version than the current one.
         """
-        if self.trouble == "" and not self._opened.is_set():
-            await self._opened.wait()
+        while not self._gate.is_set():
+            await self._gate.wait()
         server, version = self._server, self.version
         if server is None or version is None:
             raise UnavailableError(f"the policy {self.name} is not ready: {self.trouble}")
@@ -97,21 +107,37 @@ class ServedPolicy:
         for one in (*self._ending, *([server] if server else [])):
             await one.close()
 
-    async def _started(self, version: Version) -> TextServer:
-        """Raises RunFailedError, AttestationError; then nothing is left of it."""
-        if version.canaries is not None:  # of a run, which may remove old checkpoints
-            kept = await asyncio.to_thread(held, version, self._folder)
-            try:
-                return await self._opened_server(kept)
-            finally:
-                shutil.rmtree(kept.path, ignore_errors=True)  # its weights are in memory
-        return await self._opened_server(version)
+    # -- versions ---------------------------------------------------------------------------------------------------
 
-    async def _opened_server(self, version: Version) -> TextServer:
+    async def _change_to(self, version: Version) -> None:
+        """Start a server with a version and let it answer; the one before ends after its last answer. Raises
+        RunFailedError, AttestationError, InputError, OSError; then nothing has changed."""
+        if checkpoints_of(self.section.model) is not None and Path(version.path).parent != self._folder:
+            version = await asyncio.to_thread(held, version, self._folder)
+        try:
+            server = await self._started(version)
+        except BaseException:
+            if self.version is None or version.path != self.version.path:
+                self._remove(version)
+            raise
+        old, before = self._server, self.version
+        self._server, self.version, self.trouble = server, version, ""
+        self._misses = 0
+        self._gate.set()
+        if before is not None and before.path != version.path:
+            self.swaps += 1
+            self._remove(before)  # its weights are in memory
+        if old is not None:
+            self._ending.add(old)
+            self._begin(self._retire(old))
+
+    async def _started(self, version: Version) -> TextServer:
         server = self._open(self.name, self.section, version, self._folder)
         try:
             await server.start()
-            if version.canaries is not None:
+            if version.canaries is None:
+                _log.warning("%s %s has no canaries, so its server is not attested", self.name, version.label)
+            else:
                 gap = await server.attest(version.canaries, who=f"the server of {self.name} {version.label}")
                 _log.info("%s %s is attested: %.1e nats from the learner", self.name, version.label, gap)
         except BaseException:
@@ -119,83 +145,80 @@ class ServedPolicy:
             raise
         return server
 
-    def _put(self, version: Version, server: TextServer) -> None:
-        old, self._server, self.version, self.trouble = self._server, server, version, ""
-        self._opened.set()
-        if old is not None:
-            self.swaps += 1
-            self._begin(self._retire(old))
+    def _remove(self, version: Version) -> None:
+        if Path(version.path).parent == self._folder:
+            shutil.rmtree(version.path, ignore_errors=True)
 
     async def _retire(self, old: TextServer) -> None:
-        self._ending.add(old)
         if not await old.drained(LONGEST_ANSWER_S):
             _log.warning("%s: an answer of the replaced version was cut", self.name)
         await old.close()
         self._ending.discard(old)
 
+    # -- watching ---------------------------------------------------------------------------------------------------
+
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                if self._server is None or self._server.failure():
+                if self._server is None or await self._is_lost(self._server):
                     await self._restart()
-                elif self.section.follow:
+                elif self.section.follow and not self._ending:  # at most two servers at a time
                     await self._follow()
-            except (RunFailedError, InputError, OSError) as error:
+            except Exception as error:  # whatever it is, the watch continues
                 _log.error("policy %s: %s", self.name, error)
+
+    async def _is_lost(self, server: TextServer) -> bool:
+        """Whether its process has ended, or it has not answered several times in a row."""
+        if server.failure():
+            return True
+        if time.monotonic() - self._asked_at >= HEALTH_PERIOD_S:
+            self._asked_at = time.monotonic()
+            self._misses = 0 if await server.answers() else self._misses + 1
+        return self._misses >= MOST_MISSES
 
     async def _follow(self) -> None:
         assert self.version is not None
         label = newest_label(self.section.model)
-        if label in ("", self.version.label, self._refused):
+        waits = label == self._refused and time.monotonic() - self._refused_at < AGAIN_S
+        if label in ("", self.version.label) or waits:
             return
-        try:
-            version = await asyncio.to_thread(newest, self.section.model)
-        except InputError:
-            self._refused = label
-            raise
-        if version.digest == self.version.digest:  # the newest is damaged, or a copy: it is not read every second
-            self._refused = label
+        self._refused, self._refused_at = label, time.monotonic()  # until it is served
+        version = await asyncio.to_thread(newest, self.section.model)
+        if version.digest == self.version.digest:
             return
-        try:
-            await (self._swap_beside(version) if self.section.swap == "beside" else self._swap_paused(version))
-        except (RunFailedError, InputError):
-            self._refused = label  # the current version stays; a newer one is tried
-            raise
+        if self.section.swap == "pause":
+            await self._end_current()
+        await self._change_to(version)
+        self._refused = ""
         _log.warning("policy %s is now %s", self.name, version.label)
 
-    async def _swap_beside(self, version: Version) -> None:
-        self._put(version, await self._started(version))
-
-    async def _swap_paused(self, version: Version) -> None:
-        """Raises what `_started` raises, after the version before is served again."""
-        assert self.version is not None
-        old, before = self._server, self.version
+    async def _end_current(self) -> None:
+        """Requests wait from here on until a version answers, or none can be started."""
+        old = self._server
         assert old is not None
-        self._opened.clear()
+        self._gate.clear()
         await old.drained(LONGEST_ANSWER_S)
         self._server = None
         await old.close()
-        try:
-            self._put(version, await self._started(version))
-            self.swaps += 1
-        except RunFailedError:
-            self._put(before, await self._started(before))
-            raise
 
     async def _restart(self) -> None:
+        """Serve the current version again: it has been proven. Only where it is gone, the newest one."""
         lost, self._server = self._server, None
         self.trouble = "its server was lost"
         if lost is not None:
-            _log.error("policy %s: %s", self.name, lost.failure())
+            _log.error("policy %s: %s", self.name, lost.failure() or "its server does not answer")
             await lost.close()
         wait_s = FIRST_WAIT_S
         while True:
+            current = self.version
             try:
-                version = await asyncio.to_thread(newest, self.section.model)
-                self._put(version, await self._started(version))
-            except (RunFailedError, InputError, OSError) as error:
+                if current is None or _is_gone(current):
+                    current = await asyncio.to_thread(newest, self.section.model)
+                await self._change_to(current)
+            except Exception as error:  # whatever it is, it is tried again
                 self.trouble = "it cannot be started; the service's log says why"
+                self._gate.set()  # those who wait are told
                 _log.error("policy %s cannot be started again: %s", self.name, error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
@@ -203,10 +226,14 @@ class ServedPolicy:
                 _log.warning("policy %s is ready again", self.name)
                 return
 
-    def _begin(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _is_gone(version: Version) -> bool:
+    return not Path(version.path).exists()
 
 
 class PolicyService:

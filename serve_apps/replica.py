@@ -3,6 +3,7 @@ cannot be started again."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -16,6 +17,8 @@ from solon.errors import InputError, RunFailedError
 
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5, 10
 LONGEST_ANSWER_S = 600
+LONGEST_DOWN_S = 300.0
+"""After which an engine that is not ready makes its replica unhealthy."""
 ARGUMENTS = ("settings", "replicas", "cpus", "gpus")
 
 Make = Callable[[Mapping[str, Any]], Service]
@@ -30,14 +33,18 @@ class Replica:
 
     async def __init__(self, make: Make, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self.service = make(settings)
+        self._since: dict[str, float] = {}
         await self.service.start()
         Replica.current = self.service
 
     async def check_health(self) -> None:
-        """Raises RunFailedError while an engine is not ready."""
-        for name, trouble in self.service.troubles().items():
-            if trouble != "ready":
-                raise RunFailedError(f"{name} is not ready: {trouble}")
+        """Raises RunFailedError for an engine that has not been ready for long: the service starts it again by itself,
+        and Serve replaces the whole replica, with the engines that are well."""
+        now, troubles = time.monotonic(), self.service.troubles()
+        self._since = {name: self._since.get(name, now) for name, trouble in troubles.items() if trouble != "ready"}
+        for name, since in self._since.items():
+            if now - since > LONGEST_DOWN_S:
+                raise RunFailedError(f"{name} is not ready: {troubles[name]}")
 
     async def __del__(self) -> None:
         await self.service.close()

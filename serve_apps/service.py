@@ -6,6 +6,7 @@ import asyncio
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +20,7 @@ from serve_apps.writer import Writer
 from solon.client.wire import Asked, Compared, JudgeCard, Scored
 from solon.constitution.constitution import Constitution
 from solon.engines.lengths import engine_config
-from solon.errors import InputError, RunFailedError
+from solon.errors import RunFailedError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.assembly import HostedJudge, Source, host_judge
 from solon.feedback.judges.identity import JudgeIdentity
@@ -33,6 +34,7 @@ from solon.verdicts import Task
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 """Between attempts to start a judge again."""
+FORGOTTEN_S = 30.0
 _log = logging.getLogger(__name__)
 
 Host = Callable[[str, JudgeSection, Constitution], HostedJudge]
@@ -116,7 +118,7 @@ class ServedJudge:
         while True:
             try:
                 await self.start()
-            except (RunFailedError, InputError) as error:
+            except Exception as error:  # whatever it is, it is tried again
                 self.trouble = "it cannot be started; the service's log says why"
                 _log.error("judge %s cannot be started again: %s", self.name, error)
                 await asyncio.sleep(wait_s)
@@ -136,8 +138,9 @@ class FeedbackService:
         self._writers = {name: Writer(name, section, self._folder, open_) for name, section in file.writers.items()}
         self._judges = {name: ServedJudge(name, section, host or _host) for name, section in file.judges.items()}
         self._records = Records(Path(file.records)) if file.records else None
-        self.records_trouble = ""
-        """Why the last request was not recorded."""
+        self.records_trouble, self._records_failed_at = "", 0.0
+        """Why the last request was not recorded. It is forgotten after a while: a balancer that sends no requests
+        meanwhile would otherwise never learn that the disk has room again."""
 
     async def start(self) -> None:
         """Start judges and writers one after the other. Raises InputError, RunFailedError."""
@@ -176,6 +179,8 @@ class FeedbackService:
     def troubles(self) -> dict[str, str]:
         """By judge, and of the records; `ready` where there is none."""
         found = {name: judge.trouble or "ready" for name, judge in self._judges.items()}
+        if time.monotonic() - self._records_failed_at > FORGOTTEN_S:
+            self.records_trouble = ""
         found |= {name: writer.policy.trouble or "ready" for name, writer in self._writers.items()}
         return found | ({"records": self.records_trouble} if self.records_trouble else {})
 
@@ -203,7 +208,7 @@ class FeedbackService:
                 await self._records.write(groups, found, judge.identity, mark)
             except OSError as error:
                 _log.error("records cannot be written: %s", error)
-                self.records_trouble = "records cannot be written"
+                self.records_trouble, self._records_failed_at = "records cannot be written", time.monotonic()
                 raise UnavailableError("the verdicts could not be recorded; the service's log says why") from error
             self.records_trouble = ""
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from solon.engines.openai_server import START_TIMEOUT_S, ModelServer
 from solon.errors import RunFailedError
 from solon.pipeline.canaries import Canaries
 
+HEALTH_TIMEOUT_S = 10.0
 LOOK_S = 0.5
 """Between two looks at a server that starts."""
 
@@ -37,7 +39,8 @@ class TextServer:
         self.name = names[0]
         self.in_flight = 0
         self._config, self._on_gpu = config, on_gpu
-        self._server = ModelServer(config, on_gpu=on_gpu, log=log, names=names, label=label)
+        self._key = secrets.token_urlsafe(32)  # other accounts of this machine reach its port too
+        self._server = ModelServer(config, on_gpu=on_gpu, log=log, names=names, label=label, key=self._key)
         self._idle = asyncio.Event()
         self._idle.set()
         self._http: httpx.AsyncClient | None = None
@@ -51,9 +54,14 @@ class TextServer:
                 raise RunFailedError(f"the server of {self._config.model} did not start in {START_TIMEOUT_S:.0f} s")
             await asyncio.sleep(LOOK_S)
         # The environment may name a proxy, which does not reach this machine's loopback address.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+        # Idle connections are dropped before the server drops them (after 5 s).
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=2.0)
         self._http = httpx.AsyncClient(
-            base_url=self._server.address, timeout=httpx.Timeout(None, connect=10.0), trust_env=False, limits=limits
+            base_url=self._server.address,
+            headers={"authorization": f"Bearer {self._key}"},
+            timeout=httpx.Timeout(None, connect=10.0),
+            trust_env=False,
+            limits=limits,
         )
 
     @property
@@ -103,6 +111,13 @@ class TextServer:
         except TimeoutError:
             return False
         return True
+
+    async def answers(self) -> bool:
+        """Whether it says that it is well."""
+        try:
+            return (await self.http.get("/health", timeout=HEALTH_TIMEOUT_S)).is_success
+        except (httpx.HTTPError, UnavailableError):
+            return False
 
     def failure(self) -> str:
         """How its process ended; empty while it runs."""

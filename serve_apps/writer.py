@@ -7,8 +7,9 @@ its revision request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from serve_apps.config import WriterSection
 from serve_apps.policy_config import PolicySection
@@ -22,6 +23,7 @@ from solon.records import Prompt
 from solon.revision.chains import drawn_principles, without_preamble
 
 Turns = list[dict[str, str]]
+T = TypeVar("T")
 
 
 class Writer:
@@ -31,14 +33,14 @@ class Writer:
         self.name = name
         self.constitution = Constitution.load(section.constitution) if section.constitution else None
         self._sampling = section.sampling
-        policy = PolicySection(model=section.model, engine=section.engine)
+        policy = PolicySection(model=section.model, engine=section.engine, allow_uncertified=section.allow_uncertified)
         self.policy = ServedPolicy(name, policy, folder, open_ or open_server)
 
     async def critiques(self, items: Sequence[Answered]) -> tuple[list[Critique], TextUsage]:
         """A critique of each answer. Raises ItemError, UnavailableError, InputError without a constitution."""
         begun = [self._begin(number, item, critique=True) for number, item in enumerate(items)]
         async with self.policy.bound() as bound:
-            said = await asyncio.gather(*(self._say(bound, number, turns) for number, (turns, _) in enumerate(begun)))
+            said = await together([self._say(bound, number, turns) for number, (turns, _) in enumerate(begun)])
         found = [
             Critique(principle=principle.id, critique=text, is_cut=is_cut)
             for (_, principle), (text, is_cut, _) in zip(begun, said, strict=True)
@@ -47,12 +49,14 @@ class Writer:
 
     async def revisions(self, items: Sequence[Revised]) -> tuple[list[Revision], TextUsage]:
         """A revision of each answer, after a critique unless the item has one or wants none. Raises as above."""
+        for number, item in enumerate(items):
+            self._begin(number, item, critique=_wants_critique(item))
         async with self.policy.bound() as bound:
-            found = await asyncio.gather(*(self._revision(bound, number, item) for number, item in enumerate(items)))
+            found = await together([self._revision(bound, number, item) for number, item in enumerate(items)])
         return [one for one, _ in found], _usage(used for _, spent in found for used in spent)
 
     async def _revision(self, bound: Bound, number: int, item: Revised) -> tuple[Revision, list[TextUsage]]:
-        wants_critique = item.critique is None or bool(item.critique)
+        wants_critique = _wants_critique(item)
         turns, principle = self._begin(number, item, critique=wants_critique)
         spent, critique = [], item.critique or ""
         if item.critique is None:
@@ -106,6 +110,21 @@ class Writer:
             prompt_tokens=usage.get("prompt_tokens", 0), completion_tokens=usage.get("completion_tokens", 0)
         )
         return (choice["message"].get("content") or "").strip(), choice.get("finish_reason") == "length", spent
+
+
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results. When one fails or the caller leaves, the others end too: their room is given to other callers."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _wants_critique(item: Revised) -> bool:
+    return item.critique is None or bool(item.critique)
 
 
 def _prompt(number: int, item: Asked) -> Prompt:

@@ -84,10 +84,11 @@ def run_chat(request: ChatRequest, *, as_json: bool) -> None:
             try:
                 _turn(partners, line, said, console, as_json=as_json)
             except ServiceError as error:
-                if error.status == 0 or error.status >= 500:
+                if error.status == 0 or error.status >= 500 or as_json:
                     raise RunFailedError(str(error)) from None
                 console.print(Text(visible(str(error))), style="red")
-                begin(partners, request.system)
+                for partner in partners:
+                    partner.turns.pop()  # the line that was not answered
 
 
 def begin(partners: Sequence[Partner], system: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +34,16 @@ class ChatClient:
         self, url: str, *, key: str = "", timeout_s: float = 600.0, transport: httpx.BaseTransport | None = None
     ) -> None:
         # The environment may name a proxy, which does not reach a loopback address.
-        self._http = httpx.Client(
-            base_url=url.rstrip("/").removesuffix("/v1"),
-            headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=timeout_s,
-            trust_env=False,
-            transport=transport,
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=url.rstrip("/").removesuffix("/v1"),
+                headers={"authorization": f"Bearer {key}"} if key else {},
+                timeout=timeout_s,
+                trust_env=False,
+                transport=transport,
+            )
+        except httpx.InvalidURL as error:
+            raise ServiceError(f"got the address {url!r}: {error}; expected one as in http://127.0.0.1:8200") from None
 
     def complete(self, model: str, turns: Sequence[Turn], **settings: Any) -> Said:
         """The whole answer."""
@@ -48,12 +52,13 @@ class ChatClient:
         except httpx.TransportError as error:
             raise ServiceError(f"the service cannot be reached: {error}; check its address and that it runs") from error
         _require_success(reply)
-        choice = _read(reply.content)["choices"][0]
-        return Said(
-            text=choice["message"].get("content") or "",
-            version=reply.headers.get("x-solon-version", ""),
-            is_cut=choice.get("finish_reason") == "length",
-        )
+        with _understood():
+            choice = _read(reply.content)["choices"][0]
+            return Said(
+                text=choice["message"].get("content") or "",
+                version=reply.headers.get("x-solon-version", ""),
+                is_cut=choice.get("finish_reason") == "length",
+            )
 
     def stream(self, model: str, turns: Sequence[Turn], **settings: Any) -> Iterator[str]:
         """The pieces of the answer as they are written. A stream that breaks off raises."""
@@ -70,11 +75,12 @@ class ChatClient:
                     data = line.removeprefix("data:").strip()
                     if is_whole := data == "[DONE]":
                         break
-                    event = _read(data)
-                    if "error" in event:
-                        raise ServiceError(str(event["error"].get("message", "")), status=503)
-                    for choice in event.get("choices", ()):
-                        yield choice.get("delta", {}).get("content") or ""
+                    with _understood():
+                        event = _read(data)
+                        if "error" in event:
+                            raise ServiceError(str(event["error"].get("message", "")), status=503)
+                        pieces = [choice.get("delta", {}).get("content") or "" for choice in event.get("choices", ())]
+                    yield from pieces
         except httpx.TransportError as error:
             raise ServiceError(f"the service cannot be reached: {error}; check its address and that it runs") from error
         if not is_whole:
@@ -87,7 +93,8 @@ class ChatClient:
         except httpx.TransportError as error:
             raise ServiceError(f"the service cannot be reached: {error}; check its address and that it runs") from error
         _require_success(reply)
-        return [str(one["id"]) for one in _read(reply.content)["data"]]
+        with _understood():
+            return [str(one["id"]) for one in _read(reply.content)["data"]]
 
     def close(self) -> None:
         """Close the connections."""
@@ -96,6 +103,14 @@ class ChatClient:
 
 def _body(model: str, turns: Sequence[Turn], settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": model, "messages": [turn.model_dump() for turn in turns], **settings}
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ServiceError("the service does not answer as OpenAI's interface does; is it a model's server?") from None
 
 
 def _read(content: bytes | str) -> dict[str, Any]:

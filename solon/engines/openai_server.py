@@ -36,7 +36,8 @@ class ModelServer:
         while not server.is_ready(): ...
         server.end()
 
-    names: what clients may call the model. label: `system_fingerprint` of its answers. log: of the server.
+    names: what clients may call the model. label: `system_fingerprint` of its answers. key: that
+    callers must have; empty: none. log: of the server.
     Raises InputError for settings that the server does not have.
     """
 
@@ -48,11 +49,13 @@ class ModelServer:
         log: Path,
         names: Sequence[str] = (SERVED_NAME,),
         label: str = "",
+        key: str = "",
     ) -> None:
         _check(config)
         self.log = log
         self.address = ""
         self._config, self._on_gpu, self._names, self._label = config, on_gpu, tuple(names), label
+        self._key = key
         self._process: subprocess.Popen[bytes] | None = None
 
     def launch(self) -> None:
@@ -63,7 +66,7 @@ class ModelServer:
         with self.log.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(
                 [*module_command("solon.host.child"), *command],
-                env=child_environment(**_variables(self._config)),
+                env=child_environment(**_variables(self._config), **({"VLLM_API_KEY": self._key} if self._key else {})),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -40,6 +40,7 @@ def main(command: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _: end(got))
     code = process.wait()
+    end(signal.SIGKILL)  # processes of its own that it did not end
     return code if code >= 0 else 128 - code
 
 

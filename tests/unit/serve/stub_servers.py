@@ -26,6 +26,7 @@ class StubServer(TextServer):
         self.version = version
         self.lost = ""
         self.closed = False
+        self.hangs = False
         self.asked: list[dict[str, Any]] = []
         self.status = 200
 
@@ -38,6 +39,9 @@ class StubServer(TextServer):
         if canaries.noise < 0:
             raise AttestationError(f"{who} computes other log-probs")
         return 0.0
+
+    async def answers(self) -> bool:
+        return not self.hangs
 
     def failure(self) -> str:
         return self.lost

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ HI = [{"role": "user", "content": "hi"}]
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "LOOK_S", 0.01)
     monkeypatch.setattr(services, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(services, "HEALTH_PERIOD_S", 0.0)
 
 
 def checkpoint(run: Path, step: int, *, noise: float = 0.0, is_broken: bool = False) -> Path:
@@ -123,7 +125,7 @@ async def test_while_a_version_is_replaced_by_pausing_requests_wait_and_none_is_
         policy = service.policies[0]
         async with policy.bound():
             checkpoint(tmp_path / "run", 2)
-            await until(lambda: not policy._opened.is_set())
+            await until(lambda: not policy._gate.is_set())
             waiting = asyncio.create_task(ask(http))
             await asyncio.sleep(0.05)
             assert not waiting.done()
@@ -216,3 +218,47 @@ def test_a_run_without_a_usable_checkpoint_and_a_compressed_model_without_certif
     (damaged / "policy" / "model.safetensors").write_text("changed")
     with pytest.raises(InputError, match="no usable checkpoint"):
         newest(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("swap", ["beside", "pause"])
+async def test_after_a_refused_version_a_lost_server_is_replaced_by_the_version_that_was_proven(
+    tmp_path: Path, swap: str
+):
+    text = f'[policies.policy]\nmodel = "run"\nswap = "{swap}"\n'
+    async with running(tmp_path, text) as (http, servers, service):
+        checkpoint(tmp_path / "run", 2, is_broken=True)
+        await until(lambda: len(servers.made) >= 2)
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000001")
+        await until(lambda: service.policies[0]._server is not None)
+        current = next(one for one in reversed(servers.made) if one.version.label == "step-000001")
+        current.lost = "killed"
+        await until(lambda: servers.made[-1] is not current and service.troubles() == {"policy": "ready"})
+        assert (await ask(http)).headers["x-solon-version"] == "step-000001"
+
+
+async def test_a_server_that_stops_answering_is_replaced(tmp_path: Path):
+    async with running(tmp_path) as (_, servers, service):
+        servers.made[0].hangs = True
+        await until(lambda: len(servers.made) == 2 and service.troubles() == {"policy": "ready"})
+        assert servers.made[0].closed
+
+
+async def test_no_third_server_starts_while_a_replaced_one_still_answers(tmp_path: Path):
+    async with running(tmp_path) as (_, servers, service), service.policies[0].bound():
+        checkpoint(tmp_path / "run", 2)
+        await version_is(service, "step-000002")
+        checkpoint(tmp_path / "run", 3)
+        await asyncio.sleep(0.1)
+        assert len(servers.made) == 2
+
+
+async def test_a_damaged_newest_checkpoint_is_not_read_again_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls = []
+    monkeypatch.setattr(services, "newest", lambda model: calls.append(model) or newest(model))
+    async with running(tmp_path):
+        damaged = checkpoint(tmp_path / "run", 2)
+        (damaged / "policy" / "model.safetensors").write_text("changed")
+        await asyncio.sleep(0.2)
+        assert len(calls) <= 3

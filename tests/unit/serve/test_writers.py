@@ -68,7 +68,7 @@ async def test_a_revision_follows_a_critique_unless_one_is_given_or_none_is_want
 
 
 async def test_what_a_writer_cannot_do_is_refused_with_the_item(tmp_path: Path):
-    async with running(tmp_path) as (http, _):
+    async with running(tmp_path) as (http, servers):
         for path, body, status, param in (
             ("critiques", {"items": [ITEM | {"principle": "plain"}]}, 422, "items.0.principle"),
             ("revisions", {"items": [ITEM, ITEM | {"principle": "none"}]}, 422, "items.1.principle"),
@@ -77,6 +77,7 @@ async def test_what_a_writer_cannot_do_is_refused_with_the_item(tmp_path: Path):
         ):
             reply = await http.post(f"/v1/{path}", json=body)
             assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)
+        assert servers.made[0].asked == []
 
 
 async def test_a_writer_chats_through_openais_interface_and_is_listed(tmp_path: Path):
