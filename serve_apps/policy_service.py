@@ -135,9 +135,9 @@ class ServedPolicy:
         server = self._open(self.name, self.section, version, self._folder)
         try:
             await server.start()
-            if version.canaries is None:
+            if version.canaries is None and checkpoints_of(self.section.model) is not None:
                 _log.warning("%s %s has no canaries, so its server is not attested", self.name, version.label)
-            else:
+            elif version.canaries is not None:
                 gap = await server.attest(version.canaries, who=f"the server of {self.name} {version.label}")
                 _log.info("%s %s is attested: %.1e nats from the learner", self.name, version.label, gap)
         except BaseException:
