@@ -232,7 +232,7 @@ async def test_after_a_refused_version_a_lost_server_is_replaced_by_the_version_
         await until(lambda: service.policies[0]._server is not None)
         current = next(one for one in reversed(servers.made) if one.version.label == "step-000001")
         current.lost = "killed"
-        await until(lambda: servers.made[-1] is not current and service.troubles() == {"policy": "ready"})
+        await until(lambda: current.closed and service.troubles() == {"policy": "ready"})
         assert (await ask(http)).headers["x-solon-version"] == "step-000001"
 
 
