@@ -35,6 +35,7 @@ def make_watch(session: RunSession, *, gold: SupervisedJudge) -> WatchingObserve
         canary=Canary(session.inputs.canary) if session.inputs.canary else None,
         # All judges of a run share one identity, so any of them may be asked.
         judge=lambda items: ask_any(workers[run.judge_pool].lanes, lambda judge: judge.judge_fresh(items)),
+        on_audit=session.recorder.audited,
     )
     state = None if start.checkpoint is None else start.checkpoint.run.get("watch")
     if state is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cluster.final_summary import FinalSummary
+from cluster.report import report_at_end
 from cluster.session import RunSession
 from cluster.summary import summarise
 from solon.doctor.ending import ending
@@ -60,6 +61,8 @@ class Driver:
         summary = await summarise(session, status, failure)
         summary["end"] = self._end_of(summary)
         unwritten = self._final.write(summary)
+        if not session.directory.is_gone and (problem := await report_at_end(session.directory.path)):
+            session.view.note(f"warning: {problem}")
         session.view.ended(summary, session.directory.path)
         # The cause of the end matters more than the missing summary.
         if (cause := failure or unwritten) is not None:

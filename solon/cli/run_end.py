@@ -39,6 +39,7 @@ def end_lines(summary: dict[str, Any], directory: Path) -> Text:
         *(_figures(summary) if summary["steps"] else ()),
         *(f"warning: {text}" for text in summary.get("warnings", ())),
         f"not written: {summary['unwritten']}" if "unwritten" in summary else f"written to {directory}/summary.json",
+        *([f"report: {directory}/report.html, for a browser"] if (directory / "report.html").is_file() else []),
     ]
     if summary["status"] == "stopped" and (end := summary.get("end")):
         lines += Ending(**{key: text or "" for key, text in end.items()}).lines()

@@ -18,6 +18,7 @@ from solon.cli.options import JsonOption, SetOption, print_result
 from solon.errors import InputError
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
     from serve_apps.config import ServiceBase, ServiceFile
@@ -50,7 +51,7 @@ def feedback(
     file = _with_paths(ServiceFile.load(settings, overrides=overrides or []))
     _check_feedback(file)
     service = FeedbackService(file)
-    asyncio.run(_serve("feedback service", service, build_app(service, starts=False), _listen(file.host, file.port)))
+    asyncio.run(_serve("feedback service", service, build_app(service, starts=False), listen(file.host, file.port)))
 
 
 @serve_app.command("policy")
@@ -70,7 +71,7 @@ def policy(
     _check_policies(file)
     service = PolicyService(file)
     app = build_policy_app(service, starts=False)
-    asyncio.run(_serve("policy service", service, app, _listen(file.host, file.port)))
+    asyncio.run(_serve("policy service", service, app, listen(file.host, file.port)))
 
 
 @serve_app.command("key")
@@ -114,24 +115,8 @@ async def _serve(what: str, service: Service, app: FastAPI, listener: socket.soc
     """Start the engines behind a server that says so meanwhile, and end both. Raises what their start raises."""
     import uvicorn
 
-    class Server(uvicorn.Server):
-        """Ends at the first signal, at once at the second, and does not raise them again."""
-
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            before = {number: signal.signal(number, self._asked) for number in (signal.SIGINT, signal.SIGTERM)}
-            try:
-                yield
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-
-        def _asked(self, *_: object) -> None:
-            self.force_exit = self.should_exit
-            self.should_exit = True
-
     settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_S)
-    server = Server(settings)
+    server = quiet_server(settings)
 
     async def start() -> None:
         try:
@@ -152,6 +137,27 @@ async def _serve(what: str, service: Service, app: FastAPI, listener: socket.soc
         typer.echo(f"the {what} has ended")
     finally:
         await service.close()
+
+
+def quiet_server(settings: uvicorn.Config) -> uvicorn.Server:
+    """A server that ends at the first signal, at once at the second, and does not raise them again."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            before = {number: signal.signal(number, self._asked) for number in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+        def _asked(self, *_: object) -> None:
+            self.force_exit = self.should_exit
+            self.should_exit = True
+
+    return Server(settings)
 
 
 def _with_paths(file: F) -> F:
@@ -208,7 +214,8 @@ def _check_policies(file: PolicyFile) -> None:
             require_certificate(path, where=f"policies.{name}")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises InputError for an address that cannot be used."""
     kind = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(kind, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,12 +1,13 @@
-"""Commands that show a person what a policy says: `solon chat`."""
+"""Commands that show a person what models say, and how a run went: `solon chat`, `solon report`, `solon watch`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from solon.cli.options import JsonOption, SetOption
+from solon.cli.options import JsonOption, SetOption, print_result
 
 talk_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -35,3 +36,35 @@ def chat(
 
     request = ChatRequest(target=target, url=url, after_only=after_only, system=system, overrides=overrides or [])
     run_chat(request, as_json=as_json)
+
+
+@talk_app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; by default report.html in the run.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one HTML file about a run, during the run or after it: scores, answers, feedback, cost, faults."""
+    from solon.cli.report import run_report
+
+    print_result(run_report(run, out=out, as_json=as_json), as_json)
+
+
+@talk_app.command()
+def watch(
+    place: Annotated[
+        str,
+        typer.Argument(metavar="RUN|DIRECTORY", help="A run, or a directory of runs.", show_default=False),
+    ] = "runs",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback are open to others.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8420,
+    name: Annotated[str, typer.Option(help="Who labels; by default the user's name.", show_default=False)] = "",
+) -> None:
+    """Show runs in a browser while they go: curves, every answer and label, SQL. Labels of people are kept apart."""
+    from solon.cli.watch import run_watch
+
+    run_watch(place, host=host, port=port, who=name)

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -143,6 +143,11 @@ class RunDirectory:
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Append one line to a .jsonl file."""
         self.append_bytes(name, json_text(record).encode() + b"\n")
+
+    def append_all(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append a line for each record."""
+        for record in records:
+            self.append(name, record)
 
     def append_bytes(self, name: str, lines: bytes) -> None:
         """Append whole lines to a file, all of them or none."""

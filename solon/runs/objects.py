@@ -86,6 +86,34 @@ HELDOUT: Keys = {
     "labels": "a judge's labels: `principle_id`, `question_id`, `status`, `margin` in nats; empty without one",
 }
 
+AUDIT: Keys = {
+    "time": "seconds since the epoch",
+    "ordinal": "the group in rollouts/",
+    "attempt": "the attempt at it",
+    "index": "the answer in the group; the last line of an answer counts",
+    "reward": "by the judge, nats; null: no valid label",
+    "gold": "by the judge that audits, nats; null: no valid label",
+    "margins.*": "the judge's margin by principle, nats, where answers are judged one by one",
+    "gold_margins.*": "the same by the judge that audits",
+}
+
+HUMAN: Keys = {
+    "label_id": "of this label",
+    "parent_label_id": "the label that it is about",
+    "source": "`human`",
+    "verdict": "`yes`, `no`, `first`, `second`, `tie`: overrules; `flag`: it is wrong or unclear; `withdrawn`",
+    "margin": "log-odds that follow from it, nats; null: none",
+    "reason": "in the person's words",
+    "who": "the person's name",
+    "created_ns": "nanoseconds since the epoch",
+    "ordinal": "the group in rollouts/",
+    "attempt": "the attempt at it",
+    "rollouts": "`index` of the answers judged",
+    "task": "as in labels",
+    "principle_id": "the principle of the constitution",
+    "question_id": "which of its questions",
+}
+
 QUARANTINE: Keys = {
     "time": "seconds since the epoch",
     "stage": "`prompts`, `heldout`, `rows` or `labels`",
@@ -254,7 +282,10 @@ RUN: Mapping[str, tuple[str, Keys | None]] = {
     "labels/part-*.parquet": ("every label", None),
     "heldout-before.json": ("answers to the held-out prompts before training, with their scores", HELDOUT),
     "heldout-after.json": ("and after", HELDOUT),
+    "audits.jsonl": ("answers that the watch had audited: rewards of both judges", AUDIT),
+    "human-labels.jsonl": ("labels of people, from `solon watch`; never trained on", HUMAN),
     "quarantine.jsonl": ("refused input and the reasons; the first 100 rows of each reason", QUARANTINE),
+    "report.html": ("the report, also of a stopped or failed run; needs no network", None),
     "live.json": ("the state of the run, every few seconds; read by `solon doctor`", STANDING),
     "trace.json": ("the activity of every worker over time, for ui.perfetto.dev", TRACE),
     "trace-earlier.json": ("the 64 MiB before that", TRACE),

@@ -77,14 +77,19 @@ def arrow_table(table: str, rows: Sequence[Mapping[str, Any]]) -> Any:
     """Rows as a `pyarrow.Table` with the same types in every part."""
     import pyarrow as pa
 
+    return pa.Table.from_pylist(list(rows), schema=arrow_schema(table, list(rows[0])))
+
+
+def arrow_schema(table: str, columns: Sequence[str]) -> Any:
+    """The `pyarrow.Schema` of these columns of a table, each once."""
+    import pyarrow as pa
+
     def arrow_type(name: str) -> Any:
         inner = name.removeprefix("list<").removesuffix(">")
         return pa.list_(pa.type_for_alias(inner)) if inner != name else pa.type_for_alias(name)
 
     types = TYPES[table]
-    return pa.Table.from_pylist(
-        list(rows), schema=pa.schema([(column, arrow_type(types.get(column, "string"))) for column in rows[0]])
-    )
+    return pa.schema([(column, arrow_type(types.get(column, "string"))) for column in dict.fromkeys(columns)])
 
 
 def rollout_rows(group: Group) -> list[dict[str, Any]]:
@@ -166,3 +171,29 @@ def label_rows(feedback: Feedback, provenance: Mapping[str, Any], *, subject: st
             }
         )
     return rows
+
+
+def audit_rows(group: Group, rollouts: Sequence[int], proxy: Feedback, gold: Feedback) -> list[dict[str, Any]]:
+    """One row per audited rollout, for `audits.jsonl`. gold: feedback on these rollouts alone, in this order."""
+    return [
+        {
+            "time": time.time(),
+            "ordinal": group.ordinal,
+            "attempt": group.attempt,
+            "index": index,
+            "reward": proxy.rewards_G[index],
+            "gold": gold.rewards_G[place],
+            "margins": _margins(proxy, index),
+            "gold_margins": _margins(gold, place),
+        }
+        for place, index in enumerate(rollouts)
+    ]
+
+
+def _margins(feedback: Feedback, index: int) -> dict[str, float]:
+    """Valid margins of the labels about this rollout alone, by principle; the mean of several questions."""
+    found: dict[str, list[float]] = {}
+    for label in feedback.labels:
+        if tuple(label.rollouts) == (index,) and label.verdict.margin is not None:
+            found.setdefault(label.principle_id, []).append(label.verdict.margin)
+    return {principle: sum(margins) / len(margins) for principle, margins in found.items()}

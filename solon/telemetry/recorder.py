@@ -26,7 +26,7 @@ from solon.runs.directory import DiskFullError, RunDirectory
 from solon.runs.integrity import REREAD_STAGES, Records
 from solon.runs.outcomes import Outcomes
 from solon.runs.quarantine import Quarantine
-from solon.runs.tables import label_rows, rollout_rows
+from solon.runs.tables import audit_rows, label_rows, rollout_rows
 from solon.telemetry.totals import RunTotals
 from solon.telemetry.trace import TraceFile
 
@@ -125,6 +125,11 @@ class Recorder:
             self.totals.last_drop = str(record.get("reason", ""))
         self._jobs.put(lambda: self._write_event(record))
         self._on_change(f"{name} {fields['worker']}" if "worker" in fields else name)
+
+    def audited(self, group: Group, rollouts: tuple[int, ...], proxy: Feedback, gold: Feedback) -> None:
+        """Write a line of audits.jsonl for each audited rollout. gold: feedback on these rollouts alone."""
+        rows = audit_rows(group, rollouts, proxy, gold)
+        self._jobs.put(lambda: self._directory.append_all("audits.jsonl", rows))
 
     def write(self, name: str, value: Any) -> None:
         """A whole JSON file of the run directory."""

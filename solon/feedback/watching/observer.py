@@ -66,7 +66,9 @@ class WatchingObserver:
         on_action: Callable[[Alarm], Awaitable[None]],
         canary: Canary | None = None,
         judge: Callable[[Sequence[Item]], Awaitable[list[Verdict]]] | None = None,
+        on_audit: Callable[[Group, tuple[int, ...], Feedback, Feedback], None] = lambda *_: None,
     ) -> None:
+        """on_audit: called with a group, the audited rollouts, the judge's feedback on the group, gold's on them."""
         self._observer = observer
         self.watch = watch
         self._gold = gold
@@ -74,6 +76,7 @@ class WatchingObserver:
         self._on_action = on_action
         self._canary = canary
         self._judge = judge
+        self._on_audit = on_audit
         self.alarms: list[Alarm] = []
         """All alarms of the run, including those before it was resumed."""
         self._before = 0
@@ -187,6 +190,7 @@ class WatchingObserver:
                 self.watch.observe(group, proxy)
                 if gold is not None:
                     self.watch.audit(group, rollouts, proxy, gold)
+                    self._on_audit(group, rollouts, proxy, gold)
 
     async def _ask(self, group: Group, rollouts: tuple[int, ...]) -> Feedback | None:
         if self._is_blind:

@@ -109,6 +109,7 @@ ORDERS = {
         "replica",
         "feedback",
         "policy",
+        "watch",
     ),
     "cluster": (
         "signals",
@@ -119,6 +120,7 @@ ORDERS = {
         "watchdog",
         "lanes",
         "config",
+        "report",
         "rewind",
         "pools",
         "preflight",

@@ -1,0 +1,206 @@
+"""What the report and the live page say of a run, as plain values: `facts(store)`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from solon.events import EVENTS, Severity
+from solon.feedback.quality.intervals import Floats, Interval, Statistic, mean
+from solon.files.overrides import flat_items
+from solon.report.run_answers import Row, telling_words
+from solon.report.store import RunStore
+
+MEAN = "mean of the principles"
+SEED = 0
+"""Of the bootstrap: a report says the same each time."""
+
+
+def change_by_principle(pairs: Sequence[Row]) -> list[dict[str, Any]]:
+    """For every principle, and for the mean of the principles, as in summary.json: held-out score before, after, and
+    the change, each with its 95 % interval over the prompts (bootstrap, paired). The largest change first, the mean
+    last."""
+    names = sorted({name for row in pairs for name in row["scores_before"].keys() & row["scores_after"].keys()})
+    if not names:
+        return []
+    before_PK, after_PK = (_scores(pairs, moment, names) for moment in ("scores_before", "scores_after"))
+    found = [_change(name, before_PK[:, [k]], after_PK[:, [k]]) for k, name in enumerate(names)]
+    found.sort(key=lambda row: -row["change"].value)
+    return [*found, *([_change(MEAN, before_PK, after_PK)] if len(names) > 1 else [])]
+
+
+def _scores(pairs: Sequence[Row], moment: str, names: Sequence[str]) -> Floats:
+    """Of P prompts under K principles; NaN where a principle has no score both before and after."""
+    both = [row["scores_before"].keys() & row["scores_after"].keys() for row in pairs]
+    return np.array(
+        [[row[moment][n] if n in known else np.nan for n in names] for row, known in zip(pairs, both, strict=True)]
+    )
+
+
+def _change(name: str, before_PK: Floats, after_PK: Floats) -> dict[str, Any]:
+    known_P = np.isfinite(before_PK).any(axis=1)
+    before, after = (_mean_of_means(values_PK[known_P]) for values_PK in (before_PK, after_PK))
+    intervals = [one.interval(np.random.default_rng(SEED)) for one in (before, after, after - before)]
+    return {
+        "name": name,
+        "prompts": int(known_P.sum()),
+        **dict(zip(("before", "after", "change"), intervals, strict=True)),
+    }
+
+
+def _mean_of_means(values_PK: Floats) -> Statistic:
+    """The mean over principles of the mean over the prompts to which each applies."""
+    known_PK = np.isfinite(values_PK)
+    filled_PK = np.where(known_PK, values_PK, 0.0)
+
+    def of_weights(weights_RP: Floats) -> Floats:
+        with np.errstate(invalid="ignore"):  # a resample without any prompt of a principle: NaN, which is left out
+            found: Floats = ((weights_RP @ filled_PK) / (weights_RP @ known_PK)).mean(axis=1)
+        return found
+
+    return Statistic(len(values_PK), of_weights)
+
+
+def rose_most(changes: Sequence[Mapping[str, Any]], pairs: Sequence[Row]) -> str:
+    """Which principle rose most, and in what words it shows. Empty without held-out answers."""
+    principles = [row for row in changes if row["name"] != MEAN]
+    if not principles:
+        return ""
+    most = principles[0]
+    change: Interval = most["change"]
+    if change.value <= 0:
+        return "No principle rose."
+    words = telling_words(pairs, most["name"])
+    told = "; ".join(f"“{word}” in {before:.0%} → {after:.0%}" for word, before, after in words)
+    certain = "" if change.low > 0 else ", which may be chance"
+    why = f" What changed in these answers: {told} of them." if told else ""
+    return (
+        f"{most['name']} rose most: {most['before'].value:.3f} → {most['after'].value:.3f}, by {change.value:+.3f} "
+        f"[{change.low:+.3f}, {change.high:+.3f}]{certain}.{why}"
+    )
+
+
+def cost(store: RunStore, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of what the run used."""
+    labels = store.rows(
+        "SELECT count(*) AS labels, sum(questions) AS questions, sum(cache_hits) AS hits, "
+        "sum(prompt_tokens) AS prompt, sum(cached_tokens) AS cached, sum(output_tokens) AS output, sum(usd) AS usd "
+        "FROM labels"
+    )[0]
+    rollouts = store.rows("SELECT count(*) AS answers, sum(tokens) AS tokens FROM rollouts")[0]
+    questions, read, written = (int(labels[key] or 0) for key in ("questions", "prompt", "output"))
+    hits, cached = _share(labels["hits"], questions), _share(labels["cached"], read)
+    people = store.value("SELECT count(DISTINCT parent_label_id) FROM human") or 0
+    lost = store.value("SELECT count(*) FROM events WHERE event = 'worker_lost'") or 0
+    return [
+        ("time of training", _duration(summary.get("wall_s"))),
+        ("answers generated", f"{rollouts['answers']:,} with {int(rollouts['tokens'] or 0):,} tokens"),
+        ("labels by AI", f"{labels['labels']:,}"),
+        ("labels by people", f"{people:,}"),
+        ("questions to the judge", f"{questions:,}, of which a cache answered {hits}"),
+        ("tokens of the judge", f"{read:,} read ({cached} from its prefix cache), {written:,} written"),
+        ("money", f"{labels['usd'] or 0:,.4f} US dollars, for endpoints with prices"),
+        ("workers lost", f"{lost:,}"),
+    ]
+
+
+def faults(store: RunStore) -> list[dict[str, Any]]:
+    """Warnings and faults by kind: how often, first and last time, what they cost."""
+    rows = store.rows(
+        "SELECT event, severity, count(*) AS times, min(time) AS first, max(time) AS last, any_value(fields) AS fields "
+        "FROM events WHERE severity != 'info' GROUP BY ALL ORDER BY severity, times DESC"
+    )
+    down = store.value(
+        "SELECT sum(CAST(json_extract(fields, '$.downtime_s') AS DOUBLE)) FROM events WHERE event = 'worker_recovered'"
+    )
+    again = store.value(
+        "SELECT sum(CAST(json_extract(fields, '$.steps') AS DOUBLE)) FROM events WHERE event = 'learner_trained_again'"
+    )
+    costs = {
+        "worker_lost": f"{_duration(down)} without a worker" if down else "",
+        "learner_trained_again": f"{again:.0f} steps trained again" if again else "",
+    }
+    for row in rows:
+        kind = EVENTS.get(row["event"])
+        row["meaning"] = kind.meaning if kind else ""
+        row["cost"] = costs.get(row["event"], "")
+        row["example"] = json.loads(row.pop("fields"))
+    return rows
+
+
+def fault_count(store: RunStore) -> int:
+    """Events that report a failure."""
+    return int(store.value("SELECT count(*) FROM events WHERE severity = ?", [Severity.FAULT.value]) or 0)
+
+
+def judge_quality(store: RunStore) -> list[dict[str, Any]]:
+    """Figures of the judge by principle: labels, valid ones, certainty, agreement of both orders, position bias."""
+    return store.rows(
+        "SELECT principle_id AS principle, any_value(task) AS task, count(*) AS labels, avg(valid::INT) AS valid, "
+        "avg(abs(margin)) AS certainty, avg(margin) AS margin, avg(consistent::INT) AS consistent, "
+        "avg(position_offset) AS position, sum(cache_hits) / greatest(sum(questions), 1) AS cached "
+        "FROM labels WHERE task IS NOT NULL GROUP BY principle_id ORDER BY principle_id"
+    )
+
+
+def agreement(store: RunStore) -> list[dict[str, Any]]:
+    """Judge against auditor, by principle, on audited answers that were judged one by one."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in store.rows("SELECT margins, gold_margins FROM audits"):
+        margins, gold = json.loads(row["margins"]), json.loads(row["gold_margins"])
+        for name in margins.keys() & gold.keys():
+            found.setdefault(name, []).append((margins[name], gold[name]))
+    rows = []
+    for name, pairs in sorted(found.items()):
+        same = mean([float((one > 0) == (other > 0)) for one, other in pairs]).interval(np.random.default_rng(SEED))
+        liked = [gold for margin, gold in pairs if margin > 0]
+        wrong = sum(gold <= 0 for gold in liked)
+        rows.append({"principle": name, "answers": len(pairs), "agreement": same, "liked": len(liked), "wrong": wrong})
+    return sorted(rows, key=lambda row: row["agreement"].value)
+
+
+def audited_margins(store: RunStore) -> tuple[list[float], list[float]]:
+    """The judge's margins, and 1 where the auditor says yes: for the reliability diagram."""
+    margins, targets = [], []
+    for row in store.rows("SELECT margins, gold_margins FROM audits"):
+        judge, gold = json.loads(row["margins"]), json.loads(row["gold_margins"])
+        for name in judge.keys() & gold.keys():
+            margins.append(judge[name])
+            targets.append(float(gold[name] > 0))
+    return margins, targets
+
+
+def changed_settings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Key, value, default: of every setting that differs from its default. defaults: flat, by dotted key."""
+    rows = []
+    for key, value in flat_items(config):
+        if key in defaults and defaults[key] != value:
+            rows.append((key, _json(value), _json(defaults[key])))
+        elif key not in defaults and key.split(".")[0] not in RECORDED and value not in (None, "", [], {}):
+            rows.append((key, _json(value), "none"))
+    return rows
+
+
+RECORDED = ("hash", "constitution_hash", "inputs", "solon", "started", "origin")
+"""Keys of config.json that are no settings."""
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 300 else f"{text[:300]} …"
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    return f"{(part or 0) / whole:.0%}" if whole else "none"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None or not math.isfinite(seconds):
+        return "not known"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.0f} s"

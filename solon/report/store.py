@@ -1,0 +1,338 @@
+"""The files of a run as tables, read while it runs: labels, rollouts, metrics, events, held-out answers.
+
+    store = RunStore(Path("runs/mine"))
+    store.refresh()
+    store.rows("SELECT principle_id, avg(margin) FROM labels GROUP BY ALL")
+
+DuckDB reads the Parquet parts. Parts that cannot be read are left out and named in `problems`. Nothing is written.
+
+| table | a row is |
+|---|---|
+| `labels`, `rollouts` | as in docs/data.md, without token ids and log-probs; `tokens` counts them |
+| `metrics` | `step`, `time`, `name`, `value`: the last line of each step |
+| `events` | `time`, `event`, `severity`, `fields` (JSON) |
+| `heldout` | `moment` (before, after), `prompt_id`, `prompt`, `tags`, `answer`, `score`, `scores` (JSON) |
+| `audits` | `ordinal`, `attempt`, `index`, `reward`, `gold`, and by principle (JSON) `margins`, `gold_margins` |
+| `human` | a person's labels, `human-labels.jsonl` |
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from solon.errors import InputError, one_line
+from solon.events import EVENTS
+from solon.files.json_text import json_text
+from solon.runs.tables import TYPES, arrow_schema
+
+MEMORY = "2GB"
+"""Most memory of the tables."""
+LABEL_COLUMNS = (
+    "label_id", "created_ns", "ordinal", "attempt", "task", "principle_id", "question_id", "rollouts", "status",
+    "valid", "margin", "raw_margin", "consistent", "position_offset", "mass", "reward", "prompt_tokens",
+    "cached_tokens", "output_tokens", "questions", "cache_hits", "judge", "source", "usd", "detail", "run_id",
+    "judge_id", "model",
+)  # fmt: skip
+ROLLOUT_COLUMNS = (
+    "ordinal", "attempt", "index", "prompt_id", "prompt", "tags", "text", "thought", "is_cut", "versions",
+    "finish_reason", "created_ns", "reward", "advantage", "step",
+)  # fmt: skip
+HUMAN = "human-labels.jsonl"
+HELDOUT = {"before": "heldout-before.json", "after": "heldout-after.json"}
+
+
+class RunStore:
+    """Tables of one run directory. Safe to use from several threads. Raises InputError when it is no directory."""
+
+    def __init__(self, path: Path) -> None:
+        import duckdb
+
+        if not path.is_dir():
+            raise InputError(f"{path} is no directory, expected a run directory; look with `ls runs`")
+        self.path = path
+        self.problems: dict[str, str] = {}
+        """Files that could not be read, and why."""
+        self._lock = threading.Lock()
+        self._parts: dict[str, tuple[int, int]] = {}
+        """Size and time of change of every part that was read."""
+        self._read: dict[str, int] = {}
+        """Bytes of every `.jsonl` file that were read."""
+        self.loaded = threading.Event()
+        """Set when all rows that existed at the first refresh are read."""
+        self._db = duckdb.connect(config={"memory_limit": MEMORY, "threads": 2, "python_enable_replacements": False})
+        self._create()
+        # People's queries run in this database: it can read this run and nothing else, and write nothing.
+        self._db.execute("SET temp_directory = ''")
+        self._db.execute("SET allowed_directories = [$1]".replace("$1", _quoted(f"{path.absolute()}/")))
+        self._db.execute("SET enable_external_access = false")
+        self._db.execute("SET lock_configuration = true")
+
+    def refresh(self) -> None:
+        """Read what is new since the last call."""
+        self.refresh_small()
+        for name, columns in (("labels", LABEL_COLUMNS), ("rollouts", ROLLOUT_COLUMNS)):
+            with self._lock:
+                self._refresh_parts(name, columns)
+        self.loaded.set()
+
+    def refresh_small(self) -> None:
+        """The same without labels and rollouts, which may take seconds."""
+        with self._lock:
+            self._add_metrics(self._new_lines("metrics.jsonl"))
+            self._add_events(self._new_lines("events.jsonl"))
+            self._add_audits(self._new_lines("audits.jsonl"))
+            self._add_human(self._new_lines(HUMAN))
+            for moment, file in HELDOUT.items():
+                self._refresh_heldout(moment, file)
+
+    @contextmanager
+    def cursor(self) -> Iterator[Any]:
+        """A connection of its own to the tables, for one thread."""
+        cursor = self._db.cursor()
+        try:
+            yield cursor
+        finally:
+            cursor.close()
+
+    def rows(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """The rows of a query of our own."""
+        with self.cursor() as cursor:
+            found = cursor.execute(query, list(parameters))
+            names = [column[0] for column in found.description]
+            return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+    def value(self, query: str, parameters: Sequence[Any] = ()) -> Any:
+        """The one value of a query; None where there is no row."""
+        found = self.rows(query, parameters)
+        return next(iter(found[0].values())) if found else None
+
+    def object(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run; empty where there is none or it is damaged."""
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            self.problems[name] = one_line(str(error))
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def close(self) -> None:
+        """Free the tables."""
+        with self._lock:
+            self._db.close()
+
+    def _create(self) -> None:
+        self._db.execute("CREATE TABLE metrics (step BIGINT, time DOUBLE, name VARCHAR, value DOUBLE)")
+        self._db.execute("CREATE TABLE events (time DOUBLE, event VARCHAR, severity VARCHAR, fields VARCHAR)")
+        self._db.execute(
+            "CREATE TABLE heldout (moment VARCHAR, prompt_id VARCHAR, prompt VARCHAR, tags VARCHAR[], answer VARCHAR, "
+            "score DOUBLE, scores VARCHAR, labels VARCHAR)"
+        )
+        self._db.execute(
+            'CREATE TABLE audits (ordinal BIGINT, attempt BIGINT, "index" BIGINT, reward DOUBLE, gold DOUBLE, '
+            "margins VARCHAR, gold_margins VARCHAR)"
+        )
+        self._db.execute(
+            "CREATE TABLE human (label_id VARCHAR, parent_label_id VARCHAR, verdict VARCHAR, reason VARCHAR, "
+            "who VARCHAR, created_ns BIGINT, row VARCHAR)"
+        )
+        for name, columns in (("labels", LABEL_COLUMNS), ("rollouts", ROLLOUT_COLUMNS)):
+            self._db.register("empty", arrow_schema(name, [*TYPES[name], *columns]).empty_table())
+            self._db.execute(f"CREATE TABLE {name} AS SELECT {_chosen(name, columns)}, '' AS part FROM empty LIMIT 0")
+            self._db.unregister("empty")
+
+    def _refresh_parts(self, name: str, columns: Sequence[str]) -> None:
+        new: list[Path] = []
+        for path in sorted((self.path / name).glob("part-*.parquet")):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            if self._parts.get(str(path)) != (stat.st_size, stat.st_mtime_ns):
+                self._parts[str(path)] = (stat.st_size, stat.st_mtime_ns)
+                new.append(path)
+        if not new:
+            return
+        known = {row[0] for row in self._db.execute(f"SELECT DISTINCT part FROM {name}").fetchall()}
+        if again := [path.name for path in new if path.name in known]:
+            self._db.execute(f"DELETE FROM {name} WHERE list_contains(?, part)", [again])
+        for start in range(0, len(new), 256):
+            self._insert(name, columns, new[start : start + 256])
+
+    def _insert(self, name: str, columns: Sequence[str], paths: Sequence[Path]) -> None:
+        """All parts at once; where that fails one after the other, so that only the damaged ones are missing."""
+        import duckdb
+
+        query = (
+            f"INSERT INTO {name} SELECT {_chosen(name, columns)}, parse_filename(filename) "
+            "FROM read_parquet(?, filename=true, union_by_name=true)"
+        )
+        try:
+            self._db.execute(query, [[str(path) for path in paths]])
+        except duckdb.Error as error:
+            if len(paths) == 1:
+                self.problems[f"{name}/{paths[0].name}"] = one_line(str(error))
+                return
+            for path in paths:
+                self._insert(name, columns, [path])
+        else:
+            for path in paths:
+                self.problems.pop(f"{name}/{path.name}", None)
+
+    def _new_lines(self, name: str) -> list[dict[str, Any]]:
+        """Whole lines since the last call; an unfinished last one is left for the next."""
+        try:
+            with (self.path / name).open("rb") as file:
+                file.seek(self._read.get(name, 0))
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self.problems[name] = one_line(str(error))
+            return []
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read[name] = self._read.get(name, 0) + len(whole)
+        found, bad = [], 0
+        for line in whole.splitlines():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if isinstance(record, dict):
+                found.append(record)
+            else:
+                bad += 1
+        if bad:
+            self.problems[name] = f"{bad} lines are no JSON objects"
+        return found
+
+    def _add_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        by_step = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
+        if not by_step:
+            return
+        import pyarrow as pa
+
+        self._db.execute("DELETE FROM metrics WHERE list_contains(?, step)", [list(by_step)])
+        rows = [
+            (step, line.get("time"), name, float(value))
+            for step, line in by_step.items()
+            for name, value in line.items()
+            if "/" in name and isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
+        types = (pa.int64(), pa.float64(), pa.string(), pa.float64())
+        new = pa.table(
+            [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)],
+            names=["step", "time", "name", "value"],
+        )
+        self._db.register("new", new)
+        self._db.execute("INSERT INTO metrics SELECT * FROM new")
+        self._db.unregister("new")
+
+    def _add_events(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        for line in lines:
+            name = str(line.get("event", ""))
+            kind = EVENTS.get(name)
+            fields = {key: value for key, value in line.items() if key not in ("time", "event")}
+            time = line.get("time")
+            self._db.execute(
+                "INSERT INTO events VALUES (?, ?, ?, ?)",
+                [
+                    time if isinstance(time, int | float) else None,
+                    name,
+                    kind.severity.value if kind else "info",
+                    json_text(fields),
+                ],
+            )
+
+    def _add_audits(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        for line in lines:
+            key = [line.get("ordinal"), line.get("attempt"), line.get("index")]
+            if all(isinstance(part, int) for part in key):
+                self._db.execute('DELETE FROM audits WHERE ordinal = ? AND attempt = ? AND "index" = ?', key)
+                values = [number(line.get("reward")), number(line.get("gold"))]
+                margins = [json_text(line.get(name) or {}) for name in ("margins", "gold_margins")]
+                self._db.execute("INSERT INTO audits VALUES (?, ?, ?, ?, ?, ?, ?)", [*key, *values, *margins])
+
+    def _add_human(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        for line in lines:
+            texts = [
+                clean(str(line.get(name, ""))) for name in ("label_id", "parent_label_id", "verdict", "reason", "who")
+            ]
+            created = line.get("created_ns")
+            self._db.execute(
+                "INSERT INTO human VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [*texts, created if isinstance(created, int) else 0, json_text(line)],
+            )
+
+    def _refresh_heldout(self, moment: str, file: str) -> None:
+        path = self.path / file
+        try:
+            stat = path.stat()
+            if self._parts.get(file) == (stat.st_size, stat.st_mtime_ns):
+                return
+            rows = json.loads(path.read_bytes())
+            values = [_heldout(moment, row) for row in rows]
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self.problems[file] = one_line(repr(error))
+            return
+        self._parts[file] = (stat.st_size, stat.st_mtime_ns)
+        self._db.execute("DELETE FROM heldout WHERE moment = ?", [moment])
+        if values:
+            self._db.executemany("INSERT INTO heldout VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+
+def series(store: RunStore, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a metric."""
+    found = store.rows("SELECT step, value FROM metrics WHERE name = ? AND isfinite(value) ORDER BY step", [name])
+    return [row["step"] for row in found], [row["value"] for row in found]
+
+
+def events(store: RunStore, *names: str) -> Iterator[dict[str, Any]]:
+    """Events of these kinds in order, with their fields."""
+    query = "SELECT * FROM events WHERE list_contains(?, event) ORDER BY time"
+    for row in store.rows(query, [list(names)]):
+        yield json.loads(row["fields"]) | {"time": row["time"], "event": row["event"]}
+
+
+def number(value: object) -> float | None:
+    """A finite number, else None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None  # type: ignore[arg-type]
+
+
+def clean(text: str) -> str:
+    """The text with each half of a surrogate pair, which no database stores, as `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _heldout(moment: str, row: Mapping[str, Any]) -> list[Any]:
+    scores = row.get("scores") or {}
+    return [
+        moment,
+        str(row["prompt_id"]),
+        json_text(row["prompt"]),
+        [clean(str(tag)) for tag in row.get("tags") or ()],
+        clean(str(row["answer"])),
+        number(row.get("score")),
+        json_text(scores),
+        json_text(row.get("labels") or []),
+    ]
+
+
+def _chosen(name: str, columns: Sequence[str]) -> str:
+    chosen = ", ".join(f'"{column}"' for column in columns)
+    return f"{chosen}, len(token_ids) AS tokens" if name == "rollouts" else chosen

@@ -1,0 +1,188 @@
+"""The report: its numbers are those of the files, it needs no network, and text in it is text."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from solon.report.pages import PLOTLY, asset
+from solon.report.run_answers import extreme, fooled, heldout_pairs, telling_words
+from solon.report.run_facts import MEAN, agreement, change_by_principle, changed_settings, cost, faults, rose_most
+from solon.report.run_report import write_report
+from solon.report.store import RunStore
+from tests.unit.attacks import ALL
+from tests.unit.report.run_folders import make_run, write
+
+DEFAULTS = {"policy": "p", "judge": "j", "prompts": "t", "constitution": "c", "steps": 100}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "r")
+
+
+def opened(run: Path) -> RunStore:
+    store = RunStore(run)
+    store.refresh()
+    return store
+
+
+def page(run: Path) -> str:
+    return write_report(run, defaults=DEFAULTS).read_text(encoding="utf-8")
+
+
+def body(text: str) -> str:
+    """The page without its scripts."""
+    return re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+
+
+def test_the_report_is_one_file_below_its_budget(run: Path) -> None:
+    text = page(run)
+    assert (run / "report.html").stat().st_size < 2_000_000
+    assert not re.findall(r"""(?:src|href)=["']?(?!#)[^"'>\s]*//""", body(text))
+    assert "default-src 'none'" in text
+
+
+def test_the_reports_scripts_are_those_its_policy_names(run: Path) -> None:
+    text = page(run)
+    policy = unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', text).group(1))  # type: ignore[union-attr]
+    from solon.report.pages import script_hash
+
+    scripts = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    assert len(scripts) == 2
+    assert all(script_hash(script) in policy for script in scripts)
+
+
+def test_the_drawing_library_is_the_version_that_makes_the_figures() -> None:
+    from plotly.offline import get_plotlyjs_version
+
+    assert f"v{get_plotlyjs_version()}" in asset(PLOTLY)[:300]
+
+
+def test_hostile_texts_stay_text(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", texts=[text for text in ALL if not re.search("[\ud800-\udfff]", text)], steps=12)
+    write(
+        run / "heldout-after.json",
+        [
+            {
+                "prompt_id": f"h{n}",
+                "prompt": [{"role": "user", "content": text}],
+                "answer": text,
+                "scores": {text: 1.0},
+                "score": 1.0,
+                "tags": [text],
+            }
+            for n, text in enumerate(ALL)
+        ],
+    )
+    text = page(run)
+    shown = body(text)
+    assert "<script>alert" not in shown
+    assert "<img" not in shown
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b\ufeff]", text.replace(asset(PLOTLY), "")
+    )
+
+
+def test_scores_are_the_means_of_the_summary_with_paired_intervals(run: Path) -> None:
+    rows = {row["name"]: row for row in change_by_principle(heldout_pairs(opened(run)))}
+    assert rows["polite"]["change"].value == 1.0
+    assert rows["brief"]["change"].value == 0.0
+    assert rows[MEAN]["before"].value == 0.5
+    assert rows[MEAN]["after"].value == 1.0
+
+
+def test_a_principle_that_applies_to_some_prompts_counts_as_one_principle(run: Path) -> None:
+    for moment, kept in (("before", 0.0), ("after", 1.0)):
+        write(
+            run / f"heldout-{moment}.json",
+            [
+                {
+                    "prompt_id": str(n),
+                    "prompt": [],
+                    "answer": "x",
+                    "score": kept,
+                    "scores": {"brief": 0.0} | ({"kind": kept} if n == 0 else {}),
+                }
+                for n in range(10)
+            ],
+        )
+    rows = {row["name"]: row for row in change_by_principle(heldout_pairs(opened(run)))}
+    assert rows["kind"]["prompts"] == 1
+    assert rows[MEAN]["after"].value == 0.5  # not 1/11
+
+
+def test_what_rose_most_is_told_with_the_words_that_changed(run: Path) -> None:
+    store = opened(run)
+    pairs = heldout_pairs(store)
+    told = rose_most(change_by_principle(pairs), pairs)
+    assert told.startswith("polite rose most: 0.000 → 1.000, by +1.000")
+    assert ("after", 0.0, 1.0) in telling_words(pairs, "polite")
+    assert "“after” in 0% → 100%" in told
+
+
+def test_best_and_worst_answers_come_with_their_verdicts(run: Path) -> None:
+    store = opened(run)
+    best, worst = extreme(store, best=True), extreme(store, best=False)
+    assert [row["reward"] for row in best] == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert worst[0]["reward"] == -1
+    assert {label["principle"] for label in best[0]["labels"]} == {"polite", "brief"}
+
+
+def test_answers_that_fooled_the_judge_are_those_that_the_auditor_disliked(run: Path) -> None:
+    found = fooled(opened(run))
+    assert found
+    assert all(row["gold"] == -1.0 for row in found)
+    assert found[0]["ordinal"] == 7
+    (row,) = agreement(opened(run))
+    assert (row["liked"], row["wrong"]) == (8, 5)
+
+
+def test_cost_and_faults_are_sums_of_the_files(run: Path) -> None:
+    store = opened(run)
+    told = dict(cost(store, store.object("summary.json")))
+    assert told["time of training"] == "1 min 23 s"
+    assert told["answers generated"] == "16 with 32 tokens"
+    assert told["questions to the judge"].startswith("32,")
+    (fault,) = faults(store)
+    assert (fault["event"], fault["times"], fault["cost"]) == ("worker_lost", 1, "2 s without a worker")
+
+
+def test_settings_are_told_as_a_difference() -> None:
+    config = {"policy": "p", "steps": 4, "learn": {"rate": 1.0}, "hash": "x", "new": 3}
+    defaults = {"policy": "p", "steps": 100, "learn.rate": 1.0}
+    assert changed_settings(config, defaults) == [("steps", "4", "100"), ("new", "3", "none")]
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "config.json",
+        "summary.json",
+        "metrics.jsonl",
+        "events.jsonl",
+        "labels",
+        "rollouts",
+        "heldout-before.json",
+        "audits.jsonl",
+    ],
+)
+def test_a_run_that_lacks_a_file_has_a_report(run: Path, missing: str) -> None:
+    path = run / missing
+    if path.is_dir():
+        (path / "part-000000.parquet").unlink()
+    else:
+        path.unlink()
+    assert "What was asked for" in page(run)
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "heldout-before.json", "metrics.jsonl", "trace.json"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1, 2]", '"x"', "null", "\x00\x01", '{"time": "x", "eval": 3, "end": 4}']
+)
+def test_a_run_with_a_damaged_file_has_a_report(run: Path, name: str, content: str) -> None:
+    (run / name).write_text(content)
+    assert "What was asked for" in page(run)
