@@ -44,7 +44,8 @@ ENGLISH_WORLD = World(
     + '[label]\nfeedback = { template = "specialised", margin_clip = 6.0 }\n'
     + "judging = { max_model_len = 512, threads = 2 }\n"
     + f"write = {{ max_tokens = 56, answers = 4, temperature = 0.7, engine = {ENGLISH_ENGINE} }}\n",
-    learn='max_tokens = 192\nlearn = { learning_rate = 3e-5, threads = 2 }',
+    learn="max_tokens = 192\n"
+    "learn = { learning_rate = 1e-4, batch = 8, max_tokens_per_microbatch = 2048, threads = 2 }",
     write=(
         "write.max_tokens=56", "write.temperature=0.7", "write.engine.dtype=bfloat16",
         "write.engine.max_model_len=192", "write.engine.threads=2", "judging.dtype=bfloat16", "judging.threads=2",

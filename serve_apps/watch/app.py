@@ -72,8 +72,8 @@ class Pages:
         """What the page of a run shows; made once for each version of its tables."""
         version, found = self._cached.get(name, (-1, {}))
         if version != run.version:
-            version = run.version
-            found = run_page(run.store, defaults=self.defaults(run.store.path), answers=5)
+            version, has_rows = run.version, run.store.loaded.is_set()
+            found = run_page(run.store, defaults=self.defaults(run.store.path), answers=5, has_rows=has_rows)
             self._cached[name] = (version, found)
         return found
 
@@ -156,7 +156,8 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
     @app.get("/runs/{name}")
     def overview(name: str) -> Response:
         """The report of a run, which follows it."""
-        run = pages.loaded(name)
+        run = pages.open(name)
+        run.store.loaded.wait(LOAD_S / 4)
         return pages.render("overview.html", name=name, **_overview(pages, name, run), sections=SECTIONS)
 
     @app.get("/runs/{name}/part")
@@ -251,7 +252,9 @@ def _add_queries(app: FastAPI, pages: Pages) -> None:
     def query(name: str, q: str = "") -> Response:
         """A person's query."""
         run = pages.loaded(name)
-        columns, rows, error = [], [], ""
+        columns: list[str] = []
+        rows: list[tuple[Any, ...]] = []
+        error = ""
         if q.strip():
             try:
                 columns, rows = sql.ask(run.store, q)

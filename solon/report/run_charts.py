@@ -32,9 +32,9 @@ def series(store: RunStore, name: str, label: str = "", *, marks: bool = False) 
     return Curve(name=label or name, steps=steps, values=values, marks=marks)
 
 
-def reward(store: RunStore) -> Chart | None:
-    """Mean reward with its 95 % interval over the groups of a batch."""
-    rows = store.rows(
+def reward(store: RunStore, *, has_rows: bool = True) -> Chart | None:
+    """Mean reward with its 95 % interval over the groups of a batch; without the answers' rows the mean alone."""
+    rows = has_rows and store.rows(
         "SELECT step, avg(mean) AS mean, 1.96 * stddev_samp(mean) / sqrt(count(*)) AS half FROM "
         "(SELECT step, ordinal, attempt, avg(reward) AS mean FROM rollouts WHERE step IS NOT NULL AND isfinite(reward) "
         "GROUP BY ALL) GROUP BY step ORDER BY step"

@@ -74,14 +74,61 @@ def rose_most(changes: Sequence[Mapping[str, Any]], pairs: Sequence[Row]) -> str
     change: Interval = most["change"]
     if change.value <= 0:
         return "No principle rose."
-    words = telling_words(pairs, most["name"])
-    told = "; ".join(f"“{word}” in {before:.0%} → {after:.0%}" for word, before, after in words)
+    why = _words_told(telling_words(pairs, most["name"]))
     certain = "" if change.low > 0 else ", which may be chance"
-    why = f" What changed in these answers: {told} of them." if told else ""
     return (
         f"{most['name']} rose most: {most['before'].value:.3f} → {most['after'].value:.3f}, by {change.value:+.3f} "
         f"[{change.low:+.3f}, {change.high:+.3f}]{certain}.{why}"
     )
+
+
+def rose_in_training(store: RunStore) -> str:
+    """The same where the held-out prompts were not answered after training: the judge's mean probability in the first
+    and the last tenth of the steps. Empty for comparisons, which give a principle no level, and for under two steps."""
+    rows = store.rows(
+        "WITH g AS (SELECT ordinal, attempt, max(step) AS step FROM rollouts WHERE step IS NOT NULL GROUP BY ALL), "
+        "b AS (SELECT min(step) AS low, max(step) AS high, greatest((max(step) - min(step)) / 10, 0.5) AS tenth "
+        "FROM g) "
+        "SELECT l.principle_id AS principle, g.step < b.low + b.tenth AS is_first, avg(1 / (1 + exp(-l.margin))) AS p, "
+        "count(*) AS n FROM labels l JOIN g USING (ordinal, attempt), b WHERE l.valid AND l.task != 'pairwise' "
+        "AND b.high > b.low AND (g.step < b.low + b.tenth OR g.step > b.high - b.tenth) GROUP BY ALL"
+    )
+    found: dict[str, dict[bool, float]] = {}
+    for row in rows:
+        found.setdefault(row["principle"] or "", {})[row["is_first"]] = row["p"]
+    both = {name: (p[True], p[False]) for name, p in found.items() if len(p) == 2}
+    if not both:
+        return ""
+    name = max(both, key=lambda principle: both[principle][1] - both[principle][0])
+    first, last = both[name]
+    if last <= first:
+        return "By the judge, no principle rose in training."
+    pairs = _first_and_last(store, name)
+    told = _words_told(telling_words(pairs, name))
+    return (
+        f"By the judge, {name} rose most in training: {first:.3f} → {last:.3f}, mean probability of yes in the first "
+        f"and the last tenth of the steps. The held-out prompts were not answered after training.{told}"
+    )
+
+
+def _first_and_last(store: RunStore, principle: str) -> list[Row]:
+    """Answers to which a principle applies from the first and the last steps, in pairs as of held-out ones."""
+    texts: dict[str, list[str]] = {}
+    for end, order in (("before", "step, ordinal"), ("after", "step DESC, ordinal")):
+        rows = store.rows(
+            'SELECT DISTINCT r.ordinal, r.attempt, r."index", r.step, r.text FROM rollouts r JOIN labels l ON '
+            'l.ordinal = r.ordinal AND l.attempt = r.attempt AND list_contains(l.rollouts, r."index") '
+            f"WHERE l.principle_id = ? AND r.step IS NOT NULL ORDER BY {order} LIMIT 300",
+            [principle],
+        )
+        texts[end] = [row["text"] for row in rows]
+    scores = {"scores_before": {principle: 0.0}, "scores_after": {principle: 0.0}}
+    return [{"before": a, "after": b, **scores} for a, b in zip(texts["before"], texts["after"], strict=False)]
+
+
+def _words_told(words: Sequence[tuple[str, float, float]]) -> str:
+    told = "; ".join(f"“{word}” in {before:.0%} → {after:.0%}" for word, before, after in words)
+    return f" What changed in these answers: {told} of them." if told else ""
 
 
 def cost(store: RunStore, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -158,8 +205,10 @@ def agreement(store: RunStore) -> list[dict[str, Any]]:
     for name, pairs in sorted(found.items()):
         same = mean([float((one > 0) == (other > 0)) for one, other in pairs]).interval(np.random.default_rng(SEED))
         liked = [gold for margin, gold in pairs if margin > 0]
-        wrong = sum(gold <= 0 for gold in liked)
-        rows.append({"principle": name, "answers": len(pairs), "agreement": same, "liked": len(liked), "wrong": wrong})
+        refused = [gold for margin, gold in pairs if margin <= 0]
+        wrong = {"wrong": sum(gold <= 0 for gold in liked), "missed": sum(gold > 0 for gold in refused)}
+        counts = {"answers": len(pairs), "liked": len(liked), "refused": len(refused)}
+        rows.append({"principle": name, "agreement": same, **counts, **wrong})
     return sorted(rows, key=lambda row: row["agreement"].value)
 
 

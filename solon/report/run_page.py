@@ -31,6 +31,7 @@ ABSENT = {
     "best": "No answer has a reward.",
     "worst": "No answer has a reward.",
 }
+ENDED = ("completed", "stopped", "failed")
 TONES = {"completed": "good", "running": "good", "starting": "good", "finishing": "good", "stopped": "warn"}
 QUALITY = (
     "principle",
@@ -44,8 +45,11 @@ QUALITY = (
 )
 
 
-def run_page(store: RunStore, *, defaults: Mapping[str, Any] | None, answers: int = 10) -> dict[str, Any]:
-    """Values for `run.html`. defaults: of the settings, flat by dotted key; None: not known."""
+def run_page(
+    store: RunStore, *, defaults: Mapping[str, Any] | None, answers: int = 10, has_rows: bool = True
+) -> dict[str, Any]:
+    """Values for `run.html`. defaults: of the settings, flat by dotted key; None: not known. has_rows: labels and
+    answers are read; else what follows from them is left out."""
     config, summary = store.object("config.json"), store.object("summary.json")
     pairs = heldout_pairs(store)
     changes = facts.change_by_principle(pairs)
@@ -59,13 +63,13 @@ def run_page(store: RunStore, *, defaults: Mapping[str, Any] | None, answers: in
         "tone": TONES.get(status, "bad"),
         "end": _end(summary),
         "warnings": [str(one) for one in summary.get("warnings") or ()],
-        "rose": facts.rose_most(changes, pairs),
-        "charts": _charts(store, changes),
-        "answers": _answers(store, pairs, answers),
+        "rose": facts.rose_most(changes, pairs) or (has_rows and facts.rose_in_training(store)),
+        "charts": _charts(store, changes, has_rows=has_rows),
+        "answers": _answers(store, pairs, answers) if has_rows else [],
         "absent": ABSENT,
-        "cost": facts.cost(store, summary),
+        "cost": facts.cost(store, summary) if has_rows else [],
         "quality_columns": QUALITY,
-        "quality": [_quality(row) for row in facts.judge_quality(store)],
+        "quality": [_quality(row) for row in facts.judge_quality(store)] if has_rows else [],
         "agreement": [_agreement(row) for row in agreement],
         "fooled_sentence": _fooled(agreement),
         "drift": charts.drift(store),
@@ -81,6 +85,8 @@ def _state(store: RunStore, summary: Mapping[str, Any]) -> tuple[str, str]:
         diagnosis = diagnose(look(store.path))
     except InputError as error:
         return str(summary.get("status", "not known")), str(error)
+    if diagnosis.status == "finishing" and summary.get("status") in ENDED:  # the report is written at the very end
+        return str(summary["status"]), f"{summary['status']} after {summary.get('steps', 0)} steps"
     return diagnosis.status, diagnosis.headline
 
 
@@ -107,15 +113,15 @@ def _end(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _charts(store: RunStore, changes: list[dict[str, Any]]) -> dict[str, Any]:
+def _charts(store: RunStore, changes: list[dict[str, Any]], *, has_rows: bool) -> dict[str, Any]:
     return {
         "heldout": charts.heldout(changes),
-        "reward": charts.reward(store),
-        "principles": charts.principles(store),
+        "reward": charts.reward(store, has_rows=has_rows),
+        "principles": charts.principles(store) if has_rows else None,
         "auditor": charts.gold_principles(store),
         "calibration": charts.calibration(store),
         "agreement": charts.gold(store),
-        "position": charts.position(store),
+        "position": charts.position(store) if has_rows else None,
         "caches": charts.caches(store),
         "lanes": charts.lanes(store),
         "timeline": charts.timeline(store.path),
@@ -147,19 +153,28 @@ def _quality(row: Mapping[str, Any]) -> list[str]:
 
 
 def _agreement(row: Mapping[str, Any]) -> list[str]:
-    wrong = f"{row['wrong']:,} ({row['wrong'] / row['liked']:.0%})" if row["liked"] else "–"
-    return [row["principle"], f"{row['answers']:,}", str(row["agreement"]), f"{row['liked']:,}", wrong]
+    errors = (("wrong", "liked"), ("missed", "refused"))
+    wrong, missed = (f"{row[a]:,} of {row[b]:,}" if row[b] else "–" for a, b in errors)
+    return [row["principle"], f"{row['answers']:,}", str(row["agreement"]), wrong, missed]
 
 
 def _fooled(rows: list[dict[str, Any]]) -> str:
-    judged = [row for row in rows if row["liked"]]
-    if not judged:
+    """Where the judge is wrong. rows: by agreement, the lowest first."""
+    if not rows:
         return ""
+    least = rows[0]
+    told = (
+        f"Judge and auditor agree least under {least['principle']}: {least['agreement']}; of {least['refused']:,} "
+        f"answers that the judge said no to, the auditor said yes to {least['missed']:,}, and of {least['liked']:,} that "
+        f"it said yes to, no to {least['wrong']:,}."
+    )
+    judged = [row for row in rows if row["wrong"]]
+    if not judged:
+        return f"{told} No answer that the judge said yes to was refused by the auditor."
     worst = max(judged, key=lambda row: (row["wrong"] / row["liked"], row["liked"]))
     return (
-        f"The judge was fooled most often under {worst['principle']}: of {worst['liked']:,} audited answers that it "
-        f"said yes to, the auditor said no to {worst['wrong']:,} ({worst['wrong'] / worst['liked']:.0%}). Examples are "
-        "under “Answers that fooled the judge”."
+        f"{told} The judge was fooled most often under {worst['principle']}: {worst['wrong']:,} of {worst['liked']:,} "
+        f"({worst['wrong'] / worst['liked']:.0%}). Examples are under “Answers that fooled the judge”."
     )
 
 

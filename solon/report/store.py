@@ -217,60 +217,67 @@ class RunStore:
         by_step = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
         if not by_step:
             return
-        import pyarrow as pa
-
         self._db.execute("DELETE FROM metrics WHERE list_contains(?, step)", [list(by_step)])
-        rows = [
-            (step, line.get("time"), name, float(value))
-            for step, line in by_step.items()
-            for name, value in line.items()
-            if "/" in name and isinstance(value, int | float) and not isinstance(value, bool)
-        ]
-        columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
-        types = (pa.int64(), pa.float64(), pa.string(), pa.float64())
-        new = pa.table(
-            [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)],
-            names=["step", "time", "name", "value"],
+        self._add(
+            "metrics",
+            [
+                {"step": step, "time": number(line.get("time")), "name": name, "value": float(value)}
+                for step, line in by_step.items()
+                for name, value in line.items()
+                if "/" in name and isinstance(value, int | float) and not isinstance(value, bool)
+            ],
         )
-        self._db.register("new", new)
-        self._db.execute("INSERT INTO metrics SELECT * FROM new")
-        self._db.unregister("new")
 
     def _add_events(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        rows = []
         for line in lines:
-            name = str(line.get("event", ""))
-            kind = EVENTS.get(name)
+            kind = EVENTS.get(str(line.get("event", "")))
             fields = {key: value for key, value in line.items() if key not in ("time", "event")}
-            time = line.get("time")
-            self._db.execute(
-                "INSERT INTO events VALUES (?, ?, ?, ?)",
-                [
-                    time if isinstance(time, int | float) else None,
-                    name,
-                    kind.severity.value if kind else "info",
-                    json_text(fields),
-                ],
+            rows.append(
+                {
+                    "time": number(line.get("time")),
+                    "event": clean(str(line.get("event", ""))),
+                    "severity": kind.severity.value if kind else "info",
+                    "fields": json_text(fields),
+                }
             )
+        self._add("events", rows)
 
     def _add_audits(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Of an answer that was audited again after a resume, the last line counts."""
+        rows: dict[tuple[int, ...], dict[str, Any]] = {}
         for line in lines:
-            key = [line.get("ordinal"), line.get("attempt"), line.get("index")]
-            if all(isinstance(part, int) for part in key):
-                self._db.execute('DELETE FROM audits WHERE ordinal = ? AND attempt = ? AND "index" = ?', key)
-                values = [number(line.get("reward")), number(line.get("gold"))]
-                margins = [json_text(line.get(name) or {}) for name in ("margins", "gold_margins")]
-                self._db.execute("INSERT INTO audits VALUES (?, ?, ?, ?, ?, ?, ?)", [*key, *values, *margins])
+            key = {name: line.get(name) for name in ("ordinal", "attempt", "index")}
+            if all(isinstance(part, int) and abs(part) < 2**63 for part in key.values()):
+                values = {name: number(line.get(name)) for name in ("reward", "gold")}
+                margins = {name: json_text(line.get(name) or {}) for name in ("margins", "gold_margins")}
+                rows[tuple(key.values())] = {**key, **values, **margins}  # type: ignore[arg-type]
+        self._add("audits", list(rows.values()), key=("ordinal", "attempt", "index"))
 
     def _add_human(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        rows = []
         for line in lines:
-            texts = [
-                clean(str(line.get(name, ""))) for name in ("label_id", "parent_label_id", "verdict", "reason", "who")
-            ]
+            names = ("label_id", "parent_label_id", "verdict", "reason", "who")
             created = line.get("created_ns")
-            self._db.execute(
-                "INSERT INTO human VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [*texts, created if isinstance(created, int) else 0, json_text(line)],
-            )
+            is_known = isinstance(created, int) and abs(created) < 2**63
+            texts = {name: clean(str(line.get(name, ""))) for name in names}
+            rows.append({**texts, "created_ns": created if is_known else 0, "row": json_text(line)})
+        self._add("human", rows)
+
+    def _add(self, table: str, rows: Sequence[Mapping[str, Any]], *, key: Sequence[str] = ()) -> None:
+        """Insert rows, in place of those with the same key."""
+        if not rows:
+            return
+        import pyarrow as pa
+
+        self._db.register("new", pa.Table.from_pylist(list(rows)))
+        try:
+            if key:
+                columns = ", ".join(f'"{name}"' for name in key)
+                self._db.execute(f"DELETE FROM {table} WHERE ({columns}) IN (SELECT ({columns}) FROM new)")
+            self._db.execute(f"INSERT INTO {table} BY NAME SELECT * FROM new")
+        finally:
+            self._db.unregister("new")
 
     def _refresh_heldout(self, moment: str, file: str) -> None:
         path = self.path / file
@@ -287,8 +294,7 @@ class RunStore:
             return
         self._parts[file] = (stat.st_size, stat.st_mtime_ns)
         self._db.execute("DELETE FROM heldout WHERE moment = ?", [moment])
-        if values:
-            self._db.executemany("INSERT INTO heldout VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        self._add("heldout", values)
 
 
 def series(store: RunStore, name: str) -> tuple[list[int], list[float]]:
@@ -319,18 +325,17 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _heldout(moment: str, row: Mapping[str, Any]) -> list[Any]:
-    scores = row.get("scores") or {}
-    return [
-        moment,
-        str(row["prompt_id"]),
-        json_text(row["prompt"]),
-        [clean(str(tag)) for tag in row.get("tags") or ()],
-        clean(str(row["answer"])),
-        number(row.get("score")),
-        json_text(scores),
-        json_text(row.get("labels") or []),
-    ]
+def _heldout(moment: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "moment": moment,
+        "prompt_id": clean(str(row["prompt_id"])),
+        "prompt": json_text(row["prompt"]),
+        "tags": [clean(str(tag)) for tag in row.get("tags") or ()],
+        "answer": clean(str(row["answer"])),
+        "score": number(row.get("score")),
+        "scores": json_text(row.get("scores") or {}),
+        "labels": json_text(row.get("labels") or []),
+    }
 
 
 def _chosen(name: str, columns: Sequence[str]) -> str:

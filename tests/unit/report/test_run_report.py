@@ -10,7 +10,16 @@ import pytest
 
 from solon.report.pages import PLOTLY, asset
 from solon.report.run_answers import extreme, fooled, heldout_pairs, telling_words
-from solon.report.run_facts import MEAN, agreement, change_by_principle, changed_settings, cost, faults, rose_most
+from solon.report.run_facts import (
+    MEAN,
+    agreement,
+    change_by_principle,
+    changed_settings,
+    cost,
+    faults,
+    rose_in_training,
+    rose_most,
+)
 from solon.report.run_report import write_report
 from solon.report.store import RunStore
 from tests.unit.attacks import ALL
@@ -122,6 +131,15 @@ def test_what_rose_most_is_told_with_the_words_that_changed(run: Path) -> None:
     assert told.startswith("polite rose most: 0.000 → 1.000, by +1.000")
     assert ("after", 0.0, 1.0) in telling_words(pairs, "polite")
     assert "“after” in 0% → 100%" in told
+
+
+def test_a_stopped_run_tells_what_rose_in_training(run: Path) -> None:
+    (run / "heldout-after.json").unlink()
+    store = opened(run)
+    assert rose_in_training(store) == "By the judge, no principle rose in training."
+    with store.cursor() as cursor:
+        cursor.execute("UPDATE labels SET margin = 5 WHERE principle_id = 'brief' AND ordinal >= 6")
+    assert rose_in_training(store).startswith("By the judge, brief rose most in training: 0.575 → 0.993")
 
 
 def test_best_and_worst_answers_come_with_their_verdicts(run: Path) -> None:
