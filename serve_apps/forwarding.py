@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import httpx
 from fastapi import Body, Request
 from fastapi.responses import Response
+from pydantic import WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from serve_apps.admission import Admission
@@ -28,11 +29,34 @@ MOST_USER = 256
 JSON = {"content-type": "application/json"}
 LOST = "the model's server was lost while it answered; send the request again"
 
+COMMON = {
+    "model": {"type": "string", "minLength": 1, "description": "Name of a policy, or `NAME@VERSION`."},
+    "max_tokens": {"type": ["integer", "null"], "minimum": 1},
+    "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},
+    "top_p": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
+    "n": {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_ANSWERS},
+    "seed": {"type": ["integer", "null"], "minimum": -(2**63), "maximum": 2**63 - 1},
+    "stop": {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"type": "string"}, "maxItems": 4}]},
+    "stream": {"type": ["boolean", "null"]},
+    "user": {"type": ["string", "null"], "maxLength": MOST_USER},
+}
+MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
+}
 ChatBody = Annotated[
     dict[str, Any],
     Body(
         description="The body of OpenAI's chat completions; vLLM's further fields are passed on.",
         examples=[{"model": "policy", "messages": [{"role": "user", "content": "Hi!"}], "max_tokens": 32}],
+    ),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["model", "messages"],
+            "properties": COMMON | {"messages": {"type": "array", "minItems": 1, "items": MESSAGE}},
+        }
     ),
 ]
 TextBody = Annotated[
@@ -40,6 +64,9 @@ TextBody = Annotated[
     Body(
         description="The body of OpenAI's completions; vLLM's further fields are passed on.",
         examples=[{"model": "policy", "prompt": "Once", "max_tokens": 32}],
+    ),
+    WithJsonSchema(
+        {"type": "object", "required": ["model", "prompt"], "properties": COMMON | {"prompt": {"type": "string"}}}
     ),
 ]
 Find = Callable[[str, str], tuple[ServedPolicy, str]]

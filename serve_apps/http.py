@@ -14,7 +14,7 @@ from serve_apps.config import ServiceFile
 from serve_apps.forwarding import ChatBody, forwarded
 from serve_apps.policy_service import ServedPolicy
 from serve_apps.service import FeedbackService
-from serve_apps.web import ItemError, UnknownNameError, guard, new_app, new_id
+from serve_apps.web import BEARER, ItemError, UnknownNameError, new_app, new_id
 from solon.client.wire import (
     CritiquesReply,
     CritiquesRequest,
@@ -45,7 +45,7 @@ def build_app(service: FeedbackService, *, starts: bool = True) -> FastAPI:
 
 def _add_routes(app: FastAPI, service: FeedbackService) -> None:
     file, admission = service.file, Admission(service.file.max_waiting)
-    guarded = APIRouter(prefix="/v1", dependencies=[Depends(guard(file.keys))])
+    guarded = APIRouter(prefix="/v1", dependencies=[Depends(BEARER)])
 
     @app.get("/health", response_model=Health)
     async def health() -> Any:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from serve_apps.admission import Admission
 from serve_apps.forwarding import ChatBody, TextBody, forwarded
 from serve_apps.policy_service import PolicyService, ServedPolicy
-from serve_apps.web import UnknownNameError, guard, new_app
+from serve_apps.web import BEARER, UnknownNameError, new_app
 from solon.client.wire import ModelCard, Models, PolicyHealth
 
 
@@ -19,7 +19,7 @@ def build_policy_app(service: PolicyService, *, starts: bool = True) -> FastAPI:
     """The application. starts: the policies are started and ended with it."""
     app = new_app("Solon policies", service, service.file, starts=starts)
     admission = Admission(service.file.max_waiting)
-    guarded = APIRouter(prefix="/v1", dependencies=[Depends(guard(service.file.keys))])
+    guarded = APIRouter(prefix="/v1", dependencies=[Depends(BEARER)])
 
     @app.get("/health", response_model=PolicyHealth)
     async def health() -> Any:

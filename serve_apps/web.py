@@ -17,6 +17,8 @@ import fastapi
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -74,7 +76,8 @@ class Service(Protocol):
 
 
 def new_app(title: str, service: Service, file: ServiceBase, *, starts: bool) -> FastAPI:
-    """An application without routes. starts: engines are started and ended with it."""
+    """An application without routes. starts: engines are started and ended with it. Raises InputError for an unusable
+    file of keys."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -88,26 +91,39 @@ def new_app(title: str, service: Service, file: ServiceBase, *, starts: bool) ->
 
     app = FastAPI(title=title, version=__version__, lifespan=lifespan, responses=FAILURES)
     app.add_middleware(BoundedBodies, most=int(file.max_body_mib * 2**20))
+    # The last one that is added is asked first.
+    app.add_middleware(Guarded, keys=Keys.load(Path(file.keys)) if file.keys else None)
     _add_handlers(app)
     return app
 
 
-def guard(keys_file: str) -> Callable[[Request], None]:
-    """A dependency that keeps the caller's name in `request.state.caller` and raises HTTPException 401 for a wrong
-    key. Raises InputError for an unusable file."""
-    keys = Keys.load(Path(keys_file)) if keys_file else None
+BEARER = HTTPBearer(
+    auto_error=False, description="A key that `solon serve key` made; none where the service has no keys."
+)
+"""For the interface's description; `Guarded` checks keys."""
 
-    def authorised(request: Request) -> None:
-        if keys is None:
-            request.state.caller = ""
+
+class Guarded:
+    """Middleware that refuses what is under /v1 without a right key, before its body is read. The caller's name is kept
+    in `request.state.caller`; it is empty where the service has no keys."""
+
+    def __init__(self, app: ASGIApp, keys: Keys | None) -> None:
+        self._app, self._keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1"):
+            await self._app(scope, receive, send)
             return
-        kind, _, key = request.headers.get("authorization", "").partition(" ")
-        name = keys.caller(key.strip() if kind.lower() == "bearer" else "")
+        name: str | None = ""
+        if self._keys is not None:
+            kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+            name = self._keys.caller(key.strip() if kind.lower() == "bearer" else "")
         if name is None:
-            raise HTTPException(401, "the key is missing or wrong, expected `Authorization: Bearer KEY`")
-        request.state.caller = name
-
-    return authorised
+            refusal = failure(401, "the key is missing or wrong, expected `Authorization: Bearer KEY`")
+            await refusal(scope, receive, send)
+            return
+        scope.setdefault("state", {})["caller"] = name
+        await self._app(scope, receive, send)
 
 
 class BoundedBodies:

@@ -165,8 +165,8 @@ def _fooled(rows: list[dict[str, Any]]) -> str:
     least = rows[0]
     told = (
         f"Judge and auditor agree least under {least['principle']}: {least['agreement']}; of {least['refused']:,} "
-        f"answers that the judge said no to, the auditor said yes to {least['missed']:,}, and of {least['liked']:,} that "
-        f"it said yes to, no to {least['wrong']:,}."
+        f"answers that the judge said no to, the auditor said yes to {least['missed']:,}, and of {least['liked']:,} "
+        f"that it said yes to, no to {least['wrong']:,}."
     )
     judged = [row for row in rows if row["wrong"]]
     if not judged:

@@ -299,3 +299,31 @@ def test_a_key_is_added_on_a_line_of_its_own_whatever_the_file_ends_with(tmp_pat
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="cannot be read"):
         new_key("c", path)
+
+
+async def test_a_body_without_a_right_key_is_not_read(tmp_path: Path):
+    new_key("ada", tmp_path / "keys.txt")
+    found, _ = service(tmp_path, 'keys = "keys.txt"\n')
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("the body was read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"authorization", b"Bearer wrong"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/scores",
+        "headers": headers,
+        "query_string": b"",
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("s", 80),
+        "root_path": "",
+        "raw_path": b"/v1/scores",
+    }
+    await build_app(found, starts=False)(scope, receive, send)
+    assert sent[0]["status"] == 401
