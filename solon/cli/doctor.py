@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from solon.cli.terminal import visible
 from solon.doctor.diagnosis import Diagnosis, diagnose
 from solon.doctor.facts import look
 
+LEVELS = {"ok": "green", "note": "yellow", "problem": "red"}
 COLOURS = {"stalled": "red", "failed": "red", "dead": "red", "stopped": "yellow", "starting": "yellow"}
 
 
@@ -25,6 +27,27 @@ def run_doctor(run: str, *, thorough: bool, as_json: bool) -> dict[str, Any]:
     if not as_json:
         show(diagnosis, path, Console(highlight=False))
     return {"run": str(path), **diagnosis.as_json()}
+
+
+def run_machine_doctor(*, as_json: bool) -> dict[str, Any]:
+    """Examines this machine, prints what was found unless JSON is wanted, and returns it."""
+    from cluster.preflight.machine import machine_findings
+
+    found = machine_findings(Path(os.environ.get("SOLON_RUNS", "runs")))
+    if not as_json:
+        console = Console(highlight=False)
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for one in found:
+            text = f"{one.found}: {one.remedy}" if one.remedy else one.found
+            table.add_row(Text(one.level, style=LEVELS[one.level]), one.what, Text(visible(text)))
+        print_table(console, table)
+        console.print(Text("NEXT", style="bold"))
+        problems = [one for one in found if one.level == "problem"]
+        console.print(Text("  repair what is a problem" if problems else "  solon demo, or solon init --policy MODEL"))
+    return {"healthy": all(one.level != "problem" for one in found), "findings": [asdict(one) for one in found]}
 
 
 def find_run(run: str) -> Path:

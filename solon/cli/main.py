@@ -49,7 +49,7 @@ app = typer.Typer(
     help="Asynchronous reinforcement learning from AI feedback, on Ray.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,  # plain help: importing rich's boxes takes three times as long as everything else
 )
 
@@ -104,6 +104,22 @@ def answers(
     from solon.cli.doctor import find_run
 
     Console(highlight=False).print(answers_table(find_run(run), number))
+
+
+@app.command()
+def init(
+    policy: Annotated[str, typer.Option(help="The model to align: a directory, or a name on the hub.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="For the files.", show_default=False)] = Path(),
+    judge: Annotated[str, typer.Option(help="The model that labels; empty: the policy.", show_default=False)] = "",
+    audit_judge: Annotated[
+        str, typer.Option(help="A second judge, which never rewards and checks the first.", show_default=False)
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a commented run file, a constitution and prompts to start from. Replaces nothing."""
+    from solon.cli.init import run_init
+
+    print_result(run_init(folder, policy=policy, judge=judge, audit_judge=audit_judge, as_json=as_json), as_json)
 
 
 @app.command()
@@ -192,16 +208,21 @@ def check(
 
 @app.command()
 def doctor(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name under runs/.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run directory, or its name under runs/; none: this machine.", show_default=False
+        ),
+    ] = "",
     thorough: Annotated[
         bool, typer.Option("--thorough", help="Read checkpoints and metrics completely, however large they are.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Report the state of a run and what to do next. Reads only its files, during the run or after it."""
-    from solon.cli.doctor import run_doctor
+    """Report the state of a run and what to do next, from its files alone; without a run what this machine lacks."""
+    from solon.cli.doctor import run_doctor, run_machine_doctor
 
-    result = run_doctor(run, thorough=thorough, as_json=as_json)
+    result = run_doctor(run, thorough=thorough, as_json=as_json) if run else run_machine_doctor(as_json=as_json)
     print_result(result, as_json)
     if not result["healthy"]:
         raise typer.Exit(1)
