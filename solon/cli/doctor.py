@@ -31,7 +31,7 @@ def run_doctor(run: str, *, thorough: bool, as_json: bool) -> dict[str, Any]:
 
 def run_machine_doctor(*, as_json: bool) -> dict[str, Any]:
     """Examines this machine, prints what was found unless JSON is wanted, and returns it."""
-    from cluster.preflight.machine import machine_findings
+    from cluster.placement.machine import machine_findings
 
     found = machine_findings(Path(os.environ.get("SOLON_RUNS", "runs")))
     if not as_json:

@@ -219,7 +219,7 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Report the state of a run and what to do next, from its files alone; without a run what this machine lacks."""
+    """Report the state of a run, or of this machine, and what to do next."""
     from solon.cli.doctor import run_doctor, run_machine_doctor
 
     result = run_doctor(run, thorough=thorough, as_json=as_json) if run else run_machine_doctor(as_json=as_json)

@@ -9,8 +9,8 @@ import pytest
 
 from cluster.config import fitting
 from cluster.config.run_file import RunFile
-from cluster.preflight import machine
-from cluster.preflight.machine import machine_findings
+from cluster.placement import machine
+from cluster.placement.machine import machine_findings
 from solon.cli.init import FILES, run_init
 from solon.constitution.constitution import Constitution
 from solon.errors import InputError
