@@ -142,7 +142,7 @@ class Forwarded(Response):
         streams: bool,
         headers: Callable[[Bound], Mapping[str, str]],
     ) -> None:
-        self._bound, self._path, self._content, self._streams, self._headers = bound, path, content, streams, headers
+        self._bound, self._path, self._content, self._streams, self._told = bound, path, content, streams, headers
         self.background = None
         self.status_code = 200
 
@@ -164,7 +164,7 @@ class Forwarded(Response):
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._bound() as target:
             server = target.server
-            extra = dict(self._headers(target))
+            extra = dict(self._told(target))
             request = server.http.build_request("POST", self._path, content=self._content, headers=JSON)
             try:
                 reply = await server.http.send(request, stream=True)

@@ -116,7 +116,7 @@ def init(
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a commented run file, a constitution and prompts to start from. Replaces nothing."""
+    """Write files to start from. A commented run file, a constitution and prompts; nothing is replaced."""
     from solon.cli.init import run_init
 
     print_result(run_init(folder, policy=policy, judge=judge, audit_judge=audit_judge, as_json=as_json), as_json)
@@ -219,7 +219,7 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Report the state of a run, or of this machine, and what to do next."""
+    """Diagnose a run or this machine. Says what to do next, and reads only the files of the run."""
     from solon.cli.doctor import run_doctor, run_machine_doctor
 
     result = run_doctor(run, thorough=thorough, as_json=as_json) if run else run_machine_doctor(as_json=as_json)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from solon.cli.options import JsonOption, SetOption, print_result
+from solon.errors import InputError
 
 talk_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -46,7 +47,7 @@ def report(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write one HTML file about a run, during the run or after it: scores, answers, feedback, cost, faults."""
+    """Write one HTML file about a run. It shows scores, answers, feedback, cost and faults, also during the run."""
     from solon.cli.report import run_report
 
     print_result(run_report(run, out=out, as_json=as_json), as_json)
@@ -64,7 +65,28 @@ def watch(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8420,
     name: Annotated[str, typer.Option(help="Who labels; by default the user's name.", show_default=False)] = "",
 ) -> None:
-    """Show runs in a browser while they go: curves, every answer and label, SQL. Labels of people are kept apart."""
+    """Show runs in a browser. The page follows them: curves, every answer and label, SQL; people can label."""
     from solon.cli.watch import run_watch
 
     run_watch(place, host=host, port=port, who=name)
+
+
+@talk_app.command()
+def track(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name.", show_default=False)],
+    tensorboard: Annotated[str, typer.Option(metavar="DIR", help="Event files below it.", show_default=False)] = "",
+    wandb: Annotated[
+        str, typer.Option(metavar="PROJECT", help="WANDB_MODE=offline keeps it here.", show_default=False)
+    ] = "",
+    mlflow: Annotated[str, typer.Option(metavar="URI", help="As in sqlite:///mlflow.db.", show_default=False)] = "",
+    follow: Annotated[bool, typer.Option("--follow", help="Until the run has ended.")] = False,
+) -> None:
+    """Send a run's metrics to a tracker. It reads the run's files; the run does not wait for it."""
+    from solon.cli.doctor import find_run
+    from solon.tracking.sinks import track
+
+    places = {"tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow}
+    chosen = {name: place for name, place in places.items() if place}
+    if not chosen:
+        raise InputError("got no tracker, expected one, as in --tensorboard runs/tensorboard")
+    track(find_run(run), chosen, follow=follow, say=typer.echo)

@@ -34,6 +34,7 @@ ORDERS = {
         "clock",
         "verdicts",
         "client",
+        "tracking",
         "records",
         "host",
         "files",
