@@ -3,18 +3,44 @@ cannot be started again."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.config import ServiceBase, as_mapping
-from serve_apps.web import Service
+from serve_apps.keys import Keys
+from serve_apps.web import RETRY_AFTER_S, BoundedBodies, Guarded, Service, failure, problem, retry
 from solon.errors import InputError, RunFailedError
 
+_log = logging.getLogger(__name__)
+PASSED_ON = (
+    "type",
+    "asgi",
+    "http_version",
+    "method",
+    "scheme",
+    "path",
+    "raw_path",
+    "query_string",
+    "root_path",
+    "headers",
+    "client",
+    "server",
+)
+"""Of a request's scope; the rest belongs to the process that took it."""
+ATTEMPTS = 2
+LOST = "the replica that answered was lost; send the request again"
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5, 10
 LONGEST_ANSWER_S = 600
 LONGEST_DOWN_S = 300.0
@@ -23,19 +49,44 @@ ARGUMENTS = ("settings", "replicas", "cpus", "gpus")
 
 Make = Callable[[Mapping[str, Any]], Service]
 """A service of settings as plain values."""
+Build = Callable[[Any], FastAPI]
+"""Its application, whose engines the replica starts."""
 
 
 class Replica:
-    """One replica: the service, behind the application that `ingress` makes for it."""
+    """One replica of the engines: the service and its application, asked by `Front`."""
 
-    current: ClassVar[Service | None] = None
-    """Of this process, which hosts one replica. Serve builds the application before its context knows the replica."""
-
-    async def __init__(self, make: Make, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, make: Make, build: Build, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self.service = make(settings)
+        self._app = build(self.service)
         self._since: dict[str, float] = {}
         await self.service.start()
-        Replica.current = self.service
+
+    async def ask(self, scope: Scope, body: bytes) -> AsyncIterator[Message]:
+        """Answer a request: the messages that its application sends. Ends the work when nothing waits for it."""
+        messages: asyncio.Queue[Message | None] = asyncio.Queue(maxsize=16)
+        is_read = False
+
+        async def receive() -> Message:
+            nonlocal is_read
+            if is_read:
+                await asyncio.Event().wait()  # the client's end arrives as a cancellation
+            is_read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def answer() -> None:
+            try:
+                await self._app(scope, receive, messages.put)
+            finally:
+                await messages.put(None)
+
+        work = asyncio.create_task(answer())
+        try:
+            while (message := await messages.get()) is not None:
+                yield message
+            await work
+        finally:
+            work.cancel()
 
     async def check_health(self) -> None:
         """Raises RunFailedError for an engine that has not been ready for long: the service starts it again by itself,
@@ -50,9 +101,62 @@ class Replica:
         await self.service.close()
 
 
-def application(
-    name: str, args: Mapping[str, str], load: type[ServiceBase], make: Make, build: Callable[[Any], FastAPI]
-) -> Application:
+class Front:
+    """Takes requests from Serve's proxy and passes them to a replica. It holds no engine, so that it outlives one: the
+    proxy would answer what a lost replica had accepted with a bare 500."""
+
+    current: ClassVar[Front | None] = None
+    """Of this process, which hosts one. Serve builds the application before its context knows the object."""
+
+    def __init__(self, replicas: Any, settings: Mapping[str, Any]) -> None:
+        self._replicas = replicas.options(stream=True)
+        file = ServiceBase.model_validate({key: settings[key] for key in ServiceBase.model_fields if key in settings})
+        bounded = BoundedBodies(self._forward, most=int(file.max_body_mib * 2**20))
+        self.entrance: ASGIApp = Guarded(bounded, keys=Keys.load(Path(file.keys)) if file.keys else None)
+        Front.current = self
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await _body(receive)
+        except HTTPException as error:
+            await failure(error.status_code, str(error.detail))(scope, receive, send)
+            return
+        plain = {key: scope[key] for key in PASSED_ON if key in scope}
+        has_begun = streams = False
+        for _ in range(ATTEMPTS):
+            try:
+                async for message in self._replicas.ask.remote(plain, body):
+                    has_begun = True
+                    if message["type"] == "http.response.start":
+                        streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+                    await send(message)
+                return
+            except RayError:
+                _log.warning("a replica was lost while it answered", exc_info=True)
+                if has_begun:
+                    break
+        if not has_begun:
+            await retry(503, LOST, RETRY_AFTER_S, code="unavailable")(scope, receive, send)
+        elif streams:
+            event = f"data: {json.dumps(problem(503, LOST, code='unavailable'))}\n\n".encode()
+            await send({"type": "http.response.body", "body": event, "more_body": False})
+        else:  # half of an answer: the client sees that its connection ends early
+            raise RunFailedError(LOST)
+
+
+async def _body(receive: Receive) -> bytes:
+    """The whole body. Raises HTTPException for one that is too large or does not come."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400, "the client went away")
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def application(name: str, args: Mapping[str, str], load: type[ServiceBase], make: Make, build: Build) -> Application:
     """args: `settings`, the path of the service file; `replicas`, 1 by default; `cpus` and `gpus` of each.
 
     Raises InputError.
@@ -61,15 +165,10 @@ def application(
         raise InputError(f"got the argument {unknown[0]!r}, expected one of {', '.join(ARGUMENTS)}")
     if "settings" not in args:
         raise InputError("settings is missing, expected the path of a service file: settings=service.toml")
-    file = load.load(args["settings"])
-
-    def built() -> FastAPI:
-        assert Replica.current is not None
-        return build(Replica.current)
-
-    deployment = serve.deployment(
-        serve.ingress(built)(Replica),
-        name=name,
+    settings = as_mapping(load.load(args["settings"]))
+    engines = serve.deployment(
+        Replica,
+        name=f"{name}-engines",
         num_replicas=int(args.get("replicas", 1)),
         ray_actor_options={"num_cpus": float(args.get("cpus", 1)), "num_gpus": float(args.get("gpus", 0))},
         max_ongoing_requests=1024,
@@ -77,4 +176,19 @@ def application(
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=LONGEST_ANSWER_S,
     )
-    return deployment.bind(make, as_mapping(file))
+    front = serve.deployment(
+        serve.ingress(_front_app)(Front),
+        name=name,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=4096,
+        graceful_shutdown_timeout_s=LONGEST_ANSWER_S,
+    )
+    return front.bind(engines.bind(make, build, settings), settings)
+
+
+def _front_app() -> FastAPI:
+    front = Front.current
+    assert front is not None, "Serve makes the object first"
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.mount("/", front.entrance)
+    return app

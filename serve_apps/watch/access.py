@@ -10,7 +10,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import Collection
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -57,24 +56,30 @@ class Access:
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         headers = Headers(scope=scope)
-        host = headers.get("host", "")
+        host = headers.get("host", "").lower()
         if not self._is_known(host):
             return PlainTextResponse("this page is not served under this name", status_code=421)
-        query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-        if hmac.compare_digest(query.pop("token", "").encode(), self._token.encode()):
-            rest = f"?{urlencode(query)}" if query else ""
-            answer = RedirectResponse(f"{scope['path']}{rest}", status_code=303)
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        if any(name == "token" and self._is_token(value) for name, value in query):
+            rest = urlencode([(name, value) for name, value in query if name != "token"])
+            # The address as it came: decoded, a `?` in a name would begin a query, and `//` would name another host.
+            path = "/" + scope.get("raw_path", b"/").decode("latin-1").partition("?")[0].lstrip("/\\")
+            answer = RedirectResponse(path, status_code=303)
+            answer.headers["location"] = f"{path}?{rest}" if rest else path
             answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
             return answer
-        if not hmac.compare_digest(_cookie(headers.get("cookie", ""), self._cookie).encode(), self._token.encode()):
+        if not any(self._is_token(value) for value in _cookies(headers.get("cookie", ""), self._cookie)):
             return PlainTextResponse("open the address that `solon watch` printed, with its token", status_code=403)
         if scope["method"] not in ("GET", "HEAD"):
-            if headers.get("hx-request") != "true" or headers.get("origin") != f"http://{host}":
+            if headers.get("hx-request") != "true" or headers.get("origin", "").lower() != f"http://{host}":
                 return PlainTextResponse("labels are written from this page only", status_code=403)
             length = headers.get("content-length", "")
             if not length.isdigit() or int(length) > MOST_BODY:
                 return PlainTextResponse("the request is too large", status_code=413)
         return None
+
+    def _is_token(self, value: str) -> bool:
+        return hmac.compare_digest(value.encode("utf-8", "replace"), self._token.encode())
 
     def _is_known(self, host: str) -> bool:
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
@@ -87,9 +92,7 @@ class Access:
         return True
 
 
-def _cookie(header: str, name: str) -> str:
-    try:
-        found = SimpleCookie(header).get(name)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+def _cookies(header: str, name: str) -> list[str]:
+    """Values of a cookie. Other programs on this host share the header and may put anything into it."""
+    pairs = (part.strip().partition("=") for part in header.split(";"))
+    return [value for key, _, value in pairs if key == name]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import FastAPI, Form, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from serve_apps.watch.access import LOOPBACK, Access
 from serve_apps.watch.browse import ORDERS, PAGE, Filter, around, choices, group, label_of, listed
-from serve_apps.watch.human import add_label, gold_pairs, verdicts
+from serve_apps.watch.human import add_label, gold_pairs, has_label, verdicts
 from serve_apps.watch.runs import OpenRun, Runs
 from solon.errors import InputError, RunFailedError
 from solon.report import sql
@@ -37,6 +37,7 @@ ASSETS = {
 }
 HELDOUT_PAGE = 40
 LOAD_S = 1.0
+LABEL_S = 20.0
 Defaults = Callable[[Path], Mapping[str, Any] | None]
 
 
@@ -174,6 +175,7 @@ def _overview(pages: Pages, name: str, run: OpenRun) -> dict[str, Any]:
     ended = values["status"] in ("completed", "stopped", "failed", "dead")
     return {
         "run": values,
+        "groups": f"/runs/{quote(name)}/groups",
         "version": run.version,
         "is_loading": not run.store.loaded.is_set(),
         "follows": not ended or not run.store.loaded.is_set(),
@@ -205,8 +207,8 @@ def _add_browser(app: FastAPI, pages: Pages) -> None:
         before, after = around(run, chosen, ordinal, attempt)
         return pages.render("group.html", name=name, chosen=chosen, group=found, before=before, after=after)
 
-    @app.post("/runs/{name}/labels/{label_id}")
-    async def overrule(
+    @app.post("/runs/{name}/labels/{label_id:path}")
+    def overrule(
         name: str,
         label_id: str,
         verdict: Annotated[str, Form(max_length=20)],
@@ -215,19 +217,23 @@ def _add_browser(app: FastAPI, pages: Pages) -> None:
     ) -> Response:
         """Keep a person's label."""
         run = pages.open(name)
+        if not run.store.loaded.wait(LABEL_S):
+            return _said("the labels of this run are still being read; save it again in a moment", 503)
         label = label_of(run, label_id)
         if label is None:
-            raise HTTPException(404, "there is no such label")
+            return _said("there is no such label; reload the page", 404)
+        who = who.strip() or pages.who or "unnamed"
         try:
-            await run_in_threadpool(
-                add_label, run.store.path, label, verdict=verdict, reason=reason, who=who or pages.who or "unnamed"
-            )
+            if verdict == "withdrawn" and not has_label(run.store, label_id, who):
+                raise InputError(f"{who} has no label here to withdraw")
+            add_label(run.store.path, label, verdict=verdict, reason=reason, who=who)
         except (InputError, RunFailedError) as error:
-            return HTMLResponse(f'<p class="bad" role="alert">{_escaped(str(error))}</p>', status_code=400)
-        await run_in_threadpool(run.store.refresh_small)
+            return _said(str(error), 400)
+        run.store.refresh_small()
         run.version += 1
         found = group(run, label["ordinal"], label["attempt"])
-        assert found is not None, "a label belongs to a group"
+        if found is None:
+            return _said("the label is kept; the answers of its group are not there", 200)
         return pages.render(
             "human.html", name=name, label=next(one for one in found["labels"] if one["label_id"] == label_id)
         )
@@ -261,7 +267,16 @@ def _add_queries(app: FastAPI, pages: Pages) -> None:
             except InputError as refused:
                 error = str(refused)
         cells = [[_cell(value) for value in row] for row in rows]
-        return pages.render("sql.html", name=name, q=q, columns=columns, rows=cells, error=error, most=sql.MOST_ROWS)
+        return pages.render(
+            "sql.html",
+            name=name,
+            q=q,
+            columns=columns,
+            rows=cells,
+            error=error,
+            most=sql.MOST_ROWS,
+            tables_rows=[[one, ", ".join(names)] for one, names in sql.columns_of(run.store).items()],
+        )
 
     @app.get("/runs/{name}/gold.jsonl")
     def gold(name: str) -> Response:
@@ -280,7 +295,6 @@ def _cell(value: Any) -> str:
     return text if len(text) <= 500 else f"{text[:500]} …"
 
 
-def _escaped(text: str) -> str:
-    import html
-
-    return html.escape(text)
+def _said(text: str, status: int) -> Response:
+    """A sentence in place of a part of the page."""
+    return HTMLResponse(f'<p class="warn" role="alert">{html.escape(text)}</p>', status_code=status)

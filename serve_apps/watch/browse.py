@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -22,7 +23,7 @@ ORDERS = {
 """doubt: where the judge is least to be trusted, first."""
 _DOUBT = """CASE WHEN h.parent_label_id IS NOT NULL THEN 3
     WHEN NOT l.valid THEN 1.5 WHEN l.consistent = false THEN 2
-    ELSE 2 * least(1 / (1 + exp(-l.margin)), 1 - 1 / (1 + exp(-l.margin))) END"""
+    ELSE 2 / (1 + exp(least(abs(l.margin), 500))) END"""
 """Of a label: 3: a person overruled or flagged it; 2: both orders disagree; 1.5: no number; else 1 at a margin of 0
 down to 0 where the judge is sure."""
 
@@ -121,7 +122,16 @@ def group(run: OpenRun, ordinal: int, attempt: int) -> dict[str, Any] | None:
     audits = run.store.rows("SELECT * FROM audits WHERE ordinal = ? AND attempt = ?", key)
     for label in labels:
         label["human"] = [one for one in people if one["parent_label_id"] == label["label_id"]]
-        label |= {"orders": _both_orders(label), "principle": label["principle_id"], "question": label["question_id"]}
+        for one in label["human"]:
+            one["is_replaced"] = any(
+                later["who"] == one["who"] and later["created_ns"] > one["created_ns"] for later in label["human"]
+            )
+        label |= {
+            "orders": _both_orders(label),
+            "principle": label["principle_id"],
+            "question": label["question_id"],
+            "p": probability(label["margin"]),
+        }
     for answer in answers:
         answer["labels"] = [label for label in labels if answer["index"] in (label["rollouts"] or ())]
         found = next((one for one in audits if one["index"] == answer["index"]), None)
@@ -137,6 +147,11 @@ def group(run: OpenRun, ordinal: int, attempt: int) -> dict[str, Any] | None:
         "answers": answers,
         "labels": labels,
     }
+
+
+def probability(margin: float | None) -> float | None:
+    """Of yes, or of the first answer."""
+    return None if margin is None else 1 / (1 + math.exp(-max(-500.0, min(500.0, margin))))
 
 
 def _both_orders(label: dict[str, Any]) -> tuple[float, float] | None:

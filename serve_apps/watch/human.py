@@ -54,8 +54,11 @@ def add_label(run: Path, label: Mapping[str, Any], *, verdict: str, reason: str,
     }
     line = (json_text(record) + "\n").encode("utf-8", "replace")
     try:
-        file = os.open(run / HUMAN, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        file = os.open(run / HUMAN, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
+            size = os.fstat(file).st_size
+            if size and os.pread(file, 1, size - 1) != b"\n":
+                line = b"\n" + line  # the last one was cut: this one must not become a part of it
             if os.write(file, line) != len(line):
                 raise OSError(28, "the disk is full")
             os.fsync(file)
@@ -73,6 +76,11 @@ def standing(store: RunStore) -> list[dict[str, Any]]:
         "ORDER BY created_ns DESC) = 1 ORDER BY created_ns"
     )
     return [row for found in rows if (row := json.loads(found["row"])).get("verdict") != "withdrawn"]
+
+
+def has_label(store: RunStore, label_id: str, who: str) -> bool:
+    """Whether this person's label about a label stands."""
+    return any(row["parent_label_id"] == label_id and row["who"] == who for row in standing(store))
 
 
 def gold_pairs(store: RunStore) -> Iterator[dict[str, Any]]:

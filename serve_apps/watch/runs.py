@@ -10,8 +10,8 @@ from typing import Any
 
 from solon.doctor.diagnosis import diagnose
 from solon.doctor.facts import look
-from solon.errors import InputError, RunFailedError, one_line
-from solon.report.store import RunStore
+from solon.errors import InputError, one_line
+from solon.report.store import RunStore, clean, number
 
 MOST_OPEN = 6
 """Runs whose tables are in memory."""
@@ -41,10 +41,8 @@ class OpenRun:
         self._wanted_until = time.monotonic() + 30
 
     def close(self) -> None:
-        """Free the tables."""
+        """Read no more. The tables are freed when the last request has let go of them."""
         self._is_closed.set()
-        self._thread.join(timeout=10)
-        self.store.close()
 
     def _work(self) -> None:
         while not self._is_closed.is_set():
@@ -90,6 +88,7 @@ class Runs:
         self.place = place
         self.is_single = is_run(place)
         self._open: OrderedDict[str, OpenRun] = OrderedDict()
+        self._opening: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         if not self.is_single and not self.paths():
             raise InputError(
@@ -101,8 +100,8 @@ class Runs:
         """Directories of the runs by name, the youngest first."""
         if self.is_single:
             return {self.place.absolute().name: self.place}
-        found = [path for path in self.place.iterdir() if path.is_dir() and is_run(path)]
-        return {path.name: path for path in sorted(found, key=_changed, reverse=True)}
+        found = [path for path in self.place.iterdir() if is_run(path)]
+        return {clean(path.name): path for path in sorted(found, key=_changed, reverse=True)}
 
     def get(self, name: str) -> OpenRun | None:
         """The run of this name; None: there is none."""
@@ -110,13 +109,19 @@ class Runs:
         if path is None:
             return None
         with self._lock:
-            found = self._open.get(name)
+            own = self._opening.setdefault(name, threading.Lock())
+        with own:  # a run that is slow to open holds up requests for itself alone
+            with self._lock:
+                found = self._open.get(name)
             if found is None:
-                found = self._open[name] = OpenRun(path)
-            self._open.move_to_end(name)
-            closed = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - MOST_OPEN)]
-        for one in closed:
-            one.close()
+                found = OpenRun(path)
+                with self._lock:
+                    self._open[name] = found
+        with self._lock:
+            if name in self._open:
+                self._open.move_to_end(name)
+            for _ in range(len(self._open) - MOST_OPEN):
+                self._open.popitem(last=False)[1].close()
         found.want()
         return found
 
@@ -134,22 +139,26 @@ class Runs:
 
 def is_run(path: Path) -> bool:
     """Whether a directory holds the files of a run."""
-    return any((path / name).is_file() for name in MARKS)
+    try:
+        return any((path / name).is_file() for name in MARKS)
+    except OSError:  # a folder that may not be read
+        return False
 
 
 def _row(name: str, path: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "changed": _changed(path), "status": "not known", "headline": ""}
+    row |= {"steps": 0, "of": None, "before": None, "after": None, "reward": None}
     try:
         facts = look(path)
         diagnosis = diagnose(facts)
         row |= {"status": diagnosis.status, "headline": diagnosis.headline, "steps": facts.steps_done}
         row["of"] = facts.config.get("steps")
+        row["reward"] = number((facts.last_step or {}).get("learn/reward/mean"))
         scores = (facts.summary or {}).get("eval") or {}
-        row["before"], row["after"] = ((scores.get(moment) or {}).get("mean") for moment in ("before", "after"))
-        row["reward"] = (facts.last_step or {}).get("learn/reward/mean")
-    except (InputError, RunFailedError, OSError, ValueError) as error:
-        row["headline"] = one_line(str(error))
-    return {"steps": 0, "of": None, "before": None, "after": None, "reward": None} | row
+        row["before"], row["after"] = (number((scores.get(moment) or {}).get("mean")) for moment in ("before", "after"))
+    except Exception as error:  # whatever a foreign folder holds, the other runs are listed
+        row["headline"] = row["headline"] or one_line(f"cannot be read: {type(error).__name__}: {error}")
+    return row
 
 
 def _changed(path: Path) -> float:

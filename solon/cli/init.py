@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from solon.errors import InputError
+from solon.errors import InputError, short
 from solon.files.whole_file import write_whole
 
 TEMPLATES = Path(__file__).parent / "scaffold"
@@ -30,6 +32,7 @@ def run_init(folder: Path, *, policy: str, judge: str, audit_judge: str, as_json
     """Writes the files and prints what to do next. Raises InputError when one of them exists: nothing is replaced."""
     from cluster.config.fitting import machine_gpus
 
+    folder = folder.expanduser()
     there = [name for name in FILES if (folder / name).exists()]
     if there:
         raise InputError(
@@ -40,11 +43,12 @@ def run_init(folder: Path, *, policy: str, judge: str, audit_judge: str, as_json
     values |= {"policy": _quoted(policy), "judge": _quoted(judge or policy), "audit": _audit(audit_judge)}
     for name in FILES:
         text = (TEMPLATES / name).read_text(encoding="utf-8")
-        for key, value in values.items() if name == "run.toml" else ():
-            text = text.replace(f"@{key}@", value)
+        if name == "run.toml":
+            text = re.sub("@([a-z]+)@", lambda found: values[found.group(1)], text)
         write_whole(folder / name, text, what="file")
     run_file = folder / "run.toml"
-    following = [f"solon check {run_file}", f"solon train {run_file}"]
+    place = shlex.quote(str(run_file))
+    following = [f"solon check {place}", f"solon train {place}"]
     if not as_json:
         typer.echo(f"wrote {', '.join(FILES)} in {folder}, for {'a GPU' if on_gpu else 'a CPU'}")
         if not judge:
@@ -66,6 +70,14 @@ def _audit(judge: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A TOML string; models in a directory are named by their whole path."""
-    place = Path(text).expanduser()
-    return json.dumps(str(place.absolute()) if place.is_dir() else text)
+    """A TOML string; models in a directory or file are named by their whole path. Raises InputError for a path where
+    there is nothing."""
+    try:
+        place = Path(text).expanduser()
+        is_there = bool(text) and place.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{short(text)} is no path and no name of a model: {error}") from None
+    if not text or (not is_there and (text.startswith(("/", ".", "~", "http")) or text.endswith(".gguf"))):
+        raise InputError(f"there is no model at {short(text)}, expected a directory, a .gguf file or a hub name")
+    name = str(place.absolute()) if is_there else text
+    return json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007f")

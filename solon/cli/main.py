@@ -108,7 +108,7 @@ def answers(
 
 @app.command()
 def init(
-    policy: Annotated[str, typer.Option(help="The model to align: a directory, or a name on the hub.")],
+    policy: Annotated[str, typer.Option(help="The model to align: a directory, a .gguf file, or a name on the hub.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="For the files.", show_default=False)] = Path(),
     judge: Annotated[str, typer.Option(help="The model that labels; empty: the policy.", show_default=False)] = "",
     audit_judge: Annotated[

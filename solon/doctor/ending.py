@@ -101,7 +101,8 @@ def _of_spoilt(summary: Mapping[str, Any], stopped: Mapping[str, Any], config: M
         remedy = "no checkpoint is from before it: train again under another --name with another setting and a smaller "
         return Ending(cause=cause, evidence=evidence, remedy=f"{remedy}checkpoint_every")
     settings = changes_for(str(stopped["kind"]), config)
-    remedy = f"{stopped.get('remedy')}; gold liked {best} best of the checkpoints{_gold(summary)}"
+    best = f"`best` is {best}: of the checkpoints before the fault, gold liked it best{_gold(summary)}"
+    remedy = f"{stopped.get('remedy')}; {best}"
     resume = resume_command(path, config, back_to="best", settings=settings)
     return Ending(cause=cause, evidence=evidence, remedy=remedy, resume=resume)
 
@@ -113,4 +114,4 @@ def _gold(summary: Mapping[str, Any]) -> str:
     if not isinstance(best, Mapping) or not isinstance(last, Mapping):
         return ""
     steps = f"{best['first_step']} to {best['last_step']}"
-    return f" (gold {best['gold']:.2f} at steps {steps}, {last['gold']:.2f} at the end)"
+    return f" (of all windows gold was best at steps {steps}: {best['gold']:.2f}; {last['gold']:.2f} at the end)"

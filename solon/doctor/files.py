@@ -14,8 +14,11 @@ from typing import Any
 
 from solon.checkpoints.folder import MANIFEST, CheckpointFolder, Manifest, verify
 from solon.errors import InputError
+from solon.files.regular import require_regular
 from solon.ledger.snapshot import LedgerSnapshot
 
+MOST_TIME = 2.0**36
+"""Seconds since the epoch; the year 4147."""
 HASHED_BYTES = 256 * 2**20
 """Total for checkpoints, youngest first: reading this much takes half a second."""
 
@@ -41,13 +44,15 @@ class Lines:
 def time_of(record: Mapping[str, Any], key: str = "time") -> float:
     """When an object was written; 0 when it has no time."""
     value = record.get(key)
-    return float(value) if isinstance(value, int | float) else 0.0
+    # A number beyond all dates is of a damaged file; it may not even fit a float.
+    return float(value) if isinstance(value, int | float) and 0 <= value < MOST_TIME else 0.0
 
 
 def read_lines(path: Path, *, last_bytes: int | None = None, only: tuple[str, ...] = ()) -> Lines:
     """The lines of a file, or those of its last `last_bytes`. only: skip lines that contain none of these texts
     unparsed. A missing file has none."""
     try:
+        require_regular(path)
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             start = max(0, size - last_bytes) if last_bytes is not None else 0
@@ -77,6 +82,7 @@ def read_lines(path: Path, *, last_bytes: int | None = None, only: tuple[str, ..
 def read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
     """The object in a JSON file. None: missing or unusable; `problems` then says why."""
     try:
+        require_regular(path)
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None

@@ -17,6 +17,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+MOST_GROUPS = 10**8
+"""Larger numbers are of damaged files."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
@@ -76,7 +79,7 @@ def account(
             known = max(known, int(line["ordinal"]) + 1)
         elif name == "resumed":
             _take_back(trained, int(line["step"]))
-            known, again = int(line["admitted"]), {int(ordinal) for ordinal in line["held"]}
+            known, again = min(int(line["admitted"]), MOST_GROUPS + 1), {int(ordinal) for ordinal in line["held"]}
             for ordinal in [o for o in dropped if o in again or o >= known]:
                 del dropped[ordinal]
             before_checkout = set(range(known)) - again
@@ -90,6 +93,8 @@ def account(
     # A group that was trained or dropped and is still held would count twice.
     times.update({ordinal for ordinal in held or () if ordinal in times})
     admitted = max(known, admitted or 0, *(ordinal + 1 for ordinal in trusted))
+    if admitted > MOST_GROUPS:
+        raise ValueError(f"got {admitted} groups, expected at most {MOST_GROUPS}")
     rest = frozenset(range(admitted)) - times.keys()
     kept = rest if held is None else rest & frozenset(held)
     return Account(

@@ -79,7 +79,7 @@ def curves(
                 y=_round(curve.values),
                 mode="lines+markers" if curve.marks or len(curve.steps) < 3 else "lines",
                 line={"color": colour, "width": 2, "dash": DASHES[number % len(DASHES)]},
-                name=_shown(curve.name, longest=28),
+                name=_shown(curve.name, longest=40),
             )
         )
     if zero or share:
@@ -126,7 +126,7 @@ def layout(x: str, y: str) -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "height": HEIGHT,
         "margin": {"l": 48, "r": 12, "t": 12, "b": 40},
-        "legend": {"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0},
+        "legend": {"orientation": "h", "yanchor": "top", "y": -60 / HEIGHT, "x": 0, "entrywidthmode": "pixels"},
         "hovermode": "closest",
         "barmode": "group",
         "xaxis": axis | {"title": {"text": _shown(x), "standoff": 8}},
@@ -175,7 +175,18 @@ def _told(curve: Curve, *, share: bool) -> str:
     first, last = (format_number(value, share=share) for value in (curve.values[0], curve.values[-1]))
     if len(curve.values) == 1:
         return f"{curve.name}: {first}."
-    return f"{curve.name}: {first} at first, {last} at last."
+    return f"{curve.name}: {first} at first, {last} at last{_extreme(curve, share=share)}."
+
+
+def _extreme(curve: Curve, *, share: bool) -> str:
+    """The highest or lowest value where it lies far outside of the two ends."""
+    ends = sorted((curve.values[0], curve.values[-1]))
+    room = max(ends[1] - ends[0], 0.25 * max(abs(ends[0]), abs(ends[1])), 1e-9)
+    told = []
+    for name, value in (("highest", max(curve.values)), ("lowest", min(curve.values))):
+        if max(value - ends[1], ends[0] - value) > room:
+            told.append(f"{name} {format_number(value, share=share)} at {curve.steps[curve.values.index(value)]:g}")
+    return f", {', '.join(told)}" if told else ""
 
 
 def _band(curve: Curve, colour: str) -> Any:

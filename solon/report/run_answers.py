@@ -13,7 +13,8 @@ Row = dict[str, Any]
 TEXT_CHARACTERS = 2000
 """Of an answer in the report; the live page shows all of it."""
 WORDS = 6
-"""Most words reported for a principle."""
+"""Most words and phrases reported for a principle."""
+LONGEST_PHRASE = 4
 
 _KEY = 'ordinal, attempt, "index"'
 _WITH_LABELS = """
@@ -86,31 +87,36 @@ def most_changed(pairs: Sequence[Row], *, number: int = 10) -> list[Row]:
 
 
 def telling_words(pairs: Sequence[Row], principle: str) -> list[tuple[str, float, float]]:
-    """Words whose share of answers changed most, among the prompts to which a principle applies: the word, its share
-    before, and after."""
+    """Words and phrases of up to four words whose share of answers changed most, among the prompts to which a principle
+    applies: the phrase, its share before, and after. A phrase stands for the shorter ones inside it that changed as
+    much."""
     applied = [row for row in pairs if principle in row["scores_after"] and principle in row["scores_before"]]
     if not applied:
         return []
     before, after = Counter[str](), Counter[str]()
     for row in applied:
-        before.update(_words(row["before"]))
-        after.update(_words(row["after"]))
-    changes = {word: (after[word] - before[word]) / len(applied) for word in before | after}
-    told = sorted(changes, key=lambda word: (-abs(changes[word]), word))[:WORDS]
-    return [
-        (word, before[word] / len(applied), after[word] / len(applied)) for word in told if abs(changes[word]) > 0.02
-    ]
+        before.update(_phrases(row["before"]))
+        after.update(_phrases(row["after"]))
+    changes = {phrase: (after[phrase] - before[phrase]) / len(applied) for phrase in before | after}
+    ranked = sorted(changes, key=lambda one: (-abs(changes[one]) - 0.02 * one.count(" "), one))
+    told: list[str] = []
+    for phrase in ranked:
+        if abs(changes[phrase]) <= 0.02 or len(told) == WORDS:
+            break
+        if not any(f" {phrase} " in f" {one} " or f" {one} " in f" {phrase} " for one in told):
+            told.append(phrase)
+    return [(phrase, before[phrase] / len(applied), after[phrase] / len(applied)) for phrase in told]
 
 
-def turns(text: str) -> list[dict[str, str]]:
+def turns(text: str | None) -> list[dict[str, str]]:
     """The messages of a prompt as a list of {role, content}; a text that is no such list is one message of a user."""
     try:
-        found = json.loads(text)
+        found = json.loads(text or "")
     except ValueError:
         found = None
     if isinstance(found, list) and all(isinstance(turn, Mapping) for turn in found):
         return [{"role": str(turn.get("role", "")), "content": str(turn.get("content", ""))} for turn in found]
-    return [{"role": "user", "content": text}]
+    return [{"role": "user", "content": text or ""}]
 
 
 def _shown(row: Mapping[str, Any]) -> Row:
@@ -120,9 +126,12 @@ def _shown(row: Mapping[str, Any]) -> Row:
 
 
 def _cut(row: Row, *names: str) -> Row:
-    cut = {name: f"{row[name][:TEXT_CHARACTERS]} …" for name in names if len(row[name]) > TEXT_CHARACTERS}
+    cut = {name: f"{row[name][:TEXT_CHARACTERS]} …" for name in names if len(row[name] or "") > TEXT_CHARACTERS}
     return row | cut
 
 
-def _words(text: str) -> set[str]:
-    return {word.strip(".,;:!?\"'()*").lower() for word in text.split()} - {""}
+def _phrases(text: str) -> set[str]:
+    words = [word for part in text.split() if (word := part.strip(".,;:!?\"'()*").lower())]
+    return {
+        " ".join(words[n : n + size]) for size in range(1, LONGEST_PHRASE + 1) for n in range(len(words) - size + 1)
+    }

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from solon.feedback.quality.intervals import Interval
 from solon.feedback.quality.metrics import reliability
+from solon.report import store as tables
 from solon.report.charts import HEIGHT, Chart, Curve, bars, curves, layout
 from solon.report.figures import COLOURS, SYMBOLS, _error_bars, _shown
 from solon.report.figures import reliability as reliability_figure
-from solon.report.run_facts import audited_margins
+from solon.report.run_facts import PROBABILITY, audited_margins
 from solon.report.store import RunStore
 from solon.telemetry.overlap import LANES
 
@@ -101,9 +101,10 @@ def heldout(changes: Sequence[Mapping[str, Any]]) -> Chart | None:
 def principles(store: RunStore) -> Chart | None:
     """The judge's mean probability by principle over the steps, where answers are judged one by one."""
     rows = store.rows(
-        "SELECT l.principle_id AS principle, g.step AS step, avg(1 / (1 + exp(-l.margin))) AS p FROM labels l JOIN "
+        f"SELECT l.principle_id AS principle, g.step AS step, avg({PROBABILITY}) AS p FROM labels l JOIN "
         "(SELECT ordinal, attempt, max(step) AS step FROM rollouts WHERE step IS NOT NULL GROUP BY ALL) g "
-        "USING (ordinal, attempt) WHERE l.valid AND l.task != 'pairwise' GROUP BY ALL ORDER BY principle, step"
+        "USING (ordinal, attempt) WHERE l.valid AND l.margin IS NOT NULL AND l.task != 'pairwise' GROUP BY ALL "
+        "ORDER BY principle, step"
     )
     found: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
@@ -235,49 +236,45 @@ def calibration(store: RunStore) -> Chart | None:
     )
 
 
-def drift(store: RunStore) -> list[Chart | None]:
+def drift(store: RunStore) -> dict[str, Callable[[], Chart | None]]:
     """How far the policy is from its start, and what changes in its answers."""
-    return [
-        curves(
-            "kl",
-            "Distance to the reference",
-            [series(store, "learn/kl_reference/mean", "KL divergence")],
-            y="nats per token",
-        ),
-        curves(
-            "entropy", "Entropy of the policy", [series(store, "learn/entropy/mean", "entropy")], y="nats per token"
-        ),
-        curves(
+    one, per_token = series, "nats per token"
+    kl, entropy = "learn/kl_reference/mean", "learn/entropy/mean"
+    lengths = {"learn/response_length/mean": "mean", "learn/response_length/max": "longest"}
+    weights = {"learn/ess/mean": "effective sample share", "learn/importance_clipped/share": "tokens clipped"}
+    return {
+        "kl": lambda: curves("kl", "Distance to the reference", [one(store, kl, "KL divergence")], y=per_token),
+        "entropy": lambda: curves("entropy", "Entropy of the policy", [one(store, entropy, "entropy")], y=per_token),
+        "length": lambda: curves(
             "length",
             "Length of the answers",
-            [
-                series(store, "learn/response_length/mean", "mean"),
-                series(store, "learn/response_length/max", "longest"),
-            ],
+            [one(store, n, told) for n, told in lengths.items()],
             y="tokens",
             zero=True,
         ),
-        curves(
+        "importance": lambda: curves(
             "importance",
             "Importance correction",
-            [
-                series(store, "learn/ess/mean", "effective sample share"),
-                series(store, "learn/importance_clipped/share", "tokens clipped"),
-            ],
+            [one(store, n, told) for n, told in weights.items()],
             y="",
             share=True,
         ),
-    ]
+    }
 
 
 def _spans(path: Path) -> Iterator[dict[str, Any]]:
     """Spans of a trace with their workers; none where it cannot be read."""
-    names: dict[Any, str] = {}
+    names: dict[str, str] = {}
     for event in _events(path):
         if event.get("ph") == "M" and event.get("name") == "thread_name":
-            names[event.get("tid")] = str((event.get("args") or {}).get("name", ""))
-        elif event.get("ph") == "X" and all(math.isfinite(event.get(key, math.nan)) for key in ("ts", "dur")):
-            yield {**event, "worker": names.get(event.get("tid"), "?"), "cat": event.get("cat", "")}
+            arguments = event.get("args")
+            names[str(event.get("tid"))] = str(arguments.get("name", "")) if isinstance(arguments, dict) else ""
+        elif event.get("ph") == "X" and None not in (
+            start := tables.number(event.get("ts")),
+            length := tables.number(event.get("dur")),
+        ):
+            worker, lane = names.get(str(event.get("tid")), "?"), str(event.get("cat", ""))
+            yield {"ts": start, "dur": length, "worker": worker, "cat": lane}
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:

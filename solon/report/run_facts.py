@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +12,11 @@ from solon.events import EVENTS, Severity
 from solon.feedback.quality.intervals import Floats, Interval, Statistic, mean
 from solon.files.overrides import flat_items
 from solon.report.run_answers import Row, telling_words
-from solon.report.store import RunStore
+from solon.report.store import RunStore, number
 
 MEAN = "mean of the principles"
+PROBABILITY = "1 / (1 + exp(-greatest(least(l.margin, 500), -500)))"
+"""Of yes, or of the first answer, by a label `l`, in SQL."""
 SEED = 0
 """Of the bootstrap: a report says the same each time."""
 
@@ -65,6 +66,16 @@ def _mean_of_means(values_PK: Floats) -> Statistic:
     return Statistic(len(values_PK), of_weights)
 
 
+def before_alone(store: RunStore) -> list[tuple[str, str]]:
+    """Held-out scores before training, of a run that has none after it."""
+    found: dict[str, list[float]] = {}
+    for row in store.rows("SELECT scores FROM heldout WHERE moment = 'before'"):
+        for name, value in json.loads(row["scores"]).items():
+            found.setdefault(name, []).append(value)
+    rng = np.random.default_rng(SEED)
+    return [(name, f"{mean(values).interval(rng)}, {len(values)} prompts") for name, values in sorted(found.items())]
+
+
 def rose_most(changes: Sequence[Mapping[str, Any]], pairs: Sequence[Row]) -> str:
     """Which principle rose most, and in what words it shows. Empty without held-out answers."""
     principles = [row for row in changes if row["name"] != MEAN]
@@ -89,9 +100,10 @@ def rose_in_training(store: RunStore) -> str:
         "WITH g AS (SELECT ordinal, attempt, max(step) AS step FROM rollouts WHERE step IS NOT NULL GROUP BY ALL), "
         "b AS (SELECT min(step) AS low, max(step) AS high, greatest((max(step) - min(step)) / 10, 0.5) AS tenth "
         "FROM g) "
-        "SELECT l.principle_id AS principle, g.step < b.low + b.tenth AS is_first, avg(1 / (1 + exp(-l.margin))) AS p, "
-        "count(*) AS n FROM labels l JOIN g USING (ordinal, attempt), b WHERE l.valid AND l.task != 'pairwise' "
-        "AND b.high > b.low AND (g.step < b.low + b.tenth OR g.step > b.high - b.tenth) GROUP BY ALL"
+        f"SELECT l.principle_id AS principle, g.step < b.low + b.tenth AS is_first, avg({PROBABILITY}) AS p, "
+        "count(*) AS n FROM labels l JOIN g USING (ordinal, attempt), b WHERE l.valid AND l.margin IS NOT NULL "
+        "AND l.task != 'pairwise' AND b.high > b.low "
+        "AND (g.step < b.low + b.tenth OR g.step > b.high - b.tenth) GROUP BY ALL"
     )
     found: dict[str, dict[bool, float]] = {}
     for row in rows:
@@ -107,7 +119,7 @@ def rose_in_training(store: RunStore) -> str:
     told = _words_told(telling_words(pairs, name))
     return (
         f"By the judge, {name} rose most in training: {first:.3f} → {last:.3f}, mean probability of yes in the first "
-        f"and the last tenth of the steps. The held-out prompts were not answered after training.{told}"
+        f"and the last tenth of the steps.{told}"
     )
 
 
@@ -162,10 +174,12 @@ def faults(store: RunStore) -> list[dict[str, Any]]:
         "FROM events WHERE severity != 'info' GROUP BY ALL ORDER BY severity, times DESC"
     )
     down = store.value(
-        "SELECT sum(CAST(json_extract(fields, '$.downtime_s') AS DOUBLE)) FROM events WHERE event = 'worker_recovered'"
+        "SELECT sum(TRY_CAST(json_extract(fields, '$.downtime_s') AS DOUBLE)) FROM events "
+        "WHERE event = 'worker_recovered'"
     )
     again = store.value(
-        "SELECT sum(CAST(json_extract(fields, '$.steps') AS DOUBLE)) FROM events WHERE event = 'learner_trained_again'"
+        "SELECT sum(TRY_CAST(json_extract(fields, '$.steps') AS DOUBLE)) FROM events "
+        "WHERE event = 'learner_trained_again'"
     )
     costs = {
         "worker_lost": f"{_duration(down)} without a worker" if down else "",
@@ -247,8 +261,9 @@ def _share(part: float | None, whole: float | None) -> str:
     return f"{(part or 0) / whole:.0%}" if whole else "none"
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None or not math.isfinite(seconds):
+def _duration(seconds: object) -> str:
+    seconds = number(seconds)
+    if seconds is None:
         return "not known"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

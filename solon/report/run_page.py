@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from solon.doctor.diagnosis import diagnose
 from solon.doctor.facts import look
-from solon.errors import InputError
+from solon.errors import InputError, one_line
 from solon.report import run_charts as charts
 from solon.report import run_facts as facts
-from solon.report.charts import format_number
-from solon.report.run_answers import extreme, fooled, heldout_pairs, most_changed
+from solon.report.charts import Chart, format_number
+from solon.report.run_answers import Row, extreme, fooled, heldout_pairs, most_changed
 from solon.report.store import RunStore
 
 SECTIONS = (
@@ -26,7 +27,8 @@ SECTIONS = (
     ("settings", "Settings"),
 )
 ABSENT = {
-    "changed": "No held-out prompts were answered before and after training (evaluate.prompts in the run file).",
+    "changed": "No held-out prompts were answered both before and after training: evaluate.prompts is not set, or the "
+    "run was stopped before the second time.",
     "fooled": "No audited answer was liked by the judge and disliked by the auditor, or nothing was audited ([watch]).",
     "best": "No answer has a reward.",
     "worst": "No answer has a reward.",
@@ -51,33 +53,55 @@ def run_page(
     """Values for `run.html`. defaults: of the settings, flat by dotted key; None: not known. has_rows: labels and
     answers are read; else what follows from them is left out."""
     config, summary = store.object("config.json"), store.object("summary.json")
-    pairs = heldout_pairs(store)
-    changes = facts.change_by_principle(pairs)
-    status, headline = _state(store, summary)
-    agreement = facts.agreement(store)
+    problems: dict[str, str] = {}
+
+    def made(what: str, make: Callable[[], Any], otherwise: Any) -> Any:
+        """A part of the page; a file that no run writes costs this part, and the page says so."""
+        try:
+            return make()
+        except Exception as error:
+            problems[what] = one_line(f"left out: {type(error).__name__}: {error}")
+            return otherwise
+
+    pairs = made("held-out answers", lambda: heldout_pairs(store), [])
+    changes = made("held-out scores", lambda: facts.change_by_principle(pairs), [])
+    status, headline = made("state", lambda: _state(store, summary), ("not known", "the state is not known"))
+    agreement = made("agreement", lambda: facts.agreement(store), [])
+    rows = has_rows
     return {
         "name": store.path.name,
-        "asked": _asked(config),
+        "asked": made("settings", lambda: _asked(config), []),
         "status": status,
         "headline": headline,
         "tone": TONES.get(status, "bad"),
-        "end": _end(summary),
-        "warnings": [str(one) for one in summary.get("warnings") or ()],
-        "rose": facts.rose_most(changes, pairs) or (has_rows and facts.rose_in_training(store)),
-        "charts": _charts(store, changes, has_rows=has_rows),
-        "answers": _answers(store, pairs, answers) if has_rows else [],
+        "end": made("end", lambda: _end(store.path, summary), []),
+        "warnings": [str(one) for one in _list(summary.get("warnings"))],
+        "rose": made("principles", lambda: _rose(store, changes, pairs, has_rows=rows), ""),
+        "charts": {name: made(name, make, None) for name, make in _charts(store, changes, has_rows=rows).items()},
+        "before": made("held-out answers", lambda: facts.before_alone(store) if not pairs else [], []),
+        "answers": made("answers", lambda: _answers(store, pairs, answers) if rows else [], []),
         "absent": ABSENT,
-        "cost": facts.cost(store, summary) if has_rows else [],
+        "cost": made("cost", lambda: facts.cost(store, summary) if rows else [], []),
         "quality_columns": QUALITY,
-        "quality": [_quality(row) for row in facts.judge_quality(store)] if has_rows else [],
-        "agreement": [_agreement(row) for row in agreement],
-        "fooled_sentence": _fooled(agreement),
-        "drift": charts.drift(store),
-        "faults": [_fault(row) for row in facts.faults(store)],
-        "settings": None if defaults is None else facts.changed_settings(config, defaults),
+        "quality": made("quality", lambda: [_quality(row) for row in facts.judge_quality(store)] if rows else [], []),
+        "agreement": made("agreement", lambda: [_agreement(row) for row in agreement], []),
+        "fooled_sentence": made("agreement", lambda: _fooled(agreement), ""),
+        "drift": [made(name, make, None) for name, make in charts.drift(store).items()],
+        "faults": made("faults", lambda: [_fault(row) for row in facts.faults(store)], []),
+        "settings": made(
+            "settings", lambda: None if defaults is None else facts.changed_settings(config, defaults), None
+        ),
         "settings_absent": "config.json is not what this version of Solon writes.",
-        "problems": dict(store.problems),
+        "problems": dict(store.problems) | problems,
     }
+
+
+def _rose(store: RunStore, changes: Sequence[Mapping[str, Any]], pairs: Sequence[Row], *, has_rows: bool) -> str:
+    return facts.rose_most(changes, pairs) or (facts.rose_in_training(store) if has_rows else "")
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _state(store: RunStore, summary: Mapping[str, Any]) -> tuple[str, str]:
@@ -104,29 +128,39 @@ def _asked(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _end(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _end(path: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     end = summary.get("end")
     rows = [("ended", str(summary["finished"]))] if summary.get("finished") else []
     if isinstance(end, Mapping):
-        names = {"cause": "why it ended", "evidence": "evidence", "remedy": "what to do", "resume": "to continue"}
+        names = {"cause": "why it ended", "evidence": "evidence", "remedy": "what to do"}
         rows += [(name, str(end[key])) for key, name in names.items() if end.get(key)]
+        if end.get("resume"):
+            rows.append(
+                ("to continue", f"{end['resume']} (in the folder where the run was started: {_started_in(path)})")
+            )
     return rows
 
 
-def _charts(store: RunStore, changes: list[dict[str, Any]], *, has_rows: bool) -> dict[str, Any]:
-    return {
-        "heldout": charts.heldout(changes),
-        "reward": charts.reward(store, has_rows=has_rows),
-        "principles": charts.principles(store) if has_rows else None,
-        "auditor": charts.gold_principles(store),
-        "calibration": charts.calibration(store),
-        "agreement": charts.gold(store),
-        "position": charts.position(store) if has_rows else None,
-        "caches": charts.caches(store),
-        "lanes": charts.lanes(store),
-        "timeline": charts.timeline(store.path),
-        "staleness": charts.staleness(store),
+def _started_in(path: Path) -> Path:
+    """The folder from which the printed command works: runs lie in its `runs`."""
+    return path.absolute().parent.parent
+
+
+def _charts(store: RunStore, changes: list[dict[str, Any]], *, has_rows: bool) -> dict[str, Callable[[], Chart | None]]:
+    found: dict[str, Callable[[], Chart | None]] = {
+        "heldout": lambda: charts.heldout(changes),
+        "reward": lambda: charts.reward(store, has_rows=has_rows),
+        "auditor": lambda: charts.gold_principles(store),
+        "calibration": lambda: charts.calibration(store),
+        "agreement": lambda: charts.gold(store),
+        "caches": lambda: charts.caches(store),
+        "lanes": lambda: charts.lanes(store),
+        "timeline": lambda: charts.timeline(store.path),
+        "staleness": lambda: charts.staleness(store),
+        "principles": lambda: charts.principles(store) if has_rows else None,
+        "position": lambda: charts.position(store) if has_rows else None,
     }
+    return found
 
 
 def _answers(store: RunStore, pairs: list[dict[str, Any]], number: int) -> list[tuple[str, str, list[dict[str, Any]]]]:

@@ -21,14 +21,15 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from solon.errors import InputError, one_line
 from solon.events import EVENTS
 from solon.files.json_text import json_text
+from solon.files.regular import require_regular
 from solon.runs.tables import TYPES, arrow_schema
 
 MEMORY = "2GB"
@@ -82,14 +83,31 @@ class RunStore:
         self.loaded.set()
 
     def refresh_small(self) -> None:
-        """The same without labels and rollouts, which may take seconds."""
+        """The same without labels and rollouts, which may take seconds. What cannot be read is named in `problems`."""
+        files: dict[str, tuple[str, Callable[[Sequence[Mapping[str, Any]]], None]]] = {
+            "metrics.jsonl": ("metrics", self._add_metrics),
+            "events.jsonl": ("events", self._add_events),
+            "audits.jsonl": ("audits", self._add_audits),
+            HUMAN: ("human", self._add_human),
+        }
         with self._lock:
-            self._add_metrics(self._new_lines("metrics.jsonl"))
-            self._add_events(self._new_lines("events.jsonl"))
-            self._add_audits(self._new_lines("audits.jsonl"))
-            self._add_human(self._new_lines(HUMAN))
+            for name, (table, add) in files.items():
+                with self._noted(name):
+                    lines, from_start = self._new_lines(name)
+                    if from_start:
+                        self._db.execute(f"DELETE FROM {table}")
+                    add(lines)
             for moment, file in HELDOUT.items():
-                self._refresh_heldout(moment, file)
+                with self._noted(file):
+                    self._refresh_heldout(moment, file)
+
+    @contextmanager
+    def _noted(self, name: str) -> Iterator[None]:
+        """A file that cannot be read is named, and the others are read."""
+        try:
+            yield
+        except Exception as error:  # whatever a foreign file does
+            self.problems[name] = one_line(f"{type(error).__name__}: {error}")
 
     @contextmanager
     def cursor(self) -> Iterator[Any]:
@@ -113,15 +131,20 @@ class RunStore:
         return next(iter(found[0].values())) if found else None
 
     def object(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run; empty where there is none or it is damaged."""
+        """A JSON file of the run with values that can be shown (`sane`); empty where there is none or it is damaged."""
         try:
+            require_regular(self.path / name)
             found = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
             self.problems[name] = one_line(str(error))
             return {}
-        return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            self.problems[name] = "is no JSON object"
+            return {}
+        shown: dict[str, Any] = sane(found)
+        return shown
 
     def close(self) -> None:
         """Free the tables."""
@@ -149,22 +172,24 @@ class RunStore:
             self._db.unregister("empty")
 
     def _refresh_parts(self, name: str, columns: Sequence[str]) -> None:
-        new: list[Path] = []
+        """Parts that are new or changed; rows of parts that were removed go."""
+        there: dict[str, tuple[int, int]] = {}
         for path in sorted((self.path / name).glob("part-*.parquet")):
-            try:
+            with suppress(OSError):
+                require_regular(path)
                 stat = path.stat()
-            except FileNotFoundError:
-                continue
-            if self._parts.get(str(path)) != (stat.st_size, stat.st_mtime_ns):
-                self._parts[str(path)] = (stat.st_size, stat.st_mtime_ns)
-                new.append(path)
-        if not new:
-            return
-        known = {row[0] for row in self._db.execute(f"SELECT DISTINCT part FROM {name}").fetchall()}
-        if again := [path.name for path in new if path.name in known]:
-            self._db.execute(f"DELETE FROM {name} WHERE list_contains(?, part)", [again])
+                there[str(path)] = (stat.st_size, stat.st_mtime_ns)
+        mine = {path for path in self._parts if Path(path).parent.name == name}
+        new = [path for path, state in there.items() if self._parts.get(path) != state]
+        gone = mine - there.keys()
+        if changed := [Path(path).name for path in (*gone, *new) if path in mine]:
+            self._db.execute(f"DELETE FROM {name} WHERE list_contains(?, part)", [changed])
+        for part in gone:
+            del self._parts[part]
+            self.problems.pop(f"{name}/{Path(part).name}", None)
+        self._parts |= {path: there[path] for path in new}
         for start in range(0, len(new), 256):
-            self._insert(name, columns, new[start : start + 256])
+            self._insert(name, columns, [Path(path) for path in new[start : start + 256]])
 
     def _insert(self, name: str, columns: Sequence[str], paths: Sequence[Path]) -> None:
         """All parts at once; where that fails one after the other, so that only the damaged ones are missing."""
@@ -186,19 +211,20 @@ class RunStore:
             for path in paths:
                 self.problems.pop(f"{name}/{path.name}", None)
 
-    def _new_lines(self, name: str) -> list[dict[str, Any]]:
-        """Whole lines since the last call; an unfinished last one is left for the next."""
-        try:
-            with (self.path / name).open("rb") as file:
-                file.seek(self._read.get(name, 0))
-                content = file.read()
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            self.problems[name] = one_line(str(error))
-            return []
+    def _new_lines(self, name: str) -> tuple[list[dict[str, Any]], bool]:
+        """Whole lines since the last call, and whether they are those of the whole file: it was cut, or is another one.
+        An unfinished last line is left for the next call."""
+        path = self.path / name
+        if not path.exists():
+            return [], self._read.pop(name, 0) > 0
+        require_regular(path)
+        read = self._read.get(name, 0)
+        with path.open("rb") as file:
+            from_start = file.seek(0, 2) < read
+            file.seek(0 if from_start else read)
+            content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
-        self._read[name] = self._read.get(name, 0) + len(whole)
+        self._read[name] = (0 if from_start else read) + len(whole)
         found, bad = [], 0
         for line in whole.splitlines():
             try:
@@ -206,15 +232,15 @@ class RunStore:
             except (ValueError, RecursionError):
                 record = None
             if isinstance(record, dict):
-                found.append(record)
+                found.append(sane(record))
             else:
                 bad += 1
         if bad:
             self.problems[name] = f"{bad} lines are no JSON objects"
-        return found
+        return found, from_start
 
     def _add_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        by_step = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
+        by_step = {line["step"]: line for line in lines if is_whole(line.get("step"))}
         if not by_step:
             return
         self._db.execute("DELETE FROM metrics WHERE list_contains(?, step)", [list(by_step)])
@@ -248,9 +274,9 @@ class RunStore:
         rows: dict[tuple[int, ...], dict[str, Any]] = {}
         for line in lines:
             key = {name: line.get(name) for name in ("ordinal", "attempt", "index")}
-            if all(isinstance(part, int) and abs(part) < 2**63 for part in key.values()):
+            if all(is_whole(part) for part in key.values()):
                 values = {name: number(line.get(name)) for name in ("reward", "gold")}
-                margins = {name: json_text(line.get(name) or {}) for name in ("margins", "gold_margins")}
+                margins = {name: json_text(numbers(line.get(name))) for name in ("margins", "gold_margins")}
                 rows[tuple(key.values())] = {**key, **values, **margins}  # type: ignore[arg-type]
         self._add("audits", list(rows.values()), key=("ordinal", "attempt", "index"))
 
@@ -259,7 +285,7 @@ class RunStore:
         for line in lines:
             names = ("label_id", "parent_label_id", "verdict", "reason", "who")
             created = line.get("created_ns")
-            is_known = isinstance(created, int) and abs(created) < 2**63
+            is_known = is_whole(created)
             texts = {name: clean(str(line.get(name, ""))) for name in names}
             rows.append({**texts, "created_ns": created if is_known else 0, "row": json_text(line)})
         self._add("human", rows)
@@ -282,10 +308,11 @@ class RunStore:
     def _refresh_heldout(self, moment: str, file: str) -> None:
         path = self.path / file
         try:
+            require_regular(path)
             stat = path.stat()
             if self._parts.get(file) == (stat.st_size, stat.st_mtime_ns):
                 return
-            rows = json.loads(path.read_bytes())
+            rows = sane(json.loads(path.read_bytes()))
             values = [_heldout(moment, row) for row in rows]
         except FileNotFoundError:
             return
@@ -311,9 +338,43 @@ def events(store: RunStore, *names: str) -> Iterator[dict[str, Any]]:
 
 
 def number(value: object) -> float | None:
-    """A finite number, else None."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None  # type: ignore[arg-type]
+    """A finite number as a float, else None."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def numbers(value: object) -> dict[str, float]:
+    """The numbers of an object by name; empty for anything else."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {clean(str(name)): found for name, one in value.items() if (found := number(one)) is not None}
+
+
+def is_whole(value: object) -> bool:
+    """A whole number that a table can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
+
+
+def sane(value: Any) -> Any:
+    """A JSON value with texts that can be encoded, and None in place of numbers that fit no float."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(key): sane(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [sane(one) for one in value]
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (number(value) is None or abs(value) >= 2**1000)
+    ):
+        return None
+    return value
 
 
 def clean(text: str) -> str:
@@ -333,7 +394,7 @@ def _heldout(moment: str, row: Mapping[str, Any]) -> dict[str, Any]:
         "tags": [clean(str(tag)) for tag in row.get("tags") or ()],
         "answer": clean(str(row["answer"])),
         "score": number(row.get("score")),
-        "scores": json_text(row.get("scores") or {}),
+        "scores": json_text(numbers(row.get("scores"))),
         "labels": json_text(row.get("labels") or []),
     }
 

@@ -62,6 +62,8 @@ class Follower:
     def _lines(self) -> list[Mapping[str, Any]]:
         """Whole lines of metrics.jsonl since the last look."""
         try:
+            if not (self._run / "metrics.jsonl").is_file():
+                return []
             with (self._run / "metrics.jsonl").open("rb") as file:
                 if file.seek(0, 2) < self._read:
                     self._read = 0  # the file was cut to an earlier checkpoint

@@ -120,16 +120,93 @@ def test_the_same_judges_answer_on_ray_serve(nursery: Any, tmp_path: Path):
         f'[judges.default]\nmodel = "{nursery.judge}"\nconstitution = "{nursery.constitution}"\n'
         'feedback = { template = "compact" }\njudging = { max_model_len = 256 }\n'
     )
+    found, output = on_serve(SERVED, tmp_path)
+    assert found, output
+    rewards, ready = found
+    assert rewards[0] > rewards[1]
+    assert ready == [True]
+
+
+KILLED = """
+import json, os, signal, sys, threading, time
+from collections import Counter
+import httpx
+import ray
+from ray import serve
+from ray.util.state import list_actors
+from serve_apps.feedback import app
+
+settings, port, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0, _temp_dir=folder, logging_level="ERROR")
+answers, errors, is_over = Counter(), Counter(), threading.Event()
+body = {"items": [{"messages": [{"role": "user", "content": "what color is the crow ?"}], "answer": "it is red .",
+                   "tags": ["fact"]}]}
+
+
+def ask():
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=180) as client:
+        while not is_over.is_set():
+            try:
+                reply = client.post("/v1/scores", json=body)
+                known = reply.status_code == 200 or "error" in reply.json()
+                answers[reply.status_code if known else "bare"] += 1
+            except Exception as error:
+                errors[type(error).__name__] += 1
+            time.sleep(0.05)
+
+
+try:
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(app({"settings": settings, "cpus": "0.5"}), name="feedback")
+    clients = [threading.Thread(target=ask) for _ in range(8)]
+    for client in clients:
+        client.start()
+    time.sleep(4)
+    before = answers[200]
+    (replica,) = [one for one in list_actors(detail=True) if "feedback-engines" in one.name and one.state == "ALIVE"]
+    os.kill(replica.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    time.sleep(1)
+    waited = answers[200]
+    while answers[200] <= waited + 8 and time.monotonic() < killed + 150:
+        time.sleep(0.1)
+    seconds = time.monotonic() - killed
+    is_over.set()
+    for client in clients:
+        client.join()
+    print("RESULT " + json.dumps([before, dict(answers), dict(errors), seconds]))
+finally:
+    is_over.set()
+    serve.shutdown()
+    ray.shutdown()
+"""
+
+
+@pytest.mark.ray
+def test_no_request_is_lost_when_a_replica_is_killed_on_ray_serve(nursery: Any, tmp_path: Path):
+    (tmp_path / "service.toml").write_text(
+        f'[judges.default]\nmodel = "{nursery.judge}"\nconstitution = "{nursery.constitution}"\n'
+        'feedback = { template = "compact" }\njudging = { max_model_len = 256 }\n'
+    )
+    found, output = on_serve(KILLED, tmp_path)
+    assert found, output
+    before, answers, errors, seconds = found
+    assert before > 0, "nothing was answered before the kill"
+    assert errors == {}
+    assert set(answers) <= {"200", "503", "429"}, answers
+    assert answers["200"] > before
+    assert seconds < 150
+
+
+def on_serve(script: str, folder: Path) -> tuple[Any, str]:
+    """What a script printed that serves `service.toml` of a folder on Ray; and the end of its output."""
     with socket.socket() as probe, tempfile.TemporaryDirectory(prefix="solon-") as short:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
         done = subprocess.run(
-            [sys.executable, "-P", "-c", SERVED, str(tmp_path / "service.toml"), str(port), short],
-            cwd=tmp_path, env=environment(RAY_USAGE_STATS_ENABLED="0"), capture_output=True, text=True, timeout=240,
+            [sys.executable, "-P", "-c", script, str(folder / "service.toml"), str(port), short],
+            cwd=folder, env=environment(RAY_USAGE_STATS_ENABLED="0"), capture_output=True, text=True, timeout=280,
         )  # fmt: skip
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert found, done.stdout[-1500:] + done.stderr[-3000:]
-    rewards, ready = json.loads(found[0].removeprefix("RESULT "))
-    assert rewards[0] > rewards[1]
-    assert ready == [True]
+    return (json.loads(found[0].removeprefix("RESULT ")) if found else None), done.stdout[-1500:] + done.stderr[-3000:]

@@ -52,7 +52,8 @@ def test_a_run_that_an_alarm_stopped_goes_back_with_a_setting_that_does_not_stop
     assert found.cause.startswith("alarm gold_falls at step 34: gold falls by 0.0210 nats a step")
     assert found.evidence == ALARM["evidence"]
     assert (
-        "gold liked step-000020 best of the checkpoints (gold 0.90 at steps 18 to 21, 0.44 at the end)" in found.remedy
+        "`best` is step-000020: of the checkpoints before the fault, gold liked it best (of all windows gold was best "
+        "at steps 18 to 21: 0.90; 0.44 at the end)" in found.remedy
     )
     assert found.resume == f"{RESUME} --from best --set learn.kl_coefficient=0.1"
 

@@ -266,7 +266,7 @@ def test_a_fooled_run_stops_with_cause_evidence_and_a_command_that_ends_better_b
     assert not any("gold_falls" in text for text in stopped.summary["warnings"])  # it is reported once
     assert stopped.last["evidence"].startswith("gold ")
     best = stopped.summary["stopped_by"]["checkpoint"]
-    assert f"gold liked {best} best of the checkpoints" in stopped.last["what to do"]
+    assert f"`best` is {best}: of the checkpoints before the fault, gold liked it best" in stopped.last["what to do"]
     assert stopped.last["resume"] == (
         "solon train run.toml --name night --resume --from best --set learn.kl_coefficient=0.05"
     )

@@ -127,3 +127,25 @@ def test_a_person_gets_at_most_a_thousand_rows(run: Path) -> None:
 def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no directory"):
         RunStore(tmp_path / "none")
+
+
+def test_rows_of_parts_that_were_removed_go(run: Path) -> None:
+    store = opened(run)
+    (run / "labels" / "part-000000.parquet").unlink()
+    store.refresh()
+    assert count(store, "labels") == 0
+
+
+def test_a_file_that_was_cut_to_an_earlier_checkpoint_is_read_again(run: Path) -> None:
+    store = opened(run)
+    lines(run / "metrics.jsonl", [metrics(0), metrics(1) | {"learn/reward/mean": 99.0}])
+    store.refresh()
+    assert store.rows("SELECT step, value FROM metrics WHERE name = 'learn/reward/mean' ORDER BY step") == [
+        {"step": 0, "value": 0.0},
+        {"step": 1, "value": 99.0},
+    ]
+
+
+def test_long_texts_are_cut_in_the_database(run: Path) -> None:
+    (row,) = ask(opened(run), "SELECT repeat('a', 100000) AS text, 1.5 AS number")[1]
+    assert (len(row[0]), float(row[1])) == (1000, 1.5)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -97,6 +100,49 @@ def test_pages_name_what_a_browser_may_load(runs: Runs) -> None:
     assert headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize("others", ['x={"a":1}; ', 'foo="bar; ', "x[y]=1; a@b=2; ", "solon_watch_8420=old; "])
+def test_cookies_of_other_programs_on_this_host_do_no_harm(runs: Runs, others: str) -> None:
+    web = client(runs, signed_in=False)
+    assert web.get("/", headers={"cookie": f"{others}solon_watch_8420={TOKEN}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "location"),
+    [
+        (f"/?run=a&run=b&token={TOKEN}", "/?run=a&run=b"),
+        (f"/runs/a%3Fb%23c?token={TOKEN}", "/runs/a%3Fb%23c"),
+        (f"/runs/per%25cent?q=x&token={TOKEN}", "/runs/per%25cent?q=x"),
+    ],
+)
+def test_the_address_stays_as_it_was_without_the_token(runs: Runs, path: str, location: str) -> None:
+    assert client(runs, signed_in=False).get(path).headers["location"] == location
+
+
+async def test_the_token_leads_to_no_other_host(runs: Runs) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "//a.example/",
+        "raw_path": b"//a.example/",
+        "headers": [],
+        "query_string": f"token={TOKEN}".encode(),
+        "http_version": "1.1",
+        "scheme": "http",
+        "root_path": "",
+    }
+    scope["headers"] = [(b"host", b"LOCALHOST:8420")]
+    await build_watch(runs, token=TOKEN, port=8420)(scope, receive, send)
+    assert dict(sent[0]["headers"])[b"location"] == b"/a.example/"
+
+
 # -- pages -----------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +184,7 @@ def test_the_browser_searches_and_filters(runs: Runs) -> None:
 def test_other_letters_are_found_in_prompts(runs: Runs, place: Path) -> None:
     row = rollout(90, 0, "x", step=1) | {"prompt": json.dumps([{"role": "user", "content": "größe"}])}
     part(place / "one", "rollouts", [row], number=5)
-    assert "1 groups" in loaded(runs).get("/runs/one/labels?q=größe").text
+    assert "1 group<" in loaded(runs).get("/runs/one/labels?q=größe").text
 
 
 def test_groups_on_which_the_orders_disagree_come_first(runs: Runs, place: Path) -> None:
@@ -221,7 +267,7 @@ def test_a_persons_label_is_appended_and_shown(runs: Runs, place: Path) -> None:
     assert (second["source"], second["who"]) == ("human", "bob")
     page = web.get("/runs/one/groups/0-0").text
     assert "&lt;b&gt;rude&lt;/b&gt;" in page
-    assert "1 groups" in web.get("/runs/one/labels?status=human").text
+    assert "1 group<" in web.get("/runs/one/labels?status=human").text
 
 
 def test_the_judges_labels_are_never_changed(runs: Runs, place: Path) -> None:
@@ -260,6 +306,72 @@ def test_a_withdrawn_label_is_no_gold(runs: Runs) -> None:
     for name, verdict in (("0x0polite", "no"), ("0x1polite", "yes"), ("0x1polite", "withdrawn")):
         web.post(f"/runs/one/labels/{name}", data={"verdict": verdict}, headers=WRITES)
     assert web.get("/runs/one/gold.jsonl").text == ""
+
+
+def test_a_label_after_a_torn_line_is_whole(runs: Runs, place: Path) -> None:
+    web = loaded(runs)
+    (place / "one" / "human-labels.jsonl").write_text('{"label_id": "torn')
+    assert web.post("/runs/one/labels/0x0polite", data={"verdict": "no"}, headers=WRITES).status_code == 200
+    assert json.loads((place / "one" / "human-labels.jsonl").read_text().splitlines()[1])["verdict"] == "no"
+    assert "<b>no</b> by ada" in web.get("/runs/one/groups/0-0").text
+
+
+def test_a_label_is_kept_in_a_run_that_was_not_open(tmp_path: Path) -> None:
+    for number in range(9):
+        make_run(tmp_path / str(number), steps=1)
+    runs = Runs(tmp_path)
+    web = client(runs)
+    for number in [*range(9), *range(9)]:
+        reply = web.post(f"/runs/{number}/labels/0x0polite", data={"verdict": "no"}, headers=WRITES)
+        assert reply.status_code == 200, reply.text
+    runs.close()
+
+
+def test_a_person_withdraws_no_label_of_another(runs: Runs) -> None:
+    web, path = loaded(runs), "/runs/one/labels/0x0polite"
+    web.post(path, data={"verdict": "no", "who": "bob"}, headers=WRITES)
+    reply = web.post(path, data={"verdict": "withdrawn"}, headers=WRITES)
+    assert reply.status_code == 400
+    assert "ada has no label here" in reply.text
+
+
+def test_a_replaced_label_is_marked(runs: Runs) -> None:
+    web, path = loaded(runs), "/runs/one/labels/0x0polite"
+    for verdict in ("no", "yes"):
+        reply = web.post(path, data={"verdict": verdict}, headers=WRITES)
+    assert reply.text.count("replaced") == 1
+
+
+def test_a_link_in_place_of_the_file_of_labels_is_not_followed(runs: Runs, place: Path, tmp_path: Path) -> None:
+    web = loaded(runs)
+    (tmp_path / "outside").write_text("")
+    (place / "one" / "human-labels.jsonl").symlink_to(tmp_path / "outside")
+    assert web.post("/runs/one/labels/0x0polite", data={"verdict": "no"}, headers=WRITES).status_code == 400
+    assert (tmp_path / "outside").read_text() == ""
+
+
+def test_one_run_that_cannot_be_read_hides_no_other(runs: Runs, place: Path) -> None:
+    bad = make_run(place / "bad")
+    (bad / "summary.json").write_text(json.dumps({"status": "completed", "eval": [1], "groups": {"admitted": 10**30}}))
+    os.mkfifo(bad / "heldout-after.json.fifo")
+    (bad / "events.jsonl").unlink()
+    os.mkfifo(bad / "events.jsonl")
+    reply = client(runs).get("/")
+    assert reply.status_code == 200
+    assert 'href="/runs/one"' in reply.text
+    assert loaded(runs, "bad").get("/runs/bad").status_code == 200
+
+
+def test_requests_for_many_runs_at_once_are_all_answered(tmp_path: Path) -> None:
+    for number in range(8):
+        make_run(tmp_path / str(number), steps=1)
+    runs = Runs(tmp_path)
+    web = client(runs)
+    with ThreadPoolExecutor(8) as pool:
+        paths = [f"/runs/{number % 8}/labels" for number in range(64)]
+        found = list(pool.map(lambda path: web.get(path).status_code, paths))
+    assert set(found) == {200}
+    runs.close()
 
 
 # -- places ----------------------------------------------------------------------------------------------------------
