@@ -40,9 +40,18 @@ class OpenRun:
         """A user looks at it: keep reading for a while."""
         self._wanted_until = time.monotonic() + 30
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether its thread works."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Read no more. The tables are freed when the last request has let go of them."""
         self._is_closed.set()
+
+    def join(self) -> None:
+        """Wait until nothing is read any more: a process that ends while DuckDB works is aborted."""
+        self._thread.join(timeout=30)
 
     def _work(self) -> None:
         while not self._is_closed.is_set():
@@ -89,6 +98,8 @@ class Runs:
         self.is_single = is_run(place)
         self._open: OrderedDict[str, OpenRun] = OrderedDict()
         self._opening: dict[str, threading.Lock] = {}
+        self._closed: list[OpenRun] = []
+        """Those that still read."""
         self._lock = threading.Lock()
         if not self.is_single and not self.paths():
             raise InputError(
@@ -121,16 +132,22 @@ class Runs:
             if name in self._open:
                 self._open.move_to_end(name)
             for _ in range(len(self._open) - MOST_OPEN):
-                self._open.popitem(last=False)[1].close()
+                self._closed.append(self._open.popitem(last=False)[1])
+                self._closed[-1].close()
+            self._closed = [run for run in self._closed if run.is_reading]
         found.want()
         return found
 
     def close(self) -> None:
         """Free all tables."""
         with self._lock:
-            for run in self._open.values():
-                run.close()
+            ending = [*self._closed, *self._open.values()]
+            self._closed.clear()
             self._open.clear()
+        for run in ending:
+            run.close()
+        for run in ending:
+            run.join()
 
     def listed(self) -> list[dict[str, Any]]:
         """A row for every run: name, state, steps, scores."""

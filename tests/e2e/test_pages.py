@@ -158,7 +158,7 @@ def test_every_page_draws_without_serious_faults(browser: Any, address: str, opt
         "/runs/mine/labels",
         "/runs/mine/groups/5-0",
         "/runs/mine/heldout",
-        "/runs/mine/sql?q=SELECT+*+FROM+labels",
+        "/runs/mine/sql?q=SELECT+*+FROM+labels+LIMIT+5",
     ):
         one.page.goto(base + path)
         if path in ("/?run=mine", "/runs/mine"):
@@ -192,6 +192,7 @@ def test_a_reader_filters_opens_overrules_and_comes_back_with_keys_alone(browser
     page.locator(".human summary").first.focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")  # the second verdict: no
     page.keyboard.press("Tab")
     page.keyboard.type("rude <b>")
