@@ -11,7 +11,8 @@ from typing import Any
 from solon.doctor.diagnosis import diagnose
 from solon.doctor.facts import look
 from solon.errors import InputError, one_line
-from solon.report.store import RunStore, clean, number
+from solon.report.store import RunStore
+from solon.report.values import clean, number
 
 MOST_OPEN = 6
 """Runs whose tables are in memory."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from solon.feedback.quality.intervals import Interval
 from solon.feedback.quality.metrics import reliability
-from solon.report import store as tables
+from solon.report import values as read
 from solon.report.charts import HEIGHT, Chart, Curve, bars, curves, layout
 from solon.report.figures import COLOURS, SYMBOLS, _error_bars, _shown
 from solon.report.figures import reliability as reliability_figure
@@ -270,8 +270,8 @@ def _spans(path: Path) -> Iterator[dict[str, Any]]:
             arguments = event.get("args")
             names[str(event.get("tid"))] = str(arguments.get("name", "")) if isinstance(arguments, dict) else ""
         elif event.get("ph") == "X" and None not in (
-            start := tables.number(event.get("ts")),
-            length := tables.number(event.get("dur")),
+            start := read.number(event.get("ts")),
+            length := read.number(event.get("dur")),
         ):
             worker, lane = names.get(str(event.get("tid")), "?"), str(event.get("cat", ""))
             yield {"ts": start, "dur": length, "worker": worker, "cat": lane}

@@ -12,7 +12,8 @@ from solon.events import EVENTS, Severity
 from solon.feedback.quality.intervals import Floats, Interval, Statistic, mean
 from solon.files.overrides import flat_items
 from solon.report.run_answers import Row, telling_words
-from solon.report.store import RunStore, number
+from solon.report.store import RunStore
+from solon.report.values import number
 
 MEAN = "mean of the principles"
 PROBABILITY = "1 / (1 + exp(-greatest(least(l.margin, 500), -500)))"

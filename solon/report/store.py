@@ -19,7 +19,6 @@ DuckDB reads the Parquet parts. Parts that cannot be read are left out and named
 from __future__ import annotations
 
 import json
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +29,7 @@ from solon.errors import InputError, one_line
 from solon.events import EVENTS
 from solon.files.json_text import json_text
 from solon.files.regular import require_regular
+from solon.report.values import clean, is_whole, number, numbers, sane
 from solon.runs.tables import TYPES, arrow_schema
 
 MEMORY = "2GB"
@@ -335,51 +335,6 @@ def events(store: RunStore, *names: str) -> Iterator[dict[str, Any]]:
     query = "SELECT * FROM events WHERE list_contains(?, event) ORDER BY time"
     for row in store.rows(query, [list(names)]):
         yield json.loads(row["fields"]) | {"time": row["time"], "event": row["event"]}
-
-
-def number(value: object) -> float | None:
-    """A finite number as a float, else None."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
-
-
-def numbers(value: object) -> dict[str, float]:
-    """The numbers of an object by name; empty for anything else."""
-    if not isinstance(value, Mapping):
-        return {}
-    return {clean(str(name)): found for name, one in value.items() if (found := number(one)) is not None}
-
-
-def is_whole(value: object) -> bool:
-    """A whole number that a table can hold."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
-
-
-def sane(value: Any) -> Any:
-    """A JSON value with texts that can be encoded, and None in place of numbers that fit no float."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, dict):
-        return {clean(key): sane(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [sane(one) for one in value]
-    if (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and (number(value) is None or abs(value) >= 2**1000)
-    ):
-        return None
-    return value
-
-
-def clean(text: str) -> str:
-    """The text with each half of a surrogate pair, which no database stores, as `?`."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _quoted(text: str) -> str:

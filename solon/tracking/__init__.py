@@ -1,5 +1,5 @@
 """Sends the metrics of a run to TensorBoard, Weights & Biases or MLflow, from the run's files alone.
 
 `solon track RUN --tensorboard DIR`, or, in an environment that has another tracker's packages, the same with
-`python -m solon.tracking`. Uses the standard library and the tracker.
+`python -P -m solon.tracking`. Uses the standard library and the tracker.
 """

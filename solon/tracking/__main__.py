@@ -1,4 +1,4 @@
-"""`python -m solon.tracking RUN --mlflow URI`: needs the standard library and the tracker's package."""
+"""`python -P -m solon.tracking RUN --mlflow URI`: needs the standard library and the tracker's package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from solon.tracking.sinks import SINKS, track
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code."""
-    parser = argparse.ArgumentParser(prog="python -m solon.tracking", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -P -m solon.tracking", description=__doc__)
     parser.add_argument("run", type=Path)
     for name in SINKS:
         parser.add_argument(f"--{name}", default="")

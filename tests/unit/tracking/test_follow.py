@@ -106,7 +106,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
 def test_a_missing_package_is_named_with_what_to_do(run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
     monkeypatch.setitem(__import__("sys").modules, "mlflow.entities", None)
-    with pytest.raises(InputError, match=r"python -m solon\.tracking"):
+    with pytest.raises(InputError, match=r"python -P -m solon\.tracking"):
         open_sink("mlflow", "sqlite:///x.db", run)
 
 
