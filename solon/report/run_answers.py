@@ -14,7 +14,7 @@ TEXT_CHARACTERS = 2000
 """Of an answer in the report; the live page shows all of it."""
 WORDS = 6
 """Most words and phrases reported for a principle."""
-LONGEST_PHRASE = 4
+LONGEST_PHRASE = 5
 
 _KEY = 'ordinal, attempt, "index"'
 _WITH_LABELS = """
@@ -87,7 +87,7 @@ def most_changed(pairs: Sequence[Row], *, number: int = 10) -> list[Row]:
 
 
 def telling_words(pairs: Sequence[Row], principle: str) -> list[tuple[str, float, float]]:
-    """Words and phrases of up to four words whose share of answers changed most, among the prompts to which a principle
+    """Words and phrases of up to five words whose share of answers changed most, among the prompts to which a principle
     applies: the phrase, its share before, and after. A phrase stands for the shorter ones inside it that changed as
     much."""
     applied = [row for row in pairs if principle in row["scores_after"] and principle in row["scores_before"]]
