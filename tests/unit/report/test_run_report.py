@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +26,7 @@ from solon.report.run_facts import (
 from solon.report.run_report import write_report
 from solon.report.store import RunStore
 from tests.unit.attacks import ALL
-from tests.unit.report.run_folders import make_run, write
+from tests.unit.report.run_folders import label, make_run, part, write
 
 DEFAULTS = {"policy": "p", "judge": "j", "prompts": "t", "constitution": "c", "steps": 100}
 
@@ -204,3 +207,52 @@ def test_a_run_that_lacks_a_file_has_a_report(run: Path, missing: str) -> None:
 def test_a_run_with_a_damaged_file_has_a_report(run: Path, name: str, content: str) -> None:
     (run / name).write_text(content)
     assert "What was asked for" in page(run)
+
+
+HUGE = 10**400
+BAD = {
+    "a metric beyond all numbers": ("metrics.jsonl", {"step": 9, "time": HUGE, "learn/reward/mean": HUGE}),
+    "a step beyond all numbers": ("metrics.jsonl", {"step": 2**70, "learn/reward/mean": 1.0}),
+    "an event of another time": ("events.jsonl", {"time": -1e18, "event": "worker_lost", "cause": ["x"]}),
+    "a downtime in words": ("events.jsonl", {"time": 1, "event": "worker_recovered", "downtime_s": "long"}),
+    "margins as a list": (
+        "audits.jsonl", {"ordinal": 0, "attempt": 0, "index": 0, "margins": [1], "gold_margins": {"polite": None}},
+    ),
+    "a label of a person without a text": ("human-labels.jsonl", {"label_id": 3, "created_ns": HUGE}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_line_with_wrong_values_costs_no_more_than_itself(run: Path, case: str) -> None:
+    name, value = BAD[case]
+    with (run / name).open("a") as file:
+        file.write(json.dumps(value) + "\n")
+    text = body(page(run))
+    assert "polite rose most" in text
+    assert "Best answers in training" in text
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        {"warnings": 5, "wall_s": "x", "end": ["a"], "eval": [1], "status": ["x"]},
+        {"wall_s": HUGE, "groups": {"admitted": 10**30}, "status": "completed"},
+        {"finished": {"a": 1}, "end": {"cause": {"b": 2}}, "steps": "many"},
+    ],
+)
+def test_a_summary_with_wrong_values_costs_no_more_than_its_part(run: Path, summary: dict[str, Any]) -> None:
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "polite rose most" in body(page(run))
+
+
+def test_a_pipe_in_place_of_a_file_is_named_and_not_opened(run: Path) -> None:
+    (run / "events.jsonl").unlink()
+    os.mkfifo(run / "events.jsonl")
+    assert "is no regular file" in body(page(run))
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e308, -800.0, None])
+def test_margins_of_any_size_are_drawn(run: Path, value: float | None) -> None:
+    rows = [label(o, i, p) | {"margin": value} for o in range(8) for i in (0, 1) for p in ("polite", "brief")]
+    part(run, "labels", rows)
+    assert "polite rose most" in body(page(run))
