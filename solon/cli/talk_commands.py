@@ -90,3 +90,22 @@ def track(
     if not chosen:
         raise InputError("got no tracker, expected one, as in --tensorboard runs/tensorboard")
     track(find_run(run), chosen, follow=follow, say=typer.echo)
+
+
+@talk_app.command()
+def push(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A run's last checkpoint, or a model.", show_default=False)
+    ],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Name on the hub, as in org/model.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and card; send nothing.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Of a new repository.")] = False,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="Commit to the main branch, without a pull request.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Push a policy to the Hugging Face hub. A pull request with a model card; refuses pickles and secrets."""
+    from solon.cli.push import run_push
+
+    print_result(run_push(source, repo, dry_run=dry_run, private=private, direct=direct, as_json=as_json), as_json)

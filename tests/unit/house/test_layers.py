@@ -55,6 +55,7 @@ ORDERS = {
         "recovery",
         "doctor",
         "report",
+        "hub",
         "cli",
     ),
     "solon.feedback": (
