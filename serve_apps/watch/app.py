@@ -66,6 +66,7 @@ class Pages:
     def loaded(self, name: str) -> OpenRun:
         """The same; waits a moment for its labels, which suffices for most runs."""
         found = self.open(name)
+        found.may_load.set()
         found.store.loaded.wait(LOAD_S)
         return found
 
@@ -76,6 +77,7 @@ class Pages:
             version, has_rows = run.version, run.store.loaded.is_set()
             found = run_page(run.store, defaults=self.defaults(run.store.path), answers=5, has_rows=has_rows)
             self._cached[name] = (version, found)
+        run.may_load.set()
         return found
 
 
@@ -158,7 +160,8 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
     def overview(name: str) -> Response:
         """The report of a run, which follows it."""
         run = pages.open(name)
-        run.store.loaded.wait(LOAD_S / 4)
+        if run.may_load.is_set():
+            run.store.loaded.wait(LOAD_S / 4)
         return pages.render("overview.html", name=name, **_overview(pages, name, run), sections=SECTIONS)
 
     @app.get("/runs/{name}/part")
@@ -217,6 +220,7 @@ def _add_browser(app: FastAPI, pages: Pages) -> None:
     ) -> Response:
         """Keep a person's label."""
         run = pages.open(name)
+        run.may_load.set()
         if not run.store.loaded.wait(LABEL_S):
             return _said("the labels of this run are still being read; save it again in a moment", 503)
         label = label_of(run, label_id)

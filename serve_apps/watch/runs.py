@@ -17,6 +17,10 @@ from solon.report.values import clean, number
 MOST_OPEN = 6
 """Runs whose tables are in memory."""
 REFRESH_S = 2.0
+LONG_RUN = 100
+"""Parts of labels."""
+FIRST_PAGE_S = 3.0
+"""Longest time that the first page is waited for."""
 MARKS = ("config.json", "summary.json", "metrics.jsonl")
 """A folder with one of them is a run."""
 
@@ -33,6 +37,10 @@ class OpenRun:
         self._state: Any = None
         self._is_closed = threading.Event()
         self.store.refresh_small()
+        self.may_load = threading.Event()
+        """Reading labels would slow down the first page of a long run: it comes first."""
+        if sum(1 for _ in (path / "labels").glob("part-*")) < LONG_RUN:
+            self.may_load.set()
         self._thread = threading.Thread(target=self._work, name=f"solon-watch {path.name}", daemon=True)
         self.want()
         self._thread.start()
@@ -55,6 +63,7 @@ class OpenRun:
         self._thread.join(timeout=30)
 
     def _work(self) -> None:
+        self.may_load.wait(FIRST_PAGE_S)
         while not self._is_closed.is_set():
             if time.monotonic() < self._wanted_until or not self.store.loaded.is_set():
                 try:
