@@ -1,6 +1,6 @@
 """Services under load: labels over HTTP against the same labels in process, and versions replaced under live training.
 
-    python benchmarks/service.py [--quick] [--json PATH] [--only load,swap]
+    python benchmarks/service.py [--quick] [--json PATH] [--only load,soak,swap]
 
 Nursery models on two cores. Every item is new, so that no cache answers. The swap trains the nursery's policy
 meanwhile, in another process, so its figures are of a busy machine.
@@ -24,16 +24,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import httpx
+import psutil
 
 from benchmarks._harness import Row, arguments, report
 from benchmarks._labels import constitution_of, draw_groups, nursery, opened
+from benchmarks._service_soak import soak_rows
 from nursery.grow import Nursery
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.labeler import Labeler
 from solon.host.own_code import child_environment, module_command
 from solon.records import Group
 
-PARTS = ("load", "swap")
+PARTS = ("load", "soak", "swap")
 CLIENTS = 64
 ITEMS = 32
 """Of one request in the batch form."""
@@ -251,10 +253,34 @@ async def _asked_while_swapped(url: str, wanted: int, limit_s: float) -> list[Ro
     ]
 
 
+# -- a long time at twice the load ---------------------------------------------------------------------------------
+
+
+async def long_rows(grown: Nursery, *, quick: bool) -> list[Row]:
+    """Memory and open files of the feedback service while twice its clients ask."""
+    with tempfile.TemporaryDirectory(prefix="solon-") as folder:
+        async with _served_feedback(grown, Path(folder)) as url:
+            port = int(url.rpartition(":")[2])
+            here = [one for one in psutil.Process().children(recursive=True) if _listens(one, port)]
+            return await soak_rows(
+                url,
+                here[0].pid,
+                lambda number: _requests(64, ITEMS, seed=5000 + number),
+                clients=2 * CLIENTS,
+                seconds=60.0 if quick else 600.0,
+            )
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in process.net_connections("inet"))
+
+
 async def run(parts: Sequence[str], *, quick: bool) -> list[Row]:
     grown, rows = nursery(), []
     if "load" in parts:
         rows += await load_rows(grown, quick=quick)
+    if "soak" in parts:
+        rows += await long_rows(grown, quick=quick)
     if "swap" in parts:
         rows += await swap_rows(quick=quick)
     return rows

@@ -210,3 +210,43 @@ def on_serve(script: str, folder: Path) -> tuple[Any, str]:
         )  # fmt: skip
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     return (json.loads(found[0].removeprefix("RESULT ")) if found else None), done.stdout[-1500:] + done.stderr[-3000:]
+
+
+POLICY = """
+import json, sys
+import httpx
+import ray
+from ray import serve
+from serve_apps.policy import app
+
+settings, port, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+ray.init(num_cpus=2, include_dashboard=False, _temp_dir=folder, logging_level="ERROR")
+body = {"model": "policy", "messages": [{"role": "user", "content": "what color is the crow ?"}], "max_tokens": 8}
+try:
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(app({"settings": settings, "cpus": "0.5"}), name="policy")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+        whole = client.post("/v1/chat/completions", json=body)
+        with client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as reply:
+            lines = [line for line in reply.iter_lines() if line]
+        refused = client.post("/v1/chat/completions", json=body | {"model": "other"})
+    text = whole.json()["choices"][0]["message"]["content"]
+    print("RESULT " + json.dumps([text, whole.headers["x-solon-version"], lines[-1], len(lines), refused.status_code]))
+finally:
+    serve.shutdown()
+    ray.shutdown()
+"""
+
+
+@pytest.mark.ray
+def test_a_policy_answers_and_streams_on_ray_serve(nursery: Any, tmp_path: Path):
+    (tmp_path / "service.toml").write_text(
+        f'[policies.policy]\nmodel = "{nursery.policy}"\nengine = {{ max_model_len = 128 }}\n'
+    )
+    found, output = on_serve(POLICY, tmp_path)
+    assert found, output
+    text, version, last, lines, status = found
+    assert text
+    assert version
+    assert (last, status) == ("data: [DONE]", 404)
+    assert lines > 2
