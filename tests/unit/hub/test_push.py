@@ -90,11 +90,11 @@ def test_a_pickle_is_refused(run: Path):
 
 
 def test_a_secret_is_refused_and_not_shown(run: Path):
-    secret = "hf_" + "a1" * 12
-    (policy_of(run) / "tokenizer_config.json").write_text(json.dumps({"key": secret}))
+    made_up = "hf_" + "a1" * 12
+    (policy_of(run) / "tokenizer_config.json").write_text(json.dumps({"key": made_up}))
     with pytest.raises(InputError, match="looks like a secret") as caught:
         plan(run)
-    assert secret not in str(caught.value)
+    assert made_up not in str(caught.value)
 
 
 @pytest.mark.parametrize("repo", ["model", "a/b/c", "../x", "a b/c", ""])
