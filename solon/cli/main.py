@@ -44,6 +44,9 @@ INTERRUPTIONS = {
 }
 """By command; others than these train."""
 
+ABOUT_RUNS = ("report", "watch", "track", "push")
+"""Commands whose failure is not that of a run."""
+
 app = typer.Typer(
     name="solon",
     help="Asynchronous reinforcement learning from AI feedback, on Ray.",
@@ -241,7 +244,8 @@ def main(*, roles: Mapping[str, Role] | None = None) -> None:
     except InputError as error:
         _fail(_with_notes(str(error), error), 2)
     except RunFailedError as error:
-        _fail(_with_notes(f"the run failed: {error}", error), 1)
+        said = str(error) if sys.argv[1:2] and sys.argv[1] in ABOUT_RUNS else f"the run failed: {error}"
+        _fail(_with_notes(said, error), 1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             _fail(INTERRUPTIONS.get(sys.argv[1] if len(sys.argv) > 1 else "", BEFORE_TRAINING), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from solon.report.figures import COLOURS, _shown
@@ -46,7 +46,7 @@ class Curve:
     low: Sequence[float] = ()
     """Lower and upper ends of intervals; empty: none."""
     high: Sequence[float] = ()
-    marks: bool = field(default=False)
+    marks: bool = False
     """Draw points, for values at a few steps."""
 
 

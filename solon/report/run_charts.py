@@ -177,7 +177,7 @@ def timeline(path: Path) -> Chart | None:
     return Chart(
         name="timeline",
         title="Timeline of the workers",
-        sentence=f"The last {(end - start) / 1e6:.0f} seconds: generating, labelling and learning at the same time.",
+        sentence=f"The last {(end - start) / 1e6:.0f} seconds: what every worker did, by lane.",
         figure=figure,
         columns=["lane", "worker", "seconds"],
         rows=rows,
@@ -224,12 +224,12 @@ def calibration(store: RunStore) -> Chart | None:
     figure = reliability_figure({"judge": bins}, folded=False)
     figure.update_layout(layout("probability the judge gives", "share that the auditor confirms"))
     rows = [[f"{one.claimed:.3f}", str(one.true), f"{one.mass:.1%}"] for one in bins]
-    above = next((one for one in reversed(bins)), None)
-    told = f"Where the judge claims {above.claimed:.0%}, the auditor agrees in {above.true.value:.0%}." if above else ""
+    worst = max(bins, key=lambda one: abs(one.claimed - one.true.value) * one.mass)
+    told = f"Furthest off: where the judge claims {worst.claimed:.0%}, the auditor says yes in {worst.true.value:.0%}."
     return Chart(
         name="calibration",
         title="Reliability of the judge",
-        sentence=f"{told} Points below the diagonal: too sure.",
+        sentence=f"{told} Below the diagonal it says yes too surely, above it no.",
         figure=figure,
         columns=["claimed", "confirmed", "share of labels"],
         rows=rows,

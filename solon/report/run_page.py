@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from solon.doctor.diagnosis import diagnose
@@ -67,23 +66,24 @@ def run_page(
     changes = made("held-out scores", lambda: facts.change_by_principle(pairs), [])
     status, headline = made("state", lambda: _state(store, summary), ("not known", "the state is not known"))
     agreement = made("agreement", lambda: facts.agreement(store), [])
-    rows = has_rows
     return {
         "name": store.path.name,
         "asked": made("settings", lambda: _asked(config), []),
         "status": status,
         "headline": headline,
         "tone": TONES.get(status, "bad"),
-        "end": made("end", lambda: _end(store.path, summary), []),
+        "end": made("end", lambda: _end(config, summary), []),
         "warnings": [str(one) for one in _list(summary.get("warnings"))],
-        "rose": made("principles", lambda: _rose(store, changes, pairs, has_rows=rows), ""),
-        "charts": {name: made(name, make, None) for name, make in _charts(store, changes, has_rows=rows).items()},
+        "rose": made("principles", lambda: _rose(store, changes, pairs, has_rows=has_rows), ""),
+        "charts": {name: made(name, make, None) for name, make in _charts(store, changes, has_rows=has_rows).items()},
         "before": made("held-out answers", lambda: facts.before_alone(store) if not pairs else [], []),
-        "answers": made("answers", lambda: _answers(store, pairs, answers) if rows else [], []),
+        "answers": made("answers", lambda: _answers(store, pairs, answers) if has_rows else [], []),
         "absent": ABSENT,
-        "cost": made("cost", lambda: facts.cost(store, summary) if rows else [], []),
+        "cost": made("cost", lambda: facts.cost(store, summary) if has_rows else [], []),
         "quality_columns": QUALITY,
-        "quality": made("quality", lambda: [_quality(row) for row in facts.judge_quality(store)] if rows else [], []),
+        "quality": made(
+            "quality", lambda: [_quality(row) for row in facts.judge_quality(store)] if has_rows else [], []
+        ),
         "agreement": made("agreement", lambda: [_agreement(row) for row in agreement], []),
         "fooled_sentence": made("agreement", lambda: _fooled(agreement), ""),
         "drift": [made(name, make, None) for name, make in charts.drift(store).items()],
@@ -128,22 +128,17 @@ def _asked(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _end(path: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _end(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     end = summary.get("end")
     rows = [("ended", str(summary["finished"]))] if summary.get("finished") else []
     if isinstance(end, Mapping):
         names = {"cause": "why it ended", "evidence": "evidence", "remedy": "what to do"}
         rows += [(name, str(end[key])) for key, name in names.items() if end.get(key)]
         if end.get("resume"):
-            rows.append(
-                ("to continue", f"{end['resume']} (in the folder where the run was started: {_started_in(path)})")
-            )
+            origin = config.get("origin")
+            folder = origin.get("folder") if isinstance(origin, Mapping) else None
+            rows.append(("to continue", f"{end['resume']}{f' (in the folder {folder})' if folder else ''}"))
     return rows
-
-
-def _started_in(path: Path) -> Path:
-    """The folder from which the printed command works: runs lie in its `runs`."""
-    return path.absolute().parent.parent
 
 
 def _charts(store: RunStore, changes: list[dict[str, Any]], *, has_rows: bool) -> dict[str, Callable[[], Chart | None]]:

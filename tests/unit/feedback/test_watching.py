@@ -27,7 +27,8 @@ from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.feedback.watching.watch_state import WatchState
 from solon.ledger.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
-from solon.records import Feedback, Group, StepReport
+from solon.records import Feedback, Group, Label, StepReport
+from solon.runs.tables import audit_rows
 from solon.verdicts import Status, Verdict
 from tests.unit.fakes import make_group, make_prompt
 from tests.unit.run_files import make_model, make_run
@@ -415,3 +416,38 @@ async def test_unanswered_canaries_are_reported_once_and_fail_no_run():
 
 
 PRINCIPLE = Principle(id="kind", pairwise_question="which is kinder?")
+
+
+async def test_every_audited_answer_is_handed_on_with_both_rewards():
+    rows: list[dict[str, Any]] = []
+    observer, _, _ = make_observer(Gold(), audit_share=0.5)
+    observer._on_audit = lambda *audited: rows.extend(audit_rows(*audited))
+    await run(observer, 4)
+    assert {row["ordinal"] for row in rows} <= set(range(4))
+    assert 0 < len(rows) < 4 * GROUP
+    for row in rows:
+        assert row["reward"] == 0.1 * row["ordinal"] + SPREAD[row["index"]]
+
+
+def test_an_audited_answer_keeps_the_margins_about_it_alone():
+    group = make_group(3, texts=["a", "b", "c"])
+
+    def labels(*margins: tuple[tuple[int, ...], str, float | None]) -> Feedback:
+        found = tuple(
+            Label(
+                task="pointwise",
+                principle_id=principle,
+                rollouts=rollouts,
+                verdict=Verdict(status=status, margin=margin),
+            )
+            for rollouts, principle, margin in margins
+            for status in (Status.OK if margin is not None else Status.TIMEOUT,)
+        )
+        return Feedback(ordinal=3, attempt=0, rewards_G=(1.0, 2.0, 3.0), labels=found)
+
+    proxy = labels(
+        ((2,), "kind", 1.0), ((2,), "kind", 3.0), ((1,), "kind", 9.0), ((2, 1), "brief", 5.0), ((2,), "true", None)
+    )
+    (row,) = audit_rows(group, (2,), proxy, labels(((0,), "kind", -1.0)))
+    assert (row["index"], row["reward"], row["gold"]) == (2, 3.0, 1.0)
+    assert (row["margins"], row["gold_margins"]) == ({"kind": 2.0}, {"kind": -1.0})

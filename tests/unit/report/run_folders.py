@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from solon.files.json_text import json_text
+from solon.report.store import RunStore
 from solon.runs.tables import arrow_table
 
 PRINCIPLES = ("polite", "brief")
@@ -150,6 +151,13 @@ def heldout(number: int, texts: Sequence[str], moment: str, score: float) -> dic
         "score": (1.0 + score) / 2,
         "labels": [],
     }
+
+
+def opened(run: Path) -> RunStore:
+    """The tables of a run, all read."""
+    store = RunStore(run)
+    store.refresh()
+    return store
 
 
 def write(path: Path, value: Any) -> None:

@@ -24,22 +24,10 @@ from solon.report.run_facts import (
     rose_most,
 )
 from solon.report.run_report import write_report
-from solon.report.store import RunStore
 from tests.unit.attacks import ALL
-from tests.unit.report.run_folders import label, make_run, part, write
+from tests.unit.report.run_folders import audit, label, lines, make_run, opened, part, write
 
 DEFAULTS = {"policy": "p", "judge": "j", "prompts": "t", "constitution": "c", "steps": 100}
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return make_run(tmp_path / "r")
-
-
-def opened(run: Path) -> RunStore:
-    store = RunStore(run)
-    store.refresh()
-    return store
 
 
 def page(run: Path) -> str:
@@ -256,3 +244,24 @@ def test_margins_of_any_size_are_drawn(run: Path, value: float | None) -> None:
     rows = [label(o, i, p) | {"margin": value} for o in range(8) for i in (0, 1) for p in ("polite", "brief")]
     part(run, "labels", rows)
     assert "polite rose most" in body(page(run))
+
+
+def test_of_a_healthy_run_no_part_is_left_out(run: Path) -> None:
+    compared = [
+        label(o, 0, "polite")
+        | {
+            "label_id": f"c{o}",
+            "task": "pairwise",
+            "rollouts": [0, 1],
+            "consistent": o % 2 == 0,
+            "position_offset": 0.5,
+        }
+        for o in range(8)
+    ]
+    part(run, "labels", compared, number=1)
+    lines(run / "audits.jsonl", [audit(o, o % 3 == 0) | {"index": i} for o in range(40) for i in (0, 1)])
+    (run / "trace.json").write_text('[\n{"ph":"X","pid":1,"tid":7,"ts":1,"dur":2,"cat":"learn","name":"step"},\n')
+    text = page(run)
+    assert "Files that could not be read" not in text
+    for chart in ("heldout", "reward", "principles", "calibration", "position", "lanes", "timeline", "staleness", "kl"):
+        assert f'id="chart-{chart}"' in text, chart

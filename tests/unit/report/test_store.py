@@ -9,18 +9,7 @@ import pytest
 from solon.errors import InputError
 from solon.report.sql import ask
 from solon.report.store import RunStore
-from tests.unit.report.run_folders import label, lines, make_run, metrics, part, rollout
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return make_run(tmp_path / "r")
-
-
-def opened(run: Path) -> RunStore:
-    store = RunStore(run)
-    store.refresh()
-    return store
+from tests.unit.report.run_folders import label, lines, metrics, opened, part, rollout
 
 
 def count(store: RunStore, table: str) -> int:
