@@ -61,7 +61,8 @@ class Driver:
         summary = await summarise(session, status, failure)
         summary["end"] = self._end_of(summary)
         unwritten = self._final.write(summary)
-        if not session.directory.is_gone and (problem := await report_at_end(session.directory.path)):
+        # A directory that was removed, and put back for its summary, has nothing to report.
+        if unwritten is None and (problem := await report_at_end(session.directory.path)):
             session.view.note(f"warning: {problem}")
         session.view.ended(summary, session.directory.path)
         # The cause of the end matters more than the missing summary.

@@ -122,26 +122,40 @@ class Front:
             await failure(error.status_code, str(error.detail))(scope, receive, send)
             return
         plain = {key: scope[key] for key in PASSED_ON if key in scope}
-        has_begun = streams = False
         for _ in range(ATTEMPTS):
+            held: list[Message] = []
+            """Sent when they are the whole answer, or when a stream has its first event: until then another replica can
+            answer instead."""
+            has_begun = False
             try:
                 async for message in self._replicas.ask.remote(plain, body):
-                    has_begun = True
-                    if message["type"] == "http.response.start":
-                        streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
-                    await send(message)
-                return
+                    held.append(message)
+                    if has_begun or _is_event(held):
+                        has_begun = True
+                        await _send_all(held, send)
             except RayError:
                 _log.warning("a replica was lost while it answered", exc_info=True)
                 if has_begun:
-                    break
-        if not has_begun:
-            await retry(503, LOST, RETRY_AFTER_S, code="unavailable")(scope, receive, send)
-        elif streams:
-            event = f"data: {json.dumps(problem(503, LOST, code='unavailable'))}\n\n".encode()
-            await send({"type": "http.response.body", "body": event, "more_body": False})
-        else:  # half of an answer: the client sees that its connection ends early
-            raise RunFailedError(LOST)
+                    event = f"data: {json.dumps(problem(503, LOST, code='unavailable'))}\n\n".encode()
+                    await send({"type": "http.response.body", "body": event, "more_body": False})
+                    return
+                continue
+            await _send_all(held, send)
+            return
+        await retry(503, LOST, RETRY_AFTER_S, code="unavailable")(scope, receive, send)
+
+
+def _is_event(messages: list[Message]) -> bool:
+    """Whether these messages are the start of a stream and its first event."""
+    return len(messages) > 1 and any(
+        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in messages[0].get("headers", [])
+    )
+
+
+async def _send_all(held: list[Message], send: Send) -> None:
+    while held:
+        await send(held.pop(0))
 
 
 async def _body(receive: Receive) -> bytes:

@@ -151,7 +151,7 @@ def ask():
                 known = reply.status_code == 200 or "error" in reply.json()
                 answers[reply.status_code if known else "bare"] += 1
             except Exception as error:
-                errors[type(error).__name__] += 1
+                errors[repr(error)] += 1
             time.sleep(0.05)
 
 
