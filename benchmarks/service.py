@@ -186,7 +186,7 @@ async def _solon(*arguments_: str, said: str, folder: Path | None = None) -> Asy
 
 async def swap_rows(*, quick: bool) -> list[Row]:
     """Requests without a pause while a run trains and its checkpoints replace one another."""
-    wanted, limit_s = (2, 240.0) if quick else (20, 1500.0)
+    wanted, limit_s = (2, 240.0) if quick else (20, 2700.0)
     with tempfile.TemporaryDirectory(prefix="solon-") as name:
         folder = Path(name)
         training = subprocess.Popen(  # noqa: ASYNC220  # it starts at once

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any
 
 import httpx
@@ -16,6 +15,7 @@ from pydantic import WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from serve_apps.admission import Admission
+from serve_apps.events import EndsWithClient, event, send_head, send_part
 from serve_apps.policy_config import VERSION_MARK
 from serve_apps.policy_service import Bound, ServedPolicy
 from serve_apps.text_server import said_by
@@ -128,7 +128,7 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
         raise ItemError("", "the body holds a number that is not finite, or is nested too deeply") from None
 
 
-class Forwarded(Response):
+class Forwarded(EndsWithClient):
     """The answer of a server. bound: gives the server, and keeps it while its answer is sent.
 
     A client that goes away ends the request at the server. Raises what `bound` raises, before anything is sent.
@@ -142,26 +142,11 @@ class Forwarded(Response):
         streams: bool,
         headers: Callable[[Bound], Mapping[str, str]],
     ) -> None:
+        super().__init__()
         self._bound, self._path, self._content, self._streams, self._told = bound, path, content, streams, headers
-        self.background = None
-        self.status_code = 200
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
-        work = asyncio.ensure_future(self._forward(scope, receive, send))
-        gone = asyncio.ensure_future(_client_is_gone(receive))
-        try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                work.cancel()
-            with suppress(asyncio.CancelledError):
-                await work
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
-
-    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._bound() as target:
             server = target.server
             extra = dict(self._told(target))
@@ -181,11 +166,9 @@ class Forwarded(Response):
                 await reply.aclose()
 
     async def _stream(self, reply: httpx.Response, extra: Mapping[str, str], send: Send) -> None:
-        head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", **extra}
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        await send_head(send, extra)
         async for chunk in _checked(reply):
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send_part(send, chunk)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -200,7 +183,7 @@ async def _checked(reply: httpx.Response) -> AsyncIterator[bytes]:
     except httpx.TransportError:
         last = b""
     if b"[DONE]" not in last:
-        yield b"data: " + json.dumps(problem(503, LOST, code="unavailable")).encode() + b"\n\n"
+        yield event(problem(503, LOST, code="unavailable"))
 
 
 async def _whole(reply: httpx.Response) -> Response:
@@ -214,8 +197,3 @@ async def _whole(reply: httpx.Response) -> Response:
     if reply.status_code >= 500:
         return retry(503, "the model's server failed to answer", RETRY_AFTER_S, code="unavailable")
     return failure(reply.status_code, said_by(content), code="invalid_request")
-
-
-async def _client_is_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from math import exp
 from typing import Any
 
@@ -11,16 +12,19 @@ from fastapi.responses import JSONResponse, Response
 
 from serve_apps.admission import Admission
 from serve_apps.config import ServiceFile
+from serve_apps.events import Events
 from serve_apps.forwarding import ChatBody, forwarded
 from serve_apps.policy_service import ServedPolicy
 from serve_apps.service import FeedbackService
 from serve_apps.web import BEARER, ItemError, UnknownNameError, new_app, new_id
+from serve_apps.writer import Job, Writer, total
 from solon.client.wire import (
     CritiquesReply,
     CritiquesRequest,
     Health,
     JudgeCard,
     Judges,
+    Message,
     Preference,
     PreferencesReply,
     PreferencesRequest,
@@ -29,6 +33,7 @@ from solon.client.wire import (
     Score,
     ScoresReply,
     ScoresRequest,
+    TextUsage,
     Usage,
     Verdict,
 )
@@ -88,21 +93,29 @@ def _add_routes(app: FastAPI, service: FeedbackService) -> None:
         results = [_preference(service, body.judge, one) for one in found]
         return PreferencesReply(id=request_id, judge=body.judge, results=results, usage=_usage(found))
 
-    @guarded.post("/critiques")
-    async def critiques(body: CritiquesRequest) -> CritiquesReply:
+    @guarded.post("/critiques", response_model=CritiquesReply)
+    async def critiques(body: CritiquesRequest) -> Any:
         """Criticise answers, each by one principle of the writer's constitution."""
         _check_items(body.items, file)
-        with admission.room_for(len(body.items)):
-            found, usage = await service.writer(body.writer).critiques(body.items)
-        return CritiquesReply(id=new_id("critiques"), writer=body.writer, results=found, usage=usage)
+        writer, request_id = service.writer(body.writer), new_id("critiques")
+        jobs = writer.critiques(body.items)
+        if body.stream:
+            return _written_as_made(writer, jobs, admission, request_id)
+        with admission.room_for(len(jobs)):
+            found, usage = await writer.together(jobs)
+        return CritiquesReply(id=request_id, writer=body.writer, results=found, usage=usage)
 
-    @guarded.post("/revisions")
-    async def revisions(body: RevisionsRequest) -> RevisionsReply:
+    @guarded.post("/revisions", response_model=RevisionsReply)
+    async def revisions(body: RevisionsRequest) -> Any:
         """Revise answers, each by one principle of the writer's constitution."""
         _check_items(body.items, file)
-        with admission.room_for(len(body.items)):
-            found, usage = await service.writer(body.writer).revisions(body.items)
-        return RevisionsReply(id=new_id("revisions"), writer=body.writer, results=found, usage=usage)
+        writer, request_id = service.writer(body.writer), new_id("revisions")
+        jobs = writer.revisions(body.items)
+        if body.stream:
+            return _written_as_made(writer, jobs, admission, request_id)
+        with admission.room_for(len(jobs)):
+            found, usage = await writer.together(jobs)
+        return RevisionsReply(id=request_id, writer=body.writer, results=found, usage=usage)
 
     def find(model: str, _: str) -> tuple[ServedPolicy, str]:
         return service.writer(model, param="model").policy, ""
@@ -113,6 +126,25 @@ def _add_routes(app: FastAPI, service: FeedbackService) -> None:
         return forwarded(find, admission, request, "/v1/chat/completions", body)
 
     app.include_router(guarded)
+
+
+def _written_as_made(writer: Writer, jobs: Sequence[Job[Any]], admission: Admission, request_id: str) -> Events:
+    """Each result as an event when it is made, then what all cost."""
+
+    @asynccontextmanager
+    async def messages() -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        with admission.room_for(len(jobs)):
+            async with writer.as_made(jobs) as made:
+                yield told(made)
+
+    async def told(made: AsyncIterator[tuple[int, Message, TextUsage]]) -> AsyncIterator[dict[str, Any]]:
+        spent = []
+        async for place, result, used in made:
+            spent.append(used)
+            yield {"id": request_id, "writer": writer.name, "index": place, "result": result.model_dump(mode="json")}
+        yield {"id": request_id, "writer": writer.name, "usage": total(spent).model_dump(mode="json")}
+
+    return Events(messages)
 
 
 def _check_items(items: Sequence[Any], file: ServiceFile) -> None:

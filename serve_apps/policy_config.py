@@ -30,9 +30,9 @@ class PolicySection(BaseModel):
     engine: EngineOptions = EngineOptions()
     follow: bool = True
     """Of a run that trains: serve every newer checkpoint as soon as it is written."""
-    swap: Literal["beside", "pause"] = "beside"
-    """`beside`: the next version starts while this one answers, which takes the memory of two. `pause`: this one ends
-    first; requests wait meanwhile."""
+    swap: Literal["reload", "beside"] = "reload"
+    """`reload`: the answers in flight end, then the server loads the next version; new requests wait meanwhile.
+    `beside`: the next version is started while this one answers: nothing waits, and it takes the memory of two."""
     allow_uncertified: bool = False
     """Serve a compressed model without the certificate of its compression."""
 

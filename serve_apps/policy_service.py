@@ -1,7 +1,8 @@
 """Policies behind servers of their own: which one answers, replaced by newer versions without losing a request.
 
     a request ──▶ policy ──▶ its current server (bound at admission)
-    a newer checkpoint ──▶ verified ──▶ started beside ──▶ attested ──▶ current; the old one ends after its last answer
+    a newer checkpoint ──▶ verified ──▶ loaded when nothing is in flight ──▶ attested ──▶ current
+      or, beside: ──▶ verified ──▶ a second server ──▶ attested ──▶ current; the old one ends after its last answer
 
 A version that cannot be verified, started or attested changes nothing: the current one stays.
 """
@@ -25,7 +26,7 @@ from serve_apps.text_server import TextServer
 from serve_apps.versions import Version, checkpoints_of, held, newest, newest_label, require_certificate
 from serve_apps.web import UnavailableError, UnknownNameError
 from solon.engines.lengths import engine_config
-from solon.errors import RunFailedError
+from solon.errors import AttestationError, RunFailedError
 
 LOOK_S = 1.0
 """Between two looks at a run directory and at a server's process."""
@@ -35,6 +36,8 @@ HEALTH_PERIOD_S, MOST_MISSES = 10.0, 3
 """Between two questions to a server whether it is well; without so many answers in a row it counts as lost."""
 AGAIN_S = 60.0
 """After which a version that could not be served is tried again."""
+LONGEST_PAUSE_S = 30.0
+"""For which requests wait until the answers in flight end."""
 LONGEST_ANSWER_S = 600.0
 """An answer that takes longer is cut when its version is replaced."""
 _log = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ class ServedPolicy:
         self._refused, self._refused_at = "", 0.0
         """Label of a version that could not be served, and when it was tried."""
         self._gate = asyncio.Event()
-        """Closed while a version is replaced by pausing."""
+        """Closed while the server loads a version."""
         self._gate.set()
         self._misses, self._asked_at = 0, 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,7 +85,7 @@ class ServedPolicy:
 
     @asynccontextmanager
     async def bound(self, label: str = "") -> AsyncIterator[Bound]:
-        """The current server, kept until the block ends. While a version is replaced by pausing, callers wait.
+        """The current server, kept until the block ends. While it loads a version, callers wait.
 
         Raises UnavailableError while it is started again, UnknownNameError for another version than the current one.
         """
@@ -112,38 +115,90 @@ class ServedPolicy:
     async def _change_to(self, version: Version) -> None:
         """Start a server with a version and let it answer; the one before ends after its last answer. Raises
         RunFailedError, AttestationError, InputError, OSError; then nothing has changed."""
-        if checkpoints_of(self.section.model) is not None and Path(version.path).parent != self._folder:
-            version = await asyncio.to_thread(held, version, self._folder)
+        version = await self._held(version)
         try:
             server = await self._started(version)
         except BaseException:
             if self.version is None or version.path != self.version.path:
                 self._remove(version)
             raise
-        old, before = self._server, self.version
-        self._server, self.version, self.trouble = server, version, ""
+        old, self._server = self._server, server
+        self._is_current(version)
+        if old is not None:
+            self._ending.add(old)
+            self._begin(self._retire(old))
+
+    async def _load(self, version: Version) -> None:
+        """Load a version into the current server when nothing is in flight; where an answer takes too long, start it
+        beside. Raises as `_change_to`."""
+        server = self._server
+        assert server is not None
+        version = await self._held(version)
+        self._gate.clear()
+        if not await server.drained(LONGEST_PAUSE_S):
+            self._gate.set()
+            _log.warning("%s: answers took longer than %.0f s, a second server is started", self.name, LONGEST_PAUSE_S)
+            await self._change_to(version)
+            return
+        try:
+            await self._exchange(server, version)
+        except BaseException:
+            self._remove(version)
+            self._gate.set()
+            raise
+        self._is_current(version)
+
+    async def _exchange(self, server: TextServer, version: Version) -> None:
+        """Load a version; when it cannot be attested, the version before again. A server that holds neither ends."""
+        before = self.version
+        assert before is not None
+        is_sound = False
+        try:
+            try:
+                await self._loaded(server, version)
+            except (RunFailedError, AttestationError):
+                await self._loaded(server, before)
+                is_sound = True
+                raise
+            is_sound = True
+        finally:
+            if not is_sound:
+                self._server, self.trouble = None, "its server could not load a version"
+                await server.close()
+
+    async def _held(self, version: Version) -> Version:
+        if checkpoints_of(self.section.model) is None or Path(version.path).parent == self._folder:
+            return version
+        return await asyncio.to_thread(held, version, self._folder)
+
+    def _is_current(self, version: Version) -> None:
+        before, self.version, self.trouble = self.version, version, ""
         self._misses = 0
         self._gate.set()
         if before is not None and before.path != version.path:
             self.swaps += 1
             self._remove(before)  # its weights are in memory
-        if old is not None:
-            self._ending.add(old)
-            self._begin(self._retire(old))
 
     async def _started(self, version: Version) -> TextServer:
         server = self._open(self.name, self.section, version, self._folder)
         try:
             await server.start()
-            if version.canaries is None and checkpoints_of(self.section.model) is not None:
-                _log.warning("%s %s has no canaries, so its server is not attested", self.name, version.label)
-            elif version.canaries is not None:
-                gap = await server.attest(version.canaries, who=f"the server of {self.name} {version.label}")
-                _log.info("%s %s is attested: %.1e nats from the learner", self.name, version.label, gap)
+            await self._attest(server, version)
         except BaseException:
             await server.close()
             raise
         return server
+
+    async def _loaded(self, server: TextServer, version: Version) -> None:
+        await server.load(version.path, label=f"{self.name}{VERSION_MARK}{version.label}")
+        await self._attest(server, version)
+
+    async def _attest(self, server: TextServer, version: Version) -> None:
+        if version.canaries is None and checkpoints_of(self.section.model) is not None:
+            _log.warning("%s %s has no canaries, so its server is not attested", self.name, version.label)
+        elif version.canaries is not None:
+            gap = await server.attest(version.canaries, who=f"the server of {self.name} {version.label}")
+            _log.info("%s %s is attested: %.1e nats from the learner", self.name, version.label, gap)
 
     def _remove(self, version: Version) -> None:
         if Path(version.path).parent == self._folder:
@@ -187,20 +242,9 @@ class ServedPolicy:
         version = await asyncio.to_thread(newest, self.section.model)
         if version.digest == self.version.digest:
             return
-        if self.section.swap == "pause":
-            await self._end_current()
-        await self._change_to(version)
+        await (self._load if self.section.swap == "reload" else self._change_to)(version)
         self._refused = ""
         _log.warning("policy %s is now %s", self.name, version.label)
-
-    async def _end_current(self) -> None:
-        """Requests wait from here on until a version answers, or none can be started."""
-        old = self._server
-        assert old is not None
-        self._gate.clear()
-        await old.drained(LONGEST_ANSWER_S)
-        self._server = None
-        await old.close()
 
     async def _restart(self) -> None:
         """Serve the current version again: it has been proven. Only where it is gone, the newest one."""

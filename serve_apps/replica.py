@@ -4,7 +4,6 @@ cannot be started again."""
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.config import ServiceBase, as_mapping
+from serve_apps.events import event
 from serve_apps.keys import Keys
 from serve_apps.web import RETRY_AFTER_S, BoundedBodies, Guarded, Service, failure, problem, retry
 from solon.errors import InputError, RunFailedError
@@ -136,8 +136,8 @@ class Front:
             except RayError:
                 _log.warning("a replica was lost while it answered", exc_info=True)
                 if has_begun:
-                    event = f"data: {json.dumps(problem(503, LOST, code='unavailable'))}\n\n".encode()
-                    await send({"type": "http.response.body", "body": event, "more_body": False})
+                    last = event(problem(503, LOST, code="unavailable"))
+                    await send({"type": "http.response.body", "body": last, "more_body": False})
                     return
                 continue
             await _send_all(held, send)

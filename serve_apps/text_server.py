@@ -20,6 +20,7 @@ import httpx
 from serve_apps.web import UnavailableError
 from solon.engines.base import EngineConfig
 from solon.engines.openai_server import START_TIMEOUT_S, ModelServer
+from solon.engines.server_weights import ROUTE
 from solon.errors import RunFailedError
 from solon.pipeline.canaries import Canaries
 
@@ -70,6 +71,16 @@ class TextServer:
         if self._http is None or self._http.is_closed:
             raise UnavailableError(f"{self.name} is not ready")
         return self._http
+
+    async def load(self, path: str, *, label: str) -> None:
+        """Replace its weights by those of another directory while nothing is in flight. label: the new
+        `system_fingerprint`. Raises RunFailedError; it must then not answer before it has loaded others."""
+        try:
+            reply = await self.http.post(ROUTE, json={"path": path, "label": label}, timeout=START_TIMEOUT_S)
+        except (httpx.HTTPError, UnavailableError) as error:
+            raise RunFailedError(f"the server of {self.name} could not load {label}: {error!r}") from None
+        if not reply.is_success:
+            raise RunFailedError(f"the server of {self.name} could not load {label}; its log says why")
 
     async def attest(self, canaries: Canaries, *, who: str) -> float:
         """Compare its log-probs with the learner's; returns the gap, nats. Raises AttestationError, RunFailedError."""

@@ -7,7 +7,9 @@ its revision request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +26,8 @@ from solon.revision.chains import drawn_principles, without_preamble
 
 Turns = list[dict[str, str]]
 T = TypeVar("T")
+Job = Callable[[Bound], Coroutine[Any, Any, tuple[T, TextUsage]]]
+"""The work for one item, with the server that does it."""
 
 
 class Writer:
@@ -36,26 +40,50 @@ class Writer:
         policy = PolicySection(model=section.model, engine=section.engine, allow_uncertified=section.allow_uncertified)
         self.policy = ServedPolicy(name, policy, folder, open_ or open_server)
 
-    async def critiques(self, items: Sequence[Answered]) -> tuple[list[Critique], TextUsage]:
-        """A critique of each answer. Raises ItemError, UnavailableError, InputError without a constitution."""
+    def critiques(self, items: Sequence[Answered]) -> list[Job[Critique]]:
+        """The work of a critique of each answer. Raises ItemError, InputError without a constitution; the work raises
+        ItemError."""
         begun = [self._begin(number, item, critique=True) for number, item in enumerate(items)]
-        async with self.policy.bound() as bound:
-            said = await together([self._say(bound, number, turns) for number, (turns, _) in enumerate(begun)])
-        found = [
-            Critique(principle=principle.id, critique=text, is_cut=is_cut)
-            for (_, principle), (text, is_cut, _) in zip(begun, said, strict=True)
-        ]
-        return found, _usage(one for _, _, one in said)
 
-    async def revisions(self, items: Sequence[Revised]) -> tuple[list[Revision], TextUsage]:
-        """A revision of each answer, after a critique unless the item has one or wants none. Raises as above."""
+        async def critique(bound: Bound, number: int) -> tuple[Critique, TextUsage]:
+            turns, principle = begun[number]
+            text, is_cut, spent = await self._say(bound, number, turns)
+            return Critique(principle=principle.id, critique=text, is_cut=is_cut), spent
+
+        return [partial(critique, number=number) for number in range(len(items))]
+
+    def revisions(self, items: Sequence[Revised]) -> list[Job[Revision]]:
+        """The work of a revision of each answer, after a critique unless the item has one or wants none. Raises as
+        above."""
         for number, item in enumerate(items):
             self._begin(number, item, critique=_wants_critique(item))
-        async with self.policy.bound() as bound:
-            found = await together([self._revision(bound, number, item) for number, item in enumerate(items)])
-        return [one for one, _ in found], _usage(used for _, spent in found for used in spent)
+        return [partial(self._revision, number=number, item=item) for number, item in enumerate(items)]
 
-    async def _revision(self, bound: Bound, number: int, item: Revised) -> tuple[Revision, list[TextUsage]]:
+    async def together(self, jobs: Sequence[Job[T]]) -> tuple[list[T], TextUsage]:
+        """All results, in order, and what they cost. Raises ItemError, UnavailableError."""
+        async with self.policy.bound() as bound:
+            found = await together([job(bound) for job in jobs])
+        return [one for one, _ in found], total(used for _, used in found)
+
+    @asynccontextmanager
+    async def as_made(self, jobs: Sequence[Job[T]]) -> AsyncIterator[AsyncIterator[tuple[int, T, TextUsage]]]:
+        """Results as they are made, each with its place. Raises as above."""
+
+        async def numbered(bound: Bound, number: int) -> tuple[int, T, TextUsage]:
+            return (number, *await jobs[number](bound))
+
+        async def found(tasks: Sequence[asyncio.Task[tuple[int, T, TextUsage]]]) -> AsyncIterator[Any]:
+            for task in asyncio.as_completed(tasks):
+                yield await task
+
+        async with self.policy.bound() as bound:
+            tasks = [asyncio.ensure_future(numbered(bound, number)) for number in range(len(jobs))]
+            try:
+                yield found(tasks)
+            finally:
+                await _ended(tasks)
+
+    async def _revision(self, bound: Bound, number: int, item: Revised) -> tuple[Revision, TextUsage]:
         wants_critique = _wants_critique(item)
         turns, principle = self._begin(number, item, critique=wants_critique)
         spent, critique = [], item.critique or ""
@@ -68,7 +96,7 @@ class Writer:
         text, is_cut, used = await self._say(bound, number, turns)
         spent.append(used)
         made = Revision(principle=principle.id, critique=critique, revision=without_preamble(text), is_cut=is_cut)
-        return made, spent
+        return made, total(spent)
 
     def _begin(self, number: int, item: Answered, *, critique: bool) -> tuple[Turns, Principle]:
         """The conversation up to the first request of the principle."""
@@ -118,9 +146,13 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     try:
         return list(await asyncio.gather(*tasks))
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _ended(tasks)
+
+
+async def _ended(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _wants_critique(item: Revised) -> bool:
@@ -135,8 +167,9 @@ def _prompt(number: int, item: Asked) -> Prompt:
         raise ItemError(f"items.{number}.messages", str(error)) from None
 
 
-def _usage(spent: object) -> TextUsage:
-    found: list[TextUsage] = list(spent)  # type: ignore[call-overload]
+def total(spent: Iterable[TextUsage]) -> TextUsage:
+    """What several texts cost."""
+    found = list(spent)
     return TextUsage(
         prompt_tokens=sum(one.prompt_tokens for one in found),
         completion_tokens=sum(one.completion_tokens for one in found),

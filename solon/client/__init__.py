@@ -7,8 +7,9 @@ May import: `solon.verdicts`.
 """
 
 from solon.client.feedback import AsyncFeedbackClient, FeedbackClient, ServiceError
-from solon.client.wire import Compared, Preference, Score, Scored, Turn
+from solon.client.wire import Answered, Compared, Preference, Revised, Score, Scored, Turn
 
 __all__ = [
-    "AsyncFeedbackClient", "Compared", "FeedbackClient", "Preference", "Score", "Scored", "ServiceError", "Turn",
+    "Answered", "AsyncFeedbackClient", "Compared", "FeedbackClient", "Preference", "Revised", "Score", "Scored",
+    "ServiceError", "Turn",
 ]  # fmt: skip

@@ -15,13 +15,19 @@ from typing import Any, TypeVar
 import httpx
 
 from solon.client.wire import (
+    Answered,
     Compared,
+    CritiquesReply,
+    CritiquesRequest,
     Failure,
     JudgeCard,
     Judges,
     Message,
     PreferencesReply,
     PreferencesRequest,
+    Revised,
+    RevisionsReply,
+    RevisionsRequest,
     Scored,
     ScoresReply,
     ScoresRequest,
@@ -79,6 +85,14 @@ class FeedbackClient(_Client):
         """Which answer of each pair is better."""
         return self._post("/v1/preferences", PreferencesRequest(items=list(items), judge=judge), PreferencesReply)
 
+    def critiques(self, items: Sequence[Answered], *, writer: str = "writer") -> CritiquesReply:
+        """What is wrong with each answer by one principle."""
+        return self._post("/v1/critiques", CritiquesRequest(items=list(items), writer=writer), CritiquesReply)
+
+    def revisions(self, items: Sequence[Revised], *, writer: str = "writer") -> RevisionsReply:
+        """Each answer revised by one principle."""
+        return self._post("/v1/revisions", RevisionsRequest(items=list(items), writer=writer), RevisionsReply)
+
     def judges(self) -> list[JudgeCard]:
         """The judges of the service."""
         return self._call("GET", "/v1/models", None, Judges).data
@@ -133,6 +147,14 @@ class AsyncFeedbackClient(_Client):
     async def preferences(self, items: Sequence[Compared], *, judge: str = "default") -> PreferencesReply:
         """Which answer of each pair is better."""
         return await self._post("/v1/preferences", PreferencesRequest(items=list(items), judge=judge), PreferencesReply)
+
+    async def critiques(self, items: Sequence[Answered], *, writer: str = "writer") -> CritiquesReply:
+        """What is wrong with each answer by one principle."""
+        return await self._post("/v1/critiques", CritiquesRequest(items=list(items), writer=writer), CritiquesReply)
+
+    async def revisions(self, items: Sequence[Revised], *, writer: str = "writer") -> RevisionsReply:
+        """Each answer revised by one principle."""
+        return await self._post("/v1/revisions", RevisionsRequest(items=list(items), writer=writer), RevisionsReply)
 
     async def judges(self) -> list[JudgeCard]:
         """The judges of the service."""

@@ -69,6 +69,8 @@ class CritiquesRequest(Message):
 
     items: Annotated[list[Answered], Field(min_length=1)]
     writer: Name = "writer"
+    stream: bool = False
+    """Send each result as a server-sent event when it is made: `{id, writer, index, result}`, at last `{usage}`."""
 
 
 class RevisionsRequest(Message):
@@ -76,6 +78,8 @@ class RevisionsRequest(Message):
 
     items: Annotated[list[Revised], Field(min_length=1)]
     writer: Name = "writer"
+    stream: bool = False
+    """As in CritiquesRequest."""
 
 
 class TextUsage(Message):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from solon.engines.base import EngineConfig
 from solon.engines.memory import CPU_CACHE_GIB
+from solon.engines.server_weights import KEY, MIDDLEWARE, WORKER
 from solon.errors import InputError, RunFailedError
 from solon.host.own_code import child_environment, module_command
 from solon.host.processes import failure_of
@@ -37,7 +38,7 @@ class ModelServer:
         server.end()
 
     names: what clients may call the model. label: `system_fingerprint` of its answers. key: that
-    callers must have; empty: none. log: of the server.
+    callers must have; empty: none. A server with a key loads new weights (`server_weights`). log: of the server.
     Raises InputError for settings that the server does not have.
     """
 
@@ -63,10 +64,12 @@ class ModelServer:
         port = _free_port()
         self.address = f"http://127.0.0.1:{port}"
         command = _command(self._config, port, on_gpu=self._on_gpu, names=self._names, label=self._label)
+        # The route needs the key, and a server without one has no such route.
+        command += ["--middleware", MIDDLEWARE, "--worker-extension-cls", WORKER] if self._key else []
         with self.log.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(
                 [*module_command("solon.host.child"), *command],
-                env=child_environment(**_variables(self._config), **({"VLLM_API_KEY": self._key} if self._key else {})),
+                env=child_environment(**_variables(self._config), **({KEY: self._key} if self._key else {})),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -8,7 +8,7 @@ tensor, but a head that is tied to the embedding receives none and would silentl
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from solon.engines.digest import digest_tensors
@@ -31,23 +31,27 @@ def reload_weights(core: Any, vllm_config: Any, weights: Weights) -> None:
 
     Raises AttestationError when parameters have no new values; the model is then unusable.
     """
+    load_into(live_model(core), vllm_config, named_tensors(weights), source=f"weights {weights.version}")
+
+
+def load_into(model: Any, vllm_config: Any, tensors: Iterable[tuple[str, Any]], *, source: str) -> None:
+    """Replaces all weights of a live model. source: names the tensors in an error. Raises as `reload_weights`."""
     import torch
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-    model: Any = live_model(core)
     names = {name for name, _ in model.named_parameters()}
     packed = {module: module.cpu_linear for module in model.modules() if hasattr(module, "cpu_linear")}
     with set_current_vllm_config(vllm_config), torch.no_grad():
         initialize_layerwise_reload(model)
-        loaded = model.load_weights(_without_tied_copies(model, weights))
+        loaded = model.load_weights(_without_tied_copies(model, tensors))
         finalize_layerwise_reload(model, vllm_config.model_config)
         stale = [module for module, before in packed.items() if module.cpu_linear is before]
         refresh_tied(stale)
     missing = sorted(names - loaded) if loaded is not None else []
     if missing:
         raise AttestationError(
-            f"weights {weights.version} lack {len(missing)} parameters ({', '.join(missing[:3])}, …), expected all; "
+            f"{source} lack {len(missing)} parameters ({', '.join(missing[:3])}, …), expected all; "
             "publish the whole state dict"
         )
 
@@ -114,10 +118,12 @@ def _multiply(module: Any, probe_KC: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _without_tied_copies(model: torch.nn.Module, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+def _without_tied_copies(
+    model: torch.nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
     # Some trainers save the tied head as well; loading it would count the shared weight twice.
     tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
-    for name, tensor in named_tensors(weights):
+    for name, tensor in tensors:
         if not (tied and name == "lm_head.weight"):
             yield name, tensor
 

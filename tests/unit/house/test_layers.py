@@ -103,6 +103,7 @@ ORDERS = {
         "versions",
         "policy_config",
         "policy_service",
+        "events",
         "forwarding",
         "policy_http",
         "writer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ class StubServer(TextServer):
         self.version = version
         self.lost = ""
         self.closed = False
+        self.loads_nothing = False
+        self.fingerprint = version.label
         self.hangs = False
         self.asked: list[dict[str, Any]] = []
         self.status = 200
@@ -34,6 +37,12 @@ class StubServer(TextServer):
         if (Path(self.version.path) / "broken").exists():
             raise RunFailedError("the model's server ended with exit code 1")
         self._http = httpx.AsyncClient(transport=httpx.MockTransport(self._answer), base_url="http://model")
+
+    async def load(self, path: str, *, label: str) -> None:
+        if self.loads_nothing or (Path(path) / "broken").exists():
+            raise RunFailedError(f"the server of {self.name} could not load {label}; its log says why")
+        self.fingerprint = label
+        self.version = replace(self.version, path=path, label=label.rpartition("@")[2])
 
     async def attest(self, canaries: Canaries, *, who: str) -> float:
         if canaries.noise < 0:
@@ -61,7 +70,9 @@ class StubServer(TextServer):
             return httpx.Response(200, content=_pieces(b'data: {"choices": []}\n\n', end))
         text = f"{self.name} {self.version.label}"
         message = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        return httpx.Response(200, json={"choices": [message], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+        usage = {"prompt_tokens": 3, "completion_tokens": 2}
+        whole = {"system_fingerprint": self.fingerprint, "choices": [message], "usage": usage}
+        return httpx.Response(200, json=whole)
 
 
 async def _pieces(*pieces: bytes) -> AsyncIterator[bytes]:

@@ -22,6 +22,8 @@ from serve_apps.versions import newest
 from solon.errors import InputError
 from tests.unit.serve.stub_servers import StubServers
 
+RELOAD = '[policies.policy]\nmodel = "run"\n'
+BESIDE = RELOAD + 'swap = "beside"\n'
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -52,7 +54,7 @@ def checkpoint(run: Path, step: int, *, noise: float = 0.0, is_broken: bool = Fa
 async def running(folder: Path, text: str = "") -> AsyncIterator[tuple[httpx.AsyncClient, StubServers, PolicyService]]:
     if not (folder / "run").exists():
         checkpoint(folder / "run", 1)
-    (folder / "policy.toml").write_text(text or '[policies.policy]\nmodel = "run"\n')
+    (folder / "policy.toml").write_text(text or RELOAD)
     servers = StubServers()
     service = PolicyService(PolicyFile.load(folder / "policy.toml"), servers.open)
     await service.start()
@@ -94,7 +96,7 @@ async def test_an_answer_names_its_version_and_unknown_names_and_versions_are_re
 
 
 async def test_a_newer_checkpoint_replaces_the_version_and_the_old_one_ends_after_its_last_answer(tmp_path: Path):
-    async with running(tmp_path) as (http, servers, service):
+    async with running(tmp_path, BESIDE) as (http, servers, service):
         async with service.policies[0].bound() as bound:
             checkpoint(tmp_path / "run", 2)
             await version_is(service, "step-000002")
@@ -105,9 +107,10 @@ async def test_a_newer_checkpoint_replaces_the_version_and_the_old_one_ends_afte
         assert (await http.get("/health")).json()["versions"] == {"policy": "step-000002"}
 
 
+@pytest.mark.parametrize("text", [RELOAD, BESIDE])
 @pytest.mark.parametrize("fault", ["broken", "other log-probs", "other bytes"])
-async def test_a_version_that_cannot_be_proven_changes_nothing(tmp_path: Path, fault: str):
-    async with running(tmp_path) as (http, _, service):
+async def test_a_version_that_cannot_be_proven_changes_nothing(tmp_path: Path, fault: str, text: str):
+    async with running(tmp_path, text) as (http, _, service):
         found = checkpoint(
             tmp_path / "run", 2, is_broken=fault == "broken", noise=-1.0 if fault == "other log-probs" else 0.0
         )
@@ -119,9 +122,8 @@ async def test_a_version_that_cannot_be_proven_changes_nothing(tmp_path: Path, f
         await version_is(service, "step-000003")
 
 
-async def test_while_a_version_is_replaced_by_pausing_requests_wait_and_none_is_refused(tmp_path: Path):
-    text = '[policies.policy]\nmodel = "run"\nswap = "pause"\n'
-    async with running(tmp_path, text) as (http, servers, service):
+async def test_while_a_version_is_loaded_requests_wait_and_none_is_refused(tmp_path: Path):
+    async with running(tmp_path) as (http, servers, service):
         policy = service.policies[0]
         async with policy.bound():
             checkpoint(tmp_path / "run", 2)
@@ -129,9 +131,30 @@ async def test_while_a_version_is_replaced_by_pausing_requests_wait_and_none_is_
             waiting = asyncio.create_task(ask(http))
             await asyncio.sleep(0.05)
             assert not waiting.done()
-            assert len(servers.made) == 1
-        assert (await waiting).headers["x-solon-version"] == "step-000002"
-        assert servers.made[0].closed
+        reply = await waiting
+        assert reply.headers["x-solon-version"] == "step-000002"
+        assert reply.json()["system_fingerprint"] == "policy@step-000002"
+        assert len(servers.made) == 1
+        assert not servers.made[0].closed
+
+
+async def test_an_answer_that_takes_too_long_gets_a_second_server_instead_of_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(services, "LONGEST_PAUSE_S", 0.05)
+    async with running(tmp_path) as (http, servers, service), service.policies[0].bound():
+        checkpoint(tmp_path / "run", 2)
+        await version_is(service, "step-000002")
+        assert len(servers.made) == 2
+        assert (await ask(http)).headers["x-solon-version"] == "step-000002"
+
+
+async def test_a_server_that_can_load_no_version_is_started_again_with_the_proven_one(tmp_path: Path):
+    async with running(tmp_path) as (http, servers, service):
+        servers.made[0].loads_nothing = True
+        checkpoint(tmp_path / "run", 2)
+        await until(lambda: servers.made[0].closed and service.troubles() == {"policy": "ready"})
+        assert (await ask(http)).headers["x-solon-version"] in ("step-000001", "step-000002")
 
 
 async def test_a_lost_server_is_answered_with_503_and_started_again(tmp_path: Path):
@@ -220,14 +243,14 @@ def test_a_run_without_a_usable_checkpoint_and_a_compressed_model_without_certif
         newest(str(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("swap", ["beside", "pause"])
+@pytest.mark.parametrize("text", [RELOAD, BESIDE])
 async def test_after_a_refused_version_a_lost_server_is_replaced_by_the_version_that_was_proven(
-    tmp_path: Path, swap: str
+    tmp_path: Path, text: str
 ):
-    text = f'[policies.policy]\nmodel = "run"\nswap = "{swap}"\n'
     async with running(tmp_path, text) as (http, servers, service):
         checkpoint(tmp_path / "run", 2, is_broken=True)
-        await until(lambda: len(servers.made) >= 2)
+        await until(lambda: service.policies[0]._refused == "step-000002")
+        await asyncio.sleep(0.1)
         shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000001")
         await until(lambda: service.policies[0]._server is not None)
         current = next(one for one in reversed(servers.made) if one.version.label == "step-000001")
@@ -244,7 +267,7 @@ async def test_a_server_that_stops_answering_is_replaced(tmp_path: Path):
 
 
 async def test_no_third_server_starts_while_a_replaced_one_still_answers(tmp_path: Path):
-    async with running(tmp_path) as (_, servers, service), service.policies[0].bound():
+    async with running(tmp_path, BESIDE) as (_, servers, service), service.policies[0].bound():
         checkpoint(tmp_path / "run", 2)
         await version_is(service, "step-000002")
         checkpoint(tmp_path / "run", 3)

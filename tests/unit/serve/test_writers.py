@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import httpx
 from serve_apps.config import ServiceFile
 from serve_apps.http import build_app
 from serve_apps.service import FeedbackService
+from solon.client import Answered, AsyncFeedbackClient, Revised, Turn
 from tests.unit.serve.stub_servers import StubServers
 
 CONSTITUTION = """
@@ -65,6 +67,39 @@ async def test_a_revision_follows_a_critique_unless_one_is_given_or_none_is_want
         assert ["hi", "go away", "Make it plain."] in asked
         assert ["hi", "go away", "What is unkind?", "It is rude.", "Make it kind."] in asked
         assert len(asked) == 4
+
+
+async def test_results_are_streamed_as_they_are_made_and_end_with_what_they_cost(tmp_path: Path):
+    async with running(tmp_path) as (http, servers):
+        asked = {"items": [ITEM | {"answer": f"go away {number}"} for number in range(3)], "stream": True}
+        reply = await http.post("/v1/critiques", json=asked)
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        *events, last = [line.removeprefix("data: ") for line in reply.text.split("\n\n") if line]
+        assert last == "[DONE]"
+        *results, end = [json.loads(one) for one in events]
+        assert sorted(one["index"] for one in results) == [0, 1, 2]
+        assert all(one["result"]["principle"] == "kind" for one in results)
+        assert end["usage"] == {"prompt_tokens": 9, "completion_tokens": 6}
+        revised = await http.post("/v1/revisions", json=asked | {"items": [ITEM | {"critique": ""}]})
+        assert '"revision": "' in revised.text
+
+
+async def test_a_stream_that_cannot_begin_has_a_status_and_one_that_fails_ends_with_an_error_event(tmp_path: Path):
+    async with running(tmp_path) as (http, servers):
+        refused = await http.post("/v1/critiques", json={"items": [ITEM | {"principle": "no"}], "stream": True})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "items.0.principle")
+        servers.made[0].status = 400
+        late = await http.post("/v1/critiques", json={"items": [ITEM], "stream": True})
+        assert (late.status_code, late.json()["error"]["param"]) == (422, "items.0")
+
+
+async def test_both_clients_ask_for_critiques_and_revisions(tmp_path: Path):
+    async with running(tmp_path) as (http, _), AsyncFeedbackClient("http://s", http=http) as client:
+        turns = [Turn(role="user", content="hi")]
+        found = await client.critiques([Answered(messages=turns, answer="go away")])
+        assert found.results[0].principle == "kind"
+        made = await client.revisions([Revised(messages=turns, answer="go away", critique="rude")])
+        assert made.results[0].revision
 
 
 async def test_what_a_writer_cannot_do_is_refused_with_the_item(tmp_path: Path):
