@@ -18,10 +18,7 @@ from serve_apps.service import FeedbackService
 
 
 def app(args: Mapping[str, str]) -> Application:
-    """`settings`: path of the service file. `replicas`: number of replicas, 1 by default. `cpus`, `gpus`: of each.
-
-    Raises InputError.
-    """
+    """args: see `serve_apps.replica.application`. Raises InputError."""
     return application("feedback", args, ServiceFile, make, build)
 
 

@@ -45,11 +45,12 @@ MESSAGE = {
     "required": ["role", "content"],
     "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
 }
+CHAT = {"model": "policy", "messages": [{"role": "user", "content": "Hi!"}], "max_tokens": 32}
 ChatBody = Annotated[
     dict[str, Any],
     Body(
         description="The body of OpenAI's chat completions; vLLM's further fields are passed on.",
-        examples=[{"model": "policy", "messages": [{"role": "user", "content": "Hi!"}], "max_tokens": 32}],
+        openapi_examples={"hi": {"value": CHAT}},
     ),
     WithJsonSchema(
         {
@@ -63,7 +64,7 @@ TextBody = Annotated[
     dict[str, Any],
     Body(
         description="The body of OpenAI's completions; vLLM's further fields are passed on.",
-        examples=[{"model": "policy", "prompt": "Once", "max_tokens": 32}],
+        openapi_examples={"once": {"value": {"model": "policy", "prompt": "Once", "max_tokens": 32}}},
     ),
     WithJsonSchema(
         {"type": "object", "required": ["model", "prompt"], "properties": COMMON | {"prompt": {"type": "string"}}}

@@ -45,7 +45,9 @@ HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5, 10
 LONGEST_ANSWER_S = 600
 LONGEST_DOWN_S = 300.0
 """After which an engine that is not ready makes its replica unhealthy."""
-ARGUMENTS = ("settings", "replicas", "cpus", "gpus")
+ARGUMENTS = ("settings", "replicas", "most_replicas", "busy_requests", "cpus", "gpus")
+BUSY_REQUESTS = 32
+"""Requests in flight for each replica above which another one is started."""
 
 Make = Callable[[Mapping[str, Any]], Service]
 """A service of settings as plain values."""
@@ -171,7 +173,8 @@ async def _body(receive: Receive) -> bytes:
 
 
 def application(name: str, args: Mapping[str, str], load: type[ServiceBase], make: Make, build: Build) -> Application:
-    """args: `settings`, the path of the service file; `replicas`, 1 by default; `cpus` and `gpus` of each.
+    """args: `settings`, the path of the service file; `replicas`, 1 by default; `cpus` and `gpus` of each. With
+    `most_replicas` their number follows the requests in flight, queued ones included: `busy_requests` for each.
 
     Raises InputError.
     """
@@ -183,8 +186,8 @@ def application(name: str, args: Mapping[str, str], load: type[ServiceBase], mak
     engines = serve.deployment(
         Replica,
         name=f"{name}-engines",
-        num_replicas=int(args.get("replicas", 1)),
-        ray_actor_options={"num_cpus": float(args.get("cpus", 1)), "num_gpus": float(args.get("gpus", 0))},
+        **_size(args),
+        ray_actor_options={"num_cpus": _number(args, "cpus", 1.0), "num_gpus": _number(args, "gpus", 0.0)},
         max_ongoing_requests=1024,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
@@ -198,6 +201,25 @@ def application(name: str, args: Mapping[str, str], load: type[ServiceBase], mak
         graceful_shutdown_timeout_s=LONGEST_ANSWER_S,
     )
     return front.bind(engines.bind(make, build, settings), settings)
+
+
+def _size(args: Mapping[str, str]) -> dict[str, Any]:
+    fewest = int(_number(args, "replicas", 1, least=1))
+    if "most_replicas" not in args:
+        return {"num_replicas": fewest}
+    most = int(_number(args, "most_replicas", fewest, least=fewest))
+    busy = _number(args, "busy_requests", BUSY_REQUESTS, least=1)
+    return {"autoscaling_config": {"min_replicas": fewest, "max_replicas": most, "target_ongoing_requests": busy}}
+
+
+def _number(args: Mapping[str, str], name: str, default: float, *, least: float = 0) -> float:
+    try:
+        value = float(args.get(name, default))
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not least <= value < 1e6:  # also when it is not a number
+        raise InputError(f"{name} is {args.get(name)!r}, expected a number from {least:g}")
+    return value
 
 
 def _front_app() -> FastAPI:

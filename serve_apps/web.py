@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -89,7 +90,8 @@ def new_app(title: str, service: Service, file: ServiceBase, *, starts: bool) ->
             if starts:
                 await service.close()
 
-    app = FastAPI(title=title, version=__version__, lifespan=lifespan, responses=FAILURES)
+    # Its page of the interface is served from here: FastAPI's own loads scripts of another host.
+    app = FastAPIOffline(title=title, version=__version__, lifespan=lifespan, responses=FAILURES, redoc_url=None)
     app.add_middleware(BoundedBodies, most=int(file.max_body_mib * 2**20))
     # The last one that is added is asked first.
     app.add_middleware(Guarded, keys=Keys.load(Path(file.keys)) if file.keys else None)

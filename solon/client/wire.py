@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,10 @@ class Message(BaseModel):
     """Base of all messages."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+_HI: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi!"}]}
+"""Of the examples in the interface's description."""
 
 
 class Turn(Message):
@@ -67,6 +71,8 @@ class Revised(Answered):
 class CritiquesRequest(Message):
     """`POST /v1/critiques`"""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [{**_HI, "answer": "Go away."}]}]})
+
     items: Annotated[list[Answered], Field(min_length=1)]
     writer: Name = "writer"
     stream: bool = False
@@ -75,6 +81,8 @@ class CritiquesRequest(Message):
 
 class RevisionsRequest(Message):
     """`POST /v1/revisions`"""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [{**_HI, "answer": "Go away."}]}]})
 
     items: Annotated[list[Revised], Field(min_length=1)]
     writer: Name = "writer"
@@ -130,12 +138,18 @@ class RevisionsReply(Message):
 class ScoresRequest(Message):
     """`POST /v1/scores`"""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [{**_HI, "answer": "Hello!"}]}]})
+
     items: Annotated[list[Scored], Field(min_length=1)]
     judge: Name = "default"
 
 
 class PreferencesRequest(Message):
     """`POST /v1/preferences`"""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [{**_HI, "first": "Hello!", "second": "Go away."}]}]}
+    )
 
     items: Annotated[list[Compared], Field(min_length=1)]
     judge: Name = "default"

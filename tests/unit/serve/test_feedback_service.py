@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -41,6 +42,20 @@ async def running(
             yield http, judges
     finally:
         await found.close()
+
+
+async def test_the_page_of_the_interface_needs_no_other_host_and_its_examples_are_answered(tmp_path: Path):
+    async with running(tmp_path) as (http, _):
+        page = (await http.get("/docs")).text
+        parts = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+        assert parts
+        assert all(part.startswith("/") for part in parts), parts
+        assert [(await http.get(part)).status_code for part in parts] == [200] * len(parts)
+        described = (await http.get("/openapi.json")).json()
+        for name in ("Scores", "Preferences"):
+            (example,) = described["components"]["schemas"][f"{name}Request"]["examples"]
+            reply = await http.post(f"/v1/{name.lower()}", json=example)
+            assert reply.status_code == 200, reply.text
 
 
 async def test_scores_and_preferences_come_with_every_verdict_and_their_cost(tmp_path: Path):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from ray.exceptions import RayError
 
+from serve_apps.policy import app as policy_app
 from serve_apps.replica import LOST, Front
+from solon.errors import InputError
 
 PLAIN, EVENTS = b"application/json", b"text/event-stream; charset=utf-8"
 
@@ -84,3 +87,30 @@ async def test_events_are_passed_on_in_order():
     events = [part(b"data: %d\n\n" % step, more=step < 3) for step in range(4)]
     reply = await answer_of(Replicas([start(EVENTS), *events]))
     assert reply.text.split() == ["data:", "0", "data:", "1", "data:", "2", "data:", "3"]
+
+
+def deployed(folder: Path, **args: str) -> Any:
+    """The deployment of the engines."""
+    (folder / "policy.toml").write_text('[policies.policy]\nmodel = "model"\n')
+    front = policy_app({"settings": str(folder / "policy.toml"), **args})
+    return front._bound_deployment.init_args[0]._bound_deployment
+
+
+def test_the_number_of_replicas_is_fixed_or_follows_the_requests(tmp_path: Path):
+    assert deployed(tmp_path, replicas="2").num_replicas == 2
+    scaled = deployed(tmp_path, most_replicas="3", busy_requests="4")._deployment_config.autoscaling_config
+    assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"replicas": "many"}, "replicas is 'many', expected a number from 1"),
+        ({"replicas": "3", "most_replicas": "2"}, "most_replicas is '2', expected a number from 3"),
+        ({"cpus": "-1"}, "cpus is '-1'"),
+        ({"replica": "1"}, "got the argument 'replica'"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_refused(tmp_path: Path, args: dict[str, str], words: str):
+    with pytest.raises(InputError, match=words):
+        deployed(tmp_path, **args)

@@ -95,6 +95,16 @@ async def test_an_answer_names_its_version_and_unknown_names_and_versions_are_re
         assert (card["id"], card["version"], card["ready"]) == ("policy", "step-000001", True)
 
 
+async def test_the_examples_of_the_interface_are_answered(tmp_path: Path):
+    async with running(tmp_path) as (http, _, _):
+        described = (await http.get("/openapi.json")).json()
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            body = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+            (example,) = body["examples"].values()
+            reply = await http.post(path, json=example["value"])
+            assert reply.status_code == 200, reply.text
+
+
 async def test_a_newer_checkpoint_replaces_the_version_and_the_old_one_ends_after_its_last_answer(tmp_path: Path):
     async with running(tmp_path, BESIDE) as (http, servers, service):
         async with service.policies[0].bound() as bound:

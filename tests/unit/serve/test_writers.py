@@ -93,6 +93,15 @@ async def test_a_stream_that_cannot_begin_has_a_status_and_one_that_fails_ends_w
         assert (late.status_code, late.json()["error"]["param"]) == (422, "items.0")
 
 
+async def test_the_examples_of_the_interface_are_answered(tmp_path: Path):
+    async with running(tmp_path) as (http, _):
+        described = (await http.get("/openapi.json")).json()
+        for name in ("Critiques", "Revisions"):
+            (example,) = described["components"]["schemas"][f"{name}Request"]["examples"]
+            reply = await http.post(f"/v1/{name.lower()}", json=example)
+            assert reply.status_code == 200, reply.text
+
+
 async def test_both_clients_ask_for_critiques_and_revisions(tmp_path: Path):
     async with running(tmp_path) as (http, _), AsyncFeedbackClient("http://s", http=http) as client:
         turns = [Turn(role="user", content="hi")]
