@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -139,8 +139,9 @@ async def _serve(what: str, service: Service, app: FastAPI, listener: socket.soc
         await service.close()
 
 
-def quiet_server(settings: uvicorn.Config) -> uvicorn.Server:
-    """A server that ends at the first signal, at once at the second, and does not raise them again."""
+def quiet_server(settings: uvicorn.Config, announce: Callable[[], None] = lambda: None) -> uvicorn.Server:
+    """A server that ends at the first signal, at once at the second, and does not raise them again. announce: called
+    when it ends in this way; before, a signal ends the process with a failure."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -148,6 +149,7 @@ def quiet_server(settings: uvicorn.Config) -> uvicorn.Server:
         def capture_signals(self) -> Iterator[None]:
             before = {number: signal.signal(number, self._asked) for number in (signal.SIGINT, signal.SIGTERM)}
             try:
+                announce()
                 yield
             finally:
                 for number, handler in before.items():

@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import ipaddress
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -35,20 +36,23 @@ def run_watch(place: str, *, host: str, port: int, who: str) -> None:
         hosts=() if is_open else LOOPBACK,
     )
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-    typer.echo(f"{runs.place} on http://{shown}:{address[1]}/?token={token} ; Ctrl-C ends it")
-    if is_open:
-        typer.echo("others can reach this address; every user with the token reads the runs and labels them")
-    asyncio.run(_serve(app, listener))
+
+    def announce() -> None:
+        typer.echo(f"{runs.place} on http://{shown}:{address[1]}/?token={token} ; Ctrl-C ends it")
+        if is_open:
+            typer.echo("others can reach this address; every user with the token reads the runs and labels them")
+
+    asyncio.run(_serve(app, listener, announce))
     typer.echo("the page has ended")
 
 
-async def _serve(app: object, listener: object) -> None:
+async def _serve(app: object, listener: object, announce: Callable[[], None]) -> None:
     import uvicorn
 
     from solon.cli.serve import quiet_server
 
     settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)  # type: ignore[arg-type]
-    await quiet_server(settings).serve(sockets=[listener])  # type: ignore[list-item]
+    await quiet_server(settings, announce).serve(sockets=[listener])  # type: ignore[list-item]
 
 
 def _is_loopback(host: str) -> bool:

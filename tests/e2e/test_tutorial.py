@@ -71,5 +71,7 @@ def test_every_file_and_command_of_the_tutorial_works_in_its_order(nursery: Any,
     adherence = summary["eval"]
     assert adherence["after"]["mean"] > adherence["before"]["mean"] + 0.1, adherence
     assert any("http://127.0.0.1:" in text for text in said.values())
-    assert list((tmp_path / "labels" / "preferences").glob("*.parquet"))
+    rows = [json.loads(line) for line in (tmp_path / "labels" / "preferences.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert all("gladly" in json.dumps(row["chosen"]) for row in rows)
     assert (tmp_path / "mine" / "run.toml").is_file()
