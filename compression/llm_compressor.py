@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,20 @@ def linear_layers(model: nn.Module, ignore: Sequence[str]) -> Iterator[tuple[str
 
 
 def write_compressed(
-    source: Path, written: Path, *, preset: str, gptq: bool, sequences: Sequence[Sequence[int]], ignore: Sequence[str]
+    source: Path,
+    written: Path,
+    *,
+    preset: str = "",
+    groups: Mapping[str, Any] | None = None,
+    gptq: bool,
+    sequences: Sequence[Sequence[int]],
+    ignore: Sequence[str],
 ) -> int:
-    """Quantise and save; returns the number of layers that were quantised."""
+    """Quantise and save; returns the number of layers that were quantised.
+
+    preset: of all linear layers except `ignore`. groups: schemes of compressed-tensors with the layers that have each;
+    all other linear layers are in `ignore`.
+    """
     with _quiet():
         import torch
         from llmcompressor import oneshot
@@ -41,7 +52,8 @@ def write_compressed(
         ).eval()
         layers = len(list(linear_layers(model, ignore)))
         make = GPTQModifier if gptq else QuantizationModifier
-        modifier = make(targets="Linear", scheme=preset, ignore=list(ignore))
+        chosen = {"config_groups": dict(groups)} if groups else {"targets": "Linear", "scheme": preset}
+        modifier = make(**chosen, ignore=list(ignore))
         if gptq:
             # Each prompt is a whole sequence of its own: no padding, no truncation, in the given order.
             rows = [torch.tensor([list(ids)]) for ids in sequences]

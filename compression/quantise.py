@@ -110,7 +110,7 @@ def quantise_model(
         layers = write_compressed(
             source, written, preset=recipe.preset, gptq=recipe.gptq, sequences=sequences, ignore=ignore
         )
-        _require_whole(written, layers)
+        require_whole(written, layers)
         copy_companions(source, written)
         record = Quantised(
             scheme=scheme,
@@ -214,7 +214,7 @@ def _require_fit(source: Path, scheme: str, ignore: Sequence[str]) -> None:
         )
 
 
-def _require_whole(written: Path, layers: int) -> None:
+def require_whole(written: Path, layers: int) -> None:
     """Raises RunFailedError when the files do not hold every layer in its quantised form, or pickled weights."""
     from safetensors import safe_open
 

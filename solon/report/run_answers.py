@@ -31,17 +31,29 @@ _LATEST = f"SELECT * FROM rollouts QUALIFY row_number() OVER (PARTITION BY {_KEY
 
 
 def extreme(store: RunStore, *, best: bool, number: int = 10) -> list[Row]:
-    """Rollouts with the highest or lowest reward, one for each prompt."""
+    """Trained rollouts with the highest or lowest reward, one for each prompt; of equal ones the latest."""
     order = "DESC" if best else "ASC"
     chosen = (
-        f"SELECT * FROM ({_LATEST}) WHERE isfinite(reward) "
-        f"QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY reward {order}, {_KEY}) = 1 "
-        f"ORDER BY reward {order}, {_KEY} LIMIT {number}"
+        f"SELECT * FROM ({_LATEST}) WHERE isfinite(reward) AND step IS NOT NULL "
+        f"QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY reward {order}, step DESC, {_KEY}) = 1 "
+        f"ORDER BY reward {order}, step DESC, {_KEY} LIMIT {number}"
     )
     rows = store.rows(_WITH_LABELS % chosen)
-    return [
-        _shown(row) for row in sorted(rows, key=lambda row: (-row["reward"] if best else row["reward"], row["ordinal"]))
-    ]
+    ranked = sorted(rows, key=lambda row: (-row["reward"] if best else row["reward"], -row["step"], row["ordinal"]))
+    return [_shown(row) for row in ranked]
+
+
+def tied(store: RunStore, *, best: bool) -> int:
+    """How many trained rollouts share the highest or lowest reward: a clipped reward has many."""
+    most = "max" if best else "min"
+    return int(
+        store.value(
+            f"SELECT count(*) FROM ({_LATEST}) WHERE step IS NOT NULL AND reward = (SELECT {most}(reward) FROM "
+            f"rollouts "
+            "WHERE isfinite(reward) AND step IS NOT NULL)"
+        )
+        or 0
+    )
 
 
 def fooled(store: RunStore, *, number: int = 10) -> list[Row]:
@@ -78,12 +90,10 @@ def heldout_pairs(store: RunStore) -> list[Row]:
     return rows
 
 
-def most_changed(pairs: Sequence[Row], *, number: int = 10) -> list[Row]:
-    """The first of `heldout_pairs` whose text changed, as many better as worse ones where there are."""
-    changed = [row for row in pairs if row["before"] != row["after"] and row["change"] is not None]
-    worse = [row for row in changed if row["change"] < 0][: number // 2]
-    better = [row for row in changed if row["change"] >= 0][: number - len(worse)]
-    return [_cut(row, "before", "after") for row in (*better, *worse)]
+def most_changed(pairs: Sequence[Row], *, better: bool, number: int = 10) -> list[Row]:
+    """The first of `heldout_pairs` whose score rose, or fell."""
+    changed = [row for row in pairs if row["change"] and (row["change"] > 0) == better]
+    return [_cut(row, "before", "after") for row in changed[:number]]
 
 
 def telling_words(pairs: Sequence[Row], principle: str) -> list[tuple[str, float, float]]:

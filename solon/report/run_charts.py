@@ -34,14 +34,16 @@ def series(store: RunStore, name: str, label: str = "", *, marks: bool = False) 
 
 def reward(store: RunStore, *, has_rows: bool = True) -> Chart | None:
     """Mean reward with its 95 % interval over the groups of a batch; without the answers' rows the mean alone."""
+    from scipy.stats import t
+
     rows = has_rows and store.rows(
-        "SELECT step, avg(mean) AS mean, 1.96 * stddev_samp(mean) / sqrt(count(*)) AS half FROM "
+        "SELECT step, avg(mean) AS mean, stddev_samp(mean) / sqrt(count(*)) AS error, count(*) AS groups FROM "
         "(SELECT step, ordinal, attempt, avg(reward) AS mean FROM rollouts WHERE step IS NOT NULL AND isfinite(reward) "
         "GROUP BY ALL) GROUP BY step ORDER BY step"
     )
     if not rows:
         return curves("reward", "Reward", [series(store, "learn/reward/mean", "mean of the batch")], y="nats")
-    half = [row["half"] or 0.0 for row in rows]
+    half = [(row["error"] or 0.0) * float(t.ppf(0.975, max(1, row["groups"] - 1))) for row in rows]
     means = [row["mean"] for row in rows]
     curve = Curve(
         name="mean of the batch",
@@ -56,8 +58,19 @@ def reward(store: RunStore, *, has_rows: bool = True) -> Chart | None:
         "Reward",
         [curve, gold],
         y="nats",
-        sentence=f"The judge's reward went from {means[0]:.2f} to {means[-1]:.2f} nats; the band is the 95 % interval "
-        "of the mean over the groups of a batch.",
+        sentence=f"{_tenths(store, means)} The band is the 95 % interval of the mean over the groups of a batch.",
+    )
+
+
+def _tenths(store: RunStore, means: Sequence[float]) -> str:
+    found = store.object("summary.json").get("reward")
+    if isinstance(found, Mapping) and found.get("relative"):
+        return "Rewards compare answers of one prompt, so their mean says nothing about progress."
+    size = max(1, len(means) // 10)
+    first, last = (sum(part) / size for part in (means[:size], means[-size:]))
+    return (
+        f"The judge's reward went from {first:.2f} to {last:.2f} nats, means of the first and the last tenth "
+        f"of the steps."
     )
 
 
@@ -117,7 +130,7 @@ def principles(store: RunStore) -> Chart | None:
 
 def gold(store: RunStore) -> Chart | None:
     """The judge and the auditor on the same answers, and their agreement."""
-    names = {"watch/agreement/mean": "agreement", "watch/correlation/mean": "correlation"}
+    names = {"watch/agreement/mean": "pairs ordered alike", "watch/correlation/mean": "correlation"}
     drawn = [series(store, name, label, marks=True) for name, label in names.items()]
     return curves("agreement", "Agreement of judge and auditor", drawn, y="")
 
@@ -136,10 +149,17 @@ def gold_principles(store: RunStore) -> Chart | None:
 
 def staleness(store: RunStore) -> Chart | None:
     """Steps between writing and training."""
-    names = {"batch/staleness/max": "largest of the batch", "batch/staleness/mean": "mean"}
-    return curves(
-        "staleness", "Staleness", [series(store, n, label) for n, label in names.items()], y="steps", zero=True
-    )
+    names = {
+        "batch/staleness/max": "largest of the batch",
+        "batch/staleness/mean": "mean over groups of their oldest version",
+    }
+    drawn = [series(store, n, label) for n, label in names.items()]
+    told = None
+    if drawn[0].values:
+        most = max(drawn[0].values)
+        times, steps = drawn[0].values.count(most), len(drawn[0].values)
+        told = f"At most {most:g}, in {times:,} of {steps:,} steps."
+    return curves("staleness", "Staleness", drawn, y="steps", zero=True, sentence=told)
 
 
 def lanes(store: RunStore) -> Chart | None:
@@ -192,7 +212,7 @@ def caches(store: RunStore) -> Chart | None:
         "label/invalid/share": "labels without a number",
     }
     drawn = [series(store, name, label) for name, label in names.items()]
-    return curves("caches", "What the caches saved", drawn, y="", share=True)
+    return curves("caches", "What the caches saved since the start", drawn, y="", share=True)
 
 
 def position(store: RunStore) -> Chart | None:
@@ -217,15 +237,20 @@ def position(store: RunStore) -> Chart | None:
 
 def calibration(store: RunStore) -> Chart | None:
     """The judge's probabilities against the auditor's verdicts."""
-    margins, targets = audited_margins(store)
+    margins, targets, prompts = audited_margins(store)
     if len(margins) < LEAST_AUDITED:
         return None
-    bins = reliability(margins, targets, folded=False)
+    bins = reliability(margins, targets, folded=False, clusters_N=prompts)
     figure = reliability_figure({"judge": bins}, folded=False)
     figure.update_layout(layout("probability the judge gives", "share that the auditor confirms"))
     rows = [[f"{one.claimed:.3f}", str(one.true), f"{one.mass:.1%}"] for one in bins]
     worst = max(bins, key=lambda one: abs(one.claimed - one.true.value) * one.mass)
-    told = f"Furthest off: where the judge claims {worst.claimed:.0%}, the auditor says yes in {worst.true.value:.0%}."
+    error = sum(abs(one.claimed - one.true.value) * one.mass for one in bins)
+    told = (
+        f"Expected calibration error {error:.3f}. Furthest off: where the judge claims {worst.claimed:.0%}, the "
+        f"auditor says "
+        f"yes in {worst.true.value:.0%}."
+    )
     return Chart(
         name="calibration",
         title="Reliability of the judge",
@@ -239,11 +264,17 @@ def calibration(store: RunStore) -> Chart | None:
 def drift(store: RunStore) -> dict[str, Callable[[], Chart | None]]:
     """How far the policy is from its start, and what changes in its answers."""
     one, per_token = series, "nats per token"
-    kl, entropy = "learn/kl_reference/mean", "learn/entropy/mean"
+    entropy = "learn/entropy/mean"
+    apart = {"learn/reference_log_ratio/mean": "mean log-ratio", "learn/kl_reference/mean": "k3 estimate"}
     lengths = {"learn/response_length/mean": "mean", "learn/response_length/max": "longest"}
     weights = {"learn/ess/mean": "effective sample share", "learn/importance_clipped/share": "tokens clipped"}
     return {
-        "kl": lambda: curves("kl", "Distance to the reference", [one(store, kl, "KL divergence")], y=per_token),
+        "kl": lambda: curves(
+            "kl",
+            "Distance to the reference: two estimates of the KL divergence (one token may dominate k3)",
+            [one(store, n, told) for n, told in apart.items()],
+            y=per_token,
+        ),
         "entropy": lambda: curves("entropy", "Entropy of the policy", [one(store, entropy, "entropy")], y=per_token),
         "length": lambda: curves(
             "length",
@@ -252,14 +283,15 @@ def drift(store: RunStore) -> dict[str, Callable[[], Chart | None]]:
             y="tokens",
             zero=True,
         ),
-        "importance": lambda: curves(
-            "importance",
-            "Importance correction",
-            [one(store, n, told) for n, told in weights.items()],
-            y="",
-            share=True,
-        ),
+        "importance": lambda: _importance([one(store, n, told) for n, told in weights.items()]),
     }
+
+
+def _importance(drawn: Sequence[Curve]) -> Chart | None:
+    """None where nothing is corrected: a sample share of exactly 1 at every step says nothing about staleness."""
+    if drawn[0].values and all(value == 1 for value in drawn[0].values):
+        return None
+    return curves("importance", "Importance correction", drawn, y="", share=True)
 
 
 def _spans(path: Path) -> Iterator[dict[str, Any]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from solon.events import EVENTS, Severity
-from solon.feedback.quality.intervals import Floats, Interval, Statistic, mean
+from solon.feedback.quality.agreement import kappa
+from solon.feedback.quality.intervals import Floats, Interval, Statistic, mean, wilson
 from solon.files.overrides import flat_items
 from solon.report.run_answers import Row, telling_words
 from solon.report.store import RunStore
@@ -18,6 +20,7 @@ from solon.report.values import number
 MEAN = "mean of the principles"
 PROBABILITY = "1 / (1 + exp(-greatest(least(l.margin, 500), -500)))"
 """Of yes, or of the first answer, by a label `l`, in SQL."""
+RESAMPLES = 10_000
 SEED = 0
 """Of the bootstrap: a report says the same each time."""
 
@@ -46,12 +49,21 @@ def _scores(pairs: Sequence[Row], moment: str, names: Sequence[str]) -> Floats:
 def _change(name: str, before_PK: Floats, after_PK: Floats) -> dict[str, Any]:
     known_P = np.isfinite(before_PK).any(axis=1)
     before, after = (_mean_of_means(values_PK[known_P]) for values_PK in (before_PK, after_PK))
-    intervals = [one.interval(np.random.default_rng(SEED)) for one in (before, after, after - before)]
+    intervals = [_interval(one) for one in (before, after, after - before)]
+    if before_PK.shape[1] == 1:  # resampling finds too little uncertainty in shares near 0 or 1
+        for place, values_PK in enumerate((before_PK, after_PK)):
+            values = values_PK[known_P, 0]
+            if np.isin(values, (0.0, 1.0)).all():
+                intervals[place] = wilson(float(values.mean()), len(values))
     return {
         "name": name,
         "prompts": int(known_P.sum()),
         **dict(zip(("before", "after", "change"), intervals, strict=True)),
     }
+
+
+def _interval(statistic: Statistic, clusters: Sequence[Any] | None = None) -> Interval:
+    return statistic.interval(np.random.default_rng(SEED), resamples=RESAMPLES, clusters_N=clusters)
 
 
 def _mean_of_means(values_PK: Floats) -> Statistic:
@@ -73,8 +85,7 @@ def before_alone(store: RunStore) -> list[tuple[str, str]]:
     for row in store.rows("SELECT scores FROM heldout WHERE moment = 'before'"):
         for name, value in json.loads(row["scores"]).items():
             found.setdefault(name, []).append(value)
-    rng = np.random.default_rng(SEED)
-    return [(name, f"{mean(values).interval(rng)}, {len(values)} prompts") for name, values in sorted(found.items())]
+    return [(name, f"{_interval(mean(values))}, {len(values)} prompts") for name, values in sorted(found.items())]
 
 
 def rose_most(changes: Sequence[Mapping[str, Any]], pairs: Sequence[Row]) -> str:
@@ -88,10 +99,21 @@ def rose_most(changes: Sequence[Mapping[str, Any]], pairs: Sequence[Row]) -> str
         return "No principle rose."
     why = _words_told(telling_words(pairs, most["name"]))
     certain = "" if change.low > 0 else ", which may be chance"
+    if len(principles) > 1 and certain == "":
+        second = principles[1]
+        apart = _apart(pairs, most["name"], second["name"])
+        if not apart.low > 0:
+            certain = f", not distinguishable from {second['name']} ({second['change'].value:+.3f})"
     return (
         f"{most['name']} rose most: {most['before'].value:.3f} → {most['after'].value:.3f}, by {change.value:+.3f} "
         f"[{change.low:+.3f}, {change.high:+.3f}]{certain}.{why}"
     )
+
+
+def _apart(pairs: Sequence[Row], one: str, other: str) -> Interval:
+    """How much more one principle rose than another, over the same resampled prompts."""
+    changes_PK = _scores(pairs, "scores_after", [one, other]) - _scores(pairs, "scores_before", [one, other])
+    return _interval(_mean_of_means(changes_PK[:, [0]]) - _mean_of_means(changes_PK[:, [1]]))
 
 
 def rose_in_training(store: RunStore) -> str:
@@ -125,13 +147,19 @@ def rose_in_training(store: RunStore) -> str:
 
 
 def _first_and_last(store: RunStore, principle: str) -> list[Row]:
-    """Answers to which a principle applies from the first and the last steps, in pairs as of held-out ones."""
+    """Answers to which a principle applies from the first and the last tenth of the steps, in pairs as of held-out
+    ones."""
     texts: dict[str, list[str]] = {}
-    for end, order in (("before", "step, ordinal"), ("after", "step DESC, ordinal")):
+    bounds = (
+        "(SELECT min(step) AS low, max(step) AS high, greatest((max(step) - min(step)) / 10, 0.5) AS tenth "
+        "FROM rollouts)"
+    )
+    for end, within in (("before", "r.step < b.low + b.tenth"), ("after", "r.step > b.high - b.tenth")):
         rows = store.rows(
-            'SELECT DISTINCT r.ordinal, r.attempt, r."index", r.step, r.text FROM rollouts r JOIN labels l ON '
+            f'SELECT DISTINCT r.ordinal, r.attempt, r."index", r.step, r.text FROM {bounds} b, rollouts r JOIN '
+            f"labels l ON "
             'l.ordinal = r.ordinal AND l.attempt = r.attempt AND list_contains(l.rollouts, r."index") '
-            f"WHERE l.principle_id = ? AND r.step IS NOT NULL ORDER BY {order} LIMIT 300",
+            f"WHERE l.principle_id = ? AND r.step IS NOT NULL AND {within} ORDER BY r.step, r.ordinal LIMIT 300",
             [principle],
         )
         texts[end] = [row["text"] for row in rows]
@@ -141,7 +169,7 @@ def _first_and_last(store: RunStore, principle: str) -> list[Row]:
 
 def _words_told(words: Sequence[tuple[str, float, float]]) -> str:
     told = "; ".join(f"“{word}” in {before:.0%} → {after:.0%}" for word, before, after in words)
-    return f" What changed in these answers: {told} of them." if told else ""
+    return f" Words that changed most in answers to these prompts, whatever the cause: {told} of them." if told else ""
 
 
 def cost(store: RunStore, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -212,30 +240,48 @@ def judge_quality(store: RunStore) -> list[dict[str, Any]]:
 def agreement(store: RunStore) -> list[dict[str, Any]]:
     """Judge against auditor, by principle, on audited answers that were judged one by one."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for row in store.rows("SELECT margins, gold_margins FROM audits"):
+    prompts: dict[str, list[str]] = {}
+    for row in _audited(store):
         margins, gold = json.loads(row["margins"]), json.loads(row["gold_margins"])
         for name in margins.keys() & gold.keys():
             found.setdefault(name, []).append((margins[name], gold[name]))
+            prompts.setdefault(name, []).append(row["prompt"])
     rows = []
     for name, pairs in sorted(found.items()):
-        same = mean([float((one > 0) == (other > 0)) for one, other in pairs]).interval(np.random.default_rng(SEED))
+        sides = [[float(margin > 0) for margin in column] for column in zip(*pairs, strict=True)]
+        same = _interval(mean([float(one == other) for one, other in zip(*sides, strict=True)]), prompts[name])
+        beyond = _interval(kappa(*sides), prompts[name])
         liked = [gold for margin, gold in pairs if margin > 0]
         refused = [gold for margin, gold in pairs if margin <= 0]
         wrong = {"wrong": sum(gold <= 0 for gold in liked), "missed": sum(gold > 0 for gold in refused)}
         counts = {"answers": len(pairs), "liked": len(liked), "refused": len(refused)}
-        rows.append({"principle": name, "agreement": same, **counts, **wrong})
-    return sorted(rows, key=lambda row: row["agreement"].value)
+        rows.append({"principle": name, "agreement": same, "kappa": beyond, **counts, **wrong})
+    # Agreement of a judge that always gives one answer is high where that answer is common: kappa first.
+    return sorted(
+        rows, key=lambda row: (row["kappa"].value if math.isfinite(row["kappa"].value) else 1.0, row["principle"])
+    )
 
 
-def audited_margins(store: RunStore) -> tuple[list[float], list[float]]:
-    """The judge's margins, and 1 where the auditor says yes: for the reliability diagram."""
-    margins, targets = [], []
-    for row in store.rows("SELECT margins, gold_margins FROM audits"):
+def audited_margins(store: RunStore) -> tuple[list[float], list[float], list[str]]:
+    """The judge's margins, 1 where the auditor says yes, and the prompts: for the reliability diagram."""
+    margins, targets, prompts = [], [], []
+    for row in _audited(store):
         judge, gold = json.loads(row["margins"]), json.loads(row["gold_margins"])
         for name in judge.keys() & gold.keys():
             margins.append(judge[name])
             targets.append(float(gold[name] > 0))
-    return margins, targets
+            prompts.append(row["prompt"])
+    return margins, targets, prompts
+
+
+def _audited(store: RunStore) -> list[dict[str, Any]]:
+    """Audits with the prompt of each, or its group where the answers are not read."""
+    return store.rows(
+        "SELECT a.margins, a.gold_margins, coalesce(any_value(r.prompt_id), a.ordinal::VARCHAR) AS prompt FROM "
+        "audits a "
+        'LEFT JOIN rollouts r USING (ordinal, attempt) GROUP BY a.ordinal, a.attempt, a."index", a.margins, '
+        'a.gold_margins ORDER BY a.ordinal, a.attempt, a."index"'
+    )
 
 
 def changed_settings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[tuple[str, str, str]]:

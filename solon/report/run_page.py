@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from solon.errors import InputError, one_line
 from solon.report import run_charts as charts
 from solon.report import run_facts as facts
 from solon.report.charts import Chart, format_number
-from solon.report.run_answers import Row, extreme, fooled, heldout_pairs, most_changed
+from solon.report.run_answers import Row, extreme, fooled, heldout_pairs, most_changed, tied
 from solon.report.store import RunStore
 
 SECTIONS = (
@@ -26,9 +27,11 @@ SECTIONS = (
     ("settings", "Settings"),
 )
 ABSENT = {
-    "changed": "No held-out prompts were answered both before and after training: evaluate.prompts is not set, or the "
-    "run was stopped before the second time.",
-    "fooled": "No audited answer was liked by the judge and disliked by the auditor, or nothing was audited ([watch]).",
+    "improved": "No held-out answer scored higher after training, or none was asked for both before and after it: "
+    "evaluate.prompts is not set, or the run was stopped before the second time.",
+    "worsened": "No held-out answer scored lower after training.",
+    "fooled": "No audited answer was above the judge's average and below the auditor's, or nothing was audited "
+    "([watch]).",
     "best": "No answer has a reward.",
     "worst": "No answer has a reward.",
 }
@@ -159,12 +162,35 @@ def _charts(store: RunStore, changes: list[dict[str, Any]], *, has_rows: bool) -
 
 
 def _answers(store: RunStore, pairs: list[dict[str, Any]], number: int) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    changes = [row["change"] for row in pairs if row["change"] is not None]
+    rose, fell = sum(one > 0 for one in changes), sum(one < 0 for one in changes)
+    counted = f" ({rose:,} rose, {fell:,} fell, {len(changes) - rose - fell:,} stayed)" if changes else ""
     return [
-        ("changed", "Held-out answers that changed most", most_changed(pairs, number=number)),
-        ("fooled", "Answers that fooled the judge", fooled(store, number=number)),
-        ("best", "Best answers in training, by the judge", extreme(store, best=True, number=number)),
-        ("worst", "Worst answers in training, by the judge", extreme(store, best=False, number=number)),
+        (
+            "improved",
+            f"Held-out answers that improved most{counted}",
+            most_changed(pairs, better=True, number=number),
+        ),
+        ("worsened", "Held-out answers that worsened most", most_changed(pairs, better=False, number=number)),
+        (
+            "fooled",
+            "Answers that fooled the judge: above its average, below the auditor's",
+            fooled(store, number=number),
+        ),
+        *(
+            (
+                name,
+                f"{title} answers in training, by the judge{_ties(store, best=best)}",
+                extreme(store, best=best, number=number),
+            )
+            for name, title, best in (("best", "Best", True), ("worst", "Worst", False))
+        ),
     ]
+
+
+def _ties(store: RunStore, *, best: bool) -> str:
+    count = tied(store, best=best)
+    return f" ({count:,} share the {'highest' if best else 'lowest'} reward; the latest are shown)" if count > 1 else ""
 
 
 def _quality(row: Mapping[str, Any]) -> list[str]:
@@ -184,27 +210,45 @@ def _quality(row: Mapping[str, Any]) -> list[str]:
 def _agreement(row: Mapping[str, Any]) -> list[str]:
     errors = (("wrong", "liked"), ("missed", "refused"))
     wrong, missed = (f"{row[a]:,} of {row[b]:,}" if row[b] else "–" for a, b in errors)
-    return [row["principle"], f"{row['answers']:,}", str(row["agreement"]), wrong, missed]
+    beyond = str(row["kappa"]) if math.isfinite(row["kappa"].value) else "–"
+    return [row["principle"], f"{row['answers']:,}", str(row["agreement"]), beyond, wrong, missed]
 
 
 def _fooled(rows: list[dict[str, Any]]) -> str:
-    """Where the judge is wrong. rows: by agreement, the lowest first."""
+    """Where the judge is wrong. rows: by agreement beyond chance, the lowest first."""
     if not rows:
         return ""
     least = rows[0]
+    beyond = f", kappa {least['kappa']}" if math.isfinite(least["kappa"].value) else ""
     told = (
-        f"Judge and auditor agree least under {least['principle']}: {least['agreement']}; of {least['refused']:,} "
+        f"Judge and auditor agree least under {least['principle']}: same side in {least['agreement']}{beyond}; "
+        f"of {least['refused']:,} "
         f"answers that the judge said no to, the auditor said yes to {least['missed']:,}, and of {least['liked']:,} "
         f"that it said yes to, no to {least['wrong']:,}."
     )
     judged = [row for row in rows if row["wrong"]]
     if not judged:
         return f"{told} No answer that the judge said yes to was refused by the auditor."
-    worst = max(judged, key=lambda row: (row["wrong"] / row["liked"], row["liked"]))
+    ranked = sorted(judged, key=lambda row: (-row["wrong"] / row["liked"], -row["liked"]))
     return (
-        f"{told} The judge was fooled most often under {worst['principle']}: {worst['wrong']:,} of {worst['liked']:,} "
-        f"({worst['wrong'] / worst['liked']:.0%}). Examples are under “Answers that fooled the judge”."
+        f"{told} The judge was fooled most often under {_wrong(ranked[0])}{_beside(ranked)}. Examples are under "
+        f"“Answers that "
+        "fooled the judge”."
     )
+
+
+def _wrong(row: Mapping[str, Any]) -> str:
+    return f"{row['principle']}: {row['wrong']:,} of {row['liked']:,} ({row['wrong'] / row['liked']:.0%})"
+
+
+def _beside(ranked: Sequence[Mapping[str, Any]]) -> str:
+    """The second principle where chance may have ordered the two (Fisher's exact test)."""
+    from scipy.stats import fisher_exact
+
+    if len(ranked) < 2:
+        return ""
+    table = [[row["wrong"], row["liked"] - row["wrong"]] for row in ranked[:2]]
+    return f", which may be chance beside {_wrong(ranked[1])}" if fisher_exact(table).pvalue > 0.05 else ""
 
 
 def _fault(row: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -126,9 +127,11 @@ def reliability(
     *,
     folded: bool,
     weights_N: ArrayLike | None = None,
+    clusters_N: ArrayLike | None = None,
     bins: int = BINS,
 ) -> tuple[Bin, ...]:
-    """The bins behind `ece`, lowest probability first; empty ones are omitted."""
+    """The bins behind `ece`, lowest probability first; empty ones are omitted. clusters_N: pairs of one cluster, such
+    as a prompt, count as one pair in the interval of a bin."""
     binned = _Binned(margins_N, targets_N, folded=folded, bins=bins)
     weights = checked_weights(weights_N, binned.num)
     bin_N, weights = binned.bins_of(weights), weights[binned.order]
@@ -138,6 +141,8 @@ def reliability(
         if not inside.sum() > 0:
             continue
         claimed, true = (float(inside @ side[bin_N == one] / inside.sum()) for side in (binned.claimed, binned.true))
+        if clusters_N is not None:
+            inside = _by_cluster(inside, np.asarray(clusters_N)[binned.order][bin_N == one])
         found.append(
             Bin(
                 claimed=claimed,
@@ -146,6 +151,12 @@ def reliability(
             )
         )
     return tuple(found)
+
+
+def _by_cluster(weights_N: Floats, clusters_N: NDArray[Any]) -> Floats:
+    """The weight of each cluster."""
+    place_N = np.unique(clusters_N, return_inverse=True)[1]
+    return np.bincount(place_N, weights=weights_N).astype(np.float64)
 
 
 class _Binned:

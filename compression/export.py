@@ -1,0 +1,99 @@
+"""Writes a model with the formats of an assignment, in the compressed-tensors format that vLLM and Transformers
+load."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from compression.formats import FORMATS, KEEP, input_args, weight_args
+from compression.llm_compressor import write_compressed
+from compression.quantise import PACKAGES, calibration_digest, require_whole, weight_bytes
+from compression.units import IGNORED, Assignment, Unit
+from solon.engines.model_files import copy_companions
+from solon.errors import InputError
+from solon.feedback.judges.identity import weights_digest
+from solon.host.ballast import is_no_space
+from solon.models.certificate import RECORD
+
+ALGORITHMS = ("rtn", "gptq")
+"""Round to the nearest value; or pass rounding errors on to weights that are rounded later (arXiv:2210.17323)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """The content of `compression.json`, which marks a model that was compressed here."""
+
+    source_digest: str
+    algorithm: str
+    assignment: dict[str, str]
+    weight_bytes: int
+    source_weight_bytes: int
+    calibration_digest: str
+    versions: dict[str, str]
+
+
+def export(
+    source: Path,
+    target: Path,
+    units: Sequence[Unit],
+    assignment: Assignment,
+    *,
+    algorithm: str = "rtn",
+    calibration: Sequence[Sequence[int]] = (),
+) -> Exported:
+    """Write the compressed copy beside its destination and rename it. calibration: token ids, for GPTQ.
+
+    Raises InputError when nothing is compressed, the target exists, or the disk is full.
+    """
+    if target.exists():
+        raise InputError(f"{target} exists, expected a new directory; remove it or choose another")
+    groups, kept = _groups(units, assignment)
+    if not groups:
+        raise InputError("every unit is kept as it is, so there is nothing to write; ask for a smaller size")
+    sequences = calibration if algorithm == "gptq" else ()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compressing-") as scratch:
+            written = Path(scratch) / "model"
+            layers = write_compressed(
+                source, written, groups=groups, gptq=algorithm == "gptq", sequences=sequences, ignore=kept
+            )
+            require_whole(written, layers)
+            copy_companions(source, written)
+            record = Exported(
+                source_digest=weights_digest(source),
+                algorithm=algorithm,
+                assignment=dict(assignment),
+                weight_bytes=weight_bytes(written),
+                source_weight_bytes=weight_bytes(source),
+                calibration_digest=calibration_digest(sequences) if sequences else "",
+                versions={package: version(package) for package in PACKAGES},
+            )
+            (written / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+            written.rename(target)
+    except OSError as error:
+        if not is_no_space(error):
+            raise
+        raise InputError(f"the disk of {target.parent} is full; free some space, then start again") from None
+    return record
+
+
+def _groups(units: Sequence[Unit], assignment: Assignment) -> tuple[Mapping[str, Any], list[str]]:
+    """Schemes with their matrices; and the matrices that are kept, the head included."""
+    from compressed_tensors.quantization import QuantizationScheme
+
+    groups = {}
+    for name, form in FORMATS.items():
+        chosen = [matrix.name for unit in units if assignment[unit.name] == name for matrix in unit.matrices]
+        if form.bits and chosen:
+            groups[name.replace("-", "_")] = QuantizationScheme(
+                targets=chosen, weights=weight_args(form), input_activations=input_args() if form.inputs else None
+            )
+    kept = [matrix.name for unit in units if assignment[unit.name] == KEEP for matrix in unit.matrices]
+    return groups, [*(f"re:.*{name}$" for name in IGNORED), *kept]

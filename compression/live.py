@@ -1,0 +1,85 @@
+"""A model whose units change their format while it is in memory, on exactly the grid that is exported.
+
+    live = LiveModel.load(Path("model"))
+    with live.compressed({"0.qkv": "w4a16-g128"}):   # other units are kept
+        ...
+
+Weights are rounded to the nearest value of the grid (compressed-tensors' own arithmetic); inputs of `w8a8` layers are
+rounded too, token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compression.formats import FORMATS, Format, input_args, weight_args
+from compression.units import Assignment, Unit, units_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class LiveModel:
+    """One copy of a model, and its units."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.units: tuple[Unit, ...] = units_of(model)
+        self._layers: dict[str, Any] = dict(model.named_modules())
+
+    @classmethod
+    def load(cls, source: Path) -> LiveModel:
+        """Raises what Transformers raises for an unreadable model."""
+        from transformers import AutoModelForCausalLM
+
+        return cls(
+            AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True, trust_remote_code=False)
+        )
+
+    @contextmanager
+    def compressed(self, assignment: Assignment) -> Iterator[nn.Module]:
+        """The model with these units compressed. Units that are not named are kept."""
+        before: list[tuple[Any, torch.Tensor]] = []
+        hooks = []
+        try:
+            for unit in self.units:
+                form = FORMATS[assignment.get(unit.name, "keep")]
+                if not form.bits:
+                    continue
+                for matrix in unit.matrices:
+                    layer = self._layers[matrix.name]
+                    before.append((layer, layer.weight.data))
+                    layer.weight.data = on_grid(layer.weight.data, form)
+                    if form.inputs:
+                        hooks.append(layer.register_forward_pre_hook(_rounded_inputs))
+            yield self.model
+        finally:
+            for layer, weight in before:
+                layer.weight.data = weight
+            for hook in hooks:
+                hook.remove()
+
+
+def on_grid(weight: torch.Tensor, form: Format) -> torch.Tensor:
+    """The values that are served in place of a weight matrix, in its dtype."""
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    args = weight_args(form)
+    grouped = weight.reshape(len(weight), -1, form.group or weight.shape[-1])
+    scale, zero = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args)
+    found: torch.Tensor = fake_quantize(weight, scale.to(weight.dtype), zero, args)
+    return found
+
+
+def _rounded_inputs(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    args = input_args()
+    scale, zero = compute_dynamic_scales_and_zp(value=inputs[0], args=args, module=module)
+    return (fake_quantize(inputs[0], scale, zero, args), *inputs[1:])
