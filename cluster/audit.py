@@ -43,7 +43,8 @@ def make_watch(session: RunSession, *, gold: SupervisedJudge) -> WatchingObserve
         watching.restore(known.for_another_judge() if start.judges_again else known)
         if watch.standing:
             session.view.note(
-                f"warning: alarms that stand since before: {', '.join(watch.standing)}; none is raised again until it "
+                f"warning: alarms still active from before the resume: {', '.join(watch.standing)}; none is "
+                f"raised again until it "
                 "has gone"
             )
     return watching

@@ -66,7 +66,9 @@ def refuse_spoilt(checkpoint: Checkpoint, directory: Path, best: str) -> None:
     if not isinstance(alarm, Mapping) or alarm.get("kind") not in SPOILING:
         return
     back = (
-        f"--from best goes back to {best}" if best else "no checkpoint is as good as what gold liked best: start again"
+        f"--from best goes back to {best}"
+        if best
+        else "no earlier checkpoint has the best audit score: start a new run"
     )
     raise InputError(
         f"--resume: an alarm stopped {directory} at step {checkpoint.step}, {alarm['kind']}: "

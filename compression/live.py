@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression.formats import FORMATS, Format, input_args, weight_args
+from compression.llm_compressor import quiet
 from compression.units import Assignment, Unit, units_of
 
 if TYPE_CHECKING:
@@ -34,11 +35,7 @@ class LiveModel:
     @classmethod
     def load(cls, source: Path) -> LiveModel:
         """Raises what Transformers raises for an unreadable model."""
-        from transformers import AutoModelForCausalLM
-
-        return cls(
-            AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True, trust_remote_code=False)
-        )
+        return cls(load_model(source))
 
     @contextmanager
     def compressed(self, assignment: Assignment) -> Iterator[nn.Module]:
@@ -62,6 +59,17 @@ class LiveModel:
                 layer.weight.data = weight
             for hook in hooks:
                 hook.remove()
+
+
+def load_model(source: Path) -> nn.Module:
+    """A model as Transformers loads it, compressed ones included, without progress bars."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            source, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
+    return model.eval()
 
 
 def on_grid(weight: torch.Tensor, form: Format) -> torch.Tensor:

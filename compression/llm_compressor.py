@@ -40,7 +40,7 @@ def write_compressed(
     preset: of all linear layers except `ignore`. groups: schemes of compressed-tensors with the layers that have each;
     all other linear layers are in `ignore`.
     """
-    with _quiet():
+    with quiet():
         import torch
         from llmcompressor import oneshot
         from llmcompressor.modifiers.gptq import GPTQModifier
@@ -70,7 +70,7 @@ def write_compressed(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppresses the progress bars and logs of the libraries: they concern their internals."""
     # It logs to standard output as soon as it is imported, and standard output belongs to Solon's own commands.
     os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")

@@ -113,8 +113,10 @@ def _model(body: Mapping[str, Any]) -> str:
 def _check(body: Mapping[str, Any]) -> None:
     """Bounds that the model's server does not have."""
     number = body.get("n")
-    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number > MOST_ANSWERS):
-        raise ItemError("n", f"n is not a whole number up to {MOST_ANSWERS}; send several requests")
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+        raise ItemError("n", f"n is not a whole number, expected 1 to {MOST_ANSWERS}")
+    if number is not None and number > MOST_ANSWERS:
+        raise ItemError("n", f"n is above {MOST_ANSWERS}; send several requests for more answers")
     prompts = body.get("prompt")
     if isinstance(prompts, list) and not all(type(one) is int for one in prompts) and len(prompts) > MOST_ANSWERS:
         raise ItemError("prompt", f"prompt has more than {MOST_ANSWERS} texts; send several requests")

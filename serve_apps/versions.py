@@ -15,11 +15,10 @@ from pathlib import Path
 from solon.checkpoints.folder import CheckpointFolder, policy_digests
 from solon.errors import InputError
 from solon.feedback.judges.identity import weights_digest
+from solon.models.certificate import CERTIFICATE, RECORD, require_certified
 from solon.models.facts import read_facts
 from solon.pipeline.canaries import Canaries
 
-CERTIFICATE = "certificate.json"
-"""Of a compressed model: what compression did to its alignment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +99,12 @@ def _link(source: Path, target: Path) -> None:
 
 
 def require_certificate(model: str, *, where: str) -> None:
-    """Raises InputError for a compressed model without a certificate beside its weights."""
+    """Raises InputError for a compressed model without a certificate that says `accept`."""
     path = Path(model)
-    if not (path / "config.json").is_file() or not read_facts(path).quantisation or (path / CERTIFICATE).is_file():
+    if (path / RECORD).is_file():
+        require_certified(path, where=where, allow="allow_uncertified = true")
+        return
+    if not (path / "config.json").is_file() or not read_facts(path).quantisation:
         return
     raise InputError(
         f"{where}: {model} is compressed and has no {CERTIFICATE}, so nothing says whether it is still aligned; "

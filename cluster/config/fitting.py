@@ -98,12 +98,12 @@ def _fit_lengths(rollout: RolloutSection, context: int | None) -> tuple[RolloutS
     if fitted.max_tokens != RolloutSection.model_fields["max_tokens"].default:
         raise InputError(
             f"rollout.max_tokens = {fitted.max_tokens} leaves no room for a prompt in the policy's context of {length} "
-            "tokens; lower it"
+            "tokens; lower rollout.max_tokens"
         )
     if fitted.min_tokens > length // 2:
         raise InputError(
             f"rollout.min_tokens = {fitted.min_tokens} exceeds half of the policy's context of {length} tokens, which "
-            "an answer gets; lower it, or set rollout.max_tokens"
+            "an answer gets; lower rollout.min_tokens, or set rollout.max_tokens"
         )
     notes.append(f"rollout.max_tokens is {length // 2}, half of it")
     return fitted.model_copy(update={"max_tokens": length // 2}), notes

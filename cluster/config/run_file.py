@@ -54,7 +54,7 @@ from solon.redaction import places_of_secrets, redacted
 RECORDED = {"hash", "constitution_hash", "solon"}
 """Keys that identify the `config.json` of a run."""
 HOLDS_A_SECRET = (
-    "holds what looks like a secret (it is not shown), expected none in a run file; put it into an environment "
+    "holds what looks like a secret (it is not shown), expected none in this file; put it into an environment "
     "variable or a file of its own"
 )
 
@@ -136,10 +136,11 @@ class RunFile(Section):
             )
         if self.watch.action == "raise_kl" and not self.learn.kl_coefficient:
             raise ValueError("watch.action = 'raise_kl' needs learn.kl_coefficient above 0, got 0; set it")
+        self._require_groups()
         if self.feedback.min_valid > self.rollout.group_size:
             raise ValueError(
                 f"feedback.min_valid = {self.feedback.min_valid} exceeds rollout.group_size = "
-                f"{self.rollout.group_size}; lower min_valid"
+                f"{self.rollout.group_size}; raise rollout.group_size, or lower feedback.min_valid"
             )
         bound = reward_clip(self.feedback.margin_clip, self.feedback.select)
         if self.feedback.select.proxy and self.learn.reward_clip is not None and self.learn.reward_clip < bound:
@@ -147,11 +148,14 @@ class RunFile(Section):
                 f"learn.reward_clip = {self.learn.reward_clip:g} would cut the corrected rewards of "
                 f"feedback.select.proxy, which reach {bound:g} nats and are right only on average; remove reward_clip"
             )
-        if self.feedback.task == "pairwise" and self.rollout.group_size < 2:
-            raise ValueError("feedback.task = 'pairwise' needs rollout.group_size >= 2")
-        if self.learn.advantages == "group" and self.rollout.group_size < 2:
-            raise ValueError("learn.advantages = 'group' needs rollout.group_size >= 2")
         return self
+
+    def _require_groups(self) -> None:
+        if self.rollout.group_size > 1:
+            return
+        for key, value in (("feedback.task", self.feedback.task), ("learn.advantages", self.learn.advantages)):
+            if value in ("pairwise", "group"):
+                raise ValueError(f"rollout.group_size = 1, expected at least 2 for {key} = {value!r}; raise it")
 
     @model_validator(mode="after")
     def _auditors_agree(self) -> Self:

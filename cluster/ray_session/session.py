@@ -193,8 +193,8 @@ def _check_before_joining(address: str) -> None:
             )
         case "answers" if os.environ.get(ALLOW_OPEN) != "1":
             raise InputError(
-                f"the Ray cluster at {address} obeys anybody who can reach it: it answered without a "
-                "token, expected one that asks for it; set RAY_AUTH_MODE=token on all its nodes and here, or, if "
+                f"the Ray cluster at {address} accepts requests without a token, so anyone who can reach it can run "
+                "code; expected one that requires a token; set RAY_AUTH_MODE=token on all its nodes and here, or, if "
                 f"no one else can reach it, {_how_to_allow()}"
             )
         case "refuses":
@@ -237,8 +237,9 @@ def _place(address: str) -> str:
     """`host:port` of a cluster's address. Raises InputError."""
     if "://" in address:
         raise InputError(
-            f"RAY_ADDRESS is {short(address)}, expected host:port: a run is no guest of Ray's client; submit it with "
-            "`ray job submit`"
+            f"RAY_ADDRESS is {short(address)}, expected host:port: addresses of Ray Client are not supported; "
+            f"submit the "
+            "run with `ray job submit`"
         )
     if address != "auto":
         if not _HOST_AND_PORT.fullmatch(address):

@@ -44,9 +44,10 @@ def _check_sizes(pools: Mapping[str, PoolSpec], source: str, *, trained: Collect
         if roles[pool.role].is_once and len(alike) > 1:
             size = sum(pools[other].size for other in alike)
             raise InputError(
-                f"{source}: {' and '.join(f'pools.{other}' for other in alike)} have the role {pool.role}, expected "
-                f"one pool of this role in a run: only one receives the trained weights; merge them: remove "
-                f"pools.{alike[1]}, name {alike[0]!r} in every stage and set pools.{alike[0]}.size = {size}"
+                f"{source}: {', '.join(f'pools.{other}' for other in alike)} have the role {pool.role}, expected "
+                f"one pool of this role in a run: only one receives the trained weights; keep one: remove "
+                f"{', '.join(f'pools.{other}' for other in alike[1:])}, name {alike[0]!r} in every stage and set "
+                f"pools.{alike[0]}.size = {size}"
             )
 
 

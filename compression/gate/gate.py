@@ -119,7 +119,8 @@ def decide(figures: Sequence[Figure], limits: Thresholds, *, noise: Mapping[str,
     unclear = [row for row in rows if row.outcome == "inconclusive"]
     return Decision(
         verdict="reject",
-        reason=f"{_said(unclear)}: too uncertain with all prompts; give more pairs, or keep more bits",
+        reason=f"{_said(unclear)}: uncertain with all prompts; give pairs of {_factor(unclear):.1f} times as many "
+        "prompts, or keep more bits",
         look=len(LOOKS),
         rows=tuple(rows),
     )
@@ -153,6 +154,13 @@ def _row(figure: Figure, limits: Thresholds, share: float, alpha: float, noise: 
         outcome=outcome,
         p=_mcnemar(values_P) if figure.are_flips and figure.kind != "flips" else None,
     )
+
+
+def _factor(rows: Sequence[Row]) -> float:
+    """How many times as many prompts would probably decide, at most 20."""
+    # Bounds shrink with the root of the number; half of the room between value and threshold is left for chance.
+    found = [((row.high - row.value) / max(1e-9, 0.75 * (row.threshold - row.value))) ** 2 for row in rows]
+    return min(20.0, max(1.1, *found)) if found else 1.1
 
 
 def _mcnemar(values_P: Floats) -> float:

@@ -36,7 +36,9 @@ def find(name: str) -> type[Objective[Any, Any]]:
     from learners.core.objective import Objective
 
     if name not in names():
-        raise InputError(f"objective {name!r}{nearest(name, names())}, expected one of {', '.join(names())}")
+        raise InputError(
+            f"there is no objective {name!r}, expected one of {', '.join(names())}{nearest(name, names())}"
+        )
     module = importlib.import_module(f"{__name__}.{name}")
     found = [
         member
@@ -65,7 +67,7 @@ def find_for_policy(name: str) -> type[PolicyObjective]:
 
     if name not in names():
         known = names_for_policy()
-        raise InputError(f"objective {name!r}{nearest(name, known)}, expected one of {', '.join(known)}")
+        raise InputError(f"there is no objective {name!r}, expected one of {', '.join(known)}{nearest(name, known)}")
     found = find(name)
     if not issubclass(found, PolicyObjective):
         raise InputError(

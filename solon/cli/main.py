@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import solon
+from solon.cli.compress_commands import compress_app
 from solon.cli.constitution import constitution_app
 from solon.cli.judges import judges_app
 from solon.cli.models import models_app
@@ -39,6 +40,7 @@ INTERRUPTIONS = {
     "evaluate": "interrupted; answers of finished policies are in answers.jsonl, and scores are not",
     "revise": "interrupted; nothing was written",
     "tasks": "interrupted; the model's server has ended",
+    "compress": "interrupted; finished sweeps and candidates stay finished, start again to continue",
     "serve": "interrupted before the service began",
     "chat": "interrupted; the model's servers have ended",
 }
@@ -57,6 +59,7 @@ app = typer.Typer(
 )
 
 app.add_typer(stages_app)
+app.add_typer(compress_app)
 app.add_typer(constitution_app)
 app.add_typer(judges_app)
 app.add_typer(models_app)

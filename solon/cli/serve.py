@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -225,9 +226,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        place = f"{host}:{port}"
-        raise InputError(
-            f"{place} cannot be used: {error.strerror}; choose another port, or 0 for a free one"
-        ) from None
+        is_taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        remedy = "choose another port, or 0 for a free one" if is_taken else "give an address of this machine as host"
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
     listener.listen(1024)
     return listener

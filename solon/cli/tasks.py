@@ -152,7 +152,7 @@ def _run(harness: Harness, python: str, job: Job, log: Path) -> None:
             check=False,
         )
     if ended.returncode:
-        raise RunFailedError(f"the harness {failure_of(ended.returncode, log)}\nits whole log is {log}")
+        raise RunFailedError(f"the harness {failure_of(ended.returncode, log)}; its log is {log}")
 
 
 def _arguments(more: str) -> list[str]:

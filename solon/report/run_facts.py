@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,21 @@ def _change(name: str, before_PK: Floats, after_PK: Floats) -> dict[str, Any]:
             values = values_PK[known_P, 0]
             if np.isin(values, (0.0, 1.0)).all():
                 intervals[place] = wilson(float(values.mean()), len(values))
+        intervals[2] = _never_certain(intervals[2])
     return {
         "name": name,
         "prompts": int(known_P.sum()),
         **dict(zip(("before", "after", "change"), intervals, strict=True)),
     }
+
+
+def _never_certain(change: Interval) -> Interval:
+    """Where every prompt changed alike, resampling finds no uncertainty: a share of 1 that is seen n times may be as
+    low as 0.025 ^ (1 / n)."""
+    if change.low != change.high or abs(change.value) not in (0.0, 1.0) or not change.pairs:
+        return change
+    room = 1 - 0.025 ** (1 / change.pairs)
+    return replace(change, low=max(-1.0, change.value - room), high=min(1.0, change.value + room))
 
 
 def _interval(statistic: Statistic, clusters: Sequence[Any] | None = None) -> Interval:

@@ -60,7 +60,10 @@ class RunDirectory:
     def create(cls, root: str | Path, name: str | None, *, default: str) -> RunDirectory:
         """A new folder. Raises InputError when the name is taken or cannot be a folder name."""
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name):
-            raise InputError(f"--name got {name!r}, expected letters, digits, '.', '_' and '-'")
+            raise InputError(
+                f"--name got {name!r}, expected 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or "
+                "digit; choose another name"
+            )
         stem = re.sub(r"[^\w.-]", "-", default).lstrip(".-_")[:60] or "run"
         chosen = name or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         for suffix in ("", *(f"-{n}" for n in range(2, 100))):
@@ -74,7 +77,7 @@ class RunDirectory:
                     ) from None
                 continue
             except OSError as error:
-                raise InputError(f"run directory {path} cannot be made: {error}; free space or go elsewhere") from None
+                raise InputError(_not_writable(path, error)) from None
             directory = cls(path)
             directory.lock()
             directory._lay_ballast()
@@ -87,7 +90,7 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"directory {path} cannot be made: {error}; free space or go elsewhere") from None
+            raise InputError(_not_writable(path, error)) from None
         directory = cls(path)
         directory.lock()
         try:

@@ -38,7 +38,9 @@ def open_sink(name: str, place: str, run: Path) -> Sink:
         return SINKS[name](place, run)
     except ImportError as error:
         raise InputError(
-            f"{name}: {error}; install it here, or run `python -P -m solon.tracking` with the Python that has it"
+            f"{name}: {error}; "
+            + ("its requirements conflict with Solon's: " if name == "mlflow" else "install it here, or ")
+            + "run `python -P -m solon.tracking` with the Python of an environment that has it"
         ) from None
     except Exception as error:  # of the tracker's own kinds
         raise InputError(f"{name} {place!r} cannot be opened: {type(error).__name__}: {error}") from None

@@ -153,8 +153,9 @@ def with_prompt(raw: Any, column: str) -> Any:
     if not all(isinstance(turns, list | tuple) and turns for turns in pair):
         if all(isinstance(text, str) for text in pair):
             raise ValueError(
-                f"has no `{column}`, and `chosen` and `rejected` are texts, expected two lists of messages {{role, "
-                "content}} or the prompt in a column of its own"
+                f"has no `{column}`, and `chosen` and `rejected` are plain text; add a column `{column}`, or "
+                f"give `chosen` "
+                "and `rejected` as lists of messages {role, content}"
             )
         return raw
     chosen, rejected = (list(turns) for turns in pair if turns is not None)

@@ -150,7 +150,10 @@ def test_a_missing_required_key_is_named(tmp_path: Path, without: str):
         ("[[learn]]\nepochs = 1", ["`learn` got [{'epochs': 1}], expected a section"]),
         ("[rollout]\nmax_tokens = 1024", ["leaves no room for a prompt", "lower max_tokens"]),
         ("[feedback]\nmin_valid = 9", ["exceeds rollout.group_size = 8"]),
-        ("[feedback]\ntask = 'pairwise'\nmin_valid = 1\n[rollout]\ngroup_size = 1", ["needs rollout.group_size >= 2"]),
+        (
+            "[feedback]\ntask = 'pairwise'\nmin_valid = 1\n[rollout]\ngroup_size = 1",
+            ["rollout.group_size = 1, expected at least 2 for feedback.task"],
+        ),
         ("[staleness]\ntarget_staleness = 9", ["staleness", "exceeds max_staleness = 4"]),
         ("[learn]\nlearning_rate = inf", ["`learn.learning_rate` is infinite"]),
         ("[feedback]\ntemperature = nan", ["`feedback.temperature` is infinite, huge or not a number"]),

@@ -108,7 +108,10 @@ def test_a_row_without_an_id_gets_one_from_its_texts_and_a_given_one_is_kept():
             "`chosen` has 3 turns after the 1 that",
         ),
         ({"chosen": turns("hi"), "rejected": turns("hi")}, "`chosen` does not end with a turn of the assistant"),
-        ({"chosen": "Human: hi", "rejected": "Human: ho"}, "has no `prompt`, and `chosen` and `rejected` are texts"),
+        (
+            {"chosen": "Human: hi", "rejected": "Human: ho"},
+            "has no `prompt`, and `chosen` and `rejected` are plain text",
+        ),
         ("{not json", "not JSON"),
         ([1, 2], "holds a list"),
     ],

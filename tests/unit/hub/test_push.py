@@ -39,7 +39,7 @@ def test_the_last_checkpoint_is_sent_with_a_card_that_the_hub_reads(run: Path):
     assert found.left == ("notes.log",)
     card = ModelCard(found.card)
     assert card.data.to_dict()["tags"] == ["solon", "rlaif"]
-    assert "| polite | 6 | 0.000 | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] |" in found.card
+    assert "| polite | 6 | 0.000 | 1.000 [0.610, 1.000] | 1.000 [0.541, 1.000] |" in found.card
 
 
 def test_a_dry_run_sends_nothing(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -298,7 +298,9 @@ def test_a_user_may_resume_where_an_alarm_stopped_the_run_and_sees_the_standing_
     step = stopped.summary["steps"]
     resumed = solon("train", "run.toml", "--name", "night", "--from", str(step), "--steps", str(step + 3))
     assert (resumed.code, resumed.summary["status"]) == (0, "completed"), resumed.out + resumed.err
-    assert re.search(r"warning: alarms that stand since before: .*gold_falls.*; none is raised again", resumed.out)
+    assert re.search(
+        r"warning: alarms still active from before the resume: .*gold_falls.*; none is raised again", resumed.out
+    )
     assert any(text.startswith("alarm gold_falls at step") for text in resumed.summary["warnings"])
 
 

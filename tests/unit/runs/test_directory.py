@@ -83,7 +83,7 @@ def test_any_run_file_name_makes_a_folder_name(tmp_path: Path, default: str):
 
 def test_a_root_that_cannot_hold_folders_is_an_input_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be written"):
         make_directory(tmp_path / "file")
 
 
@@ -284,7 +284,7 @@ def test_a_run_directory_that_becomes_read_only_is_one_message_and_closing_it_hi
     directory.close()
     with pytest.raises(InputError, match="Read-only file system; make it writable, or run elsewhere"):
         RunDirectory.reopen(directory.path)
-    with pytest.raises(InputError, match=r"cannot be made: .*Read-only"):
+    with pytest.raises(InputError, match=r"cannot be written: .*Read-only"):
         make_directory(small_disk, "other")
 
 

@@ -194,7 +194,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error(tmp_path: Path):
         (b"[1]", 422, "valid dictionary"),
         (b"{}", 422, "model is missing"),
         (b'{"model": 3}', 422, "model is missing"),
-        (b'{"model": "policy", "n": 100000}', 422, "n is not a whole number"),
+        (b'{"model": "policy", "n": 100000}', 422, "n is above 128"),
         (b'{"model": "policy", "stream": 3}', 422, "stream is neither"),
         (b'{"model": "policy", "x": NaN}', 422, "not finite"),
         (b'{"model": "policy", "user": 3}', 422, "user is not a text"),

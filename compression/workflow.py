@@ -1,0 +1,378 @@
+"""Compress, measure, recover: the steps of `solon compress`. Finished steps are kept beside the output and not
+repeated.
+
+    model, pairs ──▶ noise of the model against itself
+                 ──▶ formats: one for all, or by sensitivity under a byte budget
+                 ──▶ candidate ──▶ gate ──▶ accepted: certificate, and the output appears
+                        ▲           └────▶ rejected: the next candidate that recovery allows
+                        └─ other rounding, then more bits for the units that need them
+
+The gate measures the files that are served, loaded again. Nothing appears at the output unless the gate accepted it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compression.assignment import Point, assign, front, promoted
+from compression.export import Exported, export
+from compression.flips import damage, harm
+from compression.formats import FORMATS, KEEP
+from compression.gate.gate import ALPHA, LOOKS, Decision, Figure, decide, figures_of
+from compression.gate.thresholds import Strictness, thresholds
+from compression.judged import spoilt
+from compression.live import LiveModel, load_model
+from compression.pairs import Pair, Scores, digest_of_pairs, parted, scores_of
+from compression.sensitivity import Costs, SweepFile, costs_of, sweeps_of
+from compression.served_check import check_in_vllm
+from compression.units import Assignment, size_of, skeleton, uniform, units_of
+from learners.data.reading import read_pairs
+from solon.engines.base import EngineConfig
+from solon.engines.checkpoint import is_quantised, require_model
+from solon.engines.tokens import ChatTokenizer
+from solon.errors import InputError, RunFailedError
+from solon.feedback.judges.identity import weights_digest
+from solon.models.certificate import ACCEPTED, write_certificate
+
+MOST_PROMOTED = 0.15
+"""Share of the units that recovery may give more bits."""
+PROMOTIONS = 3
+"""Candidates with more and more of them."""
+MOST_SEARCHED = 256
+"""Pairs of a sweep."""
+MOST_CALIBRATED = 512
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The arguments of a compression. One of `form` and `size` is given."""
+
+    model: Path
+    pairs: Path
+    out: Path
+    form: str = ""
+    """One format for all units."""
+    size: float = 0.0
+    """Largest share of the bytes of the linear layers; formats are then chosen for each unit."""
+    formats: tuple[str, ...] = tuple(FORMATS)
+    """From which they are chosen."""
+    algorithm: str = "rtn"
+    gate: Strictness = "strict"
+    recover: bool = False
+    max_tokens: int = 1024
+    """Of a conversation; longer pairs are left out."""
+    answers: int = 320
+    """Prompts whose answers are written and searched for repetition; 0: none."""
+    serve: bool = True
+    """Start vLLM with the accepted model and let it write."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One compressed copy to be tried."""
+
+    name: str
+    algorithm: str
+    assignment: dict[str, str]
+
+
+@dataclass(slots=True, kw_only=True)
+class Tried:
+    """A candidate and what the gate said."""
+
+    candidate: Candidate
+    record: dict[str, Any]
+    decision: dict[str, Any]
+    size: int
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Compression:
+    """`Compression(request, say=print).run()`. Raises InputError before anything is written where possible."""
+
+    def __init__(self, request: Request, say: Say = lambda _: None, tick: Callable[[float], None] = lambda _: None):
+        self._request, self._say, self._tick = request, say, tick
+        _check(request)
+        self.units = units_of(skeleton(request.model))
+        if request.form:
+            uniform(self.units, request.form)
+        self._limits = thresholds(request.gate)
+        self._tokenizer = ChatTokenizer.load(str(request.model))
+        read = read_pairs(request.pairs, self._tokenizer, max_tokens=request.max_tokens, soft=False)
+        if read.skipped:
+            say(f"note: {len(read.skipped)} rows left out; the first: {read.skipped[0][0]}: {read.skipped[0][1]}")
+        rows = zip(read.pairs, read.prompts, read.tags, strict=True)
+        pairs = [
+            Pair(prompt_id=name, prompt=pair.prompt, chosen=pair.first, rejected=pair.second, tags=tags)
+            for pair, name, tags in rows
+        ]
+        self._parts = parted(pairs)
+        _require_enough(self._parts["gate"], self._limits.net_flips)
+        self._search = self._parts["search"][:MOST_SEARCHED]
+        settings = {
+            "model": weights_digest(request.model),
+            "pairs": digest_of_pairs(pairs),
+            "target": request.form or request.size,
+            "formats": sorted(request.formats),
+            "algorithm": request.algorithm,
+            "gate": self._limits.model_dump(),
+            "recover": request.recover,
+            "answers": request.answers,
+        }
+        self._settings = settings
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        self.work = request.out.with_name(f"{request.out.name}.work") / digest
+        """Of these settings: another model, other pairs or another target have a folder of their own."""
+
+    def run(self) -> dict[str, Any]:
+        """The report. Raises RunFailedError when no candidate kept its alignment."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        noise = self._noise()
+        tried: list[Tried] = []
+        for candidate in self._candidates():
+            self._say(f"{candidate.name}: {_described(candidate.assignment)}, {candidate.algorithm}")
+            found = self._try(candidate, noise)
+            tried.append(found)
+            self._say(f"{candidate.name}: {found.decision['verdict']}, {found.decision['reason']}")
+            if found.decision["verdict"] == ACCEPTED:
+                break
+        report = self._report(tried, noise)
+        if tried[-1].decision["verdict"] == ACCEPTED:
+            if self._request.serve:
+                self._say("vLLM loads it and writes")
+                prompts = [pair.prompt for pair in self._parts["gate"][:4]]
+                place = self.work / f"candidate-{tried[-1].candidate.name}"
+                check_in_vllm(place, prompts, log=self.work / "vllm.log")
+            self._publish(tried[-1], noise)
+        return report
+
+    # -- the model as it is ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _live(self) -> LiveModel:
+        return LiveModel.load(self._request.model)
+
+    @cached_property
+    def _before(self) -> Scores:
+        return scores_of(self._live.model, self._parts["gate"])
+
+    @cached_property
+    def _searched(self) -> Scores:
+        return scores_of(self._live.model, self._search)
+
+    @cached_property
+    def _asked(self) -> list[Pair]:
+        """One pair of each prompt whose answer is written."""
+        first = {pair.prompt_id: pair for pair in reversed(self._parts["gate"])}
+        return [first[name] for name in sorted(first)[: self._request.answers]]
+
+    @cached_property
+    def _spoilt(self) -> Any:
+        return spoilt(self._live.model, self._asked, self._tokenizer)
+
+    def _noise(self) -> dict[str, float]:
+        """Harm of the model against itself, in another order and batch size. Raises RunFailedError when the gate would
+        reject it."""
+        gate = self._parts["gate"]
+        backward = scores_of(self._live.model, gate[::-1], rows=5)
+        again = Scores(
+            chosen_P=backward.chosen_P[::-1], rejected_P=backward.rejected_P[::-1], tokens_P=backward.tokens_P[::-1]
+        )
+        figures = figures_of(gate, self._before, again)
+        decision = decide(figures, self._limits)
+        if any(row.outcome == "reject" for row in decision.rows):
+            raise RunFailedError(f"the model does not agree with itself: {decision.reason}; use float32")
+        flipped = float(np.abs(harm(self._before, again)).mean())
+        return {"net_flips": flipped, "flips": flipped, "worst_tag": flipped}
+
+    # -- candidates ---------------------------------------------------------------------------------------------------
+
+    def _candidates(self) -> Iterator[Candidate]:
+        request = self._request
+        first = dict(uniform(self.units, request.form)) if request.form else self._chosen.assignment
+        yield Candidate(name="1", algorithm=request.algorithm, assignment=first)
+        if not request.recover:
+            return
+        number, algorithm = 1, request.algorithm
+        if algorithm == "rtn":
+            number, algorithm = 2, "gptq"
+            yield Candidate(name="2", algorithm=algorithm, assignment=first)
+        most, assignment, done = max(1, round(MOST_PROMOTED * len(self.units))), first, 0
+        for step in range(1, PROMOTIONS + 1):
+            wanted = max(done + 1, round(step * most / PROMOTIONS))
+            if wanted > most:
+                return
+            while done < wanted:
+                more = promoted(self.units, self._costs, assignment)
+                if more is None:
+                    return
+                assignment, done = more, done + 1
+            number += 1
+            yield Candidate(name=str(number), algorithm=algorithm, assignment=dict(assignment))
+
+    @cached_property
+    def _costs(self) -> Costs:
+        formats = [name for name in self._request.formats if name != KEEP]
+        self._say(f"sweeps over {len(self.units)} units with {len(self._search)} pairs")
+        sweeps = sweeps_of(
+            self._live, self._search, self._searched, formats, SweepFile(self.work / "sweeps.jsonl"), self._tick
+        )
+        return costs_of(self.units, formats, sweeps, guide="preferences")
+
+    @cached_property
+    def _chosen(self) -> Point:
+        whole = size_of(self.units, uniform(self.units, KEEP))
+        return assign(self.units, self._costs, int(self._request.size * whole))
+
+    def _try(self, candidate: Candidate, noise: Mapping[str, float]) -> Tried:
+        place = self.work / f"candidate-{candidate.name}"
+        kept = place.with_suffix(".json")
+        if kept.exists() and place.exists():
+            return Tried(**(json.loads(kept.read_text(encoding="utf-8")) | {"candidate": candidate}))
+        if not place.exists():
+            self._export(candidate, place)
+        record = json.loads((place / "compression.json").read_text(encoding="utf-8"))
+        after, repeats = self._measured(place)
+        gate = self._parts["gate"]
+        figures = figures_of(gate, self._before, after)
+        if self._asked:
+            figures.append(
+                Figure(
+                    name="empty or repeating answers",
+                    kind="degenerate",
+                    values_P=repeats - self._spoilt,
+                    prompts_P=tuple(pair.prompt_id for pair in self._asked),
+                )
+            )
+        decision = decide(figures, self._limits, noise=noise)
+        found = Tried(
+            candidate=candidate,
+            record=record,
+            decision=_plain(decision),
+            size=size_of(self.units, candidate.assignment),
+            figures=asdict(damage(self._before, after)),
+        )
+        kept.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        return found
+
+    def _export(self, candidate: Candidate, place: Path) -> Exported:
+        calibration = [[*pair.prompt, *pair.chosen] for pair in self._parts["calibration"][:MOST_CALIBRATED]]
+        return export(
+            self._request.model,
+            place,
+            self.units,
+            candidate.assignment,
+            algorithm=candidate.algorithm,
+            calibration=calibration,
+        )
+
+    def _measured(self, place: Path) -> tuple[Scores, Any]:
+        model = load_model(place)
+        repeats = spoilt(model, self._asked, self._tokenizer) if self._asked else np.zeros(0)
+        return scores_of(model, self._parts["gate"]), repeats
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def _publish(self, tried: Tried, noise: Mapping[str, float]) -> None:
+        """Copy the candidate with its certificate beside the output, then rename it."""
+        request = self._request
+        beside = request.out.with_name(f".{request.out.name}.writing")
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(self.work / f"candidate-{tried.candidate.name}", beside)
+        write_certificate(beside, self._certified(tried, noise))
+        beside.rename(request.out)
+
+    def _certified(self, tried: Tried, noise: Mapping[str, float]) -> dict[str, Any]:
+        return {
+            "role": "policy",
+            "verdict": tried.decision["verdict"],
+            "reason": tried.decision["reason"],
+            "source": tried.record["source_digest"],
+            "pairs": self._settings["pairs"],
+            "prompts": {part: len({pair.prompt_id for pair in some}) for part, some in self._parts.items()},
+            "thresholds": self._limits.model_dump(),
+            "noise": dict(noise),
+            "rows": tried.decision["rows"],
+            "algorithm": tried.candidate.algorithm,
+            "assignment": tried.candidate.assignment,
+            "versions": tried.record["versions"],
+        }
+
+    def _report(self, tried: Sequence[Tried], noise: Mapping[str, float]) -> dict[str, Any]:
+        whole = size_of(self.units, uniform(self.units, KEEP))
+        last = tried[-1]
+        report: dict[str, Any] = {
+            "model": str(self._request.model),
+            "out": str(self._request.out) if last.decision["verdict"] == ACCEPTED else None,
+            "verdict": last.decision["verdict"],
+            "reason": last.decision["reason"],
+            "linear_bytes": {"before": whole, "after": last.size},
+            "file_bytes": {"before": last.record["source_weight_bytes"], "after": last.record["weight_bytes"]},
+            "noise": dict(noise),
+            "candidates": [
+                {
+                    "name": one.candidate.name,
+                    "algorithm": one.candidate.algorithm,
+                    "formats": _described(one.candidate.assignment),
+                    "share": one.size / whole,
+                    **one.decision,
+                    "figures": one.figures,
+                }
+                for one in tried
+            ],
+            "assignment": last.candidate.assignment,
+        }
+        if "_costs" in vars(self):
+            points = front(self.units, self._costs)
+            report["front"] = [{"share": point.size / whole, "cost": point.cost} for point in points]
+            report["costs"] = [
+                {"unit": unit, "format": form, "cost": cost} for (unit, form), cost in sorted(self._costs.items())
+            ]
+        return report
+
+
+def _check(request: Request) -> None:
+    config = EngineConfig(model=str(request.model))
+    require_model(config)
+    if is_quantised(config):
+        raise InputError(f"{request.model} is compressed already, expected a model that is not; compress its original")
+    if bool(request.form) == bool(request.size):
+        raise InputError("expected either a format for all layers or a size: give --format or --size, not both")
+    if request.size and not 0 < request.size < 1:
+        raise InputError(f"--size is {request.size:g}, expected a share of the bytes of the linear layers, such as 0.3")
+    if request.out.exists():
+        raise InputError(f"{request.out} exists, expected a new directory; remove it or choose another")
+
+
+def _require_enough(gate: Sequence[Pair], threshold: float) -> None:
+    """Raises InputError when not even a model without any flip could be accepted."""
+    alpha = ALPHA * LOOKS[-1][1]
+    least = math.ceil(math.log(alpha) / math.log(1 - threshold))
+    found = len({pair.prompt_id for pair in gate})
+    if found < least:
+        raise InputError(
+            f"{found} prompts are for the gate, which are half of all, expected at least {least}: with fewer "
+            f"not even a "
+            f"model without a change could be accepted; give pairs of at least {2 * least} prompts"
+        )
+
+
+def _described(assignment: Assignment) -> str:
+    names = [name for name in FORMATS if name in assignment.values()]
+    return ", ".join(f"{list(assignment.values()).count(name)} x {name}" for name in names)
+
+
+def _plain(decision: Decision) -> dict[str, Any]:
+    found: dict[str, Any] = asdict(decision)
+    return found

@@ -1,0 +1,119 @@
+"""Runs a compression and shows what the gate measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from solon.cli.names import resolver
+from solon.cli.tables import print_table
+from solon.files.json_text import json_text
+from solon.files.whole_file import write_whole
+
+
+def run_compress(model: str, *, as_json: bool, formats: tuple[str, ...], **settings: Any) -> dict[str, Any]:
+    """Raises InputError before anything is written where possible, RunFailedError when the model disagrees with itself
+    or is not served."""
+    from cluster.side_by_side import policy_of
+    from compression.formats import FORMATS, format_named
+    from compression.workflow import Compression, Request
+
+    path = resolver([model], progress=not as_json)
+    for name in formats:
+        format_named(name)
+    request = Request(model=Path(policy_of(path(model))), formats=formats or tuple(FORMATS), **settings)
+    console = Console(highlight=False, quiet=as_json, soft_wrap=True)
+    with Progress(console=Console(stderr=True, quiet=as_json), transient=True) as progress:
+        task = progress.add_task("sweeps", total=1.0, visible=False)
+        work = Compression(
+            request,
+            say=lambda text: console.print(text, markup=False),
+            tick=lambda share: progress.update(task, completed=share, visible=share < 1),
+        )
+        report = work.run()
+    for place in (work.work, *([Path(report["out"])] if report["out"] else [])):
+        write_whole(place / "report.json", json_text(report, indent=1), what="report")
+        _write_page(report, place / "report.html")
+    print_table(console, table_of(report))
+    console.print(_said(report, work.work), markup=False)
+    return report
+
+
+def table_of(report: Mapping[str, Any]) -> Table:
+    """The figures of the last candidate."""
+    last = report["candidates"][-1]
+    table = Table(box=SIMPLE_HEAD, title=f"{last['formats']}, {last['algorithm']}", title_justify="left")
+    for column in ("harm", "measured", "upper bound", "threshold", "prompts", ""):
+        table.add_column(column, overflow="fold")
+    for row in last["rows"]:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        f"{row['value']:+.4f}",
+        f"{row['high']:+.4f}",
+        f"{row['threshold']:g}",
+        f"{row['prompts']:,}",
+        row["outcome"],
+    ]
+
+
+def _said(report: Mapping[str, Any], work: Path) -> str:
+    linear, files = report["linear_bytes"], report["file_bytes"]
+    sizes = (
+        f"linear layers {linear['before']:,} -> {linear['after']:,} bytes "
+        f"({linear['before'] / linear['after']:.2f} times smaller), files {files['before']:,} -> {files['after']:,}"
+    )
+    if report["out"]:
+        return f"accepted: {sizes}\nwritten to {report['out']} with certificate.json, report.json and report.html"
+    return f"rejected: {sizes}\nnothing was written to the output; the report is in {work}"
+
+
+def _write_page(report: Mapping[str, Any], path: Path) -> None:
+    import plotly.graph_objects as go
+
+    from solon.report.figures import _layout, write_page
+
+    last = report["candidates"][-1]
+    rows = last["rows"]
+    harms = go.Figure(layout=_layout("share of its threshold", ""))
+    harms.add_trace(
+        go.Bar(
+            y=[row["name"] for row in rows],
+            x=[row["high"] / row["threshold"] for row in rows],
+            orientation="h",
+            name="upper bound",
+        )
+    )
+    harms.add_vline(x=1.0)
+    harms.update_layout(meta={"columns": ["harm", "measured", "upper bound", "threshold", "prompts", ""],
+                              "rows": [_cells(row) for row in rows]})  # fmt: skip
+    figures = {"What the gate measured": harms}
+    if front := report.get("front"):
+        trade = go.Figure(layout=_layout("share of the bytes of the linear layers", "soft flips, predicted"))
+        trade.add_trace(go.Scatter(x=[p["share"] for p in front], y=[p["cost"] for p in front], mode="lines+markers"))
+        trade.update_layout(
+            meta={
+                "columns": ["share of the bytes", "soft flips, predicted"],
+                "rows": [[f"{p['share']:.3f}", f"{p['cost']:.4f}"] for p in front],
+            }
+        )
+        figures["Size and harm"] = trade
+    notes = [
+        f"{report['model']}: {report['verdict']}. {report['reason']}.",
+        "A harm is accepted when its upper bound is below its threshold. " + _said(report, path.parent),
+        *(
+            f"Candidate {c['name']}: {c['formats']}, {c['algorithm']}: {c['verdict']}, {c['reason']}"
+            for c in report["candidates"]
+        ),
+    ]
+    write_page(figures, path, title="Compression", notes=notes)

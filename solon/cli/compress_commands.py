@@ -1,0 +1,62 @@
+"""`solon compress`: a smaller copy of an aligned model, if it keeps its alignment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from solon.cli.options import JsonOption, print_result
+from solon.errors import RunFailedError
+
+compress_app = typer.Typer(rich_markup_mode=None)
+
+
+@compress_app.command()
+def compress(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a stage, or a directory.", show_default=False)],
+    pairs: Annotated[
+        Path,
+        typer.Option(help="Preference pairs, as `solon label` writes them.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="New directory of the compressed model.", show_default=False)],
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="One format for all layers.", show_default=False)
+    ] = "",
+    size: Annotated[
+        float,
+        typer.Option(metavar="SHARE", help="Largest size of the linear layers; formats by layer.", show_default=False),
+    ] = 0.0,
+    formats: Annotated[
+        str, typer.Option(metavar="FORMAT,…", help="With --size: formats to choose from.", show_default=False)
+    ] = "",
+    algorithm: Annotated[Literal["rtn", "gptq"], typer.Option(help="How weights are rounded.")] = "rtn",
+    gate: Annotated[Literal["strict", "lenient"], typer.Option(help="How much may be lost.")] = "strict",
+    recover: Annotated[bool, typer.Option("--recover", help="Try further copies when one is rejected.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Longest conversation of a pair, in tokens.")] = 1024,
+    answers: Annotated[int, typer.Option(min=0, help="Answers that are written and searched for repetition.")] = 320,
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Let vLLM load the accepted copy.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a smaller copy of an aligned model, if a gate finds that it kept its alignment."""
+    from solon.cli.compress import run_compress
+
+    report = run_compress(
+        model,
+        pairs=pairs,
+        out=out,
+        form=form,
+        size=size,
+        formats=tuple(name for name in formats.split(",") if name),
+        algorithm=algorithm,
+        gate=gate,
+        recover=recover,
+        max_tokens=max_tokens,
+        answers=answers,
+        serve=serve,
+        as_json=as_json,
+    )
+    print_result(report, as_json)
+    if report["verdict"] != "accept":
+        raise RunFailedError(f"the alignment was not kept: {report['reason']}")
