@@ -29,14 +29,13 @@ from compression.export import Exported, export
 from compression.flips import damage, harm
 from compression.formats import FORMATS, KEEP
 from compression.gate.gate import ALPHA, LOOKS, Decision, Figure, decide, figures_of
-from compression.gate.thresholds import Strictness, thresholds
+from compression.gate.thresholds import Role, Strictness, thresholds
 from compression.judged import spoilt
 from compression.live import LiveModel, load_model
 from compression.pairs import Pair, Scores, digest_of_pairs, parted, scores_of
 from compression.sensitivity import Costs, SweepFile, costs_of, sweeps_of
 from compression.served_check import check_in_vllm
 from compression.units import Assignment, size_of, skeleton, uniform, units_of
-from learners.data.reading import read_pairs
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import is_quantised, require_model
 from solon.engines.tokens import ChatTokenizer
@@ -59,8 +58,9 @@ class Request:
     """The arguments of a compression. One of `form` and `size` is given."""
 
     model: Path
-    pairs: Path
     out: Path
+    role: Role = "policy"
+    """A judge is asked questions of one token; its answers are not written."""
     form: str = ""
     """One format for all units."""
     size: float = 0.0
@@ -70,8 +70,6 @@ class Request:
     algorithm: str = "rtn"
     gate: Strictness = "strict"
     recover: bool = False
-    max_tokens: int = 1024
-    """Of a conversation; longer pairs are left out."""
     answers: int = 320
     """Prompts whose answers are written and searched for repetition; 0: none."""
     serve: bool = True
@@ -99,24 +97,22 @@ class Tried:
 
 
 class Compression:
-    """`Compression(request, say=print).run()`. Raises InputError before anything is written where possible."""
+    """`Compression(request, pairs, say=print).run()`. Raises InputError before anything is written where possible."""
 
-    def __init__(self, request: Request, say: Say = lambda _: None, tick: Callable[[float], None] = lambda _: None):
+    def __init__(
+        self,
+        request: Request,
+        pairs: Sequence[Pair],
+        say: Say = lambda _: None,
+        tick: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self._request, self._say, self._tick = request, say, tick
         _check(request)
         self.units = units_of(skeleton(request.model))
         if request.form:
             uniform(self.units, request.form)
-        self._limits = thresholds(request.gate)
+        self._limits = thresholds(request.gate, request.role)
         self._tokenizer = ChatTokenizer.load(str(request.model))
-        read = read_pairs(request.pairs, self._tokenizer, max_tokens=request.max_tokens, soft=False)
-        if read.skipped:
-            say(f"note: {len(read.skipped)} rows left out; the first: {read.skipped[0][0]}: {read.skipped[0][1]}")
-        rows = zip(read.pairs, read.prompts, read.tags, strict=True)
-        pairs = [
-            Pair(prompt_id=name, prompt=pair.prompt, chosen=pair.first, rejected=pair.second, tags=tags)
-            for pair, name, tags in rows
-        ]
         self._parts = parted(pairs)
         _require_enough(self._parts["gate"], self._limits.net_flips)
         self._search = self._parts["search"][:MOST_SEARCHED]
@@ -126,6 +122,7 @@ class Compression:
             "target": request.form or request.size,
             "formats": sorted(request.formats),
             "algorithm": request.algorithm,
+            "role": request.role,
             "gate": self._limits.model_dump(),
             "recover": request.recover,
             "answers": request.answers,
@@ -175,7 +172,8 @@ class Compression:
     def _asked(self) -> list[Pair]:
         """One pair of each prompt whose answer is written."""
         first = {pair.prompt_id: pair for pair in reversed(self._parts["gate"])}
-        return [first[name] for name in sorted(first)[: self._request.answers]]
+        most = self._request.answers if self._request.role == "policy" else 0
+        return [first[name] for name in sorted(first)[:most]]
 
     @cached_property
     def _spoilt(self) -> Any:
@@ -295,7 +293,7 @@ class Compression:
 
     def _certified(self, tried: Tried, noise: Mapping[str, float]) -> dict[str, Any]:
         return {
-            "role": "policy",
+            "role": self._request.role,
             "verdict": tried.decision["verdict"],
             "reason": tried.decision["reason"],
             "source": tried.record["source_digest"],
@@ -374,5 +372,6 @@ def _described(assignment: Assignment) -> str:
 
 
 def _plain(decision: Decision) -> dict[str, Any]:
-    found: dict[str, Any] = asdict(decision)
+    """As it is read again from a file."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(decision)))
     return found

@@ -20,7 +20,6 @@ from solon.models.facts import read_facts
 from solon.pipeline.canaries import Canaries
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """One set of weights."""

@@ -15,9 +15,12 @@ from cluster.preflight.tokenizers import check_end, check_template, check_tokeni
 from cluster.preflight.values import check_biases, check_inner_size, check_values
 from learners.config import LoraConfig
 from solon.errors import InputError, nearest, short
+from solon.models.certificate import require_certified
 from solon.models.facts import ModelFacts, model_folder, num_labels, read_facts
 from solon.models.known import causal_models, is_installed, model_types, vllm_architectures
 
+ALLOW_UNCERTIFIED = "SOLON_ALLOW_UNCERTIFIED"
+"""1: models that Solon compressed are used without a certificate."""
 Kind = Literal["policy", "judge", "reward_model", "encoder"]
 """Roles that train and write; that only read and answer; judges with a head of one number; that only embed."""
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -63,6 +66,9 @@ def check_model(
     try:
         facts = read_facts(folder)
         _check_code(facts, opt_in=opt_in, trusted=trusted)
+        if os.environ.get(ALLOW_UNCERTIFIED) != "1":
+            wanted = "policy" if kind == "policy" else "judge"
+            require_certified(folder, where="certificate", allow=f"{ALLOW_UNCERTIFIED}=1", role=wanted)
         is_rewarding = kind == "judge" and facts.gives_rewards
         for check in _checks("reward_model" if is_rewarding else kind, trusted=trusted):
             if check is not check_template or not template:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Strictness = Literal["strict", "lenient"]
+Role = Literal["policy", "judge"]
 
 
 class Thresholds(BaseModel):
@@ -28,9 +29,9 @@ class Thresholds(BaseModel):
     """Increase of the share of answers that are empty or repeat themselves."""
 
 
-def thresholds(strictness: Strictness) -> Thresholds:
-    """`strict`: the defaults. `lenient`: twice as much, for experiments."""
-    strict = Thresholds()
+def thresholds(strictness: Strictness, role: Role = "policy") -> Thresholds:
+    """`strict`: the defaults; a judge may change fewer verdicts. `lenient`: twice as much, for experiments."""
+    strict = Thresholds(flips=0.05) if role == "judge" else Thresholds()
     if strictness == "strict":
         return strict
     return Thresholds(**{name: min(1.0, 2 * value) for name, value in strict.model_dump().items()})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
@@ -13,11 +14,29 @@ from rich.table import Table
 
 from solon.cli.names import resolver
 from solon.cli.tables import print_table
+from solon.errors import InputError
 from solon.files.json_text import json_text
 from solon.files.whole_file import write_whole
 
+if TYPE_CHECKING:
+    from compression.pairs import Pair
 
-def run_compress(model: str, *, as_json: bool, formats: tuple[str, ...], **settings: Any) -> dict[str, Any]:
+
+MOST_GOLD = 20_000
+"""Gold pairs of a judge that are read."""
+
+
+def run_compress(
+    model: str,
+    *,
+    pairs: Path,
+    max_tokens: int,
+    constitution: Path | None,
+    template: str | None,
+    formats: tuple[str, ...],
+    as_json: bool,
+    **settings: Any,
+) -> dict[str, Any]:
     """Raises InputError before anything is written where possible, RunFailedError when the model disagrees with itself
     or is not served."""
     from cluster.side_by_side import policy_of
@@ -28,11 +47,18 @@ def run_compress(model: str, *, as_json: bool, formats: tuple[str, ...], **setti
     for name in formats:
         format_named(name)
     request = Request(model=Path(policy_of(path(model))), formats=formats or tuple(FORMATS), **settings)
+    if request.role == "judge":
+        read = _judge_pairs(request.model, pairs, constitution, template, max_tokens, as_json=as_json)
+    elif constitution or template:
+        raise InputError("--constitution and --template are of a judge; leave them out, or give --role judge")
+    else:
+        read = _policy_pairs(request.model, Path(path(str(pairs))), max_tokens)
     console = Console(highlight=False, quiet=as_json, soft_wrap=True)
     with Progress(console=Console(stderr=True, quiet=as_json), transient=True) as progress:
         task = progress.add_task("sweeps", total=1.0, visible=False)
         work = Compression(
             request,
+            read,
             say=lambda text: console.print(text, markup=False),
             tick=lambda share: progress.update(task, completed=share, visible=share < 1),
         )
@@ -43,6 +69,42 @@ def run_compress(model: str, *, as_json: bool, formats: tuple[str, ...], **setti
     print_table(console, table_of(report))
     console.print(_said(report, work.work), markup=False)
     return report
+
+
+def _policy_pairs(model: Path, path: Path, max_tokens: int) -> list[Pair]:
+    from compression.pairs import Pair
+    from learners.data.reading import read_pairs
+    from solon.engines.tokens import ChatTokenizer
+
+    read = read_pairs(path, ChatTokenizer.load(str(model)), max_tokens=max_tokens, soft=False)
+    if read.skipped:
+        place, reason = read.skipped[0]
+        typer.echo(f"note: {len(read.skipped)} rows left out; the first: {place}: {reason}", err=True)
+    rows = zip(read.pairs, read.prompts, read.tags, strict=True)
+    return [
+        Pair(prompt_id=name, prompt=pair.prompt, chosen=pair.first, rejected=pair.second, tags=tags)
+        for pair, name, tags in rows
+    ]
+
+
+def _judge_pairs(
+    model: Path, pairs: Path, constitution: Path | None, template: str | None, max_tokens: int, *, as_json: bool
+) -> list[Pair]:
+    from compression.judge_prompts import judge_pairs
+    from solon.cli.judge_inputs import JudgeInputs
+
+    inputs = JudgeInputs(
+        [], pairs=str(pairs), constitution=constitution, template=template, limit=MOST_GOLD, chat=None, held_out=True,
+        as_json=as_json,
+    )  # fmt: skip
+    return judge_pairs(
+        str(model),
+        inputs.pairs,
+        template=inputs.template,
+        preamble=inputs.constitution.preamble,
+        max_tokens=max_tokens,
+        settings=inputs.engine,
+    )
 
 
 def table_of(report: Mapping[str, Any]) -> Table:

@@ -21,6 +21,11 @@ def compress(
         typer.Option(help="Preference pairs, as `solon label` writes them.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="New directory of the compressed model.", show_default=False)],
+    role: Annotated[Literal["policy", "judge"], typer.Option(help="What the model is used as.")] = "policy",
+    constitution: Annotated[
+        Path | None, typer.Option(help="Of a judge: its principles; --pairs are gold pairs.", show_default=False)
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="Of a judge: how it is asked.", show_default=False)] = None,
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="One format for all layers.", show_default=False)
     ] = "",
@@ -46,6 +51,9 @@ def compress(
         model,
         pairs=pairs,
         out=out,
+        role=role,
+        constitution=constitution,
+        template=template,
         form=form,
         size=size,
         formats=tuple(name for name in formats.split(",") if name),

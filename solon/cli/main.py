@@ -46,7 +46,7 @@ INTERRUPTIONS = {
 }
 """By command; others than these train."""
 
-ABOUT_RUNS = ("report", "watch", "track", "push")
+ABOUT_RUNS = ("report", "watch", "track", "push", "compress")
 """Commands whose failure is not that of a run."""
 
 app = typer.Typer(

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from solon.engines.base import EngineConfig
+from solon.engines.checkpoint import is_quantised
 from solon.engines.memory import CPU_CACHE_GIB
 from solon.engines.server_weights import KEY, MIDDLEWARE, WORKER
 from solon.errors import InputError, RunFailedError
@@ -130,7 +131,9 @@ def _check(config: EngineConfig) -> None:
 
 
 def _command(config: EngineConfig, port: int, *, on_gpu: bool, names: Sequence[str], label: str) -> list[str]:
-    dtype = config.dtype if on_gpu or config.dtype != "auto" else "float32"
+    dtype = config.dtype
+    if dtype == "auto" and not on_gpu:  # int8 on tiles (AMX) and int4 take 16 bits
+        dtype = "bfloat16" if is_quantised(config) else "float32"
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", config.model]
     command += ["--served-model-name", *names, "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
     # One line of log a request would fill a disk.

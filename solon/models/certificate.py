@@ -51,17 +51,23 @@ def read_certificate(model: Path) -> dict[str, Any]:
     return found
 
 
-def require_certified(model: Path, *, where: str, allow: str) -> None:
-    """Raises InputError for a model that Solon compressed and whose certificate does not say `accept`.
+def require_certified(model: Path, *, where: str, allow: str, role: str = "policy") -> None:
+    """Raises InputError for a model that Solon compressed and whose certificate does not say `accept` for this role.
 
     allow: the setting that lets it pass, for the message. Other models pass: nothing is known about them.
     """
     if not (model / RECORD).is_file():
         return
     try:
-        verdict = read_certificate(model)["verdict"]
+        found = read_certificate(model)
     except InputError as error:
         raise InputError(f"{where}: {error}, or set {allow}") from None
+    verdict = found["verdict"]
+    if found["role"] != role:
+        raise InputError(
+            f"{where}: {model} was certified as a {found['role']}, expected a {role}: compress the original with "
+            f"`solon compress --role {role}`, or set {allow}"
+        )
     if verdict != ACCEPTED:
         raise InputError(
             f"{where}: {model} was compressed and its alignment was not kept (verdict {verdict!r}); use the "

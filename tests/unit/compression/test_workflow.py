@@ -1,0 +1,178 @@
+"""A compression from pairs to a certificate, what it refuses, and that nothing appears unless it was accepted."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.preflight.models import check_model
+from compression import workflow
+from compression.flips import damage
+from compression.live import load_model
+from compression.pairs import Pair, Scores, part_of, parted, scores_of
+from compression.workflow import Compression, Request
+from serve_apps.versions import require_certificate
+from solon.errors import InputError, RunFailedError
+from solon.models.certificate import CERTIFICATE, read_certificate, require_certified
+from tests.models import make_model
+
+PROMPTS = 700
+
+
+def make_pairs(number: int = PROMPTS) -> list[Pair]:
+    rng = random.Random(0)
+
+    def words(size: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(6, 60) for _ in range(size))
+
+    return [
+        Pair(prompt_id=f"p{i}", prompt=words(5), chosen=words(4), rejected=words(4), tags=(f"tag{i % 2}",))
+        for i in range(number)
+    ]
+
+
+def compress(folder: Path, pairs: list[Pair] | None = None, **settings: Any) -> dict[str, Any]:
+    model = folder / "model"
+    if not model.exists():
+        make_model(model)
+    chosen: dict[str, Any] = {"form": "w8a8", "answers": 0, "serve": False, **settings}
+    request = Request(model=model, out=folder / "out", **chosen)
+    return Compression(request, make_pairs() if pairs is None else pairs).run()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an accepted model."""
+    folder = tmp_path_factory.mktemp("compressed")
+    report = compress(folder)
+    assert report["verdict"] == "accept", report["reason"]
+    return folder
+
+
+def test_an_accepted_model_has_a_certificate_about_its_weights(done: Path):
+    certificate = read_certificate(done / "out")
+    assert (certificate["verdict"], certificate["role"]) == ("accept", "policy")
+    assert {row["name"] for row in certificate["rows"]} >= {"net flips", "flips", "lost margin", "net flips, tag0"}
+    require_certified(done / "out", where="here", allow="x")
+    require_certificate(str(done / "out"), where="here")
+
+
+def test_a_certificate_that_was_edited_moved_or_removed_is_none(done: Path, tmp_path: Path):
+    model = shutil.copytree(done / "out", tmp_path / "copy")
+    path = model / CERTIFICATE
+    whole = json.loads(path.read_text())
+    for changed, words in (
+        ({**whole, "verdict": "accept", "reason": "trust me"}, "was edited"),
+        ({**whole, "schema": "other"}, "not a certificate"),
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=words):
+            require_certified(model, where="here", allow="x")
+    path.write_text("{")
+    with pytest.raises(InputError, match="not a certificate"):
+        require_certificate(str(model), where="here")
+    path.write_text(json.dumps(whole))
+    weights = next(model.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(InputError, match="about other weights"):
+        require_certified(model, where="here", allow="x")
+    path.unlink()
+    with pytest.raises(InputError, match=r"has no certificate.json.*or set x"):
+        require_certified(model, where="here", allow="x")
+
+
+def test_a_model_that_was_certified_as_a_policy_is_no_judge_unless_told_otherwise(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(InputError, match="certified as a policy, expected a judge"):
+        check_model(str(done / "out"), role="judge")
+    monkeypatch.setenv("SOLON_ALLOW_UNCERTIFIED", "1")
+    check_model(str(done / "out"), role="judge")
+
+
+def test_a_model_that_loses_its_preferences_is_rejected_and_nothing_appears(tmp_path: Path):
+    report = compress(tmp_path, form="w4a16-g128")
+    assert report["verdict"] == "reject"
+    assert report["out"] is None
+    assert not (tmp_path / "out").exists()
+    assert report["candidates"][0]["rows"]
+
+
+def test_a_second_start_repeats_neither_sweeps_nor_candidates_and_gives_the_same_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = {"form": "", "size": 0.3, "gate": "lenient", "recover": True}
+    first = compress(tmp_path, **settings)
+    assert first["verdict"] == "accept", first["reason"]
+    assert first["linear_bytes"]["after"] <= 0.3 * first["linear_bytes"]["before"]
+    assert first["front"][-1]["cost"] == 0
+    certificate = (tmp_path / "out" / CERTIFICATE).read_bytes()
+    shutil.rmtree(tmp_path / "out")
+
+    def unwanted(*_: object, **__: object) -> None:
+        raise AssertionError("it was finished")
+
+    monkeypatch.setattr(workflow, "export", unwanted)
+    monkeypatch.setattr("compression.sensitivity.damage", unwanted)
+    second = compress(tmp_path, **settings)
+    assert second == first
+    assert (tmp_path / "out" / CERTIFICATE).read_bytes() == certificate
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"form": "w8a8", "size": 0.5}, "give --format or --size, not both"),
+        ({"form": "", "size": 0.0}, "give --format or --size"),
+        ({"form": "", "size": 3.0}, "expected a share"),
+        ({"form": "w9"}, "expected one of"),
+        ({"form": "", "size": 0.01}, "the smallest size is 0.13"),
+        ({"pairs": make_pairs(100)}, "give pairs of at least 526 prompts"),
+        ({"pairs": make_pairs(1)}, "label more"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, settings: dict[str, Any], words: str):
+    with pytest.raises(InputError, match=words):
+        compress(tmp_path, **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_compressed_model_is_not_compressed_again(done: Path, tmp_path: Path):
+    shutil.copytree(done / "out", tmp_path / "model")
+    with pytest.raises(InputError, match="is compressed already"):
+        compress(tmp_path)
+
+
+def test_a_model_that_does_not_agree_with_itself_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+
+    def noisy(_: object, pairs: list[Pair], **__: object) -> Scores:
+        return Scores(
+            chosen_P=rng.normal(size=len(pairs)), rejected_P=np.zeros(len(pairs)), tokens_P=np.ones(len(pairs))
+        )
+
+    monkeypatch.setattr(workflow, "scores_of", noisy)
+    with pytest.raises(RunFailedError, match="does not agree with itself"):
+        compress(tmp_path)
+
+
+def test_a_prompt_is_in_one_part_whatever_else_the_file_holds():
+    parts = parted(make_pairs(2000))
+    names = [{pair.prompt_id for pair in some} for some in parts.values()]
+    assert not names[0] & names[1] | names[1] & names[2] | names[0] & names[2]
+    assert [len(one) / 2000 for one in names] == pytest.approx([0.15, 0.35, 0.5], abs=0.04)
+    assert all(part_of(name) == "gate" for name in names[2])
+
+
+def test_scores_do_not_depend_on_order_and_batch_size_beyond_rounding(tmp_path: Path):
+    model, pairs = load_model(make_model(tmp_path / "model")), make_pairs(60)
+    whole, other = scores_of(model, pairs), scores_of(model, pairs[::-1], rows=7)
+    assert np.abs(whole.margin_P - other.margin_P[::-1]).max() < 1e-4
+    none = damage(whole, whole)
+    assert (none.soft_flips, none.flips, none.margin_damage, none.nll) == (0, 0, 0, 0)
