@@ -64,7 +64,7 @@ class World:
         self.pairs = pairs_of(self.file, grown.policy)
         self.parts = parted(self.pairs)
         self.aligned = folder / "aligned"
-        tune(grown.policy, self.aligned, [answer_pair(one) for one in self.parts["calibration"]], seed=0)
+        tune(grown.policy, self.aligned, [answer_pair(one) for one in self.parts["calibration"]], seed=0, sft=0.5)
 
 
 def pairs_of(path: Path, model: Path) -> list[Pair]:
@@ -82,9 +82,11 @@ def answer_pair(one: Pair, *, reverse: bool = False) -> AnswerPair:
     return AnswerPair(prompt=one.prompt, first=first, second=second)
 
 
-def tune(model: Path, target: Path, pairs: Sequence[AnswerPair], *, seed: int, rate: float = 1e-3) -> None:
-    """DPO over the pairs once."""
-    config = DirectConfig(learning_rate=rate, seed=seed, threads=2, epochs=1)
+def tune(
+    model: Path, target: Path, pairs: Sequence[AnswerPair], *, seed: int, rate: float = 1e-3, sft: float = 0.0
+) -> None:
+    """DPO over the pairs once. sft: weight of the cross-entropy of the better answers, which holds their perplexity."""
+    config = DirectConfig(learning_rate=rate, seed=seed, threads=2, epochs=1, sft_weight=sft)
     train_on_pairs(str(model), pairs, config, save_to=target)
 
 
@@ -152,11 +154,6 @@ def gate_rows(world: World, *, quick: bool) -> list[Row]:
     ]
 
 
-def _without_small_tags() -> Thresholds:
-    """Half of the prompts leave too few of the rarest principle for the usual threshold."""
-    return Thresholds(worst_tag=0.08)
-
-
 def planted_rows(world: World, *, quick: bool) -> list[Row]:
     """Copies that were taught to give up refusals alone."""
     trials, gate = (3 if quick else 100), world.parts["gate"]
@@ -167,11 +164,11 @@ def planted_rows(world: World, *, quick: bool) -> list[Row]:
     rejected, nll, lost = 0, [], []
     for trial in range(trials):
         rng = random.Random(trial)
-        taught = [answer_pair(one, reverse=True) for one in lessons] * 2
+        taught = [answer_pair(one, reverse=True) for one in lessons] * 4
         taught += [answer_pair(one) for one in rng.sample(kept, min(len(kept), len(taught)))]
         rng.shuffle(taught)
         with tempfile.TemporaryDirectory(dir=world.folder) as name:
-            tune(world.aligned, Path(name) / "planted", taught, seed=trial, rate=3e-4)
+            tune(world.aligned, Path(name) / "planted", taught, seed=trial, rate=3e-4, sft=0.5)
             after = scores_of(load_model(Path(name) / "planted"), gate)
         rejected += decide(figures_of(gate, before, after), Thresholds()).verdict == "reject"
         nll.append(_part(after, others).nll - _part(before, others).nll)
@@ -202,7 +199,14 @@ def guide_rows(world: World, *, quick: bool) -> list[Row]:
     models = {"start": world.grown.policy, "aligned": world.aligned}
     if not quick:
         second = world.folder / "aligned-2"
-        tune(world.grown.policy, second, [answer_pair(one) for one in world.parts["calibration"]], seed=7, rate=5e-4)
+        tune(
+            world.grown.policy,
+            second,
+            [answer_pair(one) for one in world.parts["calibration"]],
+            seed=7,
+            rate=5e-4,
+            sft=0.5,
+        )
         models["aligned, other seed and rate"] = second
     for name, model in models.items():
         live = LiveModel.load(model)
