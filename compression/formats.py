@@ -57,6 +57,15 @@ FORMATS: dict[str, Format] = {
 """Smallest first."""
 
 
+EXPERIMENTAL: dict[str, Format] = {"w3a16-g128": Format(name="w3a16-g128", bits=3, group=128, columns=128, rows=32)}
+"""Measured in memory and served by nothing: they show what damage is."""
+
+
+def format_of(name: str) -> Format:
+    """A format of either kind."""
+    return FORMATS.get(name) or EXPERIMENTAL[name]
+
+
 def format_named(name: str) -> Format:
     """Raises InputError for an unknown name."""
     if name not in FORMATS:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression.formats import FORMATS, Format, input_args, weight_args
+from compression.formats import KEEP, Format, format_of, input_args, weight_args
 from compression.llm_compressor import quiet
 from compression.units import Assignment, Unit, units_of
 
@@ -44,7 +44,7 @@ class LiveModel:
         hooks = []
         try:
             for unit in self.units:
-                form = FORMATS[assignment.get(unit.name, "keep")]
+                form = format_of(assignment.get(unit.name, KEEP))
                 if not form.bits:
                     continue
                 for matrix in unit.matrices:

@@ -47,6 +47,7 @@ MOST_PROMOTED = 0.15
 """Share of the units that recovery may give more bits."""
 PROMOTIONS = 3
 """Candidates with more and more of them."""
+REPAIR_EPOCHS, REPAIR_THREADS = 2, 2
 MOST_SEARCHED = 256
 """Pairs of a sweep."""
 MOST_CALIBRATED = 512
@@ -70,8 +71,12 @@ class Request:
     algorithm: str = "rtn"
     gate: Strictness = "strict"
     recover: bool = False
+    repair_rate: float = 5e-6
+    """Learning rate of the training on the grid that recovery ends with."""
     answers: int = 320
     """Prompts whose answers are written and searched for repetition; 0: none."""
+    work: Path | None = None
+    """Folder of finished steps; by default beside the output."""
     serve: bool = True
     """Start vLLM with the accepted model and let it write."""
 
@@ -83,6 +88,8 @@ class Candidate:
     name: str
     algorithm: str
     assignment: dict[str, str]
+    is_repaired: bool = False
+    """Trained on the grid before it was rounded."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,12 +131,12 @@ class Compression:
             "algorithm": request.algorithm,
             "role": request.role,
             "gate": self._limits.model_dump(),
-            "recover": request.recover,
+            "recover": [request.recover, request.repair_rate],
             "answers": request.answers,
         }
         self._settings = settings
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        self.work = request.out.with_name(f"{request.out.name}.work") / digest
+        self.work = (request.work or request.out.with_name(f"{request.out.name}.work")) / digest
         """Of these settings: another model, other pairs or another target have a folder of their own."""
 
     def run(self) -> dict[str, Any]:
@@ -206,6 +213,14 @@ class Compression:
         if algorithm == "rtn":
             number, algorithm = 2, "gptq"
             yield Candidate(name="2", algorithm=algorithm, assignment=first)
+        for assignment in self._promotions(first) if request.form else ():  # a size is a limit
+            number += 1
+            yield Candidate(name=str(number), algorithm=algorithm, assignment=assignment)
+        if request.role == "policy":
+            yield Candidate(name=str(number + 1), algorithm="rtn", assignment=first, is_repaired=True)
+
+    def _promotions(self, first: Assignment) -> Iterator[dict[str, str]]:
+        """More and more units with more bits."""
         most, assignment, done = max(1, round(MOST_PROMOTED * len(self.units))), first, 0
         for step in range(1, PROMOTIONS + 1):
             wanted = max(done + 1, round(step * most / PROMOTIONS))
@@ -216,8 +231,7 @@ class Compression:
                 if more is None:
                     return
                 assignment, done = more, done + 1
-            number += 1
-            yield Candidate(name=str(number), algorithm=algorithm, assignment=dict(assignment))
+            yield dict(assignment)
 
     @cached_property
     def _costs(self) -> Costs:
@@ -266,14 +280,28 @@ class Compression:
 
     def _export(self, candidate: Candidate, place: Path) -> Exported:
         calibration = [[*pair.prompt, *pair.chosen] for pair in self._parts["calibration"][:MOST_CALIBRATED]]
+        source = self._request.model
+        if candidate.is_repaired:
+            source = self.work / f"repaired-{candidate.name}"
+            shutil.rmtree(source, ignore_errors=True)
+            self._repair(source, candidate.assignment)
         return export(
-            self._request.model,
+            source,
             place,
             self.units,
             candidate.assignment,
             algorithm=candidate.algorithm,
             calibration=calibration,
         )
+
+    def _repair(self, target: Path, assignment: Assignment) -> None:
+        from compression.repair import repair
+        from learners.direct.config import DirectConfig
+
+        liked = [pair for pair, margin in zip(self._search, self._searched.margin_P, strict=True) if margin > 0]
+        config = DirectConfig(learning_rate=self._request.repair_rate, epochs=REPAIR_EPOCHS, threads=REPAIR_THREADS)
+        report = repair(self._request.model, target, self.units, assignment, liked, config)
+        self._say(f"trained on the grid: {report.steps} steps, loss {report.first_loss:.3f} -> {report.last_loss:.3f}")
 
     def _measured(self, place: Path) -> tuple[Scores, Any]:
         model = load_model(place)
@@ -296,7 +324,8 @@ class Compression:
             "role": self._request.role,
             "verdict": tried.decision["verdict"],
             "reason": tried.decision["reason"],
-            "source": tried.record["source_digest"],
+            "source": self._settings["model"],
+            "is_repaired": tried.candidate.is_repaired,
             "pairs": self._settings["pairs"],
             "prompts": {part: len({pair.prompt_id for pair in some}) for part, some in self._parts.items()},
             "thresholds": self._limits.model_dump(),
@@ -322,6 +351,7 @@ class Compression:
                 {
                     "name": one.candidate.name,
                     "algorithm": one.candidate.algorithm,
+                    "is_repaired": one.candidate.is_repaired,
                     "formats": _described(one.candidate.assignment),
                     "share": one.size / whole,
                     **one.decision,

@@ -72,19 +72,12 @@ def run_compress(
 
 
 def _policy_pairs(model: Path, path: Path, max_tokens: int) -> list[Pair]:
-    from compression.pairs import Pair
-    from learners.data.reading import read_pairs
-    from solon.engines.tokens import ChatTokenizer
+    from compression.reading import policy_pairs
 
-    read = read_pairs(path, ChatTokenizer.load(str(model)), max_tokens=max_tokens, soft=False)
-    if read.skipped:
-        place, reason = read.skipped[0]
-        typer.echo(f"note: {len(read.skipped)} rows left out; the first: {place}: {reason}", err=True)
-    rows = zip(read.pairs, read.prompts, read.tags, strict=True)
-    return [
-        Pair(prompt_id=name, prompt=pair.prompt, chosen=pair.first, rejected=pair.second, tags=tags)
-        for pair, name, tags in rows
-    ]
+    found, skipped = policy_pairs(model, path, max_tokens=max_tokens)
+    if skipped:
+        typer.echo(f"note: {len(skipped)} rows left out; the first: {skipped[0][0]}: {skipped[0][1]}", err=True)
+    return found
 
 
 def _judge_pairs(

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from cluster.align.stages.compress import CompressStage, compress_policy
 from cluster.preflight.models import check_model
 from compression import workflow
 from compression.flips import damage
@@ -18,9 +21,10 @@ from compression.live import load_model
 from compression.pairs import Pair, Scores, part_of, parted, scores_of
 from compression.workflow import Compression, Request
 from serve_apps.versions import require_certificate
+from solon.cli.main import app
 from solon.errors import InputError, RunFailedError
 from solon.models.certificate import CERTIFICATE, read_certificate, require_certified
-from tests.models import make_model
+from tests.models import WORDS, make_model
 
 PROMPTS = 700
 
@@ -176,3 +180,49 @@ def test_scores_do_not_depend_on_order_and_batch_size_beyond_rounding(tmp_path: 
     assert np.abs(whole.margin_P - other.margin_P[::-1]).max() < 1e-4
     none = damage(whole, whole)
     assert (none.soft_flips, none.flips, none.margin_damage, none.nll) == (0, 0, 0, 0)
+
+
+def write_preferences(path: Path, number: int = 700) -> Path:
+    rng = random.Random(1)
+
+    def words() -> str:
+        return " ".join(rng.choice(WORDS) for _ in range(5))
+
+    rows = [{"prompt": f"{words()} {words()}", "chosen": words(), "rejected": words()} for _ in range(number)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def test_the_stage_of_an_alignment_makes_a_certified_policy(tmp_path: Path):
+    stage = CompressStage(type="compress", form="w8a8", answers=0, serve=False)
+    (tmp_path / "out").mkdir()
+    given = {
+        **stage.model_dump(mode="json"),
+        "policy": str(make_model(tmp_path / "model")),
+        "preferences": str(write_preferences(tmp_path / "pairs.jsonl")),
+        "out": str(tmp_path / "out"),
+        "scratch": str(tmp_path / "scratch"),
+    }
+    (tmp_path / "scratch").mkdir()
+    report = compress_policy(given)
+    assert report["linear_bytes"]["after"] < report["linear_bytes"]["before"] / 3
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compression-report.json", "model"]
+    assert read_certificate(tmp_path / "out" / "model")["verdict"] == "accept"
+    with pytest.raises(ValidationError, match="expected form or size"):
+        CompressStage(type="compress")
+
+
+def test_the_command_writes_a_report_and_says_what_was_kept(tmp_path: Path):
+    make_model(tmp_path / "model")
+    pairs = write_preferences(tmp_path / "pairs.jsonl")
+    arguments = ["compress", str(tmp_path / "model"), "--pairs", str(pairs), "--answers", "0", "--no-serve"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "small"), "--format", "w8a8"])
+    assert done.exit_code == 0, done.output
+    assert "accepted: linear layers" in done.output
+    assert (tmp_path / "small" / "report.html").stat().st_size > 1000
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert report["candidates"][0]["verdict"] == "accept"
+    again = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "other"), "--format", "w4a16-g128"])
+    assert again.exit_code == 1
+    assert isinstance(again.exception, RunFailedError)
+    assert not (tmp_path / "other").exists()

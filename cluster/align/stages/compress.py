@@ -1,0 +1,76 @@
+"""A smaller copy of the policy, if a gate finds that it kept its alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cluster.align.base import AlignStage, Job
+from solon.errors import RunFailedError
+from solon.files.json_text import json_text
+from solon.files.marks import ModelName, PromptsPath
+
+
+class CompressStage(AlignStage):
+    """`{ type = "compress", size = 0.3, recover = true }`"""
+
+    kind: ClassVar[str] = "compress"
+    inputs: ClassVar[tuple[str, ...]] = ("policy", "preferences")
+    makes: ClassVar[tuple[str, ...]] = ("policy",)
+    code: ClassVar[tuple[str, ...]] = ("compression.workflow", "compression.reading")
+
+    type: Literal["compress"] = "compress"
+    policy: ModelName = ""
+    """A stage or a model; empty: the latest policy."""
+    preferences: PromptsPath = ""
+    """What must be kept, best pairs that the policy was not trained on; empty: the latest preferences."""
+    form: str = ""
+    """One format for all layers; empty: `size` decides."""
+    size: float = Field(0.0, ge=0, lt=1)
+    """Largest share of the bytes of the linear layers; formats are then chosen by layer."""
+    algorithm: Literal["rtn", "gptq"] = "rtn"
+    """How weights are rounded."""
+    gate: Literal["strict", "lenient"] = "strict"
+    """How much may be lost."""
+    recover: bool = True
+    """Try further copies when one is rejected."""
+    repair_rate: float = Field(5e-6, gt=0)
+    """Learning rate of the training on the grid that recovery ends with."""
+    max_tokens: int = Field(1024, ge=8)
+    """Longest conversation of a pair."""
+    answers: int = Field(320, ge=0)
+    """Answers that are written and searched for repetition."""
+    serve: bool = True
+    """Let vLLM load the accepted copy."""
+
+    @model_validator(mode="after")
+    def _has_one_target(self) -> Self:
+        if bool(self.form) == bool(self.size):
+            raise ValueError("expected form or size, the target of the compression; give one of the two")
+        return self
+
+    def make(self, job: Job) -> None:
+        self.call(job, "compress_policy")
+
+
+def compress_policy(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs in a process of its own. Raises InputError; RunFailedError when the alignment was not kept."""
+    from compression.reading import policy_pairs
+    from compression.workflow import Compression, Request
+
+    out, model = Path(given["out"]), Path(given["policy"])
+    pairs, _ = policy_pairs(model, Path(given["preferences"]), max_tokens=given["max_tokens"])
+    chosen = {
+        name: given[name]
+        for name in ("form", "size", "algorithm", "gate", "recover", "repair_rate", "answers", "serve")
+    }
+    request = Request(model=model, out=out / "model", work=Path(given["scratch"]) / "work", **chosen)
+    report = Compression(request, pairs, say=print).run()
+    if report["out"] is None:
+        raise RunFailedError(f"the alignment was not kept: {report['reason']}")
+    whole = {name: value for name, value in report.items() if name not in ("model", "out")}
+    (out / "compression-report.json").write_text(json_text(whole, indent=1), encoding="utf-8")
+    return {"reason": report["reason"], "linear_bytes": report["linear_bytes"]}

@@ -1,0 +1,68 @@
+"""Training on the grid: what is trained is what is served, and lost margins come back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from compression.export import export
+from compression.flips import damage
+from compression.formats import format_of
+from compression.live import LiveModel, load_model, on_grid
+from compression.pairs import scores_of
+from compression.repair import repair, trained_on_grid
+from compression.units import uniform
+from learners.direct.config import DirectConfig
+from tests.models import make_model
+from tests.unit.compression.test_workflow import make_pairs
+
+
+def test_weights_that_were_trained_on_the_grid_are_exactly_those_that_are_served(tmp_path: Path):
+    source = make_model(tmp_path / "model")
+    live = LiveModel.load(source)
+    assignment = {unit.name: form for unit, form in zip(live.units, ("w4a16-g64", "w8a8") * 4, strict=True)}
+    repair(source, tmp_path / "trained", live.units, assignment, make_pairs(16), DirectConfig(learning_rate=1e-3))
+    trained = LiveModel.load(tmp_path / "trained")
+    ids = torch.randint(3, 100, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        with trained_on_grid(trained.model, trained.units, assignment):
+            in_training = trained.model(ids).logits
+        with trained.compressed(assignment) as model:
+            rounded = model(ids).logits
+        export(tmp_path / "trained", tmp_path / "out", trained.units, assignment)
+        served = load_model(tmp_path / "out")(ids).logits
+    assert torch.equal(in_training, served)
+    assert torch.equal(rounded, served)
+    assert not torch.equal(LiveModel.load(source).model.lm_head.weight, trained.model.lm_head.weight)
+
+
+def test_margins_that_three_bits_lost_come_back(tmp_path: Path):
+    source, pairs = make_model(tmp_path / "model"), make_pairs(48)
+    live = LiveModel.load(source)
+    before = scores_of(live.model, pairs)
+    liked = [pair for pair, margin in zip(pairs, before.margin_P, strict=True) if margin > 0]
+    before = scores_of(live.model, liked)
+    assignment = {unit.name: "w3a16-g128" for unit in live.units}
+    with live.compressed(assignment) as model:
+        hurt = damage(before, scores_of(model, liked))
+    config = DirectConfig(learning_rate=1e-3, epochs=4, threads=2)
+    repair(source, tmp_path / "repaired", live.units, assignment, liked, config)
+    repaired = LiveModel.load(tmp_path / "repaired")
+    with repaired.compressed(assignment) as model:
+        after = damage(before, scores_of(model, liked))
+    assert after.margin_damage < 0.2 * hurt.margin_damage
+
+
+def test_gradients_pass_the_grid_and_the_weights_are_as_before_afterwards(tmp_path: Path):
+    live = LiveModel.load(make_model(tmp_path / "model"))
+    model, assignment = live.model.requires_grad_(True), uniform(live.units, "w4a16-g32")
+    layer = model.model.layers[0].mlp.down_proj
+    kept = layer.weight.detach().clone()
+    with trained_on_grid(model, live.units, assignment):
+        assert torch.equal(layer.weight, on_grid(kept, format_of("w4a16-g32")))
+        model(torch.arange(8)[None]).logits.square().sum().backward()
+        gradient = layer.parametrizations.weight.original.grad
+        assert gradient.abs().sum() > 0
+    assert torch.equal(layer.weight, kept)
+    assert list(dict(model.named_parameters())) == list(dict(load_model(tmp_path / "model").named_parameters()))
