@@ -37,7 +37,7 @@ from compression.gate.thresholds import Thresholds
 from compression.live import LiveModel, load_model
 from compression.pairs import Pair, Scores, parted, scores_of
 from compression.reading import policy_pairs
-from compression.repair import repair
+from compression.repair import RepairConfig, repair
 from compression.sensitivity import SweepFile, costs_of, sweeps_of
 from compression.units import size_of, uniform
 from learners.direct.config import DirectConfig
@@ -50,7 +50,7 @@ PARTS = ("exact", "command", "guide", "repair", "kills", "planted", "gate")
 PROMPTS = 2400
 BUDGETS = (0.15, 0.18, 0.22)
 """Shares of the bytes of the linear layers."""
-REPAIR_RATE = 1e-4
+REPAIR_RATE = 6e-5
 REFUSALS = "harmless"
 """The principle of refusals in the nursery."""
 
@@ -218,15 +218,14 @@ def guide_rows(world: World, *, quick: bool) -> list[Row]:
 
 
 def repair_rows(world: World) -> list[Row]:
-    """Three bits for every layer, then DPO on that grid with pairs that the gate does not hold."""
+    """Three bits for every layer, then distillation on that grid with pairs that the gate does not hold."""
     live, gate, search = LiveModel.load(world.aligned), world.parts["gate"], world.parts["search"]
-    before, liked = scores_of(live.model, gate), scores_of(live.model, search).margin_P > 0
+    before = scores_of(live.model, gate)
     assignment = {unit.name: "w3a16-g128" for unit in live.units}
     with live.compressed(assignment) as model:
         hurt = damage(before, scores_of(model, gate))
-    pairs = [pair for pair, is_liked in zip(search, liked, strict=True) if is_liked]
-    config = DirectConfig(learning_rate=REPAIR_RATE, threads=2)
-    made = repair(world.aligned, world.folder / "repaired", live.units, assignment, pairs, config)
+    config = RepairConfig(learning_rate=REPAIR_RATE)
+    made = repair(world.aligned, world.folder / "repaired", live.units, assignment, search[:2048], config)
     repaired = LiveModel.load(world.folder / "repaired")
     with repaired.compressed(assignment) as model:
         after = damage(before, scores_of(model, gate))
@@ -276,7 +275,7 @@ def _compress(world: World, out: Path, *more: str) -> dict[str, Any]:
 
 def kill_rows(world: World, *, quick: bool) -> list[Row]:
     """The same command, killed at random moments and started again."""
-    more = ("--size", "0.2", "--no-serve", "--answers", "64", "--gate", "lenient")
+    more = ("--size", "0.2", "--no-serve", "--answers", "0", "--gate", "lenient", "--recover")
     whole = world.folder / "whole"
     began = time.perf_counter()
     _compress(world, whole, *more)
@@ -319,23 +318,24 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--english", default="")
     options = parser.parse_args()
-    parts, rows = options.only.split(","), []
+    parts, rows = options.only.split(","), list[Row]()
     with tempfile.TemporaryDirectory(prefix="solon-") as folder:
         world = World(nursery(), Path(folder), prompts=PROMPTS)
-        if "exact" in parts:
-            rows += exact_rows(world, english=options.english)
-        if "command" in parts:
-            rows += command_rows(world)
-        if "guide" in parts:
-            rows += guide_rows(world, quick=options.quick)
-        if "repair" in parts:
-            rows += repair_rows(world)
-        if "kills" in parts:
-            rows += kill_rows(world, quick=options.quick)
-        if "planted" in parts:
-            rows += planted_rows(world, quick=options.quick)
-        if "gate" in parts:
-            rows += gate_rows(world, quick=options.quick)
+        quick = options.quick
+        makers = {
+            "exact": lambda: exact_rows(world, english=options.english),
+            "command": lambda: command_rows(world),
+            "guide": lambda: guide_rows(world, quick=quick),
+            "repair": lambda: repair_rows(world),
+            "kills": lambda: kill_rows(world, quick=quick),
+            "planted": lambda: planted_rows(world, quick=quick),
+            "gate": lambda: gate_rows(world, quick=quick),
+        }
+        for part in PARTS:
+            if part in parts:
+                made = makers[part]()
+                rows += made
+                print(*made, sep="\n", flush=True)  # a long run shows what it has
         report("compression", rows, options.json)
 
 

@@ -1,31 +1,63 @@
-"""Trains a model on the grid that is exported, so that a compressed copy prefers again what the original preferred.
+"""Trains a model on the grid that is exported, so that a compressed copy writes and prefers again what the original
+does.
 
-DPO on the original's own preferences, with the original as reference, through weights that are rounded in every forward
-pass (straight-through estimator, arXiv:1308.3432; quantisation-aware DPO: arXiv:2407.03051). What is saved are the
-weights before rounding: rounding them again gives exactly the weights that were trained.
+Distillation: on the answers of preference pairs, the better and the worse ones, the copy learns the original's
+distribution of every token, through weights that are rounded in every forward pass (straight-through estimator,
+arXiv:1308.3432; LLM-QAT, arXiv:2305.17888). What is saved are the weights before rounding: rounding them again gives
+exactly the weights that were trained. B rows, T positions, V vocabulary.
 """
 
 from __future__ import annotations
 
+import copy
+import math
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn.utils import parametrize
 
 from compression.formats import Format, format_of, input_args
-from compression.live import on_grid
-from compression.pairs import Pair
+from compression.live import load_model, on_grid
+from compression.pairs import Pair, Tokens
 from compression.units import Assignment, Unit
-from learners.core.course import CourseReport, run_course
-from learners.core.policy import Policy
-from learners.core.publish import Publisher
-from learners.direct.config import DirectConfig
-from learners.direct.pairs import AnswerPair
-from learners.objectives.dpo import DPOObjective, with_reference
+from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
+from solon.errors import RunFailedError
+from solon.host.file_modes import widen
+
+MARGIN_WEIGHT = 0.3
+"""Of the squared differences of the log-probs of the answers' tokens, beside the divergence."""
+
+
+class RepairConfig(BaseModel):
+    """`RepairConfig(learning_rate=1e-5)`"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    learning_rate: float = Field(1e-5, gt=0)
+    """Peak, AdamW; it rises over a tenth of the steps and falls to 0 (cosine)."""
+    epochs: int = Field(3, ge=1)
+    batch: int = Field(16, ge=1)
+    """Answers of a step."""
+    seed: int = Field(0, ge=0)
+    threads: int = Field(2, ge=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired:
+    """The result of a repair."""
+
+    steps: int
+    first_loss: float
+    """KL divergence from the original, nats a token, of the first step."""
+    last_loss: float
+    """Mean of the last tenth of the steps."""
 
 
 class _Straight(torch.autograd.Function):
@@ -51,8 +83,7 @@ class _OnGrid(nn.Module):
         self._form = form
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = _straight(weight, on_grid(weight.detach(), self._form))
-        return found
+        return _straight(weight, on_grid(weight.detach(), self._form))
 
 
 def repair(
@@ -61,20 +92,72 @@ def repair(
     units: Sequence[Unit],
     assignment: Assignment,
     pairs: Sequence[Pair],
-    config: DirectConfig,
-) -> CourseReport:
-    """Write the trained weights of a model, to be exported with the same assignment.
-
-    pairs: what the original prefers. Raises RunFailedError when the loss is not finite.
-    """
+    config: RepairConfig,
+) -> Repaired:
+    """Write the trained weights of a model, to be exported with the same assignment. Raises RunFailedError when the
+    loss is not finite."""
     torch.set_num_threads(config.threads)
-    policy = Policy(config, model=str(source), temperature=1.0, reference=False)
-    asked = [AnswerPair(prompt=one.prompt, first=one.chosen, second=one.rejected) for one in pairs]
-    known = with_reference(policy, asked, config)
-    with trained_on_grid(policy.base, units, assignment):
-        report = run_course(DPOObjective(policy, config), known, config)
-    Publisher(policy, model=str(source), dtype=config.serving_dtype).save(target)
-    return report
+    teacher: Any = load_model(source)
+    student: Any = copy.deepcopy(teacher).float().train()
+    lessons = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    rng = random.Random(config.seed)
+    order = [place for _ in range(config.epochs) for place in rng.sample(range(len(lessons)), len(lessons))]
+    steps = math.ceil(len(order) / config.batch)
+    losses = []
+    with trained_on_grid(student, units, assignment):
+        optimiser = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
+        for step in range(steps):
+            batch = [lessons[place] for place in order[step * config.batch : (step + 1) * config.batch]]
+            loss = _divergence(teacher, student, batch)
+            if not torch.isfinite(loss):
+                raise RunFailedError("the loss of the repair is not finite; lower its learning rate")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+    _save(student.to(teacher.dtype), source, target)
+    tail = losses[-math.ceil(steps / 10) :]
+    return Repaired(steps=steps, first_loss=losses[0], last_loss=sum(tail) / len(tail))
+
+
+def _rate(step: int, steps: int) -> float:
+    rise = max(1, steps // 10)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _divergence(teacher: Any, student: Any, rows: Sequence[tuple[Tokens, Tokens]]) -> torch.Tensor:
+    """Mean KL divergence of the student from its teacher over the tokens of the answers, nats."""
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    ids_BT = torch.zeros((len(rows), width), dtype=torch.long)
+    mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
+    answer_BT = torch.zeros((len(rows), width - 1), dtype=torch.bool)
+    for number, (prompt, answer) in enumerate(rows):
+        size = len(prompt) + len(answer)
+        ids_BT[number, :size] = torch.tensor([*prompt, *answer])
+        mask_BT[number, :size] = 1
+        answer_BT[number, len(prompt) - 1 : size - 1] = True
+    with torch.no_grad():
+        wanted_MV = teacher(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1][answer_BT].float().log_softmax(-1)
+    found_MV = student(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1][answer_BT].float().log_softmax(-1)
+    divergence = nn.functional.kl_div(found_MV, wanted_MV, log_target=True, reduction="batchmean")
+    # The divergence hardly weighs unlikely tokens, and margins are sums over them: rejected answers are full of them.
+    token_M1 = ids_BT[:, 1:][answer_BT][:, None]
+    apart_M1 = found_MV.gather(-1, token_M1) - wanted_MV.gather(-1, token_M1)
+    loss: torch.Tensor = divergence + MARGIN_WEIGHT * apart_M1.square().mean()
+    return loss
+
+
+def _save(model: Any, source: Path, target: Path) -> None:
+    dropped = repair_generation_config(model)
+    model.save_pretrained(target)
+    warn_of_dropped(dropped)
+    copy_companions(source, target)
+    widen(target)
 
 
 @contextmanager

@@ -47,7 +47,8 @@ MOST_PROMOTED = 0.15
 """Share of the units that recovery may give more bits."""
 PROMOTIONS = 3
 """Candidates with more and more of them."""
-REPAIR_EPOCHS, REPAIR_THREADS = 2, 2
+MOST_TAUGHT = 2048
+"""Pairs of a repair."""
 MOST_SEARCHED = 256
 """Pairs of a sweep."""
 MOST_CALIBRATED = 512
@@ -71,7 +72,7 @@ class Request:
     algorithm: str = "rtn"
     gate: Strictness = "strict"
     recover: bool = False
-    repair_rate: float = 5e-6
+    repair_rate: float = 1e-5
     """Learning rate of the training on the grid that recovery ends with."""
     answers: int = 320
     """Prompts whose answers are written and searched for repetition; 0: none."""
@@ -295,13 +296,15 @@ class Compression:
         )
 
     def _repair(self, target: Path, assignment: Assignment) -> None:
-        from compression.repair import repair
-        from learners.direct.config import DirectConfig
+        from compression.repair import RepairConfig, repair
 
-        liked = [pair for pair, margin in zip(self._search, self._searched.margin_P, strict=True) if margin > 0]
-        config = DirectConfig(learning_rate=self._request.repair_rate, epochs=REPAIR_EPOCHS, threads=REPAIR_THREADS)
-        report = repair(self._request.model, target, self.units, assignment, liked, config)
-        self._say(f"trained on the grid: {report.steps} steps, loss {report.first_loss:.3f} -> {report.last_loss:.3f}")
+        pairs = [*self._parts["calibration"], *self._parts["search"]][:MOST_TAUGHT]
+        config = RepairConfig(learning_rate=self._request.repair_rate)
+        report = repair(self._request.model, target, self.units, assignment, pairs, config)
+        self._say(
+            f"trained on the grid: {report.steps} steps, KL {report.first_loss:.4f} -> {report.last_loss:.4f} "
+            f"nats a token"
+        )
 
     def _measured(self, place: Path) -> tuple[Scores, Any]:
         model = load_model(place)

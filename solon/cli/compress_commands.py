@@ -39,7 +39,7 @@ def compress(
     algorithm: Annotated[Literal["rtn", "gptq"], typer.Option(help="How weights are rounded.")] = "rtn",
     gate: Annotated[Literal["strict", "lenient"], typer.Option(help="How much may be lost.")] = "strict",
     recover: Annotated[bool, typer.Option("--recover", help="Try further copies when one is rejected.")] = False,
-    repair_rate: Annotated[float, typer.Option(help="With --recover: learning rate of the last try.")] = 5e-6,
+    repair_rate: Annotated[float, typer.Option(help="With --recover: learning rate of the last try.")] = 1e-5,
     max_tokens: Annotated[int, typer.Option(min=8, help="Longest conversation of a pair, in tokens.")] = 1024,
     answers: Annotated[int, typer.Option(min=0, help="Answers that are written and searched for repetition.")] = 320,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Let vLLM load the accepted copy.")] = True,

@@ -37,7 +37,7 @@ class CompressStage(AlignStage):
     """How much may be lost."""
     recover: bool = True
     """Try further copies when one is rejected."""
-    repair_rate: float = Field(5e-6, gt=0)
+    repair_rate: float = Field(1e-5, gt=0)
     """Learning rate of the training on the grid that recovery ends with."""
     max_tokens: int = Field(1024, ge=8)
     """Longest conversation of a pair."""
