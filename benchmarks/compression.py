@@ -124,7 +124,11 @@ def _difference(live: LiveModel, source: Path, assignment: dict[str, str], folde
 
 def gate_rows(world: World, *, quick: bool) -> list[Row]:
     """An untouched copy, scored in other orders and batch sizes."""
-    trials, model, gate = (10 if quick else 400), load_model(world.aligned), world.parts["gate"]
+    trials, model = (10 if quick else 400), load_model(world.aligned)
+    # Enough prompts for every figure, the rarest principle first.
+    rare = [pair.prompt_id for pair in world.parts["gate"] if REFUSALS in pair.tags]
+    names = list(dict.fromkeys([*rare, *(pair.prompt_id for pair in world.parts["gate"])]))[:GATE_PROMPTS]
+    gate = [pair for pair in world.parts["gate"] if pair.prompt_id in set(names)]
     before, rng, rejected = scores_of(model, gate), random.Random(0), 0
     differences = []
     for _ in range(trials):

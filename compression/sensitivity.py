@@ -106,6 +106,16 @@ def _plan(units: Sequence[Unit], formats: Sequence[str]) -> Iterator[tuple[tuple
         yield ("out", unit.name, ""), {**low, unit.name: KEEP}
 
 
+def ranking_agreement(units: Sequence[Unit], formats: Sequence[str], sweeps: Sequence[Sweep]) -> float:
+    """Kendall's tau between the units' harm to preferences and to perplexity, each alone in its smallest format:
+    where it is low, perplexity would give bits to other units."""
+    from scipy.stats import kendalltau
+
+    known = {sweep.key: sweep.damage for sweep in sweeps}
+    alone = [known[key] for unit in units if (key := ("in", unit.name, smallest(unit, formats))) in known]
+    return float(kendalltau([one.soft_flips for one in alone], [one.nll for one in alone]).statistic)
+
+
 Costs = dict[tuple[str, str], float]
 """Harm of a unit in a format."""
 

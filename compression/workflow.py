@@ -33,7 +33,7 @@ from compression.gate.thresholds import Role, Strictness, thresholds
 from compression.judged import spoilt
 from compression.live import LiveModel, load_model
 from compression.pairs import Pair, Scores, digest_of_pairs, parted, scores_of
-from compression.sensitivity import Costs, SweepFile, costs_of, sweeps_of
+from compression.sensitivity import Costs, Sweep, SweepFile, costs_of, ranking_agreement, sweeps_of
 from compression.served_check import check_in_vllm
 from compression.units import Assignment, size_of, skeleton, uniform, units_of
 from solon.engines.base import EngineConfig
@@ -235,13 +235,18 @@ class Compression:
             yield dict(assignment)
 
     @cached_property
-    def _costs(self) -> Costs:
-        formats = [name for name in self._request.formats if name != KEEP]
+    def _sweeps(self) -> list[Sweep]:
         self._say(f"sweeps over {len(self.units)} units with {len(self._search)} pairs")
-        sweeps = sweeps_of(
-            self._live, self._search, self._searched, formats, SweepFile(self.work / "sweeps.jsonl"), self._tick
-        )
-        return costs_of(self.units, formats, sweeps, guide="preferences")
+        file = SweepFile(self.work / "sweeps.jsonl")
+        return sweeps_of(self._live, self._search, self._searched, self._formats, file, self._tick)
+
+    @property
+    def _formats(self) -> list[str]:
+        return [name for name in self._request.formats if name != KEEP]
+
+    @cached_property
+    def _costs(self) -> Costs:
+        return costs_of(self.units, self._formats, self._sweeps, guide="preferences")
 
     @cached_property
     def _chosen(self) -> Point:
@@ -367,6 +372,8 @@ class Compression:
         if "_costs" in vars(self):
             points = front(self.units, self._costs)
             report["front"] = [{"share": point.size / whole, "cost": point.cost} for point in points]
+            tau = ranking_agreement(self.units, self._formats, self._sweeps)
+            report["ranking_agreement"] = tau if math.isfinite(tau) else None
             report["costs"] = [
                 {"unit": unit, "format": form, "cost": cost} for (unit, form), cost in sorted(self._costs.items())
             ]

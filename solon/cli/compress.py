@@ -163,9 +163,15 @@ def _write_page(report: Mapping[str, Any], path: Path) -> None:
             }
         )
         figures["Size and harm"] = trade
+    agreement = report.get("ranking_agreement")
     notes = [
         f"{report['model']}: {report['verdict']}. {report['reason']}.",
         "A harm is accepted when its upper bound is below its threshold. " + _said(report, path.parent),
+        *(
+            [f"Rank agreement of preferences and perplexity about the layers: Kendall's tau {agreement:.2f}."]
+            if agreement is not None
+            else []
+        ),
         *(
             f"Candidate {c['name']}: {c['formats']}, {c['algorithm']}: {c['verdict']}, {c['reason']}"
             for c in report["candidates"]

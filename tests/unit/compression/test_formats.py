@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from compression.flips import Damage
 from compression.formats import FORMATS, format_named
 from compression.live import LiveModel, load_model
 from compression.quantise import weight_bytes
-from compression.sensitivity import Sweep, SweepFile, costs_of, smallest
+from compression.sensitivity import Sweep, SweepFile, costs_of, ranking_agreement, smallest
 from compression.units import Matrix, Unit, size_of, skeleton, uniform, units_of
 from solon.errors import InputError
 from tests.models import make_model
@@ -126,6 +127,7 @@ def test_costs_are_half_alone_and_half_beside_the_others_and_the_guide_may_be_pe
     assert by_nll["a", "w4a16-g128"] == pytest.approx(0.5 * (0.5 + 0.1))
     assert by_nll["a", "w8a8"] == 0  # a format that helps by chance has no negative cost
     assert smallest(units[0], forms) == "w4a16-g128"
+    assert np.isnan(ranking_agreement(units, forms, sweeps))  # equal harm to perplexity: there is no ranking
 
 
 def test_finished_sweeps_are_read_again_and_a_torn_line_is_dropped(tmp_path: Path):
