@@ -50,6 +50,7 @@ PARTS = ("exact", "command", "guide", "repair", "kills", "planted", "gate")
 PROMPTS = 2400
 BUDGETS = (0.15, 0.18, 0.22)
 """Shares of the bytes of the linear layers."""
+GATE_PROMPTS = 420
 REPAIR_RATE = 6e-5
 REFUSALS = "harmless"
 """The principle of refusals in the nursery."""

@@ -46,7 +46,7 @@ class Rounds(Section):
     @classmethod
     def _not_nested(cls, stages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
         if any(one.get("type") == TYPE for one in stages):
-            raise ValueError("a round holds another `iterate`, expected stages; write the rounds one behind the other")
+            raise ValueError("a round holds another `iterate`, expected stages; put the rounds one after the other")
         return stages
 
 

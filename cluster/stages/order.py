@@ -107,7 +107,7 @@ def _check_order(stages: Sequence[Stage], source: str) -> None:
             if need in made:
                 continue
             maker = next((other for other in later if need in other.makes), None)
-            change = f"move it behind {maker.type}" if maker else f"add a stage that makes it{_makers(need)}"
+            change = f"move it after {maker.type}" if maker else f"add a stage that makes it{_makers(need)}"
             raise InputError(f"{place} needs the {need} of an earlier stage, and none makes it; {change}")
         if stage.serves and not any(other.type == stage.serves for other in later):
             earlier = any(other.type == stage.serves for other in stages[: number - 1])

@@ -108,7 +108,7 @@ def _reader(path: Path) -> Any:
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             end = int(offset) + np.dtype(dtype).itemsize * int(count)
             if end > len(self.data):
-                raise ValueError(f"byte {end} is behind its end")
+                raise ValueError(f"byte {end} is after its end")
             return super()._get(offset, dtype, count, override_order)
 
     return Bounded(path)

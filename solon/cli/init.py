@@ -76,7 +76,7 @@ def _quoted(text: str) -> str:
         place = Path(text).expanduser()
         is_there = bool(text) and place.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{short(text)} is no path and no name of a model: {error}") from None
+        raise InputError(f"{short(text)} is neither a path nor a model name: {error}") from None
     if not text or (not is_there and (text.startswith(("/", ".", "~", "http")) or text.endswith(".gguf"))):
         raise InputError(f"there is no model at {short(text)}, expected a directory, a .gguf file or a hub name")
     name = str(place.absolute()) if is_there else text

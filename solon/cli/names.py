@@ -103,7 +103,7 @@ def check_names(names: Sequence[str]) -> dict[Family, list[str]]:
     for value in names:
         prefix, colon, name = value.partition(":")
         if colon and f"{prefix.lower()}:" in PREFIXES and not is_given_name(value):
-            raise InputError(f"got the name `{value}`, expected `{prefix.lower()}:{name.lower()}`: in small letters")
+            raise InputError(f"got the name `{value}`, expected `{prefix.lower()}:{name.lower()}`: in lower case")
         if is_gguf(value) and not os.path.isfile(os.path.expanduser(value)):  # noqa: PTH113, PTH111  # raise nothing
             raise InputError(f"{value} does not exist, expected a GGUF file; check the path")
     return {family: sorted({family.check(n) for n in names if n.startswith(family.prefix)}) for family in FAMILIES}

@@ -19,7 +19,9 @@ def run_report(run: str, *, out: Path | None, as_json: bool) -> dict[str, Any]:
     if not path.is_dir():
         raise InputError(f"there is no run directory {path}, expected one, or the name of one under runs/")
     if not any((path / name).exists() for name in ("config.json", "summary.json", "metrics.jsonl")):
-        raise InputError(f"{path} holds no run, expected config.json or metrics.jsonl in it; look with `ls {path}`")
+        raise InputError(
+            f"{path} is not a run directory, expected config.json or metrics.jsonl in it; look with `ls {path}`"
+        )
     page = report_of(path, out)
     if not as_json:
         typer.echo(f"{page}: open it in a browser")

@@ -1,6 +1,6 @@
 """Questions that name a prompt's own wish: "Does the answer contain the word {mention}?" for the tag `mention:coffee`.
 
-A principle that applies to prompts with the tag `mention` may refer to it as `{mention}`. The text behind the colon
+A principle that applies to prompts with the tag `mention` may refer to it as `{mention}`. The text after the colon
 takes its place. Other braces of a question are text.
 """
 

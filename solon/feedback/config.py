@@ -103,11 +103,11 @@ class FeedbackConfig(BaseModel):
             "select.proxy": self.select.proxy,
         }
         if len(given := [key for key, value in named.items() if value]) > 1:
-            raise ValueError(f"{' and '.join(given)} are given, expected one of them; remove the others")
+            raise ValueError(f"{' and '.join(given)} are set, expected at most one; remove the others")
         if self.select.proxy and self.semantic.model:
-            raise ValueError("select.proxy and semantic.model are given, expected one of them; remove one")
+            raise ValueError("select.proxy and semantic.model are both set, expected at most one; remove one")
         if self.critique_tokens and self.thought_tokens:
-            raise ValueError("critique_tokens and thought_tokens are given, expected one of them; set one to 0")
+            raise ValueError("critique_tokens and thought_tokens are both set, expected at most one; set one to 0")
         if self.jury.judges and self.jury.min_jurors > len(self.jury.judges) + 1:
             raise ValueError(
                 f"jury.min_jurors = {self.jury.min_jurors}, but there are {len(self.jury.judges) + 1} jurors; lower it"

@@ -90,7 +90,7 @@ def _policy_of(source: Path) -> tuple[Path, Path | None]:
             raise InputError(f"{source} has no checkpoint yet, expected one; push it when the run has written it")
         return folder.path / CheckpointFolder.name(steps[-1]) / "policy", source
     if not (source / "config.json").is_file():
-        raise InputError(f"{source} is no run and no model, expected a run directory, or one with config.json")
+        raise InputError(f"{source} is neither a run nor a model, expected a run directory, or one with config.json")
     return source, None
 
 

@@ -52,7 +52,7 @@ def track(run: Path, places: Mapping[str, str], *, follow: bool, say: Callable[[
     places: by tracker's name its directory, project or URI. Raises InputError; RunFailedError when a tracker failed.
     """
     if not (run / "config.json").is_file():
-        raise InputError(f"{run} holds no run, expected config.json in it; look with `ls {run}`")
+        raise InputError(f"{run} is not a run directory, expected config.json in it; look with `ls {run}`")
     follower = Follower(run, [open_sink(name, place, run) for name, place in places.items()], say=say)
     try:
         while not follower.poll() and follow and not follower.failed:

@@ -94,7 +94,7 @@ class EndpointConfig(BaseModel):
         if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
             raise ValueError("is not an address; expected one such as https://judge.example/v1")
         if parts.username is not None or parts.query or parts.fragment:
-            raise ValueError("has a user, a query or a fragment; a key belongs into `api_key_env`")
+            raise ValueError("has a user, a query or a fragment; a key belongs in `api_key_env`")
         if parts.path.rstrip("/").endswith(("/completions", "/chat")):
             raise ValueError("names one method; give the part up to `/v1`")
         return url.rstrip("/")

@@ -208,4 +208,4 @@ def test_a_new_stage_and_a_new_role_are_one_file_each_and_no_edit_elsewhere(tmp_
     assert "helper-0" in [demand.name for demand in demands_of(run)]
     message = refusal(tmp_path, POOLS + TOY_POOL + TOY + TRAIN)
     assert "stages[1] (toy) needs the trained policy of an earlier stage" in message
-    assert "move it behind rlaif" in message
+    assert "move it after rlaif" in message

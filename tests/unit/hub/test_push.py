@@ -104,7 +104,7 @@ def test_a_name_that_is_none_of_the_hub_is_refused(run: Path, repo: str):
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="is no run and no model"):
+    with pytest.raises(InputError, match="is neither a run nor a model"):
         plan(tmp_path)
 
 
