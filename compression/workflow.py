@@ -28,18 +28,17 @@ from compression.assignment import Point, assign, front, promoted
 from compression.export import Exported, export
 from compression.flips import damage, harm
 from compression.formats import FORMATS, KEEP
-from compression.gate.gate import ALPHA, LOOKS, Decision, Figure, decide, figures_of
-from compression.gate.thresholds import Role, Strictness, thresholds
+from compression.gate.gate import Decision, Figure, decide, figures_of
+from compression.gate.thresholds import thresholds
 from compression.judged import spoilt
 from compression.live import LiveModel, load_model
 from compression.pairs import Pair, Scores, digest_of_pairs, parted, scores_of
+from compression.request import Request, check, require_enough
 from compression.sensitivity import Costs, Sweep, SweepFile, costs_of, ranking_agreement, sweeps_of
 from compression.served_check import check_in_vllm
 from compression.units import Assignment, size_of, skeleton, uniform, units_of
-from solon.engines.base import EngineConfig
-from solon.engines.checkpoint import is_quantised, require_model
 from solon.engines.tokens import ChatTokenizer
-from solon.errors import InputError, RunFailedError
+from solon.errors import RunFailedError
 from solon.feedback.judges.identity import weights_digest
 from solon.models.certificate import ACCEPTED, write_certificate
 
@@ -53,33 +52,6 @@ MOST_SEARCHED = 256
 """Pairs of a sweep."""
 MOST_CALIBRATED = 512
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """The arguments of a compression. One of `form` and `size` is given."""
-
-    model: Path
-    out: Path
-    role: Role = "policy"
-    """A judge is asked questions of one token; its answers are not written."""
-    form: str = ""
-    """One format for all units."""
-    size: float = 0.0
-    """Largest share of the bytes of the linear layers; formats are then chosen for each unit."""
-    formats: tuple[str, ...] = tuple(FORMATS)
-    """From which they are chosen."""
-    algorithm: str = "rtn"
-    gate: Strictness = "strict"
-    recover: bool = False
-    repair_rate: float = 1e-5
-    """Learning rate of the training on the grid that recovery ends with."""
-    answers: int = 320
-    """Prompts whose answers are written and searched for repetition; 0: none."""
-    work: Path | None = None
-    """Folder of finished steps; by default beside the output."""
-    serve: bool = True
-    """Start vLLM with the accepted model and let it write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,14 +87,14 @@ class Compression:
         tick: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._request, self._say, self._tick = request, say, tick
-        _check(request)
+        check(request)
         self.units = units_of(skeleton(request.model))
         if request.form:
             uniform(self.units, request.form)
         self._limits = thresholds(request.gate, request.role)
         self._tokenizer = ChatTokenizer.load(str(request.model))
         self._parts = parted(pairs)
-        _require_enough(self._parts["gate"], self._limits.net_flips)
+        require_enough(self._parts["gate"], self._limits.net_flips)
         self._search = self._parts["search"][:MOST_SEARCHED]
         settings = {
             "model": weights_digest(request.model),
@@ -378,32 +350,6 @@ class Compression:
                 {"unit": unit, "format": form, "cost": cost} for (unit, form), cost in sorted(self._costs.items())
             ]
         return report
-
-
-def _check(request: Request) -> None:
-    config = EngineConfig(model=str(request.model))
-    require_model(config)
-    if is_quantised(config):
-        raise InputError(f"{request.model} is compressed already, expected a model that is not; compress its original")
-    if bool(request.form) == bool(request.size):
-        raise InputError("expected either a format for all layers or a size: give --format or --size, not both")
-    if request.size and not 0 < request.size < 1:
-        raise InputError(f"--size is {request.size:g}, expected a share of the bytes of the linear layers, such as 0.3")
-    if request.out.exists():
-        raise InputError(f"{request.out} exists, expected a new directory; remove it or choose another")
-
-
-def _require_enough(gate: Sequence[Pair], threshold: float) -> None:
-    """Raises InputError when not even a model without any flip could be accepted."""
-    alpha = ALPHA * LOOKS[-1][1]
-    least = math.ceil(math.log(alpha) / math.log(1 - threshold))
-    found = len({pair.prompt_id for pair in gate})
-    if found < least:
-        raise InputError(
-            f"{found} prompts are for the gate, which are half of all, expected at least {least}: with fewer "
-            f"not even a "
-            f"model without a change could be accepted; give pairs of at least {2 * least} prompts"
-        )
 
 
 def _described(assignment: Assignment) -> str:

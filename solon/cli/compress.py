@@ -41,7 +41,8 @@ def run_compress(
     or is not served."""
     from cluster.side_by_side import policy_of
     from compression.formats import FORMATS, format_named
-    from compression.workflow import Compression, Request
+    from compression.request import Request
+    from compression.workflow import Compression
 
     path = resolver([model], progress=not as_json)
     for name in formats:

@@ -133,7 +133,7 @@ def _check(config: EngineConfig) -> None:
 def _command(config: EngineConfig, port: int, *, on_gpu: bool, names: Sequence[str], label: str) -> list[str]:
     dtype = config.dtype
     if dtype == "auto" and not on_gpu:  # int8 on tiles (AMX) and int4 take 16 bits
-        dtype = "bfloat16" if is_quantised(config) else "float32"
+        dtype = "bfloat16" if _is_compressed(config) else "float32"
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", config.model]
     command += ["--served-model-name", *names, "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
     # One line of log a request would fill a disk.
@@ -155,6 +155,13 @@ def _command(config: EngineConfig, port: int, *, on_gpu: bool, names: Sequence[s
     if config.kv_cache_gib:
         return [*command, "--kv-cache-memory-bytes", str(int(config.kv_cache_gib * 2**30))]
     return [*command, "--gpu-memory-utilization", str(config.gpu_memory_utilization)]
+
+
+def _is_compressed(config: EngineConfig) -> bool:
+    try:
+        return is_quantised(config)
+    except InputError:  # vLLM says what is wrong with the model
+        return False
 
 
 def _variables(config: EngineConfig) -> dict[str, str]:

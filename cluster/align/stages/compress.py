@@ -20,7 +20,12 @@ class CompressStage(AlignStage):
     kind: ClassVar[str] = "compress"
     inputs: ClassVar[tuple[str, ...]] = ("policy", "preferences")
     makes: ClassVar[tuple[str, ...]] = ("policy",)
-    code: ClassVar[tuple[str, ...]] = ("compression.workflow", "compression.reading")
+    code: ClassVar[tuple[str, ...]] = (
+        "compression.workflow",
+        "compression.request",
+        "compression.reading",
+        "compression.repair",
+    )
 
     type: Literal["compress"] = "compress"
     policy: ModelName = ""
@@ -59,7 +64,8 @@ class CompressStage(AlignStage):
 def compress_policy(given: Mapping[str, Any]) -> dict[str, Any]:
     """Runs in a process of its own. Raises InputError; RunFailedError when the alignment was not kept."""
     from compression.reading import policy_pairs
-    from compression.workflow import Compression, Request
+    from compression.request import Request
+    from compression.workflow import Compression
 
     out, model = Path(given["out"]), Path(given["policy"])
     pairs, _ = policy_pairs(model, Path(given["preferences"]), max_tokens=given["max_tokens"])

@@ -32,6 +32,7 @@ def load(tmp_path: Path, text: str, *overrides: str, head: str = HEAD) -> AlignF
 
 def test_every_stage_makes_known_products_and_has_a_type_of_its_own():
     assert sorted(known_stages()) == [
+        "compress",
         "constitutional",
         "dpo",
         "drift",
@@ -81,7 +82,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path):
     ("text", "message"),
     [
         ("", r"has no stages, expected \[\[stages\]\] with a type"),
-        ("[[stages]]\nname = 'x'\n", r"stages\[1\] has no type, expected one of constitutional, dpo"),
+        ("[[stages]]\nname = 'x'\n", r"stages\[1\] has no type, expected one of compress, constitutional, dpo"),
         ("[[stages]]\ntype = 'dop'\n", "has the type 'dop'.*did you mean `dpo`"),
         ("[[stages]]\ntype = 'dpo'\nbeta = 1\n", "beta"),
         ("[[stages]]\ntype = 'dpo'\nlearn = { beta = -1 }\n", "learn.beta"),

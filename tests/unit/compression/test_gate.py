@@ -42,7 +42,7 @@ def test_a_model_that_loses_nothing_is_accepted_and_one_that_loses_thrice_the_th
 def test_few_prompts_are_inconclusive_and_then_rejected_with_what_to_do():
     decision = decide([flips(np.random.default_rng(0), 60, 0.0, 0.0)], LIMITS)
     assert (decision.verdict, decision.look) == ("reject", 3)
-    assert "give more pairs" in decision.reason
+    assert "times as many prompts" in decision.reason
     assert decision.rows[0].outcome == "inconclusive"
 
 

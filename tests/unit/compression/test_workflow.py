@@ -19,7 +19,8 @@ from compression import workflow
 from compression.flips import damage
 from compression.live import load_model
 from compression.pairs import Pair, Scores, part_of, parted, scores_of
-from compression.workflow import Compression, Request
+from compression.request import Request
+from compression.workflow import Compression
 from serve_apps.versions import require_certificate
 from solon.cli.main import app
 from solon.errors import InputError, RunFailedError
@@ -222,6 +223,7 @@ def test_the_command_writes_a_report_and_says_what_was_kept(tmp_path: Path):
     assert (tmp_path / "small" / "report.html").stat().st_size > 1000
     report = json.loads((tmp_path / "small" / "report.json").read_text())
     assert report["candidates"][0]["verdict"] == "accept"
+    write_preferences(pairs, 580)  # hardly enough: one flip is too many
     again = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "other"), "--format", "w4a16-g128"])
     assert again.exit_code == 1
     assert isinstance(again.exception, RunFailedError)

@@ -103,5 +103,5 @@ async def test_a_failed_label_is_no_number_and_a_silent_proxy_sends_its_item_to_
 def test_a_policy_that_needs_more_than_a_margin_is_refused_in_a_stream():
     with pytest.raises(ValueError, match="needs more than one margin"):
         FeedbackConfig(select={"proxy": "m", "policy": "diversity"})
-    with pytest.raises(ValueError, match="expected one of them"):
+    with pytest.raises(ValueError, match="expected at most one"):
         FeedbackConfig(select={"proxy": "m"}, cascade={"judge": "n"})

@@ -109,5 +109,5 @@ def test_thoughts_that_the_users_own_arguments_turn_off_are_refused():
 def test_room_is_kept_for_what_is_written_before_a_verdict():
     assert FeedbackConfig().written_tokens == 0
     assert FeedbackConfig(thought_tokens=100).written_tokens == 100 + AROUND_WRITTEN
-    with pytest.raises(ValidationError, match="critique_tokens and thought_tokens are given"):
+    with pytest.raises(ValidationError, match="critique_tokens and thought_tokens are both set"):
         FeedbackConfig(thought_tokens=1, critique_tokens=1)

@@ -110,6 +110,8 @@ ORDERS = {
         "judged",
         "served_check",
         "reading",
+        "repair",
+        "request",
         "workflow",
     ),
     "serve_apps": (
