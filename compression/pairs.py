@@ -85,7 +85,9 @@ def parted(pairs: Iterable[Pair]) -> dict[Part, list[Pair]]:
 
 def digest_of_pairs(pairs: Sequence[Pair]) -> str:
     """sha256 of token ids, tags and order, first 16 digits."""
-    return hashlib.sha256(repr([(p.prompt, p.chosen, p.rejected, p.tags) for p in pairs]).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        repr([(p.prompt_id, p.prompt, p.chosen, p.rejected, p.tags) for p in pairs]).encode()
+    ).hexdigest()[:16]
 
 
 def scores_of(model: nn.Module, pairs: Sequence[Pair], *, rows: int = ROWS) -> Scores:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compression.formats import FORMATS
-from compression.gate.gate import ALPHA, LOOKS
-from compression.gate.thresholds import Role, Strictness
+from compression.formats import FORMATS, KEEP
+from compression.gate.gate import ALPHA, LEAST_TAG, LOOKS
+from compression.gate.thresholds import Role, Strictness, Thresholds
 from compression.pairs import Pair
+from compression.sensitivity import smallest
+from compression.units import Unit
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import is_quantised, require_model
 from solon.errors import InputError
@@ -53,18 +55,59 @@ def check(request: Request) -> None:
         raise InputError("expected either a format for all layers or a size: give --format or --size, not both")
     if request.size and not 0 < request.size < 1:
         raise InputError(f"--size is {request.size:g}, expected a share of the bytes of the linear layers, such as 0.3")
+    if not (math.isfinite(request.repair_rate) and request.repair_rate > 0):
+        raise InputError(f"--repair-rate is {request.repair_rate:g}, expected a learning rate above 0")
+    if not any(request.model.glob("*.safetensors")):
+        raise InputError(f"{request.model} holds no *.safetensors, expected a model directory; convert its weights")
+    if request.out.absolute().is_relative_to(request.model.absolute()):
+        raise InputError(f"--out {request.out} lies in the model, expected another place; choose one")
     if request.out.exists():
         raise InputError(f"{request.out} exists, expected a new directory; remove it or choose another")
 
 
-def require_enough(gate: Sequence[Pair], threshold: float) -> None:
-    """Raises InputError when not even a model without any flip could be accepted."""
-    alpha = ALPHA * LOOKS[-1][1]
-    least = math.ceil(math.log(alpha) / math.log(1 - threshold))
+def require_enough(gate: Sequence[Pair], limits: Thresholds, *, answers: int) -> list[str]:
+    """Raises InputError when not even a model without a change could be accepted. Returns tags that are too rare for a
+    figure of their own."""
     found = len({pair.prompt_id for pair in gate})
+    least = _least(limits.net_flips)
     if found < least:
         raise InputError(
-            f"{found} prompts are for the gate, which are half of all, expected at least {least}: with fewer "
-            f"not even a "
-            f"model without a change could be accepted; give pairs of at least {2 * least} prompts"
+            f"{found} prompts are for the gate, which are half of all, expected at least {least}: with fewer not even "
+            f"a model without a change could be accepted; give pairs of at least {2 * least} prompts"
         )
+    if 0 < min(answers, found) < _least(limits.degenerate):
+        raise InputError(
+            f"--answers is {answers}, expected 0 or at least {_least(limits.degenerate)}: with fewer nothing could be "
+            "accepted; raise it"
+        )
+    prompts: dict[str, set[str]] = {}
+    for pair in gate:
+        for tag in pair.tags:
+            prompts.setdefault(tag, set()).add(pair.prompt_id)
+    rare, needed = [], _least(limits.worst_tag)
+    for tag, names in sorted(prompts.items()):
+        if len(names) < LEAST_TAG:
+            rare.append(tag)
+        elif len(names) < needed:
+            raise InputError(
+                f"{len(names)} prompts of the gate have the tag {tag!r}, expected at least {needed}, or fewer than "
+                f"{LEAST_TAG} for no figure of its own; give pairs of {needed / len(names):.1f} times as many prompts "
+                "with it, or remove the tag"
+            )
+    return rare
+
+
+def require_possible(units: Sequence[Unit], formats: Sequence[str], budget: int) -> None:
+    """Raises InputError, with the smallest possible size, for a budget in bytes that cannot be kept."""
+    least = sum(unit.size(FORMATS[smallest(unit, formats)]) for unit in units)
+    whole = sum(unit.size(FORMATS[KEEP]) for unit in units)
+    if least > budget:
+        raise InputError(
+            f"the linear layers take at least {least:,} bytes in these formats, expected at most {budget:,}; the "
+            f"smallest size is {least / whole:.3f} of what they take now"
+        )
+
+
+def _least(threshold: float) -> int:
+    """Prompts without any harm whose exact bound is below a threshold at the last look."""
+    return math.ceil(math.log(ALPHA * LOOKS[-1][1]) / math.log(1 - threshold))

@@ -16,31 +16,36 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compression.assignment import Point, assign, front, promoted
+from compression.candidates import Candidate, Tried, described, read_tried
 from compression.export import Exported, export
-from compression.flips import damage, harm
+from compression.flips import BETA, damage
 from compression.formats import FORMATS, KEEP
-from compression.gate.gate import Decision, Figure, decide, figures_of
+from compression.gate.gate import ALPHA, LOOKS, Decision, Figure, decide, figures_of
 from compression.gate.thresholds import thresholds
 from compression.judged import spoilt
 from compression.live import LiveModel, load_model
-from compression.pairs import Pair, Scores, digest_of_pairs, parted, scores_of
-from compression.request import Request, check, require_enough
+from compression.pairs import SHARES, Pair, Scores, digest_of_pairs, parted, scores_of
+from compression.quantise import PACKAGES
+from compression.request import Request, check, require_enough, require_possible
 from compression.sensitivity import Costs, Sweep, SweepFile, costs_of, ranking_agreement, sweeps_of
 from compression.served_check import check_in_vllm
 from compression.units import Assignment, size_of, skeleton, uniform, units_of
 from solon.engines.tokens import ChatTokenizer
-from solon.errors import RunFailedError
+from solon.errors import InputError, RunFailedError
 from solon.feedback.judges.identity import weights_digest
-from solon.models.certificate import ACCEPTED, write_certificate
+from solon.files.whole_file import write_whole
+from solon.models.certificate import ACCEPTED, RECORD, digest_of_files, write_certificate
 
 MOST_PROMOTED = 0.15
 """Share of the units that recovery may give more bits."""
@@ -52,28 +57,6 @@ MOST_SEARCHED = 256
 """Pairs of a sweep."""
 MOST_CALIBRATED = 512
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One compressed copy to be tried."""
-
-    name: str
-    algorithm: str
-    assignment: dict[str, str]
-    is_repaired: bool = False
-    """Trained on the grid before it was rounded."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Tried:
-    """A candidate and what the gate said."""
-
-    candidate: Candidate
-    record: dict[str, Any]
-    decision: dict[str, Any]
-    size: int
-    figures: dict[str, Any] = field(default_factory=dict)
 
 
 class Compression:
@@ -94,7 +77,12 @@ class Compression:
         self._limits = thresholds(request.gate, request.role)
         self._tokenizer = ChatTokenizer.load(str(request.model))
         self._parts = parted(pairs)
-        require_enough(self._parts["gate"], self._limits.net_flips)
+        asked = request.answers if request.role == "policy" else 0
+        if small := require_enough(self._parts["gate"], self._limits, answers=asked):
+            say(f"note: too few prompts for figures of their own: {', '.join(small)}")
+        if request.size:
+            whole = size_of(self.units, uniform(self.units, KEEP))
+            require_possible(self.units, self._formats, int(request.size * whole))
         self._search = self._parts["search"][:MOST_SEARCHED]
         settings = {
             "model": weights_digest(request.model),
@@ -106,6 +94,8 @@ class Compression:
             "gate": self._limits.model_dump(),
             "recover": [request.recover, request.repair_rate],
             "answers": request.answers,
+            "rules": [ALPHA, LOOKS, SHARES, BETA, MOST_PROMOTED, MOST_SEARCHED, MOST_CALIBRATED, MOST_TAUGHT],
+            "versions": {package: version(package) for package in PACKAGES},
         }
         self._settings = settings
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
@@ -114,11 +104,14 @@ class Compression:
 
     def run(self) -> dict[str, Any]:
         """The report. Raises RunFailedError when no candidate kept its alignment."""
-        self.work.mkdir(parents=True, exist_ok=True)
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.work} cannot be made: {error.strerror}; choose another --out") from None
         noise = self._noise()
         tried: list[Tried] = []
         for candidate in self._candidates():
-            self._say(f"{candidate.name}: {_described(candidate.assignment)}, {candidate.algorithm}")
+            self._say(f"{candidate.name}: {described(candidate.assignment)}, {candidate.algorithm}")
             found = self._try(candidate, noise)
             tried.append(found)
             self._say(f"{candidate.name}: {found.decision['verdict']}, {found.decision['reason']}")
@@ -167,12 +160,18 @@ class Compression:
         again = Scores(
             chosen_P=backward.chosen_P[::-1], rejected_P=backward.rejected_P[::-1], tokens_P=backward.tokens_P[::-1]
         )
-        figures = figures_of(gate, self._before, again)
-        decision = decide(figures, self._limits)
-        if any(row.outcome == "reject" for row in decision.rows):
-            raise RunFailedError(f"the model does not agree with itself: {decision.reason}; use float32")
-        flipped = float(np.abs(harm(self._before, again)).mean())
-        return {"net_flips": flipped, "flips": flipped, "worst_tag": flipped}
+        if not (np.isfinite(self._before.margin_P).all() and np.isfinite(again.margin_P).all()):
+            raise RunFailedError("log-probs of the model are not finite, so nothing can be compared with them")
+        noise: dict[str, float] = {}
+        for figure in figures_of(gate, self._before, again):
+            noise[figure.kind] = max(noise.get(figure.kind, 0.0), abs(float(figure.values_P.mean())))
+        for kind, value in noise.items():
+            if 2 * value > getattr(self._limits, kind):
+                raise RunFailedError(
+                    f"the model does not agree with itself in another order and batch size: {kind} {value:.4f}; use "
+                    "float32"
+                )
+        return noise
 
     # -- candidates ---------------------------------------------------------------------------------------------------
 
@@ -214,7 +213,7 @@ class Compression:
 
     @property
     def _formats(self) -> list[str]:
-        return [name for name in self._request.formats if name != KEEP]
+        return [name for name in FORMATS if name in (*self._request.formats, self._request.form) and name != KEEP]
 
     @cached_property
     def _costs(self) -> Costs:
@@ -228,11 +227,13 @@ class Compression:
     def _try(self, candidate: Candidate, noise: Mapping[str, float]) -> Tried:
         place = self.work / f"candidate-{candidate.name}"
         kept = place.with_suffix(".json")
-        if kept.exists() and place.exists():
-            return Tried(**(json.loads(kept.read_text(encoding="utf-8")) | {"candidate": candidate}))
-        if not place.exists():
-            self._export(candidate, place)
-        record = json.loads((place / "compression.json").read_text(encoding="utf-8"))
+        known = read_tried(kept, candidate)
+        if known is not None and known.files == digest_of_files(place):
+            return known
+        shutil.rmtree(place, ignore_errors=True)  # what was not measured to the end may have been changed
+        self._export(candidate, place)
+        files = digest_of_files(place)
+        record = json.loads((place / RECORD).read_text(encoding="utf-8"))
         after, repeats = self._measured(place)
         gate = self._parts["gate"]
         figures = figures_of(gate, self._before, after)
@@ -245,15 +246,21 @@ class Compression:
                     prompts_P=tuple(pair.prompt_id for pair in self._asked),
                 )
             )
-        decision = decide(figures, self._limits, noise=noise)
+        bad = sum(not np.isfinite(figure.values_P).all() for figure in figures)
+        decision = (
+            Decision(verdict="reject", reason="its log-probs are not finite", look=1, rows=())
+            if bad
+            else decide(figures, self._limits, noise=noise)
+        )
         found = Tried(
             candidate=candidate,
             record=record,
             decision=_plain(decision),
             size=size_of(self.units, candidate.assignment),
-            figures=asdict(damage(self._before, after)),
+            files=files,
+            figures={} if bad else asdict(damage(self._before, after)),
         )
-        kept.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        write_whole(kept, json.dumps(asdict(found)), what="candidate")
         return found
 
     def _export(self, candidate: Candidate, place: Path) -> Exported:
@@ -293,11 +300,15 @@ class Compression:
     def _publish(self, tried: Tried, noise: Mapping[str, float]) -> None:
         """Copy the candidate with its certificate beside the output, then rename it."""
         request = self._request
-        beside = request.out.with_name(f".{request.out.name}.writing")
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(self.work / f"candidate-{tried.candidate.name}", beside)
-        write_certificate(beside, self._certified(tried, noise))
-        beside.rename(request.out)
+        with tempfile.TemporaryDirectory(dir=request.out.parent, prefix=f".{request.out.name}-") as scratch:
+            beside = Path(scratch) / "model"
+            shutil.copytree(self.work / f"candidate-{tried.candidate.name}", beside)
+            certificate = write_certificate(beside, self._certified(tried, noise))
+            if certificate["files"] != tried.files:
+                raise RunFailedError(f"the files of candidate {tried.candidate.name} changed after they were measured")
+            if request.out.exists():
+                raise InputError(f"{request.out} exists by now, expected a new directory; choose another")
+            beside.rename(request.out)
 
     def _certified(self, tried: Tried, noise: Mapping[str, float]) -> dict[str, Any]:
         return {
@@ -306,6 +317,7 @@ class Compression:
             "reason": tried.decision["reason"],
             "source": self._settings["model"],
             "is_repaired": tried.candidate.is_repaired,
+            "candidate": int(tried.candidate.name),
             "pairs": self._settings["pairs"],
             "prompts": {part: len({pair.prompt_id for pair in some}) for part, some in self._parts.items()},
             "thresholds": self._limits.model_dump(),
@@ -332,7 +344,7 @@ class Compression:
                     "name": one.candidate.name,
                     "algorithm": one.candidate.algorithm,
                     "is_repaired": one.candidate.is_repaired,
-                    "formats": _described(one.candidate.assignment),
+                    "formats": described(one.candidate.assignment),
                     "share": one.size / whole,
                     **one.decision,
                     "figures": one.figures,
@@ -350,11 +362,6 @@ class Compression:
                 {"unit": unit, "format": form, "cost": cost} for (unit, form), cost in sorted(self._costs.items())
             ]
         return report
-
-
-def _described(assignment: Assignment) -> str:
-    names = [name for name in FORMATS if name in assignment.values()]
-    return ", ".join(f"{list(assignment.values()).count(name)} x {name}" for name in names)
 
 
 def _plain(decision: Decision) -> dict[str, Any]:

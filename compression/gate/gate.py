@@ -30,6 +30,8 @@ Outcome = Literal["accept", "reject", "inconclusive"]
 ALPHA = 0.025
 LOOKS = ((1 / 3, 0.5), (2 / 3, 0.3), (1.0, 0.2))
 """Share of the prompts that is looked at, and of the error that is spent there."""
+MOST_LOST = 5.0
+"""Mean margins that a pair counts as having lost at most."""
 LEAST_TAG = 20
 """Prompts: a tag with fewer has no figure of its own."""
 
@@ -82,7 +84,8 @@ def figures_of(pairs: Sequence[Pair], before: Scores, after: Scores) -> list[Fig
         Figure(
             name="lost margin",
             kind="margin",
-            values_P=(before.margin_P - after.margin_P) / scale,
+            # Bounded, so that one answer of many tokens cannot decide: what it lost beyond that is a flip.
+            values_P=np.clip((before.margin_P - after.margin_P) / scale, -MOST_LOST, MOST_LOST),
             prompts_P=prompts,
             are_flips=False,
         ),

@@ -151,6 +151,7 @@ def _write_page(report: Mapping[str, Any], path: Path) -> None:
         )
     )
     harms.add_vline(x=1.0)
+    harms.update_yaxes(autorange="reversed")
     harms.update_layout(meta={"columns": ["harm", "measured", "upper bound", "threshold", "prompts", ""],
                               "rows": [_cells(row) for row in rows]})  # fmt: skip
     figures = {"What the gate measured": harms}
@@ -166,7 +167,7 @@ def _write_page(report: Mapping[str, Any], path: Path) -> None:
         figures["Size and harm"] = trade
     agreement = report.get("ranking_agreement")
     notes = [
-        f"{report['model']}: {report['verdict']}. {report['reason']}.",
+        f"{report['model']}: {report['verdict']}, as {report['reason']}.",
         "A harm is accepted when its upper bound is below its threshold. " + _said(report, path.parent),
         *(
             [f"Rank agreement of preferences and perplexity about the layers: Kendall's tau {agreement:.2f}."]

@@ -22,12 +22,14 @@ RECORD = "compression.json"
 CERTIFICATE = "certificate.json"
 SCHEMA = "solon.certificate/v1"
 ACCEPTED = "accept"
+UNCOVERED = (CERTIFICATE, "report.json", "report.html")
+"""Files that the certificate says nothing about."""
 _DIGEST = "digest"
 
 
 def write_certificate(model: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Add schema and digests, and write it beside the weights."""
-    whole = {"schema": SCHEMA, "weights": digest_of_weights(model), **content}
+    whole = {"schema": SCHEMA, "files": digest_of_files(model), **content}
     whole[_DIGEST] = _digest(whole)
     (model / CERTIFICATE).write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return whole
@@ -46,8 +48,12 @@ def read_certificate(model: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a certificate of {SCHEMA}; compress the model again with `solon compress`")
     if found.get(_DIGEST) != _digest(found):
         raise InputError(f"{path} was edited, so it proves nothing; compress the model again with `solon compress`")
-    if found["weights"] != digest_of_weights(model):
-        raise InputError(f"{path} is about other weights; compress the model again with `solon compress`")
+    if not all(isinstance(found.get(name), str) for name in ("files", "role", "verdict")):
+        raise InputError(f"{path} lacks files, role or verdict; compress the model again with `solon compress`")
+    if found["files"] != digest_of_files(model):
+        raise InputError(
+            f"{path} is about other files than those beside it; compress the model again with `solon compress`"
+        )
     return found
 
 
@@ -76,11 +82,15 @@ def require_certified(model: Path, *, where: str, allow: str, role: str = "polic
         )
 
 
-def digest_of_weights(model: Path) -> str:
-    """Over names and bytes of all weight files."""
+def digest_of_files(model: Path) -> str:
+    """Over names and bytes of all files but the certificate and the reports: configuration, tokenizer and templates
+    decide what a model says as weights do."""
     whole = hashlib.sha256()
-    for file in sorted(model.glob("*.safetensors")):
-        whole.update(file.name.encode())
+    for file in sorted(path for path in model.rglob("*") if path.is_file()):
+        name = str(file.relative_to(model))
+        if name in UNCOVERED:
+            continue
+        whole.update(name.encode())
         with file.open("rb") as opened:
             whole.update(hashlib.file_digest(opened, "sha256").digest())
     return whole.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cluster.align.stages.compress import CompressStage, compress_policy
 from cluster.preflight.models import check_model
 from compression import workflow
 from compression.flips import damage
+from compression.gate.thresholds import Thresholds
 from compression.live import load_model
 from compression.pairs import Pair, Scores, part_of, parted, scores_of
 from compression.request import Request
@@ -83,9 +85,9 @@ def test_a_certificate_that_was_edited_moved_or_removed_is_none(done: Path, tmp_
     with pytest.raises(InputError, match="not a certificate"):
         require_certificate(str(model), where="here")
     path.write_text(json.dumps(whole))
-    weights = next(model.glob("*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
-    with pytest.raises(InputError, match="about other weights"):
+    settings = model / "generation_config.json"
+    settings.write_text(settings.read_text() + " ")
+    with pytest.raises(InputError, match="about other files"):
         require_certified(model, where="here", allow="x")
     path.unlink()
     with pytest.raises(InputError, match=r"has no certificate.json.*or set x"):
@@ -140,12 +142,60 @@ def test_a_second_start_repeats_neither_sweeps_nor_candidates_and_gives_the_same
         ({"form": "", "size": 0.01}, "the smallest size is 0.13"),
         ({"pairs": make_pairs(100)}, "give pairs of at least 526 prompts"),
         ({"pairs": make_pairs(1)}, "label more"),
+        ({"answers": 100}, "--answers is 100, expected 0 or at least"),
+        ({"repair_rate": float("nan")}, "--repair-rate is nan"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, settings: dict[str, Any], words: str):
     with pytest.raises(InputError, match=words):
         compress(tmp_path, **settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_candidate_that_was_changed_after_it_was_measured_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*_: object, **__: object) -> None:
+        raise RunFailedError("not served")
+
+    monkeypatch.setattr(workflow, "check_in_vllm", fails)
+    with pytest.raises(RunFailedError, match="not served"):
+        compress(tmp_path, serve=True)
+    (candidate,) = (tmp_path / "out.work").glob("*/candidate-1")
+    before = read_files(candidate)
+    weights = next(candidate.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-64] + bytes(64))
+    kept = candidate.with_suffix(".json")
+    compress(tmp_path)
+    assert read_files(tmp_path / "out").items() >= before.items()
+    shutil.rmtree(tmp_path / "out")
+    kept.write_text("{")  # cut by a full disk
+    assert compress(tmp_path)["verdict"] == "accept"
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_scores_that_are_not_finite_reject_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    measured = Compression._measured
+
+    def broken(self: Compression, place: Path) -> Any:
+        scores, repeats = measured(self, place)
+        scores.chosen_P[3] = float("nan")
+        return scores, repeats
+
+    monkeypatch.setattr(Compression, "_measured", broken)
+    report = compress(tmp_path)
+    assert (report["verdict"], report["reason"]) == ("reject", "its log-probs are not finite")
+
+
+def test_a_tag_with_too_few_prompts_is_named_at_the_start_and_a_rare_one_has_no_figure(tmp_path: Path):
+    pairs = [replace(pair, tags=("rare",) if n < 120 else ("common",)) for n, pair in enumerate(make_pairs())]
+    with pytest.raises(InputError, match="have the tag 'rare', expected at least 130"):
+        compress(tmp_path, pairs)
+    few = [replace(pair, tags=("rare",) if n < 20 else ()) for n, pair in enumerate(make_pairs())]
+    assert not any("rare" in row["name"] for row in compress(tmp_path, few)["candidates"][0]["rows"])
 
 
 def test_a_compressed_model_is_not_compressed_again(done: Path, tmp_path: Path):
@@ -213,7 +263,7 @@ def test_the_stage_of_an_alignment_makes_a_certified_policy(tmp_path: Path):
         CompressStage(type="compress")
 
 
-def test_the_command_writes_a_report_and_says_what_was_kept(tmp_path: Path):
+def test_the_command_writes_a_report_and_says_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_model(tmp_path / "model")
     pairs = write_preferences(tmp_path / "pairs.jsonl")
     arguments = ["compress", str(tmp_path / "model"), "--pairs", str(pairs), "--answers", "0", "--no-serve"]
@@ -223,7 +273,7 @@ def test_the_command_writes_a_report_and_says_what_was_kept(tmp_path: Path):
     assert (tmp_path / "small" / "report.html").stat().st_size > 1000
     report = json.loads((tmp_path / "small" / "report.json").read_text())
     assert report["candidates"][0]["verdict"] == "accept"
-    write_preferences(pairs, 580)  # hardly enough: one flip is too many
+    monkeypatch.setattr(workflow, "thresholds", lambda *_: Thresholds(margin=1e-9))
     again = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "other"), "--format", "w4a16-g128"])
     assert again.exit_code == 1
     assert isinstance(again.exception, RunFailedError)

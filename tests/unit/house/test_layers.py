@@ -112,6 +112,7 @@ ORDERS = {
         "reading",
         "repair",
         "request",
+        "candidates",
         "workflow",
     ),
     "serve_apps": (
