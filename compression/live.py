@@ -84,10 +84,16 @@ def on_grid(weight: torch.Tensor, form: Format) -> torch.Tensor:
     return found
 
 
-def _rounded_inputs(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def inputs_on_grid(values: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    """The int8 inputs, with a scale for each token, that are multiplied in place of a layer's inputs."""
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
     args = input_args()
-    scale, zero = compute_dynamic_scales_and_zp(value=inputs[0], args=args, module=module)
-    return (fake_quantize(inputs[0], scale, zero, args), *inputs[1:])
+    scale, zero = compute_dynamic_scales_and_zp(value=values, args=args, module=module)
+    found: torch.Tensor = fake_quantize(values, scale, zero, args)
+    return found
+
+
+def _rounded_inputs(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (inputs_on_grid(inputs[0], module), *inputs[1:])

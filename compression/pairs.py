@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from solon.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Tokens = tuple[int, ...]
 Part = Literal["calibration", "search", "gate"]
@@ -103,21 +103,29 @@ def scores_of(model: nn.Module, pairs: Sequence[Pair], *, rows: int = ROWS) -> S
     )
 
 
-def _logprobs(model: nn.Module, rows: Sequence[tuple[Tokens, Tokens]]) -> NDArray[np.float64]:
+def laid_out(rows: Sequence[tuple[Tokens, Tokens]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts with their answers, padded on the right: token ids and attention mask, [R, T], and the places whose next
+    token belongs to the answer, [R, T - 1]."""
     import torch
 
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids_RT = torch.zeros((len(rows), width), dtype=torch.long)
     mask_RT = torch.zeros((len(rows), width), dtype=torch.long)
+    answer_RT = torch.zeros((len(rows), width - 1), dtype=torch.bool)
     for number, (prompt, answer) in enumerate(rows):
-        tokens = [*prompt, *answer]
-        ids_RT[number, : len(tokens)] = torch.tensor(tokens)
-        mask_RT[number, : len(tokens)] = 1
+        size = len(prompt) + len(answer)
+        ids_RT[number, :size] = torch.tensor([*prompt, *answer])
+        mask_RT[number, :size] = 1
+        answer_RT[number, len(prompt) - 1 : size - 1] = True
+    return ids_RT, mask_RT, answer_RT
+
+
+def _logprobs(model: nn.Module, rows: Sequence[tuple[Tokens, Tokens]]) -> NDArray[np.float64]:
+    import torch
+
+    ids_RT, mask_RT, answer_RT = laid_out(rows)
     with torch.no_grad():
         logits_RTV = model(input_ids=ids_RT, attention_mask=mask_RT).logits.float()
         logprobs_RT = logits_RTV[:, :-1].log_softmax(-1).gather(-1, ids_RT[:, 1:, None])[..., 0].double()
-    sums = [
-        float(logprobs_RT[number, len(prompt) - 1 : len(prompt) + len(answer) - 1].sum())
-        for number, (prompt, answer) in enumerate(rows)
-    ]
-    return np.array(sums)
+    found: NDArray[np.float64] = logprobs_RT.masked_fill(~answer_RT, 0.0).sum(-1).numpy()
+    return found

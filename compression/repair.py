@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn.utils import parametrize
 
-from compression.formats import Format, format_of, input_args
-from compression.live import load_model, on_grid
-from compression.pairs import Pair, Tokens
+from compression.formats import Format, format_of
+from compression.live import inputs_on_grid, load_model, on_grid
+from compression.pairs import Pair, Tokens, laid_out
 from compression.units import Assignment, Unit
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.errors import RunFailedError
@@ -132,15 +132,7 @@ def _rate(step: int, steps: int) -> float:
 
 def _divergence(teacher: Any, student: Any, rows: Sequence[tuple[Tokens, Tokens]]) -> torch.Tensor:
     """Mean KL divergence of the student from its teacher over the tokens of the answers, nats."""
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids_BT = torch.zeros((len(rows), width), dtype=torch.long)
-    mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
-    answer_BT = torch.zeros((len(rows), width - 1), dtype=torch.bool)
-    for number, (prompt, answer) in enumerate(rows):
-        size = len(prompt) + len(answer)
-        ids_BT[number, :size] = torch.tensor([*prompt, *answer])
-        mask_BT[number, :size] = 1
-        answer_BT[number, len(prompt) - 1 : size - 1] = True
+    ids_BT, mask_BT, answer_BT = laid_out(rows)
     with torch.no_grad():
         wanted_MV = teacher(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1][answer_BT].float().log_softmax(-1)
     found_MV = student(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1][answer_BT].float().log_softmax(-1)
@@ -183,9 +175,4 @@ def trained_on_grid(model: nn.Module, units: Sequence[Unit], assignment: Assignm
 
 
 def _rounded_inputs(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
-
-    args, plain = input_args(), inputs[0].detach()
-    scale, zero = compute_dynamic_scales_and_zp(value=plain, args=args, module=module)
-    return (_straight(inputs[0], fake_quantize(plain, scale, zero, args)), *inputs[1:])
+    return (_straight(inputs[0], inputs_on_grid(inputs[0].detach(), module)), *inputs[1:])

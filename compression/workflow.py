@@ -103,7 +103,17 @@ class Compression:
         """Of these settings: another model, other pairs or another target have a folder of their own."""
 
     def run(self) -> dict[str, Any]:
-        """The report. Raises RunFailedError when no candidate kept its alignment."""
+        """The report. Raises RunFailedError when the model disagrees with itself, is not served, or the disk fails."""
+        try:
+            return self._run()
+        except OSError as error:
+            raise RunFailedError(
+                f"{error.filename or self.work}: {error.strerror or error}; free space or change permissions, "
+                f"and start "
+                "again: what is finished is kept"
+            ) from None
+
+    def _run(self) -> dict[str, Any]:
         try:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
@@ -19,16 +20,16 @@ HEAD = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no
 DONE = b"data: [DONE]\n\n"
 
 
-class EndsWithClient(Response):
+class EndsWithClient(Response, ABC):
     """A reply whose work is cancelled when its client goes away."""
 
     def __init__(self) -> None:
         self.background = None
         self.status_code = 200
 
+    @abstractmethod
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the whole reply."""
-        raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the reply. Raises what `answer` raises."""

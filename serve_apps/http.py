@@ -98,24 +98,14 @@ def _add_routes(app: FastAPI, service: FeedbackService) -> None:
         """Criticise answers, each by one principle of the writer's constitution."""
         _check_items(body.items, file)
         writer, request_id = service.writer(body.writer), new_id("critiques")
-        jobs = writer.critiques(body.items)
-        if body.stream:
-            return _written_as_made(writer, jobs, admission, request_id)
-        with admission.room_for(len(jobs)):
-            found, usage = await writer.together(jobs)
-        return CritiquesReply(id=request_id, writer=body.writer, results=found, usage=usage)
+        return await _written(CritiquesReply, writer, writer.critiques(body.items), admission, request_id, body.stream)
 
     @guarded.post("/revisions", response_model=RevisionsReply)
     async def revisions(body: RevisionsRequest) -> Any:
         """Revise answers, each by one principle of the writer's constitution."""
         _check_items(body.items, file)
         writer, request_id = service.writer(body.writer), new_id("revisions")
-        jobs = writer.revisions(body.items)
-        if body.stream:
-            return _written_as_made(writer, jobs, admission, request_id)
-        with admission.room_for(len(jobs)):
-            found, usage = await writer.together(jobs)
-        return RevisionsReply(id=request_id, writer=body.writer, results=found, usage=usage)
+        return await _written(RevisionsReply, writer, writer.revisions(body.items), admission, request_id, body.stream)
 
     def find(model: str, _: str) -> tuple[ServedPolicy, str]:
         return service.writer(model, param="model").policy, ""
@@ -126,6 +116,22 @@ def _add_routes(app: FastAPI, service: FeedbackService) -> None:
         return forwarded(find, admission, request, "/v1/chat/completions", body)
 
     app.include_router(guarded)
+
+
+async def _written(
+    reply: type[CritiquesReply] | type[RevisionsReply],
+    writer: Writer,
+    jobs: Sequence[Job[Any]],
+    admission: Admission,
+    request_id: str,
+    stream: bool,
+) -> Any:
+    """All results when all are made, or each one as an event."""
+    if stream:
+        return _written_as_made(writer, jobs, admission, request_id)
+    with admission.room_for(len(jobs)):
+        found, usage = await writer.together(jobs)
+    return reply(id=request_id, writer=writer.name, results=found, usage=usage)
 
 
 def _written_as_made(writer: Writer, jobs: Sequence[Job[Any]], admission: Admission, request_id: str) -> Events:

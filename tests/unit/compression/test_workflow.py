@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 from dataclasses import replace
@@ -175,6 +177,18 @@ def test_a_candidate_that_was_changed_after_it_was_measured_is_made_again(
 
 def read_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_full_disk_is_one_message_and_the_next_start_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "sweeps.jsonl")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workflow, "write_whole", full)
+        with pytest.raises(RunFailedError, match=r"sweeps.jsonl: No space left.*free space"):
+            compress(tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert compress(tmp_path)["verdict"] == "accept"
 
 
 def test_scores_that_are_not_finite_reject_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
