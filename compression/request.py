@@ -47,6 +47,10 @@ class Request:
 
 def check(request: Request) -> None:
     """Raises InputError for a model, target or output that cannot be used."""
+    if not (request.model / "config.json").is_file():
+        raise InputError(
+            f"{request.model} is not a model directory on this machine; check the path, or download the model"
+        )
     config = EngineConfig(model=str(request.model))
     require_model(config)
     if is_quantised(config):

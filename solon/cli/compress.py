@@ -41,13 +41,14 @@ def run_compress(
     or is not served."""
     from cluster.side_by_side import policy_of
     from compression.formats import FORMATS, format_named
-    from compression.request import Request
+    from compression.request import Request, check
     from compression.workflow import Compression
 
     path = resolver([model], progress=not as_json)
     for name in formats:
         format_named(name)
     request = Request(model=Path(policy_of(path(model))), formats=formats or tuple(FORMATS), **settings)
+    check(request)  # before pairs are read with its tokenizer
     if request.role == "judge":
         read = _judge_pairs(request.model, pairs, constitution, template, max_tokens, as_json=as_json)
     elif constitution or template:

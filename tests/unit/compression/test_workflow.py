@@ -179,6 +179,14 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_a_model_that_is_not_on_this_machine_is_refused_before_pairs_are_read(tmp_path: Path):
+    done = CliRunner().invoke(
+        app, ["compress", "nowhere", "--pairs", "none.jsonl", "--out", str(tmp_path / "out"), "--format", "w8a8"]
+    )
+    assert isinstance(done.exception, InputError)
+    assert "nowhere is not a model directory on this machine" in str(done.exception)
+
+
 def test_a_full_disk_is_one_message_and_the_next_start_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "sweeps.jsonl")
