@@ -31,7 +31,6 @@ from benchmarks._labels import nursery
 from compression.assignment import assign
 from compression.export import export
 from compression.flips import damage
-from compression.formats import FORMATS, KEEP
 from compression.gate.gate import decide, figures_of
 from compression.gate.thresholds import Thresholds
 from compression.live import LiveModel, load_model
@@ -45,6 +44,7 @@ from learners.direct.pairs import AnswerPair
 from learners.offline import train_on_pairs
 from nursery.grow import Nursery
 from solon.host.own_code import child_environment, module_command
+from solon.models.formats import FORMATS, KEEP
 
 PARTS = ("exact", "command", "guide", "repair", "kills", "planted", "gate")
 PROMPTS = 2400

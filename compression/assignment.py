@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from compression.formats import FORMATS, KEEP
 from compression.sensitivity import Costs
 from compression.units import Assignment, Unit, size_of, uniform
 from solon.errors import InputError
+from solon.models.formats import FORMATS, KEEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compression.formats import FORMATS
 from compression.units import Assignment
+from solon.models.formats import FORMATS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compression.formats import FORMATS, KEEP, input_args, weight_args
 from compression.llm_compressor import write_compressed
 from compression.quantise import PACKAGES, calibration_digest, require_whole, weight_bytes
 from compression.units import IGNORED, Assignment, Unit
@@ -20,6 +19,7 @@ from solon.errors import InputError
 from solon.feedback.judges.identity import weights_digest
 from solon.host.ballast import is_no_space
 from solon.models.certificate import RECORD
+from solon.models.formats import FORMATS, KEEP, input_args, weight_args
 
 ALGORITHMS = ("rtn", "gptq")
 """Round to the nearest value; or pass rounding errors on to weights that are rounded later (arXiv:2210.17323)."""

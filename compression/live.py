@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression.formats import KEEP, Format, format_of, input_args, weight_args
 from compression.llm_compressor import quiet
 from compression.units import Assignment, Unit, units_of
+from learners.core.grid import inputs_on_grid, on_grid
+from solon.models.formats import KEEP, format_of
 
 if TYPE_CHECKING:
     import torch
@@ -70,29 +71,6 @@ def load_model(source: Path) -> nn.Module:
             source, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
     return model.eval()
-
-
-def on_grid(weight: torch.Tensor, form: Format) -> torch.Tensor:
-    """The values that are served in place of a weight matrix, in its dtype."""
-    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-    from compressed_tensors.quantization.utils import calculate_qparams
-
-    args = weight_args(form)
-    grouped = weight.reshape(len(weight), -1, form.group or weight.shape[-1])
-    scale, zero = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args)
-    found: torch.Tensor = fake_quantize(weight, scale.to(weight.dtype), zero, args)
-    return found
-
-
-def inputs_on_grid(values: torch.Tensor, module: nn.Module) -> torch.Tensor:
-    """The int8 inputs, with a scale for each token, that are multiplied in place of a layer's inputs."""
-    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
-
-    args = input_args()
-    scale, zero = compute_dynamic_scales_and_zp(value=values, args=args, module=module)
-    found: torch.Tensor = fake_quantize(values, scale, zero, args)
-    return found
 
 
 def _rounded_inputs(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

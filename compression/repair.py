@@ -12,8 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
-from torch.nn.utils import parametrize
 
-from compression.formats import Format, format_of
-from compression.live import inputs_on_grid, load_model, on_grid
+from compression.live import load_model
 from compression.pairs import Pair, Tokens, laid_out
-from compression.units import Assignment, Unit
+from compression.units import Assignment, Unit, forms_of
+from learners.core.grid import trained_on_grid
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.errors import RunFailedError
 from solon.host.file_modes import widen
@@ -60,32 +58,6 @@ class Repaired:
     """Mean of the last tenth of the steps."""
 
 
-class _Straight(torch.autograd.Function):
-    """Rounded forward, unchanged backward."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-        return rounded
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0], None
-
-
-def _straight(values: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = _Straight.apply(values, rounded)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _OnGrid(nn.Module):
-    def __init__(self, form: Format) -> None:
-        super().__init__()
-        self._form = form
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return _straight(weight, on_grid(weight.detach(), self._form))
-
-
 def repair(
     source: Path,
     target: Path,
@@ -104,7 +76,7 @@ def repair(
     order = [place for _ in range(config.epochs) for place in rng.sample(range(len(lessons)), len(lessons))]
     steps = math.ceil(len(order) / config.batch)
     losses = []
-    with trained_on_grid(student, units, assignment):
+    with trained_on_grid(student, forms_of(units, assignment)):
         optimiser = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
         for step in range(steps):
@@ -150,29 +122,3 @@ def _save(model: Any, source: Path, target: Path) -> None:
     warn_of_dropped(dropped)
     copy_companions(source, target)
     widen(target)
-
-
-@contextmanager
-def trained_on_grid(model: nn.Module, units: Sequence[Unit], assignment: Assignment) -> Iterator[None]:
-    """Weights, and inputs where the format has them, are rounded in every forward pass; gradients pass unchanged."""
-    layers = dict(model.named_modules())
-    rounded, hooks = [], []
-    for unit in units:
-        form = format_of(assignment[unit.name])
-        for matrix in unit.matrices if form.bits else ():
-            layer = layers[matrix.name]
-            parametrize.register_parametrization(layer, "weight", _OnGrid(form))
-            rounded.append(layer)
-            if form.inputs:
-                hooks.append(layer.register_forward_pre_hook(_rounded_inputs))
-    try:
-        yield
-    finally:
-        for layer in rounded:
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-        for hook in hooks:
-            hook.remove()
-
-
-def _rounded_inputs(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return (_straight(inputs[0], inputs_on_grid(inputs[0].detach(), module)), *inputs[1:])

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compression.formats import FORMATS, KEEP
 from compression.gate.gate import ALPHA, LEAST_TAG, LOOKS
 from compression.gate.thresholds import Role, Strictness, Thresholds
 from compression.pairs import Pair
@@ -16,6 +15,7 @@ from compression.units import Unit
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import is_quantised, require_model
 from solon.errors import InputError
+from solon.models.formats import FORMATS, KEEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

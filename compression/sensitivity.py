@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from compression.flips import Damage, damage
-from compression.formats import FORMATS, KEEP
 from compression.live import LiveModel
 from compression.pairs import Pair, Scores, scores_of
 from compression.units import Unit
+from solon.models.formats import FORMATS, KEEP
 
 Kind = Literal["in", "out", "low"]
 Guide = Literal["preferences", "perplexity"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compression.formats import FORMATS, KEEP, Format, format_named
 from solon.errors import InputError
+from solon.models.formats import FORMATS, KEEP, Format, format_named, format_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,6 +101,11 @@ def uniform(units: Sequence[Unit], name: str) -> dict[str, str]:
             + (f"take {' or '.join(others)}" if others else "no format fits every layer: give --size instead")
         )
     return {unit.name: name for unit in units}
+
+
+def forms_of(units: Sequence[Unit], assignment: Assignment) -> dict[str, Format]:
+    """The format of each matrix."""
+    return {matrix.name: format_of(assignment[unit.name]) for unit in units for matrix in unit.matrices}
 
 
 def size_of(units: Sequence[Unit], assignment: Assignment) -> int:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,19 +25,18 @@ from typing import Any
 
 import numpy as np
 
-from compression.assignment import Point, assign, front, promoted
+from compression.assignment import Point, assign, promoted
 from compression.candidates import Candidate, Tried, described, read_tried
 from compression.export import Exported, export
 from compression.flips import BETA, damage
-from compression.formats import FORMATS, KEEP
-from compression.gate.gate import ALPHA, LOOKS, Decision, Figure, decide, figures_of
+from compression.gate.gate import ALPHA, LOOKS, Decision, decide
 from compression.gate.thresholds import thresholds
-from compression.judged import spoilt
-from compression.live import LiveModel, load_model
-from compression.pairs import SHARES, Pair, Scores, digest_of_pairs, parted, scores_of
+from compression.original import MOST_SEARCHED, Original
+from compression.pairs import SHARES, Pair, digest_of_pairs, parted
 from compression.quantise import PACKAGES
 from compression.request import Request, check, require_enough, require_possible
-from compression.sensitivity import Costs, Sweep, SweepFile, costs_of, ranking_agreement, sweeps_of
+from compression.results import certified, report_of, sweep_report
+from compression.sensitivity import Costs, Sweep, SweepFile, costs_of, sweeps_of
 from compression.served_check import check_in_vllm
 from compression.units import Assignment, size_of, skeleton, uniform, units_of
 from solon.engines.tokens import ChatTokenizer
@@ -46,6 +44,7 @@ from solon.errors import InputError, RunFailedError
 from solon.feedback.judges.identity import weights_digest
 from solon.files.whole_file import write_whole
 from solon.models.certificate import ACCEPTED, RECORD, digest_of_files, write_certificate
+from solon.models.formats import FORMATS, KEEP
 
 MOST_PROMOTED = 0.15
 """Share of the units that recovery may give more bits."""
@@ -53,8 +52,6 @@ PROMOTIONS = 3
 """Candidates with more and more of them."""
 MOST_TAUGHT = 2048
 """Pairs of a repair."""
-MOST_SEARCHED = 256
-"""Pairs of a sweep."""
 MOST_CALIBRATED = 512
 Say = Callable[[str], None]
 
@@ -83,7 +80,7 @@ class Compression:
         if request.size:
             whole = size_of(self.units, uniform(self.units, KEEP))
             require_possible(self.units, self._formats, int(request.size * whole))
-        self._search = self._parts["search"][:MOST_SEARCHED]
+        self._original = Original(request, self._parts, self._tokenizer)
         settings = {
             "model": weights_digest(request.model),
             "pairs": digest_of_pairs(pairs),
@@ -118,7 +115,7 @@ class Compression:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.work} cannot be made: {error.strerror}; choose another --out") from None
-        noise = self._noise()
+        noise = self._original.noise(self._limits)
         tried: list[Tried] = []
         for candidate in self._candidates():
             self._say(f"{candidate.name}: {described(candidate.assignment)}, {candidate.algorithm}")
@@ -127,7 +124,9 @@ class Compression:
             self._say(f"{candidate.name}: {found.decision['verdict']}, {found.decision['reason']}")
             if found.decision["verdict"] == ACCEPTED:
                 break
-        report = self._report(tried, noise)
+        report = report_of(tried, request=self._request, units=self.units, noise=noise)
+        if "_costs" in vars(self):
+            report |= sweep_report(self.units, self._formats, self._sweeps, self._costs)
         if tried[-1].decision["verdict"] == ACCEPTED:
             if self._request.serve:
                 self._say("vLLM loads it and writes")
@@ -136,52 +135,6 @@ class Compression:
                 check_in_vllm(place, prompts, log=self.work / "vllm.log")
             self._publish(tried[-1], noise)
         return report
-
-    # -- the model as it is ------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _live(self) -> LiveModel:
-        return LiveModel.load(self._request.model)
-
-    @cached_property
-    def _before(self) -> Scores:
-        return scores_of(self._live.model, self._parts["gate"])
-
-    @cached_property
-    def _searched(self) -> Scores:
-        return scores_of(self._live.model, self._search)
-
-    @cached_property
-    def _asked(self) -> list[Pair]:
-        """One pair of each prompt whose answer is written."""
-        first = {pair.prompt_id: pair for pair in reversed(self._parts["gate"])}
-        most = self._request.answers if self._request.role == "policy" else 0
-        return [first[name] for name in sorted(first)[:most]]
-
-    @cached_property
-    def _spoilt(self) -> Any:
-        return spoilt(self._live.model, self._asked, self._tokenizer)
-
-    def _noise(self) -> dict[str, float]:
-        """Harm of the model against itself, in another order and batch size. Raises RunFailedError when the gate would
-        reject it."""
-        gate = self._parts["gate"]
-        backward = scores_of(self._live.model, gate[::-1], rows=5)
-        again = Scores(
-            chosen_P=backward.chosen_P[::-1], rejected_P=backward.rejected_P[::-1], tokens_P=backward.tokens_P[::-1]
-        )
-        if not (np.isfinite(self._before.margin_P).all() and np.isfinite(again.margin_P).all()):
-            raise RunFailedError("log-probs of the model are not finite, so nothing can be compared with them")
-        noise: dict[str, float] = {}
-        for figure in figures_of(gate, self._before, again):
-            noise[figure.kind] = max(noise.get(figure.kind, 0.0), abs(float(figure.values_P.mean())))
-        for kind, value in noise.items():
-            if 2 * value > getattr(self._limits, kind):
-                raise RunFailedError(
-                    f"the model does not agree with itself in another order and batch size: {kind} {value:.4f}; use "
-                    "float32"
-                )
-        return noise
 
     # -- candidates ---------------------------------------------------------------------------------------------------
 
@@ -217,9 +170,10 @@ class Compression:
 
     @cached_property
     def _sweeps(self) -> list[Sweep]:
-        self._say(f"sweeps over {len(self.units)} units with {len(self._search)} pairs")
+        original = self._original
+        self._say(f"sweeps over {len(self.units)} units with {len(original.search)} pairs")
         file = SweepFile(self.work / "sweeps.jsonl")
-        return sweeps_of(self._live, self._search, self._searched, self._formats, file, self._tick)
+        return sweeps_of(original.live, original.search, original.searched, self._formats, file, self._tick)
 
     @property
     def _formats(self) -> list[str]:
@@ -244,18 +198,7 @@ class Compression:
         self._export(candidate, place)
         files = digest_of_files(place)
         record = json.loads((place / RECORD).read_text(encoding="utf-8"))
-        after, repeats = self._measured(place)
-        gate = self._parts["gate"]
-        figures = figures_of(gate, self._before, after)
-        if self._asked:
-            figures.append(
-                Figure(
-                    name="empty or repeating answers",
-                    kind="degenerate",
-                    values_P=repeats - self._spoilt,
-                    prompts_P=tuple(pair.prompt_id for pair in self._asked),
-                )
-            )
+        after, figures = self._original.figures_against(place)
         bad = sum(not np.isfinite(figure.values_P).all() for figure in figures)
         decision = (
             Decision(verdict="reject", reason="its log-probs are not finite", look=1, rows=())
@@ -268,7 +211,7 @@ class Compression:
             decision=_plain(decision),
             size=size_of(self.units, candidate.assignment),
             files=files,
-            figures={} if bad else asdict(damage(self._before, after)),
+            figures={} if bad else asdict(damage(self._original.scores, after)),
         )
         write_whole(kept, json.dumps(asdict(found)), what="candidate")
         return found
@@ -300,11 +243,6 @@ class Compression:
             f"nats a token"
         )
 
-    def _measured(self, place: Path) -> tuple[Scores, Any]:
-        model = load_model(place)
-        repeats = spoilt(model, self._asked, self._tokenizer) if self._asked else np.zeros(0)
-        return scores_of(model, self._parts["gate"]), repeats
-
     # -- results ------------------------------------------------------------------------------------------------------
 
     def _publish(self, tried: Tried, noise: Mapping[str, float]) -> None:
@@ -313,65 +251,13 @@ class Compression:
         with tempfile.TemporaryDirectory(dir=request.out.parent, prefix=f".{request.out.name}-") as scratch:
             beside = Path(scratch) / "model"
             shutil.copytree(self.work / f"candidate-{tried.candidate.name}", beside)
-            certificate = write_certificate(beside, self._certified(tried, noise))
+            content = certified(tried, request=request, settings=self._settings, parts=self._parts, noise=noise)
+            certificate = write_certificate(beside, content)
             if certificate["files"] != tried.files:
                 raise RunFailedError(f"the files of candidate {tried.candidate.name} changed after they were measured")
             if request.out.exists():
                 raise InputError(f"{request.out} exists by now, expected a new directory; choose another")
             beside.rename(request.out)
-
-    def _certified(self, tried: Tried, noise: Mapping[str, float]) -> dict[str, Any]:
-        return {
-            "role": self._request.role,
-            "verdict": tried.decision["verdict"],
-            "reason": tried.decision["reason"],
-            "source": self._settings["model"],
-            "is_repaired": tried.candidate.is_repaired,
-            "candidate": int(tried.candidate.name),
-            "pairs": self._settings["pairs"],
-            "prompts": {part: len({pair.prompt_id for pair in some}) for part, some in self._parts.items()},
-            "thresholds": self._limits.model_dump(),
-            "noise": dict(noise),
-            "rows": tried.decision["rows"],
-            "algorithm": tried.candidate.algorithm,
-            "assignment": tried.candidate.assignment,
-            "versions": tried.record["versions"],
-        }
-
-    def _report(self, tried: Sequence[Tried], noise: Mapping[str, float]) -> dict[str, Any]:
-        whole = size_of(self.units, uniform(self.units, KEEP))
-        last = tried[-1]
-        report: dict[str, Any] = {
-            "model": str(self._request.model),
-            "out": str(self._request.out) if last.decision["verdict"] == ACCEPTED else None,
-            "verdict": last.decision["verdict"],
-            "reason": last.decision["reason"],
-            "linear_bytes": {"before": whole, "after": last.size},
-            "file_bytes": {"before": last.record["source_weight_bytes"], "after": last.record["weight_bytes"]},
-            "noise": dict(noise),
-            "candidates": [
-                {
-                    "name": one.candidate.name,
-                    "algorithm": one.candidate.algorithm,
-                    "is_repaired": one.candidate.is_repaired,
-                    "formats": described(one.candidate.assignment),
-                    "share": one.size / whole,
-                    **one.decision,
-                    "figures": one.figures,
-                }
-                for one in tried
-            ],
-            "assignment": last.candidate.assignment,
-        }
-        if "_costs" in vars(self):
-            points = front(self.units, self._costs)
-            report["front"] = [{"share": point.size / whole, "cost": point.cost} for point in points]
-            tau = ranking_agreement(self.units, self._formats, self._sweeps)
-            report["ranking_agreement"] = tau if math.isfinite(tau) else None
-            report["costs"] = [
-                {"unit": unit, "format": form, "cost": cost} for (unit, form), cost in sorted(self._costs.items())
-            ]
-        return report
 
 
 def _plain(decision: Decision) -> dict[str, Any]:

@@ -40,9 +40,9 @@ def run_compress(
     """Raises InputError before anything is written where possible, RunFailedError when the model disagrees with itself
     or is not served."""
     from cluster.side_by_side import policy_of
-    from compression.formats import FORMATS, format_named
     from compression.request import Request, check
     from compression.workflow import Compression
+    from solon.models.formats import FORMATS, format_named
 
     path = resolver([model], progress=not as_json)
     for name in formats:

@@ -12,12 +12,12 @@ import torch
 from compression.assignment import assign, front, promoted
 from compression.export import export
 from compression.flips import Damage
-from compression.formats import FORMATS, format_named
 from compression.live import LiveModel, load_model
 from compression.quantise import weight_bytes
 from compression.sensitivity import Sweep, SweepFile, costs_of, ranking_agreement, smallest
 from compression.units import Matrix, Unit, size_of, skeleton, uniform, units_of
 from solon.errors import InputError
+from solon.models.formats import FORMATS, format_named
 from tests.models import make_model
 
 MIXED = ("w4a16-g64", "w8a8", "keep")

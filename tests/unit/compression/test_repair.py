@@ -8,11 +8,12 @@ import torch
 
 from compression.export import export
 from compression.flips import damage
-from compression.formats import format_of
-from compression.live import LiveModel, load_model, on_grid
+from compression.live import LiveModel, load_model
 from compression.pairs import scores_of
-from compression.repair import RepairConfig, repair, trained_on_grid
-from compression.units import uniform
+from compression.repair import RepairConfig, repair
+from compression.units import forms_of, uniform
+from learners.core.grid import on_grid, trained_on_grid
+from solon.models.formats import format_of
 from tests.models import make_model
 from tests.unit.compression.test_workflow import make_pairs
 
@@ -25,7 +26,7 @@ def test_weights_that_were_trained_on_the_grid_are_exactly_those_that_are_served
     trained = LiveModel.load(tmp_path / "trained")
     ids = torch.randint(3, 100, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        with trained_on_grid(trained.model, trained.units, assignment):
+        with trained_on_grid(trained.model, forms_of(trained.units, assignment)):
             in_training = trained.model(ids).logits
         with trained.compressed(assignment) as model:
             rounded = model(ids).logits
@@ -58,7 +59,7 @@ def test_gradients_pass_the_grid_and_the_weights_are_as_before_afterwards(tmp_pa
     model, assignment = live.model.requires_grad_(True), uniform(live.units, "w4a16-g32")
     layer = model.model.layers[0].mlp.down_proj
     kept = layer.weight.detach().clone()
-    with trained_on_grid(model, live.units, assignment):
+    with trained_on_grid(model, forms_of(live.units, assignment)):
         assert torch.equal(layer.weight, on_grid(kept, format_of("w4a16-g32")))
         model(torch.arange(8)[None]).logits.square().sum().backward()
         gradient = layer.parametrizations.weight.original.grad

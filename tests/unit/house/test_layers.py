@@ -94,7 +94,6 @@ ORDERS = {
         "build",
     ),
     "compression": (
-        "formats",
         "llm_compressor",
         "pairs",
         "flips",
@@ -112,7 +111,9 @@ ORDERS = {
         "reading",
         "repair",
         "request",
+        "original",
         "candidates",
+        "results",
         "workflow",
     ),
     "serve_apps": (
