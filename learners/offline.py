@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def train_on_pairs(
         raise InputError(f"got {len(pairs)} preference pairs, none with a weight above 0, expected some; label more")
     policy = _policy(model, config, reference=False)
     if any(pair.reference is None for pair in used):
-        used = with_reference(policy, used, config)
+        with policy.grid.off() if policy.grid is not None else nullcontext():
+            used = with_reference(policy, used, config)
     report = run_course(DPOObjective(policy, config), used, config, tick=tick)
     return _saved(policy, model, config, save_to, report, len(used))
 

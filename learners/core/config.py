@@ -11,6 +11,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from solon.errors import InputError
+from solon.models.formats import format_named
+
 Truncated = Literal["keep", "bootstrap", "mask", "penalise"]
 """The treatment of an answer that was cut at the length limit."""
 Shape = Literal["constant", "linear", "cosine"]
@@ -143,12 +146,31 @@ class NetworkConfig(Settings):
     """Of the published weights. `auto`: the engines' default, float32 on CPU, the model's own on GPU."""
     lora: LoraConfig | None = None
     """None trains all weights."""
+    grid: str = ""
+    """A format of `solon compress`, such as `w4a16-g64`: the policy computes with weights that are rounded to it, and
+    the rounded weights are published. The reference stays as it was. Empty: no rounding."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more work."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`auto`: the GPU when there is one."""
     threads: int = Field(1, ge=1)
     """CPU threads of the learner's process."""
+
+    @model_validator(mode="after")
+    def _grid_is_known(self) -> Self:
+        if not self.grid:
+            return self
+        try:
+            chosen = format_named(self.grid)
+        except InputError as error:
+            raise ValueError(f"grid: {error}") from None
+        if not chosen.bits:
+            raise ValueError(f"grid = {self.grid!r} rounds nothing; leave it out")
+        if self.lora is not None:
+            raise ValueError(
+                "grid and lora exclude each other: adapters are merged before weights are rounded; choose one"
+            )
+        return self
 
 
 class RewardSettings(Settings):
@@ -184,6 +206,15 @@ class TrainerConfig(NetworkConfig, ScheduleConfig, OptimizerConfig):
     kl_limit: float | None = Field(10.0, gt=0)
     """The run ends when the mean KL from the reference exceeds this, nats per token of the answers. A policy that still
     writes the language of its reference stays far below; "none": no limit."""
+
+    @model_validator(mode="after")
+    def _grid_is_served(self) -> Self:
+        if self.grid and format_named(self.grid).inputs:
+            raise ValueError(
+                f"grid = {self.grid!r} rounds inputs too, and engines do not round inputs of published weights: they "
+                "would sample from another policy; choose a format of weights alone, such as w4a16-g64"
+            )
+        return self
 
     @property
     def steps_per_batch(self) -> int:

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from solon.models.formats import Format, input_args, weight_args
+from solon.errors import InputError
+from solon.models.formats import Format, format_named, input_args, weight_args
 
 
 def on_grid(weight: torch.Tensor, form: Format) -> torch.Tensor:
@@ -63,34 +64,94 @@ def straight_through(values: torch.Tensor, rounded: torch.Tensor) -> torch.Tenso
 
 
 class _OnGrid(nn.Module):
-    def __init__(self, form: Format) -> None:
+    def __init__(self, form: Format, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self._form = form
+        self.form, self.dtype, self.is_on = form, dtype, True
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return straight_through(weight, on_grid(weight.detach(), self._form))
+        return straight_through(weight, self.rounded(weight)) if self.is_on else weight
+
+    @torch.no_grad()
+    def rounded(self, weight: torch.Tensor) -> torch.Tensor:
+        return on_grid(weight.detach().to(self.dtype or weight.dtype), self.form).to(weight.dtype)
+
+    def round_inputs(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        if not self.is_on:
+            return inputs
+        return (straight_through(inputs[0], inputs_on_grid(inputs[0].detach(), module)), *inputs[1:])
 
 
-@contextmanager
-def trained_on_grid(model: nn.Module, forms: Mapping[str, Format]) -> Iterator[None]:
-    """Weights of these layers, and inputs where the format has them, are rounded in every forward pass."""
-    layers = dict(model.named_modules())
-    rounded, hooks = [], []
-    for name, form in forms.items():
-        if form.bits:
-            layer = layers[name]
-            parametrize.register_parametrization(layer, "weight", _OnGrid(form))
-            rounded.append(layer)
-            if form.inputs:
-                hooks.append(layer.register_forward_pre_hook(_rounded_inputs))
-    try:
-        yield
-    finally:
-        for layer in rounded:
+class Grid:
+    """Layers of a model whose weights, and inputs where the format has them, are rounded in every forward pass.
+
+    `Grid(model, {"model.layers.0.mlp.up_proj": format_named("w8a8")})`; layers whose format keeps them stay as they
+    are. dtype: of the weights that are served; scales are computed in it. None: their own.
+    """
+
+    name = ""
+    """Of the format, where all layers have one."""
+
+    def __init__(self, model: nn.Module, forms: Mapping[str, Format], dtype: torch.dtype | None = None) -> None:
+        layers: dict[str, Any] = dict(model.named_modules())
+        self._layers: dict[str, tuple[Any, _OnGrid]] = {}
+        self._hooks = []
+        for name, form in forms.items():
+            if form.bits:
+                layer, rounding = layers[name], _OnGrid(form, dtype)
+                parametrize.register_parametrization(layer, "weight", rounding)
+                self._layers[name] = layer, rounding
+                if form.inputs:
+                    self._hooks.append(layer.register_forward_pre_hook(rounding.round_inputs))
+
+    def weights(self, *, rounded: bool = True) -> dict[str, torch.Tensor]:
+        """By the names of the model's own parameters, detached: as they are served, or as they are trained."""
+        found = {}
+        for name, (layer, rounding) in self._layers.items():
+            original = layer.parametrizations.weight.original.detach()
+            found[f"{name}.weight"] = rounding.rounded(original) if rounded else original
+        return found
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The model without rounding."""
+        for _, rounding in self._layers.values():
+            rounding.is_on = False
+        try:
+            yield
+        finally:
+            for _, rounding in self._layers.values():
+                rounding.is_on = True
+
+    def remove(self) -> None:
+        """Leave the weights as they were trained, before rounding."""
+        for layer, _ in self._layers.values():
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-        for hook in hooks:
+        for hook in self._hooks:
             hook.remove()
 
 
-def _rounded_inputs(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return (straight_through(inputs[0], inputs_on_grid(inputs[0].detach(), module)), *inputs[1:])
+@contextmanager
+def trained_on_grid(model: nn.Module, forms: Mapping[str, Format]) -> Iterator[Grid]:
+    """Weights of these layers, and inputs where the format has them, are rounded in every forward pass."""
+    grid = Grid(model, forms)
+    try:
+        yield grid
+    finally:
+        grid.remove()
+
+
+def grid_of(model: Any, name: str, dtype: torch.dtype | None = None) -> Grid:
+    """Every linear layer but the head on the grid of a format. Raises InputError that names layers that do not fit."""
+    form, head = format_named(name), model.get_output_embeddings()
+    layers = {at: one for at, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head}
+    wrong = [at for at, one in layers.items() if not form.fits(one.out_features, one.in_features)]
+    if wrong:
+        one = layers[wrong[0]]
+        raise InputError(
+            f"learn.grid = {name!r} needs matrices of a multiple of {form.rows} rows and {form.columns} columns, but "
+            f"{wrong[0]} is {one.out_features} x {one.in_features} ({len(wrong)} layers do not fit); take another "
+            "format or leave learn.grid out"
+        )
+    grid = Grid(model, dict.fromkeys(layers, form), dtype)
+    grid.name = name
+    return grid

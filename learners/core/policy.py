@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from learners.core.attention import use_plain_backward
 from learners.core.config import NetworkConfig
+from learners.core.grid import grid_of
 from learners.core.loading import checkpoint_activations, choose_device, load_model, require_repeatable, with_adapters
 from learners.core.logprobs import logprobs_and_entropy, logprobs_of
 from learners.core.packing import Layout, Microbatch
@@ -73,6 +74,8 @@ class Policy:
             self._reference = copy.deepcopy(self.base).eval().requires_grad_(False)
         body = copy.deepcopy(self.base.base_model) if backbone else None
         self.model = with_adapters(self.base, config.lora)
+        self.grid = grid_of(self.base, config.grid, self._grid_dtype(config)) if config.grid else None
+        """Of the policy alone: the reference and the critic compute with weights as they are."""
         self.has_adapters = config.lora is not None
         self._refuse_tied_adapters()
         self.backbone = None if body is None else with_adapters(body, config.lora)
@@ -82,6 +85,13 @@ class Policy:
                 if network is not None:
                     checkpoint_activations(network)
         require_repeatable(self.model, self.device)
+
+    def _grid_dtype(self, config: NetworkConfig) -> torch.dtype:
+        """Of the published weights: scales are computed in it."""
+        if config.serving_dtype != "auto":
+            found: torch.dtype = getattr(torch, config.serving_dtype)
+            return found
+        return torch.float32 if self.device.type == "cpu" else self.own_dtype
 
     def _refuse_tied_adapters(self) -> None:
         """A tied tensor is published once, so it cannot carry an adapter on one of its two layers."""
@@ -163,17 +173,17 @@ class Policy:
 
     @torch.no_grad()
     def merged(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers under their Hugging Face names, adapters merged; the trained tensors are
-        only read. A tied tensor has only the name under which files keep it."""
+        """Parameters and persistent buffers under their Hugging Face names, adapters merged, weights on their grid; the
+        trained tensors are only read. A tied tensor has only the name under which files keep it."""
         tied = set(self.base.all_tied_weights_keys)
-        merged = {}
+        merged = {} if self.grid is None else self.grid.weights()
         for name, tensor in self.base.state_dict().items():
             owner, is_adapted, leaf = name.rpartition(".base_layer.")
             if is_adapted and leaf == "weight":
                 merged[f"{owner}.weight"] = tensor + self.base.get_submodule(owner).get_delta_weight("default")
             elif is_adapted:
                 merged[f"{owner}.{leaf}"] = tensor
-            elif ".lora_" not in name and name not in tied:
+            elif ".lora_" not in name and ".parametrizations." not in name and name not in tied:
                 merged[name] = tensor
         return merged
 

@@ -22,6 +22,7 @@ from solon.engines.model_files import copy_companions, repair_generation_config,
 from solon.engines.payload import fingerprint, pack
 from solon.engines.tokens import load_tokenizer
 from solon.host.file_modes import widen
+from solon.models.unrounded import write_unrounded
 from solon.pipeline.attestation import canary_gap
 from solon.pipeline.canaries import Canaries
 from solon.records import Weights
@@ -107,10 +108,16 @@ class Publisher:
 
     @torch.no_grad()
     def save(self, directory: Path) -> None:
-        """The policy as a Hugging Face directory with its tokenizer, in the serving dtype."""
+        """The policy as a Hugging Face directory with its tokenizer, in the serving dtype; beside weights on a grid
+        those before rounding."""
+        from transformers.core_model_loading import revert_weight_conversion
+
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in self.tensors().items()}
         with quiet():
             self._skeleton.save_pretrained(directory, state_dict=tensors)
+        if (grid := self._policy.grid) is not None:
+            own = {name: tensor.to(self.dtype) for name, tensor in grid.weights(rounded=False).items()}
+            write_unrounded(directory, grid.name, revert_weight_conversion(self._skeleton, own))
         widen(directory)
         # Copied, since saving a tokenizer may change it. A tokenizer from the hub has no directory of its own.
         if not (self._source.is_dir() and copy_companions(self._source, directory)):

@@ -1,0 +1,6 @@
+"""Removes weights of an aligned model, those first that its preferences do not depend on.
+
+Start with `importance.py` (how much each weight matters, to preferences and to text), `masks.py` (which are set to 0),
+`shapes.py` (whole channels, heads and layers, which make the model smaller for every engine), `prune.py` (removal and
+training in turns). May import: `compression.pairs`, `compression.units`, `compression.live`, `compression.repair`.
+"""

@@ -1,0 +1,83 @@
+"""Which weights are set to 0. Masks are of one matrix: True is kept. O outputs and I inputs of a matrix.
+
+Rows are pruned by the same share, as Wanda does: a row is what one output is computed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from compression.pruning.importance import Importance
+
+Method = Literal["alignment", "wanda", "magnitude"]
+METHODS: tuple[Method, ...] = ("alignment", "wanda", "magnitude")
+ALIGNMENT_SHARE = 0.5
+"""Of the rank by alignment in the score of the method `alignment`."""
+WANDA_SHARE = 0.25
+"""Of the rank by Wanda in it; the rest is the rank by utility."""
+PROTECTED = 0.05
+"""Share of all weights, those that matter most to alignment, that the method `alignment` never removes."""
+Masks = dict[str, Tensor]
+
+
+def masks_of(found: Mapping[str, Importance], *, sparsity: float, method: Method) -> Masks:
+    """Masks that remove this share of every row. The method `alignment` keeps the protected weights whatever their row
+    loses."""
+    protected = top_weights({name: one.alignment for name, one in found.items()}, PROTECTED)
+    masks = {}
+    for name, one in found.items():
+        score_OI = _score(one, method)
+        if method == "alignment":
+            score_OI = score_OI.masked_fill(protected[name], torch.inf)
+        masks[name] = _largest_of_rows(score_OI, 1 - sparsity)
+    return masks
+
+
+def top_weights(scores: Mapping[str, Tensor], share: float) -> Masks:
+    """True for the weights of the largest scores, by this share of all weights of the model."""
+    whole = torch.cat([one.flatten() for one in scores.values()])
+    count = int(share * len(whole))
+    if not count:
+        return {name: torch.zeros_like(one, dtype=torch.bool) for name, one in scores.items()}
+    least = whole.kthvalue(len(whole) - count + 1).values
+    return {name: one >= least for name, one in scores.items()}
+
+
+def alignment_only(found: Mapping[str, Importance], *, share: float) -> Masks:
+    """True for weights among the top of alignment and not among the top of utility (arXiv:2402.05162): without them a
+    model should lose its preferences and keep its text."""
+    aligned = top_weights({name: one.alignment for name, one in found.items()}, share)
+    useful = top_weights({name: one.utility for name, one in found.items()}, share)
+    return {name: aligned[name] & ~useful[name] for name in found}
+
+
+def cubic(step: int, steps: int, last: float) -> float:
+    """Sparsity after a step of a gradual pruning: fast at first, then slowly to `last` (arXiv:1710.01878).
+
+    >>> [round(cubic(step, 4, 0.5), 3) for step in (1, 2, 3, 4)]
+    [0.289, 0.438, 0.492, 0.5]
+    """
+    return last * (1 - (1 - step / steps) ** 3)
+
+
+def _score(one: Importance, method: Method) -> Tensor:
+    if method != "alignment":
+        found: Tensor = getattr(one, method)
+        return found
+    rest = 1 - ALIGNMENT_SHARE - WANDA_SHARE
+    return ALIGNMENT_SHARE * _ranks(one.alignment) + rest * _ranks(one.utility) + WANDA_SHARE * _ranks(one.wanda)
+
+
+def _ranks(score_OI: Tensor) -> Tensor:
+    """From 0 to 1 in each row."""
+    return score_OI.argsort(-1).argsort(-1) / max(1, score_OI.shape[-1] - 1)
+
+
+def _largest_of_rows(score_OI: Tensor, share: float) -> Tensor:
+    kept = round(share * score_OI.shape[-1])
+    mask_OI = torch.zeros_like(score_OI, dtype=torch.bool)
+    return mask_OI.scatter_(-1, score_OI.topk(kept, dim=-1).indices, True) if kept else mask_OI

@@ -1,0 +1,56 @@
+"""The weights before rounding of a policy that was trained on the grid of a format.
+
+Its files hold the rounded weights, which is what was trained and served. Rounding those again would give others, since
+the scales follow from the largest weights: `solon compress` rounds the weights of this folder, and gets exactly what
+was trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from solon.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOLDER = "unrounded"
+"""Beside the model's files, in a folder of its own: engines read every safetensors file next to config.json."""
+_WEIGHTS, _FORMAT = "weights.safetensors", "format.json"
+
+
+def write_unrounded(model: Path, form: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write the weights by the names that files give them."""
+    from safetensors.torch import save_file
+
+    folder = model / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: one.detach().to("cpu").contiguous() for name, one in tensors.items()}, folder / _WEIGHTS)
+    (folder / _FORMAT).write_text(json.dumps({"format": form}) + "\n", encoding="utf-8")
+
+
+def trained_format(model: Path) -> str:
+    """The format that a model was trained on; empty: on none. Raises InputError for a damaged file."""
+    path = model / FOLDER / _FORMAT
+    if not path.is_file():
+        return ""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["format"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged, expected the name of a format; remove {path.parent}") from None
+
+
+def read_unrounded(model: Path) -> dict[str, Tensor]:
+    """The weights before rounding. Raises InputError for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = model / FOLDER / _WEIGHTS
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}); train the model again, or remove {path.parent}") from None
+    return found
