@@ -68,31 +68,51 @@ def repair(
 ) -> Repaired:
     """Write the trained weights of a model, to be exported with the same assignment. Raises RunFailedError when the
     loss is not finite."""
-    torch.set_num_threads(config.threads)
     teacher: Any = load_model(source)
-    student: Any = copy.deepcopy(teacher).float().train()
-    lessons = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
-    rng = random.Random(config.seed)
-    order = [place for _ in range(config.epochs) for place in rng.sample(range(len(lessons)), len(lessons))]
-    steps = math.ceil(len(order) / config.batch)
-    losses = []
+    student: Any = copy.deepcopy(teacher).float()
+    course = Distillation(teacher, student, pairs, config)
     with trained_on_grid(student, forms_of(units, assignment)):
-        optimiser = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
-        for step in range(steps):
-            batch = [lessons[place] for place in order[step * config.batch : (step + 1) * config.batch]]
-            loss = _divergence(teacher, student, batch)
+        course.run(course.steps)
+    save_trained(student.to(teacher.dtype), source, target)
+    return course.report()
+
+
+class Distillation:
+    """The student learns the teacher's distribution over every token of the answers of some pairs.
+
+    `run(steps)` may be called several times, with changes to the student in between; rates follow the whole course.
+    """
+
+    def __init__(self, teacher: Any, student: Any, pairs: Sequence[Pair], config: RepairConfig) -> None:
+        torch.set_num_threads(config.threads)
+        self._teacher, self._student, self._config = teacher, student.train(), config
+        self._lessons = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+        rng, count = random.Random(config.seed), len(self._lessons)
+        self._order = [place for _ in range(config.epochs) for place in rng.sample(range(count), count)]
+        self.steps = math.ceil(len(self._order) / config.batch)
+        self._losses: list[float] = []
+
+    def run(self, steps: int) -> None:
+        """Take the next steps. Raises RunFailedError when the loss is not finite."""
+        batch = self._config.batch
+        optimiser = torch.optim.AdamW(self._student.parameters(), lr=self._config.learning_rate, weight_decay=0.0)
+        for step in range(len(self._losses), min(self.steps, len(self._losses) + steps)):
+            rows = [self._lessons[place] for place in self._order[step * batch : (step + 1) * batch]]
+            loss = _divergence(self._teacher, self._student, rows)
             if not torch.isfinite(loss):
                 raise RunFailedError("the loss of the repair is not finite; lower its learning rate")
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(self._student.parameters(), 1.0)
+            for group in optimiser.param_groups:
+                group["lr"] = self._config.learning_rate * _rate(step, self.steps)
             optimiser.step()
-            schedule.step()
-            losses.append(loss.item())
-    _save(student.to(teacher.dtype), source, target)
-    tail = losses[-math.ceil(steps / 10) :]
-    return Repaired(steps=steps, first_loss=losses[0], last_loss=sum(tail) / len(tail))
+            self._losses.append(loss.item())
+
+    def report(self) -> Repaired:
+        """Of all steps so far."""
+        tail = self._losses[-math.ceil(len(self._losses) / 10) :]
+        return Repaired(steps=len(self._losses), first_loss=self._losses[0], last_loss=sum(tail) / len(tail))
 
 
 def _rate(step: int, steps: int) -> float:
@@ -116,7 +136,8 @@ def _divergence(teacher: Any, student: Any, rows: Sequence[tuple[Tokens, Tokens]
     return loss
 
 
-def _save(model: Any, source: Path, target: Path) -> None:
+def save_trained(model: Any, source: Path, target: Path) -> None:
+    """Write a trained model with the tokenizer of its source."""
     dropped = repair_generation_config(model)
     model.save_pretrained(target)
     warn_of_dropped(dropped)

@@ -1,0 +1,201 @@
+"""Cuts whole parts out of a model, so that its shapes stay the same in every layer and every engine serves it.
+
+Channels of the feed-forward networks, attention heads by groups that share keys and values, and layers go where the
+gates of least importance are: the mean over pairs of |sum of activation times gradient|, by preferences and by text
+(the first-order change when the part is removed, arXiv:1905.10650 for heads). Layers go by the damage that removing
+each one alone does to preferences.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression.flips import damage
+from compression.pairs import Pair, laid_out, scores_of
+from solon.errors import InputError
+
+MULTIPLE = 32
+"""Channels are kept in multiples of this, as formats and kernels need them."""
+BATCH = 8
+SEEN = 64
+"""Pairs on which layers are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Shares that are cut out."""
+
+    channels: float = 0.0
+    groups: float = 0.0
+    layers: float = 0.0
+
+    @property
+    def is_any(self) -> bool:
+        """Whether something is cut out."""
+        return bool(self.channels or self.groups or self.layers)
+
+
+def cut_out(model: Any, pairs: Sequence[Pair], cut: Cut) -> Any:
+    """A smaller copy of a model. Raises InputError for shapes that are not those of Llama and its relatives, and for a
+    share that leaves nothing."""
+    _require_known(model)
+    smaller = copy.deepcopy(model).eval()
+    if cut.layers:
+        _cut_layers(smaller, pairs[:SEEN], cut.layers)
+    if cut.channels:
+        _cut_channels(smaller, pairs, cut.channels)
+    if cut.groups:
+        _cut_groups(smaller, pairs, cut.groups)
+    return smaller
+
+
+def _require_known(model: Any) -> None:
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj",
+             "mlp.gate_proj", "mlp.down_proj")  # fmt: skip
+    found = dict(layers[0].named_modules()) if layers else {}
+    if not all(name in found for name in names):
+        raise InputError(
+            f"{type(model).__name__} has other layers than Llama, Qwen and Mistral, whose channels, groups and layers "
+            "can be cut out; prune weights instead, or choose another model"
+        )
+
+
+def _cut_layers(model: Any, pairs: Sequence[Pair], share: float) -> None:
+    """Leave out, one after the other, the layer without which preferences change least."""
+    count = round(share * len(model.model.layers))
+    if count >= len(model.model.layers):
+        raise InputError(f"--prune layers={share:g} leaves no layer of {len(model.model.layers)}; give a smaller share")
+    before = scores_of(model, pairs)
+    for _ in range(count):
+        layers = list(model.model.layers)
+        harms = []
+        for place in range(len(layers)):
+            _use_layers(model, [*layers[:place], *layers[place + 1 :]])
+            harms.append(damage(before, scores_of(model, pairs)).soft_flips)
+        worst = min(range(len(layers)), key=harms.__getitem__)
+        _use_layers(model, [*layers[:worst], *layers[worst + 1 :]])
+
+
+def _use_layers(model: Any, layers: Sequence[Any]) -> None:
+    model.model.layers = nn.ModuleList(layers)
+    model.config.num_hidden_layers = len(layers)
+    if getattr(model.config, "layer_types", None):
+        kinds = [getattr(layer, "attention_type", "full_attention") for layer in layers]
+        model.config.layer_types = kinds
+    for place, layer in enumerate(layers):
+        layer.self_attn.layer_idx = place  # its place in the cache
+
+
+def _cut_channels(model: Any, pairs: Sequence[Pair], share: float) -> None:
+    inner = int(model.config.intermediate_size)
+    kept = round((1 - share) * inner / MULTIPLE) * MULTIPLE
+    if not 0 < kept < inner:
+        raise InputError(
+            f"--prune channels={share:g} keeps {kept} of {inner} channels, expected a multiple of {MULTIPLE} below "
+            f"{inner}: give a share of {MULTIPLE / inner:.3g} to {1 - MULTIPLE / inner:.3g}"
+        )
+    scores = _gate_scores(model, pairs, "mlp.down_proj", width=1)
+    for layer, score_C in zip(model.model.layers, scores, strict=True):
+        chosen = score_C.topk(kept).indices.sort().values
+        for name in ("gate_proj", "up_proj"):
+            _keep_outputs(getattr(layer.mlp, name), chosen)
+        _keep_inputs(layer.mlp.down_proj, chosen)
+        if hasattr(layer.mlp, "intermediate_size"):
+            layer.mlp.intermediate_size = kept
+    model.config.intermediate_size = kept
+
+
+def _cut_groups(model: Any, pairs: Sequence[Pair], share: float) -> None:
+    config = model.config
+    heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    kept = groups - round(share * groups)
+    if not 0 < kept < groups:
+        raise InputError(
+            f"--prune groups={share:g} keeps {kept} of {groups} groups of heads, expected 1 to {groups - 1}: give a "
+            f"share near {1 / groups:.3g} or a multiple of it"
+        )
+    per_group = heads // groups
+    scores = _gate_scores(model, pairs, "self_attn.o_proj", width=per_group * width)
+    for layer, score_G in zip(model.model.layers, scores, strict=True):
+        chosen = score_G.topk(kept).indices.sort().values
+        attention = layer.self_attn
+        own, shared = _spread(chosen, per_group * width), _spread(chosen, width)
+        _keep_outputs(attention.q_proj, own)
+        _keep_inputs(attention.o_proj, own)
+        for name in ("k_proj", "v_proj"):
+            _keep_outputs(getattr(attention, name), shared)
+    config.num_attention_heads, config.num_key_value_heads = kept * per_group, kept
+    config.head_dim = width
+
+
+def _gate_scores(model: Any, pairs: Sequence[Pair], name: str, *, width: int) -> list[Tensor]:
+    """Importance of parts of `width` inputs of one matrix of each layer: the larger of the scaled importance to
+    preferences and to text."""
+    layers = [layer.get_submodule(name) for layer in model.model.layers]
+    kept: dict[int, Tensor] = {}
+
+    def keep(place: int) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            kept[place] = inputs[0]
+
+        return hook
+
+    sums = [torch.zeros(2, layer.in_features // width) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(keep(place)) for place, layer in enumerate(layers)]
+    embedding = model.get_input_embeddings().weight
+    asked = embedding.requires_grad
+    embedding.requires_grad_(True)
+    try:
+        for start in range(0, len(pairs), BATCH):
+            some = pairs[start : start + BATCH]
+            for kind, loss in enumerate(_losses(model, some)):
+                inputs = [kept[place] for place in range(len(layers))]
+                gradients = torch.autograd.grad(loss, inputs, retain_graph=kind == 0)
+                for sum_KP, value, gradient in zip(sums, inputs, gradients, strict=True):
+                    effect_BT = (value.detach() * gradient).float().unflatten(-1, (-1, width)).sum(-1)
+                    of_row = effect_BT.sum(1)
+                    of_pair = of_row[: len(some)] + of_row[len(some) :]  # both answers of a pair
+                    sum_KP[kind] += of_pair.abs().sum(0)
+    finally:
+        embedding.requires_grad_(asked)
+        for hook in hooks:
+            hook.remove()
+    return [(one / one.mean(-1, keepdim=True).clamp_min(1e-12)).amax(0) for one in sums]
+
+
+def _losses(model: Any, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """Sums over pairs: preferences, and text. Rows: the chosen answers, then the rejected ones."""
+    rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
+    ids, mask, answer = laid_out(rows)
+    logits = model(input_ids=ids, attention_mask=mask).logits.float()
+    logprobs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].masked_fill(~answer, 0.0).sum(-1)
+    count = len(pairs)
+    tokens_B = answer[:count].sum(-1)
+    return -((logprobs[:count] - logprobs[count:]) / tokens_B).sum(), -(logprobs[:count] / tokens_B).sum()
+
+
+def _spread(places: Tensor, width: int) -> Tensor:
+    """The numbers of all rows of these blocks."""
+    return (places[:, None] * width + torch.arange(width)).flatten()
+
+
+@torch.no_grad()
+def _keep_outputs(layer: Any, places: Tensor) -> None:
+    layer.weight = nn.Parameter(layer.weight[places].clone(), requires_grad=layer.weight.requires_grad)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias[places].clone(), requires_grad=layer.bias.requires_grad)
+    layer.out_features = len(places)
+
+
+@torch.no_grad()
+def _keep_inputs(layer: Any, places: Tensor) -> None:
+    layer.weight = nn.Parameter(layer.weight[:, places].clone(), requires_grad=layer.weight.requires_grad)
+    layer.in_features = len(places)
