@@ -33,12 +33,12 @@ def on_grid(weight: torch.Tensor, form: Format) -> torch.Tensor:
     return found
 
 
-def inputs_on_grid(values: torch.Tensor, module: nn.Module) -> torch.Tensor:
-    """The int8 inputs, with a scale for each token, that are multiplied in place of a layer's inputs."""
+def inputs_on_grid(values: torch.Tensor, module: nn.Module, form: Format) -> torch.Tensor:
+    """The rounded inputs, with a scale for each token, that are multiplied in place of a layer's inputs."""
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-    args = input_args()
+    args = input_args(form)
     scale, zero = compute_dynamic_scales_and_zp(value=values, args=args, module=module)
     found: torch.Tensor = fake_quantize(values, scale, zero, args)
     return found
@@ -82,7 +82,7 @@ def trained_on_grid(model: nn.Module, forms: Mapping[str, Format]) -> Iterator[N
             parametrize.register_parametrization(layer, "weight", _OnGrid(form))
             rounded.append(layer)
             if form.inputs:
-                hooks.append(layer.register_forward_pre_hook(_rounded_inputs))
+                hooks.append(layer.register_forward_pre_hook(_RoundedInputs(form)))
     try:
         yield
     finally:
@@ -92,5 +92,12 @@ def trained_on_grid(model: nn.Module, forms: Mapping[str, Format]) -> Iterator[N
             hook.remove()
 
 
-def _rounded_inputs(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return (straight_through(inputs[0], inputs_on_grid(inputs[0].detach(), module)), *inputs[1:])
+class _RoundedInputs:
+    """A hook before a layer."""
+
+    def __init__(self, form: Format) -> None:
+        self._form = form
+
+    def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        rounded = inputs_on_grid(inputs[0].detach(), module, self._form)
+        return (straight_through(inputs[0], rounded), *inputs[1:])
