@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,30 @@ def test_every_algorithm_writes_a_close_model_whose_head_is_tied_as_before(
     assert (record["algorithm"], bool(record["calibration_digest"])) == (algorithm, algorithm != "rtn")
 
 
+@pytest.mark.parametrize(("algorithm", "form"), [("smoothquant", "fp8"), ("awq", "w4a16-g64")])
+def test_the_named_norms_are_scaled_before_rounding_and_the_last_one_is_not(tmp_path: Path, algorithm: str, form: str):
+    source = make_model(tmp_path / "model")
+    write(source, tmp_path / "out", form, algorithm)
+    before, after = (load_model(folder).state_dict() for folder in (source, tmp_path / "out"))
+    norms = [name for name in before if name.endswith("norm.weight")]
+    assert [name for name in norms if torch.equal(before[name], after[name])] == ["model.norm.weight"]
+    assert len(norms) == 5
+
+
+def test_values_that_heads_share_are_not_scaled_for_the_layer_after(tmp_path: Path):
+    model = skeleton(make_model(tmp_path / "model"))
+    units = [
+        replace(unit, matrices=tuple(replace(one, columns=one.columns * 2) for one in unit.matrices))
+        if unit.name.endswith(".o")
+        else unit
+        for unit in units_of(model)
+    ]
+    found = scaled_layers(model, units, uniform(units, "w4a16-g64"), "awq")
+    assert [one.before.rpartition(".")[2] for one in found] == 2 * [
+        "input_layernorm", "post_attention_layernorm", "up_proj",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize(("algorithm", "form", "number"), [("smoothquant", "w8a8", 4), ("awq", "w4a16-g32", 8)])
 def test_a_model_whose_layers_are_scaled_as_an_algorithm_does_computes_the_same(
@@ -77,7 +102,7 @@ def test_a_model_whose_layers_are_scaled_as_an_algorithm_does_computes_the_same(
         for one in found:
             before = model.get_submodule(one.before)
             scale = torch.rand(len(before.weight), generator=generator) + 0.5
-            before.weight.data = (before.weight.data.T / scale).T
+            before.weight.data /= scale if before.weight.ndim == 1 else scale[:, None]
             if getattr(before, "bias", None) is not None:
                 before.bias.data /= scale
             for name in one.layers:
