@@ -24,7 +24,7 @@ from solon.models.certificate import RECORD
 from solon.models.formats import FORMATS, KEEP, input_args, weight_args
 
 MOST_SCALED = 128
-"""Sequences that `awq` reads: it computes each layer some twenty times with each of them."""
+"""Sequences that `awq` reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

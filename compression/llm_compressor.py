@@ -18,6 +18,9 @@ from solon.host.file_modes import widen
 if TYPE_CHECKING:
     from torch import nn
 
+AWQ_ROWS = 16
+"""Sequences of a batch: AWQ computes each block some twenty times with each batch."""
+
 
 def linear_layers(model: nn.Module, ignore: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
     """The layers that are quantised: all linear ones except `ignore`."""
@@ -54,12 +57,13 @@ def write_compressed(
         chosen = {"config_groups": dict(groups)} if groups else {"targets": "Linear", "scheme": preset}
         recipe = _recipe(algorithm, scaled, {**chosen, "ignore": list(ignore)})
         if algorithm in CALIBRATED:
-            # Each prompt is a whole sequence of its own: no padding, no truncation, in the given order.
-            rows = [torch.tensor([list(ids)]) for ids in sequences]
-            batches: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
+            batches: Any = [
+                {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+                for rows in map(torch.tensor, _batches(sequences, AWQ_ROWS if algorithm == "awq" else 1))
+            ]
             loader = torch.utils.data.DataLoader(batches, batch_size=None)
             with _unpinned():
-                oneshot(model=model, recipe=recipe, dataset=loader, num_calibration_samples=len(sequences))
+                oneshot(model=model, recipe=recipe, dataset=loader, num_calibration_samples=len(batches))
         else:
             oneshot(model=model, recipe=recipe)
         dropped = repair_generation_config(model)
@@ -67,6 +71,14 @@ def write_compressed(
     warn_of_dropped(dropped)
     widen(written)
     return layers
+
+
+def _batches(sequences: Sequence[Sequence[int]], rows: int) -> list[list[list[int]]]:
+    """One row a batch: each sequence whole and in the given order. More: of like lengths, cut to the shortest, so that
+    none is padded."""
+    given = sequences if rows == 1 else sorted(sequences, key=len)
+    groups = [given[first : first + rows] for first in range(0, len(given), rows)]
+    return [[list(one[: min(map(len, group))]) for one in group] for group in groups]
 
 
 def _recipe(algorithm: str, scaled: Sequence[Scaled], chosen: Mapping[str, Any]) -> list[Any]:

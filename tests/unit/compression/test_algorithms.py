@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from compression.algorithms import ALGORITHMS, LLAMA_LIKE, others, require_algorithm, scaled_layers
 from compression.export import export
 from compression.live import load_model
+from compression.llm_compressor import _batches
 from compression.request import Request
 from compression.units import skeleton, uniform, units_of
 from compression.workflow import Compression
@@ -215,3 +216,9 @@ def test_a_head_that_was_untied_or_has_a_copy_is_not_kept(tmp_path: Path):
 def test_rounding_alone_is_for_every_architecture_and_format():
     for algorithm in ALGORITHMS[:2]:
         require_algorithm(algorithm, "GemmaForCausalLM", ("w8a8", "w4a16-g64", "keep"))
+
+
+def test_sequences_are_whole_and_in_order_alone_and_of_like_lengths_together():
+    sequences = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]]
+    assert _batches(sequences, 1) == [[[1, 2, 3]], [[4]], [[5, 6]], [[7, 8, 9, 10]]]
+    assert _batches(sequences, 2) == [[[4], [5]], [[1, 2, 3], [7, 8, 9]]]
