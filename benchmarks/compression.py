@@ -44,7 +44,7 @@ from learners.direct.pairs import AnswerPair
 from learners.offline import train_on_pairs
 from nursery.grow import Nursery
 from solon.host.own_code import child_environment, module_command
-from solon.models.formats import FORMATS, KEEP
+from solon.models.formats import FORMATS, KEEP, SEARCHED
 
 PARTS = ("exact", "command", "guide", "repair", "kills", "planted", "gate")
 PROMPTS = 2400
@@ -202,7 +202,7 @@ def guide_rows(world: World, *, quick: bool) -> list[Row]:
     for name, model in models.items():
         live = LiveModel.load(model)
         search, gate = world.parts["search"][:256], world.parts["gate"]
-        formats = [form for form in FORMATS if form != KEEP]
+        formats = [form for form in SEARCHED if form != KEEP]
         sweeps = sweeps_of(
             live, search, scores_of(live.model, search), formats, SweepFile(world.folder / f"{name}.jsonl")
         )

@@ -11,9 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from compression.algorithms import CALIBRATED, scaled_layers
 from compression.llm_compressor import write_compressed
-from compression.quantise import PACKAGES, calibration_digest, require_whole, weight_bytes
-from compression.units import IGNORED, Assignment, Unit
+from compression.quantise import PACKAGES, calibration_digest, weight_bytes
+from compression.units import IGNORED, Assignment, Unit, skeleton
+from compression.written import require_whole
 from solon.engines.model_files import copy_companions
 from solon.errors import InputError
 from solon.feedback.judges.identity import weights_digest
@@ -21,8 +23,8 @@ from solon.host.ballast import is_no_space
 from solon.models.certificate import RECORD
 from solon.models.formats import FORMATS, KEEP, input_args, weight_args
 
-ALGORITHMS = ("rtn", "gptq")
-"""Round to the nearest value; or pass rounding errors on to weights that are rounded later (arXiv:2210.17323)."""
+MOST_SCALED = 128
+"""Sequences that `awq` reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,24 +49,35 @@ def export(
     algorithm: str = "rtn",
     calibration: Sequence[Sequence[int]] = (),
 ) -> Exported:
-    """Write the compressed copy beside its destination and rename it. calibration: token ids, for GPTQ.
+    """Write the compressed copy beside its destination and rename it. calibration: token ids, for the algorithms that
+    read data.
 
-    Raises InputError when nothing is compressed, the target exists, or the disk is full.
+    Raises InputError when nothing is compressed, the algorithm does not fit the formats or the model, the target
+    exists, or the disk is full; RunFailedError when what was written is not whole.
     """
     if target.exists():
         raise InputError(f"{target} exists, expected a new directory; remove it or choose another")
     groups, kept = _groups(units, assignment)
     if not groups:
         raise InputError("every unit is kept as it is, so there is nothing to write; ask for a smaller size")
-    sequences = calibration if algorithm == "gptq" else ()
+    scaled = scaled_layers(skeleton(source), units, assignment, algorithm)
+    sequences = calibration if algorithm in CALIBRATED else ()
+    if algorithm == "awq":
+        sequences = sequences[:MOST_SCALED]
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compressing-") as scratch:
             written = Path(scratch) / "model"
             layers = write_compressed(
-                source, written, groups=groups, gptq=algorithm == "gptq", sequences=sequences, ignore=kept
+                source,
+                written,
+                groups=groups,
+                algorithm=algorithm,
+                scaled=scaled,
+                sequences=sequences,
+                ignore=kept,
             )
-            require_whole(written, layers)
+            require_whole(source, written, layers)
             copy_companions(source, written)
             record = Exported(
                 source_digest=weights_digest(source),
@@ -93,7 +106,7 @@ def _groups(units: Sequence[Unit], assignment: Assignment) -> tuple[Mapping[str,
         chosen = [matrix.name for unit in units if assignment[unit.name] == name for matrix in unit.matrices]
         if form.bits and chosen:
             groups[name.replace("-", "_")] = QuantizationScheme(
-                targets=chosen, weights=weight_args(form), input_activations=input_args() if form.inputs else None
+                targets=chosen, weights=weight_args(form), input_activations=input_args(form) if form.inputs else None
             )
     kept = [matrix.name for unit in units if assignment[unit.name] == KEEP for matrix in unit.matrices]
     return groups, [*(f"re:.*{name}$" for name in IGNORED), *kept]

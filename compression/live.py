@@ -4,21 +4,22 @@
     with live.compressed({"0.qkv": "w4a16-g128"}):   # other units are kept
         ...
 
-Weights are rounded to the nearest value of the grid (compressed-tensors' own arithmetic); inputs of `w8a8` layers are
-rounded too, token by token.
+Weights are rounded to the nearest value of the grid (compressed-tensors' own arithmetic); inputs of `w8a8` and
+`fp8` layers are rounded too, token by token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression.llm_compressor import quiet
 from compression.units import Assignment, Unit, units_of
 from learners.core.grid import inputs_on_grid, on_grid
-from solon.models.formats import KEEP, format_of
+from solon.models.formats import KEEP, Format, format_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ class LiveModel:
                     before.append((layer, layer.weight.data))
                     layer.weight.data = on_grid(layer.weight.data, form)
                     if form.inputs:
-                        hooks.append(layer.register_forward_pre_hook(_rounded_inputs))
+                        hooks.append(layer.register_forward_pre_hook(partial(_rounded_inputs, form)))
             yield self.model
         finally:
             for layer, weight in before:
@@ -73,5 +74,5 @@ def load_model(source: Path) -> nn.Module:
     return model.eval()
 
 
-def _rounded_inputs(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return (inputs_on_grid(inputs[0], module), *inputs[1:])
+def _rounded_inputs(form: Format, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (inputs_on_grid(inputs[0], module, form), *inputs[1:])

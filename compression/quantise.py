@@ -25,10 +25,11 @@ from pathlib import Path
 import numpy as np
 
 from compression.llm_compressor import linear_layers, write_compressed
+from compression.written import require_whole
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import is_quantised, require_model
 from solon.engines.model_files import copy_companions
-from solon.errors import InputError, RunFailedError, nearest
+from solon.errors import InputError, nearest
 from solon.feedback.judges.identity import weights_digest
 
 RECORD = "quantisation.json"
@@ -108,9 +109,14 @@ def quantise_model(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantising-") as scratch:
         written = Path(scratch) / "model"
         layers = write_compressed(
-            source, written, preset=recipe.preset, gptq=recipe.gptq, sequences=sequences, ignore=ignore
+            source,
+            written,
+            preset=recipe.preset,
+            algorithm="gptq" if recipe.gptq else "rtn",
+            sequences=sequences,
+            ignore=ignore,
         )
-        require_whole(written, layers)
+        require_whole(source, written, layers)
         copy_companions(source, written)
         record = Quantised(
             scheme=scheme,
@@ -212,19 +218,3 @@ def _require_fit(source: Path, scheme: str, ignore: Sequence[str]) -> None:
             f"{scheme} needs layers of a multiple of {recipe.rows} rows and {recipe.columns} columns, but {shown}; "
             + ("ignore those layers or take w8a8" if recipe.columns > 16 else "ignore those layers")
         )
-
-
-def require_whole(written: Path, layers: int) -> None:
-    """Raises RunFailedError when the files do not hold every layer in its quantised form, or pickled weights."""
-    from safetensors import safe_open
-
-    names: list[str] = []
-    for file in written.glob("*.safetensors"):
-        with safe_open(file, framework="numpy") as tensors:
-            names += tensors.keys()
-    found = sum(name.endswith(".weight_scale") for name in names)
-    settings = json.loads((written / "config.json").read_text(encoding="utf-8"))
-    if found != layers or "quantization_config" not in settings:
-        raise RunFailedError(f"quantising wrote {found} layers with a scale, expected {layers}; nothing was kept")
-    if settings.get("tie_word_embeddings") and "lm_head.weight" in names:
-        raise RunFailedError("quantising untied the head but its config says tied; nothing was kept")

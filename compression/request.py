@@ -15,7 +15,7 @@ from compression.units import Unit
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import is_quantised, require_model
 from solon.errors import InputError
-from solon.models.formats import FORMATS, KEEP
+from solon.models.formats import FORMATS, KEEP, SEARCHED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +30,10 @@ class Request:
     """One format for all units."""
     size: float = 0.0
     """Largest share of the bytes of the linear layers; formats are then chosen for each unit."""
-    formats: tuple[str, ...] = tuple(FORMATS)
+    formats: tuple[str, ...] = SEARCHED
     """From which they are chosen."""
     algorithm: str = "rtn"
+    """One of `algorithms.ALGORITHMS`."""
     gate: Strictness = "strict"
     recover: bool = False
     repair_rate: float = 1e-5

@@ -15,12 +15,14 @@ from solon.engines.openai_server import SERVED_NAME, served
 from solon.errors import RunFailedError
 
 TOKENS = 4
+LEAST_LENGTH = 16
+"""Of the context of an engine."""
 TIMEOUT_S = 300.0
 
 
 def check_in_vllm(model: Path, prompts: Sequence[Tokens], *, log: Path) -> None:
     """Raises RunFailedError when it does not start, or gives log-probs that are not finite."""
-    length = max(map(len, prompts)) + TOKENS
+    length = max(LEAST_LENGTH, max(map(len, prompts)) + TOKENS)
     config = EngineConfig(model=str(model), max_model_len=length)
     body = {
         "model": SERVED_NAME, "prompt": [list(one) for one in prompts], "max_tokens": TOKENS, "temperature": 0,

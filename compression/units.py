@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from solon.errors import InputError
-from solon.models.formats import FORMATS, KEEP, Format, format_named, format_of
+from solon.models.formats import FORMATS, KEEP, SEARCHED, Format, format_named, format_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,7 +94,7 @@ def uniform(units: Sequence[Unit], name: str) -> dict[str, str]:
     if wrong:
         shown = "; ".join(f"{one.name} is {one.rows} x {one.columns}" for one in wrong[:3])
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        others = [one for one, form in FORMATS.items() if one != KEEP and all(unit.fits(form) for unit in units)]
+        others = [one for one in SEARCHED if one != KEEP and all(unit.fits(FORMATS[one]) for unit in units)]
         raise InputError(
             f"{name} needs matrices of a multiple of {chosen.rows} rows and {chosen.columns} columns, but "
             f"{shown}{more}; "

@@ -5,7 +5,7 @@ repeated.
                  ──▶ formats: one for all, or by sensitivity under a byte budget
                  ──▶ candidate ──▶ gate ──▶ accepted: certificate, and the output appears
                         ▲           └────▶ rejected: the next candidate that recovery allows
-                        └─ other rounding, then more bits for the units that need them
+                        └─ other algorithms, then more bits for the units that need them
 
 The gate measures the files that are served, loaded again. Nothing appears at the output unless the gate accepted it.
 """
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from compression.algorithms import is_for, others, require_algorithm
 from compression.assignment import Point, assign, promoted
 from compression.candidates import Candidate, Tried, described, read_tried
 from compression.export import Exported, export
@@ -68,9 +69,13 @@ class Compression:
     ) -> None:
         self._request, self._say, self._tick = request, say, tick
         check(request)
-        self.units = units_of(skeleton(request.model))
+        layers = skeleton(request.model)
+        self.units, self._architecture = units_of(layers), type(layers).__name__
         if request.form:
             uniform(self.units, request.form)
+        fitting = [name for name in self._formats if any(unit.fits(FORMATS[name]) for unit in self.units)]
+        possible = [request.form] if request.form else fitting
+        require_algorithm(request.algorithm, self._architecture, possible)
         self._limits = thresholds(request.gate, request.role)
         self._tokenizer = ChatTokenizer.load(str(request.model))
         self._parts = parted(pairs)
@@ -144,13 +149,14 @@ class Compression:
         yield Candidate(name="1", algorithm=request.algorithm, assignment=first)
         if not request.recover:
             return
-        number, algorithm = 1, request.algorithm
-        if algorithm == "rtn":
-            number, algorithm = 2, "gptq"
-            yield Candidate(name="2", algorithm=algorithm, assignment=first)
+        number, algorithm = 1, "gptq" if request.algorithm == "rtn" else request.algorithm
+        for other in others(request.algorithm, self._architecture, first):
+            number += 1
+            yield Candidate(name=str(number), algorithm=other, assignment=first)
         for assignment in self._promotions(first) if request.form else ():  # a size is a limit
             number += 1
-            yield Candidate(name=str(number), algorithm=algorithm, assignment=assignment)
+            left = any(is_for(algorithm, FORMATS[name]) for name in assignment.values())
+            yield Candidate(name=str(number), algorithm=algorithm if left else "gptq", assignment=assignment)
         if request.role == "policy":
             yield Candidate(name=str(number + 1), algorithm="rtn", assignment=first, is_repaired=True)
 

@@ -15,8 +15,11 @@ WORDS = (
 )
 
 
-def make_model(path: Path, *, architecture: str = "llama", seed: int = 0, labels: bool = True) -> Path:
-    """A tiny model with random weights. `labels=False`: its tokenizer does not know the answer labels."""
+def make_model(
+    path: Path, *, architecture: str = "llama", seed: int = 0, labels: bool = True, tied: bool = False
+) -> Path:
+    """A tiny model with random weights. `labels=False`: its tokenizer does not know the answer labels. `tied`: its head
+    is its embeddings."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -31,7 +34,7 @@ def make_model(path: Path, *, architecture: str = "llama", seed: int = 0, labels
         num_key_value_heads=4,
         head_dim=32,
         max_position_embeddings=512,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

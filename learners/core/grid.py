@@ -34,12 +34,12 @@ def on_grid(weight: torch.Tensor, form: Format) -> torch.Tensor:
     return found
 
 
-def inputs_on_grid(values: torch.Tensor, module: nn.Module) -> torch.Tensor:
-    """The int8 inputs, with a scale for each token, that are multiplied in place of a layer's inputs."""
+def inputs_on_grid(values: torch.Tensor, module: nn.Module, form: Format) -> torch.Tensor:
+    """The rounded inputs, with a scale for each token, that are multiplied in place of a layer's inputs."""
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-    args = input_args()
+    args = input_args(form)
     scale, zero = compute_dynamic_scales_and_zp(value=values, args=args, module=module)
     found: torch.Tensor = fake_quantize(values, scale, zero, args)
     return found
@@ -78,7 +78,7 @@ class _OnGrid(nn.Module):
     def round_inputs(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         if not self.is_on:
             return inputs
-        return (straight_through(inputs[0], inputs_on_grid(inputs[0].detach(), module)), *inputs[1:])
+        return (straight_through(inputs[0], inputs_on_grid(inputs[0].detach(), module, self.form)), *inputs[1:])
 
 
 class Grid:

@@ -42,12 +42,12 @@ def run_compress(
     from cluster.side_by_side import policy_of
     from compression.request import Request, check
     from compression.workflow import Compression
-    from solon.models.formats import FORMATS, format_named
+    from solon.models.formats import SEARCHED, format_named
 
     path = resolver([model], progress=not as_json)
     for name in formats:
         format_named(name)
-    request = Request(model=Path(policy_of(path(model))), formats=formats or tuple(FORMATS), **settings)
+    request = Request(model=Path(policy_of(path(model))), formats=formats or SEARCHED, **settings)
     check(request)  # before pairs are read with its tokenizer
     if request.role == "judge":
         read = _judge_pairs(request.model, pairs, constitution, template, max_tokens, as_json=as_json)

@@ -34,9 +34,12 @@ def compress(
         typer.Option(metavar="SHARE", help="Largest size of the linear layers; formats by layer.", show_default=False),
     ] = 0.0,
     formats: Annotated[
-        str, typer.Option(metavar="FORMAT,…", help="With --size: formats to choose from.", show_default=False)
+        str, typer.Option(metavar="FORMAT,…", help="With --size: the choice; fp8 only if named.", show_default=False)
     ] = "",
-    algorithm: Annotated[Literal["rtn", "gptq"], typer.Option(help="How weights are rounded.")] = "rtn",
+    algorithm: Annotated[
+        Literal["rtn", "gptq", "smoothquant", "awq"],
+        typer.Option(help="How weights are rounded; smoothquant: w8a8 and fp8, awq: int4."),
+    ] = "rtn",
     gate: Annotated[Literal["strict", "lenient"], typer.Option(help="How much may be lost.")] = "strict",
     recover: Annotated[bool, typer.Option("--recover", help="Try further copies when one is rejected.")] = False,
     repair_rate: Annotated[float, typer.Option(help="With --recover: learning rate of the last try.")] = 1e-5,

@@ -1,13 +1,14 @@
 """How the weights of a linear layer are stored: formats that vLLM serves, their sizes, and the shapes that they need.
 
 Bytes count scales. `w4a16-g128`: int4 weights, one scale for 128 of a row; on a CPU vLLM needs rows and columns that
-are multiples of 32. `w8a8`: int8 weights, one scale a row, int8 inputs with one scale a token. `keep`: as they are.
+are multiples of 32. `w8a8`: int8 weights, one scale a row, int8 inputs with one scale a token. `fp8`: the same in
+eight-bit floating point (E4M3). `keep`: as they are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from solon.errors import InputError, nearest
 
@@ -26,7 +27,9 @@ class Format:
     group: int = 0
     """Weights of a row that share a scale; 0: the whole row."""
     inputs: bool = False
-    """Inputs are int8 too, with one scale a token."""
+    """Inputs have eight bits too, with one scale a token."""
+    kind: Literal["int", "float"] = "int"
+    """The numbers that weights and inputs are rounded to."""
     columns: int = 1
     """The width must be a multiple of this."""
     rows: int = 1
@@ -51,11 +54,15 @@ FORMATS: dict[str, Format] = {
         Format(name="w4a16-g64", bits=4, group=64, columns=64, rows=32),
         Format(name="w4a16-g32", bits=4, group=32, columns=32, rows=32),
         Format(name="w8a8", bits=8, inputs=True, columns=16, rows=16),
+        Format(name="fp8", bits=8, inputs=True, kind="float", columns=16, rows=16),
         Format(name=KEEP, bits=0),
     )
 }
 """Smallest first."""
 
+SEARCHED = tuple(name for name in FORMATS if name != "fp8")
+"""From which formats are chosen when none are named. `fp8` takes the bytes of `w8a8`, and saves time on some GPUs
+only."""
 
 EXPERIMENTAL: dict[str, Format] = {"w3a16-g128": Format(name="w3a16-g128", bits=3, group=128, columns=128, rows=32)}
 """Measured in memory and served by nothing: they show what damage is."""
@@ -78,11 +85,11 @@ def weight_args(one: Format) -> Any:
     from compressed_tensors.quantization import QuantizationArgs
 
     strategy = {"strategy": "group", "group_size": one.group} if one.group else {"strategy": "channel"}
-    return QuantizationArgs(num_bits=one.bits, type="int", symmetric=True, **strategy)
+    return QuantizationArgs(num_bits=one.bits, type=one.kind, symmetric=True, **strategy)
 
 
-def input_args() -> Any:
-    """The arguments of compressed-tensors for int8 inputs."""
+def input_args(one: Format) -> Any:
+    """The arguments of compressed-tensors for the inputs of a format that rounds them."""
     from compressed_tensors.quantization import QuantizationArgs
 
-    return QuantizationArgs(num_bits=INPUT_BITS, type="int", symmetric=True, strategy="token", dynamic=True)
+    return QuantizationArgs(num_bits=INPUT_BITS, type=one.kind, symmetric=True, strategy="token", dynamic=True)

@@ -36,8 +36,8 @@ class CompressStage(AlignStage):
     """One format for all layers; empty: `size` decides."""
     size: float = Field(0.0, ge=0, lt=1)
     """Largest share of the bytes of the linear layers; formats are then chosen by layer."""
-    algorithm: Literal["rtn", "gptq"] = "rtn"
-    """How weights are rounded."""
+    algorithm: Literal["rtn", "gptq", "smoothquant", "awq"] = "rtn"
+    """How weights are rounded; `smoothquant` is for `w8a8` and `fp8`, `awq` for int4."""
     gate: Literal["strict", "lenient"] = "strict"
     """How much may be lost."""
     recover: bool = True

@@ -14,10 +14,11 @@ from compression.export import export
 from compression.flips import Damage
 from compression.live import LiveModel, load_model
 from compression.quantise import weight_bytes
+from compression.request import Request
 from compression.sensitivity import Sweep, SweepFile, costs_of, ranking_agreement, smallest
 from compression.units import Matrix, Unit, size_of, skeleton, uniform, units_of
 from solon.errors import InputError
-from solon.models.formats import FORMATS, format_named
+from solon.models.formats import FORMATS, SEARCHED, format_named
 from tests.models import make_model
 
 MIXED = ("w4a16-g64", "w8a8", "keep")
@@ -40,16 +41,21 @@ def test_a_format_that_does_not_fit_is_refused_with_the_matrix_and_formats_that_
     units = [unit("0.qkv"), unit("0.odd", rows=128, columns=160)]
     with pytest.raises(InputError, match=r"0.odd is 128 x 160; take w4a16-g32 or w8a8"):
         uniform(units, "w4a16-g128")
-    with pytest.raises(InputError, match="did you mean `w8a8`"):
+    with pytest.raises(InputError, match=r"did you mean `w8a8`"):
         format_named("w8a88")
 
 
-def test_what_is_computed_live_is_exactly_what_transformers_loads_and_sizes_are_those_of_the_files(tmp_path: Path):
+@pytest.mark.parametrize("forms", [MIXED, ("fp8",), ("fp8", "w4a16-g32", "w8a8")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_computed_live_is_exactly_what_transformers_loads_and_sizes_are_those_of_the_files(
+    tmp_path: Path, forms: tuple[str, ...], dtype: torch.dtype
+):
     source = make_model(tmp_path / "model")
+    load_model(source).to(dtype).save_pretrained(source)
     live = LiveModel.load(source)
     ids = torch.randint(3, 100, (2, 24), generator=torch.Generator().manual_seed(0))
     kept = live.model(ids).logits
-    assignment = {one.name: name for one, name in zip(live.units, itertools.cycle(MIXED), strict=False)}
+    assignment = {one.name: name for one, name in zip(live.units, itertools.cycle(forms), strict=False)}
     with live.compressed(assignment) as model:
         expected = model(ids).logits
     assert torch.equal(live.model(ids).logits, kept)  # the model is as before
@@ -142,3 +148,11 @@ def test_finished_sweeps_are_read_again_and_a_torn_line_is_dropped(tmp_path: Pat
     again.add(second)
     assert SweepFile(path).get(second.key) == second
     assert {one.name for one in FORMATS.values()} == set(FORMATS)
+
+
+def test_fp8_takes_the_bytes_of_int8_and_is_chosen_only_where_it_is_named(tmp_path: Path):
+    units = units_of(skeleton(make_model(tmp_path / "model")))
+    assert size_of(units, uniform(units, "fp8")) == size_of(units, uniform(units, "w8a8"))
+    by_default = Request(model=tmp_path, out=tmp_path).formats
+    assert by_default == SEARCHED == ("w4a16-g128", "w4a16-g64", "w4a16-g32", "w8a8", "keep")
+    assert smallest(units[0], ("fp8", "keep")) == "fp8"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from compression.export import export
@@ -18,10 +19,13 @@ from tests.models import make_model
 from tests.unit.compression.test_workflow import make_pairs
 
 
-def test_weights_that_were_trained_on_the_grid_are_exactly_those_that_are_served(tmp_path: Path):
+@pytest.mark.parametrize("forms", [("w4a16-g64", "w8a8"), ("fp8", "w4a16-g32"), ("fp8", "fp8")])
+def test_weights_that_were_trained_on_the_grid_are_exactly_those_that_are_served(
+    tmp_path: Path, forms: tuple[str, str]
+):
     source = make_model(tmp_path / "model")
     live = LiveModel.load(source)
-    assignment = {unit.name: form for unit, form in zip(live.units, ("w4a16-g64", "w8a8") * 4, strict=True)}
+    assignment = {unit.name: form for unit, form in zip(live.units, forms * 4, strict=True)}
     repair(source, tmp_path / "trained", live.units, assignment, make_pairs(16), RepairConfig(learning_rate=1e-3))
     trained = LiveModel.load(tmp_path / "trained")
     ids = torch.randint(3, 100, (2, 20), generator=torch.Generator().manual_seed(0))

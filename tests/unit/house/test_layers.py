@@ -94,10 +94,12 @@ ORDERS = {
         "build",
     ),
     "compression": (
+        "units",
+        "algorithms",
         "llm_compressor",
+        "written",
         "pairs",
         "flips",
-        "units",
         "live",
         "gate",
         "quantise",
