@@ -13,9 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from solon.engines.model_files import repair_generation_config, warn_of_dropped
 from solon.host.file_modes import widen
+from solon.models.facts import is_reward_model
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+def model_class(source: Path) -> Any:
+    """The class of Transformers that reads a model: that of reward models for one, else that of language models."""
+    import transformers
+
+    return (
+        transformers.AutoModelForSequenceClassification
+        if is_reward_model(str(source))
+        else (transformers.AutoModelForCausalLM)
+    )
 
 
 def linear_layers(model: nn.Module, ignore: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
@@ -45,11 +57,12 @@ def write_compressed(
         from llmcompressor import oneshot
         from llmcompressor.modifiers.gptq import GPTQModifier
         from llmcompressor.modifiers.quantization import QuantizationModifier
-        from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto", use_safetensors=True, trust_remote_code=False
-        ).eval()
+        model = (
+            model_class(source)
+            .from_pretrained(source, dtype="auto", use_safetensors=True, trust_remote_code=False)
+            .eval()
+        )
         layers = len(list(linear_layers(model, ignore)))
         make = GPTQModifier if gptq else QuantizationModifier
         chosen = {"config_groups": dict(groups)} if groups else {"targets": "Linear", "scheme": preset}

@@ -100,6 +100,7 @@ ORDERS = {
         "units",
         "live",
         "gate",
+        "roles",
         "quantise",
         "judge_prompts",
         "gguf",
