@@ -18,7 +18,7 @@ from typing import Literal
 
 from compression.flips import Damage, damage
 from compression.live import LiveModel
-from compression.pairs import Pair, Scores
+from compression.pairs import Pair, Scores, scores_of
 from compression.roles import Scoring
 from compression.units import Unit
 from solon.models.formats import FORMATS, KEEP
@@ -83,7 +83,7 @@ def sweeps_of(
     file: SweepFile,
     tick: Callable[[float], None] = lambda _: None,
     *,
-    scores: Scoring,
+    scores: Scoring = scores_of,
 ) -> list[Sweep]:
     """Measure what is not in the file. before: scores of the pairs by the model as it is. tick: share that is done.
     scores: as its role is scored."""

@@ -52,10 +52,12 @@ def check_in_vllm(model: Path, prompts: Sequence[Tokens], *, log: Path) -> Speed
 
     prompts: the first 16 are used, of an original the same as of its copy. log: of the server.
     """
-    length = min(max(map(len, prompts)) + TOKENS, context_of(str(model)) or 1 << 30)
-    config = EngineConfig(model=str(model), max_model_len=length, dtype=serving_dtype(model))
-    asked = [one[-max(1, length - TOKENS) :] for one in prompts[:PROMPTS]]
-    return _scored(config, asked) if is_reward_model(str(model)) else _written(config, asked, log)
+    gives_rewards, context = is_reward_model(str(model)), context_of(str(model)) or 1 << 30
+    tokens = 1 if gives_rewards else min(TOKENS, context // 2)
+    length = min(max(map(len, prompts)) + tokens, context)
+    config = EngineConfig(model=str(model), max_model_len=max(16, length), dtype=serving_dtype(model))
+    asked = [one[-(length - tokens) :] for one in prompts[:PROMPTS]]
+    return _scored(config, asked) if gives_rewards else _written(config, asked, log, tokens=tokens)
 
 
 def compared(original: Speed, copy: Speed) -> dict[str, Any]:
@@ -87,17 +89,17 @@ def serving_dtype(model: Path) -> Any:
     return own if vllm_build() == "gpu" and own in ("float16", "bfloat16") else "bfloat16"
 
 
-def _written(config: EngineConfig, prompts: Sequence[Tokens], log: Path) -> Speed:
+def _written(config: EngineConfig, prompts: Sequence[Tokens], log: Path, *, tokens: int) -> Speed:
     with (
         served(config, on_gpu=vllm_build() == "gpu", log=log) as address,
         httpx.Client(trust_env=False, timeout=TIMEOUT_S) as http,
     ):
 
-        def write(tokens: int, salt: str) -> None:
+        def write(most: int, salt: str) -> None:
             """salt: without it a repetition would find its prompts in the cache."""
             body = {
-                "model": SERVED_NAME, "prompt": [list(one) for one in prompts], "max_tokens": tokens, "temperature": 0,
-                "logprobs": 1, "ignore_eos": True, "cache_salt": f"{tokens}-{salt}",
+                "model": SERVED_NAME, "prompt": [list(one) for one in prompts], "max_tokens": most, "temperature": 0,
+                "logprobs": 1, "ignore_eos": True, "cache_salt": f"{most}-{salt}",
             }  # fmt: skip
             try:
                 reply = http.post(f"{address}/v1/completions", json=body)
@@ -112,11 +114,11 @@ def _written(config: EngineConfig, prompts: Sequence[Tokens], log: Path) -> Spee
                 raise RunFailedError(f"vLLM gives log-probs that are not finite for {config.model}; its log is {log}")
 
         prefill_s = _median_s(lambda salt: write(1, salt))
-        whole_s = _median_s(lambda salt: write(TOKENS, salt))
+        whole_s = _median_s(lambda salt: write(tokens, salt))
     return Speed(
         dtype=config.dtype,
         prefill=sum(map(len, prompts)) / prefill_s,
-        decode=len(prompts) * (TOKENS - 1) / max(1e-9, whole_s - prefill_s),
+        decode=len(prompts) * (tokens - 1) / max(1e-3, whole_s - prefill_s),
     )
 
 
@@ -167,11 +169,11 @@ def _score(config: EngineConfig, sequences: Sequence[Tokens]) -> Speed:
 
     engine = build_scoring_engine(config, name="reward model")
     try:
-        # Sequences that begin differently: the engine has a prefix cache.
-        rounds = iter([[ids[number:] for ids in sequences] for number in range(REPEATS + 1)])
+        # Every time they begin differently: the engine has a prefix cache.
+        rounds = iter([[(*ids[number:], *ids[:number]) for ids in sequences] for number in range(REPEATS + 1)])
 
         def score(_: str) -> None:
-            found = engine.score([ids or sequences[0] for ids in next(rounds)])
+            found = engine.score(next(rounds))
             if not all(map(math.isfinite, found)):
                 raise RunFailedError(f"vLLM gives rewards that are not finite for {config.model}")
 
