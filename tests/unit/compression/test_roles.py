@@ -20,7 +20,7 @@ from compression.gate.thresholds import thresholds
 from compression.live import LiveModel, load_model
 from compression.pairs import Pair, Scores
 from compression.request import Request
-from compression.roles import reordered, reward_shift, rewards_of
+from compression.roles import ROLES, reordered, reward_shift, rewards_of
 from compression.served_check import Speed, check_in_vllm, compared, said
 from compression.units import skeleton, uniform, units_of
 from compression.workflow import Compression
@@ -80,7 +80,7 @@ def test_a_compressed_reward_model_gives_the_feedback_the_rewards_that_the_gate_
 
 def test_a_reward_model_is_certified_as_one_and_counts_as_nothing_else(tmp_path: Path):
     source = make_reward_model(tmp_path / "model")
-    report = compress(tmp_path, source, "reward_model", make_pairs(700))
+    report = compress(tmp_path, source, "reward_model", make_pairs(1500))
     assert report["verdict"] == "accept", report["reason"]
     rows = {row["name"]: row for row in report["candidates"][0]["rows"]}
     assert rows["order of a prompt's answers"]["threshold"] == 0.05
@@ -138,9 +138,9 @@ def test_the_share_of_reordered_answers_is_kendalls_tau_and_moves_with_no_shift(
 def test_a_critic_is_held_to_a_judges_flips_and_its_certificate_counts_where_critiques_are_written(tmp_path: Path):
     assert thresholds("strict", "critic").flips == thresholds("strict", "judge").flips == 0.05
     assert thresholds("strict", "policy").flips == 0.08
-    report = compress(tmp_path, make_model(tmp_path / "model"), "critic", make_pairs(1000), answers=400)
+    assert ROLES["critic"] == ROLES["policy"]
+    report = compress(tmp_path, make_model(tmp_path / "model"), "critic", make_pairs(700))
     assert report["verdict"] == "accept", report["reason"]
-    assert "empty or repeating answers" in {row["name"] for row in report["candidates"][0]["rows"]}
     small = str(tmp_path / "out")
     with pytest.raises(InputError, match="certified as a critic, expected a policy"):
         check_model(small, role="policy")
@@ -162,7 +162,7 @@ def test_a_copy_for_which_too_little_error_is_left_is_not_tried(tmp_path: Path, 
     )
     untagged = [replace(pair, tags=()) for pair in make_pairs(700)]
     report = Compression(request, untagged, say=lines.append).run()
-    # 354 prompts are enough for the first two copies: the third needs 366.
+    # 345 prompts are enough for the first two copies: the third needs 366.
     assert [one["alpha"] for one in report["candidates"]] == [0.0125, 0.00625]
     assert any(line.startswith("copy 3 is not tried") and "expected at least 366" in line for line in lines)
 

@@ -106,6 +106,17 @@ def test_a_model_that_was_certified_as_a_policy_is_no_judge_unless_told_otherwis
     check_model(str(done / "out"), role="judge")
 
 
+def test_a_certified_policy_is_accepted_where_a_policy_writes_and_another_one_where_that_is_allowed(
+    done: Path, tmp_path: Path
+):
+    check_model(str(done / "out"), role="policy", opt_in="engine")
+    model = shutil.copytree(done / "out", tmp_path / "copy")
+    (model / CERTIFICATE).unlink()
+    with pytest.raises(InputError, match=r"has no certificate.json"):
+        check_model(str(model), role="policy", opt_in="engine")
+    check_model(str(model), role="policy", opt_in="engine", uncertified=True)
+
+
 def test_a_model_that_loses_its_preferences_is_rejected_and_nothing_appears(tmp_path: Path):
     report = compress(tmp_path, form="w4a16-g128")
     assert report["verdict"] == "reject"
