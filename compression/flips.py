@@ -1,6 +1,6 @@
 """How much of a preference a compressed model has lost, on the same pairs as the model it was made from.
 
-    s      margin of the aligned model on a pair: log p(chosen) - log p(rejected), nats
+    s      margin of the aligned model on a pair: log p(chosen) - log p(rejected), nats; or a difference of rewards
     flip   the margin has changed its sign; harmful: it was above 0. "Accuracy is not all you need" (arXiv:2407.09141)
     soft   mean |sigmoid(beta s) - sigmoid(beta s')|: as flips, and without ties, so that it can rank layers
     damage mean max(0, s - s') over mean |s|: lost margin, which shrinks before verdicts flip
@@ -32,8 +32,8 @@ class Damage:
     net_flips: float
     """Harmful flips less those in the other direction."""
     margin_damage: float
-    nll: float
-    """Change of the nats a token of the chosen answers."""
+    nll: float | None
+    """Change of the nats a token of the chosen answers; None: of a reward model."""
 
 
 def harm(before: Scores, after: Scores) -> Floats:
@@ -55,7 +55,7 @@ def damage(before: Scores, after: Scores) -> Damage:
         flips=float(np.abs(harm(before, after)).mean()),
         net_flips=float(harm(before, after).mean()),
         margin_damage=float(lost_P.mean() / max(1e-12, np.abs(before.margin_P).mean())),
-        nll=after.nll - before.nll,
+        nll=None if before.nll is None or after.nll is None else after.nll - before.nll,
     )
 
 

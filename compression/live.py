@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression.llm_compressor import quiet
+from compression.llm_compressor import model_class, quiet
 from compression.units import Assignment, Unit, units_of
 from learners.core.grid import inputs_on_grid, on_grid
+from solon.engines.transformers_model import decompress
 from solon.models.formats import KEEP, Format, format_of
 
 if TYPE_CHECKING:
@@ -65,12 +66,11 @@ class LiveModel:
 
 def load_model(source: Path) -> nn.Module:
     """A model as Transformers loads it, compressed ones included, without progress bars."""
-    from transformers import AutoModelForCausalLM
-
     with quiet():
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        model: nn.Module = model_class(source).from_pretrained(
             source, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
+        decompress(model)
     return model.eval()
 
 

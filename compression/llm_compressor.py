@@ -14,12 +14,24 @@ from typing import TYPE_CHECKING, Any
 from compression.algorithms import CALIBRATED, Scaled
 from solon.engines.model_files import repair_generation_config, warn_of_dropped
 from solon.host.file_modes import widen
+from solon.models.facts import is_reward_model
 
 if TYPE_CHECKING:
     from torch import nn
 
 AWQ_ROWS = 16
 """Sequences of a batch: AWQ computes each block some twenty times with each batch."""
+
+
+def model_class(source: Path) -> Any:
+    """The class of Transformers that reads a model: that of reward models for one, else that of language models."""
+    import transformers
+
+    return (
+        transformers.AutoModelForSequenceClassification
+        if is_reward_model(str(source))
+        else (transformers.AutoModelForCausalLM)
+    )
 
 
 def linear_layers(model: nn.Module, ignore: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
@@ -48,11 +60,12 @@ def write_compressed(
     with quiet():
         import torch
         from llmcompressor import oneshot
-        from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto", use_safetensors=True, trust_remote_code=False
-        ).eval()
+        model = (
+            model_class(source)
+            .from_pretrained(source, dtype="auto", use_safetensors=True, trust_remote_code=False)
+            .eval()
+        )
         layers = len(list(linear_layers(model, ignore)))
         chosen = {"config_groups": dict(groups)} if groups else {"targets": "Linear", "scheme": preset}
         recipe = _recipe(algorithm, scaled, {**chosen, "ignore": list(ignore)})

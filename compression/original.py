@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.gate.gate import Figure, figures_of
+from compression.flips import damage
+from compression.gate.gate import WRITTEN, Figure
 from compression.gate.thresholds import Thresholds
 from compression.judged import spoilt
 from compression.live import LiveModel, load_model
-from compression.pairs import Pair, Part, Scores, scores_of
+from compression.pairs import Pair, Part, Scores
 from compression.request import Request
+from compression.roles import ROLES
 from solon.engines.tokens import ChatTokenizer
 from solon.errors import RunFailedError
 
@@ -28,6 +31,7 @@ class Original:
     def __init__(self, request: Request, parts: Mapping[Part, Sequence[Pair]], tokenizer: ChatTokenizer) -> None:
         self._request, self._gate, self._tokenizer = request, parts["gate"], tokenizer
         self.search = parts["search"][:MOST_SEARCHED]
+        self.rules = ROLES[request.role]
 
     @cached_property
     def live(self) -> LiveModel:
@@ -37,18 +41,18 @@ class Original:
     @cached_property
     def scores(self) -> Scores:
         """Of the pairs of the gate."""
-        return scores_of(self.live.model, self._gate)
+        return self.rules.scores(self.live.model, self._gate)
 
     @cached_property
     def searched(self) -> Scores:
         """Of the pairs of the sweeps."""
-        return scores_of(self.live.model, self.search)
+        return self.rules.scores(self.live.model, self.search)
 
     @cached_property
     def _asked(self) -> list[Pair]:
         """One pair of each prompt whose answer is written."""
         first = {pair.prompt_id: pair for pair in reversed(self._gate)}
-        most = self._request.answers if self._request.role == "policy" else 0
+        most = self._request.answers if self.rules.writes else 0
         return [first[name] for name in sorted(first)[:most]]
 
     @cached_property
@@ -58,14 +62,14 @@ class Original:
     def noise(self, limits: Thresholds) -> dict[str, float]:
         """Harm of the model against itself, in another order and batch size. Raises RunFailedError when the gate would
         reject it."""
-        backward = scores_of(self.live.model, self._gate[::-1], rows=5)
+        backward = self.rules.scores(self.live.model, self._gate[::-1], rows=5)
         again = Scores(
             chosen_P=backward.chosen_P[::-1], rejected_P=backward.rejected_P[::-1], tokens_P=backward.tokens_P[::-1]
         )
         if not (np.isfinite(self.scores.margin_P).all() and np.isfinite(again.margin_P).all()):
-            raise RunFailedError("log-probs of the model are not finite, so nothing can be compared with them")
+            raise RunFailedError("scores of the model are not finite, so nothing can be compared with them")
         noise: dict[str, float] = {}
-        for figure in figures_of(self._gate, self.scores, again):
+        for figure in self.rules.figures(self._gate, self.scores, again):
             noise[figure.kind] = max(noise.get(figure.kind, 0.0), abs(float(figure.values_P.mean())))
         for kind, value in noise.items():
             if 2 * value > getattr(limits, kind):
@@ -75,15 +79,19 @@ class Original:
                 )
         return noise
 
+    def reported(self, after: Scores) -> dict[str, float]:
+        """Figures about a copy with these scores that the gate does not use."""
+        return {**asdict(damage(self.scores, after)), **self.rules.reported(self.scores, after)}
+
     def figures_against(self, copy: Path) -> tuple[Scores, list[Figure]]:
         """Scores of the pairs of the gate by a copy on disk, and its harms."""
         model = load_model(copy)
-        after = scores_of(model, self._gate)
-        figures = figures_of(self._gate, self.scores, after)
+        after = self.rules.scores(model, self._gate)
+        figures = self.rules.figures(self._gate, self.scores, after)
         if self._asked:
             figures.append(
                 Figure(
-                    name="empty or repeating answers",
+                    name=WRITTEN,
                     kind="degenerate",
                     values_P=spoilt(model, self._asked, self._tokenizer) - self._spoilt,
                     prompts_P=tuple(pair.prompt_id for pair in self._asked),

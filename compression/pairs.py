@@ -40,12 +40,12 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Log-probs of pairs under one model, nats."""
+    """Log-probs of pairs under one model, nats; of a reward model its rewards."""
 
     chosen_P: NDArray[np.float64]
     rejected_P: NDArray[np.float64]
     tokens_P: NDArray[np.float64]
-    """Tokens of the chosen answers."""
+    """Tokens of the chosen answers; 0: they have no log-probs."""
 
     @property
     def margin_P(self) -> NDArray[np.float64]:
@@ -53,9 +53,10 @@ class Scores:
         return self.chosen_P - self.rejected_P
 
     @property
-    def nll(self) -> float:
-        """Nats a token of the chosen answers: the logarithm of the perplexity."""
-        return float(-self.chosen_P.sum() / self.tokens_P.sum())
+    def nll(self) -> float | None:
+        """Nats a token of the chosen answers: the logarithm of the perplexity. None: of a reward model."""
+        tokens = self.tokens_P.sum()
+        return float(-self.chosen_P.sum() / tokens) if tokens else None
 
 
 def part_of(prompt_id: str) -> Part:

@@ -13,8 +13,11 @@ from compression.pairs import Pair
 from compression.sensitivity import smallest
 from compression.units import Unit
 from solon.engines.base import EngineConfig
-from solon.engines.checkpoint import is_quantised, require_model
+from solon.engines.checkpoint import is_quantised, model_settings, require_model
+from solon.engines.scoring import require_one_label
 from solon.errors import InputError
+from solon.feedback.judges.reward_judge import centre_of
+from solon.models.facts import is_reward_model
 from solon.models.formats import FORMATS, KEEP, SEARCHED
 
 
@@ -25,7 +28,7 @@ class Request:
     model: Path
     out: Path
     role: Role = "policy"
-    """A judge is asked questions of one token; its answers are not written."""
+    """A judge is asked questions of one token, a reward model gives a number: their answers are not written."""
     form: str = ""
     """One format for all units."""
     size: float = 0.0
@@ -38,7 +41,7 @@ class Request:
     recover: bool = False
     repair_rate: float = 1e-5
     """Learning rate of the training on the grid that recovery ends with."""
-    answers: int = 320
+    answers: int = 480
     """Prompts whose answers are written and searched for repetition; 0: none."""
     work: Path | None = None
     """Folder of finished steps; by default beside the output."""
@@ -64,32 +67,43 @@ def check(request: Request) -> None:
         raise InputError(f"--repair-rate is {request.repair_rate:g}, expected a learning rate above 0")
     if not any(request.model.glob("*.safetensors")):
         raise InputError(f"{request.model} holds no *.safetensors, expected a model directory; convert its weights")
+    _check_role(request, config)
     if request.out.absolute().is_relative_to(request.model.absolute()):
         raise InputError(f"--out {request.out} lies in the model, expected another place; choose one")
     if request.out.exists():
         raise InputError(f"{request.out} exists, expected a new directory; remove it or choose another")
 
 
-def require_enough(gate: Sequence[Pair], limits: Thresholds, *, answers: int) -> list[str]:
+def _check_role(request: Request, config: EngineConfig) -> None:
+    gives_rewards = is_reward_model(str(request.model))
+    if gives_rewards != (request.role == "reward_model"):
+        raise InputError(
+            f"{request.model} is {'a reward model' if gives_rewards else 'no reward model'} by its config.json, and "
+            f"--role is {request.role}; {'give --role reward_model' if gives_rewards else 'give another role'}"
+        )
+    if not gives_rewards:
+        return
+    require_one_label(config)
+    members = centre_of(model_settings(config), str(request.model)).members
+    if members > 1:
+        raise InputError(
+            f"{request.model} has {members} members, expected a reward model of one: their disagreement is not "
+            "measured here; teach one with members = 1"
+        )
+
+
+def require_enough(gate: Sequence[Pair], limits: Thresholds, *, answers: int, alpha: float = ALPHA) -> list[str]:
     """Raises InputError when not even a model without a change could be accepted. Returns tags that are too rare for a
-    figure of their own."""
-    found = len({pair.prompt_id for pair in gate})
-    least = _least(limits.net_flips)
-    if found < least:
-        raise InputError(
-            f"{found} prompts are for the gate, which are half of all, expected at least {least}: with fewer not even "
-            f"a model without a change could be accepted; give pairs of at least {2 * least} prompts"
-        )
-    if 0 < min(answers, found) < _least(limits.degenerate):
-        raise InputError(
-            f"--answers is {answers}, expected 0 or at least {_least(limits.degenerate)}: with fewer nothing could be "
-            "accepted; raise it"
-        )
+    figure of their own.
+
+    alpha: the error that may be spent on this copy.
+    """
+    _require_prompts(gate, limits, answers=answers, alpha=alpha)
     prompts: dict[str, set[str]] = {}
     for pair in gate:
         for tag in pair.tags:
             prompts.setdefault(tag, set()).add(pair.prompt_id)
-    rare, needed = [], _least(limits.worst_tag)
+    rare, needed = [], _least(limits.worst_tag, alpha)
     for tag, names in sorted(prompts.items()):
         if len(names) < LEAST_TAG:
             rare.append(tag)
@@ -100,6 +114,21 @@ def require_enough(gate: Sequence[Pair], limits: Thresholds, *, answers: int) ->
                 "with it, or remove the tag"
             )
     return rare
+
+
+def _require_prompts(gate: Sequence[Pair], limits: Thresholds, *, answers: int, alpha: float) -> None:
+    found = len({pair.prompt_id for pair in gate})
+    least = _least(limits.net_flips, alpha)
+    if found < least:
+        raise InputError(
+            f"{found} prompts are for the gate, which are half of all, expected at least {least}: with fewer not even "
+            f"a model without a change could be accepted; give pairs of at least {2 * least} prompts"
+        )
+    if 0 < min(answers, found) < _least(limits.degenerate, alpha):
+        raise InputError(
+            f"--answers is {answers}, expected 0 or at least {_least(limits.degenerate, alpha)}: with fewer nothing "
+            "could be accepted; raise it"
+        )
 
 
 def require_possible(units: Sequence[Unit], formats: Sequence[str], budget: int) -> None:
@@ -113,6 +142,6 @@ def require_possible(units: Sequence[Unit], formats: Sequence[str], budget: int)
         )
 
 
-def _least(threshold: float) -> int:
+def _least(threshold: float, alpha: float) -> int:
     """Prompts without any harm whose exact bound is below a threshold at the last look."""
-    return math.ceil(math.log(ALPHA * LOOKS[-1][1]) / math.log(1 - threshold))
+    return math.ceil(math.log(alpha * LOOKS[-1][1]) / math.log(1 - threshold))

@@ -32,6 +32,7 @@ def certified(
         "source": settings["model"],
         "is_repaired": tried.candidate.is_repaired,
         "candidate": int(tried.candidate.name),
+        "alpha": tried.decision["alpha"],
         "pairs": settings["pairs"],
         "prompts": {part: len({pair.prompt_id for pair in some}) for part, some in parts.items()},
         "thresholds": settings["gate"],

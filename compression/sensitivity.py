@@ -10,6 +10,7 @@ Finished sweeps are kept in a file and never repeated.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Literal
 from compression.flips import Damage, damage
 from compression.live import LiveModel
 from compression.pairs import Pair, Scores, scores_of
+from compression.roles import Scoring
 from compression.units import Unit
 from solon.models.formats import FORMATS, KEEP
 
@@ -80,15 +82,18 @@ def sweeps_of(
     formats: Sequence[str],
     file: SweepFile,
     tick: Callable[[float], None] = lambda _: None,
+    *,
+    scores: Scoring = scores_of,
 ) -> list[Sweep]:
-    """Measure what is not in the file. before: scores of the pairs by the model as it is. tick: share that is done."""
+    """Measure what is not in the file. before: scores of the pairs by the model as it is. tick: share that is done.
+    scores: as its role is scored."""
     plan = list(_plan(live.units, formats))
     found = []
     for number, (key, assignment) in enumerate(plan):
         sweep = file.get(key)
         if sweep is None:
             with live.compressed(assignment) as model:
-                after = scores_of(model, pairs)
+                after = scores(model, pairs)
             sweep = Sweep(kind=key[0], unit=key[1], form=key[2], damage=damage(before, after))
             file.add(sweep)
         found.append(sweep)
@@ -108,12 +113,15 @@ def _plan(units: Sequence[Unit], formats: Sequence[str]) -> Iterator[tuple[tuple
 
 def ranking_agreement(units: Sequence[Unit], formats: Sequence[str], sweeps: Sequence[Sweep]) -> float:
     """Kendall's tau between the units' harm to preferences and to perplexity, each alone in its smallest format:
-    where it is low, perplexity would give bits to other units."""
+    where it is low, perplexity would give bits to other units. NaN: of a reward model."""
     from scipy.stats import kendalltau
 
     known = {sweep.key: sweep.damage for sweep in sweeps}
     alone = [known[key] for unit in units if (key := ("in", unit.name, smallest(unit, formats))) in known]
-    return float(kendalltau([one.soft_flips for one in alone], [one.nll for one in alone]).statistic)
+    nll = [one.nll for one in alone if one.nll is not None]
+    if len(nll) < len(alone):
+        return math.nan
+    return float(kendalltau([one.soft_flips for one in alone], nll).statistic)
 
 
 Costs = dict[tuple[str, str], float]
@@ -128,7 +136,7 @@ def costs_of(units: Sequence[Unit], formats: Sequence[str], sweeps: Sequence[Swe
     """
 
     def measured(sweep: Sweep) -> float:
-        return sweep.damage.soft_flips if guide == "preferences" else sweep.damage.nll
+        return sweep.damage.soft_flips if guide == "preferences" else sweep.damage.nll or 0.0
 
     known = {sweep.key: measured(sweep) for sweep in sweeps}
     costs: Costs = {}

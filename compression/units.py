@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compression.llm_compressor import model_class
 from solon.errors import InputError
 from solon.models.formats import FORMATS, KEEP, SEARCHED, Format, format_named, format_of
 
@@ -60,8 +61,8 @@ Assignment = Mapping[str, str]
 
 
 def units_of(model: nn.Module) -> tuple[Unit, ...]:
-    """The units of a causal language model, which may be on the meta device. Raises InputError for a mixture of experts
-    and for a model without linear layers."""
+    """The units of a language or reward model, which may be on the meta device. Raises InputError for a mixture of
+    experts and for a model without linear layers."""
     itemsize = next(model.parameters()).element_size()
     found: dict[str, list[Matrix]] = {}
     for name, layer in _linears(model):
@@ -76,14 +77,14 @@ def units_of(model: nn.Module) -> tuple[Unit, ...]:
 def skeleton(source: Path) -> nn.Module:
     """A model's layers without weights. Raises InputError for an architecture that Transformers does not know."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config)
+            model: nn.Module = model_class(source).from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{source} cannot be read as a causal language model: {error}") from None
+        raise InputError(f"{source} cannot be read as a language or reward model: {error}") from None
     return model
 
 

@@ -7,7 +7,9 @@ repeated.
                         ▲           └────▶ rejected: the next candidate that recovery allows
                         └─ other algorithms, then more bits for the units that need them
 
-The gate measures the files that are served, loaded again. Nothing appears at the output unless the gate accepted it.
+Every copy that recovery tries spends half as much of the gate's error as the one before it, so that all of them
+together stay within 2.5 %. The gate measures the files that are served, loaded again. Nothing appears at the output
+unless the gate accepted it.
 """
 
 from __future__ import annotations
@@ -29,16 +31,17 @@ from compression.algorithms import is_for, others, require_algorithm
 from compression.assignment import Point, assign, promoted
 from compression.candidates import Candidate, Tried, described, read_tried
 from compression.export import Exported, export
-from compression.flips import BETA, damage
-from compression.gate.gate import ALPHA, LOOKS, Decision, decide
+from compression.flips import BETA
+from compression.gate.gate import LOOKS, Decision, alpha_of, decide
 from compression.gate.thresholds import thresholds
 from compression.original import MOST_SEARCHED, Original
 from compression.pairs import SHARES, Pair, digest_of_pairs, parted
 from compression.quantise import PACKAGES
 from compression.request import Request, check, require_enough, require_possible
 from compression.results import certified, report_of, sweep_report
+from compression.roles import ROLES
 from compression.sensitivity import Costs, Sweep, SweepFile, costs_of, sweeps_of
-from compression.served_check import check_in_vllm
+from compression.served_check import PROMPTS, check_in_vllm, compared
 from compression.units import Assignment, size_of, skeleton, uniform, units_of
 from solon.engines.tokens import ChatTokenizer
 from solon.errors import InputError, RunFailedError
@@ -69,6 +72,7 @@ class Compression:
     ) -> None:
         self._request, self._say, self._tick = request, say, tick
         check(request)
+        self._rules = ROLES[request.role]
         layers = skeleton(request.model)
         self.units, self._architecture = units_of(layers), type(layers).__name__
         if request.form:
@@ -79,8 +83,7 @@ class Compression:
         self._limits = thresholds(request.gate, request.role)
         self._tokenizer = ChatTokenizer.load(str(request.model))
         self._parts = parted(pairs)
-        asked = request.answers if request.role == "policy" else 0
-        if small := require_enough(self._parts["gate"], self._limits, answers=asked):
+        if small := self._require_enough(1):
             say(f"note: too few prompts for figures of their own: {', '.join(small)}")
         if request.size:
             whole = size_of(self.units, uniform(self.units, KEEP))
@@ -96,7 +99,16 @@ class Compression:
             "gate": self._limits.model_dump(),
             "recover": [request.recover, request.repair_rate],
             "answers": request.answers,
-            "rules": [ALPHA, LOOKS, SHARES, BETA, MOST_PROMOTED, MOST_SEARCHED, MOST_CALIBRATED, MOST_TAUGHT],
+            "rules": [
+                alpha_of(1, recover=request.recover),
+                LOOKS,
+                SHARES,
+                BETA,
+                MOST_PROMOTED,
+                MOST_SEARCHED,
+                MOST_CALIBRATED,
+                MOST_TAUGHT,
+            ],
             "versions": {package: version(package) for package in PACKAGES},
         }
         self._settings = settings
@@ -123,6 +135,8 @@ class Compression:
         noise = self._original.noise(self._limits)
         tried: list[Tried] = []
         for candidate in self._candidates():
+            if not self._may_be_accepted(int(candidate.name)):
+                break
             self._say(f"{candidate.name}: {described(candidate.assignment)}, {candidate.algorithm}")
             found = self._try(candidate, noise)
             tried.append(found)
@@ -134,12 +148,37 @@ class Compression:
             report |= sweep_report(self.units, self._formats, self._sweeps, self._costs)
         if tried[-1].decision["verdict"] == ACCEPTED:
             if self._request.serve:
-                self._say("vLLM loads it and writes")
-                prompts = [pair.prompt for pair in self._parts["gate"][:4]]
-                place = self.work / f"candidate-{tried[-1].candidate.name}"
-                check_in_vllm(place, prompts, log=self.work / "vllm.log")
+                report |= self._served(self.work / f"candidate-{tried[-1].candidate.name}")
             self._publish(tried[-1], noise)
         return report
+
+    def _served(self, copy: Path) -> dict[str, Any]:
+        """Start vLLM with the copy, then with the original: both speeds."""
+        self._say("vLLM loads it, and then the original, and measures their speed")
+        pairs = self._parts["gate"][:PROMPTS]
+        prompts = [pair.prompt if self._rules.writes else (*pair.prompt, *pair.chosen) for pair in pairs]
+        found = check_in_vllm(copy, prompts, log=self.work / "vllm.log")
+        try:
+            original = check_in_vllm(self._request.model, prompts, log=self.work / "vllm-original.log")
+        except (InputError, RunFailedError) as error:  # nothing is wrong with the copy
+            self._say(f"note: the original is not served, so speeds are not compared: {error}")
+            return {}
+        return {"speed": compared(original, found)}
+
+    def _require_enough(self, candidate: int) -> list[str]:
+        request = self._request
+        alpha = alpha_of(candidate, recover=request.recover)
+        asked = request.answers if self._rules.writes else 0
+        return require_enough(self._parts["gate"], self._limits, answers=asked, alpha=alpha)
+
+    def _may_be_accepted(self, candidate: int) -> bool:
+        """Whether there are enough prompts for the error that is left for a copy."""
+        try:
+            self._require_enough(candidate)
+        except InputError as error:
+            self._say(f"copy {candidate} is not tried, and none after it: {error}")
+            return False
+        return True
 
     # -- candidates ---------------------------------------------------------------------------------------------------
 
@@ -153,11 +192,14 @@ class Compression:
         for other in others(request.algorithm, self._architecture, first):
             number += 1
             yield Candidate(name=str(number), algorithm=other, assignment=first)
-        for assignment in self._promotions(first) if request.form else ():  # a size is a limit
-            number += 1
-            left = any(is_for(algorithm, FORMATS[name]) for name in assignment.values())
-            yield Candidate(name=str(number), algorithm=algorithm if left else "gptq", assignment=assignment)
-        if request.role == "policy":
+        if request.form:  # a size is a limit
+            if not self._may_be_accepted(number + 1):  # before sweeps are made for it
+                return
+            for assignment in self._promotions(first):
+                number += 1
+                left = any(is_for(algorithm, FORMATS[name]) for name in assignment.values())
+                yield Candidate(name=str(number), algorithm=algorithm if left else "gptq", assignment=assignment)
+        if self._rules.writes:
             yield Candidate(name=str(number + 1), algorithm="rtn", assignment=first, is_repaired=True)
 
     def _promotions(self, first: Assignment) -> Iterator[dict[str, str]]:
@@ -179,7 +221,10 @@ class Compression:
         original = self._original
         self._say(f"sweeps over {len(self.units)} units with {len(original.search)} pairs")
         file = SweepFile(self.work / "sweeps.jsonl")
-        return sweeps_of(original.live, original.search, original.searched, self._formats, file, self._tick)
+        scores = self._rules.scores
+        return sweeps_of(
+            original.live, original.search, original.searched, self._formats, file, self._tick, scores=scores
+        )
 
     @property
     def _formats(self) -> list[str]:
@@ -206,10 +251,12 @@ class Compression:
         record = json.loads((place / RECORD).read_text(encoding="utf-8"))
         after, figures = self._original.figures_against(place)
         bad = sum(not np.isfinite(figure.values_P).all() for figure in figures)
+        alpha = alpha_of(int(candidate.name), recover=self._request.recover)
+        what = "rewards" if self._request.role == "reward_model" else "log-probs"
         decision = (
-            Decision(verdict="reject", reason="its log-probs are not finite", look=1, rows=())
+            Decision(alpha=alpha, verdict="reject", reason=f"its {what} are not finite", look=1, rows=())
             if bad
-            else decide(figures, self._limits, noise=noise)
+            else decide(figures, self._limits, noise=noise, alpha=alpha)
         )
         found = Tried(
             candidate=candidate,
@@ -217,7 +264,7 @@ class Compression:
             decision=_plain(decision),
             size=size_of(self.units, candidate.assignment),
             files=files,
-            figures={} if bad else asdict(damage(self._original.scores, after)),
+            figures={} if bad else self._original.reported(after),
         )
         write_whole(kept, json.dumps(asdict(found)), what="candidate")
         return found

@@ -15,7 +15,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,11 @@ class Bound:
 class ServedPolicy:
     """One policy and its current server. `bound` gives the server to a request; a task watches server and run."""
 
-    def __init__(self, name: str, section: PolicySection, folder: Path, open_: Open) -> None:
+    def __init__(
+        self, name: str, section: PolicySection, folder: Path, open_: Open, *, certified_as: Sequence[str] = ()
+    ) -> None:
+        """certified_as: roles of a compressed model that are enough beside that of a policy."""
+        self._certified_as = certified_as
         self.name, self.section = name, section
         self.version: Version | None = None
         """Its path is the service's own copy where it is a checkpoint."""
@@ -79,7 +83,7 @@ class ServedPolicy:
         """Serve the newest version and begin to watch. Raises InputError, RunFailedError."""
         version = await asyncio.to_thread(newest, self.section.model)
         if not self.section.allow_uncertified:
-            require_certificate(version.path, where=self.name)
+            require_certificate(version.path, where=self.name, others=self._certified_as)
         await self._change_to(version)
         self._begin(self._watch())
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,11 +98,12 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def require_certificate(model: str, *, where: str) -> None:
-    """Raises InputError for a compressed model without a certificate that says `accept`."""
+def require_certificate(model: str, *, where: str, others: Sequence[str] = ()) -> None:
+    """Raises InputError for a compressed model without a certificate that says `accept`. others: roles that are enough
+    beside that of a policy."""
     path = Path(model)
     if (path / RECORD).is_file():
-        require_certified(path, where=where, allow="allow_uncertified = true")
+        require_certified(path, where=where, allow="allow_uncertified = true", others=others)
         return
     if not (path / "config.json").is_file() or not read_facts(path).quantisation:
         return

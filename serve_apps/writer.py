@@ -38,7 +38,7 @@ class Writer:
         self.constitution = Constitution.load(section.constitution) if section.constitution else None
         self._sampling = section.sampling
         policy = PolicySection(model=section.model, engine=section.engine, allow_uncertified=section.allow_uncertified)
-        self.policy = ServedPolicy(name, policy, folder, open_ or open_server)
+        self.policy = ServedPolicy(name, policy, folder, open_ or open_server, certified_as=("critic",))
 
     def critiques(self, items: Sequence[Answered]) -> list[Job[Critique]]:
         """The work of a critique of each answer. Raises ItemError, InputError without a constitution; the work raises

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from cluster.config.run_file import looks_like_hub_name
@@ -48,11 +48,14 @@ def check_model(
     trusted: bool = False,
     kind: Kind = "judge",
     template: str = "",
+    certified_as: Sequence[str] = (),
+    uncertified: bool = False,
 ) -> ModelFacts | None:
     """The facts in the files; None for a hub name that is not on this machine. Raises InputError.
 
     opt_in: section of the setting that allows a model to bring code; trusted: whether it is set. template: a file with
-    a chat template that replaces the model's own.
+    a chat template that replaces the model's own. certified_as: further roles of a compressed model that are enough
+    here. uncertified: one without a certificate may be used.
     """
     folder = model_folder(model)
     if folder is None:
@@ -66,9 +69,10 @@ def check_model(
     try:
         facts = read_facts(folder)
         _check_code(facts, opt_in=opt_in, trusted=trusted)
-        if os.environ.get(ALLOW_UNCERTIFIED) != "1":
-            wanted = "policy" if kind == "policy" else "judge"
-            require_certified(folder, where="certificate", allow=f"{ALLOW_UNCERTIFIED}=1", role=wanted)
+        if not uncertified and os.environ.get(ALLOW_UNCERTIFIED) != "1":
+            allow = f"{ALLOW_UNCERTIFIED}=1"
+            wanted = "policy" if role == "policy" else "reward_model" if facts.gives_rewards else "judge"
+            require_certified(folder, where="certificate", allow=allow, role=wanted, others=certified_as)
         is_rewarding = kind == "judge" and facts.gives_rewards
         for check in _checks("reward_model" if is_rewarding else kind, trusted=trusted):
             if check is not check_template or not template:

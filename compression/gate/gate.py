@@ -5,7 +5,8 @@
 Every figure is a harm: larger is worse. A model passes when the upper bound of every figure is below its threshold, and
 fails when the lower bound of one is above. In between it is inconclusive: more prompts are looked at, and after the
 last look it is rejected. All figures must pass, so no correction for their number is needed (intersection-union test,
-Berger 1982); the error of 2.5 % is divided over the looks. P pairs.
+Berger 1982); the error is divided over the looks. Where several copies may be tried, the error of 2.5 % is also divided
+over them: half for the first, a quarter for the second and so on. P pairs.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ Outcome = Literal["accept", "reject", "inconclusive"]
 ALPHA = 0.025
 LOOKS = ((1 / 3, 0.5), (2 / 3, 0.3), (1.0, 0.2))
 """Share of the prompts that is looked at, and of the error that is spent there."""
+UNSIGNED = ("flips", "order")
+"""Kinds of figures that count flips in either direction."""
 MOST_LOST = 5.0
 """Mean margins that a pair counts as having lost at most."""
+WRITTEN = "empty or repeating answers"
+"""The figure about what a model writes."""
 LEAST_TAG = 20
 """Prompts: a tag with fewer has no figure of its own."""
 
@@ -66,6 +71,9 @@ class Row:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What the gate says."""
+
+    alpha: float
+    """Largest probability that a model which loses a threshold is accepted."""
 
     verdict: Literal["accept", "reject"]
     reason: str
@@ -105,25 +113,41 @@ def figures_of(pairs: Sequence[Pair], before: Scores, after: Scores) -> list[Fig
     return found
 
 
-def decide(figures: Sequence[Figure], limits: Thresholds, *, noise: Mapping[str, float] | None = None) -> Decision:
+def alpha_of(candidate: int, *, recover: bool) -> float:
+    """The error that may be spent on a copy, counted from 1: all of it where there is no other.
+
+    >>> alpha_of(2, recover=True)
+    0.00625
+    """
+    return ALPHA * 2.0**-candidate if recover else ALPHA
+
+
+def decide(
+    figures: Sequence[Figure],
+    limits: Thresholds,
+    *,
+    noise: Mapping[str, float] | None = None,
+    alpha: float = ALPHA,
+) -> Decision:
     """Look at more and more prompts until every figure passes or one fails.
 
-    noise: of each kind, the harm of the aligned model against itself; a threshold is at least twice as much.
+    noise: of each kind, the harm of the aligned model against itself; a threshold is at least twice as much. alpha:
+    largest probability that a model which loses a threshold is accepted.
     """
     rows: list[Row] = []
     for number, (share, spent) in enumerate(LOOKS, 1):
-        rows = [_row(figure, limits, share, ALPHA * spent, (noise or {}).get(figure.kind, 0.0)) for figure in figures]
+        rows = [_row(figure, limits, share, alpha * spent, (noise or {}).get(figure.kind, 0.0)) for figure in figures]
         bad = [row for row in rows if row.outcome == "reject"]
         if bad:
-            return Decision(verdict="reject", reason=_said(bad), look=number, rows=tuple(rows))
+            return Decision(alpha=alpha, verdict="reject", reason=_said(bad), look=number, rows=tuple(rows))
         if all(row.outcome == "accept" for row in rows):
             reason = "the upper bound of every figure is below its threshold"
-            return Decision(verdict="accept", reason=reason, look=number, rows=tuple(rows))
+            return Decision(alpha=alpha, verdict="accept", reason=reason, look=number, rows=tuple(rows))
     unclear = [row for row in rows if row.outcome == "inconclusive"]
     return Decision(
+        alpha=alpha,
         verdict="reject",
-        reason=f"{_said(unclear)}: uncertain with all prompts; give pairs of {_factor(unclear):.1f} times as many "
-        "prompts, or keep more bits",
+        reason=f"{_said(unclear)}: uncertain with all prompts; {_remedy(unclear)}, or keep more bits",
         look=len(LOOKS),
         rows=tuple(rows),
     )
@@ -155,7 +179,7 @@ def _row(figure: Figure, limits: Thresholds, share: float, alpha: float, noise: 
         threshold=threshold,
         prompts=found.prompts,
         outcome=outcome,
-        p=_mcnemar(values_P) if figure.are_flips and figure.kind != "flips" else None,
+        p=_mcnemar(values_P) if figure.are_flips and figure.kind not in UNSIGNED else None,
     )
 
 
@@ -164,6 +188,19 @@ def _factor(rows: Sequence[Row]) -> float:
     # Bounds shrink with the root of the number; half of the room between value and threshold is left for chance.
     found = [((row.high - row.value) / max(1e-9, 0.75 * (row.threshold - row.value))) ** 2 for row in rows]
     return min(20.0, max(1.1, *found)) if found else 1.1
+
+
+def _remedy(rows: Sequence[Row]) -> str:
+    """What would decide: prompts for figures about pairs, answers for the one about what the model writes."""
+    of_pairs = [row for row in rows if row.name != WRITTEN]
+    of_answers = [row for row in rows if row.name == WRITTEN]
+    found = []
+    if of_pairs:
+        found.append(f"give pairs of {_factor(of_pairs):.1f} times as many prompts")
+    if of_answers:
+        wanted = math.ceil(_factor(of_answers) * of_answers[0].prompts)
+        found.append(f"raise --answers to {wanted:,}, one for a prompt of the gate")
+    return " and ".join(found)
 
 
 def _mcnemar(values_P: Floats) -> float:

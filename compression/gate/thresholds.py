@@ -1,4 +1,4 @@
-"""How much a compressed policy may lose, at the upper bound of each figure."""
+"""How much a compressed model may lose, at the upper bound of each figure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Strictness = Literal["strict", "lenient"]
-Role = Literal["policy", "judge"]
+Role = Literal["policy", "critic", "judge", "reward_model"]
 
 
 class Thresholds(BaseModel):
@@ -27,11 +27,13 @@ class Thresholds(BaseModel):
     """Increase of the squared error of the probability that the chosen answer is the better one."""
     degenerate: float = Field(0.02, gt=0, le=1)
     """Increase of the share of answers that are empty or repeat themselves."""
+    order: float = Field(0.05, gt=0, le=1)
+    """Of a reward model: pairs of answers to one prompt that it ranks the other way round, over all pairs of them."""
 
 
 def thresholds(strictness: Strictness, role: Role = "policy") -> Thresholds:
-    """`strict`: the defaults; a judge may change fewer verdicts. `lenient`: twice as much, for experiments."""
-    strict = Thresholds(flips=0.05) if role == "judge" else Thresholds()
+    """`strict`: the defaults; what judges may change fewer verdicts. `lenient`: twice as much, for experiments."""
+    strict = Thresholds() if role == "policy" else Thresholds(flips=0.05)
     if strictness == "strict":
         return strict
     return Thresholds(**{name: min(1.0, 2 * value) for name, value in strict.model_dump().items()})

@@ -160,7 +160,7 @@ def _gate_scores(model: Any, pairs: Sequence[Pair], name: str, *, width: int) ->
                 inputs = [kept[place] for place in range(len(layers))]
                 gradients = torch.autograd.grad(loss, inputs, retain_graph=kind == 0)
                 for sum_KP, value, gradient in zip(sums, inputs, gradients, strict=True):
-                    effect_BT = (value.detach() * gradient).float().unflatten(-1, (-1, width)).sum(-1)
+                    effect_BT = (value.detach() * gradient).float().reshape(*value.shape[:2], -1, width).sum(-1)
                     of_row = effect_BT.sum(1)
                     of_pair = of_row[: len(some)] + of_row[len(some) :]  # both answers of a pair
                     sum_KP[kind] += of_pair.abs().sum(0)

@@ -125,13 +125,18 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _said(report: Mapping[str, Any], work: Path) -> str:
+    from compression.served_check import said
+
     linear, files = report["linear_bytes"], report["file_bytes"]
     sizes = (
         f"linear layers {linear['before']:,} -> {linear['after']:,} bytes "
         f"({linear['before'] / linear['after']:.2f} times smaller), files {files['before']:,} -> {files['after']:,}"
     )
     if report["out"]:
-        return f"accepted: {sizes}\nwritten to {report['out']} with certificate.json, report.json and report.html"
+        speed = f"\n{said(report['speed'])}" if report.get("speed") else ""
+        return (
+            f"accepted: {sizes}{speed}\nwritten to {report['out']} with certificate.json, report.json and report.html"
+        )
     return f"rejected: {sizes}\nnothing was written to the output; the report is in {work}"
 
 

@@ -21,7 +21,9 @@ def compress(
         typer.Option(help="Preference pairs, as `solon label` writes them.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="New directory of the compressed model.", show_default=False)],
-    role: Annotated[Literal["policy", "judge"], typer.Option(help="What the model is used as.")] = "policy",
+    role: Annotated[
+        Literal["policy", "critic", "judge", "reward_model"], typer.Option(help="What the model is used as.")
+    ] = "policy",
     constitution: Annotated[
         Path | None, typer.Option(help="Of a judge: its principles; --pairs are gold pairs.", show_default=False)
     ] = None,
@@ -44,8 +46,10 @@ def compress(
     recover: Annotated[bool, typer.Option("--recover", help="Try further copies when one is rejected.")] = False,
     repair_rate: Annotated[float, typer.Option(help="With --recover: learning rate of the last try.")] = 1e-5,
     max_tokens: Annotated[int, typer.Option(min=8, help="Longest conversation of a pair, in tokens.")] = 1024,
-    answers: Annotated[int, typer.Option(min=0, help="Answers that are written and searched for repetition.")] = 320,
-    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Let vLLM load the accepted copy.")] = True,
+    answers: Annotated[int, typer.Option(min=0, help="Answers that are written and searched for repetition.")] = 480,
+    serve: Annotated[
+        bool, typer.Option("--serve/--no-serve", help="Let vLLM load the accepted copy and measure speed.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Write a smaller copy of an aligned model, if a gate finds that it kept its alignment."""

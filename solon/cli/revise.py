@@ -39,7 +39,8 @@ def run_revise(
     rules = Constitution.load(path(constitution))
     rows = first_rows(path(prompts), max_prompts, read=settings.data)
     model = path(policy)
-    check_model(model, role="policy", opt_in="engine", trusted=settings.engine.trust_remote_code)
+    trusted = settings.engine.trust_remote_code
+    check_model(model, role="policy", opt_in="engine", trusted=trusted, certified_as=("critic",))
     try:
         with new_directory(out) as folder:
             chains = asyncio.run(run_chains(model, [row.prompt for row in rows], rules, settings))

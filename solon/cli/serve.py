@@ -194,7 +194,10 @@ def _check_feedback(file: ServiceFile) -> None:
             raise InputError(f"judges.{name}: {error}") from None
     for name, writer in file.writers.items():
         try:
-            check_model(writer.model, role="policy", opt_in="engine", trusted=writer.engine.trust_remote_code)
+            check_model(
+                writer.model, role="policy", opt_in="engine", trusted=writer.engine.trust_remote_code,
+                certified_as=("critic",), uncertified=writer.allow_uncertified,
+            )  # fmt: skip
         except InputError as error:
             raise InputError(f"writers.{name}: {error}") from None
 
@@ -210,7 +213,10 @@ def _check_policies(file: PolicyFile) -> None:
     for name, section in file.policies.items():
         try:
             path = newest(section.model).path
-            check_model(path, role="policy", opt_in="engine", trusted=section.engine.trust_remote_code)
+            check_model(
+                path, role="policy", opt_in="engine", trusted=section.engine.trust_remote_code,
+                uncertified=section.allow_uncertified,
+            )  # fmt: skip
         except InputError as error:
             raise InputError(f"policies.{name}: {error}") from None
         if not section.allow_uncertified:

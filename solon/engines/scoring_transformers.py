@@ -15,7 +15,7 @@ from solon.engines.device_turns import device_key, turn_on_device
 from solon.engines.failures import computing
 from solon.engines.scoring import Tokens
 from solon.engines.tokens import ChatTokenizer
-from solon.engines.transformers_model import library_options, loading_model
+from solon.engines.transformers_model import decompress, library_options, loading_model
 from solon.errors import InputError
 
 BATCH_TOKENS = 16384
@@ -39,6 +39,7 @@ class TransformersScoring:
             self._model, info = AutoModelForSequenceClassification.from_pretrained(
                 config.model, use_safetensors=True, output_loading_info=True, **options
             )
+            decompress(self._model)
         if not hasattr(self._model, "score"):
             raise InputError(
                 f"the reward model {config.model!r} is a {type(self._model).__name__} without a head `score`, expected "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from typing import TYPE_CHECKING, Any
 
 from solon.engines.base import EngineConfig
 from solon.engines.bitsandbytes import bitsandbytes_options
-from solon.engines.checkpoint import model_settings
+from solon.engines.checkpoint import is_quantised, model_settings
 from solon.errors import AttestationError, InputError
 from solon.records import Weights
 
@@ -25,6 +26,7 @@ def load_model(config: EngineConfig, device: torch.device) -> Any:
         options |= bitsandbytes_options(config, options["dtype"], device)
     with loading_model(config.model):
         model = AutoModelForCausalLM.from_pretrained(config.model, use_safetensors=True, **options)
+        decompress(model)
     if config.quantization == "none":  # bitsandbytes has already placed quantised models
         model = model.to(device)
     return model.eval().requires_grad_(False)
@@ -52,7 +54,9 @@ def loading_model(model: str) -> Iterator[None]:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        # Compressed-tensors has bars of its own, which cannot be turned off.
+        with redirect_stderr(io.StringIO()) if _is_compressed(model) else nullcontext():
+            yield
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"Transformers cannot load {model!r}: {type(error).__name__}: {error}; check the model"
@@ -60,6 +64,24 @@ def loading_model(model: str) -> Iterator[None]:
     finally:
         if bars:
             logging.enable_progress_bar()
+
+
+def _is_compressed(model: str) -> bool:
+    with suppress(InputError):  # the library says what is wrong
+        return is_quantised(EngineConfig(model=model))
+    return False
+
+
+def decompress(model: Any) -> None:
+    """Turn weights in the compressed-tensors format back into floats; other models are left alone.
+
+    By itself that happens in the first forward pass of the whole model, with a progress bar, and not at all where only
+    the layers below the head are called.
+    """
+    compressor = getattr(getattr(model, "hf_quantizer", None), "compressor", None)
+    if compressor is not None:
+        with redirect_stderr(io.StringIO()):
+            compressor.decompress_model(model)
 
 
 def live_places(model: Any) -> dict[str, torch.Tensor]:

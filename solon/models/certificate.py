@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,11 @@ def read_certificate(model: Path) -> dict[str, Any]:
     return found
 
 
-def require_certified(model: Path, *, where: str, allow: str, role: str = "policy") -> None:
+def require_certified(model: Path, *, where: str, allow: str, role: str = "policy", others: Sequence[str] = ()) -> None:
     """Raises InputError for a model that Solon compressed and whose certificate does not say `accept` for this role.
 
-    allow: the setting that lets it pass, for the message. Other models pass: nothing is known about them.
+    allow: the setting that lets it pass, for the message. others: further roles that are enough. Other models pass:
+    nothing is known about them.
     """
     if not (model / RECORD).is_file():
         return
@@ -69,10 +70,11 @@ def require_certified(model: Path, *, where: str, allow: str, role: str = "polic
     except InputError as error:
         raise InputError(f"{where}: {error}, or set {allow}") from None
     verdict = found["verdict"]
-    if found["role"] != role:
+    roles = (role, *others)
+    if found["role"] not in roles:
         raise InputError(
-            f"{where}: {model} was certified as a {found['role']}, expected a {role}: compress the original with "
-            f"`solon compress --role {role}`, or set {allow}"
+            f"{where}: {model} was certified as a {found['role']}, expected a {' or '.join(roles)}: compress the "
+            f"original with `solon compress --role {role}`, or set {allow}"
         )
     if verdict != ACCEPTED:
         raise InputError(

@@ -46,10 +46,10 @@ class CompressStage(AlignStage):
     """Learning rate of the training on the grid that recovery ends with."""
     max_tokens: int = Field(1024, ge=8)
     """Longest conversation of a pair."""
-    answers: int = Field(320, ge=0)
+    answers: int = Field(480, ge=0)
     """Answers that are written and searched for repetition."""
     serve: bool = True
-    """Let vLLM load the accepted copy."""
+    """Let vLLM load the accepted copy and measure speed."""
 
     @model_validator(mode="after")
     def _has_one_target(self) -> Self:

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from compression.gate.bounds import bounds, by_prompt
-from compression.gate.gate import Figure, decide, needed
+from compression.gate.gate import ALPHA, WRITTEN, Figure, alpha_of, decide, needed
 from compression.gate.thresholds import Thresholds
 
 LIMITS = Thresholds()
@@ -33,6 +33,22 @@ def test_a_model_that_loses_exactly_the_threshold_is_accepted_in_at_most_one_of_
     assert verdicts(800, lost, gained) <= 0.025 + 2 * (0.025 * 0.975 / 400) ** 0.5
 
 
+def test_of_several_copies_that_lose_the_threshold_one_is_accepted_in_at_most_one_of_forty_trials():
+    rng, trials = np.random.default_rng(0), 400
+
+    def is_accepted(candidate: int) -> bool:
+        figure = flips(rng, 800, 0.03, 0.01)
+        return decide([figure], LIMITS, alpha=alpha_of(candidate, recover=True)).verdict == "accept"
+
+    accepted = sum(any(is_accepted(candidate) for candidate in (1, 2, 3, 4)) for _ in range(trials))
+    assert accepted / trials <= 0.025 + 2 * (0.025 * 0.975 / trials) ** 0.5
+
+
+def test_the_error_of_all_copies_stays_below_that_of_a_single_one():
+    assert sum(alpha_of(candidate, recover=True) for candidate in range(1, 20)) < ALPHA
+    assert alpha_of(1, recover=False) == ALPHA
+
+
 def test_a_model_that_loses_nothing_is_accepted_and_one_that_loses_thrice_the_threshold_is_not():
     assert verdicts(800, 0.0, 0.0, trials=20) == 1.0
     assert verdicts(1200, 0.01, 0.01, trials=100) > 0.9
@@ -44,6 +60,15 @@ def test_few_prompts_are_inconclusive_and_then_rejected_with_what_to_do():
     assert (decision.verdict, decision.look) == ("reject", 3)
     assert "times as many prompts" in decision.reason
     assert decision.rows[0].outcome == "inconclusive"
+
+
+def test_too_few_answers_are_inconclusive_and_then_more_answers_are_asked_for():
+    few = flips(np.random.default_rng(0), 60, 0.0, 0.0)
+    written = Figure(name=WRITTEN, kind="degenerate", values_P=few.values_P, prompts_P=few.prompts_P)
+    reason = decide([written], LIMITS).reason
+    assert "raise --answers to " in reason
+    assert "give pairs" not in reason
+    assert "give pairs of" in decide([few, written], LIMITS).reason
 
 
 def test_every_figure_must_pass_and_the_reason_names_the_one_that_does_not():

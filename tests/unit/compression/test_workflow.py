@@ -24,6 +24,7 @@ from compression.gate.thresholds import Thresholds
 from compression.live import load_model
 from compression.pairs import Pair, Scores, part_of, parted, scores_of
 from compression.request import Request
+from compression.roles import ROLES, Rules
 from compression.workflow import Compression
 from serve_apps.versions import require_certificate
 from solon.cli.main import app
@@ -103,6 +104,17 @@ def test_a_model_that_was_certified_as_a_policy_is_no_judge_unless_told_otherwis
         check_model(str(done / "out"), role="judge")
     monkeypatch.setenv("SOLON_ALLOW_UNCERTIFIED", "1")
     check_model(str(done / "out"), role="judge")
+
+
+def test_a_certified_policy_is_accepted_where_a_policy_writes_and_another_one_where_that_is_allowed(
+    done: Path, tmp_path: Path
+):
+    check_model(str(done / "out"), role="policy", opt_in="engine")
+    model = shutil.copytree(done / "out", tmp_path / "copy")
+    (model / CERTIFICATE).unlink()
+    with pytest.raises(InputError, match=r"has no certificate.json"):
+        check_model(str(model), role="policy", opt_in="engine")
+    check_model(str(model), role="policy", opt_in="engine", uncertified=True)
 
 
 def test_a_model_that_loses_its_preferences_is_rejected_and_nothing_appears(tmp_path: Path):
@@ -200,14 +212,13 @@ def test_a_full_disk_is_one_message_and_the_next_start_continues(tmp_path: Path,
 
 
 def test_scores_that_are_not_finite_reject_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    measured = Compression._measured
+    def broken(model: Any, pairs: list[Pair], **rows: Any) -> Scores:
+        scores = scores_of(model, pairs, **rows)
+        if hasattr(model.config, "quantization_config"):
+            scores.chosen_P[3] = float("nan")
+        return scores
 
-    def broken(self: Compression, place: Path) -> Any:
-        scores, repeats = measured(self, place)
-        scores.chosen_P[3] = float("nan")
-        return scores, repeats
-
-    monkeypatch.setattr(Compression, "_measured", broken)
+    monkeypatch.setitem(ROLES, "policy", Rules(scores=broken))
     report = compress(tmp_path)
     assert (report["verdict"], report["reason"]) == ("reject", "its log-probs are not finite")
 
@@ -234,7 +245,7 @@ def test_a_model_that_does_not_agree_with_itself_is_not_measured(tmp_path: Path,
             chosen_P=rng.normal(size=len(pairs)), rejected_P=np.zeros(len(pairs)), tokens_P=np.ones(len(pairs))
         )
 
-    monkeypatch.setattr(workflow, "scores_of", noisy)
+    monkeypatch.setitem(ROLES, "policy", Rules(scores=noisy))
     with pytest.raises(RunFailedError, match="does not agree with itself"):
         compress(tmp_path)
 

@@ -102,6 +102,7 @@ ORDERS = {
         "flips",
         "live",
         "gate",
+        "roles",
         "quantise",
         "judge_prompts",
         "gguf",

@@ -91,7 +91,8 @@ def test_a_learner_on_a_grid_resumes_equal_to_the_bit(llama: str, tmp_path: Path
 def test_the_reference_of_a_policy_on_a_grid_is_the_policy_as_it_was(llama: str):
     policy = Policy(DirectConfig(grid=GRID), model=llama, temperature=1.0, reference=True)
     untouched = logits_of(AutoModelForCausalLM.from_pretrained(llama).eval())
-    assert policy._reference is not None and policy.grid is not None
+    assert policy._reference is not None
+    assert policy.grid is not None
     assert torch.equal(logits_of(policy._reference), untouched)
     assert not torch.equal(logits_of(policy.model), untouched)
     with policy.grid.off():
