@@ -36,12 +36,19 @@ def compress(
     formats: Annotated[
         str, typer.Option(metavar="FORMAT,…", help="With --size: formats to choose from.", show_default=False)
     ] = "",
+    screen: Annotated[
+        float, typer.Option(metavar="SHARE", help="Sweep this share of the layers, chosen by gradients; 0: all.")
+    ] = 0.0,
     algorithm: Annotated[Literal["rtn", "gptq"], typer.Option(help="How weights are rounded.")] = "rtn",
     gate: Annotated[Literal["strict", "lenient"], typer.Option(help="How much may be lost.")] = "strict",
     recover: Annotated[bool, typer.Option("--recover", help="Try further copies when one is rejected.")] = False,
     repair_rate: Annotated[float, typer.Option(help="With --recover: learning rate of the last try.")] = 1e-5,
     max_tokens: Annotated[int, typer.Option(min=8, help="Longest conversation of a pair, in tokens.")] = 1024,
     answers: Annotated[int, typer.Option(min=0, help="Answers that are written and searched for repetition.")] = 320,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Ray tasks that sweep at a time, a CPU each; 0: this process.")
+    ] = 0,
+    gpus_per_worker: Annotated[float, typer.Option(min=0.0, help="With --workers: share of a GPU for each.")] = 0.0,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Let vLLM load the accepted copy.")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,12 +65,15 @@ def compress(
         form=form,
         size=size,
         formats=tuple(name for name in formats.split(",") if name),
+        screen=screen,
         algorithm=algorithm,
         gate=gate,
         recover=recover,
         repair_rate=repair_rate,
         max_tokens=max_tokens,
         answers=answers,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
         serve=serve,
         as_json=as_json,
     )
