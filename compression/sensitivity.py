@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -122,16 +123,22 @@ def sweeps_of(
     missing = [one for one in plan if file.get(one.key) is None]
     done = len(plan) - len(missing)
     tick(done / len(plan))
-    for new in measure(missing) if missing else ():
-        file.add(new)
-        done += 1
-        tick(min(1.0, done / len(plan)))
+    with closing(_each(measure, missing)) as measuring:  # at once also after an error: it may hold a cluster
+        for new in measuring:
+            file.add(new)
+            done += 1
+            tick(min(1.0, done / len(plan)))
     found = [sweep for one in plan if (sweep := file.get(one.key)) is not None]
     if len(found) < len(plan):
         raise RunFailedError(
             f"{len(found)} of {len(plan)} sweeps were measured, expected all; start again: what is finished is kept"
         )
     return found
+
+
+def _each(measure: Measure, missing: Sequence[Planned]) -> Generator[Sweep, None, None]:
+    if missing:
+        yield from measure(missing)
 
 
 def plan_of(units: Sequence[Unit], formats: Sequence[str], *, only: Collection[str] | None = None) -> list[Planned]:

@@ -74,7 +74,7 @@ def run_compress(
         write_whole(place / "report.json", json_text(report, indent=1), what="report")
         _write_page(report, place / "report.html")
     print_table(console, table_of(report))
-    console.print("\n".join([*_agreements(report)[-1:], _said(report, work.work)]), markup=False)
+    console.print("\n".join([*_agreements(report), _said(report, work.work)]), markup=False)
     return report
 
 

@@ -15,7 +15,7 @@ from cluster.sweeps import RaySweeper, chunks_of, sweeps_on_ray
 from compression.live import LiveModel
 from compression.pairs import Pair, Scores, scores_of
 from compression.sensitivity import Planned, Sweep, SweepFile, measured, plan_of, sweeps_of
-from solon.errors import InputError
+from solon.errors import InputError, RunFailedError
 from tests.models import make_model
 from tests.unit.compression.test_workflow import make_pairs
 
@@ -80,6 +80,12 @@ def test_a_worker_that_dies_loses_its_chunk_alone_which_is_measured_again(
     by_key = {one.key: one for one in found}
     assert by_key.keys() == {one.key for one in world.plan[-4:]}
     assert (world.model.parent / "died").exists()
+
+
+def test_a_sweep_that_fails_is_one_message_with_its_cause(ray_cluster: Any, world: World, tmp_path: Path):
+    some = sweeps_on_ray(tmp_path / "none", world.pairs, world.before, world.plan, workers=1)
+    with pytest.raises(RunFailedError, match=r"a sweep failed on a worker: .*none"):
+        next(some)
 
 
 def test_more_of_a_gpu_than_the_cluster_has_is_refused(ray_cluster: Any, world: World):

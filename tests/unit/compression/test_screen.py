@@ -153,6 +153,22 @@ def test_sweeps_that_are_left_out_are_an_error(tmp_path: Path):
         sweeps_of(plan, SweepFile(tmp_path / "s"), lambda missing: [])
 
 
+def test_what_measures_is_closed_at_once_when_a_sweep_cannot_be_kept(tmp_path: Path):
+    ended = []
+
+    def measure(missing):
+        try:
+            for one in missing:
+                yield Sweep(kind=one.kind, unit=one.unit, form=one.form, damage=damage(0.1))
+        finally:
+            ended.append(True)
+
+    file = SweepFile(tmp_path / "missing" / "sweeps")
+    with pytest.raises(FileNotFoundError) as kept:
+        sweeps_of(plan_of([unit("a")], ["w8a8"]), file, measure)
+    assert ended, kept  # while the traceback lives
+
+
 def test_random_assignments_use_the_budget_and_differ():
     units = [unit(name) for name in "abcdef"]
     costs = {(one.name, form): 1.0 for one in units for form in ("w4a16-g128", "w8a8", KEEP)}
