@@ -224,7 +224,8 @@ def guide_rows(world: World, *, quick: bool) -> list[Row]:
         rows.append(Row(f"{name}: the ratio of the two", ours / theirs if theirs else float("nan"), goal="<= 0.7"))
         rows.append(Row(f"{name}: flips of {RANDOM_ONES} random assignments, median (reference: ours)", chance, ours))
         estimates = soft_flips_of(searched, margin_changes(live, search, formats))
-        rows.append(Row(f"{name}: gradients against sweeps, Spearman", agreement(estimates, sweeps) or float("nan")))
+        if (rho := agreement(estimates, sweeps)) is not None:
+            rows.append(Row(f"{name}: gradients against sweeps, Spearman", rho))
     return rows
 
 

@@ -13,6 +13,16 @@ from solon.errors import RunFailedError
 compress_app = typer.Typer(rich_markup_mode=None)
 
 
+FormatsOption = Annotated[
+    str, typer.Option(metavar="FORMAT,…", help="With --size: formats to choose from.", show_default=False)
+]
+ScreenOption = Annotated[
+    float, typer.Option(metavar="SHARE", help="Sweep this share of the layers, chosen by gradients; 0: all.")
+]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Ray tasks that sweep at a time, a CPU each; 0: this process.")]
+GpusOption = Annotated[float, typer.Option(min=0.0, help="With --workers: share of a GPU for each.")]
+
+
 @compress_app.command()
 def compress(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a stage, or a directory.", show_default=False)],
@@ -33,22 +43,16 @@ def compress(
         float,
         typer.Option(metavar="SHARE", help="Largest size of the linear layers; formats by layer.", show_default=False),
     ] = 0.0,
-    formats: Annotated[
-        str, typer.Option(metavar="FORMAT,…", help="With --size: formats to choose from.", show_default=False)
-    ] = "",
-    screen: Annotated[
-        float, typer.Option(metavar="SHARE", help="Sweep this share of the layers, chosen by gradients; 0: all.")
-    ] = 0.0,
+    formats: FormatsOption = "",
+    screen: ScreenOption = 0.0,
     algorithm: Annotated[Literal["rtn", "gptq"], typer.Option(help="How weights are rounded.")] = "rtn",
     gate: Annotated[Literal["strict", "lenient"], typer.Option(help="How much may be lost.")] = "strict",
     recover: Annotated[bool, typer.Option("--recover", help="Try further copies when one is rejected.")] = False,
     repair_rate: Annotated[float, typer.Option(help="With --recover: learning rate of the last try.")] = 1e-5,
     max_tokens: Annotated[int, typer.Option(min=8, help="Longest conversation of a pair, in tokens.")] = 1024,
     answers: Annotated[int, typer.Option(min=0, help="Answers that are written and searched for repetition.")] = 320,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Ray tasks that sweep at a time, a CPU each; 0: this process.")
-    ] = 0,
-    gpus_per_worker: Annotated[float, typer.Option(min=0.0, help="With --workers: share of a GPU for each.")] = 0.0,
+    workers: WorkersOption = 0,
+    gpus_per_worker: GpusOption = 0.0,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Let vLLM load the accepted copy.")] = True,
     as_json: JsonOption = False,
 ) -> None:
