@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import numpy as np
 from benchmarks._compression_pairs import write_pairs
 from benchmarks._harness import Row, arguments, report
 from benchmarks._labels import nursery
-from compression.assignment import assign
+from compression.assignment import assign, random_assignments
 from compression.export import export
 from compression.flips import damage
 from compression.gate.gate import decide, figures_of
@@ -37,8 +38,9 @@ from compression.live import LiveModel, load_model
 from compression.pairs import Pair, Scores, parted, scores_of
 from compression.reading import policy_pairs
 from compression.repair import RepairConfig, repair
-from compression.sensitivity import SweepFile, costs_of, sweeps_of
-from compression.units import size_of, uniform
+from compression.screen import agreement, margin_changes, soft_flips_of
+from compression.sensitivity import SweepFile, costs_of, measured, plan_of, sweeps_of
+from compression.units import Assignment, size_of, uniform
 from learners.direct.config import DirectConfig
 from learners.direct.pairs import AnswerPair
 from learners.offline import train_on_pairs
@@ -50,6 +52,8 @@ PARTS = ("exact", "command", "guide", "repair", "kills", "planted", "gate")
 PROMPTS = 2400
 BUDGETS = (0.15, 0.18, 0.22)
 """Shares of the bytes of the linear layers."""
+RANDOM_ONES = 8
+"""Assignments by chance at each of them."""
 GATE_PROMPTS = 420
 REPAIR_RATE = 6e-5
 REFUSALS = "harmless"
@@ -185,7 +189,7 @@ def _part(scores: Scores, places: Sequence[int]) -> Scores:
 
 
 def guide_rows(world: World, *, quick: bool) -> list[Row]:
-    """Flips of assignments that were guided by preferences, and by perplexity, at equal bytes."""
+    """Flips of assignments that were guided by preferences, by perplexity and by chance, at equal bytes."""
     rows = []
     models = {"start": world.grown.policy, "aligned": world.aligned}
     if not quick:
@@ -203,20 +207,31 @@ def guide_rows(world: World, *, quick: bool) -> list[Row]:
         live = LiveModel.load(model)
         search, gate = world.parts["search"][:256], world.parts["gate"]
         formats = [form for form in SEARCHED if form != KEEP]
-        sweeps = sweeps_of(
-            live, search, scores_of(live.model, search), formats, SweepFile(world.folder / f"{name}.jsonl")
-        )
+        searched, file = scores_of(live.model, search), SweepFile(world.folder / f"{name}.jsonl")
+        sweeps = sweeps_of(plan_of(live.units, formats), file, partial(measured, live, search, searched))
         before, whole = scores_of(live.model, gate), size_of(live.units, uniform(live.units, KEEP))
-        flips: dict[str, list[float]] = {"preferences": [], "perplexity": []}
-        for guide, found in flips.items():
-            costs = costs_of(live.units, formats, sweeps, guide=guide)  # type: ignore[arg-type]  # one of the two
-            for budget in BUDGETS:
-                with live.compressed(assign(live.units, costs, int(budget * whole)).assignment) as compressed:
-                    found.append(damage(before, scores_of(compressed, gate)).flips)
-        ours, theirs = (float(np.mean(flips[guide])) for guide in ("preferences", "perplexity"))
+        flipped = partial(_flipped, live, before, gate)
+        flips: dict[str, list[float]] = {"preferences": [], "perplexity": [], "chance": []}
+        for budget in BUDGETS:
+            most = int(budget * whole)
+            for guide in ("preferences", "perplexity"):
+                costs = costs_of(live.units, formats, sweeps, guide=guide)  # type: ignore[arg-type]  # one of the two
+                flips[guide].append(flipped(assign(live.units, costs, most).assignment))
+            random_ones = random_assignments(live.units, costs, most, RANDOM_ONES, seed=0)
+            flips["chance"].append(float(np.median([flipped(one) for one in random_ones])))
+        ours, theirs, chance = (float(np.mean(some)) for some in flips.values())
         rows.append(Row(f"{name}: flips, guided by preferences (reference: by perplexity)", ours, theirs))
         rows.append(Row(f"{name}: the ratio of the two", ours / theirs if theirs else float("nan"), goal="<= 0.7"))
+        rows.append(Row(f"{name}: flips of {RANDOM_ONES} random assignments, median (reference: ours)", chance, ours))
+        estimates = soft_flips_of(searched, margin_changes(live, search, formats))
+        if (rho := agreement(estimates, sweeps)) is not None:
+            rows.append(Row(f"{name}: gradients against sweeps, Spearman", rho))
     return rows
+
+
+def _flipped(live: LiveModel, before: Scores, gate: Sequence[Pair], assignment: Assignment) -> float:
+    with live.compressed(assignment) as compressed:
+        return damage(before, scores_of(compressed, gate)).flips
 
 
 # -- repair -------------------------------------------------------------------------------------------------------
@@ -306,7 +321,7 @@ def kill_rows(world: World, *, quick: bool) -> list[Row]:
         seconds = max(6.0, 0.9 * seconds)
     done = _compress(world, out, *more) if not out.exists() else {}
     lines = [
-        line for file in out.with_name("killed.work").glob("*/sweeps.jsonl") for line in file.read_text().splitlines()
+        line for file in out.with_name("killed.work").glob("sweeps-*.jsonl") for line in file.read_text().splitlines()
     ]
     keys = [line.partition('"damage"')[0] for line in lines]
     same = (whole / "certificate.json").read_bytes() == (out / "certificate.json").read_bytes()

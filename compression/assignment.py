@@ -5,6 +5,7 @@ minimise  sum cost(unit, format) z    subject to  sum bytes(unit, format) z <= b
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,12 +33,7 @@ def assign(units: Sequence[Unit], costs: Costs, budget: int) -> Point:
     size = np.array([unit.size(FORMATS[name]) for unit, name in choices], float)
     cost = np.array([costs[unit.name, name] for unit, name in choices])
     least = sum(min(unit.size(FORMATS[name]) for own, name in choices if own is unit) for unit in units)
-    if least > budget:
-        raise InputError(
-            f"the linear layers take at least {least:,} bytes in these formats, expected at most {budget:,}; "
-            f"the smallest "
-            f"size is {least / size_of(units, uniform(units, KEEP)):.3f} of what they take now"
-        )
+    _require(units, least, budget)
     one_each = np.array([[float(own is unit) for own, _ in choices] for unit in units])
     # Of assignments with equal harm the smallest: bytes count as a tie-breaker far below any harm.
     tie = 1e-9 * max(cost.max(), 1e-9) * size / size.max()
@@ -66,6 +62,38 @@ def front(units: Sequence[Unit], costs: Costs, *, points: int = 12) -> list[Poin
     return found
 
 
+def random_assignments(
+    units: Sequence[Unit], costs: Costs, budget: int, number: int, seed: int
+) -> list[dict[str, str]]:
+    """Assignments by chance within `budget` bytes, a baseline for chosen ones: from the smallest formats, random units
+    take their next larger format until none fits any more. Raises InputError that names the smallest possible size."""
+    choices = {
+        unit.name: sorted({name for name in FORMATS if (unit.name, name) in costs}, key=lambda n: unit.size(FORMATS[n]))
+        for unit in units
+    }
+    sizes = {(unit.name, name): unit.size(FORMATS[name]) for unit in units for name in choices[unit.name]}
+    first = dict.fromkeys(choices, 0)
+    least = sum(sizes[name, some[0]] for name, some in choices.items())
+    _require(units, least, budget)
+    rng, found = random.Random(seed), list[dict[str, str]]()
+    for _ in range(number):
+        places, left = dict(first), budget - least
+        while True:
+            steps = {
+                name: sizes[name, choices[name][place + 1]] - sizes[name, choices[name][place]]
+                for name, place in places.items()
+                if place + 1 < len(choices[name])
+            }
+            fitting = [name for name, more in steps.items() if more <= left]
+            if not fitting:
+                break
+            name = rng.choice(fitting)
+            places[name] += 1
+            left -= steps[name]
+        found.append({name: choices[name][place] for name, place in places.items()})
+    return found
+
+
 def promoted(units: Sequence[Unit], costs: Costs, assignment: Assignment) -> dict[str, str] | None:
     """The assignment with one unit in a larger format: the one that saves most harm a byte. None: all are kept."""
     best: tuple[float, str, str] | None = None
@@ -79,6 +107,14 @@ def promoted(units: Sequence[Unit], costs: Costs, assignment: Assignment) -> dic
             if best is None or gain > best[0]:
                 best = gain, unit.name, name
     return {**assignment, best[1]: best[2]} if best else None
+
+
+def _require(units: Sequence[Unit], least: int, budget: int) -> None:
+    if least > budget:
+        raise InputError(
+            f"the linear layers take at least {least:,} bytes in these formats, expected at most {budget:,}; the "
+            f"smallest size is {least / size_of(units, uniform(units, KEEP)):.3f} of what they take now"
+        )
 
 
 def _point(units: Sequence[Unit], costs: Costs, assignment: dict[str, str]) -> Point:

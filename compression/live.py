@@ -33,7 +33,8 @@ class LiveModel:
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
         self.units: tuple[Unit, ...] = units_of(model)
-        self._layers: dict[str, Any] = dict(model.named_modules())
+        self.layers: dict[str, Any] = dict(model.named_modules())
+        """By the names that matrices have."""
 
     @classmethod
     def load(cls, source: Path) -> LiveModel:
@@ -51,7 +52,7 @@ class LiveModel:
                 if not form.bits:
                     continue
                 for matrix in unit.matrices:
-                    layer = self._layers[matrix.name]
+                    layer = self.layers[matrix.name]
                     before.append((layer, layer.weight.data))
                     layer.weight.data = on_grid(layer.weight.data, form)
                     if form.inputs:

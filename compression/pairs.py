@@ -124,9 +124,16 @@ def laid_out(rows: Sequence[tuple[Tokens, Tokens]]) -> tuple[Tensor, Tensor, Ten
 def _logprobs(model: nn.Module, rows: Sequence[tuple[Tokens, Tokens]]) -> NDArray[np.float64]:
     import torch
 
-    ids_RT, mask_RT, answer_RT = laid_out(rows)
     with torch.no_grad():
-        logits_RTV = model(input_ids=ids_RT, attention_mask=mask_RT).logits.float()
-        logprobs_RT = logits_RTV[:, :-1].log_softmax(-1).gather(-1, ids_RT[:, 1:, None])[..., 0].double()
-    found: NDArray[np.float64] = logprobs_RT.masked_fill(~answer_RT, 0.0).sum(-1).numpy()
+        found: NDArray[np.float64] = logprobs_of(model, rows).cpu().numpy()
+    return found
+
+
+def logprobs_of(model: nn.Module, rows: Sequence[tuple[Tokens, Tokens]]) -> Tensor:
+    """Of each answer after its prompt, on the model's device. [R]"""
+    device = next(model.parameters()).device
+    ids_RT, mask_RT, answer_RT = (one.to(device) for one in laid_out(rows))
+    logits_RTV = model(input_ids=ids_RT, attention_mask=mask_RT).logits.float()
+    logprobs_RT = logits_RTV[:, :-1].log_softmax(-1).gather(-1, ids_RT[:, 1:, None])[..., 0].double()
+    found: Tensor = logprobs_RT.masked_fill(~answer_RT, 0.0).sum(-1)
     return found

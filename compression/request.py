@@ -35,6 +35,9 @@ class Request:
     """Largest share of the bytes of the linear layers; formats are then chosen for each unit."""
     formats: tuple[str, ...] = SEARCHED
     """From which they are chosen."""
+    screen: float = 0.0
+    """Share of the units that are swept, those with the highest harm by gradients; the others' costs come from the
+    gradients. 0: all are swept."""
     algorithm: str = "rtn"
     """One of `algorithms.ALGORITHMS`."""
     gate: Strictness = "strict"
@@ -63,6 +66,8 @@ def check(request: Request) -> None:
         raise InputError("expected either a format for all layers or a size: give --format or --size, not both")
     if request.size and not 0 < request.size < 1:
         raise InputError(f"--size is {request.size:g}, expected a share of the bytes of the linear layers, such as 0.3")
+    if not 0 <= request.screen <= 1:
+        raise InputError(f"--screen is {request.screen:g}, expected a share of the units, such as 0.3, or 0 for all")
     if not (math.isfinite(request.repair_rate) and request.repair_rate > 0):
         raise InputError(f"--repair-rate is {request.repair_rate:g}, expected a learning rate above 0")
     if not any(request.model.glob("*.safetensors")):

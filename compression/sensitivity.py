@@ -4,23 +4,27 @@
     out  one unit kept, all others in their smallest format: what it costs beside the others' damage
     low  all units in their smallest format
 
-Finished sweeps are kept in a file and never repeated.
+Finished sweeps are kept in a file and never repeated. The file belongs to a model and a set of pairs, not to a target:
+`sweeps_digest` names all that a sweep depends on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from compression.flips import Damage, damage
+from compression.flips import BETA, Damage, damage
 from compression.live import LiveModel
-from compression.pairs import Pair, Scores, scores_of
+from compression.pairs import Pair, Scores, digest_of_pairs, scores_of
 from compression.roles import Scoring
 from compression.units import Unit
+from solon.errors import RunFailedError
 from solon.models.formats import FORMATS, KEEP
 
 Kind = Literal["in", "out", "low"]
@@ -29,11 +33,13 @@ Guide = Literal["preferences", "perplexity"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """One measurement. `unit` and `form` are empty where they do not apply."""
+    """One measurement. `unit` is empty where it does not apply."""
 
     kind: Kind
     unit: str
     form: str
+    """Of `in`: the format of the unit. Of the others: the smallest formats of the units, which depend on the formats
+    that are allowed."""
     damage: Damage
 
     @property
@@ -42,8 +48,36 @@ class Sweep:
         return self.kind, self.unit, self.form
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A sweep that is to be measured."""
+
+    kind: Kind
+    unit: str
+    form: str
+    assignment: dict[str, str]
+    """The format of each unit; units that are not named are kept."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Of the sweep."""
+        return self.kind, self.unit, self.form
+
+
+Measure = Callable[[Sequence[Planned]], Iterable[Sweep]]
+"""Measures what is planned, in any order."""
+Sweeper = Callable[[Path, Sequence[Pair], Scores, Sequence[Planned]], Iterable[Sweep]]
+"""The same for a model directory, with pairs and their scores by the model as it is: in other processes, say."""
+
+
+def sweeps_digest(weights: str, pairs: Sequence[Pair], versions: Mapping[str, str]) -> str:
+    """Identifies all that a sweep depends on, 12 digits. weights: their digest. pairs: those of the sweeps."""
+    parts = [weights, digest_of_pairs(pairs), BETA, sorted(versions.items())]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
 class SweepFile:
-    """Sweeps on disk, a line each; a torn last line is dropped."""
+    """Sweeps on disk, a line each; a torn last line is dropped, and the first of equal ones counts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -54,7 +88,7 @@ class SweepFile:
                 found = Sweep(kind=row["kind"], unit=row["unit"], form=row["form"], damage=Damage(**row["damage"]))
             except (ValueError, KeyError, TypeError):
                 continue
-            self._known[found.key] = found
+            self._known.setdefault(found.key, found)
 
     def get(self, key: tuple[str, str, str]) -> Sweep | None:
         """None: it has not been measured."""
@@ -75,40 +109,61 @@ def smallest(unit: Unit, formats: Sequence[str]) -> str:
     return min([*fitting, KEEP], key=lambda name: unit.size(FORMATS[name]))
 
 
-def sweeps_of(
+def measured(
     live: LiveModel,
     pairs: Sequence[Pair],
     before: Scores,
-    formats: Sequence[str],
-    file: SweepFile,
-    tick: Callable[[float], None] = lambda _: None,
+    planned: Sequence[Planned],
     *,
     scores: Scoring = scores_of,
+) -> Iterator[Sweep]:
+    """Measure in this process. before: scores of the pairs by the model as it is; scores: as its role is scored."""
+    for one in planned:
+        with live.compressed(one.assignment) as model:
+            after = scores(model, pairs)
+        yield Sweep(kind=one.kind, unit=one.unit, form=one.form, damage=damage(before, after))
+
+
+def sweeps_of(
+    plan: Sequence[Planned], file: SweepFile, measure: Measure, tick: Callable[[float], None] = lambda _: None
 ) -> list[Sweep]:
-    """Measure what is not in the file. before: scores of the pairs by the model as it is. tick: share that is done.
-    scores: as its role is scored."""
-    plan = list(_plan(live.units, formats))
-    found = []
-    for number, (key, assignment) in enumerate(plan):
-        sweep = file.get(key)
-        if sweep is None:
-            with live.compressed(assignment) as model:
-                after = scores(model, pairs)
-            sweep = Sweep(kind=key[0], unit=key[1], form=key[2], damage=damage(before, after))
-            file.add(sweep)
-        found.append(sweep)
-        tick((number + 1) / len(plan))
+    """The sweeps of a plan, in its order; what is not in the file is measured and added to it. tick: share that is
+    done. Raises RunFailedError when `measure` leaves some out."""
+    missing = [one for one in plan if file.get(one.key) is None]
+    done = len(plan) - len(missing)
+    tick(done / len(plan))
+    with closing(_each(measure, missing)) as measuring:  # at once also after an error: it may hold a cluster
+        for new in measuring:
+            file.add(new)
+            done += 1
+            tick(min(1.0, done / len(plan)))
+    found = [sweep for one in plan if (sweep := file.get(one.key)) is not None]
+    if len(found) < len(plan):
+        raise RunFailedError(
+            f"{len(found)} of {len(plan)} sweeps were measured, expected all; start again: what is finished is kept"
+        )
     return found
 
 
-def _plan(units: Sequence[Unit], formats: Sequence[str]) -> Iterator[tuple[tuple[Kind, str, str], dict[str, str]]]:
+def _each(measure: Measure, missing: Sequence[Planned]) -> Generator[Sweep, None, None]:
+    if missing:
+        yield from measure(missing)
+
+
+def plan_of(units: Sequence[Unit], formats: Sequence[str], *, only: Collection[str] | None = None) -> list[Planned]:
+    """The sweeps that costs are made of. only: names of the units that are swept; None: all."""
     low = {unit.name: smallest(unit, formats) for unit in units}
-    yield ("low", "", ""), low
+    # Formats stand in the order of FORMATS, so these names say what every unit has.
+    names = "+".join(name for name in FORMATS if name in low.values())
+    plan = [Planned(kind="low", unit="", form=names, assignment=low)]
     for unit in units:
+        if only is not None and unit.name not in only:
+            continue
         for name in formats:
             if name != KEEP and unit.fits(FORMATS[name]):
-                yield ("in", unit.name, name), {unit.name: name}
-        yield ("out", unit.name, ""), {**low, unit.name: KEEP}
+                plan.append(Planned(kind="in", unit=unit.name, form=name, assignment={unit.name: name}))
+        plan.append(Planned(kind="out", unit=unit.name, form=names, assignment={**low, unit.name: KEEP}))
+    return plan
 
 
 def ranking_agreement(units: Sequence[Unit], formats: Sequence[str], sweeps: Sequence[Sweep]) -> float:
@@ -131,22 +186,26 @@ Costs = dict[tuple[str, str], float]
 def costs_of(units: Sequence[Unit], formats: Sequence[str], sweeps: Sequence[Sweep], *, guide: Guide) -> Costs:
     """Half the harm of a unit alone, half of what it adds beside the others' damage; 0 where it is kept.
 
-    The second half is measured for the smallest format and scaled to others by their harm alone. guide: by soft flips
-    of preferences, or by the nats a token of the chosen answers.
+    The second half is measured for the smallest format and scaled to others by their harm alone. Units without sweeps
+    have no costs. guide: by soft flips of preferences, or by the nats a token of the chosen answers.
     """
 
-    def measured(sweep: Sweep) -> float:
+    def harm(sweep: Sweep) -> float:
         return sweep.damage.soft_flips if guide == "preferences" else sweep.damage.nll or 0.0
 
-    known = {sweep.key: measured(sweep) for sweep in sweeps}
+    alone_of = {(sweep.unit, sweep.form): harm(sweep) for sweep in sweeps if sweep.kind == "in"}
+    out_of = {sweep.unit: harm(sweep) for sweep in sweeps if sweep.kind == "out"}
+    all_low = next(harm(sweep) for sweep in sweeps if sweep.kind == "low")
     costs: Costs = {}
     for unit in units:
+        if unit.name not in out_of:
+            continue
         costs[unit.name, KEEP] = 0.0
         low = smallest(unit, formats)
-        alone_low = known.get(("in", unit.name, low), 0.0)
-        beside = max(0.0, known["low", "", ""] - known["out", unit.name, ""])
+        alone_low = alone_of.get((unit.name, low), 0.0)
+        beside = max(0.0, all_low - out_of[unit.name])
         for name in formats:
-            alone = known.get(("in", unit.name, name))
+            alone = alone_of.get((unit.name, name))
             if name == KEEP or alone is None:
                 continue
             share = max(0.0, alone) / alone_low if alone_low > 0 else 1.0

@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
@@ -40,7 +40,19 @@ from compression.quantise import PACKAGES
 from compression.request import Request, check, require_enough, require_possible
 from compression.results import certified, report_of, sweep_report
 from compression.roles import ROLES
-from compression.sensitivity import Costs, Sweep, SweepFile, costs_of, sweeps_of
+from compression.screen import agreement, completed, screened, swept_units
+from compression.sensitivity import (
+    Costs,
+    Planned,
+    Sweep,
+    Sweeper,
+    SweepFile,
+    costs_of,
+    measured,
+    plan_of,
+    sweeps_digest,
+    sweeps_of,
+)
 from compression.served_check import PROMPTS, check_in_vllm, compared
 from compression.units import Assignment, size_of, skeleton, uniform, units_of
 from solon.engines.tokens import ChatTokenizer
@@ -61,7 +73,10 @@ Say = Callable[[str], None]
 
 
 class Compression:
-    """`Compression(request, pairs, say=print).run()`. Raises InputError before anything is written where possible."""
+    """`Compression(request, pairs, say=print).run()`. Raises InputError before anything is written where possible.
+
+    sweeper: measures sweeps elsewhere, such as `cluster.sweeps.RaySweeper`; None: in this process.
+    """
 
     def __init__(
         self,
@@ -69,8 +84,9 @@ class Compression:
         pairs: Sequence[Pair],
         say: Say = lambda _: None,
         tick: Callable[[float], None] = lambda _: None,
+        sweeper: Sweeper | None = None,
     ) -> None:
-        self._request, self._say, self._tick = request, say, tick
+        self._request, self._say, self._tick, self._sweeper = request, say, tick, sweeper
         check(request)
         self._rules = ROLES[request.role]
         layers = skeleton(request.model)
@@ -89,11 +105,12 @@ class Compression:
             whole = size_of(self.units, uniform(self.units, KEEP))
             require_possible(self.units, self._formats, int(request.size * whole))
         self._original = Original(request, self._parts, self._tokenizer)
-        settings = {
+        settings: dict[str, Any] = {
             "model": weights_digest(request.model),
             "pairs": digest_of_pairs(pairs),
             "target": request.form or request.size,
             "formats": sorted(request.formats),
+            "screen": request.screen,
             "algorithm": request.algorithm,
             "role": request.role,
             "gate": self._limits.model_dump(),
@@ -113,8 +130,10 @@ class Compression:
         }
         self._settings = settings
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        self.work = (request.work or request.out.with_name(f"{request.out.name}.work")) / digest
-        """Of these settings: another model, other pairs or another target have a folder of their own."""
+        self._shared = request.work or request.out.with_name(f"{request.out.name}.work")
+        self.work = self._shared / digest
+        """Of these settings: another model, other pairs or another target have a folder of their own. Sweeps lie above
+        it, as they do not depend on the target."""
 
     def run(self) -> dict[str, Any]:
         """The report. Raises RunFailedError when the model disagrees with itself, is not served, or the disk fails."""
@@ -146,6 +165,8 @@ class Compression:
         report = report_of(tried, request=self._request, units=self.units, noise=noise)
         if "_costs" in vars(self):
             report |= sweep_report(self.units, self._formats, self._sweeps, self._costs)
+            if self._request.screen:
+                report |= {"screen_agreement": agreement(self._screen, self._sweeps)}
         if tried[-1].decision["verdict"] == ACCEPTED:
             if self._request.serve:
                 report |= self._served(self.work / f"candidate-{tried[-1].candidate.name}")
@@ -216,15 +237,34 @@ class Compression:
                 assignment, done = more, done + 1
             yield dict(assignment)
 
+    @property
+    def _swept_with(self) -> str:
+        """Identifies the model, the pairs and the arithmetic of sweeps."""
+        return sweeps_digest(self._settings["model"], self._original.search, self._settings["versions"])
+
+    @cached_property
+    def _screen(self) -> Costs:
+        """Harm by gradients."""
+        original, kept = self._original, self._shared / f"screen-{self._swept_with}.json"
+        self._say(f"gradients of {len(original.search)} pairs for {len(self.units)} units")
+        return screened(original.live, original.search, original.searched, self._formats, kept)
+
     @cached_property
     def _sweeps(self) -> list[Sweep]:
+        share, only = self._request.screen, None
+        if share:
+            only = swept_units(self.units, self._formats, self._screen, share)
+        plan = plan_of(self.units, self._formats, only=only)
+        swept = len(self.units) if only is None else len(only)
+        self._say(f"sweeps over {swept} of {len(self.units)} units with {len(self._original.search)} pairs")
+        file = SweepFile(self._shared / f"sweeps-{self._swept_with}.jsonl")
+        return sweeps_of(plan, file, self._measure, self._tick)
+
+    def _measure(self, missing: Sequence[Planned]) -> Iterable[Sweep]:
         original = self._original
-        self._say(f"sweeps over {len(self.units)} units with {len(original.search)} pairs")
-        file = SweepFile(self.work / "sweeps.jsonl")
-        scores = self._rules.scores
-        return sweeps_of(
-            original.live, original.search, original.searched, self._formats, file, self._tick, scores=scores
-        )
+        if self._sweeper is None:
+            return measured(original.live, original.search, original.searched, missing, scores=self._rules.scores)
+        return self._sweeper(self._request.model, original.search, original.searched, missing)
 
     @property
     def _formats(self) -> list[str]:
@@ -232,7 +272,8 @@ class Compression:
 
     @cached_property
     def _costs(self) -> Costs:
-        return costs_of(self.units, self._formats, self._sweeps, guide="preferences")
+        found = costs_of(self.units, self._formats, self._sweeps, guide="preferences")
+        return completed(found, self._screen, self.units) if self._request.screen else found
 
     @cached_property
     def _chosen(self) -> Point:

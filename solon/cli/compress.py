@@ -20,6 +20,7 @@ from solon.files.whole_file import write_whole
 
 if TYPE_CHECKING:
     from compression.pairs import Pair
+    from compression.sensitivity import Sweeper
 
 
 MOST_GOLD = 20_000
@@ -34,6 +35,8 @@ def run_compress(
     constitution: Path | None,
     template: str | None,
     formats: tuple[str, ...],
+    workers: int,
+    gpus_per_worker: float,
     as_json: bool,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def run_compress(
     path = resolver([model], progress=not as_json)
     for name in formats:
         format_named(name)
+    sweeper = _sweeper(workers, gpus_per_worker)
     request = Request(model=Path(policy_of(path(model))), formats=formats or SEARCHED, **settings)
     check(request)  # before pairs are read with its tokenizer
     if request.role == "judge":
@@ -63,14 +67,28 @@ def run_compress(
             read,
             say=lambda text: console.print(text, markup=False),
             tick=lambda share: progress.update(task, completed=share, visible=share < 1),
+            sweeper=sweeper,
         )
         report = work.run()
     for place in (work.work, *([Path(report["out"])] if report["out"] else [])):
         write_whole(place / "report.json", json_text(report, indent=1), what="report")
         _write_page(report, place / "report.html")
     print_table(console, table_of(report))
-    console.print(_said(report, work.work), markup=False)
+    console.print("\n".join([*_agreements(report), _said(report, work.work)]), markup=False)
     return report
+
+
+def _sweeper(workers: int, gpus_per_worker: float) -> Sweeper | None:
+    """None: sweeps are measured in this process. Raises InputError."""
+    if not workers:
+        if gpus_per_worker:
+            raise InputError(
+                f"--gpus-per-worker is {gpus_per_worker:g} without workers; give --workers, or leave it out"
+            )
+        return None
+    from cluster.sweeps import RaySweeper
+
+    return RaySweeper(workers=workers, gpus_per_worker=gpus_per_worker)
 
 
 def _policy_pairs(model: Path, path: Path, max_tokens: int) -> list[Pair]:
@@ -140,6 +158,16 @@ def _said(report: Mapping[str, Any], work: Path) -> str:
     return f"rejected: {sizes}\nnothing was written to the output; the report is in {work}"
 
 
+def _agreements(report: Mapping[str, Any]) -> list[str]:
+    """How well cheaper figures rank the layers."""
+    found = []
+    if (tau := report.get("ranking_agreement")) is not None:
+        found.append(f"Rank agreement of preferences and perplexity about the layers: Kendall's tau {tau:.2f}.")
+    if (rho := report.get("screen_agreement")) is not None:
+        found.append(f"Rank agreement of gradients and sweeps about the layers that were swept: Spearman {rho:.2f}.")
+    return found
+
+
 def _write_page(report: Mapping[str, Any], path: Path) -> None:
     import plotly.graph_objects as go
 
@@ -171,15 +199,10 @@ def _write_page(report: Mapping[str, Any], path: Path) -> None:
             }
         )
         figures["Size and harm"] = trade
-    agreement = report.get("ranking_agreement")
     notes = [
         f"{report['model']}: {report['verdict']}, as {report['reason']}.",
         "A harm is accepted when its upper bound is below its threshold. " + _said(report, path.parent),
-        *(
-            [f"Rank agreement of preferences and perplexity about the layers: Kendall's tau {agreement:.2f}."]
-            if agreement is not None
-            else []
-        ),
+        *_agreements(report),
         *(
             f"Candidate {c['name']}: {c['formats']}, {c['algorithm']}: {c['verdict']}, {c['reason']}"
             for c in report["candidates"]

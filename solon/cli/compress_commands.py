@@ -13,6 +13,16 @@ from solon.errors import RunFailedError
 compress_app = typer.Typer(rich_markup_mode=None)
 
 
+FormatsOption = Annotated[
+    str, typer.Option(metavar="FORMAT,…", help="With --size: the choice; fp8 only if named.", show_default=False)
+]
+ScreenOption = Annotated[
+    float, typer.Option(metavar="SHARE", help="Sweep this share of the layers, chosen by gradients; 0: all.")
+]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Ray tasks that sweep at a time, a CPU each; 0: this process.")]
+GpusOption = Annotated[float, typer.Option(min=0.0, help="With --workers: share of a GPU for each.")]
+
+
 @compress_app.command()
 def compress(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a stage, or a directory.", show_default=False)],
@@ -35,9 +45,8 @@ def compress(
         float,
         typer.Option(metavar="SHARE", help="Largest size of the linear layers; formats by layer.", show_default=False),
     ] = 0.0,
-    formats: Annotated[
-        str, typer.Option(metavar="FORMAT,…", help="With --size: the choice; fp8 only if named.", show_default=False)
-    ] = "",
+    formats: FormatsOption = "",
+    screen: ScreenOption = 0.0,
     algorithm: Annotated[
         Literal["rtn", "gptq", "smoothquant", "awq"],
         typer.Option(help="How weights are rounded; smoothquant: w8a8 and fp8, awq: int4."),
@@ -47,6 +56,8 @@ def compress(
     repair_rate: Annotated[float, typer.Option(help="With --recover: learning rate of the last try.")] = 1e-5,
     max_tokens: Annotated[int, typer.Option(min=8, help="Longest conversation of a pair, in tokens.")] = 1024,
     answers: Annotated[int, typer.Option(min=0, help="Answers that are written and searched for repetition.")] = 480,
+    workers: WorkersOption = 0,
+    gpus_per_worker: GpusOption = 0.0,
     serve: Annotated[
         bool, typer.Option("--serve/--no-serve", help="Let vLLM load the accepted copy and measure speed.")
     ] = True,
@@ -65,12 +76,15 @@ def compress(
         form=form,
         size=size,
         formats=tuple(name for name in formats.split(",") if name),
+        screen=screen,
         algorithm=algorithm,
         gate=gate,
         recover=recover,
         repair_rate=repair_rate,
         max_tokens=max_tokens,
         answers=answers,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
         serve=serve,
         as_json=as_json,
     )

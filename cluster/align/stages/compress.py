@@ -24,6 +24,7 @@ class CompressStage(AlignStage):
         "compression.workflow",
         "compression.request",
         "compression.reading",
+        "compression.screen",
         "compression.repair",
     )
 
@@ -36,6 +37,8 @@ class CompressStage(AlignStage):
     """One format for all layers; empty: `size` decides."""
     size: float = Field(0.0, ge=0, lt=1)
     """Largest share of the bytes of the linear layers; formats are then chosen by layer."""
+    screen: float = Field(0.0, ge=0, le=1)
+    """Share of the layers that are swept, chosen by gradients; 0: all."""
     algorithm: Literal["rtn", "gptq", "smoothquant", "awq"] = "rtn"
     """How weights are rounded; `smoothquant` is for `w8a8` and `fp8`, `awq` for int4."""
     gate: Literal["strict", "lenient"] = "strict"
@@ -71,7 +74,7 @@ def compress_policy(given: Mapping[str, Any]) -> dict[str, Any]:
     pairs, _ = policy_pairs(model, Path(given["preferences"]), max_tokens=given["max_tokens"])
     chosen = {
         name: given[name]
-        for name in ("form", "size", "algorithm", "gate", "recover", "repair_rate", "answers", "serve")
+        for name in ("form", "size", "screen", "algorithm", "gate", "recover", "repair_rate", "answers", "serve")
     }
     request = Request(model=model, out=out / "model", work=Path(given["scratch"]) / "work", **chosen)
     report = Compression(request, pairs, say=print).run()

@@ -25,6 +25,8 @@ from compression.live import load_model
 from compression.pairs import Pair, Scores, part_of, parted, scores_of
 from compression.request import Request
 from compression.roles import ROLES, Rules
+from compression.sensitivity import plan_of
+from compression.units import skeleton, units_of
 from compression.workflow import Compression
 from serve_apps.versions import require_certificate
 from solon.cli.main import app
@@ -146,9 +148,61 @@ def test_a_second_start_repeats_neither_sweeps_nor_candidates_and_gives_the_same
     assert (tmp_path / "out" / CERTIFICATE).read_bytes() == certificate
 
 
+def test_another_target_gate_or_recovery_repeats_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = {"form": "", "size": 0.3, "gate": "lenient", "formats": ("w4a16-g128", "w8a8")}
+    monkeypatch.setattr("compression.original.MOST_SEARCHED", 24)
+    assert compress(tmp_path, **settings)["verdict"] == "accept"
+    shutil.rmtree(tmp_path / "out")
+    (file,) = (tmp_path / "out.work").glob("sweeps-*.jsonl")
+    before = file.read_text()
+
+    def unwanted(*_: object, **__: object) -> None:
+        raise AssertionError("it was finished")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("compression.sensitivity.damage", unwanted)
+        report = compress(tmp_path, **{**settings, "size": 0.5, "recover": True})
+    assert report["linear_bytes"]["after"] > 0.3 * report["linear_bytes"]["before"]
+    assert file.read_text() == before
+    assert len(list((tmp_path / "out.work").glob("*/candidate-1"))) == 2
+
+
+def test_a_screen_sweeps_a_share_of_the_units_and_its_agreement_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    make_model(tmp_path / "model")
+    pairs = write_preferences(tmp_path / "pairs.jsonl")
+    monkeypatch.setattr("compression.original.MOST_SEARCHED", 24)
+    arguments = ["compress", str(tmp_path / "model"), "--pairs", str(pairs), "--answers", "0", "--no-serve"]
+    target = ["--size", "0.5", "--formats", "w4a16-g32,w8a8", "--screen", "0.3", "--gate", "lenient"]
+    done = CliRunner().invoke(app, [*arguments, *target, "--out", str(tmp_path / "small")])
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert -1 <= report["screen_agreement"] <= 1
+    words = f"gradients and sweeps about the layers that were swept: Spearman {report['screen_agreement']:.2f}"
+    assert words in done.output
+    assert words in (tmp_path / "small" / "report.html").read_text()
+    (file,) = (tmp_path / "small.work").glob("sweeps-*.jsonl")
+    swept = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len({one["unit"] for one in swept} - {""}) == 3  # of 8
+    assert {one["unit"] for one in report["costs"]} == {unit.name for unit in units_of(skeleton(tmp_path / "model"))}
+    settings = ["--gpus-per-worker", "0.5", "--out", str(tmp_path / "other")]
+    wrong = CliRunner().invoke(app, [*arguments, *target, *settings])
+    assert "--gpus-per-worker is 0.5 without workers" in str(wrong.exception)
+
+
+def test_what_all_units_take_at_least_is_measured_again_for_other_formats(tmp_path: Path):
+    units = units_of(skeleton(make_model(tmp_path / "model")))
+    few, more = (plan_of(units, formats) for formats in (["w8a8"], ["w4a16-g128", "w8a8"]))
+    shared = {one.key for one in few} & {one.key for one in more}
+    assert shared == {("in", unit.name, "w8a8") for unit in units}
+    assert {one.form for one in more if one.kind != "in"} == {"w4a16-g128"}
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"screen": 1.5, "form": "", "size": 0.5}, r"--screen is 1\.5, expected a share"),
         ({"form": "w8a8", "size": 0.5}, "give --format or --size, not both"),
         ({"form": "", "size": 0.0}, "give --format or --size"),
         ({"form": "", "size": 3.0}, "expected a share"),
@@ -306,6 +360,7 @@ def test_the_command_writes_a_report_and_says_what_was_kept(tmp_path: Path, monk
     assert (tmp_path / "small" / "report.html").stat().st_size > 1000
     report = json.loads((tmp_path / "small" / "report.json").read_text())
     assert report["candidates"][0]["verdict"] == "accept"
+    assert "screen_agreement" not in report
     monkeypatch.setattr(workflow, "thresholds", lambda *_: Thresholds(margin=1e-9))
     again = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "other"), "--format", "w4a16-g128"])
     assert again.exit_code == 1
