@@ -30,6 +30,7 @@ from benchmarks._compression_pairs import write_pairs
 from benchmarks._harness import Row, arguments, report
 from benchmarks._labels import nursery
 from compression.assignment import assign, random_assignments
+from compression.distil import RepairConfig
 from compression.export import export
 from compression.flips import damage
 from compression.gate.gate import decide, figures_of
@@ -37,7 +38,7 @@ from compression.gate.thresholds import Thresholds
 from compression.live import LiveModel, load_model
 from compression.pairs import Pair, Scores, parted, scores_of
 from compression.reading import policy_pairs
-from compression.repair import RepairConfig, repair
+from compression.repair import repair
 from compression.screen import agreement, margin_changes, soft_flips_of
 from compression.sensitivity import SweepFile, costs_of, measured, plan_of, sweeps_of
 from compression.units import Assignment, size_of, uniform

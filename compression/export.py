@@ -4,6 +4,7 @@ load."""
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from compression.algorithms import CALIBRATED, scaled_layers
+from compression.distil import save_trained
+from compression.live import load_model
 from compression.llm_compressor import write_compressed
 from compression.quantise import PACKAGES, calibration_digest, weight_bytes
 from compression.units import IGNORED, Assignment, Unit, skeleton
@@ -22,6 +25,7 @@ from solon.feedback.judges.identity import weights_digest
 from solon.host.ballast import is_no_space
 from solon.models.certificate import RECORD
 from solon.models.formats import FORMATS, KEEP, input_args, weight_args
+from solon.models.unrounded import read_unrounded, trained_format
 
 MOST_SCALED = 128
 """Sequences that `awq` reads."""
@@ -48,9 +52,11 @@ def export(
     *,
     algorithm: str = "rtn",
     calibration: Sequence[Sequence[int]] = (),
+    is_changed: bool = False,
 ) -> Exported:
     """Write the compressed copy beside its destination and rename it. calibration: token ids, for the algorithms that
-    read data.
+    read data; is_changed: the source is a pruned copy, which is written also where every unit is kept. What was trained
+    on the grid of the assignment is rounded from the weights before rounding, to exactly what was trained.
 
     Raises InputError when nothing is compressed, the algorithm does not fit the formats or the model, the target
     exists, or the disk is full; RunFailedError when what was written is not whole.
@@ -58,9 +64,9 @@ def export(
     if target.exists():
         raise InputError(f"{target} exists, expected a new directory; remove it or choose another")
     groups, kept = _groups(units, assignment)
-    if not groups:
+    if not groups and not is_changed:
         raise InputError("every unit is kept as it is, so there is nothing to write; ask for a smaller size")
-    scaled = scaled_layers(skeleton(source), units, assignment, algorithm)
+    scaled = scaled_layers(skeleton(source), units, assignment, algorithm) if groups else ()
     sequences = calibration if algorithm in CALIBRATED else ()
     if algorithm == "awq":
         sequences = sequences[:MOST_SCALED]
@@ -68,17 +74,21 @@ def export(
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compressing-") as scratch:
             written = Path(scratch) / "model"
-            layers = write_compressed(
-                source,
-                written,
-                groups=groups,
-                algorithm=algorithm,
-                scaled=scaled,
-                sequences=sequences,
-                ignore=kept,
-            )
-            require_whole(source, written, layers)
-            copy_companions(source, written)
+            if groups:
+                unrounded = algorithm == "rtn" and _is_on_grid(source, units, assignment)
+                layers = write_compressed(
+                    _before_rounding(source, Path(scratch)) if unrounded else source,
+                    written,
+                    groups=groups,
+                    algorithm=algorithm,
+                    scaled=scaled,
+                    sequences=sequences,
+                    ignore=kept,
+                )
+                require_whole(source, written, layers)
+                copy_companions(source, written)
+            else:
+                shutil.copytree(source, written)
             record = Exported(
                 source_digest=weights_digest(source),
                 algorithm=algorithm,
@@ -95,6 +105,21 @@ def export(
             raise
         raise InputError(f"the disk of {target.parent} is full; free some space, then start again") from None
     return record
+
+
+def _is_on_grid(source: Path, units: Sequence[Unit], assignment: Assignment) -> bool:
+    """Whether a model was trained on the grid that it is to be written in."""
+    form = trained_format(source)
+    return bool(form) and all(assignment[unit.name] == form for unit in units)
+
+
+def _before_rounding(source: Path, scratch: Path) -> Path:
+    """A copy of a model that was trained on a grid, with its weights before rounding."""
+    model: Any = load_model(source)
+    model.load_state_dict(read_unrounded(source), strict=False)
+    place = scratch / "unrounded"
+    save_trained(model, source, place)
+    return place
 
 
 def _groups(units: Sequence[Unit], assignment: Assignment) -> tuple[Mapping[str, Any], list[str]]:

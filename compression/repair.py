@@ -1,61 +1,23 @@
 """Trains a model on the grid that is exported, so that a compressed copy writes and prefers again what the original
 does.
 
-Distillation: on the answers of preference pairs, the better and the worse ones, the copy learns the original's
-distribution of every token, through weights that are rounded in every forward pass (straight-through estimator,
-arXiv:1308.3432; LLM-QAT, arXiv:2305.17888). What is saved are the weights before rounding: rounding them again gives
-exactly the weights that were trained. B rows, T positions, V vocabulary.
+Weights are rounded in every forward pass (straight-through estimator, arXiv:1308.3432; LLM-QAT, arXiv:2305.17888). What
+is saved are the weights before rounding: rounding them again gives exactly the weights that were trained.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
-
+from compression.distil import Distillation, RepairConfig, Repaired, save_trained
 from compression.live import load_model
-from compression.pairs import Pair, Tokens, laid_out
+from compression.pairs import Pair
+from compression.pruning.masks import masked, of_zeros
 from compression.units import Assignment, Unit, forms_of
 from learners.core.grid import trained_on_grid
-from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
-from solon.errors import RunFailedError
-from solon.host.file_modes import widen
-
-MARGIN_WEIGHT = 0.3
-"""Of the squared differences of the log-probs of the answers' tokens, beside the divergence."""
-
-
-class RepairConfig(BaseModel):
-    """`RepairConfig(learning_rate=1e-5)`"""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    learning_rate: float = Field(1e-5, gt=0)
-    """Peak, AdamW; it rises over a tenth of the steps and falls to 0 (cosine)."""
-    epochs: int = Field(3, ge=1)
-    batch: int = Field(16, ge=1)
-    """Answers of a step."""
-    seed: int = Field(0, ge=0)
-    threads: int = Field(2, ge=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repaired:
-    """The result of a repair."""
-
-    steps: int
-    first_loss: float
-    """KL divergence from the original, nats a token, of the first step."""
-    last_loss: float
-    """Mean of the last tenth of the steps."""
 
 
 def repair(
@@ -65,81 +27,16 @@ def repair(
     assignment: Assignment,
     pairs: Sequence[Pair],
     config: RepairConfig,
+    *,
+    start: Path | None = None,
 ) -> Repaired:
-    """Write the trained weights of a model, to be exported with the same assignment. Raises RunFailedError when the
-    loss is not finite."""
+    """Write the trained weights of a model, to be exported with the same assignment. start: a pruned copy that is
+    trained in place of the model; what is 0 in it stays 0. Raises RunFailedError when the loss is not finite."""
     teacher: Any = load_model(source)
-    student: Any = copy.deepcopy(teacher).float()
+    student: Any = (load_model(start) if start else copy.deepcopy(teacher)).float()
     course = Distillation(teacher, student, pairs, config)
-    with trained_on_grid(student, forms_of(units, assignment)):
+    zeros = of_zeros(student, units) if start and start != source else {}
+    with masked(student, zeros), trained_on_grid(student, forms_of(units, assignment)):
         course.run(course.steps)
     save_trained(student.to(teacher.dtype), source, target)
     return course.report()
-
-
-class Distillation:
-    """The student learns the teacher's distribution over every token of the answers of some pairs.
-
-    `run(steps)` may be called several times, with changes to the student in between; rates follow the whole course.
-    """
-
-    def __init__(self, teacher: Any, student: Any, pairs: Sequence[Pair], config: RepairConfig) -> None:
-        torch.set_num_threads(config.threads)
-        self._teacher, self._student, self._config = teacher, student.train(), config
-        self._lessons = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
-        rng, count = random.Random(config.seed), len(self._lessons)
-        self._order = [place for _ in range(config.epochs) for place in rng.sample(range(count), count)]
-        self.steps = math.ceil(len(self._order) / config.batch)
-        self._losses: list[float] = []
-
-    def run(self, steps: int) -> None:
-        """Take the next steps. Raises RunFailedError when the loss is not finite."""
-        batch = self._config.batch
-        optimiser = torch.optim.AdamW(self._student.parameters(), lr=self._config.learning_rate, weight_decay=0.0)
-        for step in range(len(self._losses), min(self.steps, len(self._losses) + steps)):
-            rows = [self._lessons[place] for place in self._order[step * batch : (step + 1) * batch]]
-            loss = _divergence(self._teacher, self._student, rows)
-            if not torch.isfinite(loss):
-                raise RunFailedError("the loss of the repair is not finite; lower its learning rate")
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self._student.parameters(), 1.0)
-            for group in optimiser.param_groups:
-                group["lr"] = self._config.learning_rate * _rate(step, self.steps)
-            optimiser.step()
-            self._losses.append(loss.item())
-
-    def report(self) -> Repaired:
-        """Of all steps so far."""
-        tail = self._losses[-math.ceil(len(self._losses) / 10) :]
-        return Repaired(steps=len(self._losses), first_loss=self._losses[0], last_loss=sum(tail) / len(tail))
-
-
-def _rate(step: int, steps: int) -> float:
-    rise = max(1, steps // 10)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def _divergence(teacher: Any, student: Any, rows: Sequence[tuple[Tokens, Tokens]]) -> torch.Tensor:
-    """Mean KL divergence of the student from its teacher over the tokens of the answers, nats."""
-    ids_BT, mask_BT, answer_BT = laid_out(rows)
-    with torch.no_grad():
-        wanted_MV = teacher(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1][answer_BT].float().log_softmax(-1)
-    found_MV = student(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1][answer_BT].float().log_softmax(-1)
-    divergence = nn.functional.kl_div(found_MV, wanted_MV, log_target=True, reduction="batchmean")
-    # The divergence hardly weighs unlikely tokens, and margins are sums over them: rejected answers are full of them.
-    token_M1 = ids_BT[:, 1:][answer_BT][:, None]
-    apart_M1 = found_MV.gather(-1, token_M1) - wanted_MV.gather(-1, token_M1)
-    loss: torch.Tensor = divergence + MARGIN_WEIGHT * apart_M1.square().mean()
-    return loss
-
-
-def save_trained(model: Any, source: Path, target: Path) -> None:
-    """Write a trained model with the tokenizer of its source."""
-    dropped = repair_generation_config(model)
-    model.save_pretrained(target)
-    warn_of_dropped(dropped)
-    copy_companions(source, target)
-    widen(target)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compression.gate.gate import ALPHA, LEAST_TAG, LOOKS
 from compression.gate.thresholds import Role, Strictness, Thresholds
 from compression.pairs import Pair
+from compression.pruning.plan import Pruning
 from compression.sensitivity import smallest
 from compression.units import Unit
 from solon.engines.base import EngineConfig
@@ -23,7 +24,7 @@ from solon.models.formats import FORMATS, KEEP, SEARCHED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The arguments of a compression. One of `form` and `size` is given."""
+    """The arguments of a compression. One of `form` and `size` is given, or `pruning`."""
 
     model: Path
     out: Path
@@ -46,6 +47,8 @@ class Request:
     """Learning rate of the training on the grid that recovery ends with."""
     answers: int = 480
     """Prompts whose answers are written and searched for repetition; 0: none."""
+    pruning: Pruning = field(default_factory=Pruning)
+    """What is removed before weights are rounded; with it the formats may be left out."""
     work: Path | None = None
     """Folder of finished steps; by default beside the output."""
     serve: bool = True
@@ -62,8 +65,9 @@ def check(request: Request) -> None:
     require_model(config)
     if is_quantised(config):
         raise InputError(f"{request.model} is compressed already, expected a model that is not; compress its original")
-    if bool(request.form) == bool(request.size):
+    if bool(request.form) == bool(request.size) and (request.form or not request.pruning.is_any):
         raise InputError("expected either a format for all layers or a size: give --format or --size, not both")
+    _check_pruning(request)
     if request.size and not 0 < request.size < 1:
         raise InputError(f"--size is {request.size:g}, expected a share of the bytes of the linear layers, such as 0.3")
     if not 0 <= request.screen <= 1:
@@ -77,6 +81,16 @@ def check(request: Request) -> None:
         raise InputError(f"--out {request.out} lies in the model, expected another place; choose one")
     if request.out.exists():
         raise InputError(f"{request.out} exists, expected a new directory; remove it or choose another")
+
+
+def _check_pruning(request: Request) -> None:
+    if request.pruning.is_any and request.role == "reward_model":
+        raise InputError("reward models are not pruned: they are not trained after it; leave --prune out")
+    if request.pruning.weights and request.algorithm != "rtn":
+        raise InputError(
+            f"{request.algorithm} would fill the zeros of --prune weights={request.pruning.weights:g}; take rtn, or "
+            "prune channels, groups or layers"
+        )
 
 
 def _check_role(request: Request, config: EngineConfig) -> None:

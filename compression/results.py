@@ -40,6 +40,7 @@ def certified(
         "rows": tried.decision["rows"],
         "algorithm": tried.candidate.algorithm,
         "assignment": tried.candidate.assignment,
+        **({"pruning": request.pruning.model_dump()} if request.pruning.is_any else {}),
         "versions": tried.record["versions"],
     }
 
@@ -55,6 +56,7 @@ def report_of(
         "out": str(request.out) if last.decision["verdict"] == ACCEPTED else None,
         "verdict": last.decision["verdict"],
         "reason": last.decision["reason"],
+        **({"pruning": request.pruning.model_dump()} if request.pruning.is_any else {}),
         "linear_bytes": {"before": whole, "after": last.size},
         "file_bytes": {"before": last.record["source_weight_bytes"], "after": last.record["weight_bytes"]},
         "noise": dict(noise),

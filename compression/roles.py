@@ -46,7 +46,9 @@ class Rules:
     reported: Callable[[Scores, Scores], dict[str, float]] = lambda *_: {}
     """Further figures, which the gate does not compare with a threshold."""
     writes: bool = False
-    """Its answers are searched for repetition, and it may be trained on the grid."""
+    """Its answers are searched for repetition."""
+    learns: bool = True
+    """It may be trained on the grid, and after pruning: its tokens are learned from the original."""
 
 
 def rewards_of(model: nn.Module, pairs: Sequence[Pair], *, rows: int = ROWS) -> Scores:
@@ -118,5 +120,5 @@ ROLES: dict[Role, Rules] = {
     "policy": Rules(writes=True),
     "critic": Rules(writes=True),
     "judge": Rules(),
-    "reward_model": Rules(scores=rewards_of, figures=reward_figures, reported=reward_shift),
+    "reward_model": Rules(scores=rewards_of, figures=reward_figures, reported=reward_shift, learns=False),
 }

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compression.llm_compressor import model_class
 from solon.errors import InputError
@@ -74,13 +74,14 @@ def units_of(model: nn.Module) -> tuple[Unit, ...]:
     return tuple(Unit(name=name, matrices=tuple(some), itemsize=itemsize) for name, some in found.items())
 
 
-def skeleton(source: Path) -> nn.Module:
-    """A model's layers without weights. Raises InputError for an architecture that Transformers does not know."""
+def skeleton(source: Path, config: Any = None) -> nn.Module:
+    """A model's layers without weights. config: shapes other than the model's own. Raises InputError for an
+    architecture that Transformers does not know."""
     import torch
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = config or AutoConfig.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
             model: nn.Module = model_class(source).from_config(config)
     except (OSError, ValueError, KeyError) as error:

@@ -2,6 +2,7 @@
 repeated.
 
     model, pairs ──▶ noise of the model against itself
+                 ──▶ pruning, and training after it
                  ──▶ formats: one for all, or by sensitivity under a byte budget
                  ──▶ candidate ──▶ gate ──▶ accepted: certificate, and the output appears
                         ▲           └────▶ rejected: the next candidate that recovery allows
@@ -54,6 +55,7 @@ from compression.sensitivity import (
     sweeps_of,
 )
 from compression.served_check import PROMPTS, check_in_vllm, compared
+from compression.start import Start
 from compression.units import Assignment, size_of, skeleton, uniform, units_of
 from solon.engines.tokens import ChatTokenizer
 from solon.errors import InputError, RunFailedError
@@ -89,23 +91,34 @@ class Compression:
         self._request, self._say, self._tick, self._sweeper = request, say, tick, sweeper
         check(request)
         self._rules = ROLES[request.role]
-        layers = skeleton(request.model)
-        self.units, self._architecture = units_of(layers), type(layers).__name__
+        self._whole = units_of(skeleton(request.model))
+        self._tokenizer = ChatTokenizer.load(str(request.model))
+        self._parts = parted(pairs)
+        self._original = Original(request, self._parts, self._tokenizer)
+        self._shared = request.work or request.out.with_name(f"{request.out.name}.work")
+        self._settings = self._digested(pairs)
+        digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()[:12]
+        self.work = self._shared / digest
+        """Of these settings: another model, other pairs or another target have a folder of their own. Sweeps lie above
+        it, as they do not depend on the target."""
+        self._start = Start(
+            self._original, request.model, request.pruning, place=self.work / "pruned", make=self._prune
+        )
+        self.units = self._start.units
         if request.form:
             uniform(self.units, request.form)
         fitting = [name for name in self._formats if any(unit.fits(FORMATS[name]) for unit in self.units)]
         possible = [request.form] if request.form else fitting
-        require_algorithm(request.algorithm, self._architecture, possible)
-        self._limits = thresholds(request.gate, request.role)
-        self._tokenizer = ChatTokenizer.load(str(request.model))
-        self._parts = parted(pairs)
+        require_algorithm(request.algorithm, self._start.architecture, possible)
         if small := self._require_enough(1):
             say(f"note: too few prompts for figures of their own: {', '.join(small)}")
         if request.size:
-            whole = size_of(self.units, uniform(self.units, KEEP))
-            require_possible(self.units, self._formats, int(request.size * whole))
-        self._original = Original(request, self._parts, self._tokenizer)
-        settings: dict[str, Any] = {
+            require_possible(self.units, self._formats, self._budget)
+
+    def _digested(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """All that the result depends on."""
+        request, self._limits = self._request, thresholds(self._request.gate, self._request.role)
+        return {
             "model": weights_digest(request.model),
             "pairs": digest_of_pairs(pairs),
             "target": request.form or request.size,
@@ -127,13 +140,13 @@ class Compression:
                 MOST_TAUGHT,
             ],
             "versions": {package: version(package) for package in PACKAGES},
+            "pruning": request.pruning.model_dump(),
         }
-        self._settings = settings
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        self._shared = request.work or request.out.with_name(f"{request.out.name}.work")
-        self.work = self._shared / digest
-        """Of these settings: another model, other pairs or another target have a folder of their own. Sweeps lie above
-        it, as they do not depend on the target."""
+
+    @property
+    def _budget(self) -> int:
+        """Bytes of the linear layers."""
+        return int(self._request.size * size_of(self._whole, uniform(self._whole, KEEP)))
 
     def run(self) -> dict[str, Any]:
         """The report. Raises RunFailedError when the model disagrees with itself, is not served, or the disk fails."""
@@ -162,7 +175,7 @@ class Compression:
             self._say(f"{candidate.name}: {found.decision['verdict']}, {found.decision['reason']}")
             if found.decision["verdict"] == ACCEPTED:
                 break
-        report = report_of(tried, request=self._request, units=self.units, noise=noise)
+        report = report_of(tried, request=self._request, units=self._whole, noise=noise)
         if "_costs" in vars(self):
             report |= sweep_report(self.units, self._formats, self._sweeps, self._costs)
             if self._request.screen:
@@ -205,12 +218,13 @@ class Compression:
 
     def _candidates(self) -> Iterator[Candidate]:
         request = self._request
-        first = dict(uniform(self.units, request.form)) if request.form else self._chosen.assignment
+        first = self._chosen.assignment if request.size else dict(uniform(self.units, request.form or KEEP))
         yield Candidate(name="1", algorithm=request.algorithm, assignment=first)
         if not request.recover:
             return
         number, algorithm = 1, "gptq" if request.algorithm == "rtn" else request.algorithm
-        for other in others(request.algorithm, self._architecture, first):
+        # Algorithms that move errors to other weights would fill the zeros of a pruned model.
+        for other in [] if request.pruning.weights else others(request.algorithm, self._start.architecture, first):
             number += 1
             yield Candidate(name=str(number), algorithm=other, assignment=first)
         if request.form:  # a size is a limit
@@ -220,7 +234,7 @@ class Compression:
                 number += 1
                 left = any(is_for(algorithm, FORMATS[name]) for name in assignment.values())
                 yield Candidate(name=str(number), algorithm=algorithm if left else "gptq", assignment=assignment)
-        if self._rules.writes:
+        if self._rules.learns and (request.form or request.size):
             yield Candidate(name=str(number + 1), algorithm="rtn", assignment=first, is_repaired=True)
 
     def _promotions(self, first: Assignment) -> Iterator[dict[str, str]]:
@@ -240,14 +254,14 @@ class Compression:
     @property
     def _swept_with(self) -> str:
         """Identifies the model, the pairs and the arithmetic of sweeps."""
-        return sweeps_digest(self._settings["model"], self._original.search, self._settings["versions"])
+        return sweeps_digest(weights_digest(self._start.path), self._start.search, self._settings["versions"])
 
     @cached_property
     def _screen(self) -> Costs:
         """Harm by gradients."""
-        original, kept = self._original, self._shared / f"screen-{self._swept_with}.json"
-        self._say(f"gradients of {len(original.search)} pairs for {len(self.units)} units")
-        return screened(original.live, original.search, original.searched, self._formats, kept)
+        start, kept = self._start, self._shared / f"screen-{self._swept_with}.json"
+        self._say(f"gradients of {len(start.search)} pairs for {len(self.units)} units")
+        return screened(start.live, start.search, start.searched, self._formats, kept)
 
     @cached_property
     def _sweeps(self) -> list[Sweep]:
@@ -256,15 +270,15 @@ class Compression:
             only = swept_units(self.units, self._formats, self._screen, share)
         plan = plan_of(self.units, self._formats, only=only)
         swept = len(self.units) if only is None else len(only)
-        self._say(f"sweeps over {swept} of {len(self.units)} units with {len(self._original.search)} pairs")
+        self._say(f"sweeps over {swept} of {len(self.units)} units with {len(self._start.search)} pairs")
         file = SweepFile(self._shared / f"sweeps-{self._swept_with}.jsonl")
         return sweeps_of(plan, file, self._measure, self._tick)
 
     def _measure(self, missing: Sequence[Planned]) -> Iterable[Sweep]:
-        original = self._original
+        start = self._start
         if self._sweeper is None:
-            return measured(original.live, original.search, original.searched, missing, scores=self._rules.scores)
-        return self._sweeper(self._request.model, original.search, original.searched, missing)
+            return measured(start.live, start.search, start.searched, missing, scores=self._rules.scores)
+        return self._sweeper(start.path, start.search, start.searched, missing)
 
     @property
     def _formats(self) -> list[str]:
@@ -277,8 +291,7 @@ class Compression:
 
     @cached_property
     def _chosen(self) -> Point:
-        whole = size_of(self.units, uniform(self.units, KEEP))
-        return assign(self.units, self._costs, int(self._request.size * whole))
+        return assign(self.units, self._costs, self._budget)
 
     def _try(self, candidate: Candidate, noise: Mapping[str, float]) -> Tried:
         place = self.work / f"candidate-{candidate.name}"
@@ -312,7 +325,7 @@ class Compression:
 
     def _export(self, candidate: Candidate, place: Path) -> Exported:
         calibration = [[*pair.prompt, *pair.chosen] for pair in self._parts["calibration"][:MOST_CALIBRATED]]
-        source = self._request.model
+        source = self._start.path
         if candidate.is_repaired:
             source = self.work / f"repaired-{candidate.name}"
             shutil.rmtree(source, ignore_errors=True)
@@ -324,18 +337,33 @@ class Compression:
             candidate.assignment,
             algorithm=candidate.algorithm,
             calibration=calibration,
+            is_changed=self._request.pruning.is_any,
         )
 
     def _repair(self, target: Path, assignment: Assignment) -> None:
-        from compression.repair import RepairConfig, repair
+        from compression.distil import RepairConfig
+        from compression.repair import repair
 
-        pairs = [*self._parts["calibration"], *self._parts["search"]][:MOST_TAUGHT]
         config = RepairConfig(learning_rate=self._request.repair_rate)
-        report = repair(self._request.model, target, self.units, assignment, pairs, config)
-        self._say(
-            f"trained on the grid: {report.steps} steps, KL {report.first_loss:.4f} -> {report.last_loss:.4f} "
-            f"nats a token"
+        report = repair(
+            self._request.model, target, self.units, assignment, self._lessons, config, start=self._start.path
         )
+        self._say(f"trained on the grid: {report}")
+
+    def _prune(self, target: Path) -> None:
+        from compression.distil import RepairConfig
+        from compression.pruning.prune import prune
+
+        request = self._request
+        self._say(f"pruning ({request.pruning}), and training after it")
+        config = RepairConfig(learning_rate=request.repair_rate)
+        report = prune(request.model, target, self._lessons, request.pruning, config)
+        self._say(f"trained after pruning: {report}")
+
+    @property
+    def _lessons(self) -> list[Pair]:
+        """Pairs that copies are trained with: none of the gate."""
+        return [*self._parts["calibration"], *self._parts["search"]][:MOST_TAUGHT]
 
     # -- results ------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from compression.llm_compressor import quiet
+from compression.llm_compressor import model_class, quiet
 from solon.errors import RunFailedError
 
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -57,10 +57,8 @@ def _is_tied(folder: Path) -> bool:
 
 
 def _require_read(written: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     with quiet():
-        _, report = AutoModelForCausalLM.from_pretrained(
+        _, report = model_class(written).from_pretrained(
             written, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     wrong = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}

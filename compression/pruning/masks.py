@@ -5,16 +5,18 @@ Rows are pruned by the same share, as Wanda does: a row is what one output is co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from compression.pruning.importance import Importance
+from compression.pruning.plan import Method
+from compression.units import Unit
 
-Method = Literal["alignment", "wanda", "magnitude"]
-METHODS: tuple[Method, ...] = ("alignment", "wanda", "magnitude")
 ALIGNMENT_SHARE = 0.5
 """Of the rank by alignment in the score of the method `alignment`."""
 WANDA_SHARE = 0.25
@@ -81,3 +83,43 @@ def _largest_of_rows(score_OI: Tensor, share: float) -> Tensor:
     kept = round(share * score_OI.shape[-1])
     mask_OI = torch.zeros_like(score_OI, dtype=torch.bool)
     return mask_OI.scatter_(-1, score_OI.topk(kept, dim=-1).indices, True) if kept else mask_OI
+
+
+class _Masked(nn.Module):
+    def __init__(self, mask_OI: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask_OI", mask_OI)
+        self.mask_OI: Tensor
+
+    def forward(self, weight_OI: Tensor) -> Tensor:
+        return weight_OI * self.mask_OI
+
+    def right_inverse(self, weight_OI: Tensor) -> Tensor:
+        return weight_OI
+
+
+@contextmanager
+def masked(model: nn.Module, masks: Masks) -> Iterator[None]:
+    """Weights outside of the masks are 0 in every forward pass, get no gradient, and stay 0 afterwards."""
+    layers: dict[str, Any] = dict(model.named_modules())
+    for name, mask_OI in masks.items():
+        parametrize.register_parametrization(layers[name], "weight", _Masked(mask_OI))
+    try:
+        yield
+    finally:
+        for name in masks:
+            parametrize.remove_parametrizations(layers[name], "weight", leave_parametrized=True)
+
+
+def of_zeros(model: nn.Module, units: Sequence[Unit]) -> Masks:
+    """Masks that keep the zeros of a pruned model."""
+    layers: dict[str, Any] = dict(model.named_modules())
+    return {matrix.name: layers[matrix.name].weight.detach() != 0 for unit in units for matrix in unit.matrices}
+
+
+@torch.no_grad()
+def set_to_zero(model: nn.Module, masks: Masks) -> None:
+    """Remove the weights outside of the masks for good."""
+    layers: dict[str, Any] = dict(model.named_modules())
+    for name, mask_OI in masks.items():
+        layers[name].weight.mul_(mask_OI)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,111 +17,64 @@ from torch import Tensor, nn
 
 from compression.flips import damage
 from compression.pairs import Pair, laid_out, scores_of
-from solon.errors import InputError
+from compression.pruning.plan import Pruning, planned
 
-MULTIPLE = 32
-"""Channels are kept in multiples of this, as formats and kernels need them."""
 BATCH = 8
 SEEN = 64
 """Pairs on which layers are left out."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """Shares that are cut out."""
-
-    channels: float = 0.0
-    groups: float = 0.0
-    layers: float = 0.0
-
-    @property
-    def is_any(self) -> bool:
-        """Whether something is cut out."""
-        return bool(self.channels or self.groups or self.layers)
-
-
-def cut_out(model: Any, pairs: Sequence[Pair], cut: Cut) -> Any:
-    """A smaller copy of a model. Raises InputError for shapes that are not those of Llama and its relatives, and for a
-    share that leaves nothing."""
-    _require_known(model)
+def cut_out(model: Any, pairs: Sequence[Pair], pruning: Pruning) -> Any:
+    """A smaller copy of a model. Raises InputError for a share that leaves nothing, and for architectures whose parts
+    cannot be cut out."""
+    wanted = planned(model.config, pruning)
     smaller = copy.deepcopy(model).eval()
-    if cut.layers:
-        _cut_layers(smaller, pairs[:SEEN], cut.layers)
-    if cut.channels:
-        _cut_channels(smaller, pairs, cut.channels)
-    if cut.groups:
-        _cut_groups(smaller, pairs, cut.groups)
+    if pruning.layers:
+        _cut_layers(smaller, pairs[:SEEN], int(wanted.num_hidden_layers))
+    if pruning.channels:
+        _cut_channels(smaller, pairs, int(wanted.intermediate_size))
+    if pruning.groups:
+        _cut_groups(smaller, pairs, wanted)
     return smaller
 
 
-def _require_known(model: Any) -> None:
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj",
-             "mlp.gate_proj", "mlp.down_proj")  # fmt: skip
-    found = dict(layers[0].named_modules()) if layers else {}
-    if not all(name in found for name in names):
-        raise InputError(
-            f"{type(model).__name__} has other layers than Llama, Qwen and Mistral, whose channels, groups and layers "
-            "can be cut out; prune weights instead, or choose another model"
-        )
-
-
-def _cut_layers(model: Any, pairs: Sequence[Pair], share: float) -> None:
+def _cut_layers(model: Any, pairs: Sequence[Pair], kept: int) -> None:
     """Leave out, one after the other, the layer without which preferences change least."""
-    count = round(share * len(model.model.layers))
-    if count >= len(model.model.layers):
-        raise InputError(f"--prune layers={share:g} leaves no layer of {len(model.model.layers)}; give a smaller share")
     before = scores_of(model, pairs)
-    for _ in range(count):
+    while len(model.model.layers) > kept:
         layers = list(model.model.layers)
         harms = []
         for place in range(len(layers)):
             _use_layers(model, [*layers[:place], *layers[place + 1 :]])
             harms.append(damage(before, scores_of(model, pairs)).soft_flips)
-        worst = min(range(len(layers)), key=harms.__getitem__)
-        _use_layers(model, [*layers[:worst], *layers[worst + 1 :]])
+        least = min(range(len(layers)), key=harms.__getitem__)
+        _use_layers(model, [*layers[:least], *layers[least + 1 :]])
 
 
 def _use_layers(model: Any, layers: Sequence[Any]) -> None:
     model.model.layers = nn.ModuleList(layers)
     model.config.num_hidden_layers = len(layers)
     if getattr(model.config, "layer_types", None):
-        kinds = [getattr(layer, "attention_type", "full_attention") for layer in layers]
-        model.config.layer_types = kinds
+        model.config.layer_types = model.config.layer_types[: len(layers)]
     for place, layer in enumerate(layers):
         layer.self_attn.layer_idx = place  # its place in the cache
 
 
-def _cut_channels(model: Any, pairs: Sequence[Pair], share: float) -> None:
-    inner = int(model.config.intermediate_size)
-    kept = round((1 - share) * inner / MULTIPLE) * MULTIPLE
-    if not 0 < kept < inner:
-        raise InputError(
-            f"--prune channels={share:g} keeps {kept} of {inner} channels, expected a multiple of {MULTIPLE} below "
-            f"{inner}: give a share of {MULTIPLE / inner:.3g} to {1 - MULTIPLE / inner:.3g}"
-        )
+def _cut_channels(model: Any, pairs: Sequence[Pair], kept: int) -> None:
     scores = _gate_scores(model, pairs, "mlp.down_proj", width=1)
     for layer, score_C in zip(model.model.layers, scores, strict=True):
         chosen = score_C.topk(kept).indices.sort().values
         for name in ("gate_proj", "up_proj"):
             _keep_outputs(getattr(layer.mlp, name), chosen)
         _keep_inputs(layer.mlp.down_proj, chosen)
-        if hasattr(layer.mlp, "intermediate_size"):
-            layer.mlp.intermediate_size = kept
+        layer.mlp.intermediate_size = kept
     model.config.intermediate_size = kept
 
 
-def _cut_groups(model: Any, pairs: Sequence[Pair], share: float) -> None:
-    config = model.config
-    heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    kept = groups - round(share * groups)
-    if not 0 < kept < groups:
-        raise InputError(
-            f"--prune groups={share:g} keeps {kept} of {groups} groups of heads, expected 1 to {groups - 1}: give a "
-            f"share near {1 / groups:.3g} or a multiple of it"
-        )
-    per_group = heads // groups
+def _cut_groups(model: Any, pairs: Sequence[Pair], wanted: Any) -> None:
+    """wanted: the configuration afterwards."""
+    config, width, kept = model.config, int(wanted.head_dim), int(wanted.num_key_value_heads)
+    per_group = int(config.num_attention_heads) // int(config.num_key_value_heads)
     scores = _gate_scores(model, pairs, "self_attn.o_proj", width=per_group * width)
     for layer, score_G in zip(model.model.layers, scores, strict=True):
         chosen = score_G.topk(kept).indices.sort().values

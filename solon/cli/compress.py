@@ -35,6 +35,7 @@ def run_compress(
     constitution: Path | None,
     template: str | None,
     formats: tuple[str, ...],
+    prune: str,
     workers: int,
     gpus_per_worker: float,
     as_json: bool,
@@ -43,6 +44,7 @@ def run_compress(
     """Raises InputError before anything is written where possible, RunFailedError when the model disagrees with itself
     or is not served."""
     from cluster.side_by_side import policy_of
+    from compression.pruning.plan import Pruning
     from compression.request import Request, check
     from compression.workflow import Compression
     from solon.models.formats import SEARCHED, format_named
@@ -51,7 +53,9 @@ def run_compress(
     for name in formats:
         format_named(name)
     sweeper = _sweeper(workers, gpus_per_worker)
-    request = Request(model=Path(policy_of(path(model))), formats=formats or SEARCHED, **settings)
+    request = Request(
+        model=Path(policy_of(path(model))), formats=formats or SEARCHED, pruning=Pruning.parsed(prune), **settings
+    )
     check(request)  # before pairs are read with its tokenizer
     if request.role == "judge":
         read = _judge_pairs(request.model, pairs, constitution, template, max_tokens, as_json=as_json)

@@ -19,6 +19,14 @@ FormatsOption = Annotated[
 ScreenOption = Annotated[
     float, typer.Option(metavar="SHARE", help="Sweep this share of the layers, chosen by gradients; 0: all.")
 ]
+PruneOption = Annotated[
+    str,
+    typer.Option(
+        metavar="WHAT=SHARE,…",
+        help="Remove weights, channels, groups or layers first; method=alignment|wanda|magnitude.",
+        show_default=False,
+    ),
+]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Ray tasks that sweep at a time, a CPU each; 0: this process.")]
 GpusOption = Annotated[float, typer.Option(min=0.0, help="With --workers: share of a GPU for each.")]
 
@@ -46,6 +54,7 @@ def compress(
         typer.Option(metavar="SHARE", help="Largest size of the linear layers; formats by layer.", show_default=False),
     ] = 0.0,
     formats: FormatsOption = "",
+    prune: PruneOption = "",
     screen: ScreenOption = 0.0,
     algorithm: Annotated[
         Literal["rtn", "gptq", "smoothquant", "awq"],
@@ -76,6 +85,7 @@ def compress(
         form=form,
         size=size,
         formats=tuple(name for name in formats.split(",") if name),
+        prune=prune,
         screen=screen,
         algorithm=algorithm,
         gate=gate,

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from cluster.align.base import AlignStage, Job
-from solon.errors import RunFailedError
+from compression.pruning.plan import Pruning
+from solon.errors import InputError, RunFailedError
 from solon.files.json_text import json_text
 from solon.files.marks import ModelName, PromptsPath
 
@@ -25,7 +26,9 @@ class CompressStage(AlignStage):
         "compression.request",
         "compression.reading",
         "compression.screen",
+        "compression.distil",
         "compression.repair",
+        "compression.pruning.prune",
     )
 
     type: Literal["compress"] = "compress"
@@ -37,6 +40,8 @@ class CompressStage(AlignStage):
     """One format for all layers; empty: `size` decides."""
     size: float = Field(0.0, ge=0, lt=1)
     """Largest share of the bytes of the linear layers; formats are then chosen by layer."""
+    prune: str = ""
+    """What is removed first, such as `channels=0.25`: shares of weights, channels, groups or layers; empty: nothing."""
     screen: float = Field(0.0, ge=0, le=1)
     """Share of the layers that are swept, chosen by gradients; 0: all."""
     algorithm: Literal["rtn", "gptq", "smoothquant", "awq"] = "rtn"
@@ -56,7 +61,11 @@ class CompressStage(AlignStage):
 
     @model_validator(mode="after")
     def _has_one_target(self) -> Self:
-        if bool(self.form) == bool(self.size):
+        try:
+            pruning = Pruning.parsed(self.prune)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        if bool(self.form) == bool(self.size) and (self.form or not pruning.is_any):
             raise ValueError("expected form or size, the target of the compression; give one of the two")
         return self
 
@@ -76,7 +85,13 @@ def compress_policy(given: Mapping[str, Any]) -> dict[str, Any]:
         name: given[name]
         for name in ("form", "size", "screen", "algorithm", "gate", "recover", "repair_rate", "answers", "serve")
     }
-    request = Request(model=model, out=out / "model", work=Path(given["scratch"]) / "work", **chosen)
+    request = Request(
+        model=model,
+        out=out / "model",
+        work=Path(given["scratch"]) / "work",
+        pruning=Pruning.parsed(given["prune"]),
+        **chosen,
+    )
     report = Compression(request, pairs, say=print).run()
     if report["out"] is None:
         raise RunFailedError(f"the alignment was not kept: {report['reason']}")

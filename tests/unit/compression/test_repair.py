@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from compression.distil import RepairConfig
 from compression.export import export
 from compression.flips import damage
 from compression.live import LiveModel, load_model
 from compression.pairs import scores_of
-from compression.repair import RepairConfig, repair
+from compression.repair import repair
 from compression.units import forms_of, uniform
 from learners.core.grid import on_grid, trained_on_grid
 from solon.models.formats import format_of
