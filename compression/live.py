@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression.llm_compressor import model_class, quiet
+from compression.loading import model_class, quiet
 from compression.units import Assignment, Unit, units_of
 from learners.core.grid import inputs_on_grid, on_grid
 from solon.engines.transformers_model import decompress

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression.llm_compressor import model_class
+from compression.loading import model_class
 from solon.errors import InputError
 from solon.models.formats import FORMATS, KEEP, SEARCHED, Format, format_named, format_of
 

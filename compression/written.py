@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from compression.llm_compressor import model_class, quiet
+from compression.loading import model_class, quiet
 from solon.errors import RunFailedError
 
 HEADS = ("lm_head.weight", "embed_out.weight")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from compression.pruning.importance import Importance
 from compression.pruning.plan import Method
@@ -85,30 +85,17 @@ def _largest_of_rows(score_OI: Tensor, share: float) -> Tensor:
     return mask_OI.scatter_(-1, score_OI.topk(kept, dim=-1).indices, True) if kept else mask_OI
 
 
-class _Masked(nn.Module):
-    def __init__(self, mask_OI: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mask_OI", mask_OI)
-        self.mask_OI: Tensor
-
-    def forward(self, weight_OI: Tensor) -> Tensor:
-        return weight_OI * self.mask_OI
-
-    def right_inverse(self, weight_OI: Tensor) -> Tensor:
-        return weight_OI
-
-
 @contextmanager
 def masked(model: nn.Module, masks: Masks) -> Iterator[None]:
-    """Weights outside of the masks are 0 in every forward pass, get no gradient, and stay 0 afterwards."""
+    """Weights outside of the masks are 0 and get no gradient, so that an optimiser without weight decay leaves them."""
+    set_to_zero(model, masks)
     layers: dict[str, Any] = dict(model.named_modules())
-    for name, mask_OI in masks.items():
-        parametrize.register_parametrization(layers[name], "weight", _Masked(mask_OI))
+    hooks = [layers[name].weight.register_hook(partial(torch.mul, mask_OI)) for name, mask_OI in masks.items()]
     try:
         yield
     finally:
-        for name in masks:
-            parametrize.remove_parametrizations(layers[name], "weight", leave_parametrized=True)
+        for hook in hooks:
+            hook.remove()
 
 
 def of_zeros(model: nn.Module, units: Sequence[Unit]) -> Masks:

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from compression.distil import Distillation, RepairConfig, Repaired, save_trained
 from compression.live import load_model
 from compression.pairs import Pair
 from compression.pruning.importance import importance_of
 from compression.pruning.masks import cubic, masked, masks_of
 from compression.pruning.plan import Pruning
 from compression.pruning.shapes import cut_out
-from compression.repair import Distillation, RepairConfig, Repaired, save_trained
 from compression.units import Unit, units_of
 
 STAGES = 4

@@ -23,6 +23,7 @@ from compression.flips import damage
 from compression.gate.thresholds import Thresholds
 from compression.live import load_model
 from compression.pairs import Pair, Scores, part_of, parted, scores_of
+from compression.pruning.plan import Pruning
 from compression.request import Request
 from compression.roles import ROLES, Rules
 from compression.sensitivity import plan_of
@@ -54,7 +55,8 @@ def compress(folder: Path, pairs: list[Pair] | None = None, **settings: Any) -> 
     if not model.exists():
         make_model(model)
     chosen: dict[str, Any] = {"form": "w8a8", "answers": 0, "serve": False, **settings}
-    request = Request(model=model, out=folder / "out", **chosen)
+    pruning = Pruning.parsed(chosen.pop("prune", ""))
+    request = Request(model=model, out=folder / "out", pruning=pruning, **chosen)
     return Compression(request, make_pairs() if pairs is None else pairs).run()
 
 

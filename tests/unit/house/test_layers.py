@@ -94,6 +94,7 @@ ORDERS = {
         "build",
     ),
     "compression": (
+        "loading",
         "units",
         "algorithms",
         "llm_compressor",

@@ -61,7 +61,7 @@ def test_the_published_weights_are_exactly_those_that_the_policy_computes_with(l
     one = tensors["model.layers.0.mlp.up_proj.weight"]
     groups = one.reshape(len(one), -1, 32)
     assert max(len(group.unique()) for row in groups for group in row) <= 16
-    assert {tuple(tensors)} == {tuple(load(learner.step(1, random_groups(version=1))[1].payload.tobytes()))}
+    assert set(tensors) == {name for name in served.state_dict() if name != "lm_head.weight"}
 
 
 def test_a_saved_policy_that_is_compressed_to_its_grid_has_exactly_its_logits(llama: str, tmp_path: Path):
