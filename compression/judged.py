@@ -28,14 +28,15 @@ def spoilt(
     """1 where the greedy answer to a pair's prompt is empty or repeats itself. [P]"""
     found = []
     for start in range(0, len(pairs), ROWS):
-        answers = _written(model, [pair.prompt for pair in pairs[start : start + ROWS]], tokenizer, most_tokens)
+        answers = written(model, [pair.prompt for pair in pairs[start : start + ROWS]], tokenizer, most_tokens)
         found += [float(bool(degenerate(answer))) for answer in answers]
     return np.array(found)
 
 
-def _written(
+def written(
     model: nn.Module, prompts: Sequence[Sequence[int]], tokenizer: ChatTokenizer, most_tokens: int
 ) -> list[str]:
+    """Greedy answers of a model to prompts of token ids."""
     import torch
 
     width = max(map(len, prompts))
@@ -45,7 +46,7 @@ def _written(
         ids_RT[row, width - len(prompt) :] = torch.tensor(prompt)
         mask_RT[row, width - len(prompt) :] = 1
     with torch.no_grad():
-        written = model.generate(  # type: ignore[operator]  # Transformers' method
+        ids_RN = model.generate(  # type: ignore[operator]  # Transformers' method
             input_ids=ids_RT,
             attention_mask=mask_RT,
             max_new_tokens=most_tokens,
@@ -55,4 +56,4 @@ def _written(
             eos_token_id=[tokenizer.turn_end_id, tokenizer.eos_token_id],
             pad_token_id=tokenizer.turn_end_id,
         )
-    return [tokenizer.read_answer(row[width:].tolist()).text for row in written]
+    return [tokenizer.read_answer(row[width:].tolist()).text for row in ids_RN]

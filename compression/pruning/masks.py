@@ -49,12 +49,14 @@ def top_weights(scores: Mapping[str, Tensor], share: float) -> Masks:
     return {name: one >= least for name, one in scores.items()}
 
 
-def alignment_only(found: Mapping[str, Importance], *, share: float) -> Masks:
-    """True for weights among the top of alignment and not among the top of utility (arXiv:2402.05162): without them a
-    model should lose its preferences and keep its text."""
-    aligned = top_weights({name: one.alignment for name, one in found.items()}, share)
-    useful = top_weights({name: one.utility for name, one in found.items()}, share)
-    return {name: aligned[name] & ~useful[name] for name in found}
+def alignment_only(aligned: Mapping[str, Tensor], useful: Mapping[str, Tensor], *, share: float) -> Masks:
+    """True for weights whose first scores are among the top and whose second ones are not (arXiv:2402.05162).
+
+    aligned: importance to what must not be lost, such as to the text of refusals; useful: to other text. Without these
+    weights a model should lose the first and keep the second: a test that the scores mean something.
+    """
+    first, second = top_weights(aligned, share), top_weights(useful, share)
+    return {name: first[name] & ~second[name] for name in first}
 
 
 def cubic(step: int, steps: int, last: float) -> float:

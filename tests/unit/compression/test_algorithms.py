@@ -173,7 +173,7 @@ def test_recovery_tries_the_other_algorithms_that_fit_at_the_same_bytes_cheapest
         request = Request(
             model=source, out=tmp_path / "out", form=form, algorithm=algorithm, recover=True, answers=0, serve=False
         )
-        return [(one.name, one.algorithm) for one in Compression(request, make_pairs())._candidates()]
+        return [(one.name, one.algorithm) for one in Compression(request, make_pairs(1200))._candidates()]
 
     assert tried("w4a16-g64", "rtn") == [("1", "rtn"), ("2", "gptq"), ("3", "awq"), ("4", "gptq"), ("5", "rtn")]
     assert [name for _, name in tried("w8a8", "rtn")] == ["rtn", "gptq", "smoothquant", "gptq", "rtn"]

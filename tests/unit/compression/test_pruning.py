@@ -80,10 +80,11 @@ def test_every_row_loses_the_share_that_was_asked_for(source: Path, method: Any,
 def test_alignment_only_weights_are_among_the_top_of_preferences_and_not_of_text(source: Path):
     live = LiveModel.load(source)
     found = importance_of(live.model, live.units, make_pairs(8))
-    only = alignment_only(found, share=0.05)
+    aligned, text = ({name: getattr(one, kind) for name, one in found.items()} for kind in ("alignment", "utility"))
+    only = alignment_only(aligned, text, share=0.05)
     share = sum(int(one.sum()) for one in only.values()) / sum(one.numel() for one in only.values())
     assert 0 < share < 0.05
-    useful = top_weights({name: one.utility for name, one in found.items()}, 0.05)
+    useful = top_weights(text, 0.05)
     assert not any((only[name] & useful[name]).any() for name in only)
 
 
