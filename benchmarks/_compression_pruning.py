@@ -29,7 +29,7 @@ from solon.models.formats import KEEP
 TOP = 0.05
 """Share of the weights that count as important, for refusals and for other text."""
 RATE = 3e-4
-HELD_OUT = 1200
+HELD_OUT = 400
 """Prompts that are answered, a seventh of them harmful."""
 
 

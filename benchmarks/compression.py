@@ -1,6 +1,6 @@
 """Compression under the gate: exact exports, the gate's errors, guidance by preferences, and survival of kills.
 
-    python benchmarks/compression.py [--quick] [--json PATH] [--only exact,gate,planted,guide,command,kills]
+    python benchmarks/compression.py [--quick] [--json PATH] [--only exact,command,guide,…]
     [--english MODEL]
 
 Nursery models on two cores. `--english`: a model directory of SmolLM2 for the rows marked E, without pairs.
@@ -26,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from benchmarks._compression_loop import loop_rows
 from benchmarks._compression_pairs import write_pairs
+from benchmarks._compression_pruning import control_rows, pruned_rows
 from benchmarks._harness import Row, arguments, report
 from benchmarks._labels import nursery
 from compression.assignment import assign, random_assignments
@@ -49,7 +51,7 @@ from nursery.grow import Nursery
 from solon.host.own_code import child_environment, module_command
 from solon.models.formats import FORMATS, KEEP, SEARCHED
 
-PARTS = ("exact", "command", "guide", "repair", "kills", "planted", "gate")
+PARTS = ("exact", "command", "guide", "repair", "pruned", "control", "loop", "kills", "planted", "gate")
 PROMPTS = 2400
 BUDGETS = (0.15, 0.18, 0.22)
 """Shares of the bytes of the linear layers."""
@@ -348,6 +350,11 @@ def main() -> None:
             "command": lambda: command_rows(world),
             "guide": lambda: guide_rows(world, quick=quick),
             "repair": lambda: repair_rows(world),
+            "pruned": lambda: pruned_rows(
+                world.aligned, world.parts["search"], world.parts["gate"], world.folder, quick=quick
+            ),
+            "control": lambda: control_rows(world.aligned, world.parts["search"], REFUSALS),
+            "loop": lambda: loop_rows(world.grown, world.file, world.folder, quick=quick),
             "kills": lambda: kill_rows(world, quick=quick),
             "planted": lambda: planted_rows(world, quick=quick),
             "gate": lambda: gate_rows(world, quick=quick),
