@@ -45,9 +45,8 @@ def control_rows(model: Path, pairs: Sequence[Pair], refusals: str) -> list[Row]
     after = _adherence(live.model, model)
     chance = load_model(model)
     generator = torch.Generator().manual_seed(0)
-    whole = sum(one.numel() for one in only.values())
-    share = count / whole
-    set_to_zero(chance, {name: torch.rand(one.shape, generator=generator) >= share for name, one in only.items()})
+    share = count / sum(one.numel() for one in only.values())
+    set_to_zero(chance, {name: ~_as_many(one, generator) for name, one in only.items()})
     random = _adherence(chance, model)
     utility = [name for name in before if name != refusals]
 
@@ -62,6 +61,14 @@ def control_rows(model: Path, pairs: Sequence[Pair], refusals: str) -> list[Row]
         Row("points of the other principles lost", 100 * (mean(before) - mean(after)), goal="<= 2"),
         Row("points of refusals lost without as many random weights", 100 * (before[refusals] - random[refusals])),
     ]
+
+
+def _as_many(mask: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """So many weights of a matrix, at random."""
+    drawn = torch.randperm(mask.numel(), generator=generator)[: int(mask.sum())]
+    found = torch.zeros(mask.numel(), dtype=torch.bool)
+    found[drawn] = True
+    return found.view_as(mask)
 
 
 def _text(found: Mapping[str, Importance]) -> dict[str, torch.Tensor]:

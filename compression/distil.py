@@ -35,7 +35,8 @@ class RepairConfig(BaseModel):
     batch: int = Field(16, ge=1)
     """Answers of a step."""
     seed: int = Field(0, ge=0)
-    threads: int = Field(2, ge=1)
+    threads: int = Field(0, ge=0)
+    """CPU threads; 0: as the process has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +45,12 @@ class Repaired:
 
     steps: int
     first_loss: float
-    """KL divergence from the original, nats a token, of the first step."""
+    """Divergence from the original, nats a token, and MARGIN_WEIGHT times squared differences: of the first step."""
     last_loss: float
     """Mean of the last tenth of the steps."""
 
     def __str__(self) -> str:
-        return f"{self.steps} steps, KL {self.first_loss:.4f} -> {self.last_loss:.4f} nats a token"
+        return f"{self.steps} steps, loss {self.first_loss:.4f} -> {self.last_loss:.4f}"
 
 
 class Distillation:
@@ -59,7 +60,8 @@ class Distillation:
     """
 
     def __init__(self, teacher: Any, student: Any, pairs: Sequence[Pair], config: RepairConfig) -> None:
-        torch.set_num_threads(config.threads)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         self._teacher, self._student, self._config = teacher, student.train(), config
         self._lessons = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
         rng, count = random.Random(config.seed), len(self._lessons)
@@ -98,7 +100,8 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _divergence(teacher: Any, student: Any, rows: Sequence[tuple[Tokens, Tokens]]) -> torch.Tensor:
-    """Mean KL divergence of the student from its teacher over the tokens of the answers, nats."""
+    """KL divergence of the student from its teacher, and squared differences of log-probs, means over the tokens of the
+    answers."""
     ids_BT, mask_BT, answer_BT = laid_out(rows)
     with torch.no_grad():
         wanted_MV = teacher(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1][answer_BT].float().log_softmax(-1)

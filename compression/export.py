@@ -53,9 +53,11 @@ def export(
     algorithm: str = "rtn",
     calibration: Sequence[Sequence[int]] = (),
     is_changed: bool = False,
+    original: Path | None = None,
 ) -> Exported:
     """Write the compressed copy beside its destination and rename it. calibration: token ids, for the algorithms that
-    read data; is_changed: the source is a pruned copy, which is written also where every unit is kept. What was trained
+    read data; is_changed: the source is a pruned copy, which is written also where every unit is kept; original: what
+    the source was made from. What was trained
     on the grid of the assignment is rounded from the weights before rounding, to exactly what was trained.
 
     Raises InputError when nothing is compressed, the algorithm does not fit the formats or the model, the target
@@ -90,11 +92,11 @@ def export(
             else:
                 shutil.copytree(source, written)
             record = Exported(
-                source_digest=weights_digest(source),
+                source_digest=weights_digest(original or source),
                 algorithm=algorithm,
                 assignment=dict(assignment),
                 weight_bytes=weight_bytes(written),
-                source_weight_bytes=weight_bytes(source),
+                source_weight_bytes=weight_bytes(original or source),
                 calibration_digest=calibration_digest(sequences) if sequences else "",
                 versions={package: version(package) for package in PACKAGES},
             )
@@ -116,7 +118,12 @@ def _is_on_grid(source: Path, units: Sequence[Unit], assignment: Assignment) -> 
 def _before_rounding(source: Path, scratch: Path) -> Path:
     """A copy of a model that was trained on a grid, with its weights before rounding."""
     model: Any = load_model(source)
-    model.load_state_dict(read_unrounded(source), strict=False)
+    weights = read_unrounded(source)
+    if unread := sorted(model.load_state_dict(weights, strict=False).unexpected_keys):
+        raise InputError(
+            f"{source} holds weights before rounding under names that its architecture does not have, such as "
+            f"{unread[0]}; remove its folder `unrounded` to compress the rounded ones"
+        )
     place = scratch / "unrounded"
     save_trained(model, source, place)
     return place

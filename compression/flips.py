@@ -59,9 +59,10 @@ def damage(before: Scores, after: Scores) -> Damage:
     )
 
 
-def brier(scores: Scores) -> Floats:
-    """Squared error of the probability that the chosen answer is the better one. [P]"""
-    found: Floats = (1 - expit(BETA * scores.margin_P)) ** 2
+def brier(scores: Scores, beta: float = BETA) -> Floats:
+    """Squared error of the probability that the chosen answer is the better one. beta: 1 where margins are log-odds,
+    as those of a judge. [P]"""
+    found: Floats = (1 - expit(beta * scores.margin_P)) ** 2
     return found
 
 

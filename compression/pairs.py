@@ -61,7 +61,7 @@ class Scores:
 
 def part_of(prompt_id: str) -> Part:
     """The part of a prompt, by hash: the same in every file and on every machine."""
-    place = int.from_bytes(hashlib.sha256(f"compress:{prompt_id}".encode()).digest()[:8], "big") / 2**64
+    place = _place(prompt_id)
     for part, share in SHARES.items():
         place -= share
         if place < 0:
@@ -70,9 +70,9 @@ def part_of(prompt_id: str) -> Part:
 
 
 def parted(pairs: Iterable[Pair]) -> dict[Part, list[Pair]]:
-    """Pairs by part; of equal pairs the first is used. Raises InputError when a part is empty."""
+    """Pairs by part, in an order of their own; of equal pairs one is used. Raises InputError for an empty part."""
     found: dict[Part, list[Pair]] = {part: [] for part in SHARES}
-    for pair in dict.fromkeys(pairs):
+    for pair in _mixed(dict.fromkeys(pairs)):
         found[part_of(pair.prompt_id)].append(pair)
     if empty := next((part for part, some in found.items() if not some), None):
         prompts = len({pair.prompt_id for some in found.values() for pair in some})
@@ -82,6 +82,25 @@ def parted(pairs: Iterable[Pair]) -> dict[Part, list[Pair]]:
             "label more"
         )
     return found
+
+
+def _mixed(pairs: Iterable[Pair]) -> list[Pair]:
+    """In an order that the file does not decide, so that the first ones are a sample: one pair of each prompt, then
+    another."""
+    by_prompt: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_prompt.setdefault(pair.prompt_id, []).append(pair)
+    ranked = [
+        (number, _place(name), pair)
+        for name, some in by_prompt.items()
+        for number, pair in enumerate(sorted(some, key=lambda pair: _place(repr((pair.chosen, pair.rejected)))))
+    ]
+    return [pair for _, _, pair in sorted(ranked, key=lambda one: one[:2])]
+
+
+def _place(text: str) -> float:
+    """From 0 to 1, by hash."""
+    return int.from_bytes(hashlib.sha256(f"compress:{text}".encode()).digest()[:8], "big") / 2**64
 
 
 def digest_of_pairs(pairs: Sequence[Pair]) -> str:

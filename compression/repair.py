@@ -36,7 +36,7 @@ def repair(
     student: Any = (load_model(start) if start else copy.deepcopy(teacher)).float()
     course = Distillation(teacher, student, pairs, config)
     zeros = of_zeros(student, units) if start and start != source else {}
-    with masked(student, zeros), trained_on_grid(student, forms_of(units, assignment)):
+    with masked(student, zeros), trained_on_grid(student, forms_of(units, assignment), teacher.dtype):
         course.run(course.steps)
     save_trained(student.to(teacher.dtype), source, target)
     return course.report()

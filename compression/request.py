@@ -102,6 +102,8 @@ def _check_role(request: Request, config: EngineConfig) -> None:
         )
     if not gives_rewards:
         return
+    if request.screen:
+        raise InputError("--screen is about log-probs, and a reward model has none; leave it out")
     require_one_label(config)
     members = centre_of(model_settings(config), str(request.model)).members
     if members > 1:

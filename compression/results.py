@@ -57,7 +57,7 @@ def report_of(
         "verdict": last.decision["verdict"],
         "reason": last.decision["reason"],
         **({"pruning": request.pruning.model_dump()} if request.pruning.is_any else {}),
-        "linear_bytes": {"before": whole, "after": last.size},
+        "linear_bytes": {"before": whole, "after": last.size, "in_16_bits": whole * 2 // units[0].itemsize},
         "file_bytes": {"before": last.record["source_weight_bytes"], "after": last.record["weight_bytes"]},
         "noise": dict(noise),
         "candidates": [

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -119,6 +120,6 @@ def _rewards(model: Any, rows: Sequence[tuple[Tokens, Tokens]]) -> Floats:
 ROLES: dict[Role, Rules] = {
     "policy": Rules(writes=True),
     "critic": Rules(writes=True),
-    "judge": Rules(),
+    "judge": Rules(figures=partial(figures_of, beta=1.0)),  # its margins are log-odds
     "reward_model": Rules(scores=rewards_of, figures=reward_figures, reported=reward_shift, learns=False),
 }

@@ -15,14 +15,12 @@ unless the gate accepted it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +30,10 @@ from compression.algorithms import is_for, others, require_algorithm
 from compression.assignment import Point, assign, promoted
 from compression.candidates import Candidate, Tried, described, read_tried
 from compression.export import Exported, export
-from compression.flips import BETA
-from compression.gate.gate import LOOKS, Decision, alpha_of, decide
+from compression.gate.gate import Decision, alpha_of, decide
 from compression.gate.thresholds import thresholds
-from compression.original import MOST_SEARCHED, Original
-from compression.pairs import SHARES, Pair, digest_of_pairs, parted
-from compression.quantise import PACKAGES
+from compression.original import Original
+from compression.pairs import Pair, parted
 from compression.request import Request, check, require_enough, require_possible
 from compression.results import certified, report_of, sweep_report
 from compression.roles import ROLES
@@ -55,6 +51,7 @@ from compression.sensitivity import (
     sweeps_of,
 )
 from compression.served_check import PROMPTS, check_in_vllm, compared
+from compression.settings import MOST_CALIBRATED, MOST_PROMOTED, MOST_TAUGHT, name_of, name_of_pruned, settings_of
 from compression.start import Start
 from compression.units import Assignment, size_of, skeleton, uniform, units_of
 from solon.engines.tokens import ChatTokenizer
@@ -64,13 +61,8 @@ from solon.files.whole_file import write_whole
 from solon.models.certificate import ACCEPTED, RECORD, digest_of_files, write_certificate
 from solon.models.formats import FORMATS, KEEP
 
-MOST_PROMOTED = 0.15
-"""Share of the units that recovery may give more bits."""
 PROMOTIONS = 3
 """Candidates with more and more of them."""
-MOST_TAUGHT = 2048
-"""Pairs of a repair."""
-MOST_CALIBRATED = 512
 Say = Callable[[str], None]
 
 
@@ -96,13 +88,17 @@ class Compression:
         self._parts = parted(pairs)
         self._original = Original(request, self._parts, self._tokenizer)
         self._shared = request.work or request.out.with_name(f"{request.out.name}.work")
-        self._settings = self._digested(pairs)
-        digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()[:12]
-        self.work = self._shared / digest
+        self._limits = thresholds(request.gate, request.role)
+        self._settings = settings_of(request, pairs, self._limits)
+        self.work = self._shared / name_of(self._settings)
         """Of these settings: another model, other pairs or another target have a folder of their own. Sweeps lie above
         it, as they do not depend on the target."""
         self._start = Start(
-            self._original, request.model, request.pruning, place=self.work / "pruned", make=self._prune
+            self._original,
+            request.model,
+            request.pruning,
+            place=self._shared / name_of_pruned(self._settings),
+            make=self._prune,
         )
         self.units = self._start.units
         if request.form:
@@ -114,34 +110,6 @@ class Compression:
             say(f"note: too few prompts for figures of their own: {', '.join(small)}")
         if request.size:
             require_possible(self.units, self._formats, self._budget)
-
-    def _digested(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        """All that the result depends on."""
-        request, self._limits = self._request, thresholds(self._request.gate, self._request.role)
-        return {
-            "model": weights_digest(request.model),
-            "pairs": digest_of_pairs(pairs),
-            "target": request.form or request.size,
-            "formats": sorted(request.formats),
-            "screen": request.screen,
-            "algorithm": request.algorithm,
-            "role": request.role,
-            "gate": self._limits.model_dump(),
-            "recover": [request.recover, request.repair_rate],
-            "answers": request.answers,
-            "rules": [
-                alpha_of(1, recover=request.recover),
-                LOOKS,
-                SHARES,
-                BETA,
-                MOST_PROMOTED,
-                MOST_SEARCHED,
-                MOST_CALIBRATED,
-                MOST_TAUGHT,
-            ],
-            "versions": {package: version(package) for package in PACKAGES},
-            "pruning": request.pruning.model_dump(),
-        }
 
     @property
     def _budget(self) -> int:
@@ -328,8 +296,11 @@ class Compression:
         source = self._start.path
         if candidate.is_repaired:
             source = self.work / f"repaired-{candidate.name}"
-            shutil.rmtree(source, ignore_errors=True)
-            self._repair(source, candidate.assignment)
+            if not source.exists():
+                scratch = source.with_name(f".{source.name}")
+                shutil.rmtree(scratch, ignore_errors=True)
+                self._repair(scratch, candidate.assignment)
+                scratch.rename(source)
         return export(
             source,
             place,
@@ -338,6 +309,7 @@ class Compression:
             algorithm=candidate.algorithm,
             calibration=calibration,
             is_changed=self._request.pruning.is_any,
+            original=self._request.model,
         )
 
     def _repair(self, target: Path, assignment: Assignment) -> None:

@@ -7,6 +7,7 @@ resampling would find no uncertainty. C prompts, R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,9 @@ def _bca(values_C: Floats, alpha: float, seed: int) -> tuple[float, float]:
     spread = float((deviation**2).sum())
     if count < 2 or spread == 0:
         return float(mean), float(mean)
-    means_R = _resampled(values_C, np.random.default_rng(seed))
+    # The quantile at alpha has some twenty resamples beyond it.
+    resamples = max(RESAMPLES, math.ceil(20 / alpha))
+    means_R = _resampled(values_C, np.random.default_rng(seed), resamples)
     # Values that are equal count half: means of flips are on a lattice.
     below = ((means_R < mean).mean() + (means_R <= mean).mean()) / 2
     bias = norm.ppf(np.clip(below, 1e-6, 1 - 1e-6))
@@ -77,16 +80,16 @@ def _bca(values_C: Floats, alpha: float, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _resampled(values_C: Floats, rng: np.random.Generator) -> Floats:
+def _resampled(values_C: Floats, rng: np.random.Generator, resamples: int) -> Floats:
     count = len(values_C)
     different, times = np.unique(values_C, return_counts=True)
     if len(different) <= FEW_VALUES:
-        drawn = rng.multinomial(count, times / count, size=RESAMPLES)
+        drawn = rng.multinomial(count, times / count, size=resamples)
         return np.asarray(drawn @ different / count)
     rows = max(1, MOST_CELLS // count)
     return np.concatenate(
         [
-            values_C[rng.integers(0, count, (min(rows, RESAMPLES - start), count))].mean(1)
-            for start in range(0, RESAMPLES, rows)
+            values_C[rng.integers(0, count, (min(rows, resamples - start), count))].mean(1)
+            for start in range(0, resamples, rows)
         ]
     )

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from compression.flips import brier, harm
+from compression.flips import BETA, brier, harm
 from compression.gate.bounds import bounds, by_prompt
 from compression.gate.thresholds import Thresholds
 from compression.pairs import Pair, Scores
@@ -82,8 +82,9 @@ class Decision:
     rows: tuple[Row, ...]
 
 
-def figures_of(pairs: Sequence[Pair], before: Scores, after: Scores) -> list[Figure]:
-    """Figures about preferences: net and all flips, net flips of each tag, margins, Brier score."""
+def figures_of(pairs: Sequence[Pair], before: Scores, after: Scores, beta: float = BETA) -> list[Figure]:
+    """Figures about preferences: net and all flips, net flips of each tag, margins, Brier score. beta: as for
+    `brier`."""
     prompts, harm_P = tuple(pair.prompt_id for pair in pairs), harm(before, after)
     scale = max(1e-12, float(np.abs(before.margin_P).mean()))
     found = [
@@ -100,7 +101,7 @@ def figures_of(pairs: Sequence[Pair], before: Scores, after: Scores) -> list[Fig
         Figure(
             name="Brier score",
             kind="brier",
-            values_P=brier(after) - brier(before),
+            values_P=brier(after, beta) - brier(before, beta),
             prompts_P=prompts,
             are_flips=False,
         ),

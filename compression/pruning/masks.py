@@ -22,19 +22,19 @@ ALIGNMENT_SHARE = 0.5
 WANDA_SHARE = 0.25
 """Of the rank by Wanda in it; the rest is the rank by utility."""
 PROTECTED = 0.05
-"""Share of all weights, those that matter most to alignment, that the method `alignment` never removes."""
+"""Share of all weights, those that matter most to alignment, that the method `alignment` removes last."""
 Masks = dict[str, Tensor]
 
 
 def masks_of(found: Mapping[str, Importance], *, sparsity: float, method: Method) -> Masks:
-    """Masks that remove this share of every row. The method `alignment` keeps the protected weights whatever their row
-    loses."""
+    """Masks that remove this share of every row. The method `alignment` removes protected weights last: only of a row
+    that has more of them than it keeps."""
     protected = top_weights({name: one.alignment for name, one in found.items()}, PROTECTED)
     masks = {}
     for name, one in found.items():
         score_OI = _score(one, method)
         if method == "alignment":
-            score_OI = score_OI.masked_fill(protected[name], torch.inf)
+            score_OI = score_OI + 2.0 * protected[name]  # scores are at most 1
         masks[name] = _largest_of_rows(score_OI, 1 - sparsity)
     return masks
 
@@ -46,7 +46,7 @@ def top_weights(scores: Mapping[str, Tensor], share: float) -> Masks:
     if not count:
         return {name: torch.zeros_like(one, dtype=torch.bool) for name, one in scores.items()}
     least = whole.kthvalue(len(whole) - count + 1).values
-    return {name: one >= least for name, one in scores.items()}
+    return {name: (one >= least) & (one > 0) for name, one in scores.items()}
 
 
 def alignment_only(aligned: Mapping[str, Tensor], useful: Mapping[str, Tensor], *, share: float) -> Masks:

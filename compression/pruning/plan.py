@@ -13,8 +13,10 @@ Method = Literal["alignment", "wanda", "magnitude"]
 METHODS: tuple[Method, ...] = ("alignment", "wanda", "magnitude")
 MULTIPLE = 32
 """Channels are kept in multiples of this, as formats and kernels need them."""
-SHAPED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+SHAPED = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose channels, groups and layers are cut out."""
+OWN_HEAD_WIDTH = ("llama", "mistral", "qwen3")
+"""Those whose engines read the width of a head from the configuration: of the others the number of heads stays."""
 
 
 class Pruning(BaseModel):
@@ -55,6 +57,8 @@ class Pruning(BaseModel):
                     "method=alignment|wanda|magnitude, each once, separated by commas"
                 )
             found[name.strip()] = value.strip()
+        if "method" in found and "weights" not in found:
+            raise InputError("--prune method is about weights; give weights=SHARE too, or leave it out")
         try:
             return cls.model_validate(found)
         except ValidationError as error:
@@ -91,10 +95,22 @@ def planned(config: Any, pruning: Pruning) -> Any:
             )
         found.intermediate_size = kept
     if pruning.groups:
+        if config.model_type not in OWN_HEAD_WIDTH:
+            raise InputError(
+                f"engines work out the width of a head of {config.model_type!r} from the number of heads, so none is "
+                "cut out; leave --prune groups out, and prune channels or layers"
+            )
         heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads)
         found.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
         found.num_key_value_heads -= _removed(pruning.groups, groups, "groups", "group of heads")
         found.num_attention_heads = found.num_key_value_heads * (heads // groups)
+        if config.model_type != "qwen3" and config.hidden_size % found.num_attention_heads:
+            fitting = [kept for kept in range(1, groups) if config.hidden_size % (kept * (heads // groups)) == 0]
+            raise InputError(
+                f"--prune groups={pruning.groups:g} keeps {found.num_attention_heads} heads, and Transformers needs a "
+                f"number that divides {config.hidden_size}; give one of "
+                f"{', '.join(f'{1 - kept / groups:.3g}' for kept in reversed(fitting)) or 'none: prune channels'}"
+            )
     return found
 
 

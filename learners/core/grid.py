@@ -131,9 +131,10 @@ class Grid:
 
 
 @contextmanager
-def trained_on_grid(model: nn.Module, forms: Mapping[str, Format]) -> Iterator[Grid]:
-    """Weights of these layers, and inputs where the format has them, are rounded in every forward pass."""
-    grid = Grid(model, forms)
+def trained_on_grid(model: nn.Module, forms: Mapping[str, Format], dtype: torch.dtype | None = None) -> Iterator[Grid]:
+    """Weights of these layers, and inputs where the format has them, are rounded in every forward pass. dtype: as for
+    `Grid`."""
+    grid = Grid(model, forms, dtype)
     try:
         yield grid
     finally:

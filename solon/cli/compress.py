@@ -56,6 +56,8 @@ def run_compress(
     request = Request(
         model=Path(policy_of(path(model))), formats=formats or SEARCHED, pruning=Pruning.parsed(prune), **settings
     )
+    if workers and request.role == "reward_model":
+        raise InputError("--workers measure log-probs, and a reward model has none; leave it out")
     check(request)  # before pairs are read with its tokenizer
     if request.role == "judge":
         read = _judge_pairs(request.model, pairs, constitution, template, max_tokens, as_json=as_json)
@@ -152,7 +154,8 @@ def _said(report: Mapping[str, Any], work: Path) -> str:
     linear, files = report["linear_bytes"], report["file_bytes"]
     sizes = (
         f"linear layers {linear['before']:,} -> {linear['after']:,} bytes "
-        f"({linear['before'] / linear['after']:.2f} times smaller), files {files['before']:,} -> {files['after']:,}"
+        f"({linear['before'] / linear['after']:.2f} times smaller, {linear['in_16_bits'] / linear['after']:.2f} times "
+        f"smaller than in 16 bits), files {files['before']:,} -> {files['after']:,}"
     )
     if report["out"]:
         speed = f"\n{said(report['speed'])}" if report.get("speed") else ""

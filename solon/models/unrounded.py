@@ -7,6 +7,7 @@ was trained.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +24,14 @@ _WEIGHTS, _FORMAT = "weights.safetensors", "format.json"
 
 
 def write_unrounded(model: Path, form: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write the weights by the names that files give them."""
+    """Write the weights by the names that files give them, beside the rounded ones that are in the model's files."""
     from safetensors.torch import save_file
 
     folder = model / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: one.detach().to("cpu").contiguous() for name, one in tensors.items()}, folder / _WEIGHTS)
-    (folder / _FORMAT).write_text(json.dumps({"format": form}) + "\n", encoding="utf-8")
+    of = {"format": form, "rounded": _digest(model)}
+    (folder / _FORMAT).write_text(json.dumps(of) + "\n", encoding="utf-8")
 
 
 def trained_format(model: Path) -> str:
@@ -44,13 +46,29 @@ def trained_format(model: Path) -> str:
 
 
 def read_unrounded(model: Path) -> dict[str, Tensor]:
-    """The weights before rounding. Raises InputError for a damaged file."""
+    """The weights before rounding. Raises InputError for a damaged file, and for one that belongs to other weights than
+    those beside it."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = model / FOLDER / _WEIGHTS
+    settings = json.loads((model / FOLDER / _FORMAT).read_text(encoding="utf-8"))
+    if settings.get("rounded") != _digest(model):
+        raise InputError(
+            f"{path} belongs to other weights than those of {model}, which were changed; remove {path.parent} to "
+            "compress the changed ones"
+        )
     try:
         found: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}); train the model again, or remove {path.parent}") from None
     return found
+
+
+def _digest(model: Path) -> str:
+    """Of the weight files beside config.json."""
+    whole = hashlib.sha256()
+    for file in sorted(model.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return whole.hexdigest()

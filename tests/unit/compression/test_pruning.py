@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from transformers import AutoConfig
 from compression.distil import RepairConfig
 from compression.export import export
 from compression.live import LiveModel, load_model
-from compression.pairs import Pair, laid_out, scores_of
-from compression.pruning.importance import importance_of
+from compression.pairs import Pair, laid_out, parted, scores_of
+from compression.pruning.importance import Importance, importance_of
 from compression.pruning.masks import alignment_only, cubic, masked, masks_of, of_zeros, set_to_zero, top_weights
 from compression.pruning.plan import METHODS, Pruning, planned
 from compression.pruning.prune import prune
@@ -195,6 +196,39 @@ def test_set_to_zero_removes_for_good(source: Path):
     assert not model.get_submodule(name).weight.any()
 
 
+def test_groups_are_cut_only_where_engines_serve_what_is_left():
+    llama = AutoConfig.for_model("llama", hidden_size=4096, num_attention_heads=32, num_key_value_heads=8)
+    with pytest.raises(InputError, match=r"keeps 24 heads.*divides 4096; give one of 0.5, 0.75"):
+        planned(llama, Pruning(groups=0.25))
+    assert planned(llama, Pruning(groups=0.5)).num_attention_heads == 16
+    qwen = AutoConfig.for_model("qwen2", hidden_size=896, num_attention_heads=14, num_key_value_heads=2)
+    with pytest.raises(InputError, match=r"leave --prune groups out"):
+        planned(qwen, Pruning(groups=0.5))
+    other = AutoConfig.for_model("gpt2")
+    with pytest.raises(InputError, match=r"'gpt2', expected one of llama"):
+        planned(other, Pruning(channels=0.5))
+
+
+def test_protected_weights_of_a_crowded_row_go_in_the_order_of_their_scores():
+    scores = torch.rand(8, 64, generator=torch.Generator().manual_seed(0))
+    crowded = scores.clone()
+    crowded[0] += 10
+    one = Importance(alignment=crowded, utility=scores, wanda=scores, magnitude=scores)
+    (mask,) = masks_of({"m": one}, sparsity=0.75, method="alignment").values()
+    assert (mask.sum(-1) == 16).all()
+    kept, removed = crowded[0][mask[0]], crowded[0][~mask[0]]
+    assert kept.mean() > removed.mean() + 0.3
+
+
+def test_pairs_are_an_even_sample_of_prompts_whatever_the_order_of_the_file():
+    pairs = [replace(pair, prompt_id=f"p{number // 4}") for number, pair in enumerate(make_pairs(400))]
+    parts = parted(pairs)
+    assert parted(pairs[::-1]) == parts
+    for some in parts.values():
+        prompts = {pair.prompt_id for pair in some}
+        assert {pair.prompt_id for pair in some[: len(prompts)]} == prompts
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -220,6 +254,7 @@ def test_what_is_not_understood_is_named(text: str, words: str):
         ({"prune": "groups=0.99"}, r"groups=0.99 removes 4 of 4"),
         ({"prune": "channels=0.99"}, r"channels=0.99 keeps 0 of"),
         ({"prune": "weights=0.5", "algorithm": "gptq"}, r"gptq would fill the zeros"),
+        ({"prune": "channels=0.5,method=wanda"}, r"method is about weights"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused_before_anything_is_computed(

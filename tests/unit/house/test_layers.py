@@ -119,6 +119,7 @@ ORDERS = {
         "reading",
         "request",
         "original",
+        "settings",
         "start",
         "candidates",
         "results",
