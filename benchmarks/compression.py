@@ -55,8 +55,10 @@ PARTS = ("exact", "command", "guide", "repair", "pruned", "control", "loop", "ki
 PROMPTS = 2400
 BUDGETS = (0.15, 0.18, 0.22)
 """Shares of the bytes of the linear layers."""
-RANDOM_ONES = 8
+RANDOM_ONES = 4
 """Assignments by chance at each of them."""
+COMPARED = 1500
+"""Pairs of the gate on which assignments are compared."""
 GATE_PROMPTS = 420
 REPAIR_RATE = 6e-5
 REFUSALS = "harmless"
@@ -208,20 +210,24 @@ def guide_rows(world: World, *, quick: bool) -> list[Row]:
         models["aligned, other seed and rate"] = second
     for name, model in models.items():
         live = LiveModel.load(model)
-        search, gate = world.parts["search"][:256], world.parts["gate"]
+        search, gate = world.parts["search"][:256], world.parts["gate"][:COMPARED]
         formats = [form for form in SEARCHED if form != KEEP]
         searched, file = scores_of(live.model, search), SweepFile(world.folder / f"{name}.jsonl")
         sweeps = sweeps_of(plan_of(live.units, formats), file, partial(measured, live, search, searched))
         before, whole = scores_of(live.model, gate), size_of(live.units, uniform(live.units, KEEP))
         flipped = partial(_flipped, live, before, gate)
         flips: dict[str, list[float]] = {"preferences": [], "perplexity": [], "chance": []}
+        sizes: dict[str, list[float]] = {"preferences": [], "perplexity": []}
         for budget in BUDGETS:
             most = int(budget * whole)
             for guide in ("preferences", "perplexity"):
                 costs = costs_of(live.units, formats, sweeps, guide=guide)  # type: ignore[arg-type]  # one of the two
-                flips[guide].append(flipped(assign(live.units, costs, most).assignment))
+                point = assign(live.units, costs, most)
+                flips[guide].append(flipped(point.assignment))
+                sizes[guide].append(round(point.size / whole, 4))
             random_ones = random_assignments(live.units, costs, most, RANDOM_ONES, seed=0)
             flips["chance"].append(float(np.median([flipped(one) for one in random_ones])))
+        print(f"{name}: flips {flips}, shares of the bytes {sizes}", flush=True)
         ours, theirs, chance = (float(np.mean(some)) for some in flips.values())
         rows.append(Row(f"{name}: flips, guided by preferences (reference: by perplexity)", ours, theirs))
         rows.append(Row(f"{name}: the ratio of the two", ours / theirs if theirs else float("nan"), goal="<= 0.7"))

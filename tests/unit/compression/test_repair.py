@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compression.distil import RepairConfig
+from compression.distil import Distillation, RepairConfig, Repaired
 from compression.export import export
 from compression.flips import damage
 from compression.live import LiveModel, load_model
@@ -40,6 +40,30 @@ def test_weights_that_were_trained_on_the_grid_are_exactly_those_that_are_served
     assert torch.equal(in_training, served)
     assert torch.equal(rounded, served)
     assert not torch.equal(LiveModel.load(source).model.lm_head.weight, trained.model.lm_head.weight)
+
+
+def test_a_16_bit_model_is_trained_on_the_scales_that_its_files_have(tmp_path: Path):
+    source = make_model(tmp_path / "model")
+    load_model(source).to(torch.bfloat16).save_pretrained(source)
+    live = LiveModel.load(source)
+    assignment, seen = uniform(live.units, "w4a16-g32"), {}
+
+    class Watched(Distillation):
+        def report(self) -> Repaired:
+            seen.update({name: layer.weight.detach() for name, layer in self._student.named_modules() if name in forms})
+            return super().report()
+
+    forms = forms_of(live.units, assignment)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compression.repair.Distillation", Watched)
+        repair(source, tmp_path / "trained", live.units, assignment, make_pairs(16), RepairConfig(learning_rate=1e-3))
+    export(tmp_path / "trained", tmp_path / "out", live.units, assignment)
+    served = load_model(tmp_path / "out")
+    student = load_model(tmp_path / "trained")
+    for name, form in forms.items():
+        trained = on_grid(seen[name].to(torch.bfloat16), form)
+        assert torch.equal(trained, on_grid(student.get_submodule(name).weight, form))
+        assert torch.equal(trained, served.get_submodule(name).weight), name
 
 
 def test_margins_that_three_bits_lost_come_back(tmp_path: Path):
