@@ -24,6 +24,10 @@ MARGIN_WEIGHT = 0.3
 """Of the squared differences of the log-probs of the answers' tokens, beside the divergence."""
 
 
+MOST_HELD = 256
+"""Answers that are not trained on, at most a tenth."""
+
+
 class RepairConfig(BaseModel):
     """`RepairConfig(learning_rate=1e-5)`"""
 
@@ -45,35 +49,63 @@ class Repaired:
 
     steps: int
     first_loss: float
-    """Divergence from the original, nats a token, and MARGIN_WEIGHT times squared differences: of the first step."""
+    """On answers that are not trained on, before the training: divergence from the original, nats a token, and
+    MARGIN_WEIGHT times squared differences of log-probs."""
     last_loss: float
-    """Mean of the last tenth of the steps."""
+    """On the same answers, of what was kept."""
+    is_kept: bool
+    """False: the training made it worse, and the weights before it were kept."""
 
     def __str__(self) -> str:
-        return f"{self.steps} steps, loss {self.first_loss:.4f} -> {self.last_loss:.4f}"
+        after = f"{self.first_loss:.4g} -> {self.last_loss:.4g} on answers that were not trained on"
+        lower = "" if self.is_kept else "; it made the copy worse and was undone: give a lower --repair-rate"
+        return f"{self.steps} steps, distance from the original {after}{lower}"
 
 
 class Distillation:
     """The student learns the teacher's distribution over every token of the answers of some pairs.
 
-    `run(steps)` may be called several times, with changes to the student in between; rates follow the whole course.
+    `run(steps)` may be called several times, with changes to the student in between, then `finish()`; rates follow the
+    whole course.
     """
 
     def __init__(self, teacher: Any, student: Any, pairs: Sequence[Pair], config: RepairConfig) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self._teacher, self._student, self._config = teacher, student.train(), config
-        self._lessons = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+        lessons = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+        held = min(MOST_HELD, max(1, len(lessons) // 10))
+        self._lessons, self._held = lessons[:-held], lessons[-held:]
         rng, count = random.Random(config.seed), len(self._lessons)
         self._order = [place for _ in range(config.epochs) for place in rng.sample(range(count), count)]
         self.steps = math.ceil(len(self._order) / config.batch)
-        self._losses: list[float] = []
+        self._done = 0
+
+    def finish(self) -> Repaired:
+        """Take all steps that are left, and undo them if they made the student worse on answers that are not trained
+        on. Raises RunFailedError when the loss is not finite."""
+        before = {name: one.detach().clone() for name, one in self._student.state_dict().items()}
+        first = self.held_loss()
+        self.run(self.steps)
+        last = self.held_loss()
+        is_kept = last <= first
+        if not is_kept:
+            self._student.load_state_dict(before)
+        return Repaired(steps=self._done, first_loss=first, last_loss=min(first, last), is_kept=is_kept)
+
+    @torch.no_grad()
+    def held_loss(self) -> float:
+        """On answers that are not trained on."""
+        batch = self._config.batch
+        parts = [self._held[start : start + batch] for start in range(0, len(self._held), batch)]
+        losses = [float(_divergence(self._teacher, self._student, rows)) * len(rows) for rows in parts]
+        return sum(losses) / len(self._held)
 
     def run(self, steps: int) -> None:
         """Take the next steps. Raises RunFailedError when the loss is not finite."""
         batch = self._config.batch
         optimiser = torch.optim.AdamW(self._student.parameters(), lr=self._config.learning_rate, weight_decay=0.0)
-        for step in range(len(self._losses), min(self.steps, len(self._losses) + steps)):
+        for step in range(self._done, min(self.steps, self._done + steps)):
             rows = [self._lessons[place] for place in self._order[step * batch : (step + 1) * batch]]
             loss = _divergence(self._teacher, self._student, rows)
             if not torch.isfinite(loss):
@@ -84,12 +116,7 @@ class Distillation:
             for group in optimiser.param_groups:
                 group["lr"] = self._config.learning_rate * _rate(step, self.steps)
             optimiser.step()
-            self._losses.append(loss.item())
-
-    def report(self) -> Repaired:
-        """Of all steps so far."""
-        tail = self._losses[-math.ceil(len(self._losses) / 10) :]
-        return Repaired(steps=len(self._losses), first_loss=self._losses[0], last_loss=sum(tail) / len(tail))
+            self._done += 1
 
 
 def _rate(step: int, steps: int) -> float:

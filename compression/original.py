@@ -79,6 +79,12 @@ class Original:
                 )
         return noise
 
+    def preference(self) -> dict[str, float]:
+        """Of the original on the pairs of the gate: the share in which it prefers the chosen answer, and the mean
+        absolute margin, nats."""
+        margin_P = self.scores.margin_P
+        return {"prefers": float((margin_P > 0).mean()), "margin": float(np.abs(margin_P).mean())}
+
     def reported(self, after: Scores) -> dict[str, float]:
         """Figures about a copy with these scores that the gate does not use."""
         return {**asdict(damage(self.scores, after)), **self.rules.reported(self.scores, after)}

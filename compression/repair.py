@@ -37,6 +37,6 @@ def repair(
     course = Distillation(teacher, student, pairs, config)
     zeros = of_zeros(student, units) if start and start != source else {}
     with masked(student, zeros), trained_on_grid(student, forms_of(units, assignment), teacher.dtype):
-        course.run(course.steps)
+        report = course.finish()
     save_trained(student.to(teacher.dtype), source, target)
-    return course.report()
+    return report

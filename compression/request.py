@@ -66,7 +66,12 @@ def check(request: Request) -> None:
     if is_quantised(config):
         raise InputError(f"{request.model} is compressed already, expected a model that is not; compress its original")
     if bool(request.form) == bool(request.size) and (request.form or not request.pruning.is_any):
-        raise InputError("expected either a format for all layers or a size: give --format or --size, not both")
+        raise InputError(
+            f"got {'both --format and --size' if request.form else 'no target'}, expected one of --format and --size, "
+            "or --prune alone; give one"
+        )
+    if request.screen and not request.size and not request.recover:
+        raise InputError("--screen is about sweeps, and --format makes none without --recover; leave it out")
     _check_pruning(request)
     if request.size and not 0 < request.size < 1:
         raise InputError(f"--size is {request.size:g}, expected a share of the bytes of the linear layers, such as 0.3")

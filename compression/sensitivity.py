@@ -168,17 +168,19 @@ def plan_of(units: Sequence[Unit], formats: Sequence[str], *, only: Collection[s
 
 def ranking_agreement(units: Sequence[Unit], formats: Sequence[str], sweeps: Sequence[Sweep]) -> float:
     """Kendall's tau between the units' harm to preferences and to perplexity, each alone in its smallest format:
-    where it is low, perplexity would give bits to other units. NaN: of a reward model."""
+    where it is low, perplexity would give bits to other units. NaN: of a reward model, or of few units."""
     from scipy.stats import kendalltau
 
     known = {sweep.key: sweep.damage for sweep in sweeps}
     alone = [known[key] for unit in units if (key := ("in", unit.name, smallest(unit, formats))) in known]
     nll = [one.nll for one in alone if one.nll is not None]
-    if len(nll) < len(alone):
+    if len(nll) < len(alone) or len(alone) < LEAST_RANKED:
         return math.nan
     return float(kendalltau([one.soft_flips for one in alone], nll).statistic)
 
 
+LEAST_RANKED = 8
+"""Units, or units and formats, with fewer of which a rank correlation says nothing."""
 Costs = dict[tuple[str, str], float]
 """Harm of a unit in a format."""
 

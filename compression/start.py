@@ -6,12 +6,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from compression.live import LiveModel
 from compression.original import Original
 from compression.pairs import Pair, Scores
 from compression.pruning.plan import Pruning, planned
 from compression.units import Unit, skeleton, units_of
+
+SHAPES = ("num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
 class Start:
@@ -25,7 +28,10 @@ class Start:
     ) -> None:
         """Raises InputError for a share that leaves nothing of the model."""
         self._original, self._model, self._pruning, self._place, self._make = original, model, pruning, place, make
-        layers = skeleton(model, planned(skeleton(model).config, pruning) if pruning.is_any else None)
+        whole: Any = skeleton(model)
+        layers: Any = skeleton(model, planned(whole.config, pruning)) if pruning.is_any else whole
+        self.shapes = {name: [getattr(one.config, name, None) for one in (whole, layers)] for name in SHAPES}
+        """Before and after pruning."""
         self.units: tuple[Unit, ...] = units_of(layers)
         """Of the shapes after pruning."""
         self.architecture = type(layers).__name__

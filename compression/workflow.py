@@ -63,6 +63,8 @@ from solon.models.formats import FORMATS, KEEP
 
 PROMOTIONS = 3
 """Candidates with more and more of them."""
+LEAST_PREFERRED = 0.6
+"""Share of the pairs in which an aligned model should prefer the chosen answer."""
 Say = Callable[[str], None]
 
 
@@ -133,6 +135,7 @@ class Compression:
         except OSError as error:
             raise InputError(f"{self.work} cannot be made: {error.strerror}; choose another --out") from None
         noise = self._original.noise(self._limits)
+        self._say(self._described())
         tried: list[Tried] = []
         for candidate in self._candidates():
             if not self._may_be_accepted(int(candidate.name)):
@@ -144,6 +147,7 @@ class Compression:
             if found.decision["verdict"] == ACCEPTED:
                 break
         report = report_of(tried, request=self._request, units=self._whole, noise=noise)
+        report |= {"original": self._original.preference(), "shapes": self._start.shapes}
         if "_costs" in vars(self):
             report |= sweep_report(self.units, self._formats, self._sweeps, self._costs)
             if self._request.screen:
@@ -153,6 +157,20 @@ class Compression:
                 report |= self._served(self.work / f"candidate-{tried[-1].candidate.name}")
             self._publish(tried[-1], noise)
         return report
+
+    def _described(self) -> str:
+        """What the original is like on the pairs of the gate."""
+        prompts = {part: len({pair.prompt_id for pair in some}) for part, some in self._parts.items()}
+        own = self._original.preference()
+        few = (
+            "; it hardly prefers one to the other, so that flips measure noise"
+            if own["prefers"] < LEAST_PREFERRED
+            else ""
+        )
+        return (
+            f"prompts: {', '.join(f'{count:,} {part}' for part, count in prompts.items())}; the original prefers the "
+            f"chosen answer in {own['prefers']:.0%} of the gate's pairs, mean margin {own['margin']:.3g}{few}"
+        )
 
     def _served(self, copy: Path) -> dict[str, Any]:
         """Start vLLM with the copy, then with the original: both speeds."""
@@ -345,7 +363,8 @@ class Compression:
         with tempfile.TemporaryDirectory(dir=request.out.parent, prefix=f".{request.out.name}-") as scratch:
             beside = Path(scratch) / "model"
             shutil.copytree(self.work / f"candidate-{tried.candidate.name}", beside)
-            content = certified(tried, request=request, settings=self._settings, parts=self._parts, noise=noise)
+            content = {"original": self._original.preference(), "shapes": self._start.shapes}
+            content |= certified(tried, request=request, settings=self._settings, parts=self._parts, noise=noise)
             certificate = write_certificate(beside, content)
             if certificate["files"] != tried.files:
                 raise RunFailedError(f"the files of candidate {tried.candidate.name} changed after they were measured")

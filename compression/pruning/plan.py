@@ -63,9 +63,12 @@ class Pruning(BaseModel):
             return cls.model_validate(found)
         except ValidationError as error:
             first = error.errors()[0]
-            raise InputError(
-                f"--prune {first['loc'][0]} is {first['input']!r}: {first['msg']}; give a share such as 0.25"
-            ) from None
+            wanted = "one of alignment, wanda and magnitude" if first["loc"][0] == "method" else "a share such as 0.25"
+            raise InputError(f"--prune {first['loc'][0]} is {first['input']!r}, expected {wanted}") from None
+
+    def __str__(self) -> str:
+        asked = {name: value for name, value in self.model_dump(exclude={"method"}).items() if value}
+        return ", ".join(f"{name}={value:g}" for name, value in asked.items())
 
 
 def planned(config: Any, pruning: Pruning) -> Any:

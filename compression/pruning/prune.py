@@ -17,7 +17,7 @@ from compression.distil import Distillation, RepairConfig, Repaired, save_traine
 from compression.live import load_model
 from compression.pairs import Pair
 from compression.pruning.importance import importance_of
-from compression.pruning.masks import cubic, masked, masks_of
+from compression.pruning.masks import Masks, cubic, masked, masks_of
 from compression.pruning.plan import Pruning
 from compression.pruning.shapes import cut_out
 from compression.units import Unit, units_of
@@ -42,25 +42,26 @@ def prune(
         student = cut_out(student, pairs[:SCORED], pruning)
     course = Distillation(teacher, student, pairs, config)
     if pruning.weights:
-        _in_stages(student, units_of(student), pairs[:SCORED], pruning, course)
+        report = _in_stages(student, units_of(student), pairs[:SCORED], pruning, course)
     else:
-        course.run(course.steps)
+        report = course.finish()
     save_trained(student.to(teacher.dtype), source, target)
-    return course.report()
+    return report
 
 
 def _in_stages(
     student: Any, units: Sequence[Unit], pairs: Sequence[Pair], pruning: Pruning, course: Distillation
-) -> None:
+) -> Repaired:
     """Sparsity rises by a cubic schedule over the first half of the course; scores are measured again at each stage."""
-    for stage in range(1, STAGES + 1):
-        student.eval()
-        masks = masks_of(
-            importance_of(student, units, pairs),
-            sparsity=cubic(stage, STAGES, pruning.weights),
-            method=pruning.method,
-        )
-        student.train()
-        steps = course.steps // (2 * STAGES) if stage < STAGES else course.steps
-        with masked(student, masks):
-            course.run(steps)
+    for stage in range(1, STAGES):
+        with masked(student, _masks(student, units, pairs, pruning, stage)):
+            course.run(course.steps // (2 * STAGES))
+    with masked(student, _masks(student, units, pairs, pruning, STAGES)):
+        return course.finish()
+
+
+def _masks(student: Any, units: Sequence[Unit], pairs: Sequence[Pair], pruning: Pruning, stage: int) -> Masks:
+    student.eval()
+    found = importance_of(student, units, pairs)
+    student.train()
+    return masks_of(found, sparsity=cubic(stage, STAGES, pruning.weights), method=pruning.method)

@@ -140,8 +140,8 @@ def table_of(report: Mapping[str, Any]) -> Table:
 def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         row["name"],
-        f"{row['value']:+.4f}",
-        f"{row['high']:+.4f}",
+        f"{row['value']:+.5f}",
+        f"{row['high']:+.5f}",
         f"{row['threshold']:g}",
         f"{row['prompts']:,}",
         row["outcome"],
@@ -154,8 +154,8 @@ def _said(report: Mapping[str, Any], work: Path) -> str:
     linear, files = report["linear_bytes"], report["file_bytes"]
     sizes = (
         f"linear layers {linear['before']:,} -> {linear['after']:,} bytes "
-        f"({linear['before'] / linear['after']:.2f} times smaller, {linear['in_16_bits'] / linear['after']:.2f} times "
-        f"smaller than in 16 bits), files {files['before']:,} -> {files['after']:,}"
+        f"({linear['before'] / linear['after']:.2f} times smaller; {linear['after'] / linear['in_16_bits']:.0%} of the "
+        f"original in 16 bits), files {files['before']:,} -> {files['after']:,}"
     )
     if report["out"]:
         speed = f"\n{said(report['speed'])}" if report.get("speed") else ""

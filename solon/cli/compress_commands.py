@@ -62,7 +62,9 @@ def compress(
     ] = "rtn",
     gate: Annotated[Literal["strict", "lenient"], typer.Option(help="How much may be lost.")] = "strict",
     recover: Annotated[bool, typer.Option("--recover", help="Try further copies when one is rejected.")] = False,
-    repair_rate: Annotated[float, typer.Option(help="With --recover: learning rate of the last try.")] = 1e-5,
+    repair_rate: Annotated[
+        float, typer.Option(help="Learning rate after --prune, and of --recover's last try.")
+    ] = 1e-5,
     max_tokens: Annotated[int, typer.Option(min=8, help="Longest conversation of a pair, in tokens.")] = 1024,
     answers: Annotated[int, typer.Option(min=0, help="Answers that are written and searched for repetition.")] = 480,
     workers: WorkersOption = 0,

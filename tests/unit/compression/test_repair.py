@@ -49,9 +49,11 @@ def test_a_16_bit_model_is_trained_on_the_scales_that_its_files_have(tmp_path: P
     assignment, seen = uniform(live.units, "w4a16-g32"), {}
 
     class Watched(Distillation):
-        def report(self) -> Repaired:
-            seen.update({name: layer.weight.detach() for name, layer in self._student.named_modules() if name in forms})
-            return super().report()
+        def finish(self) -> Repaired:
+            found = super().finish()
+            layers = dict(self._student.named_modules())
+            seen.update({name: layers[name].parametrizations.weight.original.detach() for name in forms})
+            return found
 
     forms = forms_of(live.units, assignment)
     with pytest.MonkeyPatch.context() as patch:
