@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from compression.pairs import Pair, Tokens, laid_out
+from compression.pairs import Pair, laid_out
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.errors import RunFailedError
 from solon.host.file_modes import widen
@@ -24,8 +24,8 @@ MARGIN_WEIGHT = 0.3
 """Of the squared differences of the log-probs of the answers' tokens, beside the divergence."""
 
 
-MOST_HELD = 256
-"""Answers that are not trained on, at most a tenth."""
+MOST_HELD = 128
+"""Pairs that are not trained on, at most a tenth."""
 
 
 class RepairConfig(BaseModel):
@@ -36,8 +36,8 @@ class RepairConfig(BaseModel):
     learning_rate: float = Field(1e-5, gt=0)
     """Peak, AdamW; it rises over a tenth of the steps and falls to 0 (cosine)."""
     epochs: int = Field(3, ge=1)
-    batch: int = Field(16, ge=1)
-    """Answers of a step."""
+    batch: int = Field(8, ge=1)
+    """Pairs of a step."""
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0)
     """CPU threads; 0: as the process has."""
@@ -49,10 +49,10 @@ class Repaired:
 
     steps: int
     first_loss: float
-    """On answers that are not trained on, before the training: divergence from the original, nats a token, and
-    MARGIN_WEIGHT times squared differences of log-probs."""
+    """Distance from the original on pairs that are not trained on, before the training: the divergence, nats a token,
+    and weighted squared differences of log-probs."""
     last_loss: float
-    """On the same answers, of what was kept."""
+    """On the same pairs, of what was kept."""
     is_kept: bool
     """False: the training made it worse, and the weights before it were kept."""
 
@@ -73,9 +73,8 @@ class Distillation:
         if config.threads:
             torch.set_num_threads(config.threads)
         self._teacher, self._student, self._config = teacher, student.train(), config
-        lessons = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
-        held = min(MOST_HELD, max(1, len(lessons) // 10))
-        self._lessons, self._held = lessons[:-held], lessons[-held:]
+        held = min(MOST_HELD, max(1, len(pairs) // 10))
+        self._lessons, self._held = list(pairs[:-held]), list(pairs[-held:])
         rng, count = random.Random(config.seed), len(self._lessons)
         self._order = [place for _ in range(config.epochs) for place in rng.sample(range(count), count)]
         self.steps = math.ceil(len(self._order) / config.batch)
@@ -98,7 +97,7 @@ class Distillation:
         """On answers that are not trained on."""
         batch = self._config.batch
         parts = [self._held[start : start + batch] for start in range(0, len(self._held), batch)]
-        losses = [float(_divergence(self._teacher, self._student, rows)) * len(rows) for rows in parts]
+        losses = [float(_distance(self._teacher, self._student, some)) * len(some) for some in parts]
         return sum(losses) / len(self._held)
 
     def run(self, steps: int) -> None:
@@ -106,8 +105,8 @@ class Distillation:
         batch = self._config.batch
         optimiser = torch.optim.AdamW(self._student.parameters(), lr=self._config.learning_rate, weight_decay=0.0)
         for step in range(self._done, min(self.steps, self._done + steps)):
-            rows = [self._lessons[place] for place in self._order[step * batch : (step + 1) * batch]]
-            loss = _divergence(self._teacher, self._student, rows)
+            some = [self._lessons[place] for place in self._order[step * batch : (step + 1) * batch]]
+            loss = _distance(self._teacher, self._student, some)
             if not torch.isfinite(loss):
                 raise RunFailedError("the loss of the repair is not finite; lower its learning rate")
             optimiser.zero_grad(set_to_none=True)
@@ -126,18 +125,20 @@ def _rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _divergence(teacher: Any, student: Any, rows: Sequence[tuple[Tokens, Tokens]]) -> torch.Tensor:
-    """KL divergence of the student from its teacher, and squared differences of log-probs, means over the tokens of the
-    answers."""
-    ids_BT, mask_BT, answer_BT = laid_out(rows)
+def _distance(teacher: Any, student: Any, pairs: Sequence[Pair]) -> torch.Tensor:
+    """KL divergence of the student from its teacher, and weighted squared differences of log-probs: means over the
+    tokens of the answers."""
+    ids_BT, mask_BT, answer_BT = laid_out(
+        [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    )
     with torch.no_grad():
         wanted_MV = teacher(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1][answer_BT].float().log_softmax(-1)
     found_MV = student(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1][answer_BT].float().log_softmax(-1)
     divergence = nn.functional.kl_div(found_MV, wanted_MV, log_target=True, reduction="batchmean")
     # The divergence hardly weighs unlikely tokens, and margins are sums over them: rejected answers are full of them.
     token_M1 = ids_BT[:, 1:][answer_BT][:, None]
-    apart_M1 = found_MV.gather(-1, token_M1) - wanted_MV.gather(-1, token_M1)
-    loss: torch.Tensor = divergence + MARGIN_WEIGHT * apart_M1.square().mean()
+    apart_M = (found_MV.gather(-1, token_M1) - wanted_MV.gather(-1, token_M1))[:, 0]
+    loss: torch.Tensor = divergence + MARGIN_WEIGHT * apart_M.square().mean()
     return loss
 
 

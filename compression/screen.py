@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from compression.flips import BETA, Floats
 from compression.live import LiveModel
 from compression.pairs import ROWS, Pair, Scores, logprobs_of
-from compression.sensitivity import LEAST_RANKED, Costs, Sweep, smallest
+from compression.sensitivity import Costs, Sweep, smallest
 from compression.units import Unit
 from learners.core.grid import inputs_on_grid, on_grid
 from solon.files.whole_file import write_whole
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Key = tuple[str, str]
 """A unit and a format."""
+LEAST_ENTRIES = 3
+"""With fewer there is no rank correlation."""
 
 
 def margin_changes(
@@ -96,7 +98,7 @@ def agreement(screen: Costs, sweeps: Sequence[Sweep]) -> float | None:
     there are too few, or all are equal."""
     exact = {(one.unit, one.form): one.damage.soft_flips for one in sweeps if one.kind == "in"}
     both = [(screen[key], value) for key, value in exact.items() if key in screen]
-    if len(both) < LEAST_RANKED or any(len(set(side)) == 1 for side in zip(*both, strict=True)):
+    if len(both) < LEAST_ENTRIES or any(len(set(side)) == 1 for side in zip(*both, strict=True)):
         return None
     return float(spearmanr(*zip(*both, strict=True)).statistic)
 

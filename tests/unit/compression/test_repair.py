@@ -27,7 +27,7 @@ def test_weights_that_were_trained_on_the_grid_are_exactly_those_that_are_served
     source = make_model(tmp_path / "model")
     live = LiveModel.load(source)
     assignment = {unit.name: form for unit, form in zip(live.units, forms * 4, strict=True)}
-    repair(source, tmp_path / "trained", live.units, assignment, make_pairs(16), RepairConfig(learning_rate=1e-3))
+    repair(source, tmp_path / "trained", live.units, assignment, make_pairs(60), RepairConfig(learning_rate=3e-5))
     trained = LiveModel.load(tmp_path / "trained")
     ids = torch.randint(3, 100, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_a_16_bit_model_is_trained_on_the_scales_that_its_files_have(tmp_path: P
     forms = forms_of(live.units, assignment)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compression.repair.Distillation", Watched)
-        repair(source, tmp_path / "trained", live.units, assignment, make_pairs(16), RepairConfig(learning_rate=1e-3))
+        repair(source, tmp_path / "trained", live.units, assignment, make_pairs(60), RepairConfig(learning_rate=3e-5))
     export(tmp_path / "trained", tmp_path / "out", live.units, assignment)
     served = load_model(tmp_path / "out")
     student = load_model(tmp_path / "trained")

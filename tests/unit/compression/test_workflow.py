@@ -205,8 +205,8 @@ def test_what_all_units_take_at_least_is_measured_again_for_other_formats(tmp_pa
     ("settings", "words"),
     [
         ({"screen": 1.5, "form": "", "size": 0.5}, r"--screen is 1\.5, expected a share"),
-        ({"form": "w8a8", "size": 0.5}, "give --format or --size, not both"),
-        ({"form": "", "size": 0.0}, "give --format or --size"),
+        ({"form": "w8a8", "size": 0.5}, "got both --format and --size"),
+        ({"form": "", "size": 0.0}, "got no target"),
         ({"form": "", "size": 3.0}, "expected a share"),
         ({"form": "w9"}, "expected one of"),
         ({"form": "", "size": 0.01}, "the smallest size is 0.13"),
