@@ -12,7 +12,7 @@ from benchmarks._harness import Row
 from benchmarks._methods_parts import NURSERY, command, environment, solon
 from nursery.grow import Nursery
 
-SEEDS = 3
+SEEDS = 5
 STEPS = 30
 
 

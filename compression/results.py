@@ -8,8 +8,10 @@ from typing import Any
 
 from compression.assignment import front
 from compression.candidates import Tried, described
+from compression.gate.gate import WRITTEN
 from compression.pairs import Pair, Part
 from compression.request import Request
+from compression.roles import ROLES
 from compression.sensitivity import Costs, Sweep, ranking_agreement
 from compression.units import Unit, size_of, uniform
 from solon.models.certificate import ACCEPTED
@@ -36,6 +38,7 @@ def certified(
         "pairs": settings["pairs"],
         "prompts": {part: len({pair.prompt_id for pair in some}) for part, some in parts.items()},
         "thresholds": settings["gate"],
+        **not_measured(request),
         "noise": dict(noise),
         "rows": tried.decision["rows"],
         "algorithm": tried.candidate.algorithm,
@@ -43,6 +46,12 @@ def certified(
         **({"pruning": request.pruning.model_dump()} if request.pruning.is_any else {}),
         "versions": tried.record["versions"],
     }
+
+
+def not_measured(request: Request) -> dict[str, list[str]]:
+    """Figures that were left out by a setting; empty: none."""
+    left_out = ROLES[request.role].writes and not request.answers
+    return {"not_measured": [WRITTEN]} if left_out else {}
 
 
 def report_of(
@@ -56,6 +65,7 @@ def report_of(
         "out": str(request.out) if last.decision["verdict"] == ACCEPTED else None,
         "verdict": last.decision["verdict"],
         "reason": last.decision["reason"],
+        **not_measured(request),
         **({"pruning": request.pruning.model_dump()} if request.pruning.is_any else {}),
         "linear_bytes": {"before": whole, "after": last.size, "in_16_bits": whole * 2 // units[0].itemsize},
         "file_bytes": {"before": last.record["source_weight_bytes"], "after": last.record["weight_bytes"]},

@@ -157,6 +157,8 @@ def _said(report: Mapping[str, Any], work: Path) -> str:
         f"({linear['before'] / linear['after']:.2f} times smaller; {linear['after'] / linear['in_16_bits']:.0%} of the "
         f"original in 16 bits), files {files['before']:,} -> {files['after']:,}"
     )
+    if left_out := report.get("not_measured"):
+        sizes += f"\nnot measured: {', '.join(left_out)} (--answers 0)"
     if report["out"]:
         speed = f"\n{said(report['speed'])}" if report.get("speed") else ""
         return (

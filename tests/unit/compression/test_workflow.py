@@ -72,6 +72,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_accepted_model_has_a_certificate_about_its_weights(done: Path):
     certificate = read_certificate(done / "out")
     assert (certificate["verdict"], certificate["role"]) == ("accept", "policy")
+    assert certificate["not_measured"] == ["empty or repeating answers"]
+    assert 0 <= certificate["original"]["prefers"] <= 1
+    assert certificate["shapes"]["num_hidden_layers"] == [2, 2]
     assert {row["name"] for row in certificate["rows"]} >= {"net flips", "flips", "lost margin", "net flips, tag0"}
     require_certified(done / "out", where="here", allow="x")
     require_certificate(str(done / "out"), where="here")
