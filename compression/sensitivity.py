@@ -189,11 +189,13 @@ def costs_of(units: Sequence[Unit], formats: Sequence[str], sweeps: Sequence[Swe
     """Half the harm of a unit alone, half of what it adds beside the others' damage; 0 where it is kept.
 
     The second half is measured for the smallest format and scaled to others by their harm alone. Units without sweeps
-    have no costs. guide: by soft flips of preferences, or by the nats a token of the chosen answers.
+    have no costs. guide: by soft flips of preferences, or by the change of the nats a token of the chosen
+    answers.
     """
 
     def harm(sweep: Sweep) -> float:
-        return sweep.damage.soft_flips if guide == "preferences" else sweep.damage.nll or 0.0
+        # A gain of perplexity is a change too: counted as none, all bytes that are left would stay unspent.
+        return sweep.damage.soft_flips if guide == "preferences" else abs(sweep.damage.nll or 0.0)
 
     alone_of = {(sweep.unit, sweep.form): harm(sweep) for sweep in sweeps if sweep.kind == "in"}
     out_of = {sweep.unit: harm(sweep) for sweep in sweeps if sweep.kind == "out"}

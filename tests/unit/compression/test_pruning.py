@@ -117,6 +117,21 @@ def test_zeros_stay_zeros_in_training_and_when_they_are_rounded(source: Path, tm
     assert not torch.equal(repaired.model.lm_head.weight, pruned.model.lm_head.weight)
 
 
+def test_training_that_makes_a_copy_worse_is_undone_and_named(source: Path, tmp_path: Path):
+    pairs = make_pairs(24)
+    report = prune(
+        source, tmp_path / "bad", pairs, Pruning(channels=0.25), QUICK.model_copy(update={"learning_rate": 0.3})
+    )
+    assert not report.is_kept
+    assert report.first_loss == report.last_loss
+    assert "was undone: give a lower --repair-rate" in str(report)
+    bare = cut_out(load_model(source), pairs, Pruning(channels=0.25)).state_dict()
+    assert all(torch.equal(one, bare[name]) for name, one in load_model(tmp_path / "bad").state_dict().items())
+    good = prune(source, tmp_path / "good", pairs, Pruning(channels=0.25), QUICK)
+    assert good.is_kept
+    assert good.last_loss < good.first_loss
+
+
 def test_masked_weights_get_no_gradient(source: Path):
     model = load_model(source).requires_grad_(True)
     name = "model.layers.0.mlp.up_proj"
