@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,21 @@ from nursery.prompts import draw_many
 from solon.engines.tokens import ChatTokenizer
 from solon.models.formats import KEEP
 
-TOP = 0.05
-"""Share of the weights that count as important, for refusals and for other text."""
+TOP = 0.03
+"""Share of the weights that count as important, for refusals and for other text: chosen on the first of three
+policies."""
 RATE = 3e-4
 HELD_OUT = 400
 """Prompts that are answered, a seventh of them harmful."""
 
 
-def control_rows(model: Path, pairs: Sequence[Pair], refusals: str) -> list[Row]:
+def control_rows(models: Mapping[str, Path], pairs: Sequence[Pair], refusals: str) -> list[Row]:
+    """Of each policy."""
+    rows = [(name, row) for name, model in models.items() for row in _control_rows(model, pairs, refusals)]
+    return [replace(row, metric=f"{name}: {row.metric}") for name, row in rows]
+
+
+def _control_rows(model: Path, pairs: Sequence[Pair], refusals: str) -> list[Row]:
     """The weights that matter to refusals and not to other text are removed; so many others at random beside it."""
     live = LiveModel.load(model)
     found = importance_of(live.model, live.units, [pair for pair in pairs if refusals in pair.tags][:128])

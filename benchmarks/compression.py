@@ -77,6 +77,16 @@ class World:
         self.aligned = folder / "aligned"
         tune(grown.policy, self.aligned, [answer_pair(one) for one in self.parts["calibration"]], seed=0, sft=0.5)
 
+    def others(self) -> dict[str, Path]:
+        """The aligned policy, and two that were aligned with other seeds and rates."""
+        found = {"aligned": self.aligned}
+        for seed, rate in ((7, 5e-4), (3, 1e-3)):
+            place = found[f"aligned, seed {seed}, rate {rate:g}"] = self.folder / f"aligned-{seed}"
+            if not place.exists():
+                pairs = [answer_pair(one) for one in self.parts["calibration"]]
+                tune(self.grown.policy, place, pairs, seed=seed, rate=rate, sft=0.5)
+        return found
+
 
 def answer_pair(one: Pair, *, reverse: bool = False) -> AnswerPair:
     """For DPO. reverse: the rejected answer is preferred."""
@@ -196,18 +206,7 @@ def _part(scores: Scores, places: Sequence[int]) -> Scores:
 def guide_rows(world: World, *, quick: bool) -> list[Row]:
     """Flips of assignments that were guided by preferences, by perplexity and by chance, at equal bytes."""
     rows = []
-    models = {"start": world.grown.policy, "aligned": world.aligned}
-    if not quick:
-        second = world.folder / "aligned-2"
-        tune(
-            world.grown.policy,
-            second,
-            [answer_pair(one) for one in world.parts["calibration"]],
-            seed=7,
-            rate=5e-4,
-            sft=0.5,
-        )
-        models["aligned, other seed and rate"] = second
+    models = {"aligned": world.aligned} if quick else world.others()
     for name, model in models.items():
         live = LiveModel.load(model)
         search, gate = world.parts["search"][:256], world.parts["gate"][:COMPARED]
@@ -364,7 +363,7 @@ def main() -> None:
             "pruned": lambda: pruned_rows(
                 world.aligned, world.parts["search"], world.parts["gate"], world.folder, quick=quick
             ),
-            "control": lambda: control_rows(world.aligned, world.parts["search"], REFUSALS),
+            "control": lambda: control_rows(world.others(), world.parts["search"], REFUSALS),
             "loop": lambda: loop_rows(world.grown, world.file, world.folder, quick=quick),
             "kills": lambda: kill_rows(world, quick=quick),
             "planted": lambda: planted_rows(world, quick=quick),
