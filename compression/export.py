@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,8 @@ def export(
 ) -> Exported:
     """Write the compressed copy beside its destination and rename it. calibration: token ids, for the algorithms that
     read data; is_changed: the source is a pruned copy, which is written also where every unit is kept; original: what
-    the source was made from. What was trained
-    on the grid of the assignment is rounded from the weights before rounding, to exactly what was trained.
+    the source was made from. What was trained on the grid of the assignment is rounded from the weights before
+    rounding, to exactly what was trained.
 
     Raises InputError when nothing is compressed, the algorithm does not fit the formats or the model, the target
     exists, or the disk is full; RunFailedError when what was written is not whole.
@@ -68,7 +69,7 @@ def export(
     groups, kept = _groups(units, assignment)
     if not groups and not is_changed:
         raise InputError("every unit is kept as it is, so there is nothing to write; ask for a smaller size")
-    scaled = scaled_layers(skeleton(source), units, assignment, algorithm) if groups else ()
+    scaled = scaled_layers(skeleton(source), units, assignment, algorithm) if groups else []
     sequences = calibration if algorithm in CALIBRATED else ()
     if algorithm == "awq":
         sequences = sequences[:MOST_SCALED]
@@ -78,15 +79,9 @@ def export(
             written = Path(scratch) / "model"
             if groups:
                 unrounded = algorithm == "rtn" and _is_on_grid(source, units, assignment)
-                layers = write_compressed(
-                    _before_rounding(source, Path(scratch)) if unrounded else source,
-                    written,
-                    groups=groups,
-                    algorithm=algorithm,
-                    scaled=scaled,
-                    sequences=sequences,
-                    ignore=kept,
-                )
+                start = _before_rounding(source, Path(scratch)) if unrounded else source
+                write = partial(write_compressed, algorithm=algorithm, scaled=scaled, sequences=sequences, ignore=kept)
+                layers = write(start, written, groups=groups)
                 require_whole(source, written, layers)
                 copy_companions(source, written)
             else:

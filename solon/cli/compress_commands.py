@@ -27,6 +27,24 @@ PruneOption = Annotated[
         show_default=False,
     ),
 ]
+ConstitutionOption = Annotated[
+    Path | None, typer.Option(help="Of a judge: its principles; --pairs are gold pairs.", show_default=False)
+]
+FormatOption = Annotated[
+    str, typer.Option("--format", metavar="FORMAT", help="One format for all layers.", show_default=False)
+]
+SizeOption = Annotated[
+    float,
+    typer.Option(metavar="SHARE", help="Largest size of the linear layers; formats by layer.", show_default=False),
+]
+AlgorithmOption = Annotated[
+    Literal["rtn", "gptq", "smoothquant", "awq"],
+    typer.Option(help="How weights are rounded; smoothquant: w8a8 and fp8, awq: int4."),
+]
+RateOption = Annotated[float, typer.Option(help="Learning rate after --prune, and of --recover's last try.")]
+ServeOption = Annotated[
+    bool, typer.Option("--serve/--no-serve", help="Let vLLM load the accepted copy and measure speed.")
+]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Ray tasks that sweep at a time, a CPU each; 0: this process.")]
 GpusOption = Annotated[float, typer.Option(min=0.0, help="With --workers: share of a GPU for each.")]
 
@@ -42,36 +60,22 @@ def compress(
     role: Annotated[
         Literal["policy", "critic", "judge", "reward_model"], typer.Option(help="What the model is used as.")
     ] = "policy",
-    constitution: Annotated[
-        Path | None, typer.Option(help="Of a judge: its principles; --pairs are gold pairs.", show_default=False)
-    ] = None,
+    constitution: ConstitutionOption = None,
     template: Annotated[str | None, typer.Option(help="Of a judge: how it is asked.", show_default=False)] = None,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="One format for all layers.", show_default=False)
-    ] = "",
-    size: Annotated[
-        float,
-        typer.Option(metavar="SHARE", help="Largest size of the linear layers; formats by layer.", show_default=False),
-    ] = 0.0,
+    form: FormatOption = "",
+    size: SizeOption = 0.0,
     formats: FormatsOption = "",
     prune: PruneOption = "",
     screen: ScreenOption = 0.0,
-    algorithm: Annotated[
-        Literal["rtn", "gptq", "smoothquant", "awq"],
-        typer.Option(help="How weights are rounded; smoothquant: w8a8 and fp8, awq: int4."),
-    ] = "rtn",
+    algorithm: AlgorithmOption = "rtn",
     gate: Annotated[Literal["strict", "lenient"], typer.Option(help="How much may be lost.")] = "strict",
     recover: Annotated[bool, typer.Option("--recover", help="Try further copies when one is rejected.")] = False,
-    repair_rate: Annotated[
-        float, typer.Option(help="Learning rate after --prune, and of --recover's last try.")
-    ] = 1e-5,
+    repair_rate: RateOption = 1e-5,
     max_tokens: Annotated[int, typer.Option(min=8, help="Longest conversation of a pair, in tokens.")] = 1024,
     answers: Annotated[int, typer.Option(min=0, help="Answers that are written and searched for repetition.")] = 480,
     workers: WorkersOption = 0,
     gpus_per_worker: GpusOption = 0.0,
-    serve: Annotated[
-        bool, typer.Option("--serve/--no-serve", help="Let vLLM load the accepted copy and measure speed.")
-    ] = True,
+    serve: ServeOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Write a smaller copy of an aligned model, if a gate finds that it kept its alignment."""

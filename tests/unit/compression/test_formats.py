@@ -131,7 +131,8 @@ def test_costs_are_half_alone_and_half_beside_the_others_and_the_guide_may_be_pe
     assert costs["b", "keep"] == 0
     by_nll = costs_of(units, forms, sweeps, guide="perplexity")
     assert by_nll["a", "w4a16-g128"] == pytest.approx(0.5 * (0.5 + 0.1))
-    assert by_nll["a", "w8a8"] == 0  # a format that helps by chance has no negative cost
+    # A gain by chance is a change like a loss: half of 0.1 alone, and of its share of what is added beside the others.
+    assert by_nll["a", "w8a8"] == pytest.approx(0.5 * (0.1 + 0.1 / 0.5 * 0.1))
     assert smallest(units[0], forms) == "w4a16-g128"
     assert np.isnan(ranking_agreement(units, forms, sweeps))  # equal harm to perplexity: there is no ranking
 

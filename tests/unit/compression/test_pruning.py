@@ -127,7 +127,8 @@ def test_training_that_makes_a_copy_worse_is_undone_and_named(source: Path, tmp_
     assert "was undone: give a lower --repair-rate" in str(report)
     bare = cut_out(load_model(source), pairs, Pruning(channels=0.25)).state_dict()
     assert all(torch.equal(one, bare[name]) for name, one in load_model(tmp_path / "bad").state_dict().items())
-    good = prune(source, tmp_path / "good", pairs, Pruning(channels=0.25), QUICK)
+    enough = RepairConfig(learning_rate=3e-4, epochs=6)
+    good = prune(source, tmp_path / "good", make_pairs(80), Pruning(channels=0.5, layers=0.5), enough)
     assert good.is_kept
     assert good.last_loss < good.first_loss
 

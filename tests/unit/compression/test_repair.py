@@ -22,8 +22,9 @@ from tests.unit.compression.test_workflow import make_pairs
 
 @pytest.mark.parametrize("forms", [("w4a16-g64", "w8a8"), ("fp8", "w4a16-g32"), ("fp8", "fp8")])
 def test_weights_that_were_trained_on_the_grid_are_exactly_those_that_are_served(
-    tmp_path: Path, forms: tuple[str, str]
+    tmp_path: Path, forms: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(Distillation, "held_loss", lambda _: 0.0)  # whatever it is, the training is kept
     source = make_model(tmp_path / "model")
     live = LiveModel.load(source)
     assignment = {unit.name: form for unit, form in zip(live.units, forms * 4, strict=True)}
