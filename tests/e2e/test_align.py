@@ -219,7 +219,8 @@ max_tokens = 24
     assert rlaif["report"]["labels"]["invalid"] == 0
     assert rlaif["report"]["labels"]["total"] > 0
     assert set(drift["report"]["kl"]) == {"start"}
-    assert drift["report"]["kl"]["start"] > 0
+    # A mean over a few sampled answers after two steps: it has a value, and may fall below 0 by chance.
+    assert 0 < abs(drift["report"]["kl"]["start"]) < 1
 
 
 def test_methods_are_compared_once_and_a_second_start_only_prints(whole: tuple[Path, dict[str, Any]]):
