@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks._harness import Row
-from compression.distil import RepairConfig
+from compression.distil import DistillationConfig
 from compression.flips import damage
 from compression.judged import written
 from compression.live import LiveModel, load_model
@@ -108,7 +108,7 @@ def pruned_rows(model: Path, search: Sequence[Pair], gate: Sequence[Pair], folde
         hurt = damage(before, scores_of(bare, gate))
         rows.append(Row(f"half of the weights by {method}: lost margin", hurt.margin_damage))
         rows.append(Row(f"half of the weights by {method}: flips", hurt.flips))
-    config = RepairConfig(learning_rate=RATE, epochs=1 if quick else 3)
+    config = DistillationConfig(learning_rate=RATE, epochs=1 if quick else 3)
     whole = size_of(live.units, uniform(live.units, KEEP))
     halved = load_model(model)
     set_to_zero(halved, masks_of(found, sparsity=0.5, method="alignment"))

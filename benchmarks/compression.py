@@ -32,7 +32,7 @@ from benchmarks._compression_pruning import control_rows, pruned_rows
 from benchmarks._harness import Row, arguments, report
 from benchmarks._labels import nursery
 from compression.assignment import assign, random_assignments
-from compression.distil import RepairConfig
+from compression.distil import DistillationConfig
 from compression.export import export
 from compression.flips import damage
 from compression.gate.gate import decide, figures_of
@@ -252,7 +252,7 @@ def repair_rows(world: World) -> list[Row]:
     assignment = {unit.name: "w3a16-g128" for unit in live.units}
     with live.compressed(assignment) as model:
         hurt = damage(before, scores_of(model, gate))
-    config = RepairConfig(learning_rate=REPAIR_RATE)
+    config = DistillationConfig(learning_rate=REPAIR_RATE)
     made = repair(world.aligned, world.folder / "repaired", live.units, assignment, search[:2048], config)
     repaired = LiveModel.load(world.folder / "repaired")
     with repaired.compressed(assignment) as model:

@@ -28,8 +28,8 @@ MOST_HELD = 128
 """Pairs that are not trained on, at most a tenth."""
 
 
-class RepairConfig(BaseModel):
-    """`RepairConfig(learning_rate=1e-5)`"""
+class DistillationConfig(BaseModel):
+    """`DistillationConfig(learning_rate=1e-5)`"""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,8 +44,8 @@ class RepairConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Repaired:
-    """The result of a repair."""
+class Distilled:
+    """What a distillation did."""
 
     steps: int
     first_loss: float
@@ -69,7 +69,7 @@ class Distillation:
     whole course.
     """
 
-    def __init__(self, teacher: Any, student: Any, pairs: Sequence[Pair], config: RepairConfig) -> None:
+    def __init__(self, teacher: Any, student: Any, pairs: Sequence[Pair], config: DistillationConfig) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self._teacher, self._student, self._config = teacher, student.train(), config
@@ -80,7 +80,7 @@ class Distillation:
         self.steps = math.ceil(len(self._order) / config.batch)
         self._done = 0
 
-    def finish(self) -> Repaired:
+    def finish(self) -> Distilled:
         """Take all steps that are left, and undo them if they made the student worse on answers that are not trained
         on. Raises RunFailedError when the loss is not finite."""
         before = {name: one.detach().clone() for name, one in self._student.state_dict().items()}
@@ -90,7 +90,7 @@ class Distillation:
         is_kept = last <= first
         if not is_kept:
             self._student.load_state_dict(before)
-        return Repaired(steps=self._done, first_loss=first, last_loss=min(first, last), is_kept=is_kept)
+        return Distilled(steps=self._done, first_loss=first, last_loss=min(first, last), is_kept=is_kept)
 
     @torch.no_grad()
     def held_loss(self) -> float:
@@ -108,7 +108,7 @@ class Distillation:
             some = [self._lessons[place] for place in self._order[step * batch : (step + 1) * batch]]
             loss = _distance(self._teacher, self._student, some)
             if not torch.isfinite(loss):
-                raise RunFailedError("the loss of the repair is not finite; lower its learning rate")
+                raise RunFailedError("the loss of the training is not finite; lower --repair-rate")
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self._student.parameters(), 1.0)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compression.distil import Distillation, RepairConfig, Repaired, save_trained
+from compression.distil import Distillation, DistillationConfig, Distilled, save_trained
 from compression.live import load_model
 from compression.pairs import Pair
 from compression.pruning.masks import masked, of_zeros
@@ -26,10 +26,10 @@ def repair(
     units: Sequence[Unit],
     assignment: Assignment,
     pairs: Sequence[Pair],
-    config: RepairConfig,
+    config: DistillationConfig,
     *,
     start: Path | None = None,
-) -> Repaired:
+) -> Distilled:
     """Write the trained weights of a model, to be exported with the same assignment. start: a pruned copy that is
     trained in place of the model; what is 0 in it stays 0. Raises RunFailedError when the loss is not finite."""
     teacher: Any = load_model(source)

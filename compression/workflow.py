@@ -140,7 +140,9 @@ class Compression:
         for candidate in self._candidates():
             if not self._may_be_accepted(int(candidate.name)):
                 break
-            self._say(f"{candidate.name}: {described(candidate.assignment)}, {candidate.algorithm}")
+            is_rounded = set(candidate.assignment.values()) != {KEEP}
+            how = f"{described(candidate.assignment)}, {candidate.algorithm}" if is_rounded else "not rounded"
+            self._say(f"{candidate.name}: {how}")
             found = self._try(candidate, noise)
             tried.append(found)
             self._say(f"{candidate.name}: {found.decision['verdict']}, {found.decision['reason']}")
@@ -331,22 +333,22 @@ class Compression:
         )
 
     def _repair(self, target: Path, assignment: Assignment) -> None:
-        from compression.distil import RepairConfig
+        from compression.distil import DistillationConfig
         from compression.repair import repair
 
-        config = RepairConfig(learning_rate=self._request.repair_rate)
+        config = DistillationConfig(learning_rate=self._request.repair_rate)
         report = repair(
             self._request.model, target, self.units, assignment, self._lessons, config, start=self._start.path
         )
         self._say(f"trained on the grid: {report}")
 
     def _prune(self, target: Path) -> None:
-        from compression.distil import RepairConfig
+        from compression.distil import DistillationConfig
         from compression.pruning.prune import prune
 
         request = self._request
         self._say(f"pruning ({request.pruning}), and training after it")
-        config = RepairConfig(learning_rate=request.repair_rate)
+        config = DistillationConfig(learning_rate=request.repair_rate)
         report = prune(request.model, target, self._lessons, request.pruning, config)
         self._say(f"trained after pruning: {report}")
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compression.pairs import Pair, laid_out
+from compression.pairs import Pair, laid_out, logprobs_of
 from compression.units import Unit
 
 PAIRS = 8
@@ -60,25 +60,29 @@ def importance_of(model: nn.Module, units: Sequence[Unit], pairs: Sequence[Pair]
 
 
 def _measure(model: Any, pairs: Sequence[Pair], watched: Mapping[str, _Watched]) -> None:
-    """Add the scores of some pairs. Rows: the chosen answers, then the rejected ones."""
-    rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
-    ids, mask, answer = laid_out(rows)
-    logits = model(input_ids=ids, attention_mask=mask).logits.float()
-    logprobs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].masked_fill(~answer, 0.0).sum(-1)
+    """Add the scores of some pairs."""
+    losses, mask_RT = losses_of(model, pairs)
     count = len(pairs)
-    tokens_B = answer[:count].sum(-1)
     for one in watched.values():
-        one.add_inputs(mask)
-    for kind, loss_B in (
-        ("alignment", -(logprobs[:count] - logprobs[count:]) / tokens_B),
-        ("utility", -logprobs[:count] / tokens_B),
-    ):
+        one.add_inputs(mask_RT)
+    for kind, loss in zip(("alignment", "utility"), losses, strict=True):
         outputs = [one.output for one in watched.values()]
-        gradients = torch.autograd.grad(loss_B.sum(), outputs, retain_graph=kind == "alignment")
+        gradients = torch.autograd.grad(loss, outputs, retain_graph=kind == "alignment")
         for one, gradient in zip(watched.values(), gradients, strict=True):
             one.add_gradient(kind, gradient, count)
     for one in watched.values():
         one.forget()
+
+
+def losses_of(model: nn.Module, pairs: Sequence[Pair]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The losses of alignment and of utility, summed over pairs, and the attention mask of the rows that were run: the
+    chosen answers, then the rejected ones, [2B, T]."""
+    rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
+    logprobs_R = logprobs_of(model, rows)
+    chosen_B, rejected_B = logprobs_R[: len(pairs)], logprobs_R[len(pairs) :]
+    tokens_B = torch.tensor([len(pair.chosen) for pair in pairs])
+    losses = (-(chosen_B - rejected_B) / tokens_B).sum(), (-chosen_B / tokens_B).sum()
+    return losses, laid_out(rows)[1]
 
 
 class _Watched:

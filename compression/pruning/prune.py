@@ -1,6 +1,6 @@
 """Removes weights in stages and trains what is left after each, so that the rest learns to do without them.
 
-    prune(source, target, pairs, Pruning(weights=0.5), RepairConfig())   # a model of the same or a smaller shape
+    prune(source, target, pairs, Pruning(weights=0.5), DistillationConfig())   # a model of the same or a smaller shape
 
 `weights` are set to 0, which makes files smaller only when they are packed, and no engine faster; `channels`, `groups`
 and `layers` are cut out, so that every engine serves the smaller model.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compression.distil import Distillation, RepairConfig, Repaired, save_trained
+from compression.distil import Distillation, DistillationConfig, Distilled, save_trained
 from compression.live import load_model
 from compression.pairs import Pair
 from compression.pruning.importance import importance_of
@@ -32,8 +32,8 @@ def prune(
     target: Path,
     pairs: Sequence[Pair],
     pruning: Pruning,
-    config: RepairConfig,
-) -> Repaired:
+    config: DistillationConfig,
+) -> Distilled:
     """Write the pruned and trained model. Raises InputError for a share that leaves nothing, RunFailedError when the
     loss is not finite."""
     teacher: Any = load_model(source)
@@ -51,7 +51,7 @@ def prune(
 
 def _in_stages(
     student: Any, units: Sequence[Unit], pairs: Sequence[Pair], pruning: Pruning, course: Distillation
-) -> Repaired:
+) -> Distilled:
     """Sparsity rises by a cubic schedule over the first half of the course; scores are measured again at each stage."""
     for stage in range(1, STAGES):
         with masked(student, _masks(student, units, pairs, pruning, stage)):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from compression.flips import damage
-from compression.pairs import Pair, laid_out, scores_of
+from compression.pairs import Pair, scores_of
+from compression.pruning.importance import losses_of
 from compression.pruning.plan import Pruning, planned
 
 BATCH = 8
@@ -108,7 +109,8 @@ def _gate_scores(model: Any, pairs: Sequence[Pair], name: str, *, width: int) ->
     try:
         for start in range(0, len(pairs), BATCH):
             some = pairs[start : start + BATCH]
-            for kind, loss in enumerate(_losses(model, some)):
+            losses, _ = losses_of(model, some)
+            for kind, loss in enumerate(losses):
                 inputs = [kept[place] for place in range(len(layers))]
                 gradients = torch.autograd.grad(loss, inputs, retain_graph=kind == 0)
                 for sum_KP, value, gradient in zip(sums, inputs, gradients, strict=True):
@@ -121,17 +123,6 @@ def _gate_scores(model: Any, pairs: Sequence[Pair], name: str, *, width: int) ->
         for hook in hooks:
             hook.remove()
     return [(one / one.mean(-1, keepdim=True).clamp_min(1e-12)).amax(0) for one in sums]
-
-
-def _losses(model: Any, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """Sums over pairs: preferences, and text. Rows: the chosen answers, then the rejected ones."""
-    rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
-    ids, mask, answer = laid_out(rows)
-    logits = model(input_ids=ids, attention_mask=mask).logits.float()
-    logprobs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].masked_fill(~answer, 0.0).sum(-1)
-    count = len(pairs)
-    tokens_B = answer[:count].sum(-1)
-    return -((logprobs[:count] - logprobs[count:]) / tokens_B).sum(), -(logprobs[:count] / tokens_B).sum()
 
 
 def _spread(places: Tensor, width: int) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from compression.distil import RepairConfig
+from compression.distil import DistillationConfig
 from compression.export import export
 from compression.live import LiveModel, load_model
 from compression.pairs import Pair, laid_out, parted, scores_of
@@ -27,7 +27,7 @@ from solon.models.certificate import read_certificate
 from tests.models import make_model
 from tests.unit.compression.test_workflow import compress, make_pairs
 
-QUICK = RepairConfig(learning_rate=1e-4, epochs=1)
+QUICK = DistillationConfig(learning_rate=1e-4, epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_training_that_makes_a_copy_worse_is_undone_and_named(source: Path, tmp_
     assert "was undone: give a lower --repair-rate" in str(report)
     bare = cut_out(load_model(source), pairs, Pruning(channels=0.25)).state_dict()
     assert all(torch.equal(one, bare[name]) for name, one in load_model(tmp_path / "bad").state_dict().items())
-    enough = RepairConfig(learning_rate=3e-4, epochs=6)
+    enough = DistillationConfig(learning_rate=3e-4, epochs=6)
     good = prune(source, tmp_path / "good", make_pairs(80), Pruning(channels=0.5, layers=0.5), enough)
     assert good.is_kept
     assert good.last_loss < good.first_loss

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compression.distil import Distillation, RepairConfig, Repaired
+from compression.distil import Distillation, DistillationConfig, Distilled
 from compression.export import export
 from compression.flips import damage
 from compression.live import LiveModel, load_model
@@ -28,7 +28,7 @@ def test_weights_that_were_trained_on_the_grid_are_exactly_those_that_are_served
     source = make_model(tmp_path / "model")
     live = LiveModel.load(source)
     assignment = {unit.name: form for unit, form in zip(live.units, forms * 4, strict=True)}
-    repair(source, tmp_path / "trained", live.units, assignment, make_pairs(60), RepairConfig(learning_rate=3e-5))
+    repair(source, tmp_path / "trained", live.units, assignment, make_pairs(60), DistillationConfig(learning_rate=3e-5))
     trained = LiveModel.load(tmp_path / "trained")
     ids = torch.randint(3, 100, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_a_16_bit_model_is_trained_on_the_scales_that_its_files_have(tmp_path: P
     assignment, seen = uniform(live.units, "w4a16-g32"), {}
 
     class Watched(Distillation):
-        def finish(self) -> Repaired:
+        def finish(self) -> Distilled:
             found = super().finish()
             layers = dict(self._student.named_modules())
             seen.update({name: layers[name].parametrizations.weight.original.detach() for name in forms})
@@ -59,7 +59,9 @@ def test_a_16_bit_model_is_trained_on_the_scales_that_its_files_have(tmp_path: P
     forms = forms_of(live.units, assignment)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compression.repair.Distillation", Watched)
-        repair(source, tmp_path / "trained", live.units, assignment, make_pairs(60), RepairConfig(learning_rate=3e-5))
+        repair(
+            source, tmp_path / "trained", live.units, assignment, make_pairs(60), DistillationConfig(learning_rate=3e-5)
+        )
     export(tmp_path / "trained", tmp_path / "out", live.units, assignment)
     served = load_model(tmp_path / "out")
     student = load_model(tmp_path / "trained")
@@ -78,7 +80,7 @@ def test_margins_that_three_bits_lost_come_back(tmp_path: Path):
     assignment = {unit.name: "w3a16-g128" for unit in live.units}
     with live.compressed(assignment) as model:
         hurt = damage(before, scores_of(model, liked))
-    config = RepairConfig(learning_rate=3e-4, epochs=30)
+    config = DistillationConfig(learning_rate=3e-4, epochs=30)
     repair(source, tmp_path / "repaired", live.units, assignment, liked, config)
     repaired = LiveModel.load(tmp_path / "repaired")
     with repaired.compressed(assignment) as model:
