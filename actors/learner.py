@@ -22,6 +22,8 @@ from solon.protocols import PayloadRef
 from solon.records import Sampling, StepReport, TrainingGroup, Weights
 from solon.runs.directory import DiskFullError
 
+Meeting = tuple[str, int]
+"""Host and port at which ranks find each other."""
 NO_ROOM = "; if it happens again, lower learn.max_tokens_per_microbatch"
 
 
@@ -37,36 +39,63 @@ class LearnerShell:
         seed: int,
         name: str,
         engines_in_float32: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+        rank_timeout_s: float = 600.0,
     ) -> None:
-        """sampling: that of the rollouts; engines_in_float32: the rollout engines compute in float32."""
+        """sampling: that of the rollouts; engines_in_float32: the rollout engines compute in float32; rank: of the
+        processes that train together; rank_timeout_s: how long it waits for the others in one operation."""
         self._arguments: dict[str, Any] = {
             "model": model, "seed": seed, "name": name, "engines_in_float32": engines_in_float32
         }  # fmt: skip
         self._config = config
         self._sampling = sampling
         self.name = name
+        self._rank, self._ranks, self._timeout_s = rank, ranks, rank_timeout_s
+        self._store: Any = None
 
-    def start(self, checkpoint: str) -> tuple[Weights, Weights]:
-        """The manifest of the first version, and its number: 0, or that of a checkpoint."""
+    def open_meeting(self) -> Meeting:
+        """Where the other ranks find this one."""
+        from learners.core.ranks import store_at
+
+        host = ray.util.get_node_ip_address()
+        self._store = store_at(host, 0, self._ranks)
+        return host, int(self._store.port)
+
+    def start(self, checkpoint: str, meeting: Meeting | None = None) -> tuple[Weights, Weights]:
+        """The manifest of the first version, and the version: 0, or that of a checkpoint. meeting: of the ranks, where
+        there are several."""
         with turn_on_device(device_key() if self._config.device == "cuda" else ""):
-            return self._start(checkpoint)
+            return self._start(checkpoint, meeting)
 
-    def _start(self, checkpoint: str) -> tuple[Weights, Weights]:
+    def _start(self, checkpoint: str, meeting: Meeting | None) -> tuple[Weights, Weights]:
         from learners.build import build_learner
 
         sampling, model = self._sampling, self._arguments["model"]
         with computing("the learner", "starting", kinds=RAISED_BY_LIBRARIES, no_room=NO_ROOM):
+            ranks = self._joined(meeting)
             self._learner = build_learner(
                 self._config,
                 temperature=sampling.temperature,
                 filters=sampling.filters,
                 end_ids=end_ids_of(model, sampling) if sampling.filters.min_tokens else (),
+                ranks=ranks,
                 **self._arguments,
             )
             if checkpoint:
                 self._learner.load(checkpoint)
             weights = self._learner.initial_weights()
         return manifest_of(weights), weights
+
+    def _joined(self, meeting: Meeting | None) -> Any:
+        """This process among the ranks."""
+        from learners.core.ranks import ALONE, join_ranks, store_at
+
+        if meeting is None:
+            return ALONE
+        store = self._store or store_at(*meeting, self._ranks)
+        device = "cuda" if self._config.device == "cuda" else "cpu"
+        return join_ranks(self._rank, self._ranks, store=store, device=device, timeout_s=self._timeout_s)
 
     def step(self, step: int, *payloads: Any) -> tuple[StepReport, Weights, Weights]:
         """`payloads`: group, feedback, group, feedback, ..."""

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from learners.config import LearnConfig
-from learners.core.loading import refuse_experts
+from learners.core.loading import refuse_experts, require_divisible
 from learners.core.packing import Microbatch
 from learners.core.policy_objective import PolicySource
 from learners.core.publish import Publisher
+from learners.core.ranks import ALONE, Ranks
 from learners.core.trainer import Trainer
 from learners.objectives import find_for_policy
 from solon.records import NO_FILTERS, Filters, TrainingGroup
@@ -30,6 +31,7 @@ def build_learner(
     name: str = "learner-0",
     canaries: Sequence[Sequence[int]] | None = None,
     engines_in_float32: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Learner:
     """A trainer with the objective that the configuration names.
 
@@ -39,15 +41,19 @@ def build_learner(
 
     temperature, filters: the sampling of the rollouts; end_ids: the tokens that end them (for `min_tokens`);
     canaries: token ids whose log-probs travel with the weights (None: a few drawn from the vocabulary);
-    engines_in_float32: see `Publisher`. Raises InputError for a model that cannot be trained.
+    engines_in_float32: see `Publisher`; ranks: the processes that train together, each of which builds a learner.
+    Raises InputError for a model that cannot be trained.
     """
     torch.set_num_threads(config.threads)
     refuse_experts(model)
+    if not ranks.is_alone:
+        require_divisible(model)
     source = PolicySource(model=model, temperature=temperature, filters=filters, end_ids=end_ids)
     # Adapters are initialised at random; the caller's generator is left unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         objective = find_for_policy(config.objective_name)(config, source)
+    objective.divide(ranks)
     publisher = Publisher(
         objective.policy,
         model=model,

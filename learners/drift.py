@@ -46,7 +46,7 @@ def drift(
 
     def logprobs_R(model: str) -> NDArray[np.float64]:
         loaded = Policy(config, model=model, temperature=1.0, reference=False)
-        return answer_logprobs(loaded, loaded.layout(config), batch, range(batch.num_rollouts))
+        return answer_logprobs(loaded, loaded.layout, batch, range(batch.num_rollouts))
 
     ours_R, tokens = logprobs_R(policy), sum(len(answer) for _, answer in answers)
     found = {}

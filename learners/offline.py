@@ -45,7 +45,7 @@ def train_on_pairs(
     policy = _policy(model, config, reference=False)
     if any(pair.reference is None for pair in used):
         with policy.grid.off() if policy.grid is not None else nullcontext():
-            used = with_reference(policy, used, config)
+            used = with_reference(policy, used)
     report = run_course(DPOObjective(policy, config), used, config, tick=tick)
     return _saved(policy, model, config, save_to, report, len(used))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
 from cluster.config.labels import Labels
-from cluster.config.sections import MOST_WORKERS, EngineSection, LearnSection, Quantity, Section, Share
+from cluster.config.sections import MOST_RANKS, MOST_WORKERS, EngineSection, LearnSection, Quantity, Section, Share
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.files.marks import MayChange, ModelName
 
@@ -37,9 +37,17 @@ class PoolSpec(Section):
     """How the engine of each worker is built."""
     placement: Annotated[Placement, MayChange()] = Placement()
     """Where the workers run."""
+    num_ranks: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS, strict=True)
+    """Processes of one worker that compute together on one node, each placed alike; only a learner has several."""
     _name: str = PrivateAttr("")
     _section: str = PrivateAttr("")
     _is_numbered: bool = PrivateAttr(True)
+
+    @model_validator(mode="after")
+    def _only_a_learner_has_ranks(self) -> Self:
+        if self.num_ranks > 1 and self.role != "learner":
+            raise ValueError(f"num_ranks = {self.num_ranks} in a pool of role {self.role!r}, expected 1; set size")
+        return self
 
     @property
     def name(self) -> str:
@@ -85,7 +93,7 @@ def pool_of(role: str, model: str, settings: EngineSection, *, name: str, sectio
 def learner_pool(model: str, section: LearnSection) -> PoolSpec:
     """The process that trains."""
     given = {key: getattr(section, key) for key in Placement.model_fields if key in section.model_fields_set}
-    pool = PoolSpec(role="learner", model=model, placement=Placement(**given))
+    pool = PoolSpec(role="learner", model=model, placement=Placement(**given), num_ranks=section.num_ranks)
     return pool.called("learner", "learn", is_numbered=False)
 
 
@@ -101,6 +109,8 @@ def as_section(pool: PoolSpec) -> EngineSection:
 def changes(section: EngineSection | LearnSection, pool: PoolSpec) -> Mapping[str, Any]:
     """The changes to a section that make it describe this pool."""
     found = {key: getattr(pool.placement, key) for key in Placement.model_fields}
+    if isinstance(section, LearnSection):
+        found["num_ranks"] = pool.num_ranks
     if isinstance(section, EngineSection):
         found |= {key: getattr(pool.engine, key) for key in EngineOptions.model_fields}
     return {key: value for key, value in found.items() if getattr(section, key) != value}

@@ -233,12 +233,12 @@ class RunFile(Section):
     @property
     def gpus(self) -> float:
         """Ray GPUs that the run requests."""
-        return sum(pool.size * pool.placement.num_gpus for pool in self.workers.values())
+        return sum(pool.size * pool.num_ranks * pool.placement.num_gpus for pool in self.workers.values())
 
     @property
     def cpus(self) -> float:
         """Ray CPUs that the run requests."""
-        return sum(pool.size * pool.placement.num_cpus for pool in self.workers.values())
+        return sum(pool.size * pool.num_ranks * pool.placement.num_cpus for pool in self.workers.values())
 
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Self:

@@ -15,6 +15,8 @@ from solon.engines.sampling import SamplingOptions
 from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.files.marks import FilePath, MayChange, ModelName, PromptsPath
 
+MOST_RANKS = 64
+"""Of one node."""
 MOST_WORKERS = 10_000
 """Of one pool."""
 
@@ -33,8 +35,8 @@ def _one_device(quantity: float) -> float:
     if quantity > 1:
         raise ValueError(
             f"got {quantity:g}, expected at most 1: an engine is not divided over several GPUs (no tensor "
-            "parallelism) and neither is the learner, so all but one would be idle; set 1, and num_actors for more "
-            "engines"
+            "parallelism), and a learner has one in each rank, so all but one would be idle; set 1, and num_actors for "
+            "more engines, or learn.num_ranks"
         )
     return _as_ray_counts(quantity)
 
@@ -96,6 +98,11 @@ class LearnSection(LearnConfig):
     """Ray GPUs of the learner: 0, it runs on the CPU and sees no GPU; below 1, it shares a device."""
     labels: Annotated[Labels, MayChange()] = Field(default_factory=dict)
     """Label selector: the learner runs only on a node with these labels. Empty: on any node."""
+    num_ranks: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS)
+    """Processes that train together on one node, each with a part of every network; `num_cpus` and `num_gpus` are those
+    of one of them."""
+    rank_timeout_s: Annotated[float, MayChange()] = Field(300.0, ge=1)
+    """How long a rank waits for the others in one operation before all are replaced, seconds."""
 
     @model_validator(mode="after")
     def _device_is_asked_for(self) -> Self:
@@ -107,6 +114,11 @@ class LearnSection(LearnConfig):
         if wants_gpu and self.device not in ("cuda", "cuda:0"):
             raise ValueError(
                 f"device = {self.device!r}, expected 'auto': the learner sees one GPU, the one it was given"
+            )
+        if self.num_ranks > 1 and 0 < self.num_gpus < 1:
+            raise ValueError(
+                f"num_ranks = {self.num_ranks} with num_gpus = {self.num_gpus:g}, expected one GPU for each rank: "
+                "ranks that share a device save no memory; set num_gpus = 1, or num_ranks = 1"
             )
         if self.device == "cpu" and self.num_gpus:
             raise ValueError(f"device = 'cpu' with num_gpus = {self.num_gpus:g}, which would be idle; set num_gpus = 0")

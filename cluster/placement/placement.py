@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """The resources that one actor requests."""
+    """The resources that one worker requests on one node: an actor, or all ranks of a learner."""
 
     name: str
     section: str
@@ -147,8 +147,8 @@ def demands_of(run: RunFile) -> list[Demand]:
         Demand(
             name=name,
             section=pool.section,
-            cpus=pool.placement.num_cpus,
-            gpus=pool.placement.num_gpus,
+            cpus=pool.num_ranks * pool.placement.num_cpus,
+            gpus=pool.num_ranks * pool.placement.num_gpus,
             labels=pool.placement.labels,
         )
         for pool in run.workers.values()

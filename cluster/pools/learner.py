@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from cluster.config.pools import PoolSpec
+from cluster.config.sections import LearnSection
 from cluster.pools.base import PoolContext, Role
 from solon.recovery.supervised_lanes import SupervisedLearner
 
@@ -26,6 +27,11 @@ class LearnerRole(Role):
             "engines_in_float32": run.rollout.computes_in_float32,
         }
         placed, threads = run.learn.placed, run.learn.threads
+        if pool.num_ranks > 1:
+            return [
+                _group(actor, pool, name, context, placed, {**named, "rank_timeout_s": run.learn.rank_timeout_s})
+                for name in pool.worker_names
+            ]
         return [
             RemoteLearner(context.spawner(actor, pool, name, placed, threads=threads, trains=True, **named), name=name)
             for name in pool.worker_names
@@ -40,3 +46,33 @@ class LearnerRole(Role):
             SupervisedLearner(worker, recovery, checkpoint=context.checkpoint, emit=emit, clock=clock)
             for worker in workers
         ]
+
+
+def _group(
+    actor: Any, pool: PoolSpec, name: str, context: PoolContext, config: LearnSection, named: Mapping[str, Any]
+) -> Any:
+    """Ranks in a placement group of their own, which keeps its node while they are replaced."""
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from actors.learner_group import RemoteLearnerGroup
+
+    wanted, ranks = pool.placement, pool.num_ranks
+    bundle = {key: value for key, value in (("CPU", wanted.num_cpus), ("GPU", wanted.num_gpus)) if value}
+    node = placement_group(
+        [bundle or {"CPU": 0.001}] * ranks,
+        strategy="STRICT_PACK",
+        bundle_label_selector=[dict(wanted.labels)] * ranks if wanted.labels else None,
+    )
+
+    def spawn(made: int) -> list[Any]:
+        found = []
+        for rank in range(ranks):
+            options = context.options(pool, f"{name}-rank-{rank}", made, threads=config.threads, trains=True)
+            options.pop("label_selector")  # the bundles have it
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(node, rank)
+            own = {"name": name, "rank": rank, "ranks": ranks}
+            found.append(actor.options(**options).remote(config, **own, **named))
+        return found
+
+    return RemoteLearnerGroup(spawn, name=name, ranks=ranks, node=node)

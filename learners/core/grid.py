@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from learners.core.sharding import full
 from solon.errors import InputError
 from solon.models.formats import Format, format_named, input_args, weight_args
 
@@ -107,7 +108,7 @@ class Grid:
         """By the names of the model's own parameters, detached: as they are served, or as they are trained."""
         found = {}
         for name, (layer, rounding) in self._layers.items():
-            original = layer.parametrizations.weight.original.detach()
+            original = full(layer.parametrizations.weight.original.detach())
             found[f"{name}.weight"] = rounding.rounded(original) if rounded else original
         return found
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from learners.core.config import LoraConfig
+from learners.core.sharding import layers_of
 from solon.errors import InputError, loading
 from solon.models.facts import EXPERTS
 
@@ -65,6 +66,17 @@ def checkpoint_activations(model: Any) -> None:
 def _dropouts(attributes: Mapping[str, Any]) -> list[str]:
     """Names of dropout probabilities: `hidden_dropout`, `resid_pdrop`, `dropout`, …"""
     return [name for name, value in attributes.items() if "drop" in name and isinstance(value, float) and value > 0]
+
+
+def require_divisible(model: str) -> None:
+    """Raises InputError for a model that ranks cannot divide, from its configuration alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with loading(f"the policy {model!r}", remedy="give a Hugging Face directory with config.json"):
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config)
+    layers_of(skeleton)
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from learners.core.ranks import ALONE, Ranks
+from learners.core.sharding import shard
 from solon.records import TrainedGroup
 
 BatchT = TypeVar("BatchT")
@@ -75,9 +77,23 @@ class Objective(ABC, Generic[BatchT, MicrobatchT]):
     remedy: ClassVar[str] = "lower learning_rate"
     """The remedy when a loss or gradient is not finite."""
 
+    ranks: Ranks = ALONE
+    """The processes among which the networks are divided."""
+
     @abstractmethod
     def parts(self) -> dict[str, Part]:
         """The networks that train, by name. Checkpoints contain the names; the first one's metrics have no prefix."""
+
+    def divide(self, ranks: Ranks) -> None:
+        """Divide all networks among ranks, before an optimiser is built. Raises InputError for a network that cannot be
+        divided."""
+        self.ranks = ranks
+        for part in self.parts().values():
+            shard(part.module, ranks)
+
+    def cost(self, microbatch: MicrobatchT) -> float:
+        """The work of a microbatch in comparison with others, such as its tokens: ranks get equal shares."""
+        return 1.0
 
     @abstractmethod
     def prepare(self, batch: BatchT, context: StepContext[MicrobatchT]) -> Prepared[MicrobatchT]:

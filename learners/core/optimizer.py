@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from learners.core.config import OptimizerConfig
+from learners.core.ranks import ALONE, Ranks
+from learners.core.sharding import local, placed_like, release
 
 
 class Optimizer:
@@ -18,9 +20,17 @@ class Optimizer:
     """
 
     def __init__(
-        self, module: nn.Module, learning_rate: float, config: OptimizerConfig, schedule: Callable[[int], float]
+        self,
+        module: nn.Module,
+        learning_rate: float,
+        config: OptimizerConfig,
+        schedule: Callable[[int], float],
+        ranks: Ranks = ALONE,
     ) -> None:
-        """learning_rate: the peak, in place of the configuration's; schedule: factor on it at each step."""
+        """learning_rate: the peak, in place of the configuration's; schedule: factor on it at each step; ranks: those
+        among which the network is divided."""
+        self._ranks = ranks
+        release(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._peak, self._schedule, self._max_norm = learning_rate, schedule, config.max_grad_norm
         matrices = [p for p in self.parameters.values() if p.ndim >= 2]
@@ -37,7 +47,16 @@ class Optimizer:
 
     def clip(self) -> float:
         """Scale the gradients down to the norm bound; returns the norm before scaling."""
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._max_norm))
+        if self._ranks.is_alone:
+            return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._max_norm))
+        # Torch's norm of divided gradients is summed in float32 and in another order on every rank.
+        gradients = [local(p.grad) for p in self.parameters.values() if p.grad is not None]
+        squares = [torch.linalg.vector_norm(one, dtype=torch.float64).square() for one in gradients if one.numel()]
+        mine = float(torch.stack(squares).sum()) if squares else 0.0
+        norm = math.sqrt(self._ranks.total([mine])[0])
+        if norm > self._max_norm:
+            torch._foreach_mul_(gradients, self._max_norm / (norm + 1e-6))
+        return norm
 
     def apply(self, step: int) -> None:
         """Move the parameters at the rate of this step and clear the gradients."""
@@ -54,11 +73,12 @@ class Optimizer:
         return [
             name
             for name, p in self.parameters.items()
-            if p.grad is not None and not math.isfinite(float(p.grad.abs().sum()))
+            if p.grad is not None and not math.isfinite(float(local(p.grad).abs().sum()))
         ]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and moments under flat names, for saving; a parameter that never moved has no moments."""
+        """Parameters and moments under flat names, for saving; a parameter that never moved has no moments. Those of
+        a divided network are DTensors."""
         flat = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             flat |= {f"{key}/{name}": value for key, value in self._adam.state.get(p, {}).items()}
@@ -68,9 +88,8 @@ class Optimizer:
     def restore(self, flat: dict[str, Tensor]) -> None:
         """Restore the result of `tensors`. Raises KeyError or RuntimeError when it is of another network."""
         for name, p in self.parameters.items():
-            p.copy_(flat[f"parameter/{name}"])
+            p.copy_(placed_like(p, flat[f"parameter/{name}"]))
             self._adam.state.pop(p, None)
             if f"exp_avg/{name}" in flat:
-                self._adam.state[p] = {
-                    key: flat[f"{key}/{name}"].to(p.device, copy=True) for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+                self._adam.state[p] = {key: placed_like(p, flat[f"{key}/{name}"]) for key in ("exp_avg", "exp_avg_sq")}
+                self._adam.state[p]["step"] = flat[f"step/{name}"].to(p.device, copy=True)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learners.core.batch import Batch
+from learners.core.ranks import divided
 
 MaskForm = Literal["full", "windowed", "by_kind"]
 """A model's `attention_mask`: one mask for all layers, without or with the window, or a mapping from the kind of layer
@@ -100,11 +101,20 @@ class Layout:
     """Form in which the model takes the masks of shared rows."""
     window: int | None = None
     """Positions that a windowed layer sees, the token's own included."""
+    ranks: int = 1
+    """Processes among which microbatches are divided."""
 
     def microbatches(self, batch: Batch, rollouts: Sequence[int], device: torch.device) -> list[Microbatch]:
         """The given rollouts in as few rectangles as fit, deterministically."""
         rows = self.rows(batch, rollouts)
-        bins = pack([row.length for row in rows], self.max_tokens, self.overhead)
+        lengths = [row.length for row in rows]
+        bins = divided(
+            lambda limit: pack(lengths, limit, self.overhead),
+            lambda chosen: self.work(len(chosen), max(lengths[i] for i in chosen)),
+            most=self.max_tokens,
+            total=sum(lengths),
+            ranks=self.ranks,
+        )
         return [_microbatch(batch, [rows[i] for i in chosen], device, self) for chosen in bins]
 
     def in_one(self, batch: Batch, rollouts: Sequence[int], device: torch.device) -> Microbatch:
@@ -125,6 +135,14 @@ class Layout:
                 length = prompt + sum(answers[first : first + together])
                 rows.append(Row(group, tuple(members[first : first + together]), length))
         return rows
+
+    def work(self, rows: int, width: int) -> float:
+        """The work of a rectangle of tokens, in pairs of positions of one unit of width: matrix products, attention."""
+        return rows * (6 * self.hidden * width + width**2 / 2)
+
+    def cost(self, microbatch: Microbatch) -> float:
+        """The work of a microbatch in comparison with others."""
+        return self.work(*microbatch.input_BT.shape)
 
     def answers_per_row(self, prompt: int, answers: Sequence[int]) -> int:
         """How many answers should share the prompt.
@@ -179,8 +197,19 @@ def pack(lengths: Sequence[int], max_tokens: int, overhead: int = 0) -> list[lis
     return bins[::-1]
 
 
-def by_length(sizes: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like size, shortest first, none of more than `max_tokens` when padded, or of one row."""
+def by_length(sizes: Sequence[int], max_tokens: int, ranks: int = 1) -> list[list[int]]:
+    """Indices in batches of like size, shortest first, none of more than `max_tokens` when padded, or of one row; such
+    that `ranks` processes get equal shares."""
+    return divided(
+        lambda limit: list(_by_length(sizes, limit)),
+        lambda rows: len(rows) * max(sizes[i] for i in rows),
+        most=max_tokens,
+        total=sum(sizes),
+        ranks=ranks,
+    )
+
+
+def _by_length(sizes: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     rows: list[int] = []
     for index in sorted(range(len(sizes)), key=sizes.__getitem__):
         if rows and sizes[index] * (len(rows) + 1) > max_tokens:

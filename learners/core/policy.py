@@ -6,9 +6,9 @@ M response tokens of a microbatch, B rows, T positions, H hidden width, V vocabu
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from learners.core.grid import grid_of
 from learners.core.loading import checkpoint_activations, choose_device, load_model, require_repeatable, with_adapters
 from learners.core.logprobs import logprobs_and_entropy, logprobs_of
 from learners.core.packing import Layout, Microbatch
+from learners.core.ranks import ALONE, Ranks
+from learners.core.sharding import full, release, shard
 from learners.core.sharing import best_layout
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.errors import InputError
@@ -85,6 +87,18 @@ class Policy:
                 if network is not None:
                     checkpoint_activations(network)
         require_repeatable(self.model, self.device)
+        self.layout: Layout = best_layout(self.base, config, device=self.device)
+        """How rollouts are packed for this model."""
+        self.ranks: Ranks = ALONE
+        """The processes among which the networks are divided."""
+
+    def divide(self, ranks: Ranks) -> None:
+        """Divide policy and reference among ranks, before an optimiser is built. Raises InputError for a model that
+        cannot be divided."""
+        self.ranks, self.layout = ranks, replace(self.layout, ranks=ranks.size)
+        for network in (self.model, self._reference):
+            if network is not None:
+                shard(network, ranks, compute=self._autocast_dtype)
 
     def _grid_dtype(self, config: NetworkConfig) -> torch.dtype:
         """Of the published weights: scales are computed in it."""
@@ -172,21 +186,21 @@ class Policy:
         return logprobs_of(logits_MV, microbatch.target_M)
 
     @torch.no_grad()
-    def merged(self) -> dict[str, Tensor]:
+    def merged(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and persistent buffers under their Hugging Face names, adapters merged, weights on their grid; the
-        trained tensors are only read. A tied tensor has only the name under which files keep it."""
+        trained tensors are only read. A tied tensor has only the name under which files keep it.
+
+        Ranks gather one tensor at a time: all of them must take every item.
+        """
         tied = set(self.base.all_tied_weights_keys)
-        merged = {} if self.grid is None else self.grid.weights()
+        release(self.model)
+        if self.grid is not None:
+            yield from self.grid.weights().items()
         for name, tensor in self.base.state_dict().items():
             owner, is_adapted, leaf = name.rpartition(".base_layer.")
             if is_adapted and leaf == "weight":
-                merged[f"{owner}.weight"] = tensor + self.base.get_submodule(owner).get_delta_weight("default")
+                yield f"{owner}.weight", full(tensor) + full(self.base.get_submodule(owner).get_delta_weight("default"))
             elif is_adapted:
-                merged[f"{owner}.{leaf}"] = tensor
+                yield f"{owner}.{leaf}", full(tensor)
             elif ".lora_" not in name and ".parametrizations." not in name and name not in tied:
-                merged[name] = tensor
-        return merged
-
-    def layout(self, config: NetworkConfig) -> Layout:
-        """How rollouts are packed for this model."""
-        return best_layout(self.base, config, device=self.device)
+                yield name, full(tensor)

@@ -12,8 +12,9 @@ from learners.core.batch import Batch
 from learners.core.config import TrainerConfig
 from learners.core.measure import batch_metrics, groups_without_advantages
 from learners.core.objective import Minibatch, Objective, Part, Prepared, StepContext
-from learners.core.packing import Microbatch
+from learners.core.packing import Layout, Microbatch
 from learners.core.policy import Policy
+from learners.core.ranks import Ranks
 from solon.errors import RunFailedError
 from solon.records import NO_FILTERS, Filters, TrainingGroup
 
@@ -51,7 +52,18 @@ class PolicyObjective(Objective[Sequence[TrainingGroup], Microbatch]):
             reference=reference,
             backbone=backbone,
         )
-        self.layout = self.policy.layout(config)
+
+    @property
+    def layout(self) -> Layout:
+        """How rollouts are packed."""
+        return self.policy.layout
+
+    def divide(self, ranks: Ranks) -> None:
+        self.policy.divide(ranks)
+        super().divide(ranks)
+
+    def cost(self, microbatch: Microbatch) -> float:
+        return self.layout.cost(microbatch)
 
     def parts(self) -> dict[str, Part]:
         """Only the policy."""

@@ -72,18 +72,29 @@ class Publisher:
         self.canaries = tuple(tuple(int(token) for token in canary) for canary in canaries)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The policy as the engines will hold it, in the serving dtype, on the learner's device."""
-        return {
-            name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in self._policy.merged().items()
-        }
+        """The policy as the engines will hold it, in the serving dtype, on the learner's device. All ranks must ask for
+        it together; only the first one keeps it."""
+        kept = {}
+        for name, tensor in self._policy.merged():
+            if self._policy.ranks.is_first:
+                kept[name] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        return kept
 
     @torch.no_grad()
     def weights(self, version: int) -> Weights:
-        """The current policy under this version number."""
+        """The current policy under this version number; ranks but the first get one without bytes."""
         from transformers.core_model_loading import revert_weight_conversion
 
         tensors = self.tensors()
+        if not self._policy.ranks.is_first:
+            return Weights(
+                version=version,
+                payload=np.zeros(0, np.uint8),
+                fingerprint="",
+                canary_token_ids=(),
+                canary_logprobs=(),
+                canary_noise=0.0,
+            )
         files = revert_weight_conversion(self._skeleton, dict(tensors))
         payload = pack(files)
         with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter to others
@@ -100,28 +111,29 @@ class Publisher:
         )
 
     @torch.no_grad()
-    def evidence(self) -> Canaries:
-        """What attests an engine that loads the saved policy."""
-        tensors = self.tensors()
-        exact = self.canary_logprobs(tensors, torch.float32)
-        return Canaries(token_ids=self.canaries, logprobs=exact, noise=self._noise(tensors, exact))
-
-    @torch.no_grad()
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path) -> Canaries | None:
         """The policy as a Hugging Face directory with its tokenizer, in the serving dtype; beside weights on a grid
-        those before rounding."""
+        those before rounding. Returns what attests an engine that loads it; None on ranks but the first, which write
+        nothing."""
         from transformers.core_model_loading import revert_weight_conversion
 
-        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in self.tensors().items()}
+        tensors, grid = self.tensors(), self._policy.grid
+        unrounded = {} if grid is None else grid.weights(rounded=False)
+        if not self._policy.ranks.is_first:
+            return None
+        exact = self.canary_logprobs(tensors, torch.float32)
+        evidence = Canaries(token_ids=self.canaries, logprobs=exact, noise=self._noise(tensors, exact))
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         with quiet():
             self._skeleton.save_pretrained(directory, state_dict=tensors)
-        if (grid := self._policy.grid) is not None:
-            own = {name: tensor.to(self.dtype) for name, tensor in grid.weights(rounded=False).items()}
+        if grid is not None:
+            own = {name: tensor.to(self.dtype) for name, tensor in unrounded.items()}
             write_unrounded(directory, grid.name, revert_weight_conversion(self._skeleton, own))
         widen(directory)
         # Copied, since saving a tokenizer may change it. A tokenizer from the hub has no directory of its own.
         if not (self._source.is_dir() and copy_companions(self._source, directory)):
             self._tokenizer.save_pretrained(directory)
+        return evidence
 
     def _noise(self, tensors: dict[str, Tensor], exact: tuple[tuple[float, ...], ...]) -> float:
         """The change from 16 bits alone, mean, nats: in the serving dtype, or the one that engines choose; 0

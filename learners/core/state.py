@@ -1,4 +1,8 @@
-"""A learner on disk: master weights and optimiser moments in safetensors, the rest in a small JSON."""
+"""A learner on disk: master weights and optimiser moments, and the counters in a small JSON.
+
+A learner of one process writes one safetensors file. Ranks write what each keeps, in the format of torch's distributed
+checkpoint. A learner of any number of ranks reads both.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +10,50 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from learners.core.optimizer import Optimizer
-from solon.errors import InputError
+from learners.core.ranks import ALONE, Ranks
+from solon.errors import InputError, one_line
 from solon.host.file_modes import widen
 
 TENSORS = "learner.safetensors"
+SHARDS = "learner.shards"
 COUNTERS = "learner.json"
 
 
-def save_state(directory: Path, parts: Mapping[str, Optimizer], counters: Mapping[str, float]) -> None:
-    """Write every part (`policy`, `critic`) and the counters, exact to the bit."""
+def save_state(
+    directory: Path, parts: Mapping[str, Optimizer], counters: Mapping[str, float], ranks: Ranks = ALONE
+) -> None:
+    """Write every part (`policy`, `critic`) and the counters, exact to the bit. All ranks call it together."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"{part}/{name}": tensor.detach().to("cpu").contiguous()
-        for part, optimizer in parts.items()
-        for name, tensor in optimizer.tensors().items()
-    }
-    save_file(tensors, directory / TENSORS)
-    widen(directory, TENSORS)
-    (directory / COUNTERS).write_text(json.dumps(dict(counters), indent=1) + "\n")
+    tensors = _tensors(parts)
+    if ranks.is_alone:
+        whole = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        save_file(whole, directory / TENSORS)
+        widen(directory, TENSORS)
+    else:
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        save(dict(tensors), storage_writer=FileSystemWriter(directory / SHARDS))
+        if ranks.is_first:
+            widen(directory / SHARDS)
+    if ranks.is_first:
+        (directory / COUNTERS).write_text(json.dumps(dict(counters), indent=1) + "\n")
 
 
 def load_state(directory: Path, parts: Mapping[str, Optimizer]) -> dict[str, float]:
-    """Read them back; returns the counters. Raises InputError when they are missing or belong to another learner."""
+    """Read them back, whatever the number of ranks that wrote them; returns the counters. Raises InputError when they
+    are missing or belong to another learner."""
     try:
-        tensors = load_file(directory / TENSORS)
+        if (directory / SHARDS).is_dir():
+            tensors = _read_shards(directory / SHARDS, parts)
+        else:
+            tensors = load_file(directory / TENSORS)
         counters: dict[str, float] = json.loads((directory / COUNTERS).read_text())
         for part, optimizer in parts.items():
             prefix = f"{part}/"
@@ -44,3 +64,32 @@ def load_state(directory: Path, parts: Mapping[str, Optimizer]) -> dict[str, flo
             "the [learn] section that the checkpoint was made with"
         ) from error
     return counters
+
+
+def _tensors(parts: Mapping[str, Optimizer]) -> dict[str, Tensor]:
+    return {f"{part}/{name}": tensor for part, one in parts.items() for name, tensor in one.tensors().items()}
+
+
+def _read_shards(directory: Path, parts: Mapping[str, Optimizer]) -> dict[str, Tensor]:
+    """What ranks have written, divided as the parameters of this learner are."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = FileSystemReader(directory)
+    written = reader.read_metadata().state_dict_metadata
+    tensors: dict[str, Tensor] = {}
+    for part, optimizer in parts.items():
+        for name, parameter in optimizer.parameters.items():
+            for kind in ("parameter", "exp_avg", "exp_avg_sq"):
+                if (key := f"{part}/{kind}/{name}") in written:
+                    tensors[key] = torch.zeros_like(parameter.detach())
+            if (key := f"{part}/step/{name}") in written:
+                tensors[key] = torch.zeros(())
+    if missing := sorted(set(written) - set(tensors)):
+        raise KeyError(f"no parameter for {missing[0]}, {len(missing)} in all")
+    try:
+        load(tensors, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+    except CheckpointException as error:  # no Exception: the cause of every rank is in it
+        raise ValueError(f"{one_line(str(next(iter(error.failures.values()))[0]), longest=300)}") from None
+    return tensors

@@ -13,10 +13,12 @@ from typing import Generic
 import torch
 from torch import Tensor
 
+from learners.core.agreement import Agreement
 from learners.core.config import OptimizerConfig
 from learners.core.objective import BatchT, Loss, Metrics, MicrobatchT, Minibatch, Objective, Prepared, StepContext
 from learners.core.optimizer import Optimizer
 from learners.core.publish import Publisher
+from learners.core.ranks import RankFailedError
 from learners.core.state import load_state, save_state
 from solon.errors import RunFailedError
 from solon.records import Span, StepReport, Weights
@@ -49,9 +51,14 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         self.version = 0
         """Committed steps, which is the version of the weights."""
         self.optimizers = {
-            part: Optimizer(network.module, network.learning_rate, config, schedule)
+            part: Optimizer(network.module, network.learning_rate, config, schedule, objective.ranks)
             for part, network in objective.parts().items()
         }
+        self._agreement = Agreement(
+            objective.ranks,
+            [network.module for network in objective.parts().values()],
+            [weight for one in self.optimizers.values() for weight in one.parameters.values()],
+        )
         self._peak, self._schedule, self._seed = config.learning_rate, schedule, seed
         self._most_bad: int = getattr(config, "max_bad_steps", 0)
         self._bad = 0
@@ -85,10 +92,12 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         started, clock = time.time(), time.perf_counter()
         context = self.context(step)
         prepared = self.objective.completed(batch, self.objective.prepare(batch, context), context)
+        self._agreement.require({"the step": step, "its batch": sorted(prepared.metrics.items())})
         self.objective.require_close(prepared.metrics, step)
         ready = time.perf_counter()
         metrics = {**prepared.metrics, **self._updates(step, prepared)}
         self.version = step + 1
+        self._agreement.record()
         metrics["learning_rate/mean"] = self._peak * self._schedule(step)
         metrics["prepare_s/sum"] = ready - clock
         metrics["update_s/sum"] = time.perf_counter() - ready
@@ -106,15 +115,17 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         Hugging Face directory in the serving dtype, and canaries that attest it."""
         directory = Path(directory)
         if self._publisher is not None:
-            self._publisher.save(directory / "policy")
-            self._publisher.evidence().write(directory)
+            evidence = self._publisher.save(directory / "policy")
+            if evidence is not None:
+                evidence.write(directory)
         counters = {"version": self.version, "seed": self._seed, **self.objective.counters()}
-        save_state(directory, self.optimizers, counters)
+        save_state(directory, self.optimizers, counters, self.objective.ranks)
 
     def load(self, directory: str | Path) -> None:
         """Continue from a checkpoint of a learner with the same model and configuration. Raises InputError when it
         does not fit."""
         counters = load_state(Path(directory), self.optimizers)
+        self._agreement.forget()
         self.version = int(counters["version"])
         self.objective.restore(counters)
 
@@ -124,7 +135,7 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         def update(
             minibatch: Minibatch[MicrobatchT], loss: Callable[[MicrobatchT, float], Iterator[Loss]], part: str
         ) -> None:
-            sums = _backward(minibatch, loss)
+            sums = self._backward(minibatch, loss)
             norms = self._clip_gradients(step, sums, (part,))
             if norms is not None:
                 self._move(part, step, norms[part])
@@ -138,7 +149,7 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         moved: dict[str, list[bool]] = defaultdict(list)
         main, bad = next(iter(self.optimizers)), list[bool]()
         for minibatch in prepared.minibatches:
-            sums = _backward(minibatch, self.objective.loss)
+            sums = self._backward(minibatch, self.objective.loss)
             found = self._clip_gradients(step, sums, tuple(self.optimizers))
             bad.append(found is None)
             for part in self.optimizers:
@@ -153,6 +164,56 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         metrics |= {f"{key}/max": max(values) for key, values in norms.items()}
         metrics |= {f"{key}/share": 1 - sum(values) / len(values) for key, values in moved.items()}
         return metrics
+
+    def _backward(
+        self, minibatch: Minibatch[MicrobatchT], loss: Callable[[MicrobatchT, float], Iterator[Loss]]
+    ) -> Metrics:
+        """Accumulate the gradients of a minibatch; returns the sums of its metrics.
+
+        Every rank takes as many passes as the others; the result of one without a turn of its own is multiplied by 0.
+        """
+        sums: Metrics = {}
+        microbatches, ranks, wrong = minibatch.microbatches, self.objective.ranks, -1
+        for place, counts in ranks.turns([self.objective.cost(one) for one in microbatches]):
+            is_finite = self._pass(loss(microbatches[place], minibatch.denominator), sums, counts=counts)
+            if not (is_finite or wrong >= 0 or ranks.is_alone):
+                wrong = place
+        if ranks.is_alone:
+            return sums
+        *columns, places = zip(*ranks.each([*map(float, sums.values()), float(wrong)]), strict=True)
+        if 0 < sum(place >= 0 for place in places) < ranks.size:
+            self._blame(minibatch, loss, [int(place) for place in places])
+        return {key: torch.tensor(sum(column)) for key, column in zip(sums, columns, strict=True)}
+
+    def _pass(self, terms: Iterator[Loss], sums: Metrics, *, counts: bool) -> bool:
+        """Differentiate the loss of a microbatch and add its metrics. Among ranks, returns whether losses and gradients
+        of this one are finite."""
+        is_finite = True
+        for term, metrics in terms:
+            (term if counts else term * 0.0).backward()  # type: ignore[no-untyped-call]
+            for key, value in metrics.items():
+                value = value if counts else torch.zeros_like(value)
+                sums[key] = sums[key] + value if key in sums else value
+            if not self.objective.ranks.is_alone:
+                is_finite &= math.isfinite(float(term.detach()))
+        return self._agreement.gradients_are_finite() and is_finite
+
+    def _blame(
+        self,
+        minibatch: Minibatch[MicrobatchT],
+        loss: Callable[[MicrobatchT, float], Iterator[Loss]],
+        places: Sequence[int],
+    ) -> None:
+        """Raises RankFailedError when a microbatch that was not finite on one rank is finite on another: the rank, not
+        the batch, is at fault. places: the first such microbatch of each rank; -1: it had none."""
+        ranks = self.objective.ranks
+        guilty = next(rank for rank, place in enumerate(places) if place >= 0)
+        again = self._pass(loss(minibatch.microbatches[places[guilty]], minibatch.denominator), {}, counts=True)
+        if any(ok for rank, (ok,) in enumerate(ranks.each([float(again)])) if rank != guilty):
+            raise RankFailedError(
+                f"rank {guilty} of {ranks.size} computed a loss or gradient that is not finite from a microbatch of "
+                "which another rank computed a finite one: its device or its memory is damaged"
+            )
 
     def _move(self, part: str, step: int, norm: float) -> bool:
         """Take one optimiser step, unless the gradient is exactly 0; returns whether it was taken.
@@ -187,14 +248,3 @@ class Trainer(Generic[BatchT, MicrobatchT]):
             )
         self._bad = 0
         return norms
-
-
-def _backward(minibatch: Minibatch[MicrobatchT], loss: Callable[[MicrobatchT, float], Iterator[Loss]]) -> Metrics:
-    """Accumulate the gradients of a minibatch; returns the sums of its metrics."""
-    sums: Metrics = {}
-    for microbatch in minibatch.microbatches:
-        for term, metrics in loss(microbatch, minibatch.denominator):
-            term.backward()  # type: ignore[no-untyped-call]
-            for key, value in metrics.items():
-                sums[key] = sums[key] + value if key in sums else value
-    return sums

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learners.core.batch import Batch
-from learners.core.packing import Layout, Microbatch
+from learners.core.packing import Layout, Microbatch, Row
 from learners.core.policy import Policy
+from learners.core.ranks import divided
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +70,30 @@ class Answers:
 
 def whole_groups(layout: Layout, batch: Batch, rollouts: Sequence[int], device: torch.device) -> list[Microbatch]:
     """The given rollouts, with all of a group in one microbatch; a group that exceeds the limit is alone in its own."""
-    return [layout.in_one(batch, chosen, device) for chosen in _bins(layout, batch, rollouts)]
+    rows = layout.rows(batch, rollouts)
+    bins = divided(
+        lambda limit: list(_bins(rows, batch, rollouts, limit)),
+        lambda one: layout.work(one.rows, one.width),
+        most=layout.max_tokens,
+        total=sum(row.length for row in rows),
+        ranks=layout.ranks,
+    )
+    return [layout.in_one(batch, one.rollouts, device) for one in bins]
 
 
-def _bins(layout: Layout, batch: Batch, rollouts: Sequence[int]) -> Iterator[list[int]]:
+@dataclass(frozen=True, slots=True)
+class _Bin:
+    """The rollouts of a microbatch, and its rectangle."""
+
+    rollouts: list[int]
+    rows: int
+    width: int
+
+
+def _bins(laid_out: Sequence[Row], batch: Batch, rollouts: Sequence[int], max_tokens: int) -> Iterator[_Bin]:
     """Rollouts of whole groups, the widest first, whose rectangle is within the limit."""
     groups: dict[int, tuple[int, int]] = {}
-    for row in layout.rows(batch, rollouts):
+    for row in laid_out:
         width, count = groups.get(row.group, (0, 0))
         groups[row.group] = max(width, row.length), count + 1
     members = {group: [r for r in sorted(rollouts) if batch.group_R[r] == group] for group in groups}
@@ -83,13 +101,13 @@ def _bins(layout: Layout, batch: Batch, rollouts: Sequence[int]) -> Iterator[lis
     widest, rows = 0, 0
     for group in sorted(groups, key=lambda one: (-groups[one][0], one)):
         width, count = groups[group]
-        if chosen and max(widest, width) * (rows + count) > layout.max_tokens:
-            yield chosen
+        if chosen and max(widest, width) * (rows + count) > max_tokens:
+            yield _Bin(chosen, rows, widest)
             chosen, widest, rows = [], 0, 0
         chosen += members[group]
         widest, rows = max(widest, width), rows + count
     if chosen:
-        yield chosen
+        yield _Bin(chosen, rows, widest)
 
 
 @torch.no_grad()
@@ -98,12 +116,16 @@ def answer_logprobs(
 ) -> NDArray[np.float64]:
     """Log-probs of whole answers under the policy or its reference, nats; 0 for rollouts that were not asked for, [R]
     of the batch."""
-    found_R = np.zeros(batch.num_rollouts)
-    for microbatch in whole_groups(layout, batch, rollouts, policy.device):
-        answers = Answers.of(batch, microbatch)
+    found_R = torch.zeros(batch.num_rollouts, dtype=torch.float64, device=policy.device)
+    microbatches = whole_groups(layout, batch, rollouts, policy.device)
+    for place, counts in policy.ranks.turns([layout.cost(one) for one in microbatches]):
+        answers = Answers.of(batch, microbatches[place])
         score = policy.reference_logprobs if reference else policy.logprobs
-        found_R[answers.rollouts] = answers.sums(score(microbatch).float()).double().cpu().numpy()
-    return found_R
+        sums_R = answers.sums(score(microbatches[place]).float()).double()
+        if counts:
+            found_R[torch.from_numpy(answers.rollouts).to(policy.device)] = sums_R
+    found: NDArray[np.float64] = policy.ranks.joined(found_R).cpu().numpy()
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

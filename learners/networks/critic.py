@@ -33,7 +33,7 @@ class Critic(nn.Module):
         hidden_MH = hidden_BTH.flatten(0, 1).index_select(0, microbatch.predict_M)
         # A value is a regression target: bfloat16 would round it to three digits.
         with torch.autocast(hidden_MH.device.type, enabled=False):
-            values_M: Tensor = self.head(hidden_MH.float())[:, 0]
+            values_M: Tensor = self.head(hidden_MH.float())[:, 0].clone()  # FSDP hooks the output, and not views
         return values_M
 
     @torch.no_grad()

@@ -125,8 +125,12 @@ class DistilObjective(Objective[Lessons, Lessons]):
     def prepare(self, batch: Lessons, context: StepContext[Lessons]) -> Prepared[Lessons]:
         """One optimiser step on the lessons, in microbatches of similar length."""
         sizes = [len(lesson.question.prompt_token_ids) for lesson in batch]
-        microbatches = [[batch[i] for i in rows] for rows in by_length(sizes, self.config.max_tokens_per_microbatch)]
+        rows = by_length(sizes, self.config.max_tokens_per_microbatch, self.ranks.size)
+        microbatches = [[batch[i] for i in some] for some in rows]
         return Prepared(minibatches=[Minibatch(microbatches, sum(lesson.weight for lesson in batch))])
+
+    def cost(self, microbatch: Lessons) -> float:
+        return len(microbatch) * max(len(lesson.question.prompt_token_ids) for lesson in microbatch)
 
     def loss(self, microbatch: Lessons, denominator: float) -> Iterator[Loss]:
         """`distil_loss` over the weights of the minibatch."""

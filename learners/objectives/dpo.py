@@ -1,7 +1,7 @@
 """Direct preference optimisation on a fixed data set (Rafailov et al. 2023), with soft labels.
 
     policy = trainable(PolicySource(model="models/policy"), config)
-    pairs = with_reference(policy, pairs, config)
+    pairs = with_reference(policy, pairs)
     report = run_course(DPOObjective(policy, config), pairs, config)
 
 The reference is the policy before training. Its log-probs are computed once, by `with_reference`, and travel with the
@@ -17,6 +17,7 @@ import numpy as np
 
 from learners.core.objective import Loss, Minibatch, Objective, Part, Prepared, StepContext
 from learners.core.policy import Policy
+from learners.core.ranks import Ranks
 from learners.direct.config import DirectConfig
 from learners.direct.pair_loss import pair_loss
 from learners.direct.pairs import AnswerPair, batch_of_pairs
@@ -30,11 +31,19 @@ class DPOObjective(Objective[Pairs, PairRows]):
 
     def __init__(self, policy: Policy, config: DirectConfig) -> None:
         self.policy, self.config = policy, config
-        self.layout = policy.layout(config)
+        self.layout = policy.layout
 
     def parts(self) -> dict[str, Part]:
         """The policy."""
         return {"policy": Part(self.policy.model, self.config.learning_rate)}
+
+    def divide(self, ranks: Ranks) -> None:
+        self.policy.divide(ranks)
+        self.layout = self.policy.layout
+        super().divide(ranks)
+
+    def cost(self, microbatch: PairRows) -> float:
+        return self.layout.cost(microbatch.answers.microbatch)
 
     def prepare(self, batch: Pairs, context: StepContext[PairRows]) -> Prepared[PairRows]:
         """One optimiser step. Raises ValueError for pairs whose reference log-probs are not known."""
@@ -59,8 +68,8 @@ class DPOObjective(Objective[Pairs, PairRows]):
         yield pair_loss(microbatch, logprobs_M, denominator, self.config)
 
 
-def with_reference(policy: Policy, pairs: Pairs, config: DirectConfig) -> list[AnswerPair]:
+def with_reference(policy: Policy, pairs: Pairs) -> list[AnswerPair]:
     """The pairs with the log-probs of the present policy as those of the reference."""
     arrays = batch_of_pairs(pairs)
-    found = answer_logprobs(policy, policy.layout(config), arrays, range(arrays.num_rollouts))
+    found = answer_logprobs(policy, policy.layout, arrays, range(arrays.num_rollouts))
     return [replace(one, reference=(float(found[2 * i]), float(found[2 * i + 1]))) for i, one in enumerate(pairs)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from learners.core.objective import Loss, Minibatch, Objective, Part, Prepared, StepContext
 from learners.core.policy import Policy
+from learners.core.ranks import Ranks
 from learners.direct.config import RatingConfig
 from learners.direct.losses import rating_anchor, rating_losses
 from learners.direct.pairs import RatedAnswer, batch_of_ratings
@@ -46,11 +47,19 @@ class KTOObjective(Objective[Ratings, RatedRows]):
         if not policy.has_reference:
             raise ValueError("got a policy without a reference, expected Policy(..., reference=True)")
         self.policy, self.config = policy, config
-        self.layout = policy.layout(config)
+        self.layout = policy.layout
 
     def parts(self) -> dict[str, Part]:
         """The policy."""
         return {"policy": Part(self.policy.model, self.config.learning_rate)}
+
+    def divide(self, ranks: Ranks) -> None:
+        self.policy.divide(ranks)
+        self.layout = self.policy.layout
+        super().divide(ranks)
+
+    def cost(self, microbatch: RatedRows) -> float:
+        return self.layout.cost(microbatch.answers.microbatch)
 
     def prepare(self, batch: Ratings, context: StepContext[RatedRows]) -> Prepared[RatedRows]:
         """One optimiser step, after passes over each answer and over each prompt with the answer of the next row that

@@ -41,7 +41,7 @@ class PPOObjective(PolicyGradient):
         if context.step == 0:
             self._start_critic(everything, rewards.to_go_N(), kept_N & rewards.has_return_N(), context)
         with torch.no_grad():
-            (values_N,) = gather(batch, everything, lambda m: (self._values(m),))
+            (values_N,) = gather(self.policy, batch, everything, lambda m: (self._values(m),))
         advantages_N, returns_N, metrics = rewards.advantages(values_N, kept_N)
         return Advantages(advantages_N=advantages_N, values_N=values_N, returns_N=returns_N), metrics
 

@@ -62,9 +62,12 @@ class RewardModelObjective(Objective[Pairs, Pairs]):
     def prepare(self, batch: Pairs, context: StepContext[Pairs]) -> Prepared[Pairs]:
         """One optimiser step on the pairs, in microbatches of similar length."""
         sizes = [max(len(pair.first), len(pair.second)) for pair in batch]
-        rows = by_length(sizes, self.config.max_tokens_per_microbatch // 2)
+        rows = by_length(sizes, self.config.max_tokens_per_microbatch // 2, self.ranks.size)
         microbatches = [[batch[i] for i in some] for some in rows]
         return Prepared(minibatches=[Minibatch(microbatches, sum(pair.weight for pair in batch))])
+
+    def cost(self, microbatch: Pairs) -> float:
+        return len(microbatch) * max(max(len(pair.first), len(pair.second)) for pair in microbatch)
 
     def loss(self, microbatch: Pairs, denominator: float) -> Iterator[Loss]:
         """Both answers of every pair in one forward pass."""

@@ -56,16 +56,22 @@ class Targets(Scores):
 
 
 def gather(
-    batch: Batch, microbatches: Sequence[Microbatch], forward: Callable[[Microbatch], tuple[Tensor, ...]]
+    policy: Policy,
+    batch: Batch,
+    microbatches: Sequence[Microbatch],
+    forward: Callable[[Microbatch], tuple[Tensor, ...]],
 ) -> list[Tensor]:
-    """Outputs of a forward pass over all microbatches, [N] each, in the batch's order."""
-    pieces = [forward(microbatch) for microbatch in microbatches]
-    index_N = torch.cat([microbatch.index_M for microbatch in microbatches])
+    """Outputs of a forward pass over all microbatches, [N] each, in the batch's order. Ranks share the passes, and all
+    of them get all outputs."""
+    turns = policy.ranks.turns([policy.layout.cost(microbatch) for microbatch in microbatches])
+    pieces = [(microbatches[place].index_M, forward(microbatches[place]), counts) for place, counts in turns]
     gathered = []
-    for parts in zip(*pieces, strict=True):
-        flat_N = torch.empty(batch.num_tokens, device=index_N.device)
-        flat_N[index_N] = torch.cat(parts)
-        gathered.append(flat_N)
+    for which in range(len(pieces[0][1])):
+        flat_N = torch.zeros(batch.num_tokens, device=policy.device)
+        for index_M, parts, counts in pieces:
+            if counts:
+                flat_N[index_M] = parts[which].float()
+        gathered.append(policy.ranks.joined(flat_N))
     return gathered
 
 
@@ -92,12 +98,12 @@ def policy_targets(
     version_N = torch.from_numpy(batch.version_N).to(policy.device)
     prox_N, reference_N, outside_N = behaviour_N, None, torch.zeros_like(version_N, dtype=torch.bool)
     if not config.bypass or policy.filters:
-        scored = dict(zip(SCORED, gather(batch, microbatches, partial(_scores, policy)), strict=False))
+        scored = dict(zip(SCORED, gather(policy, batch, microbatches, partial(_scores, policy)), strict=False))
         prox_N = prox_N if config.bypass else scored["logprobs"]
         metrics["entropy/mean"] = float(scored["entropy"].mean())
         reference_N, outside_N = scored.get("reference"), scored["outside"] > 0
     elif policy.has_reference:
-        (reference_N,) = gather(batch, microbatches, lambda m: (policy.reference_logprobs(m),))
+        (reference_N,) = gather(policy, batch, microbatches, lambda m: (policy.reference_logprobs(m),))
     if policy.filters:
         metrics["outside_set/share"] = float(outside_N.float().mean())
     if reference_N is not None:

@@ -20,7 +20,7 @@ from scipy import stats
 import tests.chaos
 from tests.chaos.campaign import Campaign, Result, Subject
 from tests.chaos.cluster_of_our_own import ROOT, ray_head
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, RANK_FAULTS
 from tests.chaos.standin_run import BATCH, is_spoilt, prompts_of
 from tests.chaos.verdict import (
     committed_steps,
@@ -77,8 +77,8 @@ def standin_subject(*, steps: int | None, target: int) -> Subject:
     )
 
 
-def real_subject(*, steps: int) -> Subject:
-    """The nursery's run file, models and engines."""
+def real_subject(*, steps: int, ranks: int = 1) -> Subject:
+    """The nursery's run file, models and engines. ranks: with several, the faults are those of the learner's ranks."""
     settings = [
         f"steps={steps}",
         "checkpoint_every=4",
@@ -88,17 +88,29 @@ def real_subject(*, steps: int) -> Subject:
         "recovery.backoff_s=0",
         "ledger.max_losses=100",
     ]
+    if ranks > 1:
+        settings += [f"learn.num_ranks={ranks}", "learn.num_cpus=0.5", "learn.rank_timeout_s=20"]
     overrides = [part for setting in settings for part in ("--set", setting)]
     run_file = str(ROOT / "examples" / "nursery.toml")
     return Subject(
         command=lambda _, name: ["tests.chaos.real_run", "train", run_file, "--name", name, "--resume", *overrides],
         kinds={"rollout": "Rollout", "judge": "Judge", "learner": "Learner"},
-        complaints=lambda directory: complaints(directory, steps=steps, batch=REAL_BATCH),
+        complaints=lambda directory: [
+            *complaints(directory, steps=steps, batch=REAL_BATCH),
+            *(_others_lost(directory) if ranks > 1 else []),
+        ],
         patience_s=240,
         between_s=(4, 14),
-        faults=without("audit", "disk", "node"),  # the oracles evaluate
+        faults=RANK_FAULTS if ranks > 1 else without("audit", "disk", "node"),  # the oracles evaluate
         names_command=True,
     )
+
+
+def _others_lost(directory: Path) -> list[str]:
+    """Whether a worker other than the learner was replaced, or a loss has no cause that names a rank."""
+    lost = [event for event in lines_of(directory / "events.jsonl") if event["event"] == "worker_lost"]
+    found = [f"{event['worker']} was lost: {event['cause']}" for event in lost if event["worker"] != "learner"]
+    return found + [f"no rank is named: {event['cause']}" for event in lost if "rank" not in event["cause"]]
 
 
 def without(*victims: str) -> dict[str, int]:
@@ -198,6 +210,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="FAULT", choices=FAULTS, help="no other faults than these")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="one long run instead")
     parser.add_argument("--undisturbed", type=int, default=0, help="runs without faults before the others, to compare")
+    parser.add_argument("--ranks", type=int, default=1, help="of the real learner; with several, only they have faults")
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args()
     console = Console()
@@ -207,7 +220,7 @@ def main() -> int:
     ):
         root = Path(folder)
         if options.engines == "real":
-            subject, each = real_subject(steps=30), 7
+            subject, each = real_subject(steps=30, ranks=options.ranks), 7
         elif options.soak:
             subject, each = standin_subject(steps=None, target=options.target), 0
         else:

@@ -59,6 +59,9 @@ FAULTS = {
   store into it.
 - cut file: the driver is killed; in a copy of its directory a file is cut to half, and must be named.
 """
+RANK_FAULTS = {"kill learner": 6, "stop learner": 3, "raise learner": 3, "nan rank": 4, "change rank": 4}
+"""Faults of a learner of several ranks, each of which has a process of its own: nan: the rank computes a loss that is
+not finite, change: a weight that it keeps changes between two steps."""
 ENDS_CLUSTER = {"kill raylet", "kill gcs", "kill agent", "kill helper"}
 """Faults after which the harness starts another cluster."""
 MAY_END_IT = {"fill disk", "remove node", "remove folder", *ENDS_CLUSTER}
@@ -122,6 +125,8 @@ class Injector:
                 directory.rename(away(directory))
             case "cut file":
                 victims[0].kill()
+            case _ if whom == "rank":
+                self._head.tell_to_raise(f"rank-{how}")
             case _ if how == "raise":
                 self._head.tell_to_raise(whom)
             case _:
@@ -146,6 +151,8 @@ class Injector:
                 return [psutil.Process(driver.pid)]
             case "node":
                 return self._head.node()
+            case "rank":
+                return self._workers("learner")
             case _ if whom in RAY_PROCESSES:
                 found = self._head.processes(RAY_PROCESSES[whom])
                 return [self._rng.choice(found)] if found else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import ray
@@ -36,7 +38,7 @@ class JudgeThatFails(JudgeShell):
 class LearnerThatFails(LearnerShell):
     """A learner."""
 
-    def start(self, checkpoint: str) -> Any:
+    def start(self, checkpoint: str, meeting: Any = None) -> Any:
         import torch
 
         zero_grad = torch.optim.Optimizer.zero_grad
@@ -47,7 +49,39 @@ class LearnerThatFails(LearnerShell):
             zero_grad(*arguments, **options)
 
         torch.optim.Optimizer.zero_grad = fails  # type: ignore[method-assign]
-        return super().start(checkpoint)
+        fail_on_a_rank()
+        return super().start(checkpoint, meeting)
+
+    def step(self, step: int, *payloads: Any) -> Any:
+        if is_told_to_fail("rank-change"):
+            damage(self._learner)
+        return super().step(step, *payloads)
+
+
+def fail_on_a_rank() -> None:
+    """From now on, this process computes a number that is not finite on request."""
+    from learners.core.policy import Policy
+
+    score = Policy.score
+
+    def fails(self: Policy, *arguments: Any, **options: Any) -> Any:
+        scored = score(self, *arguments, **options)
+        if scored.logprobs_M.requires_grad and is_told_to_fail("rank-nan"):
+            return dataclasses.replace(scored, logprobs_M=scored.logprobs_M * math.nan)
+        return scored
+
+    Policy.score = fails  # type: ignore[method-assign]
+
+
+def damage(learner: Any) -> None:
+    """Change a weight of this process alone."""
+    import torch
+
+    from learners.core.sharding import local
+
+    parameter = next(iter(learner.optimizers["policy"].parameters.values()))
+    with torch.no_grad():
+        local(parameter).view(-1)[:1] += 1.0
 
 
 def fail_in_vllm(role: str) -> None:

@@ -68,7 +68,7 @@ def _packed(subject: Subject) -> tuple[Any, Any, Any]:
     config = LearnConfig(kl_coefficient=0.0, advantages="group")
     policy = Policy(config, model=str(subject.path), temperature=TEMPERATURE)
     batch = Batch.of(mixed_groups())
-    (microbatch,) = policy.layout(config).microbatches(batch, range(batch.num_rollouts), torch.device("cpu"))
+    (microbatch,) = policy.layout.microbatches(batch, range(batch.num_rollouts), torch.device("cpu"))
     found = torch.zeros(batch.num_tokens).index_add(0, microbatch.index_M, policy.logprobs(microbatch))
     return found, one_by_one(policy.model, batch), policy.model
 

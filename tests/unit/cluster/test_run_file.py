@@ -157,7 +157,11 @@ def test_a_missing_required_key_is_named(tmp_path: Path, without: str):
         ("[staleness]\ntarget_staleness = 9", ["staleness", "exceeds max_staleness = 4"]),
         ("[learn]\nlearning_rate = inf", ["`learn.learning_rate` is infinite"]),
         ("[feedback]\ntemperature = nan", ["`feedback.temperature` is infinite, huge or not a number"]),
-        ("[learn]\nnum_gpus = 4", ["`learn.num_gpus`: got 4, expected at most 1", "neither is the learner"]),
+        ("[learn]\nnum_gpus = 4", ["`learn.num_gpus`: got 4, expected at most 1", "learn.num_ranks"]),
+        (
+            "[learn]\nnum_ranks = 2\nnum_gpus = 0.5",
+            ["num_ranks = 2 with num_gpus = 0.5, expected one GPU for each rank"],
+        ),
         ("[rollout]\nnum_gpus = 2", ["`rollout.num_gpus`: got 2, expected at most 1", "no tensor parallelism"]),
         ("[judging]\nnum_gpus = 1.5", ["`judging.num_gpus`: got 1.5, expected at most 1"]),
         ("[rollout]\nnum_cpus = 1.5", ["`rollout.num_cpus`", "got 1.5, expected a whole number above 1"]),
@@ -503,7 +507,7 @@ def test_keys_that_name_a_model_a_file_or_what_may_change_are_marked_on_their_fi
         "publish.timeout_s", "ledger.max_held_mib", "ledger.max_attempts", "ledger.max_losses",
         "ledger.max_dropped_share", "ledger.lease_s",
         *(f"{section}.{key}" for section in ("rollout", "judging") for key in (*placed, *cache)),
-        *(f"learn.{key}" for key in placed[1:]),
+        *(f"learn.{key}" for key in (*placed[1:], "num_ranks", "rank_timeout_s")),
     }  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def first_microbatch(policy: Policy, config: LearnConfig, groups: Any) -> Any:
     from learners.core.batch import Batch
 
     batch = Batch.of(groups)
-    (microbatch,) = policy.layout(config).microbatches(batch, range(batch.num_rollouts), policy.device)
+    (microbatch,) = policy.layout.microbatches(batch, range(batch.num_rollouts), policy.device)
     return microbatch
 
 

@@ -119,14 +119,14 @@ def test_log_probs_of_answers_are_those_of_the_sequences_alone(max_tokens: int, 
     config = DirectConfig(max_tokens_per_microbatch=max_tokens, share_prompts=share)
     policy = policy_of(path, config)
     batch = batch_of_pairs(PAIRS)
-    found = answer_logprobs(policy, policy.layout(config), batch, range(6))
+    found = answer_logprobs(policy, policy.layout, batch, range(6))
     expected = [
         sum(logprobs_of_sequence(policy.model, (*pair.prompt, *answer))[len(pair.prompt) - 1 :])
         for pair in PAIRS
         for answer in (pair.first, pair.second)
     ]
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
-    for microbatch in whole_groups(policy.layout(config), batch, range(6), policy.device):
+    for microbatch in whole_groups(policy.layout, batch, range(6), policy.device):
         here = Answers.of(batch, microbatch).rollouts.tolist()
         assert all(rollout ^ 1 in here for rollout in here), "both answers of a pair"
 
@@ -136,7 +136,7 @@ def test_the_untrained_policy_has_the_loss_of_a_guess_and_microbatches_add_up(tm
     losses, gradients = [], []
     for size in (16, 4096):
         config = DirectConfig(max_tokens_per_microbatch=size)
-        pairs = with_reference(policy_of(path, config), PAIRS, config)
+        pairs = with_reference(policy_of(path, config), PAIRS)
         loss, found = loss_and_gradients(path, pairs, config)
         losses.append(loss)
         gradients.append(found)
@@ -159,7 +159,7 @@ def test_training_raises_the_better_answers_over_the_worse_ones(kind: Any, tmp_p
     assert trained.report.last_loss < trained.report.first_loss
     assert trained.examples == 3
     before, after = (
-        answer_logprobs(one, one.layout(config), batch_of_pairs(PAIRS), range(6))
+        answer_logprobs(one, one.layout, batch_of_pairs(PAIRS), range(6))
         for one in (policy_of(path, config), policy_of(str(tmp_path / "trained"), config))
     )
     change = (after - before)[0::2] - (after - before)[1::2]
@@ -173,7 +173,7 @@ def test_ratings_raise_good_answers_and_lower_bad_ones(tmp_path: Path):
     config = RatingConfig(learning_rate=3e-3, epochs=15, batch=3)
     train_on_ratings(path, answers, config, save_to=tmp_path / "trained")
     before, after = (
-        answer_logprobs(one, one.layout(config), batch_of_pairs(PAIRS), range(6))[0::2]
+        answer_logprobs(one, one.layout, batch_of_pairs(PAIRS), range(6))[0::2]
         for one in (policy_of(path, config), policy_of(str(tmp_path / "trained"), config))
     )
     assert (np.sign(after - before) == [1, -1, 1]).all()
@@ -270,7 +270,7 @@ def test_losses_and_gradients_equal_those_of_trl(kind: Any, tmp_path: Path):
     start, path = write_llama(tmp_path / "start"), write_llama(tmp_path / "model", seed=1)
     pairs = [replace(PAIRS[1], first=PAIRS[1].second, second=PAIRS[1].first, p=1.0), PAIRS[0], PAIRS[2]]
     config = DirectConfig(preference_loss=kind, beta=0.3)
-    known = with_reference(policy_of(start, config), pairs, config)
+    known = with_reference(policy_of(start, config), pairs)
     loss, gradients = loss_and_gradients(path, known, config)
 
     class Trainer(trl.DPOTrainer):  # type: ignore[misc, name-defined]

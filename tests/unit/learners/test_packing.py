@@ -102,7 +102,7 @@ def write_qwen(directory):
 def test_log_probs_equal_those_of_one_sequence_at_a_time(tmp_path, write, share):
     config = LearnConfig(share_prompts=share, max_tokens_per_microbatch=64, kl_coefficient=0.0)
     policy = Policy(config, model=write(tmp_path), temperature=0.7)
-    layout = policy.layout(config)
+    layout = policy.layout
     # Gemma's attention is windowed in one layer and capped: it may fall back to unshared prompts.
     assert layout.share == share or write is write_gemma
     batch = Batch.of(random_groups(3, 3, seed=2))

@@ -55,7 +55,7 @@ def test_shared_and_plain_rows_of_one_microbatch_equal_one_answer_at_a_time(tmp_
     AutoModelForCausalLM.from_config(ARCHITECTURES[name]()).save_pretrained(tmp_path)
     config = LearnConfig(kl_coefficient=0.0, advantages="group")
     policy = Policy(config, model=str(tmp_path), temperature=TEMPERATURE)
-    layout = policy.layout(config)
+    layout = policy.layout
     assert layout.share == (name not in UNSHARED)
     batch = Batch.of(mixed_groups())
     microbatches = layout.microbatches(batch, range(batch.num_rollouts), CPU)
@@ -76,7 +76,7 @@ def test_a_window_hides_by_position_in_the_conversation_not_by_column(tmp_path, 
     AutoModelForCausalLM.from_config(ARCHITECTURES[name]()).save_pretrained(tmp_path)
     config = LearnConfig(kl_coefficient=0.0, advantages="group")
     policy = Policy(config, model=str(tmp_path), temperature=1.0)
-    layout = policy.layout(config)
+    layout = policy.layout
     assert layout.window == WINDOW
     assert layout.mask == ("windowed" if name == "mistral_window" else "by_kind")
     assert policy.base.config.sliding_window == WINDOW

@@ -1,0 +1,199 @@
+"""A learner of two ranks against one process: the same mathematics, resuming on another number of ranks, memory, speed.
+python benchmarks/ranks.py [--quick] [--only exact,resume,memory,speed] [--model DIR] [--json PATH]
+
+Ranks are processes of one thread on this machine, which exchange gradients by gloo. `--model`: a model directory for
+`exact`, beside a random one; without it memory and speed are measured with random weights of SmolLM2's shape (135 M).
+Faults of ranks: python -m tests.chaos --engines real --ranks 2
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks._harness import Row, arguments, report
+from learners.build import build_learner
+from learners.config import LearnConfig
+from learners.core.ranks import Ranks
+from learners.core.sharding import full, local
+from tests.ranks import on_ranks
+from tests.trainings import OFFLINE, RUNS, apart, train_all
+from tests.unit.learner_builders import make_group, random_groups, write_llama
+
+PARTS = ("exact", "resume", "memory", "speed")
+CASES: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in (*RUNS, *OFFLINE)] + [
+    (name, {"lora": True}) for name in (*RUNS, "dpo", "kto")
+]
+STEPS = 4
+SHAPE: dict[str, Any] = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 2048,
+}  # fmt: skip
+"""Of SmolLM2-135M."""
+SMALL_SHAPE = SHAPE | {"num_hidden_layers": 4, "vocab_size": 4096}
+
+
+# -- the same mathematics -----------------------------------------------------------------------------------------
+
+
+def exact_rows(model: str, folder: Path) -> list[Row]:
+    """Five steps of every objective on two ranks and in one process."""
+    rows = []
+    models = {"random Llama": write_llama(folder / "llama")} | ({"given model": model} if model else {})
+    for name, path in models.items():
+        cases = CASES if name == "random Llama" else [("group_relative", {}), ("dpo", {}), ("ppo", {"lora": True})]
+        (alone,), (first, second) = (on_ranks(size, train_all, cases, path, timeout_s=3000) for size in (1, 2))
+        for (objective, options), one, other, third in zip(cases, alone, first, second, strict=True):
+            title = f"{name}, {objective}{', LoRA' if options else ''}"
+            losses = max(abs(a - b) / max(abs(a), 1e-12) for a, b in zip(one["losses"], other["losses"], strict=True))
+            norm = abs(one["norms"][0] - other["norms"][0]) / one["norms"][0]
+            rows += [
+                Row(f"{title}: losses of five steps, relative", losses, goal="<= 1e-5"),
+                Row(f"{title}: norm of the first gradients, relative", norm, goal="<= 1e-5"),
+                Row(f"{title}: weights after five steps, worst tensor, relative l2", apart(one, other), goal="<= 1e-5"),
+            ]
+            assert apart(other, third) == 0, "the ranks published different weights"
+    return rows
+
+
+# -- resuming -----------------------------------------------------------------------------------------------------
+
+
+def part_of_run(ranks: Ranks, model: str, first: int, last: int, load: str, save: str) -> dict[str, Any]:
+    """Steps `first` to `last` of a run, from a checkpoint to a checkpoint; whole weights at the end."""
+    config = LearnConfig(learning_rate=1e-3, critic_learning_rate=1e-3, kl_coefficient=0.05)
+    learner = build_learner(config, model=model, temperature=1.0, seed=0, ranks=ranks)
+    if load:
+        learner.load(load)
+    groups = []
+    for step in range(first, last):
+        report = learner.train(step, random_groups(5, 3, seed=step, version=step))
+        groups.append([one.ordinal for one in report.groups])
+    if save:
+        learner.save(save)
+    weights = {
+        f"{part}/{name}": full(parameter.detach()).clone()
+        for part, one in learner.optimizers.items()
+        for name, parameter in one.parameters.items()
+    }
+    return {"weights": weights, "groups": groups}
+
+
+def resume_rows(folder: Path) -> list[Row]:
+    """One step on two ranks, one on one, two on two; against four on two."""
+    model = write_llama(folder / "resumed")
+    one, two = str(folder / "one"), str(folder / "two")
+    (whole, _) = on_ranks(2, part_of_run, model, 0, STEPS, "", "")
+    (first, _) = on_ranks(2, part_of_run, model, 0, 1, "", one)
+    (second,) = on_ranks(1, part_of_run, model, 1, 2, one, two)
+    (third, _) = on_ranks(2, part_of_run, model, 2, STEPS, two, "")
+    (again, _) = on_ranks(2, part_of_run, model, 2, STEPS, two, "")
+    groups = first["groups"] + second["groups"] + third["groups"]
+    return [
+        Row("2 -> 1 -> 2 ranks against 2: weights, worst tensor, relative l2", apart(whole, third), goal="<= 1e-5"),
+        Row("the same groups were committed", float(groups == whole["groups"]), goal=">= 1"),
+        Row("two resumes on 2 ranks, difference", apart(third, again), goal="<= 0"),
+    ]
+
+
+# -- memory and speed ---------------------------------------------------------------------------------------------
+
+
+def measured(ranks: Ranks, model: str, tokens: int, threads: int, steps: int) -> dict[str, float]:
+    """Memory of a PPO learner, bytes, and its speed in trained tokens per second."""
+    torch.set_num_threads(threads)
+    empty = _resident()
+    config = LearnConfig(
+        kl_coefficient=0.05, minibatches=1, max_tokens_per_microbatch=tokens // 2, gradient_checkpointing=True,
+        critic_warmup_steps=0, threads=threads,
+    )  # fmt: skip
+    learner = build_learner(config, model=model, temperature=1.0, seed=0, ranks=ranks)
+    objective: Any = learner.objective
+    seconds = []
+    for step in range(steps):
+        groups = [_long_group(n, step, tokens // 8) for n in range(8)]
+        began = time.perf_counter()
+        learner.train(step, groups)
+        seconds.append(time.perf_counter() - began)
+    kept = sum(
+        local(tensor).numel() * local(tensor).element_size()
+        for one in learner.optimizers.values()
+        for tensor in one.tensors().values()
+    )
+    reference = objective.policy._reference
+    kept += sum(local(p).numel() * p.element_size() for p in reference.parameters())
+    trained = sum(p.numel() for one in learner.optimizers.values() for p in one.parameters.values())
+    return {
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - empty,
+        "resident": _resident() - empty,
+        "kept": kept,
+        "trained": trained,
+        "reference": sum(p.numel() for p in reference.parameters()),
+        "tokens": tokens / sorted(seconds[1:] or seconds)[len(seconds[1:] or seconds) // 2],
+    }
+
+
+def _long_group(ordinal: int, step: int, length: int) -> Any:
+    generator = torch.Generator().manual_seed(100 * step + ordinal)
+    answer = torch.randint(3, 4000, (length - 8,), generator=generator).tolist()
+    return make_group(ordinal, list(range(3, 11)), [answer, answer[::-1]], [1.0, -1.0], version=step)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def memory_and_speed_rows(folder: Path, *, quick: bool, parts: list[str]) -> list[Row]:
+    """One process of two threads, one of one thread, and two ranks of one thread."""
+    model = write_llama(folder / "shape", **(SMALL_SHAPE if quick else SHAPE))
+    tokens, steps = (256, 2) if quick else (1024, 3)
+    (alone,) = on_ranks(1, measured, model, tokens, 2, steps, timeout_s=3000)
+    ranks = on_ranks(2, measured, model, tokens, 1, steps, timeout_s=3000)
+    rows = []
+    if "memory" in parts:
+        weights = 12 * alone["trained"] + 4 * alone["reference"]
+        print(json.dumps({"alone": alone, "ranks": ranks}), flush=True)
+        rows += [
+            Row("weights and moments, bytes, 1 rank (reference: 12 bytes trained, 4 frozen)", alone["kept"], weights),
+            Row("the same of one of 2 ranks over that of 1", ranks[0]["kept"] / alone["kept"], goal="<= 0.6"),
+            Row(
+                "resident after the steps, without libraries, 2 ranks over 1", ranks[0]["resident"] / alone["resident"]
+            ),
+            Row("peak without libraries, bytes a parameter, 1 rank", alone["peak"] / alone["reference"]),
+            Row("peak without libraries, bytes a parameter, of one of 2", ranks[0]["peak"] / alone["reference"]),
+        ]
+    if "speed" in parts:
+        speed = ranks[0]["tokens"] / alone["tokens"]
+        rows.append(Row("tokens a second: 2 ranks of one thread over one process of two", speed, goal=">= 0.9"))
+    return rows
+
+
+def main() -> None:
+    """Print the rows."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--model", default="")
+    options = parser.parse_args()
+    parts, rows = options.only.split(","), list[Row]()
+    with tempfile.TemporaryDirectory(prefix="solon-") as name:
+        folder = Path(name)
+        if "exact" in parts:
+            rows += exact_rows(options.model, folder)
+        if "resume" in parts:
+            rows += resume_rows(folder)
+        if {"memory", "speed"} & set(parts):
+            rows += memory_and_speed_rows(folder, quick=options.quick, parts=parts)
+        report("ranks", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

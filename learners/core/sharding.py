@@ -1,0 +1,85 @@
+"""Networks divided among ranks by FSDP2: each rank keeps a part of every parameter, its gradient and its moments.
+
+Layers are gathered one at a time while they compute. Gradients are summed over the ranks, not averaged: losses are
+divided by a denominator of the whole minibatch (`learners.core.ranks`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from learners.core.ranks import Ranks
+from solon.errors import InputError
+
+
+def shard(network: nn.Module, ranks: Ranks, *, compute: torch.dtype | None = None) -> None:
+    """Divide a network among the ranks, in place: its repeated layers, then the rest of it. compute: dtype in which
+    layers are gathered; None: that of the parameters.
+
+    A network that is divided already stays so. Call it before the optimiser is built. Raises InputError for a network
+    without repeated layers.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    if ranks.is_alone or isinstance(network, FSDPModule):
+        return
+
+    policy = MixedPrecisionPolicy() if compute is None else MixedPrecisionPolicy(compute, torch.float32)
+    for layer in layers_of(network):
+        fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
+    fully_shard(network, mesh=ranks.mesh)
+    for module in network.modules():
+        # Neither switch reaches submodules. The factor alone asks gloo for an operation that it lacks.
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def release(network: nn.Module) -> None:
+    """Give back the parameters that a forward pass has gathered. Without a backward pass those outside of layers stay
+    gathered, and a list of parameters would hold copies that are not trained."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    """The decoder layers of a network: the members of its longest list of modules, or none for a single layer. Raises
+    InputError when a network of several modules has no list."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if lists:
+        longest = max(lists, key=lambda some: sum(p.numel() for p in some.parameters()))
+        return list(longest)
+    if any(True for _ in network.children()):
+        raise InputError(
+            f"a {type(network).__name__} has no list of layers, expected one to divide among ranks; train it with "
+            "num_ranks = 1"
+        )
+    return []
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a parameter that is divided among ranks. Every rank must ask for it at the same time."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank keeps."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of a tensor, whole or divided, as a parameter's part of it, on the parameter's device."""
+    value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor) or isinstance(value, DTensor):
+        return value.clone()
+    from torch.distributed.tensor import distribute_tensor
+
+    found: Any = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return found  # type: ignore[no-any-return]
