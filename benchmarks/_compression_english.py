@@ -1,6 +1,6 @@
 """Rows of `benchmarks/compression.py` on SmolLM2, and the preference pairs in English that they read.
 
-    python -m english.worker answers POLICY FOLDER                  # the policy answers; FOLDER holds course.json
+    python -m english.worker answers POLICY FOLDER                  # the policy answers; FOLDER/course.json holds {}
     python benchmarks/_compression_english.py POLICY FOLDER         # writes FOLDER/pairs.jsonl and FOLDER/aligned
     python benchmarks/compression.py --only english --english FOLDER/aligned --english-pairs FOLDER/pairs.jsonl
 

@@ -80,8 +80,9 @@ def _session(pid: int) -> int:
 
 
 def main() -> None:
-    """Read session leaders, a line each, until the pipe closes; then end their sessions."""
-    end_sessions(dict[int, int](map(int, line.split()) for line in sys.stdin.buffer))
+    """Read session leaders and when they were born, a line each, until the pipe closes; then end their sessions."""
+    rows = [line.split() for line in sys.stdin.buffer]
+    end_sessions({int(number): int(born) for number, born in rows})
 
 
 if __name__ == "__main__":
