@@ -1,13 +1,15 @@
 """Compression under the gate: exact exports, the gate's errors, guidance by preferences, and survival of kills.
 
     python benchmarks/compression.py [--quick] [--json PATH] [--only exact,command,guide,…]
-    [--english MODEL]
+    [--english MODEL [--english-pairs FILE]]
 
-Nursery models on two cores. `--english`: a model directory of SmolLM2 for the rows marked E, without pairs.
+Nursery models on two cores. `--english`: a model directory of SmolLM2 for the rows marked E; with preference pairs of
+`benchmarks/_compression_english.py` also the part `english`, which needs no nursery.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -26,12 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from benchmarks._compression_english import english_rows
+from benchmarks._compression_guides import GUIDES, guided_rows
 from benchmarks._compression_loop import loop_rows
 from benchmarks._compression_pairs import write_pairs
 from benchmarks._compression_pruning import control_rows, pruned_rows
 from benchmarks._harness import Row, arguments, report
 from benchmarks._labels import nursery
-from compression.assignment import assign, random_assignments
 from compression.distil import DistillationConfig
 from compression.export import export
 from compression.flips import damage
@@ -43,7 +46,7 @@ from compression.reading import policy_pairs
 from compression.repair import repair
 from compression.screen import agreement, margin_changes, soft_flips_of
 from compression.sensitivity import SweepFile, costs_of, measured, plan_of, sweeps_of
-from compression.units import Assignment, size_of, uniform
+from compression.units import uniform
 from learners.direct.config import DirectConfig
 from learners.direct.pairs import AnswerPair
 from learners.offline import train_on_pairs
@@ -51,7 +54,7 @@ from nursery.grow import Nursery
 from solon.host.own_code import child_environment, module_command
 from solon.models.formats import FORMATS, KEEP, SEARCHED
 
-PARTS = ("exact", "command", "guide", "repair", "pruned", "control", "loop", "kills", "planted", "gate")
+PARTS = ("exact", "command", "guide", "repair", "pruned", "control", "loop", "kills", "planted", "gate", "english")
 PROMPTS = 2400
 BUDGETS = (0.15, 0.18, 0.22)
 """Shares of the bytes of the linear layers."""
@@ -213,33 +216,12 @@ def guide_rows(world: World, *, quick: bool) -> list[Row]:
         formats = [form for form in SEARCHED if form != KEEP]
         searched, file = scores_of(live.model, search), SweepFile(world.folder / f"{name}.jsonl")
         sweeps = sweeps_of(plan_of(live.units, formats), file, partial(measured, live, search, searched))
-        before, whole = scores_of(live.model, gate), size_of(live.units, uniform(live.units, KEEP))
-        flipped = partial(_flipped, live, before, gate)
-        flips: dict[str, list[float]] = {"preferences": [], "perplexity": [], "chance": []}
-        sizes: dict[str, list[float]] = {"preferences": [], "perplexity": []}
-        for budget in BUDGETS:
-            most = int(budget * whole)
-            for guide in ("preferences", "perplexity"):
-                costs = costs_of(live.units, formats, sweeps, guide=guide)  # type: ignore[arg-type]  # one of the two
-                point = assign(live.units, costs, most)
-                flips[guide].append(flipped(point.assignment))
-                sizes[guide].append(round(point.size / whole, 4))
-            random_ones = random_assignments(live.units, costs, most, RANDOM_ONES, seed=0)
-            flips["chance"].append(float(np.median([flipped(one) for one in random_ones])))
-        print(f"{name}: flips {flips}, shares of the bytes {sizes}", flush=True)
-        ours, theirs, chance = (float(np.mean(some)) for some in flips.values())
-        rows.append(Row(f"{name}: flips, guided by preferences (reference: by perplexity)", ours, theirs))
-        rows.append(Row(f"{name}: the ratio of the two", ours / theirs if theirs else float("nan"), goal="<= 0.7"))
-        rows.append(Row(f"{name}: flips of {RANDOM_ONES} random assignments, median (reference: ours)", chance, ours))
+        costs = {guide: costs_of(live.units, formats, sweeps, guide=guide) for guide in GUIDES}
+        rows += guided_rows(name, live, gate, costs, BUDGETS, random_ones=RANDOM_ONES)
         estimates = soft_flips_of(searched, margin_changes(live, search, formats))
         if (rho := agreement(estimates, sweeps)) is not None:
             rows.append(Row(f"{name}: gradients against sweeps, Spearman", rho))
     return rows
-
-
-def _flipped(live: LiveModel, before: Scores, gate: Sequence[Pair], assignment: Assignment) -> float:
-    with live.compressed(assignment) as compressed:
-        return damage(before, scores_of(compressed, gate)).flips
 
 
 # -- repair -------------------------------------------------------------------------------------------------------
@@ -276,7 +258,7 @@ def command_rows(world: World) -> list[Row]:
     """`solon compress` from the aligned model to a certificate."""
     began = time.perf_counter()
     out = world.folder / "small"
-    result = _compress(world, out, "--format", "w4a16-g128", "--recover")
+    result = _compress(world.aligned, world.file, out, "--format", "w4a16-g128", "--recover")
     seconds = time.perf_counter() - began
     last = result["candidates"][-1]
     net = next(row for row in last["rows"] if row["name"] == "net flips")
@@ -295,10 +277,8 @@ def command_rows(world: World) -> list[Row]:
     ]
 
 
-def _compress(world: World, out: Path, *more: str) -> dict[str, Any]:
-    command = module_command(
-        "solon", "compress", str(world.aligned), "--pairs", str(world.file), "--out", str(out), "--json", *more
-    )
+def _compress(model: Path, pairs: Path, out: Path, *more: str) -> dict[str, Any]:
+    command = module_command("solon", "compress", str(model), "--pairs", str(pairs), "--out", str(out), "--json", *more)
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     if not done.stdout:
         raise SystemExit(done.stderr[-3000:])
@@ -311,7 +291,7 @@ def kill_rows(world: World, *, quick: bool) -> list[Row]:
     more = ("--size", "0.2", "--no-serve", "--answers", "0", "--gate", "lenient", "--recover")
     whole = world.folder / "whole"
     began = time.perf_counter()
-    _compress(world, whole, *more)
+    _compress(world.aligned, world.file, whole, *more)
     seconds = time.perf_counter() - began
     rng, kills, out = random.Random(0), (3 if quick else 20), world.folder / "killed"
     command = module_command(
@@ -332,7 +312,7 @@ def kill_rows(world: World, *, quick: bool) -> list[Row]:
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         seconds = max(6.0, 0.9 * seconds)
-    done = _compress(world, out, *more) if not out.exists() else {}
+    done = _compress(world.aligned, world.file, out, *more) if not out.exists() else {}
     lines = [
         line for file in out.with_name("killed.work").glob("sweeps-*.jsonl") for line in file.read_text().splitlines()
     ]
@@ -350,27 +330,32 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--english", default="")
+    parser.add_argument("--english-pairs", default="")
     options = parser.parse_args()
     parts, rows = options.only.split(","), list[Row]()
-    with tempfile.TemporaryDirectory(prefix="solon-") as folder:
-        world = World(nursery(), Path(folder), prompts=PROMPTS)
-        quick = options.quick
+    with tempfile.TemporaryDirectory(prefix="solon-") as name:
+        folder, quick = Path(name), options.quick
+        world = functools.cache(lambda: World(nursery(), folder, prompts=PROMPTS))
         makers = {
-            "exact": lambda: exact_rows(world, english=options.english),
-            "command": lambda: command_rows(world),
-            "guide": lambda: guide_rows(world, quick=quick),
-            "repair": lambda: repair_rows(world),
+            "exact": lambda: exact_rows(world(), english=options.english),
+            "command": lambda: command_rows(world()),
+            "guide": lambda: guide_rows(world(), quick=quick),
+            "repair": lambda: repair_rows(world()),
             "pruned": lambda: pruned_rows(
-                world.aligned, world.parts["search"], world.parts["gate"], world.folder, quick=quick
+                world().aligned, world().parts["search"], world().parts["gate"], folder, quick=quick
             ),
-            "control": lambda: control_rows(world.others(), world.parts["search"], REFUSALS),
-            "loop": lambda: loop_rows(world.grown, world.file, world.folder, quick=quick),
-            "kills": lambda: kill_rows(world, quick=quick),
-            "planted": lambda: planted_rows(world, quick=quick),
-            "gate": lambda: gate_rows(world, quick=quick),
+            "control": lambda: control_rows(world().others(), world().parts["search"], REFUSALS),
+            "loop": lambda: loop_rows(world().grown, world().file, folder, quick=quick),
+            "kills": lambda: kill_rows(world(), quick=quick),
+            "planted": lambda: planted_rows(world(), quick=quick),
+            "gate": lambda: gate_rows(world(), quick=quick),
         }
+        if options.english_pairs:
+            makers["english"] = lambda: english_rows(
+                Path(options.english), Path(options.english_pairs), folder, _compress
+            )
         for part in PARTS:
-            if part in parts:
+            if part in parts and part in makers:
                 made = makers[part]()
                 rows += made
                 print(*made, sep="\n", flush=True)  # a long run shows what it has

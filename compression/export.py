@@ -23,7 +23,7 @@ from compression.written import require_whole
 from solon.engines.model_files import copy_companions
 from solon.errors import InputError
 from solon.feedback.judges.identity import weights_digest
-from solon.host.ballast import is_no_space
+from solon.host.ballast import disk_errors, is_no_space
 from solon.models.certificate import RECORD
 from solon.models.formats import FORMATS, KEEP, input_args, weight_args
 from solon.models.unrounded import read_unrounded, trained_format
@@ -75,7 +75,7 @@ def export(
         sequences = sequences[:MOST_SCALED]
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compressing-") as scratch:
+        with disk_errors(), tempfile.TemporaryDirectory(dir=target.parent, prefix=".compressing-") as scratch:
             written = Path(scratch) / "model"
             if groups:
                 unrounded = algorithm == "rtn" and _is_on_grid(source, units, assignment)

@@ -11,15 +11,19 @@ from compression.gate.gate import ALPHA, LEAST_TAG, LOOKS
 from compression.gate.thresholds import Role, Strictness, Thresholds
 from compression.pairs import Pair
 from compression.pruning.plan import Pruning
-from compression.sensitivity import smallest
-from compression.units import Unit
+from compression.target import Shapes, require_target
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import is_quantised, model_settings, require_model
 from solon.engines.scoring import require_one_label
 from solon.errors import InputError
 from solon.feedback.judges.reward_judge import centre_of
+from solon.host.directory_lock import require_unused
 from solon.models.facts import is_reward_model
-from solon.models.formats import FORMATS, KEEP, SEARCHED
+from solon.models.formats import SEARCHED
+
+NO_SWEEPS = "and only --size makes some, or --format with --recover"
+USER, REMEDY = "another `solon compress`", "wait for it, or choose another --out"
+"""Of the lock of a folder of finished steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +58,20 @@ class Request:
     serve: bool = True
     """Start vLLM with the accepted model and let it write."""
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether units are swept: to choose formats, or to give some more bits."""
+        return bool(self.size or (self.form and self.recover))
 
-def check(request: Request) -> None:
-    """Raises InputError for a model, target or output that cannot be used."""
+    @property
+    def shared(self) -> Path:
+        """Folder of finished steps."""
+        return self.work or self.out.with_name(f"{self.out.name}.work")
+
+
+def check(request: Request) -> Shapes:
+    """What is compressed. Raises InputError for a model, target or output that cannot be used: all that is refused
+    without pairs."""
     if not (request.model / "config.json").is_file():
         raise InputError(
             f"{request.model} is not a model directory on this machine; check the path, or download the model"
@@ -70,8 +85,10 @@ def check(request: Request) -> None:
             f"got {'both --format and --size' if request.form else 'no target'}, expected one of --format and --size, "
             "or --prune alone; give one"
         )
-    if request.screen and not request.size and not request.recover:
-        raise InputError("--screen is about sweeps, and --format makes none without --recover; leave it out")
+    if request.screen and not request.sweeps:
+        raise InputError(f"--screen is about sweeps, {NO_SWEEPS}; leave it out")
+    if tuple(request.formats) != SEARCHED and not request.sweeps:
+        raise InputError(f"--formats is the choice of sweeps, {NO_SWEEPS}; leave it out")
     _check_pruning(request)
     if request.size and not 0 < request.size < 1:
         raise InputError(f"--size is {request.size:g}, expected a share of the bytes of the linear layers, such as 0.3")
@@ -86,6 +103,10 @@ def check(request: Request) -> None:
         raise InputError(f"--out {request.out} lies in the model, expected another place; choose one")
     if request.out.exists():
         raise InputError(f"{request.out} exists, expected a new directory; remove it or choose another")
+    require_unused(request.shared, user=USER, remedy=REMEDY)
+    shapes = Shapes.of(request.model, request.pruning)
+    require_target(shapes, form=request.form, size=request.size, formats=request.formats, algorithm=request.algorithm)
+    return shapes
 
 
 def _check_pruning(request: Request) -> None:
@@ -154,17 +175,6 @@ def _require_prompts(gate: Sequence[Pair], limits: Thresholds, *, answers: int, 
         raise InputError(
             f"--answers is {answers}, expected 0 or at least {_least(limits.degenerate, alpha)}: with fewer nothing "
             "could be accepted; raise it"
-        )
-
-
-def require_possible(units: Sequence[Unit], formats: Sequence[str], budget: int) -> None:
-    """Raises InputError, with the smallest possible size, for a budget in bytes that cannot be kept."""
-    least = sum(unit.size(FORMATS[smallest(unit, formats)]) for unit in units)
-    whole = sum(unit.size(FORMATS[KEEP]) for unit in units)
-    if least > budget:
-        raise InputError(
-            f"the linear layers take at least {least:,} bytes in these formats, expected at most {budget:,}; the "
-            f"smallest size is {least / whole:.3f} of what they take now"
         )
 
 

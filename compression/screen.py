@@ -46,14 +46,25 @@ def margin_changes(
 ) -> dict[Key, Floats]:
     """The estimated change of every pair's margin by each unit in each format that fits it, nats. [P] by unit and
     format. rows: sequences of one forward pass."""
+    return {
+        key: chosen_P - rejected_P
+        for key, (chosen_P, rejected_P) in answer_changes(live, pairs, formats, rows=rows).items()
+    }
+
+
+def answer_changes(
+    live: LiveModel, pairs: Sequence[Pair], formats: Sequence[str], *, rows: int = ROWS
+) -> dict[Key, tuple[Floats, Floats]]:
+    """The estimated changes of the log-probs of the chosen and of the rejected answers, nats. Both [P] by unit and
+    format. rows: sequences of one forward pass."""
     keys = [(unit, name) for unit in live.units for name in formats if name != KEEP and unit.fits(FORMATS[name])]
-    found = {(unit.name, name): np.zeros(len(pairs)) for unit, name in keys}
+    found = {(unit.name, name): (np.zeros(len(pairs)), np.zeros(len(pairs))) for unit, name in keys}
     # Pairs of a length stand together; a pair's two rows are in one batch.
     order = sorted(range(len(pairs)), key=lambda i: (_length(pairs[i]), i))
     for start in range(0, len(order), max(1, rows // 2)):
         chosen = order[start : start + max(1, rows // 2)]
         for key, change_R in _batch(live, [pairs[i] for i in chosen], formats).items():
-            found[key][chosen] = change_R[0::2] + change_R[1::2]
+            found[key][0][chosen], found[key][1][chosen] = change_R[0::2], -change_R[1::2]
     return found
 
 

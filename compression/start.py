@@ -6,19 +6,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from compression.live import LiveModel
 from compression.original import Original
 from compression.pairs import Pair, Scores
-from compression.pruning.plan import Pruning, planned
-from compression.units import Unit, skeleton, units_of
-
-SHAPES = ("num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+from compression.pruning.plan import Pruning
 
 
 class Start:
-    """`Start(original, Path("model"), Pruning(channels=0.25), work=..., make=...).path`
+    """`Start(original, Path("model"), Pruning(channels=0.25), place=..., make=...).path`
 
     make: writes the pruned model, given its place; called once, as what is finished is kept.
     """
@@ -26,15 +22,7 @@ class Start:
     def __init__(
         self, original: Original, model: Path, pruning: Pruning, *, place: Path, make: Callable[[Path], None]
     ) -> None:
-        """Raises InputError for a share that leaves nothing of the model."""
         self._original, self._model, self._pruning, self._place, self._make = original, model, pruning, place, make
-        whole: Any = skeleton(model)
-        layers: Any = skeleton(model, planned(whole.config, pruning)) if pruning.is_any else whole
-        self.shapes = {name: [getattr(one.config, name, None) for one in (whole, layers)] for name in SHAPES}
-        """Before and after pruning."""
-        self.units: tuple[Unit, ...] = units_of(layers)
-        """Of the shapes after pruning."""
-        self.architecture = type(layers).__name__
 
     @cached_property
     def path(self) -> Path:

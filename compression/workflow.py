@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from compression.algorithms import is_for, others, require_algorithm
+from compression.algorithms import is_for, others
 from compression.assignment import Point, assign, promoted
 from compression.candidates import Candidate, Tried, described, read_tried
 from compression.export import Exported, export
@@ -34,7 +34,7 @@ from compression.gate.gate import Decision, alpha_of, decide
 from compression.gate.thresholds import thresholds
 from compression.original import Original
 from compression.pairs import Pair, parted
-from compression.request import Request, check, require_enough, require_possible
+from compression.request import REMEDY, USER, Request, check, require_enough
 from compression.results import certified, report_of, sweep_report
 from compression.roles import ROLES
 from compression.screen import agreement, completed, screened, swept_units
@@ -53,11 +53,14 @@ from compression.sensitivity import (
 from compression.served_check import PROMPTS, check_in_vllm, compared
 from compression.settings import MOST_CALIBRATED, MOST_PROMOTED, MOST_TAUGHT, name_of, name_of_pruned, settings_of
 from compression.start import Start
-from compression.units import Assignment, size_of, skeleton, uniform, units_of
+from compression.target import searched
+from compression.units import Assignment, size_of, uniform
 from solon.engines.tokens import ChatTokenizer
 from solon.errors import InputError, RunFailedError
 from solon.feedback.judges.identity import weights_digest
 from solon.files.whole_file import write_whole
+from solon.host.ballast import disk_errors
+from solon.host.directory_lock import held
 from solon.models.certificate import ACCEPTED, RECORD, digest_of_files, write_certificate
 from solon.models.formats import FORMATS, KEEP
 
@@ -66,12 +69,14 @@ PROMOTIONS = 3
 LEAST_PREFERRED = 0.6
 """Share of the pairs in which an aligned model should prefer the chosen answer."""
 Say = Callable[[str], None]
+WriteReport = Callable[[Mapping[str, Any], Path], None]
 
 
 class Compression:
     """`Compression(request, pairs, say=print).run()`. Raises InputError before anything is written where possible.
 
-    sweeper: measures sweeps elsewhere, such as `cluster.sweeps.RaySweeper`; None: in this process.
+    sweeper: measures sweeps elsewhere, such as `cluster.sweeps.RaySweeper`; None: in this process. write_report: writes
+    the report into a directory: that of the finished steps, and that of an accepted model before it appears.
     """
 
     def __init__(
@@ -81,15 +86,16 @@ class Compression:
         say: Say = lambda _: None,
         tick: Callable[[float], None] = lambda _: None,
         sweeper: Sweeper | None = None,
+        write_report: WriteReport = lambda report, place: None,
     ) -> None:
         self._request, self._say, self._tick, self._sweeper = request, say, tick, sweeper
-        check(request)
+        self._write_report = write_report
+        self._shapes = check(request)
         self._rules = ROLES[request.role]
-        self._whole = units_of(skeleton(request.model))
         self._tokenizer = ChatTokenizer.load(str(request.model))
         self._parts = parted(pairs)
         self._original = Original(request, self._parts, self._tokenizer)
-        self._shared = request.work or request.out.with_name(f"{request.out.name}.work")
+        self._shared = request.shared
         self._limits = thresholds(request.gate, request.role)
         self._settings = settings_of(request, pairs, self._limits)
         self.work = self._shared / name_of(self._settings)
@@ -102,26 +108,17 @@ class Compression:
             place=self._shared / name_of_pruned(self._settings),
             make=self._prune,
         )
-        self.units = self._start.units
-        if request.form:
-            uniform(self.units, request.form)
-        fitting = [name for name in self._formats if any(unit.fits(FORMATS[name]) for unit in self.units)]
-        possible = [request.form] if request.form else fitting
-        require_algorithm(request.algorithm, self._start.architecture, possible)
+        self.units = self._shapes.units
+        self._formats = searched(request.formats, request.form)
         if small := self._require_enough(1):
             say(f"note: too few prompts for figures of their own: {', '.join(small)}")
-        if request.size:
-            require_possible(self.units, self._formats, self._budget)
-
-    @property
-    def _budget(self) -> int:
-        """Bytes of the linear layers."""
-        return int(self._request.size * size_of(self._whole, uniform(self._whole, KEEP)))
 
     def run(self) -> dict[str, Any]:
-        """The report. Raises RunFailedError when the model disagrees with itself, is not served, or the disk fails."""
+        """The report. Raises RunFailedError when the model disagrees with itself, is not served, or the disk fails;
+        InputError while another process uses the folder of finished steps."""
         try:
-            return self._run()
+            with disk_errors(), held(self._shared, user=USER, remedy=REMEDY):
+                return self._run()
         except OSError as error:
             raise RunFailedError(
                 f"{error.filename or self.work}: {error.strerror or error}; free space or change permissions, "
@@ -130,10 +127,7 @@ class Compression:
             ) from None
 
     def _run(self) -> dict[str, Any]:
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.work} cannot be made: {error.strerror}; choose another --out") from None
+        self.work.mkdir(parents=True, exist_ok=True)
         noise = self._original.noise(self._limits)
         self._say(self._described())
         tried: list[Tried] = []
@@ -148,16 +142,17 @@ class Compression:
             self._say(f"{candidate.name}: {found.decision['verdict']}, {found.decision['reason']}")
             if found.decision["verdict"] == ACCEPTED:
                 break
-        report = report_of(tried, request=self._request, units=self._whole, noise=noise)
-        report |= {"original": self._original.preference(), "shapes": self._start.shapes}
+        report = report_of(tried, request=self._request, units=self._shapes.whole, noise=noise)
+        report |= {"original": self._original.preference(), "shapes": self._shapes.reported}
         if "_costs" in vars(self):
             report |= sweep_report(self.units, self._formats, self._sweeps, self._costs)
             if self._request.screen:
                 report |= {"screen_agreement": agreement(self._screen, self._sweeps)}
-        if tried[-1].decision["verdict"] == ACCEPTED:
-            if self._request.serve:
-                report |= self._served(self.work / f"candidate-{tried[-1].candidate.name}")
-            self._publish(tried[-1], noise)
+        if tried[-1].decision["verdict"] == ACCEPTED and self._request.serve:
+            report |= self._served(self.work / f"candidate-{tried[-1].candidate.name}")
+        self._write_report(report, self.work)
+        if report["out"]:
+            self._publish(tried[-1], noise, report)
         return report
 
     def _described(self) -> str:
@@ -212,7 +207,7 @@ class Compression:
             return
         number, algorithm = 1, "gptq" if request.algorithm == "rtn" else request.algorithm
         # Algorithms that move errors to other weights would fill the zeros of a pruned model.
-        for other in [] if request.pruning.weights else others(request.algorithm, self._start.architecture, first):
+        for other in [] if request.pruning.weights else others(request.algorithm, self._shapes.architecture, first):
             number += 1
             yield Candidate(name=str(number), algorithm=other, assignment=first)
         if request.form:  # a size is a limit
@@ -268,10 +263,6 @@ class Compression:
             return measured(start.live, start.search, start.searched, missing, scores=self._rules.scores)
         return self._sweeper(start.path, start.search, start.searched, missing)
 
-    @property
-    def _formats(self) -> list[str]:
-        return [name for name in FORMATS if name in (*self._request.formats, self._request.form) and name != KEEP]
-
     @cached_property
     def _costs(self) -> Costs:
         found = costs_of(self.units, self._formats, self._sweeps, guide="preferences")
@@ -279,7 +270,7 @@ class Compression:
 
     @cached_property
     def _chosen(self) -> Point:
-        return assign(self.units, self._costs, self._budget)
+        return assign(self.units, self._costs, self._shapes.budget(self._request.size))
 
     def _try(self, candidate: Candidate, noise: Mapping[str, float]) -> Tried:
         place = self.work / f"candidate-{candidate.name}"
@@ -359,17 +350,19 @@ class Compression:
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    def _publish(self, tried: Tried, noise: Mapping[str, float]) -> None:
-        """Copy the candidate with its certificate beside the output, then rename it."""
+    def _publish(self, tried: Tried, noise: Mapping[str, float], report: Mapping[str, Any]) -> None:
+        """Copy the candidate with its certificate and report beside the output, then rename it: a certified model
+        without its report never appears."""
         request = self._request
         with tempfile.TemporaryDirectory(dir=request.out.parent, prefix=f".{request.out.name}-") as scratch:
             beside = Path(scratch) / "model"
             shutil.copytree(self.work / f"candidate-{tried.candidate.name}", beside)
-            content = {"original": self._original.preference(), "shapes": self._start.shapes}
+            content = {"original": self._original.preference(), "shapes": self._shapes.reported}
             content |= certified(tried, request=request, settings=self._settings, parts=self._parts, noise=noise)
             certificate = write_certificate(beside, content)
             if certificate["files"] != tried.files:
                 raise RunFailedError(f"the files of candidate {tried.candidate.name} changed after they were measured")
+            self._write_report(report, beside)
             if request.out.exists():
                 raise InputError(f"{request.out} exists by now, expected a new directory; choose another")
             beside.rename(request.out)

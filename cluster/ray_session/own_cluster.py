@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,9 +44,9 @@ def init_options(folder: SessionFolder, *, dashboard: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def private_start(folder: SessionFolder) -> Iterator[None]:
+def private_start(folder: SessionFolder, started: Callable[[int], None]) -> Iterator[None]:
     """Within it, `ray.init` starts processes on loopback and on free ports, in sessions of their own, with `folder` for
-    temporary files.
+    temporary files. started: is told the id of each.
 
     `ray.init` has no options for this: it resolves 127.0.0.1 to the machine's address, and the agent's port is 52365.
     """
@@ -72,6 +72,7 @@ def private_start(folder: SessionFolder) -> Iterator[None]:
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options | {"start_new_session": True})
+            started(self.pid)
 
     parameter.RayParams = on_loopback
     services.ConsolePopen = InItsOwnSession

@@ -20,6 +20,7 @@ import ray
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import Config  # type: ignore[attr-defined]
 
+from cluster.ray_session.orphans import ended_with_driver
 from cluster.ray_session.own_cluster import init_options, private_start
 from cluster.ray_session.session_folder import SessionFolder, session_folder, start_failure
 from cluster.ray_session.worker_path import job_config
@@ -70,19 +71,22 @@ def cluster(*, dashboard: bool = True) -> Iterator[ClusterInfo]:
             yield info
         return
     token_path = _require_token()
-    with session_folder() as folder:
+    with session_folder() as folder, ended_with_driver() as started:
         options = init_options(folder, dashboard=dashboard)
-        with _connected(options, starting=folder) as info:
+        with _connected(options, starting=folder, started=started) as info:
             notes = (folder.note,) if folder.note else ()
             yield replace(info, token_path=token_path, files=str(folder.path), notes=notes)
 
 
 @contextlib.contextmanager
-def _connected(options: dict[str, Any], *, starting: SessionFolder | None = None) -> Iterator[ClusterInfo]:
-    """`ray.init` with these options; `starting`: the folder of a cluster that starts with it."""
+def _connected(
+    options: dict[str, Any], *, starting: SessionFolder | None = None, started: Callable[[int], None] = lambda _: None
+) -> Iterator[ClusterInfo]:
+    """`ray.init` with these options; `starting`: the folder of a cluster that starts with it, `started`: is told the id
+    of each of its processes."""
     with sigterm_as_ctrl_c() as take_again:
         try:
-            with private_start(starting) if starting else contextlib.nullcontext():
+            with private_start(starting, started) if starting else contextlib.nullcontext():
                 context = ray.init(log_to_driver=False, logging_level="ERROR", job_config=job_config(), **options)
         except Exception as error:
             if starting is None:

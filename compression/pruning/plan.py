@@ -60,11 +60,14 @@ class Pruning(BaseModel):
         if "method" in found and "weights" not in found:
             raise InputError("--prune method is about weights; give weights=SHARE too, or leave it out")
         try:
-            return cls.model_validate(found)
+            pruning = cls.model_validate(found)
         except ValidationError as error:
             first = error.errors()[0]
             wanted = "one of alignment, wanda and magnitude" if first["loc"][0] == "method" else "a share such as 0.25"
             raise InputError(f"--prune {first['loc'][0]} is {first['input']!r}, expected {wanted}") from None
+        if zero := next((name for name in found if getattr(pruning, name) == 0), None):
+            raise InputError(f"--prune {zero} is {found[zero]!r}, which removes nothing, expected a share such as 0.25")
+        return pruning
 
     def __str__(self) -> str:
         asked = {name: value for name, value in self.model_dump(exclude={"method"}).items() if value}

@@ -20,6 +20,7 @@ from solon.files.whole_file import write_whole
 
 if TYPE_CHECKING:
     from compression.pairs import Pair
+    from compression.request import Request
     from compression.sensitivity import Sweeper
 
 
@@ -39,6 +40,7 @@ def run_compress(
     workers: int,
     gpus_per_worker: float,
     as_json: bool,
+    size: float | None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Raises InputError before anything is written where possible, RunFailedError when the model disagrees with itself
@@ -49,16 +51,20 @@ def run_compress(
     from compression.workflow import Compression
     from solon.models.formats import SEARCHED, format_named
 
+    if size == 0:
+        raise InputError("--size is 0, expected a share of the bytes of the linear layers, such as 0.3")
     path = resolver([model], progress=not as_json)
     for name in formats:
         format_named(name)
-    sweeper = _sweeper(workers, gpus_per_worker)
     request = Request(
-        model=Path(policy_of(path(model))), formats=formats or SEARCHED, pruning=Pruning.parsed(prune), **settings
+        model=Path(policy_of(path(model))),
+        formats=formats or SEARCHED,
+        pruning=Pruning.parsed(prune),
+        size=size or 0.0,
+        **settings,
     )
-    if workers and request.role == "reward_model":
-        raise InputError("--workers measure log-probs, and a reward model has none; leave it out")
-    check(request)  # before pairs are read with its tokenizer
+    sweeper = _sweeper(workers, gpus_per_worker, request)
+    check(request)  # before pairs are read, which takes long
     if request.role == "judge":
         read = _judge_pairs(request.model, pairs, constitution, template, max_tokens, as_json=as_json)
     elif constitution or template:
@@ -74,24 +80,28 @@ def run_compress(
             say=lambda text: console.print(text, markup=False),
             tick=lambda share: progress.update(task, completed=share, visible=share < 1),
             sweeper=sweeper,
+            write_report=_write_report,
         )
         report = work.run()
-    for place in (work.work, *([Path(report["out"])] if report["out"] else [])):
-        write_whole(place / "report.json", json_text(report, indent=1), what="report")
-        _write_page(report, place / "report.html")
     print_table(console, table_of(report))
     console.print("\n".join([*_agreements(report), _said(report, work.work)]), markup=False)
     return report
 
 
-def _sweeper(workers: int, gpus_per_worker: float) -> Sweeper | None:
+def _sweeper(workers: int, gpus_per_worker: float, request: Request) -> Sweeper | None:
     """None: sweeps are measured in this process. Raises InputError."""
+    from compression.request import NO_SWEEPS
+
     if not workers:
         if gpus_per_worker:
             raise InputError(
                 f"--gpus-per-worker is {gpus_per_worker:g} without workers; give --workers, or leave it out"
             )
         return None
+    if request.role == "reward_model":
+        raise InputError("--workers measure log-probs, and a reward model has none; leave it out")
+    if not request.sweeps:
+        raise InputError(f"--workers measure sweeps, {NO_SWEEPS}; leave it out")
     from cluster.sweeps import RaySweeper
 
     return RaySweeper(workers=workers, gpus_per_worker=gpus_per_worker)
@@ -175,6 +185,11 @@ def _agreements(report: Mapping[str, Any]) -> list[str]:
     if (rho := report.get("screen_agreement")) is not None:
         found.append(f"Rank agreement of gradients and sweeps about the layers that were swept: Spearman {rho:.2f}.")
     return found
+
+
+def _write_report(report: Mapping[str, Any], place: Path) -> None:
+    write_whole(place / "report.json", json_text(report, indent=1), what="report")
+    _write_page(report, place / "report.html")
 
 
 def _write_page(report: Mapping[str, Any], path: Path) -> None:

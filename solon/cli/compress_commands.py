@@ -34,7 +34,7 @@ FormatOption = Annotated[
     str, typer.Option("--format", metavar="FORMAT", help="One format for all layers.", show_default=False)
 ]
 SizeOption = Annotated[
-    float,
+    float | None,
     typer.Option(metavar="SHARE", help="Largest size of the linear layers; formats by layer.", show_default=False),
 ]
 AlgorithmOption = Annotated[
@@ -63,7 +63,7 @@ def compress(
     constitution: ConstitutionOption = None,
     template: Annotated[str | None, typer.Option(help="Of a judge: how it is asked.", show_default=False)] = None,
     form: FormatOption = "",
-    size: SizeOption = 0.0,
+    size: SizeOption = None,
     formats: FormatsOption = "",
     prune: PruneOption = "",
     screen: ScreenOption = 0.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,8 +22,9 @@ from solon.cli.output import lost_output, settle_streams
 from solon.cli.serve import serve_app
 from solon.cli.stage_commands import stages_app
 from solon.cli.talk_commands import talk_app
-from solon.errors import InputError, RunFailedError
+from solon.errors import InputError, RunFailedError, one_line
 from solon.files.plain_text import visible
+from solon.host.ballast import is_no_space
 from solon.host.own_code import protect
 from solon.host.user_folders import cache_folder
 
@@ -45,6 +47,8 @@ INTERRUPTIONS = {
     "chat": "interrupted; the model's servers have ended",
 }
 """By command; others than these train."""
+ENDED_AT_ONCE = ("align", "compare", "evaluate", "revise", "tasks", "compress")
+"""Commands that SIGTERM interrupts as Ctrl-C does. Runs, services and talks handle signals themselves."""
 
 ABOUT_RUNS = ("report", "watch", "track", "push", "compress")
 """Commands whose failure is not that of a run."""
@@ -241,6 +245,7 @@ def main(*, roles: Mapping[str, Role] | None = None) -> None:
     """
     settle_streams()
     _keep_compiled_code()
+    _end_as_ctrl_c_does()
     try:
         protect()
         app(prog_name="solon", obj=roles)
@@ -249,12 +254,22 @@ def main(*, roles: Mapping[str, Role] | None = None) -> None:
     except RunFailedError as error:
         said = str(error) if sys.argv[1:2] and sys.argv[1] in ABOUT_RUNS else f"the run failed: {error}"
         _fail(_with_notes(said, error), 1)
+    except Exception as error:
+        if not is_no_space(error):
+            raise
+        _fail(f"the disk is full: {one_line(str(error))}; free some space, and start again", 1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             _fail(INTERRUPTIONS.get(sys.argv[1] if len(sys.argv) > 1 else "", BEFORE_TRAINING), 1)
         if not end.code and (failure := lost_output()) is not None:
             _fail(f"the output could not be written: {failure.strerror}; what it tells is incomplete", 1)
         raise
+
+
+def _end_as_ctrl_c_does() -> None:
+    """For a command that says what it has kept."""
+    if sys.argv[1:2] and sys.argv[1] in ENDED_AT_ONCE and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _keep_compiled_code() -> None:

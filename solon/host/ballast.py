@@ -8,7 +8,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from contextlib import suppress
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NAME = ".ballast"
@@ -65,6 +67,19 @@ def is_no_space(error: BaseException | None) -> bool:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raises OSError where safetensors could not write: its own error, which derives from Exception, has the number
+    only as text."""
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"os error (\d+)\)", str(error))
+        if type(error).__name__ != "SafetensorError" or code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def _allocate(descriptor: int, nbytes: int) -> None:

@@ -77,10 +77,10 @@ class Child:
                     found.add(process)
         return sorted(_name(process) for process in found if _is_there(process))
 
-    def wait_until_gone(self, timeout_s: float = 30, *, but: tuple[str, ...] = ()) -> None:
-        """Nothing of it is left within this time, except processes whose name contains one of `but`."""
+    def wait_until_gone(self, timeout_s: float = 30) -> None:
+        """Nothing of it is left within this time."""
         deadline = time.monotonic() + timeout_s
-        while left := [one for one in self.left() if not any(name in one for name in but)]:
+        while left := self.left():
             assert time.monotonic() < deadline, left
             time.sleep(0.2)
 

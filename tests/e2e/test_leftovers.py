@@ -33,10 +33,6 @@ def shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir()}
 
 
-RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""They look for the cluster of a killed driver for a minute, and then exit."""
-
-
 @contextmanager
 def session_folder_in(temporary: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -47,11 +43,7 @@ def session_folder_in(temporary: Path) -> Iterator[None]:
 
 def assert_nothing_is_left(child: Child, shared_memory: set[str]) -> None:
     assert len(child.seen) > 5, "the cluster was never seen"
-    if child.process.returncode == -signal.SIGKILL:
-        child.wait_until_gone(but=RAYS_AGENTS)
-        child.wait_until_gone(120)
-    else:
-        child.wait_until_gone()
+    child.wait_until_gone()
     assert orphans(shared_memory) == []
     sessions = list(child.temporary.glob(f"solon-{os.getuid()}/[0-9]*"))
     if child.process.returncode in (0, 2):  # Ray's logs do not explain a refusal
@@ -107,11 +99,7 @@ def test_after_a_run_that_is_ended(
             assert not (child.directory / "summary.json").exists()
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)],  # it waits a minute for Ray's agents
-    ids=["SIGTERM", "SIGKILL"],
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_after_a_run_with_real_engines(
     nursery: Any, tmp_path: Path, temporary: Path, shared_memory: set[str], number: signal.Signals
 ):

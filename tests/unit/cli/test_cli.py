@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 import solon
 from solon.cli.main import main
@@ -220,6 +221,38 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["solon", "train", "run.toml"])
     with pytest.raises(ZeroDivisionError):
         main()
+
+
+def test_a_full_disk_is_one_message_whatever_library_found_it_full(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fails(*_: Any, **__: Any) -> Any:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("solon.cli.compress.run_compress", fails)
+    assert call(monkeypatch, "compress", "model", "--pairs", "p", "--out", "o") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("solon: the disk is full: Error while serializing")
+    assert said.endswith("(os error 28); free some space, and start again\n")
+
+
+def test_sigterm_says_what_was_kept_as_ctrl_c_does():
+    code = (
+        "import os, signal, sys, time\n"
+        "import solon.cli.compress\n"
+        "from solon.cli.main import main\n"
+        "def ended(*_, **__):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(20)\n"
+        "solon.cli.compress.run_compress = ended\n"
+        "sys.argv = ['solon', 'compress', 'model', '--pairs', 'p', '--out', 'o']\n"
+        "main()\n"
+    )
+    done = child(code=code)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "solon: interrupted; finished sweeps and candidates stay finished, start again to continue"
+    )
 
 
 def test_the_result_of_a_run_is_printed_as_valid_json_only_when_asked(

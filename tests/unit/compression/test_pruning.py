@@ -266,7 +266,7 @@ def test_what_is_not_understood_is_named(text: str, words: str):
     [
         ({"form": "", "prune": ""}, r"got no target, expected one of --format"),
         ({"form": "w8a8", "size": 0.3, "prune": "layers=0.5"}, r"got both --format and --size"),
-        ({"screen": 0.5}, r"--format makes none without --recover"),
+        ({"screen": 0.5}, r"only --size makes some, or --format with --recover"),
         ({"prune": "layers=0.01"}, r"layers=0.01 removes 0 of 2"),
         ({"prune": "groups=0.99"}, r"groups=0.99 removes 4 of 4"),
         ({"prune": "channels=0.99"}, r"channels=0.99 keeps 0 of"),

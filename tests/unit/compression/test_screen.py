@@ -18,6 +18,7 @@ from compression.live import LiveModel
 from compression.pairs import scores_of
 from compression.screen import (
     agreement,
+    answer_changes,
     completed,
     margin_changes,
     output_change,
@@ -54,7 +55,7 @@ def test_a_small_change_of_a_unit_is_predicted_exactly_for_every_pair(live: Live
         return x_RTI @ (step * noise[id(layer)]).T
 
     monkeypatch.setattr(screen, "output_change", nudged)
-    predicted = margin_changes(live, pairs, ["w8a8"], rows=10)
+    predicted, of_answers = (of(live, pairs, ["w8a8"], rows=10) for of in (margin_changes, answer_changes))
     before = scores_of(live.model, pairs)
     for one in live.units:
         layers = [live.layers[matrix.name] for matrix in one.matrices]
@@ -62,11 +63,16 @@ def test_a_small_change_of_a_unit_is_predicted_exactly_for_every_pair(live: Live
         for sign in (1, -1):
             for layer in layers:
                 layer.weight.data += sign * step * noise[id(layer)]
-            sides.append(scores_of(live.model, pairs).margin_P)
+            sides.append(scores_of(live.model, pairs))
             for layer in layers:
                 layer.weight.data -= sign * step * noise[id(layer)]
-        exact = (sides[0] - sides[1]) / 2  # terms of second order cancel
-        assert np.abs(predicted[one.name, "w8a8"] - exact).max() < 0.02 * np.abs(exact).max() + 1e-5, one.name
+        for name, found_P in (
+            ("margin_P", predicted[one.name, "w8a8"]),
+            ("chosen_P", of_answers[one.name, "w8a8"][0]),
+            ("rejected_P", of_answers[one.name, "w8a8"][1]),
+        ):
+            exact_P = (getattr(sides[0], name) - getattr(sides[1], name)) / 2  # terms of second order cancel
+            assert np.abs(found_P - exact_P).max() < 0.02 * np.abs(exact_P).max() + 1e-5, (one.name, name)
     assert np.abs(scores_of(live.model, pairs).margin_P - before.margin_P).max() < 1e-4
     assert all(parameter.grad is None for parameter in live.model.parameters())
 

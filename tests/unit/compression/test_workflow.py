@@ -6,7 +6,10 @@ import errno
 import json
 import os
 import random
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,6 +220,12 @@ def test_what_all_units_take_at_least_is_measured_again_for_other_formats(tmp_pa
         ({"pairs": make_pairs(1)}, "label more"),
         ({"answers": 100}, "--answers is 100, expected 0 or at least"),
         ({"repair_rate": float("nan")}, "--repair-rate is nan"),
+        ({"screen": 0.5}, "--screen is about sweeps, and only --size makes some"),
+        ({"formats": ("w8a8", "keep")}, "--formats is the choice of sweeps, and only --size makes some"),
+        ({"prune": "weights=1e-9"}, r"removes 0 of 128 weights of a row, expected at least one.*one is 0\.00781"),
+        ({"prune": "weights=0.999"}, "removes 128 of 128 weights of a row"),
+        ({"prune": "weights=0"}, "--prune weights is '0', which removes nothing"),
+        ({"prune": "weights=0.5,layers=0.0"}, r"--prune layers is '0\.0', which removes nothing"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, settings: dict[str, Any], words: str):
@@ -256,6 +265,86 @@ def test_a_model_that_is_not_on_this_machine_is_refused_before_pairs_are_read(tm
     )
     assert isinstance(done.exception, InputError)
     assert "nowhere is not a model directory on this machine" in str(done.exception)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writing more fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_weights_that_do_not_fit_on_the_disk_are_one_message_and_the_next_start_continues(tmp_path: Path):
+    make_model(tmp_path / "model")
+    with files_of_at_most(100_000), pytest.raises(InputError, match=r"the disk of .* is full; free some space"):
+        compress(tmp_path)
+    assert not (tmp_path / "out").exists()
+    with files_of_at_most(100_000), pytest.raises(RunFailedError, match=r"File too large; free space or change"):
+        compress(tmp_path, prune="weights=0.5")
+    assert compress(tmp_path)["verdict"] == "accept"
+
+
+def test_two_commands_with_one_output_are_refused_and_the_first_is_not_disturbed(tmp_path: Path):
+    def second(line: str) -> None:
+        if line.startswith("1: "):
+            for start in (lambda: compress(tmp_path), lambda: other.run()):
+                with pytest.raises(
+                    InputError, match=rf"another `solon compress` is using .*out.work \(process {pid}\)"
+                ):
+                    start()
+            refused.append(line)
+
+    refused: list[str] = []
+    request = Request(model=make_model(tmp_path / "model"), out=tmp_path / "out", form="w8a8", answers=0, serve=False)
+    other, pid = Compression(request, make_pairs()), os.getpid()
+    report = Compression(request, make_pairs(), say=second).run()
+    assert (report["verdict"], len(refused)) == ("accept", 2)
+    with pytest.raises(InputError, match="out exists"):
+        compress(tmp_path)
+
+
+def test_an_accepted_model_appears_with_its_report_or_not_at_all(tmp_path: Path):
+    def killed(report: Any, place: Path) -> None:
+        (place / "report.json").write_text(json.dumps(report))
+        if place.name == "model":
+            raise KeyboardInterrupt
+
+    request = Request(model=make_model(tmp_path / "model"), out=tmp_path / "out", form="w8a8", answers=0, serve=False)
+    with pytest.raises(KeyboardInterrupt):
+        Compression(request, make_pairs(), write_report=killed).run()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["model", "out.work"]
+    written: list[Path] = []
+    work = Compression(request, make_pairs(), write_report=lambda report, place: written.append(place))
+    assert work.run()["verdict"] == "accept"
+    assert written[0] == work.work
+    assert [one.parent.parent for one in written[1:]] == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--size", "0"], "--size is 0, expected a share"),
+        (["--format", "w8a9"], "expected one of"),
+        (["--format", "fp8", "--algorithm", "awq"], "awq is for an int4 format"),
+        (["--format", "w4a16-g64", "--algorithm", "smoothquant"], "smoothquant is for w8a8 or fp8"),
+        (["--size", "0.01"], "the smallest size is 0.13"),
+        (["--prune", "layers=0.01"], "removes 0 of 2"),
+        (["--format", "w8a8", "--workers", "2"], "--workers measure sweeps, and only --size makes some"),
+        (["--prune", "layers=0.5", "--recover", "--workers", "2"], "--workers measure sweeps"),
+        (["--format", "w8a8", "--formats", "w8a8,keep"], "--formats is the choice of sweeps"),
+    ],
+)
+def test_a_target_that_cannot_work_is_refused_before_pairs_are_read(tmp_path: Path, given: list[str], words: str):
+    model = make_model(tmp_path / "model")
+    arguments = ["compress", str(model), "--pairs", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*arguments, *given])
+    assert isinstance(done.exception, InputError)
+    assert words in str(done.exception)
+    assert not (tmp_path / "out.work").exists()
 
 
 def test_a_full_disk_is_one_message_and_the_next_start_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -113,6 +113,7 @@ ORDERS = {
         "export",
         "sensitivity",
         "screen",
+        "target",
         "assignment",
         "judged",
         "served_check",
