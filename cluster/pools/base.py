@@ -12,7 +12,7 @@ from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
 from solon.clock import Clock
 from solon.constitution.constitution import Constitution
-from solon.host.allocator import KEEP_FREED_MEMORY
+from solon.host.allocator import KEEP_FREED_MEMORY, RETURN_FREED_MEMORY
 from solon.pipeline.pool import Pool
 from solon.recovery.guard import Guard
 from solon.recovery.supervised_lanes import PoolLane
@@ -60,7 +60,9 @@ class PoolContext:
             "num_cpus": placement.num_cpus,
             "num_gpus": placement.num_gpus,
             "label_selector": dict(placement.labels),
-            "runtime_env": worker_environment(threads, on_gpu=placement.num_gpus > 0, trains=trains),
+            "runtime_env": worker_environment(
+                threads, on_gpu=placement.num_gpus > 0, trains=trains, ranks=pool.num_ranks
+            ),
         }
 
     def guard(self, worker: Any) -> Guard:
@@ -104,9 +106,10 @@ class Role(ABC):
         return Pool(lanes) if all(isinstance(lane, PoolLane) for lane in lanes) else tuple(lanes)
 
 
-def worker_environment(threads: int, *, on_gpu: bool, trains: bool = False) -> dict[str, Any]:
+def worker_environment(threads: int, *, on_gpu: bool, trains: bool = False, ranks: int = 1) -> dict[str, Any]:
     """Environment of a worker process: its share of the threads, no progress bars in its log, no GPU that it did not
-    request. trains: it keeps the memory that it frees, for the same tensors of the next step."""
+    request. trains: it keeps the memory that it frees, for the same tensors of the next step, unless several ranks share
+    the work to save memory."""
     variables = {
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -118,7 +121,7 @@ def worker_environment(threads: int, *, on_gpu: bool, trains: bool = False) -> d
         "PYTHONSAFEPATH": "1",
     }
     if trains and not on_gpu and "GLIBC_TUNABLES" not in os.environ:
-        variables["GLIBC_TUNABLES"] = KEEP_FREED_MEMORY
+        variables["GLIBC_TUNABLES"] = KEEP_FREED_MEMORY if ranks == 1 else RETURN_FREED_MEMORY
     if not on_gpu:
         # Ray hides devices from an actor that requests none only when told to; where
         # RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES is set it never does.

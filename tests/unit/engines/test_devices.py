@@ -56,6 +56,8 @@ def test_a_learner_on_a_cpu_keeps_the_memory_that_it_frees_unless_the_user_chose
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     assert "glibc.malloc.mmap_max=0" in worker_environment(1, on_gpu=False, trains=True)["env_vars"]["GLIBC_TUNABLES"]
     assert "GLIBC_TUNABLES" not in worker_environment(1, on_gpu=False)["env_vars"]
+    tunables = worker_environment(1, on_gpu=False, trains=True, ranks=2)["env_vars"]["GLIBC_TUNABLES"]
+    assert tunables == "glibc.malloc.mmap_threshold=1048576"
     assert "GLIBC_TUNABLES" not in worker_environment(1, on_gpu=True, trains=True)["env_vars"]
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     assert "GLIBC_TUNABLES" not in worker_environment(1, on_gpu=False, trains=True)["env_vars"]
