@@ -90,6 +90,15 @@ class RemoteWorker:
         *first, last = getattr(self.actor, method).options(num_returns=parts).remote(*arguments)
         return *[await call(reference, who=self.name) for reference in first], [last]
 
+    async def ask_chunks(self, method: str, *arguments: Any) -> tuple[Any, list[ray.ObjectRef]]:
+        """The last item of a generator method, and references to those before it, which stay where they were made and
+        belong to this process."""
+        stream = getattr(self.actor, method).options(num_returns="streaming").remote(*arguments)
+        references = [reference async for reference in stream]
+        if not references:
+            raise WorkerLostError(f"{self.name} ended {method} without a result")
+        return await call(references[-1], who=self.name), references[:-1]
+
     async def _another(self, placed: Callable[[], None]) -> None:
         self.replace()
         await self.placed()

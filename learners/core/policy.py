@@ -6,9 +6,10 @@ M response tokens of a microbatch, B rows, T positions, H hidden width, V vocabu
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from learners.core.loading import checkpoint_activations, choose_device, load_mo
 from learners.core.logprobs import logprobs_and_entropy, logprobs_of
 from learners.core.packing import Layout, Microbatch
 from learners.core.sharing import best_layout
+from learners.core.skeleton import LazyTensors
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.errors import InputError
 from solon.records import NO_FILTERS, Filters
@@ -171,22 +173,32 @@ class Policy:
         logits_MV = (logits_MV.float() / self.temperature).masked_fill(banned_MV, FLOOR)
         return logprobs_of(logits_MV, microbatch.target_M)
 
-    @torch.no_grad()
-    def merged(self) -> dict[str, Tensor]:
+    def merged(self) -> LazyTensors:
         """Parameters and persistent buffers under their Hugging Face names, adapters merged, weights on their grid; the
-        trained tensors are only read. A tied tensor has only the name under which files keep it."""
+        trained tensors are only read. A tied tensor has only the name under which files keep it. Each is made on
+        access, so only those in use exist twice."""
         tied = set(self.base.all_tied_weights_keys)
-        merged = {} if self.grid is None else self.grid.weights()
+        makers: dict[str, Callable[[], Tensor]] = {} if self.grid is None else self.grid.makers()
         for name, tensor in self.base.state_dict().items():
             owner, is_adapted, leaf = name.rpartition(".base_layer.")
             if is_adapted and leaf == "weight":
-                merged[f"{owner}.weight"] = tensor + self.base.get_submodule(owner).get_delta_weight("default")
+                makers[f"{owner}.weight"] = partial(_with_adapter, tensor, self.base.get_submodule(owner))
             elif is_adapted:
-                merged[f"{owner}.{leaf}"] = tensor
+                makers[f"{owner}.{leaf}"] = partial(_itself, tensor)
             elif ".lora_" not in name and ".parametrizations." not in name and name not in tied:
-                merged[name] = tensor
-        return merged
+                makers[name] = partial(_itself, tensor)
+        return LazyTensors(makers)
 
     def layout(self, config: NetworkConfig) -> Layout:
         """How rollouts are packed for this model."""
         return best_layout(self.base, config, device=self.device)
+
+
+@torch.no_grad()
+def _with_adapter(weight: Tensor, layer: Any) -> Tensor:
+    merged: Tensor = weight + layer.get_delta_weight("default")
+    return merged
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
