@@ -571,7 +571,7 @@ def test_a_prefix_cached_under_other_weights_of_the_same_version_is_never_used(v
 
 
 def test_no_answer_verdict_or_attestation_reads_the_cache_of_any_version_that_was_loaded_before(vllm_engine: Engine):
-    """Versions come back as well: their prefixes were cached, and running requests wrote into them with later weights."""
+    """Versions come back as well: their prefixes were cached, and running requests wrote on with later weights."""
     ids = tuple(int(token) for token in np.random.default_rng(11).integers(6, VOCAB, 64))
     versions = {version: make_weights("llama-tied", version=version) for version in (31, 32, 33)}
     for turn, version in enumerate((31, 32, 31, 33, 32, 31)):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray._private.internal_api import free
 
 from actors.calls import RemoteWorker
 from actors.chunks import StoredChunks
@@ -145,7 +146,7 @@ async def test_lost_and_damaged_chunks_are_refused_and_the_engine_still_takes_a_
         await one.ask("load", replace(weights, chunks=StoredChunks(references)))
     one.replace()
     whole = [ray.put(chunk) for chunk in chunks]
-    ray._private.internal_api.free(whole[1:2])
+    free(whole[1:2])
     with pytest.raises(PayloadLostError):
         await one.ask("load", replace(weights, chunks=StoredChunks(whole)))
     assert (await one.ask("load", weights)).version == 0
