@@ -6,7 +6,7 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -94,7 +94,7 @@ class RemoteWorker:
         """The last item of a generator method, and references to those before it, which stay where they were made and
         belong to this process."""
         stream = getattr(self.actor, method).options(num_returns="streaming").remote(*arguments)
-        references = [reference async for reference in stream]
+        references = await call(_collected(stream), who=self.name)
         if not references:
             raise WorkerLostError(f"{self.name} ended {method} without a result")
         return await call(references[-1], who=self.name), references[:-1]
@@ -103,6 +103,10 @@ class RemoteWorker:
         self.replace()
         await self.placed()
         placed()
+
+
+async def _collected(stream: AsyncIterator[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    return [reference async for reference in stream]
 
 
 def open_payload(payload_ref: list[ray.ObjectRef]) -> Any:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray._private.internal_api import free
 
 from actors.calls import RemoteWorker
 from actors.chunks import StoredChunks
@@ -75,6 +74,13 @@ class Taking:
             views.append(not data.flags.writeable and not data.flags.owndata)
             last = int(tensor[-1])
         return views, last
+
+
+class Keeper:
+    """Owns what it puts, unlike a task that returns it."""
+
+    def put(self, chunk: Any) -> list[ray.ObjectRef]:
+        return [ray.put(chunk)]
 
 
 def learner() -> RemoteLearner:
@@ -145,8 +151,10 @@ async def test_lost_and_damaged_chunks_are_refused_and_the_engine_still_takes_a_
     with pytest.raises(AttestationError, match=r"chunk 2 .*\(layer\.2\.w\.weight\)"):
         await one.ask("load", replace(weights, chunks=StoredChunks(references)))
     one.replace()
+    keeper = ray.remote(num_cpus=0)(Keeper).remote()
     whole = [ray.put(chunk) for chunk in chunks]
-    free(whole[1:2])
+    whole[1] = (await keeper.put.remote(chunks[1]))[0]
+    ray.kill(keeper)
     with pytest.raises(PayloadLostError):
         await one.ask("load", replace(weights, chunks=StoredChunks(whole)))
     assert (await one.ask("load", weights)).version == 0

@@ -163,3 +163,13 @@ async def test_a_publication_waits_for_the_first_engine_that_joins_again():
     assert publication.attested == 1
     await asyncio.wait_for(publication.publish(make_weights(2), make_weights(2)), timeout=5)
     assert (engines[0].engine_version, engines[1].engine_version) == (0, 2)
+
+
+async def test_weights_of_an_earlier_incarnation_of_the_learner_replace_none_of_a_later_one():
+    engine = FakeRollout()
+    publication = make_publication(engine)
+    first, second = (replace(make_weights(0), incarnation=number) for number in (0, 1))
+    await publication.verify(first, first)
+    publication.renew(second, "chunks of the new learner")
+    publication.renew(first, "late chunks of the old one")
+    assert publication._current == (second, "chunks of the new learner")
