@@ -93,6 +93,17 @@ def engine(number: int) -> RemoteWorker:
     return RemoteWorker(lambda _: kind.remote(), name=f"rollout-{number}")
 
 
+async def gone(chunks: StoredChunks) -> None:
+    """Returns when the only chunk is lost: Ray notices the death of its owner after a while."""
+    for _ in range(100):
+        try:
+            await asyncio.to_thread(lambda: chunks[0] and None)
+        except PayloadLostError:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("the chunk outlived its owner")
+
+
 async def stored_bytes(expected: Callable[[float], bool]) -> float:
     """Bytes in the object store, once they are as expected or five seconds have passed."""
     for _ in range(50):
@@ -155,6 +166,7 @@ async def test_lost_and_damaged_chunks_are_refused_and_the_engine_still_takes_a_
     whole = [ray.put(chunk) for chunk in chunks]
     whole[1] = (await keeper.put.remote(chunks[1]))[0]
     ray.kill(keeper)
+    await gone(StoredChunks(whole[1:2]))
     with pytest.raises(PayloadLostError):
         await one.ask("load", replace(weights, chunks=StoredChunks(whole)))
     assert (await one.ask("load", weights)).version == 0
