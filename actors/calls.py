@@ -6,7 +6,7 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -90,10 +90,23 @@ class RemoteWorker:
         *first, last = getattr(self.actor, method).options(num_returns=parts).remote(*arguments)
         return *[await call(reference, who=self.name) for reference in first], [last]
 
+    async def ask_chunks(self, method: str, *arguments: Any) -> tuple[Any, list[ray.ObjectRef]]:
+        """The last item of a generator method, and references to those before it, which stay where they were made and
+        belong to this process."""
+        stream = getattr(self.actor, method).options(num_returns="streaming").remote(*arguments)
+        references = await call(_collected(stream), who=self.name)
+        if not references:
+            raise WorkerLostError(f"{self.name} ended {method} without a result")
+        return await call(references[-1], who=self.name), references[:-1]
+
     async def _another(self, placed: Callable[[], None]) -> None:
         self.replace()
         await self.placed()
         placed()
+
+
+async def _collected(stream: AsyncIterator[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    return [reference async for reference in stream]
 
 
 def open_payload(payload_ref: list[ray.ObjectRef]) -> Any:

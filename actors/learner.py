@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import ray
 
 from actors.calls import RemoteWorker
+from actors.chunks import StoredChunks
 from learners.config import LearnConfig
 from solon.engines.device_turns import device_key, turn_on_device
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
@@ -19,7 +20,7 @@ from solon.engines.stops import end_ids_of
 from solon.host.ballast import is_no_space
 from solon.ledger.ledger import Lease
 from solon.protocols import PayloadRef
-from solon.records import Sampling, StepReport, TrainingGroup, Weights
+from solon.records import Chunk, Sampling, StepReport, TrainingGroup, Weights
 from solon.runs.directory import DiskFullError
 
 Meeting = tuple[str, int]
@@ -62,17 +63,19 @@ class LearnerShell:
         self._store = store_at(host, 0, self._ranks)
         return host, int(self._store.port)
 
-    def start(self, checkpoint: str, meeting: Meeting | None = None) -> tuple[Weights, Weights]:
-        """The manifest of the first version, and the version: 0, or that of a checkpoint. meeting: of the ranks, where
-        there are several."""
+    def start(self, checkpoint: str, meeting: Meeting | None = None) -> Iterator[Chunk | Weights]:
+        """Yields the chunks of the first version (0, or that of a checkpoint), then its manifest. meeting: of the
+        ranks, where there are several; only the first one publishes."""
         with turn_on_device(device_key() if self._config.device == "cuda" else ""):
-            return self._start(checkpoint, meeting)
+            self._build(checkpoint, meeting)
+            with self._computing("publishing the first weights"):
+                yield (yield from self._learner.publish())
 
-    def _start(self, checkpoint: str, meeting: Meeting | None) -> tuple[Weights, Weights]:
+    def _build(self, checkpoint: str, meeting: Meeting | None) -> None:
         from learners.build import build_learner
 
         sampling, model = self._sampling, self._arguments["model"]
-        with computing("the learner", "starting", kinds=RAISED_BY_LIBRARIES, no_room=NO_ROOM):
+        with self._computing("starting"):
             ranks = self._joined(meeting)
             self._learner = build_learner(
                 self._config,
@@ -84,8 +87,6 @@ class LearnerShell:
             )
             if checkpoint:
                 self._learner.load(checkpoint)
-            weights = self._learner.initial_weights()
-        return manifest_of(weights), weights
 
     def _joined(self, meeting: Meeting | None) -> Any:
         """This process among the ranks."""
@@ -97,15 +98,15 @@ class LearnerShell:
         device = "cuda" if self._config.device == "cuda" else "cpu"
         return join_ranks(self._rank, self._ranks, store=store, device=device, timeout_s=self._timeout_s)
 
-    def step(self, step: int, *payloads: Any) -> tuple[StepReport, Weights, Weights]:
-        """`payloads`: group, feedback, group, feedback, ..."""
+    def step(self, step: int, *payloads: Any) -> Iterator[Chunk | tuple[StepReport, Weights]]:
+        """Yields the chunks of the new version, then the report and the manifest. `payloads`: group, feedback, group,
+        feedback, ..."""
         groups = [
             TrainingGroup(group=group, feedback=feedback)
             for group, feedback in zip(payloads[::2], payloads[1::2], strict=True)
         ]
-        with computing("the learner", f"training step {step}", kinds=RAISED_BY_LIBRARIES, no_room=NO_ROOM):
-            report, weights = self._learner.step(step, groups)
-        return report, manifest_of(weights), weights
+        with self._computing(f"training step {step}"):
+            yield (yield from self._learner.train_and_publish(step, groups))
 
     def raise_kl(self, factor: float) -> float:
         """Returns the new coefficient."""
@@ -113,7 +114,7 @@ class LearnerShell:
 
     def save(self, directory: str) -> None:
         try:
-            with computing("the learner", "writing its state", kinds=RAISED_BY_LIBRARIES, no_room=NO_ROOM):
+            with self._computing("writing its state"):
                 self._learner.save(directory)
         except Exception as error:
             if not is_no_space(error):
@@ -128,13 +129,11 @@ class LearnerShell:
         """Answered while a step runs: seconds without progress."""
         return 0.0
 
+    def _computing(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return computing("the learner", what, kinds=RAISED_BY_LIBRARIES, no_room=NO_ROOM)
+
     def __repr__(self) -> str:
         return f"Learner({self.name})"
-
-
-def manifest_of(weights: Weights) -> Weights:
-    """The metadata of a set of weights."""
-    return dataclasses.replace(weights, payload=np.zeros(0, np.uint8))
 
 
 class RemoteLearner(RemoteWorker):
@@ -142,8 +141,8 @@ class RemoteLearner(RemoteWorker):
 
     async def start(self, checkpoint: str = "") -> tuple[Weights, PayloadRef]:
         """The first weights; `checkpoint` is a directory that the learner's machine can read."""
-        manifest, weights = await self.ask_parts("start", 2, checkpoint)
-        return manifest, weights
+        manifest, references = await self.ask_chunks("start", checkpoint)
+        return self._published(manifest, references)
 
     async def restart_from(
         self, checkpoint: str, placed: Callable[[], None] = lambda: None
@@ -155,8 +154,13 @@ class RemoteLearner(RemoteWorker):
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, PayloadRef]:
         """See `solon.protocols.Learner.step`."""
         payloads = [payload_ref[0] for pair in lease.payloads for payload_ref in pair]
-        report, manifest, weights = await self.ask_parts("step", 3, lease.step, *payloads)
-        return report, manifest, weights
+        (report, manifest), references = await self.ask_chunks("step", lease.step, *payloads)
+        return (report, *self._published(manifest, references))
+
+    def _published(self, manifest: Weights, references: list[ray.ObjectRef]) -> tuple[Weights, PayloadRef]:
+        """The manifest alone, and with its chunks in the object store, of which this process is the owner."""
+        manifest = dataclasses.replace(manifest, incarnation=self._made - 1)
+        return manifest, dataclasses.replace(manifest, chunks=StoredChunks(references))
 
     async def raise_kl(self, factor: float) -> float:
         """Multiply the KL coefficient from the next step on; returns the new one."""

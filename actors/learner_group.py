@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -59,16 +59,15 @@ class RemoteLearnerGroup(RemoteLearner):
         results = await self._each([getattr(actor, method).remote(*arguments, **named) for actor in self.actors])
         return results[0]
 
-    async def ask_parts(self, method: str, parts: int, *arguments: Any) -> tuple[Any, ...]:
-        """As for one process: the parts of the first rank, after all ranks have run the method."""
+    async def ask_chunks(self, method: str, *arguments: Any) -> tuple[Any, list[ray.ObjectRef]]:
+        """As for one process, of the first rank, after all ranks have ended the method."""
         if method == "start":
             meeting = await call(self.actors[0].open_meeting.remote(), who=self._who(0))
             arguments = (*arguments, meeting)
-        references = [getattr(actor, method).options(num_returns=parts).remote(*arguments) for actor in self.actors]
-        # Only the last part is large; the first ones tell that the whole call is over.
-        *_, last = references[0]
-        results = await self._each([asyncio.gather(*some[:-1]) for some in references])
-        return *results[0], [last]
+        streams = [getattr(actor, method).options(num_returns="streaming").remote(*arguments) for actor in self.actors]
+        results = await self._each([_to_the_end(stream) for stream in streams])
+        value, chunks = results[0]
+        return value, chunks
 
     async def heartbeat(self) -> float:
         """The longest time without progress of a rank. Raises WorkerLostError that names a rank which does not
@@ -127,3 +126,9 @@ class RemoteLearnerGroup(RemoteLearner):
         if silent:
             return WorkerLostError(f"{self._who(*silent)} did not answer, and all ranks were lost with it: {error}")
         return WorkerLostError(f"{self._who(rank)} lost the others: {error}")
+
+
+async def _to_the_end(stream: AsyncIterator[ray.ObjectRef]) -> tuple[Any, list[ray.ObjectRef]]:
+    """The last item of a generator method, and references to those before it."""
+    *chunks, last = [reference async for reference in stream]
+    return await last, chunks

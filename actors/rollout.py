@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
 import ray
 
 from actors.calls import RemoteWorker, Spawn, call
+from actors.chunks import StoredChunks
 from solon.pipeline.rollout import RolloutWorker
 from solon.protocols import Assignment, GenerationReport, PayloadRef
-from solon.records import Group, LoadReceipt, Prompt, Salvage
+from solon.records import Group, LoadReceipt, Prompt, Salvage, Weights
 
 
 class RolloutShell(RolloutWorker):
     """The worker, with its stream flattened: a report followed by its group, or the progress of a group."""
+
+    async def load_weights(self, weights: Weights) -> LoadReceipt:
+        """Fetches all chunks to this node while the engine generates, then loads them between two steps."""
+        if isinstance(weights.chunks, StoredChunks):
+            await asyncio.to_thread(weights.chunks.fetch)
+        return await super().load_weights(weights)
 
     async def stream(self, work: Sequence[Assignment]) -> AsyncIterator[GenerationReport | Group | Salvage]:
         async for item in self.generate(work):
@@ -65,7 +73,7 @@ class RemoteRollout(RemoteWorker):
 
     async def load_weights(self, weights: PayloadRef) -> LoadReceipt:
         """Load a policy version. Raises WorkerLostError."""
-        receipt: LoadReceipt = await self.ask("load_weights", weights[0])
+        receipt: LoadReceipt = await self.ask("load_weights", weights)
         return receipt
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,24 +57,25 @@ def publication_rows(model: str, *, quick: bool, threads: int) -> list[Row]:
 
 def _shells() -> tuple[type, type]:
     """The actors of a run, with methods that move the policy, and that only copy bytes."""
-    from actors.learner import LearnerShell, manifest_of
+    from actors.learner import LearnerShell
     from actors.rollout import RolloutShell
 
     class PublishingShell(LearnerShell):
-        def again(self, version: int) -> tuple[Weights, float, Weights]:
+        def again(self, version: int) -> Iterator[Any]:
             import torch
 
             with torch.no_grad():
                 for parameter in self._learner.objective.parts()["policy"].module.parameters():
                     parameter.mul_(1.0001)
             self._learner.version = version
-            found: list[Weights] = []
-            seconds = timed(lambda: found.append(self._learner.initial_weights()))
-            return manifest_of(found[0]), seconds, found[0]
+            began = time.perf_counter()
+            manifest = yield from self._learner.publish()
+            yield manifest, time.perf_counter() - began
 
         def payload(self) -> Any:
             if not hasattr(self, "_payload"):
-                self._payload = self._learner.initial_weights().payload.copy()
+                chunks = self._learner.initial_weights().chunks
+                self._payload = np.concatenate([data for chunk in chunks for data in chunk])
             return self._payload
 
     class TakingShell(RolloutShell):
@@ -82,6 +86,8 @@ def _shells() -> tuple[type, type]:
 
 
 def _measure(loop: asyncio.Runner, learner: Any, rollout: Any, *, rounds: int) -> list[Row]:
+    from actors.chunks import StoredChunks
+
     manifest, payload_ref = loop.run(_both(learner, rollout))
     lane: Any = Member(rollout)
     publication = Publication([lane], settings=PublishConfig(), initial=manifest)
@@ -90,8 +96,8 @@ def _measure(loop: asyncio.Runner, learner: Any, rollout: Any, *, rounds: int) -
     pauses: list[float] = []
 
     async def publish() -> None:
-        manifest, seconds, payload_ref = await learner.ask_parts("again", 3, publication.attested + 1)
-        receipts = await publication.publish(manifest, payload_ref)
+        (manifest, seconds), references = await learner.ask_chunks("again", publication.attested + 1)
+        receipts = await publication.publish(manifest, replace(manifest, chunks=StoredChunks(references)))
         assert receipts[0].check.compared
         exports.append(seconds)
         pauses.append(receipts[0].pause_s)

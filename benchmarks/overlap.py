@@ -67,7 +67,7 @@ async def standins(*, steps: int, lane_s: float, synchronous: bool) -> Watch:
     judge = RemoteJudge(lambda _: TimedJudgeActor.remote(lane_s / BATCH, name="j"), name="j", groups_at_once=2 * BATCH)
     learner = RemoteLearner(lambda _: TimedLearnerActor.remote(lane_s, name="l"), name="l")
     # The actors are up before the clock starts.
-    await asyncio.gather(writer.load_weights([_put(make_weights(0))]), judge.heartbeat(), learner.start())
+    await asyncio.gather(writer.load_weights(make_weights(0)), judge.heartbeat(), learner.start())
     patience = RecoveryConfig()
     rollout = Pool([SupervisedRollout(writer, Guard(writer, patience))])
     watch = Watch(staleness_bound=4, total_steps=steps)

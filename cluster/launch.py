@@ -35,8 +35,14 @@ class WorkerPool:
 
     spec: PoolSpec
     lanes: Collection[Any]
-    started: Sequence[Any]
+    started: list[Any]
     """What the first start of each worker returned."""
+
+    def take_started(self) -> list[Any]:
+        """`started`, which is empty afterwards: references to payloads would keep them for the whole run."""
+        started = list(self.started)
+        self.started.clear()
+        return started
 
     @property
     def lane(self) -> Any:
@@ -158,7 +164,7 @@ class Launcher:
     def _supervised(self, pool: PoolSpec, workers: Sequence[Any], started: Sequence[Any]) -> WorkerPool:
         role = self._roles[pool.role]
         lanes = role.together(role.supervised(workers, self._context))
-        return WorkerPool(spec=pool, lanes=lanes, started=started)
+        return WorkerPool(spec=pool, lanes=lanes, started=list(started))
 
     async def _start(self, worker: Any, pool: PoolSpec, waiting: Waiting, on_ready: Callable[[str], None]) -> Any:
         """What the first start of a worker returns."""

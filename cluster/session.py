@@ -132,7 +132,7 @@ class RunSession:
         self._stack.push_async_callback(workers.close)
         self.ledger.listen(self.recorder.event)
         await self._resumed()
-        initial = workers.of_role("learner").started[0]
+        (initial,) = workers.of_role("learner").take_started()
         self.publication = publication_for(
             workers[run.policy_pool].pool,
             workers.of_role("learner").lane,

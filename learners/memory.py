@@ -7,7 +7,7 @@ P: elements of the policy, C: of the critic, A: of the adapters; all weights, gr
     then the largest of
       scoring      the logits of a microbatch in the dtype of the computation, no gradients yet
       updating     gradients, the logits and their gradient, activations of the microbatch, narrow copies of the weights
-      publishing   the payload, and the policy once more in float32 and in 16 bits for the canaries
+      publishing   two chunks; embedding, head and one layer once more in float32 and in 16 bits for the canaries
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from learners.config import DIRECT, LearnConfig
+from solon.engines.chunks import CHUNK_BYTES
 from solon.models.sizes import BYTES, ModelSizes
 
 FILTERING_BYTES = 26
@@ -90,11 +91,11 @@ def _activations(sizes: ModelSizes, config: LearnConfig, tokens: int, width: int
 
 
 def _publishing(sizes: ModelSizes, config: LearnConfig, *, on_gpu: bool) -> int:
-    """Copies of the policy on the learner's device; on a CPU also the payload, which is in the same memory."""
-    policy = sizes.parameters
+    """Beside the policy: two chunks, and for the canaries copies of the embedding, the head and one layer at a time, as
+    they are served and in the dtype of the pass."""
     served = (sizes.own_bytes if on_gpu else 4) if config.serving_dtype == "auto" else BYTES[config.serving_dtype]
-    merged = 4 * policy if config.lora is not None else 0
-    cast = served * policy if served != 4 else 0
-    canaries = 4 * policy if served != 4 else 2 * policy
-    payload = 0 if on_gpu else served * policy
-    return merged + cast + payload + canaries
+    outside = sizes.vocabulary * sizes.hidden + sizes.head
+    layer = max(0, sizes.parameters - outside) // sizes.layers
+    merged = 4 * layer if config.lora is not None else 0
+    canaries = (served + 4 if served != 4 else 2) * (outside + layer)
+    return merged + canaries + 2 * max(CHUNK_BYTES, served * sizes.vocabulary * sizes.hidden)

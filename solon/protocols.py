@@ -1,8 +1,9 @@
 """The interfaces of workers, ledger and observer that the loop uses. On Ray they are thin proxies of actors; in unit
 tests they are fakes.
 
-A *payload reference* stands for a payload. On Ray it is a list with one ObjectRef, so that the payload moves directly
-from its producer to its consumer; in a unit test it is the record itself.
+A *payload reference* stands for a payload. On Ray it is a list with one ObjectRef, so that it moves directly from its
+producer to its consumer; of weights it is their manifest with references to chunks (`actors.chunks`). In a unit test
+it is the record itself.
 """
 
 from __future__ import annotations

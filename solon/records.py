@@ -5,7 +5,8 @@ Shapes: G rollouts of a group, T token positions of one rollout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -225,15 +226,36 @@ class Span:
     end_s: float
 
 
+Chunk = tuple[NDArray[np.uint8], ...]
+"""Adjacent tensors of a version: the bytes of each, in the order of their leaves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """A published tensor without its values: a leaf of the digest tree."""
+
+    name: str
+    """The name that files have (Hugging Face)."""
+    dtype: str
+    """As torch names it: "bfloat16"."""
+    shape: tuple[int, ...]
+    digest: str
+    """Of name, dtype, shape and bytes (`solon.engines.digest_tree`)."""
+    chunk: int
+    """Number of the chunk that holds it. Leaves are in the order of the chunks."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A policy version on its way to the engines: a safetensors file in memory, and the evidence that attests it."""
+    """A policy version on its way to the engines: a manifest, which goes by value, and the chunks that it names."""
 
     version: int
-    payload: NDArray[np.uint8]
-    """The bytes of a safetensors file, Hugging Face parameter names."""
+    chunks: Sequence[Chunk]
+    """Opened one at a time, read-only; what opens one drops it before the next. On Ray `actors.chunks.StoredChunks`,
+    whose items are views of the object store; () in a manifest that travels alone."""
+    leaves: tuple[Leaf, ...] = ()
     fingerprint: str
-    """Digest of the payload (`solon.engines.payload.fingerprint`)."""
+    """Root of the digest tree over the leaves (`solon.engines.digest_tree`)."""
     canary_token_ids: tuple[tuple[int, ...], ...]
     canary_logprobs: tuple[tuple[float, ...], ...]
     """The learner's log p(token t | tokens < t) for t >= 1 of every canary sequence, at temperature 1, of exactly
@@ -241,6 +263,13 @@ class Weights:
     canary_noise: float = 0.0
     """Effect of 16-bit arithmetic alone: mean difference in nats between the learner's canary log-probs in 16 bits and
     in float32."""
+    incarnation: int = 0
+    """Number of earlier processes that hosted the learner."""
+
+    @property
+    def manifest(self) -> Weights:
+        """The same without the chunks."""
+        return replace(self, chunks=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +296,7 @@ class LoadReceipt:
     engine: str
     version: int
     fingerprint: str
-    """Digest of the payload as received."""
+    """Root of the digest tree over the tensors as received."""
     checksum: str
     """Digest of the live parameters in the engine's own layout; empty when its tensors were compared."""
     canary_logprobs: tuple[tuple[float, ...], ...]

@@ -108,8 +108,8 @@ class Role(ABC):
 
 def worker_environment(threads: int, *, on_gpu: bool, trains: bool = False, ranks: int = 1) -> dict[str, Any]:
     """Environment of a worker process: its share of the threads, no progress bars in its log, no GPU that it did not
-    request. trains: it keeps the memory that it frees, for the same tensors of the next step, unless several ranks share
-    the work to save memory."""
+    request. trains: it keeps the memory that it frees, for the same tensors of the next step, unless several ranks
+    share the work to save memory."""
     variables = {
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -10,8 +10,9 @@ pass the rounding unchanged (straight-through estimator, arXiv:1308.3432; LLM-QA
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,11 +107,16 @@ class Grid:
 
     def weights(self, *, rounded: bool = True) -> dict[str, torch.Tensor]:
         """By the names of the model's own parameters, detached: as they are served, or as they are trained."""
-        found = {}
-        for name, (layer, rounding) in self._layers.items():
+        return {name: make() for name, make in self.makers(rounded=rounded).items()}
+
+    def makers(self, *, rounded: bool = True) -> dict[str, Callable[[], torch.Tensor]]:
+        """The same, each made when it is asked for."""
+
+        def make(layer: Any, rounding: _OnGrid) -> torch.Tensor:
             original = full(layer.parametrizations.weight.original.detach())
-            found[f"{name}.weight"] = rounding.rounded(original) if rounded else original
-        return found
+            return rounding.rounded(original) if rounded else original
+
+        return {f"{name}.weight": partial(make, *both) for name, both in self._layers.items()}
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -6,9 +6,10 @@ M response tokens of a microbatch, B rows, T positions, H hidden width, V vocabu
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from learners.core.packing import Layout, Microbatch
 from learners.core.ranks import ALONE, Ranks
 from learners.core.sharding import full, release, shard
 from learners.core.sharing import best_layout
+from learners.core.skeleton import LazyTensors
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.errors import InputError
 from solon.records import NO_FILTERS, Filters
@@ -185,22 +187,58 @@ class Policy:
         logits_MV = (logits_MV.float() / self.temperature).masked_fill(banned_MV, FLOOR)
         return logprobs_of(logits_MV, microbatch.target_M)
 
-    @torch.no_grad()
-    def merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and persistent buffers under their Hugging Face names, adapters merged, weights on their grid; the
-        trained tensors are only read. A tied tensor has only the name under which files keep it.
-
-        Ranks gather one tensor at a time: all of them must take every item.
-        """
-        tied = set(self.base.all_tied_weights_keys)
+    @contextmanager
+    def whole(self) -> Iterator[Whole | None]:
+        """The policy's tensors on the first rank, each made on access, so only those in use exist twice. On other ranks
+        None, after they have taken part in all that the first one asked for: all ranks must enter together."""
         release(self.model)
-        if self.grid is not None:
-            yield from self.grid.weights().items()
+        merged, unrounded = self._makers(), {} if self.grid is None else self.grid.makers(rounded=False)
+        makers = [*merged.values(), *unrounded.values()]
+        if not self.ranks.is_first:
+            while (place := self.ranks.heard()) >= 0:
+                makers[place]()
+            yield None
+            return
+
+        def ask(place: int) -> Tensor:
+            self.ranks.say(place)
+            return makers[place]()
+
+        asking = [partial(ask, place) for place in range(len(makers))]
+        try:
+            yield Whole(
+                merged=LazyTensors(dict(zip(merged, asking, strict=False))),
+                unrounded=LazyTensors(dict(zip(unrounded, asking[len(merged) :], strict=True))),
+            )
+        finally:
+            self.ranks.say(-1)
+
+    def _makers(self) -> dict[str, Callable[[], Tensor]]:
+        """Parameters and persistent buffers under their Hugging Face names, adapters merged, weights on their grid; the
+        trained tensors are only read. A tied tensor has only the name under which files keep it."""
+        tied = set(self.base.all_tied_weights_keys)
+        makers: dict[str, Callable[[], Tensor]] = {} if self.grid is None else self.grid.makers()
         for name, tensor in self.base.state_dict().items():
             owner, is_adapted, leaf = name.rpartition(".base_layer.")
             if is_adapted and leaf == "weight":
-                yield f"{owner}.weight", full(tensor) + full(self.base.get_submodule(owner).get_delta_weight("default"))
+                makers[f"{owner}.weight"] = partial(_with_adapter, tensor, self.base.get_submodule(owner))
             elif is_adapted:
-                yield f"{owner}.{leaf}", full(tensor)
+                makers[f"{owner}.{leaf}"] = partial(full, tensor)
             elif ".lora_" not in name and ".parametrizations." not in name and name not in tied:
-                yield name, full(tensor)
+                makers[name] = partial(full, tensor)
+        return makers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """The tensors of a policy by their Hugging Face names, each made on access."""
+
+    merged: LazyTensors
+    """Adapters merged, weights on their grid."""
+    unrounded: LazyTensors
+    """Weights on a grid before rounding."""
+
+
+@torch.no_grad()
+def _with_adapter(weight: Tensor, layer: Any) -> Tensor:
+    return full(weight) + full(layer.get_delta_weight("default"))

@@ -1,4 +1,4 @@
-"""Weights in the form that engines receive: safetensors bytes, and canary log-probs that attest them.
+"""Weights in the form that engines receive: chunks of tensors, and canary log-probs that attest them.
 
 B canary sequences of one length, T positions, V vocabulary.
 """
@@ -6,8 +6,9 @@ B canary sequences of one length, T positions, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,19 @@ from torch import Tensor
 
 from learners.core.loading import quiet
 from learners.core.policy import Policy
+from learners.core.skeleton import LazyTensors, forward_at_once, forward_by_layer
+from solon.engines.chunks import CHUNK_BYTES, collected, cut
+from solon.engines.digest_tree import root_of
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
-from solon.engines.payload import fingerprint, pack
 from solon.engines.tokens import load_tokenizer
 from solon.host.file_modes import widen
 from solon.models.unrounded import write_unrounded
 from solon.pipeline.attestation import canary_gap
 from solon.pipeline.canaries import Canaries
-from solon.records import Weights
+from solon.records import Chunk, Weights
 
+Publishing = Generator[Chunk, None, Weights]
+"""Yields the chunks of a version, one at a time; returns its manifest."""
 NUM_CANARIES = 4
 CANARY_TOKENS = 12
 
@@ -46,12 +51,14 @@ class Publisher:
         dtype: str,
         canaries: Sequence[Sequence[int]] | None = None,
         engines_in_float32: bool = False,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        """engines_in_float32: all engines compute in float32, so the effect of 16 bits is not measured. An engine that
-        computes in 16 bits all the same is held to the tolerance of float32, and refused."""
+        """chunk_bytes: bound of a chunk. engines_in_float32: all engines compute in float32, so the effect of 16 bits
+        is not measured. An engine that computes in 16 bits all the same is held to the tolerance of float32, and
+        refused."""
         from transformers import AutoModelForCausalLM
 
-        self._policy = policy
+        self._policy, self._bound = policy, chunk_bytes
         self._engines_in_float32 = engines_in_float32
         self._source = Path(model).expanduser()
         self._tokenizer = load_tokenizer(model)
@@ -69,46 +76,33 @@ class Publisher:
         warn_of_dropped(repair_generation_config(self._skeleton))
         if canaries is None:
             canaries = default_canaries(policy.vocabulary, len(self._tokenizer), self._tokenizer.all_special_ids)
+        self._by_layer = True
         self.canaries = tuple(tuple(int(token) for token in canary) for canary in canaries)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The policy as the engines will hold it, in the serving dtype, on the learner's device. All ranks must ask for
-        it together; only the first one keeps it."""
-        kept = {}
-        for name, tensor in self._policy.merged():
-            if self._policy.ranks.is_first:
-                kept[name] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-        return kept
-
     @torch.no_grad()
-    def weights(self, version: int) -> Weights:
-        """The current policy under this version number; ranks but the first get one without bytes."""
-        from transformers.core_model_loading import revert_weight_conversion
-
-        tensors = self.tensors()
-        if not self._policy.ranks.is_first:
-            return Weights(
-                version=version,
-                payload=np.zeros(0, np.uint8),
-                fingerprint="",
-                canary_token_ids=(),
-                canary_logprobs=(),
-                canary_noise=0.0,
-            )
-        files = revert_weight_conversion(self._skeleton, dict(tensors))
-        payload = pack(files)
-        with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter to others
-            digest = beside.submit(fingerprint, payload)
-            exact = self.canary_logprobs(tensors, torch.float32)
-            noise = self._noise(tensors, exact)
+    def publish(self, version: int) -> Publishing:
+        """Yields the current policy chunk by chunk, returns the manifest of this version. A chunk may be a view of the
+        policy: it is valid until the next one is asked for. All ranks publish together; those but the first yield
+        nothing."""
+        with self._policy.whole() as whole:
+            if whole is None:
+                return _nothing(version)
+            tensors = self._served(whole.merged)
+            evidence = self._evidence(tensors)
+            leaves = yield from cut(self._named(tensors), bound=self._bound)
         return Weights(
             version=version,
-            payload=payload,
-            fingerprint=digest.result(),
+            chunks=(),
+            leaves=leaves,
+            fingerprint=root_of(leaves),
             canary_token_ids=self.canaries,
-            canary_logprobs=exact,
-            canary_noise=noise,
+            canary_logprobs=evidence.logprobs,
+            canary_noise=evidence.noise,
         )
+
+    def weights(self, version: int) -> Weights:
+        """The current policy under this version number, copied."""
+        return collected(self.publish(version))
 
     @torch.no_grad()
     def save(self, directory: Path) -> Canaries | None:
@@ -117,17 +111,16 @@ class Publisher:
         nothing."""
         from transformers.core_model_loading import revert_weight_conversion
 
-        tensors, grid = self.tensors(), self._policy.grid
-        unrounded = {} if grid is None else grid.weights(rounded=False)
-        if not self._policy.ranks.is_first:
-            return None
-        exact = self.canary_logprobs(tensors, torch.float32)
-        evidence = Canaries(token_ids=self.canaries, logprobs=exact, noise=self._noise(tensors, exact))
-        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        with self._policy.whole() as whole:
+            if whole is None:
+                return None
+            served = self._served(whole.merged)
+            evidence = self._evidence(served)
+            tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in served.items()}
+            own = {name: tensor.to(self.dtype) for name, tensor in whole.unrounded.items()}
         with quiet():
             self._skeleton.save_pretrained(directory, state_dict=tensors)
-        if grid is not None:
-            own = {name: tensor.to(self.dtype) for name, tensor in unrounded.items()}
+        if (grid := self._policy.grid) is not None:
             write_unrounded(directory, grid.name, revert_weight_conversion(self._skeleton, own))
         widen(directory)
         # Copied, since saving a tokenizer may change it. A tokenizer from the hub has no directory of its own.
@@ -135,7 +128,40 @@ class Publisher:
             self._tokenizer.save_pretrained(directory)
         return evidence
 
-    def _noise(self, tensors: dict[str, Tensor], exact: tuple[tuple[float, ...], ...]) -> float:
+    def tensors(self) -> LazyTensors:
+        """The policy of one process as the engines will hold it, in the serving dtype; each tensor is made when it is
+        read."""
+        with self._policy.whole() as whole:
+            assert whole is not None
+            return self._served(whole.merged)
+
+    def _served(self, merged: LazyTensors) -> LazyTensors:
+        """The policy as the engines will hold it, in the serving dtype, on the learner's device."""
+
+        def make(name: str) -> Tensor:
+            tensor = merged[name]
+            return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+        return LazyTensors({name: partial(make, name) for name in merged})
+
+    def _named(self, tensors: LazyTensors) -> Iterator[tuple[str, Tensor]]:
+        """What is published, in a fixed order: the names and shapes of files, one tensor, or one layer where the model
+        joins tensors of files, at a time."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        nothing: dict[str, Tensor] = {}
+        if revert_weight_conversion(self._skeleton, nothing) is nothing:  # files have the model's own tensors
+            yield from tensors.items()
+            return
+        for names in _by_layer(tensors):
+            yield from revert_weight_conversion(self._skeleton, {name: tensors[name] for name in names}).items()
+
+    def _evidence(self, tensors: LazyTensors) -> Canaries:
+        """What attests an engine that holds these tensors."""
+        exact = self.canary_logprobs(tensors, torch.float32)
+        return Canaries(token_ids=self.canaries, logprobs=exact, noise=self._noise(tensors, exact))
+
+    def _noise(self, tensors: Mapping[str, Tensor], exact: tuple[tuple[float, ...], ...]) -> float:
         """The change from 16 bits alone, mean, nats: in the serving dtype, or the one that engines choose; 0
         where no engine computes in 16 bits."""
         if self._engines_in_float32:
@@ -149,21 +175,56 @@ class Publisher:
             # would be held to the tolerance of float32.
             return 0.0
 
-    def canary_logprobs(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[tuple[float, ...], ...]:
-        """log p(token t | tokens < t) for t >= 1, of every canary, at temperature 1, computed in this dtype. Takes a
-        copy of the tensors when theirs is another."""
-        state = dict(self._policy.base.named_buffers()) | {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
-        }
+    @torch.no_grad()
+    def canary_logprobs(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[tuple[float, ...], ...]:
+        """log p(token t | tokens < t) for t >= 1, of every canary, at temperature 1, computed in this dtype.
+
+        A tensor of another dtype is copied, those of a layer while it computes; embedding and head are copied for the
+        whole pass.
+        """
+        state = LazyTensors(
+            {name: partial(_itself, buffer) for name, buffer in self._policy.base.named_buffers()}
+            | {name: partial(tensors.__getitem__, name) for name in tensors}
+        )
         found: dict[int, tuple[float, ...]] = {}
         for length in {len(canary) for canary in self.canaries}:  # batched by length, as batches need no padding then
             places = [place for place, canary in enumerate(self.canaries) if len(canary) == length]
             input_BT = torch.tensor([self.canaries[place] for place in places], device=self._policy.device)
-            output = torch.func.functional_call(self._skeleton, state, (input_BT,), {"use_cache": False})
-            logprobs_BTV = output.logits[:, :-1].float().log_softmax(-1)
+            logprobs_BTV = self._logits(state, dtype, input_BT)[:, :-1].float().log_softmax(-1)
             logprobs_BT = logprobs_BTV.gather(-1, input_BT[:, 1:, None])[..., 0]
             found |= {place: tuple(row) for place, row in zip(places, logprobs_BT.tolist(), strict=True)}
         return tuple(found[place] for place in range(len(self.canaries)))
+
+    def _logits(self, state: LazyTensors, dtype: torch.dtype, input_BT: Tensor) -> Tensor:
+        if self._by_layer:
+            try:
+                return forward_by_layer(self._skeleton, state, dtype, input_BT)
+            except (RuntimeError, NotImplementedError) as error:
+                if "meta" not in str(error):
+                    raise
+                # The model reads a layer's tensors from outside of it: they are needed all at once.
+                self._by_layer = False
+        return forward_at_once(self._skeleton, state, dtype, input_BT)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _nothing(version: int) -> Weights:
+    """The manifest of a rank that publishes nothing."""
+    return Weights(
+        version=version, chunks=(), leaves=(), fingerprint="", canary_token_ids=(), canary_logprobs=(), canary_noise=0.0
+    )
+
+
+def _by_layer(names: Iterable[str]) -> list[list[str]]:
+    """Names of each layer, which no conversion of files crosses; those outside of all layers together."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        layer = re.match(r".*?\.\d+\.", name)
+        found.setdefault(layer[0] if layer else "", []).append(name)
+    return list(found.values())
 
 
 def default_canaries(vocabulary: int, tokenizer_length: int, special: Sequence[int]) -> tuple[tuple[int, ...], ...]:

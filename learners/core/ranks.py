@@ -73,6 +73,17 @@ class Ranks:
         """Sums over the ranks, added in the order of the ranks, so that all hold the same bits."""
         return [sum(column) for column in zip(*self.each(values), strict=True)]
 
+    def say(self, number: int) -> None:
+        """Tell the other ranks, which must be listening, a number."""
+        if not self.is_alone:
+            dist.broadcast(torch.tensor(number, device=self.mesh.device_type), 0)
+
+    def heard(self) -> int:
+        """The number that the first rank says next."""
+        number = torch.zeros((), dtype=torch.int64, device=self.mesh.device_type)
+        dist.broadcast(number, 0)
+        return int(number)
+
     def require_same(self, values: Mapping[str, bytes]) -> None:
         """Raises RankFailedError that names a value, and a rank whose value differs from that of most ranks."""
         if self.is_alone:

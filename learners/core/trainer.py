@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Generic
 
@@ -17,11 +17,12 @@ from learners.core.agreement import Agreement
 from learners.core.config import OptimizerConfig
 from learners.core.objective import BatchT, Loss, Metrics, MicrobatchT, Minibatch, Objective, Prepared, StepContext
 from learners.core.optimizer import Optimizer
-from learners.core.publish import Publisher
+from learners.core.publish import Publisher, Publishing
 from learners.core.ranks import RankFailedError
 from learners.core.state import load_state, save_state
+from solon.engines.chunks import collected
 from solon.errors import RunFailedError
-from solon.records import Span, StepReport, Weights
+from solon.records import Chunk, Span, StepReport, Weights
 
 
 class Trainer(Generic[BatchT, MicrobatchT]):
@@ -66,19 +67,37 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         self._publisher = publisher
 
     def initial_weights(self) -> Weights:
-        """The present weights: version 0, or after `load` the version of the checkpoint."""
+        """The present weights, copied: version 0, or after `load` the version of the checkpoint."""
+        return collected(self.publish())
+
+    def publish(self) -> Publishing:
+        """Yields the present weights chunk by chunk; returns their manifest. A chunk may be a view of the policy: it is
+        valid until the next one is asked for."""
         if self._publisher is None:
             raise ValueError(f"{type(self.objective).__name__} publishes nothing")
-        return self._publisher.weights(self.version)
+        return self._publisher.publish(self.version)
 
     def step(self, step: int, batch: BatchT) -> tuple[StepReport, Weights]:
-        """`train`, and the weights of version `step + 1`."""
+        """`train`, and the weights of version `step + 1`, copied."""
+        report: list[StepReport] = []
+
+        def publishing() -> Publishing:
+            found, manifest = yield from self.train_and_publish(step, batch)
+            report.append(found)
+            return manifest
+
+        weights = collected(publishing())
+        return report[0], weights
+
+    def train_and_publish(self, step: int, batch: BatchT) -> Generator[Chunk, None, tuple[StepReport, Weights]]:
+        """`train`, then yields the weights of version `step + 1` as `publish` does; returns the report and the
+        manifest."""
         report = self.train(step, batch)
         started = time.perf_counter()
-        weights = self.initial_weights()
+        manifest = yield from self.publish()
         metrics = {**report.metrics, "learn/export_s/sum": time.perf_counter() - started}
         spans = tuple(dataclasses.replace(span, end_s=time.time()) for span in report.spans)
-        return dataclasses.replace(report, metrics=dict(sorted(metrics.items())), spans=spans), weights
+        return dataclasses.replace(report, metrics=dict(sorted(metrics.items())), spans=spans), manifest
 
     def train(self, step: int, batch: BatchT) -> StepReport:
         """One committed update of version `step`.

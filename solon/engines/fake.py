@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from solon.engines.admission import check_request
 from solon.engines.base import Completion, Request
-from solon.engines.payload import fingerprint, verify_fingerprint
+from solon.engines.digest_tree import leaves_of, root_of
 from solon.engines.progress import NOTHING, Progress, news
 from solon.engines.stops import is_stopped
 from solon.engines.thinking import AnswerText
 from solon.engines.tokens import ChatPrompt
-from solon.records import Filters, FinishReason, Message, WeightCheck, Weights
+from solon.engines.transfer import load
+from solon.errors import EngineFailedError
+from solon.records import Chunk, Filters, FinishReason, Leaf, Message, WeightCheck, Weights
 
 WORDS = (
     "the sky is blue grass green yes no A B what color kind mean help harm User Assistant Answer Question "
@@ -137,15 +139,18 @@ class FakeEngine:
         self._payload = np.frombuffer(f"initial {seed}".encode(), np.uint8)
         self._logprobs_VV = _bigrams(self._payload, len(self.tokenizer))
         self._active: dict[str, _Running] = {}
+        self._broken = ""
 
     def add(self, request: Request) -> None:
         """See `Engine.add`."""
+        self._require_usable()
         check_request(request, max_model_len=self._max_model_len, vocab_size=len(self.tokenizer))
         rng = np.random.default_rng(request.seed)
         self._active[request.request_id] = _Running(request, rng=rng, last=request.prompt_token_ids[-1])
 
     def step(self) -> list[Completion]:
         """See `Engine.step`."""
+        self._require_usable()
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
@@ -175,9 +180,9 @@ class FakeEngine:
 
     def load_weights(self, weights: Weights) -> None:
         """See `Engine.load_weights`."""
-        verify_fingerprint(weights, self.name)
-        self._payload = weights.payload.copy()
-        self._logprobs_VV = _bigrams(self._payload, len(self.tokenizer))
+        self._require_usable()
+        loader = _Loader(self)
+        load(weights, loader, who=self.name, poison=self._poison, read=_bytes_of)
         self.version = weights.version
 
     def checksum(self) -> str:
@@ -202,6 +207,13 @@ class FakeEngine:
     def close(self) -> None:
         """Drop all requests."""
         self.closed = True
+
+    def _poison(self, reason: str) -> None:
+        self._broken = reason
+
+    def _require_usable(self) -> None:
+        if self._broken:
+            raise EngineFailedError(f"engine {self.name} is unusable: {self._broken}; start a new one")
 
     def _advance(self, running: _Running) -> Completion | None:
         request = running.request
@@ -241,16 +253,53 @@ class FakeEngine:
         )
 
 
+class _Loader:
+    """Implements `solon.engines.transfer.WeightLoader`: the first chunk already replaces what the engine computes."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine, self._read = engine, b""
+
+    def start(self, weights: Weights) -> None:
+        """Any bytes fit."""
+
+    def chunk(self, tensors: Sequence[tuple[str, NDArray[np.uint8]]]) -> None:
+        """See `WeightLoader.chunk`."""
+        self._read += b"".join(data.tobytes() for _, data in tensors)
+        engine = self._engine
+        engine._payload = np.frombuffer(self._read, np.uint8)
+        engine._logprobs_VV = _bigrams(engine._payload, len(engine.tokenizer))
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+def _bytes_of(leaves: Sequence[Leaf], chunk: Chunk) -> list[tuple[str, NDArray[np.uint8]]]:
+    return [(leaf.name, data) for leaf, data in zip(leaves, chunk, strict=True)]
+
+
 def fake_weights(
-    version: int, *, payload: bytes | None = None, words: str = WORDS, canary: tuple[int, ...] = (4, 5, 6, 7)
+    version: int,
+    *,
+    payload: bytes | None = None,
+    words: str = WORDS,
+    canary: tuple[int, ...] = (4, 5, 6, 7),
+    chunks: int = 1,
 ) -> Weights:
-    """Weights that a `FakeEngine` loads and attests; each version has its own payload unless one is given."""
+    """Weights that a `FakeEngine` loads and attests; each version has its own payload unless one is given. chunks: of
+    one tensor each."""
     data = np.frombuffer(payload or f"version {version}".encode(), np.uint8)
     table = _bigrams(data, len(FakeTokenizer(words)))
+    parts = np.array_split(data, chunks)
+    leaves = tuple(
+        leaf
+        for number, part in enumerate(parts)
+        for leaf in leaves_of([(f"part-{number}", "uint8", part.shape)], (part,), number=number)
+    )
     return Weights(
         version=version,
-        payload=data,
-        fingerprint=fingerprint(data),
+        chunks=tuple((part,) for part in parts),
+        leaves=leaves,
+        fingerprint=root_of(leaves),
         canary_token_ids=(canary,),
         canary_logprobs=(tuple(float(table[a, b]) for a, b in itertools.pairwise(canary)),),
     )

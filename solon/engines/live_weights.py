@@ -96,14 +96,14 @@ class LiveWeights:
                 plans[one.name] = _Plan(sources, layout)
         return plans
 
-    def _by_name_in_file(self, sent: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _by_name_in_file(self, sent: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The payload by the names of the checkpoint: GPT-2's lack the learner's prefix `transformer.`. Tensors that
         the checkpoint lacks keep their names."""
         keys = _by_key(sent)
         own = {name: name for name in self._in_file if name in sent}
         own |= {name: keys[key] for key, name in self._file_keys.items() if name not in own and key in keys}
         taken = set(own.values())
-        return {name: sent[theirs] for name, theirs in own.items()} | {n: t for n, t in sent.items() if n not in taken}
+        return _Renamed(sent, own | {name: name for name in sent if name not in taken})
 
     def _unknown(self, live: Sequence[Live]) -> list[Live]:
         # A tensor kept beside a packed copy of known layout is not computed with, or is checked under another name.
@@ -124,6 +124,22 @@ class LiveWeights:
         the live values by rounding alone."""
         accounted = {name for plan in self._plans.values() for name in plan.sources}
         return _digests((name, tensors[name].to(self._dtype)) for name in sorted(tensors.keys() - accounted))
+
+
+class _Renamed(Mapping[str, "torch.Tensor"]):
+    """Tensors under other names, each opened on access."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class CheckpointTensors(Mapping[str, "torch.Tensor"]):

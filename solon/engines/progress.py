@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from solon.engines.base import Completion, Request
-from solon.engines.payload import run_length
 from solon.records import FinishReason
 
 NOTHING: Mapping[str, int] = {}
@@ -47,3 +47,12 @@ def news(running: Iterable[Progress], after: Mapping[str, int]) -> list[Completi
         if len(progress.tokens) > known:
             found.append(progress.completion("abort", after=known))
     return found
+
+
+def run_length(versions: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Policy versions of successive tokens as segments.
+
+    >>> run_length([3, 3, 4])
+    ((3, 2), (4, 1))
+    """
+    return tuple((version, len(list(tokens))) for version, tokens in itertools.groupby(versions))

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from solon.engines.base import Completion, Engine, Request, TokenizerLike
 from solon.engines.failures import check_canaries, check_numbers
-from solon.errors import EngineFailedError, InputError, RunFailedError
+from solon.errors import EngineFailedError, InputError, PayloadLostError, RunFailedError
 from solon.records import LoadReceipt, Weights
 
 T = TypeVar("T")
@@ -59,9 +59,9 @@ class EngineRunner:
         await runner.ready()
         completions = await runner.generate(requests)
 
-    The engine is built in the thread, so calls may be made immediately and wait for it. An InputError belongs to the
-    call that caused it. Any other exception of the engine fails every waiting call with that error, and all later ones
-    with RunFailedError, or with EngineFailedError if it was one.
+    The engine is built in the thread, so calls may be made immediately and wait for it. An InputError or a
+    PayloadLostError belongs to the call that caused it. Any other exception of the engine fails every waiting call with
+    that error, and all later ones with RunFailedError, or with EngineFailedError if it was one.
     """
 
     def __init__(self, build: Callable[[], Engine], *, name: str = "(not built)") -> None:
@@ -256,7 +256,7 @@ class EngineRunner:
                 call.resolve(call.action(engine))
             else:
                 self._add(engine, call)
-        except InputError as error:
+        except (InputError, PayloadLostError) as error:  # the engine is as it was
             self._forget(engine, [call])
             call.reject(error)
 

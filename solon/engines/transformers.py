@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from solon.engines.admission import check_request
 from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.checkpoint import is_quantised, stop_token_ids
+from solon.engines.chunks import SentTensors
 from solon.engines.device import torch_device
 from solon.engines.device_turns import device_key, turn_on_device
 from solon.engines.digest import digest_tensors
@@ -26,11 +27,11 @@ from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.engines.kv_batch import KvBatch
 from solon.engines.live_values import same_values
-from solon.engines.payload import named_tensors, verify_fingerprint
 from solon.engines.progress import NOTHING, Progress, news
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
-from solon.engines.transformers_model import live_places, load_model, require_fit, without_value
+from solon.engines.transfer import load
+from solon.engines.transformers_model import ModelLoader, live_places, load_model, without_value
 from solon.errors import EngineFailedError, InputError
 from solon.records import WeightCheck, Weights
 
@@ -107,28 +108,18 @@ class TransformersEngine:
     def load_weights(self, weights: Weights) -> None:
         """Replaces all weights between two steps; running requests keep their cached keys and values.
 
-        Raises InputError for a quantised model, AttestationError when the payload is not the published one or does not
-        fit the model; nothing is changed then. Raises EngineFailedError when loading fails half-way.
+        Raises InputError for a quantised model, AttestationError when the weights are not the published ones or do not
+        fit the model, PayloadLostError when they are lost; nothing is changed then. Raises EngineFailedError when
+        loading fails half-way, after which the engine refuses all work.
         """
-        import torch
-
         self._require_usable()
         if self._quantised:
             raise InputError(
                 f"engine {self.name} runs a quantised model, which cannot take new weights; "
                 "quantise judges, and let the policy's engines load the unquantised checkpoint"
             )
-        verify_fingerprint(weights, self.name)
-        tensors = dict(named_tensors(weights))
-        places = live_places(self._model)
-        require_fit(weights, tensors, self._model.state_dict(), places)
-        try:
-            with torch.no_grad(), self._computing(f"loading weights {weights.version}"):
-                for name, tensor in tensors.items():
-                    places[name].copy_(tensor)
-        except Exception as error:
-            self._broken = f"loading weights {weights.version} failed half-way: {error}"
-            raise
+        with self._computing(f"loading weights {weights.version}"):
+            load(weights, ModelLoader(self._model), who=self.name, poison=self._poison)
         self.version = weights.version
 
     def checksum(self) -> str:
@@ -145,7 +136,7 @@ class TransformersEngine:
         """See `Engine.check_weights`."""
         self._require_usable()
         places = live_places(self._model)
-        sent = dict(named_tensors(weights))
+        sent = SentTensors(weights)
         known = [name for name in sent if name in places]
         uncompared = tuple(without_value(sent, self._model.state_dict(), places))
         return WeightCheck(
@@ -284,6 +275,9 @@ class TransformersEngine:
         if len(keep) < len(self._rows):
             self._rows = [self._rows[i] for i in keep]
             self._batch.select(keep)
+
+    def _poison(self, reason: str) -> None:
+        self._broken = reason
 
     def _require_usable(self) -> None:
         if self._broken is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -95,26 +95,42 @@ def live_places(model: Any) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in files.items() if (tensor.data_ptr(), tensor.shape) in live} | state
 
 
-def require_fit(
-    weights: Weights,
-    tensors: dict[str, torch.Tensor],
-    state: dict[str, torch.Tensor],
-    places: dict[str, torch.Tensor],
-) -> None:
-    """Raises AttestationError unless the payload has a value of the right shape for every parameter of the model."""
-    wrong = [n for n, t in tensors.items() if n not in places or places[n].shape != t.shape]
-    missing = without_value(tensors, state, places)
-    if wrong or missing:
-        raise AttestationError(
-            f"weights {weights.version} do not fit the model: {len(missing)} parameters without a value, "
-            f"{len(wrong)} of another name or shape ({', '.join([*missing, *wrong][:3])}); "
-            "publish the whole state dict of the same architecture"
-        )
+class ModelLoader:
+    """Implements `solon.engines.transfer.WeightLoader` for a Transformers model: copies into its live tensors."""
+
+    def __init__(self, model: Any) -> None:
+        self._state: dict[str, torch.Tensor] = model.state_dict()
+        self._places = live_places(model)
+
+    def start(self, weights: Weights) -> None:
+        """Raises AttestationError unless there is a value of the right shape for every parameter of the model."""
+        places = self._places
+        wrong = [
+            leaf.name
+            for leaf in weights.leaves
+            if leaf.name not in places or tuple(places[leaf.name].shape) != leaf.shape
+        ]
+        missing = without_value([leaf.name for leaf in weights.leaves], self._state, places)
+        if wrong or missing:
+            raise AttestationError(
+                f"weights {weights.version} do not fit the model: {len(missing)} parameters without a value, "
+                f"{len(wrong)} of another name or shape ({', '.join([*missing, *wrong][:3])}); "
+                "publish the whole state dict of the same architecture"
+            )
+
+    def chunk(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """See `WeightLoader.chunk`."""
+        import torch
+
+        with torch.no_grad():
+            for name, tensor in tensors:
+                self._places[name].copy_(tensor)
+
+    def finish(self) -> None:
+        """Nothing is left to do: the manifest named every parameter."""
 
 
-def without_value(
-    tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor], places: dict[str, torch.Tensor]
-) -> list[str]:
-    """Live tensors without a value in the payload."""
-    covered = {places[name].data_ptr() for name in tensors.keys() & places.keys()}
+def without_value(sent: Collection[str], state: dict[str, torch.Tensor], places: dict[str, torch.Tensor]) -> list[str]:
+    """Live tensors without a value among the sent names."""
+    covered = {places[name].data_ptr() for name in sent if name in places}
     return [name for name, tensor in state.items() if tensor.data_ptr() not in covered]  # tied: one is enough

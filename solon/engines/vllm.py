@@ -18,13 +18,14 @@ from typing import Any
 from solon.engines.admission import check_ids, check_length, check_request
 from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.checkpoint import is_quantised, stop_token_ids
+from solon.engines.chunks import SentTensors
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.live_weights import LiveWeights
-from solon.engines.payload import named_tensors, verify_fingerprint
 from solon.engines.progress import NOTHING, Progress, news
 from solon.engines.queue import Queue
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
+from solon.engines.transfer import load
 from solon.engines.vllm_build import TURN, prepare_process, start_vllm, stop_vllm
 from solon.engines.vllm_room import make_room
 from solon.errors import EngineFailedError, InputError, RunFailedError
@@ -125,8 +126,9 @@ class VllmEngine:
         A request without tokens starts again, so that all of it is computed with the new weights. A request with tokens
         keeps its cached keys and values.
 
-        Raises InputError for a quantised model, AttestationError when the payload is not the published one, and
-        EngineFailedError when loading fails half-way, after which the engine refuses all work.
+        Raises InputError for a quantised model, AttestationError when the weights are not the published ones,
+        PayloadLostError when they are lost; nothing is changed then. Raises EngineFailedError when loading fails
+        half-way, after which the engine refuses all work.
         """
         self._require_usable()
         if self._quantised:
@@ -134,19 +136,12 @@ class VllmEngine:
                 f"engine {self.name} runs a quantised model, which cannot take new weights; "
                 "quantise judges, and let the policy's engines load the unquantised checkpoint"
             )
-        verify_fingerprint(weights, self.name)
-        self._take_back_unbegun()
-        from solon.engines.vllm_weights import learn_layout, live_model, reload_weights
+        from solon.engines.vllm_weights import LayerwiseLoader, live_model
 
-        if self._live is None:
-            with TURN, self._computing("reading the layout of its weights", RAISED_BY_LIBRARIES):
-                self._live = learn_layout(live_model(self._core), self.config.model, weights)
-        try:
-            with TURN, self._computing(f"loading weights {weights.version}"):
-                reload_weights(self._core, self._llm.vllm_config, weights)
-        except Exception as error:
-            self._broken = f"loading weights {weights.version} failed half-way: {error}"
-            raise
+        self._take_back_unbegun()
+        loader = LayerwiseLoader(live_model(self._core), self._llm.vllm_config, learn=self._learn_layout)
+        with TURN, self._computing(f"loading weights {weights.version}"):
+            load(weights, loader, who=self.name, poison=self._poison)
         # A prefix cached under other weights has another salt, so no request finds it. Neither version nor fingerprint
         # serves as salt: a replaced learner may train a version again with other weights, and for weights that were
         # loaded before there are keys and values that running requests computed with later ones.
@@ -171,9 +166,15 @@ class VllmEngine:
         self._require_usable()
         if self._live is None:
             raise RunFailedError(f"engine {self.name} has loaded no weights, expected some to compare; load them first")
-        sent = dict(named_tensors(weights))
+        sent = SentTensors(weights)
         with TURN, self._computing("comparing its weights", RAISED_BY_LIBRARIES):
             return self._live.check(live_tensors(live_model(self._core)), sent, salt=weights.version, dtype=self.dtype)
+
+    def _learn_layout(self, weights: Weights) -> None:
+        from solon.engines.vllm_weights import learn_layout, live_model
+
+        if self._live is None:
+            self._live = learn_layout(live_model(self._core), self.config.model, weights)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `Engine`. Requests that have tokens are stepped too, all others wait; the next `step()` returns the
@@ -318,6 +319,9 @@ class VllmEngine:
 
         stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
         return stance
+
+    def _poison(self, reason: str) -> None:
+        self._broken = reason
 
     def _require_usable(self) -> None:
         if self._broken is not None:

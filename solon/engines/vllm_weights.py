@@ -8,13 +8,13 @@ tensor, but a head that is tied to the embedding receives none and would silentl
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from solon.engines.chunks import SentTensors
 from solon.engines.digest import digest_tensors
 from solon.engines.live_values import Live
 from solon.engines.live_weights import JOINED, PACKED, CheckpointTensors, LiveWeights
-from solon.engines.payload import named_tensors
 from solon.errors import AttestationError
 from solon.records import Weights
 
@@ -26,34 +26,72 @@ _EXACT_PROBE_WIDTH = 512
 _NUM_PROBES = 8
 
 
-def reload_weights(core: Any, vllm_config: Any, weights: Weights) -> None:
-    """Replaces all weights of the model in the engine core `core`, between two of its steps.
+class LayerwiseLoader:
+    """Implements `solon.engines.transfer.WeightLoader` for a live vLLM model.
 
-    Raises AttestationError when parameters have no new values; the model is then unusable.
+    From the first chunk to the end of
+    `finish` layers lie on the meta device, and the model must not run.
     """
-    load_into(live_model(core), vllm_config, named_tensors(weights), source=f"weights {weights.version}")
+
+    def __init__(
+        self,
+        model: Any,
+        vllm_config: Any,
+        *,
+        learn: Callable[[Weights], None] = lambda weights: None,
+        source: str = "weights",
+    ) -> None:
+        """learn: called with the manifest before anything changes. source: names the tensors in an error."""
+        self._model, self._vllm_config, self._learn = model, vllm_config, learn
+        self._source = source
+        self._names = {name for name, _ in model.named_parameters()}
+        self._packed = {module: module.cpu_linear for module in model.modules() if hasattr(module, "cpu_linear")}
+        self._loaded: set[str] | None = None
+        """Parameters with new values; None before the first chunk."""
+        self._tells = True
+        """Whether the model says which parameters it loaded."""
+
+    def start(self, weights: Weights) -> None:
+        """See `WeightLoader.start`."""
+        self._source = f"weights {weights.version}"
+        self._learn(weights)
+
+    def chunk(self, tensors: Iterable[tuple[str, Any]]) -> None:
+        """See `WeightLoader.chunk`."""
+        import torch
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        with set_current_vllm_config(self._vllm_config), torch.no_grad():
+            if self._loaded is None:
+                self._loaded = set()
+                initialize_layerwise_reload(self._model)
+            loaded = self._model.load_weights(_without_tied_copies(self._model, tensors))
+        self._tells = self._tells and loaded is not None
+        self._loaded |= loaded or set()
+
+    def finish(self) -> None:
+        """Raises AttestationError when parameters have no new values; the model is then unusable."""
+        import torch
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        with set_current_vllm_config(self._vllm_config), torch.no_grad():
+            finalize_layerwise_reload(self._model, self._vllm_config.model_config)
+            refresh_tied([module for module, before in self._packed.items() if module.cpu_linear is before])
+        missing = sorted(self._names - (self._loaded or set())) if self._tells else []
+        if missing:
+            raise AttestationError(
+                f"{self._source} lack {len(missing)} parameters ({', '.join(missing[:3])}, …), expected all; "
+                "publish the whole state dict"
+            )
 
 
 def load_into(model: Any, vllm_config: Any, tensors: Iterable[tuple[str, Any]], *, source: str) -> None:
-    """Replaces all weights of a live model. source: names the tensors in an error. Raises as `reload_weights`."""
-    import torch
-    from vllm.config import set_current_vllm_config
-    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-
-    names = {name for name, _ in model.named_parameters()}
-    packed = {module: module.cpu_linear for module in model.modules() if hasattr(module, "cpu_linear")}
-    with set_current_vllm_config(vllm_config), torch.no_grad():
-        initialize_layerwise_reload(model)
-        loaded = model.load_weights(_without_tied_copies(model, tensors))
-        finalize_layerwise_reload(model, vllm_config.model_config)
-        stale = [module for module, before in packed.items() if module.cpu_linear is before]
-        refresh_tied(stale)
-    missing = sorted(names - loaded) if loaded is not None else []
-    if missing:
-        raise AttestationError(
-            f"{source} lack {len(missing)} parameters ({', '.join(missing[:3])}, …), expected all; "
-            "publish the whole state dict"
-        )
+    """Replaces all weights of a live model. source: names the tensors in an error. Raises as `finish`."""
+    loader = LayerwiseLoader(model, vllm_config, source=source)
+    loader.chunk(tensors)
+    loader.finish()
 
 
 def refresh_tied(stale: list[Any]) -> None:
@@ -82,10 +120,10 @@ def live_checksum(model: torch.nn.Module) -> str:
 
 def learn_layout(model: torch.nn.Module, checkpoint: str, weights: Weights) -> LiveWeights:
     """Learn how the live tensors are made of a file's tensors, before anything was loaded into the engine: they then
-    hold the checkpoint as vLLM's own loader read it, or the first payload if the checkpoint has no files here."""
+    hold the checkpoint as vLLM's own loader read it, or the first version if the checkpoint has no files here."""
     known = CheckpointTensors(checkpoint)
     joined = JOINED | dict(getattr(model, "packed_modules_mapping", None) or {})
-    return LiveWeights(live_tensors(model), known or dict(named_tensors(weights)), joined=joined)
+    return LiveWeights(live_tensors(model), known or SentTensors(weights), joined=joined)
 
 
 def live_tensors(model: torch.nn.Module) -> list[Live]:

@@ -181,7 +181,10 @@ class Publication:
 
     def renew(self, manifest: Weights, payload_ref: PayloadRef) -> None:
         """Hold the same version under another reference: the first copy may be lost with its machine."""
-        if self._current is not None and manifest.version == self._current[0].version:
+        if self._current is None:
+            return
+        current = self._current[0]
+        if manifest.version == current.version and manifest.incarnation >= current.incarnation:
             self._current = manifest, payload_ref
             self._renewed.set()
 

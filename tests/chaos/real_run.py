@@ -50,12 +50,12 @@ class LearnerThatFails(LearnerShell):
 
         torch.optim.Optimizer.zero_grad = fails  # type: ignore[method-assign]
         fail_on_a_rank()
-        return super().start(checkpoint, meeting)
+        yield from super().start(checkpoint, meeting)
 
     def step(self, step: int, *payloads: Any) -> Any:
         if is_told_to_fail("rank-change"):
             damage(self._learner)
-        return super().step(step, *payloads)
+        yield from super().step(step, *payloads)
 
 
 def fail_on_a_rank() -> None:

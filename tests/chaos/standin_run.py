@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from solon.constitution.constitution import Constitution
 from solon.errors import InputError, RunFailedError
 from solon.files.prompts import prompt_id
 from solon.protocols import Assignment, LabelReport
-from solon.records import Feedback, Group, Label, Message, Prompt, Span, StepReport, Weights
+from solon.records import Feedback, Group, Label, Message, Prompt, Span
 from solon.verdicts import Status, Verdict
 from tests.chaos.failing import fail_if_told
 from tests.standins.roles import StandinAudit, StandinJudge, StandinLearner, StandinRollout
@@ -93,7 +94,7 @@ class FailingRollout(TimedRollout):
 class FailingLearner(TimedLearner):
     """Fails internally on request."""
 
-    def step(self, step: int, *payloads: Any) -> tuple[StepReport, Weights, Weights]:
+    def step(self, step: int, *payloads: Any) -> Iterator[Any]:
         fail_if_told("learner")
         return super().step(step, *payloads)
 

@@ -63,9 +63,10 @@ class StillLearner(TimedLearner):
     """Reports every gradient as 0, all answers as cut."""
 
     def step(self, step: int, *payloads: Any) -> Any:
-        report, *weights = super().step(step, *payloads)
+        *chunks, (report, manifest) = super().step(step, *payloads)
         cut = {"learn/truncated/share": 1.0, "learn/masked/share": 1.0, "learn/rollouts/sum": 16.0}
-        return (dataclasses.replace(report, moved=False, metrics=report.metrics | cut), *weights)
+        yield from chunks
+        yield dataclasses.replace(report, moved=False, metrics=report.metrics | cut), manifest
 
 
 LEARNERS = {"": TimedLearner, "refuses": RefusedLearner, "fails": FailedLearner, "still": StillLearner}

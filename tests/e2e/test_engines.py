@@ -18,7 +18,7 @@ import pytest
 
 from solon.engines.base import Completion, Engine, EngineConfig, Request
 from solon.engines.build import build_engine
-from solon.engines.payload import fingerprint
+from solon.engines.chunks import named_tensors, packed
 from solon.engines.runner import EngineRunner
 from solon.errors import AttestationError, InputError, RunFailedError
 from solon.records import Feedback, Filters, Group, Message, Rollout, TrainingGroup, Weights
@@ -75,10 +75,12 @@ def save_tokenizer(path: Path) -> None:
     make_tokenizer([f"w{i}" for i in range(VOCAB - 6)]).save_pretrained(path)
 
 
+CHUNK_BYTES = 1 << 15
+"""Less than a model, so that engines load several chunks."""
+
+
 def make_weights(family: str, version: int, *, leave_out: str = "") -> tuple[Weights, Any]:
     """A new policy version, and the network behind it."""
-    from safetensors.torch import save
-
     network = make_network(family, seed=100 + version)
     tied = network.config.tie_word_embeddings
     state = {
@@ -86,15 +88,14 @@ def make_weights(family: str, version: int, *, leave_out: str = "") -> tuple[Wei
         for name, tensor in network.state_dict().items()
         if not (tied and name == "lm_head.weight") and name != leave_out
     }
-    payload = np.frombuffer(save(state), np.uint8)
     canary = tuple(int(token) for token in np.random.default_rng(version).integers(6, VOCAB, 24))
     (logprobs,) = hf_logprobs(network, [canary])
-    weights = Weights(
-        version=version,
-        payload=payload,
-        fingerprint=fingerprint(payload),
+    weights = packed(
+        version,
+        state.items(),
         canary_token_ids=(canary,),
         canary_logprobs=(tuple(logprobs.tolist()),),
+        bound=CHUNK_BYTES,
     )
     return weights, network
 
@@ -466,17 +467,14 @@ def test_a_payload_that_changed_in_transit_is_refused_before_it_touches_the_mode
 
 
 def test_the_checksum_sees_a_change_in_any_tensor(engine: Engine):
-    from safetensors.torch import load, save
-
     weights, _ = make_weights("llama-tied", version=engine.version + 1)
     engine.load_weights(weights)
     seen = {engine.checksum()}
-    names = list(load(weights.payload.tobytes()))
+    names = [leaf.name for leaf in weights.leaves]
     for name in names:
-        state = load(weights.payload.tobytes())
+        state = {one: tensor.clone() for one, tensor in named_tensors(weights)}
         state[name].view(-1)[-1] += 1e-6
-        payload = np.frombuffer(save(state), np.uint8)
-        changed = replace(weights, payload=payload, fingerprint=fingerprint(payload))
+        changed = packed(weights.version, state.items())
         engine.load_weights(changed)
         seen.add(engine.checksum())
     assert len(seen) == len(names) + 1
@@ -570,6 +568,34 @@ def test_a_prefix_cached_under_other_weights_of_the_same_version_is_never_used(v
     (completion,) = finish(vllm_engine, [request])
     assert completion.cached_tokens == 0
     assert behaviour_gap([request], [completion], network) < 1e-4
+
+
+def test_no_answer_verdict_or_attestation_reads_the_cache_of_any_version_that_was_loaded_before(vllm_engine: Engine):
+    """Versions come back as well: their prefixes were cached, and running requests wrote on with later weights."""
+    ids = tuple(int(token) for token in np.random.default_rng(11).integers(6, VOCAB, 64))
+    versions = {version: make_weights("llama-tied", version=version) for version in (31, 32, 33)}
+    for turn, version in enumerate((31, 32, 31, 33, 32, 31)):
+        weights, network = versions[version]
+        vllm_engine.load_weights(weights)
+        requests = [
+            Request(request_id=f"{turn}-{n}", prompt_token_ids=(*ids, 6 + n), max_tokens=6, seed=turn) for n in range(3)
+        ]
+        verdict = replace(requests[0], request_id="verdict", label_ids=(7, 8), max_tokens=1)
+        first, *others = finish(vllm_engine, requests[:1]) + finish(vllm_engine, [*requests[1:], verdict])
+        assert first.cached_tokens == 0
+        assert {completion.cached_tokens for completion in others} == {64}
+        answers = [first, *(c for c in others if c.request_id != "verdict")]
+        by_id = {request.request_id: request for request in requests}
+        assert behaviour_gap([by_id[c.request_id] for c in answers], answers, network) < 1e-4
+        (logprobs,) = hf_logprobs(network, [(*verdict.prompt_token_ids, 7)])
+        (labels,) = (c.label_logprobs for c in others if c.request_id == "verdict")
+        assert labels[0] == pytest.approx(logprobs[-1], abs=1e-4)
+        assert canary_gap(vllm_engine, weights) < 1e-4
+        long = Request(request_id="long", prompt_token_ids=(*ids, 20), max_tokens=12, seed=turn)
+        vllm_engine.add(long)  # still runs when the next version comes
+        vllm_engine.step()
+        vllm_engine.step()
+    finish(vllm_engine)
 
 
 def queued_twice(engine: Engine, *, running: int, max_tokens: int) -> list[Request]:

@@ -18,7 +18,7 @@ from cluster.pools.base import PoolContext
 from cluster.pools.learner import LearnerRole
 from solon.clock import Clock
 from solon.constitution.constitution import Constitution
-from solon.engines.payload import named_tensors
+from solon.engines.chunks import named_tensors
 from solon.ledger.ledger import Lease
 from tests.chaos.cluster_of_our_own import FAILURES
 from tests.chaos.real_run import LearnerThatFails
@@ -111,7 +111,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def tensors_of(weights: Any) -> dict[str, np.ndarray]:
-    return {name: tensor.float().numpy() for name, tensor in named_tensors(ray.get(weights[0]))}
+    return {name: tensor.float().numpy().copy() for name, tensor in named_tensors(weights)}
 
 
 async def test_two_ranks_publish_what_one_process_publishes(ray_cluster: Any, llama: str, tmp_path: Path):

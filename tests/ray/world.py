@@ -13,7 +13,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -114,9 +114,9 @@ class Learner(TimedLearner):
         self._fault = fault
         leave_pid(pids, name)
 
-    def start(self, checkpoint: str) -> tuple[Weights, Weights]:
+    def start(self, checkpoint: str) -> Iterator[Any]:
         fail_to_start(self._fault)
-        return super().start(checkpoint)
+        yield from super().start(checkpoint)
 
     @ray.method(concurrency_group="signs")
     def pid(self) -> int:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from solon.protocols import Assignment, GenerationReport, LabelReport
 from solon.records import Feedback, Group, LoadReceipt, Prompt, Rollout, Span, StepReport, Weights
 
 PAYLOAD_TOKENS = 512
+CHUNK = (np.zeros(1024, np.uint8),)
+"""All tensors of a stand-in's weights."""
 
 
 class TimedRollout:
@@ -69,6 +71,8 @@ class TimedRollout:
         return make_group(item.grant, item.prompt, version, tokens=self._tokens), span
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
+        for _ in weights.chunks:  # opened as an engine does: a lost one raises
+            pass
         self._version = weights.version
         return LoadReceipt(
             engine=self.name,
@@ -124,11 +128,11 @@ class TimedLearner:
         self._seconds, self.name = seconds, name
         self._state = {"version": 0, "digest": "stand-in"}
 
-    def start(self, checkpoint: str) -> tuple[Weights, Weights]:
+    def start(self, checkpoint: str) -> Iterator[Any]:
         if checkpoint:
             self._state = json.loads((Path(checkpoint) / "learner.json").read_text())
-        weights = make_weights(self._state["version"], self._state["digest"])
-        return weights, weights
+        yield CHUNK
+        yield make_weights(self._state["version"], self._state["digest"])
 
     @ray.method(concurrency_group="signs")
     def heartbeat(self) -> float:
@@ -140,15 +144,16 @@ class TimedLearner:
     def save(self, directory: str) -> None:
         (Path(directory) / "learner.json").write_text(json.dumps(self._state))
 
-    def step(self, step: int, *payloads: Any) -> tuple[StepReport, Weights, Weights]:
+    def step(self, step: int, *payloads: Any) -> Iterator[Any]:
         if step != self._state["version"]:
             raise ValueError(f"step {step} handed to a learner at version {self._state['version']}")
         start = time.time()
         time.sleep(self._seconds)
         span = Span(lane="learn", worker=self.name, name=f"step {step}", start_s=start, end_s=time.time())
         self._state = {"version": step + 1, "digest": batch_digest(self._state["digest"], payloads)}
-        weights = make_weights(step + 1, self._state["digest"])
-        return StepReport(step=step, metrics={"learn/reward/mean": 1.0}, spans=(span,)), weights, weights
+        yield CHUNK
+        report = StepReport(step=step, metrics={"learn/reward/mean": 1.0}, spans=(span,))
+        yield report, make_weights(step + 1, self._state["digest"])
 
 
 def batch_digest(before: str, payloads: Sequence[Any]) -> str:
@@ -166,7 +171,7 @@ def make_weights(version: int, digest: str = "") -> Weights:
     """A version identified only by its name."""
     return Weights(
         version=version,
-        payload=np.zeros(1024, np.uint8),
+        chunks=(),
         fingerprint=f"stand-in {version} {digest}",
         canary_token_ids=((1, 2),),
         canary_logprobs=((-1.0,),),

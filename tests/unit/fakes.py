@@ -53,7 +53,7 @@ def make_group(
 def make_weights(version: int) -> Weights:
     return Weights(
         version=version,
-        payload=np.zeros(0, np.uint8),
+        chunks=(),
         fingerprint=f"weights-{version}",
         canary_token_ids=((1, 2, 3),),
         canary_logprobs=((-1.0 - version, -2.0),),

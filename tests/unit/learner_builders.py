@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from solon.engines.chunks import named_tensors
 from solon.records import Feedback, FinishReason, Group, Prompt, Rollout, TrainingGroup, Weights
 
 VOCABULARY = 32
@@ -48,6 +48,11 @@ def write_llama(directory: Path, *, tied: bool = True, seed: int = 0, **changes:
     return str(directory)
 
 
+def tensors_in(weights: Weights) -> dict[str, torch.Tensor]:
+    """Copies of the published tensors."""
+    return {name: tensor.clone() for name, tensor in named_tensors(weights)}
+
+
 def model_from(weights: Weights, path: str, dtype: torch.dtype = torch.float32) -> Any:
     """A fresh Hugging Face model that holds the payload, and nothing else."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
@@ -58,7 +63,7 @@ def model_from(weights: Weights, path: str, dtype: torch.dtype = torch.float32) 
 
 def put(weights: Weights, model: Any) -> Any:
     """The model with the payload in it; every parameter must be there."""
-    result = model.load_state_dict(load(weights.payload.tobytes()), strict=False)
+    result = model.load_state_dict(tensors_in(weights), strict=False)
     assert not result.unexpected_keys
     assert set(result.missing_keys) <= set(model.all_tied_weights_keys)
     return model

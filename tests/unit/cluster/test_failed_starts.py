@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,14 +43,17 @@ class DeadOnArrival:
 
         return SimpleNamespace(remote=there)
 
-    def options(self, *, num_returns: int) -> DeadOnArrival:
+    def options(self, *, num_returns: int | str) -> DeadOnArrival:
         return self
 
     def remote(self, *arguments: Any) -> Any:
         async def answer() -> None:
             raise ray.exceptions.RayTaskError("start", "Traceback", self._error).as_instanceof_cause()
 
-        return (answer(), "payload") if arguments else answer()
+        async def stream() -> AsyncIterator[Any]:
+            yield answer()
+
+        return stream() if arguments else answer()
 
 
 LANES = [

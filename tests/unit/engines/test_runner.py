@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from solon.engines.base import Completion, Engine, Request
+from solon.engines.chunks import named_tensors, packed
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.fake import FakeEngine, fake_weights
-from solon.engines.payload import fingerprint, named_tensors, run_length
+from solon.engines.progress import run_length
 from solon.engines.runner import EngineRunner
 from solon.errors import AttestationError, EngineFailedError, InputError, RunFailedError
 
@@ -208,16 +209,15 @@ def test_versions_become_segments():
 
 def test_a_read_only_payload_is_read_without_a_copy():
     torch = pytest.importorskip("torch")
-    from safetensors.torch import save
 
     tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16)}
-    payload = np.frombuffer(save(tensors), np.uint8)
-    weights = replace(fake_weights(1), payload=payload, fingerprint=fingerprint(payload))
+    weights = packed(1, tensors.items())
     read = dict(named_tensors(weights))
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
-    base = payload.ctypes.data
-    assert all(base <= tensor.data_ptr() < base + payload.size for tensor in read.values())
+    places = {data.ctypes.data for chunk in weights.chunks for data in chunk}
+    assert {tensor.data_ptr() for tensor in read.values()} == places
+    assert not any(data.flags.writeable for chunk in weights.chunks for data in chunk)
 
 
 class GivesNothing(FakeEngine):

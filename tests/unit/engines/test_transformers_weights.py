@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from solon.engines.base import EngineConfig
-from solon.engines.payload import fingerprint
+from solon.engines.chunks import packed
 from solon.engines.runner import load_and_report
 from solon.engines.transformers import TransformersEngine
 from solon.errors import AttestationError
@@ -45,14 +44,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def payload_of(tensors: dict[str, torch.Tensor], engine: TransformersEngine) -> Weights:
     """As a learner sends them, with the canaries of an engine that loads them."""
-    payload = np.frombuffer(save(tensors), np.uint8)
-    made = Weights(
-        version=1,
-        payload=payload,
-        fingerprint=fingerprint(payload),
-        canary_token_ids=((6, 7, 8, 9),),
-        canary_logprobs=(),
-    )
+    made = packed(1, tensors.items(), canary_token_ids=((6, 7, 8, 9),))
     engine.load_weights(made)
     return replace(made, canary_logprobs=tuple(map(tuple, engine.sequence_logprobs(made.canary_token_ids))))
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load
 from transformers import AutoModelForCausalLM
 
 from compression.export import export
@@ -26,7 +25,7 @@ from learners.offline import train_on_pairs
 from solon.errors import InputError
 from solon.models.formats import format_named
 from solon.models.unrounded import read_unrounded, trained_format
-from tests.unit.learner_builders import random_groups, write_llama
+from tests.unit.learner_builders import random_groups, tensors_in, write_llama
 
 GRID = "w4a16-g32"
 FITTING = {"hidden_size": 64, "intermediate_size": 128}
@@ -54,7 +53,7 @@ def test_the_published_weights_are_exactly_those_that_the_policy_computes_with(l
     learner = make_learner(llama, advantages=advantages)
     _, weights = learner.step(0, random_groups())
     served = AutoModelForCausalLM.from_pretrained(llama).eval()
-    tensors = load(weights.payload.tobytes())
+    tensors = tensors_in(weights)
     served.load_state_dict(tensors, strict=False)
     served.tie_weights()
     assert torch.equal(logits_of(served), logits_of(learner.objective.policy.model))

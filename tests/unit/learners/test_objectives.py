@@ -67,25 +67,25 @@ def test_a_new_objective_is_one_new_file_that_a_run_names_trains_with_and_resume
         return LearnerShell(config, model=model, sampling=Sampling(max_tokens=8), seed=0, name="learner-0")
 
     learner = shell()
-    manifest, weights = learner.start("")
-    assert (manifest.version, weights.version, len(manifest.payload)) == (0, 0, 0)
-    losses, fingerprints = [], {weights.fingerprint}
+    *chunks, manifest = learner.start("")
+    assert (manifest.version, len(manifest.chunks), len(chunks)) == (0, 0, 1)
+    losses, fingerprints = [], {manifest.fingerprint}
     for step in range(4):
-        report, manifest, weights = learner.step(step, *payloads(step))
+        *_, (report, manifest) = learner.step(step, *payloads(step))
         losses.append(report.metrics["learn/likelihood_loss/mean"])
         assert {"learn/reward/mean", "learn/staleness/max", "learn/tokens/sum"} <= report.metrics.keys()
         assert [group.rewards_G for group in report.groups] == [
             one.feedback.rewards_G for one in random_groups(version=step)
         ]
-        fingerprints.add(weights.fingerprint)
+        fingerprints.add(manifest.fingerprint)
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.9 * losses[0]
     assert len(fingerprints) == 5
     assert manifest.version == 4
     learner.save(str(tmp_path / "saved"))
     resumed = shell()
-    assert resumed.start(str(tmp_path / "saved"))[0].version == 4
-    expected, again = (one.step(4, *payloads(4))[2].fingerprint for one in (learner, resumed))
+    assert list(resumed.start(str(tmp_path / "saved")))[-1].version == 4
+    expected, again = (list(one.step(4, *payloads(4)))[-1][1].fingerprint for one in (learner, resumed))
     assert again == expected
 
 
@@ -93,7 +93,7 @@ def test_an_objective_without_a_kl_refuses_to_raise_one(toy: str, tmp_path: Path
     learner = LearnerShell(
         LearnConfig(objective=toy), model=write_llama(tmp_path), sampling=Sampling(max_tokens=8), seed=0, name="l"
     )
-    learner.start("")
+    list(learner.start(""))
     with pytest.raises(ValueError, match="Likelihood has no KL"):
         learner.raise_kl(2.0)
 

@@ -10,14 +10,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learners.build import build_learner
 from learners.config import LearnConfig, LoraConfig
 from learners.core.batch import Batch
 from learners.policy_gradient.targets import group_advantages
-from solon.engines.payload import fingerprint
+from solon.engines.digest_tree import root_of, verify
 from solon.errors import InputError, RunFailedError
 from solon.feedback.selection.estimators import doubly_robust
 from solon.telemetry.movement import Movement
@@ -28,6 +27,7 @@ from tests.unit.learner_builders import (
     put,
     random_groups,
     sampled_groups,
+    tensors_in,
     write_llama,
 )
 
@@ -100,7 +100,7 @@ def test_microbatches_and_shared_prompts_do_not_change_the_update(llama, advanta
             kl_coefficient=0.5, entropy_bonus=0.01, learning_rate=1e-4,
         )  # fmt: skip
         report, weights = learner.step(0, groups)
-        found.append((report.metrics, load(weights.payload.tobytes())))
+        found.append((report.metrics, tensors_in(weights)))
     for metrics, tensors in found[1:]:
         for key in ("learn/policy_loss/mean", "learn/grad_norm/max", "learn/kl_reference/mean", "learn/ess/mean"):
             assert metrics[key] == pytest.approx(found[0][0][key], rel=2e-3, abs=1e-5)
@@ -175,7 +175,7 @@ def test_the_saved_policy_is_a_hugging_face_directory_that_equals_the_payload(ll
     learner.save(tmp_path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype="auto")
     assert saved.dtype == getattr(torch, dtype)
-    for name, tensor in load(weights.payload.tobytes()).items():
+    for name, tensor in tensors_in(weights).items():
         assert torch.equal(saved.state_dict()[name], tensor)
     assert AutoTokenizer.from_pretrained(tmp_path / "policy").chat_template
     assert json.loads((tmp_path / "learner.json").read_text())["version"] == 1
@@ -203,10 +203,11 @@ def test_a_payload_loads_into_a_fresh_model_with_the_canaries_it_promises(llama,
     path = untied if kind == "untied" else llama
     learner = make_learner(path, serving_dtype="bfloat16" if kind == "bfloat16" else "float32")
     _, weights = learner.step(0, random_groups())
-    tensors = load(weights.payload.tobytes())
+    tensors = tensors_in(weights)
     assert ("lm_head.weight" in tensors) == (kind == "untied")
     assert weights.version == 1
-    assert weights.fingerprint == fingerprint(weights.payload)
+    assert weights.fingerprint == root_of(weights.leaves)
+    verify(weights, "rollout-0")
     assert weights.fingerprint != make_learner(path).initial_weights().fingerprint
     dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
     assert all(tensor.dtype == dtype for tensor in tensors.values())
@@ -290,8 +291,7 @@ def test_every_variant_trains_and_reports_finite_numbers(llama, changes):
 
 def test_recomputed_activations_give_the_same_update(llama):
     payloads = [
-        load(make_learner(llama, gradient_checkpointing=on).step(0, random_groups())[1].payload.tobytes())
-        for on in (False, True)
+        tensors_in(make_learner(llama, gradient_checkpointing=on).step(0, random_groups())[1]) for on in (False, True)
     ]
     for name, tensor in payloads[0].items():
         torch.testing.assert_close(payloads[1][name], tensor, atol=1e-5, rtol=1e-3)
@@ -300,11 +300,11 @@ def test_recomputed_activations_give_the_same_update(llama):
 def test_tokens_that_are_too_old_train_nothing(llama):
     learner = make_learner(llama, advantages="group", max_token_staleness=0, kl_coefficient=0.0)
     learner.version = 3
-    before = load(learner.initial_weights().payload.tobytes())
+    before = tensors_in(learner.initial_weights())
     report, weights = learner.step(3, random_groups(version=2))
     assert report.metrics["learn/too_old/share"] == 1.0
     assert report.metrics["learn/staleness/max"] == 1.0
-    for name, tensor in load(weights.payload.tobytes()).items():
+    for name, tensor in tensors_in(weights).items():
         assert torch.equal(tensor, before[name])
 
 

@@ -110,7 +110,7 @@ class Writer(Lane):
         return ["" for _ in prompts]
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
-        self.version, self.drift = weights.version, float(np.asarray(weights.payload).view(np.float64)[0])
+        self.version, self.drift = weights.version, float(weights.chunks[0][0].view(np.float64)[0])
         return LoadReceipt(
             engine=self.name, version=weights.version, fingerprint=weights.fingerprint, checksum=weights.fingerprint,
             canary_logprobs=weights.canary_logprobs, pause_s=0.0,
@@ -154,7 +154,7 @@ class Drifting(Lane):
     @property
     def weights(self) -> Weights:
         version, drift = self._state
-        return replace(make_weights(version), payload=np.array([drift]).view(np.uint8))
+        return replace(make_weights(version), chunks=((np.array([drift]).view(np.uint8),),))
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, Weights]:
         await asyncio.sleep(0)
