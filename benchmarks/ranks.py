@@ -24,10 +24,10 @@ import torch
 from benchmarks._harness import Row, arguments, report
 from learners.build import build_learner
 from learners.config import LearnConfig
+from learners.core.processes import run_on_ranks
 from learners.core.ranks import Ranks
 from learners.core.sharding import full, local
 from solon.host.allocator import KEEP_FREED_MEMORY, RETURN_FREED_MEMORY
-from tests.ranks import on_ranks
 from tests.trainings import OFFLINE, RUNS, apart, train_all
 from tests.unit.learner_builders import make_group, random_groups, write_llama
 
@@ -53,7 +53,7 @@ def exact_rows(model: str, folder: Path) -> list[Row]:
     models = {"random Llama": write_llama(folder / "llama")} | ({"given model": model} if model else {})
     for name, path in models.items():
         cases = CASES if name == "random Llama" else [("group_relative", {}), ("dpo", {}), ("ppo", {"lora": True})]
-        (alone,), (first, second) = (on_ranks(size, train_all, cases, path, timeout_s=3000) for size in (1, 2))
+        (alone,), (first, second) = (run_on_ranks(size, train_all, cases, path) for size in (1, 2))
         for (objective, options), one, other, third in zip(cases, alone, first, second, strict=True):
             title = f"{name}, {objective}{', LoRA' if options else ''}"
             losses = max(abs(a - b) / max(abs(a), 1e-12) for a, b in zip(one["losses"], other["losses"], strict=True))
@@ -94,11 +94,11 @@ def resume_rows(folder: Path) -> list[Row]:
     """One step on two ranks, one on one, two on two; against four on two."""
     model = write_llama(folder / "resumed")
     one, two = str(folder / "one"), str(folder / "two")
-    (whole, _) = on_ranks(2, part_of_run, model, 0, STEPS, "", "")
-    (first, _) = on_ranks(2, part_of_run, model, 0, 1, "", one)
-    (second,) = on_ranks(1, part_of_run, model, 1, 2, one, two)
-    (third, _) = on_ranks(2, part_of_run, model, 2, STEPS, two, "")
-    (again, _) = on_ranks(2, part_of_run, model, 2, STEPS, two, "")
+    (whole, _) = run_on_ranks(2, part_of_run, model, 0, STEPS, "", "")
+    (first, _) = run_on_ranks(2, part_of_run, model, 0, 1, "", one)
+    (second,) = run_on_ranks(1, part_of_run, model, 1, 2, one, two)
+    (third, _) = run_on_ranks(2, part_of_run, model, 2, STEPS, two, "")
+    (again, _) = run_on_ranks(2, part_of_run, model, 2, STEPS, two, "")
     groups = first["groups"] + second["groups"] + third["groups"]
     return [
         Row("2 -> 1 -> 2 ranks against 2: weights, worst tensor, relative l2", apart(whole, third), goal="<= 1e-5"),
@@ -161,7 +161,7 @@ def memory_and_speed_rows(folder: Path, *, quick: bool, parts: list[str]) -> lis
     found: dict[int, list[dict[str, float]]] = {}
     for size, threads, tunables in ((1, 2, KEEP_FREED_MEMORY), (2, 1, RETURN_FREED_MEMORY)):
         os.environ["GLIBC_TUNABLES"] = tunables  # as a run sets it for its learner
-        found[size] = on_ranks(size, measured, model, tokens, threads, steps, timeout_s=3000)
+        found[size] = run_on_ranks(size, measured, model, tokens, threads, steps)
     (alone,), ranks = found[1], found[2]
     rows = []
     if "memory" in parts:

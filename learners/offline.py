@@ -11,8 +11,11 @@ import torch
 
 from learners.core.config import NetworkConfig
 from learners.core.course import CourseReport, run_course
+from learners.core.loading import choose_device, require_divisible
 from learners.core.policy import Policy
+from learners.core.processes import run_on_ranks
 from learners.core.publish import Publisher
+from learners.core.ranks import ALONE, Ranks
 from learners.direct.config import DirectConfig, RatingConfig
 from learners.direct.pairs import AnswerPair, RatedAnswer
 from learners.objectives.dpo import DPOObjective, with_reference
@@ -37,12 +40,27 @@ def train_on_pairs(
     save_to: Path,
     tick: Callable[[float], None] = lambda _: None,
 ) -> Trained:
-    """DPO from a model directory to another. Raises InputError when no pair counts, RunFailedError when the loss is not
-    finite."""
+    """DPO from a model directory to another. tick: called by one process, not by several ranks.
+
+    Raises InputError when no pair counts, RunFailedError when the loss is not finite.
+    """
     used = [pair for pair in pairs if pair.weight > 0]
     if not used:
         raise InputError(f"got {len(pairs)} preference pairs, none with a weight above 0, expected some; label more")
-    policy = _policy(model, config, reference=False)
+    if config.num_ranks > 1:
+        return _first(_train_pairs, model, used, config, save_to)
+    return _train_pairs(ALONE, model, used, config, save_to, tick)
+
+
+def _train_pairs(
+    ranks: Ranks,
+    model: str,
+    used: Sequence[AnswerPair],
+    config: DirectConfig,
+    save_to: Path,
+    tick: Callable[[float], None] = lambda _: None,
+) -> Trained:
+    policy = _policy(model, config, ranks, reference=False)
     if any(pair.reference is None for pair in used):
         with policy.grid.off() if policy.grid is not None else nullcontext():
             used = with_reference(policy, used)
@@ -58,24 +76,59 @@ def train_on_ratings(
     save_to: Path,
     tick: Callable[[float], None] = lambda _: None,
 ) -> Trained:
-    """KTO from a model directory to another. Raises InputError when no answer counts, RunFailedError when the loss is
-    not finite."""
+    """KTO from a model directory to another. tick: called by one process, not by several ranks.
+
+    Raises InputError when no answer counts, RunFailedError when the loss is not finite.
+    """
     used = [one for one in answers if one.weight > 0]
     if len({one.prompt for one in used}) < 2:
         raise InputError(
             f"got {len(used)} rated answers with a weight above 0 to {len({one.prompt for one in used})} prompts, "
             "expected at least two prompts; rate more"
         )
-    policy = _policy(model, config, reference=True)
+    if config.num_ranks > 1:
+        return _first(_train_ratings, model, used, config, save_to)
+    return _train_ratings(ALONE, model, used, config, save_to, tick)
+
+
+def _train_ratings(
+    ranks: Ranks,
+    model: str,
+    used: Sequence[RatedAnswer],
+    config: RatingConfig,
+    save_to: Path,
+    tick: Callable[[float], None] = lambda _: None,
+) -> Trained:
+    policy = _policy(model, config, ranks, reference=True)
     report = run_course(KTOObjective(policy, config), used, config, tick=tick)
     return _saved(policy, model, config, save_to, report, len(used))
 
 
-def _policy(model: str, config: NetworkConfig, *, reference: bool) -> Policy:
+def _first(
+    train: Callable[..., Trained], model: str, used: Sequence[object], config: DirectConfig | RatingConfig, out: Path
+) -> Trained:
+    """The result of the first of several ranks; the policy is saved by it."""
+    device = choose_device(config.device).type
+    if device == "cuda" and config.num_ranks > torch.cuda.device_count():
+        raise InputError(
+            f"num_ranks = {config.num_ranks} on a machine with {torch.cuda.device_count()} GPUs, expected at most one "
+            "rank for each; lower num_ranks"
+        )
+    require_divisible(model)
+    alike = config.model_copy(update={"device": device})
+    found: Trained = run_on_ranks(
+        config.num_ranks, train, model, used, alike, out, device=device, threads=config.threads
+    )[0]
+    return found
+
+
+def _policy(model: str, config: NetworkConfig, ranks: Ranks, *, reference: bool) -> Policy:
     torch.set_num_threads(config.threads)
     with torch.random.fork_rng(devices=[]):  # adapters are initialised at random
         torch.manual_seed(getattr(config, "seed", 0))
-        return Policy(config, model=model, temperature=1.0, reference=reference)
+        policy = Policy(config, model=model, temperature=1.0, reference=reference)
+    policy.divide(ranks)
+    return policy
 
 
 def _saved(

@@ -92,7 +92,8 @@ class Ranks:
         mine = [float(int.from_bytes(hashlib.sha256(value).digest()[:6], "big")) for value in values.values()]
         columns = list(zip(*self.each(mine), strict=True))
         for name, column in zip(values, columns, strict=True):
-            usual = max(sorted(set(column)), key=column.count)
+            # With a tie, as between two ranks, the first rank is believed.
+            usual = max(dict.fromkeys(column), key=column.count)
             if odd := [rank for rank, value in enumerate(column) if value != usual]:
                 raise RankFailedError(
                     f"rank {', '.join(map(str, odd))} of {self.size} differs from the others in {name}, expected equal "

@@ -9,6 +9,13 @@ from pydantic import Field
 from learners.core.config import CourseConfig, NetworkConfig, RewardSettings, Settings, TrainerConfig
 
 
+class RankSettings(Settings):
+    """Training by several processes of one machine."""
+
+    num_ranks: int = Field(1, ge=1, le=64)
+    """Processes that train together, each with a part of the policy; on GPUs one for each device."""
+
+
 class PreferenceSettings(Settings):
     """The loss of preference pairs, from a file or from the groups of a run."""
 
@@ -35,7 +42,7 @@ class OnlineDPOConfig(OnlinePairs, RewardSettings, TrainerConfig):
     """How a policy learns from pairs of answers of labelled groups. `OnlineDPOConfig(beta=0.1)`"""
 
 
-class DirectConfig(PreferenceSettings, NetworkConfig, CourseConfig):
+class DirectConfig(PreferenceSettings, RankSettings, NetworkConfig, CourseConfig):
     """How a policy learns from a preference data set. `DirectConfig(beta=0.1, learning_rate=5e-6)`"""
 
     learning_rate: float = Field(5e-6, gt=0)
@@ -45,7 +52,7 @@ class DirectConfig(PreferenceSettings, NetworkConfig, CourseConfig):
     """Pairs of one optimiser step."""
 
 
-class RatingConfig(NetworkConfig, CourseConfig):
+class RatingConfig(RankSettings, NetworkConfig, CourseConfig):
     """How a policy learns from rated answers. `RatingConfig(beta=0.1, desirable=1.0)`"""
 
     learning_rate: float = Field(5e-6, gt=0)

@@ -31,7 +31,7 @@ class DPOObjective(Objective[Pairs, PairRows]):
 
     def __init__(self, policy: Policy, config: DirectConfig) -> None:
         self.policy, self.config = policy, config
-        self.layout = policy.layout
+        self.layout, self.ranks = policy.layout, policy.ranks
 
     def parts(self) -> dict[str, Part]:
         """The policy."""

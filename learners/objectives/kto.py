@@ -47,7 +47,7 @@ class KTOObjective(Objective[Ratings, RatedRows]):
         if not policy.has_reference:
             raise ValueError("got a policy without a reference, expected Policy(..., reference=True)")
         self.policy, self.config = policy, config
-        self.layout = policy.layout
+        self.layout, self.ranks = policy.layout, policy.ranks
 
     def parts(self) -> dict[str, Part]:
         """The policy."""
