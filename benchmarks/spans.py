@@ -2,9 +2,12 @@
 
     python benchmarks/spans.py [--quick] [--json PATH]
 
-Log-probs: peak memory beside inputs and weights, and time, of the log-probs of 8,192 tokens over a vocabulary of 150,000
-with their gradients: in chunks and from whole logits. Each side is a process of its own, on a policy of width 64 in
-float32; the whole one is large, and a smaller number of tokens is compared side by side.
+Peak memory beside inputs and weights, and time, forward and backward, in float32; each measurement is a process.
+
+- Log-probs with entropy of 8,192 tokens over a vocabulary of 150,000, in chunks and from whole logits, on a policy of
+  width 64. The whole ones are large: a smaller number of tokens is compared side by side.
+- Rows of one prompt, half of the row, with four answers, by segments and under a dense mask, on a policy of four layers
+  with eight heads of 32.
 """
 
 from __future__ import annotations
@@ -104,6 +107,33 @@ def logprobs(tokens: int, vocabulary: int, whole: bool) -> dict[str, float]:
     return {"bytes": peak.bytes, "seconds": peak.seconds}
 
 
+def lengths(length: int, dense: bool) -> dict[str, float]:
+    """Peak bytes and seconds of a row with a prompt and four answers, and the sum of its gradients' squares."""
+    import dataclasses
+
+    import numpy as np
+
+    from learners.config import LearnConfig
+    from learners.core.batch import Batch
+    from tests.unit.learner_builders import make_group
+
+    with tempfile.TemporaryDirectory() as folder:
+        policy = policy_of(
+            folder, 512, length, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=8,
+            num_key_value_heads=2,
+        )  # fmt: skip
+    layout = policy.layout(LearnConfig(max_tokens_per_microbatch=length))
+    assert layout.segments
+    layout = dataclasses.replace(layout, dense=length if dense else 0)
+    rng = np.random.default_rng(0)
+    prompt, *answers = (rng.integers(3, 512, size).tolist() for size in (length // 2, *[length // 8] * 4))
+    batch = Batch.of([make_group(0, prompt, answers, [0.0, 1.0, 2.0, 3.0])])
+    with Peak() as peak:
+        policy.logprobs(layout.in_one(batch, range(4), policy.device)).mean().backward()
+    norm = sum(float(p.grad.square().sum()) for p in policy.model.parameters() if p.grad is not None)
+    return {"bytes": peak.bytes, "seconds": peak.seconds, "gradient": norm**0.5}
+
+
 def measure(what: str, *options: object) -> dict[str, float]:
     """`what(*options)` in a process of its own."""
     done = subprocess.run(
@@ -138,15 +168,35 @@ def of_logprobs(quick: bool) -> list[Row]:
     ]
 
 
+def of_lengths(quick: bool) -> list[Row]:
+    rows = []
+    for length in (1024,) if quick else (1024, 2048, 4096, 8192):
+        ours, theirs = (measure("lengths", length, dense) for dense in (False, True))
+        of = f"a shared row of {length:,} tokens"
+        rows += [
+            Row(f"{of}: seconds (reference: dense mask)", ours["seconds"], theirs["seconds"]),
+            Row(f"{of}: extra peak, MiB (reference: dense mask)", ours["bytes"] / MIB, theirs["bytes"] / MIB),
+            Row(f"{of}: norm of the gradient (reference: dense mask)", ours["gradient"], theirs["gradient"]),
+        ]
+    if not quick:
+        longest = measure("lengths", 32768, False)
+        rows.append(Row("a shared row of 32,768 tokens: seconds", longest["seconds"]))
+        rows.append(Row("a shared row of 32,768 tokens: extra peak, MiB", longest["bytes"] / MIB))
+    return rows
+
+
 def main() -> None:
     parser = arguments(__doc__ or "")
+    parser.add_argument("--only", choices=["vocabulary", "length"], help="one half")
     parser.add_argument("--measure", help="one measurement, in this process")
     options = parser.parse_args()
     if options.measure:
         what, *given = json.loads(options.measure)
         print(json.dumps(globals()[what](*given)))
         return
-    report("spans", of_logprobs(options.quick), options.json)
+    rows = of_lengths(options.quick) if options.only != "vocabulary" else []
+    rows += of_logprobs(options.quick) if options.only != "length" else []
+    report("spans", rows, options.json)
 
 
 if __name__ == "__main__":

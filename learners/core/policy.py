@@ -21,6 +21,7 @@ from learners.core.head import Found, Wanted, chunk_rows, find_head, logprobs_th
 from learners.core.loading import checkpoint_activations, choose_device, load_model, require_repeatable, with_adapters
 from learners.core.logprobs import logprobs_and_entropy, logprobs_of
 from learners.core.packing import Layout, Microbatch
+from learners.core.segments import use_segments
 from learners.core.sharing import best_layout
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.errors import InputError
@@ -67,8 +68,8 @@ class Policy:
         bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and self.device.type == "cuda")
         self._autocast_dtype = torch.bfloat16 if bfloat16 else None
         self.base, self.own_dtype = load_model(model, self.device)
-        if bfloat16 and self.device.type == "cpu" and self.base.config._attn_implementation == "sdpa":
-            use_plain_backward(self.base)
+        if self.base.config._attn_implementation == "sdpa":
+            (use_plain_backward if bfloat16 and self.device.type == "cpu" else use_segments)(self.base)
         self.has_reference = reference
         self._reference = None
         if self.has_reference and config.lora is None:

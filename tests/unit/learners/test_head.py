@@ -25,7 +25,9 @@ ROWS = 5
 FILTERS = Filters(top_p=0.9, top_k=12, min_p=0.02, min_tokens=2)
 
 
-def policy_of(folder: Path, name: str, *, filters: Filters = NO_FILTERS, temperature: float = 0.7, **changes: Any):
+def policy_of(
+    folder: Path, name: str, *, filters: Filters = NO_FILTERS, temperature: float = 0.7, **changes: Any
+) -> Policy:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(ARCHITECTURES[name]())
     model.save_pretrained(folder)
@@ -43,7 +45,9 @@ def microbatch_of(policy: Policy) -> Microbatch:
     return policy.layout(LearnConfig()).in_one(batch, range(batch.num_rollouts), policy.device)
 
 
-def scored(policy: Policy, microbatch: Microbatch, rows: int, monkeypatch: pytest.MonkeyPatch, **wanted: bool):
+def scored(
+    policy: Policy, microbatch: Microbatch, rows: int, monkeypatch: pytest.MonkeyPatch, **wanted: bool
+) -> tuple[Scored, torch.Tensor]:
     """Results with chunks of so many tokens, and the gradient of a mixture of them."""
     monkeypatch.setitem(head.CHUNK, "cpu", rows * VOCABULARY)
     policy.model.zero_grad()
@@ -74,7 +78,7 @@ def test_chunks_give_the_numbers_of_the_whole_logits_for_every_architecture(
     assert policy.head is not None
     microbatch = microbatch_of(policy)
     sides = [scored(policy, microbatch, rows, monkeypatch, entropy=True, reference=True) for rows in (ROWS, 10**6)]
-    require_equal(*sides, tolerance=2e-5)
+    require_equal(sides[0], sides[1], tolerance=2e-5)
 
 
 @pytest.mark.parametrize("filters", [NO_FILTERS, FILTERS, Filters(top_p=0.8)], ids=["all", "mixed", "top_p"])
@@ -87,7 +91,7 @@ def test_chunks_know_temperature_entropy_filters_and_reference(
     policy = policy_of(tmp_path, name, filters=filters, temperature=temperature)
     microbatch = microbatch_of(policy)
     sides = [scored(policy, microbatch, rows, monkeypatch, entropy=entropy, reference=True) for rows in (ROWS, 10**6)]
-    require_equal(*sides, tolerance=2e-5)
+    require_equal(sides[0], sides[1], tolerance=2e-5)
     if filters:
         assert 0 < int(sides[0][0].outside_M.sum()) < microbatch.num_tokens
     else:
@@ -119,7 +123,7 @@ def test_adapters_also_of_the_head_train_in_chunks(
     assert policy.head == After(scale=0.5)
     microbatch = microbatch_of(policy)
     sides = [scored(policy, microbatch, rows, monkeypatch, entropy=True, reference=True) for rows in (ROWS, 10**6)]
-    require_equal(*sides, tolerance=2e-5 if dtype == "float32" else 0.03)
+    require_equal(sides[0], sides[1], tolerance=2e-5 if dtype == "float32" else 0.03)
     moved = sides[0][0].reference_M - sides[0][0].logprobs_M
     assert float(moved.detach().abs().max()) > 0.01
 
@@ -132,7 +136,7 @@ def test_a_head_with_a_bias_trains_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert policy.head == After()
     microbatch = microbatch_of(policy)
     sides = [scored(policy, microbatch, rows, monkeypatch) for rows in (ROWS, 10**6)]
-    require_equal(*sides, tolerance=2e-5)
+    require_equal(sides[0], sides[1], tolerance=2e-5)
     assert float(policy.base.lm_head.bias.grad.abs().max()) > 0
 
 
