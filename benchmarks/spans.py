@@ -178,10 +178,6 @@ def of_lengths(quick: bool) -> list[Row]:
             Row(f"{of}: extra peak, MiB (reference: dense mask)", ours["bytes"] / MIB, theirs["bytes"] / MIB),
             Row(f"{of}: norm of the gradient (reference: dense mask)", ours["gradient"], theirs["gradient"]),
         ]
-    if not quick:
-        longest = measure("lengths", 32768, False)
-        rows.append(Row("a shared row of 32,768 tokens: seconds", longest["seconds"]))
-        rows.append(Row("a shared row of 32,768 tokens: extra peak, MiB", longest["bytes"] / MIB))
     return rows
 
 

@@ -25,12 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from learners.core.config import CHUNK
 from learners.core.logprobs import pieces, scaled, slope_of, values_of
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.records import NO_FILTERS, Filters
-
-CHUNK = {"cpu": 2**25, "cuda": 2**27}
-"""Logits of one chunk. Fewer would read the head's weights more often than the products of the rows hide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +154,9 @@ class _Chunked(torch.autograd.Function):
                     outside_M[at], allowed_MU[at] = _filter(some_RV, wanted, at)
                 if allowed_MU is not None:
                     some_RV = some_RV.masked_fill(~_unpacked(allowed_MU[at], vocabulary), FLOOR)
-                logprobs_M[at], entropy_R = values_of(some_RV, wanted.target_M[at], wanted.entropy)
-                if entropy_M is not None:
+                logprobs_R, entropy_R = values_of(some_RV, wanted.target_M[at], wanted.entropy)
+                logprobs_M[at] = logprobs_R
+                if entropy_M is not None and entropy_R is not None:
                     entropy_M[at] = entropy_R
         ctx.save_for_backward(hidden_MH, weight_VH, *rest, entropy_M, allowed_MU)
         ctx.head, ctx.wanted = head, wanted
@@ -170,14 +169,17 @@ class _Chunked(torch.autograd.Function):
         if slopes[0] is None and slopes[1] is None:
             return (None,) * 7
         *given, entropy_M, allowed_MU = ctx.saved_tensors
-        operands = [None if one is None else one.to(given[0].dtype) for one in given]
+        hidden_MH, weight_VH, *rest = (None if one is None else one.to(given[0].dtype) for one in given)
+        assert hidden_MH is not None
+        assert weight_VH is not None
+        operands = [hidden_MH, weight_VH, *rest]
         head, wanted, sums = ctx.head, ctx.wanted, _Sums(operands, ctx.needs_input_grad[2:])
-        for rows, logits_RV in _chunks(head, *operands):
+        for rows, logits_RV in _chunks(head, hidden_MH, weight_VH, *rest):
             for part in pieces(logits_RV):
                 at = slice(rows.start + part.start, rows.start + part.start + len(logits_RV[part]))
                 some_RV = scaled(logits_RV[part], wanted.temperature)
                 if allowed_MU is not None:
-                    some_RV = some_RV.masked_fill(~_unpacked(allowed_MU[at], len(operands[1])), FLOOR)
+                    some_RV = some_RV.masked_fill(~_unpacked(allowed_MU[at], len(weight_VH)), FLOOR)
                 slopes_R = tuple(None if slope_M is None else slope_M[at] for slope_M in slopes[:2])
                 entropy_R = None if entropy_M is None else entropy_M[at]
                 gradient_RV = slope_of(some_RV, wanted.target_M[at], slopes_R, entropy_R)

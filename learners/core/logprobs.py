@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIECE = {"cpu": 2**19, "cuda": 2**26}
-"""Logits of one piece: on a CPU they stay in a core's cache, on a GPU they keep it busy."""
+from learners.core.config import PIECE
 
 
 def logprobs_of(logits_NV: Tensor, token_N: Tensor, temperature: float = 1.0) -> Tensor:
@@ -38,8 +37,9 @@ class _Sampled(torch.autograd.Function):
         logprobs_N = torch.empty(len(logits_NV), device=logits_NV.device)
         entropy_N = torch.empty_like(logprobs_N) if with_entropy else None
         for rows in pieces(logits_NV):
-            logprobs_N[rows], entropy_R = values_of(scaled(logits_NV[rows], temperature), token_N[rows], with_entropy)
-            if entropy_N is not None:
+            logprobs_R, entropy_R = values_of(scaled(logits_NV[rows], temperature), token_N[rows], with_entropy)
+            logprobs_N[rows] = logprobs_R
+            if entropy_N is not None and entropy_R is not None:
                 entropy_N[rows] = entropy_R
         ctx.save_for_backward(logits_NV, token_N, *([] if entropy_N is None else [entropy_N]))
         ctx.temperature = temperature

@@ -247,7 +247,7 @@ def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device, layout:
     def tensor(array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    mask = None
+    mask: Tensor | dict[str, Tensor] | None = None
     if by_segments:
         mask = plan_of(plan)
     elif shared:

@@ -93,9 +93,10 @@ def segment_attention(
     for row, prompt, first, end in plan[0, 0].tolist():
         by_row.setdefault(row, []).append((row, prompt, first, end))
     rows = []
-    # Disjoint pieces by `unbind` and `split`: the gradient of a slice would be a whole tensor for every piece.
-    for row, heads in enumerate(zip(query_BHTD.to(dtype), key_BKTD.to(dtype), value_BKTD.to(dtype), strict=True)):
-        rows.append(_row(*(one[None] for one in heads), by_row[row], scaling, sliding_window or None))
+    # Disjoint pieces by `split`: the gradient of a slice would be a whole tensor for every piece.
+    pieces = (torch.split(one.to(dtype), 1) for one in (query_BHTD, key_BKTD, value_BKTD))
+    for row, (query, key, value) in enumerate(zip(*pieces, strict=True)):
+        rows.append(_row(query, key, value, by_row[row], scaling, sliding_window or None))
     return torch.cat(rows).transpose(1, 2).contiguous()
 
 
@@ -106,7 +107,7 @@ def _row(
     width = query.shape[2]
     sizes = [end - first for _, _, first, end in segments]
     padding = width - sum(sizes)
-    queries, keys, values = (one.split([*sizes, padding], dim=2) for one in (query, key, value))
+    queries, keys, values = (torch.split(one, [*sizes, padding], dim=2) for one in (query, key, value))
     mixed = []
     for number, (_, prompt, _, _) in enumerate(segments):
         own_keys, own_values = keys[number], values[number]
@@ -138,7 +139,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None, wind
     reach = window or 1 << (known - 1).bit_length()
     band = _band(BLOCK, reach, query.dtype, query.device)
     mixed = []
-    for block, first in zip(query.split(BLOCK, dim=2), range(0, asked, BLOCK), strict=True):
+    for block, first in zip(torch.split(query, BLOCK, dim=2), range(0, asked, BLOCK), strict=True):
         size = block.shape[2]
         end = known - asked + first + size
         start = max(0, end - size - reach + 1)
