@@ -5,8 +5,10 @@ P: elements of the policy, C: of the critic, A: of the adapters; all weights, gr
     weights        policy 4 P, reference 4 P where a KL is asked for, critic 4 C
     optimiser      gradients 4, two moments 8 bytes of every element that trains
     then the largest of
-      scoring      the logits of a microbatch in the dtype of the computation, no gradients yet
-      updating     gradients, the logits and their gradient, activations of the microbatch, narrow copies of the weights
+      scoring      logits of a microbatch in the dtype of the computation, at most one chunk, no gradients yet
+      updating     gradients, logits, activations of the microbatch, narrow copies of the weights. Logits that fit into
+                   one chunk are kept with their gradient; more are computed again chunk by chunk, beside a second
+                   gradient of the head
       publishing   two chunks; embedding, head and one layer once more in float32 and in 16 bits for the canaries
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from learners.config import DIRECT, LearnConfig
+from learners.core.config import CHUNK, PIECE
 from solon.engines.chunks import CHUNK_BYTES
 from solon.models.sizes import BYTES, ModelSizes
 
@@ -67,18 +70,31 @@ def learner_memory(
     elif direct or config.kl_coefficient > 0:
         weights += 4 * policy
     tokens = max(config.max_tokens_per_microbatch, longest)
-    logits = tokens * sizes.vocabulary
     narrow = config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu)
     width = 2 if narrow else 4
+    scoring, updating = _logits(sizes, tokens, width, "cuda" if on_gpu else "cpu", filtered=filtered)
+    if config.lora is None and tokens * sizes.vocabulary > CHUNK["cuda" if on_gpu else "cpu"]:
+        updating += 4 * sizes.vocabulary * sizes.hidden
     return LearnerMemory(
         weights=weights,
         moments=8 * trained,
         gradients=4 * trained,
-        scoring=logits * (width + (FILTERING_BYTES if filtered else 0)),
-        updating=2 * width * logits + _activations(sizes, config, tokens, width) + (2 * policy if narrow else 0),
+        scoring=scoring,
+        updating=updating + _activations(sizes, config, tokens, width) + (2 * policy if narrow else 0),
         publishing=_publishing(sizes, config, on_gpu=on_gpu),
         runtime=runtime,
     )
+
+
+def _logits(sizes: ModelSizes, tokens: int, width: int, device: str, *, filtered: bool) -> tuple[int, int]:
+    """(bytes in scoring, bytes in updating) of the logits of a microbatch and of what is computed from them."""
+    logits, chunk = tokens * sizes.vocabulary, CHUNK[device]
+    if logits <= chunk:
+        return logits * (width + (FILTERING_BYTES if filtered else 0)), 2 * width * logits
+    # Sets of allowed tokens have a bit for every logit.
+    filtering = FILTERING_BYTES * PIECE[device] + logits // 8 if filtered else 0
+    pieces = 3 * 4 * PIECE[device]
+    return width * chunk + pieces + filtering, width * chunk + pieces
 
 
 def _activations(sizes: ModelSizes, config: LearnConfig, tokens: int, width: int) -> int:

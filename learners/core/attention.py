@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from learners.core.segments import NAME as SEGMENTS
+from learners.core.segments import is_plan, segment_attention
+
 NAME = "solon_plain"
 
 
@@ -63,8 +66,10 @@ def plain_attention(
 
 
 BACKWARD = "solon_plain_backward"
-FUSED = frozenset({"sdpa", BACKWARD})
+FUSED = frozenset({"sdpa", BACKWARD, SEGMENTS})
 """Implementations whose forward pass is the fused kernel's."""
+WITH_PLANS = frozenset({BACKWARD, SEGMENTS})
+"""Those that take what a row holds in place of a mask."""
 LONGEST = 768
 """Longest row for which plain products are used: beyond it, the fused kernel is as fast."""
 LARGEST = 2**25
@@ -87,6 +92,8 @@ def _attention(
     """The attention function of a layer: plain products behind the fused kernel where they are the faster ones."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if attention_mask is not None and is_plan(attention_mask):
+        return segment_attention(query_BHTD, key_BKTD, value_BKTD, attention_mask, **settings), None
     width, is_causal, kind = query_BHTD.shape[2], settings.get("is_causal"), query_BHTD.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query_BHTD.dtype
     short = dtype == torch.bfloat16 and width == key_BKTD.shape[2] <= LONGEST

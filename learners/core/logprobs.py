@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIECE = {"cpu": 2**19, "cuda": 2**26}
-"""Logits of one piece: on a CPU they stay in a core's cache, on a GPU they keep it busy."""
+from learners.core.config import PIECE
 
 
 def logprobs_of(logits_NV: Tensor, token_N: Tensor, temperature: float = 1.0) -> Tensor:
@@ -37,11 +36,11 @@ class _Sampled(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         logprobs_N = torch.empty(len(logits_NV), device=logits_NV.device)
         entropy_N = torch.empty_like(logprobs_N) if with_entropy else None
-        for rows in _pieces(logits_NV):
-            logprobs_RV = _scaled(logits_NV[rows], temperature).log_softmax(-1)
-            logprobs_N[rows] = logprobs_RV.gather(-1, token_N[rows, None])[:, 0]
-            if entropy_N is not None:
-                entropy_N[rows] = -logprobs_RV.exp().mul_(logprobs_RV).sum(-1)
+        for rows in pieces(logits_NV):
+            logprobs_R, entropy_R = values_of(scaled(logits_NV[rows], temperature), token_N[rows], with_entropy)
+            logprobs_N[rows] = logprobs_R
+            if entropy_N is not None and entropy_R is not None:
+                entropy_N[rows] = entropy_R
         ctx.save_for_backward(logits_NV, token_N, *([] if entropy_N is None else [entropy_N]))
         ctx.temperature = temperature
         # A loss that uses one of the two outputs passes no gradient of the other.
@@ -50,39 +49,59 @@ class _Sampled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        """d logprob / d logit = (is the token) - p, d entropy / d logit = -p (log p + entropy)."""
         logits_NV, token_N, *entropy = ctx.saved_tensors
-        slope_N, entropy_slope_N = slopes
-        if slope_N is None and entropy_slope_N is None:
+        if all(slope_N is None for slope_N in slopes):
             return None, None, None, None
         gradient_NV = torch.empty_like(logits_NV)
-        for rows in _pieces(logits_NV):
-            scaled_RV = _scaled(logits_NV[rows], ctx.temperature)
-            if entropy_slope_N is None:
-                assert slope_N is not None
-                gradient_RV = scaled_RV.softmax(-1)
-                gradient_RV *= -slope_N[rows, None]
-            else:
-                logprobs_RV = scaled_RV.log_softmax(-1)
-                gradient_RV = logprobs_RV + entropy[0][rows, None]
-                gradient_RV *= -entropy_slope_N[rows, None]
-                if slope_N is not None:
-                    gradient_RV -= slope_N[rows, None]
-                gradient_RV *= logprobs_RV.exp_()
-            if slope_N is not None:
-                gradient_RV.scatter_add_(1, token_N[rows, None], slope_N[rows, None])
+        for rows in pieces(logits_NV):
+            slopes_R = tuple(None if slope_N is None else slope_N[rows] for slope_N in slopes)
+            entropy_R = entropy[0][rows] if entropy else None
+            gradient_RV = slope_of(scaled(logits_NV[rows], ctx.temperature), token_N[rows], slopes_R, entropy_R)
             gradient_NV[rows] = gradient_RV if ctx.temperature == 1.0 else gradient_RV.div_(ctx.temperature)
         return gradient_NV, None, None, None
 
 
-def _pieces(logits_NV: Tensor) -> Iterator[slice]:
+def values_of(scaled_RV: Tensor, token_R: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """Log-probs of the tokens, and entropy if requested, from the logits of a few rows over the temperature."""
+    logprobs_RV = scaled_RV.log_softmax(-1)
+    logprobs_R = logprobs_RV.gather(-1, token_R[:, None])[:, 0]
+    return logprobs_R, -logprobs_RV.exp().mul_(logprobs_RV).sum(-1) if with_entropy else None
+
+
+def slope_of(
+    scaled_RV: Tensor, token_R: Tensor, slopes_R: tuple[Tensor | None, ...], entropy_R: Tensor | None
+) -> Tensor:
+    """The gradient of a few rows of logits over the temperature, float32, [R, V]. slopes_R: gradients of the log-probs
+    and of the entropies, not both None; entropy_R: needed with the latter.
+
+    d logprob / d logit = (is the token) - p, d entropy / d logit = -p (log p + entropy).
+    """
+    slope_R, entropy_slope_R = slopes_R
+    if entropy_slope_R is None:
+        assert slope_R is not None
+        gradient_RV = scaled_RV.softmax(-1)
+        gradient_RV *= -slope_R[:, None]
+    else:
+        assert entropy_R is not None
+        logprobs_RV = scaled_RV.log_softmax(-1)
+        gradient_RV = logprobs_RV + entropy_R[:, None]
+        gradient_RV *= -entropy_slope_R[:, None]
+        if slope_R is not None:
+            gradient_RV -= slope_R[:, None]
+        gradient_RV *= logprobs_RV.exp_()
+    if slope_R is not None:
+        gradient_RV.scatter_add_(1, token_R[:, None], slope_R[:, None])
+    return gradient_RV
+
+
+def pieces(logits_NV: Tensor) -> Iterator[slice]:
     """Slices of rows."""
     rows = max(1, PIECE.get(logits_NV.device.type, PIECE["cuda"]) // logits_NV.shape[1])
     for first in range(0, len(logits_NV), rows):
         yield slice(first, first + rows)
 
 
-def _scaled(logits_RV: Tensor, temperature: float) -> Tensor:
+def scaled(logits_RV: Tensor, temperature: float) -> Tensor:
     """In float32, over the temperature."""
     logits_RV = logits_RV.float()
     return logits_RV if temperature == 1.0 else logits_RV / temperature

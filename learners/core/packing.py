@@ -7,9 +7,10 @@ A row is one prompt followed by the answers to it that share it:
     p p p p a a a b b        answers a and b see the prompt and themselves, never each other
 
 so that a prompt is run once for several answers. A row with one answer is plain causal text and needs no
-mask: padding is on the right, where causal attention never looks. A microbatch with a shared row has masks for
-all its rows, and a layer with a window needs one of its own: the window counts positions of the conversation, not
-columns of the row. The last token of an answer predicts nothing and is left out.
+mask: padding is on the right, where causal attention never looks. A microbatch with a shared row says what its rows
+hold: short ones by masks for all of them (a layer with a window needs one of its own: the window counts positions of
+the conversation, not columns of the row), long ones by a plan of their segments (`learners.core.segments`). The last
+token of an answer predicts nothing and is left out.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ from torch import Tensor
 
 from learners.core.batch import Batch
 from learners.core.ranks import divided
+from learners.core.segments import Segment, plan_of
 
 MaskForm = Literal["full", "windowed", "by_kind"]
 """A model's `attention_mask`: one mask for all layers, without or with the window, or a mapping from the kind of layer
 to its mask, for models with layers of both kinds."""
 
+DENSE = 768
+"""Longest row with a mask. Attention under one computes the whole square of the row, and is one call for all rows,
+which is faster for short ones."""
 
 OVERHEAD = {"cpu": 192, "cuda": 2**20}
 """Padded positions that take as long as a further microbatch. A processor reads weights and gradients once more, which
@@ -55,8 +60,8 @@ class Microbatch:
     position_BT: Tensor | None
     """None: 0..T-1 in every row."""
     mask_B1TT: Tensor | dict[str, Tensor] | None
-    """True where the query (third axis) sees the key, by kind of layer where they differ; None: the model's own
-    causal mask."""
+    """True where the query (third axis) sees the key, by kind of layer where they differ; or a plan of the segments,
+    int64; None: the model's own causal mask."""
     predict_M: Tensor
     target_M: Tensor
     """Ids of the response tokens."""
@@ -103,6 +108,10 @@ class Layout:
     """Positions that a windowed layer sees, the token's own included."""
     ranks: int = 1
     """Processes among which microbatches are divided."""
+    segments: bool = False
+    """The model takes a plan of segments in place of a mask."""
+    dense: int = DENSE
+    """Longest row with a mask where it does."""
 
     def microbatches(self, batch: Batch, rollouts: Sequence[int], device: torch.device) -> list[Microbatch]:
         """The given rollouts in as few rectangles as fit, deterministically."""
@@ -147,15 +156,21 @@ class Layout:
     def answers_per_row(self, prompt: int, answers: Sequence[int]) -> int:
         """How many answers should share the prompt.
 
-        Sharing saves the prompt's matrix products (about 24 hidden^2 per token and layer) and costs attention over the
-        whole square of the row (4 hidden per pair), where plain causal rows use half of a smaller one.
+        Sharing saves the prompt's matrix products (about 24 hidden^2 per token and layer). By segments it also saves
+        the prompt's attention (4 hidden per pair of positions); under a mask attention costs the whole square of the
+        row, where plain causal rows use half of a smaller one.
         """
         if not self.share:
             return 1
         answer = sum(answers) / len(answers)
 
         def work(k: int) -> float:
-            pairs = (prompt + answer) ** 2 / 2 if k == 1 else (prompt + k * answer) ** 2 / k
+            if k == 1:
+                pairs = (prompt + answer) ** 2 / 2
+            elif self.segments and prompt + k * answer > self.dense:
+                pairs = prompt**2 / (2 * k) + prompt * answer + answer**2 / 2
+            else:
+                pairs = (prompt + k * answer) ** 2 / k
             return 6 * self.hidden * (prompt / k + answer) + pairs
 
         fits = [
@@ -224,24 +239,33 @@ def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device, layout:
     """The tensors of some rows, padded on the right with token 0."""
     width = max(row.length for row in rows)
     shared = any(len(row.rollouts) > 1 for row in rows)
+    # A model with a window makes masks of its own for plain rows too.
+    by_segments = layout.segments and width > layout.dense and (shared or width > (layout.window or width))
     input_BT = np.zeros((len(rows), width), np.int64)
     position_BT = np.tile(np.arange(width), (len(rows), 1))
     # Prompt 0, answers 1, 2, ...; padding keeps -1 and so sees only padding.
     segment_BT = np.full((len(rows), width), -1, np.int64)
     predict: list[NDArray[np.int64]] = []
     index: list[NDArray[np.int64]] = []
+    plan: list[Segment] = []
     place: list[NDArray[np.int64]] = []
     for b, row in enumerate(rows):
         prompt = batch.prompts[row.group]
         input_BT[b, : len(prompt)] = prompt
         segment_BT[b, : len(prompt)] = 0
         at = len(prompt)
+        if len(row.rollouts) == 1:
+            plan.append((b, 0, 0, row.length))
+        else:
+            plan.append((b, 0, 0, at))
         for segment, rollout in enumerate(row.rollouts, start=1):
             start, length = int(batch.start_R[rollout]), int(batch.length_R[rollout])
             end = at + length - 1
             input_BT[b, at:end] = batch.token_N[start : start + length - 1]
             position_BT[b, at:end] = len(prompt) + np.arange(length - 1)
             segment_BT[b, at:end] = segment
+            if len(row.rollouts) > 1:
+                plan.append((b, len(prompt), at, end))
             # The first token of every answer is predicted at the end of the prompt.
             predict.append(b * width + np.concatenate([[len(prompt) - 1], np.arange(at, end)]))
             index.append(np.arange(start, start + length))
@@ -252,10 +276,15 @@ def _microbatch(batch: Batch, rows: Sequence[Row], device: torch.device, layout:
     def tensor(array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(device)
 
+    mask: Tensor | dict[str, Tensor] | None = None
+    if by_segments:
+        mask = plan_of(plan)
+    elif shared:
+        mask = _masks(tensor(segment_BT), tensor(position_BT), layout)
     return Microbatch(
         input_BT=tensor(input_BT),
         position_BT=tensor(position_BT) if shared else None,
-        mask_B1TT=_masks(tensor(segment_BT), tensor(position_BT), layout) if shared else None,
+        mask_B1TT=mask,
         predict_M=tensor(np.concatenate(predict)),
         target_M=tensor(batch.token_N[index_M]),
         index_M=tensor(index_M),

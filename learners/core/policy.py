@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from learners.core.attention import use_plain_backward
 from learners.core.config import NetworkConfig
 from learners.core.grid import grid_of
+from learners.core.head import Found, Wanted, chunk_rows, find_head, logprobs_through
 from learners.core.loading import checkpoint_activations, choose_device, load_model, require_repeatable, with_adapters
 from learners.core.logprobs import logprobs_and_entropy, logprobs_of
 from learners.core.packing import Layout, Microbatch
 from learners.core.ranks import ALONE, Ranks
+from learners.core.segments import use_segments
 from learners.core.sharding import full, release, shard
 from learners.core.sharing import best_layout
 from learners.core.skeleton import LazyTensors
@@ -70,8 +72,8 @@ class Policy:
         bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and self.device.type == "cuda")
         self._autocast_dtype = torch.bfloat16 if bfloat16 else None
         self.base, self.own_dtype = load_model(model, self.device)
-        if bfloat16 and self.device.type == "cpu" and self.base.config._attn_implementation == "sdpa":
-            use_plain_backward(self.base)
+        if self.base.config._attn_implementation == "sdpa":
+            (use_plain_backward if bfloat16 and self.device.type == "cpu" else use_segments)(self.base)
         self.has_reference = reference
         self._reference = None
         if self.has_reference and config.lora is None:
@@ -89,6 +91,8 @@ class Policy:
                 if network is not None:
                     checkpoint_activations(network)
         require_repeatable(self.model, self.device)
+        self.head = find_head(self.base)
+        """What the model does to the output of its head; None: log-probs need its logits whole."""
         self.layout: Layout = best_layout(self.base, config, device=self.device)
         """How rollouts are packed for this model."""
         self.ranks: Ranks = ALONE
@@ -139,14 +143,11 @@ class Policy:
         The head runs only on the M positions: most of the B x T positions are prompt, and the vocabulary is the widest
         axis of all.
         """
-        model = self._reference if reference and self._reference is not None else self.model
-        adapters_off = self.model.disable_adapter() if reference and self.has_adapters else nullcontext()
 
         def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
             return (args[0].flatten(0, 1).index_select(0, microbatch.predict_M),)
 
-        head = model.get_output_embeddings()
-        with adapters_off, self.autocast(), head.register_forward_pre_hook(select):
+        with self._network(reference) as model, model.get_output_embeddings().register_forward_pre_hook(select):
             logits_MV: Tensor = model(**microbatch.model_inputs()).logits
         return logits_MV
 
@@ -161,6 +162,22 @@ class Policy:
         moved, counts as allowed at its own position, so that every number is finite; the loss masks it.
         The reference is taken over the policy's own set: the KL is finite, and 0 where the two are equal.
         """
+        if not self._in_chunks(microbatch):
+            return self._score_whole(microbatch, entropy=entropy, reference=reference)
+        found = self._through(microbatch, Wanted(
+            target_M=microbatch.target_M, temperature=self.temperature, entropy=entropy,
+            filters=self.filters, place_M=microbatch.place_M, end_ids=self._end_ids,
+        ))  # fmt: skip
+        reference_M = None
+        if reference:
+            reference_M = self._through(microbatch, self._of_reference(microbatch, found), reference=True).logprobs_M
+        return Scored(
+            logprobs_M=found.logprobs_M, entropy_M=found.entropy_M, reference_M=reference_M, outside_M=found.outside_M
+        )
+
+    def _score_whole(self, microbatch: Microbatch, *, entropy: bool, reference: bool) -> Scored:
+        """From the logits of all response tokens: where they fit into one chunk no product is computed twice, and
+        where the model treats its logits in its own way nothing else is known to be right."""
         logits_MV, target_M, temperature = self.logits(microbatch), microbatch.target_M, self.temperature
         banned_MV = outside_M = None
         if self.filters:
@@ -181,11 +198,36 @@ class Policy:
 
     def reference_logprobs(self, microbatch: Microbatch, banned_MV: Tensor | None = None) -> Tensor:
         """Log-probs of the response tokens under the frozen reference, [M]; `banned_MV`: tokens that are left out."""
+        if banned_MV is None and self._in_chunks(microbatch):
+            return self._through(microbatch, self._of_reference(microbatch, None), reference=True).logprobs_M
         logits_MV = self.logits(microbatch, reference=True)
         if banned_MV is None:
             return logprobs_of(logits_MV, microbatch.target_M, self.temperature)
         logits_MV = (logits_MV.float() / self.temperature).masked_fill(banned_MV, FLOOR)
         return logprobs_of(logits_MV, microbatch.target_M)
+
+    def _in_chunks(self, microbatch: Microbatch) -> bool:
+        return self.head is not None and microbatch.num_tokens > chunk_rows(self.vocabulary, self.device)
+
+    def _of_reference(self, microbatch: Microbatch, found: Found | None) -> Wanted:
+        allowed_MU = None if found is None else found.allowed_MU
+        return Wanted(target_M=microbatch.target_M, temperature=self.temperature, allowed_MU=allowed_MU)
+
+    def _through(self, microbatch: Microbatch, wanted: Wanted, *, reference: bool = False) -> Found:
+        """Log-probs of the response tokens, a chunk of logits at a time."""
+        assert self.head is not None
+        with self._network(reference) as model:
+            return logprobs_through(model, microbatch.model_inputs(), self.head, microbatch.predict_M, wanted)
+
+    @contextmanager
+    def _network(self, reference: bool) -> Iterator[Any]:
+        """The policy or its reference, in the dtype of the computation."""
+        model = self._reference if reference and self._reference is not None else self.model
+        adapters_off = self.model.disable_adapter() if reference and self.has_adapters else nullcontext()
+        with adapters_off, self.autocast():
+            yield model
+        if reference and self._reference is not None and not self.ranks.is_alone:
+            release(self._reference)
 
     @contextmanager
     def whole(self) -> Iterator[Whole | None]:

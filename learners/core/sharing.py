@@ -1,4 +1,5 @@
-"""Whether a model can process one prompt for several answers, and which form of mask it needs for that.
+"""Whether a model can process one prompt for several answers, which form of mask it needs for that, and whether it
+takes a plan of segments in place of masks.
 
 The model's name does not decide it. A few random tokens are run row by row, as the model itself masks them, and again
 in one microbatch under explicit masks. Sharing is on only where both give the same log-probs.
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.core.attention import FUSED
+from learners.core.attention import FUSED, WITH_PLANS
 from learners.core.batch import Batch
 from learners.core.config import NetworkConfig
 from learners.core.logprobs import logprobs_of
@@ -31,7 +32,8 @@ TOLERANCE = 0.01
 
 @torch.no_grad()
 def best_layout(model: Any, config: NetworkConfig, *, device: torch.device) -> Layout:
-    """How rollouts are packed for a causal language model: shared where it is exact, else one answer a row.
+    """How rollouts are packed for a causal language model: shared where it is exact, else one answer a row; long rows
+    by segments where that is exact.
 
     Eager attention keeps the scores of every head for the backward pass, and a shared row makes them quadratically
     more: models that need it (soft-capped, with sinks) do not share.
@@ -39,44 +41,59 @@ def best_layout(model: Any, config: NetworkConfig, *, device: torch.device) -> L
     text = model.config.get_text_config()
     overhead = OVERHEAD.get(device.type, OVERHEAD["cuda"])
     plain = Layout(max_tokens=config.max_tokens_per_microbatch, hidden=int(text.hidden_size), overhead=overhead)
-    if not config.share_prompts or model.config._attn_implementation not in FUSED:
+    window = getattr(text, "sliding_window", None)
+    # Without a window, rows that share nothing need no mask.
+    if not (config.share_prompts or window) or model.config._attn_implementation not in FUSED:
         return plain
     if set(getattr(text, "layer_types", None) or ()) - KINDS or getattr(text, "attention_chunk_size", None):
         return plain
-    window = getattr(text, "sliding_window", None)
     forms: tuple[MaskForm, ...] = ("full",) if window is None else ("by_kind", "windowed", "full")
-    errors = _errors(model, forms, window, device)
+    errors, of_segments = _errors(model, forms, window, device)
     if not errors:
         return plain
     best = min(errors, key=errors.__getitem__)
     if not errors[best] <= TOLERANCE:
         return plain
-    return dataclasses.replace(plain, share=True, mask=best, window=window)
+    segments = of_segments is not None and of_segments <= TOLERANCE
+    return dataclasses.replace(plain, share=config.share_prompts, mask=best, window=window, segments=segments)
 
 
-def _errors(model: Any, forms: Sequence[MaskForm], window: int | None, device: torch.device) -> dict[MaskForm, float]:
-    """By form of mask: the gap between shared log-probs and those row by row, as a share of the change from an open
-    mask; forms that the model does not accept are left out."""
+def _errors(
+    model: Any, forms: Sequence[MaskForm], window: int | None, device: torch.device
+) -> tuple[dict[MaskForm, float], float | None]:
+    """By form of mask, and by segments: the gap between shared log-probs and those row by row, as a share of the change
+    from an open mask; forms that the model does not accept are left out."""
     probe = _probe(int(model.get_input_embeddings().weight.shape[0]))
     some = range(probe.num_rollouts)
     apart = Layout(max_tokens=1)
     # A model this wide shares whenever it can, and a budget this large puts all rows in one microbatch.
     shared = Layout(max_tokens=10**6, hidden=10**6, share=True)
-    with _window(model.config.get_text_config(), window):
+    with _window(model, window):
         if window is not None:
             shared = dataclasses.replace(shared, window=PROBE_WINDOW)
         expected_N = _logprobs(model, apart.microbatches(probe, some, device), probe.num_tokens)
         errors, careless = {}, 0.0
-        for form in forms:
-            microbatches = dataclasses.replace(shared, mask=form).microbatches(probe, some, device)
+
+        def error(layout: Layout) -> float | None:
+            nonlocal careless
+            microbatches = layout.microbatches(probe, some, device)
             try:
                 found_N = _logprobs(model, microbatches, probe.num_tokens)
-                unmasked_N = _logprobs(model, [_unmasked(m) for m in microbatches], probe.num_tokens)
+                if not layout.segments:
+                    unmasked_N = _logprobs(model, [_unmasked(m) for m in microbatches], probe.num_tokens)
+                    careless = max(careless, float((unmasked_N - expected_N).abs().max()))
             except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-                continue
-            careless = max(careless, float((unmasked_N - expected_N).abs().max()))
-            errors[form] = float((found_N - expected_N).abs().max())
-    return {form: error / max(careless, 1e-12) for form, error in errors.items()}
+                return None
+            return float((found_N - expected_N).abs().max())
+
+        for form in forms:
+            if (found := error(dataclasses.replace(shared, mask=form))) is not None:
+                errors[form] = found
+        of_segments = None
+        if model.config._attn_implementation in WITH_PLANS:
+            of_segments = error(dataclasses.replace(shared, segments=True, dense=0))
+    least = max(careless, 1e-12)
+    return {form: found / least for form, found in errors.items()}, None if of_segments is None else of_segments / least
 
 
 def _unmasked(microbatch: Microbatch) -> Microbatch:
@@ -99,15 +116,18 @@ def _logprobs(model: Any, microbatches: Sequence[Microbatch], num_tokens: int) -
 
 
 @contextmanager
-def _window(text_config: Any, window: int | None) -> Iterator[None]:
-    """Masks are built from the configuration at every forward pass: a short window there lets short rows exceed it."""
-    if window is not None:
-        text_config.sliding_window = PROBE_WINDOW
+def _window(model: Any, window: int | None) -> Iterator[None]:
+    """A short window, so that short rows exceed it: masks are built from the configuration at every forward pass, and
+    layers tell attention their own."""
+    owners = [] if window is None else [model.config.get_text_config()]
+    owners += [module for module in model.modules() if window and vars(module).get("sliding_window") == window]
+    for owner in owners:
+        owner.sliding_window = PROBE_WINDOW
     try:
         yield
     finally:
-        if window is not None:
-            text_config.sliding_window = window
+        for owner in owners:
+            owner.sliding_window = window
 
 
 def _probe(vocabulary: int) -> Batch:

@@ -17,6 +17,7 @@ from cluster.placement.memory import (
     too_much,
 )
 from learners.config import LearnConfig
+from learners.core.config import CHUNK, PIECE
 from learners.memory import learner_memory
 from solon.engines import vllm_build
 from solon.engines.base import EngineConfig, EngineOptions
@@ -192,14 +193,16 @@ def test_the_learner_holds_as_many_float32_copies_as_its_settings_ask_for(settin
     assert found.weights + found.moments + found.gradients == copies * 4 * HALF.parameters
 
 
-def test_logits_follow_the_microbatch_and_the_vocabulary():
-    small, large = (
+def test_logits_follow_the_microbatch_and_the_vocabulary_up_to_one_chunk():
+    small, larger, large, huge = (
         learner_memory(HALF, LearnConfig(max_tokens_per_microbatch=n), on_gpu=True, longest=512, runtime=0)
-        for n in (2048, 8192)
+        for n in (512, 800, 8192, 65536)
     )
-    assert large.scoring == 4 * small.scoring == 2 * 8192 * 151936
+    assert small.scoring == 2 * 512 * 151936
+    assert larger.scoring == 2 * 800 * 151936
+    assert large.scoring == huge.scoring == 2 * CHUNK["cuda"] + 12 * PIECE["cuda"]
     # A conversation that is longer than a microbatch has one of its own.
-    long = learner_memory(HALF, LearnConfig(max_tokens_per_microbatch=16), on_gpu=True, longest=2048, runtime=0)
+    long = learner_memory(HALF, LearnConfig(max_tokens_per_microbatch=16), on_gpu=True, longest=512, runtime=0)
     assert long.scoring == small.scoring
 
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.core.logprobs import PIECE, logprobs_and_entropy, logprobs_of
+from learners.core.config import PIECE
+from learners.core.logprobs import logprobs_and_entropy, logprobs_of
 from learners.policy_gradient.losses import (
     effective_sample_share,
     explained_variance,

@@ -127,6 +127,12 @@ def test_long_answers_do_not_share_and_short_ones_do():
     assert Layout(max_tokens=100, share=True, hidden=128).answers_per_row(40, [20] * 8) == 3
 
 
+def test_by_segments_all_answers_share_whatever_their_length():
+    layout = Layout(max_tokens=10**6, share=True, hidden=128, segments=True)
+    for prompt, answer in ((40, 20), (20, 4000), (2000, 20), (1, 1000), (8000, 8000)):
+        assert layout.answers_per_row(prompt, [answer] * 8) == 8
+
+
 def test_rollouts_without_a_reward_or_tokens_are_left_out():
     batch = Batch.of([make_group(0, [3, 4], [[5], [6, 7], [], [8]], [None, 1.0, 2.0, 30.0])], reward_clip=10.0)
     assert batch.member_R.tolist() == [1, 3]
