@@ -12,7 +12,7 @@ import ray
 
 from actors.calls import RAY_IS_GONE, Spawn, call
 from actors.learner import RemoteLearner
-from solon.errors import WorkerLostError
+from solon.errors import InputError, WorkerLostError
 
 OF_OTHERS = re.compile("gloo|nccl|connection|timed out", re.IGNORECASE)
 """In an error that a rank raises because another one is gone."""
@@ -115,8 +115,12 @@ class RemoteLearnerGroup(RemoteLearner):
             first = raised[0]
             if not isinstance(first, WorkerLostError) or len(set(map(str, raised.values()))) == 1:
                 return first
+        if bad := next((one for one in raised.values() if isinstance(one, InputError)), None):
+            return bad  # the others wait in vain for this rank, and the run ends
         dead = {rank: one for rank, one in raised.items() if type(one) is WorkerLostError}
         own = {rank: one for rank, one in raised.items() if rank not in dead and not OF_OTHERS.search(str(one))}
+        if not dead and own.keys() == raised.keys() and len(errors) == self._ranks:
+            return next(iter(own.values()))  # no rank waits for another one
         for some in (dead, own):
             if some:
                 rank, error = next(iter(some.items()))

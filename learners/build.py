@@ -48,7 +48,7 @@ def build_learner(
     refuse_experts(model)
     if not ranks.is_alone:
         require_divisible(model)
-    source = PolicySource(model=model, temperature=temperature, filters=filters, end_ids=end_ids)
+    source = PolicySource(model=model, temperature=temperature, filters=filters, end_ids=end_ids, ranks=ranks)
     # Adapters are initialised at random; the caller's generator is left unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

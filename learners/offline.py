@@ -126,8 +126,8 @@ def _policy(model: str, config: NetworkConfig, ranks: Ranks, *, reference: bool)
     torch.set_num_threads(config.threads)
     with torch.random.fork_rng(devices=[]):  # adapters are initialised at random
         torch.manual_seed(getattr(config, "seed", 0))
-        policy = Policy(config, model=model, temperature=1.0, reference=reference)
-    policy.divide(ranks)
+        policy = Policy(config, model=model, temperature=1.0, reference=reference, ranks=ranks)
+    policy.divide()
     return policy
 
 

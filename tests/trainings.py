@@ -94,8 +94,8 @@ def _offline(ranks: Ranks, name: str, model: str, options: dict[str, Any]) -> tu
     examples: Sequence[Any]
     if name in ("dpo", "kto"):
         config = (DirectConfig if name == "dpo" else RatingConfig)(**given)
-        policy = Policy(config, model=model, temperature=1.0, reference=name == "kto")
-        policy.divide(ranks)
+        policy = Policy(config, model=model, temperature=1.0, reference=name == "kto", ranks=ranks)
+        policy.divide()
         if name == "dpo":
             examples = [AnswerPair(prompt=tokens(), first=tokens(), second=(29, *tokens()), p=0.9) for _ in range(40)]
             examples = with_reference(policy, examples)

@@ -108,7 +108,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_model(model: str, device: torch.device) -> tuple[Any, torch.dtype]:
-    """The model in float32, and the dtype of its files."""
+    """The model in float32, and the dtype of its files. On the device `meta` it has no values."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     remedy = "give a Hugging Face directory with config.json and safetensors files"
@@ -121,9 +121,14 @@ def load_model(model: str, device: torch.device) -> tuple[Any, torch.dtype]:
         options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
         if capped:
             options["attn_implementation"] = "eager"
+        own = own if isinstance(own, torch.dtype) else getattr(torch, str(own))
+        if device.type == "meta":
+            options.pop("use_safetensors")
+            with device:
+                return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options).eval(), own
         with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32, **options)
-        return loaded.to(device).eval(), own if isinstance(own, torch.dtype) else getattr(torch, str(own))
+        return loaded.to(device).eval(), own
 
 
 def refuse_experts(model: str) -> None:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from learners.core.attention import use_plain_backward
 from learners.core.config import NetworkConfig
 from learners.core.grid import grid_of
-from learners.core.head import Found, Wanted, chunk_rows, find_head, logprobs_through
+from learners.core.head import After, Found, Wanted, chunk_rows, find_head, logprobs_through
 from learners.core.loading import checkpoint_activations, choose_device, load_model, require_repeatable, with_adapters
 from learners.core.logprobs import logprobs_and_entropy, logprobs_of
-from learners.core.packing import Layout, Microbatch
+from learners.core.packing import OVERHEAD, Layout, Microbatch
 from learners.core.ranks import ALONE, Ranks
 from learners.core.segments import use_segments
 from learners.core.sharding import full, release, shard
@@ -62,16 +62,21 @@ class Policy:
         end_ids: Sequence[int] = (),
         reference: bool = False,
         backbone: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         """temperature, filters: the sampling of the rollouts; end_ids: tokens that end an answer. reference: keep a
-        frozen copy of the present model; backbone: make a copy without its head, for a critic."""
+        frozen copy of the present model; backbone: make a copy without its head, for a critic. ranks: the processes
+        that divide the networks later, by `divide`: until then the first one holds all values, on the CPU, and the
+        others none."""
         if filters.min_tokens and not end_ids:
             raise ValueError(f"min_tokens = {filters.min_tokens} without the tokens that end an answer; name them")
         self.device = choose_device(config.device)
         self.temperature, self.filters, self._end_ids = temperature, filters, tuple(end_ids)
         bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and self.device.type == "cuda")
         self._autocast_dtype = torch.bfloat16 if bfloat16 else None
-        self.base, self.own_dtype = load_model(model, self.device)
+        self.ranks = ranks
+        at = self.device if ranks.is_alone else torch.device("cpu" if ranks.is_first else "meta")
+        self.base, self.own_dtype = load_model(model, at)
         if self.base.config._attn_implementation == "sdpa":
             (use_plain_backward if bfloat16 and self.device.type == "cpu" else use_segments)(self.base)
         self.has_reference = reference
@@ -90,21 +95,24 @@ class Policy:
             for network in (self.base, body):
                 if network is not None:
                     checkpoint_activations(network)
-        require_repeatable(self.model, self.device)
-        self.head = find_head(self.base)
-        """What the model does to the output of its head; None: log-probs need its logits whole."""
-        self.layout: Layout = best_layout(self.base, config, device=self.device)
-        """How rollouts are packed for this model."""
-        self.ranks: Ranks = ALONE
-        """The processes among which the networks are divided."""
+        found = self._probed(config, at) if ranks.is_first else None
+        self.head: After | None
+        self.layout: Layout
+        self.head, self.layout = ranks.shared(found)
 
-    def divide(self, ranks: Ranks) -> None:
-        """Divide policy and reference among ranks, before an optimiser is built. Raises InputError for a model that
+    def _probed(self, config: NetworkConfig, device: torch.device) -> tuple[After | None, Layout]:
+        """What the model does to the output of its head (None: log-probs need its logits whole), and how rollouts are
+        packed for it."""
+        require_repeatable(self.model, device)
+        head, layout = find_head(self.base), best_layout(self.base, config, device=device)
+        return head, replace(layout, ranks=self.ranks.size, overhead=OVERHEAD[self.device.type])
+
+    def divide(self) -> None:
+        """Divide policy and reference among the ranks, before an optimiser is built. Raises InputError for a model that
         cannot be divided."""
-        self.ranks, self.layout = ranks, replace(self.layout, ranks=ranks.size)
         for network in (self.model, self._reference):
             if network is not None:
-                shard(network, ranks, compute=self._autocast_dtype)
+                shard(network, self.ranks, compute=self._autocast_dtype)
 
     def _grid_dtype(self, config: NetworkConfig) -> torch.dtype:
         """Of the published weights: scales are computed in it."""

@@ -14,7 +14,7 @@ from learners.core.measure import batch_metrics, groups_without_advantages
 from learners.core.objective import Minibatch, Objective, Part, Prepared, StepContext
 from learners.core.packing import Layout, Microbatch
 from learners.core.policy import Policy
-from learners.core.ranks import Ranks
+from learners.core.ranks import ALONE, Ranks
 from solon.errors import RunFailedError
 from solon.records import NO_FILTERS, Filters, TrainingGroup
 
@@ -28,6 +28,8 @@ class PolicySource:
     filters: Filters = NO_FILTERS
     end_ids: Sequence[int] = ()
     """Tokens that end an answer, for `filters.min_tokens`."""
+    ranks: Ranks = ALONE
+    """The processes that train it together."""
 
 
 class PolicyObjective(Objective[Sequence[TrainingGroup], Microbatch]):
@@ -51,6 +53,7 @@ class PolicyObjective(Objective[Sequence[TrainingGroup], Microbatch]):
             end_ids=source.end_ids,
             reference=reference,
             backbone=backbone,
+            ranks=source.ranks,
         )
 
     @property
@@ -59,7 +62,7 @@ class PolicyObjective(Objective[Sequence[TrainingGroup], Microbatch]):
         return self.policy.layout
 
     def divide(self, ranks: Ranks) -> None:
-        self.policy.divide(ranks)
+        self.policy.divide()
         super().divide(ranks)
 
     def cost(self, microbatch: Microbatch) -> float:

@@ -73,6 +73,14 @@ class Ranks:
         """Sums over the ranks, added in the order of the ranks, so that all hold the same bits."""
         return [sum(column) for column in zip(*self.each(values), strict=True)]
 
+    def shared(self, value: Any) -> Any:
+        """What the first rank has, on every rank."""
+        if self.is_alone:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, 0)
+        return box[0]
+
     def say(self, number: int) -> None:
         """Tell the other ranks, which must be listening, a number."""
         if not self.is_alone:

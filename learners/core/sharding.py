@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from learners.core.ranks import Ranks
 from solon.errors import InputError
@@ -20,7 +20,8 @@ def shard(network: nn.Module, ranks: Ranks, *, compute: torch.dtype | None = Non
     """Divide a network among the ranks, in place: its repeated layers, then the rest of it. compute: dtype in which
     layers are gathered; None: that of the parameters.
 
-    A network that is divided already stays so. Call it before the optimiser is built. Raises InputError for a network
+    The values are those of the first rank, which sends a parameter at a time; the others may hold none (`meta`). A
+    network that is divided already stays so. Call it before the optimiser is built. Raises InputError for a network
     without repeated layers.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -28,8 +29,11 @@ def shard(network: nn.Module, ranks: Ranks, *, compute: torch.dtype | None = Non
     if ranks.is_alone or isinstance(network, FSDPModule):
         return
 
+    layers = layers_of(network)
+    if ranks.is_first:
+        _send(network, ranks)
     policy = MixedPrecisionPolicy() if compute is None else MixedPrecisionPolicy(compute, torch.float32)
-    for layer in layers_of(network):
+    for layer in layers:
         fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
     fully_shard(network, mesh=ranks.mesh)
     for module in network.modules():
@@ -37,6 +41,34 @@ def shard(network: nn.Module, ranks: Ranks, *, compute: torch.dtype | None = Non
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    if not ranks.is_first:
+        _receive(network, ranks)
+
+
+def _send(network: nn.Module, ranks: Ranks) -> None:
+    """Give the other ranks every parameter and buffer, in the order of their names."""
+    device = ranks.mesh.device_type
+    for _, tensor in _values(network):
+        distributed.broadcast(tensor.detach().to(device).contiguous(), 0)
+
+
+@torch.no_grad()
+def _receive(network: nn.Module, ranks: Ranks) -> None:
+    """Keep this rank's part of what the first rank sends."""
+    device = ranks.mesh.device_type
+    if any(tensor.is_meta for _, tensor in _values(network)):
+        network.to_empty(device=device)
+    for _, tensor in _values(network):
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        distributed.broadcast(whole, 0)
+        if isinstance(tensor, DTensor):
+            whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None).to_local()
+        local(tensor).copy_(whole)
+
+
+def _values(network: nn.Module) -> list[tuple[str, Tensor]]:
+    found: list[tuple[str, Tensor]] = [*network.named_parameters(), *network.named_buffers()]
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def release(network: nn.Module) -> None:
@@ -79,7 +111,5 @@ def placed_like(parameter: Tensor, value: Tensor) -> Tensor:
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor) or isinstance(value, DTensor):
         return value.clone()
-    from torch.distributed.tensor import distribute_tensor
-
     found: Any = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return found  # type: ignore[no-any-return]

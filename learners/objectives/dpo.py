@@ -38,8 +38,7 @@ class DPOObjective(Objective[Pairs, PairRows]):
         return {"policy": Part(self.policy.model, self.config.learning_rate)}
 
     def divide(self, ranks: Ranks) -> None:
-        self.policy.divide(ranks)
-        self.layout = self.policy.layout
+        self.policy.divide()
         super().divide(ranks)
 
     def cost(self, microbatch: PairRows) -> float:

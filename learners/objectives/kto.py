@@ -54,8 +54,7 @@ class KTOObjective(Objective[Ratings, RatedRows]):
         return {"policy": Part(self.policy.model, self.config.learning_rate)}
 
     def divide(self, ranks: Ranks) -> None:
-        self.policy.divide(ranks)
-        self.layout = self.policy.layout
+        self.policy.divide()
         super().divide(ranks)
 
     def cost(self, microbatch: RatedRows) -> float:

@@ -26,7 +26,9 @@ class PPOObjective(PolicyGradient):
 
     def __init__(self, config: PolicyGradientConfig, source: PolicySource) -> None:
         super().__init__(config, source, backbone=True)
-        self.critic = Critic(self.policy.backbone, self.policy.hidden).to(self.policy.device)
+        self.critic = Critic(self.policy.backbone, self.policy.hidden)
+        if self.policy.ranks.is_alone:
+            self.critic.to(self.policy.device)
 
     def parts(self) -> dict[str, Part]:
         """The policy and the critic."""

@@ -96,7 +96,7 @@ class FailingLearner(TimedLearner):
 
     def step(self, step: int, *payloads: Any) -> Iterator[Any]:
         fail_if_told("learner")
-        return super().step(step, *payloads)
+        yield from super().step(step, *payloads)
 
 
 class LabellingJudge(TimedJudge):

@@ -47,6 +47,7 @@ class RefusedLearner(TimedLearner):
     """Refuses to start."""
 
     def start(self, checkpoint: str) -> Any:
+        yield from ()  # Ray asks for a generator
         raise InputError("policy got a stand-in, expected a model; name one")
 
 
@@ -56,7 +57,7 @@ class FailedLearner(TimedLearner):
     def step(self, step: int, *payloads: Any) -> Any:
         if step == 1:
             raise RunFailedError("the loss of step 1 is not finite")
-        return super().step(step, *payloads)
+        yield from super().step(step, *payloads)
 
 
 class StillLearner(TimedLearner):

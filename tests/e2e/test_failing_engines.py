@@ -52,7 +52,7 @@ class FailingLearner(LearnerShell):
             def fail(*args, **kwargs):
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
             self._learner._updates = fail
-        return super().step(step, *payloads)
+        yield from super().step(step, *payloads)
 
 options = {"max_restarts": 0, "max_task_retries": 0}
 from solon.cli.main import main
