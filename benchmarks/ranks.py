@@ -27,7 +27,10 @@ from learners.config import LearnConfig
 from learners.core.processes import run_on_ranks
 from learners.core.ranks import Ranks
 from learners.core.sharding import full, local
+from learners.memory import learner_memory
 from solon.host.allocator import KEEP_FREED_MEMORY, RETURN_FREED_MEMORY
+from solon.models.facts import read_facts
+from solon.models.sizes import sizes_of
 from tests.trainings import OFFLINE, RUNS, apart, train_all
 from tests.unit.learner_builders import make_group, random_groups, write_llama
 
@@ -114,11 +117,7 @@ def measured(ranks: Ranks, model: str, tokens: int, threads: int, steps: int) ->
     """Memory of a PPO learner, bytes, and its speed in trained tokens per second."""
     torch.set_num_threads(threads)
     empty = _resident()
-    config = LearnConfig(
-        kl_coefficient=0.05, minibatches=1, max_tokens_per_microbatch=tokens // 2, gradient_checkpointing=True,
-        critic_warmup_steps=0, threads=threads,
-    )  # fmt: skip
-    learner = build_learner(config, model=model, temperature=1.0, seed=0, ranks=ranks)
+    learner = build_learner(_config(tokens, threads), model=model, temperature=1.0, seed=0, ranks=ranks)
     objective: Any = learner.objective
     seconds = []
     for step in range(steps):
@@ -144,6 +143,14 @@ def measured(ranks: Ranks, model: str, tokens: int, threads: int, steps: int) ->
     }
 
 
+def _config(tokens: int, threads: int = 1) -> LearnConfig:
+    """PPO with critic and reference."""
+    return LearnConfig(
+        kl_coefficient=0.05, minibatches=1, max_tokens_per_microbatch=tokens // 2, gradient_checkpointing=True,
+        critic_warmup_steps=0, threads=threads,
+    )  # fmt: skip
+
+
 def _long_group(ordinal: int, step: int, length: int) -> Any:
     generator = torch.Generator().manual_seed(100 * step + ordinal)
     answer = torch.randint(3, 4000, (length - 8,), generator=generator).tolist()
@@ -167,14 +174,30 @@ def memory_and_speed_rows(folder: Path, *, quick: bool, parts: list[str]) -> lis
     if "memory" in parts:
         weights = 12 * alone["trained"] + 4 * alone["reference"]
         print(json.dumps({"alone": alone, "ranks": ranks}), flush=True)
+        sizes = sizes_of(read_facts(Path(model)))
+        assert sizes is not None
+        expected = [
+            learner_memory(sizes, _config(tokens), on_gpu=False, longest=tokens // 8, runtime=0, ranks=size).total
+            for size in (1, 2)
+        ]
         rows += [
             Row("weights and moments, bytes, 1 rank (reference: 12 bytes trained, 4 frozen)", alone["kept"], weights),
             Row("the same of one of 2 ranks over that of 1", ranks[0]["kept"] / alone["kept"], goal="<= 0.6"),
             Row(
                 "resident after the steps, without libraries, 2 ranks over 1", ranks[0]["resident"] / alone["resident"]
             ),
-            Row("peak without libraries, bytes a parameter, 1 rank", alone["peak"] / alone["reference"]),
-            Row("peak without libraries, bytes a parameter, of one of 2", ranks[0]["peak"] / alone["reference"]),
+            *(
+                row
+                for title, found, estimate in (
+                    ("1 rank", alone["peak"], expected[0]),
+                    ("the first of 2", ranks[0]["peak"], expected[1]),
+                    ("the second of 2", ranks[1]["peak"], expected[1]),
+                )
+                for row in (
+                    Row(f"peak without libraries, bytes (reference: estimated), {title}", found, estimate),
+                    Row(f"distance from the estimate, {title}", abs(found / estimate - 1), goal="<= 0.1"),
+                )
+            ),
         ]
     if "speed" in parts:
         speed = ranks[0]["tokens"] / alone["tokens"]

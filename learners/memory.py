@@ -10,11 +10,15 @@ P: elements of the policy, C: of the critic, A: of the adapters; all weights, gr
                    one chunk are kept with their gradient; more are computed again chunk by chunk, beside a second
                    gradient of the head
       publishing   two chunks; embedding, head and one layer once more in float32 and in 16 bits for the canaries
+
+Of W ranks each holds 1 / W of weights, gradients and moments. What is gathered comes on top: the embedding and the head
+of each network for a pass, two layers, and the gradient of a layer or of what is outside of them. The first rank
+publishes; while it starts, it holds the whole policy, and the copies of it, on the host.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from learners.config import DIRECT, LearnConfig
 from learners.core.config import CHUNK, PIECE
@@ -54,10 +58,11 @@ def learner_memory(
     longest: int,
     runtime: int,
     filtered: bool = False,
+    ranks: int = 1,
 ) -> LearnerMemory:
-    """The estimate for one learner. longest: tokens of a prompt and its answer at most, which may exceed
-    `max_tokens_per_microbatch`; runtime: bytes of an empty process on that device; filtered: rollouts are sampled with
-    top-k, top-p or min-p."""
+    """The estimate for one learner, or for the first of its ranks. longest: tokens of a prompt and its answer at most,
+    which may exceed `max_tokens_per_microbatch`; runtime: bytes of an empty process on that device; filtered: rollouts
+    are sampled with top-k, top-p or min-p."""
     policy = sizes.parameters
     direct = config.objective in DIRECT
     critic = policy - sizes.head if config.advantages == "gae" and not direct else 0
@@ -75,7 +80,7 @@ def learner_memory(
     scoring, updating = _logits(sizes, tokens, width, "cuda" if on_gpu else "cpu", filtered=filtered)
     if config.lora is None and tokens * sizes.vocabulary > CHUNK["cuda" if on_gpu else "cpu"]:
         updating += 4 * sizes.vocabulary * sizes.hidden
-    return LearnerMemory(
+    found = LearnerMemory(
         weights=weights,
         moments=8 * trained,
         gradients=4 * trained,
@@ -83,6 +88,24 @@ def learner_memory(
         updating=updating + _activations(sizes, config, tokens, width) + (2 * policy if narrow else 0),
         publishing=_publishing(sizes, config, on_gpu=on_gpu),
         runtime=runtime,
+    )
+    return found if ranks == 1 else _divided(found, sizes, ranks, narrow=narrow, critic=critic > 0)
+
+
+def _divided(whole: LearnerMemory, sizes: ModelSizes, ranks: int, *, narrow: bool, critic: bool) -> LearnerMemory:
+    """Of one rank. Copies in 16 bits are those of the layers that are gathered."""
+    embedding = sizes.vocabulary * sizes.hidden
+    outside = embedding + sizes.head
+    layer = max(0, sizes.parameters - outside) // sizes.layers
+    gathered = 4 * outside + 2 * (2 if narrow else 4) * layer
+    while_updating = gathered + 4 * max(outside, layer) + (4 * embedding if critic else 0)
+    return replace(
+        whole,
+        weights=whole.weights // ranks,
+        moments=whole.moments // ranks,
+        gradients=whole.gradients // ranks,
+        scoring=whole.scoring + gathered,
+        updating=whole.updating - (2 * sizes.parameters if narrow else 0) + while_updating,
     )
 
 

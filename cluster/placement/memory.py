@@ -93,11 +93,14 @@ def _learner(run: RunFile, sizes: ModelSizes | None) -> RoleMemory:
             longest=run.rollout.max_model_len,
             runtime=CONTEXT if section.num_gpus else PROCESS,
             filtered=bool(run.rollout.sampling().filters),
+            ranks=section.num_ranks,
         )
         total = found.total
         static = found.weights + found.moments
         parts = {"weights": static, "cache": 0, "working": total - static - found.runtime, "runtime": found.runtime}
-    return RoleMemory(role="learner", model=run.policy, actors=1, share=section.num_gpus, parts=parts, total=total)
+    return RoleMemory(
+        role="learner", model=run.policy, actors=section.num_ranks, share=section.num_gpus, parts=parts, total=total
+    )
 
 
 def too_much(run: RunFile, roles: Sequence[RoleMemory], *, device: int | None, ram: int | None) -> list[str]:

@@ -100,6 +100,22 @@ def test_models_of_other_kinds_are_not_estimated(change: dict[str, Any]):
     assert sizes_of(facts) is None
 
 
+# -- ranks -------------------------------------------------------------------------------------------------------------
+
+
+def test_eight_ranks_hold_a_policy_of_seven_billion_that_one_device_does_not():
+    plain = sizes({key: value for key, value in QWEN_SEVEN_INT8.items() if key != "quantization_config"})
+    config = LearnConfig(advantages="group", gradient_checkpointing=True)
+    one, eight = (
+        learner_memory(plain, config, on_gpu=True, longest=2048, runtime=GIB // 2, ranks=ranks) for ranks in (1, 8)
+    )
+    assert one.total > 100 * GIB
+    assert eight.total < 40 * GIB
+    assert eight.weights == one.weights // 8
+    assert eight.moments == one.moments // 8
+    assert eight.publishing == one.publishing
+
+
 # -- engines -----------------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +255,7 @@ def test_the_example_for_one_gpu_fits_a_card_of_40_gb():
 
 
 def test_a_large_microbatch_no_longer_fits_the_example():
-    run, known = example("learn.max_tokens_per_microbatch=32768")
+    run, known = example("learn.max_tokens_per_microbatch=131072")
     assert warnings(run, estimate_of(run, known, device=40 * GIB), 40)
 
 
