@@ -164,7 +164,7 @@ def _resident() -> int:
 def memory_and_speed_rows(folder: Path, *, quick: bool, parts: list[str]) -> list[Row]:
     """One process of two threads, one of one thread, and two ranks of one thread."""
     model = write_llama(folder / "shape", **(SMALL_SHAPE if quick else SHAPE))
-    tokens, steps = (256, 2) if quick else (1024, 3)
+    tokens, steps = (256, 2) if quick else (512, 3)
     found: dict[int, list[dict[str, float]]] = {}
     for size, threads, tunables in ((1, 2, KEEP_FREED_MEMORY), (2, 1, RETURN_FREED_MEMORY)):
         os.environ["GLIBC_TUNABLES"] = tunables  # as a run sets it for its learner
