@@ -13,6 +13,7 @@ import ray
 from actors.calls import RAY_IS_GONE, Spawn, call
 from actors.learner import RemoteLearner
 from solon.errors import WorkerLostError
+from solon.runs.directory import DiskFullError
 
 OF_OTHERS = re.compile("gloo|nccl|connection|timed out", re.IGNORECASE)
 """In an error that a rank raises because another one is gone."""
@@ -115,6 +116,8 @@ class RemoteLearnerGroup(RemoteLearner):
             first = raised[0]
             if not isinstance(first, WorkerLostError) or len(set(map(str, raised.values()))) == 1:
                 return first
+        if full := [one for one in raised.values() if isinstance(one, DiskFullError)]:
+            return full[0]  # the first rank writes files that the others do not
         dead = {rank: one for rank, one in raised.items() if type(one) is WorkerLostError}
         own = {rank: one for rank, one in raised.items() if rank not in dead and not OF_OTHERS.search(str(one))}
         for some in (dead, own):
