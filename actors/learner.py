@@ -25,6 +25,8 @@ from solon.runs.directory import DiskFullError
 
 Meeting = tuple[str, int]
 """Host and port at which ranks find each other."""
+GROUPS = {"signs": 1, "writes": 1}
+"""Threads beside the one that trains: for signs of life, and for files."""
 NO_ROOM = "; if it happens again, lower learn.max_tokens_per_microbatch"
 
 
@@ -112,10 +114,17 @@ class LearnerShell:
         """Returns the new coefficient."""
         return self._learner.raise_kl(factor)
 
-    def save(self, directory: str) -> None:
+    def stage(self, copies: bool) -> None:
+        """Take the present state for `write`."""
+        with self._computing("copying its state"):
+            self._learner.stage(copies=copies)
+
+    @ray.method(concurrency_group="writes")  # type: ignore[untyped-decorator]
+    def write(self, directory: str) -> None:
+        """Write the staged state, while steps run."""
         try:
             with self._computing("writing its state"):
-                self._learner.save(directory)
+                self._learner.write(directory)
         except Exception as error:
             if not is_no_space(error):
                 raise
@@ -167,9 +176,13 @@ class RemoteLearner(RemoteWorker):
         result: float = await self.ask("raise_kl", factor)
         return result
 
-    async def save(self, directory: str) -> None:
-        """Write the learner's state."""
-        await self.ask("save", directory)
+    async def stage(self, *, copies: bool) -> None:
+        """See `solon.recovery.workers.LearnerProcess`."""
+        await self.ask("stage", copies)
+
+    async def write(self, directory: str) -> None:
+        """See `solon.recovery.workers.LearnerProcess`."""
+        await self.ask("write", directory)
 
 
-LearnerActor = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"signs": 1})(LearnerShell)
+LearnerActor = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=GROUPS)(LearnerShell)

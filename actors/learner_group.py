@@ -13,6 +13,7 @@ import ray
 from actors.calls import RAY_IS_GONE, Spawn, call
 from actors.learner import RemoteLearner
 from solon.errors import InputError, WorkerLostError
+from solon.runs.directory import DiskFullError
 
 OF_OTHERS = re.compile("gloo|nccl|connection|timed out", re.IGNORECASE)
 """In an error that a rank raises because another one is gone."""
@@ -115,13 +116,14 @@ class RemoteLearnerGroup(RemoteLearner):
             first = raised[0]
             if not isinstance(first, WorkerLostError) or len(set(map(str, raised.values()))) == 1:
                 return first
-        if bad := next((one for one in raised.values() if isinstance(one, InputError)), None):
-            return bad  # the others wait in vain for this rank, and the run ends
+        # The run ends, or makes room on the disk; what the other ranks wait for is of no use.
+        if own := next((one for one in raised.values() if isinstance(one, InputError | DiskFullError)), None):
+            return own
         dead = {rank: one for rank, one in raised.items() if type(one) is WorkerLostError}
-        own = {rank: one for rank, one in raised.items() if rank not in dead and not OF_OTHERS.search(str(one))}
-        if not dead and own.keys() == raised.keys() and len(errors) == self._ranks:
-            return next(iter(own.values()))  # no rank waits for another one
-        for some in (dead, own):
+        other = {rank: one for rank, one in raised.items() if rank not in dead and not OF_OTHERS.search(str(one))}
+        if not dead and other.keys() == raised.keys() and len(errors) == self._ranks:
+            return next(iter(other.values()))  # no rank waits for another one
+        for some in (dead, other):
             if some:
                 rank, error = next(iter(some.items()))
                 return WorkerLostError(f"{self._who(rank)} was lost, and all ranks with it: {error}")
@@ -134,5 +136,7 @@ class RemoteLearnerGroup(RemoteLearner):
 
 async def _to_the_end(stream: AsyncIterator[ray.ObjectRef]) -> tuple[Any, list[ray.ObjectRef]]:
     """The last item of a generator method, and references to those before it."""
-    *chunks, last = [reference async for reference in stream]
-    return await last, chunks
+    references = [reference async for reference in stream]
+    if not references:
+        raise WorkerLostError("the method ended without a result")
+    return await references[-1], references[:-1]

@@ -37,7 +37,7 @@ def publication_rows(model: str, *, quick: bool, threads: int) -> list[Row]:
     named: dict[str, Any] = {"model": model, "sampling": sampling, "seed": 0, "engines_in_float32": True}
     with cluster(dashboard=False):
         learner_class, rollout_class = (
-            ray.remote(concurrency_groups={"signs": 1})(shell).options(runtime_env=environment, num_cpus=1)
+            ray.remote(concurrency_groups={"signs": 1, "writes": 1})(shell).options(runtime_env=environment, num_cpus=1)
             for shell, environment in zip(
                 _shells(),
                 (worker_environment(threads, on_gpu=False, trains=trains) for trains in (True, False)),

@@ -134,7 +134,8 @@ _KINDS = (
         "a checkpoint is complete",
         step=Field(int, "its step"),
         held=Field(int, "groups in it"),
-        seconds=Field(float, "time to write it"),
+        seconds=Field(float, "from the state's moment until it was complete"),
+        paused_s=Field(float, "of them those in which no step could run, seconds"),
     ),
     _info(
         "trained",
@@ -266,6 +267,12 @@ _KINDS = (
         "a checkpoint did not fit: the oldest one was removed for it",
         step=Field(int, "of the one that did not fit"),
         removed=Field(int, "step of the oldest"),
+    ),
+    _fault(
+        "checkpoint_abandoned",
+        "the learner was lost while it wrote a checkpoint; the previous one stays",
+        step=Field(int, "of the one that was given up"),
+        cause=_CAUSE,
     ),
     _fault(
         "upload_failed",

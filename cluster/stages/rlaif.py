@@ -51,13 +51,14 @@ class RlaifStage(Stage):
         from solon.errors import RunFailedError
 
         session.provenance |= dataclasses.asdict(session.workers[self.judge].started[0])
-        saver = _saver(session)
-        committed = await self._train(session, saver)
-        session.totals.end()
-        session.recorder.event("trained", step=committed, stopped=session.stop.is_set())
-        if committed and (session.stop.is_set() or saver.saved_at != committed):
-            session.directory.require_here()
-            await saver.save(committed, is_last=True)
+        async with _saver(session) as saver:
+            committed = await self._train(session, saver)
+            session.totals.end()
+            session.recorder.event("trained", step=committed, stopped=session.stop.is_set())
+            await saver.settled()
+            if committed and (session.stop.is_set() or saver.saved_at != committed):
+                session.directory.require_here()
+                await saver.save(committed, is_last=True)
         if session.stop.is_set():
             return False
         allowed = session.run.ledger.max_dropped_share
@@ -75,6 +76,7 @@ class RlaifStage(Stage):
         run, workers = session.run, session.workers
 
         async def checkpoint(step: int) -> None:
+            saver.require_sound()
             if run.saves_after(step) and step < run.steps:  # the final checkpoint is written separately
                 session.directory.require_here()
                 await saver.save(step)
@@ -158,4 +160,5 @@ def _saver(session: RunSession) -> Saver:
         state=state,
         spared=best,
         resume=session.resume,
+        is_async=run.checkpoint_async,
     )

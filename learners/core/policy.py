@@ -6,7 +6,7 @@ M response tokens of a microbatch, B rows, T positions, H hidden width, V vocabu
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -262,6 +262,16 @@ class Policy:
             )
         finally:
             self.ranks.say(-1)
+
+    def kept(self, keep: Callable[[Tensor], Tensor]) -> Mapping[str, Callable[[], Tensor]] | None:
+        """Makers of the policy's tensors from what `keep` returned for each, in files' order; on ranks, all must call
+        them in this order. None: with adapters or on a grid the tensors are computed, and must be made at once."""
+        if self.has_adapters or self.grid is not None:
+            return None
+        release(self.model)
+        tied = set(self.base.all_tied_weights_keys)
+        state = self.base.state_dict().items()
+        return {name: partial(full, keep(tensor)) for name, tensor in state if name not in tied}
 
     def _makers(self) -> dict[str, Callable[[], Tensor]]:
         """Parameters and persistent buffers under their Hugging Face names, adapters merged, weights on their grid; the

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,18 @@ Publishing = Generator[Chunk, None, Weights]
 """Yields the chunks of a version, one at a time; returns its manifest."""
 NUM_CANARIES = 4
 CANARY_TOKENS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFiles:
+    """A policy of one moment, which `Publisher.write` writes."""
+
+    evidence: Canaries | None
+    """None on ranks but the first."""
+    makers: Mapping[str, Callable[[], Tensor]]
+    """Of tensors by their Hugging Face names; ranks call them together, in this order."""
+    own: Mapping[str, Tensor]
+    """Weights on a grid before rounding, on the host."""
 
 
 class Publisher:
@@ -77,6 +90,8 @@ class Publisher:
         if canaries is None:
             canaries = default_canaries(policy.vocabulary, len(self._tokenizer), self._tokenizer.all_special_ids)
         self._by_layer = True
+        # Canaries fill the skeleton for the time of a pass, perhaps while files are written.
+        self._writing = copy.deepcopy(self._skeleton)
         self.canaries = tuple(tuple(int(token) for token in canary) for canary in canaries)
 
     @torch.no_grad()
@@ -105,28 +120,50 @@ class Publisher:
         return collected(self.publish(version))
 
     @torch.no_grad()
-    def save(self, directory: Path) -> Canaries | None:
-        """The policy as a Hugging Face directory with its tokenizer, in the serving dtype; beside weights on a grid
-        those before rounding. Returns what attests an engine that loads it; None on ranks but the first, which write
-        nothing."""
-        from transformers.core_model_loading import revert_weight_conversion
-
+    def files(self, keep: Callable[[Tensor], Tensor], attested: Weights | None = None) -> PolicyFiles:
+        """The present policy, for `write`. keep: a tensor that may be read later. attested: what was published of the
+        same weights; None: the canaries are computed. All ranks call it together."""
+        makers = self._policy.kept(keep)
+        if attested is not None and makers is not None:
+            return PolicyFiles(_evidence_of(attested), makers, {})
         with self._policy.whole() as whole:
             if whole is None:
-                return None
+                return PolicyFiles(None, makers or {}, {})
             served = self._served(whole.merged)
-            evidence = self._evidence(served)
-            tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in served.items()}
-            own = {name: tensor.to(self.dtype) for name, tensor in whole.unrounded.items()}
+            evidence = self._evidence(served) if attested is None else _evidence_of(attested)
+            if makers is None:
+                makers = {name: partial(_itself, _on_host(tensor)) for name, tensor in served.items()}
+            own = {name: _on_host(tensor.to(self.dtype)) for name, tensor in whole.unrounded.items()}
+        return PolicyFiles(evidence, makers, own)
+
+    @torch.no_grad()
+    def write(self, files: PolicyFiles, directory: Path) -> None:
+        """The policy as a Hugging Face directory with its tokenizer, in the serving dtype; beside weights on a grid
+        those before rounding. The first rank writes; the others take part in gathering. May run while the policy is
+        trained and published."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        tensors = {}
+        for name, make in files.makers.items():
+            tensor = make()
+            if self._policy.ranks.is_first:
+                tensors[name] = (tensor.to(self.dtype) if tensor.is_floating_point() else tensor).to("cpu").contiguous()
+        if not self._policy.ranks.is_first:
+            return
         with quiet():
-            self._skeleton.save_pretrained(directory, state_dict=tensors)
+            self._writing.save_pretrained(directory, state_dict=tensors)
         if (grid := self._policy.grid) is not None:
-            write_unrounded(directory, grid.name, revert_weight_conversion(self._skeleton, own))
+            write_unrounded(directory, grid.name, revert_weight_conversion(self._writing, dict(files.own)))
         widen(directory)
         # Copied, since saving a tokenizer may change it. A tokenizer from the hub has no directory of its own.
         if not (self._source.is_dir() and copy_companions(self._source, directory)):
             self._tokenizer.save_pretrained(directory)
-        return evidence
+
+    def save(self, directory: Path) -> Canaries | None:
+        """`write` the present policy. Returns what attests an engine that loads it; None on ranks but the first."""
+        files = self.files(_itself)
+        self.write(files, directory)
+        return files.evidence
 
     def tensors(self) -> LazyTensors:
         """The policy of one process as the engines will hold it, in the serving dtype; each tensor is made when it is
@@ -209,6 +246,18 @@ class Publisher:
 
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """A copy that no later step changes."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _evidence_of(weights: Weights) -> Canaries | None:
+    """What attests published weights; None on ranks but the first, which publish nothing."""
+    if not weights.canary_logprobs:
+        return None
+    return Canaries(token_ids=weights.canary_token_ids, logprobs=weights.canary_logprobs, noise=weights.canary_noise)
 
 
 def _nothing(version: int) -> Weights:

@@ -38,6 +38,8 @@ class Ranks:
     size: int = 1
     mesh: Any = field(default=None, repr=False, compare=False)
     """The device mesh over which networks are sharded; None: alone."""
+    beside: Any = field(default=None, repr=False, compare=False)
+    """A mesh of the same ranks on CPUs, for what runs at the same time as a step; None: alone."""
 
     @property
     def is_first(self) -> bool:
@@ -168,13 +170,15 @@ def join_ranks(rank: int, size: int, *, store: Any, device: str = "cpu", timeout
     device: `cuda` exchanges gradients by NCCL, `cpu` by gloo. timeout_s: how long a rank waits for the others in one
     operation. Raises RuntimeError when they do not come in time.
     """
-    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
     if size == 1:
         return ALONE
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
-    return Ranks(rank, size, init_device_mesh(device, (size,)))
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    beside = DeviceMesh.from_group(dist.new_group(backend="gloo", timeout=timeout), "cpu")
+    return Ranks(rank, size, init_device_mesh(device, (size,)), beside)
 
 
 def leave_ranks() -> None:

@@ -26,20 +26,26 @@ COUNTERS = "learner.json"
 
 
 def save_state(
-    directory: Path, parts: Mapping[str, Optimizer], counters: Mapping[str, float], ranks: Ranks = ALONE
+    directory: Path, tensors: Mapping[str, Tensor], counters: Mapping[str, float], ranks: Ranks = ALONE
 ) -> None:
-    """Write every part (`policy`, `critic`) and the counters, exact to the bit. All ranks call it together."""
+    """Write the tensors of every part (`policy`, `critic`) and the counters, exact to the bit. All ranks call it
+    together."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = _tensors(parts)
     if ranks.is_alone:
         whole = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         save_file(whole, directory / TENSORS)
         widen(directory, TENSORS)
     else:
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.filesystem import FileSystemWriter
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        save(dict(tensors), storage_writer=FileSystemWriter(directory / SHARDS))
+        # A step may run at the same time: its operations belong to another group.
+        group = ranks.beside.get_group()
+        try:
+            save(dict(tensors), storage_writer=FileSystemWriter(directory / SHARDS), process_group=group)
+        except CheckpointException as error:  # no Exception: the cause of every rank is in it
+            raise next(iter(error.failures.values()))[0] from None
         if ranks.is_first:
             widen(directory / SHARDS)
     if ranks.is_first:
@@ -66,7 +72,8 @@ def load_state(directory: Path, parts: Mapping[str, Optimizer]) -> dict[str, flo
     return counters
 
 
-def _tensors(parts: Mapping[str, Optimizer]) -> dict[str, Tensor]:
+def tensors_of(parts: Mapping[str, Optimizer]) -> dict[str, Tensor]:
+    """Parameters and moments of every part, under the names that files have."""
     return {f"{part}/{name}": tensor for part, one in parts.items() for name, tensor in one.tensors().items()}
 
 

@@ -19,7 +19,8 @@ from learners.core.objective import BatchT, Loss, Metrics, MicrobatchT, Minibatc
 from learners.core.optimizer import Optimizer
 from learners.core.publish import Publisher, Publishing
 from learners.core.ranks import RankFailedError
-from learners.core.state import load_state, save_state
+from learners.core.staging import Staged, Staging
+from learners.core.state import load_state, tensors_of
 from solon.engines.chunks import collected
 from solon.errors import RunFailedError
 from solon.records import Chunk, Span, StepReport, Weights
@@ -65,6 +66,9 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         self._bad = 0
         """Optimiser steps in a row that were not finite."""
         self._publisher = publisher
+        self._staged: Staged | None = None
+        self._attested: Weights | None = None
+        """What was published of the present weights."""
 
     def initial_weights(self) -> Weights:
         """The present weights, copied: version 0, or after `load` the version of the checkpoint."""
@@ -75,7 +79,9 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         valid until the next one is asked for."""
         if self._publisher is None:
             raise ValueError(f"{type(self.objective).__name__} publishes nothing")
-        return self._publisher.publish(self.version)
+        manifest = yield from self._publisher.publish(self.version)
+        self._attested = manifest
+        return manifest
 
     def step(self, step: int, batch: BatchT) -> tuple[StepReport, Weights]:
         """`train`, and the weights of version `step + 1`, copied."""
@@ -109,6 +115,7 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         if step != self.version:
             raise ValueError(f"step {step} was given to a learner at version {self.version}")
         started, clock = time.time(), time.perf_counter()
+        self._attested = None
         context = self.context(step)
         prepared = self.objective.completed(batch, self.objective.prepare(batch, context), context)
         self._agreement.require({"the step": step, "its batch": sorted(prepared.metrics.items())})
@@ -130,19 +137,36 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         return self.objective.raise_kl(factor)
 
     def save(self, directory: str | Path) -> None:
-        """Write the networks and their optimisers, exact to the bit; where a policy is published also `policy/`, a
-        Hugging Face directory in the serving dtype, and canaries that attest it."""
-        directory = Path(directory)
-        if self._publisher is not None:
-            evidence = self._publisher.save(directory / "policy")
-            if evidence is not None:
-                evidence.write(directory)
+        """Write the present state (`stage`, `write`)."""
+        self.stage(copies=False)
+        self.write(directory)
+
+    def stage(self, *, copies: bool = True) -> None:
+        """Take the present state for `write`, in place of an earlier one. copies: it is copied to host memory, and
+        steps may run before it is written. The copy goes on while the next step computes its gradients."""
+        self._staged = None
+        staging = Staging(self.objective.ranks, copies=copies)
+        tensors = {name: staging.keep(tensor) for name, tensor in tensors_of(self.optimizers).items()}
         counters = {"version": self.version, "seed": self._seed, **self.objective.counters()}
-        save_state(directory, self.optimizers, counters, self.objective.ranks)
+        files = None if self._publisher is None else self._publisher.files(staging.keep, self._attested)
+        staging.begin()
+        self._staged = Staged(staging, tensors, counters, files)
+
+    def write(self, directory: str | Path) -> None:
+        """Write the staged networks and their optimisers, exact to the bit; where a policy is published also
+        `policy/`, a Hugging Face directory in the serving dtype, and canaries that attest it. May run in a thread beside
+        `step` if it was staged with copies. After an error it may be called again."""
+        staged = self._staged
+        if staged is None:
+            raise ValueError("nothing is staged, expected a state to write; call stage() first")
+        staged.write(Path(directory), self._publisher, self.objective.ranks)
+        if self._staged is staged:
+            self._staged = None
 
     def load(self, directory: str | Path) -> None:
         """Continue from a checkpoint of a learner with the same model and configuration. Raises InputError when it
         does not fit."""
+        self._staged = self._attested = None
         counters = load_state(Path(directory), self.optimizers)
         self._agreement.forget()
         self.version = int(counters["version"])
@@ -243,6 +267,8 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         if norm == 0:
             self.optimizers[part].clear()
             return False
+        if self._staged is not None:
+            self._staged.staging.wait()
         self.optimizers[part].apply(step)
         return True
 

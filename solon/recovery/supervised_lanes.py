@@ -172,6 +172,12 @@ class SupervisedLearner(SupervisedLane):
         self._checkpoint = checkpoint
         self._since: list[Lease | float] = []
         """Batches trained and KL factors set since the checkpoint, in order."""
+        self._again = self._since
+        """Those that a replacement trains again."""
+        self._staged = (0, 0)
+        """The incarnation whose state was staged, and how many of these it had trained or set."""
+        self._in_order = asyncio.Lock()
+        """A KL factor is set either before a state is staged or after it."""
         self._fingerprint = ""
         self.on_weights: Callable[[Weights, PayloadRef], None] = lambda manifest, payload_ref: None
         """Called with every version that a new learner recomputes: the first copy may be lost with its machine."""
@@ -190,20 +196,34 @@ class SupervisedLearner(SupervisedLane):
 
     async def raise_kl(self, factor: float) -> float:
         """Multiply the KL coefficient from the next step on; returns the new one."""
-        result = await self.guard.retry(lambda: self._learner.raise_kl(factor))
-        self._since.append(factor)
+        async with self._in_order:
+            result = await self.guard.retry(lambda: self._learner.raise_kl(factor))
+            self._since.append(factor)
         return result
 
-    async def save(self, directory: str) -> None:
-        """Write the learner's state."""
-        await self.guard.retry(lambda: self._learner.save(directory))
+    async def stage(self, *, copies: bool) -> None:
+        """Take the present state for `write`. copies: steps may run before it is written."""
+        async with self._in_order:
+            await self.guard.retry(lambda: self._learner.stage(copies=copies))
+            self._staged = self.guard.incarnation, len(self._since)
+
+    async def write(self, directory: str) -> None:
+        """Write the staged state. Raises WorkerLostError when the learner was lost, and the staged state with it."""
+        incarnation, _ = self._staged
+        if incarnation != self.guard.incarnation:
+            raise WorkerLostError(f"{self.name} was lost, and with it the state that it had staged")
+        await self.guard.call(self._learner.write(directory))
 
     def saved(self, checkpoint: str) -> None:
-        """A checkpoint of the present state is complete: the batches before it are no longer needed."""
-        self._checkpoint, self._since = checkpoint, []
+        """A checkpoint of the staged state is complete: the batches before it are no longer needed, those trained while
+        it was written are."""
+        self._checkpoint = checkpoint
+        self._since = self._since[self._staged[1] :]  # another list: a replacement may be going through this one
+        self._staged = self._staged[0], 0
 
     async def restart(self, placed: Callable[[], None]) -> None:
         """See `solon.recovery.guard.Restartable`."""
+        self._again = self._since  # a checkpoint may be completed while the one before it is loaded
         self.on_weights(*await self._learner.restart_from(self._checkpoint, placed))
 
     async def heartbeat(self) -> float:
@@ -216,7 +236,7 @@ class SupervisedLearner(SupervisedLane):
     async def _train_again(self) -> None:
         """Bring a new learner to the state of the lost one."""
         fingerprint, steps = "", 0
-        for done in self._since:
+        for done in self._again:
             if isinstance(done, float):
                 await self._learner.raise_kl(done)
                 continue

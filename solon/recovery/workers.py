@@ -72,8 +72,13 @@ class LearnerProcess(Protocol):
         """Multiply the KL coefficient; returns the new one."""
         ...
 
-    async def save(self, directory: str) -> None:
-        """Write the learner's state."""
+    async def stage(self, *, copies: bool) -> None:
+        """Take the present state for `write`, in place of an earlier one. copies: steps may run before it is
+        written."""
+        ...
+
+    async def write(self, directory: str) -> None:
+        """Write the staged state; answered while steps run. May be called again after an error."""
         ...
 
     async def heartbeat(self) -> float:

@@ -142,7 +142,7 @@ class AuditingJudge(LabellingJudge):
 
 
 FailingRolloutActor = ray.remote(num_cpus=0)(FailingRollout)
-FailingLearnerActor = ray.remote(num_cpus=0, concurrency_groups={"signs": 1})(FailingLearner)
+FailingLearnerActor = ray.remote(num_cpus=0, concurrency_groups={"signs": 1, "writes": 1})(FailingLearner)
 
 LabellingJudgeActor = ray.remote(num_cpus=0)(LabellingJudge)
 AuditingJudgeActor = ray.remote(num_cpus=0)(AuditingJudge)

@@ -58,7 +58,7 @@ options = {"max_restarts": 0, "max_task_retries": 0}
 from solon.cli.main import main
 main(roles={
     "rollout": RolloutRole(ray.remote(**options)(FailingRollout)),
-    "learner": LearnerRole(ray.remote(**options, concurrency_groups={"signs": 1})(FailingLearner)),
+    "learner": LearnerRole(ray.remote(**options, concurrency_groups={"signs": 1, "writes": 1})(FailingLearner)),
 })
 """
 

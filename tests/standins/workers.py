@@ -141,8 +141,12 @@ class TimedLearner:
     def raise_kl(self, factor: float) -> float:
         return factor
 
-    def save(self, directory: str) -> None:
-        (Path(directory) / "learner.json").write_text(json.dumps(self._state))
+    def stage(self, copies: bool) -> None:
+        self._staged = json.dumps(self._state)
+
+    @ray.method(concurrency_group="writes")
+    def write(self, directory: str) -> None:
+        (Path(directory) / "learner.json").write_text(self._staged)
 
     def step(self, step: int, *payloads: Any) -> Iterator[Any]:
         if step != self._state["version"]:
@@ -199,4 +203,4 @@ def make_group(grant: Grant, prompt: Prompt, version: int, *, tokens: int = PAYL
 
 TimedRolloutActor = ray.remote(num_cpus=0)(TimedRollout)
 TimedJudgeActor = ray.remote(num_cpus=0)(TimedJudge)
-TimedLearnerActor = ray.remote(num_cpus=0, concurrency_groups={"signs": 1})(TimedLearner)
+TimedLearnerActor = ray.remote(num_cpus=0, concurrency_groups={"signs": 1, "writes": 1})(TimedLearner)

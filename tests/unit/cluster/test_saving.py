@@ -61,8 +61,12 @@ class Weights:
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
         self.saved_in: list[str] = []
+        self.staged: list[bool] = []
 
-    async def save(self, directory: str) -> None:
+    async def stage(self, *, copies: bool) -> None:
+        self.staged.append(copies)
+
+    async def write(self, directory: str) -> None:
         (Path(directory) / "policy").mkdir()
         (Path(directory) / "policy" / "model.safetensors").write_bytes(os.urandom(self.nbytes))
 
@@ -73,7 +77,7 @@ class Weights:
 class Night:
     """A run directory, its recorder, and a learner."""
 
-    def __init__(self, root: Path, *, nbytes: int, keep: int = 3) -> None:
+    def __init__(self, root: Path, *, nbytes: int, keep: int = 3, is_async: bool = False) -> None:
         self.directory = RunDirectory.create(root, "night", default="run")
         self.folder = CheckpointFolder(self.directory.path / "checkpoints", keep=keep)
         self.learner = Weights(nbytes)
@@ -102,6 +106,7 @@ class Night:
         self.saver = Saver(
             self.folder, directory=self.directory, learner=self.learner, ledger=ledger,  # type: ignore[arg-type]
             recorder=self.recorder, config_hash="", url="", state=state, resume="solon train r.toml --resume",
+            is_async=is_async,
         )  # fmt: skip
 
     @property
@@ -198,7 +203,7 @@ async def test_an_unwritable_disk_gives_one_message_and_no_checkpoint_is_removed
     async def broken(directory: str) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    night.learner.save = broken  # type: ignore[method-assign]
+    night.learner.write = broken  # type: ignore[method-assign]
     with pytest.raises(UnwritableError, match="a checkpoint cannot be written: Input/output error; make the disk"):
         await night.saver.save(2)
     assert night.folder.steps() == [1]
@@ -219,13 +224,13 @@ async def test_an_unwritable_disk_gives_one_message_and_no_checkpoint_is_removed
 )
 def test_a_learner_that_finds_the_disk_full_is_not_replaced(error: Exception, raised: type[Exception]):
     class Broken:
-        def save(self, directory: str) -> None:
+        def write(self, directory: str) -> None:
             raise error
 
     shell = LearnerShell.__new__(LearnerShell)
     shell._learner = Broken()  # type: ignore[assignment]
     with pytest.raises(raised):
-        shell.save("/runs/night")
+        shell.write("/runs/night")
 
 
 def test_a_disk_too_small_for_the_kept_checkpoints_is_reported_before_the_start(

@@ -163,8 +163,12 @@ class Drifting(Lane):
         self._state = [version + 1, drift + 0.1 * (self._level - drift)]
         return StepReport(step=lease.step, metrics={"learn/reward/mean": drift}), self.weights, self.weights
 
-    async def save(self, directory: str) -> None:
-        (Path(directory) / "learner.json").write_text(json.dumps(self._state))
+    async def stage(self, *, copies: bool) -> None:
+        self._staged = json.dumps(self._state)
+
+    async def write(self, directory: str) -> None:
+        await asyncio.sleep(0)
+        (Path(directory) / "learner.json").write_text(self._staged)
 
 
 class WriterRole(RolloutRole):

@@ -414,6 +414,8 @@ class MortalLearner(FakeLearner):
 
     process: Process = field(default_factory=Process)
     trained: list[tuple[int, ...]] = field(default_factory=list)
+    staged: list[tuple[int, ...]] = field(default_factory=list)
+    written: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
 
     async def step(self, lease: Lease) -> tuple[StepReport, Weights, Any]:
         await self.process.touch()
@@ -428,12 +430,17 @@ class MortalLearner(FakeLearner):
         await self.process.touch()
         return factor
 
-    async def save(self, directory: str) -> None:
+    async def stage(self, *, copies: bool) -> None:
         await self.process.touch()
+        self.staged = list(self.trained)
+
+    async def write(self, directory: str) -> None:
+        await self.process.touch()
+        self.written[directory] = self.staged
 
     async def restart_from(self, checkpoint: str, placed: Callable[[], None] = lambda: None) -> tuple[Weights, Any]:
         await self.process.restart()
-        self.trained = []
+        self.trained = list(self.written.get(checkpoint, []))
         return make_weights(0), make_weights(0)
 
     async def heartbeat(self) -> float:
