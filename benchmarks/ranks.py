@@ -8,6 +8,7 @@ Faults of ranks: python -m tests.chaos --engines real --ranks 2
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -116,6 +117,13 @@ def resume_rows(folder: Path) -> list[Row]:
 def measured(ranks: Ranks, model: str, tokens: int, threads: int, steps: int) -> dict[str, float]:
     """Memory of a PPO learner, bytes, and its speed in trained tokens per second."""
     torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:  # what libraries import and keep with a first step
+        tiny = build_learner(
+            _config(64, threads), model=write_llama(Path(folder)), temperature=1.0, seed=0, ranks=ranks
+        )
+        tiny.train(0, random_groups(4, 2))
+        del tiny
+    gc.collect()
     empty = _resident()
     learner = build_learner(_config(tokens, threads), model=model, temperature=1.0, seed=0, ranks=ranks)
     objective: Any = learner.objective

@@ -1,7 +1,7 @@
 """Checkpoints of a running run: the state of every part between two steps, put together.
 
-The state is taken at one moment while no step runs: the ledger's cut, a copy of the learner, counters, the extent of the
-records. It is written while training continues. What is trained meanwhile belongs to the next checkpoint.
+The state is taken at one moment while no step runs: the ledger's cut, a copy of the learner, counters, the extent of
+the records. It is written while training continues. What is trained meanwhile belongs to the next checkpoint.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ def _run(ranks: Ranks, name: str, model: str, options: dict[str, Any]) -> tuple[
         given |= {"kl_coefficient": 0.05}
     if name == "ppo":
         given |= {"critic_learning_rate": RATE}
-    if given.pop("lora", False):
-        given["lora"] = LoraConfig(r=4, alpha=8)
+    if targets := given.pop("lora", False):
+        given["lora"] = LoraConfig(r=4, alpha=8, **({} if targets is True else {"target_modules": targets}))
     learner = build_learner(LearnConfig(**given), model=model, temperature=0.9, seed=0, ranks=ranks)
     return learner, [random_groups(5, 3, seed=step, version=step) for step in range(STEPS)]
 
@@ -87,8 +87,8 @@ def _offline(ranks: Ranks, name: str, model: str, options: dict[str, Any]) -> tu
         return (*rng.integers(3, 28, rng.integers(low, high)).tolist(), 1)
 
     given = {"learning_rate": RATE, "max_tokens_per_microbatch": SMALL, "seed": 0} | options
-    if given.pop("lora", False):
-        given["lora"] = LoraConfig(r=4, alpha=8)
+    if targets := given.pop("lora", False):
+        given["lora"] = LoraConfig(r=4, alpha=8, **({} if targets is True else {"target_modules": targets}))
     config: Any
     objective: Objective[Any, Any]
     examples: Sequence[Any]

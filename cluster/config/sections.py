@@ -101,7 +101,7 @@ class LearnSection(LearnConfig):
     num_ranks: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS)
     """Processes that train together on one node, each with a part of every network; `num_cpus` and `num_gpus` are those
     of one of them."""
-    rank_timeout_s: Annotated[float, MayChange()] = Field(300.0, ge=1)
+    rank_timeout_s: Annotated[float, MayChange()] = Field(900.0, ge=1)
     """How long a rank waits for the others in one operation before all are replaced, seconds."""
 
     @model_validator(mode="after")

@@ -7,8 +7,7 @@ ranks compare what each of them found before it was summed.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ class Agreement:
             return
         digests = {name: repr(value).encode() for name, value in values.items()}
         for network in self._networks:
-            for name, buffer in network.named_buffers():
+            for name, buffer in _kept_buffers(network):
                 digests[f"the buffer {name}"] = buffer.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         self._ranks.require_same(digests)
         same = self._sums is None or self._sums == self._checksums()
@@ -83,10 +82,31 @@ class Agreement:
         self._gradients.append(torch.isfinite(gradient).all())
 
 
-def odd_ranks(each: Sequence[Sequence[float]]) -> list[int]:
-    """Ranks with a number that is not finite, if others have none."""
-    odd = [rank for rank, row in enumerate(each) if not all(map(math.isfinite, row))]
-    return odd if len(odd) < len(each) else []
+def _kept_buffers(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that belong to the model's files. Others may follow from the rows that a rank computes, as some rotary
+    frequencies do."""
+    for prefix, module in network.named_modules():
+        for name, buffer in module.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield name, buffer
+
+
+def blame(ranks: Ranks, wrong: int, again: Callable[[int], bool]) -> None:
+    """Raises RankFailedError when what was not finite on one rank is finite on another: the rank, not the batch, is at
+    fault. wrong: the first microbatch that was not finite on this rank; -1: there was none. again: computes a
+    microbatch, on all ranks together, and returns whether it is finite."""
+    if ranks.is_alone:
+        return
+    places = [int(place) for (place,) in ranks.each([float(wrong)])]
+    if not 0 < sum(place >= 0 for place in places) < ranks.size:
+        return
+    guilty = next(rank for rank, place in enumerate(places) if place >= 0)
+    found = ranks.each([float(again(places[guilty]))])
+    if any(ok for rank, (ok,) in enumerate(found) if rank != guilty):
+        raise RankFailedError(
+            f"rank {guilty} of {ranks.size} computed a loss or gradient that is not finite from a microbatch of which "
+            "another rank computed a finite one: its device or its memory is damaged"
+        )
 
 
 def named(some: Sequence[int], ranks: Ranks) -> str:

@@ -77,6 +77,12 @@ def require_divisible(model: str) -> None:
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config)
     layers_of(skeleton)
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    if "dynamic" in str(rope):
+        raise InputError(
+            f"the policy {model!r} has rotary frequencies that depend on earlier rows (rope_type 'dynamic'), expected "
+            "fixed ones, since every rank sees other rows; train it with num_ranks = 1"
+        )
 
 
 @torch.no_grad()

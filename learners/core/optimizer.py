@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class Optimizer:
         return flat
 
     @torch.no_grad()
-    def restore(self, flat: dict[str, Tensor]) -> None:
+    def restore(self, flat: Mapping[str, Tensor]) -> None:
         """Restore the result of `tensors`. Raises KeyError or RuntimeError when it is of another network."""
         for name, p in self.parameters.items():
             p.copy_(placed_like(p, flat[f"parameter/{name}"]))

@@ -112,7 +112,8 @@ class Policy:
         cannot be divided."""
         for network in (self.model, self._reference):
             if network is not None:
-                shard(network, self.ranks, compute=self._autocast_dtype)
+                # Weights on a grid are rounded from float32, as they are published.
+                shard(network, self.ranks, compute=None if self.grid is not None else self._autocast_dtype)
 
     def _grid_dtype(self, config: NetworkConfig) -> torch.dtype:
         """Of the published weights: scales are computed in it."""
@@ -231,11 +232,20 @@ class Policy:
     def _network(self, reference: bool) -> Iterator[Any]:
         """The policy or its reference, in the dtype of the computation."""
         model = self._reference if reference and self._reference is not None else self.model
-        adapters_off = self.model.disable_adapter() if reference and self.has_adapters else nullcontext()
+        adapters_off = self._without_adapters() if reference and self.has_adapters else nullcontext()
         with adapters_off, self.autocast():
             yield model
         if reference and self._reference is not None and not self.ranks.is_alone:
             release(self._reference)
+
+    @contextmanager
+    def _without_adapters(self) -> Iterator[None]:
+        """peft changes which parameters train, on the parameters that it finds: among ranks these must be the divided
+        ones before and after, never gathered copies."""
+        release(self.model)
+        with self.model.disable_adapter():
+            yield
+            release(self.model)
 
     @contextmanager
     def whole(self) -> Iterator[Whole | None]:

@@ -32,7 +32,11 @@ def shard(network: nn.Module, ranks: Ranks, *, compute: torch.dtype | None = Non
     layers = layers_of(network)
     if ranks.is_first:
         _send(network, ranks)
-    policy = MixedPrecisionPolicy() if compute is None else MixedPrecisionPolicy(compute, torch.float32)
+    policy = (
+        MixedPrecisionPolicy()
+        if compute is None
+        else MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)
+    )
     for layer in layers:
         fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
     fully_shard(network, mesh=ranks.mesh)
@@ -46,10 +50,12 @@ def shard(network: nn.Module, ranks: Ranks, *, compute: torch.dtype | None = Non
 
 
 def _send(network: nn.Module, ranks: Ranks) -> None:
-    """Give the other ranks every parameter and buffer, in the order of their names."""
-    device = ranks.mesh.device_type
-    for _, tensor in _values(network):
-        distributed.broadcast(tensor.detach().to(device).contiguous(), 0)
+    """Give the other ranks every parameter and buffer, in the order of their names. A model may have made buffers of
+    its own in a forward pass, so names and shapes go first."""
+    values = _values(network)
+    ranks.shared([(name, tensor.shape, tensor.dtype) for name, tensor in values])
+    for _, tensor in values:
+        distributed.broadcast(tensor.detach().to(ranks.mesh.device_type).contiguous(), 0)
 
 
 @torch.no_grad()
@@ -58,12 +64,15 @@ def _receive(network: nn.Module, ranks: Ranks) -> None:
     device = ranks.mesh.device_type
     if any(tensor.is_meta for _, tensor in _values(network)):
         network.to_empty(device=device)
-    for _, tensor in _values(network):
-        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    parameters = dict(network.named_parameters())
+    for name, shape, dtype in ranks.shared(None):
+        whole = torch.empty(shape, dtype=dtype, device=device)
         distributed.broadcast(whole, 0)
-        if isinstance(tensor, DTensor):
-            whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None).to_local()
-        local(tensor).copy_(whole)
+        if name in parameters:
+            local(parameters[name]).copy_(local(placed_like(parameters[name], whole)))
+        else:
+            owner, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(owner), leaf, whole)
 
 
 def _values(network: nn.Module) -> list[tuple[str, Tensor]]:

@@ -7,12 +7,13 @@ checkpoint. A learner of any number of ranks reads both.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from learners.core.optimizer import Optimizer
@@ -57,19 +58,56 @@ def load_state(directory: Path, parts: Mapping[str, Optimizer]) -> dict[str, flo
     are missing or belong to another learner."""
     try:
         if (directory / SHARDS).is_dir():
-            tensors = _read_shards(directory / SHARDS, parts)
+            tensors: Mapping[str, Tensor] = _read_shards(directory / SHARDS, parts)
         else:
-            tensors = load_file(directory / TENSORS)
+            tensors = _OfFile(directory / TENSORS)
         counters: dict[str, float] = json.loads((directory / COUNTERS).read_text())
         for part, optimizer in parts.items():
             prefix = f"{part}/"
-            optimizer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            own = {key.removeprefix(prefix): key for key in tensors if key.startswith(prefix)}
+            optimizer.restore(_Renamed(tensors, own))
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
             f"the learner's state in {directory} does not fit this run ({error!r}); resume with the model and "
             "the [learn] section that the checkpoint was made with"
         ) from error
     return counters
+
+
+class _OfFile(Mapping[str, Tensor]):
+    """The tensors of a file, each read when it is asked for: ranks keep a part of one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: Any = safe_open(path, framework="pt")
+        self._names: list[str] = list(self._file.keys())  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        found: Tensor = self._file.get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """The same under other names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], keys: Mapping[str, str]) -> None:
+        self._tensors, self._keys = tensors, keys
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._keys[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 def tensors_of(parts: Mapping[str, Optimizer]) -> dict[str, Tensor]:

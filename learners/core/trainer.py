@@ -13,12 +13,11 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from learners.core.agreement import Agreement
+from learners.core.agreement import Agreement, blame
 from learners.core.config import OptimizerConfig
 from learners.core.objective import BatchT, Loss, Metrics, MicrobatchT, Minibatch, Objective, Prepared, StepContext
 from learners.core.optimizer import Optimizer
 from learners.core.publish import Publisher, Publishing
-from learners.core.ranks import RankFailedError
 from learners.core.staging import Staged, Staging
 from learners.core.state import load_state, tensors_of
 from solon.engines.chunks import collected
@@ -118,7 +117,9 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         self._attested = None
         context = self.context(step)
         prepared = self.objective.completed(batch, self.objective.prepare(batch, context), context)
-        self._agreement.require({"the step": step, "its batch": sorted(prepared.metrics.items())})
+        # Numbers that a device computes may differ in their last bits; those that arrived with the batch may not.
+        batch_digest = [(group.ordinal, group.attempt, group.rewards_G) for group in prepared.groups]
+        self._agreement.require({"the step": step, "its batch": batch_digest})
         self.objective.require_close(prepared.metrics, step)
         ready = time.perf_counter()
         metrics = {**prepared.metrics, **self._updates(step, prepared)}
@@ -154,8 +155,8 @@ class Trainer(Generic[BatchT, MicrobatchT]):
 
     def write(self, directory: str | Path) -> None:
         """Write the staged networks and their optimisers, exact to the bit; where a policy is published also
-        `policy/`, a Hugging Face directory in the serving dtype, and canaries that attest it. May run in a thread beside
-        `step` if it was staged with copies. After an error it may be called again."""
+        `policy/`, a Hugging Face directory in the serving dtype, and canaries that attest it. May run in a thread
+        beside `step` if it was staged with copies. After an error it may be called again."""
         staged = self._staged
         if staged is None:
             raise ValueError("nothing is staged, expected a state to write; call stage() first")
@@ -223,9 +224,8 @@ class Trainer(Generic[BatchT, MicrobatchT]):
                 wrong = place
         if ranks.is_alone:
             return sums
-        *columns, places = zip(*ranks.each([*map(float, sums.values()), float(wrong)]), strict=True)
-        if 0 < sum(place >= 0 for place in places) < ranks.size:
-            self._blame(minibatch, loss, [int(place) for place in places])
+        columns = list(zip(*ranks.each([*map(float, sums.values())]), strict=True))
+        blame(ranks, wrong, lambda place: self._pass(loss(microbatches[place], minibatch.denominator), {}, counts=True))
         return {key: torch.tensor(sum(column)) for key, column in zip(sums, columns, strict=True)}
 
     def _pass(self, terms: Iterator[Loss], sums: Metrics, *, counts: bool) -> bool:
@@ -240,23 +240,6 @@ class Trainer(Generic[BatchT, MicrobatchT]):
             if not self.objective.ranks.is_alone:
                 is_finite &= math.isfinite(float(term.detach()))
         return self._agreement.gradients_are_finite() and is_finite
-
-    def _blame(
-        self,
-        minibatch: Minibatch[MicrobatchT],
-        loss: Callable[[MicrobatchT, float], Iterator[Loss]],
-        places: Sequence[int],
-    ) -> None:
-        """Raises RankFailedError when a microbatch that was not finite on one rank is finite on another: the rank, not
-        the batch, is at fault. places: the first such microbatch of each rank; -1: it had none."""
-        ranks = self.objective.ranks
-        guilty = next(rank for rank, place in enumerate(places) if place >= 0)
-        again = self._pass(loss(minibatch.microbatches[places[guilty]], minibatch.denominator), {}, counts=True)
-        if any(ok for rank, (ok,) in enumerate(ranks.each([float(again)])) if rank != guilty):
-            raise RankFailedError(
-                f"rank {guilty} of {ranks.size} computed a loss or gradient that is not finite from a microbatch of "
-                "which another rank computed a finite one: its device or its memory is damaged"
-            )
 
     def _move(self, part: str, step: int, norm: float) -> bool:
         """Take one optimiser step, unless the gradient is exactly 0; returns whether it was taken.

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learners.core.agreement import blame
 from learners.core.batch import Batch
 from learners.core.packing import Layout, Microbatch, Row
 from learners.core.policy import Policy
@@ -118,12 +119,15 @@ def answer_logprobs(
     of the batch."""
     found_R = torch.zeros(batch.num_rollouts, dtype=torch.float64, device=policy.device)
     microbatches = whole_groups(layout, batch, rollouts, policy.device)
+    score, wrong = policy.reference_logprobs if reference else policy.logprobs, -1
     for place, counts in policy.ranks.turns([layout.cost(one) for one in microbatches]):
         answers = Answers.of(batch, microbatches[place])
-        score = policy.reference_logprobs if reference else policy.logprobs
         sums_R = answers.sums(score(microbatches[place]).float()).double()
         if counts:
             found_R[torch.from_numpy(answers.rollouts).to(policy.device)] = sums_R
+        if wrong < 0 and not bool(torch.isfinite(sums_R).all()):
+            wrong = place
+    blame(policy.ranks, wrong, lambda place: bool(torch.isfinite(score(microbatches[place])).all()))
     found: NDArray[np.float64] = policy.ranks.joined(found_R).cpu().numpy()
     return found
 

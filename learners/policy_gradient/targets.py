@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learners.core.agreement import blame
 from learners.core.batch import Batch
 from learners.core.packing import Microbatch
 from learners.core.policy import Policy
@@ -65,6 +66,11 @@ def gather(
     of them get all outputs."""
     turns = policy.ranks.turns([policy.layout.cost(microbatch) for microbatch in microbatches])
     pieces = [(microbatches[place].index_M, forward(microbatches[place]), counts) for place, counts in turns]
+    wrong = -1
+    if not policy.ranks.is_alone:
+        finite = [_are_finite(parts) for _, parts, _ in pieces]
+        wrong = next((place for (place, _), ok in zip(turns, finite, strict=True) if not ok), -1)
+    blame(policy.ranks, wrong, lambda place: _are_finite(forward(microbatches[place])))
     gathered = []
     for which in range(len(pieces[0][1])):
         flat_N = torch.zeros(batch.num_tokens, device=policy.device)
@@ -73,6 +79,10 @@ def gather(
                 flat_N[index_M] = parts[which].float()
         gathered.append(policy.ranks.joined(flat_N))
     return gathered
+
+
+def _are_finite(parts: Sequence[Tensor]) -> bool:
+    return all(bool(torch.isfinite(one).all()) for one in parts)
 
 
 SCORED = ("logprobs", "entropy", "outside", "reference")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -17,7 +20,7 @@ from learners.direct.config import DirectConfig
 from learners.direct.pairs import AnswerPair
 from learners.offline import train_on_pairs
 from solon.errors import InputError, RunFailedError
-from tests.trainings import OFFLINE, RUNS, Result, apart, train_all
+from tests.trainings import OFFLINE, RUNS, Result, apart, train, train_all
 from tests.unit.learner_builders import write_llama
 
 
@@ -43,6 +46,59 @@ def test_two_ranks_train_what_one_process_trains(results: dict[int, list[list[Re
     assert first["norms"] == pytest.approx(alone["norms"], rel=1e-4)
     assert apart(first, second) == 0
     assert apart(alone, first) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[list[Result]]]:
+    """As `results`, for a model with a head of its own."""
+    untied = write_llama(tmp_path_factory.mktemp("untied"), tied=False)
+    return {2: run_on_ranks(2, train_all, OTHERS, untied), 1: [train_all(ALONE, OTHERS, untied)]}
+
+
+OTHERS: list[tuple[str, dict[str, Any]]] = [
+    ("online_dpo", {"lora": ("q_proj", "lm_head"), "minibatches": 3}),
+    ("group_relative", {"lora": ("q_proj", "lm_head"), "bypass": True}),
+    ("group_relative", {"gradient_checkpointing": True, "epochs": 2}),
+    ("group_relative", {"grid": "w4a16-g32", "dtype": "bfloat16", "serving_dtype": "float32"}),
+    ("ppo", {"dtype": "bfloat16"}),
+]
+
+
+@pytest.mark.parametrize("case", range(len(OTHERS)), ids=lambda n: f"{OTHERS[n][0]}-{n}")
+def test_so_do_adapters_on_the_head_recomputed_activations_and_weights_on_a_grid(
+    others: dict[int, list[list[Result]]], case: int
+):
+    (first, second), (alone,) = ([one[case] for one in others[size]] for size in (2, 1))
+    is_narrow = OTHERS[case][1].get("dtype") == "bfloat16"
+    assert first["losses"] == second["losses"]
+    assert first["losses"] == pytest.approx(
+        alone["losses"], rel=0.02 if is_narrow else 1e-5, abs=2e-3 if is_narrow else 1e-6
+    )
+    assert apart(first, second) == 0
+    assert apart(alone, first) < (5e-3 if is_narrow else 1e-5)
+
+
+def scored_wrongly(ranks: Ranks, model: str) -> str:
+    """What is raised when the second rank scores a batch with numbers that are not finite."""
+    from learners.core.policy import Policy
+
+    score = Policy.score
+
+    def fails(self: Policy, *arguments: Any, **options: Any) -> Any:
+        found = score(self, *arguments, **options)
+        return replace(found, logprobs_M=found.logprobs_M * math.nan) if ranks.rank == 1 else found
+
+    Policy.score = fails  # type: ignore[method-assign]
+    try:
+        train(ranks, "group_relative", model, {})
+    except RankFailedError as failure:
+        return str(failure)
+    return ""
+
+
+def test_a_rank_that_scores_with_numbers_that_are_not_finite_is_named(llama: str):
+    for said in run_on_ranks(2, scored_wrongly, llama, timeout_s=60):
+        assert said.startswith("rank 1 of 2 computed a loss or gradient that is not finite")
 
 
 def test_every_rank_takes_as_many_turns_and_every_item_counts_once():

@@ -14,10 +14,10 @@ from torch import Tensor
 from learners.build import Learner, build_learner
 from learners.config import LearnConfig
 from learners.core.config import LoraConfig
+from learners.core.processes import run_on_ranks
 from learners.core.ranks import ALONE, Ranks
 from learners.core.sharding import full
 from learners.core.staging import Staging
-from tests.ranks import on_ranks
 from tests.unit.learner_builders import random_groups, write_llama
 
 STEPS = 3
@@ -84,7 +84,7 @@ def test_what_is_written_beside_steps_is_the_staged_moment_to_the_byte(
     llama: str, tmp_path: Path, size: int, lora: bool
 ):
     arguments = (llama, str(tmp_path), lora)
-    results = [beside_steps(ALONE, *arguments)] if size == 1 else on_ranks(2, beside_steps, *arguments)
+    results = [beside_steps(ALONE, *arguments)] if size == 1 else run_on_ranks(2, beside_steps, *arguments)
     for found in results:
         assert found["same"] == found["all"]
         assert any(name.startswith("critic/") for name in found["all"])
@@ -125,7 +125,7 @@ def test_a_write_that_failed_may_be_repeated_and_a_written_state_is_freed(llama:
     learner = make(llama, ALONE, lora=False)
     learner.stage()
     (tmp_path / "file").touch()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=r"file"):
         learner.write(tmp_path / "file")
     learner.write(tmp_path / "saved")
     with pytest.raises(ValueError, match="nothing is staged, expected a state to write"):
