@@ -21,7 +21,7 @@ Shape = Literal["constant", "linear", "cosine"]
 CHUNK = {"cpu": 2**25, "cuda": 2**27}
 """Most logits of response tokens at once, by device. Smaller chunks would read the head's weights so often that the
 products of their rows do not hide it."""
-PIECE = {"cpu": 2**19, "cuda": 2**26}
+PIECE = {"cpu": 2**19, "cuda": 2**24}
 """Logits that are turned into log-probs at once: on a CPU they stay in a core's cache, on a GPU they keep it busy."""
 
 

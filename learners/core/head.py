@@ -38,10 +38,11 @@ class After:
     scale: float = 1.0
     cap: float = math.inf
 
-    def __call__(self, logits_RV: Tensor) -> Tensor:
+    def apply_(self, logits_RV: Tensor) -> Tensor:
+        """In place: a copy would be another chunk."""
         if self.scale != 1.0:
-            logits_RV = logits_RV * self.scale
-        return logits_RV if math.isinf(self.cap) else torch.tanh(logits_RV / self.cap) * self.cap
+            logits_RV.mul_(self.scale)
+        return logits_RV if math.isinf(self.cap) else logits_RV.div_(self.cap).tanh_().mul_(self.cap)
 
     def chain(self, gradient_RV: Tensor, logits_RV: Tensor) -> Tensor:
         """The gradient of the head's output, in place of that of `logits_RV`, the result."""
@@ -158,6 +159,7 @@ class _Chunked(torch.autograd.Function):
                 logprobs_M[at] = logprobs_R
                 if entropy_M is not None and entropy_R is not None:
                     entropy_M[at] = entropy_R
+            del logits_RV, some_RV  # both may hold the chunk, and the next one is computed then
         ctx.save_for_backward(hidden_MH, weight_VH, *rest, entropy_M, allowed_MU)
         ctx.head, ctx.wanted = head, wanted
         ctx.mark_non_differentiable(*(one for one in (outside_M, allowed_MU) if one is not None))
@@ -188,6 +190,7 @@ class _Chunked(torch.autograd.Function):
                 # The gradient takes the place of the logits: a chunk is in memory once.
                 logits_RV[part] = head.chain(gradient_RV, logits_RV[part].float())
             sums.add(rows, logits_RV)
+            del logits_RV, some_RV
         found = zip(sums.found, given, strict=True)
         return None, None, *(None if total is None else total.to(one.dtype) for total, one in found)
 
@@ -233,7 +236,7 @@ def _chunks(head: After, hidden_MH: Tensor, weight_VH: Tensor, *rest: Tensor | N
     for first in range(0, len(hidden_MH), size):
         rows = slice(first, min(first + size, len(hidden_MH)))
         low_RK = None if low_MK is None else low_MK[rows]
-        yield rows, head(_product(hidden_MH[rows], weight_VH, bias_V, low_RK, up_VK))
+        yield rows, head.apply_(_product(hidden_MH[rows], weight_VH, bias_V, low_RK, up_VK))
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
@@ -291,7 +294,7 @@ def _after(given: Tensor, logits: Tensor) -> After | None:
     after = After(scale=scale, cap=most if half == most else math.inf)
     if not (math.isfinite(scale) and scale and float(logits.flatten()[largest].abs()) == most):
         return None
-    expected = after(given.float())
+    expected = after.apply_(given.clone())
     return after if bool(((expected - logits).abs() <= 1e-5 * expected.abs()).all()) else None
 
 
