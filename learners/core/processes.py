@@ -6,17 +6,20 @@ first, *_ = run_on_ranks(2, train_some, "models/policy", pairs)      # train_som
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from solon.errors import InputError, RunFailedError
 
+Outcome = tuple[Exception | None, Any]
+"""The error of a rank, or its result."""
+KEPT_S = 60.0
+"""Seconds for which a rank waits until its result is read."""
 PATIENCE_S = 5.0
 """Seconds for the other ranks to say what happened after the first one failed."""
 
@@ -37,24 +40,31 @@ def run_on_ranks(
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="solon-ranks-") as name:
-        folder = Path(name)
+        store = str(Path(name) / "store")
+        pipes = [context.Pipe() for _ in range(size)]
         processes = [
             context.Process(
-                target=_rank, args=(rank, size, folder, function, arguments, device, threads, timeout_s), daemon=True
+                target=_rank,
+                args=(rank, size, store, sending, function, arguments, device, threads, timeout_s),
+                daemon=True,
             )
-            for rank in range(size)
+            for rank, (_, sending) in enumerate(pipes)
         ]
         try:
             for process in processes:
                 process.start()
-            _await(processes, folder)
+            for _, sending in pipes:
+                sending.close()  # the end of a process is then the end of its pipe
+            found = _received([receiving for receiving, _ in pipes])
+            for rank, process in enumerate(processes):
+                process.join(0 if rank in found else 1.0)
+            codes = [0 if rank in found else process.exitcode for rank, process in enumerate(processes)]
         finally:
             for process in processes:
                 if process.is_alive():
                     process.kill()
                 process.join()
-        outcomes = [_outcome(folder, rank) for rank in range(size)]
-        codes = [process.exitcode for process in processes]
+    outcomes = [found.get(rank, (None, None)) for rank in range(size)]
     errors = [error for error, _ in outcomes if error is not None]
     for kind in (InputError, RunFailedError):
         for error in errors:
@@ -65,25 +75,22 @@ def run_on_ranks(
     return [result for _, result in outcomes]
 
 
-def _await(processes: Sequence[BaseProcess], folder: Path) -> None:
-    """Returns when all ranks have ended, or some time after one has failed."""
+def _received(pipes: Sequence[Connection]) -> dict[int, Outcome]:
+    """What the ranks send, until all have ended, or some time after one has failed."""
+    found: dict[int, Outcome] = {}
+    waited: dict[Any, int] = {pipe: rank for rank, pipe in enumerate(pipes)}
     failed_at: float | None = None
-    while any(process.is_alive() for process in processes):
-        time.sleep(0.02)
-        failed = any(process.exitcode for process in processes) or any(folder.glob("*.failed"))
-        failed_at = (failed_at or time.monotonic()) if failed else None
-        if failed_at is not None and time.monotonic() - failed_at > PATIENCE_S:
-            return
-
-
-def _outcome(folder: Path, rank: int) -> tuple[Exception | None, Any]:
-    """The error and the result of a rank; neither for one that ended without."""
-    for kind in ("done", "failed"):
-        path = folder / f"{rank}.{kind}"
-        if path.exists():
-            found: tuple[Exception | None, Any] = pickle.loads(path.read_bytes())
-            return found
-    return None, None
+    while waited and not (failed_at is not None and time.monotonic() - failed_at > PATIENCE_S):
+        for pipe in wait(list(waited), timeout=0.5):
+            rank, receiving = waited[pipe], pipes[waited.pop(pipe)]
+            try:
+                found[rank] = receiving.recv()
+                receiving.send(None)  # tensors are in memory of the rank, which must live until here
+            except EOFError:  # it ended without a word
+                failed_at = failed_at or time.monotonic()
+            else:
+                failed_at = (failed_at or time.monotonic()) if found[rank][0] is not None else failed_at
+    return found
 
 
 def _cause(codes: Sequence[int | None], errors: Sequence[Exception]) -> str:
@@ -97,7 +104,8 @@ def _cause(codes: Sequence[int | None], errors: Sequence[Exception]) -> str:
 def _rank(
     rank: int,
     size: int,
-    folder: Path,
+    place: str,
+    sending: Connection,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     device: str,
@@ -112,18 +120,18 @@ def _rank(
     torch.set_num_threads(threads)
     if device == "cuda":
         torch.cuda.set_device(rank)
-    outcome: tuple[Exception | None, Any]
+    outcome: Outcome
     try:
-        store = distributed.FileStore(str(folder / "store"), size)  # type: ignore[attr-defined]
+        store = distributed.FileStore(place, size)  # type: ignore[attr-defined]
         outcome = None, function(join_ranks(rank, size, store=store, device=device, timeout_s=timeout_s), *arguments)
         leave_ranks()
     except (InputError, RunFailedError) as error:
         outcome = error, None
     except Exception:  # told by the parent; a class of a library may not be picklable
         outcome = ChildError(f"rank {rank} of {size} failed:\n{traceback.format_exc()}"), None
-    part = folder / f"{rank}.part"
-    part.write_bytes(pickle.dumps(outcome))
-    part.rename(folder / f"{rank}.{'failed' if outcome[0] is not None else 'done'}")
+    sending.send(outcome)
+    sending.poll(KEPT_S)
+    sending.close()
 
 
 class ChildError(Exception):

@@ -51,13 +51,13 @@ def test_two_ranks_train_what_one_process_trains(results: dict[int, list[list[Re
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[list[Result]]]:
     """As `results`, for a model with a head of its own."""
-    untied = write_llama(tmp_path_factory.mktemp("untied"), tied=False)
+    untied = write_llama(tmp_path_factory.mktemp("untied"), tied=False, num_key_value_heads=4)
     return {2: run_on_ranks(2, train_all, OTHERS, untied), 1: [train_all(ALONE, OTHERS, untied)]}
 
 
 OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("online_dpo", {"lora": ("q_proj", "lm_head"), "minibatches": 3}),
-    ("group_relative", {"lora": ("q_proj", "lm_head"), "bypass": True}),
+    ("group_relative", {"lora": ("q_proj", "lm_head"), "bypass": True, "importance": "none", "minibatches": 1}),
     ("group_relative", {"gradient_checkpointing": True, "epochs": 2}),
     ("group_relative", {"grid": "w4a16-g32", "dtype": "bfloat16", "serving_dtype": "float32"}),
     ("ppo", {"dtype": "bfloat16"}),
