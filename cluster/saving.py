@@ -163,9 +163,7 @@ class Saver:
         self.saved_at = step
         seconds = time.monotonic() - taken.began
         paused_s = taken.paused_s if self._is_async and not is_last else seconds
-        self._recorder.event(
-            "checkpoint", step=step, held=held, seconds=round(seconds, 3), paused_s=round(paused_s, 3)
-        )
+        self._recorder.event("checkpoint", step=step, held=held, seconds=round(seconds, 3), paused_s=round(paused_s, 3))
         if not is_last:
             self._room.end(step)
         if self._url:

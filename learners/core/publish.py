@@ -257,9 +257,7 @@ def _evidence_of(weights: Weights) -> Canaries | None:
     """What attests published weights; None on ranks but the first, which publish nothing."""
     if not weights.canary_logprobs:
         return None
-    return Canaries(
-        token_ids=weights.canary_token_ids, logprobs=weights.canary_logprobs, noise=weights.canary_noise
-    )
+    return Canaries(token_ids=weights.canary_token_ids, logprobs=weights.canary_logprobs, noise=weights.canary_noise)
 
 
 def _nothing(version: int) -> Weights:

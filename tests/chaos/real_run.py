@@ -99,6 +99,8 @@ if __name__ == "__main__":
             "rollout": RolloutRole(ray.remote(**options)(RolloutThatFails)),
             "judge": JudgeRole(ray.remote(**options)(JudgeThatFails)),
             "audit": AuditRole(ray.remote(**options)(JudgeThatFails)),
-            "learner": LearnerRole(ray.remote(**options, concurrency_groups={"signs": 1, "writes": 1})(LearnerThatFails)),
+            "learner": LearnerRole(
+                ray.remote(**options, concurrency_groups={"signs": 1, "writes": 1})(LearnerThatFails)
+            ),
         }
     )

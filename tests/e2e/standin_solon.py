@@ -89,7 +89,9 @@ def spawner(actor: Any, *timing: float) -> Spawner:
 
 def standin_roles() -> dict[str, Role]:
     """An engine, a judge and a learner with configured durations."""
-    learner = ray.remote(num_cpus=0, concurrency_groups={"signs": 1, "writes": 1})(LEARNERS[SETTINGS.get("learner", "")])
+    learner = ray.remote(num_cpus=0, concurrency_groups={"signs": 1, "writes": 1})(
+        LEARNERS[SETTINGS.get("learner", "")]
+    )
     return {
         "rollout": StandinRollout(spawner(ray.remote(num_cpus=0)(PatientRollout), SECONDS, 0.1)),
         "judge": StandinJudge(spawner(ray.remote(num_cpus=0)(TimedJudge), SECONDS / 8)),

@@ -64,7 +64,11 @@ class Learner:
             def process_id(self) -> int:
                 return os.getpid()
 
-        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"signs": 1, "writes": 1}}
+        options: dict[str, Any] = {
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "concurrency_groups": {"signs": 1, "writes": 1},
+        }
         role = LearnerRole(ray.remote(**options)(Told))
         (self.worker,) = role.workers(self.run.workers["learner"], context)
         (self.lane,) = role.supervised([self.worker], context)

@@ -125,7 +125,9 @@ class Learner(TimedLearner):
 
 EngineActor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(Engine)
 JudgeActor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(Judge)
-LearnerActor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"signs": 1, "writes": 1})(Learner)
+LearnerActor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"signs": 1, "writes": 1})(
+    Learner
+)
 
 
 def leave_pid(folder: str, name: str) -> None:
