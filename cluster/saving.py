@@ -1,7 +1,7 @@
 """Checkpoints of a running run: the state of every part between two steps, put together.
 
-The state is taken at one moment while no step runs: the ledger's cut, a copy of the learner, counters, the extent of the
-records. It is written while training continues. What is trained meanwhile belongs to the next checkpoint.
+The state is taken at one moment while no step runs: the ledger's cut, a copy of the learner, counters, the extent of
+the records. It is written while training continues. What is trained meanwhile belongs to the next checkpoint.
 """
 
 from __future__ import annotations
@@ -122,12 +122,13 @@ class Saver:
         while True:
             taken = await self._take(step, copies=False)
             with suppress(WorkerLostError):
-                return await self._complete(taken, is_last=is_last)
+                await self._complete(taken, is_last=is_last)
+                return
 
     async def settled(self) -> None:
         """Returns when no checkpoint is being written. Raises the error of the last one, once."""
         if self._writing is not None:
-            await asyncio.wait({self._writing})  # this wait may be cancelled, the writing goes on
+            await asyncio.wait({self._writing})  # a cancelled wait does not end the writing
             self.require_sound()
 
     def require_sound(self) -> None:

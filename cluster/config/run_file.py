@@ -83,8 +83,8 @@ class RunFile(Section):
     checkpoint_keep: Annotated[int, MayChange()] = Field(3, ge=0)
     """How many checkpoints are kept; 0: all."""
     checkpoint_async: Annotated[bool, MayChange()] = True
-    """Train while a checkpoint is written. The learner's state is copied to the memory of its machine first, 12 bytes for
-    each trained parameter; false: no copy, and no step runs until the checkpoint is complete."""
+    """Train while a checkpoint is written. The learner's state is copied to the memory of its machine first, 12 bytes
+    for each trained parameter; false: no copy, and no step runs until the checkpoint is complete."""
     checkpoint_url: Annotated[str, MayChange()] = ""
     """A second place for checkpoints: any URL that fsspec knows, such as s3://bucket/folder. Credentials come from the
     environment."""

@@ -58,7 +58,7 @@ class Staging:
         if self._pairs:
             thread = ThreadPoolExecutor(1, thread_name_prefix="staging")
             device = next(iter(self._pairs.values()))[0].device
-            stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+            stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
             if stream is not None:
                 stream.wait_stream(torch.cuda.current_stream(device))
             self._copied = thread.submit(self._copy, stream)

@@ -143,7 +143,7 @@ class Trainer(Generic[BatchT, MicrobatchT]):
 
     def stage(self, *, copies: bool = True) -> None:
         """Take the present state for `write`, in place of an earlier one. copies: it is copied to host memory, and
-        steps may run before it is written. The copy goes on while the next step computes its gradients."""
+        steps may run before it is written. The next step may compute its gradients before the copy is complete."""
         self._staged = None
         staging = Staging(self.objective.ranks, copies=copies)
         tensors = {name: staging.keep(tensor) for name, tensor in tensors_of(self.optimizers).items()}
@@ -154,8 +154,8 @@ class Trainer(Generic[BatchT, MicrobatchT]):
 
     def write(self, directory: str | Path) -> None:
         """Write the staged networks and their optimisers, exact to the bit; where a policy is published also
-        `policy/`, a Hugging Face directory in the serving dtype, and canaries that attest it. May run in a thread beside
-        `step` if it was staged with copies. After an error it may be called again."""
+        `policy/`, a Hugging Face directory in the serving dtype, and canaries that attest it. May run in a thread
+        beside `step` if it was staged with copies. After an error it may be called again."""
         staged = self._staged
         if staged is None:
             raise ValueError("nothing is staged, expected a state to write; call stage() first")

@@ -231,7 +231,8 @@ async def test_a_step_while_a_checkpoint_is_written_is_not_in_it(tmp_path: Path)
     async with night.saver as saver:
         await saver.save(1)
         night.learner.version, _ = 2, night.numbers.append(2)
-        assert night.folder.steps() == [] and night.learner.saved_in == [] and saver.saved_at is None
+        assert night.folder.steps() == night.learner.saved_in == []
+        assert saver.saved_at is None
         night.learner.may_write.set()
     found = read_checkpoint(night.folder.path / "step-000001")
     assert found.run == {"version": 1, "list": [1]}
@@ -248,7 +249,8 @@ async def test_the_next_checkpoint_waits_for_the_one_that_is_written(tmp_path: P
         await saver.save(1)
         second = asyncio.ensure_future(saver.save(2))
         await asyncio.sleep(0.05)
-        assert len(night.learner.staged) == 1 and not second.done()
+        assert len(night.learner.staged) == 1
+        assert not second.done()
         night.learner.may_write.set()
         await second
     assert night.folder.steps() == [1, 2]

@@ -587,7 +587,8 @@ async def test_a_staged_state_is_lost_with_its_learner():
 
     world.lanes = replace(world.lanes, checkpoint=checkpoint)
     assert await asyncio.wait_for(world.run(2), timeout=20) == 2
-    assert len(lost) == 2 and lost[1] == "learner was lost, and with it the state that it had staged"
+    assert len(lost) == 2
+    assert lost[1] == "learner was lost, and with it the state that it had staged"
 
 
 async def test_a_learner_whose_answer_is_lost_is_rebuilt_so_that_no_step_is_trained_twice():
