@@ -26,7 +26,7 @@ from solon.runs.directory import DiskFullError
 Meeting = tuple[str, int]
 """Host and port at which ranks find each other."""
 GROUPS = {"signs": 1, "writes": 1}
-"""Threads beside the one that trains: for signs of life, and for files."""
+"""Threads beside the one that trains: for heartbeats, and for files."""
 NO_ROOM = "; if it happens again, lower learn.max_tokens_per_microbatch"
 
 

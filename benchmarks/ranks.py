@@ -1,5 +1,5 @@
 """A learner of two ranks against one process: the same mathematics, resuming on another number of ranks, memory, speed.
-python benchmarks/ranks.py [--quick] [--only exact,resume,memory,speed] [--model DIR] [--json PATH]
+python benchmarks/ranks.py [--quick] [--only exact,resume,memory,speed,checkpoint] [--model DIR] [--json PATH]
 
 Ranks are processes of one thread on this machine, which exchange gradients by gloo. `--model`: a model directory for
 `exact`, beside a random one; without it memory and speed are measured with random weights of SmolLM2's shape (135 M).
@@ -14,6 +14,7 @@ import os
 import resource
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from solon.models.sizes import sizes_of
 from tests.trainings import OFFLINE, RUNS, apart, train_all
 from tests.unit.learner_builders import make_group, random_groups, write_llama
 
-PARTS = ("exact", "resume", "memory", "speed")
+PARTS = ("exact", "resume", "memory", "speed", "checkpoint")
 CASES: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in (*RUNS, *OFFLINE)] + [
     (name, {"lora": True}) for name in (*RUNS, "dpo", "kto")
 ]
@@ -213,6 +214,103 @@ def memory_and_speed_rows(folder: Path, *, quick: bool, parts: list[str]) -> lis
     return rows
 
 
+# -- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def saved(ranks: Ranks, model: str, tokens: int, folder: str) -> dict[str, float]:
+    """Seconds for which a checkpoint holds up steps, written at once and beside them; whether a run that resumes from
+    the second equals the undisturbed one. Digests, flushes and the rename are included, as in a run."""
+    from learners.core.staging import Staging
+    from solon.checkpoints.folder import CheckpointFolder
+    from solon.ledger.snapshot import LedgerSnapshot
+
+    torch.set_num_threads(1)
+    config = LearnConfig(kl_coefficient=0.05, minibatches=1, max_tokens_per_microbatch=tokens // 2, threads=1)
+    place = CheckpointFolder(Path(folder))
+
+    def begun() -> Any:
+        return build_learner(config, model=model, temperature=1.0, seed=0, ranks=ranks)
+
+    def step(one: Any, number: int) -> float:
+        began = time.perf_counter()
+        one.step(number, [_long_group(n, number, tokens // 8) for n in range(8)])
+        return time.perf_counter() - began
+
+    def finish(number: int) -> Path:
+        ledger = LedgerSnapshot(admitted=0, committed=0, dropped={}, entries=())
+        scratch = Path(folder) / f".step-{number:06d}.tmp"
+        return place.finish(scratch, step=number, config_hash="", ledger=ledger, held=(), run={})
+
+    def scratch(number: int) -> Path:
+        found = Path(folder) / f".step-{number:06d}.tmp"
+        found.mkdir(parents=True, exist_ok=True)
+        return found
+
+    learner, waited = begun(), [0.0]
+    wait = Staging.wait
+
+    def timed(self: Any) -> None:
+        began = time.perf_counter()
+        wait(self)
+        if threading.current_thread() is threading.main_thread():
+            waited[0] += time.perf_counter() - began
+
+    step(learner, 0)
+    began = time.perf_counter()
+    learner.save(scratch(1))
+    ranks.total([0.0])
+    if ranks.is_first:
+        finish(1)
+    ranks.total([0.0])
+    synchronous = time.perf_counter() - began
+    plain = step(learner, 1)
+    Staging.wait = timed  # type: ignore[method-assign]
+    began = time.perf_counter()
+    learner.stage()
+    staged = time.perf_counter() - began
+    target = scratch(2)
+    writing = threading.Thread(target=learner.write, args=(target,))
+    writing.start()
+    beside = step(learner, 2)
+    writing.join()
+    ranks.total([0.0])
+    if ranks.is_first:
+        finish(2)
+    ranks.total([0.0])
+    resumed = begun()
+    resumed.load(Path(folder) / "step-000002")
+    step(resumed, 2)
+    apart_by = max(
+        float((local(one.detach()) - local(other.detach())).abs().max()) if local(one).numel() else 0.0
+        for part, optimizer in learner.optimizers.items()
+        for one, other in zip(optimizer.parameters.values(), resumed.optimizers[part].parameters.values(), strict=True)
+    )
+    return {
+        "synchronous_s": synchronous, "stage_s": staged, "waited_s": waited[0], "step_s": plain,
+        "step_beside_s": beside, "apart": apart_by,
+    }  # fmt: skip
+
+
+def checkpoint_rows(folder: Path, *, quick: bool) -> list[Row]:
+    """Checkpoints of one process and of two ranks."""
+    (folder / "weights").mkdir()
+    model = write_llama(folder / "weights", **(SMALL_SHAPE if quick else SHAPE))
+    rows = []
+    for size in (1, 2):
+        os.environ["GLIBC_TUNABLES"] = KEEP_FREED_MEMORY if size == 1 else RETURN_FREED_MEMORY
+        found = on_ranks(size, saved, model, 256 if quick else 1024, str(folder / f"saved-{size}"), timeout_s=3000)
+        print(json.dumps(found), flush=True)
+        worst = {key: max(one[key] for one in found) for key in found[0]}
+        held = worst["stage_s"] + worst["waited_s"]
+        name = f"{size} rank{'s' if size > 1 else ''}"
+        rows += [
+            Row(f"steps held up, asynchronous over synchronous, {name}", held / worst["synchronous_s"], goal="<= 0.05"),
+            Row(f"a step beside the writing over one without, {name}", worst["step_beside_s"] / worst["step_s"]),
+            Row(f"weights of a resumed run against the undisturbed one, {name}", worst["apart"], goal="<= 0"),
+        ]
+    return rows
+
+
 def main() -> None:
     """Print the rows."""
     parser = arguments(__doc__ or "")
@@ -228,6 +326,8 @@ def main() -> None:
             rows += resume_rows(folder)
         if {"memory", "speed"} & set(parts):
             rows += memory_and_speed_rows(folder, quick=options.quick, parts=parts)
+        if "checkpoint" in parts:
+            rows += checkpoint_rows(folder, quick=options.quick)
         report("ranks", rows, options.json)
 
 

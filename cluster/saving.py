@@ -118,16 +118,17 @@ class Saver:
         if self._is_async and not is_last:
             taken = await self._take(step, copies=True)
             self._writing = asyncio.create_task(self._abandonable(taken))
-            return None
+            return
         while True:
             taken = await self._take(step, copies=False)
             with suppress(WorkerLostError):
-                return await self._complete(taken, is_last=is_last)
+                await self._complete(taken, is_last=is_last)
+                return
 
     async def settled(self) -> None:
         """Returns when no checkpoint is being written. Raises the error of the last one, once."""
         if self._writing is not None:
-            await asyncio.wait({self._writing})  # this wait may be cancelled, the writing goes on
+            await asyncio.wait({self._writing})  # a cancelled wait does not end the writing
             self.require_sound()
 
     def require_sound(self) -> None:

@@ -144,7 +144,7 @@ class Trainer(Generic[BatchT, MicrobatchT]):
 
     def stage(self, *, copies: bool = True) -> None:
         """Take the present state for `write`, in place of an earlier one. copies: it is copied to host memory, and
-        steps may run before it is written. The copy goes on while the next step computes its gradients."""
+        steps may run before it is written. The next step may compute its gradients before the copy is complete."""
         self._staged = None
         staging = Staging(self.objective.ranks, copies=copies)
         tensors = {name: staging.keep(tensor) for name, tensor in tensors_of(self.optimizers).items()}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import json
 import math
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from cluster.config.run_file import RunFile
 from cluster.preflight.space import checkpoint_bytes, free_at, remarks_on_space
 from cluster.saving import Saver
 from solon.checkpoints.folder import CheckpointFolder, read_checkpoint
-from solon.errors import EngineFailedError
+from solon.errors import EngineFailedError, WorkerLostError
 from solon.ledger.async_ledger import AsyncLedger
 from solon.ledger.ledger import LedgerConfig
 from solon.ledger.staleness import StalenessConfig
@@ -62,11 +65,20 @@ class Weights:
         self.nbytes = nbytes
         self.saved_in: list[str] = []
         self.staged: list[bool] = []
+        self.version = self.written_as = self.dies = 0
+        self.may_write = asyncio.Event()
+        self.may_write.set()
 
     async def stage(self, *, copies: bool) -> None:
         self.staged.append(copies)
+        self.written_as = self.version
 
     async def write(self, directory: str) -> None:
+        await self.may_write.wait()
+        if self.dies:
+            self.dies -= 1
+            raise WorkerLostError("learner died")
+        (Path(directory) / "learner.json").write_text(f'{{"version": {self.written_as}}}')
         (Path(directory) / "policy").mkdir()
         (Path(directory) / "policy" / "model.safetensors").write_bytes(os.urandom(self.nbytes))
 
@@ -101,8 +113,9 @@ class Night:
         ledger = AsyncLedger(LedgerConfig(batch_groups=2), StalenessConfig())
 
         async def state() -> dict[str, Any]:
-            return {}
+            return {"version": self.learner.version, "list": self.numbers}
 
+        self.numbers: list[int] = []
         self.saver = Saver(
             self.folder, directory=self.directory, learner=self.learner, ledger=ledger,  # type: ignore[arg-type]
             recorder=self.recorder, config_hash="", url="", state=state, resume="solon train r.toml --resume",
@@ -208,6 +221,108 @@ async def test_an_unwritable_disk_gives_one_message_and_no_checkpoint_is_removed
         await night.saver.save(2)
     assert night.folder.steps() == [1]
     assert night.directory.ballast.nbytes > 0
+    night.directory.close()
+
+
+async def test_a_step_while_a_checkpoint_is_written_is_not_in_it(tmp_path: Path):
+    night = Night(tmp_path, nbytes=10, is_async=True)
+    night.learner.version, night.numbers[:] = 1, [1]
+    night.learner.may_write.clear()
+    async with night.saver as saver:
+        await saver.save(1)
+        night.learner.version, _ = 2, night.numbers.append(2)
+        assert night.folder.steps() == night.learner.saved_in == []
+        assert saver.saved_at is None
+        night.learner.may_write.set()
+    found = read_checkpoint(night.folder.path / "step-000001")
+    assert found.run == {"version": 1, "list": [1]}
+    assert json.loads((found.path / "learner.json").read_text()) == {"version": 1}
+    assert night.learner.saved_in == ["step-000001"]
+    assert night.learner.staged == [True]
+    night.directory.close()
+
+
+async def test_the_next_checkpoint_waits_for_the_one_that_is_written(tmp_path: Path):
+    night = Night(tmp_path, nbytes=10, is_async=True)
+    night.learner.may_write.clear()
+    async with night.saver as saver:
+        await saver.save(1)
+        second = asyncio.ensure_future(saver.save(2))
+        await asyncio.sleep(0.05)
+        assert len(night.learner.staged) == 1
+        assert not second.done()
+        night.learner.may_write.set()
+        await second
+    assert night.folder.steps() == [1, 2]
+    night.directory.close()
+
+
+async def test_a_checkpoint_whose_learner_is_lost_is_abandoned_and_the_previous_one_stays(tmp_path: Path):
+    night = Night(tmp_path, nbytes=10, is_async=True)
+    async with night.saver as saver:
+        await saver.save(1)
+        await saver.settled()
+        night.learner.dies = 1
+        await saver.save(2)
+        await saver.settled()
+        assert saver.saved_at == 1
+        assert [path.name for path in night.folder.path.iterdir() if "step" in path.name] == ["step-000001"]
+        assert night.learner.saved_in == ["step-000001"]
+        assert night.events[-1] == "checkpoint_abandoned"
+        night.learner.dies = 2
+        await saver.save(3, is_last=True)  # nothing is trained after it: it is taken again
+        assert saver.saved_at == 3
+    assert night.learner.staged[2:] == [False, False, False]
+    night.directory.close()
+
+
+async def test_an_error_of_writing_is_raised_after_the_next_step(tmp_path: Path):
+    night = Night(tmp_path, nbytes=10, is_async=True)
+
+    async def broken(directory: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    night.learner.write = broken  # type: ignore[method-assign]
+    async with night.saver as saver:
+        await saver.save(1)
+        saver.require_sound()  # it is still being written
+        await asyncio.sleep(0.1)
+        with pytest.raises(UnwritableError, match="a checkpoint cannot be written: Input/output error"):
+            saver.require_sound()
+        saver.require_sound()
+    night.directory.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "steps"), [(None, [1]), (RuntimeError("a stage failed"), [1]), (asyncio.CancelledError(), [])]
+)
+async def test_the_end_of_a_run_completes_a_checkpoint_unless_it_is_cancelled(
+    tmp_path: Path, end: BaseException | None, steps: list[int]
+):
+    night = Night(tmp_path, nbytes=10, is_async=True)
+    night.learner.may_write.clear()
+    asyncio.get_running_loop().call_later(0.05, night.learner.may_write.set)
+    with pytest.raises(type(end)) if end else nullcontext():
+        async with night.saver as saver:
+            await saver.save(1)
+            await asyncio.sleep(0)
+            if end:
+                raise end
+    assert night.folder.steps() == steps
+    assert not list(night.folder.path.glob(".step-*"))
+    night.directory.close()
+
+
+async def test_a_disk_that_is_full_while_steps_run_is_reported(disk: Path):
+    night = Night(disk, nbytes=200 * KIB, is_async=True)
+    async with night.saver as saver:
+        await saver.save(1)
+        await saver.settled()
+        night.learner.nbytes = 900 * KIB
+        await saver.save(2)
+        with pytest.raises(DiskFullError, match="a checkpoint needs more than"):
+            await saver.settled()
+    assert night.folder.steps() == [1]
     night.directory.close()
 
 

@@ -535,6 +535,62 @@ async def test_a_learner_that_dies_comes_back_with_the_same_weights_and_nothing_
     assert sorted(o for batch in world.learner.trained for o in batch) == list(range(24))
 
 
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_checkpoint_leaves_the_batches_that_were_trained_while_it_was_written(dies: bool):
+    """dies: the learner is lost when its files are written, and the checkpoint is completed while its successor starts
+    from the one before it."""
+    world = Mortal(steps=6)
+    lane = world.lanes.learner
+    assert isinstance(lane, SupervisedLearner)
+
+    async def checkpoint(step: int) -> None:
+        if step == 2:
+            await lane.stage(copies=True)
+        if step == 4:
+            await lane.write("two")
+            if dies:
+                restart = world.learner.restart_from
+
+                async def restart_from(checkpoint: str, placed: Callable[[], None] = lambda: None) -> Any:
+                    weights = await restart(checkpoint, placed)
+                    lane.saved("two")
+                    return weights
+
+                world.learner.restart_from = restart_from  # type: ignore[method-assign]
+            else:
+                lane.saved("two")
+            world.learner.process.alive = False
+
+    world.lanes = replace(world.lanes, checkpoint=checkpoint)
+    assert await asyncio.wait_for(world.run(6), timeout=20) == 6
+    again = [fields for name, fields in world.witness.events if name == "learner_trained_again"]
+    assert [(fields["steps"], fields["same_weights"]) for fields in again] == [(4 if dies else 2, True)]
+    assert sorted(o for batch in world.learner.trained for o in batch) == list(range(24))
+
+
+async def test_a_staged_state_is_lost_with_its_learner():
+    world = Mortal(steps=2)
+    lane = world.lanes.learner
+    assert isinstance(lane, SupervisedLearner)
+    lost = []
+
+    async def checkpoint(step: int) -> None:
+        if step == 1:
+            await lane.stage(copies=True)
+            world.learner.process.alive = False
+            for _ in range(2):  # at its death, and of its successor, which has staged nothing
+                try:
+                    await lane.write("one")
+                except WorkerLostError as error:
+                    lost.append(str(error))
+                await lane.ready()
+
+    world.lanes = replace(world.lanes, checkpoint=checkpoint)
+    assert await asyncio.wait_for(world.run(2), timeout=20) == 2
+    assert len(lost) == 2
+    assert lost[1] == "learner was lost, and with it the state that it had staged"
+
+
 async def test_a_learner_whose_answer_is_lost_is_rebuilt_so_that_no_step_is_trained_twice():
     world = Mortal(steps=6)
     lost: list[int] = []
