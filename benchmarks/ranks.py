@@ -298,7 +298,7 @@ def checkpoint_rows(folder: Path, *, quick: bool) -> list[Row]:
     rows = []
     for size in (1, 2):
         os.environ["GLIBC_TUNABLES"] = KEEP_FREED_MEMORY if size == 1 else RETURN_FREED_MEMORY
-        found = on_ranks(size, saved, model, 256 if quick else 1024, str(folder / f"saved-{size}"), timeout_s=3000)
+        found = run_on_ranks(size, saved, model, 256 if quick else 1024, str(folder / f"saved-{size}"))
         print(json.dumps(found), flush=True)
         worst = {key: max(one[key] for one in found) for key in found[0]}
         held = worst["stage_s"] + worst["waited_s"]
