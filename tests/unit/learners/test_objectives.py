@@ -82,7 +82,8 @@ def test_a_new_objective_is_one_new_file_that_a_run_names_trains_with_and_resume
     assert losses[-1] < 0.9 * losses[0]
     assert len(fingerprints) == 5
     assert manifest.version == 4
-    learner.save(str(tmp_path / "saved"))
+    learner.stage(True)
+    learner.write(str(tmp_path / "saved"))
     resumed = shell()
     assert list(resumed.start(str(tmp_path / "saved")))[-1].version == 4
     expected, again = (list(one.step(4, *payloads(4)))[-1][1].fingerprint for one in (learner, resumed))
