@@ -65,7 +65,7 @@ def too_large_for_here(run: RunFile) -> str | None:
     if run.cpus > cpus + 1e-6:
         return (
             f"the run needs {run.cpus:g} CPU(s), this machine has {cpus:g}: it is refused here, not on a larger "
-            "cluster; lower num_cpus in [rollout], [judging] and [learn]"
+            "cluster; lower num_cpus in [rollout], [judging] and [learn], or learn.num_ranks"
         )
     return None
 
