@@ -66,7 +66,8 @@ class StillLearner(TimedLearner):
     def step(self, step: int, *payloads: Any) -> Any:
         *chunks, (report, manifest) = super().step(step, *payloads)
         cut = {"learn/truncated/share": 1.0, "learn/masked/share": 1.0, "learn/rollouts/sum": 16.0}
-        yield from chunks
+        for chunk in chunks:  # Ray sends into the generator, which a list's iterator does not take
+            yield chunk  # noqa: UP028
         yield dataclasses.replace(report, moved=False, metrics=report.metrics | cut), manifest
 
 
