@@ -66,8 +66,8 @@ class StillLearner(TimedLearner):
     def step(self, step: int, *payloads: Any) -> Any:
         *chunks, (report, manifest) = super().step(step, *payloads)
         cut = {"learn/truncated/share": 1.0, "learn/masked/share": 1.0, "learn/rollouts/sum": 16.0}
-        for chunk in chunks:  # Ray sends into the generator, which a list's iterator does not take
-            yield chunk  # noqa: UP028
+        # Ray sends into the generator, which the iterator of a list does not take.
+        yield from (chunk for chunk in chunks)
         yield dataclasses.replace(report, moved=False, metrics=report.metrics | cut), manifest
 
 
