@@ -20,8 +20,6 @@ OF_OTHERS = re.compile("gloo|nccl|connection|timed out", re.IGNORECASE)
 GRACE_S = 5.0
 """Seconds for the other ranks to finish or fail after the first one failed: their errors tell which of them is the
 cause."""
-SILENT_S = 20.0
-"""Seconds without a heartbeat of one rank after the others have given theirs."""
 
 
 class RemoteLearnerGroup(RemoteLearner):
@@ -31,10 +29,10 @@ class RemoteLearnerGroup(RemoteLearner):
     step.
     """
 
-    def __init__(self, spawn: Spawn, *, name: str, ranks: int, node: Any) -> None:
+    def __init__(self, spawn: Spawn, *, name: str, ranks: int, node: Any, silent_s: float) -> None:
         """spawn: makes the actors of all ranks, a list. node: their placement group, which keeps its node while they
-        are replaced."""
-        self._ranks, self.node = ranks, node
+        are replaced. silent_s: seconds without a heartbeat of one rank after another one gave its own."""
+        self._ranks, self.node, self._silent_s = ranks, node, silent_s
         super().__init__(spawn, name=name)
 
     @property
@@ -76,10 +74,10 @@ class RemoteLearnerGroup(RemoteLearner):
         asked = [asyncio.ensure_future(self._heard(rank)) for rank in range(self._ranks)]
         try:
             await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait(asked, timeout=SILENT_S)
+            await asyncio.wait(asked, timeout=self._silent_s)
             silent = [rank for rank, one in enumerate(asked) if not one.done()]
             if silent:
-                raise WorkerLostError(f"{self._who(*silent)} did not answer a heartbeat within {SILENT_S:g} s")
+                raise WorkerLostError(f"{self._who(*silent)} did not answer a heartbeat within {self._silent_s:g} s")
             return max(one.result() for one in asked)
         finally:
             for one in asked:

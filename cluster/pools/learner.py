@@ -11,6 +11,10 @@ from cluster.pools.base import PoolContext, Role
 from solon.recovery.supervised_lanes import SupervisedLearner
 
 
+SILENT_SHARE = 0.7
+"""Of the time within which a learner must give a heartbeat: a rank that is silent is named before the learner is lost."""
+
+
 class LearnerRole(Role):
     """The pool `learner`, which every stage that trains has."""
 
@@ -75,4 +79,6 @@ def _group(
             found.append(actor.options(**options).remote(config, **own, **named))
         return found
 
-    return RemoteLearnerGroup(spawn, name=name, ranks=ranks, node=node)
+    return RemoteLearnerGroup(
+        spawn, name=name, ranks=ranks, node=node, silent_s=SILENT_SHARE * context.run.recovery.beat_timeout_s
+    )
