@@ -10,9 +10,8 @@ from cluster.config.sections import LearnSection
 from cluster.pools.base import PoolContext, Role
 from solon.recovery.supervised_lanes import SupervisedLearner
 
-
 SILENT_SHARE = 0.7
-"""Of the time within which a learner must give a heartbeat: a rank that is silent is named before the learner is lost."""
+"""Of the time within which a learner must give a heartbeat: a silent rank is named before the learner is lost."""
 
 
 class LearnerRole(Role):
