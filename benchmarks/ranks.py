@@ -115,15 +115,13 @@ def resume_rows(folder: Path) -> list[Row]:
 # -- memory and speed ---------------------------------------------------------------------------------------------
 
 
-def measured(ranks: Ranks, model: str, tokens: int, threads: int, steps: int) -> dict[str, float]:
+def measured(ranks: Ranks, model: str, small: str, tokens: int, threads: int, steps: int) -> dict[str, float]:
     """Memory of a PPO learner, bytes, and its speed in trained tokens per second."""
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder:  # what libraries import and keep with a first step
-        tiny = build_learner(
-            _config(64, threads), model=write_llama(Path(folder)), temperature=1.0, seed=0, ranks=ranks
-        )
-        tiny.train(0, random_groups(4, 2))
-        del tiny
+    # What libraries import, and keep after a first step, is not the learner's.
+    tiny = build_learner(_config(64, threads), model=small, temperature=1.0, seed=0, ranks=ranks)
+    tiny.train(0, random_groups(4, 2))
+    del tiny
     gc.collect()
     empty = _resident()
     learner = build_learner(_config(tokens, threads), model=model, temperature=1.0, seed=0, ranks=ranks)
@@ -173,11 +171,12 @@ def _resident() -> int:
 def memory_and_speed_rows(folder: Path, *, quick: bool, parts: list[str]) -> list[Row]:
     """One process of two threads, one of one thread, and two ranks of one thread."""
     model = write_llama(folder / "shape", **(SMALL_SHAPE if quick else SHAPE))
-    tokens, steps = (256, 2) if quick else (512, 3)
+    small = write_llama(folder / "small")
+    tokens, steps = (256, 2) if quick else (512, 2)
     found: dict[int, list[dict[str, float]]] = {}
     for size, threads, tunables in ((1, 2, KEEP_FREED_MEMORY), (2, 1, RETURN_FREED_MEMORY)):
         os.environ["GLIBC_TUNABLES"] = tunables  # as a run sets it for its learner
-        found[size] = run_on_ranks(size, measured, model, tokens, threads, steps)
+        found[size] = run_on_ranks(size, measured, model, small, tokens, threads, steps)
     (alone,), ranks = found[1], found[2]
     rows = []
     if "memory" in parts:
