@@ -65,7 +65,7 @@ def assert_ended_in_order(child: Child, what: str) -> None:
     assert summary["end"]["resume"].endswith("--name run --resume")
     assert f"resume: {summary['end']['resume']}" in output
     assert "Traceback" not in output
-    child.wait_until_gone(but=("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
+    child.wait_until_gone()
 
 
 DEATHS: dict[str, dict[str, Any]] = {
