@@ -47,9 +47,7 @@ def train_on_pairs(
     used = [pair for pair in pairs if pair.weight > 0]
     if not used:
         raise InputError(f"got {len(pairs)} preference pairs, none with a weight above 0, expected some; label more")
-    if config.num_ranks > 1:
-        return _first(_train_pairs, model, used, config, save_to)
-    return _train_pairs(ALONE, model, used, config, save_to, tick)
+    return _on_ranks(_train_pairs, model, used, config, save_to, tick)
 
 
 def _train_pairs(
@@ -86,9 +84,7 @@ def train_on_ratings(
             f"got {len(used)} rated answers with a weight above 0 to {len({one.prompt for one in used})} prompts, "
             "expected at least two prompts; rate more"
         )
-    if config.num_ranks > 1:
-        return _first(_train_ratings, model, used, config, save_to)
-    return _train_ratings(ALONE, model, used, config, save_to, tick)
+    return _on_ranks(_train_ratings, model, used, config, save_to, tick)
 
 
 def _train_ratings(
@@ -104,10 +100,17 @@ def _train_ratings(
     return _saved(policy, model, config, save_to, report, len(used))
 
 
-def _first(
-    train: Callable[..., Trained], model: str, used: Sequence[object], config: DirectConfig | RatingConfig, out: Path
+def _on_ranks(
+    train: Callable[..., Trained],
+    model: str,
+    used: Sequence[object],
+    config: DirectConfig | RatingConfig,
+    out: Path,
+    tick: Callable[[float], None],
 ) -> Trained:
-    """The result of the first of several ranks; the policy is saved by it."""
+    """The result of this process, or of the first of several ranks, which saves the policy."""
+    if config.num_ranks == 1:
+        return train(ALONE, model, used, config, out, tick)
     device = choose_device(config.device).type
     if device == "cuda" and config.num_ranks > torch.cuda.device_count():
         raise InputError(

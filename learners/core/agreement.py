@@ -104,7 +104,7 @@ def blame(ranks: Ranks, wrong: int, again: Callable[[int], bool]) -> None:
     found = ranks.each([float(again(places[guilty]))])
     if any(ok for rank, (ok,) in enumerate(found) if rank != guilty):
         raise RankFailedError(
-            f"rank {guilty} of {ranks.size} computed a loss or gradient that is not finite from a microbatch of which "
+            f"rank {guilty} of {ranks.size} computed a number that is not finite from a microbatch of which "
             "another rank computed a finite one: its device or its memory is damaged"
         )
 

@@ -156,7 +156,7 @@ async def test_whatever_happens_to_a_rank_the_step_is_trained_once_and_the_cause
         expected = {
             "kill": "rank 1 of 2 was lost",
             "stop": "rank 1 of 2 did not answer",
-            "nan": "computed a loss or gradient that is not finite from a microbatch of which another rank",
+            "nan": "computed a number that is not finite from a microbatch of which another rank",
             "change": "changed between two steps",
             "raise": "illegal memory access",
         }

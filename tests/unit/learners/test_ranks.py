@@ -99,7 +99,7 @@ def scored_wrongly(ranks: Ranks, model: str) -> str:
 
 def test_a_rank_that_scores_with_numbers_that_are_not_finite_is_named(llama: str):
     for said in run_on_ranks(2, scored_wrongly, llama, timeout_s=60):
-        assert said.startswith("rank 1 of 2 computed a loss or gradient that is not finite")
+        assert said.startswith("rank 1 of 2 computed a number that is not finite")
 
 
 def test_every_rank_takes_as_many_turns_and_every_item_counts_once():
