@@ -22,6 +22,7 @@ from learners.core.staging import Staged, Staging
 from learners.core.state import load_state, tensors_of
 from solon.engines.chunks import collected
 from solon.errors import RunFailedError
+from solon.host.allocator import return_freed_memory
 from solon.records import Chunk, Span, StepReport, Weights
 
 
@@ -131,6 +132,8 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         span = Span(lane="learn", worker=self.name, name=f"step {step}", start_s=started, end_s=time.time())
         named = {f"learn/{key}": value for key, value in sorted(metrics.items())}
         moved = metrics["skipped/share"] < 1
+        if not self.objective.ranks.is_alone:
+            return_freed_memory()
         return StepReport(step=step, metrics=named, spans=(span,), groups=prepared.groups, moved=moved)
 
     def raise_kl(self, factor: float) -> float:

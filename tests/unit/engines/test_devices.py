@@ -17,6 +17,7 @@ from solon.engines.base import EngineConfig
 from solon.engines.build import build_engine
 from solon.engines.device import require_build, torch_device, vllm_build
 from solon.errors import InputError
+from solon.host.allocator import RETURN_FREED_MEMORY
 from tests.unit.run_files import make_model, make_run
 
 PANELS = (
@@ -57,7 +58,7 @@ def test_a_learner_on_a_cpu_keeps_the_memory_that_it_frees_unless_the_user_chose
     assert "glibc.malloc.mmap_max=0" in worker_environment(1, on_gpu=False, trains=True)["env_vars"]["GLIBC_TUNABLES"]
     assert "GLIBC_TUNABLES" not in worker_environment(1, on_gpu=False)["env_vars"]
     tunables = worker_environment(1, on_gpu=False, trains=True, ranks=2)["env_vars"]["GLIBC_TUNABLES"]
-    assert tunables == "glibc.malloc.mmap_threshold=1048576"
+    assert tunables == RETURN_FREED_MEMORY
     assert "GLIBC_TUNABLES" not in worker_environment(1, on_gpu=True, trains=True)["env_vars"]
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     assert "GLIBC_TUNABLES" not in worker_environment(1, on_gpu=False, trains=True)["env_vars"]
