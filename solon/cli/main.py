@@ -19,6 +19,7 @@ from solon.cli.judges import judges_app
 from solon.cli.models import models_app
 from solon.cli.options import JsonOption, SetOption, print_result
 from solon.cli.output import lost_output, settle_streams
+from solon.cli.planning_commands import planning_app
 from solon.cli.serve import serve_app
 from solon.cli.stage_commands import stages_app
 from solon.cli.talk_commands import talk_app
@@ -67,6 +68,7 @@ app.add_typer(compress_app)
 app.add_typer(constitution_app)
 app.add_typer(judges_app)
 app.add_typer(models_app)
+app.add_typer(planning_app)
 app.add_typer(serve_app)
 app.add_typer(talk_app)
 

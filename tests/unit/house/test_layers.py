@@ -173,6 +173,7 @@ ORDERS = {
         "stages",
         "pipeline_file",
         "train",
+        "plan",
         "align",
     ),
 }
