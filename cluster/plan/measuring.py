@@ -80,7 +80,7 @@ def measure(
         rollout=engine_rate,
         judging=judge_rate,
         learn=learn_rate,
-        load=LoadRate(load_s=min(load.wall_s for load in loads), cores=_cores(loads)),
+        publish=LoadRate(load_s=min(load.wall_s for load in loads), cores=_cores(loads)),
         driver_s=DRIVER_S,
         answer_tokens=tuple(lengths),
         prompt_tokens=sum(len(group.prompt_token_ids) for group in groups) / len(groups),

@@ -104,7 +104,7 @@ class Rates(Part):
     rollout: RolloutRate
     judging: JudgeRate
     learn: LearnerRate
-    load: LoadRate
+    publish: LoadRate
     driver_s: float = Field(ge=0)
     """Core-seconds of driver and Ray for each answer."""
     answer_tokens: tuple[int, ...] = Field(min_length=1)
