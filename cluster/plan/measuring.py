@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from itertools import cycle, islice
 from pathlib import Path
@@ -36,6 +39,8 @@ from solon.records import Group, Prompt, TrainingGroup
 LIBRARIES = ("torch", "vllm", "transformers", "ray")
 DRIVER_S = 0.00095
 """Core-seconds of driver and Ray for an answer: docs/performance.md, "Why not 3", a run of 284 answers a second."""
+RAY_BYTES = 75 << 20
+"""Of an actor beside what it hosts: Ray's own libraries and buffers, seen in runs of benchmarks/plan.py."""
 LEAST_STEPS = 3
 """Learner steps that are timed, after one that is not: the first fills the allocator."""
 
@@ -48,7 +53,14 @@ def measure(
     Raises InputError for a run whose roles cannot run here, RunFailedError when one of them fails.
     """
     _require_here(run)
-    points: list[Point] = []
+    # Alone, nothing gives way; what a plan makes of it is arithmetic.
+    run = run.model_copy(
+        update={
+            "rollout": run.rollout.model_copy(update={"gives_way": False}),
+            "judging": run.judging.model_copy(update={"gives_way": False}),
+        }
+    )
+    crowding, points = 1.0, list[Point]()
     memory: dict[str, int] = {}
     say(f"rollout engine: {Path(run.policy).name}")
     with Alone(RolloutAlone, run, tuple(prompts)) as engine:
@@ -62,6 +74,9 @@ def measure(
             learn_rate = _learning(learner, run, labelled, seconds, points)
             memory["learner"] = learner.ask("peak")
             weights = learner.ask("weights")
+            if not run.gpus:
+                say("rollout engine and learner at the same time")
+                crowding = _crowding(engine, learner, run, labelled, engine_rate, learn_rate, seconds / 2)
         loads = [engine.ask("load", weights)]
         memory["rollout"] = engine.ask("peak")
     shared = not run.rollout.num_gpus
@@ -81,10 +96,11 @@ def measure(
         judging=judge_rate,
         learn=learn_rate,
         publish=LoadRate(load_s=min(load.wall_s for load in loads), cores=_cores(loads)),
-        driver_s=DRIVER_S,
+        driver_s=DRIVER_S if shared else 0.0,
+        crowding=crowding,
         answer_tokens=tuple(lengths),
         prompt_tokens=sum(len(group.prompt_token_ids) for group in groups) / len(groups),
-        memory=memory,
+        memory={role: peak + RAY_BYTES for role, peak in memory.items()},
         points=tuple(points),
     )
 
@@ -167,6 +183,50 @@ def _learning(
             break
     step_s, token_s = line(steps)
     return LearnerRate(step_s=step_s, token_s=token_s, cores=_cores(timings), export_s=min(exports))
+
+
+def _crowding(
+    engine: Alone,
+    learner: Alone,
+    run: RunFile,
+    groups: Sequence[TrainingGroup],
+    engine_rate: RolloutRate,
+    learn_rate: LearnerRate,
+    seconds: float,
+) -> float:
+    """Speed of a core beside another busy one: an engine and the learner work at once, against their times alone."""
+    batch, size = run.ledger.batch_groups, run.rollout.group_size
+    count = max(1, min(run.rollout.max_running // size, batch) // 2)
+    over = threading.Event()
+
+    def generate() -> tuple[float, float]:
+        alone = wall = 0.0
+        while True:
+            wave = engine.ask("wave", count)
+            if over.is_set():  # it ran alone for a while
+                return alone, wall
+            lengths = [len(rollout.token_ids) for group in wave.made for rollout in group.rollouts]
+            alone += max(lengths) * engine_rate.step_s + sum(lengths) * engine_rate.token_s
+            wall += wave.wall_s
+
+    source, end, alone_s, wall_s = cycle(groups), time.monotonic() + seconds, 0.0, 0.0
+    with ThreadPoolExecutor(1) as beside:
+        generating = beside.submit(generate)
+        try:
+            while not wall_s or time.monotonic() < end:
+                taken = list(islice(source, batch))
+                step = learner.ask("step", taken)
+                tokens = sum(item.group.num_tokens for item in taken)
+                alone_s += learn_rate.step_s + learn_rate.token_s * tokens
+                wall_s += step.wall_s
+        finally:
+            over.set()
+        alone, wall = generating.result()
+    asked = engine_rate.cores + learn_rate.cores
+    shared = min(1.0, machine_cpus() / asked)
+    # In the geometric mean neither side counts more because it works longer.
+    found = math.sqrt((alone_s / wall_s) * (alone / wall)) if wall else alone_s / wall_s
+    return max(0.3, min(1.0, found / shared))
 
 
 def _require_here(run: RunFile) -> None:

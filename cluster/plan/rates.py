@@ -107,6 +107,8 @@ class Rates(Part):
     publish: LoadRate
     driver_s: float = Field(ge=0)
     """Core-seconds of driver and Ray for each answer."""
+    crowding: float = Field(1.0, gt=0, le=1)
+    """Speed of a core while all are busy, against alone: caches and memory are shared as well."""
     answer_tokens: tuple[int, ...] = Field(min_length=1)
     """Lengths of answers of the policy as it is."""
     prompt_tokens: float = Field(ge=0)
