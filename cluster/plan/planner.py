@@ -12,13 +12,15 @@ from cluster.plan.hardware import Device
 from cluster.plan.memory import RoleBytes, lacking, roles_of
 from cluster.plan.prediction import Prediction, predict
 from cluster.plan.rates import Rates
-from cluster.plan.roofline import ranks_speed
 from cluster.plan.splits import RANKS, Split, bound, running_of, splits_of, stalenesses_of, with_split
 from solon.errors import InputError
 from solon.models.sizes import ModelSizes
 
-SIMULATED = 10
-"""Splits that are simulated, of those with the highest bounds."""
+SIMULATED = 6
+"""Splits that are simulated at first."""
+CLIMBS = 5
+"""Rounds in which workers are added to the best one."""
+GROWTH = 0.25
 RUNNERS_UP = 3
 ALIKE = 0.02
 """Splits whose throughput differs by less are equally fast; then the fresher rollouts win."""
@@ -86,7 +88,7 @@ def plan_here(run: RunFile, rates: Rates, sizes: dict[str, ModelSizes], purse: P
 
 def plan_devices(
     run: RunFile,
-    rates: Rates | Callable[[int], Rates],
+    rates: Rates,
     sizes: dict[str, ModelSizes],
     *,
     gpus: int,
@@ -95,17 +97,17 @@ def plan_devices(
     purse: Purse,
 ) -> Plan:
     """For this many devices. Raises InputError when a role does not fit, or when there are too few."""
-    of_ranks = rates if isinstance(rates, Rates) else rates(1)
-    ranks = _ranks_that_fit(run, of_ranks, sizes, device, gpus, gpus_per_node)
+    ranks = _ranks_that_fit(run, rates, sizes, device, gpus, gpus_per_node)
     splits = list(splits_of(gpus, ranks, stalenesses_of(run)))
-    fitting = [split for split in splits if not _lacks(run, of_ranks, sizes, device, split)]
+    # Devices of one worker fit, as each role was tried alone; only shared ones are left to look at.
+    fitting = [split for split in splits if not (split.sharing and _lacks(run, rates, sizes, device, split))]
     if not fitting:
         first = splits[0]
         raise InputError(
-            f"--gpus {gpus}: {'; '.join(_lacks(run, of_ranks, sizes, device, first))}; use more devices, a smaller "
+            f"--gpus {gpus}: {'; '.join(_lacks(run, rates, sizes, device, first))}; use more devices, a smaller "
             "model, or lower rollout.max_model_len and learn.max_tokens_per_microbatch"
         )
-    return _planned(run, of_ranks, sizes, device, purse, fitting)
+    return _planned(run, rates, sizes, device, purse, fitting)
 
 
 def _ranks_that_fit(
@@ -154,8 +156,9 @@ def _planned(
     def simulated(split: Split) -> Prediction:
         return predict(run, rates, split, usd_per_hour=purse.usd_per_hour)
 
-    likely = sorted(splits, key=lambda split: (-_bounded(run, rates, split), split.staleness))[:SIMULATED]
-    found = sorted((simulated(split) for split in likely), key=lambda one: -one.groups_per_s)
+    found = [simulated(split) for split in _likely(run, rates, splits)]
+    _climbed(found, simulated, max(split.devices for split in splits), sorted({split.ranks for split in splits}))
+    found.sort(key=lambda one: -one.groups_per_s)
     alike = [one for one in found if one.groups_per_s >= (1 - ALIKE) * found[0].groups_per_s]
     best = min(alike, key=lambda one: (one.staleness_mean, one.devices, -one.groups_per_s))
     others = [one for one in found if one is not best][:RUNNERS_UP]
@@ -173,16 +176,42 @@ def _planned(
     )
 
 
-def _bounded(run: RunFile, rates: Rates, split: Split) -> float:
-    """The bound with as many ranks as the split has; on-policy, one stage runs after the other."""
-    if split.on_cpu:
-        return 0.0
-    speed = ranks_speed(split.ranks)
-    learn = rates.learn.model_copy(
-        update={"step_s": rates.learn.step_s / speed, "token_s": rates.learn.token_s / speed}
-    )
-    most = bound(run, rates.model_copy(update={"learn": learn}), split)
-    return most * (0.5 if split.staleness == 0 else 1.0)
+def _likely(run: RunFile, rates: Rates, splits: Sequence[Split]) -> list[Split]:
+    """Those worth a simulation: the highest bounds, of equal ones those with the fewest devices."""
+
+    def bounded(split: Split) -> int:
+        # On-policy, little overlaps.
+        most = 0.0 if split.on_cpu else bound(run, rates, split) * (0.5 if split.staleness == 0 else 1.0)
+        # Bounds that differ by less are the same.
+        return round(math.log(most) / ALIKE) if most > 0 else 0
+
+    return sorted(splits, key=lambda split: (-bounded(split), split.devices, split.staleness))[:SIMULATED]
+
+
+def _grown(split: Split, gpus: int, ranks: Sequence[int]) -> list[Split]:
+    """The same with more workers of one lane, or of two: a bound leaves no room for chance."""
+    if split.on_cpu or split.sharing:
+        return []
+    engines, judges = (count + max(1, round(count * GROWTH)) for count in (split.engines, split.judges))
+    larger = [count for count in ranks if count > split.ranks][:1]
+    found = [
+        replace(split, engines=engines),
+        replace(split, judges=judges),
+        replace(split, engines=engines, judges=judges),
+        *(replace(split, ranks=count) for count in larger),
+    ]
+    return [one for one in found if one.devices <= gpus]
+
+
+def _climbed(found: list[Prediction], simulated: Callable[[Split], Prediction], gpus: int, ranks: Sequence[int]) -> None:
+    """Adds what grows from the best split while that pays."""
+    for _ in range(CLIMBS):
+        best = max(found, key=lambda one: one.groups_per_s)
+        seen = {one.split for one in found}
+        tried = [simulated(split) for split in _grown(best.split, gpus, ranks) if split not in seen]
+        found += tried
+        if max((one.groups_per_s for one in tried), default=0.0) < (1 + ALIKE) * best.groups_per_s:
+            return
 
 
 def what_moves(run: RunFile, rates: Rates, best: Prediction, *, usd_per_hour: float) -> list[str]:
@@ -225,6 +254,11 @@ def remarks_on(run: RunFile, rates: Rates, best: Prediction) -> list[str]:
             f"an engine decodes at most {running:.0f} answers together, max_running allows {run.rollout.max_running}: "
             f"ledger.batch_groups = {math.ceil(wanted / run.rollout.group_size)} would fill the engines, at the price "
             "of fewer steps for the same prompts"
+        )
+    if best.publish_s > best.step_s / 2:
+        found.append(
+            f"a version takes {best.publish_s:.3g} s until all {best.split.engines} engines have it, a step "
+            f"{best.step_s:.3g} s: engines take it one after another, so that more engines hold back the loop"
         )
     idle = [lane for lane, share in best.busy.items() if share < IDLE]
     if best.split.devices > 3 and idle:

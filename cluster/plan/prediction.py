@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.config.run_file import RunFile
-from cluster.plan.rates import Rates
-from cluster.plan.roofline import ranks_speed
+from cluster.plan.rates import Rates, ranks_speed
 from cluster.plan.shared import LANES, Machine, SharedRun, Work
-from cluster.plan.splits import Split
+from cluster.plan.splits import Split, engines_at_once
+from solon.recovery.config import RecoveryConfig
 from solon.simulation.run import simulate
 from solon.simulation.scenario import Lengths, Prices, Scenario
 
@@ -37,6 +37,8 @@ class Prediction:
     """Share of the time in which a worker of the lane works, mean of its workers."""
     efficiency: float
     binding: str
+    publish_s: float
+    """Until a version is live on every engine."""
     staleness_mean: float
     staleness_p50: int
     staleness_max: int
@@ -68,9 +70,9 @@ def predict(run: RunFile, rates: Rates, split: Split, *, usd_per_hour: float, st
     )
 
 
-def learn_rate(rates: Rates, ranks: int, measured_ranks: int = 1) -> tuple[float, float]:
+def learn_rate(rates: Rates, ranks: int) -> tuple[float, float]:
     """Seconds of a step, and of each token, with this many ranks."""
-    faster = ranks_speed(ranks) / ranks_speed(measured_ranks)
+    faster = ranks_speed(ranks)
     return rates.learn.export_s + (rates.learn.step_s - rates.learn.export_s) / faster, rates.learn.token_s / faster
 
 
@@ -105,7 +107,7 @@ def _shared(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, A
         seed=run.seed,
     )
     found = SharedRun(work, machine).outcome()
-    return {name: getattr(found, name) for name in FIELDS}
+    return {name: getattr(found, name) for name in FIELDS} | {"publish_s": rates.publish.load_s}
 
 
 FIELDS = (
@@ -123,7 +125,7 @@ FIELDS = (
 def _apart(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, Any]:
     size = run.rollout.group_size
     step_s, token_s = learn_rate(rates, split.ranks)
-    answer = sum(rates.answer_tokens) / len(rates.answer_tokens)
+    answer = rates.mean_answer
     held = max(2, 2 * run.judging.max_running // size)
     most = run.rollout.max_running
     scenario = Scenario(
@@ -148,6 +150,9 @@ def _apart(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, An
         learner_s_per_token=token_s * answer / (answer + max(1, round(rates.prompt_tokens))),
         publish_s=rates.publish.load_s,
         publish_pause_s=rates.publish.load_s * PAUSE_SHARE,
+        publish_at_once=min(split.engines, engines_at_once(run)),
+        # Reports of unfinished answers would only cost events.
+        recovery=RecoveryConfig(salvage_every_s=0),
         max_held_mib=run.ledger.max_held_mib,
         lease_s=run.ledger.lease_s,
         prices=Prices(),
@@ -159,6 +164,7 @@ def _apart(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, An
         "busy": {lane: found.busy.get(lane, 0.0) for lane in LANES},
         "efficiency": found.efficiency,
         "binding": found.binding_stage,
+        "publish_s": found.publish_s,
         "staleness_mean": found.staleness_mean,
         "staleness_p50": found.staleness_p50,
         "staleness_max": found.staleness_max,

@@ -7,6 +7,7 @@ answers it advances, and `token_s` more for each of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -119,6 +120,11 @@ class Rates(Part):
     assumptions: tuple[str, ...] = ()
     """Of published rates: shares of the peak that were assumed, and the like."""
 
+    @cached_property
+    def mean_answer(self) -> float:
+        """Tokens."""
+        return sum(self.answer_tokens) / len(self.answer_tokens)
+
     @property
     def share_cores(self) -> bool:
         """Whether all lanes compute on the same cores."""
@@ -179,6 +185,15 @@ def settings_of(run: RunFile) -> dict[str, dict[str, object]]:
     """What a rate depends on, as JSON has it."""
     whole = run.model_dump(mode="json")
     return {s: {key: value for key, value in whole[s].items() if key not in FREE} for s in COMPARED}
+
+
+RANKS_SHARE = 0.85
+"""Of a rank's speed, that is left where several gather their weights from each other: an assumption."""
+
+
+def ranks_speed(ranks: int) -> float:
+    """Of several ranks, against one."""
+    return 1.0 if ranks == 1 else RANKS_SHARE * ranks
 
 
 def line(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:

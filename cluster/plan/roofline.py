@@ -16,7 +16,18 @@ from collections.abc import Sequence
 
 from cluster.config.run_file import RunFile
 from cluster.plan.hardware import Device
-from cluster.plan.rates import JudgeRate, LearnerRate, LoadRate, Rates, RolloutRate, digest_of, models_of, settings_of
+from cluster.plan.rates import (
+    RANKS_SHARE,
+    JudgeRate,
+    LearnerRate,
+    LoadRate,
+    Rates,
+    RolloutRate,
+    digest_of,
+    models_of,
+    ranks_speed,
+    settings_of,
+)
 from learners.config import DIRECT
 from solon.constitution.constitution import Constitution
 from solon.engines.memory import element_bytes
@@ -29,13 +40,11 @@ FORWARD = 0.45
 """Share of the arithmetic that prompts and verdicts reach."""
 TRAINING = 0.35
 """The same of training."""
-RANKS = 0.85
-"""Share of a rank's speed that is left where several gather their weights from each other."""
 EAGER_S = 0.00035
 """Starting the operations of one layer without CUDA graphs."""
 GRAPHS_S = 0.002
 """A decoding step beside the network: scheduling, sampling, log-probs."""
-COPY = 2e9
+COPY = 4e9
 """Bytes a second of new weights from the learner through the object store into an engine, checks included."""
 QUESTION_TOKENS = 60
 """Of a judge's question, beside prompt and answers."""
@@ -95,7 +104,7 @@ def assumptions(run: RunFile) -> tuple[str, ...]:
     return (
         f"decoding reaches {READING:.0%} of the memory's bandwidth, verdicts {FORWARD:.0%} and training {TRAINING:.0%} "
         "of the dense arithmetic",
-        f"several ranks keep {RANKS:.0%} of a rank's speed; new weights travel at {COPY / 1e9:g} GB/s",
+        f"several ranks keep {RANKS_SHARE:.0%} of a rank's speed; new weights travel at {COPY / 1e9:g} GB/s",
         f"answers have {lowest} to {highest} tokens, half of them more than {ANSWER_SHARE:.0%} of rollout.max_tokens; "
         f"a prompt has {FRAME_TOKENS} tokens and one for every {CHARACTERS:g} characters",
         "kernels are those of the vendor's stack; nothing was run",
@@ -172,11 +181,6 @@ def _learning(run: RunFile, device: Device, sizes: ModelSizes, prompt: float, an
         cores=0,
         export_s=_weights(run, sizes) / COPY,
     )
-
-
-def ranks_speed(ranks: int) -> float:
-    """Of several ranks, against one."""
-    return 1.0 if ranks == 1 else RANKS * ranks
 
 
 def _weights(run: RunFile, sizes: ModelSizes) -> float:

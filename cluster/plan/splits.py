@@ -9,12 +9,14 @@ from typing import Any
 
 from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
-from cluster.plan.rates import Rates
+from cluster.plan.rates import Rates, ranks_speed
 from solon.engines.memory import GIB, element_bytes
 from solon.models.sizes import ModelSizes
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of ranks that are tried."""
+FINE = 30
+"""Numbers of workers that are tried between one and its double."""
 ROOM = 1.15
 """Cache of an engine, over what its answers take when all are half written."""
 
@@ -52,7 +54,7 @@ class Split:
 
 
 def splits_of(gpus: int, ranks: Sequence[int], stalenesses: Sequence[int]) -> Iterator[Split]:
-    """All that use every device. ranks: numbers of ranks in which the learner fits."""
+    """All that use at most these devices. ranks: numbers of ranks in which the learner fits."""
     if gpus == 1:
         lanes = ("generate", "label", "learn")
         yield from (Split(engines=1, judges=1, ranks=1, staleness=d, sharing=lanes) for d in stalenesses if 1 in ranks)
@@ -64,9 +66,18 @@ def splits_of(gpus: int, ranks: Sequence[int], stalenesses: Sequence[int]) -> It
                     yield Split(engines=1, judges=1, ranks=1, staleness=d, sharing=lanes)
         return
     for count in ranks:
-        for judges in range(1, gpus - count):
+        for judges, engines in _pairs(gpus - count):
             for d in stalenesses:
-                yield Split(engines=gpus - count - judges, judges=judges, ranks=count, staleness=d)
+                yield Split(engines=engines, judges=judges, ranks=count, staleness=d)
+
+
+def _pairs(devices: int) -> Iterator[tuple[int, int]]:
+    """Judges and engines of at most these devices: all numbers up to 32, then about 30 to each doubling."""
+    counts = sorted({max(1, round(2 ** (power / FINE))) for power in range(FINE * 13)} | set(range(1, 33)))
+    for judges in (count for count in counts if count < devices):
+        yield from ((judges, count) for count in counts if count <= devices - judges)
+        if devices - judges not in counts:
+            yield judges, devices - judges
 
 
 def stalenesses_of(run: RunFile) -> list[int]:
@@ -77,16 +88,24 @@ def stalenesses_of(run: RunFile) -> list[int]:
 def bound(run: RunFile, rates: Rates, split: Split) -> float:
     """Groups a second that no schedule of these lanes can exceed."""
     size, batch = run.rollout.group_size, run.ledger.batch_groups
-    tokens = sum(rates.answer_tokens) / len(rates.answer_tokens)
-    running = running_of(run, split)
+    tokens = rates.mean_answer
+    ranks = ranks_speed(split.ranks)
+    step_s = rates.learn.export_s + (rates.learn.step_s - rates.learn.export_s) / ranks
     lanes = {
-        "generate": split.engines * rates.rollout.tokens_per_s(running) / (tokens * size),
+        "generate": split.engines * rates.rollout.tokens_per_s(running_of(run, split)) / (tokens * size),
         "label": split.judges / rates.judging.group_s,
-        "learn": batch / (rates.learn.step_s + rates.learn.token_s * tokens * size * batch),
+        "learn": batch / (step_s + rates.learn.token_s / ranks * tokens * size * batch),
+        # Every version goes to every engine, before the one after the next is trained.
+        "publish": batch * engines_at_once(run) / max(1e-12, split.engines * rates.publish.load_s),
     }
-    alone = min(rate for lane, rate in lanes.items() if lane not in split.sharing)if len(split.sharing) < 3 else math.inf
+    alone = min(rate for lane, rate in lanes.items() if lane not in split.sharing)
     together = 1 / sum(1 / lanes[lane] for lane in split.sharing) if split.sharing else math.inf
     return min(alone, together)
+
+
+def engines_at_once(run: RunFile) -> int:
+    """Engines that take a version at the same time."""
+    return int(getattr(run.publish, "engines_at_once", 1))
 
 
 def running_of(run: RunFile, split: Split) -> float:
@@ -128,7 +147,7 @@ def with_split(run: RunFile, split: Split, sizes: dict[str, ModelSizes], rates: 
 def _cache_gib(options: Any, sizes: ModelSizes, running: int, rates: Rates) -> float:
     """Cache for these answers, at least for one request of full length; rounded up to a quarter."""
     width = element_bytes(sizes, options, on_gpu=True)
-    tokens = running * ROOM * (rates.prompt_tokens + sum(rates.answer_tokens) / len(rates.answer_tokens))
+    tokens = running * ROOM * (rates.prompt_tokens + rates.mean_answer)
     needed = sizes.cached_elements * width * max(tokens, options.max_model_len)
     return math.ceil(4 * needed / GIB) / 4
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from solon.cli.names import uses_names, with_paths
+from solon.cli.tables import print_table
 from solon.cli.terminal import visible
 from solon.errors import InputError
 
@@ -43,6 +44,6 @@ def run_measure(
     for point in rates.points:
         cells = (f"{point.amount:g} groups", f"{point.tokens:,}", f"{point.wall_s:.3f}", f"{point.core_s:.3f}")
         table.add_row(point.role, *cells)
-    console.print(table)
+    print_table(console, table)
     say(f"{out}: rates of {rates.machine}. Next: solon plan {path} --rates {out}")
     return rates.model_dump(mode="json")
