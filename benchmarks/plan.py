@@ -15,11 +15,15 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._harness import Row, arguments, report
 from benchmarks._plan_runs import Measured, run_for_real
+
+if TYPE_CHECKING:
+    from cluster.plan.prediction import Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 NURSERY = ROOT / "examples" / "nursery.toml"
@@ -109,7 +113,9 @@ def rows_of(setting: Setting, model: str, *, quick: bool, folder: Path) -> list[
     return compared(setting.name, predicted, memory, estimate, found)
 
 
-def predicted_by(file: Path, changes: list[str], rates: Path, steps: int):  # type: ignore[no-untyped-def]
+def predicted_by(
+    file: Path, changes: list[str], rates: Path, steps: int
+) -> tuple[Prediction, dict[str, int], dict[str, int]]:
     """(the prediction, measured memory by role, estimated memory by role)."""
     from cluster.config.fitting import fit_run, own_cpus
     from cluster.pipeline_file import load_run
@@ -130,7 +136,9 @@ def predicted_by(file: Path, changes: list[str], rates: Path, steps: int):  # ty
     )
 
 
-def compared(name, predicted, memory, estimate, found: Measured) -> list[Row]:  # type: ignore[no-untyped-def]
+def compared(
+    name: str, predicted: Prediction, memory: dict[str, int], estimate: dict[str, int], found: Measured
+) -> list[Row]:
     """Predicted against measured, and by how much they differ, as a share of what was measured."""
     apart = abs(predicted.groups_per_s / found.groups_per_s - 1)
     stale = abs(predicted.staleness_mean - found.staleness) / max(found.staleness, 1.0)

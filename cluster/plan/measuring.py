@@ -1,6 +1,6 @@
 """`solon measure`: runs each role of a run alone on this machine, and writes what it needs for its work.
 
-    rollout engine, alone ──groups──▶ judge, alone ──feedback──▶ learner, alone ──weights──▶ rollout engine
+rollout engine, alone ──groups──▶ judge, alone ──feedback──▶ learner, alone ──weights──▶ rollout engine
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ ALIKE = 0.02
 FASTER = 1.25
 """Of a lane, to see what it would move."""
 LANE_NAMES = {"generate": "generation", "label": "labelling", "learn": "learning"}
+CLOSE = 0.85
+"""Of the busiest lane's share: predictions are not more exact than that."""
 IDLE = 0.5
 """A lane that is busy for less of the time than this, on devices of its own, has too many of them."""
 
@@ -172,7 +174,7 @@ def _planned(
         best=best,
         runners_up=others,
         moves=what_moves(run, rates, best, usd_per_hour=purse.usd_per_hour),
-        remarks=remarks_on(run, rates, best),
+        remarks=[*rates.remarks(run), *remarks_on(run, best)],
     )
 
 
@@ -203,7 +205,9 @@ def _grown(split: Split, gpus: int, ranks: Sequence[int]) -> list[Split]:
     return [one for one in found if one.devices <= gpus]
 
 
-def _climbed(found: list[Prediction], simulated: Callable[[Split], Prediction], gpus: int, ranks: Sequence[int]) -> None:
+def _climbed(
+    found: list[Prediction], simulated: Callable[[Split], Prediction], gpus: int, ranks: Sequence[int]
+) -> None:
     """Adds what grows from the best split while that pays."""
     for _ in range(CLIMBS):
         best = max(found, key=lambda one: one.groups_per_s)
@@ -242,9 +246,13 @@ def _faster(rates: Rates, lane: str) -> Rates:
     return rates.model_copy(update={name: part.model_copy(update=seconds)})
 
 
-def remarks_on(run: RunFile, rates: Rates, best: Prediction) -> list[str]:
+def remarks_on(run: RunFile, best: Prediction) -> list[str]:
     """What a person should know of the recommended split."""
-    found = []
+    found: list[str] = []
+    close = [lane for lane, share in best.busy.items() if lane != best.binding and share > CLOSE * best.efficiency]
+    if close:
+        names = " and ".join(LANE_NAMES[lane] for lane in close)
+        found.append(f"{names} nearly binds too: which lane is the busiest is not certain")
     if best.split.on_cpu:
         return found
     running = running_of(run, best.split)

@@ -75,7 +75,9 @@ def published_rates(
     answers = answer_lengths(run)
     answer = statistics.fmean(answers)
     rollout = _rollout(run, device, sizes[run.policy], prompt, answer)
-    judging = _judging(run, device, sizes[run.judge], quantised[run.judge], prompt, answer, len(constitution.principles))
+    judging = _judging(
+        run, device, sizes[run.judge], quantised[run.judge], prompt, answer, len(constitution.principles)
+    )
     return Rates(
         source="published",
         device=key,
@@ -115,9 +117,7 @@ def answer_lengths(run: RunFile, count: int = 200) -> tuple[int, ...]:
     """Quantiles of a log-normal distribution, cut at `rollout.max_tokens`."""
     longest = run.rollout.max_tokens
     normal = statistics.NormalDist(math.log(ANSWER_SHARE * longest), ANSWER_SIGMA)
-    return tuple(
-        max(1, min(longest, round(math.exp(normal.inv_cdf((index + 0.5) / count))))) for index in range(count)
-    )
+    return tuple(max(1, min(longest, round(math.exp(normal.inv_cdf((index + 0.5) / count))))) for index in range(count))
 
 
 def _rollout(run: RunFile, device: Device, sizes: ModelSizes, prompt: float, answer: float) -> RolloutRate:

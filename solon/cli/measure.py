@@ -15,9 +15,7 @@ from solon.cli.terminal import visible
 from solon.errors import InputError
 
 
-def run_measure(
-    path: Path, *, out: Path, seconds: float, overrides: list[str], as_json: bool
-) -> dict[str, Any]:
+def run_measure(path: Path, *, out: Path, seconds: float, overrides: list[str], as_json: bool) -> dict[str, Any]:
     """Writes the rates and returns them. Raises InputError before anything is loaded where possible."""
     from cluster.config.fitting import fit_run, own_cpus
     from cluster.pipeline_file import load_run
@@ -39,11 +37,20 @@ def run_measure(
     rates = measure(run, inputs.prompts, seconds=seconds, say=say)
     out.write_text(rates.model_dump_json(indent=2) + "\n", encoding="utf-8")
     table = Table(box=None, pad_edge=False)
-    for title in ("role", "at once", "tokens", "seconds", "core-seconds"):
-        table.add_column(title, justify="left" if title == "role" else "right")
-    for point in rates.points:
-        cells = (f"{point.amount:g} groups", f"{point.tokens:,}", f"{point.wall_s:.3f}", f"{point.core_s:.3f}")
-        table.add_row(point.role, *cells)
+    for title in ("alone", "seconds, fixed", "seconds, each", "of", "cores"):
+        table.add_column(title, justify="left" if title in ("alone", "of") else "right", no_wrap=True)
+    table.add_row(
+        "rollout engine", *_line(rates.rollout.step_s, rates.rollout.token_s), "token", f"{rates.rollout.cores:.2f}"
+    )
+    table.add_row("judge", *_line(rates.judging.call_s, rates.judging.group_s), "group", f"{rates.judging.cores:.2f}")
+    table.add_row("learner", *_line(rates.learn.step_s, rates.learn.token_s), "token", f"{rates.learn.cores:.2f}")
+    table.add_row("new weights", f"{rates.publish.load_s:.3g}", "", "", f"{rates.publish.cores:.2f}")
     print_table(console, table)
+    if rates.share_cores:
+        say(f"with all cores busy, each has {rates.crowding:.0%} of its speed")
     say(f"{out}: rates of {rates.machine}. Next: solon plan {path} --rates {out}")
     return rates.model_dump(mode="json")
+
+
+def _line(fixed_s: float, each_s: float) -> tuple[str, str]:
+    return f"{fixed_s:.3g}", f"{each_s:.3g}"

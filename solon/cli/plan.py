@@ -99,8 +99,8 @@ def _plan(request: PlanRequest, run: RunFile, device: Any) -> Plan:
             return plan_here(run, rates, sizes, Purse(usd_per_hour=price or 0.0, is_placeholder=False))
         if device is None or request.gpus is None:
             raise InputError(
-                f"rates file {request.rates} was measured on a GPU; say how many there are and of which type, for their "
-                "memory: --gpus N --gpu-type TYPE"
+                f"rates file {request.rates} was measured on a GPU; say how many there are and of which type: "
+                "--gpus N --gpu-type TYPE"
             )
     run, _ = fit_run(run)
     run = _on_gpus(run)
@@ -114,9 +114,7 @@ def _plan(request: PlanRequest, run: RunFile, device: Any) -> Plan:
         gpus=int(request.gpus or 0),
         gpus_per_node=request.gpus_per_node,
         device=device,
-        purse=Purse(
-            usd_per_hour=device.usd_per_hour if price is None else price, is_placeholder=price is None
-        ),
+        purse=Purse(usd_per_hour=device.usd_per_hour if price is None else price, is_placeholder=price is None),
     )
 
 
@@ -124,8 +122,9 @@ def _on_gpus(run: RunFile) -> RunFile:
     """The same run, placed on devices."""
     return run.model_copy(
         update={
-            name: getattr(run, name).model_copy(update={"num_gpus": 1.0, "num_actors": 1} if name != "learn" else
-                                                {"num_gpus": 1.0, "num_ranks": 1})
+            name: getattr(run, name).model_copy(
+                update={"num_gpus": 1.0, "num_actors": 1} if name != "learn" else {"num_gpus": 1.0, "num_ranks": 1}
+            )
             for name in ("rollout", "judging", "learn")
         }
     )
