@@ -116,14 +116,17 @@ def test_cores_that_disturb_each_other_slow_every_lane():
 
 def test_no_trained_group_is_staler_than_the_target_in_order():
     outcome = SharedRun(work(), Machine(cores=2)).outcome()
-    assert outcome.staleness_max <= 4 and outcome.staleness_p50 <= 2
+    assert outcome.staleness_max <= 4
+    assert outcome.staleness_p50 <= 2
     on_policy = SharedRun(work(staleness=StalenessConfig(target_staleness=0)), Machine(cores=2)).outcome()
-    assert on_policy.staleness_max == 0 and on_policy.groups_per_s < outcome.groups_per_s
+    assert on_policy.staleness_max == 0
+    assert on_policy.groups_per_s < outcome.groups_per_s
 
 
 def test_a_lane_that_gives_way_gets_what_is_left():
     first, rest = Machine(cores=2).speeds(1.0, 2.0)
-    assert first == 1.0 and rest == pytest.approx(0.5)
+    assert first == 1.0
+    assert rest == pytest.approx(0.5)
 
 
 def test_a_line_through_measurements_never_has_a_negative_part():
@@ -135,7 +138,8 @@ def test_a_line_through_measurements_never_has_a_negative_part():
 def test_splits_never_take_more_devices_than_there_are():
     for gpus in (1, 2, 3, 8, 64, 300):
         found = list(splits_of(gpus, [1, 2], [1]))
-        assert found and all(split.devices <= gpus for split in found)
+        assert found
+        assert all(split.devices <= gpus for split in found)
         assert any(split.devices == gpus for split in found)
 
 
@@ -153,9 +157,14 @@ def test_an_unknown_device_is_refused_with_the_known_ones_and_the_way_out():
 def test_a_plan_names_split_memory_cost_and_what_would_move_it(tmp_path: Path):
     plan = planned(run_file(tmp_path), "--gpus", "8", "--gpu-type", "h200")
     best, roles = plan["recommended"], {role["role"]: role for role in plan["memory"]}  # type: ignore[index, attr-defined]
-    assert best["devices"] <= 8 and best["groups_per_s"] > 0 and best["usd_per_1000_groups"] > 0  # type: ignore[index]
-    assert set(roles) == {"rollout", "judge", "learner"} and roles["learner"]["gib"]["optimiser"] > 3
-    assert plan["price_is_placeholder"] and plan["rates"]["source"] == "published" and plan["assumptions"]  # type: ignore[index]
+    assert best["devices"] <= 8
+    assert best["groups_per_s"] > 0
+    assert best["usd_per_1000_groups"] > 0
+    assert set(roles) == {"rollout", "judge", "learner"}
+    assert roles["learner"]["gib"]["optimiser"] > 3
+    assert plan["price_is_placeholder"]
+    assert plan["rates"]["source"] == "published"
+    assert plan["assumptions"]
     assert len(plan["runners_up"]) <= 3  # type: ignore[arg-type]
 
 
@@ -175,26 +184,34 @@ def test_the_written_file_is_a_run_file_with_the_recommended_split(tmp_path: Pat
     plan = planned(run_file(tmp_path), "--gpus", gpus, "--gpu-type", "h200", "--write", str(out))
     run, best = RunFile.load(out), plan["recommended"]
     split = best["split"]  # type: ignore[index]
-    assert run.rollout.num_actors == split["engines"] and run.judging.num_actors == split["judges"]
-    assert run.learn.num_ranks == split["ranks"] and run.staleness.target_staleness == split["staleness"]
-    assert run.gpus <= int(gpus) and run.rollout.max_tokens == 256
+    assert run.rollout.num_actors == split["engines"]
+    assert run.judging.num_actors == split["judges"]
+    assert run.learn.num_ranks == split["ranks"]
+    assert run.staleness.target_staleness == split["staleness"]
+    assert run.gpus <= int(gpus)
+    assert run.rollout.max_tokens == 256
 
 
 def test_a_policy_that_fits_nowhere_is_refused_with_the_role_and_the_gap(tmp_path: Path):
     large = {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "intermediate_size": 29568}
     message = refused(run_file(tmp_path, policy=large), "--gpus", "8", "--gpu-type", "l4")
-    assert "rollout" in message and "lacks" in message and "GiB" in message
+    assert "rollout" in message
+    assert "lacks" in message
+    assert "GiB" in message
 
 
 def test_too_few_devices_for_the_learner_say_what_else_helps(tmp_path: Path):
     large = {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "intermediate_size": 18944}
     message = refused(run_file(tmp_path, policy=large), "--gpus", "3", "--gpu-type", "a100")
-    assert "learner" in message and "lacks" in message and "more devices" in message
+    assert "learner" in message
+    assert "lacks" in message
+    assert "more devices" in message
 
 
 def test_a_plan_for_no_machine_is_refused(tmp_path: Path):
     path = run_file(tmp_path)
-    assert "--gpu-type" in refused(path) and "--rates" in refused(path)
+    assert "--gpu-type" in refused(path)
+    assert "--rates" in refused(path)
     assert "--gpus" in refused(path, "--gpu-type", "h200")
 
 
@@ -227,7 +244,8 @@ def rates(folder: Path, run: RunFile, **changes: object) -> Path:
 def test_measured_rates_of_shared_cores_plan_the_staleness(tmp_path: Path):
     path = run_file(tmp_path)
     plan = planned(path, "--rates", str(rates(tmp_path, RunFile.load(path))))
-    assert plan["recommended"]["split"]["on_cpu"] and len(plan["runners_up"]) == 3  # type: ignore[index, arg-type]
+    assert plan["recommended"]["split"]["on_cpu"]
+    assert len(plan["runners_up"]) == 3
     measured = {role["role"]: role["is_measured"] for role in plan["memory"]}  # type: ignore[attr-defined]
     assert measured == {"rollout": True, "judge": False, "learner": False}
 
@@ -245,7 +263,8 @@ def test_rates_of_cores_say_nothing_about_gpus(tmp_path: Path):
     path = run_file(tmp_path)
     file = rates(tmp_path, RunFile.load(path))
     message = refused(path, "--rates", str(file), "--gpus", "8", "--gpu-type", "h200")
-    assert "measured on the cores" in message and "leave --rates out" in message
+    assert "measured on the cores" in message
+    assert "leave --rates out" in message
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"source": "guess"}', "[1"])
@@ -254,7 +273,8 @@ def test_a_file_that_holds_no_rates_is_refused_in_one_line(tmp_path: Path, conte
     path.write_text(content)
     with pytest.raises(InputError) as error:
         Rates.load(path)
-    assert "solon measure" in str(error.value) and "\n" not in str(error.value)
+    assert "solon measure" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_command_exits_with_2_for_wrong_input(
@@ -264,7 +284,8 @@ def test_the_command_exits_with_2_for_wrong_input(
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 2 and "known are" in capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "known are" in capsys.readouterr().err
 
 
 def test_text_of_toml_reads_back(tmp_path: Path):
@@ -276,4 +297,6 @@ def test_text_of_toml_reads_back(tmp_path: Path):
 
 def test_a_split_of_shared_lanes_counts_one_device():
     split = Split(engines=1, judges=1, ranks=1, staleness=1, sharing=("generate", "label"))
-    assert split.devices == 2 and split.share("generate") == 0.5 and split.share("learn") == 1.0
+    assert split.devices == 2
+    assert split.share("generate") == 0.5
+    assert split.share("learn") == 1.0
