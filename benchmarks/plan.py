@@ -84,10 +84,10 @@ SETTINGS = (
             "staleness.target_staleness=2",
         ),
     ),
-    Setting(name="long-answers", steps=6, is_nursery=False),
+    Setting(name="long-answers", steps=5, is_nursery=False),
     Setting(
         name="many-questions",
-        steps=6,
+        steps=5,
         changes=("rollout.max_tokens=16", "feedback.principles_per_group=4"),
         is_nursery=False,
     ),

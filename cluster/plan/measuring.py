@@ -42,7 +42,7 @@ DRIVER_S = 0.00095
 RAY_BYTES = 75 << 20
 """Of an actor beside what it hosts: Ray's own libraries and buffers, seen in runs of benchmarks/plan.py."""
 LEAST_STEPS = 3
-"""Learner steps that are timed, after one that is not: the first fills the allocator."""
+"""Learner steps that are timed beside the first."""
 
 
 def measure(
@@ -166,7 +166,8 @@ def _learning(
 ) -> LearnerRate:
     batch = run.ledger.batch_groups
     source = cycle(groups)
-    learner.ask("step", list(islice(source, batch)))
+    taken = list(islice(source, batch))
+    first, first_tokens = learner.ask("step", taken), sum(item.group.num_tokens for item in taken)
     steps: list[tuple[float, float, float]] = []
     timings: list[Timed] = []
     exports: list[float] = []
@@ -182,7 +183,13 @@ def _learning(
         if len(steps) >= LEAST_STEPS and time.monotonic() > end:
             break
     step_s, token_s = line(steps)
-    return LearnerRate(step_s=step_s, token_s=token_s, cores=_cores(timings), export_s=min(exports))
+    return LearnerRate(
+        step_s=step_s,
+        token_s=token_s,
+        cores=_cores(timings),
+        export_s=min(exports),
+        first_s=max(0.0, first.wall_s - step_s - token_s * first_tokens),
+    )
 
 
 def _crowding(

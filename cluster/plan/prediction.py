@@ -99,6 +99,7 @@ def _shared(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, A
         label=(rates.judging.call_s, rates.judging.group_s),
         learn=learn_rate(rates, split.ranks),
         load_s=rates.publish.load_s,
+        first_s=rates.learn.first_s if steps == run.steps else 0.0,
         driver_s=rates.driver_s,
         cores=asked if split.on_cpu else dict.fromkeys(asked, 1.0),
         gives_way=frozenset(

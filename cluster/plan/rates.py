@@ -63,6 +63,8 @@ class LearnerRate(Part):
     cores: float = Field(ge=0)
     export_s: float = Field(ge=0)
     """Of `step_s`: making the new weights available."""
+    first_s: float = Field(0.0, ge=0)
+    """What the first step of a process takes beyond that: its memory is allocated, its kernels are chosen."""
 
 
 class LoadRate(Part):

@@ -13,7 +13,7 @@ import heapq
 import math
 import random
 import statistics
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -78,6 +78,8 @@ class Work:
     learn: tuple[float, float]
     """Seconds of a step, and of each of its tokens."""
     load_s: float
+    first_s: float
+    """What the first step takes beyond the others."""
     driver_s: float
     """Core-seconds of driver and Ray for an answer."""
     cores: dict[str, float]
@@ -144,7 +146,7 @@ class SharedRun:
         self._versions: deque[int] = deque()
         """Trained, not yet live."""
         self._loading: int | None = None
-        self._busy: Counter[str] = Counter()
+        self._busy: dict[str, float] = defaultdict(float)
         self._staleness: list[int] = []
 
     def outcome(self) -> Outcome:
@@ -235,7 +237,7 @@ class SharedRun:
         if not self._training and self._leased and len(self._versions) - (self._loading is not None) < 2:
             self._training, self._leased = self._leased, []
             tokens = sum(self._tokens[ordinal] for ordinal in self._training)
-            self._learn_s = work.learn[0] + work.learn[1] * tokens
+            self._learn_s = work.learn[0] + work.learn[1] * tokens + (0.0 if self._step else work.first_s)
 
     def _load(self) -> None:
         if self._loading is None and self._versions:

@@ -60,10 +60,10 @@ def splits_of(gpus: int, ranks: Sequence[int], stalenesses: Sequence[int]) -> It
         yield from (Split(engines=1, judges=1, ranks=1, staleness=d, sharing=lanes) for d in stalenesses if 1 in ranks)
         return
     if gpus == 2:
-        for lanes in (("generate", "label"), ("label", "learn"), ("generate", "learn")):
+        for pair in (("generate", "label"), ("label", "learn"), ("generate", "learn")):
             for d in stalenesses:
                 if 1 in ranks:
-                    yield Split(engines=1, judges=1, ranks=1, staleness=d, sharing=lanes)
+                    yield Split(engines=1, judges=1, ranks=1, staleness=d, sharing=pair)
         return
     for count in ranks:
         for judges, engines in _pairs(gpus - count):

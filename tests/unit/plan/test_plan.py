@@ -93,6 +93,7 @@ def work(**changes: object) -> Work:
         "label": (0.0, 0.125),
         "learn": (1.0, 0.0),
         "load_s": 0.0,
+        "first_s": 0.0,
         "driver_s": 0.0,
         "cores": {"generate": 1.0, "label": 1.0, "learn": 1.0, "load": 1.0},
     }
@@ -121,6 +122,11 @@ def test_no_trained_group_is_staler_than_the_target_in_order():
     on_policy = SharedRun(work(staleness=StalenessConfig(target_staleness=0)), Machine(cores=2)).outcome()
     assert on_policy.staleness_max == 0
     assert on_policy.groups_per_s < outcome.groups_per_s
+
+
+def test_the_first_step_of_a_short_run_counts_once():
+    before, after = (SharedRun(work(first_s=seconds), Machine(cores=3)).outcome().wall_s for seconds in (0.0, 7.0))
+    assert after - before == pytest.approx(7.0, abs=1.0)
 
 
 def test_a_lane_that_gives_way_gets_what_is_left():
