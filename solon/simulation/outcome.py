@@ -51,7 +51,7 @@ class Outcome:
     digest: str
     """Of every event with its time: equal for equal runs."""
     compute_s: float = field(compare=False)
-    """Seconds that the simulation itself took."""
+    """Processor seconds that the simulation itself took."""
 
     @property
     def groups_per_s(self) -> float:
