@@ -57,7 +57,10 @@ class Turns:
             await turn.woken
             return turn.part
         finally:
-            self._waiting[ask.holder].remove(turn)
+            turns = self._waiting[ask.holder]
+            turns.remove(turn)
+            if not turns:
+                del self._waiting[ask.holder]
             self._num_waiting -= 1
             self._dealt -= turn.part
             if turn.part and self._num_waiting:
@@ -125,7 +128,7 @@ class Turns:
             held, _, turn = heapq.heappop(order)
             if (turn.woken.done() and not turn.part) or turn.part == turn.ask.room:
                 continue  # it has its answer, or was cancelled
-            if turn not in self._waiting[turn.ask.holder]:
+            if turn not in self._waiting.get(turn.ask.holder, ()):
                 continue
             now = self._num_held(turn.ask.holder) + turn.part
             if held == now:

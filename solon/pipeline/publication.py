@@ -168,13 +168,14 @@ class Publication:
                     self.leave(engine)
                     engine.lost(error, incarnation)
 
-        turns = [asyncio.ensure_future(in_turn()) for _ in range(self._settings.engines_at_once)]
+        others = [asyncio.ensure_future(in_turn()) for _ in range(self._settings.engines_at_once - 1)]
         try:
-            await asyncio.gather(*turns)
+            await in_turn()
+            await asyncio.gather(*others)
         finally:
-            for turn in turns:
+            for turn in others:
                 turn.cancel()
-            await asyncio.gather(*turns, return_exceptions=True)
+            await asyncio.gather(*others, return_exceptions=True)
         await self._wait_for_engine()
         return receipts
 
