@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from solon.clock import Clock
 from solon.errors import AttestationError, CallLostError, PayloadLostError, WorkerLostError
-from solon.files.marks import MayChange
 from solon.pipeline.attestation import NOISE_RATIO, attest
 from solon.protocols import PayloadRef
 from solon.records import LoadReceipt, Weights
@@ -37,7 +36,7 @@ class PublishConfig(BaseModel):
     engines were measured between 0.7 and 2.5. Stale tensors are found by their values, independent of this setting."""
     timeout_s: float = Field(300, gt=0)
     """An engine that has not loaded the weights in this time is replaced."""
-    engines_at_once: Annotated[int, MayChange()] = Field(1, ge=1)
+    engines_at_once: int = Field(1, ge=1)
     """Engines that take a version at the same time. With many engines one after the other takes longer than a step:
     raise it until publication fits; generation pauses on that many engines at once."""
 

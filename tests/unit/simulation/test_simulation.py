@@ -53,7 +53,7 @@ def test_a_lane_of_c_servers_with_fixed_times_works_at_c_groups_a_service_time(s
 def test_an_engine_works_at_exactly_the_rate_of_its_table_whatever_the_lengths():
     scenario = make_scenario(
         lengths=Lengths(mean=100, sigma=1.0, max_tokens=3000), group_size=4, slots=64, batch_groups=64, steps=20,
-        rollout_rate=((0.1, 100.0),), target_staleness=4,
+        rollout_rate=((0.1, 100.0),), target_staleness=4, lease_s=1e6,
     )  # fmt: skip
     done = simulate(scenario)
     assert done.tokens / 100 == pytest.approx(done.wall_s, rel=0.05)
