@@ -10,6 +10,7 @@ are assumptions, of the size that engines of 7B policies publish; the curves sho
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -73,20 +74,20 @@ def broken(outcome: Outcome) -> int:
     return outcome.violations + abs(outcome.lost) + outcome.twice
 
 
-def curve(*, steps: int, at_once: int = 0) -> list[tuple[int, Outcome]]:
+def curve(sizes: Sequence[int], *, steps: int, at_once: int = 0) -> list[Outcome]:
     """Outcomes by the number of accelerators."""
-    return [(size, simulate(cluster(size, steps=steps, at_once=at_once))) for size in SIZES]
+    return [simulate(cluster(size, steps=steps, at_once=at_once)) for size in sizes]
 
 
-def print_curve(title: str, outcomes: list[tuple[int, Outcome]]) -> None:
+def print_curve(title: str, outcomes: Sequence[Outcome]) -> None:
     """As a Markdown table."""
     print(f"\n{title}\n")
     print("| accelerators | groups | groups/s | overlap | binds | staleness p50, max | publication, s | ", end="")
     print("driver, transitions/s | held, GB | simulated in, s | us a group |")
     print("|" + "---:|" * 11)
-    for size, o in outcomes:
+    for o in outcomes:
         print(
-            f"| {size:,} | {o.groups:,} | {o.groups_per_s:,.2f} | {o.efficiency:.3f} | {o.binding_stage} | "
+            f"| {o.accelerators:,} | {o.groups:,} | {o.groups_per_s:,.2f} | {o.efficiency:.3f} | {o.binding_stage} | "
             f"{o.staleness_p50}, {o.staleness_max} | {o.publish_s:,.1f} | {o.transitions_per_s:,.0f} | "
             f"{o.most_held_bytes / 1e9:.2f} | {o.compute_s:.1f} | {1e6 * o.compute_s / o.groups:.0f} |",
             flush=True,
@@ -106,7 +107,11 @@ def main() -> None:
     deaths = sum(outcome.faults.get("worker_lost", 0) for outcome in faulty)
     seconds_goal = "" if options.quick else "<= 60"
     rows = [
-        Row(f"{whole.accelerators:,} accelerators: groups trained", whole.groups, goal=f">= {10**6 if steps > 60 else 1}"),
+        Row(
+            f"{whole.accelerators:,} accelerators: groups trained",
+            whole.groups,
+            goal=f">= {10**6 if steps > 60 else 1}",
+        ),
         Row("the same: processor seconds of the simulation", whole.compute_s, goal=seconds_goal),
         Row("the same: overlap efficiency", whole.efficiency, goal="" if options.quick else ">= 0.9"),
         Row("the same: microseconds a group, loop and ledger included", 1e6 * whole.compute_s / whole.groups),
@@ -118,9 +123,10 @@ def main() -> None:
     ]
     report("simulate", rows, options.json)
     if options.curve:
-        steps = 4 if options.quick else 40
-        print_curve("An eighth of the engines takes a version at the same time:", curve(steps=steps))
-        print_curve("One engine after the other (the default):", curve(steps=steps // 4, at_once=1))
+        steps = 4 if options.quick else 24
+        waves = [*curve(SIZES[:-1], steps=steps), whole]
+        print_curve("An eighth of the engines takes a version at the same time:", waves)
+        print_curve("One engine after the other (the default):", curve(SIZES, steps=steps // 3, at_once=1))
 
 
 if __name__ == "__main__":

@@ -38,9 +38,10 @@ class Turns:
         self._available = available
         self._num_held = num_held
         self._waiting: dict[str, list[_Turn]] = {}  # by worker
-        self._order: list[tuple[int, int, _Turn]] = []
+        self._order: list[tuple[int, int, _Turn]] | None = None
         """A heap of (groups held, age, turn). Of a turn whose worker has finished groups since it asked there are
-        several; the one with the number that it holds now is the valid one."""
+        several; the one with the number that it holds now is the valid one. None: made when it is needed, since the
+        last work was dealt to all."""
         self._num_waiting = self._age = self._dealt = 0
         self._is_due = False
 
@@ -100,6 +101,7 @@ class Turns:
             _wake(turn)
 
     def _deal_to_all(self, left: int) -> None:
+        self._order = None
         up = []
         for turn in [turn for turns in self._waiting.values() for turn in turns if not turn.woken.done()]:
             if turn.ask.is_up():
@@ -115,15 +117,22 @@ class Turns:
                 _wake(turn)
 
     def _put(self, turn: _Turn) -> None:
-        if len(self._order) > 64 + 8 * self._num_waiting:  # most of them are of turns that have ended
-            waiting = [turn for turns in self._waiting.values() for turn in turns if not turn.woken.done()]
-            self._order = [(self._num_held(turn.ask.holder), turn.age, turn) for turn in waiting]
-            heapq.heapify(self._order)
-        heapq.heappush(self._order, (self._num_held(turn.ask.holder) + turn.part, turn.age, turn))
+        order = self._order
+        if order is None:
+            return
+        if len(order) > 64 + 8 * self._num_waiting:  # most of them are of turns that have ended
+            order = self._ordered()
+        heapq.heappush(order, (self._num_held(turn.ask.holder) + turn.part, turn.age, turn))
+
+    def _ordered(self) -> list[tuple[int, int, _Turn]]:
+        waiting = [turn for turns in self._waiting.values() for turn in turns if not turn.woken.done()]
+        self._order = [(self._num_held(turn.ask.holder), turn.age, turn) for turn in waiting]
+        heapq.heapify(self._order)
+        return self._order
 
     def _first(self) -> _Turn | None:
         """Take the waiting worker with the fewest groups out of the order; None: no one waits."""
-        order = self._order
+        order = self._ordered() if self._order is None else self._order
         while order:
             held, _, turn = heapq.heappop(order)
             if (turn.woken.done() and not turn.part) or turn.part == turn.ask.room:
@@ -135,7 +144,7 @@ class Turns:
                 return turn
             if held < now:  # it took groups in another turn
                 self._put(turn)
-                order = self._order
+                order = self._order or []
         return None
 
 

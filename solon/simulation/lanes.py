@@ -173,9 +173,7 @@ class SimulatedEngine(Unguarded):
 
     def __init__(self, name: str, scenario: Scenario, lengths: GroupLengths, rate: Rate) -> None:
         loop, failures = asyncio.get_running_loop(), scenario.failures
-        super().__init__(
-            name, scenario, loop, mtbf_s=failures.rollout_mtbf_s, restart_s=failures.rollout_restart_s
-        )
+        super().__init__(name, scenario, loop, mtbf_s=failures.rollout_mtbf_s, restart_s=failures.rollout_restart_s)
         self.also_dies(
             Lifetimes(scenario, f"{name} spot", failures.spot_mtbf_s), failures.spot_return_s, "its node was taken away"
         )
