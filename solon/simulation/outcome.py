@@ -19,7 +19,7 @@ class Outcome:
     tokens: int
     """Of all answers generated, those of lost engines not counted."""
     busy: Mapping[str, float]
-    """Share of the time in which a worker of the lane had work, mean of the lane's workers (solon.telemetry.overlap)."""
+    """Share of the time in which a worker of the lane had work, mean of its workers (solon.telemetry.overlap)."""
     utilisation: Mapping[str, float]
     """Work done over the work that the lane does in this time at its highest rate."""
     efficiency: float
