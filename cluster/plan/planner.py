@@ -266,7 +266,7 @@ def remarks_on(run: RunFile, best: Prediction) -> list[str]:
     if best.publish_s > best.step_s / 2:
         found.append(
             f"a version takes {best.publish_s:.3g} s until all {best.split.engines} engines have it, a step "
-            f"{best.step_s:.3g} s: engines take it one after another, so that more engines hold back the loop"
+            f"{best.step_s:.3g} s: {run.publish.engines_at_once} take it at the same time (publish.engines_at_once)"
         )
     idle = [lane for lane, share in best.busy.items() if share < IDLE]
     if best.split.devices > 3 and idle:

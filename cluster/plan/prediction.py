@@ -13,7 +13,7 @@ from typing import Any
 from cluster.config.run_file import RunFile
 from cluster.plan.rates import Rates, ranks_speed
 from cluster.plan.shared import LANES, Machine, SharedRun, Work
-from cluster.plan.splits import Split, engines_at_once
+from cluster.plan.splits import Split
 from solon.recovery.config import RecoveryConfig
 from solon.simulation.run import simulate
 from solon.simulation.scenario import Lengths, Prices, Scenario
@@ -151,7 +151,7 @@ def _apart(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, An
         learner_s_per_token=token_s * answer / (answer + max(1, round(rates.prompt_tokens))),
         publish_s=rates.publish.load_s,
         publish_pause_s=rates.publish.load_s * PAUSE_SHARE,
-        publish_at_once=min(split.engines, engines_at_once(run)),
+        publish_at_once=min(split.engines, run.publish.engines_at_once),
         # Reports of unfinished answers would only cost events.
         recovery=RecoveryConfig(salvage_every_s=0),
         max_held_mib=run.ledger.max_held_mib,

@@ -96,16 +96,11 @@ def bound(run: RunFile, rates: Rates, split: Split) -> float:
         "label": split.judges / rates.judging.group_s,
         "learn": batch / (step_s + rates.learn.token_s / ranks * tokens * size * batch),
         # Every version goes to every engine, before the one after the next is trained.
-        "publish": batch * engines_at_once(run) / max(1e-12, split.engines * rates.publish.load_s),
+        "publish": batch * run.publish.engines_at_once / max(1e-12, split.engines * rates.publish.load_s),
     }
     alone = min(rate for lane, rate in lanes.items() if lane not in split.sharing)
     together = 1 / sum(1 / lanes[lane] for lane in split.sharing) if split.sharing else math.inf
     return min(alone, together)
-
-
-def engines_at_once(run: RunFile) -> int:
-    """Engines that take a version at the same time."""
-    return int(getattr(run.publish, "engines_at_once", 1))
 
 
 def running_of(run: RunFile, split: Split) -> float:
@@ -149,7 +144,7 @@ def _cache_gib(options: Any, sizes: ModelSizes, running: int, rates: Rates) -> f
     width = element_bytes(sizes, options, on_gpu=True)
     tokens = running * ROOM * (rates.prompt_tokens + rates.mean_answer)
     needed = sizes.cached_elements * width * max(tokens, options.max_model_len)
-    return math.ceil(4 * needed / GIB) / 4
+    return float(math.ceil(4 * needed / GIB) / 4)
 
 
 def pools_of(run: RunFile) -> dict[str, PoolSpec]:

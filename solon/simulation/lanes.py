@@ -35,7 +35,7 @@ class Mortal:
         self._absence_s = 0.0
         """Until a node has room for the next process."""
         self._causes = [(Lifetimes(scenario, name, mtbf_s), 0.0, "its process died")]
-        self._calls: set[asyncio.Future[Any]] = set()
+        self._calls: dict[asyncio.Future[Any], None] = {}  # in the order of their beginnings
         self._death: asyncio.TimerHandle | None = None
         self._dead_of = ""
 
@@ -79,11 +79,11 @@ class Mortal:
 
     async def wait(self, future: asyncio.Future[Any]) -> Any:
         """The result of a future. Raises WorkerLostError when the process dies first."""
-        self._calls.add(future)
+        self._calls[future] = None
         try:
             return await future
         finally:
-            self._calls.discard(future)
+            self._calls.pop(future, None)
 
     async def work(self, seconds: float) -> None:
         """Passes time. Raises WorkerLostError when the process dies meanwhile."""
@@ -173,9 +173,7 @@ class SimulatedEngine(Unguarded):
 
     def __init__(self, name: str, scenario: Scenario, lengths: GroupLengths, rate: Rate) -> None:
         loop, failures = asyncio.get_running_loop(), scenario.failures
-        super().__init__(
-            name, scenario, loop, mtbf_s=failures.rollout_mtbf_s, restart_s=failures.rollout_restart_s
-        )
+        super().__init__(name, scenario, loop, mtbf_s=failures.rollout_mtbf_s, restart_s=failures.rollout_restart_s)
         self.also_dies(
             Lifetimes(scenario, f"{name} spot", failures.spot_mtbf_s), failures.spot_return_s, "its node was taken away"
         )

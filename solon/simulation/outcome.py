@@ -19,7 +19,7 @@ class Outcome:
     tokens: int
     """Of all answers generated, those of lost engines not counted."""
     busy: Mapping[str, float]
-    """Share of the time in which a worker of the lane had work, mean of the lane's workers (solon.telemetry.overlap)."""
+    """Share of the time in which a worker of the lane had work, mean of its workers (solon.telemetry.overlap)."""
     utilisation: Mapping[str, float]
     """Work done over the work that the lane does in this time at its highest rate."""
     efficiency: float
@@ -51,7 +51,7 @@ class Outcome:
     digest: str
     """Of every event with its time: equal for equal runs."""
     compute_s: float = field(compare=False)
-    """Seconds that the simulation itself took."""
+    """Processor seconds that the simulation itself took."""
 
     @property
     def groups_per_s(self) -> float:

@@ -1,7 +1,8 @@
 """What is simulated: the machines, the settings of the loop, how long everything takes, and what fails.
 
     Scenario(
-        engines=8, slots=32, rollout_rate=((1, 90), (256, 12_000)), judges=2, judge_slots=16, judge_rate=((1, 4), (16, 40)),
+        engines=8, slots=32, rollout_rate=((1, 90), (256, 12_000)),
+        judges=2, judge_slots=16, judge_rate=((1, 4), (16, 40)),
         learner_s=2.0, learner_s_per_token=4e-6, batch_groups=128, steps=50,
     )
 

@@ -1,9 +1,10 @@
 """Time models: a worker whose speed depends on how much it holds.
 
 A `Station` shares its rate equally among the items that it holds (processor sharing), as an engine does that decodes
-all its answers at once. An item has a *work* (tokens of the longest answer of a group; 1 group for a judge) and a *load*
-(the answers of a group that decode at once, on average over its time; 1 group for a judge). With the loads adding up to
-c, every item advances by rate(c) / c a second, so the station as a whole works at exactly the rate of its table.
+all its answers at once. An item has a *work* (tokens of the longest answer of a group; 1 group for a judge) and a
+*load* (the answers of a group that decode at once, on average over its time; 1 group for a judge). With the loads
+adding up to c, every item advances by rate(c) / c a second, so the station as a whole works at exactly the rate of its
+table.
 
     progress: what an item has done that entered at the beginning. An item that enters at progress p with work w is
     done at progress p + w, however often the speed changes meanwhile. So one heap and one timer are enough.

@@ -57,12 +57,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._queue: deque[VirtualHandle] = deque()
         self._timers: list[tuple[float, int, VirtualHandle]] = []
         self._age = 0
+        self._stopping = False
 
     def time(self) -> float:
         return self._now
 
     def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:
-        handle = VirtualHandle(callback, args, context or copy_context(), self._now)
+        handle = VirtualHandle(callback, args, copy_context() if context is None else context, self._now)
         self._queue.append(handle)
         return handle
 
@@ -73,26 +74,28 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
-        handle = VirtualHandle(callback, args, context or copy_context(), when)
+        handle = VirtualHandle(callback, args, copy_context() if context is None else context, when)
         self._age += 1
         heapq.heappush(self._timers, (when, self._age, handle))
         return handle
 
     def _run_once(self) -> None:
-        """Everything that is due now; before that, if nothing is, time passes."""
+        """Everything until the loop is stopped: what is due now, and when nothing is, time passes."""
         queue = self._queue
-        if not queue:
-            self._advance()
-        for _ in range(len(queue)):
-            handle = queue.popleft()
-            if handle.callback is None:
-                continue
-            try:
-                handle.context.run(handle.callback, *handle.args)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                self.call_exception_handler({"message": f"in {handle.callback!r}", "exception": error})
+        while not self._stopping:
+            if not queue:
+                self._advance()
+            for _ in range(len(queue)):
+                handle = queue.popleft()
+                callback = handle.callback
+                if callback is None:
+                    continue
+                try:
+                    handle.context.run(callback, *handle.args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    self.call_exception_handler({"message": f"in {callback!r}", "exception": error})
 
     def _advance(self) -> None:
         timers, queue = self._timers, self._queue

@@ -53,6 +53,7 @@ ORDERS = {
         "loop",
         "telemetry",
         "recovery",
+        "simulation",
         "doctor",
         "report",
         "hub",
