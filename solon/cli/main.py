@@ -44,14 +44,16 @@ INTERRUPTIONS = {
     "revise": "interrupted; nothing was written",
     "tasks": "interrupted; the model's server has ended",
     "compress": "interrupted; finished sweeps and candidates stay finished, start again to continue",
+    "measure": "interrupted; no rates were written",
+    "plan": "interrupted; nothing was written",
     "serve": "interrupted before the service began",
     "chat": "interrupted; the model's servers have ended",
 }
 """By command; others than these train."""
-ENDED_AT_ONCE = ("align", "compare", "evaluate", "revise", "tasks", "compress")
+ENDED_AT_ONCE = ("align", "compare", "evaluate", "revise", "tasks", "compress", "measure", "plan")
 """Commands that SIGTERM interrupts as Ctrl-C does. Runs, services and talks handle signals themselves."""
 
-ABOUT_RUNS = ("report", "watch", "track", "push", "compress")
+ABOUT_RUNS = ("report", "watch", "track", "push", "compress", "measure", "plan")
 """Commands whose failure is not that of a run."""
 
 app = typer.Typer(
