@@ -226,7 +226,7 @@ class SharedRun:
         if not self._leased and step < work.steps:
             deadline = work.staleness.deadline
             ready = sorted((deadline(self._head[ordinal]), ordinal) for ordinal in self._labelled)
-            unfinished = [deadline(self._head[o]) for o in self._unfinished if o not in self._labelled]
+            unfinished = Counter(deadline(self._head[o]) for o in self._unfinished if o not in self._labelled)
             chosen = choose(ready, unfinished, step=step, batch_groups=work.batch_groups)
             if chosen is not None:
                 self._leased = list(chosen)
