@@ -16,9 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._harness import Row, arguments, report
+from solon.recovery.config import RecoveryConfig
 from solon.simulation.outcome import Outcome
 from solon.simulation.run import simulate
-from solon.simulation.scenario import Failures, Lengths, RecoveryConfig, Scenario
+from solon.simulation.scenario import Failures, Lengths, Scenario
 
 UNIT = 8
 """Accelerators of a unit."""
