@@ -1,4 +1,5 @@
-"""Ledger throughput: the bare state machine, behind the event loop as the stages use it, and its wake-up.
+"""Ledger throughput: the bare state machine, behind the event loop as the stages use it, within the whole loop with
+hundreds of lanes, and its wake-up.
 
 python benchmarks/ledger.py [--quick] [--json PATH]
 """
@@ -17,9 +18,13 @@ from benchmarks._harness import Row, arguments, report
 from solon.ledger.async_ledger import AsyncLedger
 from solon.ledger.ledger import Ledger, LedgerConfig
 from solon.ledger.staleness import StalenessConfig
+from solon.loop import run_loop
+from tests.unit.fakes import FakeJudge, FakeRollout, make_lanes
 
 TRANSITIONS_PER_GROUP = 6
 """Admitted, generated, taken, labelled, leased, committed."""
+MOMENT_S = 0.05
+"""Seconds in which a fake engine or judge answers."""
 
 
 def in_process(groups: int, *, batch: int) -> float:
@@ -73,6 +78,24 @@ async def behind_the_loop(groups: int, *, batch: int, workers: int) -> float:
     return TRANSITIONS_PER_GROUP * groups / (time.perf_counter() - start)
 
 
+async def many_lanes(groups: int, *, batch: int, lanes: int) -> tuple[float, float]:
+    """Transitions per second of the whole loop with this many engines and as many judges, in real time, on fakes that
+    answer after a moment: tasks, pools, publication and observer included. And the cores that 2,000 a second need."""
+    staleness = StalenessConfig(target_staleness=2, max_staleness=4)
+    parts, _ = make_lanes(
+        batch_groups=batch,
+        steps=groups // batch,
+        staleness=staleness,
+        rollout=[FakeRollout(name=f"rollout-{number}", delay_s=MOMENT_S) for number in range(lanes)],
+        judges=[FakeJudge(name=f"judge-{number}", delay_s=MOMENT_S) for number in range(lanes)],
+    )
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    steps = await run_loop(parts, steps=groups // batch, min_valid=1, stop=asyncio.Event())
+    wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
+    assert steps == groups // batch
+    return TRANSITIONS_PER_GROUP * groups / wall_s, 2000 * cpu_s / (TRANSITIONS_PER_GROUP * groups)
+
+
 async def wake_up(rounds: int) -> tuple[float, float]:
     """Median seconds from a report to the return of the waiting call, and of one bare call."""
     ledger = make_ledger(1, rounds)
@@ -110,9 +133,13 @@ def main() -> None:
     rates = [in_process(19_200 * scale, batch=64) for _ in range(3)]
     behind = asyncio.run(behind_the_loop(6400 * scale, batch=64, workers=2))
     woken, bare = asyncio.run(wake_up(200 * scale))
+    lanes = 512
+    of_many, cores = asyncio.run(many_lanes(2048 * scale, batch=1024, lanes=lanes))
     rows = [
         Row("state machine in process, transitions/s", statistics.median(rates), goal=">= 200000"),
         Row("behind the event loop, as stages use it, transitions/s", behind, goal=">= 2000"),
+        Row(f"the whole loop with {lanes} engines and {lanes} judges, transitions/s", of_many, goal=">= 2000"),
+        Row("the same: cores of the driver at 2,000 transitions/s", cores, goal="<= 1"),
         Row("wake-up, ms: from a report to the return of who waited (reference: a bare call)", woken * 1e3, bare * 1e3),
     ]
     report("ledger", rows, options.json)

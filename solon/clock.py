@@ -108,11 +108,11 @@ class Clock:
 
     def _look(self) -> None:
         """Count the time since the last look and schedule the next one."""
-        loop = asyncio.get_running_loop()
         now = self.monotonic()
         if not self._ticks:
             self._counted, self._last = self._counted + now - self._last, now
             return
+        loop = asyncio.get_running_loop()
         if loop is not self._loop:  # no loop watched the time in between
             self._loop, self._last = loop, now
             loop.call_later(TICK_S, self._tick, loop)

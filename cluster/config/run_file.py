@@ -97,7 +97,7 @@ class RunFile(Section):
     learn: LearnSection = LearnSection()
     ledger: LedgerConfig = LedgerConfig()
     staleness: StalenessConfig = StalenessConfig()
-    publish: Annotated[PublishConfig, MayChange(("timeout_s",))] = PublishConfig()
+    publish: Annotated[PublishConfig, MayChange(("timeout_s", "engines_at_once"))] = PublishConfig()
     evaluate: EvaluateSection = EvaluateSection()
     watch: WatchSection = WatchSection()
     recovery: Annotated[RecoveryConfig, MayChange()] = RecoveryConfig()

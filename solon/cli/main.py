@@ -19,6 +19,7 @@ from solon.cli.judges import judges_app
 from solon.cli.models import models_app
 from solon.cli.options import JsonOption, SetOption, print_result
 from solon.cli.output import lost_output, settle_streams
+from solon.cli.planning_commands import planning_app
 from solon.cli.serve import serve_app
 from solon.cli.stage_commands import stages_app
 from solon.cli.talk_commands import talk_app
@@ -43,14 +44,16 @@ INTERRUPTIONS = {
     "revise": "interrupted; nothing was written",
     "tasks": "interrupted; the model's server has ended",
     "compress": "interrupted; finished sweeps and candidates stay finished, start again to continue",
+    "measure": "interrupted; no rates were written",
+    "plan": "interrupted; nothing was written",
     "serve": "interrupted before the service began",
     "chat": "interrupted; the model's servers have ended",
 }
 """By command; others than these train."""
-ENDED_AT_ONCE = ("align", "compare", "evaluate", "revise", "tasks", "compress")
+ENDED_AT_ONCE = ("align", "compare", "evaluate", "revise", "tasks", "compress", "measure", "plan")
 """Commands that SIGTERM interrupts as Ctrl-C does. Runs, services and talks handle signals themselves."""
 
-ABOUT_RUNS = ("report", "watch", "track", "push", "compress")
+ABOUT_RUNS = ("report", "watch", "track", "push", "compress", "measure", "plan")
 """Commands whose failure is not that of a run."""
 
 app = typer.Typer(
@@ -67,6 +70,7 @@ app.add_typer(compress_app)
 app.add_typer(constitution_app)
 app.add_typer(judges_app)
 app.add_typer(models_app)
+app.add_typer(planning_app)
 app.add_typer(serve_app)
 app.add_typer(talk_app)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from solon.errors import RunFailedError
 from solon.ledger.leases import Lease
 from solon.ledger.queues import GroupQueues
-from solon.ledger.snapshot import State
-from solon.ledger.staleness import StalenessConfig, choose
+from solon.ledger.staleness import StalenessConfig, can_choose, choose
 
 
 class Batches:
@@ -30,6 +29,15 @@ class Batches:
         """Groups leased or trained, in steps whose weights are not live yet."""
         return sum(self._unpublished.values())
 
+    def is_ready(self, step: int, *, version: int) -> bool:
+        """Whether `lease` would return a batch or raise."""
+        if self._lease is not None:
+            return step != self._lease.step + 1
+        ready = self._queues.ready
+        return len(ready) >= self._batch_groups and can_choose(
+            ready, self._queues.unfinished(version), step=step, batch_groups=self._batch_groups
+        )
+
     def lease(self, step: int, *, version: int) -> Lease | None:
         """The batch for `step`, or None while the groups it needs are not ready or the step before is leased.
 
@@ -39,15 +47,12 @@ class Batches:
             return None
         if self._lease is not None:
             raise RunFailedError(f"step {self._lease.step} holds the lease, cannot lease step {step}")
-        if len(self._queues.ready) < self._batch_groups:
-            return None
-        unfinished = [
-            # A pending group will be generated with the weights that are live then.
-            self._staleness.deadline(e.head_when_granted(version) if e.state is State.PENDING else e.head)
-            for e in self._queues
-            if e.state is not State.READY
-        ]
-        chosen = choose(self._queues.ready, unfinished, step=step, batch_groups=self._batch_groups)
+        chosen = choose(
+            self._queues.ready,
+            self._queues.unfinished(version),
+            step=step,
+            batch_groups=self._batch_groups,
+        )
         if chosen is None:
             return None
         entries = self._queues.take_ready(sorted(chosen))

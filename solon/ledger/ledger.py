@@ -86,6 +86,14 @@ class Ledger:
         """Groups that may be generated now: retries, and those that credits admit."""
         return self._queues.num_pending + max(0, self._credits()) if self._open else 0
 
+    def on_return(self, call: Callable[[State, str], None]) -> None:
+        """Have `call(state, holder)` called whenever an engine (GENERATING) or a judge (JUDGING) holds a group less."""
+        self._queues.on_return = call
+
+    def num_held_by(self, state: State, holder: str) -> int:
+        """Groups that an engine (GENERATING) or a judge (JUDGING) holds."""
+        return self._queues.num_checked_out(state, holder)
+
     def _share(self, available: int, state: State, ask: Ask, others: Iterable[Ask]) -> int:
         """How many of the available groups go to one of the workers that ask."""
         num_held = self._queues.num_checked_out
@@ -152,9 +160,10 @@ class Ledger:
     @property
     def num_labelable(self) -> int:
         """Generated groups that may be labelled now."""
-        if self.config.lockstep and any(e.state in (State.PENDING, State.GENERATING) for e in self._queues):
+        queues = self._queues
+        if self.config.lockstep and queues.num_pending + queues.num_generating:
             return 0
-        return self._queues.num_generated
+        return queues.num_generated
 
     def take_generated(self, limit: int, *, now: float, holder: str = "", others: Iterable[Ask] = ()) -> list[Work]:
         """Hand out up to `limit` generated groups for labelling, the earliest deadline first.
@@ -236,6 +245,10 @@ class Ledger:
         return min((e.lease_until for e in self._queues if e.state in OUT), default=None)
 
     # -- training -----------------------------------------------------------------------------------------------
+
+    def can_lease(self, step: int) -> bool:
+        """Whether `lease` would return a batch or raise."""
+        return self._batches.is_ready(step, version=self.version)
 
     def lease(self, step: int) -> Lease | None:
         """The batch for `step`, or None while the groups it needs are not ready or the step before is leased.

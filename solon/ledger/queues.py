@@ -41,6 +41,8 @@ class Entry:
     """Parts that engines have generated so far, in order, in case the engine is lost."""
     salvage_head: int = 0
     """Oldest policy version in `salvage`."""
+    counted: int | None = None
+    """The head under which it counts as unfinished; None: it does not."""
 
     def head_when_granted(self, version: int) -> int:
         """Oldest version that the group will have when it is generated with this one."""
@@ -60,6 +62,11 @@ class GroupQueues:
         """(deadline, ordinal) of labelled groups, sorted."""
         self.nbytes = 0
         """Payload of all held groups."""
+        self._heads: dict[int, int] = {}
+        self.num_generating = 0
+        """Groups that engines hold."""
+        self.on_return: Callable[[State, str], None] = lambda state, holder: None
+        """Called when an engine (GENERATING) or a judge (JUDGING) holds one group less."""
         self._writing: defaultdict[str, int] = defaultdict(int)
         self._judging: defaultdict[str, int] = defaultdict(int)
 
@@ -111,6 +118,7 @@ class GroupQueues:
         self._take_back(entry)
         entry.state, entry.holder = State.GENERATED, ""
         self._entries[entry.ordinal] = entry
+        self._count(entry)
         insort(self._generated, (self._deadline(entry.head), entry.ordinal))
 
     def to_ready(self, entry: Entry) -> None:
@@ -143,12 +151,13 @@ class GroupQueues:
 
     def next_generated(self, limit: int) -> list[Entry]:
         """Take up to `limit` groups that wait for labels, the earliest deadline first."""
-        taken, self._generated = self._generated[:limit], self._generated[limit:]
+        taken = self._generated[:limit]
+        del self._generated[:limit]
         return [self._entries[ordinal] for _, ordinal in taken]
 
     def take_ready(self, ordinals: Sequence[int]) -> list[Entry]:
         """Take the groups of a batch: those with the earliest deadlines of all that are ready."""
-        self.ready = self.ready[len(ordinals) :]
+        del self.ready[: len(ordinals)]
         entries = [self._entries[ordinal] for ordinal in ordinals]
         for entry in entries:
             entry.state = State.LEASED
@@ -157,18 +166,47 @@ class GroupQueues:
     def hand_out(self, entry: Entry, state: State, *, now: float, holder: str, lease_s: float) -> None:
         """An engine or a judge checks the group out, until `now + lease_s`."""
         entry.state, entry.holder, entry.since, entry.lease_until = state, holder, now, now + lease_s
-        (self._writing if state is State.GENERATING else self._judging)[holder] += 1
+        self._count(entry)
+        if state is State.GENERATING:
+            self._writing[holder] += 1
+            self.num_generating += 1
+        else:
+            self._judging[holder] += 1
 
     def num_checked_out(self, state: State, holder: str) -> int:
         """Groups that this engine (GENERATING) or judge (JUDGING) holds."""
         return (self._writing if state is State.GENERATING else self._judging)[holder]
 
     def _take_back(self, entry: Entry) -> None:
-        """Its worker, if any, no longer holds it."""
+        """Its worker, if any, no longer holds it, and it does not count as unfinished."""
+        if entry.counted is not None:
+            self._heads[entry.counted] -= 1
+            entry.counted = None
         if entry.state is State.GENERATING:
             self._writing[entry.holder] -= 1
+            self.num_generating -= 1
+            self.on_return(State.GENERATING, entry.holder)
         elif entry.state is State.JUDGING:
             self._judging[entry.holder] -= 1
+            self.on_return(State.JUDGING, entry.holder)
+
+    def _count(self, entry: Entry) -> None:
+        """It is unfinished, and will have its present head."""
+        if entry.counted is not None:
+            self._heads[entry.counted] -= 1
+        entry.counted = entry.head
+        self._heads[entry.head] = self._heads.get(entry.head, 0) + 1
+
+    def unfinished(self, version: int) -> dict[int, int]:
+        """How many groups of each deadline wait for generation or labels, or are with a worker. version: live now; a
+        group that waits for generation will have it."""
+        for head in [head for head, count in self._heads.items() if not count]:
+            del self._heads[head]
+        deadlines = {self._deadline(head): count for head, count in self._heads.items()}
+        for ordinal in self._pending:
+            deadline = self._deadline(self._entries[ordinal].head_when_granted(version))
+            deadlines[deadline] = deadlines.get(deadline, 0) + 1
+        return deadlines
 
     def hold(self, entry: Entry, nbytes: int) -> None:
         """Add the bytes of a payload to the group."""

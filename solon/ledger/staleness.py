@@ -10,8 +10,8 @@ than on average, is worked out in docs/decisions/0002-staleness.md.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -51,24 +51,39 @@ class StalenessConfig(BaseModel):
 
 
 def choose(
-    ready: Sequence[tuple[int, int]], unfinished: Sequence[int], *, step: int, batch_groups: int
+    ready: Sequence[tuple[int, int]], unfinished: Mapping[int, int], *, step: int, batch_groups: int
 ) -> list[int] | None:
     """Ordinals to train at `step`, or None: wait for older groups to become ready.
 
-    ready: (deadline, ordinal) of labelled groups, sorted. unfinished: deadlines of groups still being generated
-    or judged. Earliest deadline first; a younger ready group may overtake an unfinished older one only if
+    ready: (deadline, ordinal) of labelled groups, sorted. unfinished: how many groups of each deadline are still being
+    generated or judged. Earliest deadline first; a younger ready group may overtake an unfinished older one only if
     everything left behind can still be trained in time, `batch_groups` a step.
     """
+    if not can_choose(ready, unfinished, step=step, batch_groups=batch_groups):
+        return None
+    return [ordinal for _, ordinal in ready[:batch_groups]]
+
+
+def can_choose(
+    ready: Sequence[tuple[int, int]], unfinished: Mapping[int, int], *, step: int, batch_groups: int
+) -> bool:
+    """Whether `choose` finds a batch. Takes time by the number of different deadlines, not of groups."""
     if len(ready) < batch_groups:
-        return None
+        return False
     if any(deadline <= step for deadline in unfinished):
-        return None
-    taken, left = ready[:batch_groups], ready[batch_groups:]
-    remaining = sorted([*(deadline for deadline, _ in left), *unfinished])
-    for position, deadline in enumerate(remaining):
-        if deadline > step + len(remaining):  # all the rest fit in any case
-            break
-        is_last_of_its_deadline = bisect_right(remaining, deadline) == position + 1
-        if is_last_of_its_deadline and position + 1 > (deadline - step) * batch_groups:
-            return None
-    return [ordinal for _, ordinal in taken]
+        return False
+    left = dict(unfinished)
+    position = batch_groups
+    while position < len(ready):
+        deadline = ready[position][0]
+        end = bisect_left(ready, (deadline + 1, 0), position)
+        left[deadline] = left.get(deadline, 0) + end - position
+        position = end
+    total, due = sum(left.values()), 0
+    for deadline in sorted(left):
+        if deadline > step + total:  # all the rest fit in any case
+            return True
+        due += left[deadline]
+        if due > (deadline - step) * batch_groups:
+            return False
+    return True

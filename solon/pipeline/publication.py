@@ -10,6 +10,7 @@ canary sequences against the learner's own; see `solon.pipeline.attestation`.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -35,6 +36,9 @@ class PublishConfig(BaseModel):
     engines were measured between 0.7 and 2.5. Stale tensors are found by their values, independent of this setting."""
     timeout_s: float = Field(300, gt=0)
     """An engine that has not loaded the weights in this time is replaced."""
+    engines_at_once: int = Field(1, ge=1)
+    """Engines that take a version at the same time. With many engines one after the other takes longer than a step:
+    raise it until publication fits; generation pauses on that many engines at once."""
 
 
 class Publishable(Protocol):
@@ -60,7 +64,7 @@ class Publishable(Protocol):
 
 
 class Publication:
-    """Publishes to one engine after another, so that generation never stops on all of them at once.
+    """Publishes to a few engines at a time, so that generation never stops on all of them at once.
 
     Keeps fingerprint and checksums of the last version: an update that changes nothing is an error too. An engine that
     dies or does not answer is skipped; its replacement is admitted by `join`.
@@ -148,16 +152,29 @@ class Publication:
 
     async def _load_everywhere(self, manifest: Weights, payload_ref: PayloadRef, *, changed: bool) -> list[LoadReceipt]:
         """Returns when at least one engine holds the weights; the receipts of those that loaded them directly."""
-        receipts = []
-        for engine in list(self._members):
-            if engine not in self._members:  # lost, or dismissed, while the others were loading
-                continue
-            incarnation = engine.incarnation
-            try:
-                receipts.append(await self._load(engine, manifest, payload_ref, changed=changed))
-            except WorkerLostError as error:
-                self.leave(engine)
-                engine.lost(error, incarnation)
+        receipts: list[LoadReceipt] = []
+        left = deque(self._members)
+
+        async def in_turn() -> None:
+            while left:
+                engine = left.popleft()
+                if engine not in self._members:  # lost, or dismissed, while the others were loading
+                    continue
+                incarnation = engine.incarnation
+                try:
+                    receipts.append(await self._load(engine, manifest, payload_ref, changed=changed))
+                except WorkerLostError as error:
+                    self.leave(engine)
+                    engine.lost(error, incarnation)
+
+        others = [asyncio.ensure_future(in_turn()) for _ in range(self._settings.engines_at_once - 1)]
+        try:
+            await in_turn()
+            await asyncio.gather(*others)
+        finally:
+            for turn in others:
+                turn.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
         await self._wait_for_engine()
         return receipts
 

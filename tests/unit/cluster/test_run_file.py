@@ -504,8 +504,8 @@ def test_keys_that_name_a_model_a_file_or_what_may_change_are_marked_on_their_fi
     cache = ("gpu_memory_utilization", "kv_cache_gib", "max_batched_tokens", "gives_way")
     assert set(may_change(RunFile)) == {
         "steps", "checkpoint_every", "checkpoint_first", "checkpoint_async", "checkpoint_keep", "checkpoint_url",
-        "recovery",
-        "publish.timeout_s", "ledger.max_held_mib", "ledger.max_attempts", "ledger.max_losses",
+        "recovery", "publish.timeout_s", "publish.engines_at_once",
+        "ledger.max_held_mib", "ledger.max_attempts", "ledger.max_losses",
         "ledger.max_dropped_share", "ledger.lease_s",
         *(f"{section}.{key}" for section in ("rollout", "judging") for key in (*placed, *cache)),
         *(f"learn.{key}" for key in (*placed[1:], "num_ranks", "rank_timeout_s")),

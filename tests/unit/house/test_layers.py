@@ -53,6 +53,7 @@ ORDERS = {
         "loop",
         "telemetry",
         "recovery",
+        "simulation",
         "doctor",
         "report",
         "hub",
@@ -173,6 +174,7 @@ ORDERS = {
         "stages",
         "pipeline_file",
         "train",
+        "plan",
         "align",
     ),
 }

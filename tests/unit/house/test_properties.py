@@ -8,6 +8,7 @@ import json
 import math
 import random
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_a_batch_is_taken_exactly_when_some_batch_leaves_all_others_trainable(
 ):
     step = 3
     pairs = sorted((deadline, ordinal) for ordinal, deadline in enumerate(ready))
-    taken = choose(pairs, unfinished, step=step, batch_groups=batch)
+    taken = choose(pairs, Counter(unfinished), step=step, batch_groups=batch)
     possible = [
         combination
         for combination in itertools.combinations(range(len(ready)), batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -164,14 +165,14 @@ def test_the_next_step_waits_for_its_turn_and_any_other_is_an_error():
 
 
 def test_choose_waits_for_an_unfinished_group_whose_deadline_is_now():
-    assert choose([(4, 1), (4, 2)], [0], step=0, batch_groups=2) is None
-    assert choose([(4, 1), (4, 2)], [1], step=0, batch_groups=2) == [1, 2]
+    assert choose([(4, 1), (4, 2)], {0: 1}, step=0, batch_groups=2) is None
+    assert choose([(4, 1), (4, 2)], {1: 1}, step=0, batch_groups=2) == [1, 2]
 
 
 def test_choose_lets_the_young_overtake_only_while_the_old_still_fit():
     # Three unfinished groups must be trained by step 1, and a batch holds two.
-    assert choose([(5, 8), (5, 9)], [1, 1, 1], step=0, batch_groups=2) is None
-    assert choose([(5, 8), (5, 9)], [1, 1], step=0, batch_groups=2) == [8, 9]
+    assert choose([(5, 8), (5, 9)], {1: 3}, step=0, batch_groups=2) is None
+    assert choose([(5, 8), (5, 9)], {1: 2}, step=0, batch_groups=2) == [8, 9]
 
 
 @given(
@@ -182,7 +183,7 @@ def test_choose_lets_the_young_overtake_only_while_the_old_still_fit():
 def test_choose_is_exactly_the_feasibility_rule(ready, unfinished, batch):
     step = 0
     pairs = sorted((deadline, ordinal) for ordinal, deadline in enumerate(ready))
-    chosen = choose(pairs, unfinished, step=step, batch_groups=batch)
+    chosen = choose(pairs, Counter(unfinished), step=step, batch_groups=batch)
     if len(pairs) < batch:
         assert chosen is None
         return

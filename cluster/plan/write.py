@@ -1,0 +1,103 @@
+"""Writes a planned run file: what the user set, with the split, and a comment that says where it comes from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.config.run_file import RunFile
+from cluster.plan.planner import Plan
+from cluster.plan.rates import Rates
+from solon.errors import InputError
+from solon.files.toml_file import read_toml
+
+CHOSEN = {
+    "rollout": ("num_actors", "num_gpus", "max_running", "kv_cache_gib"),
+    "judging": ("num_actors", "num_gpus", "kv_cache_gib"),
+    "learn": ("num_ranks", "num_gpus"),
+    "staleness": ("target_staleness", "max_staleness"),
+}
+"""Keys that a plan sets, by section."""
+
+
+def planned_file(path: Path, overrides: list[str], plan: Plan) -> str:
+    """The text of the file. Paths in it are absolute, so that it can lie anywhere.
+
+    Raises InputError for a pipeline file, whose pools have other keys."""
+    raw = read_toml(path, what="run file")
+    if "pools" in raw:
+        raise InputError(
+            f"{path} is a pipeline file, expected a run file for --write: its pools are set by hand; the plan above "
+            "says to what"
+        )
+    RunFile.resolve(raw, path.parent)
+    for override in overrides:
+        RunFile.override(raw, override)
+    for section, keys in CHOSEN.items():
+        settings = getattr(plan.run, section)
+        for key in keys:
+            value = getattr(settings, key)
+            before = raw.get(section, {}).get(key)
+            if value is not None and (before is not None or value != type(settings).model_fields[key].default):
+                raw.setdefault(section, {})[key] = value
+    RunFile.parse(raw, source=f"planned from {path}")
+    return heading(path, plan) + toml_text(raw)
+
+
+def heading(path: Path, plan: Plan) -> str:
+    """Where the figures come from, as comments."""
+    best = plan.best
+    lines = [
+        f"Planned by solon plan from {path.name} on {time.strftime('%Y-%m-%d')}, with {described(plan.rates)}.",
+        f"Engines : judges : learner ranks = {best.split}.",
+        f"Predicted: {best.groups_per_s:.3g} groups/s, {LANES[best.binding]} binds, mean staleness "
+        f"{best.staleness_mean:.2f}.",
+    ]
+    return "".join(f"# {line}\n" for line in lines) + "\n"
+
+
+LANES = {"generate": "generation", "label": "labelling", "learn": "learning", "none": "nothing"}
+
+
+def described(rates: Rates) -> str:
+    """Whose rates they are, in words."""
+    if rates.source == "measured":
+        return f"rates measured on {rates.date} ({rates.machine})"
+    return f"published rates of the {rates.machine}"
+
+
+def toml_text(raw: Mapping[str, Any], place: str = "") -> str:
+    """A parsed TOML document as text: plain values first, then its tables."""
+    plain = {key: value for key, value in raw.items() if not _is_table(value)}
+    text = "".join(f"{_key(key)} = {_value(value)}\n" for key, value in plain.items())
+    for key, value in raw.items():
+        if not _is_table(value):
+            continue
+        name = f"{place}.{_key(key)}" if place else _key(key)
+        for table in value if isinstance(value, list) else [value]:
+            brackets = f"[[{name}]]" if isinstance(value, list) else f"[{name}]"
+            text += f"\n{brackets}\n{toml_text(table, name)}"
+    return text
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    if isinstance(value, float):
+        return repr(value)
+    return str(value)
