@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from solon.errors import InputError
+from solon.models.weight_files import write_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = "unrounded"
 """Beside the model's files, in a folder of its own: engines read every safetensors file next to config.json."""
-_WEIGHTS, _FORMAT = "weights.safetensors", "format.json"
+_STEM, _WEIGHTS, _FORMAT = "weights", "weights.safetensors", "format.json"
+_ONE_FILE = 2**62
+"""Bytes."""
 
 
-def write_unrounded(model: Path, form: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write the weights by the names that files give them, beside the rounded ones that are in the model's files."""
-    from safetensors.torch import save_file
-
+def write_unrounded(
+    model: Path, form: str, declared: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]]
+) -> None:
+    """Write the weights by the names that files give them, beside the rounded ones that are in the model's files.
+    declared, tensors: as for `solon.models.weight_files.write_weights`."""
     folder = model / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: one.detach().to("cpu").contiguous() for name, one in tensors.items()}, folder / _WEIGHTS)
+    write_weights(folder, declared, tensors, stem=_STEM, shard_bytes=_ONE_FILE)
     of = {"format": form, "rounded": _digest(model)}
     (folder / _FORMAT).write_text(json.dumps(of) + "\n", encoding="utf-8")
 
