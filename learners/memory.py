@@ -41,13 +41,16 @@ class LearnerMemory:
     updating: int
     """Logits, activations and narrow copies, without gradients."""
     publishing: int
+    staging: int
+    """Of a checkpoint that is written beside steps, in the host's memory."""
     runtime: int
+    on_gpu: bool = False
 
     @property
     def total(self) -> int:
-        """The peak. Gradients are gone while scoring and publishing."""
+        """The peak, on the device. Gradients are gone while scoring and publishing."""
         passing = max(self.scoring, self.gradients + self.updating, self.publishing)
-        return self.weights + self.moments + passing + self.runtime
+        return self.weights + self.moments + passing + self.runtime + (0 if self.on_gpu else self.staging)
 
 
 def learner_memory(
@@ -59,10 +62,11 @@ def learner_memory(
     runtime: int,
     filtered: bool = False,
     ranks: int = 1,
+    staged: bool = False,
 ) -> LearnerMemory:
     """The estimate for one learner, or for the first of its ranks. longest: tokens of a prompt and its answer at most,
     which may exceed `max_tokens_per_microbatch`; runtime: bytes of an empty process on that device; filtered: rollouts
-    are sampled with top-k, top-p or min-p."""
+    are sampled with top-k, top-p or min-p; staged: checkpoints are written beside steps."""
     policy = sizes.parameters
     direct = config.objective in DIRECT
     critic = policy - sizes.head if config.advantages == "gae" and not direct else 0
@@ -87,7 +91,9 @@ def learner_memory(
         scoring=scoring,
         updating=updating + _activations(sizes, config, tokens, width) + (2 * policy if narrow else 0),
         publishing=_publishing(sizes, config, on_gpu=on_gpu),
+        staging=_staging(policy, trained, on_gpu=on_gpu, adapted=config.lora is not None) if staged else 0,
         runtime=runtime,
+        on_gpu=on_gpu,
     )
     return found if ranks == 1 else _divided(found, sizes, ranks, narrow=narrow, critic=critic > 0)
 
@@ -104,9 +110,15 @@ def _divided(whole: LearnerMemory, sizes: ModelSizes, ranks: int, *, narrow: boo
         weights=whole.weights // ranks,
         moments=whole.moments // ranks,
         gradients=whole.gradients // ranks,
+        staging=whole.staging // ranks,
         scoring=whole.scoring + gathered,
         updating=whole.updating - (2 * sizes.parameters if narrow else 0) + while_updating,
     )
+
+
+def _staging(policy: int, trained: int, *, on_gpu: bool, adapted: bool) -> int:
+    """Copies of weights and moments; frozen weights are copied from a GPU alone."""
+    return 12 * trained + (4 * policy if adapted and on_gpu else 0)
 
 
 def _logits(sizes: ModelSizes, tokens: int, width: int, device: str, *, filtered: bool) -> tuple[int, int]:

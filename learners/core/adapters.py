@@ -20,6 +20,11 @@ class Keep(Protocol):
     def __call__(self, tensor: Tensor, *, changes: bool = True) -> Tensor: ...
 
 
+def as_it_is(tensor: Tensor, *, changes: bool = True) -> Tensor:  # noqa: ARG001
+    """The tensor itself."""
+    return tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """Two small matrices whose product is added to a weight."""

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from learners.core.adapters import Keep
+from learners.core.adapters import Keep, as_it_is
 from learners.core.sharding import full
 from solon.errors import InputError
 from solon.models.formats import Format, format_named, input_args, weight_args
@@ -108,7 +108,7 @@ class Grid:
 
     def weights(self, *, rounded: bool = True) -> dict[str, torch.Tensor]:
         """By the names of the model's own parameters, detached: as they are served, or as they are trained."""
-        served, trained = self.makers(lambda tensor, *, changes=True: tensor)
+        served, trained = self.makers(as_it_is)
         return {name: make() for name, make in (served if rounded else trained).items()}
 
     def makers(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learners.core.adapters import Keep, adapter_of
+from learners.core.adapters import Keep, adapter_of, as_it_is
 from learners.core.attention import use_plain_backward
 from learners.core.config import NetworkConfig
 from learners.core.grid import grid_of
@@ -32,7 +32,6 @@ from learners.core.skeleton import LazyTensors
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.errors import InputError
 from solon.records import NO_FILTERS, Filters
-
 
 Makers = dict[str, Callable[[], Tensor]]
 """Of tensors by name."""
@@ -274,7 +273,7 @@ class Policy:
         rounding. The trained tensors are only read; on ranks, all call a maker together. A tied tensor has only the
         name under which files keep it. keep: a tensor as it is now; None: the tensor itself."""
         release(self.model)
-        keep = keep or _as_it_is
+        keep = keep or as_it_is
         tied = set(self.base.all_tied_weights_keys)
         rounded: dict[str, Callable[[], Tensor]] = {}
         unrounded: dict[str, Callable[[], Tensor]] = {}
@@ -292,10 +291,6 @@ class Policy:
             else:
                 rounded[f"{owner}.{leaf}" if is_adapted else name] = partial(full, held)
         return rounded, unrounded
-
-
-def _as_it_is(tensor: Tensor, *, changes: bool = True) -> Tensor:
-    return tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,9 +68,9 @@ class Publisher:
         chunk_bytes: int = CHUNK_BYTES,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        """chunk_bytes: bound of a chunk; shard_bytes: of a file of weights. engines_in_float32: all engines compute in float32, so the effect of 16 bits
-        is not measured. An engine that computes in 16 bits all the same is held to the tolerance of float32, and
-        refused."""
+        """chunk_bytes: bound of a chunk. shard_bytes: of a file of weights. engines_in_float32: all engines compute in
+        float32, so the effect of 16 bits is not measured. An engine that computes in 16 bits all the same is held to
+        the tolerance of float32, and refused."""
         from transformers import AutoModelForCausalLM
 
         self._policy, self._bound, self._shard_bytes = policy, chunk_bytes, shard_bytes

@@ -95,8 +95,8 @@ class Staged:
     """None: no policy is published."""
 
     def write(self, directory: Path, publisher: Publisher | None, ranks: Ranks) -> None:
-        """Write it, exact to the bit, as often as is asked. All ranks call it together, and an error of one rank ends it
-        on all."""
+        """Write it, exact to the bit, as often as is asked. All ranks call it together; an error of one ends it on
+        all."""
         self.staging.wait()
         save_state(directory, self.tensors, self.counters, ranks)
         if self.files is not None and publisher is not None:

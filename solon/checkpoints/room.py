@@ -93,9 +93,10 @@ class CheckpointRoom:
         needs = f"about {_mib(wanted)}" if self.size >= written else f"more than {_mib(wanted)}"
         steps = self._folder.steps()
         kept = f"the one of step {steps[-1]} is whole" if steps else "there is none before it"
+        of = f" for {who}" if who else ""
         return DiskFullError(
-            f"the disk of {self._directory.path} is full{f' for {who}' if who else ''}: a checkpoint needs {needs}, {_mib(free)} are free; {kept}; "
-            f"free at least {_mib(max(wanted - free, MARGIN_BYTES))}, then: {resume}"
+            f"the disk of {self._directory.path} is full{of}: a checkpoint needs {needs}, {_mib(free)} are free; "
+            f"{kept}; free at least {_mib(max(wanted - free, MARGIN_BYTES))}, then: {resume}"
         )
 
     def _say_short(self) -> None:

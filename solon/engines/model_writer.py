@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from solon.errors import InputError
 from solon.host.ballast import disk_errors, is_no_space
 from solon.host.whole_directory import new_directory
-from solon.models.weight_files import SHARD_BYTES, weight_bytes_of, write_weights
+from solon.models.weight_files import SHARD_BYTES, write_weights
 from solon.runs.directory import DiskFullError
 
 if TYPE_CHECKING:

@@ -87,6 +87,7 @@ ORDERS = {
         "objectives",
         "offline",
         "rewarding",
+        "distilling",
         "drift",
         "supervised",
         "config",
