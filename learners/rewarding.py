@@ -231,8 +231,9 @@ def save(members: Sequence[RewardModel], centre: Centre, out: Path, *, source: P
         config = json.loads(path.read_text(encoding="utf-8"))
         config[CENTRE] = {"shifts": list(centre.shifts), "scale": centre.scale, "pessimism": centre.pessimism}
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in names if source is not None else ():
-            copy_companions(source, folder / name)
+        for name in names:
+            if source is not None:
+                copy_companions(source, folder / name)
 
     networks = {name: one.network for name, one in zip(names, members, strict=True)}
     write_networks(networks, out, members[0].ranks, finish=finish)

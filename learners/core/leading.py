@@ -54,3 +54,12 @@ def led(
             ranks.shared(one_line(f"{type(error).__name__}: {error}", longest=500), beside=beside)
         raise
     ranks.say(END, beside=beside)
+
+
+@contextmanager
+def alone_led(ranks: Ranks) -> Iterator[bool]:
+    """Work of the first rank alone, at the same time as a step: True on it. The others wait until it is done, and raise
+    RankFailedError with its error."""
+    nothing: list[Callable[[], None]] = []
+    with led(ranks, nothing, beside=True) as asking:
+        yield asking is not None

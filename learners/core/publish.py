@@ -24,10 +24,9 @@ from learners.core.skeleton import LazyTensors, forward_at_once, forward_by_laye
 from solon.engines.chunks import CHUNK_BYTES, collected, cut
 from solon.engines.digest_tree import root_of
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
-from solon.engines.model_writer import as_files, declared_for, whole_model, write_model
+from solon.engines.model_writer import as_files, whole_model, write_model, write_unrounded
 from solon.engines.tokens import load_tokenizer
-from solon.models.unrounded import write_unrounded
-from solon.models.weight_files import SHARD_BYTES
+from solon.engines.weight_files import SHARD_BYTES
 from solon.pipeline.attestation import canary_gap
 from solon.pipeline.canaries import Canaries
 from solon.records import Chunk, Weights
@@ -146,8 +145,7 @@ class Publisher:
             with whole_model(directory) as folder:
                 write_model(self._writing, folder, made, dtype=self.dtype, shard_bytes=self._shard_bytes)
                 if (grid := self._policy.grid) is not None:
-                    declared = declared_for(self._writing, own, self.dtype)
-                    write_unrounded(folder, grid.name, declared, as_files(self._writing, own))
+                    write_unrounded(self._writing, folder, grid.name, own, self.dtype)
                 # Copied, since saving a tokenizer may change it. A tokenizer from the hub has no directory of its own.
                 if not (self._source.is_dir() and copy_companions(self._source, folder)):
                     self._tokenizer.save_pretrained(folder)

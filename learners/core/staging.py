@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from learners.core.leading import led
+from learners.core.leading import alone_led
 from learners.core.publish import PolicyFiles, Publisher
 from learners.core.ranks import Ranks
 from learners.core.sharding import local
@@ -101,6 +101,6 @@ class Staged:
         save_state(directory, self.tensors, self.counters, ranks)
         if self.files is not None and publisher is not None:
             publisher.write(self.files, directory / "policy")
-            with led(ranks, (), beside=True) as leading:
-                if leading is not None and self.files.evidence is not None:
+            with alone_led(ranks) as leading:
+                if leading and self.files.evidence is not None:
                     self.files.evidence.write(directory)

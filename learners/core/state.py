@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from learners.core.leading import led
+from learners.core.leading import alone_led
 from learners.core.optimizer import Optimizer
 from learners.core.ranks import ALONE, Ranks
 from solon.errors import InputError, one_line
@@ -52,8 +52,8 @@ def save_state(
             save(dict(tensors), storage_writer=FileSystemWriter(directory / SHARDS), process_group=group)
         except CheckpointException as error:  # no Exception: the cause of every rank is in it
             raise _first_failure(error.failures, directory, ranks) from None
-    with led(ranks, (), beside=True) as leading:
-        if leading is not None:
+    with alone_led(ranks) as leading:
+        if leading:
             widen(directory / SHARDS)
             (directory / COUNTERS).write_text(json.dumps(dict(counters), indent=1) + "\n")
 

@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from solon.engines.weight_files import ONE_FILE, SHARD_BYTES, write_weights
 from solon.errors import InputError
 from solon.host.ballast import disk_errors, is_no_space
 from solon.host.whole_directory import new_directory
-from solon.models.weight_files import SHARD_BYTES, write_weights
+from solon.models.unrounded import FOLDER, STEM, mark_unrounded
 from solon.runs.directory import DiskFullError
 
 if TYPE_CHECKING:
@@ -79,6 +80,15 @@ def write_model(
     )
 
 
+def write_unrounded(model: Any, folder: Path, form: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write weights before rounding beside those of the grid of a format, which are in the folder already. model,
+    tensors, dtype: as for `write_model`. Raises OSError."""
+    (folder / FOLDER).mkdir()
+    declared = declared_for(model, tensors, dtype)
+    write_weights(folder / FOLDER, declared, as_files(model, tensors), stem=STEM, shard_bytes=ONE_FILE)
+    mark_unrounded(folder, form)
+
+
 def own_tensors(model: Any) -> dict[str, Tensor]:
     """Parameters and buffers that belong to a model's files, by its own names; a tied one under one name."""
     tied = set(model.all_tied_weights_keys)
@@ -91,7 +101,8 @@ def as_files(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, T
     from transformers.core_model_loading import revert_weight_conversion
 
     nothing: dict[str, Tensor] = {}
-    if revert_weight_conversion(model, nothing) is nothing:  # files have the model's own tensors
+    is_plain = getattr(model, "_weight_conversions", None) == [] or revert_weight_conversion(model, nothing) is nothing
+    if is_plain:  # files have the model's own tensors
         yield from ((name, tensors[name]) for name in tensors)
         return
     for names in _by_layer(tensors):

@@ -9,33 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from solon.errors import InputError
-from solon.models.weight_files import write_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = "unrounded"
 """Beside the model's files, in a folder of its own: engines read every safetensors file next to config.json."""
-_STEM, _WEIGHTS, _FORMAT = "weights", "weights.safetensors", "format.json"
-_ONE_FILE = 2**62
-"""Bytes."""
+STEM = "weights"
+_WEIGHTS, _FORMAT = f"{STEM}.safetensors", "format.json"
 
 
-def write_unrounded(
-    model: Path, form: str, declared: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]]
-) -> None:
-    """Write the weights by the names that files give them, beside the rounded ones that are in the model's files.
-    declared, tensors: as for `solon.models.weight_files.write_weights`."""
-    folder = model / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    write_weights(folder, declared, tensors, stem=_STEM, shard_bytes=_ONE_FILE)
+def mark_unrounded(model: Path, form: str) -> None:
+    """Say that the weights in the folder are those of the model's files before rounding."""
     of = {"format": form, "rounded": _digest(model)}
-    (folder / _FORMAT).write_text(json.dumps(of) + "\n", encoding="utf-8")
+    (model / FOLDER / _FORMAT).write_text(json.dumps(of) + "\n", encoding="utf-8")
 
 
 def trained_format(model: Path) -> str:

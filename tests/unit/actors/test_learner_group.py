@@ -10,7 +10,7 @@ import pytest
 from actors import learner_group
 from actors.learner_group import RemoteLearnerGroup
 from learners.core.ranks import RankFailedError
-from solon.errors import EngineFailedError, WorkerLostError
+from solon.errors import EngineFailedError, RunFailedError, WorkerLostError
 from solon.runs.directory import DiskFullError
 
 FULL = DiskFullError("the part of rank 1 of 2 does not fit: No space left on device", who="rank 1 of 2")
@@ -30,7 +30,7 @@ async def outcome(errors: list[Exception | None]) -> Exception:
             await asyncio.Event().wait()
         raise error  # type: ignore[misc]
 
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(RunFailedError) as caught:
         await group._each([rank(error) for error in errors])
     return caught.value
 

@@ -216,7 +216,7 @@ async def test_a_part_of_a_checkpoint_that_does_not_fit_names_its_rank(tmp_path:
         raise DiskFullError(f"a part does not fit: {os.strerror(errno.ENOSPC)}", who="rank 1 of 2")
 
     night.learner.write = write  # type: ignore[method-assign]
-    with pytest.raises(DiskFullError, match="is full for rank 1 of 2: a checkpoint needs .* there is none before it"):
+    with pytest.raises(DiskFullError, match=r"is full for rank 1 of 2: a checkpoint needs .* there is none before it"):
         await night.saver.save(1)
     assert night.folder.steps() == []
     night.directory.close()

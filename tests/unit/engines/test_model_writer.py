@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from learners.core.skeleton import LazyTensors
 from solon.engines.model_writer import own_tensors, whole_model, write_model
+from solon.engines.weight_files import write_weights
 from solon.errors import InputError
-from solon.models.weight_files import write_weights
 from solon.runs.directory import DiskFullError
 from tests.architectures import ARCHITECTURES
 from tests.unit.learner_builders import write_llama
@@ -41,8 +41,15 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_tied", "phi3", "gpt2", "gpt_neox", "mixtral"])
-@pytest.mark.parametrize("most", [None, 30_000])
+CONVERTED = ("gpt_neox", "mixtral")
+"""Transformers has other names or shapes for these than their files."""
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [(name, most) for name in ("llama", "llama_tied", "phi3", "gpt2") for most in (None, 30_000)]
+    + [(name, None) for name in CONVERTED],
+)
 def test_files_are_those_of_transformers_to_the_byte(name: str, most: int | None, tmp_path: Path):
     model, sizes = model_of(name), {} if most is None else {"shard_bytes": most}
     model.save_pretrained(tmp_path / "theirs", max_shard_size=most or "50GB")
@@ -51,6 +58,14 @@ def test_files_are_those_of_transformers_to_the_byte(name: str, most: int | None
     ours, theirs = files_of(tmp_path / "ours"), files_of(tmp_path / "theirs")
     assert ours == theirs
     assert ("model.safetensors.index.json" in ours) == (most is not None)
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_converted_weights_are_written_layer_by_layer_and_load_as_the_same_model(name: str, tmp_path: Path):
+    model = model_of(name)
+    assert len(write_model(model, tmp_path, shard_bytes=30_000)) > 2
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
 
 
 def test_every_dtype_has_the_bytes_and_the_order_of_safetensors(tmp_path: Path):
@@ -99,7 +114,7 @@ def test_no_more_than_the_largest_tensor_is_held_at_once(tmp_path: Path):
     gc.collect()
     write_model(model, tmp_path, LazyTensors(makers), dtype=torch.bfloat16, shard_bytes=40_000)
     largest = max(tensor.nbytes for tensor in own.values())
-    assert held.most <= 2 * largest < sum(tensor.nbytes for tensor in own.values()) / 2
+    assert held.most <= largest < sum(tensor.nbytes for tensor in own.values()) / 8
     assert held.now == 0
 
 

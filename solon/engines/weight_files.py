@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 5 * 10**9
 """Bytes of tensors in one file, unless a single tensor is larger."""
+ONE_FILE = 2**62
+"""As `shard_bytes`: whatever the size."""
 PIECE_BYTES = 2**24
 """Of a tensor that are converted and written at once."""
 _NAMES = {
@@ -75,6 +77,7 @@ def write_weights(
             if name not in places or tuple(tensor.shape) != tuple(declared[name].shape):
                 raise ValueError(f"got {name} of the shape {tuple(tensor.shape)}, expected those that were declared")
             _write(places.pop(name), tensor, declared[name])
+            del tensor  # before the next one is made
         if places:
             raise ValueError(f"got no tensor {next(iter(places))}, {len(places)} of {len(declared)} are missing")
     if count > 1:
@@ -128,7 +131,7 @@ def _write(place: _Place, tensor: Tensor, declared: Tensor) -> None:
     place.file.seek(place.start)
     for first in range(0, flat.numel(), step):
         piece = flat[first : first + step].to(declared.dtype).to("cpu").contiguous()
-        place.file.write(piece.view(torch.uint8).numpy())  # its buffer: not copied
+        place.file.write(memoryview(piece.view(torch.uint8).numpy()))
 
 
 def _nbytes(tensor: Tensor) -> int:
