@@ -135,12 +135,12 @@ class Publisher:
     def write(self, files: PolicyFiles, directory: Path) -> None:
         """The policy as a Hugging Face directory with its tokenizer, in the serving dtype; beside weights on a grid
         those before rounding. The first rank writes one tensor after the other, and the others take part in gathering
-        each. May run while the policy is trained and published. Raises DiskFullError, on all ranks RankFailedError."""
-        names = [*files.makers, *files.own]
+        each. May run while the policy is trained and published. Raises DiskFullError, on the other ranks
+        RankFailedError."""
         with led(self._policy.ranks, [*files.makers.values(), *files.own.values()], beside=True) as asking:
             if asking is None:
                 return
-            made = LazyTensors(dict(zip(names[: len(files.makers)], asking, strict=False)))
+            made = LazyTensors(dict(zip(files.makers, asking, strict=False)))
             own = LazyTensors(dict(zip(files.own, asking[len(files.makers) :], strict=True)))
             with whole_model(directory) as folder:
                 write_model(self._writing, folder, made, dtype=self.dtype, shard_bytes=self._shard_bytes)

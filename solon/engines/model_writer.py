@@ -37,6 +37,8 @@ def whole_model(place: Path) -> Iterator[Path]:
 
     Raises InputError for a directory that holds something else than a model, DiskFullError.
     """
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{place} is a file, expected a new directory; choose another one")
     if place.is_dir() and any(place.iterdir()) and not (place / "config.json").exists():
         raise InputError(f"{place} holds other files than a model, expected a new directory; choose another one")
     try:

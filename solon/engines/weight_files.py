@@ -131,7 +131,7 @@ def _write(place: _Place, tensor: Tensor, declared: Tensor) -> None:
     place.file.seek(place.start)
     for first in range(0, flat.numel(), step):
         piece = flat[first : first + step].to(declared.dtype).to("cpu").contiguous()
-        place.file.write(memoryview(piece.view(torch.uint8).numpy()))
+        place.file.write(piece.view(torch.uint8).numpy().data)
 
 
 def _nbytes(tensor: Tensor) -> int:
