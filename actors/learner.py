@@ -126,7 +126,7 @@ class LearnerShell:
             with self._computing("writing its state"):
                 self._learner.write(directory)
         except Exception as error:
-            if not is_no_space(error):
+            if isinstance(error, DiskFullError) or not is_no_space(error):
                 raise
             # A full disk is not a fault of this process: a replacement would find it full as well.
             raise DiskFullError(

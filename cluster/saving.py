@@ -173,7 +173,7 @@ class Saver:
     async def _fit(self, taken: Taken) -> tuple[Path, int]:
         """The written checkpoint, and how many groups it holds. On a full disk, spare files are removed in turn."""
         self._room.begin()
-        written = 0
+        written, who = 0, ""
         held, lost = await asyncio.to_thread(open_held, taken.payload_refs)
         while True:
             if not self._room.missing:
@@ -182,9 +182,9 @@ class Saver:
                 except Exception as error:
                     if not is_no_space(error):
                         raise self._told(error) from error
-                    written = max(written, self._written)
+                    written, who = max(written, self._written), getattr(error, "who", who)
             if not self._room.give_up(taken.step, self._spared()):
-                raise self._room.full(written=written, resume=self._resume)
+                raise self._room.full(written=written, resume=self._resume, who=who)
 
     async def _write(self, taken: Taken, held: list[Held], cut: LedgerSnapshot) -> Path:
         """One attempt. Its leftovers are removed, so that their space is free; `_written` says how much it was."""

@@ -17,8 +17,8 @@ from torch import nn
 
 from compression.pairs import Pair, laid_out
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
+from solon.engines.model_writer import whole_model, write_model
 from solon.errors import RunFailedError
-from solon.host.file_modes import widen
 
 MARGIN_WEIGHT = 0.3
 """Of the squared differences of the log-probs of the answers' tokens, beside the divergence."""
@@ -143,9 +143,8 @@ def _distance(teacher: Any, student: Any, pairs: Sequence[Pair]) -> torch.Tensor
 
 
 def save_trained(model: Any, source: Path, target: Path) -> None:
-    """Write a trained model with the tokenizer of its source."""
-    dropped = repair_generation_config(model)
-    model.save_pretrained(target)
-    warn_of_dropped(dropped)
-    copy_companions(source, target)
-    widen(target)
+    """Write a trained model with the tokenizer of its source. Raises DiskFullError."""
+    warn_of_dropped(repair_generation_config(model))
+    with whole_model(target) as folder:
+        write_model(model, folder)
+        copy_companions(source, folder)

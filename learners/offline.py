@@ -11,9 +11,8 @@ import torch
 
 from learners.core.config import NetworkConfig
 from learners.core.course import CourseReport, run_course
-from learners.core.loading import choose_device, require_divisible
 from learners.core.policy import Policy
-from learners.core.processes import run_on_ranks
+from learners.core.processes import device_of_ranks, run_on_ranks
 from learners.core.publish import Publisher
 from learners.core.ranks import ALONE, Ranks
 from learners.direct.config import DirectConfig, RatingConfig
@@ -111,13 +110,7 @@ def _on_ranks(
     """The result of this process, or of the first of several ranks, which saves the policy."""
     if config.num_ranks == 1:
         return train(ALONE, model, used, config, out, tick)
-    device = choose_device(config.device).type
-    if device == "cuda" and config.num_ranks > torch.cuda.device_count():
-        raise InputError(
-            f"num_ranks = {config.num_ranks} on a machine with {torch.cuda.device_count()} GPUs, expected at most one "
-            "rank for each; lower num_ranks"
-        )
-    require_divisible(model)
+    device = device_of_ranks(config.num_ranks, config.device, model)
     alike = config.model_copy(update={"device": device})
     found: Trained = run_on_ranks(
         config.num_ranks, train, model, used, alike, out, device=device, threads=config.threads

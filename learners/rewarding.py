@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from learners.core.processes import device_of_ranks, run_on_ranks
+from learners.core.ranks import ALONE, Ranks
+from learners.core.written import write_networks
 from learners.networks.reward_model import PreferencePair, RewardModel, score
 from learners.objectives.reward_model import FitReport, RewardModelConfig, fit
+from solon.engines.model_files import copy_companions
 from solon.errors import InputError
 from solon.feedback.judges.reward_judge import CENTRE, Centre, member_folder
 from solon.feedback.quality.calibration import fit as fit_temperature
@@ -42,14 +47,81 @@ class Heldout:
     tags: Sequence[str] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ensemble:
+    """How the models of one judge are made."""
+
+    members: int
+    pad_id: int
+    pessimism: float = 0.0
+    num_ranks: int = 1
+    """Processes that train together, each with a part of every member."""
+    threads: int = 1
+    """CPU threads of one process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taught:
+    """What was learned, and how good it is."""
+
+    reports: Sequence[FitReport]
+    """Of every member."""
+    centre: Centre
+    figures: Mapping[str, Any]
+    """Of `examine`."""
+
+
+def teach_and_save(
+    model: str,
+    pairs: Sequence[PreferencePair],
+    heldout: Sequence[Heldout],
+    config: RewardModelConfig,
+    ensemble: Ensemble,
+    *,
+    save_to: Path,
+) -> Taught:
+    """From a language model to the directory of a judge, with the tokenizer, in this process or on several ranks.
+    Raises InputError, RunFailedError."""
+    arguments = (model, pairs, heldout, config, ensemble, save_to)
+    if ensemble.num_ranks == 1:
+        return _teach_and_save(ALONE, *arguments)
+    device = device_of_ranks(ensemble.num_ranks, "auto", model)
+    found: Taught = run_on_ranks(
+        ensemble.num_ranks, _teach_and_save, *arguments, device=device, threads=ensemble.threads
+    )[0]
+    return found
+
+
+def _teach_and_save(
+    ranks: Ranks,
+    model: str,
+    pairs: Sequence[PreferencePair],
+    heldout: Sequence[Heldout],
+    config: RewardModelConfig,
+    ensemble: Ensemble,
+    out: Path,
+) -> Taught:
+    torch.set_num_threads(ensemble.threads)
+    members, reports = teach(model, pairs, config, members=ensemble.members, pad_id=ensemble.pad_id, ranks=ranks)
+    centre, figures = examine(members, heldout, centred(members, pairs, pessimism=ensemble.pessimism))
+    save(members, centre, out, source=Path(model))
+    return Taught(reports=reports, centre=centre, figures=figures)
+
+
 def teach(
-    model: str, pairs: Sequence[PreferencePair], config: RewardModelConfig, *, members: int, pad_id: int
+    model: str,
+    pairs: Sequence[PreferencePair],
+    config: RewardModelConfig,
+    *,
+    members: int,
+    pad_id: int,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[RewardModel], list[FitReport]]:
     """Members with heads of different seeds, each on all pairs in an order of its own. Raises InputError,
     RunFailedError."""
     taught, reports = [], []
     for member in range(members):
-        one = RewardModel.load(model, pad_id=pad_id, seed=config.seed + member)
+        one = RewardModel.load(model, pad_id=pad_id, seed=config.seed + member, ranks=ranks)
         reports.append(fit(one, pairs, config.model_copy(update={"seed": config.seed + member})))
         taught.append(one)
     return taught, reports
@@ -149,13 +221,20 @@ def _over_prompts(right_N: Floats, weights_N: Floats, prompts_N: NDArray[np.int6
     return mean(right_N).interval(rng, weights_N=weights_N, clusters_N=prompts_N)
 
 
-def save(members: Sequence[RewardModel], centre: Centre, out: Path) -> list[Path]:
-    """Write the first member to `out` and the others into folders of it; returns all folders, for the tokenizer."""
-    folders = [out, *(out / member_folder(number) for number in range(1, len(members)))]
-    for one, folder in zip(members, folders, strict=True):
-        one.save(folder)
-    path = out / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config[CENTRE] = {"shifts": list(centre.shifts), "scale": centre.scale, "pessimism": centre.pessimism}
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return folders
+def save(members: Sequence[RewardModel], centre: Centre, out: Path, *, source: Path | None = None) -> list[Path]:
+    """Write the first member to `out` and the others into folders of it; returns all folders. source: the model whose
+    tokenizer they get. On ranks, all call it together. Raises DiskFullError; nothing is left of what did not fit."""
+    names = ["", *(member_folder(number) for number in range(1, len(members)))]
+
+    def finish(folder: Path) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config[CENTRE] = {"shifts": list(centre.shifts), "scale": centre.scale, "pessimism": centre.pessimism}
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name in names:
+            if source is not None:
+                copy_companions(source, folder / name)
+
+    networks = {name: one.network for name, one in zip(names, members, strict=True)}
+    write_networks(networks, out, members[0].ranks, finish=finish)
+    return [out / name for name in names]

@@ -17,7 +17,8 @@ from pydantic import Field
 
 from learners.core.config import CourseConfig, LoraConfig
 from learners.data.reading import Demonstration
-from solon.engines.model_files import copy_companions
+from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
+from solon.engines.model_writer import whole_model, write_model
 from solon.engines.tokens import load_tokenizer
 from solon.errors import InputError, RunFailedError
 
@@ -160,13 +161,16 @@ def build_trainer(
 
 
 def save(trainer: Any, model: str, save_to: Path) -> None:
-    """The tuned model as a Hugging Face directory with the tokenizer of the one it came from, adapters merged."""
+    """The tuned model as a Hugging Face directory with the tokenizer of the one it came from, adapters merged. Raises
+    DiskFullError; what was there before stays."""
     network = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(network, "merge_and_unload"):
         network = network.merge_and_unload()
-    network.save_pretrained(save_to)
-    if not copy_companions(Path(model), save_to):
-        trainer.processing_class.save_pretrained(save_to)
+    warn_of_dropped(repair_generation_config(network))
+    with whole_model(save_to) as folder:
+        write_model(network, folder)
+        if not copy_companions(Path(model), folder):
+            trainer.processing_class.save_pretrained(folder)
 
 
 def _adapters(lora: LoraConfig | None) -> Any:

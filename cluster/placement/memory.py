@@ -94,6 +94,7 @@ def _learner(run: RunFile, sizes: ModelSizes | None) -> RoleMemory:
             runtime=CONTEXT if section.num_gpus else PROCESS,
             filtered=bool(run.rollout.sampling().filters),
             ranks=section.num_ranks,
+            staged=run.checkpoint_async,
         )
         total = found.total
         static = found.weights + found.moments

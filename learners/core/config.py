@@ -178,6 +178,13 @@ class NetworkConfig(Settings):
         return self
 
 
+class RankSettings(Settings):
+    """Training by several processes of one machine."""
+
+    num_ranks: int = Field(1, ge=1, le=64)
+    """Processes that train together, each with a part of the network; on GPUs one for each device."""
+
+
 class RewardSettings(Settings):
     """How an objective reads the rewards of labelled rollouts."""
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from learners.core.adapters import Keep, as_it_is
 from learners.core.sharding import full
 from solon.errors import InputError
 from solon.models.formats import Format, format_named, input_args, weight_args
@@ -107,16 +108,30 @@ class Grid:
 
     def weights(self, *, rounded: bool = True) -> dict[str, torch.Tensor]:
         """By the names of the model's own parameters, detached: as they are served, or as they are trained."""
-        return {name: make() for name, make in self.makers(rounded=rounded).items()}
+        served, trained = self.makers(as_it_is)
+        return {name: make() for name, make in (served if rounded else trained).items()}
 
-    def makers(self, *, rounded: bool = True) -> dict[str, Callable[[], torch.Tensor]]:
-        """The same, each made when it is asked for."""
+    def makers(
+        self, keep: Keep, *, device: torch.device | None = None
+    ) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, Callable[[], torch.Tensor]]]:
+        """Makers of the weights as they are served and as they are trained, from what `keep` returned for each. device:
+        where they are rounded, since another one may round a tie to the other side; None: where they are."""
 
-        def make(layer: Any, rounding: _OnGrid) -> torch.Tensor:
-            original = full(layer.parametrizations.weight.original.detach())
-            return rounding.rounded(original) if rounded else original
+        def trained(held: torch.Tensor) -> torch.Tensor:
+            whole = full(held)
+            return whole if device is None else whole.to(device)
 
-        return {f"{name}.weight": partial(make, *both) for name, both in self._layers.items()}
+        def served(held: torch.Tensor, rounding: _OnGrid) -> torch.Tensor:
+            return rounding.rounded(trained(held))
+
+        held = {
+            f"{name}.weight": (keep(layer.parametrizations.weight.original.detach()), rounding)
+            for name, (layer, rounding) in self._layers.items()
+        }
+        return (
+            {name: partial(served, *both) for name, both in held.items()},
+            {name: partial(trained, one) for name, (one, _) in held.items()},
+        )
 
     @contextmanager
     def off(self) -> Iterator[None]:

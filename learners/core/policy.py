@@ -6,7 +6,7 @@ M response tokens of a microbatch, B rows, T positions, H hidden width, V vocabu
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learners.core.adapters import Keep, adapter_of, as_it_is
 from learners.core.attention import use_plain_backward
 from learners.core.config import NetworkConfig
 from learners.core.grid import grid_of
 from learners.core.head import After, Found, Wanted, chunk_rows, find_head, logprobs_through
+from learners.core.leading import led
 from learners.core.loading import checkpoint_activations, choose_device, load_model, require_repeatable, with_adapters
 from learners.core.logprobs import logprobs_and_entropy, logprobs_of
 from learners.core.packing import OVERHEAD, Layout, Microbatch
@@ -30,6 +32,9 @@ from learners.core.skeleton import LazyTensors
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.errors import InputError
 from solon.records import NO_FILTERS, Filters
+
+Makers = dict[str, Callable[[], Tensor]]
+"""Of tensors by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,53 +255,42 @@ class Policy:
     @contextmanager
     def whole(self) -> Iterator[Whole | None]:
         """The policy's tensors on the first rank, each made on access, so only those in use exist twice. On other ranks
-        None, after they have taken part in all that the first one asked for: all ranks must enter together."""
-        release(self.model)
-        merged, unrounded = self._makers(), {} if self.grid is None else self.grid.makers(rounded=False)
-        makers = [*merged.values(), *unrounded.values()]
-        if not self.ranks.is_first:
-            while (place := self.ranks.heard()) >= 0:
-                makers[place]()
-            yield None
-            return
-
-        def ask(place: int) -> Tensor:
-            self.ranks.say(place)
-            return makers[place]()
-
-        asking = [partial(ask, place) for place in range(len(makers))]
-        try:
+        None, after they have taken part in all that the first one asked for: all ranks must enter together. An error of
+        the first rank is raised on all, as RankFailedError on the others."""
+        merged, unrounded = self.kept()
+        with led(self.ranks, [*merged.values(), *unrounded.values()]) as asking:
+            if asking is None:
+                yield None
+                return
             yield Whole(
                 merged=LazyTensors(dict(zip(merged, asking, strict=False))),
                 unrounded=LazyTensors(dict(zip(unrounded, asking[len(merged) :], strict=True))),
             )
-        finally:
-            self.ranks.say(-1)
 
-    def kept(self, keep: Callable[[Tensor], Tensor]) -> Mapping[str, Callable[[], Tensor]] | None:
-        """Makers of the policy's tensors from what `keep` returned for each, in files' order; on ranks, all must call
-        them in this order. None: with adapters or on a grid the tensors are computed, and must be made at once."""
-        if self.has_adapters or self.grid is not None:
-            return None
+    def kept(self, keep: Keep | None = None) -> tuple[Makers, Makers]:
+        """Makers of the policy's tensors by their Hugging Face names, each from what `keep` returned for its sources:
+        parameters and persistent buffers with adapters merged and weights on their grid; and weights on a grid before
+        rounding. The trained tensors are only read; on ranks, all call a maker together. A tied tensor has only the
+        name under which files keep it. keep: a tensor as it is now; None: the tensor itself."""
         release(self.model)
+        keep = keep or as_it_is
         tied = set(self.base.all_tied_weights_keys)
-        state = self.base.state_dict().items()
-        return {name: partial(full, keep(tensor)) for name, tensor in state if name not in tied}
-
-    def _makers(self) -> dict[str, Callable[[], Tensor]]:
-        """Parameters and persistent buffers under their Hugging Face names, adapters merged, weights on their grid; the
-        trained tensors are only read. A tied tensor has only the name under which files keep it."""
-        tied = set(self.base.all_tied_weights_keys)
-        makers: dict[str, Callable[[], Tensor]] = {} if self.grid is None else self.grid.makers()
+        rounded: dict[str, Callable[[], Tensor]] = {}
+        unrounded: dict[str, Callable[[], Tensor]] = {}
+        if self.grid is not None:
+            rounded, unrounded = self.grid.makers(keep, device=self.device)
+        frozen = {name for name, parameter in self.base.named_parameters() if not parameter.requires_grad}
         for name, tensor in self.base.state_dict().items():
             owner, is_adapted, leaf = name.rpartition(".base_layer.")
+            if ".lora_" in name or ".parametrizations." in name or name in tied:
+                continue
+            held = keep(tensor, changes=name not in frozen)
             if is_adapted and leaf == "weight":
-                makers[f"{owner}.weight"] = partial(_with_adapter, tensor, self.base.get_submodule(owner))
-            elif is_adapted:
-                makers[f"{owner}.{leaf}"] = partial(full, tensor)
-            elif ".lora_" not in name and ".parametrizations." not in name and name not in tied:
-                makers[name] = partial(full, tensor)
-        return makers
+                adapter = adapter_of(self.base.get_submodule(owner), keep)
+                rounded[f"{owner}.weight"] = partial(adapter.merged, held, self.device)
+            else:
+                rounded[f"{owner}.{leaf}" if is_adapted else name] = partial(full, held)
+        return rounded, unrounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,8 +301,3 @@ class Whole:
     """Adapters merged, weights on their grid."""
     unrounded: LazyTensors
     """Weights on a grid before rounding."""
-
-
-@torch.no_grad()
-def _with_adapter(weight: Tensor, layer: Any) -> Tensor:
-    return full(weight) + full(layer.get_delta_weight("default"))

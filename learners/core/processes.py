@@ -75,6 +75,23 @@ def run_on_ranks(
     return [result for _, result in outcomes]
 
 
+def device_of_ranks(num_ranks: int, device: str, model: str) -> str:
+    """`cuda` or `cpu`, for ranks that are to divide a model. Raises InputError when there are too few GPUs, or the
+    model cannot be divided."""
+    import torch
+
+    from learners.core.loading import choose_device, require_divisible
+
+    kind = choose_device(device).type
+    if kind == "cuda" and num_ranks > torch.cuda.device_count():
+        raise InputError(
+            f"num_ranks = {num_ranks} on a machine with {torch.cuda.device_count()} GPUs, expected at most one "
+            "rank for each; lower num_ranks"
+        )
+    require_divisible(model)
+    return kind
+
+
 def _received(pipes: Sequence[Connection]) -> dict[int, Outcome]:
     """What the ranks send, until all have ended, or some time after one has failed."""
     found: dict[int, Outcome] = {}

@@ -6,8 +6,7 @@ B canary sequences of one length, T positions, V vocabulary.
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,15 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners.core.loading import quiet
-from learners.core.policy import Policy
+from learners.core.adapters import Keep
+from learners.core.leading import led
+from learners.core.policy import Makers, Policy
 from learners.core.skeleton import LazyTensors, forward_at_once, forward_by_layer
 from solon.engines.chunks import CHUNK_BYTES, collected, cut
 from solon.engines.digest_tree import root_of
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
+from solon.engines.model_writer import as_files, whole_model, write_model, write_unrounded
 from solon.engines.tokens import load_tokenizer
-from solon.host.file_modes import widen
-from solon.models.unrounded import write_unrounded
+from solon.engines.weight_files import SHARD_BYTES
 from solon.pipeline.attestation import canary_gap
 from solon.pipeline.canaries import Canaries
 from solon.records import Chunk, Weights
@@ -43,10 +43,10 @@ class PolicyFiles:
 
     evidence: Canaries | None
     """None on ranks but the first."""
-    makers: Mapping[str, Callable[[], Tensor]]
-    """Of tensors by their Hugging Face names; ranks call them together, in this order."""
-    own: Mapping[str, Tensor]
-    """Weights on a grid before rounding, on the host."""
+    makers: Makers
+    """Of tensors by their Hugging Face names; ranks call each together."""
+    own: Makers
+    """Of weights on a grid before rounding."""
 
 
 class Publisher:
@@ -65,13 +65,14 @@ class Publisher:
         canaries: Sequence[Sequence[int]] | None = None,
         engines_in_float32: bool = False,
         chunk_bytes: int = CHUNK_BYTES,
+        shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        """chunk_bytes: bound of a chunk. engines_in_float32: all engines compute in float32, so the effect of 16 bits
-        is not measured. An engine that computes in 16 bits all the same is held to the tolerance of float32, and
-        refused."""
+        """chunk_bytes: bound of a chunk. shard_bytes: of a file of weights. engines_in_float32: all engines compute in
+        float32, so the effect of 16 bits is not measured. An engine that computes in 16 bits all the same is held to
+        the tolerance of float32, and refused."""
         from transformers import AutoModelForCausalLM
 
-        self._policy, self._bound = policy, chunk_bytes
+        self._policy, self._bound, self._shard_bytes = policy, chunk_bytes, shard_bytes
         self._engines_in_float32 = engines_in_float32
         self._source = Path(model).expanduser()
         self._tokenizer = load_tokenizer(model)
@@ -104,7 +105,7 @@ class Publisher:
                 return _nothing(version)
             tensors = self._served(whole.merged)
             evidence = self._evidence(tensors)
-            leaves = yield from cut(self._named(tensors), bound=self._bound)
+            leaves = yield from cut(as_files(self._skeleton, tensors), bound=self._bound)
         return Weights(
             version=version,
             chunks=(),
@@ -120,48 +121,38 @@ class Publisher:
         return collected(self.publish(version))
 
     @torch.no_grad()
-    def files(self, keep: Callable[[Tensor], Tensor], attested: Weights | None = None) -> PolicyFiles:
-        """The present policy, for `write`. keep: a tensor that may be read later. attested: what was published of the
-        same weights; None: the canaries are computed. All ranks call it together."""
-        makers = self._policy.kept(keep)
-        if attested is not None and makers is not None:
-            return PolicyFiles(_evidence_of(attested), makers, {})
-        with self._policy.whole() as whole:
-            if whole is None:
-                return PolicyFiles(None, makers or {}, {})
-            served = self._served(whole.merged)
-            evidence = self._evidence(served) if attested is None else _evidence_of(attested)
-            if makers is None:
-                makers = {name: partial(_itself, _on_host(tensor)) for name, tensor in served.items()}
-            own = {name: _on_host(tensor.to(self.dtype)) for name, tensor in whole.unrounded.items()}
-        return PolicyFiles(evidence, makers, own)
+    def files(self, keep: Keep | None = None, attested: Weights | None = None) -> PolicyFiles:
+        """The present policy, for `write`. keep: a tensor that may be read later; None: the tensor itself. attested:
+        what was published of the same weights; None: the canaries are computed. All ranks call it together."""
+        if attested is not None:
+            evidence = _evidence_of(attested)
+        else:
+            with self._policy.whole() as whole:
+                evidence = None if whole is None else self._evidence(self._served(whole.merged))
+        return PolicyFiles(evidence, *self._policy.kept(keep))
 
     @torch.no_grad()
     def write(self, files: PolicyFiles, directory: Path) -> None:
         """The policy as a Hugging Face directory with its tokenizer, in the serving dtype; beside weights on a grid
-        those before rounding. The first rank writes; the others take part in gathering. May run while the policy is
-        trained and published."""
-        from transformers.core_model_loading import revert_weight_conversion
-
-        tensors = {}
-        for name, make in files.makers.items():
-            tensor = make()
-            if self._policy.ranks.is_first:
-                tensors[name] = (tensor.to(self.dtype) if tensor.is_floating_point() else tensor).to("cpu").contiguous()
-        if not self._policy.ranks.is_first:
-            return
-        with quiet():
-            self._writing.save_pretrained(directory, state_dict=tensors)
-        if (grid := self._policy.grid) is not None:
-            write_unrounded(directory, grid.name, revert_weight_conversion(self._writing, dict(files.own)))
-        widen(directory)
-        # Copied, since saving a tokenizer may change it. A tokenizer from the hub has no directory of its own.
-        if not (self._source.is_dir() and copy_companions(self._source, directory)):
-            self._tokenizer.save_pretrained(directory)
+        those before rounding. The first rank writes one tensor after the other, and the others take part in gathering
+        each. May run while the policy is trained and published. Raises DiskFullError, on the other ranks
+        RankFailedError."""
+        with led(self._policy.ranks, [*files.makers.values(), *files.own.values()], beside=True) as asking:
+            if asking is None:
+                return
+            made = LazyTensors(dict(zip(files.makers, asking, strict=False)))
+            own = LazyTensors(dict(zip(files.own, asking[len(files.makers) :], strict=True)))
+            with whole_model(directory) as folder:
+                write_model(self._writing, folder, made, dtype=self.dtype, shard_bytes=self._shard_bytes)
+                if (grid := self._policy.grid) is not None:
+                    write_unrounded(self._writing, folder, grid.name, own, self.dtype)
+                # Copied, since saving a tokenizer may change it. A tokenizer from the hub has no directory of its own.
+                if not (self._source.is_dir() and copy_companions(self._source, folder)):
+                    self._tokenizer.save_pretrained(folder)
 
     def save(self, directory: Path) -> Canaries | None:
         """`write` the present policy. Returns what attests an engine that loads it; None on ranks but the first."""
-        files = self.files(_itself)
+        files = self.files()
         self.write(files, directory)
         return files.evidence
 
@@ -180,18 +171,6 @@ class Publisher:
             return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
         return LazyTensors({name: partial(make, name) for name in merged})
-
-    def _named(self, tensors: LazyTensors) -> Iterator[tuple[str, Tensor]]:
-        """What is published, in a fixed order: the names and shapes of files, one tensor, or one layer where the model
-        joins tensors of files, at a time."""
-        from transformers.core_model_loading import revert_weight_conversion
-
-        nothing: dict[str, Tensor] = {}
-        if revert_weight_conversion(self._skeleton, nothing) is nothing:  # files have the model's own tensors
-            yield from tensors.items()
-            return
-        for names in _by_layer(tensors):
-            yield from revert_weight_conversion(self._skeleton, {name: tensors[name] for name in names}).items()
 
     def _evidence(self, tensors: LazyTensors) -> Canaries:
         """What attests an engine that holds these tensors."""
@@ -248,11 +227,6 @@ def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _on_host(tensor: Tensor) -> Tensor:
-    """A copy that no later step changes."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
 def _evidence_of(weights: Weights) -> Canaries | None:
     """What attests published weights; None on ranks but the first, which publish nothing."""
     if not weights.canary_logprobs:
@@ -265,15 +239,6 @@ def _nothing(version: int) -> Weights:
     return Weights(
         version=version, chunks=(), leaves=(), fingerprint="", canary_token_ids=(), canary_logprobs=(), canary_noise=0.0
     )
-
-
-def _by_layer(names: Iterable[str]) -> list[list[str]]:
-    """Names of each layer, which no conversion of files crosses; those outside of all layers together."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        layer = re.match(r".*?\.\d+\.", name)
-        found.setdefault(layer[0] if layer else "", []).append(name)
-    return list(found.values())
 
 
 def default_canaries(vocabulary: int, tokenizer_length: int, special: Sequence[int]) -> tuple[tuple[int, ...], ...]:

@@ -75,24 +75,30 @@ class Ranks:
         """Sums over the ranks, added in the order of the ranks, so that all hold the same bits."""
         return [sum(column) for column in zip(*self.each(values), strict=True)]
 
-    def shared(self, value: Any) -> Any:
-        """What the first rank has, on every rank."""
+    def shared(self, value: Any, *, beside: bool = False) -> Any:
+        """What the first rank has, on every rank. beside: at the same time as a step."""
         if self.is_alone:
             return value
         box = [value]
-        dist.broadcast_object_list(box, 0)
+        dist.broadcast_object_list(box, 0, group=self._group(beside))
         return box[0]
 
-    def say(self, number: int) -> None:
+    def say(self, number: int, *, beside: bool = False) -> None:
         """Tell the other ranks, which must be listening, a number."""
         if not self.is_alone:
-            dist.broadcast(torch.tensor(number, device=self.mesh.device_type), 0)
+            dist.broadcast(torch.tensor(number, device=self._device(beside)), 0, group=self._group(beside))
 
-    def heard(self) -> int:
+    def heard(self, *, beside: bool = False) -> int:
         """The number that the first rank says next."""
-        number = torch.zeros((), dtype=torch.int64, device=self.mesh.device_type)
-        dist.broadcast(number, 0)
+        number = torch.zeros((), dtype=torch.int64, device=self._device(beside))
+        dist.broadcast(number, 0, group=self._group(beside))
         return int(number)
+
+    def _group(self, beside: bool) -> Any:
+        return self.beside.get_group() if beside else None
+
+    def _device(self, beside: bool) -> str:
+        return "cpu" if beside else str(self.mesh.device_type)
 
     def require_same(self, values: Mapping[str, bytes]) -> None:
         """Raises RankFailedError that names a value, and a rank whose value differs from that of most ranks."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from learners.core.leading import alone_led
 from learners.core.publish import PolicyFiles, Publisher
 from learners.core.ranks import Ranks
 from learners.core.sharding import local
@@ -36,22 +37,26 @@ class Staging:
         self._pairs: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self._copied: Future[None] | None = None
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """The tensor as it is now; its contents are there after `wait`."""
+    def keep(self, tensor: Tensor, *, changes: bool = True) -> Tensor:
+        """The tensor as it is now; its contents are there after `wait`. changes: training moves it; one that does not
+        change is copied only from a GPU."""
         if not self._copies:
             return tensor.detach()
         source = local(tensor).detach()
-        # The policy's files and the optimiser's state ask for the same weights: they are copied once.
-        place = (source.data_ptr(), source.dtype, source.shape, source.stride())
-        if place not in self._pairs:
-            self._pairs[place] = source, torch.empty_like(source, device="cpu", memory_format=torch.contiguous_format)
-        copy = self._pairs[place][1]
+        copy = source if not changes and source.device.type == "cpu" else self._copy_of(source)
         if not isinstance(tensor, DTensor):
             return copy
         # On the mesh of checkpoints: whatever is gathered later does not meet the operations of a step.
         return DTensor.from_local(
             copy, self._ranks.beside, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
         )
+
+    def _copy_of(self, source: Tensor) -> Tensor:
+        # The policy's files and the optimiser's state ask for the same weights: they are copied once.
+        place = (source.data_ptr(), source.dtype, source.shape, source.stride())
+        if place not in self._pairs:
+            self._pairs[place] = source, torch.empty_like(source, device="cpu", memory_format=torch.contiguous_format)
+        return self._pairs[place][1]
 
     def begin(self) -> None:
         """Copy what is kept."""
@@ -90,11 +95,12 @@ class Staged:
     """None: no policy is published."""
 
     def write(self, directory: Path, publisher: Publisher | None, ranks: Ranks) -> None:
-        """Write it, exact to the bit, as often as is asked. All ranks call it together."""
+        """Write it, exact to the bit, as often as is asked. All ranks call it together; an error of one ends it on
+        all."""
         self.staging.wait()
-        # The state first: an error of one rank ends it on all. Of the policy only the first rank writes files.
         save_state(directory, self.tensors, self.counters, ranks)
         if self.files is not None and publisher is not None:
             publisher.write(self.files, directory / "policy")
-            if self.files.evidence is not None:
-                self.files.evidence.write(directory)
+            with alone_led(ranks) as leading:
+                if leading and self.files.evidence is not None:
+                    self.files.evidence.write(directory)

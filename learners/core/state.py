@@ -6,7 +6,9 @@ checkpoint. A learner of any number of ranks reads both.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from learners.core.leading import alone_led
 from learners.core.optimizer import Optimizer
 from learners.core.ranks import ALONE, Ranks
 from solon.errors import InputError, one_line
+from solon.host.ballast import is_no_space
 from solon.host.file_modes import widen
+from solon.runs.directory import DiskFullError
 
 TENSORS = "learner.safetensors"
 SHARDS = "learner.shards"
@@ -30,7 +35,7 @@ def save_state(
     directory: Path, tensors: Mapping[str, Tensor], counters: Mapping[str, float], ranks: Ranks = ALONE
 ) -> None:
     """Write the tensors of every part (`policy`, `critic`) and the counters, exact to the bit. All ranks call it
-    together."""
+    together. Raises OSError, and DiskFullError that names the rank whose part did not fit."""
     directory.mkdir(parents=True, exist_ok=True)
     if ranks.is_alone:
         whole = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
@@ -46,11 +51,23 @@ def save_state(
         try:
             save(dict(tensors), storage_writer=FileSystemWriter(directory / SHARDS), process_group=group)
         except CheckpointException as error:  # no Exception: the cause of every rank is in it
-            raise next(iter(error.failures.values()))[0] from None
-        if ranks.is_first:
+            raise _first_failure(error.failures, directory, ranks) from None
+    with alone_led(ranks) as leading:
+        if leading:
             widen(directory / SHARDS)
-    if ranks.is_first:
-        (directory / COUNTERS).write_text(json.dumps(dict(counters), indent=1) + "\n")
+            (directory / COUNTERS).write_text(json.dumps(dict(counters), indent=1) + "\n")
+
+
+def _first_failure(failures: Mapping[int, Any], directory: Path, ranks: Ranks) -> BaseException:
+    """The error of the first rank that could not write its part; of a full disk with the number of the rank."""
+    rank = next((one for one in sorted(failures) if is_no_space(failures[one][0])), min(failures))
+    cause: BaseException = failures[rank][0]
+    if not is_no_space(cause):
+        return cause
+    who = f"rank {rank} of {ranks.size}"
+    return DiskFullError(
+        f"the part of {who} of the learner's state does not fit into {directory}: {os.strerror(errno.ENOSPC)}", who=who
+    )
 
 
 def load_state(directory: Path, parts: Mapping[str, Optimizer]) -> dict[str, float]:

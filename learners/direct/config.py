@@ -6,14 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from learners.core.config import CourseConfig, NetworkConfig, RewardSettings, Settings, TrainerConfig
-
-
-class RankSettings(Settings):
-    """Training by several processes of one machine."""
-
-    num_ranks: int = Field(1, ge=1, le=64)
-    """Processes that train together, each with a part of the policy; on GPUs one for each device."""
+from learners.core.config import CourseConfig, NetworkConfig, RankSettings, RewardSettings, Settings, TrainerConfig
 
 
 class PreferenceSettings(Settings):

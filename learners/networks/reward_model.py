@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from learners.core.loading import choose_device, quiet
 from learners.core.packing import by_length
+from learners.core.ranks import ALONE, Ranks
+from learners.core.written import write_networks
 from solon.errors import InputError, loading
 from solon.feedback.quality.intervals import Interval, effective_pairs, wilson
-from solon.host.file_modes import widen
 
 Tokens = tuple[int, ...]
 
@@ -56,8 +57,10 @@ class RewardModel(nn.Module):
     sequence must not end in the padding token, since Transformers finds the last token by it.
     """
 
-    def __init__(self, network: Any, *, pad_id: int) -> None:
+    def __init__(self, network: Any, *, pad_id: int, ranks: Ranks = ALONE) -> None:
+        """ranks: the processes that divide the network, by the objective that trains it."""
         super().__init__()
+        self.ranks = ranks
         if network.config.num_labels != 1:
             raise InputError(f"got a model with {network.config.num_labels} labels, expected one: a reward is a scalar")
         self.network = network
@@ -65,18 +68,25 @@ class RewardModel(nn.Module):
         self.network.config.pad_token_id = pad_id
 
     @classmethod
-    def load(cls, model: str | Path, *, pad_id: int, device: str = "auto", seed: int = 0) -> Self:
+    def load(cls, model: str | Path, *, pad_id: int, device: str = "auto", seed: int = 0, ranks: Ranks = ALONE) -> Self:
         """From a reward model, or from a language model, whose output head is replaced by a scalar.
 
         A new head is drawn with standard deviation 1 / sqrt(H + 1) (Stiennon et al. 2020), so that models of
-        different seeds disagree where they know nothing. Weights are float32. Raises InputError.
+        different seeds disagree where they know nothing. Weights are float32. ranks: those that are about to divide it:
+        until then the first one holds all values, on the CPU, and the others none. Raises InputError.
         """
-        from transformers import AutoModelForSequenceClassification
+        from transformers import AutoConfig, AutoModelForSequenceClassification
 
         options = {"num_labels": 1, "dtype": torch.float32, "pad_token_id": pad_id, "output_loading_info": True}
         options |= {"use_safetensors": True, "trust_remote_code": False}
         remedy = "give a Hugging Face directory of a decoder, with config.json and safetensors files"
         with loading(f"the reward model {str(model)!r}", remedy=remedy), quiet(), _without_load_report():
+            if not ranks.is_first:
+                config = AutoConfig.from_pretrained(str(model), trust_remote_code=False)
+                config.num_labels = 1
+                with torch.device("meta"):
+                    empty = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+                return cls(empty.eval(), pad_id=pad_id, ranks=ranks)
             network, info = AutoModelForSequenceClassification.from_pretrained(str(model), **options)
         missing = set(info["missing_keys"])
         if missing - {"score.weight"}:
@@ -90,13 +100,14 @@ class RewardModel(nn.Module):
             drawn = torch.randn(head.shape, generator=generator) / math.sqrt(head.shape[1] + 1)
             with torch.no_grad():
                 head.copy_(drawn)
-        return cls(network.eval(), pad_id=pad_id).to(choose_device(device))
+        found = cls(network.eval(), pad_id=pad_id, ranks=ranks)
+        return found.to(choose_device(device)) if ranks.is_alone else found
 
     def save(self, directory: Path) -> None:
-        """Save it for `AutoModelForSequenceClassification`; the caller adds the tokenizer."""
-        with quiet():
-            self.network.save_pretrained(directory)
-        widen(directory)
+        """Save it for `AutoModelForSequenceClassification`; the caller adds the tokenizer. On ranks, all call it
+        together, and the first one writes. Raises DiskFullError, and InputError for a directory that holds something
+        else than a model; on the other ranks RankFailedError."""
+        write_networks({"": self.network}, directory, self.ranks)
 
     @property
     def device(self) -> torch.device:
@@ -142,14 +153,14 @@ def _without_load_report() -> Iterator[None]:
 
 @torch.no_grad()
 def score(model: RewardModel, sequences: Sequence[Tokens], *, max_tokens: int = 16384) -> NDArray[np.float64]:
-    """Rewards, [S]."""
-    return _by_length(model, sequences, max_tokens)
+    """Rewards, [S]. On ranks, all call it together."""
+    return _by_length(model, sequences, max_tokens, model.ranks)
 
 
 @torch.no_grad()
 def embed(model: RewardModel, sequences: Sequence[Tokens], *, max_tokens: int = 16384) -> NDArray[np.float64]:
     """The input of the head for each sequence, [S, H]."""
-    return _by_length(model.features, sequences, max_tokens)
+    return _by_length(model.features, sequences, max_tokens, model.ranks)
 
 
 def margins(model: RewardModel, pairs: Sequence[PreferencePair], *, max_tokens: int = 16384) -> NDArray[np.float64]:
@@ -180,13 +191,18 @@ def accuracy_of(margins_N: ArrayLike, pairs: Sequence[PreferencePair]) -> Interv
 
 
 def _by_length(
-    run: Callable[[Sequence[Tokens]], Tensor], sequences: Sequence[Tokens], max_tokens: int
+    run: Callable[[Sequence[Tokens]], Tensor], sequences: Sequence[Tokens], max_tokens: int, ranks: Ranks
 ) -> NDArray[np.float64]:
-    """The rows of `run`'s results, in the order of the sequences."""
+    """The rows of `run`'s results, in the order of the sequences. Each rank computes some."""
     if not sequences:
         return np.zeros(0)
-    found: dict[int, NDArray[np.float64]] = {}
-    for rows in by_length([len(ids) for ids in sequences], max_tokens):
-        values = run([sequences[i] for i in rows]).double().cpu().numpy()
-        found |= dict(zip(rows, values, strict=True))
-    return np.stack([found[i] for i in range(len(sequences))])
+    sizes = [len(ids) for ids in sequences]
+    batches, found = by_length(sizes, max_tokens, ranks.size), list[Tensor]()
+    for place, counts in ranks.turns([len(rows) * max(sizes[i] for i in rows) for rows in batches]):
+        values = run([sequences[i] for i in batches[place]]).double()
+        if not found:
+            found.append(values.new_zeros(len(sequences), *values.shape[1:]))
+        if counts:
+            found[0][batches[place]] = values
+    joined: NDArray[np.float64] = ranks.joined(found[0]).cpu().numpy()
+    return joined

@@ -8,7 +8,6 @@ N questions, B rows of a microbatch, T token positions, V vocabulary, 2 labels.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,46 +17,64 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from learners.core.loading import choose_device, load_model, quiet
+from learners.core.loading import choose_device, load_model
 from learners.core.packing import by_length
+from learners.core.ranks import ALONE, Ranks
+from learners.core.written import write_networks
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import is_quantised
 from solon.engines.model_files import copy_companions, repair_generation_config, warn_of_dropped
 from solon.errors import InputError
 from solon.feedback.questions import Question
-from solon.host.file_modes import widen
 
 
 class Student(nn.Module):
     """A language model that answers with one label. `Student.load("models/judge", layers=(0, 2))`"""
 
-    def __init__(self, network: Any, *, source: Path | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        network: Any,
+        *,
+        source: Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """ranks: the processes that divide the network, by the objective that trains it."""
         super().__init__()
+        self.ranks = ranks
         self.network = network
         self._source = source
         self._dtype = dtype
 
     @classmethod
-    def load(cls, model: str | Path, *, layers: Sequence[int] | None = None, device: str = "auto") -> Self:
-        """From a Hugging Face directory; `layers`: only these of its layers, in this order. Raises InputError."""
+    def load(
+        cls, model: str | Path, *, layers: Sequence[int] | None = None, device: str = "auto", ranks: Ranks = ALONE
+    ) -> Self:
+        """From a Hugging Face directory; `layers`: only these of its layers, in this order. ranks: those that are about
+        to divide it: until then the first one holds all values, on the CPU, and the others none. Raises InputError."""
         if Path(model).is_dir() and is_quantised(EngineConfig(model=str(model))):
             raise InputError(
                 f"{str(model)!r} is quantised, expected plain weights to teach; quantise the student after"
             )
-        network, dtype = load_model(str(model), choose_device(device))
+        at = choose_device(device) if ranks.is_alone else torch.device("cpu" if ranks.is_first else "meta")
+        network, dtype = load_model(str(model), at)
         if layers is not None:
             _keep_layers(network, layers)
-        return cls(network, source=Path(model), dtype=dtype)
+        return cls(network, source=Path(model), dtype=dtype, ranks=ranks)
 
     def save(self, directory: Path) -> None:
-        """Save it for engines, in the dtype of its original model and with that model's tokenizer."""
-        with quiet():
-            network = copy.deepcopy(self.network).to(self._dtype)
-            warn_of_dropped(repair_generation_config(network))
-            network.save_pretrained(directory)
-        widen(directory)
-        if self._source is not None:
-            copy_companions(self._source, directory)
+        """Save it for engines, in the dtype of its original model and with that model's tokenizer. On ranks, all call
+        it together, and the first one writes. Raises DiskFullError, and InputError for a directory that holds something
+        else than a model; on the other ranks RankFailedError."""
+        warn_of_dropped(repair_generation_config(self.network))
+        source = self._source
+        write_networks(
+            {"": self.network},
+            directory,
+            self.ranks,
+            dtype=self._dtype,
+            finish=lambda folder: source and copy_companions(source, folder),
+        )
 
     def forward(self, questions: Sequence[Question]) -> Tensor:
         """Log-probs of the labels, float32, [B, 2]."""

@@ -166,7 +166,8 @@ class DistilReport(CourseReport):
 def distil(
     student: Student, lessons: Lessons, config: DistilConfig, *, tick: Callable[[float], None] = lambda _: None
 ) -> DistilReport:
-    """Teach the student, in place. The same student, lessons and configuration on one machine give the same result.
+    """Teach the student, in place; it is divided among its ranks, which all call this together. The same student,
+    lessons and configuration on one machine give the same result.
 
     tick: called after every step with the share of the steps that is done.
 
@@ -174,8 +175,10 @@ def distil(
     """
     lessons = compose(lessons, config)
     student.train()
+    objective = DistilObjective(student, config)
+    objective.divide(student.ranks)
     try:
-        report = run_course(DistilObjective(student, config), lessons, config, tick=tick)
+        report = run_course(objective, lessons, config, tick=tick)
     finally:
         student.eval()
     return DistilReport(

@@ -89,7 +89,8 @@ def preference_loss(margins_N: Tensor, p_N: Tensor, weights_N: Tensor) -> Tensor
 
 
 def fit(model: RewardModel, pairs: Pairs, config: RewardModelConfig) -> FitReport:
-    """Fit the model to the pairs, in place. The same model, pairs and configuration on one machine give one result.
+    """Fit the model to the pairs, in place; it is divided among its ranks, which all call this together. The same
+    model, pairs and configuration on one machine give one result.
 
     Raises InputError when no pair counts, RunFailedError when the loss is not finite.
     """
@@ -97,8 +98,10 @@ def fit(model: RewardModel, pairs: Pairs, config: RewardModelConfig) -> FitRepor
     if not pairs:
         raise InputError("got no preference pairs with a weight above 0, expected some; label more pairs")
     model.train()
+    objective = RewardModelObjective(model, config)
+    objective.divide(model.ranks)
     try:
-        report = run_course(RewardModelObjective(model, config), pairs, config)
+        report = run_course(objective, pairs, config)
     finally:
         model.eval()
     return FitReport(steps=report.steps, first_loss=report.first_loss, last_loss=report.last_loss, pairs=len(pairs))

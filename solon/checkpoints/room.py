@@ -85,16 +85,18 @@ class CheckpointRoom:
                 return
         self._is_short = False
 
-    def full(self, *, written: int, resume: str) -> DiskFullError:
-        """The error of a run whose checkpoint does not fit. written: bytes of it that were written."""
+    def full(self, *, written: int, resume: str, who: str = "") -> DiskFullError:
+        """The error of a run whose checkpoint does not fit. written: bytes of it that were written; who: the rank whose
+        part did not fit, where there are several."""
         free = shutil.disk_usage(self._directory.path).free
         wanted = max(self.size, written)
         needs = f"about {_mib(wanted)}" if self.size >= written else f"more than {_mib(wanted)}"
         steps = self._folder.steps()
         kept = f"the one of step {steps[-1]} is whole" if steps else "there is none before it"
+        of = f" for {who}" if who else ""
         return DiskFullError(
-            f"the disk of {self._directory.path} is full: a checkpoint needs {needs}, {_mib(free)} are free; {kept}; "
-            f"free at least {_mib(max(wanted - free, MARGIN_BYTES))}, then: {resume}"
+            f"the disk of {self._directory.path} is full{of}: a checkpoint needs {needs}, {_mib(free)} are free; "
+            f"{kept}; free at least {_mib(max(wanted - free, MARGIN_BYTES))}, then: {resume}"
         )
 
     def _say_short(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,18 +19,14 @@ if TYPE_CHECKING:
 
 FOLDER = "unrounded"
 """Beside the model's files, in a folder of its own: engines read every safetensors file next to config.json."""
-_WEIGHTS, _FORMAT = "weights.safetensors", "format.json"
+STEM = "weights"
+_WEIGHTS, _FORMAT = f"{STEM}.safetensors", "format.json"
 
 
-def write_unrounded(model: Path, form: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write the weights by the names that files give them, beside the rounded ones that are in the model's files."""
-    from safetensors.torch import save_file
-
-    folder = model / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: one.detach().to("cpu").contiguous() for name, one in tensors.items()}, folder / _WEIGHTS)
+def mark_unrounded(model: Path, form: str) -> None:
+    """Say that the weights in the folder are those of the model's files before rounding."""
     of = {"format": form, "rounded": _digest(model)}
-    (folder / _FORMAT).write_text(json.dumps(of) + "\n", encoding="utf-8")
+    (model / FOLDER / _FORMAT).write_text(json.dumps(of) + "\n", encoding="utf-8")
 
 
 def trained_format(model: Path) -> str:

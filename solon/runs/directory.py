@@ -30,10 +30,11 @@ CONFIG = "config.json"
 class DiskFullError(RunFailedError):
     """The disk of the run directory is full."""
 
-    def __init__(self, message: str, *, is_written: bool = False) -> None:
-        """is_written: the data found room in the ballast; no row is lost."""
+    def __init__(self, message: str, *, is_written: bool = False, who: str = "") -> None:
+        """is_written: the data found room in the ballast; no row is lost. who: of several processes the one whose data
+        did not fit."""
         super().__init__(message)
-        self.is_written = is_written
+        self.is_written, self.who = is_written, who
 
 
 class UnwritableError(RunFailedError):

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from cluster.align.base import AlignStage, Job
-from learners.core.config import CourseConfig
+from learners.core.config import CourseConfig, RankSettings
 from solon.files.marks import ModelName, PromptsPath
 
 
-class RewardLearnConfig(CourseConfig):
+class RewardLearnConfig(RankSettings, CourseConfig):
     """How a reward model learns."""
 
     learning_rate: float = Field(1e-5, gt=0)
@@ -26,6 +26,7 @@ class RewardLearnConfig(CourseConfig):
     head_learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of the scalar head, which starts from nothing."""
     threads: int = Field(1, ge=1)
+    """CPU threads of one process."""
 
 
 class RewardModelStage(AlignStage):
@@ -63,17 +64,13 @@ class RewardModelStage(AlignStage):
 
 def train(given: Mapping[str, Any]) -> dict[str, Any]:
     """Runs in a process of its own. Raises InputError, RunFailedError."""
-    import torch
-
     from learners.data.reading import read_pairs, report_skipped
     from learners.networks.reward_model import PreferencePair
     from learners.objectives.reward_model import RewardModelConfig
-    from learners.rewarding import Heldout, centred, examine, save, teach
-    from solon.engines.model_files import copy_companions
+    from learners.rewarding import Ensemble, Heldout, teach_and_save
     from solon.engines.tokens import ChatTokenizer
 
     settings = RewardLearnConfig(**given["learn"] | {"seed": given["seed"]})
-    torch.set_num_threads(settings.threads)
     tokenizer = ChatTokenizer.load(given["policy"])
     read = read_pairs(given["preferences"], tokenizer, max_tokens=given["max_tokens"])
     taught: list[PreferencePair] = []
@@ -85,11 +82,16 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
             heldout.append(Heldout(pair=one, prompt=prompt, tags=tags))
         else:
             taught.append(one)
-    config = RewardModelConfig(**settings.model_dump(exclude={"threads"}))
-    members, reports = teach(given["policy"], taught, config, members=given["members"], pad_id=padding(tokenizer))
-    centre, found = examine(members, heldout, centred(members, taught, pessimism=given["pessimism"]))
-    for folder in save(members, centre, Path(given["out"]) / "model"):
-        copy_companions(Path(given["policy"]), folder)
+    config = RewardModelConfig(**settings.model_dump(exclude={"threads", "num_ranks"}))
+    ensemble = Ensemble(
+        members=given["members"],
+        pad_id=padding(tokenizer),
+        pessimism=given["pessimism"],
+        num_ranks=settings.num_ranks,
+        threads=settings.threads,
+    )
+    done = teach_and_save(given["policy"], taught, heldout, config, ensemble, save_to=Path(given["out"]) / "model")
+    reports = done.reports
     return {
         "pairs": reports[0].pairs,
         "skipped": report_skipped(read.skipped),
@@ -97,8 +99,8 @@ def train(given: Mapping[str, Any]) -> dict[str, Any]:
         "first_loss": reports[0].first_loss,
         "last_loss": reports[0].last_loss,
         "heldout_pairs": len(heldout),
-        "scale": centre.scale,
-        **found,
+        "scale": done.centre.scale,
+        **done.figures,
     }
 
 

@@ -209,6 +209,19 @@ async def test_a_first_checkpoint_that_does_not_fit_says_that_there_is_none(disk
     night.directory.close()
 
 
+async def test_a_part_of_a_checkpoint_that_does_not_fit_names_its_rank(tmp_path: Path):
+    night = Night(tmp_path, nbytes=10)
+
+    async def write(directory: str) -> None:
+        raise DiskFullError(f"a part does not fit: {os.strerror(errno.ENOSPC)}", who="rank 1 of 2")
+
+    night.learner.write = write  # type: ignore[method-assign]
+    with pytest.raises(DiskFullError, match=r"is full for rank 1 of 2: a checkpoint needs .* there is none before it"):
+        await night.saver.save(1)
+    assert night.folder.steps() == []
+    night.directory.close()
+
+
 async def test_an_unwritable_disk_gives_one_message_and_no_checkpoint_is_removed_for_it(tmp_path: Path):
     night = Night(tmp_path, nbytes=10)
     await night.saver.save(1)
@@ -334,6 +347,7 @@ async def test_a_disk_that_is_full_while_steps_run_is_reported(disk: Path):
             DiskFullError,
         ),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), DiskFullError),
+        (DiskFullError("the part of rank 1 of 2 does not fit", who="rank 1 of 2"), DiskFullError),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), EngineFailedError),
     ],
 )

@@ -88,6 +88,7 @@ ORDERS = {
         "objectives",
         "offline",
         "rewarding",
+        "distilling",
         "drift",
         "supervised",
         "config",
