@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from learners.config import LearnConfig
-from learners.core.loading import refuse_experts, require_divisible
+from learners.core.loading import choose_device, refuse_experts, require_divisible
+from learners.core.offload import refuse_without_effect
 from learners.core.packing import Microbatch
 from learners.core.policy_objective import PolicySource
 from learners.core.publish import Publisher
@@ -44,6 +45,7 @@ def build_learner(
     engines_in_float32: see `Publisher`; ranks: the processes that train together, each of which builds a learner.
     Raises InputError for a model that cannot be trained.
     """
+    refuse_without_effect(config, choose_device(config.device))
     torch.set_num_threads(config.threads)
     refuse_experts(model)
     if not ranks.is_alone:

@@ -1,9 +1,12 @@
 """The memory of the learner, estimated before it starts from the size of the policy and [learn].
 
-P: elements of the policy, C: of the critic, A: of the adapters; all weights, gradients and moments are float32.
+P: elements of the policy, C: of a critic of its own (one that shares the policy's body has none to speak of), A: of the
+adapters; all weights, gradients and moments are float32.
 
     weights        policy 4 P, reference 4 P where a KL is asked for, critic 4 C
     optimiser      gradients 4, two moments 8 bytes of every element that trains
+    on the host    reference and moments that are offloaded count as nothing on a GPU, but for what a pass needs of the
+                   reference: the embedding, the head and a layer
     then the largest of
       scoring      logits of a microbatch in the dtype of the computation, at most one chunk, no gradients yet
       updating     gradients, logits, activations of the microbatch, narrow copies of the weights. Logits that fit into
@@ -76,24 +79,26 @@ def learner_memory(
     are sampled with top-k, top-p or min-p; staged: checkpoints are written beside steps."""
     policy = sizes.parameters
     direct = config.objective in DIRECT
-    critic = policy - sizes.head if config.advantages == "gae" and not direct else 0
+    own_critic = config.advantages == "gae" and config.critic == "own" and not direct
+    critic = policy - sizes.head if own_critic else 0
     trained = policy + critic
     weights = 4 * (policy + critic)
     if config.lora is not None:
         adapters = config.lora.r * sizes.layers * (9 * sizes.hidden + 3 * sizes.intermediate)
         trained = adapters * (2 if critic else 1)
         weights += 4 * trained
-    elif direct or config.kl_coefficient > 0:
+    elif (direct or config.kl_coefficient > 0) and not (config.offload_reference and on_gpu):
         weights += 4 * policy
     tokens = max(config.max_tokens_per_microbatch, longest)
+    from_host = config.offload_reference and on_gpu and ranks == 1  # ranks gather it, as the others
     narrow = config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu)
     width = 2 if narrow else 4
     scoring, updating = _logits(sizes, tokens, width, "cuda" if on_gpu else "cpu", filtered=filtered)
     found = LearnerMemory(
         weights=weights,
-        moments=8 * trained,
+        moments=0 if config.offload_optimizer and on_gpu else 8 * trained,
         gradients=4 * trained,
-        scoring=scoring,
+        scoring=scoring + (4 * (sizes.vocabulary * sizes.hidden + sizes.head) if from_host else 0),
         updating=updating + _activations(sizes, config, tokens, width),
         publishing=_publishing(sizes, config, on_gpu=on_gpu),
         staging=_staging(policy, trained, on_gpu=on_gpu, adapted=config.lora is not None) if staged else 0,

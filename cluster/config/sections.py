@@ -120,6 +120,11 @@ class LearnSection(LearnConfig):
                 f"num_ranks = {self.num_ranks} with num_gpus = {self.num_gpus:g}, expected one GPU for each rank: "
                 "ranks that share a device save no memory; set num_gpus = 1, or num_ranks = 1"
             )
+        if self.offloaded and not self.num_gpus:
+            raise ValueError(
+                f"{' and '.join(self.offloaded)} with num_gpus = 0: the learner computes on the CPU, whose memory is "
+                "the host's already; remove it, or set num_gpus"
+            )
         if self.device == "cpu" and self.num_gpus:
             raise ValueError(f"device = 'cpu' with num_gpus = {self.num_gpus:g}, which would be idle; set num_gpus = 0")
         return self

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from learners.core.segments import NAME as SEGMENTS
-from learners.core.segments import is_plan, segment_attention
+from learners.core.segments import use_with_plans
 
 NAME = "solon_plain"
 
@@ -78,22 +78,15 @@ LARGEST = 2**25
 
 def use_plain_backward(network: Any) -> None:
     """Let a Hugging Face model with fused attention compute the gradients of short rows by plain products."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    AttentionInterface.register(BACKWARD, _attention)
-    AttentionMaskInterface.register(BACKWARD, sdpa_mask)
-    network.set_attn_implementation(BACKWARD)
+    use_with_plans(network, BACKWARD, _attention)
 
 
 def _attention(
     layer: Any, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, attention_mask: Tensor | None, **settings: Any
-) -> tuple[Tensor, None]:
-    """The attention function of a layer: plain products behind the fused kernel where they are the faster ones."""
+) -> Tensor:
+    """Plain products behind the fused kernel where they are the faster ones, [B, T, H, D]."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if attention_mask is not None and is_plan(attention_mask):
-        return segment_attention(query_BHTD, key_BKTD, value_BKTD, attention_mask, **settings), None
     width, is_causal, kind = query_BHTD.shape[2], settings.get("is_causal"), query_BHTD.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query_BHTD.dtype
     short = dtype == torch.bfloat16 and width == key_BKTD.shape[2] <= LONGEST
@@ -102,12 +95,12 @@ def _attention(
     plain = not settings.get("dropout") and settings.get("position_bias") is None and is_causal in (None, True)
     if not (short and plain and torch.is_grad_enabled() and getattr(layer, "is_causal", True)):
         mixed_BTHD, _ = sdpa_attention_forward(layer, query_BHTD, key_BKTD, value_BKTD, attention_mask, **settings)
-        return mixed_BTHD, None
+        return mixed_BTHD
     heads = (one.to(dtype) for one in (query_BHTD, key_BKTD, value_BKTD))
     mixed_BHTD: Tensor = _PlainBackward.apply(  # type: ignore[no-untyped-call]
         *heads, attention_mask, settings.get("scaling")
     )
-    return mixed_BHTD.transpose(1, 2).contiguous(), None
+    return mixed_BHTD.transpose(1, 2).contiguous()
 
 
 class _PlainBackward(torch.autograd.Function):

@@ -215,6 +215,12 @@ class TrainerConfig(NetworkConfig, ScheduleConfig, OptimizerConfig):
     """Optimiser steps per pass; a batch is split by groups, never through one."""
     max_bad_steps: int = Field(2, ge=0)
     """Optimiser steps in a row that are left out because a loss or a gradient is not finite; one more ends the run."""
+    offload_reference: bool = False
+    """Keep the frozen reference in host memory and copy it to the GPU layer by layer when it computes: 4 bytes a
+    parameter less on the GPU, as many over the bus for every microbatch that is scored."""
+    offload_optimizer: bool = False
+    """Keep AdamW's moments in host memory and compute its steps on the CPU, with learn.threads threads: 8 bytes a
+    trained parameter less on the GPU, 16 in host memory, 8 over the bus for every optimiser step."""
     kl_limit: float | None = Field(10.0, gt=0)
     """The run ends when the mean KL from the reference exceeds this, nats per token of the answers. A policy that still
     writes the language of its reference stays far below; "none": no limit."""
@@ -227,6 +233,20 @@ class TrainerConfig(NetworkConfig, ScheduleConfig, OptimizerConfig):
                 "would sample from another policy; choose a format of weights alone, such as w4a16-g64"
             )
         return self
+
+    @model_validator(mode="after")
+    def _offloading_has_an_effect(self) -> Self:
+        if self.offload_reference and self.lora is not None:
+            raise ValueError(
+                "offload_reference with lora: the reference is the policy with its adapters off, and has no weights of "
+                "its own; remove offload_reference"
+            )
+        return self
+
+    @property
+    def offloaded(self) -> list[str]:
+        """Names of the settings that move something to host memory."""
+        return [name for name in ("offload_reference", "offload_optimizer") if getattr(self, name)]
 
     @property
     def steps_per_batch(self) -> int:

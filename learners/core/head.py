@@ -16,7 +16,7 @@ M response tokens, R tokens of a chunk, H hidden width, V vocabulary, K rank of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,9 @@ from learners.core.config import CHUNK
 from learners.core.logprobs import pieces, scaled, slope_of, values_of
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.records import NO_FILTERS, Filters
+
+Beside = Callable[[Tensor], Tensor]
+"""A further head: a number for every response token, [M], from the hidden states under the model's own, [M, H]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Wanted:
     """With `place_M`, for `filters.min_tokens`."""
     allowed_MU: Tensor | None = None
     """The tokens of the distribution, as `Found` has them, in place of filters."""
+    values: Beside | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,7 @@ class Found:
     """True where the filters leave the target out."""
     allowed_MU: Tensor | None = None
     """The allowed tokens with the target, eight in a byte."""
+    values_M: Tensor | None = None
 
 
 def find_head(model: Any) -> After | None:
@@ -124,13 +129,33 @@ def logprobs_through(model: Any, inputs: Mapping[str, Any], head: After, predict
     def compute(hidden_BTH: Tensor) -> Tensor:
         hidden_MH = hidden_BTH.flatten(0, 1).index_select(0, predict_M)
         operands = _operands(layer, hidden_MH)
-        results.append(_Chunked.apply(head, wanted, hidden_MH.to(_dtype(hidden_MH)), *operands))  # type: ignore[no-untyped-call]
+        found = _Chunked.apply(head, wanted, hidden_MH.to(_dtype(hidden_MH)), *operands)  # type: ignore[no-untyped-call]
+        results.append((*found, None if wanted.values is None else wanted.values(hidden_MH)))
         return hidden_BTH[..., :1].detach()  # what the model does to its logits, `head` has done
 
     # First of the hooks on the output, so that those of sharded weights see the results.
     with _forward_of(layer, compute), base.register_forward_hook(lambda *_: results.pop(), prepend=True):
-        logprobs_M, entropy_M, outside_M, allowed_MU = model(**inputs)
-    return Found(logprobs_M=logprobs_M, entropy_M=entropy_M, outside_M=outside_M, allowed_MU=allowed_MU)
+        logprobs_M, entropy_M, outside_M, allowed_MU, values_M = model(**inputs)
+    return Found(
+        logprobs_M=logprobs_M, entropy_M=entropy_M, outside_M=outside_M, allowed_MU=allowed_MU, values_M=values_M
+    )
+
+
+def values_through(model: Any, inputs: Mapping[str, Any], predict_M: Tensor, values: Beside) -> Tensor:
+    """Run a causal language model without its head: the numbers of another head at the flat positions `predict_M`."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    results: list[Tensor] = []
+
+    def compute(hidden_BTH: Tensor) -> Tensor:
+        results.append(values(hidden_BTH.flatten(0, 1).index_select(0, predict_M)))
+        return hidden_BTH[..., :1].detach()
+
+    with (
+        _forward_of(base.get_output_embeddings(), compute),
+        base.register_forward_hook(lambda *_: results.pop(), prepend=True),
+    ):
+        values_M: Tensor = model(**inputs)
+    return values_M
 
 
 class _Chunked(torch.autograd.Function):

@@ -1,4 +1,8 @@
-"""AdamW with a norm bound, a learning rate that is a function of the step, and plain tensors as state."""
+"""AdamW with a norm bound, a learning rate that is a function of the step, and plain tensors as state.
+
+The moments may be kept in host memory: the CPU then holds a copy of the weights, computes the step from the gradients
+that it is sent, and sends the weights back.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from learners.core.config import OptimizerConfig
+from learners.core.offload import on_host
 from learners.core.ranks import ALONE, Ranks
 from learners.core.sharding import local, placed_like, release
 
@@ -26,15 +32,22 @@ class Optimizer:
         config: OptimizerConfig,
         schedule: Callable[[int], float],
         ranks: Ranks = ALONE,
+        *,
+        offload: bool = False,
     ) -> None:
         """learning_rate: the peak, in place of the configuration's; schedule: factor on it at each step; ranks: those
-        among which the network is divided."""
+        among which the network is divided; offload: keep moments in host memory and compute steps on the CPU."""
         self._ranks = ranks
         release(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._peak, self._schedule, self._max_norm = learning_rate, schedule, config.max_grad_norm
-        matrices = [p for p in self.parameters.values() if p.ndim >= 2]
-        vectors = [p for p in self.parameters.values() if p.ndim < 2]
+        self._masters: dict[str, Tensor] = dict(self.parameters)
+        """What moves: the parameters, or copies of this rank's parts of them in host memory."""
+        self._offload = offload
+        if offload:
+            self._masters = {name: on_host(local(p.detach())) for name, p in self.parameters.items()}
+        matrices = [self._masters[name] for name, p in self.parameters.items() if p.ndim >= 2]
+        vectors = [self._masters[name] for name, p in self.parameters.items() if p.ndim < 2]
         self._adam = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": config.weight_decay},
@@ -62,11 +75,24 @@ class Optimizer:
         """Move the parameters at the rate of this step and clear the gradients."""
         for group in self._adam.param_groups:
             group["lr"] = self._peak * self._schedule(step)
-        self._adam.step()
+        if self._offload:
+            self._step_on_host()
+        else:
+            self._adam.step()
         self.clear()
 
-    def clear(self) -> None:
+    @torch.no_grad()
+    def _step_on_host(self) -> None:
+        for name, p in self.parameters.items():
+            self._masters[name].grad = None if p.grad is None else local(p.grad).to("cpu")
+        self._adam.step()
         self._adam.zero_grad(set_to_none=True)
+        for name, p in self.parameters.items():
+            local(p).copy_(self._masters[name], non_blocking=True)
+
+    def clear(self) -> None:
+        for p in self.parameters.values():
+            p.grad = None
 
     def not_finite(self) -> list[str]:
         """Names of the parameters whose gradient is not finite."""
@@ -81,15 +107,30 @@ class Optimizer:
         a divided network are DTensors."""
         flat = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
-            flat |= {f"{key}/{name}": value for key, value in self._adam.state.get(p, {}).items()}
+            for key, value in self._adam.state.get(self._masters[name], {}).items():
+                flat[f"{key}/{name}"] = self._as_part_of(p, value) if self._offload and key != "step" else value
         return flat
+
+    def _as_part_of(self, parameter: Tensor, moment: Tensor) -> Tensor:
+        """A moment in host memory as the part of a divided tensor that it is."""
+        if not isinstance(parameter, DTensor):
+            return moment
+        return DTensor.from_local(
+            moment, self._ranks.beside, parameter.placements, run_check=False, shape=parameter.shape,
+            stride=parameter.stride(),
+        )  # fmt: skip
 
     @torch.no_grad()
     def restore(self, flat: Mapping[str, Tensor]) -> None:
         """Restore the result of `tensors`. Raises KeyError or RuntimeError when it is of another network."""
         for name, p in self.parameters.items():
             p.copy_(placed_like(p, flat[f"parameter/{name}"]))
-            self._adam.state.pop(p, None)
+            master = self._masters[name]
+            if self._offload:
+                master.copy_(local(p))
+            self._adam.state.pop(master, None)
             if f"exp_avg/{name}" in flat:
-                self._adam.state[p] = {key: placed_like(p, flat[f"{key}/{name}"]) for key in ("exp_avg", "exp_avg_sq")}
-                self._adam.state[p]["step"] = flat[f"step/{name}"].to(p.device, copy=True)
+                moments = {key: placed_like(p, flat[f"{key}/{name}"]) for key in ("exp_avg", "exp_avg_sq")}
+                if self._offload:
+                    moments = {key: on_host(local(moment)) for key, moment in moments.items()}
+                self._adam.state[master] = moments | {"step": flat[f"step/{name}"].to(master.device, copy=True)}

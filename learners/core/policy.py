@@ -19,16 +19,18 @@ from learners.core.adapters import Keep, adapter_of, as_it_is
 from learners.core.attention import use_plain_backward
 from learners.core.config import NetworkConfig
 from learners.core.grid import grid_of
-from learners.core.head import After, Found, Wanted, chunk_rows, find_head, logprobs_through
+from learners.core.head import After, Beside, Found, Wanted, chunk_rows, find_head, logprobs_through, values_through
 from learners.core.leading import led
 from learners.core.loading import checkpoint_activations, choose_device, load_model, require_repeatable, with_adapters
 from learners.core.logprobs import logprobs_and_entropy, logprobs_of
+from learners.core.offload import compute_from_host
 from learners.core.packing import OVERHEAD, Layout, Microbatch
 from learners.core.ranks import ALONE, Ranks
 from learners.core.segments import use_segments
 from learners.core.sharding import full, release, shard
 from learners.core.sharing import best_layout
 from learners.core.skeleton import LazyTensors
+from learners.core.varlen import has_kernel
 from solon.engines.filters import FLOOR, allowed_tokens
 from solon.errors import InputError
 from solon.records import NO_FILTERS, Filters
@@ -48,6 +50,8 @@ class Scored:
     """Log-probs under the frozen reference, over the tokens that the policy may sample."""
     outside_M: Tensor | None = None
     """True for tokens that the policy would not sample, given the filters; None: nothing is filtered."""
+    values_M: Tensor | None = None
+    """Of a head beside that of the model."""
 
 
 class Policy:
@@ -67,10 +71,12 @@ class Policy:
         end_ids: Sequence[int] = (),
         reference: bool = False,
         backbone: bool = False,
+        offload_reference: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
         """temperature, filters: the sampling of the rollouts; end_ids: tokens that end an answer. reference: keep a
-        frozen copy of the present model; backbone: make a copy without its head, for a critic. ranks: the processes
+        frozen copy of the present model, offload_reference: in host memory; backbone: make a copy without its head, for
+        a critic. ranks: the processes
         that divide the networks later, by `divide`: until then the first one holds all values, on the CPU, and the
         others none."""
         if filters.min_tokens and not end_ids:
@@ -88,6 +94,9 @@ class Policy:
         self._reference = None
         if self.has_reference and config.lora is None:
             self._reference = copy.deepcopy(self.base).eval().requires_grad_(False)
+            if offload_reference and ranks.is_alone:
+                compute_from_host(self._reference, self.device)
+        self._offload_reference = offload_reference
         body = copy.deepcopy(self.base.base_model) if backbone else None
         self.model = with_adapters(self.base, config.lora)
         self.grid = grid_of(self.base, config.grid, self._grid_dtype(config)) if config.grid else None
@@ -110,15 +119,18 @@ class Policy:
         packed for it."""
         require_repeatable(self.model, device)
         head, layout = find_head(self.base), best_layout(self.base, config, device=device)
+        if self._autocast_dtype is not None and has_kernel(self.device):
+            layout = replace(layout, dense=0)  # by segments it is one kernel, whatever the length of a row
         return head, replace(layout, ranks=self.ranks.size, overhead=OVERHEAD[self.device.type])
 
     def divide(self) -> None:
         """Divide policy and reference among the ranks, before an optimiser is built. Raises InputError for a model that
         cannot be divided."""
-        for network in (self.model, self._reference):
-            if network is not None:
-                # Weights on a grid are rounded from float32, as they are published.
-                shard(network, self.ranks, compute=None if self.grid is not None else self._autocast_dtype)
+        # Weights on a grid are rounded from float32, as they are published.
+        compute = None if self.grid is not None else self._autocast_dtype
+        shard(self.model, self.ranks, compute=compute)
+        if self._reference is not None:
+            shard(self._reference, self.ranks, compute=compute, offload=self._offload_reference)
 
     def _grid_dtype(self, config: NetworkConfig) -> torch.dtype:
         """Of the published weights: scales are computed in it."""
@@ -152,47 +164,72 @@ class Policy:
         return torch.autocast(self.device.type, self._autocast_dtype)
 
     def logits(self, microbatch: Microbatch, *, reference: bool = False) -> Tensor:
-        """Logits of the response tokens as the model gives them, [M, V].
+        """Logits of the response tokens as the model gives them, [M, V]."""
+        return self._logits(microbatch, None, reference=reference)[0]
+
+    def _logits(
+        self, microbatch: Microbatch, values: Beside | None, *, reference: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(logits, values of a further head) of the response tokens.
 
         The head runs only on the M positions: most of the B x T positions are prompt, and the vocabulary is the widest
         axis of all.
         """
+        found: list[Tensor] = []
 
         def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            return (args[0].flatten(0, 1).index_select(0, microbatch.predict_M),)
+            hidden_MH = args[0].flatten(0, 1).index_select(0, microbatch.predict_M)
+            found.extend([] if values is None else [values(hidden_MH)])
+            return (hidden_MH,)
+
+        def both(_: nn.Module, __: Any, output: Any) -> tuple[Tensor, Tensor | None]:
+            return output.logits, found.pop() if found else None
 
         with self._network(reference) as model, model.get_output_embeddings().register_forward_pre_hook(select):
-            logits_MV: Tensor = model(**microbatch.model_inputs()).logits
-        return logits_MV
+            base = model.get_base_model() if self.has_adapters else model
+            # First of the hooks on the output, so that those of sharded weights see the values too.
+            with base.register_forward_hook(both, prepend=True):
+                logits_MV, values_M = model(**microbatch.model_inputs())
+        return logits_MV, values_M
 
     def logprobs(self, microbatch: Microbatch) -> Tensor:
         """Log-probs of the response tokens, [M]."""
         return self.score(microbatch).logprobs_M
 
-    def score(self, microbatch: Microbatch, *, entropy: bool = False, reference: bool = False) -> Scored:
-        """Log-probs and other requested numbers of the sampling distribution: after temperature and filters.
+    def values(self, microbatch: Microbatch, values: Beside) -> Tensor:
+        """Those of a head beside that of the model, for the response tokens, [M]."""
+        with self._network(reference=False) as model:
+            return values_through(model, microbatch.model_inputs(), microbatch.predict_M, values)
+
+    def score(
+        self, microbatch: Microbatch, *, entropy: bool = False, reference: bool = False, values: Beside | None = None
+    ) -> Scored:
+        """Log-probs and other requested numbers of the sampling distribution: after temperature and filters. values: a
+        further head, on the hidden states of the same pass.
 
         A response token that the filters leave out, by rounding at the border of the set or because the policy has
         moved, counts as allowed at its own position, so that every number is finite; the loss masks it.
         The reference is taken over the policy's own set: the KL is finite, and 0 where the two are equal.
         """
         if not self._in_chunks(microbatch):
-            return self._score_whole(microbatch, entropy=entropy, reference=reference)
+            return self._score_whole(microbatch, entropy=entropy, reference=reference, values=values)
         found = self._through(microbatch, Wanted(
             target_M=microbatch.target_M, temperature=self.temperature, entropy=entropy,
-            filters=self.filters, place_M=microbatch.place_M, end_ids=self._end_ids,
+            filters=self.filters, place_M=microbatch.place_M, end_ids=self._end_ids, values=values,
         ))  # fmt: skip
         reference_M = None
         if reference:
             reference_M = self._through(microbatch, self._of_reference(microbatch, found), reference=True).logprobs_M
         return Scored(
-            logprobs_M=found.logprobs_M, entropy_M=found.entropy_M, reference_M=reference_M, outside_M=found.outside_M
-        )
+            logprobs_M=found.logprobs_M, entropy_M=found.entropy_M, reference_M=reference_M, outside_M=found.outside_M,
+            values_M=found.values_M,
+        )  # fmt: skip
 
-    def _score_whole(self, microbatch: Microbatch, *, entropy: bool, reference: bool) -> Scored:
+    def _score_whole(self, microbatch: Microbatch, *, entropy: bool, reference: bool, values: Beside | None) -> Scored:
         """From the logits of all response tokens: where they fit into one chunk no product is computed twice, and
         where the model treats its logits in its own way nothing else is known to be right."""
-        logits_MV, target_M, temperature = self.logits(microbatch), microbatch.target_M, self.temperature
+        (logits_MV, values_M), target_M = self._logits(microbatch, values), microbatch.target_M
+        temperature = self.temperature
         banned_MV = outside_M = None
         if self.filters:
             logits_MV, temperature = logits_MV.float() / temperature, 1.0
@@ -208,7 +245,9 @@ class Policy:
         del logits_MV
         if reference:
             reference_M = self.reference_logprobs(microbatch, banned_MV)
-        return Scored(logprobs_M=logprobs_M, entropy_M=entropy_M, reference_M=reference_M, outside_M=outside_M)
+        return Scored(
+            logprobs_M=logprobs_M, entropy_M=entropy_M, reference_M=reference_M, outside_M=outside_M, values_M=values_M
+        )
 
     def reference_logprobs(self, microbatch: Microbatch, banned_MV: Tensor | None = None) -> Tensor:
         """Log-probs of the response tokens under the frozen reference, [M]; `banned_MV`: tokens that are left out."""

@@ -53,6 +53,7 @@ class PolicyObjective(Objective[Sequence[TrainingGroup], Microbatch]):
             end_ids=source.end_ids,
             reference=reference,
             backbone=backbone,
+            offload_reference=config.offload_reference,
             ranks=source.ranks,
         )
 

@@ -3,9 +3,10 @@
 A mask of a row has the square of its length: 32,768 tokens need 1 GiB of booleans, and attention under a mask computes
 also what the mask hides. Here every text of a row, its segment, is computed by itself:
 
-- the prompt, and a row with one answer, causal over itself: the fused kernel, no mask at all;
-- an answer: its queries over the keys of the prompt and its own. On a GPU the fused kernel takes that form; on a CPU,
-  and where a layer has a window, a few queries at a time, whose masks are views of one matrix for all of them.
+- on a GPU in 16 bits, all segments by one kernel (`learners.core.varlen`);
+- else the prompt, and a row with one answer, causal over itself: the fused kernel, no mask at all;
+- and an answer: its queries over the keys of the prompt and its own. On a GPU the fused kernel takes that form; on a
+  CPU, and where a layer has a window, a few queries at a time, whose masks are views of one matrix for all of them.
 
 The microbatch says what a row holds (`plan_of`) in place of its mask, so that it reaches every layer unchanged, also
 when activations are recomputed.
@@ -18,20 +19,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from learners.core.varlen import Segment, packed_attention, takes
+
 NAME = "solon_segments"
+Attention = Callable[..., Tensor]
+"""Of a layer, query, key, value, mask and settings: [B, T, H, D]."""
 BLOCK = 256
 """Queries of a block: with fewer, a processor reads the keys more often than their products hide."""
-
-Segment = tuple[int, int, int, int]
-"""(row, positions of its prompt that are seen, first position, position after the last); those of a row in order, the
-prompt first."""
 
 
 def plan_of(segments: Iterable[Segment]) -> Tensor:
@@ -47,28 +48,39 @@ def is_plan(attention_mask: Tensor | None) -> bool:
 
 
 def use_segments(network: Any) -> None:
-    """Let a Hugging Face model with fused attention take plans; masks work as before. A model that calls no attention
-    function by name stays as it is."""
+    """Let a Hugging Face model with fused attention take plans; masks work as before."""
+    use_with_plans(network, NAME, _fused)
+
+
+def use_with_plans(network: Any, name: str, attention: Attention) -> None:
+    """Let a Hugging Face model with fused attention take plans, and compute attention under masks by a function, which
+    is registered under a name. A model that calls no attention function by name stays as it is."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     if not network._can_set_attn_implementation():
         return
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    network.set_attn_implementation(NAME)
+
+    def attend(
+        layer: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+    ) -> tuple[Tensor, None]:
+        if attention_mask is not None and is_plan(attention_mask):
+            return segment_attention(query, key, value, attention_mask, **settings), None
+        return attention(layer, query, key, value, attention_mask, **settings), None
+
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    network.set_attn_implementation(name)
 
 
-def _attention(
+def _fused(
     layer: Any, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, attention_mask: Tensor | None, **settings: Any
-) -> tuple[Tensor, None]:
-    """The attention function of a layer: by segments where there is a plan, else the fused kernel as without it."""
+) -> Tensor:
+    """The fused kernel, as it is without plans."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if attention_mask is not None and is_plan(attention_mask):
-        return segment_attention(query_BHTD, key_BKTD, value_BKTD, attention_mask, **settings), None
     mixed_BTHD, _ = sdpa_attention_forward(layer, query_BHTD, key_BKTD, value_BKTD, attention_mask, **settings)
-    return mixed_BTHD, None
+    return mixed_BTHD
 
 
 def segment_attention(
@@ -89,14 +101,19 @@ def segment_attention(
         raise ValueError(f"got {', '.join(unknown)}, expected a layer of plain attention")
     kind = query_BHTD.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query_BHTD.dtype
+    segments: list[Segment] = [(row, prompt, first, end) for row, prompt, first, end in plan[0, 0].tolist()]
+    window = sliding_window or None
+    if takes(query_BHTD, value_BKTD, dtype):
+        heads = (one.to(dtype) for one in (query_BHTD, key_BKTD, value_BKTD))
+        return packed_attention(*heads, tuple(segments), scale=scaling, window=window)
     by_row: dict[int, list[Segment]] = {}
-    for row, prompt, first, end in plan[0, 0].tolist():
-        by_row.setdefault(row, []).append((row, prompt, first, end))
+    for segment in segments:
+        by_row.setdefault(segment[0], []).append(segment)
     rows = []
     # Disjoint pieces by `split`: the gradient of a slice would be a whole tensor for every piece.
     pieces = (torch.split(one.to(dtype), 1) for one in (query_BHTD, key_BKTD, value_BKTD))
     for row, (query, key, value) in enumerate(zip(*pieces, strict=True)):
-        rows.append(_row(query, key, value, by_row[row], scaling, sliding_window or None))
+        rows.append(_row(query, key, value, by_row[row], scaling, window))
     return torch.cat(rows).transpose(1, 2).contiguous()
 
 

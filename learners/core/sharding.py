@@ -16,15 +16,21 @@ from learners.core.ranks import Ranks
 from solon.errors import InputError
 
 
-def shard(network: nn.Module, ranks: Ranks, *, compute: torch.dtype | None = None) -> None:
+def shard(network: nn.Module, ranks: Ranks, *, compute: torch.dtype | None = None, offload: bool = False) -> None:
     """Divide a network among the ranks, in place: its repeated layers, then the rest of it. compute: dtype in which
-    layers are gathered; None: that of the parameters.
+    layers are gathered; None: that of the parameters. offload: every rank keeps its part in host memory.
 
     The values are those of the first rank, which sends a parameter at a time; the others may hold none (`meta`). A
     network that is divided already stays so. Call it before the optimiser is built. Raises InputError for a network
     without repeated layers.
     """
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+    )
 
     if ranks.is_alone or isinstance(network, FSDPModule):
         return
@@ -37,16 +43,17 @@ def shard(network: nn.Module, ranks: Ranks, *, compute: torch.dtype | None = Non
         if compute is None
         else MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)
     )
+    place = CPUOffloadPolicy(pin_memory=ranks.mesh.device_type == "cuda") if offload else OffloadPolicy()
     for layer in layers:
-        fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
-    fully_shard(network, mesh=ranks.mesh)
+        fully_shard(layer, mesh=ranks.mesh, mp_policy=policy, offload_policy=place)
+    fully_shard(network, mesh=ranks.mesh, offload_policy=place)
     for module in network.modules():
         # Neither switch reaches submodules. The factor alone asks gloo for an operation that it lacks.
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     if not ranks.is_first:
-        _receive(network, ranks)
+        _receive(network, ranks, "cpu" if offload else ranks.mesh.device_type)
 
 
 def _send(network: nn.Module, ranks: Ranks) -> None:
@@ -59,11 +66,11 @@ def _send(network: nn.Module, ranks: Ranks) -> None:
 
 
 @torch.no_grad()
-def _receive(network: nn.Module, ranks: Ranks) -> None:
-    """Keep this rank's part of what the first rank sends."""
+def _receive(network: nn.Module, ranks: Ranks, kept: str) -> None:
+    """Keep this rank's part of what the first rank sends, on the device `kept`."""
     device = ranks.mesh.device_type
     if any(tensor.is_meta for _, tensor in _values(network)):
-        network.to_empty(device=device)
+        network.to_empty(device=kept)
     parameters = dict(network.named_parameters())
     for name, shape, dtype in ranks.shared(None):
         whole = torch.empty(shape, dtype=dtype, device=device)

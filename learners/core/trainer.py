@@ -53,9 +53,12 @@ class Trainer(Generic[BatchT, MicrobatchT]):
         self.version = 0
         """Committed steps, which is the version of the weights."""
         self.optimizers = {
-            part: Optimizer(network.module, network.learning_rate, config, schedule, objective.ranks)
+            part: Optimizer(
+                network.module, network.learning_rate, config, schedule, objective.ranks,
+                offload=getattr(config, "offload_optimizer", False),
+            )
             for part, network in objective.parts().items()
-        }
+        }  # fmt: skip
         self._agreement = Agreement(
             objective.ranks,
             [network.module for network in objective.parts().values()],

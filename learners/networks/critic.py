@@ -1,4 +1,4 @@
-"""The value model: a copy of the policy's backbone with a scalar on top.
+"""The value model: a copy of the policy's backbone with a scalar on top, or a scalar on the policy's own hidden states.
 
 M response tokens of a microbatch, H hidden width.
 """
@@ -40,3 +40,43 @@ class Critic(nn.Module):
     def start_at(self, value: float) -> None:
         """Return `value` everywhere until trained: the mean return of the first batch is a better start than 0."""
         self.head.bias.fill_(value)
+
+
+class ValueHead(nn.Linear):
+    """Expected reward at the position before each response token, from the policy's last hidden states. It starts at
+    zero, as `Critic` does.
+
+    The gradient that goes on into the policy is multiplied by `coefficient`; that of the head itself is not. 0: the
+    policy does not learn from values.
+    """
+
+    def __init__(self, hidden: int, coefficient: float) -> None:
+        super().__init__(hidden, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.coefficient = coefficient
+
+    def forward(self, hidden_MH: Tensor) -> Tensor:
+        """Values in reward units, float32, [M]."""
+        hidden_MH = _Weakened.apply(hidden_MH, self.coefficient) if self.coefficient else hidden_MH.detach()  # type: ignore[no-untyped-call]
+        with torch.autocast(hidden_MH.device.type, enabled=False):
+            values_M: Tensor = super().forward(hidden_MH.float())[:, 0].clone()  # FSDP hooks the output, and not views
+        return values_M
+
+    @torch.no_grad()
+    def start_at(self, value: float) -> None:
+        """As `Critic.start_at`."""
+        self.bias.fill_(value)
+
+
+class _Weakened(torch.autograd.Function):
+    """The same values; their gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, coefficient: float) -> Tensor:
+        ctx.coefficient = coefficient
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return slope * ctx.coefficient, None

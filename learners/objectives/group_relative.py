@@ -12,6 +12,7 @@ from torch import Tensor
 from learners.core.batch import Batch
 from learners.core.objective import Metrics, StepContext
 from learners.core.packing import Microbatch
+from learners.core.policy import Scored
 from learners.policy_gradient.losses import kl_loss
 from learners.policy_gradient.objective import PolicyGradient
 from learners.policy_gradient.targets import Advantages, Metric, Scores, Targets, group_advantages
@@ -27,14 +28,14 @@ class GroupRelativeObjective(PolicyGradient):
         return Advantages(advantages_N=group_advantages(self.config, batch, scores.weights_N > 0)), {}
 
     def penalty(
-        self, logprobs_M: Tensor, weights_M: Tensor, targets: Targets, microbatch: Microbatch, denominator: float
+        self, scored: Scored, weights_M: Tensor, targets: Targets, microbatch: Microbatch, denominator: float
     ) -> tuple[Tensor | None, Metrics]:
         """The KL to the reference, if there is one."""
         if targets.reference_N is None:
             return None, {}
         index_M = microbatch.index_M
         kl, metrics = kl_loss(
-            logprobs_M,
+            scored.logprobs_M,
             targets.prox_N[index_M],
             weights_M,
             targets.reference_N[index_M],

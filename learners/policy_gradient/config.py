@@ -57,8 +57,15 @@ class PolicyGradientConfig(RewardSettings, TrainerConfig):
     bypass: bool = False
     """Use mu for pi_prox and save one forward pass; only with one optimiser step per batch."""
 
+    critic: Literal["own", "shared"] = "own"
+    """gae: `own`: a copy of the policy's body with a value head, trained apart. `shared`: a value head on the policy's
+    own last hidden states; no second network, no second pass."""
+    value_coefficient: float = Field(0.1, ge=0)
+    """Weight of the value loss in the gradient of the body (shared); 0: the body does not learn from values. The value
+    head learns at critic_learning_rate whatever the weight."""
     critic_learning_rate: float = Field(5e-5, gt=0)
-    """Peak learning rate of the critic (AdamW)."""
+    """Peak learning rate of the critic (AdamW). A value head alone, which starts at nothing, needs a higher one, such
+    as 1e-3."""
     entropy_bonus: float = Field(0.0, ge=0)
     """Weight of the policy's entropy in the loss, per nat."""
 
@@ -91,6 +98,19 @@ class PolicyGradientConfig(RewardSettings, TrainerConfig):
             raise ValueError(
                 "critic_warmup_steps or value_clip with advantages = 'group', which has no critic; "
                 "remove them, or set advantages = 'gae'"
+            )
+        if self.offload_reference and not self.kl_coefficient:
+            raise ValueError(
+                "offload_reference with kl_coefficient = 0, which loads no reference; remove one of the two"
+            )
+        if self.advantages == "group" and self.critic == "shared":
+            raise ValueError(
+                "critic = 'shared' with advantages = 'group', which has no critic; remove it, or set advantages = 'gae'"
+            )
+        if self.critic == "own" and self.value_coefficient != type(self).model_fields["value_coefficient"].default:
+            raise ValueError(
+                f"value_coefficient = {self.value_coefficient:g} with critic = 'own', whose loss does not reach the "
+                "policy; remove it, or set critic = 'shared'"
             )
         if self.truncated == "bootstrap" and self.advantages == "group":
             raise ValueError(

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from learners.core.batch import Batch
+from learners.core.head import Beside
 from learners.core.measure import batch_metrics
 from learners.core.objective import Loss, Metrics, Prepared, StepContext
 from learners.core.packing import Microbatch
+from learners.core.policy import Scored
 from learners.core.policy_objective import PolicyObjective, PolicySource
 from learners.policy_gradient.config import PolicyGradientConfig
 from learners.policy_gradient.losses import policy_loss
@@ -35,6 +37,8 @@ class PolicyGradient(PolicyObjective):
         super().__init__(config, source, reference=config.kl_coefficient > 0, backbone=backbone)
         self._kl_configured = config.kl_coefficient
         self._targets: Targets | None = None
+        self.beside: Beside | None = None
+        """A value head on the policy's own hidden states; None: values, if any, come from a network of their own."""
 
     @abstractmethod
     def advantages(
@@ -66,7 +70,7 @@ class PolicyGradient(PolicyObjective):
         self, batch: Batch, everything: Sequence[Microbatch], context: StepContext[Microbatch]
     ) -> tuple[Targets, Metric]:
         """The targets of all minibatches of a step."""
-        scores, metrics = policy_targets(self.config, self.policy, batch, everything, context.step)
+        scores, metrics = policy_targets(self.config, self.policy, batch, everything, context.step, values=self.beside)
         found, more = self.advantages(batch, everything, scores, context)
         metrics |= more
         metrics["advantage_abs/mean"] = mean_of(found.advantages_N.abs(), scores.weights_N > 0)
@@ -84,7 +88,7 @@ class PolicyGradient(PolicyObjective):
         """The clipped surrogate, with entropy bonus and `penalty`."""
         assert self._targets is not None, "prepare comes before loss"
         targets, config, index_M = self._targets, self.config, microbatch.index_M
-        scored = self.policy.score(microbatch, entropy=bool(config.entropy_bonus or config.bypass))
+        scored = self.policy.score(microbatch, entropy=bool(config.entropy_bonus or config.bypass), values=self.beside)
         weights_M = targets.weights_N[index_M]
         if scored.outside_M is not None:
             # The policy would no longer sample them: pi / pi_prox is 0 there, and has no gradient.
@@ -104,11 +108,11 @@ class PolicyGradient(PolicyObjective):
             if config.entropy_bonus:
                 loss = loss - config.entropy_bonus * entropy
             metrics["update_entropy/mean"] = entropy.detach()
-        penalty, found = self.penalty(scored.logprobs_M, weights_M, targets, microbatch, denominator)
+        penalty, found = self.penalty(scored, weights_M, targets, microbatch, denominator)
         yield (loss if penalty is None else loss + penalty), metrics | found
 
     def penalty(
-        self, logprobs_M: Tensor, weights_M: Tensor, targets: Targets, microbatch: Microbatch, denominator: float
+        self, scored: Scored, weights_M: Tensor, targets: Targets, microbatch: Microbatch, denominator: float
     ) -> tuple[Tensor | None, Metrics]:
         """A further term of the policy's loss; None: there is none."""
         return None, {}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from learners.core.agreement import blame
 from learners.core.batch import Batch
+from learners.core.head import Beside
 from learners.core.packing import Microbatch
 from learners.core.policy import Policy
 from learners.policy_gradient.advantages import GAE, GroupRelative, token_rewards, whiten
@@ -34,6 +35,8 @@ class Scores:
     """Importance weights, 0 for masked tokens: those train nothing, neither policy nor critic, and are in no mean."""
     reference_N: Tensor | None
     """Log-probs of the frozen reference; None: there is none."""
+    live_values_N: Tensor | None = None
+    """Of a critic that shares the policy's body and was computed in the same pass; None: there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,30 +88,42 @@ def _are_finite(parts: Sequence[Tensor]) -> bool:
     return all(bool(torch.isfinite(one).all()) for one in parts)
 
 
-SCORED = ("logprobs", "entropy", "outside", "reference")
+SCORED = ("logprobs", "entropy", "outside")
 
 
-def _scores(policy: Policy, microbatch: Microbatch) -> tuple[Tensor, ...]:
-    """Of the policy before the first update, in the order of SCORED, [M] each; the reference where there is one."""
-    scored = policy.score(microbatch, entropy=True, reference=policy.has_reference)
+def _scores(policy: Policy, values: Beside | None, microbatch: Microbatch) -> tuple[Tensor, ...]:
+    """Of the policy before the first update, in the order of SCORED, [M] each; then the values, and last the
+    reference, where they exist."""
+    scored = policy.score(microbatch, entropy=True, reference=policy.has_reference, values=values)
     assert scored.entropy_M is not None
     nothing = torch.zeros_like(scored.logprobs_M)
     outside_M = nothing if scored.outside_M is None else scored.outside_M.float()
-    reference = () if scored.reference_M is None else (scored.reference_M,)
-    return (scored.logprobs_M, scored.entropy_M, outside_M, *reference)
+    more = [one for one in (scored.values_M, scored.reference_M) if one is not None]
+    return (scored.logprobs_M, scored.entropy_M, outside_M, *more)
 
 
 @torch.no_grad()
 def policy_targets(
-    config: PolicyGradientConfig, policy: Policy, batch: Batch, microbatches: Sequence[Microbatch], step: int
+    config: PolicyGradientConfig,
+    policy: Policy,
+    batch: Batch,
+    microbatches: Sequence[Microbatch],
+    step: int,
+    *,
+    values: Beside | None = None,
 ) -> tuple[Scores, Metric]:
-    """Scores of a batch, and metrics of the distance between the policies."""
+    """Scores of a batch, and metrics of the distance between the policies. values: a head whose values are computed in
+    the same pass."""
     metrics: Metric = {}
     behaviour_N = torch.from_numpy(batch.behaviour_N).to(policy.device)
     version_N = torch.from_numpy(batch.version_N).to(policy.device)
-    prox_N, reference_N, outside_N = behaviour_N, None, torch.zeros_like(version_N, dtype=torch.bool)
+    prox_N, reference_N, values_N = behaviour_N, None, None
+    outside_N = torch.zeros_like(version_N, dtype=torch.bool)
     if not config.bypass or policy.filters:
-        scored = dict(zip(SCORED, gather(policy, batch, microbatches, partial(_scores, policy)), strict=False))
+        names = SCORED + ("values",) * (values is not None) + ("reference",) * policy.has_reference
+        found = gather(policy, batch, microbatches, partial(_scores, policy, values))
+        scored = dict(zip(names, found, strict=True))
+        values_N = scored.get("values")
         prox_N = prox_N if config.bypass else scored["logprobs"]
         metrics["entropy/mean"] = float(scored["entropy"].mean())
         reference_N, outside_N = scored.get("reference"), scored["outside"] > 0
@@ -143,7 +158,7 @@ def policy_targets(
     if bool(fresh_N.any()):
         # Only the engine's arithmetic separates mu from pi_prox here.
         metrics["mismatch_gap_fresh/mean"] = float((prox_N - behaviour_N).abs()[fresh_N].mean())
-    return Scores(prox_N=prox_N, weights_N=weights_N, reference_N=reference_N), metrics
+    return Scores(prox_N=prox_N, weights_N=weights_N, reference_N=reference_N, live_values_N=values_N), metrics
 
 
 def group_advantages(config: PolicyGradientConfig, batch: Batch, kept_N: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ OTHER_NAMES = {
     "max_new_tokens": "max_tokens",
     "num_generations": "group_size",
     "kl_coef": "kl_coefficient",
+    "vf_coef": "value_coefficient",
 }
 """Other trainers' names of keys."""
 _WORDS = {

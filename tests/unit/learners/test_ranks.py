@@ -29,7 +29,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_llama(tmp_path_factory.mktemp("llama"))
 
 
+SHARED = {"critic": "shared", "value_coefficient": 0.5}
 CASES = [(name, {}) for name in (*RUNS, *OFFLINE)] + [(name, {"lora": True}) for name in ("ppo", "dpo")]
+CASES += [("ppo", SHARED), ("ppo", {"critic": "shared", "lora": True, "critic_warmup_steps": 2})]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def results(llama: str) -> dict[int, list[list[Result]]]:
     return {2: run_on_ranks(2, train_all, CASES, llama), 1: [train_all(ALONE, CASES, llama)]}
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda n: f"{CASES[n][0]}{'-lora' if CASES[n][1] else ''}")
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda n: "-".join([CASES[n][0], *CASES[n][1]]))
 def test_two_ranks_train_what_one_process_trains(results: dict[int, list[list[Result]]], case: int):
     (first, second), (alone,) = ([one[case] for one in results[size]] for size in (2, 1))
     assert first["losses"] == second["losses"]
