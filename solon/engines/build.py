@@ -17,7 +17,6 @@ from solon.errors import InputError, loading
 from solon.host.priority import give_way
 from solon.models.facts import is_reward_architecture
 
-
 _meetings: dict[str, Future[Meeting]] = {}
 """Of the engines of several processes that this process leads, by name."""
 _lock = threading.Lock()

@@ -178,9 +178,7 @@ class VllmEngine:
         sent = SentTensors(weights)
         with TURN, self._computing("comparing its weights", RAISED_BY_LIBRARIES):
             live = live_tensors(live_model(self._core))
-            return one_check(
-                self._ranks.exchange(self._live.check(live, sent, salt=weights.version, dtype=self.dtype))
-            )
+            return one_check(self._ranks.exchange(self._live.check(live, sent, salt=weights.version, dtype=self.dtype)))
 
     def _learn_layout(self, weights: Weights) -> None:
         from solon.engines.vllm_weights import learn_layout, live_model

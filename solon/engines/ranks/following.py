@@ -1,8 +1,8 @@
 """A rank that follows: it does what the first one tells, in the same order, until that one ends.
 
-    follower = Follower(config, name="rollout-0", rank=1, build=...)
-    follower.give(weights)      # from another thread, before the first rank loads them
-    follower.run(meeting)       # returns when the first rank has closed the engine
+follower = Follower(config, name="rollout-0", rank=1, build=...)
+follower.give(weights)      # from another thread, before the first rank loads them
+follower.run(meeting)       # returns when the first rank has closed the engine
 """
 
 from __future__ import annotations

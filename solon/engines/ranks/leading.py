@@ -14,7 +14,7 @@ from typing import Any
 
 from solon.engines.base import Completion, Engine, EngineConfig, Request, TokenizerLike
 from solon.engines.progress import NOTHING
-from solon.engines.ranks.meeting import EngineRanks, FirstRank, Meeting
+from solon.engines.ranks.meeting import FirstRank, Meeting
 from solon.records import WeightCheck, Weights
 
 Key = tuple[int, int, str]
@@ -136,5 +136,3 @@ class LeadingEngine:
 def key_of(weights: Weights) -> Key:
     """The name of these weights among the ranks."""
     return weights.version, weights.incarnation, weights.fingerprint
-
-
