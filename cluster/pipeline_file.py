@@ -259,7 +259,12 @@ def _refuse_keys_of_pools(given: Mapping[str, Any], stages: Sequence[Stage], sou
 
 
 def _key_of_pool(pool: str, key: str) -> str:
-    return f"pools.{pool}.size" if key == "num_actors" else PoolSpec(role="any").called(pool, f"pools.{pool}").key(key)
+    key = {"num_actors": "size", "tensor_parallel": "num_ranks"}.get(key, key)
+    return (
+        f"pools.{pool}.{key}"
+        if key in ("size", "num_ranks")
+        else PoolSpec(role="any").called(pool, f"pools.{pool}").key(key)
+    )
 
 
 def _listed(raw: Mapping[str, Any], path: Path) -> list[tuple[int, Any]]:

@@ -146,10 +146,10 @@ def _fit_cpus(run: RunFile, cpus: float) -> tuple[RunFile, list[str]]:
     """Lower the defaults until all actors fit; values that a person set stay."""
     pools = run.workers
     free = {name: pool for name, pool in pools.items() if "num_cpus" not in pool.placement.model_fields_set}
-    actors = sum(pool.size for pool in free.values())
+    actors = sum(pool.size * pool.num_ranks for pool in free.values())
     if run.cpus <= cpus or not actors:
         return run, []
-    taken = sum(pool.size * pool.placement.num_cpus for name, pool in pools.items() if name not in free)
+    taken = run.cpus - sum(pool.size * pool.num_ranks * pool.placement.num_cpus for pool in free.values())
     share = math.floor((cpus - taken) / actors * 100) / 100
     if share < LEAST_SHARE:
         return run, []

@@ -8,9 +8,21 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from cluster.config.labels import Labels
-from cluster.config.sections import MOST_RANKS, MOST_WORKERS, EngineSection, LearnSection, Quantity, Section, Share
+from cluster.config.sections import (
+    MOST_RANKS,
+    MOST_WORKERS,
+    EngineSection,
+    LearnSection,
+    Quantity,
+    Section,
+    Share,
+    refuse_shared_ranks,
+)
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.files.marks import MayChange, ModelName
+
+WITH_RANKS = ("learner", "rollout", "judge", "audit")
+"""Roles whose workers may be several processes."""
 
 
 class Placement(Section):
@@ -38,15 +50,18 @@ class PoolSpec(Section):
     placement: Annotated[Placement, MayChange()] = Placement()
     """Where the workers run."""
     num_ranks: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS, strict=True)
-    """Processes of one worker that compute together on one node, each placed alike; only a learner has several."""
+    """Processes of one worker that compute together on one node, each placed alike: the ranks of an engine
+    (`tensor_parallel` in a run file) or of the learner."""
     _name: str = PrivateAttr("")
     _section: str = PrivateAttr("")
     _is_numbered: bool = PrivateAttr(True)
 
     @model_validator(mode="after")
-    def _only_a_learner_has_ranks(self) -> Self:
-        if self.num_ranks > 1 and self.role != "learner":
+    def _only_some_roles_have_ranks(self) -> Self:
+        if self.num_ranks > 1 and self.role not in WITH_RANKS:
             raise ValueError(f"num_ranks = {self.num_ranks} in a pool of role {self.role!r}, expected 1; set size")
+        if self.role != "learner":
+            refuse_shared_ranks("num_ranks", self.num_ranks, self.placement.num_gpus, self.engine.backend)
         return self
 
     @property
@@ -86,7 +101,14 @@ class PoolSpec(Section):
 def pool_of(role: str, model: str, settings: EngineSection, *, name: str, section: str) -> PoolSpec:
     """The pool that a section of a run file describes. Values that were set there stay distinct from defaults."""
     given = {key: getattr(settings, key) for key in Placement.model_fields if key in settings.model_fields_set}
-    pool = PoolSpec(role=role, model=model, size=settings.num_actors, engine=settings, placement=Placement(**given))
+    pool = PoolSpec(
+        role=role,
+        model=model,
+        size=settings.num_actors,
+        engine=settings,
+        placement=Placement(**given),
+        num_ranks=settings.tensor_parallel,
+    )
     return pool.called(name, section)
 
 
@@ -103,7 +125,7 @@ def as_section(pool: PoolSpec) -> EngineSection:
         key: getattr(pool.engine, key) for key in EngineOptions.model_fields if key in pool.engine.model_fields_set
     }
     placement = {key: getattr(pool.placement, key) for key in pool.placement.model_fields_set}
-    return EngineSection(**engine, **placement, num_actors=max(1, pool.size))
+    return EngineSection(**engine, **placement, num_actors=max(1, pool.size), tensor_parallel=pool.num_ranks)
 
 
 def changes(section: EngineSection | LearnSection, pool: PoolSpec) -> Mapping[str, Any]:
@@ -113,6 +135,7 @@ def changes(section: EngineSection | LearnSection, pool: PoolSpec) -> Mapping[st
         found["num_ranks"] = pool.num_ranks
     if isinstance(section, EngineSection):
         found |= {key: getattr(pool.engine, key) for key in EngineOptions.model_fields}
+        found["tensor_parallel"] = pool.num_ranks
     return {key: value for key, value in found.items() if getattr(section, key) != value}
 
 

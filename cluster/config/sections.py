@@ -34,9 +34,9 @@ def _as_ray_counts(quantity: float) -> float:
 def _one_device(quantity: float) -> float:
     if quantity > 1:
         raise ValueError(
-            f"got {quantity:g}, expected at most 1: an engine is not divided over several GPUs (no tensor "
-            "parallelism), and a learner has one in each rank, so all but one would be idle; set 1, and num_actors for "
-            "more engines, or learn.num_ranks"
+            f"got {quantity:g}, expected at most 1: each rank of an engine and of a learner has one GPU, all but one "
+            "would be idle; set 1, and tensor_parallel for an engine of several GPUs, num_actors for more engines, or "
+            "learn.num_ranks"
         )
     return _as_ray_counts(quantity)
 
@@ -45,6 +45,22 @@ Quantity = Annotated[float, Field(ge=0), AfterValidator(_as_ray_counts)]
 """Ray CPUs per actor: a fraction of one, or a whole number."""
 Share = Annotated[float, Field(ge=0), AfterValidator(_one_device)]
 """Ray GPUs per actor: none, a fraction of one, or one."""
+
+
+def refuse_shared_ranks(key: str, ranks: int, gpus: float, backend: str) -> None:
+    """Raises ValueError for an engine of several ranks that cannot be one. key: sets the number of ranks."""
+    if ranks == 1:
+        return
+    if backend != "vllm":
+        raise ValueError(
+            f"{key} = {ranks} with backend = {backend!r}, expected 'vllm', which alone divides a model; set it, or "
+            f"{key} = 1"
+        )
+    if 0 < gpus < 1:
+        raise ValueError(
+            f"{key} = {ranks} with num_gpus = {gpus:g}, expected one GPU for each rank: ranks that share a device save "
+            f"no memory; set num_gpus = 1, or {key} = 1"
+        )
 
 
 class Section(BaseModel):
@@ -65,11 +81,23 @@ class EngineSection(EngineOptions):
     memory."""
     labels: Annotated[Labels, MayChange()] = Field(default_factory=dict)
     """Label selector: these actors run only on nodes with these labels. Empty: on any node."""
+    tensor_parallel: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS)
+    """Processes that compute one engine together on one node, each with a part of every large tensor; `num_cpus`,
+    `num_gpus`, `threads` and `kv_cache_gib` are those of one of them."""
+
+    @model_validator(mode="after")
+    def _ranks_compute_alone(self) -> Self:
+        refuse_shared_ranks("tensor_parallel", self.tensor_parallel, self.num_gpus, self.backend)
+        return self
 
     def engine(self, model: str, *, seed: int) -> EngineConfig:
         """The configuration of the engine, with a default length fitted to the model's context."""
         config = engine_config(model, self, seed=seed)
-        placed = {"device": "gpu" if self.num_gpus else "cpu", "shares_device": 0 < self.num_gpus < 1}
+        placed = {
+            "device": "gpu" if self.num_gpus else "cpu",
+            "shares_device": 0 < self.num_gpus < 1,
+            "tensor_parallel": self.tensor_parallel,
+        }
         return config.model_copy(update=placed)
 
 

@@ -71,7 +71,8 @@ def _engine(pool: PoolSpec, model: str, sizes: dict[str, ModelSizes | None], dev
     share, known = pool.placement.num_gpus, sizes.get(model)
     parts, total = None, 0
     if known is not None:
-        found = engine_memory(known, pool.engine, on_gpu=share > 0, reloads=pool.role == "rollout", device=device)
+        reloads, known = pool.role == "rollout", known.share(pool.num_ranks)
+        found = engine_memory(known, pool.engine, on_gpu=share > 0, reloads=reloads, device=device)
         parts = {
             "weights": found.weights,
             "cache": found.cache,
@@ -80,7 +81,8 @@ def _engine(pool: PoolSpec, model: str, sizes: dict[str, ModelSizes | None], dev
         }
         total = found.total
     role = SHOWN.get(pool.role, pool.role)
-    return RoleMemory(role=role, model=model, actors=pool.size, share=share, parts=parts, total=total)
+    actors = pool.size * pool.num_ranks
+    return RoleMemory(role=role, model=model, actors=actors, share=share, parts=parts, total=total)
 
 
 def _learner(run: RunFile, sizes: ModelSizes | None) -> RoleMemory:

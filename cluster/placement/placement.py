@@ -189,7 +189,9 @@ def _too_few(demands: Sequence[Demand], supply: Supply) -> str | None:
     """Whether too few nodes have room for one actor of a section."""
     for demand, count in _alike(demands):
         if (slots := _most(((place.slots(demand), place) for place in supply.places), supply.room)) < count:
-            fewer = ", or num_ranks" if demand.section == "learn" else ""
+            fewer = (
+                ", or num_ranks" if demand.section == "learn" else ", or tensor_parallel" if demand.has_ranks else ""
+            )
             change = f"; lower num_cpus or num_gpus{fewer}" + (" or change labels" if demand.labels else "")
             more = "raise max_workers of a node type that fits" if supply.grows else "join a larger cluster"
             return (

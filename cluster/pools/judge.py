@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from cluster.config.pools import PoolSpec
 from cluster.pools.base import PoolContext, Role
+from cluster.pools.ranks import engine_of, on_one_node
+from solon.engines.base import EngineConfig
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.judges.assembly import Source
 from solon.feedback.judges.endpoint_judge import EndpointFile
@@ -30,6 +32,8 @@ class JudgeRole(Role):
             "threads": pool.engine.threads,
         }
         actor, places = self._actor or JudgeActor, self.groups_at_once(pool, context)
+        if pool.num_ranks > 1 and isinstance(source, EngineConfig):
+            return [_group(self._actor, pool, name, source, settings, context, places) for name in pool.worker_names]
         return [
             RemoteJudge(
                 context.spawner(actor, pool, name, source, settings, context.constitution, **named),
@@ -49,6 +53,24 @@ class JudgeRole(Role):
 
     def supervised(self, workers: Sequence[Any], context: PoolContext) -> list[Any]:
         return [SupervisedJudge(worker, context.guard(worker)) for worker in workers]
+
+
+def _group(
+    actor: Any,
+    pool: PoolSpec,
+    name: str,
+    source: EngineConfig,
+    settings: FeedbackConfig,
+    context: PoolContext,
+    places: int,
+) -> Any:
+    """A judge on an engine of several ranks: it has no further judges."""
+    from actors.engine_group import LeadingJudgeActor, RemoteJudgeGroup
+
+    config = engine_of(source, context)
+    arguments = (config, settings, context.constitution)
+    group = on_one_node(actor or LeadingJudgeActor, pool, name, config, context, arguments, {"secret": context.secret})
+    return RemoteJudgeGroup(**group, groups_at_once=places)
 
 
 def source_of(model: str, pool: PoolSpec, context: PoolContext) -> Source:

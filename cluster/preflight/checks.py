@@ -18,6 +18,7 @@ from cluster.preflight.frames import unused_args
 from cluster.preflight.judges import check_frame, check_labels, check_reward_model, check_room
 from cluster.preflight.models import check_lora, check_model, remarks
 from cluster.preflight.prompt_inputs import read_prompts
+from cluster.preflight.ranks import check_ranks
 from cluster.preflight.settings import check_programs_apply, check_store, remarks_on_settings
 from solon.constitution.constitution import Constitution
 from solon.engines.base import EngineOptions
@@ -193,7 +194,11 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
         notes.append(not_looked_up("policy", run.policy))
     else:
         warnings += remarks(policy, role="policy")
-        warnings += check_engine(policy, run.rollout, role="policy", section="rollout", on_cpu=on_cpu(run.rollout))
+        pool = run.workers[run.policy_pool]
+        check_ranks(policy, pool, role="policy")
+        warnings += check_engine(
+            policy, run.rollout, role="policy", section="rollout", on_cpu=on_cpu(run.rollout), ranks=pool.num_ranks
+        )
         warnings += unused_args(policy, run.rollout, role="policy", section="rollout")
         check_stops(policy, run.rollout)
         if run.learn.lora is not None:
@@ -210,7 +215,9 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
             notes.append(not_looked_up(role, model))
             continue
         warnings += remarks(judge, role=role)
-        warnings += check_engine(judge, engine, role=role, section=section, on_cpu=not pool.placement.num_gpus)
+        check_ranks(judge, pool, role=role, others=len(run.feedback.panel) if pool.role == "judge" else 0)
+        on_host = not pool.placement.num_gpus
+        warnings += check_engine(judge, engine, role=role, section=section, on_cpu=on_host, ranks=pool.num_ranks)
         warnings += _check_questions(judge, run, constitution, engine, role=role, task=task)
         warnings += unused_args(judge, engine, role=role, section=section)
     if (encoder := run.feedback.semantic.model) and check_model(encoder, role=ENCODER, kind="encoder") is None:

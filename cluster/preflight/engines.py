@@ -19,15 +19,18 @@ _BYTES = {"bfloat16": 2, "float16": 2}
 _GIB = 1 << 30
 
 
-def check_engine(facts: ModelFacts, options: EngineOptions, *, role: str, section: str, on_cpu: bool) -> list[str]:
-    """Raises InputError for what an engine refuses; returns warnings. section: where its settings stand."""
+def check_engine(
+    facts: ModelFacts, options: EngineOptions, *, role: str, section: str, on_cpu: bool, ranks: int = 1
+) -> list[str]:
+    """Raises InputError for what an engine refuses; returns warnings. section: where its settings stand. ranks: of one
+    engine."""
     found = []
     try:
         fit_length(options, facts.context, where=f"{section}.max_model_len")
         require_same_numbers(facts.config, backend=options.backend, max_model_len=_length(facts, options))
         if on_cpu and options.backend == "vllm":
             _check_heads(facts, section)
-            _check_cache(facts, options, section)
+            _check_cache(facts, options, section, ranks)
             _check_dtype(facts, options, section)
     except InputError as error:
         raise InputError(f"{role} model {facts.path}: {error}") from None
@@ -83,14 +86,14 @@ def _check_dtype(facts: ModelFacts, options: EngineOptions, section: str) -> Non
         )
 
 
-def _check_cache(facts: ModelFacts, options: EngineOptions, section: str) -> None:
-    """One request of full length must fit into the cache."""
+def _check_cache(facts: ModelFacts, options: EngineOptions, section: str, ranks: int) -> None:
+    """One request of full length must fit into the cache of a rank."""
     text, size = facts.text, facts.head_size
     layers, heads = text.get("num_hidden_layers"), text.get("num_key_value_heads", text.get("num_attention_heads"))
     if size is None or not isinstance(layers, int) or not isinstance(heads, int) or text.get("sliding_window"):
         return
     length = _length(facts, options)
-    needed = 2 * layers * heads * size * _BYTES.get(options.dtype, 4) * length
+    needed = 2 * layers * -(-heads // ranks) * size * _BYTES.get(options.dtype, 4) * length
     given = CPU_CACHE_GIB if options.kv_cache_gib is None else options.kv_cache_gib
     if needed > given * _GIB:
         raise InputError(

@@ -78,6 +78,10 @@ class EngineConfig(EngineOptions):
     """Other processes compute on the same GPU."""
     reloads: bool = False
     """It gets new weights while it runs and needs memory for a second copy of them."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Processes that compute it together; above 1 `solon.engines.ranks` builds it."""
+    rank_timeout_s: float = Field(600.0, gt=0)
+    """How long one of these processes waits for the others, seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

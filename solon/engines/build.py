@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
+from concurrent.futures import Future
+from typing import Any
 
 from solon.engines.base import Engine, EngineConfig
 from solon.engines.checkpoint import architecture, model_settings, require_model
 from solon.engines.device import require_build, vllm_build
+from solon.engines.ranks.leading import LeadingEngine
+from solon.engines.ranks.meeting import EngineRanks, Meeting
 from solon.engines.same_numbers import require_same_numbers
 from solon.errors import InputError, loading
 from solon.host.priority import give_way
 from solon.models.facts import is_reward_architecture
 
+_meetings: dict[str, Future[Meeting]] = {}
+"""Of the engines of several processes that this process leads, by name."""
+_lock = threading.Lock()
+
 
 def build_engine(config: EngineConfig, *, name: str) -> Engine:
     """Loads the model and returns the configured engine. Takes seconds; imports torch.
 
-    Call it in the thread that will step the engine (`EngineRunner` does). Raises InputError when the model or the
-    backend is not available.
+    Call it in the thread that will step the engine (`EngineRunner` does). With `tensor_parallel` above 1 this process
+    leads, and waits for the others to come to `meeting_of(name)`. Raises InputError when the model or the backend is
+    not available.
     """
+    if config.tensor_parallel == 1:
+        return build_rank(config, name=name)
+    return LeadingEngine(config, name=name, opened=meeting_of(name).set_result, build=build_rank)
+
+
+def meeting_of(name: str) -> Future[Meeting]:
+    """Where the other ranks of an engine of this process find it: known as soon as it is being built."""
+    with _lock:
+        return _meetings.setdefault(name, Future())
+
+
+def build_rank(config: EngineConfig, *, name: str, ranks: EngineRanks = EngineRanks(), store: Any = None) -> Engine:
+    """This process's part of an engine; all of it where `ranks` is one process. store: where the ranks meet."""
     require_model(config)
     if is_reward_architecture(found := architecture(config)):
         raise InputError(
@@ -31,7 +54,7 @@ def build_engine(config: EngineConfig, *, name: str) -> Engine:
     if config.backend == "vllm":
         remedy += "; `max_model_len`, `kv_cache_gib` and `gpu_memory_utilization` must fit it too"
     with loading(f"{name}: the model {config.model!r}", remedy=remedy):
-        return _built(config, name)
+        return _built(config, name, ranks, store)
 
 
 def require_vllm(config: EngineConfig, name: str) -> None:
@@ -44,11 +67,16 @@ def require_vllm(config: EngineConfig, name: str) -> None:
     require_build(config.device, vllm_build(), name)
 
 
-def _built(config: EngineConfig, name: str) -> Engine:
+def _built(config: EngineConfig, name: str, ranks: EngineRanks, store: Any) -> Engine:
     try:
         require_same_numbers(model_settings(config), backend=config.backend, max_model_len=config.max_model_len)
     except InputError as error:
         raise InputError(f"model {config.model!r}: {error}") from None
+    if config.backend == "transformers" and ranks.size > 1:
+        raise InputError(
+            f"model {config.model!r}: tensor_parallel = {ranks.size} with backend = 'transformers', expected 'vllm'; set "
+            "it, or tensor_parallel = 1"
+        )
     if config.backend == "transformers":
         from solon.engines.transformers import TransformersEngine
 
@@ -56,4 +84,4 @@ def _built(config: EngineConfig, name: str) -> Engine:
     require_vllm(config, name)
     from solon.engines.vllm import VllmEngine
 
-    return VllmEngine(config, name=name)
+    return VllmEngine(config, name=name, ranks=ranks, store=store)

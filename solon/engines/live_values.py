@@ -35,6 +35,24 @@ class Live:
     """That C."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Rows (empty: all), and columns of all parts (None: all); from the first to before the last."""
+
+    rows: tuple[tuple[int, int, int], ...] = ()
+    """Pieces in the order of the live rows: number of the part, first, last."""
+    columns: tuple[int, int] | None = None
+
+    def of(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Views. A vector has one column, which is never cut."""
+        if self.rows:
+            parts = [parts[number][first:last] for number, first, last in self.rows]
+        if self.columns is None:
+            return list(parts)
+        first, last = self.columns
+        return [part[:, first:last] if part.ndim > 1 else part for part in parts]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """How a live tensor is made of the tensors in the file: stacked; stacked after transposing each; or stacked with
@@ -43,6 +61,8 @@ class Layout:
     form: Literal["stacked", "transposed", "reordered"]
     order_R: torch.Tensor | None = None
     """Only for `reordered`: the stacked row that each live row holds."""
+    cut: Cut | None = None
+    """What a rank of several holds of each part, after transposing; None: all of it."""
 
 
 STACKED, TRANSPOSED = Layout("stacked"), Layout("transposed")
@@ -71,6 +91,10 @@ def holds(live: Live, parts: Sequence[torch.Tensor], layout: Layout, *, salt: in
         if any(part.ndim != 2 for part in parts):
             return False
         parts = [part.T for part in parts]
+    if layout.cut is not None:
+        if any(not part.ndim for part in parts):
+            return False
+        parts = layout.cut.of(parts)
     if live.multiply is None:
         return _tensor_holds(live, parts, layout)
     import torch
@@ -79,6 +103,28 @@ def holds(live: Live, parts: Sequence[torch.Tensor], layout: Layout, *, salt: in
         return False
     held_RK, sent_RK = read
     return torch.equal(held_RK, sent_RK if layout.order_R is None else sent_RK[layout.order_R])
+
+
+def shape_of(live: Live) -> tuple[int, ...]:
+    """Rows, with those that pad, and columns; of a packed copy too."""
+    if live.multiply is None:
+        assert live.tensor is not None
+        return tuple(live.tensor.shape)
+    import torch
+
+    return live.multiply(torch.zeros(1, live.width, dtype=live.dtype)).shape[1], live.width
+
+
+def some_columns(live: Live, parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same columns of a live matrix, [R, K], and of all rows of the parts, [S, K]."""
+    rows, width = shape_of(live)
+    column_K = _columns(rows, width, 0)
+    if live.multiply is None:
+        assert live.tensor is not None
+        held_RK = live.tensor.detach().index_select(1, column_K.to(live.tensor.device))
+    else:
+        held_RK = live.multiply(_identity(column_K, live)).T
+    return _flushed(held_RK), _flushed(_sent_columns(parts, column_K, live.dtype))
 
 
 def row_order(live: Live, parts: Sequence[torch.Tensor]) -> torch.Tensor | None:

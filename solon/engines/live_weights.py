@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from solon.engines.digest import digest_tensors
 from solon.engines.live_values import STACKED, TRANSPOSED, Layout, Live, has_equal_rows, holds, row_order
+from solon.engines.ranks.meeting import EngineRanks
+from solon.engines.ranks.shares import is_a_share, layout_of_share
 from solon.errors import AttestationError
 from solon.records import WeightCheck
 
@@ -48,9 +50,11 @@ class LiveWeights:
         checkpoint: Mapping[str, torch.Tensor],
         *,
         joined: Mapping[str, Sequence[str]] = JOINED,
+        ranks: EngineRanks = EngineRanks(),
     ) -> None:
         if not live:
             raise AttestationError("the engine shows no live tensor, expected its weights: nothing can be compared")
+        self._ranks = ranks
         self._in_file = tuple(checkpoint)
         self._file_keys = _by_key(checkpoint)
         self._plans = self._learn(live, checkpoint, joined)
@@ -88,9 +92,9 @@ class LiveWeights:
             parts = [checkpoint[name] for name in sources]
             weight = re.sub(r"bias$", "weight", one.loaded_as)
             if weight != one.loaded_as and weight in layouts:
-                layout = _layout_of_bias(one, parts, layouts[weight])
+                layout = _layout_of_bias(one, parts, layouts[weight], self._ranks)
             else:
-                layout = _layout(one, parts)
+                layout = _layout(one, parts, self._ranks)
             layouts[one.loaded_as] = layouts.get(one.loaded_as) or layout
             if layout is not None:
                 plans[one.name] = _Plan(sources, layout)
@@ -211,10 +215,12 @@ def _layer(name: str) -> str:
     return found[1] if found else _key(name).partition(".")[0]
 
 
-def _layout(live: Live, parts: Sequence[torch.Tensor]) -> Layout | None:
+def _layout(live: Live, parts: Sequence[torch.Tensor], ranks: EngineRanks) -> Layout | None:
     """How a live tensor that holds the values of these parts is made of them; None when it cannot be determined."""
     if not parts:
         return None
+    if ranks.size > 1 and is_a_share(live, parts):
+        return layout_of_share(live, parts, ranks)
     stacked, transposed = (holds(live, parts, layout, salt=0) for layout in (STACKED, TRANSPOSED))
     if stacked and transposed:
         return None  # square and symmetric (all zeros, for example): both layouts are possible
@@ -226,14 +232,18 @@ def _layout(live: Live, parts: Sequence[torch.Tensor]) -> Layout | None:
     return _reordered(live, parts)
 
 
-def _layout_of_bias(live: Live, parts: Sequence[torch.Tensor], weight: Layout | None) -> Layout | None:
+def _layout_of_bias(
+    live: Live, parts: Sequence[torch.Tensor], weight: Layout | None, ranks: EngineRanks
+) -> Layout | None:
     """A bias has the row order of its weight, which is visible even if the bias's own rows are equal."""
     if not parts:
         return None
     if weight is not None and _has_rows_of(weight, parts):
-        layout = STACKED if weight.form == "transposed" else weight
+        layout = Layout("stacked", cut=weight.cut) if weight.form == "transposed" else weight
         if holds(live, parts, layout, salt=0):
             return layout
+    if ranks.size > 1 and is_a_share(live, parts):
+        return layout_of_share(live, parts, ranks)
     if _order_is_hidden(parts):
         return None
     return STACKED if holds(live, parts, STACKED, salt=0) else _reordered(live, parts)

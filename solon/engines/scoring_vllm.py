@@ -11,6 +11,7 @@ from solon.engines.failures import computing
 from solon.engines.scoring import Tokens
 from solon.engines.tokens import ChatTokenizer
 from solon.engines.vllm_build import TURN, prepare_process, start_vllm, stop_vllm
+from solon.errors import InputError
 
 
 class VllmScoring:
@@ -18,6 +19,11 @@ class VllmScoring:
 
     def __init__(self, config: EngineConfig, *, name: str) -> None:
         self.name = name
+        if config.tensor_parallel > 1:
+            raise InputError(
+                f"tensor_parallel = {config.tensor_parallel} with the reward model {config.model!r}, expected a language "
+                "model; set 1"
+            )
         prepare_process(config)
         self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code, settings=config)
         self._llm = start_vllm(config, pooling=True)

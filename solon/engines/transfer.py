@@ -9,6 +9,7 @@ methods of the engine's `WeightLoader`, with tensors that it received itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from solon.engines.chunks import tensors_of
@@ -41,20 +42,24 @@ def load(
     who: str,
     poison: Callable[[str], None],
     read: Callable[[Sequence[Leaf], Chunk], Sequence[tuple[str, Any]]] = tensors_of,
+    together: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Verify all chunks, then load one after the other; each is dropped before the next is opened.
 
     Until the loader has started nothing is changed: a version that is damaged (AttestationError), lost
     (PayloadLostError) or of another model leaves the engine as it was. Whatever ends the loading later leaves a mixture
     of two versions, so `poison` is called with the reason: the engine must refuse all work from then on. who: the
-    engine's name.
+    engine's name. together: a block that the ranks of an engine enter and leave together, and in which an error of
+    one is raised in all: none loads what another one refuses.
     """
-    verify(weights, who)
-    loader.start(weights)
+    with together():
+        verify(weights, who)
+        loader.start(weights)
     try:
-        for number, leaves in enumerate(by_chunk(weights)):
-            loader.chunk(read(leaves, weights.chunks[number]))
-        loader.finish()
+        with together():
+            for number, leaves in enumerate(by_chunk(weights)):
+                loader.chunk(read(leaves, weights.chunks[number]))
+            loader.finish()
     except BaseException as error:
         reason = f"loading weights {weights.version} failed half-way: {error}"
         poison(reason)

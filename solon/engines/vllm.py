@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import zlib
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.live_weights import LiveWeights
 from solon.engines.progress import NOTHING, Progress, news
 from solon.engines.queue import Queue
+from solon.engines.ranks.meeting import EngineRanks
+from solon.engines.ranks.reports import one_check, one_checksum
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
 from solon.engines.transfer import load
@@ -47,8 +50,14 @@ class VllmEngine:
     Raises InputError when the model cannot be loaded.
     """
 
-    def __init__(self, config: EngineConfig, *, name: str) -> None:
+    def __init__(
+        self, config: EngineConfig, *, name: str, ranks: EngineRanks = EngineRanks(), store: Any = None
+    ) -> None:
+        """ranks: the place of this process among those that compute the engine together. store: where they meet."""
         self.name = name
+        self._ranks = ranks
+        self.trail = 0
+        """Depends on every token of every request: equal on all ranks as long as they compute the same."""
         self.version = 0
         self.config = config
         self._salts = (f"weights-{count}" for count in itertools.count())
@@ -58,7 +67,7 @@ class VllmEngine:
         prepare_process(config)
         self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code, settings=config)
         self._quantised = is_quantised(config)
-        self._llm = start_vllm(config)
+        self._llm = start_vllm(config, ranks=ranks, store=store)
         self._client = self._llm.engine_core
         self._core = self._client.engine_core
         self._vocab_size = int(self._llm.model_config.get_vocab_size())
@@ -141,7 +150,7 @@ class VllmEngine:
         self._take_back_unbegun()
         loader = LayerwiseLoader(live_model(self._core), self._llm.vllm_config, learn=self._learn_layout)
         with TURN, self._computing(f"loading weights {weights.version}"):
-            load(weights, loader, who=self.name, poison=self._poison)
+            load(weights, loader, who=self.name, poison=self._poison, together=self._ranks.together)
         # A prefix cached under other weights has another salt, so no request finds it. Neither version nor fingerprint
         # serves as salt: a replaced learner may train a version again with other weights, and for weights that were
         # loaded before there are keys and values that running requests computed with later ones.
@@ -152,7 +161,7 @@ class VllmEngine:
         from solon.engines.vllm_weights import live_checksum, live_model
 
         with self._computing("summing up its weights", RAISED_BY_LIBRARIES):
-            return live_checksum(live_model(self._core))
+            return one_checksum(self._ranks.exchange(live_checksum(live_model(self._core))))
 
     @property
     def dtype(self) -> str:
@@ -168,13 +177,14 @@ class VllmEngine:
             raise RunFailedError(f"engine {self.name} has loaded no weights, expected some to compare; load them first")
         sent = SentTensors(weights)
         with TURN, self._computing("comparing its weights", RAISED_BY_LIBRARIES):
-            return self._live.check(live_tensors(live_model(self._core)), sent, salt=weights.version, dtype=self.dtype)
+            live = live_tensors(live_model(self._core))
+            return one_check(self._ranks.exchange(self._live.check(live, sent, salt=weights.version, dtype=self.dtype)))
 
     def _learn_layout(self, weights: Weights) -> None:
         from solon.engines.vllm_weights import learn_layout, live_model
 
         if self._live is None:
-            self._live = learn_layout(live_model(self._core), self.config.model, weights)
+            self._live = learn_layout(live_model(self._core), self.config.model, weights, ranks=self._ranks)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `Engine`. Requests that have tokens are stepped too, all others wait; the next `step()` returns the
@@ -287,6 +297,8 @@ class VllmEngine:
     def _advance(self, progress: _Progress, output: Any) -> None:
         new = len(output.new_token_ids)
         progress.tokens += output.new_token_ids
+        if self._ranks.size > 1:
+            self.trail = zlib.crc32(f"{output.request_id} {output.new_token_ids}".encode(), self.trail)
         progress.versions += [self.version] * new
         if output.new_logprobs is not None:
             logprobs = output.new_logprobs.logprobs

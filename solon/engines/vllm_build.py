@@ -22,6 +22,8 @@ from solon.engines.checkpoint import model_settings
 from solon.engines.device import require_visible_gpu, vllm_build
 from solon.engines.device_turns import device_key, turn_on_device, wait_for_memory
 from solon.engines.memory import BATCHED_TOKENS, CPU_CACHE_GIB
+from solon.engines.ranks.meeting import EngineRanks
+from solon.engines.ranks.process_group import ranks_of_vllm
 from solon.engines.vllm_classes import classes_left_alone
 from solon.engines.vllm_cpu_int8 import int8_takes_float32
 from solon.engines.vllm_cpu_sampling import one_number_for_a_token
@@ -54,17 +56,19 @@ def prepare_process(config: EngineConfig) -> None:
     logging.getLogger("vllm").setLevel(os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR"))
 
 
-def start_vllm(config: EngineConfig, *, pooling: bool = False) -> Any:
+def start_vllm(
+    config: EngineConfig, *, pooling: bool = False, ranks: EngineRanks = EngineRanks(), store: Any = None
+) -> Any:
     """An `LLMEngine` without a subprocess; the process's other engines wait meanwhile. pooling: it computes the output
-    of a model's head in place of text.
+    of a model's head in place of text. ranks, store: of an engine of several processes, which all call this.
 
     Raises vLLM's error when it refuses the model or the settings; `build_engine` turns it into an InputError.
     """
     with TURN:
-        return _start(config, {"runner": "pooling"} if pooling else {})
+        return _start(config, {"runner": "pooling"} if pooling else {}, ranks, store)
 
 
-def _start(config: EngineConfig, further: dict[str, Any]) -> Any:
+def _start(config: EngineConfig, further: dict[str, Any], ranks: EngineRanks, store: Any) -> Any:
     import torch
 
     if vllm_build() == "gpu":
@@ -88,8 +92,16 @@ def _start(config: EngineConfig, further: dict[str, Any]) -> Any:
     arguments = _arguments(config, on_cpu=on_cpu) | further
     sizes = None if on_cpu else sizes_of_model(config.model)  # may download the model, so outside the lock
     cpu = _on_cpu(arguments["dtype"]) if on_cpu else contextlib.nullcontext()
+    together = ranks_of_vllm(ranks, store, on_cpu=on_cpu, timeout_s=config.rank_timeout_s)
     try:
-        with turn_on_device("" if on_cpu else device_key()), warnings.catch_warnings(), classes_left_alone(), cpu:
+        with (
+            turn_on_device("" if on_cpu else device_key()),
+            warnings.catch_warnings(),
+            classes_left_alone(),
+            cpu,
+            together as of_ranks,
+        ):
+            arguments |= of_ranks
             warnings.simplefilter("ignore", FutureWarning)  # vLLM inspects deprecated names of torch too
             if not on_cpu:
                 arguments |= _gpu_memory(config, sizes)

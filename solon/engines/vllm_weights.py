@@ -15,6 +15,7 @@ from solon.engines.chunks import SentTensors
 from solon.engines.digest import digest_tensors
 from solon.engines.live_values import Live
 from solon.engines.live_weights import JOINED, PACKED, CheckpointTensors, LiveWeights
+from solon.engines.ranks.meeting import EngineRanks
 from solon.errors import AttestationError
 from solon.records import Weights
 
@@ -118,12 +119,15 @@ def live_checksum(model: torch.nn.Module) -> str:
         return digest_tensors(itertools.chain(kept, packed))
 
 
-def learn_layout(model: torch.nn.Module, checkpoint: str, weights: Weights) -> LiveWeights:
+def learn_layout(
+    model: torch.nn.Module, checkpoint: str, weights: Weights, *, ranks: EngineRanks = EngineRanks()
+) -> LiveWeights:
     """Learn how the live tensors are made of a file's tensors, before anything was loaded into the engine: they then
-    hold the checkpoint as vLLM's own loader read it, or the first version if the checkpoint has no files here."""
+    hold the checkpoint as vLLM's own loader read it, or the first version if the checkpoint has no files here. ranks:
+    this process among those that each hold a part of the model."""
     known = CheckpointTensors(checkpoint)
     joined = JOINED | dict(getattr(model, "packed_modules_mapping", None) or {})
-    return LiveWeights(live_tensors(model), known or SentTensors(weights), joined=joined)
+    return LiveWeights(live_tensors(model), known or SentTensors(weights), joined=joined, ranks=ranks)
 
 
 def live_tensors(model: torch.nn.Module) -> list[Live]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 from solon.models.facts import ModelFacts
 from solon.models.safetensors_header import bits_of
@@ -42,6 +42,14 @@ class ModelSizes:
     def cached_elements(self) -> int:
         """Elements of one token in the key-value cache, over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim
+
+    def share(self, ranks: int) -> Self:
+        """The part that one of several ranks of an engine holds; what is small is whole on every rank. The logits of
+        the whole vocabulary are computed on each."""
+        if ranks == 1:
+            return self
+        names = ("parameters", "wide", "fixed", "head", "intermediate", "heads", "kv_heads")
+        return replace(self, **{name: -(-getattr(self, name) // ranks) for name in names})
 
     def weights(self, bytes_per_element: int) -> int:
         """Bytes of the weights in an engine of this dtype."""
