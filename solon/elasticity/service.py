@@ -12,28 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from solon.pipeline.usage import Usage
+
 MIX = 0.3
 """Weight of a new measurement against the earlier ones at the same occupancy."""
 BIN = 1.3
 """Occupancies within this ratio are the same."""
 FEWEST = 2.0
 """Groups that a measurement must rest on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What one lane did so far: integrals over time, so that differences describe a window."""
-
-    held_s: float = 0.0
-    """Groups that it held, summed over time: group seconds."""
-    busy_s: float = 0.0
-    """Seconds in which it held any."""
-    finished: float = 0.0
-    """Groups finished."""
-
-    def since(self, earlier: Usage) -> Usage:
-        """What it did after `earlier`."""
-        return Usage(self.held_s - earlier.held_s, self.busy_s - earlier.busy_s, self.finished - earlier.finished)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +61,7 @@ class ServiceFit:
 
     def add(self, window: Usage) -> None:
         """Add what a lane did in a window. Windows with few groups are put together."""
-        both = Usage(
-            self._pending.held_s + window.held_s,
-            self._pending.busy_s + window.busy_s,
-            self._pending.finished + window.finished,
-        )
+        both = self._pending + window
         if both.finished < FEWEST or both.busy_s <= 0:
             self._pending = both
             return

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solon.elasticity.decide import Bounds, Load, Limits, Past, PoolLoad, PoolPast, decide
-from solon.elasticity.service import Service, ServiceFit, Usage, fitted
+from solon.elasticity.service import Service, ServiceFit, fitted
+from solon.pipeline.usage import Usage
 
 MOST = 6
 EVERY_S = 15.0
