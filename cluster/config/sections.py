@@ -58,6 +58,9 @@ class EngineSection(EngineOptions):
 
     num_actors: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_WORKERS)
     """Number of these engines, each its own Ray actor."""
+    max_actors: Annotated[int, MayChange()] = Field(0, ge=0, le=MOST_WORKERS)
+    """Most of these engines during training: their number follows the load between `num_actors` and this. 0: it stays
+    at `num_actors`."""
     num_cpus: Annotated[Quantity, MayChange()] = 1.0
     """Ray CPUs per actor."""
     num_gpus: Annotated[Share, MayChange()] = 0.0
@@ -65,6 +68,15 @@ class EngineSection(EngineOptions):
     memory."""
     labels: Annotated[Labels, MayChange()] = Field(default_factory=dict)
     """Label selector: these actors run only on nodes with these labels. Empty: on any node."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if 0 < self.max_actors < self.num_actors:
+            raise ValueError(
+                f"max_actors = {self.max_actors} is below num_actors = {self.num_actors}, expected 0 (a fixed number) "
+                "or at least num_actors; raise max_actors"
+            )
+        return self
 
     def engine(self, model: str, *, seed: int) -> EngineConfig:
         """The configuration of the engine, with a default length fitted to the model's context."""

@@ -68,6 +68,7 @@ class RlaifStage(Stage):
 
     async def _train(self, session: RunSession, saver: Saver) -> int:
         """The total number of committed steps."""
+        from cluster.elasticity import LearnerMove, elasticity_of
         from cluster.lanes import assemble_lanes
         from cluster.watchdog import Watchdog, draining_here
         from solon.files.prompts import PromptSource
@@ -75,11 +76,18 @@ class RlaifStage(Stage):
 
         run, workers = session.run, session.workers
 
+        elasticity = elasticity_of(session, policy=self.policy, judge=self.judge)
+        move = LearnerMove(workers.of_role("learner").lane, elasticity)
+
         async def checkpoint(step: int) -> None:
             saver.require_sound()
-            if run.saves_after(step) and step < run.steps:  # the final checkpoint is written separately
+            moves = move.is_due()
+            if (moves or run.saves_after(step)) and step < run.steps:  # the final checkpoint is written separately
                 session.directory.require_here()
                 await saver.save(step)
+                if moves:
+                    await saver.settled()
+                    move.move()
 
         lanes = assemble_lanes(
             rollout=workers[self.policy].pool,
@@ -107,7 +115,7 @@ class RlaifStage(Stage):
         session.view.training(session.totals, session.ledger)
         session.signals.may_finish = True
         try:
-            async with watchdog:
+            async with watchdog, elasticity:
                 return await run_loop(
                     lanes,
                     steps=run.steps,

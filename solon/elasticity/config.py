@@ -20,7 +20,7 @@ class ElasticityConfig(BaseModel):
     """Decisions in a row that must want a change in the same direction."""
     spare_share: float = Field(0.1, ge=0, le=1)
     """Capacity that a pool should have beyond the need. It grows when it has less."""
-    shrink_share: float = Field(0.35, gt=0, le=10)
+    shrink_share: float = Field(0.4, gt=0, le=10)
     """A pool shrinks when one worker fewer would still have this much capacity beyond the need; above `spare_share`."""
     place_timeout_s: float = Field(600, gt=0)
     """Time in which an added worker must get a place on a node. After it the request is withdrawn."""

@@ -73,7 +73,7 @@ class Limits:
     max_step: int = 2
     agreeing: int = 2
     spare_share: float = 0.1
-    shrink_share: float = 0.35
+    shrink_share: float = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,8 +26,8 @@ class ElasticPool(Generic[L]):
         start: Callable[[str, float], Awaitable[L]],
         emit: Callable[..., None],
     ) -> None:
-        """name: of the pool; new lanes are called NAME-N. start: starts a worker of this name, which must get a place on
-        a node within these seconds; it withdraws the request when it raises or is cancelled."""
+        """name: of the pool; new lanes are called NAME-N. start: starts a worker of this name, which must get a place
+        on a node within these seconds; it withdraws the request when it raises or is cancelled."""
         self.name = name
         self.pool = pool
         self.bounds = bounds

@@ -49,6 +49,10 @@ class Busy:
         self._total_s[key] += max(0.0, span.end_s - start_s)
         self._reach_s[key] = max(span.end_s, self._reach_s.get(key, span.end_s))
 
+    def seconds(self, lane: str) -> float:
+        """Busy seconds of a lane's workers together."""
+        return sum(seconds for (name, _), seconds in self._total_s.items() if name == lane)
+
     def totals(self) -> list[list[Any]]:
         """[lane, worker, seconds] of each worker, for JSON."""
         return [[lane, worker, seconds] for (lane, worker), seconds in self._total_s.items()]

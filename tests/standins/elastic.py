@@ -71,7 +71,7 @@ class Scenario:
     losses: Sequence[Loss] = ()
     rooms: tuple[int, int] = (10, 10)
     """Machines with a place for an engine, and for a judge."""
-    config: ElasticityConfig = ElasticityConfig()
+    config: ElasticityConfig = field(default_factory=ElasticityConfig)
     target: int = 2
     bound: int = 4
     spread: float = 0.2
@@ -183,6 +183,7 @@ class World:
         self.free = dict(zip(("rollout", "judge"), scenario.rooms, strict=True))
         self._freed = asyncio.Condition()
         self._drained: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self.learner = Learner(world=self)
         self.sizes: list[tuple[float, str, int]] = []
         lanes, self.witness = make_lanes(
@@ -227,7 +228,12 @@ class World:
             async with self._freed:
                 self._freed.notify_all()
 
-        asyncio.ensure_future(tell())
+        self._later(tell())
+
+    def _later(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _lane(self, pool: str, name: str) -> Any:
         """On a machine that was taken."""
@@ -290,7 +296,7 @@ class World:
             lanes = [lane for lane in self.pools[loss.pool] if lane.is_up and lane.name not in self._drained]
             if lanes:
                 lane = random.Random(number).choice(lanes)
-                asyncio.ensure_future(self._take(lane.name, loss))
+                self._later(self._take(lane.name, loss))
 
     async def _take(self, name: str, loss: Loss) -> None:
         if loss.notice_s:

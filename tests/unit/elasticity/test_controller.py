@@ -75,9 +75,7 @@ def test_the_last_worker_stays_until_its_replacement_has_joined():
 
 def test_without_another_machine_the_worker_leaves_in_time_and_the_pool_has_its_size_again_when_one_comes():
     losses = (Loss(300, "rollout", notice_s=60, gone_s=400),)
-    outcome = simulate(
-        Scenario(steps=60, timings=(HEAVY,), sizes=(2, 1), most=(2, 1), losses=losses, rooms=(2, 1))
-    )
+    outcome = simulate(Scenario(steps=60, timings=(HEAVY,), sizes=(2, 1), most=(2, 1), losses=losses, rooms=(2, 1)))
     assert not outcome.told("worker_lost")
     assert outcome.size_at(299, "rollout") == 1
     assert outcome.size_at(760, "rollout") == 2

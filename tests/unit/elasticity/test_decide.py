@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 
@@ -9,15 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.elasticity.decide import Bounds, Load, Limits, Past, PoolLoad, PoolPast, decide
+from solon.elasticity.decide import Bounds, Limits, Load, Past, PoolLoad, PoolPast, decide
 from solon.elasticity.service import Service, ServiceFit, fitted
 from solon.pipeline.usage import Usage
 
 MOST = 6
+QUICK = Service(0.01, 0.0)
 EVERY_S = 15.0
-services = st.builds(
-    Service, st.floats(0.05, 30.0), st.one_of(st.just(0.0), st.floats(0.001, 5.0))
-)
+services = st.builds(Service, st.floats(0.05, 30.0), st.one_of(st.just(0.0), st.floats(0.001, 5.0)))
 learning = st.floats(0.02, 5.0)
 places = st.sampled_from([1.0, 2.0, 4.0, 16.0])
 
@@ -28,7 +28,7 @@ def limits_of(least: int = 1, most: int = MOST, **options: float) -> Limits:
 
 def load_of(
     rollout: Service | None,
-    judge: Service | None = Service(0.01, 0.0),
+    judge: Service | None = QUICK,
     *,
     size: int = 1,
     judges: int = 1,
@@ -44,9 +44,9 @@ def load_of(
     return Load(now_s=now_s, learn_s=learn_s, in_flight=in_flight, pools=pools)
 
 
-def decided(load_at, sizes: dict[str, int], *, rounds: int, limits: Limits, past: Past = Past()) -> list[dict[str, int]]:
+def decided(load_at, sizes: dict[str, int], *, rounds: int, limits: Limits) -> list[dict[str, int]]:
     """The sizes after every decision. load_at(round, sizes): what is measured then."""
-    found = []
+    found, past = [], Past()
     for number in range(rounds):
         load = load_at(number, sizes)
         decision = decide(replace(load, now_s=number * EVERY_S), limits, past)
@@ -106,7 +106,7 @@ def test_under_a_constant_load_every_pool_settles_on_a_size_that_suffices_and_ne
         best = pool.rate(MOST, load.in_flight)
         assert pool.rate(last, load.in_flight) >= min(1.1 * need, 0.97 * best) - 1e-9
         if last > 1 and last < began:  # it came from above: the next one down would be too few
-            assert pool.rate(last - 1, load.in_flight) < min(1.35 * need, 0.97 * best) + 1e-9
+            assert pool.rate(last - 1, load.in_flight) < min(1.4 * need, 0.97 * best) + 1e-9
         if last > began:  # from below: one fewer was too few
             assert pool.rate(last - 1, load.in_flight) < min(1.1 * need, 0.97 * best) + 1e-9
 
@@ -121,7 +121,7 @@ def test_noise_of_a_tenth_makes_no_pool_flap(rollout, judge, learn_s, places, se
     for name in ("rollout", "judge"):
         sizes = [at[name] for at in trail]
         later = sizes[40:]
-        assert sum(a != b for a, b in zip(later, later[1:], strict=False)) <= 1
+        assert sum(a != b for a, b in itertools.pairwise(later)) == 0
 
 
 @given(services, learning, learning, places)
