@@ -12,6 +12,7 @@ import ray
 from ray._private.state import state as ray_state
 
 from cluster.launch import Launcher, WorkerPool
+from cluster.saving import Saver
 from cluster.session import RunSession
 from solon.elasticity.controller import Elasticity
 from solon.elasticity.decide import Bounds
@@ -20,7 +21,7 @@ from solon.errors import WorkerLostError
 from solon.recovery.supervised_lanes import SupervisedLane, SupervisedLearner
 
 
-def elasticity_of(session: RunSession, *, policy: str, judge: str) -> Elasticity:
+def elasticity_of(session: RunSession, policy: str, judge: str) -> Elasticity:
     """The elasticity of a run. policy, judge: its pools that generate and label. Runs within the loop of the run."""
     run, workers, totals = session.run, session.workers, session.totals
     emit = session.recorder.event
@@ -51,30 +52,34 @@ def _elastic(launcher: Launcher, workers: WorkerPool, emit: Callable[..., None])
 
 
 class LearnerMove:
-    """Moves a learner whose machine goes: `if move.is_due(): save; move.move()` after a committed step."""
+    """Moves a learner whose machine goes: `if move.is_due(): await saver.save(step); await move.after(saver)`, between
+    two steps."""
 
     def __init__(self, learner: SupervisedLearner, elasticity: Elasticity) -> None:
         self._learner = learner
         self._elasticity = elasticity
-        self._is_done = False
-        """It was moved, and nobody has seen it on a machine that stays since."""
-        self._incarnation = -1
+        self._is_due = self._is_done = False
 
     def is_due(self) -> bool:
         """Whether the state is to be saved now, because the learner's machine goes."""
-        if not self._elasticity.draining.concerns(self._learner.name):
-            self._is_done = False
-            return False
-        self._incarnation = self._learner.incarnation
-        return not self._is_done
+        concerned = self._elasticity.draining.concerns(self._learner.name)
+        # Once moved, it is not moved again before it was seen on a machine that stays.
+        self._is_done = self._is_done and concerned
+        self._is_due = concerned and not self._is_done
+        return self._is_due
 
-    def move(self) -> None:
-        """The checkpoint of this moment is complete: start the learner from it on another machine. Ranks share a
-        placement group, which keeps its machine until that has gone: they are moved by its end."""
-        self._is_done = True
+    async def after(self, saver: Saver) -> None:
+        """A checkpoint of this moment was begun. If the move is due: wait until it is complete, and start the learner
+        from it on another machine. Ranks share a placement group, which keeps its machine until that has gone: they
+        are moved by its end."""
+        if not self._is_due:
+            return
+        incarnation = self._learner.incarnation
+        await saver.settled()
+        self._is_due, self._is_done = False, True
         if len(_actors(self._learner)) == 1:
             # One that was lost meanwhile is being replaced already.
-            self._learner.lost(WorkerLostError("its machine is about to go"), self._incarnation)
+            self._learner.lost(WorkerLostError("its machine is about to go"), incarnation)
 
 
 def drained_workers(lanes: Iterable[SupervisedLane]) -> Mapping[str, float | None]:

@@ -76,23 +76,20 @@ class RlaifStage(Stage):
 
         run, workers = session.run, session.workers
 
-        elasticity = elasticity_of(session, policy=self.policy, judge=self.judge)
-        move = LearnerMove(workers.of_role("learner").lane, elasticity)
+        learner, elasticity = workers.of_role("learner").lane, elasticity_of(session, self.policy, self.judge)
+        move = LearnerMove(learner, elasticity)
 
         async def checkpoint(step: int) -> None:
             saver.require_sound()
-            moves = move.is_due()
-            if (moves or run.saves_after(step)) and step < run.steps:  # the final checkpoint is written separately
+            if (move.is_due() or run.saves_after(step)) and step < run.steps:  # the final one is written separately
                 session.directory.require_here()
                 await saver.save(step)
-                if moves:
-                    await saver.settled()
-                    move.move()
+                await move.after(saver)
 
         lanes = assemble_lanes(
             rollout=workers[self.policy].pool,
             judges=workers[self.judge].pool,
-            learner=workers.of_role("learner").lane,
+            learner=learner,
             ledger=session.ledger,
             prompts=PromptSource(session.inputs.prompts, seed=run.seed),
             publication=session.publication,

@@ -2,7 +2,7 @@
 
 Little's law, L = rate * W: a lane that holds o groups for W seconds each finishes o / W groups a second. W depends on
 o. An engine that decodes in batches takes about as long for one group as for many (W = a); a judge that computes one
-group after the other takes o times as long (W = b * o). Real ones lie between: W(o) = a + b * o. Both numbers are fitted
+group after the other takes o times as long (W = b * o). Real ones lie between: W(o) = a + b * o. Both are fitted
 to what lanes did at different occupancies, so that n lanes can be compared before they exist.
 """
 

@@ -14,7 +14,7 @@ FULL = 0.97
 ROOMY = 0.85
 """Share below which it may grow."""
 CUT_PREEMPTED, CUT_FULL = 0.8, 0.9
-GROWTH = 1 / 16
+GROWTH = 1 / 32
 """Of the bound, for each growth."""
 REST = 16
 """Steps between two changes: the effect of the last one shows first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from dataclasses import replace
 
@@ -120,8 +119,7 @@ def test_noise_of_a_tenth_makes_no_pool_flap(rollout, judge, learn_s, places, se
     )  # fmt: skip
     for name in ("rollout", "judge"):
         sizes = [at[name] for at in trail]
-        later = sizes[40:]
-        assert sum(a != b for a, b in itertools.pairwise(later)) == 0
+        assert sizes in (sorted(sizes), sorted(sizes, reverse=True)), "it turned back"
 
 
 @given(services, learning, learning, places)

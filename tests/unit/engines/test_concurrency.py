@@ -36,28 +36,27 @@ def test_a_preemption_cuts_by_a_share_and_growth_adds_a_little_at_a_time(most, p
     cut = concurrency.after_step(usage=1.0, preempted=preempted, running=most, waiting=9)
     assert cut == max(1, int(most * 0.8))
     seen = [cut]
-    for _ in range(REST * 40):
+    for _ in range(REST * 70):
         seen.append(concurrency.after_step(usage=ROOMY - 0.1, preempted=0, running=seen[-1], waiting=9))
     grown = [later - now for now, later in itertools.pairwise(seen)]
-    assert max(grown) <= max(1, round(most / 16))
+    assert max(grown) <= max(1, round(most / 32))
     assert seen[-1] == most
 
 
 @given(st.integers(16, 64), st.floats(0.25, 0.9))
 def test_with_a_cache_for_fewer_requests_it_settles_near_that_number(most, share):
     fits = most * share
-    concurrency, preemptions, sizes = Concurrency(most), [], []
+    concurrency, sizes = Concurrency(most), []
     for _ in range(REST * 100):
         running = min(concurrency.places, int(fits))
         over = concurrency.places > fits
-        preemptions.append(int(over))
         concurrency.after_step(usage=min(1.0, running / fits), preempted=int(over), running=running, waiting=50)
         sizes.append(concurrency.places)
     late = sizes[len(sizes) // 2 :]
-    assert max(late) <= fits + max(1, most / 16)
+    assert max(late) <= fits + max(1, most / 32)
     assert min(late) >= min(0.6 * fits, fits - 2) - 1
-    # Preemption is rare once it has settled.
-    assert sum(preemptions[len(preemptions) // 2 :]) <= 0.35 * len(preemptions) / 2
+    changes = [later - now for now, later in itertools.pairwise(late) if later != now]
+    assert sum(change < 0 for change in changes) <= len(changes) / 2 + 1, "more cuts than growths"
 
 
 def test_nothing_grows_while_nothing_waits():
