@@ -82,7 +82,8 @@ class Busy:
             self._total_s[lane, worker] += seconds
 
     def overlap(self, *, wall_s: float) -> Overlap:
-        """Shares of a wall time that the spans lie in; of a worker that joined or left, of the time that it was there."""
+        """Shares of a wall time that the spans lie in. A worker that joined or left counts for the time that it was
+        there."""
         busy_s: dict[str, float] = defaultdict(float)
         present_s: dict[str, float] = defaultdict(float)
         for (lane, worker), total_s in self._total_s.items():
