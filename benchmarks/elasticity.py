@@ -25,9 +25,7 @@ SIZES = (1, 2, 3)
 
 def scenarios(*, quick: bool) -> dict[str, Scenario]:
     """Runs whose pools may have 1 to 3 lanes each."""
-    hours = 1 if quick else 4
-    steps = 130 * hours
-    period = 900.0 * hours
+    steps, period = (130, 900.0) if quick else (520, 3600.0)
     changing = (LIGHT, replace(HEAVY, begins_s=period), replace(LIGHT, begins_s=2 * period))
     losses = tuple(
         Loss(at_s, "judge" if number % 3 == 2 else "rollout", (0, 30, 120)[number % 3], (60, 400)[number % 2])
