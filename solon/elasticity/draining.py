@@ -37,6 +37,7 @@ class Draining:
         self._emit = emit
         self._begin = begin
         self._known: set[str] = set()
+        self._moving: set[str] = set()
 
     def notice(self, left_s: Mapping[str, float | None]) -> None:
         """These workers are on machines that go in so many seconds; None: it is not known when. A worker is dealt with
@@ -45,7 +46,8 @@ class Draining:
             left = left_s[worker]
             self._emit("worker_draining", worker=worker, left_s=None if left is None else round(left, 1))
             for pool in self._pools:
-                if any(lane.name == worker for lane in pool.pool):
+                # Ray may not answer once: a worker that is already moving is then announced again.
+                if worker not in self._moving and any(lane.name == worker for lane in pool.pool):
                     self._begin(self._move(pool, worker, UNKNOWN_S if left is None else left))
         self._known = set(left_s)
 
@@ -54,6 +56,7 @@ class Draining:
         return worker in self._known
 
     async def _move(self, pool: ElasticPool[Any], worker: str, left_s: float) -> None:
+        self._moving.add(worker)
         loop = asyncio.get_running_loop()
         ends = loop.time() + max(0.0, left_s - self._config.drain_margin_s)
         leave_s = min(self._config.leave_within_s, (ends - loop.time()) / 2)
@@ -66,5 +69,6 @@ class Draining:
                 await pool.leave(worker, within_s=max(0.0, ends - loop.time()))
             await replacing
         finally:
+            self._moving.discard(worker)
             replacing.cancel()
             await asyncio.gather(replacing, return_exceptions=True)

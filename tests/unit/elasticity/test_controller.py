@@ -11,6 +11,7 @@ import pytest
 
 from solon.elasticity.config import ElasticityConfig
 from solon.elasticity.decide import Bounds
+from solon.elasticity.draining import Draining
 from solon.elasticity.elastic_pool import ElasticPool
 from solon.errors import RunFailedError
 from solon.pipeline.pool import Pool
@@ -113,6 +114,30 @@ async def test_a_new_worker_gets_a_name_that_no_worker_ever_had():
     assert await elastic.shrink(within_s=1)
     assert await elastic.add(place_within_s=1)
     assert [lane.name for lane in pool] == ["rollout-0", "rollout-1", "rollout-4"]
+
+
+async def test_a_worker_that_is_announced_twice_while_it_moves_is_replaced_once():
+    started: list[str] = []
+    tasks: list[asyncio.Future[None]] = []
+
+    async def start(name: str, place_within_s: float) -> FakeRollout:
+        started.append(name)
+        await asyncio.sleep(0.01)
+        return FakeRollout(name)
+
+    pool = Pool([FakeRollout("rollout-0"), FakeRollout("rollout-1")])
+    elastic = ElasticPool("rollout", pool, Bounds(least=2, most=2), start=start, emit=lambda name, **fields: None)
+    draining = Draining(
+        ElasticityConfig(), [elastic], emit=lambda name, **fields: None,
+        begin=lambda work: tasks.append(asyncio.ensure_future(work)),
+    )  # fmt: skip
+    draining.notice({"rollout-1": 60.0})
+    await asyncio.sleep(0)
+    draining.notice({})  # Ray did not answer
+    draining.notice({"rollout-1": 59.0})
+    await asyncio.gather(*tasks)
+    assert started == ["rollout-2"]
+    assert [lane.name for lane in pool] == ["rollout-0", "rollout-2"]
 
 
 async def test_the_last_worker_cannot_leave():
