@@ -107,7 +107,7 @@ class RunTotals:
             self.faults[name] += 1
         if name in ("lane_joined", "lane_left"):
             note = self.busy.joined if name == "lane_joined" else self.busy.left
-            note(str((fields or {})["worker"]), self.wall_s)
+            note(str((fields or {}).get("worker", "")), self.wall_s)
         if name == "alarm":
             self.last_alarm = fields or {}
         if name == "learner_trained_again" and not (fields or {}).get("same_weights", True):

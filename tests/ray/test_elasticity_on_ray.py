@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 
 async def test_a_pool_of_engines_grows_when_they_become_slow_and_shrinks_when_they_are_fast_again(ray_cluster: Any):
-    seen = await changing_load(steps=200, slow_from=15, slow_to=60)  # which checks that each group was trained once
+    seen = await changing_load(steps=110, slow_from=10, slow_to=40)  # which checks that each group was trained once
     sizes = [size for _, size in seen.sizes]
     assert sizes[0] == sizes[-1] == 1
     assert max(sizes) >= 2

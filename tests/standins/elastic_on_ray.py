@@ -16,9 +16,9 @@ from tests.ray.world import World
 
 QUICK = ElasticityConfig(every_s=0.5, cooldown_s=1, place_timeout_s=20, retry_after_s=5, leave_within_s=5)
 BATCH = 4
-LEARN_S = 0.2
-FAST_S, SLOW_S = 0.1, 0.5
-"""Of a group; an engine decodes four together, the learner takes 20 groups a second."""
+LEARN_S = 0.5
+FAST_S, SLOW_S = 0.1, 1.0
+"""Of a group; an engine decodes four together, the learner takes 8 groups a second."""
 
 
 @dataclass
