@@ -137,8 +137,10 @@ class Launcher:
         started = {name: [task.result() for task in tasks] for name, tasks in starting.items()}
         return WorkerSet(pools={name: self._supervised(pools[name], workers[name], started[name]) for name in pools})
 
-    async def another(self, pool: WorkerPool, name: str) -> Any:
+    async def another(self, pool: WorkerPool, name: str, *, place_within_s: float | None = None) -> Any:
         """One more worker for a pool, with a name of its own: started, guarded, and not yet in the pool.
+
+        place_within_s: time in which it must get a place on a node; None: `recovery.node_timeout_s`.
 
         await pool.pool.add(await launcher.another(pool, "rollout-3"))
 
@@ -150,7 +152,7 @@ class Launcher:
         waiting = Waiting([replace(demand, name=name)], say=lambda line: None, emit=context.emit)
         (worker,) = role.workers(spec, context)
         try:
-            await self._start(worker, spec, waiting, on_ready=lambda name: None)
+            await self._start(worker, spec, waiting, on_ready=lambda name: None, place_within_s=place_within_s)
         except BaseException:
             worker.end()
             raise
@@ -166,9 +168,19 @@ class Launcher:
         lanes = role.together(role.supervised(workers, self._context))
         return WorkerPool(spec=pool, lanes=lanes, started=list(started))
 
-    async def _start(self, worker: Any, pool: PoolSpec, waiting: Waiting, on_ready: Callable[[str], None]) -> Any:
+    async def _start(
+        self,
+        worker: Any,
+        pool: PoolSpec,
+        waiting: Waiting,
+        on_ready: Callable[[str], None],
+        *,
+        place_within_s: float | None = None,
+    ) -> Any:
         """What the first start of a worker returns."""
         recovery, context = self._run.recovery, self._context
+        if place_within_s is not None:
+            recovery = recovery.model_copy(update={"node_timeout_s": place_within_s})
         limit = start_limit(recovery, context.clock)
 
         def placed() -> None:
@@ -180,6 +192,8 @@ class Launcher:
             result = await limit.within(start(worker, *arguments, emit=context.emit, waits=limit.waits, placed=placed))
         except TimeoutError:
             if not limit.has_place:
+                if place_within_s is not None:
+                    raise await waiting.failure(place_within_s, setting="") from None
                 raise await waiting.failure(recovery.node_timeout_s) from None
             raise RunFailedError(f"{worker.name} {limit.missed}") from None
         on_ready(worker.name)

@@ -259,12 +259,8 @@ def _refuse_keys_of_pools(given: Mapping[str, Any], stages: Sequence[Stage], sou
 
 
 def _key_of_pool(pool: str, key: str) -> str:
-    key = {"num_actors": "size", "tensor_parallel": "num_ranks"}.get(key, key)
-    return (
-        f"pools.{pool}.{key}"
-        if key in ("size", "num_ranks")
-        else PoolSpec(role="any").called(pool, f"pools.{pool}").key(key)
-    )
+    sizes = {"num_actors": "size", "max_actors": "max_size", "tensor_parallel": "num_ranks"}
+    return f"pools.{pool}.{sizes[key]}" if key in sizes else PoolSpec(role="any").called(pool, f"pools.{pool}").key(key)
 
 
 def _listed(raw: Mapping[str, Any], path: Path) -> list[tuple[int, Any]]:
@@ -347,7 +343,8 @@ def _derive(raw: dict[str, Any], stages: Sequence[Stage], pools: Mapping[str, Po
         raw[key] = pool.model
         engine = {key: getattr(pool.engine, key) for key in pool.engine.model_fields_set}
         placement = {key: getattr(pool.placement, key) for key in Placement.model_fields}
-        raw[section] = {**(raw.get(section) or {}), **engine, **placement, "num_actors": as_section(pool).num_actors}
+        sizes = {key: getattr(as_section(pool), key) for key in ("num_actors", "max_actors")}
+        raw[section] = {**(raw.get(section) or {}), **engine, **placement, **sizes}
     for stage in stages:
         if isinstance(stage, EvaluateStage) and stage.judge:
             put(raw, "evaluate.audit_judge", pools[stage.judge].model, "evaluate")

@@ -135,7 +135,7 @@ async def _generate_chunk(lanes: Lanes, seat: Seat[RolloutLane], grants: Sequenc
     except WorkerLostError as error:
         attempts = {grant.ordinal: grant.attempt for grant in missing.values()}
         await lanes.ledger.requeue(attempts, str(error), is_loss=not isinstance(error, WorkerLeftError))
-        seat.give(len(missing))
+        seat.give(len(missing), finished=False)
 
 
 async def label(lanes: Lanes, min_valid: int, seat: Seat[JudgeLane]) -> None:
@@ -159,8 +159,10 @@ async def label(lanes: Lanes, min_valid: int, seat: Seat[JudgeLane]) -> None:
 
 async def _label_group(lanes: Lanes, min_valid: int, seat: Seat[JudgeLane], item: Work) -> None:
     ordinal, attempt = item.ordinal, item.attempt
+    is_finished = False
     try:
         report, payload_ref = await seat.lane.label(item)
+        is_finished = True
     except WorkerLostError as error:
         is_loss = not isinstance(error, WorkerLeftError)
         await lanes.ledger.return_work(ordinal, attempt, str(error), is_loss=is_loss)
@@ -169,7 +171,7 @@ async def _label_group(lanes: Lanes, min_valid: int, seat: Seat[JudgeLane], item
         await lanes.ledger.requeue({ordinal: attempt}, str(error))
         return
     finally:
-        seat.give(1)
+        seat.give(1, finished=is_finished)
     if report.num_valid < min_valid:
         # The same text would get the same labels again, so another prompt replaces it.
         causes = ", ".join(f"{status} {count}" for status, count in report.invalid_by_status)

@@ -45,6 +45,9 @@ class PoolSpec(Section):
     """The model that every worker holds: a directory, a hub name, or the file of an endpoint."""
     size: Annotated[int, MayChange()] = Field(1, ge=0, le=MOST_WORKERS, strict=True)
     """Number of workers, each its own Ray actor; 0: none is started."""
+    max_size: Annotated[int, MayChange()] = Field(0, ge=0, le=MOST_WORKERS, strict=True)
+    """Most workers during training: their number follows the load between `size` and this. 0: it stays at `size`. Only
+    for the pools that generate and label."""
     engine: EngineOptions = EngineOptions()
     """How the engine of each worker is built."""
     placement: Annotated[Placement, MayChange()] = Placement()
@@ -62,6 +65,22 @@ class PoolSpec(Section):
             raise ValueError(f"num_ranks = {self.num_ranks} in a pool of role {self.role!r}, expected 1; set size")
         if self.role != "learner":
             refuse_shared_ranks("num_ranks", self.num_ranks, self.placement.num_gpus, self.engine.backend)
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if not self.max_size:
+            return self
+        if self.role not in ("rollout", "judge"):
+            raise ValueError(
+                f"max_size = {self.max_size} in a pool of role {self.role!r}, expected none: only pools of role "
+                "'rollout' and 'judge' change their size; remove it"
+            )
+        if self.max_size < self.size:
+            raise ValueError(
+                f"max_size = {self.max_size} is below size = {self.size}, expected 0 (a fixed size) or at least size; "
+                "raise max_size"
+            )
         return self
 
     @property
@@ -101,14 +120,8 @@ class PoolSpec(Section):
 def pool_of(role: str, model: str, settings: EngineSection, *, name: str, section: str) -> PoolSpec:
     """The pool that a section of a run file describes. Values that were set there stay distinct from defaults."""
     given = {key: getattr(settings, key) for key in Placement.model_fields if key in settings.model_fields_set}
-    pool = PoolSpec(
-        role=role,
-        model=model,
-        size=settings.num_actors,
-        engine=settings,
-        placement=Placement(**given),
-        num_ranks=settings.tensor_parallel,
-    )
+    sizes = {"size": settings.num_actors, "max_size": settings.max_actors, "num_ranks": settings.tensor_parallel}
+    pool = PoolSpec(role=role, model=model, **sizes, engine=settings, placement=Placement(**given))
     return pool.called(name, section)
 
 
@@ -125,7 +138,8 @@ def as_section(pool: PoolSpec) -> EngineSection:
         key: getattr(pool.engine, key) for key in EngineOptions.model_fields if key in pool.engine.model_fields_set
     }
     placement = {key: getattr(pool.placement, key) for key in pool.placement.model_fields_set}
-    return EngineSection(**engine, **placement, num_actors=max(1, pool.size), tensor_parallel=pool.num_ranks)
+    sizes = {"num_actors": max(1, pool.size), "max_actors": pool.max_size, "tensor_parallel": pool.num_ranks}
+    return EngineSection(**engine, **placement, **sizes)
 
 
 def changes(section: EngineSection | LearnSection, pool: PoolSpec) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cluster.config.pools import PoolSpec, changes, learner_pool, pool_of
 from cluster.config.sections import EngineSection, EvaluateSection, LearnSection, RolloutSection, Section, WatchSection
+from solon.elasticity.config import ElasticityConfig
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.panels.selective import reward_clip
@@ -101,6 +102,8 @@ class RunFile(Section):
     evaluate: EvaluateSection = EvaluateSection()
     watch: WatchSection = WatchSection()
     recovery: Annotated[RecoveryConfig, MayChange()] = RecoveryConfig()
+    elasticity: Annotated[ElasticityConfig, MayChange()] = ElasticityConfig()
+    """How pools with a `max_actors` follow the load, and how workers leave a machine that goes."""
 
     @field_validator("checkpoint_url")
     @classmethod
@@ -199,7 +202,7 @@ class RunFile(Section):
             learner_pool(self.policy, self.learn),
         ]
         if self.auditor:
-            alone = self.judging.model_copy(update={"num_actors": 1})
+            alone = self.judging.model_copy(update={"num_actors": 1, "max_actors": 0})
             audit = pool_of("audit", self.auditor, alone, name="audit-judge", section="judging")
             pools.append(audit.called("audit-judge", "judging", is_numbered=False))
         return {pool.name: pool for pool in pools}

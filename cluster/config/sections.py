@@ -74,6 +74,9 @@ class EngineSection(EngineOptions):
 
     num_actors: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_WORKERS)
     """Number of these engines, each its own Ray actor."""
+    max_actors: Annotated[int, MayChange()] = Field(0, ge=0, le=MOST_WORKERS)
+    """Most of these engines during training: their number follows the load between `num_actors` and this. 0: it stays
+    at `num_actors`."""
     num_cpus: Annotated[Quantity, MayChange()] = 1.0
     """Ray CPUs per actor."""
     num_gpus: Annotated[Share, MayChange()] = 0.0
@@ -88,6 +91,15 @@ class EngineSection(EngineOptions):
     @model_validator(mode="after")
     def _ranks_compute_alone(self) -> Self:
         refuse_shared_ranks("tensor_parallel", self.tensor_parallel, self.num_gpus, self.backend)
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if 0 < self.max_actors < self.num_actors:
+            raise ValueError(
+                f"max_actors = {self.max_actors} is below num_actors = {self.num_actors}, expected 0 (a fixed number) "
+                "or at least num_actors; raise max_actors"
+            )
         return self
 
     def engine(self, model: str, *, seed: int) -> EngineConfig:

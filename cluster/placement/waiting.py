@@ -65,13 +65,13 @@ class Waiting:
             parts.append(f"not started: {', '.join(growth.failed)}")
         return "; ".join(parts)
 
-    async def failure(self, limit_s: float) -> RunFailedError:
-        """The error for a run whose actors found no node in time, with a table as its note."""
+    async def failure(self, limit_s: float, *, setting: str = "recovery.node_timeout_s = ") -> RunFailedError:
+        """The error for a run whose actors found no node in time, with a table as its note. setting: of the limit."""
         growth = await self._growth()
         supply = await asyncio.to_thread(read_supply)
         failed = f" (not started: {', '.join(growth.failed)})" if growth is not None and growth.failed else ""
         error = RunFailedError(
-            f"no place for {', '.join(sorted(self._without))} within recovery.node_timeout_s = {limit_s:g} s{failed}; "
+            f"no place for {', '.join(sorted(self._without))} within {setting}{limit_s:g} s{failed}; "
             "see with `ray status` what has the nodes, or why none starts; then ask for less, or raise it"
         )
         error.add_note(table(self._demands, supply))

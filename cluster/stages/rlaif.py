@@ -68,6 +68,7 @@ class RlaifStage(Stage):
 
     async def _train(self, session: RunSession, saver: Saver) -> int:
         """The total number of committed steps."""
+        from cluster.elasticity import LearnerMove, elasticity_of
         from cluster.lanes import assemble_lanes
         from cluster.watchdog import Watchdog, draining_here
         from solon.files.prompts import PromptSource
@@ -75,16 +76,20 @@ class RlaifStage(Stage):
 
         run, workers = session.run, session.workers
 
+        learner, elasticity = workers.of_role("learner").lane, elasticity_of(session, self.policy, self.judge)
+        move = LearnerMove(learner, elasticity)
+
         async def checkpoint(step: int) -> None:
             saver.require_sound()
-            if run.saves_after(step) and step < run.steps:  # the final checkpoint is written separately
+            if (move.is_due() or run.saves_after(step)) and step < run.steps:  # the final one is written separately
                 session.directory.require_here()
                 await saver.save(step)
+                await move.after(saver)
 
         lanes = assemble_lanes(
             rollout=workers[self.policy].pool,
             judges=workers[self.judge].pool,
-            learner=workers.of_role("learner").lane,
+            learner=learner,
             ledger=session.ledger,
             prompts=PromptSource(session.inputs.prompts, seed=run.seed),
             publication=session.publication,
@@ -107,7 +112,7 @@ class RlaifStage(Stage):
         session.view.training(session.totals, session.ledger)
         session.signals.may_finish = True
         try:
-            async with watchdog:
+            async with watchdog, elasticity:
                 return await run_loop(
                     lanes,
                     steps=run.steps,

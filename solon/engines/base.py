@@ -36,6 +36,9 @@ class EngineOptions(ChatSettings):
     """Most tokens of prompt and answer together."""
     max_running: int = Field(128, ge=1)
     """Requests decoded together; all others wait in front of the engine."""
+    adapts_running: Annotated[bool, MayChange()] = True
+    """Decode fewer than `max_running` together while the key-value cache is nearly full or requests are preempted. Only
+    with backend `vllm`; with a cache that holds `max_running` requests it changes nothing."""
     gpu_memory_utilization: Annotated[float, MayChange()] = Field(0.85, gt=0, lt=1)
     """Share of a GPU's memory that the engine takes in total; the key-value cache gets the rest after weights,
     activations and context. Not used with `kv_cache_gib`."""

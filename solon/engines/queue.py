@@ -13,7 +13,8 @@ class Queue:
     """Request ids, first come, first served: waiting ones, and at most `places` inside the engine."""
 
     def __init__(self, places: int) -> None:
-        self._places = places
+        self.places = places
+        """Requests that may be inside; when it is lowered, those inside stay."""
         self._waiting: dict[str, None] = {}
         self._inside: dict[str, None] = {}
 
@@ -23,12 +24,22 @@ class Queue:
 
     def let_in(self) -> list[str]:
         """Admit the next requests, one for each free place, and return them."""
-        free = self._places - len(self._inside)
+        free = max(0, self.places - len(self._inside))
         chosen = [request_id for request_id, _ in zip(self._waiting, range(free), strict=False)]
         for request_id in chosen:
             del self._waiting[request_id]
             self._inside[request_id] = None
         return chosen
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in front of the engine."""
+        return len(self._waiting)
+
+    @property
+    def num_inside(self) -> int:
+        """Requests in the engine."""
+        return len(self._inside)
 
     def take_back(self, is_meant: Callable[[str], bool]) -> list[str]:
         """Move matching requests from the engine back to the front of the queue, in their old order."""

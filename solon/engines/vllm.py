@@ -20,6 +20,7 @@ from solon.engines.admission import check_ids, check_length, check_request
 from solon.engines.base import Completion, EngineConfig, Request
 from solon.engines.checkpoint import is_quantised, stop_token_ids
 from solon.engines.chunks import SentTensors
+from solon.engines.concurrency import Concurrency
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.live_weights import LiveWeights
 from solon.engines.progress import NOTHING, Progress, news
@@ -30,7 +31,7 @@ from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
 from solon.engines.transfer import load
 from solon.engines.vllm_build import TURN, prepare_process, start_vllm, stop_vllm
-from solon.engines.vllm_room import make_room
+from solon.engines.vllm_room import cache_usage, make_room, preemptions
 from solon.errors import EngineFailedError, InputError, RunFailedError
 from solon.records import FinishReason, WeightCheck, Weights
 
@@ -63,6 +64,7 @@ class VllmEngine:
         self._salts = (f"weights-{count}" for count in itertools.count())
         self._salt = next(self._salts)
         self._queue = Queue(config.max_running)
+        self._concurrency = Concurrency(config.max_running) if config.adapts_running else None
 
         prepare_process(config)
         self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code, settings=config)
@@ -109,7 +111,9 @@ class VllmEngine:
             progress = self._running[request_id]
             self._submit(request_id, progress.request.prompt_token_ids, progress.params)
         if self._running:
+            before = self._preemptions()
             self._pump()
+            self._adapt(self._preemptions() - before)
         finished, self._finished = self._finished, []
         return finished
 
@@ -293,6 +297,21 @@ class VllmEngine:
             elif output.request_id in self._attesting and output.new_prompt_logprobs_tensors is not None:
                 prompt_logprobs = output.new_prompt_logprobs_tensors.logprobs[:, 0]
                 self._attesting[output.request_id] = prompt_logprobs.tolist()
+
+    def _preemptions(self) -> int:
+        """How often the requests that run were preempted so far."""
+        return preemptions(self._core) if self._concurrency is not None else 0
+
+    def _adapt(self, preempted: int) -> None:
+        """Fit the number of requests inside to the key-value cache. preempted: more preemptions in the last step. A
+        preempted request that ended in the same step is not counted: the next one shows."""
+        if self._concurrency is not None:
+            self._queue.places = self._concurrency.after_step(
+                usage=cache_usage(self._core),
+                preempted=max(0, preempted),
+                running=self._queue.num_inside,
+                waiting=self._queue.num_waiting,
+            )
 
     def _advance(self, progress: _Progress, output: Any) -> None:
         new = len(output.new_token_ids)

@@ -1,4 +1,5 @@
-"""Makes room in vLLM's key-value cache for the few short sequences that attest new weights.
+"""The room in vLLM's key-value cache: how much is in use, and making some for the few short sequences that attest
+new weights.
 
 A sequence without cache blocks waits until an answer ends, and delays the publication. vLLM's own remedy for a full
 cache, preempting the youngest request and recomputing it later, is applied here explicitly.
@@ -27,3 +28,14 @@ def make_room(core: Any, sequences: Sequence[Sequence[int]]) -> None:
         scheduler._preempt_request(youngest, time.monotonic())
         # It may be resumed in the next step, which must treat it as preempted.
         scheduler.prev_step_scheduled_req_ids.discard(youngest.request_id)
+
+
+def cache_usage(core: Any) -> float:
+    """Share of the key-value cache of the engine core `core` that requests use, 0 to 1."""
+    usage: float = core.scheduler.kv_cache_manager.usage
+    return usage
+
+
+def preemptions(core: Any) -> int:
+    """How often the requests that the engine core holds were preempted so far."""
+    return sum(request.num_preemptions for request in core.scheduler.requests.values())

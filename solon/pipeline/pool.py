@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
+from solon.pipeline.usage import Usage, UsageMeter
 from solon.protocols import Lane
 
 L = TypeVar("L", bound=Lane)
@@ -30,6 +31,7 @@ class Seat(Generic[L_co]):
         self._changed = asyncio.Event()
         self._changed.set()
         self._is_leaving = False
+        self._meter = UsageMeter()
         self.task: asyncio.Task[None] | None = None
         """The lane's stage task, while the loop runs."""
 
@@ -52,6 +54,11 @@ class Seat(Generic[L_co]):
         """Number of groups that the lane has and has not finished."""
         return self._lane.groups_at_once - self._free
 
+    @property
+    def usage(self) -> Usage:
+        """What the lane did in this pool so far."""
+        return self._meter.usage(_now())
+
     async def room(self) -> int:
         """How many more groups it may take. Waits for a free place, and while the lane is being replaced. 0: it takes
         no more, because it is leaving or was given up. Raises the error that ended the run."""
@@ -63,11 +70,13 @@ class Seat(Generic[L_co]):
     def take(self, groups: int) -> None:
         """Count groups given to the lane."""
         self._free -= groups
+        self._meter.hold(self.num_held, _now())
         self._look()
 
-    def give(self, groups: int) -> None:
-        """Count groups that the lane finished or lost."""
+    def give(self, groups: int, *, finished: bool = True) -> None:
+        """Count groups that the lane finished or, with `finished` False, lost."""
         self._free += groups
+        self._meter.hold(self.num_held, _now(), finished=groups if finished else 0)
         self._look()
 
     def leave(self) -> None:
@@ -80,6 +89,10 @@ class Seat(Generic[L_co]):
             self._changed.set()
         else:
             self._changed.clear()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Entry(Protocol[L_contra]):
@@ -138,6 +151,11 @@ class Pool(Collection[L]):
 
     def __len__(self) -> int:
         return len(self._seats)
+
+    @property
+    def seats(self) -> list[Seat[L]]:
+        """The places of the lanes in the pool at this moment."""
+        return list(self._seats.values())
 
     def __contains__(self, lane: object) -> bool:
         return any(seat.lane is lane for seat in self._seats.values())

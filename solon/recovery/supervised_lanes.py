@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from solon.clock import Clock
 from solon.errors import PayloadLostError, RunFailedError, WorkerLostError
@@ -50,9 +50,11 @@ async def _first_back(lanes: Sequence[L]) -> L:
 class SupervisedLane:
     """Common to all guarded lanes: whether the worker behind them is up."""
 
-    def __init__(self, name: str, guard: Guard) -> None:
+    def __init__(self, name: str, guard: Guard, process: Any) -> None:
         self.name = name
         self.guard = guard
+        self.process = process
+        """What the guard replaces; on Ray it knows its actor."""
 
     @property
     def is_up(self) -> bool:
@@ -77,7 +79,7 @@ class PoolLane(SupervisedLane):
     """A supervised lane that may join and leave a pool: a `solon.protocols.Lane`."""
 
     def __init__(self, process: PoolProcess, guard: Guard) -> None:
-        super().__init__(process.name, guard)
+        super().__init__(process.name, guard, process)
         self.groups_at_once = process.groups_at_once
         self._process = process
 
@@ -165,7 +167,7 @@ class SupervisedLearner(SupervisedLane):
     ) -> None:
         # Repeating a step call would train twice, so a learner whose answer is lost is replaced.
         guard = Guard(self, config, emit=emit, rejoin=self._train_again, repeatable=False, clock=clock)
-        super().__init__(learner.name, guard)
+        super().__init__(learner.name, guard, learner)
         self._learner = learner
         self._config = config
         self._clock = clock or Clock()

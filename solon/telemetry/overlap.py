@@ -18,7 +18,7 @@ LANES = ("generate", "label", "learn")
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Shares are of wall time, 0..1; several workers of a lane count as one (their mean)."""
+    """Shares are of wall time, 0..1; several workers of a lane count as one: their mean, weighted by their presence."""
 
     wall_s: float
     busy: Mapping[str, float]
@@ -41,6 +41,25 @@ class Busy:
     def __init__(self) -> None:
         self._total_s: dict[tuple[str, str], float] = defaultdict(float)
         self._reach_s: dict[tuple[str, str], float] = {}
+        self._joined_s: dict[str, float] = {}
+        self._left_s: dict[str, float] = {}
+
+    def joined(self, worker: str, wall_s: float) -> None:
+        """The worker was not there before this wall time."""
+        self._joined_s[worker] = wall_s
+
+    def left(self, worker: str, wall_s: float) -> None:
+        """The worker is not there after this wall time."""
+        self._left_s[worker] = wall_s
+
+    def presence(self) -> list[dict[str, float]]:
+        """When workers joined and left, for JSON."""
+        return [dict(self._joined_s), dict(self._left_s)]
+
+    def add_presence(self, presence: Sequence[Mapping[str, float]]) -> None:
+        """Add what another process had noted."""
+        for known, noted in zip((self._joined_s, self._left_s), presence, strict=True):
+            known.update(noted)
 
     def add(self, span: Span) -> None:
         """Count the time of a span."""
@@ -48,6 +67,10 @@ class Busy:
         start_s = max(span.start_s, self._reach_s.get(key, span.start_s))
         self._total_s[key] += max(0.0, span.end_s - start_s)
         self._reach_s[key] = max(span.end_s, self._reach_s.get(key, span.end_s))
+
+    def seconds(self, lane: str) -> float:
+        """Busy seconds of a lane's workers together."""
+        return sum(seconds for (name, _), seconds in self._total_s.items() if name == lane)
 
     def totals(self) -> list[list[Any]]:
         """[lane, worker, seconds] of each worker, for JSON."""
@@ -59,11 +82,15 @@ class Busy:
             self._total_s[lane, worker] += seconds
 
     def overlap(self, *, wall_s: float) -> Overlap:
-        """Shares of a wall time that the spans lie in."""
-        shares: dict[str, list[float]] = defaultdict(list)
-        for (lane, _), total_s in self._total_s.items():
-            shares[lane].append(min(1.0, total_s / max(wall_s, 1e-9)))
-        busy = {lane: sum(shares[lane]) / len(shares[lane]) if shares[lane] else 0.0 for lane in LANES}
+        """Shares of a wall time that the spans lie in. A worker that joined or left counts for the time that it was
+        there."""
+        busy_s: dict[str, float] = defaultdict(float)
+        present_s: dict[str, float] = defaultdict(float)
+        for (lane, worker), total_s in self._total_s.items():
+            present = max(self._left_s.get(worker, wall_s) - self._joined_s.get(worker, 0.0), 1e-9)
+            busy_s[lane] += min(total_s, present)
+            present_s[lane] += present
+        busy = {lane: busy_s[lane] / present_s[lane] if present_s[lane] else 0.0 for lane in LANES}
         binding = max(busy, key=lambda lane: busy[lane])
         return Overlap(wall_s, busy, busy[binding], binding if busy[binding] else "none")
 

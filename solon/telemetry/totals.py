@@ -105,6 +105,9 @@ class RunTotals:
         """Count an event if it reports a fault or a recovery. fields: of the event."""
         if is_counted(name):
             self.faults[name] += 1
+        if name in ("lane_joined", "lane_left"):
+            note = self.busy.joined if name == "lane_joined" else self.busy.left
+            note(str((fields or {}).get("worker", "")), self.wall_s)
         if name == "alarm":
             self.last_alarm = fields or {}
         if name == "learner_trained_again" and not (fields or {}).get("same_weights", True):
@@ -122,6 +125,7 @@ class RunTotals:
             "position": self.position.state(),
             "faults": dict(self.faults),
             "busy": self.busy.totals(),
+            "presence": self.busy.presence(),
             "movement": self.movement.state(),
         }
 
@@ -137,6 +141,7 @@ class RunTotals:
         self.position = PositionCount(**state.get("position", {}))
         self.faults = Counter(state["faults"])
         self.busy.add_totals(state["busy"])
+        self.busy.add_presence(state.get("presence", ({}, {})))
         # A checkpoint of an older version lacks it: every step counts as one that moved the policy.
         unknown = {"steps": self.steps, "moved": self.steps, "still": {}, "cut_steps": 0, "last_cut": ""}
         self.movement.restore(state.get("movement", unknown))

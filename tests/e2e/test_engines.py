@@ -664,6 +664,43 @@ def test_an_attestation_waits_for_one_step_but_not_for_running_answers(checkpoin
         engine.close()
 
 
+def test_an_engine_whose_cache_holds_fewer_answers_decodes_fewer_together_and_preempts_less(
+    checkpoints: dict[str, Path],
+):
+    def run(adapts: bool) -> tuple[int, list[int], list[Completion]]:
+        # A cache of about 600 tokens: at their end five answers fit, eight may run.
+        settings = {"max_running": 8, "kv_cache_gib": 0.0006, "adapts_running": adapts}
+        engine: Any = build_engine(config_of(checkpoints["llama-tied"], "vllm").model_copy(update=settings), name="x")
+        try:
+            preempted: list[Any] = []
+            scheduler = engine._core.scheduler
+            preempt = scheduler._preempt_request
+            scheduler._preempt_request = lambda *a, **named: (preempted.append(a), preempt(*a, **named))[1]
+            draw = np.random.default_rng(7)
+            for number in range(32):
+                prompt = tuple(int(token) for token in draw.integers(6, VOCAB, 20))
+                least = Filters(min_tokens=90)
+                engine.add(
+                    Request(request_id=str(number), prompt_token_ids=prompt, max_tokens=90, filters=least, seed=number)
+                )
+            done, places = [], []
+            while engine.has_work():
+                done += engine.step()
+                places.append(engine._queue.places)
+            return len(preempted), places, done
+        finally:
+            engine.close()
+
+    preempted, places, done = run(adapts=True)
+    always, fixed, all_done = run(adapts=False)
+    assert {c.request_id for c in done} == {c.request_id for c in all_done} == {str(n) for n in range(32)}
+    assert all(len(c.token_ids) == 90 for c in [*done, *all_done])
+    assert set(fixed) == {8}
+    assert (places[0], max(places)) == (8, 8)
+    assert 1 <= min(places) < 8
+    assert preempted < always
+
+
 def test_transformers_builds_a_model_that_vllm_has_served_through_its_classes(tmp_path: Path):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -77,6 +77,10 @@ class Engine(TimedRollout):
     async def pid(self) -> int:
         return os.getpid()
 
+    async def pace(self, seconds: float) -> None:
+        """Groups take this long from now on."""
+        self._seconds = seconds
+
     async def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
 
@@ -214,7 +218,7 @@ class World:
         self.stop = asyncio.Event()
         self.watcher = watcher = Watcher()
         places = 2 * batch
-        self._recovery, self._generate_s, self._label_s = recovery, generate_s, label_s
+        self._recovery, self.generate_s, self._label_s = recovery, generate_s, label_s
         self.engines = [self.engine(f"rollout-{n}") for n in range(engines)]
         self.judges = [
             RemoteJudge(
@@ -261,7 +265,7 @@ class World:
 
     def engine(self, name: str) -> RemoteRollout:
         """An engine that has not started."""
-        spawn = partial(self._spawn, EngineActor, name, self._generate_s, slots=self.batch, tokens=self.tokens)
+        spawn = partial(self._spawn, EngineActor, name, self.generate_s, slots=self.batch, tokens=self.tokens)
         return RemoteRollout(spawn, name=name, groups_at_once=2 * self.batch)
 
     def supervised(self, engine: RemoteRollout) -> SupervisedRollout:

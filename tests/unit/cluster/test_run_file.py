@@ -501,13 +501,13 @@ def test_keys_that_name_a_model_a_file_or_what_may_change_are_marked_on_their_fi
     }  # fmt: skip
     assert marked(RunFile, NamesPrompts) == ("prompts", "evaluate.prompts")
     placed = ("num_actors", "num_cpus", "num_gpus", "labels")
-    cache = ("gpu_memory_utilization", "kv_cache_gib", "max_batched_tokens", "gives_way")
+    cache = ("gpu_memory_utilization", "kv_cache_gib", "max_batched_tokens", "gives_way", "adapts_running")
     assert set(may_change(RunFile)) == {
         "steps", "checkpoint_every", "checkpoint_first", "checkpoint_async", "checkpoint_keep", "checkpoint_url",
-        "recovery", "publish.timeout_s", "publish.engines_at_once",
+        "recovery", "elasticity", "publish.timeout_s", "publish.engines_at_once",
         "ledger.max_held_mib", "ledger.max_attempts", "ledger.max_losses",
         "ledger.max_dropped_share", "ledger.lease_s",
-        *(f"{section}.{key}" for section in ("rollout", "judging") for key in (*placed, *cache)),
+        *(f"{section}.{key}" for section in ("rollout", "judging") for key in (*placed, "max_actors", *cache)),
         *(f"learn.{key}" for key in (*placed[1:], "num_ranks", "rank_timeout_s")),
     }  # fmt: skip
 

@@ -69,3 +69,16 @@ def test_overlapping_spans_count_once(found: list[tuple[str, int, int, int]]):
 
 def covers(one: Span, tick: int) -> bool:
     return one.start_s <= tick and tick + 1 <= one.end_s
+
+
+def test_a_worker_that_joined_or_left_counts_for_the_time_that_it_was_there():
+    busy = Busy()
+    for worker, start, end in (("one", 0, 80), ("two", 60, 76)):
+        busy.add(Span(lane="generate", worker=worker, name="decode", start_s=start, end_s=end))
+    busy.joined("two", 60)
+    busy.left("two", 80)
+    again = Busy()
+    again.add_totals(busy.totals())
+    again.add_presence(busy.presence())
+    for one in (busy, again):
+        assert one.overlap(wall_s=100).busy["generate"] == pytest.approx((80 + 16) / (100 + 20))
