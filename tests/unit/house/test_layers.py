@@ -174,6 +174,7 @@ ORDERS = {
         "pipeline_file",
         "train",
         "align",
+        "submission",
     ),
 }
 """The rooms of a package and the modules beside them, lowest first: each may import those before it."""
