@@ -162,10 +162,8 @@ def run_status(job: str, *, address: str, as_json: bool) -> dict[str, Any]:
     if info.status.is_terminal():
         row["ended_with"] = Ended.of(job, info).said
     if not as_json:
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        for key, value in row.items():
-            table.add_row(key.replace("_", " "), Text(visible(str(value))))
-        print_table(Console(highlight=False), table)
+        for key, value in row.items():  # on one line each, to be copied
+            print(f"{key.replace('_', ' '):<11}{visible(str(value))}")
     return row
 
 
