@@ -6,6 +6,7 @@ Ray's own client waits without limits, and takes RAY_API_SERVER_ADDRESS in prefe
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -81,6 +82,8 @@ class JobServer(JobSubmissionClient):  # type: ignore[misc]
 
     def __init__(self, url: str, *, headers: Mapping[str, str]) -> None:
         os.environ[ADDRESS] = url  # Ray prefers it to the argument
+        for name in ("dashboard_sdk", "job.sdk"):  # they set their own level when they are imported
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         super().__init__(url, headers=dict(headers))
         self.url = url
 
