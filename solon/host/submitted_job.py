@@ -37,10 +37,14 @@ REQUIRED = "SOLON_REQUIRED_ENV"
 """Environment variable: names of those that the machines of a submitted job must have, with commas between them."""
 
 
+def required_variables() -> list[str]:
+    """Names in `REQUIRED`; empty for a run that was not submitted."""
+    return [name for name in os.environ.get(REQUIRED, "").split(",") if name]
+
+
 def missing_variables() -> list[str]:
     """Names in `REQUIRED` that this process does not have."""
-    names = [name for name in os.environ.get(REQUIRED, "").split(",") if name]
-    return [name for name in names if not os.environ.get(name)]
+    return [name for name in required_variables() if not os.environ.get(name)]
 
 
 def require_variables() -> None:
