@@ -102,7 +102,7 @@ def test_size_is_measured_as_ray_packs_and_the_largest_paths_are_named(tmp_path:
     package = measure(tmp_path)
     assert package.nbytes == 3107
     assert package.largest()[0] == ("data/deep/big.bin", 3000)
-    with pytest.raises(InputError, match="largest: data/deep/big.bin"):
+    with pytest.raises(InputError, match=r"largest: data/deep/big\.bin"):
         check_package(package, limit=3107)
     (warning,) = check_package(package, limit=6000)
     assert ".rayignore excludes paths" in warning
