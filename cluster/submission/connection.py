@@ -31,7 +31,7 @@ HEADERS = "RAY_JOB_HEADERS"
 CONNECT_S, ANSWER_S = 15.0, 120.0
 """Seconds for a connection, and between two parts of an answer. An upload of hundreds of MiB is answered late."""
 BEAT_S = 20.0
-"""Seconds between two signs of life of a log that is followed."""
+"""Seconds between two heartbeats of a log that is followed."""
 MARKET = "ray.io/market-type"
 """Label that a machine's provider gives: `spot` or `on-demand`."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
