@@ -21,6 +21,7 @@ from cluster.placement.supply import read_supply
 from cluster.pools.base import Role
 from cluster.preflight.checks import check_inputs
 from cluster.preflight.space import remarks_on_space
+from cluster.ray_session.machines import check_machines
 from cluster.ray_session.session import answers_probe
 from cluster.ray_session.watch import RayWatch
 from cluster.session import RunSession
@@ -76,6 +77,7 @@ def train(
     _say(view, warnings=(*start.damaged, *start.remarks, *_remarks_on_space(run, root, start)))
     with cluster() as info:
         check_cluster(run, read_supply())
+        _say(view, warnings=check_machines(run, root))
         directory = start.open(root, name, default=default_name)
         view.cluster(info, directory.path)
         _say(view, notes=(*info.notes, *_notes_on_resuming(start, directory)))

@@ -112,7 +112,7 @@ def answers_probe() -> Callable[[], bool] | None:
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local") or os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
         return None
-    place, (token, _) = _place(address), _own_token()
+    place, (token, _) = _place(address), own_token()
     return lambda: ask(place, token=token) != "silent"
 
 
@@ -123,7 +123,7 @@ def _require_token() -> str:
     """The next cluster to start requires a token, unless the environment says otherwise. Returns the token's file."""
     if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
         return ""
-    _use_environment()
+    use_environment()
     if os.environ.get("RAY_AUTH_TOKEN"):
         return ""
     return str(private_token())
@@ -176,7 +176,7 @@ def _token_path() -> Path:
         ) from None
 
 
-def _use_environment() -> None:
+def use_environment() -> None:
     """Ray reads its settings once, at import; later changes must be passed on explicitly."""
     Config.initialize("")
 
@@ -216,17 +216,17 @@ def _check_token(address: str, place: str) -> None:
     if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
         mode = os.environ["RAY_AUTH_MODE"]
         raise InputError(f"the Ray cluster at {address} asks for a token, but RAY_AUTH_MODE is {mode}; {how}")
-    _use_environment()
+    use_environment()
     if os.environ.get("RAY_ENABLE_K8S_TOKEN_AUTH", "").lower() in ("1", "true"):
         return  # the token is the service account's, and Ray finds it
-    token, where = _own_token()
+    token, where = own_token()
     if not token:
         raise InputError(f"the Ray cluster at {address} asks for a token, but there is none in {where}; {how}")
     if ask(place, token=token) != "answers":
         raise InputError(f"the Ray cluster at {address} refuses the token in {where}; {how}")
 
 
-def _own_token() -> tuple[str, str]:
+def own_token() -> tuple[str, str]:
     """(token, its source); the token is empty when there is none."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "the environment variable RAY_AUTH_TOKEN"

@@ -22,11 +22,13 @@ from solon.cli.output import lost_output, settle_streams
 from solon.cli.planning_commands import planning_app
 from solon.cli.serve import serve_app
 from solon.cli.stage_commands import stages_app
+from solon.cli.submit_commands import submit_app
 from solon.cli.talk_commands import talk_app
 from solon.errors import InputError, RunFailedError, one_line
 from solon.files.plain_text import visible
 from solon.host.ballast import is_no_space
 from solon.host.own_code import protect
+from solon.host.submitted_job import require_variables
 from solon.host.user_folders import cache_folder
 
 if TYPE_CHECKING:
@@ -48,12 +50,16 @@ INTERRUPTIONS = {
     "plan": "interrupted; nothing was written",
     "serve": "interrupted before the service began",
     "chat": "interrupted; the model's servers have ended",
+    "submit": "interrupted before the job was submitted; nothing was started",
+    "jobs": "interrupted; the job was left alone",
 }
 """By command; others than these train."""
-ENDED_AT_ONCE = ("align", "compare", "evaluate", "revise", "tasks", "compress", "measure", "plan")
+ENDED_AT_ONCE = (
+    "align", "compare", "evaluate", "revise", "tasks", "compress", "measure", "plan", "submit", "jobs",
+)  # fmt: skip
 """Commands that SIGTERM interrupts as Ctrl-C does. Runs, services and talks handle signals themselves."""
 
-ABOUT_RUNS = ("report", "watch", "track", "push", "compress", "measure", "plan")
+ABOUT_RUNS = ("report", "watch", "track", "push", "compress", "measure", "plan", "submit", "jobs")
 """Commands whose failure is not that of a run."""
 
 app = typer.Typer(
@@ -73,6 +79,7 @@ app.add_typer(models_app)
 app.add_typer(planning_app)
 app.add_typer(serve_app)
 app.add_typer(talk_app)
+app.add_typer(submit_app)
 
 RunFileArgument = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.", show_default=False)]
 
@@ -252,6 +259,7 @@ def main(*, roles: Mapping[str, Role] | None = None) -> None:
     _end_as_ctrl_c_does()
     try:
         protect()
+        require_variables()
         app(prog_name="solon", obj=roles)
     except InputError as error:
         _fail(_with_notes(str(error), error), 2)

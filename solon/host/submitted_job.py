@@ -31,3 +31,26 @@ def refuse_working_copy(
             f"{what} {path.absolute()} lies in Ray's copy of the submitted working directory, which is removed after "
             f"the job; {remedy}"
         )
+
+
+REQUIRED = "SOLON_REQUIRED_ENV"
+"""Environment variable: names of those that the machines of a submitted job must have, with commas between them."""
+
+
+def required_variables() -> list[str]:
+    """Names in `REQUIRED`; empty for a run that was not submitted."""
+    return [name for name in os.environ.get(REQUIRED, "").split(",") if name]
+
+
+def missing_variables() -> list[str]:
+    """Names in `REQUIRED` that this process does not have."""
+    return [name for name in required_variables() if not os.environ.get(name)]
+
+
+def require_variables() -> None:
+    """Raises InputError where a variable is missing that the submission named: its value is not sent with a job."""
+    if missing := missing_variables():
+        raise InputError(
+            f"the environment of this job lacks {', '.join(missing)}, which the submission asks for; set it where Ray "
+            "is started, on every machine of the cluster"
+        )

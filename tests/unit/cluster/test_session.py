@@ -63,7 +63,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     # Ray's settings are the whole process's; other tests run without a token.
-    monkeypatch.setattr(session, "_use_environment", lambda: None)
+    monkeypatch.setattr(session, "use_environment", lambda: None)
 
 
 def refusal(address: str) -> str:

@@ -179,6 +179,7 @@ ORDERS = {
         "train",
         "plan",
         "align",
+        "submission",
     ),
 }
 """The rooms of a package and the modules beside them, lowest first: each may import those before it."""
