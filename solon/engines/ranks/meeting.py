@@ -62,6 +62,9 @@ class EngineRanks:
                 raise error
 
 
+ALONE = EngineRanks()
+
+
 class FirstRank(EngineRanks):
     """The rank that leads."""
 
