@@ -74,8 +74,8 @@ def _built(config: EngineConfig, name: str, ranks: EngineRanks, store: Any) -> E
         raise InputError(f"model {config.model!r}: {error}") from None
     if config.backend == "transformers" and ranks.size > 1:
         raise InputError(
-            f"model {config.model!r}: tensor_parallel = {ranks.size} with backend = 'transformers', expected 'vllm'; set "
-            "it, or tensor_parallel = 1"
+            f"model {config.model!r}: tensor_parallel = {ranks.size} with backend = 'transformers', expected 'vllm'; "
+            "set it, or tensor_parallel = 1"
         )
     if config.backend == "transformers":
         from solon.engines.transformers import TransformersEngine
