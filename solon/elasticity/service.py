@@ -51,7 +51,8 @@ class _Bin:
 class ServiceFit:
     """`fit.add(usage of a window); fit.service`. Remembers every occupancy that it has seen.
 
-    When groups become longer, they do so at every occupancy: the change seen at one is applied to all.
+    When groups become longer, they do so at every occupancy: the change seen at one is applied to all. The newest
+    measurement is believed: what no line through it can have been is moved to the nearest that can.
     """
 
     places: float
@@ -72,13 +73,18 @@ class ServiceFit:
         number = round(math.log(occupancy) / math.log(BIN))
         known = self._bins.get(number)
         if known is None:
-            self._bins[number] = _Bin(occupancy, seconds)
-            return
-        mixed = known.seconds + MIX * (seconds - known.seconds)
-        known.occupancy += MIX * (occupancy - known.occupancy)
-        ratio = mixed / known.seconds
+            known = self._bins[number] = _Bin(occupancy, seconds)
+        else:
+            mixed = known.seconds + MIX * (seconds - known.seconds)
+            known.occupancy += MIX * (occupancy - known.occupancy)
+            ratio = mixed / known.seconds
+            for other in self._bins.values():
+                other.seconds *= ratio
         for other in self._bins.values():
-            other.seconds *= ratio
+            # Neither part of W(o) is below 0, which bounds the others. One outside was seen before the groups changed.
+            share = other.occupancy / known.occupancy
+            least, most = sorted((known.seconds, known.seconds * share))
+            other.seconds = min(max(other.seconds, least), most)
 
     @property
     def service(self) -> Service | None:

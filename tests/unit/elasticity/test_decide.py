@@ -246,3 +246,13 @@ def test_no_line_falls_below_zero():
     assert fitted([(1.0, 5.0), (4.0, 2.0)]) == Service(3.5, 0.0)
     assert fitted([(1.0, 1.0), (4.0, 10.0)]) == Service(0.0, 41 / 17)
     assert fitted([]) is None
+
+
+def test_a_load_that_became_light_at_another_occupancy_is_believed():
+    fit = ServiceFit(places=4.0)
+    for occupancy in (4.0, 2.7, 4.0):
+        fit.add(window(Service(1.0, 0.0), occupancy))
+    fit.add(window(Service(0.1, 0.0), 1.0))
+    assert fit.service is not None
+    # At most what groups computed one after the other would take.
+    assert fit.service.rate(2, places=4.0, in_flight=8.0) == pytest.approx(20.0)
