@@ -18,6 +18,8 @@ MIX = 0.3
 """Weight of a new measurement against the earlier ones at the same occupancy."""
 BIN = 1.3
 """Occupancies within this ratio are the same."""
+TOLERANCE = 1.25
+"""Two measurements agree within this ratio."""
 FEWEST = 2.0
 """Groups that a measurement must rest on."""
 
@@ -52,7 +54,7 @@ class ServiceFit:
     """`fit.add(usage of a window); fit.service`. Remembers every occupancy that it has seen.
 
     When groups become longer, they do so at every occupancy: the change seen at one is applied to all. The newest
-    measurement is believed: what no line through it can have been is moved to the nearest that can.
+    measurement is believed: what no line through it can have been is forgotten.
     """
 
     places: float
@@ -80,17 +82,19 @@ class ServiceFit:
             ratio = mixed / known.seconds
             for other in self._bins.values():
                 other.seconds *= ratio
-        for other in self._bins.values():
-            # Neither part of W(o) is below 0, which bounds the others. One outside was seen before the groups changed.
-            share = other.occupancy / known.occupancy
-            least, most = sorted((known.seconds, known.seconds * share))
-            other.seconds = min(max(other.seconds, least), most)
+        self._bins = {number: other for number, other in self._bins.items() if _can_be_on_a_line(known, other)}
 
     @property
     def service(self) -> Service | None:
         """The fitted times; None: nothing was finished yet. Seen at one occupancy only, the time counts as independent
         of the occupancy; a pool that shrank on that ground has then seen another one."""
         return fitted([(one.occupancy, one.seconds) for one in self._bins.values()])
+
+
+def _can_be_on_a_line(one: _Bin, other: _Bin) -> bool:
+    """Neither part of W(o) is below 0, so a point bounds all others, up to noise."""
+    least, most = sorted((one.seconds, one.seconds * other.occupancy / one.occupancy))
+    return least / TOLERANCE <= other.seconds <= most * TOLERANCE
 
 
 def fitted(points: Sequence[tuple[float, float]]) -> Service | None:

@@ -340,6 +340,7 @@ def test_the_lock_is_held_until_the_last_file_of_a_run_is_written(
     monkeypatch.setattr(cluster.train, "fit_run", lambda run, cpus: (run, ()))
     monkeypatch.setattr(cluster.train, "read_supply", lambda: None)
     monkeypatch.setattr(cluster.train, "check_cluster", lambda run, supply: None)
+    monkeypatch.setattr(cluster.train, "check_machines", lambda run, root: [])
     monkeypatch.setattr(Driven, "refuses", refuses)
     given = {"name": "night", "default_name": "run", "root": tmp_path / "runs", "view": SilentView()}
     with suppress(InputError):

@@ -222,6 +222,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cluster.train, "fit_run", lambda run, cpus: (run, ()))
     monkeypatch.setattr(cluster.train, "read_supply", lambda: None)
     monkeypatch.setattr(cluster.train, "check_cluster", lambda run, supply: None)
+    monkeypatch.setattr(cluster.train, "check_machines", lambda run, root: [])
     for module in (cluster.session, cluster.saving, cluster.audit):
         monkeypatch.setattr(module, "open_payload", lambda payload_ref: payload_ref)
     monkeypatch.setattr(cluster.saving, "put_payload", lambda payload: payload)
