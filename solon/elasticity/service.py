@@ -18,8 +18,8 @@ MIX = 0.3
 """Weight of a new measurement against the earlier ones at the same occupancy."""
 BIN = 1.3
 """Occupancies within this ratio are the same."""
-TOLERANCE = 1.25
-"""Two measurements agree within this ratio."""
+TOLERANCE = 2.0
+"""Two measurements agree within this ratio: a window may lie across a change."""
 FEWEST = 2.0
 """Groups that a measurement must rest on."""
 
