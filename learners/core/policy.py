@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learners.core.adapter import factor_makers, plain_makers
 from learners.core.attention import use_plain_backward
 from learners.core.config import NetworkConfig
 from learners.core.grid import grid_of
@@ -252,8 +253,13 @@ class Policy:
         """The policy's tensors on the first rank, each made on access, so only those in use exist twice. On other ranks
         None, after they have taken part in all that the first one asked for: all ranks must enter together."""
         release(self.model)
-        merged, unrounded = self._makers(), {} if self.grid is None else self.grid.makers(rounded=False)
-        makers = [*merged.values(), *unrounded.values()]
+        groups = {
+            "merged": self._makers(),
+            "unrounded": {} if self.grid is None else self.grid.makers(rounded=False),
+            "plain": plain_makers(self.base),
+            "factors": factor_makers(self.base),
+        }
+        makers = [maker for group in groups.values() for maker in group.values()]
         if not self.ranks.is_first:
             while (place := self.ranks.heard()) >= 0:
                 makers[place]()
@@ -264,12 +270,9 @@ class Policy:
             self.ranks.say(place)
             return makers[place]()
 
-        asking = [partial(ask, place) for place in range(len(makers))]
+        asking = iter([partial(ask, place) for place in range(len(makers))])
         try:
-            yield Whole(
-                merged=LazyTensors(dict(zip(merged, asking, strict=False))),
-                unrounded=LazyTensors(dict(zip(unrounded, asking[len(merged) :], strict=True))),
-            )
+            yield Whole(**{key: LazyTensors({name: next(asking) for name in group}) for key, group in groups.items()})
         finally:
             self.ranks.say(-1)
 
@@ -307,6 +310,10 @@ class Whole:
     """Adapters merged, weights on their grid."""
     unrounded: LazyTensors
     """Weights on a grid before rounding."""
+    plain: LazyTensors
+    """Weights that have an adapter, without it."""
+    factors: LazyTensors
+    """The adapters alone, by PEFT's names (`learners.core.adapter`)."""
 
 
 @torch.no_grad()

@@ -50,6 +50,11 @@ def _built(config: EngineConfig, name: str) -> Engine:
     except InputError as error:
         raise InputError(f"model {config.model!r}: {error}") from None
     if config.backend == "transformers":
+        if config.adapters is not None:
+            raise InputError(
+                "publish.way = 'adapter' with backend = \"transformers\", expected vllm: the plain engine holds one "
+                "version; change one of them"
+            )
         from solon.engines.transformers import TransformersEngine
 
         return TransformersEngine(config, name=name)
