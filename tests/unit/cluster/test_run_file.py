@@ -491,7 +491,7 @@ def test_json_that_is_no_record_of_a_run_is_checked_like_any_run_file(tmp_path: 
 
 def test_keys_that_name_a_model_a_file_or_what_may_change_are_marked_on_their_fields():
     assert set(marked(RunFile, NamesModel)) == {
-        "policy", "judge", "evaluate.audit_judge", "watch.audit_judge", "feedback.cascade.judge",
+        "policy", "judge", "evaluate.audit_judge", "watch.audit_judge", "rollout.base_model", "feedback.cascade.judge",
         "feedback.jury.judges", "feedback.select.proxy", "feedback.semantic.model",
     }  # fmt: skip
     assert set(marked(RunFile, NamesFile)) == {
