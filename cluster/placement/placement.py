@@ -32,6 +32,8 @@ class Demand:
     gpus: float
     labels: Mapping[str, str]
     """Its label selector."""
+    num_ranks: int = 1
+    """Processes that share these resources."""
 
     @property
     def amounts(self) -> tuple[float, float]:
@@ -150,6 +152,7 @@ def demands_of(run: RunFile) -> list[Demand]:
             cpus=pool.num_ranks * pool.placement.num_cpus,
             gpus=pool.num_ranks * pool.placement.num_gpus,
             labels=pool.placement.labels,
+            num_ranks=pool.num_ranks,
         )
         for pool in run.workers.values()
         for name in pool.worker_names
@@ -189,9 +192,8 @@ def _too_few(demands: Sequence[Demand], supply: Supply) -> str | None:
     """Whether too few nodes have room for one actor of a section."""
     for demand, count in _alike(demands):
         if (slots := _most(((place.slots(demand), place) for place in supply.places), supply.room)) < count:
-            fewer = (
-                ", or num_ranks" if demand.section == "learn" else ", or tensor_parallel" if demand.has_ranks else ""
-            )
+            divided = ", or tensor_parallel" if demand.num_ranks > 1 else ""
+            fewer = ", or num_ranks" if demand.section == "learn" else divided
             change = f"; lower num_cpus or num_gpus{fewer}" + (" or change labels" if demand.labels else "")
             more = "raise max_workers of a node type that fits" if supply.grows else "join a larger cluster"
             return (

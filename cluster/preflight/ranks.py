@@ -24,8 +24,8 @@ def check_ranks(facts: ModelFacts, pool: PoolSpec, *, role: str, others: int = 0
         raise InputError(f"{who} with a reward model, expected a language model; set {key} = 1")
     if others:
         raise InputError(
-            f"{who} with {others} further judge(s) in one actor, expected none: a process is a rank of one engine only; "
-            f"set {key} = 1, or remove [feedback.cascade], [feedback.jury] or the proxy"
+            f"{who} with {others} further judge(s) in one actor, expected none: a process is a rank of one engine "
+            f"only; set {key} = 1, or remove [feedback.cascade], [feedback.jury] or the proxy"
         )
     for what, size in _odd(facts, ranks):
         fits = [some for some in range(ranks, 0, -1) if not list(_odd(facts, some))]

@@ -94,7 +94,8 @@ def _attention(
     short &= query_BHTD.shape[-1] == value_BKTD.shape[-1]
     plain = not settings.get("dropout") and settings.get("position_bias") is None and is_causal in (None, True)
     if not (short and plain and torch.is_grad_enabled() and getattr(layer, "is_causal", True)):
-        mixed_BTHD, _ = sdpa_attention_forward(layer, query_BHTD, key_BKTD, value_BKTD, attention_mask, **settings)
+        fused = sdpa_attention_forward(layer, query_BHTD, key_BKTD, value_BKTD, attention_mask, **settings)
+        mixed_BTHD: Tensor = fused[0]
         return mixed_BTHD
     heads = (one.to(dtype) for one in (query_BHTD, key_BKTD, value_BKTD))
     mixed_BHTD: Tensor = _PlainBackward.apply(  # type: ignore[no-untyped-call]

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from learners.core.batch import Batch
 from learners.core.ranks import divided
-from learners.core.segments import Segment, plan_of
+from learners.core.segments import plan_of
+from learners.core.varlen import Segment
 
 MaskForm = Literal["full", "windowed", "by_kind"]
 """A model's `attention_mask`: one mask for all layers, without or with the window, or a mapping from the kind of layer

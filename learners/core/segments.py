@@ -79,7 +79,7 @@ def _fused(
     """The fused kernel, as it is without plans."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    mixed_BTHD, _ = sdpa_attention_forward(layer, query_BHTD, key_BKTD, value_BKTD, attention_mask, **settings)
+    mixed_BTHD: Tensor = sdpa_attention_forward(layer, query_BHTD, key_BKTD, value_BKTD, attention_mask, **settings)[0]
     return mixed_BTHD
 
 
@@ -104,8 +104,8 @@ def segment_attention(
     segments: list[Segment] = [(row, prompt, first, end) for row, prompt, first, end in plan[0, 0].tolist()]
     window = sliding_window or None
     if takes(query_BHTD, value_BKTD, dtype):
-        heads = (one.to(dtype) for one in (query_BHTD, key_BKTD, value_BKTD))
-        return packed_attention(*heads, tuple(segments), scale=scaling, window=window)
+        query, key, value = (one.to(dtype) for one in (query_BHTD, key_BKTD, value_BKTD))
+        return packed_attention(query, key, value, tuple(segments), scale=scaling, window=window)
     by_row: dict[int, list[Segment]] = {}
     for segment in segments:
         by_row.setdefault(segment[0], []).append(segment)

@@ -118,7 +118,7 @@ def attend(
     """The kernel, [P, H, D]."""
     from torch.nn.attention.varlen import varlen_attn
 
-    mixed: Tensor = varlen_attn(
+    found_THD = varlen_attn(
         query,
         key,
         value,
@@ -131,4 +131,5 @@ def attend(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    mixed: Tensor = found_THD[0] if isinstance(found_THD, tuple) else found_THD
     return mixed

@@ -11,7 +11,7 @@ from solon.engines.base import Engine, EngineConfig
 from solon.engines.checkpoint import architecture, model_settings, require_model
 from solon.engines.device import require_build, vllm_build
 from solon.engines.ranks.leading import LeadingEngine
-from solon.engines.ranks.meeting import EngineRanks, Meeting
+from solon.engines.ranks.meeting import ALONE, EngineRanks, Meeting
 from solon.engines.same_numbers import require_same_numbers
 from solon.errors import InputError, loading
 from solon.host.priority import give_way
@@ -45,7 +45,7 @@ def meeting_of(name: str) -> Future[Meeting]:
         return _meetings.setdefault(name, Future())
 
 
-def build_rank(config: EngineConfig, *, name: str, ranks: EngineRanks = EngineRanks(), store: Any = None) -> Engine:
+def build_rank(config: EngineConfig, *, name: str, ranks: EngineRanks = ALONE, store: Any = None) -> Engine:
     """This process's part of an engine; all of it where `ranks` is one process. store: where the ranks meet."""
     require_model(config)
     if is_reward_architecture(found := architecture(config)):
@@ -79,8 +79,8 @@ def _built(config: EngineConfig, name: str, ranks: EngineRanks, store: Any) -> E
         raise InputError(f"model {config.model!r}: {error}") from None
     if config.backend == "transformers" and ranks.size > 1:
         raise InputError(
-            f"model {config.model!r}: tensor_parallel = {ranks.size} with backend = 'transformers', expected 'vllm'; set "
-            "it, or tensor_parallel = 1"
+            f"model {config.model!r}: tensor_parallel = {ranks.size} with backend = 'transformers', expected 'vllm'; "
+            "set it, or tensor_parallel = 1"
         )
     if config.backend == "transformers":
         if config.adapters is not None:

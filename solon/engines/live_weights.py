@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from solon.engines.digest import digest_tensors
 from solon.engines.live_values import STACKED, TRANSPOSED, Layout, Live, has_equal_rows, holds, row_order
-from solon.engines.ranks.meeting import EngineRanks
+from solon.engines.ranks.meeting import ALONE, EngineRanks
 from solon.engines.ranks.shares import is_a_share, layout_of_share
 from solon.errors import AttestationError
 from solon.records import WeightCheck
@@ -50,7 +50,7 @@ class LiveWeights:
         checkpoint: Mapping[str, torch.Tensor],
         *,
         joined: Mapping[str, Sequence[str]] = JOINED,
-        ranks: EngineRanks = EngineRanks(),
+        ranks: EngineRanks = ALONE,
     ) -> None:
         if not live:
             raise AttestationError("the engine shows no live tensor, expected its weights: nothing can be compared")

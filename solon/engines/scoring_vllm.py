@@ -21,8 +21,8 @@ class VllmScoring:
         self.name = name
         if config.tensor_parallel > 1:
             raise InputError(
-                f"tensor_parallel = {config.tensor_parallel} with the reward model {config.model!r}, expected a language "
-                "model; set 1"
+                f"tensor_parallel = {config.tensor_parallel} with the reward model {config.model!r}, expected a "
+                "language model; set 1"
             )
         prepare_process(config)
         self.tokenizer = ChatTokenizer.load(config.model, trust_remote_code=config.trust_remote_code, settings=config)

@@ -24,7 +24,7 @@ from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.live_weights import LiveWeights
 from solon.engines.progress import NOTHING, Progress, continued, news
 from solon.engines.queue import Queue
-from solon.engines.ranks.meeting import EngineRanks
+from solon.engines.ranks.meeting import ALONE, EngineRanks
 from solon.engines.ranks.reports import one_check, one_checksum
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
@@ -54,9 +54,7 @@ class VllmEngine:
     Raises InputError when the model cannot be loaded.
     """
 
-    def __init__(
-        self, config: EngineConfig, *, name: str, ranks: EngineRanks = EngineRanks(), store: Any = None
-    ) -> None:
+    def __init__(self, config: EngineConfig, *, name: str, ranks: EngineRanks = ALONE, store: Any = None) -> None:
         """ranks: the place of this process among those that compute the engine together. store: where they meet."""
         self.name = name
         self._ranks = ranks

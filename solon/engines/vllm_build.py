@@ -23,7 +23,7 @@ from solon.engines.checkpoint import model_settings
 from solon.engines.device import require_visible_gpu, vllm_build
 from solon.engines.device_turns import device_key, turn_on_device, wait_for_memory
 from solon.engines.memory import BATCHED_TOKENS, CPU_CACHE_GIB
-from solon.engines.ranks.meeting import EngineRanks
+from solon.engines.ranks.meeting import ALONE, EngineRanks
 from solon.engines.ranks.process_group import ranks_of_vllm
 from solon.engines.vllm_adapters import layers_alone
 from solon.engines.vllm_classes import classes_left_alone
@@ -58,9 +58,7 @@ def prepare_process(config: EngineConfig) -> None:
     logging.getLogger("vllm").setLevel(os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR"))
 
 
-def start_vllm(
-    config: EngineConfig, *, pooling: bool = False, ranks: EngineRanks = EngineRanks(), store: Any = None
-) -> Any:
+def start_vllm(config: EngineConfig, *, pooling: bool = False, ranks: EngineRanks = ALONE, store: Any = None) -> Any:
     """An `LLMEngine` without a subprocess; the process's other engines wait meanwhile. pooling: it computes the output
     of a model's head in place of text. ranks, store: of an engine of several processes, which all call this.
 

@@ -15,7 +15,7 @@ from solon.engines.chunks import SentTensors
 from solon.engines.digest import digest_tensors
 from solon.engines.live_values import Live
 from solon.engines.live_weights import JOINED, PACKED, CheckpointTensors, LiveWeights
-from solon.engines.ranks.meeting import EngineRanks
+from solon.engines.ranks.meeting import ALONE, EngineRanks
 from solon.errors import AttestationError
 from solon.records import Weights
 
@@ -120,7 +120,7 @@ def live_checksum(model: torch.nn.Module) -> str:
 
 
 def learn_layout(
-    model: torch.nn.Module, checkpoint: str, weights: Weights, *, ranks: EngineRanks = EngineRanks()
+    model: torch.nn.Module, checkpoint: str, weights: Weights, *, ranks: EngineRanks = ALONE
 ) -> LiveWeights:
     """Learn how the live tensors are made of a file's tensors, before anything was loaded into the engine: they then
     hold the checkpoint as vLLM's own loader read it, or the first version if the checkpoint has no files here. ranks:

@@ -57,9 +57,12 @@ class EngineRanks:
             with contextlib.suppress(EngineFailedError):  # the own error says more
                 self.exchange(_told(error))
             raise
-        for error in self.exchange(None):
-            if error is not None:
-                raise error
+        for other in self.exchange(None):
+            if other is not None:
+                raise other
+
+
+ALONE = EngineRanks()
 
 
 class FirstRank(EngineRanks):

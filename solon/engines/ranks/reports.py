@@ -19,8 +19,9 @@ def one_check(checks: Sequence[WeightCheck]) -> WeightCheck:
 
     # A rank that compared nothing proves nothing, whatever the others did.
     compared = sum(check.compared for check in checks) if all(check.compared for check in checks) else 0
-    found = {part: named(part) for part in ("stale", "unknown", "uncompared")}
-    return replace(checks[0], compared=compared, **found)
+    return replace(
+        checks[0], compared=compared, stale=named("stale"), unknown=named("unknown"), uncompared=named("uncompared")
+    )
 
 
 def one_checksum(checksums: Sequence[str]) -> str:

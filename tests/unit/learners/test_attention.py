@@ -96,7 +96,7 @@ def test_values_may_be_narrower_than_queries(size: int):
     query, key = (torch.randn(1, 2, 4, 12, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     value = torch.randn(1, 2, 4, size, dtype=torch.bfloat16, requires_grad=True)
     mask = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
-    mixed_BTHD, _ = _attention(torch.nn.Identity(), query, key, value, mask)
+    mixed_BTHD = _attention(torch.nn.Identity(), query, key, value, mask)
     mixed_BTHD.float().sum().backward()
     assert value.grad is not None
     assert mixed_BTHD.shape == (1, 4, 2, size)
