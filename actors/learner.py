@@ -42,14 +42,17 @@ class LearnerShell:
         seed: int,
         name: str,
         engines_in_float32: bool = False,
+        adapter_only: bool = False,
         rank: int = 0,
         ranks: int = 1,
         rank_timeout_s: float = 600.0,
     ) -> None:
-        """sampling: that of the rollouts; engines_in_float32: the rollout engines compute in float32; rank: of the
+        """sampling: that of the rollouts; engines_in_float32: the rollout engines compute in float32;
+        adapter_only: they receive adapters alone; rank: of the
         processes that train together; rank_timeout_s: how long it waits for the others in one operation."""
         self._arguments: dict[str, Any] = {
-            "model": model, "seed": seed, "name": name, "engines_in_float32": engines_in_float32
+            "model": model, "seed": seed, "name": name, "engines_in_float32": engines_in_float32,
+            "adapter_only": adapter_only,
         }  # fmt: skip
         self._config = config
         self._sampling = sampling

@@ -183,8 +183,8 @@ class Endless:
 
     async def start(self: Any) -> None:
         await self._runner.ready()
-        engine = self._runner._engine
-        engine._sample_options["ignore_eos"], engine._stops = True, ()
+        parameters = self._runner._engine._parameters
+        parameters.options["ignore_eos"], parameters.stops = True, ()
         await super().start()  # type: ignore[misc]
 
 

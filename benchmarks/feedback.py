@@ -112,9 +112,9 @@ async def written_rate(grown: Nursery, constitution: Constitution, *, quick: boo
     async with opened(
         grown.judge, constitution, engine=wide, critique_tokens=PIPELINE_TOKENS, batch_questions=WRITING
     ) as judge:
-        engine = judge.runner._engine
-        engine._sample_options["ignore_eos"], engine._stops = True, ()
-        engine._sample_params.clear()  # the warm-up's
+        parameters = judge.runner._engine._parameters
+        parameters.options["ignore_eos"], parameters.stops = True, ()
+        parameters.clear()  # the warm-up's
         groups = draw_groups(16 if quick else 64, size=4, seed=98)
         labeler = Labeler(judge, config=FeedbackConfig(template="compact"), constitution=constitution)
         found, seconds = await timed(asyncio.gather(*(labeler.label(group) for group in groups)))

@@ -1,6 +1,6 @@
 """Publication of weights: the digest tree, and chunks through the object store to two engines on one host.
 
-    python benchmarks/publication.py [--quick] [--json PATH] [--gib 2.0] [--chunk-mib 128]
+    python benchmarks/publication.py [--quick] [--json PATH] [--gib 2.0] [--chunk-mib 128] [--only adapters]
 
 A learner process publishes a random decoder in bfloat16, `--gib` in all, once from bfloat16 and once cast from float32;
 two processes like engines verify, load and keep it, one after the other, as in a run. Both sides of a comparison take
@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._adapter_publication import adapter_rows
 from benchmarks._harness import Row, arguments, report
 from benchmarks._rounds import pin, timed
 from solon.records import Chunk, Weights
@@ -304,11 +305,16 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--gib", type=float, default=1.0, help="size of the published weights; nine times this is used")
     parser.add_argument("--chunk-mib", type=int, default=128, help="bound of a chunk")
+    parser.add_argument("--only", choices=("adapters", "chunks"), help="one part")
     options = parser.parse_args()
     if options.gib < 0.25:
         parser.error(f"--gib got {options.gib}, expected at least 0.25: below, processes weigh more than weights")
     pin(CORES)
-    rows = digest_rows(quick=options.quick)
+    rows = [] if options.only == "chunks" else adapter_rows(rounds=3 if options.quick else 7)
+    if options.only == "adapters":
+        report("publication", rows, options.json)
+        return
+    rows += digest_rows(quick=options.quick)
     for dtype in ("bfloat16", "float32"):
         size, bound = int(options.gib * (1 << 30)), options.chunk_mib << 20
         rows += transport_rows(size, bound, dtype=dtype, rounds=2 if options.quick else 5)

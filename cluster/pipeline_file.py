@@ -91,6 +91,8 @@ class Pipeline(RunFile):
     @property
     def workers(self) -> Mapping[str, PoolSpec]:
         pools = {name: pool.called(name, f"pools.{name}") for name, pool in self.pools.items() if pool.size}
+        if self.rollout.base_model and (policy := pools.get(self.policy_pool)) is not None:
+            pools[self.policy_pool] = policy.model_copy(update={"model": self.rollout.base_model})
         return {**pools, "learner": learner_pool(self.policy, self.learn)}
 
     def with_pools(self, pools: Mapping[str, PoolSpec]) -> Self:

@@ -32,6 +32,7 @@ def build_learner(
     name: str = "learner-0",
     canaries: Sequence[Sequence[int]] | None = None,
     engines_in_float32: bool = False,
+    adapter_only: bool = False,
     ranks: Ranks = ALONE,
 ) -> Learner:
     """A trainer with the objective that the configuration names.
@@ -42,7 +43,8 @@ def build_learner(
 
     temperature, filters: the sampling of the rollouts; end_ids: the tokens that end them (for `min_tokens`);
     canaries: token ids whose log-probs travel with the weights (None: a few drawn from the vocabulary);
-    engines_in_float32: see `Publisher`; ranks: the processes that train together, each of which builds a learner.
+    engines_in_float32, adapter_only: see `Publisher`; ranks: the processes that train together, each of which builds a
+    learner.
     Raises InputError for a model that cannot be trained.
     """
     refuse_without_effect(config, choose_device(config.device))
@@ -62,5 +64,6 @@ def build_learner(
         dtype=config.serving_dtype,
         canaries=canaries,
         engines_in_float32=engines_in_float32,
+        adapter_only=adapter_only,
     )
     return Trainer(objective, config, schedule=config.rate, seed=seed, name=name, publisher=publisher)

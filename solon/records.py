@@ -265,6 +265,9 @@ class Weights:
     in float32."""
     incarnation: int = 0
     """Number of earlier processes that hosted the learner."""
+    adapter_rank: int = 0
+    """Above 0, the tensors are an adapter alone (LoRA): factors of at most this rank under PEFT's names, with the scale
+    inside of B. 0: all tensors of the model."""
 
     @property
     def manifest(self) -> Weights:
@@ -287,6 +290,8 @@ class WeightCheck:
     uncompared: tuple[str, ...] = ()
     """Those of `unknown` whose layout is known, but whose source tensors were not published or which are missing from
     the model."""
+    quantised: bool = False
+    """Its weights are quantised, so its log-probs differ from the learner's by more than rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

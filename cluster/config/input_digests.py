@@ -27,6 +27,7 @@ def input_digests(run: RunFile, prompts: Sequence[Prompt], heldout: Sequence[Pro
     """Digests of all inputs of the run. Large weights are only sampled, so it takes milliseconds."""
     models = {
         "policy": run.policy,
+        "rollout.base_model": run.rollout.base_model,
         "judge": run.judge,
         **{key: pool.model for key, pool in run.auditors.items()},
         **{f"feedback judge {n}": name for n, name in enumerate(run.feedback.panel, start=1)},
@@ -57,6 +58,7 @@ def refuse_other_inputs(now: Digests, then: Mapping[str, object], *, place: Path
         return
     names = {
         "policy": run.policy,
+        "rollout.base_model": run.rollout.base_model,
         "judge": run.judge,
         "prompts": run.prompts,
         "evaluate.prompts": run.evaluate.prompts,

@@ -25,6 +25,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from cluster.config.pools import PoolSpec, changes, learner_pool, pool_of
 from cluster.config.sections import EngineSection, EvaluateSection, LearnSection, RolloutSection, Section, WatchSection
 from solon.elasticity.config import ElasticityConfig
+from solon.engines.adapter_names import MOST_RANK
+from solon.engines.base import AdapterRoom
 from solon.errors import InputError
 from solon.feedback.config import FeedbackConfig
 from solon.feedback.panels.selective import reward_clip
@@ -143,6 +145,7 @@ class RunFile(Section):
         if self.watch.action == "raise_kl" and not self.learn.kl_coefficient:
             raise ValueError("watch.action = 'raise_kl' needs learn.kl_coefficient above 0, got 0; set it")
         self._require_groups()
+        self._require_adapters()
         if self.feedback.min_valid > self.rollout.group_size:
             raise ValueError(
                 f"feedback.min_valid = {self.feedback.min_valid} exceeds rollout.group_size = "
@@ -155,6 +158,42 @@ class RunFile(Section):
                 f"feedback.select.proxy, which reach {bound:g} nats and are right only on average; remove reward_clip"
             )
         return self
+
+    def _require_adapters(self) -> None:
+        """Adapters are published alone only where the learner trains them and the engines take them."""
+        if self.publish.way == "merged":
+            if self.rollout.base_model:
+                raise ValueError(
+                    "rollout.base_model with publish.way = 'merged', which replaces all weights of the engines; set "
+                    "publish.way = 'adapter', or remove base_model"
+                )
+            return
+        lora = self.learn.lora
+        if lora is None:
+            raise ValueError("publish.way = 'adapter' needs learn.lora, got none: all weights train; set 'merged'")
+        if lora.r > MOST_RANK:
+            raise ValueError(f"learn.lora.r = {lora.r}, expected at most {MOST_RANK} with publish.way = 'adapter'")
+        if self.rollout.backend != "vllm":
+            raise ValueError(
+                f"publish.way = 'adapter' with rollout.backend = {self.rollout.backend!r}, expected 'vllm': the plain "
+                "engine holds one version; change one of them"
+            )
+        pool = self.workers.get(self.policy_pool)
+        if pool is not None and pool.num_ranks > 1:
+            raise ValueError(
+                f"publish.way = 'adapter' with engines of {pool.num_ranks} ranks, expected 1: they take whole weights "
+                "only; set rollout.tensor_parallel (num_ranks of its pool) = 1, or publish.way = 'merged'"
+            )
+
+    @property
+    def adapter_room(self) -> AdapterRoom | None:
+        """Room for versions in the rollout engines; None: they get all weights."""
+        lora = self.learn.lora
+        if self.publish.way == "merged" or lora is None:
+            return None
+        named = () if isinstance(lora.target_modules, str) else lora.target_modules
+        layers = tuple(dict.fromkeys(name.rpartition(".")[2] for name in named))
+        return AdapterRoom(rank=lora.r, versions=self.publish.max_loras, layers=layers)
 
     def _require_groups(self) -> None:
         if self.rollout.group_size > 1:
@@ -197,7 +236,7 @@ class RunFile(Section):
         """Every pool of workers that the run needs, by name: four keys name the engines, the judges, the learner and
         the optional auditor."""
         pools = [
-            pool_of("rollout", self.policy, self.rollout, name="rollout", section="rollout"),
+            pool_of("rollout", self.rollout.base_model or self.policy, self.rollout, name="rollout", section="rollout"),
             pool_of("judge", self.judge, self.judging, name="judge", section="judging"),
             learner_pool(self.policy, self.learn),
         ]

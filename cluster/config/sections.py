@@ -118,6 +118,9 @@ class RolloutSection(EngineSection, SamplingOptions):
 
     group_size: int = Field(8, ge=1)
     """Answers per prompt."""
+    base_model: ModelName = ""
+    """The weights below the adapters in these engines: a quantised copy of the policy, with `publish.way = "adapter"`.
+    Empty: the policy's own."""
 
     @property
     def computes_in_float32(self) -> bool:

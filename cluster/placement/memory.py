@@ -15,6 +15,7 @@ from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
 from cluster.preflight.devices import local_judges
 from learners.memory import learner_memory
+from solon.engines.base import AdapterRoom
 from solon.engines.memory import CONTEXT, GIB, PROCESS, engine_memory
 from solon.errors import InputError
 from solon.feedback.judges.endpoint_judge import EndpointFile
@@ -63,16 +64,19 @@ def estimate_of(run: RunFile, sizes: dict[str, ModelSizes | None], *, device: in
         if pool.role == "learner":
             continue
         models = local_judges(run) if pool.role == "judge" else [pool.model]
-        roles += [_engine(pool, model, sizes, device) for model in models if not EndpointFile.names(model)]
+        received = run.adapter_room if pool.role == "rollout" else None
+        roles += [_engine(pool, model, sizes, device, received) for model in models if not EndpointFile.names(model)]
     return [*roles, _learner(run, sizes.get(run.policy))]
 
 
-def _engine(pool: PoolSpec, model: str, sizes: dict[str, ModelSizes | None], device: int | None) -> RoleMemory:
+def _engine(
+    pool: PoolSpec, model: str, sizes: dict[str, ModelSizes | None], device: int | None, room: AdapterRoom | None
+) -> RoleMemory:
     share, known = pool.placement.num_gpus, sizes.get(model)
     parts, total = None, 0
     if known is not None:
-        reloads, known = pool.role == "rollout", known.share(pool.num_ranks)
-        found = engine_memory(known, pool.engine, on_gpu=share > 0, reloads=reloads, device=device)
+        reloads, known = pool.role == "rollout" and room is None, known.share(pool.num_ranks)
+        found = engine_memory(known, pool.engine, on_gpu=share > 0, reloads=reloads, adapters=room, device=device)
         parts = {
             "weights": found.weights,
             "cache": found.cache,

@@ -28,6 +28,7 @@ class LearnerRole(Role):
             "sampling": run.rollout.sampling(),
             "seed": run.seed,
             "engines_in_float32": run.rollout.computes_in_float32,
+            "adapter_only": run.publish.way == "adapter",
         }
         placed, threads = run.learn.placed, run.learn.threads
         if pool.num_ranks > 1:

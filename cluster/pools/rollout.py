@@ -30,7 +30,9 @@ class RolloutRole(Role):
             salvage_every_s=run.recovery.salvage_every_s,
             cuts_overlong=run.data.overlong == "cut",
         )
-        engine = pool.engine_config(seed=run.seed).model_copy(update={"reloads": True})
+        room = run.adapter_room
+        received = {"reloads": room is None, "adapters": room}
+        engine = pool.engine_config(seed=run.seed).model_copy(update=received)
         # Twice the number that it decodes together: when an answer ends, the next one is already queued.
         places = max(2, 2 * pool.engine.max_running // run.rollout.group_size)
         if pool.num_ranks > 1:

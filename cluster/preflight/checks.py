@@ -12,6 +12,7 @@ from cluster.config.input_digests import Digests, input_digests
 from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
 from cluster.evaluate import PROGRAMS
+from cluster.preflight.adapters import check_adapters
 from cluster.preflight.devices import check_devices
 from cluster.preflight.engines import check_engine, check_stops, on_cpu
 from cluster.preflight.frames import unused_args
@@ -203,6 +204,7 @@ def _check_models(run: RunFile, constitution: Constitution) -> tuple[list[str], 
         check_stops(policy, run.rollout)
         if run.learn.lora is not None:
             check_lora(policy, run.learn.lora)
+        warnings += check_adapters(policy, run)
         notes += _widened(policy, run)
     for role, model, task, pool in _judges(run):
         if EndpointFile.names(model):

@@ -27,6 +27,7 @@ from learners.core.offload import compute_from_host
 from learners.core.packing import OVERHEAD, Layout, Microbatch
 from learners.core.ranks import ALONE, Ranks
 from learners.core.segments import use_segments
+from learners.core.sent_adapter import factor_makers, plain_makers
 from learners.core.sharding import full, release, shard
 from learners.core.sharing import best_layout
 from learners.core.skeleton import LazyTensors
@@ -297,14 +298,14 @@ class Policy:
         None, after they have taken part in all that the first one asked for: all ranks must enter together. An error of
         the first rank is raised on all, as RankFailedError on the others."""
         merged, unrounded = self.kept()
-        with led(self.ranks, [*merged.values(), *unrounded.values()]) as asking:
+        groups = {"merged": merged, "unrounded": unrounded}
+        groups |= {"plain": plain_makers(self.base), "factors": factor_makers(self.base)}
+        with led(self.ranks, [maker for group in groups.values() for maker in group.values()]) as asking:
             if asking is None:
                 yield None
                 return
-            yield Whole(
-                merged=LazyTensors(dict(zip(merged, asking, strict=False))),
-                unrounded=LazyTensors(dict(zip(unrounded, asking[len(merged) :], strict=True))),
-            )
+            left = iter(asking)
+            yield Whole(**{key: LazyTensors({name: next(left) for name in group}) for key, group in groups.items()})
 
     def kept(self, keep: Keep | None = None) -> tuple[Makers, Makers]:
         """Makers of the policy's tensors by their Hugging Face names, each from what `keep` returned for its sources:
@@ -340,3 +341,7 @@ class Whole:
     """Adapters merged, weights on their grid."""
     unrounded: LazyTensors
     """Weights on a grid before rounding."""
+    plain: LazyTensors
+    """Weights that have an adapter, without it."""
+    factors: LazyTensors
+    """The adapters alone, by PEFT's names (`learners.core.sent_adapter`)."""

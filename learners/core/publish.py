@@ -6,7 +6,7 @@ B canary sequences of one length, T positions, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from learners.core.adapters import Keep
 from learners.core.leading import led
-from learners.core.policy import Makers, Policy
+from learners.core.policy import Makers, Policy, Whole
+from learners.core.sent_adapter import as_computed, rank_of, refuse_unservable, transposed_weights
 from learners.core.skeleton import LazyTensors, forward_at_once, forward_by_layer
 from solon.engines.chunks import CHUNK_BYTES, collected, cut
 from solon.engines.digest_tree import root_of
@@ -27,6 +28,7 @@ from solon.engines.model_files import copy_companions, repair_generation_config,
 from solon.engines.model_writer import as_files, whole_model, write_model, write_unrounded
 from solon.engines.tokens import load_tokenizer
 from solon.engines.weight_files import SHARD_BYTES
+from solon.errors import InputError
 from solon.pipeline.attestation import canary_gap
 from solon.pipeline.canaries import Canaries
 from solon.records import Chunk, Weights
@@ -64,14 +66,19 @@ class Publisher:
         dtype: str,
         canaries: Sequence[Sequence[int]] | None = None,
         engines_in_float32: bool = False,
+        adapter_only: bool = False,
         chunk_bytes: int = CHUNK_BYTES,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        """chunk_bytes: bound of a chunk. shard_bytes: of a file of weights. engines_in_float32: all engines compute in
+        """chunk_bytes: bound of a chunk. shard_bytes: of a file of weights. adapter_only: only the factors of the
+        adapters are sent, to engines that hold the weights below them. engines_in_float32: all engines compute in
         float32, so the effect of 16 bits is not measured. An engine that computes in 16 bits all the same is held to
-        the tolerance of float32, and refused."""
+        the tolerance of float32, and refused. Raises InputError for adapters that cannot be sent alone."""
         from transformers import AutoModelForCausalLM
 
+        if adapter_only:
+            _require_adapters(policy)
+        self._adapter_only = adapter_only
         self._policy, self._bound, self._shard_bytes = policy, chunk_bytes, shard_bytes
         self._engines_in_float32 = engines_in_float32
         self._source = Path(model).expanduser()
@@ -103,9 +110,10 @@ class Publisher:
         with self._policy.whole() as whole:
             if whole is None:
                 return _nothing(version)
-            tensors = self._served(whole.merged)
+            tensors = self._computed(whole)
             evidence = self._evidence(tensors)
-            leaves = yield from cut(as_files(self._skeleton, tensors), bound=self._bound)
+            named = self._factors(whole) if self._adapter_only else as_files(self._skeleton, tensors)
+            leaves = yield from cut(named, bound=self._bound)
         return Weights(
             version=version,
             chunks=(),
@@ -114,6 +122,7 @@ class Publisher:
             canary_token_ids=self.canaries,
             canary_logprobs=evidence.logprobs,
             canary_noise=evidence.noise,
+            adapter_rank=rank_of(self._policy.base) if self._adapter_only else 0,
         )
 
     def weights(self, version: int) -> Weights:
@@ -124,6 +133,8 @@ class Publisher:
     def files(self, keep: Keep | None = None, attested: Weights | None = None) -> PolicyFiles:
         """The present policy, for `write`. keep: a tensor that may be read later; None: the tensor itself. attested:
         what was published of the same weights; None: the canaries are computed. All ranks call it together."""
+        if self._adapter_only and self.dtype != torch.float32:
+            attested = None  # files hold merged weights, rounded after the adapters were added
         if attested is not None:
             evidence = _evidence_of(attested)
         else:
@@ -162,6 +173,18 @@ class Publisher:
         with self._policy.whole() as whole:
             assert whole is not None
             return self._served(whole.merged)
+
+    def _computed(self, whole: Whole) -> LazyTensors:
+        """What the engines will compute with."""
+        if not self._adapter_only:
+            return self._served(whole.merged)
+        turned = transposed_weights(self._policy.base)
+        return as_computed(whole.merged, whole.plain, whole.factors, self.dtype, transposed=turned)
+
+    def _factors(self, whole: Whole) -> Iterator[tuple[str, Tensor]]:
+        """The adapters alone, in the serving dtype."""
+        for name in whole.factors:
+            yield name, whole.factors[name].to(self.dtype)
 
     def _served(self, merged: LazyTensors) -> LazyTensors:
         """The policy as the engines will hold it, in the serving dtype, on the learner's device."""
@@ -221,6 +244,16 @@ class Publisher:
                 # The model reads a layer's tensors from outside of it: they are needed all at once.
                 self._by_layer = False
         return forward_at_once(self._skeleton, state, dtype, input_BT)
+
+
+def _require_adapters(policy: Policy) -> None:
+    if not policy.has_adapters or policy.grid is not None:
+        got = "learn.grid" if policy.has_adapters else "a policy of which all weights train"
+        raise InputError(
+            f"publish.way = 'adapter' with {got}, expected learn.lora alone: there is nothing to send beside whole "
+            "weights; set publish.way = 'merged'"
+        )
+    refuse_unservable(policy.base)
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class ValueHead(nn.Linear):
     """Expected reward at the position before each response token, from the policy's last hidden states. It starts at
     zero, as `Critic` does.
 
-    The gradient into the policy is multiplied by `coefficient`; that of the head itself is not. 0: the
+    The gradient that reaches the policy is multiplied by `coefficient`; that of the head itself is not. 0: the
     policy does not learn from values.
     """
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from solon.engines.adapter_names import MOST_RANK
 from solon.engines.chat_settings import ChatSettings
 from solon.files.marks import MayChange
 from solon.records import NO_FILTERS, Filters, FinishReason, Message, WeightCheck, Weights
@@ -69,6 +70,19 @@ class EngineOptions(ChatSettings):
         return self
 
 
+class AdapterRoom(BaseModel):
+    """Room for policy versions that are adapters. `AdapterRoom(rank=16, versions=2)`"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(ge=1, le=MOST_RANK)
+    """Largest rank of an adapter."""
+    versions: int = Field(2, ge=2)
+    """Versions held at once: the current one, and those with which answers were begun."""
+    layers: tuple[str, ...] = ()
+    """Last parts of the names of the layers that have adapters; (): every layer may."""
+
+
 class EngineConfig(EngineOptions):
     """An engine of one model. `EngineConfig(model="/models/policy")`"""
 
@@ -85,6 +99,8 @@ class EngineConfig(EngineOptions):
     """Processes that compute it together; above 1 `solon.engines.ranks` builds it."""
     rank_timeout_s: float = Field(600.0, gt=0)
     """How long one of these processes waits for the others, seconds."""
+    adapters: AdapterRoom | None = None
+    """Its new versions are adapters beside its own weights, which may be quantised; only with backend `vllm`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,11 +248,12 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, weights: Weights) -> None:
-        """Replace all weights between two steps. Sets `version`.
+        """Replace all weights, or take an adapter, between two steps. Sets `version`.
 
         A request without tokens is computed with the new weights only, including its prompt. A request with tokens
         keeps them: it continues with the cached keys and values of its earlier tokens, which were computed with the
-        weights that were live at the time.
+        weights that were live at the time. With adapters it keeps the version it was begun with; when the engine needs
+        that version's place, the request continues with the new one, which computes all of its earlier tokens again.
         """
         ...
 

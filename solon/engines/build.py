@@ -27,10 +27,15 @@ def build_engine(config: EngineConfig, *, name: str) -> Engine:
 
     Call it in the thread that will step the engine (`EngineRunner` does). With `tensor_parallel` above 1 this process
     leads, and waits for the others to come to `meeting_of(name)`. Raises InputError when the model or the backend is
-    not available.
+    not available, and for ranks that would take adapters.
     """
     if config.tensor_parallel == 1:
         return build_rank(config, name=name)
+    if config.adapters is not None:
+        raise InputError(
+            f"engine {name}: publish.way = 'adapter' with tensor_parallel = {config.tensor_parallel}, expected 1: the "
+            "ranks of an engine take whole weights only; set tensor_parallel = 1, or publish.way = 'merged'"
+        )
     return LeadingEngine(config, name=name, opened=meeting_of(name).set_result, build=build_rank)
 
 
@@ -78,6 +83,11 @@ def _built(config: EngineConfig, name: str, ranks: EngineRanks, store: Any) -> E
             "set it, or tensor_parallel = 1"
         )
     if config.backend == "transformers":
+        if config.adapters is not None:
+            raise InputError(
+                "publish.way = 'adapter' with backend = \"transformers\", expected vllm: the plain engine holds one "
+                "version; change one of them"
+            )
         from solon.engines.transformers import TransformersEngine
 
         return TransformersEngine(config, name=name)

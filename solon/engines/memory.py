@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from solon.engines.base import EngineOptions
+from solon.engines.adapter_names import room_for
+from solon.engines.base import AdapterRoom, EngineOptions
 from solon.models.sizes import BYTES, ModelSizes
 
 GIB = 1 << 30
@@ -37,7 +38,7 @@ class EngineMemory:
     runtime: int
     """Context, kernels, graphs."""
     reload: int
-    """A second copy during a load of new weights; 0 for judges."""
+    """A second copy during a load of new weights, or room for adapters; 0 for judges."""
 
     @property
     def total(self) -> int:
@@ -46,9 +47,16 @@ class EngineMemory:
 
 
 def engine_memory(
-    sizes: ModelSizes, options: EngineOptions, *, on_gpu: bool, reloads: bool, device: int | None = None
+    sizes: ModelSizes,
+    options: EngineOptions,
+    *,
+    on_gpu: bool,
+    reloads: bool,
+    adapters: AdapterRoom | None = None,
+    device: int | None = None,
 ) -> EngineMemory:
-    """The estimate for one engine. reloads: it gets new weights. device: bytes of the GPU's memory.
+    """The estimate for one engine. reloads: it gets all weights again; adapters: it has room for these beside them.
+    device: bytes of the GPU's memory.
 
     With `kv_cache_gib` the cache has that size. Without it, an engine on a GPU takes `gpu_memory_utilization` of the
     device in total, and the cache gets the rest, which is negative if nothing is left; 0 for an unknown device.
@@ -61,6 +69,8 @@ def engine_memory(
     graphs = GRAPHS if on_gpu and not options.enforce_eager else 0
     runtime = CONTEXT + graphs if on_gpu else PROCESS
     reload = weights if reloads else 0
+    if adapters is not None:
+        reload += _adapter_elements(sizes, adapters) * width
     if options.kv_cache_gib is not None:
         cache = int(options.kv_cache_gib * GIB)
     elif not on_gpu:
@@ -70,6 +80,13 @@ def engine_memory(
     else:
         cache = int(options.gpu_memory_utilization * device) - (weights + activations + runtime + reload)
     return EngineMemory(weights=weights, cache=cache, activations=activations, runtime=runtime, reload=reload)
+
+
+def _adapter_elements(sizes: ModelSizes, room: AdapterRoom) -> int:
+    """Elements of the factors of every linear layer, for as many versions as are held."""
+    attention = 4 * sizes.hidden + 2 * (sizes.heads + sizes.kv_heads) * sizes.head_dim
+    of_layer = attention + 3 * (sizes.hidden + sizes.intermediate)
+    return room.versions * room_for(room.rank) * sizes.layers * of_layer
 
 
 def element_bytes(sizes: ModelSizes, options: EngineOptions, *, on_gpu: bool) -> int:

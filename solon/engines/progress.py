@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -47,6 +48,19 @@ def news(running: Iterable[Progress], after: Mapping[str, int]) -> list[Completi
         if len(progress.tokens) > known:
             found.append(progress.completion("abort", after=known))
     return found
+
+
+def continued(request: Request, tokens: Sequence[int]) -> Request:
+    """What is left of a request that has these tokens. Its seed is another one: with the same, the random numbers of
+    the tokens that it has would come again."""
+    digest = hashlib.sha256(f"{request.seed}:after:{request.written + len(tokens)}".encode()).digest()
+    return replace(
+        request,
+        prompt_token_ids=(*request.prompt_token_ids, *tokens),
+        max_tokens=request.max_tokens - len(tokens),
+        written=request.written + len(tokens),
+        seed=int.from_bytes(digest[:4], "big") >> 1,
+    )
 
 
 def run_length(versions: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -11,8 +11,7 @@ import contextlib
 import gc
 import itertools
 import zlib
-from collections.abc import Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +22,16 @@ from solon.engines.chunks import SentTensors
 from solon.engines.concurrency import Concurrency
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.live_weights import LiveWeights
-from solon.engines.progress import NOTHING, Progress, news
+from solon.engines.progress import NOTHING, Progress, continued, news
 from solon.engines.queue import Queue
 from solon.engines.ranks.meeting import ALONE, EngineRanks
 from solon.engines.ranks.reports import one_check, one_checksum
 from solon.engines.stops import is_stopped
 from solon.engines.tokens import ChatTokenizer
 from solon.engines.transfer import load
+from solon.engines.vllm_adapters import Adapter, Adapters
 from solon.engines.vllm_build import TURN, prepare_process, start_vllm, stop_vllm
+from solon.engines.vllm_params import Parameters
 from solon.engines.vllm_room import cache_usage, make_room, preemptions
 from solon.errors import EngineFailedError, InputError, RunFailedError
 from solon.records import FinishReason, WeightCheck, Weights
@@ -43,6 +44,8 @@ class _Progress(Progress):
     """A request's progress with its vLLM parameters."""
 
     params: Any = None
+    adapter: Adapter | None = None
+    """The version it is computed with, where versions are adapters."""
 
 
 class VllmEngine:
@@ -79,7 +82,10 @@ class VllmEngine:
         self._submitted = itertools.count()
         self._broken: str | None = None
         self._live: LiveWeights | None = None
-        self._prepare_parameters(stop_token_ids(config, self.tokenizer.eos_token_id))
+        self._adapters: Adapters | None = None
+        if config.adapters is not None:
+            self._adapters = Adapters(self._llm, self._core, config.adapters, who=name)
+        self._parameters = Parameters(stop_token_ids(config, self.tokenizer.eos_token_id))
 
     def add(self, request: Request) -> None:
         """See `Engine.add`."""
@@ -91,27 +97,20 @@ class VllmEngine:
             model=self.config.model,
             name=self.tokenizer.name_of,
         )
-        if request.label_ids:
-            params = self._label_params(request.label_ids)
-        else:
-            # A copy of a validated prototype: validating the parameters again costs as much as a token.
-            params = copy(self._sampling_params(request))
-            params.temperature = request.temperature
-            params.max_tokens = request.max_tokens
-            params.seed = request.seed
-        self._running[request.request_id] = _Progress(request, params=params)
+        self._running[request.request_id] = _Progress(request, params=self._parameters.of(request))
         self._queue.add(request.request_id)
 
     def step(self) -> list[Completion]:
         """See `Engine.step`."""
         self._require_usable()
         for request_id in self._queue.let_in():
-            progress = self._running[request_id]
-            self._submit(request_id, progress.request.prompt_token_ids, progress.params)
+            self._begin(self._running[request_id])
         if self._running:
             before = self._preemptions()
             self._pump()
             self._adapt(self._preemptions() - before)
+        if self._adapters is not None and self._adapters.has_old:
+            self._drop_unused()
         finished, self._finished = self._finished, []
         return finished
 
@@ -132,16 +131,50 @@ class VllmEngine:
         self._finished = [c for c in self._finished if c.request_id not in gone]
 
     def load_weights(self, weights: Weights) -> None:
-        """Replaces all weights between two steps.
+        """Replaces all weights, or takes an adapter, between two steps.
 
         A request without tokens starts again, so that all of it is computed with the new weights. A request with tokens
-        keeps its cached keys and values.
+        keeps its cached keys and values; with adapters, see `Engine.load_weights`.
 
-        Raises InputError for a quantised model, AttestationError when the weights are not the published ones,
-        PayloadLostError when they are lost; nothing is changed then. Raises EngineFailedError when loading fails
-        half-way, after which the engine refuses all work.
+        Raises InputError for a quantised model without adapters, AttestationError when the weights are not the
+        published ones, PayloadLostError when they are lost; nothing is changed then. Raises EngineFailedError when
+        loading fails half-way, after which the engine refuses all work.
         """
         self._require_usable()
+        if bool(weights.adapter_rank) != (self._adapters is not None):
+            raise InputError(
+                f"engine {self.name} got {'an adapter' if weights.adapter_rank else 'whole weights'}, expected "
+                f"{'whole weights' if weights.adapter_rank else 'an adapter'}; set publish.way for learner and engines"
+            )
+        if self._adapters is not None:
+            self._take_adapter(self._adapters, weights)
+        else:
+            self._replace_all(weights)
+        # A prefix cached under other weights has another salt, so no request finds it. Neither version nor fingerprint
+        # serves as salt: a replaced learner may train a version again with other weights, and for weights that were
+        # loaded before there are keys and values that running requests computed with later ones.
+        self.version, self._salt = weights.version, next(self._salts)
+
+    def _take_adapter(self, adapters: Adapters, weights: Weights) -> None:
+        """Until the adapter is complete, the engine computes with those before; whatever fails changes nothing."""
+        adapters.require_fit(weights)
+        with TURN, self._computing(f"loading adapter {weights.version}"):
+            self._take_back_unbegun()
+            # Their tokens are computed again with the new version.
+            gone = adapters.oldest if adapters.is_full else None
+            self._take_back(lambda progress: progress.adapter is gone)
+            if gone is not None:
+                adapters.remove(gone)
+            adapters.add(weights)
+            self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        """Remove adapters that no submitted request names."""
+        if self._adapters is not None:
+            used = (progress.adapter for progress in self._running.values())
+            self._adapters.keep({adapter.request.lora_int_id for adapter in used if adapter is not None})
+
+    def _replace_all(self, weights: Weights) -> None:
         if self._quantised:
             raise InputError(
                 f"engine {self.name} runs a quantised model, which cannot take new weights; "
@@ -153,10 +186,6 @@ class VllmEngine:
         loader = LayerwiseLoader(live_model(self._core), self._llm.vllm_config, learn=self._learn_layout)
         with TURN, self._computing(f"loading weights {weights.version}"):
             load(weights, loader, who=self.name, poison=self._poison, together=self._ranks.together)
-        # A prefix cached under other weights has another salt, so no request finds it. Neither version nor fingerprint
-        # serves as salt: a replaced learner may train a version again with other weights, and for weights that were
-        # loaded before there are keys and values that running requests computed with later ones.
-        self.version, self._salt = weights.version, next(self._salts)
 
     def checksum(self) -> str:
         """See `Engine.checksum`."""
@@ -175,6 +204,9 @@ class VllmEngine:
         from solon.engines.vllm_weights import live_model, live_tensors
 
         self._require_usable()
+        if self._adapters is not None:
+            with TURN, self._computing("comparing its adapter", RAISED_BY_LIBRARIES):
+                return self._adapters.check(weights, dtype=self.dtype, quantised=self._quantised)
         if self._live is None:
             raise RunFailedError(f"engine {self.name} has loaded no weights, expected some to compare; load them first")
         sent = SentTensors(weights)
@@ -202,7 +234,7 @@ class VllmEngine:
             make_room(self._core, [sequence for _, sequence in waiting])
         for request_id, sequence in waiting:
             self._attesting[request_id] = None
-            self._submit(request_id, sequence, copy(self._attest_params), priority=-1)
+            self._submit(request_id, sequence, self._parameters.attesting(), priority=-1)
         while any(self._attesting[i] is None for i, _ in waiting):
             self._pump()
         return [self._attesting.pop(i, None) or [] for i in ids]
@@ -211,72 +243,47 @@ class VllmEngine:
         """Frees the model and its cache."""
         if self._llm is not None:
             stop_vllm(self._llm)
-        self._llm = self._client = self._core = None
+        self._llm = self._client = self._core = self._adapters = None
         self._broken = "it was closed"
         gc.collect()
 
-    def _prepare_parameters(self, stops: tuple[int, ...]) -> None:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-        from vllm.v1.engine import EngineCoreRequest
-
-        self._request_type = EngineCoreRequest
-        common = {"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
-        self._sample_options = {"logprobs": 0, "seed": 0, **common}
-        self._sample_params: dict[tuple[Any, ...], Any] = {}
-        self._stops = stops
-        # Greedy requests skip the sampler's noise; their log-probs are those of temperature 1.
-        self._verdict_params = SamplingParams(temperature=0.0, max_tokens=1, **common)
-        self._verdict_params_by_labels: dict[tuple[int, ...], Any] = {}
-        self._attest_params = SamplingParams(
-            temperature=0.0, max_tokens=1, prompt_logprobs=0, skip_reading_prefix_cache=True, **common
-        )
-
-    def _sampling_params(self, request: Request) -> Any:
-        """The validated prototype for requests with these filters and ends."""
-        # An answer begun by another engine has fewer tokens left to write.
-        least = max(0, request.filters.min_tokens - request.written)
-        key = (request.filters, least, request.stop_token_ids)
-        params = self._sample_params.get(key)
-        if params is None:
-            from vllm.sampling_params import SamplingParams
-
-            filters = request.filters
-            params = self._sample_params[key] = SamplingParams(
-                top_p=filters.top_p,
-                top_k=filters.top_k,
-                min_p=filters.min_p,
-                min_tokens=least,
-                max_tokens=max(1, least),
-                stop_token_ids=[*self._stops, *request.stop_token_ids],
-                **self._sample_options,
-            )
-        return params
-
-    def _label_params(self, label_ids: tuple[int, ...]) -> Any:
-        params = self._verdict_params_by_labels.get(label_ids)
-        if params is None:
-            params = copy(self._verdict_params)
-            params.logprob_token_ids = list(label_ids)
-            self._verdict_params_by_labels[label_ids] = params
-        return params
-
     def _take_back_unbegun(self) -> None:
         """Move requests without tokens from vLLM back to the queue, as if they had never been submitted."""
-        self._withdraw(self._queue.take_back(lambda request_id: not self._running[request_id].tokens))
+        self._take_back(lambda progress: not progress.tokens)
+
+    def _take_back(self, is_meant: Callable[[_Progress], bool]) -> None:
+        back = self._queue.take_back(lambda request_id: is_meant(self._running[request_id]))
+        for request_id in back:
+            self._running[request_id].adapter = None
+        self._withdraw(back)
 
     def _withdraw(self, request_ids: Sequence[str]) -> None:
         with self._computing("aborting requests"):
             self._client.abort_requests(request_ids)
 
+    def _begin(self, progress: _Progress) -> None:
+        """Give a request to vLLM, or what is left of one that has tokens."""
+        request, params = progress.request, progress.params
+        if progress.tokens:
+            request = continued(request, progress.tokens)
+            params = self._parameters.of(request)
+        if self._adapters is not None:
+            progress.adapter = self._adapters.current
+        self._submit(request.request_id, request.prompt_token_ids, params)
+
     def _submit(self, request_id: str, prompt: Sequence[int], params: Any, *, priority: int = 0) -> None:
-        request = self._request_type(
+        from vllm.v1.engine import EngineCoreRequest
+
+        request = EngineCoreRequest(
             request_id=request_id,
             prompt_token_ids=list(prompt),
             mm_features=None,
             sampling_params=params,
             pooling_params=None,
             arrival_time=float(next(self._submitted)),  # first come, first served: the order of calls decides
-            lora_request=None,
+            lora_request=None
+            if self._adapters is None or self._adapters.current is None
+            else self._adapters.current.request,
             cache_salt=self._salt,
             data_parallel_rank=None,
             priority=priority,
@@ -316,13 +323,13 @@ class VllmEngine:
         progress.tokens += output.new_token_ids
         if self._ranks.size > 1:
             self.trail = zlib.crc32(f"{output.request_id} {output.new_token_ids}".encode(), self.trail)
-        progress.versions += [self.version] * new
+        progress.versions += [self.version if progress.adapter is None else progress.adapter.version] * new
         if output.new_logprobs is not None:
             logprobs = output.new_logprobs.logprobs
             progress.logprobs += logprobs[:, 0].tolist()
             if progress.request.label_ids and new:
                 progress.label_logprobs = tuple(logprobs[0, 1 : 1 + len(progress.request.label_ids)].tolist())
-        if output.prefill_stats is not None:
+        if output.prefill_stats is not None and len(progress.tokens) == new:  # not of a prompt that was computed again
             progress.cached_tokens = output.prefill_stats.num_cached_tokens
         reason = None if output.finish_reason is None else _reason(str(output.finish_reason))
         if reason != "stop" and new and is_stopped(self.tokenizer, progress.request, progress.tokens):

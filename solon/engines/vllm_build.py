@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from solon.engines import vllm_cpu_attention
+from solon.engines.adapter_names import room_for
 from solon.engines.base import EngineConfig
 from solon.engines.checkpoint import model_settings
 from solon.engines.device import require_visible_gpu, vllm_build
@@ -24,6 +25,7 @@ from solon.engines.device_turns import device_key, turn_on_device, wait_for_memo
 from solon.engines.memory import BATCHED_TOKENS, CPU_CACHE_GIB
 from solon.engines.ranks.meeting import ALONE, EngineRanks
 from solon.engines.ranks.process_group import ranks_of_vllm
+from solon.engines.vllm_adapters import layers_alone
 from solon.engines.vllm_classes import classes_left_alone
 from solon.engines.vllm_cpu_int8 import int8_takes_float32
 from solon.engines.vllm_cpu_sampling import one_number_for_a_token
@@ -92,13 +94,9 @@ def _start(config: EngineConfig, further: dict[str, Any], ranks: EngineRanks, st
     cpu = _on_cpu(arguments["dtype"]) if on_cpu else contextlib.nullcontext()
     together = ranks_of_vllm(ranks, store, on_cpu=on_cpu, timeout_s=config.rank_timeout_s)
     try:
-        with (
-            turn_on_device("" if on_cpu else device_key()),
-            warnings.catch_warnings(),
-            classes_left_alone(),
-            cpu,
-            together as of_ranks,
-        ):
+        adapting = contextlib.nullcontext() if config.adapters is None else layers_alone()
+        turn = turn_on_device("" if on_cpu else device_key())
+        with turn, warnings.catch_warnings(), classes_left_alone(), cpu, adapting, together as of_ranks:
             arguments |= of_ranks
             warnings.simplefilter("ignore", FutureWarning)  # vLLM inspects deprecated names of torch too
             if not on_cpu:
@@ -194,6 +192,10 @@ def _arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
+    if (room := config.adapters) is not None:
+        arguments |= {"enable_lora": True, "max_loras": room.versions, "max_lora_rank": room_for(room.rank)}
+        if room.layers:
+            arguments["lora_target_modules"] = list(room.layers)
     if on_cpu:
         arguments["dtype"] = _cpu_dtype(config)
         arguments["block_size"] = _cpu_block_tokens(arguments["dtype"])

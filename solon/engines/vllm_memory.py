@@ -29,7 +29,7 @@ def gpu_memory_arguments(config: EngineConfig, sizes: ModelSizes | None, total: 
     if sizes is None:
         return _unknown(config)
     sizes = sizes.share(config.tensor_parallel)
-    memory = engine_memory(sizes, config, on_gpu=True, reloads=config.reloads, device=total)
+    memory = engine_memory(sizes, config, on_gpu=True, reloads=config.reloads, adapters=config.adapters, device=total)
     needed = request_cache(sizes, config, on_gpu=True)
     if memory.cache < needed:
         raise InputError(

@@ -55,6 +55,18 @@ def vllm_architectures() -> frozenset[str] | None:
 
 
 @cache
+def takes_adapters(architecture: str) -> bool | None:
+    """Whether vLLM serves LoRA adapters of models of this class; None: it is not in vLLM's list, or not installed."""
+    tables = [_table("vllm", _REGISTRY, name) for name in ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS")]
+    for names in (table[architecture] for table in tables if architecture in table):
+        for module in names:
+            found = _is_kind("vllm", f"model_executor/models/{module}", next(iter(names - {module}), module))
+            if found is not None:
+                return found
+    return None
+
+
+@cache
 def gguf_architectures() -> frozenset[str]:
     """Names of decoder architectures that Transformers reads from GGUF files, as GGUF spells them."""
     found = frozenset(_table("transformers", "integrations/ggml.py", "GGUF_CONFIG_MAPPING"))
@@ -67,22 +79,42 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _table(package: str, file: str, name: str) -> dict[str, frozenset[str]]:
-    """Keys of a dictionary literal in a module, with the texts of each value."""
+def _is_kind(package: str, module: str, name: str, kind: str = "SupportsLoRA") -> bool | None:
+    """Whether a class in a module of a package, or a class that it is made of, names this base; None: not found."""
+    if (tree := _parsed(package, f"{module}.py") or _parsed(package, f"{module}/__init__.py")) is None:
+        return None
+    folder = module.rpartition("/")[0]
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+            return kind in bases or any(_is_kind(package, module, base, kind) for base in bases)
+        if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+            source = (node.module or "").replace(".", "/")
+            source = f"{folder}/{source}" if node.level == 1 else source.removeprefix(f"{package}/")
+            return _is_kind(package, source, name, kind)
+    return None
+
+
+def _parsed(package: str, file: str) -> ast.Module | None:
     spec = importlib.util.find_spec(package)
-    folders = (spec.submodule_search_locations if spec is not None else None) or ()
-    for folder in folders:
+    for folder in (spec.submodule_search_locations if spec is not None else None) or ():
         try:
-            tree = ast.parse((Path(folder) / file).read_text(encoding="utf-8"))
+            return ast.parse((Path(folder) / file).read_text(encoding="utf-8"))
         except (OSError, SyntaxError, ValueError):
             continue
-        for node in tree.body:
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            if isinstance(node, ast.AnnAssign):
-                targets = [node.target]
-            if any(isinstance(t, ast.Name) and t.id == name for t in targets):
-                value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-                return _entries(value) if value is not None else {}
+    return None
+
+
+def _table(package: str, file: str, name: str) -> dict[str, frozenset[str]]:
+    """Keys of a dictionary literal in a module, with the texts of each value."""
+    tree = _parsed(package, file)
+    for node in tree.body if tree is not None else ():
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+            value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+            return _entries(value) if value is not None else {}
     return {}
 
 

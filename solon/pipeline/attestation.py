@@ -25,6 +25,11 @@ NOISE_RATIO = 3.0
 `benchmarks/attestation.py` repeats the measurement."""
 
 
+QUANTISED_GAP = 1.0
+"""Largest mean canary difference of a first version over quantised weights, nats: those of another model differ by
+several."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gap:
     """Absolute differences of canary log-probs, nats."""
@@ -40,11 +45,13 @@ def attest(
     last_checksum: str | None,
     tolerance: float = 0.0,
     noise_ratio: float = NOISE_RATIO,
+    quantised_gap: float = 0.0,
 ) -> LoadReceipt:
     """The receipt with its canary gaps. Raises AttestationError when the engine does not run the published weights.
 
     `last_checksum`: checksum of the engine's previous weights, if they differed; used only if the engine cannot
-    compare tensors. `tolerance`: largest gap in nats; 0: the automatic rule.
+    compare tensors. `tolerance`: largest gap in nats; 0: the automatic rule. `quantised_gap`: mean gap of the first
+    version over the same quantised weights; 0: this is the first.
     """
     who = f"engine {receipt.engine} after publishing version {manifest.version}"
     if receipt.version != manifest.version:
@@ -58,7 +65,13 @@ def attest(
     if not receipt.check.compared and receipt.checksum == last_checksum:
         raise AttestationError(f"{who}: its live parameters did not change")
     gap = canary_gap(manifest.canary_logprobs, receipt.canary_logprobs)
-    if excess := _excess(manifest, receipt, gap, tolerance, noise_ratio):
+    quantised = receipt.check.quantised and not tolerance
+    excess = (
+        _excess_quantised(gap, quantised_gap, noise_ratio)
+        if quantised
+        else _excess(manifest, receipt, gap, tolerance, noise_ratio)
+    )
+    if excess:
         raise AttestationError(
             f"engine {receipt.engine} computes other log-probs than the learner after publishing version "
             f"{manifest.version}: {excess}; {_suspicion(receipt)}"
@@ -92,6 +105,15 @@ def _excess(manifest: Weights, receipt: LoadReceipt, gap: Gap, tolerance: float,
         f"mean canary gap {gap.mean:.2e} nats, tolerated {allowed:.2e}: publish.noise_ratio = {noise_ratio:g} times "
         f"the {manifest.canary_noise:.2e} that 16 bits alone explain (it computes in {dtype})"
     )
+
+
+def _excess_quantised(gap: Gap, first: float, noise_ratio: float) -> str:
+    """Quantisation moves log-probs by far more than rounding, and by about the same amount for every version."""
+    allowed = noise_ratio * first if first else QUANTISED_GAP
+    if gap.mean <= allowed:
+        return ""
+    how = f"publish.noise_ratio = {noise_ratio:g} times that of the first version" if first else "of a first version"
+    return f"mean canary gap {gap.mean:.2e} nats over quantised weights, tolerated {allowed:.2e} ({how})"
 
 
 def _stale(receipt: LoadReceipt) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,16 +24,25 @@ from solon.records import LoadReceipt, Weights
 
 
 class PublishConfig(BaseModel):
-    """When an engine counts as attested."""
+    """How weights travel to the engines, and when an engine counts as attested."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    way: Literal["merged", "adapter"] = "merged"
+    """What a version is. `merged`: all weights, adapters added into them. `adapter`: the LoRA adapters alone, beside
+    weights that each engine loads once from its files and that may be quantised (`rollout.base_model`): hundreds of
+    times fewer bytes, no packing, and more time for each token. Needs `learn.lora` and vLLM."""
+    max_loras: int = Field(2, ge=2, le=64)
+    """With `way = "adapter"`: versions that an engine holds at once. An answer is finished with the version it was
+    begun with; when that one's place is needed, it continues with the newest, which computes its tokens again."""
 
     logprob_tolerance: float = Field(0.0, ge=0)
     """Largest canary log-prob difference between learner and engine, nats. 0, automatic: 2e-3 for an engine that
     computes in float32. In 16 bits the mean difference is judged, by `noise_ratio`."""
     noise_ratio: float = Field(NOISE_RATIO, gt=1)
     """16 bits: largest ratio of the mean canary difference to the rounding noise of the learner's own canaries; honest
-    engines were measured between 0.7 and 2.5. Stale tensors are found by their values, independent of this setting."""
+    engines were measured between 0.7 and 2.5. Quantised weights below adapters: ratio to the difference at the first
+    version of this session. Stale tensors are found by their values, independent of this setting."""
     timeout_s: float = Field(300, gt=0)
     """An engine that has not loaded the weights in this time is replaced."""
     engines_at_once: int = Field(1, ge=1)
@@ -90,6 +99,8 @@ class Publication:
         self._settings = settings
         self._fingerprint = initial.fingerprint
         self._checksums: dict[str, str] = {}
+        self._quantised_gap = 0.0
+        """Mean canary gap of the first version over quantised weights, nats; 0 before it."""
         self._current: tuple[Weights, PayloadRef] | None = None
         self._turn = asyncio.Lock()
         self._joined = asyncio.Condition(self._turn)
@@ -246,7 +257,10 @@ class Publication:
             last_checksum=self._checksums.get(engine.name) if changed else None,
             tolerance=self._settings.logprob_tolerance,
             noise_ratio=self._settings.noise_ratio,
+            quantised_gap=self._quantised_gap,
         )
+        if receipt.check.quantised and not self._quantised_gap:
+            self._quantised_gap = receipt.mean_gap
         self.max_gap = max(self.max_gap, receipt.max_gap)
         self._checksums[engine.name] = receipt.checksum
         return receipt

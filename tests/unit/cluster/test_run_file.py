@@ -162,7 +162,10 @@ def test_a_missing_required_key_is_named(tmp_path: Path, without: str):
             "[learn]\nnum_ranks = 2\nnum_gpus = 0.5",
             ["num_ranks = 2 with num_gpus = 0.5, expected one GPU for each rank"],
         ),
-        ("[rollout]\nnum_gpus = 2", ["`rollout.num_gpus`: got 2, expected at most 1", "tensor_parallel"]),
+        (
+            "[rollout]\nnum_gpus = 2",
+            ["`rollout.num_gpus`: got 2, expected at most 1", "tensor_parallel for an engine of several GPUs"],
+        ),
         ("[judging]\nnum_gpus = 1.5", ["`judging.num_gpus`: got 1.5, expected at most 1"]),
         ("[rollout]\nnum_cpus = 1.5", ["`rollout.num_cpus`", "got 1.5, expected a whole number above 1"]),
         ("[learn]\ndevice = 'cuda'", ["device = 'cuda' with num_gpus = 0, which hides every GPU"]),
@@ -491,7 +494,7 @@ def test_json_that_is_no_record_of_a_run_is_checked_like_any_run_file(tmp_path: 
 
 def test_keys_that_name_a_model_a_file_or_what_may_change_are_marked_on_their_fields():
     assert set(marked(RunFile, NamesModel)) == {
-        "policy", "judge", "evaluate.audit_judge", "watch.audit_judge", "feedback.cascade.judge",
+        "policy", "judge", "evaluate.audit_judge", "watch.audit_judge", "rollout.base_model", "feedback.cascade.judge",
         "feedback.jury.judges", "feedback.select.proxy", "feedback.semantic.model",
     }  # fmt: skip
     assert set(marked(RunFile, NamesFile)) == {
@@ -501,13 +504,14 @@ def test_keys_that_name_a_model_a_file_or_what_may_change_are_marked_on_their_fi
     }  # fmt: skip
     assert marked(RunFile, NamesPrompts) == ("prompts", "evaluate.prompts")
     placed = ("num_actors", "num_cpus", "num_gpus", "labels")
+    sizes = ("max_actors", "tensor_parallel")
     cache = ("gpu_memory_utilization", "kv_cache_gib", "max_batched_tokens", "gives_way", "adapts_running")
     assert set(may_change(RunFile)) == {
         "steps", "checkpoint_every", "checkpoint_first", "checkpoint_async", "checkpoint_keep", "checkpoint_url",
         "recovery", "elasticity", "publish.timeout_s", "publish.engines_at_once",
         "ledger.max_held_mib", "ledger.max_attempts", "ledger.max_losses",
         "ledger.max_dropped_share", "ledger.lease_s",
-        *(f"{section}.{key}" for section in ("rollout", "judging") for key in (*placed, "max_actors", "tensor_parallel", *cache)),
+        *(f"{section}.{key}" for section in ("rollout", "judging") for key in (*placed, *sizes, *cache)),
         *(f"learn.{key}" for key in (*placed[1:], "num_ranks", "rank_timeout_s")),
     }  # fmt: skip
 

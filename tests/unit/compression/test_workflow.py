@@ -283,7 +283,10 @@ def test_weights_that_do_not_fit_on_the_disk_are_one_message_and_the_next_start_
     with files_of_at_most(100_000), pytest.raises(InputError, match=r"the disk of .* is full; free some space"):
         compress(tmp_path)
     assert not (tmp_path / "out").exists()
-    with files_of_at_most(100_000), pytest.raises(RunFailedError, match=r"is full \(File too large\).*free some space, then start again"):
+    with (
+        files_of_at_most(100_000),
+        pytest.raises(RunFailedError, match=r"is full \(File too large\).*free some space, then start again"),
+    ):
         compress(tmp_path, prune="weights=0.5")
     assert compress(tmp_path)["verdict"] == "accept"
 

@@ -164,3 +164,22 @@ def test_gaps_are_absolute_differences():
     assert canary_gap([[-1.0, -2.0]], [[-1.5, -2.25]]) == Gap(0.5, 0.375)
     assert math.isinf(canary_gap([[]], [[]]).mean)
     assert NOISE_RATIO == 3
+
+
+def of_quantised(gap: float, **rest: Any) -> float:
+    """The mean gap with which an engine over quantised weights is attested."""
+    manifest = make_weights(4)
+    moved = tuple(tuple(value + gap for value in row) for row in manifest.canary_logprobs)
+    receipt = make_receipt(manifest, canary_logprobs=moved, check=WeightCheck(compared=3, quantised=True))
+    return attest(manifest, receipt, last_checksum=None, **rest).mean_gap
+
+
+def test_over_quantised_weights_the_first_version_sets_what_is_tolerated_later():
+    assert of_quantised(0.2) == pytest.approx(0.2)
+    assert of_quantised(0.25, quantised_gap=0.1) == pytest.approx(0.25)
+    with pytest.raises(AttestationError, match=r"3\.50e-01 nats over quantised weights, tolerated 3\.00"):
+        of_quantised(0.35, quantised_gap=0.1)
+    with pytest.raises(AttestationError, match=r"tolerated 1\.00"):
+        of_quantised(1.5)
+    with pytest.raises(AttestationError, match="logprob_tolerance"):
+        of_quantised(0.2, tolerance=0.1)
