@@ -85,7 +85,7 @@ def test_values_are_those_of_the_head_on_the_last_hidden_states(
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": LORA}])
-def test_the_coefficient_weighs_what_reaches_the_body_and_not_what_reaches_the_head(
+def test_the_coefficient_scales_what_reaches_the_body_and_not_what_reaches_the_head(
     llama: str, changes: dict[str, Any]
 ):
     learner = taught(llama, **changes)
