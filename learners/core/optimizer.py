@@ -84,6 +84,8 @@ class Optimizer:
     @torch.no_grad()
     def _step_on_host(self) -> None:
         for name, p in self.parameters.items():
+            if p.ndim < 2:  # an objective may write to a vector, as to a critic's first bias
+                self._masters[name].copy_(local(p))
             self._masters[name].grad = None if p.grad is None else local(p.grad).to("cpu")
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
