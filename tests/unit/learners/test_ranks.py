@@ -31,7 +31,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 SHARED = {"critic": "shared", "value_coefficient": 0.5}
 CASES = [(name, {}) for name in (*RUNS, *OFFLINE)] + [(name, {"lora": True}) for name in ("ppo", "dpo")]
-CASES += [("ppo", SHARED), ("ppo", {"critic": "shared", "lora": True, "critic_warmup_steps": 2})]
+# No warm-up: it begins where the bias of the value head has a gradient of rounding alone, of which AdamW makes a step.
+CASES += [("ppo", SHARED), ("ppo", SHARED | {"lora": True})]
 
 
 @pytest.fixture(scope="module")
