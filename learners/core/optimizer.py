@@ -93,6 +93,7 @@ class Optimizer:
             local(p).copy_(self._masters[name], non_blocking=True)
 
     def clear(self) -> None:
+        self._adam.zero_grad()
         for p in self.parameters.values():
             p.grad = None
 
