@@ -109,7 +109,7 @@ def test_own_machines_ask_for_the_token_and_the_head_has_no_cpus():
 @pytest.mark.parametrize("example", ["one_gpu.toml", "nursery.toml"])
 def test_the_run_files_for_own_machines_fit_on_one_of_them_and_ask_for_no_labels(example: str):
     run = RunFile.load(ROOT / "examples" / example)
-    assert not (run.rollout.labels or run.judging.labels or run.learn.labels)
+    assert [one.labels for one in (run.rollout, run.judging, run.learn)] == [{}, {}, {}]
     head = Node(resources={"CPU": 0.0}, type="head", is_head=True)
     check_cluster(run, Supply(nodes=[head, Node(resources={"CPU": 16.0, "GPU": 1.0})]))
 
