@@ -32,7 +32,8 @@ OLDEST = (8, 0)
 @functools.lru_cache(maxsize=8)
 def has_kernel(device: torch.device) -> bool:
     """Whether this build of torch and this device have the kernel."""
-    if device.type != "cuda" or importlib.util.find_spec("torch.nn.attention.varlen") is None:
+    has_device = device.type == "cuda" and torch.cuda.is_available()
+    if not has_device or importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return False
     return torch.cuda.get_device_capability(device) >= OLDEST and torch.backends.cuda.is_flash_attention_available()
 

@@ -163,7 +163,9 @@ try:
         client.start()
     time.sleep(4)
     before = answers[200]
-    (replica,) = [one for one in list_actors(detail=True) if "feedback-engines" in one.name and one.state == "ALIVE"]
+    address = ray.get_runtime_context().gcs_address  # other clusters may live on this machine
+    actors = list_actors(address, detail=True)
+    (replica,) = [one for one in actors if "feedback-engines" in one.name and one.state == "ALIVE"]
     os.kill(replica.pid, signal.SIGKILL)
     killed = time.monotonic()
     time.sleep(1)
