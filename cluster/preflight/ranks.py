@@ -29,7 +29,9 @@ def check_ranks(facts: ModelFacts, pool: PoolSpec, *, role: str, others: int = 0
         )
     for what, size in _odd(facts, ranks):
         fits = [some for some in range(ranks, 0, -1) if not list(_odd(facts, some))]
-        raise InputError(f"{who} does not divide its {size} {what}, which every rank gets a share of; set {fits[0]}")
+        raise InputError(
+            f"{who} does not divide its {size} {what}, which every rank gets a share of; set {key} = {fits[0]}"
+        )
 
 
 def key_of(pool: PoolSpec) -> str:

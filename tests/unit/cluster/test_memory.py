@@ -116,7 +116,7 @@ def test_eight_ranks_hold_a_policy_of_seven_billion_that_one_device_does_not():
     assert eight.publishing == one.publishing
 
 
-MEASURED = {1: (5_200, 5_583), 2: (2_911, 3_199)}
+MEASURED = {1: (5_200, 5_625), 2: (2_911, 3_210)}
 """Of SmolLM2's shape, by ranks, millions of bytes: what the allocator gave out at most, and the resident peak."""
 
 
@@ -129,10 +129,10 @@ def test_the_estimate_is_what_a_learner_was_measured_to_allocate(ranks: int):
     config = LearnConfig(kl_coefficient=0.05, max_tokens_per_microbatch=256, gradient_checkpointing=True)
     found = learner_memory(small, config, on_gpu=False, longest=64, runtime=0, ranks=ranks)
     allocated, resident = MEASURED[ranks]
-    assert found.total / 1e6 == pytest.approx(allocated, rel=0.02)
-    assert resident == pytest.approx(found.total / 1e6, rel=0.1)
+    assert found.in_use / 1e6 == pytest.approx(allocated, rel=0.02)
+    assert resident == pytest.approx(found.total / 1e6, rel=0.04)
     staged = learner_memory(small, config, on_gpu=False, longest=64, runtime=0, ranks=ranks, staged=True)
-    assert staged.total - found.total == 12 * (2 * small.parameters) // ranks
+    assert staged.in_use - found.in_use == 12 * (2 * small.parameters) // ranks
 
 
 def test_checkpoints_beside_steps_and_whole_networks_at_the_start_are_in_the_memory_of_the_host():
@@ -142,7 +142,7 @@ def test_checkpoints_beside_steps_and_whole_networks_at_the_start_are_in_the_mem
         for on_gpu in (False, True)
     )
     assert host.starting > 4 * 3 * SEVEN.parameters - 4 * SEVEN.head - GIB
-    assert host.total == host.starting > 3 * device.total
+    assert host.in_use == host.starting > 3 * device.total
     lora = LearnConfig(lora={"r": 16})
     of_cpu, of_gpu = (
         learner_memory(SEVEN, lora, on_gpu=on_gpu, longest=512, runtime=0, staged=True).staging
