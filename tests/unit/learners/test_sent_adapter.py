@@ -11,7 +11,9 @@ import torch
 from learners.config import LearnConfig
 from learners.core.config import LoraConfig
 from learners.core.policy import Policy
+from learners.core.processes import run_on_ranks
 from learners.core.publish import Publisher
+from learners.core.ranks import Ranks
 from solon.engines.chunks import named_tensors
 from solon.errors import InputError
 from tests.unit.learner_builders import write_llama
@@ -65,3 +67,26 @@ def test_canaries_are_of_rounded_factors_that_are_not_merged(tmp_path: Path, dty
 def test_without_adapters_there_is_nothing_to_send(tmp_path: Path):
     with pytest.raises(InputError, match="a policy of which all weights train"):
         publisher(tmp_path, "float32", adapter_only=True)
+
+
+def sent(ranks: Ranks, model: str) -> tuple[str, list[list[float]]]:
+    """Fingerprint and canaries of the adapters of this rank's policy."""
+    torch.manual_seed(0)
+    policy = Policy(
+        LearnConfig(kl_coefficient=0.0, advantages="group", lora=LoraConfig(r=2)),
+        model=model, temperature=1.0, ranks=ranks,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    policy.divide()
+    weights = Publisher(policy, model=model, dtype="float32", adapter_only=True).weights(1)
+    return weights.fingerprint, [list(row) for row in weights.canary_logprobs]
+
+
+def test_two_ranks_send_the_adapters_of_one_process(tmp_path: Path):
+    model = write_llama(tmp_path)
+    (alone,), (first, _) = (run_on_ranks(size, sent, model) for size in (1, 2))
+    assert first[0] == alone[0]
+    torch.testing.assert_close(torch.tensor(first[1]), torch.tensor(alone[1]), atol=1e-5, rtol=1e-5)
