@@ -75,6 +75,8 @@ class EngineRunner:
         self._error: BaseException | None = None
         self._spans: list[tuple[float, float]] = []
         self._moved_at = time.monotonic()
+        self.cache_use: float | None = None
+        """Share of the key-value cache in use after the last step, 0..1; None: the engine does not say."""
         self._owners: dict[str, tuple[_Call, int]] = {}
         self._next_id = 0
         self._thread = threading.Thread(target=self._run, name="solon-engine", daemon=True)
@@ -276,6 +278,7 @@ class EngineRunner:
         completions = engine.step()
         check_numbers(f"engine {self.name}", completions)
         self._moved_at = time.monotonic()
+        self.cache_use = getattr(engine, "cache_use", None)
         self._note_span(start, time.time())
         for completion in completions:
             owner = self._owners.pop(completion.request_id, None)

@@ -50,11 +50,15 @@ class AsyncLedger:
         """The steps that wait for a batch."""
         self._failure: Exception | None = None
         self._emit: Callable[..., None] = lambda name, **fields: None
+        self._granted: Callable[[str, Sequence[Grant]], None] = lambda holder, grants: None
         self.progress = 0
 
-    def listen(self, emit: Callable[..., None]) -> None:
-        """`emit(name, **fields)` is called for every group that is tried again or dropped, as it happens."""
-        self._emit = emit
+    def listen(
+        self, emit: Callable[..., None], granted: Callable[[str, Sequence[Grant]], None] = lambda holder, grants: None
+    ) -> None:
+        """`emit(name, **fields)` is called for every group that is tried again or dropped, as it happens;
+        `granted(holder, grants)` when groups are given to an engine."""
+        self._emit, self._granted = emit, granted
         self._ledger.on_drop = lambda ordinal, reason: emit("group_dropped", ordinal=ordinal, reason=reason)
 
     def hold_back(self, unwritten_bytes: int) -> None:
@@ -79,7 +83,10 @@ class AsyncLedger:
         Engines that wait together share the available groups, so that none is idle while another has more than it
         decodes. None: the holder went down meanwhile, and must ask again when it is up.
         """
-        return await self._part_of(self._engines, Ask(holder, limit, is_up), self._ledger.reserve)
+        grants = await self._part_of(self._engines, Ask(holder, limit, is_up), self._ledger.reserve)
+        if grants:
+            self._granted(holder, grants)
+        return grants
 
     async def next_generated(
         self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = lambda: True
