@@ -146,6 +146,7 @@ class RunSession:
             recovery=run.recovery,
             attested=self.start.step,
             clock=self.clock,
+            emit=self.recorder.event,
         )
         await self.publication.verify(*initial)
         for guard in workers.guards:

@@ -71,7 +71,14 @@ def _gauge(name: str, meaning: str, **labels: tuple[str, ...]) -> Metric:
     return Metric(f"solon_{name}", "gauge", meaning, labels)
 
 
-_TOLD = tuple(kind.name for kind in EVENTS.values() if kind.severity is not Severity.INFO or kind.is_shown)
+_COUNTER_OF = {Severity.FAULT: "faults", Severity.WARNING: "warnings", Severity.INFO: "changes"}
+
+
+def _events(severity: Severity) -> tuple[str, ...]:
+    """Names of the events of a severity; of normal operation only those that the view of a run shows."""
+    return tuple(e.name for e in EVENTS.values() if e.severity is severity and (e.is_shown or severity is not Severity.INFO))
+
+
 _METRICS = (
     # -- work done: rates
     _counter("groups", "groups that reached a stage", stage=("admitted", "generated", "labelled", "trained")),
@@ -84,7 +91,9 @@ _METRICS = (
     _counter("versions", "policy versions attested on every engine"),
     _counter("loads", "engines that took a version and proved it"),
     _counter("busy_seconds", "time in which workers of a lane were busy, added up", lane=(*LANES, "publish")),
-    _counter("events", "events that need attention or change the run (data.md has each)", event=_TOLD),
+    _counter("faults", "failures that the run dealt with, by event", event=_events(Severity.FAULT)),
+    _counter("warnings", "events that need attention", event=_events(Severity.WARNING)),
+    _counter("changes", "workers that joined, left or came back, and the like", event=_events(Severity.INFO)),
     _counter("resizes", "pools that the load made larger or smaller", lane=POOLS, direction=("grow", "shrink")),
     # -- where the run stands
     _gauge("step", "committed steps"),
@@ -240,8 +249,9 @@ class RunExports:
 
     def event(self, name: str, **fields: Any) -> None:
         """Count an event that needs attention or changes the run."""
-        if name in _TOLD:
-            self._some("events", 1, event=name)
+        counter = _COUNTER_OF[EVENTS[name].severity]
+        if name in METRICS[counter].labels["event"]:
+            self._some(counter, 1, event=name)
         if name == "group_dropped":
             self._some("groups_dropped", 1, reason=drop_label(str(fields["reason"])))
         elif name == "resized" and (lane := self._lanes.get(fields["pool"])) in POOLS:

@@ -59,6 +59,7 @@ class TimedRollout:
                 num_tokens=group.num_tokens,
                 nbytes=8 * self._tokens,
                 spans=(span,),
+                cache_use=0.5,
             )
             yield group
 
