@@ -78,6 +78,7 @@ class Recorder:
 
     def granted(self, holder: str, grants: Sequence[Grant]) -> None:
         """Note that an engine was given these groups."""
+        self.totals.groups.granted(holder, grants)
         if self._exports is not None:
             self._exports.granted(holder, grants)
 
@@ -111,6 +112,7 @@ class Recorder:
         if self._exports is not None:
             self._exports.stepped(lease, report)
         self._keep_spans(report.spans)
+        self._keep_groups(self.totals.groups.trained(lease))
         self._jobs.put(lambda: self._write_step(record, lease, report))
         self._on_change("step")
         movement = self.totals.movement
@@ -142,6 +144,7 @@ class Recorder:
             self._exports.event(name, **fields)
         if name == "group_dropped":
             self.totals.last_drop = str(record.get("reason", ""))
+            self._keep_groups([self.totals.groups.dropped(fields["ordinal"], self.totals.last_drop)])
         self._jobs.put(lambda: self._write_event(record))
         self._on_change(f"{name} {fields['worker']}" if "worker" in fields else name)
 
@@ -171,6 +174,9 @@ class Recorder:
             self._backlog += nbytes
             with suppress(RuntimeError):  # an event loop that has ended admits nothing anyway
                 self._on_backlog(self._backlog)
+
+    def _keep_groups(self, lines: Sequence[dict[str, Any]]) -> None:
+        self._jobs.put(lambda: self._directory.append_all("groups.jsonl", lines))
 
     def _keep_spans(self, spans: Sequence[Span]) -> None:
         if spans:
@@ -271,6 +277,7 @@ class Recorder:
     def _write_event(self, record: dict[str, Any]) -> None:
         if record["event"] == "group_dropped":
             self._outcomes.settle([record["ordinal"]])
+        self._trace.mark(record)
         self._directory.append("events.jsonl", record)
 
     def _write_rollouts(self, rows: list[dict[str, Any]]) -> None:
