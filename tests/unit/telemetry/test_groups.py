@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from solon.clock import Clock
 from solon.ledger.ledger import Grant, Lease
 from solon.protocols import GenerationReport, LabelReport
@@ -9,16 +11,9 @@ from solon.records import Span
 from solon.telemetry.groups import GroupRecords
 
 
-class Ticking(Clock):
+def ticking() -> Clock:
     """A second later at every look."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seconds = 0
-
-    def wall(self) -> float:
-        self._seconds += 1
-        return float(self._seconds)
+    return Clock(wall=itertools.count(1.0).__next__)
 
 
 def generated(ordinal: int, attempt: int = 0) -> GenerationReport:
@@ -44,7 +39,7 @@ def through(records: GroupRecords, ordinal: int) -> None:
 
 
 def test_a_trained_group_has_one_line_from_admission_to_commit():
-    records = GroupRecords(Ticking())
+    records = GroupRecords(ticking())
     through(records, 7)
     through(records, 8)
     first, second = records.trained(lease(4, 7, 8))
@@ -59,7 +54,7 @@ def test_a_trained_group_has_one_line_from_admission_to_commit():
 
 
 def test_a_group_that_is_generated_again_keeps_its_admission_and_loses_what_was_made():
-    records = GroupRecords(Ticking())
+    records = GroupRecords(ticking())
     through(records, 0)
     records.granted("rollout-1", [Grant(0, 1, 4)])
     (open_record,) = records.state()
@@ -73,7 +68,7 @@ def test_a_group_that_is_generated_again_keeps_its_admission_and_loses_what_was_
 
 
 def test_a_dropped_group_says_why_and_a_late_label_opens_no_new_record():
-    records = GroupRecords(Ticking())
+    records = GroupRecords(ticking())
     records.granted("rollout-0", [Grant(3, 0, 0)])
     records.generated(generated(3))
     line = records.dropped(3, "fewer than 2 rollouts with a valid label")
@@ -84,9 +79,9 @@ def test_a_dropped_group_says_why_and_a_late_label_opens_no_new_record():
 
 
 def test_a_resumed_run_knows_when_its_groups_were_admitted():
-    before = GroupRecords(Ticking())
+    before = GroupRecords(ticking())
     through(before, 5)
-    after = GroupRecords(Ticking())
+    after = GroupRecords(ticking())
     after.restore(before.state())
     after.granted("rollout-0", [Grant(5, 0, 3)])  # saved as it was before it was handed out
     (line,) = after.trained(lease(0, 5))
@@ -94,5 +89,5 @@ def test_a_resumed_run_knows_when_its_groups_were_admitted():
 
 
 def test_a_group_of_which_nothing_is_known_still_has_a_line():
-    (line,) = GroupRecords(Ticking()).trained(lease(0, 9))
+    (line,) = GroupRecords(ticking()).trained(lease(0, 9))
     assert (line["ordinal"], line["outcome"], line["admitted"], line["engine"]) == (9, "trained", None, None)
