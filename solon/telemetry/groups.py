@@ -66,9 +66,9 @@ class GroupRecords:
 
     def trained(self, lease: Lease) -> list[dict[str, Any]]:
         """The lines of the groups of a committed step."""
-        staleness = dict(zip(lease.ordinals, lease.staleness, strict=True))
+        staleness = dict(zip(lease.ordinals, lease.staleness, strict=False))
         return [
-            self._end(ordinal, outcome="trained", step=lease.step, staleness=staleness[ordinal])
+            self._end(ordinal, outcome="trained", step=lease.step, staleness=staleness.get(ordinal))
             for ordinal in lease.ordinals
         ]
 
