@@ -31,7 +31,8 @@ def publication_for(
     """Publishes weights from the learner to the engines of this pool. A lost engine leaves the pool; its replacement,
     or an added engine, joins once it holds the current weights.
 
-    attested: the version that the engines have already proven to hold. emit: is told of engines that prove nothing.
+    attested: the version that the engines have already proven to hold. emit: gets an event for an
+    engine that proves nothing.
     """
     publication = Publication(
         rollout,

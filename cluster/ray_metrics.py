@@ -152,4 +152,3 @@ def _moment_of(spec: PoolSpec, pool: Pool[Any]) -> PoolMoment:
         least=spec.size,
         most=max(spec.size, spec.max_size),
     )
-

@@ -26,8 +26,8 @@ from solon.feedback.watching.observer import WatchingObserver
 from solon.ledger.async_ledger import AsyncLedger
 from solon.pipeline.publication import Publication
 from solon.runs.directory import RunDirectory
-from solon.telemetry.movement import Movement
 from solon.telemetry.exports import RunExports
+from solon.telemetry.movement import Movement
 from solon.telemetry.recorder import Recorder
 from solon.telemetry.totals import RunTotals
 

@@ -92,7 +92,7 @@ class Publication:
     ) -> None:
         """`initial`: the weights that the engines must hold first; `attested`: versions attested before, in a resumed
         run; `renewal_s`: how long to wait for a new learner when the weights were lost with the old one; `clock`:
-        measures deadlines; `emit`: is told of engines that prove nothing."""
+        measures deadlines; `emit`: gets an event for an engine that proves nothing."""
         self._engines = list(engines)
         """All engines of the run, including those being replaced."""
         self._members = list(self._engines)

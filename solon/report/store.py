@@ -46,9 +46,7 @@ ROLLOUT_COLUMNS = (
     "finish_reason", "created_ns", "reward", "advantage", "step",
 )  # fmt: skip
 GROUP_COLUMNS: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("ordinal", "attempt", "step", "staleness", "version", "tokens", "labels", "invalid"), "BIGINT"
-    ),
+    **dict.fromkeys(("ordinal", "attempt", "step", "staleness", "version", "tokens", "labels", "invalid"), "BIGINT"),
     **dict.fromkeys(("time", "admitted", "granted", "generated", "labelled", "reward"), "DOUBLE"),
     **dict.fromkeys(("outcome", "reason", "engine", "judge"), "VARCHAR"),
 }

@@ -76,7 +76,9 @@ _COUNTER_OF = {Severity.FAULT: "faults", Severity.WARNING: "warnings", Severity.
 
 def _events(severity: Severity) -> tuple[str, ...]:
     """Names of the events of a severity; of normal operation only those that the view of a run shows."""
-    return tuple(e.name for e in EVENTS.values() if e.severity is severity and (e.is_shown or severity is not Severity.INFO))
+    return tuple(
+        e.name for e in EVENTS.values() if e.severity is severity and (e.is_shown or severity is not Severity.INFO)
+    )
 
 
 _METRICS = (
@@ -111,13 +113,13 @@ _METRICS = (
     # -- queues
     _gauge("queue_groups", "groups by state", state=tuple(str(state) for state in State)),
     _gauge("batch_groups", "groups of a batch"),
-    _gauge("payload_bytes", "payloads in the object store: of groups held, and not yet written", kind=("held", "unwritten")),
+    _gauge("payload_bytes", "payloads kept: of groups held, and not yet written", kind=("held", "unwritten")),
     # -- quality
-    _gauge("staleness_steps", "versions between the oldest token of a group and its step, last batch", stat=("max", "mean")),
+    _gauge("staleness_steps", "age of the oldest token of a group, last batch", stat=("max", "mean")),
     _gauge("staleness_bound_steps", "bound of the staleness"),
     _gauge("reward", "of the last batch, nats: mean, and standard deviation inside a group", stat=("mean", "spread")),
     _gauge("kl_reference_nats", "divergence from the reference a token, last batch"),
-    _gauge("logprob_gap_nats", "canary log-probs of engines against the learner's, all versions so far", stat=("max", "mean")),
+    _gauge("logprob_gap_nats", "canary log-probs, engines against learner, so far", stat=("max", "mean")),
     _gauge("publish_pause_seconds", "longest pause of an engine for the last version"),
 )  # fmt: skip
 

@@ -4,8 +4,8 @@ The file is an array of trace events, one per line (Google, "Trace Event Format"
 missing, so that the trace of a run that was killed, or still runs, can also be opened; when the run has ended it is
 complete JSON.
 
-Besides spans there are marks: faults, resizes and the like, on the track of their worker or on `run`, and the size of each
-pool as a counter.
+Besides spans there are marks: faults, resizes and the like, on the track of their worker or on `run`, and the size of
+each pool as a counter.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import signal
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,10 @@ class Scrape:
         return [s for s in self.samples if s.name == name and labels.items() <= s.labels.items()]
 
     @property
+    def names(self) -> set[str]:
+        return {sample.name for sample in self.samples}
+
+    @property
     def solon(self) -> list[Sample]:
         return [sample for sample in self.samples if sample.name.startswith("ray_solon_")]
 
@@ -66,23 +69,22 @@ def scrape(child: Child) -> Scrape:
 
 
 @pytest.fixture(scope="module")
-def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrape]:
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
     folder = tmp_path_factory.mktemp("metrics")
     temporary = Path(tempfile.mkdtemp(prefix="m", dir="/tmp"))  # a socket below it needs a short path
     command = standin_command("observed", "--steps", "2000", "--set", "rollout.max_actors=2")
     with start(command, folder, temporary, "observed", RAY_metrics_report_interval_ms="1000") as child:
         child.wait_for_step(5)
         # The driver takes samples every five seconds, and agents report their nodes at intervals of their own.
-        deadline = time.monotonic() + 60
-        while not ASKED_FOR <= {sample.name for sample in (found := scrape(child)).samples}:
-            if time.monotonic() > deadline:
-                break  # the tests say what is missing
+        deadline, found = time.monotonic() + 60, scrape(child)
+        while not found.names >= ASKED_FOR and time.monotonic() < deadline:  # the tests say what is missing
             time.sleep(1)
+            found = scrape(child)
         child.process.send_signal(signal.SIGINT)
         assert child.end() == 0, child.output[-2000:]
         child.wait_until_gone()
     shutil.rmtree(temporary)
-    yield found
+    return found
 
 
 def test_every_metric_of_the_table_is_exported_with_its_labels_and_no_other_is(scraped: Scrape):

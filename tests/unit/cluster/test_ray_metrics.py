@@ -76,7 +76,9 @@ def test_a_failure_is_said_once_and_ends_the_export_and_nothing_else(monkeypatch
     meter = RayMeter("night", say=said.append)
     for _ in range(5):
         meter.set(METRICS["step"], 1, {})
-    assert said == ["warning: the run's metrics are no longer exported through Ray: RuntimeError: Ray is not initialised"]
+    assert said == [
+        "warning: the run's metrics are no longer exported through Ray: RuntimeError: Ray is not initialised"
+    ]
     assert len(calls) == 1
 
 

@@ -1,4 +1,4 @@
-"""The dashboard and the rules: their form, and that they ask for what a run exports (tests/e2e/test_metrics.py scrapes)."""
+"""The dashboard and the rules: their form, and that they ask for what a run exports (tests/e2e scrapes)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ def asked(query: str) -> list[Selector]:
     return selectors(without_variables(query))[0]
 
 
-# -- the tokenizer ------------------------------------------------------------------------------------------------------
+# -- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
 def test_a_query_is_read_into_its_selectors_and_groups():
-    found, grouped = selectors(
-        'sum by (run, lane) (rate(a_total{run=~"x|y",lane!="}"}[5m] offset 1h)) / on (run) group_left (b) (max(c) > 0.5e3)'
-    )
+    rate = 'rate(a_total{run=~"x|y",lane!="}"}[5m] offset 1h)'
+    found, grouped = selectors(f"sum by (run, lane) ({rate}) / on (run) group_left (b) (max(c) > 0.5e3)")
     assert found == [
         Selector("a_total", {"run": ("=~", "x|y"), "lane": ("!=", "}")}, "rate"),
         Selector("c", {}, "max"),
@@ -59,7 +58,7 @@ def test_variables_of_a_dashboard_are_replaced():
     assert ("duration", "1m") in tokens(without_variables("a[$__interval]"))
 
 
-# -- queries --------------------------------------------------------------------------------------------------------------
+# -- queries ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", QUERIES)
@@ -98,7 +97,7 @@ def test_every_metric_is_on_the_dashboard():
     assert EXPORTED.keys() <= shown, EXPORTED.keys() - shown
 
 
-# -- the dashboard's form -----------------------------------------------------------------------------------------------
+# -- the dashboard's form ---------------------------------------------------------------------------------------------
 
 
 def test_the_dashboard_is_one_that_grafana_11_and_12_read():
@@ -119,7 +118,9 @@ def test_every_panel_has_a_place_of_its_own_and_the_data_source_of_the_variable(
     assert len({panel["id"] for panel in panels()}) == len(panels())
     for panel in panels():
         grid = panel["gridPos"]
-        cells = {(x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])}
+        cells = {
+            (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
+        }
         assert grid["x"] + grid["w"] <= 24
         assert not cells & taken, panel["title"]
         taken |= cells
@@ -146,7 +147,7 @@ def test_queries_of_runs_follow_the_variable():
                 assert selector.matchers["run"] == ("=~", "$run"), place
 
 
-# -- the rules' form ----------------------------------------------------------------------------------------------------
+# -- the rules' form --------------------------------------------------------------------------------------------------
 
 
 def test_recording_rules_are_named_by_level_metric_and_operation():

@@ -1,4 +1,4 @@
-"""What goes to a monitoring system: bounded labels, counts that agree with the totals, and every metric of the table."""
+"""What goes to a monitoring system: bounded labels, counts as in the totals, and every metric of the table."""
 
 from __future__ import annotations
 

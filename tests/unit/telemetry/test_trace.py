@@ -81,7 +81,7 @@ def test_a_run_without_spans_has_no_trace(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-# -- marks --------------------------------------------------------------------------------------------------------------
+# -- marks ------------------------------------------------------------------------------------------------------------
 
 
 def marks(found: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
