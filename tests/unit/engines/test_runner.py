@@ -297,3 +297,15 @@ def test_only_errors_of_libraries_are_failures_of_the_engine(raised, kinds, expe
     if isinstance(raised, OutOfMemoryError | MemoryError):
         assert "lower max_running" in str(caught.value)
     assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args  # it travels to the driver
+
+
+async def test_the_use_of_the_cache_is_known_after_a_step_of_an_engine_that_says_it():
+    class Says(FakeEngine):
+        cache_use = 0.75
+
+    for engine, expected in ((Says(), 0.75), (FakeEngine(), None)):
+        runner = await started(engine)
+        assert runner.cache_use is None
+        await runner.generate(make_requests(1))
+        assert runner.cache_use == expected
+        await runner.close()
