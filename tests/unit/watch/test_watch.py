@@ -396,8 +396,8 @@ def test_tables_of_runs_that_are_not_looked_at_are_freed(tmp_path: Path) -> None
 
 def test_the_page_of_a_group_says_who_worked_on_it_and_how_long(runs: Runs, place: Path) -> None:
     line = {
-        "time": 9.0, "ordinal": 3, "attempt": 0, "outcome": "trained", "granted": 1.0, "generated": 3.5, "labelled": 4.0,
-        "engine": "rollout-<0>", "judge": "judge-1",
+        "time": 9.0, "ordinal": 3, "attempt": 0, "outcome": "trained", "granted": 1.0, "generated": 3.5,
+        "labelled": 4.0, "engine": "rollout-<0>", "judge": "judge-1",
     }  # fmt: skip
     (place / "one" / "groups.jsonl").write_text(json.dumps(line) + "\n")
     text = loaded(runs).get("/runs/one/groups/3-0").text
