@@ -73,9 +73,9 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
     folder = tmp_path_factory.mktemp("metrics")
     temporary = Path(tempfile.mkdtemp(prefix="m", dir="/tmp"))  # a socket below it needs a short path
     command = standin_command("observed", "--steps", "2000", "--set", "rollout.max_actors=2")
-    with start(command, folder, temporary, "observed", RAY_metrics_report_interval_ms="1000") as child:
+    with start(command, folder, temporary, "observed", RAY_metrics_report_interval_ms="5000") as child:
         child.wait_for_step(5)
-        # The driver takes samples every five seconds, and agents report their nodes at intervals of their own.
+        # Agents forget a gauge after two such intervals, and report their nodes every 2.5 seconds whatever it is.
         deadline, found = time.monotonic() + 60, scrape(child)
         while not found.names >= ASKED_FOR and time.monotonic() < deadline:  # the tests say what is missing
             time.sleep(1)

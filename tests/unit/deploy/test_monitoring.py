@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from solon.telemetry.exports import METRICS
-from tests.monitoring import dashboard, dashboard_queries, rule_queries, rules
+from tests.monitoring import ROOT, RULES, dashboard, dashboard_queries, rule_queries, rules
 from tests.promql import OF_COUNTERS, Selector, selectors, tokens, without_variables
 
 EXPORTED = {metric.exported: metric for metric in METRICS.values()}
@@ -182,3 +183,16 @@ def test_what_is_recorded_is_recorded_before_it_is_used():
         used = {selector.metric for selector in asked(rule["expr"])}
         assert {name for name in used if ":" in name} <= known, rule
         known |= {rule["record"]} if "record" in rule else set()
+
+
+def test_the_pod_monitor_selects_the_pods_of_the_manifests():
+    monitor = yaml.safe_load((RULES.parent / "podmonitor.yaml").read_text())
+    (pod,) = {str(labels) for labels in _labels_of_pods()}
+    assert str(monitor["spec"]["selector"]["matchLabels"]) == pod
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+
+
+def _labels_of_pods() -> list[dict[str, str]]:
+    (cluster,) = yaml.safe_load_all((ROOT / "deploy" / "kuberay" / "cluster.yaml").read_text())
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    return [group["template"]["metadata"]["labels"] for group in groups]
