@@ -135,7 +135,8 @@ class RunSession:
         workers = self.workers = await launcher.launch(on_ready=view.ready, say=view.note)
         self.has_workers = True
         self._stack.push_async_callback(workers.close)
-        self.ledger.listen(self.recorder.event, self.recorder.granted)
+        self.ledger.listen(self.recorder.event)
+        self.ledger.follow(granted=self.recorder.granted, taken=self.recorder.taken)
         await self._resumed()
         (initial,) = workers.of_role("learner").take_started()
         self.publication = publication_for(

@@ -39,7 +39,7 @@ class GenerationReport:
     nbytes: int
     spans: tuple[Span, ...] = ()
     cache_use: float | None = None
-    """Share of the engine's key-value cache in use after its last step, 0..1; None: it does not say."""
+    """Largest share of the engine's key-value cache in use since its last report, 0..1; None: it does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,15 +51,20 @@ class AsyncLedger:
         self._failure: Exception | None = None
         self._emit: Callable[..., None] = lambda name, **fields: None
         self._granted: Callable[[str, Sequence[Grant]], None] = lambda holder, grants: None
+        self._taken: Callable[[str, Sequence[Work]], None] = lambda holder, work: None
         self.progress = 0
 
-    def listen(
-        self, emit: Callable[..., None], granted: Callable[[str, Sequence[Grant]], None] = lambda holder, grants: None
-    ) -> None:
-        """`emit(name, **fields)` is called for every group that is tried again or dropped, as it happens;
-        `granted(holder, grants)` when groups are given to an engine."""
-        self._emit, self._granted = emit, granted
+    def listen(self, emit: Callable[..., None]) -> None:
+        """`emit(name, **fields)` is called for every group that is tried again or dropped, as it happens."""
+        self._emit = emit
         self._ledger.on_drop = lambda ordinal, reason: emit("group_dropped", ordinal=ordinal, reason=reason)
+
+    def follow(
+        self, *, granted: Callable[[str, Sequence[Grant]], None], taken: Callable[[str, Sequence[Work]], None]
+    ) -> None:
+        """`granted(holder, grants)` is called with the groups that an engine gets, `taken(holder, work)` with those that
+        a judge gets."""
+        self._granted, self._taken = granted, taken
 
     def hold_back(self, unwritten_bytes: int) -> None:
         """This many bytes of payloads are kept until they are written: they count against the byte budget.
@@ -93,7 +98,10 @@ class AsyncLedger:
     ) -> list[Work] | None:
         """Up to `limit` groups to label, shared as in `reserve`. Waits for any; woken by commit_generation and
         return_work."""
-        return await self._part_of(self._judges, Ask(holder, limit, is_up), self._ledger.take_generated)
+        work = await self._part_of(self._judges, Ask(holder, limit, is_up), self._ledger.take_generated)
+        if work:
+            self._taken(holder, work)
+        return work
 
     async def lease(self, step: int) -> Lease | None:
         """The batch of `step`. Waits until the groups it needs are ready; woken by commit_labels."""

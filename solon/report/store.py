@@ -47,7 +47,7 @@ ROLLOUT_COLUMNS = (
 )  # fmt: skip
 GROUP_COLUMNS: Mapping[str, str] = {
     **dict.fromkeys(("ordinal", "attempt", "step", "staleness", "version", "tokens", "labels", "invalid"), "BIGINT"),
-    **dict.fromkeys(("time", "admitted", "granted", "generated", "labelled", "reward"), "DOUBLE"),
+    **dict.fromkeys(("time", "admitted", "granted", "generated", "taken", "labelled", "reward"), "DOUBLE"),
     **dict.fromkeys(("outcome", "reason", "engine", "judge"), "VARCHAR"),
 }
 """Type by column of `groups`."""

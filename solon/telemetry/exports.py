@@ -109,7 +109,7 @@ _METRICS = (
     _gauge("occupancy_ratio", "groups that the workers hold, of those that they have room for", lane=POOLS),
     _gauge("busy_ratio", "share of time in which a lane was busy, since the start", lane=LANES),
     _gauge("overlap_ratio", "how well the lanes overlap, 1: the slowest one never waits"),
-    _gauge("kv_cache_use_ratio", "share of the key-value cache in use, of the fullest engine at its last group"),
+    _gauge("kv_cache_use_ratio", "most of the key-value cache in use, at the last group of an engine"),
     # -- queues
     _gauge("queue_groups", "groups by state", state=tuple(str(state) for state in State)),
     _gauge("batch_groups", "groups of a batch"),
@@ -276,8 +276,8 @@ class RunExports:
         for kind in ("held", "unwritten"):
             self._set("payload_bytes", moment.groups.get(f"{kind}_bytes", 0), kind=kind)
         for lane, states in moment.workers.items():
-            for state, label in WORKER_STATES.items():
-                self._set("workers", states.count(state), lane=lane, state=label)
+            for told, label in WORKER_STATES.items():
+                self._set("workers", states.count(told), lane=lane, state=label)
         for lane, pool in moment.pools.items():
             self._set("workers_bound", pool.least, lane=lane, bound="least")
             self._set("workers_bound", pool.most, lane=lane, bound="most")

@@ -1,7 +1,7 @@
 """One record for each group, from admission to its end: a line of `groups.jsonl` when it is trained or dropped.
 
     records.granted("rollout-0", grants)      # admitted, or generated again
-    records.generated(report); records.labelled(report)
+    records.generated(report); records.taken("judge-0", work); records.labelled(report)
     lines = records.trained(lease)            # or records.dropped(ordinal, reason)
 
 A group that is generated again after a loss has one line, of its last attempt. Unfinished records are saved with a
@@ -14,17 +14,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from solon.clock import Clock
-from solon.ledger.ledger import Grant, Lease
+from solon.ledger.ledger import Grant, Lease, Work
 from solon.protocols import GenerationReport, LabelReport
 
 MOST_OPEN = 100_000
 """Unfinished records that are kept; a run that has more of them forgets the oldest."""
 _EMPTY: Mapping[str, Any] = {
     "ordinal": None, "attempt": 0, "outcome": None, "step": None, "reason": None, "staleness": None, "version": None,
-    "admitted": None, "granted": None, "generated": None, "labelled": None, "engine": None, "judge": None,
-    "tokens": None, "labels": None, "invalid": None, "reward": None,
+    "admitted": None, "granted": None, "generated": None, "taken": None, "labelled": None, "engine": None,
+    "judge": None, "tokens": None, "labels": None, "invalid": None, "reward": None,
 }  # fmt: skip
-_OF_ATTEMPT = ("generated", "labelled", "judge", "tokens", "labels", "invalid", "reward", "version")
+_OF_ATTEMPT = ("generated", "taken", "labelled", "judge", "tokens", "labels", "invalid", "reward", "version")
 """Keys that a new attempt begins without."""
 
 
@@ -55,13 +55,19 @@ class GroupRecords:
             "version": report.head,
         }  # fmt: skip
 
+    def taken(self, holder: str, work: Sequence[Work]) -> None:
+        """A judge took these groups."""
+        now = self._clock.wall()
+        for item in work:
+            self._record(item.ordinal).update(taken=now, judge=holder)
+
     def labelled(self, report: LabelReport) -> None:
         """Its labels are complete. Nothing of a group that was dropped for them."""
         if (record := self._open.get(report.ordinal)) is None:
             return
         record |= {
             "labelled": self._clock.wall(), "labels": report.labels, "invalid": report.invalid,
-            "reward": report.reward_mean, "judge": report.spans[0].worker if report.spans else None,
+            "reward": report.reward_mean,
         }  # fmt: skip
 
     def trained(self, lease: Lease) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from solon.errors import PayloadLostError
 from solon.events import event_line
-from solon.ledger.ledger import Grant, Lease
+from solon.ledger.ledger import Grant, Lease, Work
 from solon.protocols import GenerationReport, LabelReport, PayloadRef
 from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
 from solon.runs.directory import DiskFullError, RunDirectory
@@ -81,6 +81,10 @@ class Recorder:
         self.totals.groups.granted(holder, grants)
         if self._exports is not None:
             self._exports.granted(holder, grants)
+
+    def taken(self, holder: str, work: Sequence[Work]) -> None:
+        """Note that a judge took these groups."""
+        self.totals.groups.taken(holder, work)
 
     # -- the loop's observer -------------------------------------------------------------------------------------
 

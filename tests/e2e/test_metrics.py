@@ -75,7 +75,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
     command = standin_command("observed", "--steps", "2000", "--set", "rollout.max_actors=2")
     with start(command, folder, temporary, "observed", RAY_metrics_report_interval_ms="5000") as child:
         child.wait_for_step(5)
-        # Agents forget a gauge after two such intervals, and report their nodes every 2.5 seconds whatever it is.
+        # Agents forget a gauge after two such intervals, and report their nodes every five seconds.
         deadline, found = time.monotonic() + 60, scrape(child)
         while not found.names >= ASKED_FOR and time.monotonic() < deadline:  # the tests say what is missing
             time.sleep(1)

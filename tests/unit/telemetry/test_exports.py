@@ -223,4 +223,4 @@ def test_an_event_costs_microseconds():
     for _ in range(2000):
         exports.generated(GENERATED, None)
         exports.labelled(LABELLED, None)
-    assert (time.perf_counter() - began) / 4000 < 1e-3  # about 15 us here; the limit is for a busy machine
+    assert (time.perf_counter() - began) / 4000 < 1e-3  # about 10 us, and 20 with Ray; the limit is for busy machines

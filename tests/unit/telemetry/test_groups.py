@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 
 from solon.clock import Clock
-from solon.ledger.ledger import Grant, Lease
+from solon.ledger.ledger import Grant, Lease, Work
 from solon.protocols import GenerationReport, LabelReport
-from solon.records import Span
 from solon.telemetry.groups import GroupRecords
 
 
@@ -24,7 +23,6 @@ def labelled(ordinal: int, attempt: int = 0) -> LabelReport:
     return LabelReport(
         ordinal=ordinal, attempt=attempt, num_rollouts=2, num_valid=2, reward_mean=0.5, labels=4, invalid=1,
         questions=4, cache_hits=0, prompt_tokens=1, cached_tokens=0, nbytes=1,
-        spans=(Span(lane="label", worker="judge-1", name="judge", start_s=0, end_s=1),),
     )  # fmt: skip
 
 
@@ -35,6 +33,7 @@ def lease(step: int, *ordinals: int) -> Lease:
 def through(records: GroupRecords, ordinal: int) -> None:
     records.granted("rollout-0", [Grant(ordinal, 0, 3)])
     records.generated(generated(ordinal))
+    records.taken("judge-1", [Work(ordinal, 0, None)])
     records.labelled(labelled(ordinal))
 
 
@@ -44,12 +43,19 @@ def test_a_trained_group_has_one_line_from_admission_to_commit():
     through(records, 8)
     first, second = records.trained(lease(4, 7, 8))
     assert first == {
-        "time": 7.0, "ordinal": 7, "attempt": 0, "outcome": "trained", "step": 4, "reason": None, "staleness": 0,
-        "version": 3, "admitted": 1.0, "granted": 1.0, "generated": 2.0, "labelled": 3.0, "engine": "rollout-0",
-        "judge": "judge-1", "tokens": 12, "labels": 4, "invalid": 1, "reward": 0.5,
+        "time": 9.0, "ordinal": 7, "attempt": 0, "outcome": "trained", "step": 4, "reason": None, "staleness": 0,
+        "version": 3, "admitted": 1.0, "granted": 1.0, "generated": 2.0, "taken": 3.0, "labelled": 4.0,
+        "engine": "rollout-0", "judge": "judge-1", "tokens": 12, "labels": 4, "invalid": 1, "reward": 0.5,
     }  # fmt: skip
     assert (second["ordinal"], second["staleness"]) == (8, 1)
-    assert first["admitted"] <= first["granted"] <= first["generated"] <= first["labelled"] <= first["time"]
+    assert (
+        first["admitted"]
+        <= first["granted"]
+        <= first["generated"]
+        <= first["taken"]
+        <= first["labelled"]
+        <= first["time"]
+    )
     assert records.state() == []
 
 
@@ -59,7 +65,7 @@ def test_a_group_that_is_generated_again_keeps_its_admission_and_loses_what_was_
     records.granted("rollout-1", [Grant(0, 1, 4)])
     (open_record,) = records.state()
     assert open_record["admitted"] == 1.0
-    assert open_record["granted"] == 4.0
+    assert open_record["granted"] == 5.0
     assert open_record["engine"] == "rollout-1"
     assert open_record["generated"] is open_record["labelled"] is open_record["judge"] is None
     records.generated(generated(0, attempt=1))
