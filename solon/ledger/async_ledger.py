@@ -62,8 +62,8 @@ class AsyncLedger:
     def follow(
         self, *, granted: Callable[[str, Sequence[Grant]], None], taken: Callable[[str, Sequence[Work]], None]
     ) -> None:
-        """`granted(holder, grants)` is called with the groups that an engine gets, `taken(holder, work)` with those that
-        a judge gets."""
+        """`granted(holder, grants)` is called with the groups that an engine gets, `taken(holder, work)` with those
+        that a judge gets."""
         self._granted, self._taken = granted, taken
 
     def hold_back(self, unwritten_bytes: int) -> None:
