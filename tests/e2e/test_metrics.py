@@ -89,18 +89,14 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
 
 def test_every_metric_of_the_table_is_exported_with_its_labels_and_no_other_is(scraped: Scrape):
     table = {metric.exported: metric for metric in METRICS.values()}
-    # Ray also exports a counter under its name without `_total`, as a gauge, for queries of older versions.
-    seen = {sample.name for sample in scraped.solon}
-    assert table.keys() <= seen, table.keys() - seen
-    assert seen <= table.keys() | {name.removesuffix("_total") for name in table}
+    assert {sample.name for sample in scraped.solon} == table.keys()
     for sample in scraped.solon:
-        metric = table.get(sample.name) or table[f"{sample.name}_total"]
+        metric = table[sample.name]
         assert sample.labels.keys() - OF_RAY == {"run", *metric.labels}, sample
         assert sample.labels["run"] == scraped.run
         for label, values in metric.labels.items():
             assert sample.labels[label] in values, sample
-        if sample.name in table:
-            assert sample.type == metric.kind, sample
+        assert sample.type == metric.kind, sample
 
 
 def test_there_is_one_series_for_each_combination_of_labels_however_long_the_run_is(scraped: Scrape):
