@@ -26,11 +26,13 @@ def publication_for(
     recovery: RecoveryConfig,
     attested: int = 0,
     clock: Clock | None = None,
+    emit: Callable[..., None] = lambda name, **fields: None,
 ) -> Publication:
     """Publishes weights from the learner to the engines of this pool. A lost engine leaves the pool; its replacement,
     or an added engine, joins once it holds the current weights.
 
-    attested: the version that the engines have already proven to hold.
+    attested: the version that the engines have already proven to hold. emit: gets an event for an
+    engine that proves nothing.
     """
     publication = Publication(
         rollout,
@@ -39,6 +41,7 @@ def publication_for(
         attested=attested,
         renewal_s=recovery.node_timeout_s + recovery.restart_timeout_s,
         clock=clock,
+        emit=emit,
     )
     learner.on_weights = publication.renew
     rollout.entry = publication

@@ -14,6 +14,7 @@ from cluster.lanes import publication_for
 from cluster.launch import Launcher, WorkerSet
 from cluster.pools.base import Role
 from cluster.preflight.checks import Inputs
+from cluster.ray_metrics import exports_for
 from cluster.saving import restore_ledger
 from cluster.signals import Signals
 from cluster.start import Start
@@ -25,6 +26,7 @@ from solon.feedback.watching.observer import WatchingObserver
 from solon.ledger.async_ledger import AsyncLedger
 from solon.pipeline.publication import Publication
 from solon.runs.directory import RunDirectory
+from solon.telemetry.exports import RunExports
 from solon.telemetry.movement import Movement
 from solon.telemetry.recorder import Recorder
 from solon.telemetry.totals import RunTotals
@@ -36,6 +38,7 @@ class RunSession:
     workers: WorkerSet
     publication: Publication
     recorder: Recorder
+    exports: RunExports | None
 
     def __init__(
         self,
@@ -99,6 +102,7 @@ class RunSession:
 
             return soon
 
+        self.exports = exports_for(self.directory.path.name, self.totals, self.run.workers, say=self.view.note)
         self.recorder = Recorder(
             self.directory,
             self.totals,
@@ -107,6 +111,7 @@ class RunSession:
             on_failure=in_the_loop(lambda _: on_failure()),
             on_change=self.view.changed,
             on_backlog=in_the_loop(self.ledger.hold_back),
+            exports=self.exports,
         )
         for stage, rows in self.inputs.refused.items():
             for row in rows:
@@ -131,6 +136,7 @@ class RunSession:
         self.has_workers = True
         self._stack.push_async_callback(workers.close)
         self.ledger.listen(self.recorder.event)
+        self.ledger.follow(granted=self.recorder.granted, taken=self.recorder.taken)
         await self._resumed()
         (initial,) = workers.of_role("learner").take_started()
         self.publication = publication_for(
@@ -141,6 +147,7 @@ class RunSession:
             recovery=run.recovery,
             attested=self.start.step,
             clock=self.clock,
+            emit=self.recorder.event,
         )
         await self.publication.verify(*initial)
         for guard in workers.guards:

@@ -21,6 +21,7 @@ from cluster.placement.supply import read_supply
 from cluster.pools.base import Role
 from cluster.preflight.checks import check_inputs
 from cluster.preflight.space import remarks_on_space
+from cluster.ray_metrics import is_on
 from cluster.ray_session.machines import check_machines
 from cluster.ray_session.session import answers_probe
 from cluster.ray_session.watch import RayWatch
@@ -53,6 +54,7 @@ def train(
     Raises InputError before any engine starts where possible, and later RunFailedError or the error of the stage that
     failed; `summary.json` is then written in every case.
     """
+    is_on()  # a bad value of its switch is refused here
     run, fitted = fit_run(run, cpus=own_cpus())
     inputs = check_inputs(run, fetch=True, say=view.note)
     _say(view, notes=(*fitted, *inputs.notes), warnings=inputs.warnings)

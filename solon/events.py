@@ -129,6 +129,13 @@ _KINDS = (
         max_logprob_gap=Field(float, "largest difference of canary log-probs so far, nats"),
         mean_logprob_gap=Field(float, "their mean absolute difference for this version, nats"),
     ),
+    _fault(
+        "attestation_failed",
+        "an engine does not run the published weights; during a publication this ends the run",
+        worker=_WORKER,
+        version=Field(int, "of the policy"),
+        cause=_CAUSE,
+    ),
     _info(
         "checkpoint",
         "a checkpoint is complete",

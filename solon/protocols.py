@@ -38,6 +38,8 @@ class GenerationReport:
     num_tokens: int
     nbytes: int
     spans: tuple[Span, ...] = ()
+    cache_use: float | None = None
+    """Largest share of the engine's key-value cache in use since its last report, 0..1; None: it does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,7 @@ class RlaifStage(Stage):
         """The total number of committed steps."""
         from cluster.elasticity import LearnerMove, elasticity_of
         from cluster.lanes import assemble_lanes
+        from cluster.ray_metrics import Sampling
         from cluster.watchdog import Watchdog, draining_here
         from solon.files.prompts import PromptSource
         from solon.loop import run_loop
@@ -107,12 +108,13 @@ class RlaifStage(Stage):
             draining=draining_here,
             clock=session.clock,
         )
+        sampling = Sampling(session.exports, ledger=session.ledger, workers=workers, clock=session.clock.now)
         session.recorder.event("started", config_hash=run.hash, step=session.start.step)
         session.totals.begin()
         session.view.training(session.totals, session.ledger)
         session.signals.may_finish = True
         try:
-            async with watchdog, elasticity:
+            async with watchdog, elasticity, sampling:
                 return await run_loop(
                     lanes,
                     steps=run.steps,

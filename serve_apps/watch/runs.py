@@ -83,7 +83,15 @@ class OpenRun:
 
 def _state(path: Path) -> Any:
     """Size and time of change of the files that tables are made from."""
-    names = ["summary.json", "live.json", "metrics.jsonl", "events.jsonl", "audits.jsonl", "human-labels.jsonl"]
+    names = [
+        "summary.json",
+        "live.json",
+        "metrics.jsonl",
+        "events.jsonl",
+        "audits.jsonl",
+        "groups.jsonl",
+        "human-labels.jsonl",
+    ]
     files = [path / name for name in (*names, "heldout-before.json", "heldout-after.json")]
     files += [path / "rollouts", path / "labels", *sorted((path / "rollouts").glob("part-*.parquet"))[-8:]]
     found = []

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from solon.doctor.events import alarms, recent_faults
+from solon.doctor.events import alarms, pool_changes, recent_faults
 from solon.doctor.facts import Facts
 from solon.doctor.headline import status_of
 from solon.doctor.next_steps import LITTLE_ROOM_BYTES, UP, next_steps
@@ -51,6 +51,7 @@ def diagnose(facts: Facts) -> Diagnosis:
         "waits": who_waits(facts.standing) if facts.standing and status in ("running", "stalled") else [],
         "workers": _workers(facts),
         "faults": recent_faults(facts.events, now=facts.now if status in UP else facts.last_sign),
+        "pools": pool_changes(facts.events),
         "alarms": alarms(facts.events),
         "groups": _groups(facts, status),
         "checkpoints": _checkpoints(facts),

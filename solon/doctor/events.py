@@ -39,6 +39,31 @@ def recent_faults(events: Sequence[Mapping[str, Any]], *, now: float) -> list[st
     ]
 
 
+def pool_changes(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The last resize of each pool since the run was last resumed, and how many workers joined and left."""
+    last: dict[str, Mapping[str, Any]] = {}
+    counts: Counter[str] = Counter()
+    for event in events:
+        name = event.get("event")
+        if name == "resumed":
+            last.clear()
+            counts.clear()
+        elif name == "resized":
+            last[str(event.get("pool"))] = event
+            counts["resized"] += 1
+        elif name in ("lane_joined", "lane_left"):
+            counts[str(name)] += 1
+    lines = [
+        f"{pool} was last resized from {event.get('before')} to {event.get('after')} workers: {event.get('reason')}"
+        for pool, event in last.items()
+    ]
+    if counts:
+        lines.append(
+            f"{counts['resized']} resizes, {counts['lane_joined']} workers joined, {counts['lane_left']} left so far"
+        )
+    return lines
+
+
 def alarms(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """The last alarm of each kind since the run was last resumed, with evidence and remedy; symptoms together."""
     last: dict[str, Mapping[str, Any]] = {}

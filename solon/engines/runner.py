@@ -75,6 +75,7 @@ class EngineRunner:
         self._error: BaseException | None = None
         self._spans: list[tuple[float, float]] = []
         self._moved_at = time.monotonic()
+        self._cache_use: float | None = None
         self._owners: dict[str, tuple[_Call, int]] = {}
         self._next_id = 0
         self._thread = threading.Thread(target=self._run, name="solon-engine", daemon=True)
@@ -143,6 +144,11 @@ class EngineRunner:
         with self._wake:
             spans, self._spans = self._spans, []
         return spans
+
+    def drain_cache_use(self) -> float | None:
+        """Largest share of the key-value cache in use after a step since the last call, 0..1; None: it is not known."""
+        use, self._cache_use = self._cache_use, None
+        return use
 
     @property
     def alive(self) -> bool:
@@ -276,6 +282,8 @@ class EngineRunner:
         completions = engine.step()
         check_numbers(f"engine {self.name}", completions)
         self._moved_at = time.monotonic()
+        if (use := getattr(engine, "cache_use", None)) is not None:
+            self._cache_use = max(use, self._cache_use or 0.0)
         self._note_span(start, time.time())
         for completion in completions:
             owner = self._owners.pop(completion.request_id, None)

@@ -303,6 +303,11 @@ class VllmEngine:
                 prompt_logprobs = output.new_prompt_logprobs_tensors.logprobs[:, 0]
                 self._attesting[output.request_id] = prompt_logprobs.tolist()
 
+    @property
+    def cache_use(self) -> float:
+        """Share of the key-value cache in use, 0..1."""
+        return cache_usage(self._core)
+
     def _preemptions(self) -> int:
         """How often the requests that run were preempted so far."""
         return preemptions(self._core) if self._concurrency is not None else 0

@@ -50,12 +50,21 @@ class AsyncLedger:
         """The steps that wait for a batch."""
         self._failure: Exception | None = None
         self._emit: Callable[..., None] = lambda name, **fields: None
+        self._granted: Callable[[str, Sequence[Grant]], None] = lambda holder, grants: None
+        self._taken: Callable[[str, Sequence[Work]], None] = lambda holder, work: None
         self.progress = 0
 
     def listen(self, emit: Callable[..., None]) -> None:
         """`emit(name, **fields)` is called for every group that is tried again or dropped, as it happens."""
         self._emit = emit
         self._ledger.on_drop = lambda ordinal, reason: emit("group_dropped", ordinal=ordinal, reason=reason)
+
+    def follow(
+        self, *, granted: Callable[[str, Sequence[Grant]], None], taken: Callable[[str, Sequence[Work]], None]
+    ) -> None:
+        """`granted(holder, grants)` is called with the groups that an engine gets, `taken(holder, work)` with those
+        that a judge gets."""
+        self._granted, self._taken = granted, taken
 
     def hold_back(self, unwritten_bytes: int) -> None:
         """This many bytes of payloads are kept until they are written: they count against the byte budget.
@@ -79,14 +88,20 @@ class AsyncLedger:
         Engines that wait together share the available groups, so that none is idle while another has more than it
         decodes. None: the holder went down meanwhile, and must ask again when it is up.
         """
-        return await self._part_of(self._engines, Ask(holder, limit, is_up), self._ledger.reserve)
+        grants = await self._part_of(self._engines, Ask(holder, limit, is_up), self._ledger.reserve)
+        if grants:
+            self._granted(holder, grants)
+        return grants
 
     async def next_generated(
         self, limit: int, *, holder: str = "", is_up: Callable[[], bool] = lambda: True
     ) -> list[Work] | None:
         """Up to `limit` groups to label, shared as in `reserve`. Waits for any; woken by commit_generation and
         return_work."""
-        return await self._part_of(self._judges, Ask(holder, limit, is_up), self._ledger.take_generated)
+        work = await self._part_of(self._judges, Ask(holder, limit, is_up), self._ledger.take_generated)
+        if work:
+            self._taken(holder, work)
+        return work
 
     async def lease(self, step: int) -> Lease | None:
         """The batch of `step`. Waits until the groups it needs are ready; woken by commit_labels."""

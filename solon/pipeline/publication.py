@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,10 +88,11 @@ class Publication:
         attested: int = 0,
         renewal_s: float = 600.0,
         clock: Clock | None = None,
+        emit: Callable[..., None] = lambda name, **fields: None,
     ) -> None:
         """`initial`: the weights that the engines must hold first; `attested`: versions attested before, in a resumed
         run; `renewal_s`: how long to wait for a new learner when the weights were lost with the old one; `clock`:
-        measures deadlines."""
+        measures deadlines; `emit`: gets an event for an engine that proves nothing."""
         self._engines = list(engines)
         """All engines of the run, including those being replaced."""
         self._members = list(self._engines)
@@ -107,6 +108,7 @@ class Publication:
         self._renewed = asyncio.Event()
         self._renewal_s = renewal_s
         self._clock = clock or Clock()
+        self._emit = emit
         self.attested = attested
         self.max_gap = 0.0
         """Largest canary gap of all versions attested so far, nats."""
@@ -251,14 +253,18 @@ class Publication:
                 f"engine {engine.name} did not take policy version {manifest.version} within "
                 f"{self._settings.timeout_s:.0f} s; raise publish.timeout_s or check its log"
             ) from None
-        receipt = attest(
-            manifest,
-            receipt,
-            last_checksum=self._checksums.get(engine.name) if changed else None,
-            tolerance=self._settings.logprob_tolerance,
-            noise_ratio=self._settings.noise_ratio,
-            quantised_gap=self._quantised_gap,
-        )
+        try:
+            receipt = attest(
+                manifest,
+                receipt,
+                last_checksum=self._checksums.get(engine.name) if changed else None,
+                tolerance=self._settings.logprob_tolerance,
+                noise_ratio=self._settings.noise_ratio,
+                quantised_gap=self._quantised_gap,
+            )
+        except AttestationError as error:
+            self._emit("attestation_failed", worker=engine.name, version=manifest.version, cause=str(error))
+            raise
         if receipt.check.quantised and not self._quantised_gap:
             self._quantised_gap = receipt.mean_gap
         self.max_gap = max(self.max_gap, receipt.max_gap)

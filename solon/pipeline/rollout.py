@@ -252,6 +252,7 @@ class RolloutWorker:
             num_tokens=group.num_tokens,
             nbytes=group_nbytes(group),
             spans=spans,
+            cache_use=self._runner.drain_cache_use(),
         )
 
 

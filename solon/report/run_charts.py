@@ -19,6 +19,8 @@ from solon.telemetry.overlap import LANES
 
 TIMELINE_SPANS = 3000
 """Of the end of a run."""
+TIMELINE_MARKS = 300
+"""Of the time that these spans take."""
 TRACE_BYTES = 2**20
 """Read of the end of a trace."""
 LEAST_AUDITED = 30
@@ -193,11 +195,25 @@ def timeline(path: Path) -> Chart | None:
         figure.add_trace(go.Scatter(x=xs, y=ys, mode="lines", line={"width": 14, "color": colour}, name=lane))
         rows += [[lane, worker, f"{seconds:.1f}"] for worker, seconds in sorted(total.items())]
     end = max(span["ts"] + span["dur"] for span in spans)
-    figure.update_layout(height=110 + 34 * len(workers))
+    marks = [mark for mark in _marks(path / "trace.json") if start <= mark["ts"] <= end][-TIMELINE_MARKS:]
+    if marks:
+        figure.add_trace(
+            go.Scatter(
+                x=[round((mark["ts"] - start) / 1e6, 3) for mark in marks],
+                y=[_shown(mark["worker"]) for mark in marks],
+                text=[_shown(mark["name"]) for mark in marks],
+                mode="markers",
+                marker={"size": 11, "symbol": "diamond", "color": COLOURS[len(kinds) % len(COLOURS)]},
+                name="events",
+            )
+        )
+        rows += [["event", mark["worker"], f"{mark['name']} at {(mark['ts'] - start) / 1e6:.1f}"] for mark in marks]
+    figure.update_layout(height=110 + 34 * len({*workers, *(mark["worker"] for mark in marks)}))
     return Chart(
         name="timeline",
         title="Timeline of the workers",
-        sentence=f"The last {(end - start) / 1e6:.0f} seconds: what every worker did, by lane.",
+        sentence=f"The last {(end - start) / 1e6:.0f} seconds: what every worker did, by lane"
+        + (", and resizes, faults and losses as diamonds." if marks else "."),
         figure=figure,
         columns=["lane", "worker", "seconds"],
         rows=rows,
@@ -307,6 +323,18 @@ def _spans(path: Path) -> Iterator[dict[str, Any]]:
         ):
             worker, lane = names.get(str(event.get("tid")), "?"), str(event.get("cat", ""))
             yield {"ts": start, "dur": length, "worker": worker, "cat": lane}
+
+
+def _marks(path: Path) -> Iterator[dict[str, Any]]:
+    """Resizes, faults and the like of a trace, with the worker that they concern or `run`; publications are spans."""
+    names: dict[str, str] = {}
+    for event in _events(path):
+        if event.get("ph") == "M" and event.get("name") == "thread_name" and isinstance(event.get("args"), dict):
+            names[str(event.get("tid"))] = str(event["args"].get("name", ""))
+        elif event.get("ph") == "i" and (moment := read.number(event.get("ts"))) is not None:
+            name = str(event.get("name", ""))
+            if not name.endswith(" attested"):
+                yield {"ts": moment, "worker": names.get(str(event.get("tid")), "run"), "name": name}
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:

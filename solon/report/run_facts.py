@@ -233,6 +233,23 @@ def faults(store: RunStore) -> list[dict[str, Any]]:
     return rows
 
 
+def pool_changes(store: RunStore) -> list[tuple[float | None, str, str, str]]:
+    """Changes of the pools, the last 50: when, which worker or pool, what, and why."""
+    rows = store.rows(
+        "SELECT time, event, fields FROM events WHERE event IN ('resized', 'lane_joined', 'lane_left', "
+        "'lane_not_added', 'worker_draining') ORDER BY time DESC LIMIT 50"
+    )
+    found = []
+    for row in reversed(rows):
+        fields = json.loads(row["fields"])
+        what = row["event"].replace("_", " ")
+        if row["event"] == "resized":
+            what = f"{fields.get('before')} to {fields.get('after')} workers"
+        why = str(fields.get("reason") or fields.get("cause") or "")
+        found.append((row["time"], str(fields.get("pool") or fields.get("worker") or ""), what, why))
+    return found
+
+
 def fault_count(store: RunStore) -> int:
     """Events that report a failure."""
     return int(store.value("SELECT count(*) FROM events WHERE severity = ?", [Severity.FAULT.value]) or 0)

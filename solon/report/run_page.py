@@ -91,6 +91,7 @@ def run_page(
         "fooled_sentence": made("agreement", lambda: _fooled(agreement), ""),
         "drift": [made(name, make, None) for name, make in charts.drift(store).items()],
         "faults": made("faults", lambda: [_fault(row) for row in facts.faults(store)], []),
+        "pools": made("pools", lambda: [(_clock(when), *rest) for when, *rest in facts.pool_changes(store)], []),
         "settings": made(
             "settings", lambda: None if defaults is None else facts.changed_settings(config, defaults), None
         ),
@@ -251,10 +252,12 @@ def _beside(ranked: Sequence[Mapping[str, Any]]) -> str:
     return f", which may be chance beside {_wrong(ranked[1])}" if fisher_exact(table).pvalue > 0.05 else ""
 
 
+def _clock(moment: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if moment else ""
+
+
 def _fault(row: Mapping[str, Any]) -> list[str]:
-    clock = [
-        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row[key])) if row[key] else "" for key in ("first", "last")
-    ]
+    clock = [_clock(row[key]) for key in ("first", "last")]
     said = row["example"].get("message") or row["example"].get("cause") or row["example"].get("reason") or ""
     meaning = f"{row['meaning']}: {said}" if said else row["meaning"]
     return [row["event"], f"{row['times']:,}", *clock, meaning, row["cost"]]

@@ -13,6 +13,7 @@ DuckDB reads the Parquet parts. Parts that cannot be read are left out and named
 | `events` | `time`, `event`, `severity`, `fields` (JSON) |
 | `heldout` | `moment` (before, after), `prompt_id`, `prompt`, `tags`, `answer`, `score`, `scores` (JSON) |
 | `audits` | `ordinal`, `attempt`, `index`, `reward`, `gold`, and by principle (JSON) `margins`, `gold_margins` |
+| `groups` | a group that was trained or dropped: `groups.jsonl` |
 | `human` | a person's labels, `human-labels.jsonl` |
 """
 
@@ -44,6 +45,12 @@ ROLLOUT_COLUMNS = (
     "ordinal", "attempt", "index", "prompt_id", "prompt", "tags", "text", "thought", "is_cut", "versions",
     "finish_reason", "created_ns", "reward", "advantage", "step",
 )  # fmt: skip
+GROUP_COLUMNS: Mapping[str, str] = {
+    **dict.fromkeys(("ordinal", "attempt", "step", "staleness", "version", "tokens", "labels", "invalid"), "BIGINT"),
+    **dict.fromkeys(("time", "admitted", "granted", "generated", "taken", "labelled", "reward"), "DOUBLE"),
+    **dict.fromkeys(("outcome", "reason", "engine", "judge"), "VARCHAR"),
+}
+"""Type by column of `groups`."""
 HUMAN = "human-labels.jsonl"
 HELDOUT = {"before": "heldout-before.json", "after": "heldout-after.json"}
 
@@ -88,6 +95,7 @@ class RunStore:
             "metrics.jsonl": ("metrics", self._add_metrics),
             "events.jsonl": ("events", self._add_events),
             "audits.jsonl": ("audits", self._add_audits),
+            "groups.jsonl": ("groups", self._add_groups),
             HUMAN: ("human", self._add_human),
         }
         with self._lock:
@@ -166,6 +174,7 @@ class RunStore:
             "CREATE TABLE human (label_id VARCHAR, parent_label_id VARCHAR, verdict VARCHAR, reason VARCHAR, "
             "who VARCHAR, created_ns BIGINT, row VARCHAR)"
         )
+        self._db.execute(f"CREATE TABLE groups ({', '.join(f'{name} {kind}' for name, kind in GROUP_COLUMNS.items())})")
         for name, columns in (("labels", LABEL_COLUMNS), ("rollouts", ROLLOUT_COLUMNS)):
             self._db.register("empty", arrow_schema(name, [*TYPES[name], *columns]).empty_table())
             self._db.execute(f"CREATE TABLE {name} AS SELECT {_chosen(name, columns)}, '' AS part FROM empty LIMIT 0")
@@ -280,6 +289,14 @@ class RunStore:
                 rows[tuple(key.values())] = {**key, **values, **margins}  # type: ignore[arg-type]
         self._add("audits", list(rows.values()), key=("ordinal", "attempt", "index"))
 
+    def _add_groups(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Of a group that was trained again after a resume, the last line counts."""
+        rows: dict[int, dict[str, Any]] = {}
+        for line in lines:
+            if is_whole(line.get("ordinal")):
+                rows[line["ordinal"]] = {name: _typed(line.get(name), kind) for name, kind in GROUP_COLUMNS.items()}
+        self._add("groups", list(rows.values()), key=("ordinal",))
+
     def _add_human(self, lines: Sequence[Mapping[str, Any]]) -> None:
         rows = []
         for line in lines:
@@ -357,3 +374,10 @@ def _heldout(moment: str, row: Mapping[str, Any]) -> dict[str, Any]:
 def _chosen(name: str, columns: Sequence[str]) -> str:
     chosen = ", ".join(f'"{column}"' for column in columns)
     return f"{chosen}, len(token_ids) AS tokens" if name == "rollouts" else chosen
+
+
+def _typed(value: object, kind: str) -> Any:
+    """A value of a foreign file as a column's type; None: it has another one."""
+    if kind == "VARCHAR":
+        return clean(value) if isinstance(value, str) else None
+    return number(value) if kind == "DOUBLE" else value if is_whole(value) else None

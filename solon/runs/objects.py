@@ -86,6 +86,28 @@ HELDOUT: Keys = {
     "labels": "a judge's labels: `principle_id`, `question_id`, `status`, `margin` in nats; empty without one",
 }
 
+GROUP: Keys = {
+    "time": "when it was trained or dropped, seconds since the epoch",
+    "ordinal": "the group in rollouts/",
+    "attempt": "the attempt that ended; 0, plus one for every time that it was generated again",
+    "outcome": "`trained` or `dropped`",
+    "step": "the step that trained it; null: dropped",
+    "reason": "why it was dropped; null: trained",
+    "staleness": "versions between its oldest token and its step; null: dropped",
+    "version": "oldest policy version in it; null: dropped before it was generated",
+    "admitted": "when the ledger admitted it, seconds since the epoch; null: before a resume that does not know",
+    "granted": "when an engine was given its last attempt; null: as above",
+    "generated": "when its answers were complete; null: dropped before that, or as above",
+    "taken": "when a judge took it; null: dropped before that, or as above",
+    "labelled": "when its labels were complete; null: dropped, or as above",
+    "engine": "the worker that generated it",
+    "judge": "the worker that labelled it",
+    "tokens": "generated tokens of its answers",
+    "labels": "its labels",
+    "invalid": "those of them without a number",
+    "reward": "mean reward of its answers, nats; null: none",
+}
+
 AUDIT: Keys = {
     "time": "seconds since the epoch",
     "ordinal": "the group in rollouts/",
@@ -137,14 +159,15 @@ STANDING: Keys = {
 }
 
 TRACE: Keys = {
-    "ph": "`X`: a span; `M`: the name of a track",
+    "ph": "`X`: a span; `i`: a mark; `C`: the size of a pool; `M`: the name of a track",
     "pid": "always 1",
-    "tid": "the worker's track",
+    "tid": "the worker's track; of a mark that concerns no worker the track `run`",
     "ts": "begin, microseconds since the epoch",
+    "s": "of a mark: `t`, it belongs to its track",
     "dur": "microseconds",
-    "cat": "lane: `generate`, `label`, `learn` or `publish`",
-    "name": "what was done",
-    "args.*": "of a name: the worker",
+    "cat": "lane: `generate`, `label`, `learn` or `publish`; of a mark `event`",
+    "name": "what was done, or what happened",
+    "args.*": "of a name: the worker; of a mark: the keys of its line in events.jsonl; of a pool: `workers`",
 }
 
 LABEL_CONFIG: Keys = {
@@ -277,6 +300,7 @@ RUN: Mapping[str, tuple[str, Keys | None]] = {
     "config.json": ("the resolved configuration, written before anything starts", CONFIG),
     "metrics.jsonl": ("one object per committed step; after a resume the last line of a step counts", None),
     "events.jsonl": ("faults, restarts, publications, alarms, dropped groups, as they occur", None),
+    "groups.jsonl": ("a line per group when it is trained or dropped; after a resume its last line counts", GROUP),
     "parts.jsonl": ("a line for every part that was written; the last line of a part counts", PART),
     "rollouts/part-*.parquet": ("every answer that was generated", None),
     "labels/part-*.parquet": ("every label", None),

@@ -19,7 +19,7 @@ from typing import Any
 
 from solon.errors import PayloadLostError
 from solon.events import event_line
-from solon.ledger.ledger import Lease
+from solon.ledger.ledger import Grant, Lease, Work
 from solon.protocols import GenerationReport, LabelReport, PayloadRef
 from solon.records import Feedback, Group, LoadReceipt, Span, StepReport
 from solon.runs.directory import DiskFullError, RunDirectory
@@ -27,6 +27,7 @@ from solon.runs.integrity import REREAD_STAGES, Records
 from solon.runs.outcomes import Outcomes
 from solon.runs.quarantine import Quarantine
 from solon.runs.tables import audit_rows, label_rows, rollout_rows
+from solon.telemetry.exports import RunExports
 from solon.telemetry.totals import RunTotals
 from solon.telemetry.trace import TraceFile
 
@@ -47,7 +48,9 @@ class Recorder:
         on_failure: Callable[[Exception], None],
         on_change: Callable[[str], None] = lambda _: None,
         on_backlog: Callable[[int], None] = lambda _: None,
+        exports: RunExports | None = None,
     ) -> None:
+        """exports: is told everything too, after the totals."""
         self._directory = directory
         directory.keeps_part_digests = True
         self.totals = totals
@@ -58,6 +61,7 @@ class Recorder:
         self._on_failure = on_failure
         self._on_change = on_change
         self._on_backlog = on_backlog
+        self._exports = exports
         self._backlog = 0
         self._counting = threading.Lock()
         self.failure: Exception | None = None
@@ -72,11 +76,23 @@ class Recorder:
         self._thread = threading.Thread(target=self._work, name="solon-recorder", daemon=True)
         self._thread.start()
 
+    def granted(self, holder: str, grants: Sequence[Grant]) -> None:
+        """Note that an engine was given these groups."""
+        self.totals.groups.granted(holder, grants)
+        if self._exports is not None:
+            self._exports.granted(holder, grants)
+
+    def taken(self, holder: str, work: Sequence[Work]) -> None:
+        """Note that a judge took these groups."""
+        self.totals.groups.taken(holder, work)
+
     # -- the loop's observer -------------------------------------------------------------------------------------
 
     def generated(self, report: GenerationReport, payload_ref: PayloadRef) -> None:
         """Count a generated group; its rows are written in the background."""
         self.totals.generated(report)
+        if self._exports is not None:
+            self._exports.generated(report, payload_ref)
         self._keep_spans(report.spans)
         keep = self._keep_rollouts
         self._put_payload(
@@ -86,6 +102,8 @@ class Recorder:
     def labelled(self, report: LabelReport, payload_ref: PayloadRef) -> None:
         """Count a labelled group; its rows are written in the background."""
         self.totals.labelled(report)
+        if self._exports is not None:
+            self._exports.labelled(report, payload_ref)
         self._keep_spans(report.spans)
         keep = self._keep_labels
         self._put_payload(
@@ -95,7 +113,10 @@ class Recorder:
     def stepped(self, lease: Lease, report: StepReport) -> None:
         """Write the line of a committed step, and warn when it moved nothing or its answers were cut."""
         record = self.totals.stepped(lease, report)
+        if self._exports is not None:
+            self._exports.stepped(lease, report)
         self._keep_spans(report.spans)
+        self._keep_groups(self.totals.groups.trained(lease))
         self._jobs.put(lambda: self._write_step(record, lease, report))
         self._on_change("step")
         movement = self.totals.movement
@@ -107,6 +128,8 @@ class Recorder:
     def published(self, version: int, receipts: Sequence[LoadReceipt], gap: float, span: Span) -> None:
         """Record that a version is attested on every engine. gap: largest canary difference so far, nats."""
         self.totals.published(version, receipts, gap, span)
+        if self._exports is not None:
+            self._exports.published(version, receipts, gap, span)
         self._keep_spans((span,))
         self.event(
             "published",
@@ -121,8 +144,11 @@ class Recorder:
         """Write a line of events.jsonl. Raises AssertionError for an event or a field that solon.events lacks."""
         record = event_line(name, time_s=time.time(), **fields)
         self.totals.fault(name, fields)
+        if self._exports is not None:
+            self._exports.event(name, **fields)
         if name == "group_dropped":
             self.totals.last_drop = str(record.get("reason", ""))
+            self._keep_groups([self.totals.groups.dropped(fields["ordinal"], self.totals.last_drop)])
         self._jobs.put(lambda: self._write_event(record))
         self._on_change(f"{name} {fields['worker']}" if "worker" in fields else name)
 
@@ -152,6 +178,9 @@ class Recorder:
             self._backlog += nbytes
             with suppress(RuntimeError):  # an event loop that has ended admits nothing anyway
                 self._on_backlog(self._backlog)
+
+    def _keep_groups(self, lines: Sequence[dict[str, Any]]) -> None:
+        self._jobs.put(lambda: self._directory.append_all("groups.jsonl", lines))
 
     def _keep_spans(self, spans: Sequence[Span]) -> None:
         if spans:
@@ -252,6 +281,7 @@ class Recorder:
     def _write_event(self, record: dict[str, Any]) -> None:
         if record["event"] == "group_dropped":
             self._outcomes.settle([record["ordinal"]])
+        self._trace.mark(record)
         self._directory.append("events.jsonl", record)
 
     def _write_rollouts(self, rows: list[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from solon.feedback.quality.position import PositionCount
 from solon.ledger.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport
 from solon.records import LoadReceipt, Span, StepReport
+from solon.telemetry.groups import GroupRecords
 from solon.telemetry.movement import Movement
 from solon.telemetry.overlap import Busy, Overlap
 
@@ -52,6 +53,7 @@ class RunTotals:
         """is_relative: rewards compare answers of one prompt, so that their mean has no meaning."""
         self._clock = clock or Clock()
         self.movement = movement or Movement()
+        self.groups = GroupRecords(self._clock)
         self.is_relative = is_relative
         self.staleness_bound = staleness_bound
         self.total_steps = total_steps
@@ -127,6 +129,7 @@ class RunTotals:
             "busy": self.busy.totals(),
             "presence": self.busy.presence(),
             "movement": self.movement.state(),
+            "groups": self.groups.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -145,16 +148,19 @@ class RunTotals:
         # A checkpoint of an older version lacks it: every step counts as one that moved the policy.
         unknown = {"steps": self.steps, "moved": self.steps, "still": {}, "cut_steps": 0, "last_cut": ""}
         self.movement.restore(state.get("movement", unknown))
+        self.groups.restore(state.get("groups", ()))
 
     def generated(self, report: GenerationReport) -> None:
         """Count a generated group."""
         self.groups_generated += 1
+        self.groups.generated(report)
         self.tokens += report.num_tokens
         self._add_spans(report.spans)
 
     def labelled(self, report: LabelReport) -> None:
         """Count the labels of a group."""
         self.rollouts += report.num_rollouts
+        self.groups.labelled(report)
         self.labels += report.labels
         self.invalid += report.invalid
         self.questions += report.questions

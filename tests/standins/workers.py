@@ -59,6 +59,7 @@ class TimedRollout:
                 num_tokens=group.num_tokens,
                 nbytes=8 * self._tokens,
                 spans=(span,),
+                cache_use=0.5,
             )
             yield group
 
@@ -156,7 +157,8 @@ class TimedLearner:
         span = Span(lane="learn", worker=self.name, name=f"step {step}", start_s=start, end_s=time.time())
         self._state = {"version": step + 1, "digest": batch_digest(self._state["digest"], payloads)}
         yield CHUNK
-        report = StepReport(step=step, metrics={"learn/reward/mean": 1.0}, spans=(span,))
+        metrics = {"learn/reward/mean": 1.0, "learn/reward_in_group/std": 0.5, "learn/kl_reference/mean": 0.01}
+        report = StepReport(step=step, metrics=metrics, spans=(span,))
         yield report, make_weights(step + 1, self._state["digest"])
 
 

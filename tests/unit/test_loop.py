@@ -163,3 +163,23 @@ def test_a_group_that_an_engine_holds_too_long_is_given_to_another_when_its_leas
     assert (committed, left_behind) == (3, set())
     assert "group_expired" in events
     assert 600 < simulated_s < 700
+
+
+def test_who_follows_the_ledger_sees_which_worker_gets_every_group():
+    got: dict[str, list[tuple[str, int]]] = {"granted": [], "taken": []}
+
+    def main(clock):
+        lanes, _ = make_lanes(steps=3, clock=clock, rollout=[FakeRollout("rollout-0"), FakeRollout("rollout-1")])
+        lanes.ledger.follow(
+            granted=lambda holder, grants: got["granted"].extend((holder, grant.ordinal) for grant in grants),
+            taken=lambda holder, work: got["taken"].extend((holder, item.ordinal) for item in work),
+        )
+        lanes.ledger.listen(lambda name, **fields: None)  # the audit listens later, and replaces none
+        return run_loop(lanes, steps=3, min_valid=2, stop=asyncio.Event())
+
+    run_virtual(main)
+    for kind, prefix in (("granted", "rollout-"), ("taken", "judge")):
+        ordinals = [ordinal for _, ordinal in got[kind]]
+        assert len(set(ordinals)) == len(ordinals)  # nothing was lost
+        assert all(holder.startswith(prefix) for holder, _ in got[kind])
+    assert {ordinal for _, ordinal in got["taken"]} <= {ordinal for _, ordinal in got["granted"]}

@@ -180,7 +180,7 @@ def test_the_policy_selects_every_pod_and_opens_dns_and_the_ports_that_are_used(
     assert all(rule.get("to") for rule in policy["egress"])
     served = yaml.safe_load(resource("RayService")["spec"]["serveConfigV2"])["http_options"]["port"]
     entries = [port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])]
-    assert entries == [8265, served]
+    assert entries == [8265, served, 8080, 44217, 44227]  # the last three: metrics
 
 
 def test_only_heads_reach_the_address_of_the_kubernetes_api():

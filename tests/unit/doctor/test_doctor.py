@@ -15,7 +15,7 @@ import pytest
 
 from solon.cli.main import main
 from solon.doctor.diagnosis import Diagnosis, diagnose
-from solon.doctor.events import recent_faults
+from solon.doctor.events import pool_changes, recent_faults
 from solon.doctor.facts import COUNTED_BYTES, look
 from solon.doctor.files import read_lines
 from solon.doctor.next_steps import resume_command
@@ -468,3 +468,21 @@ def test_the_resume_command_is_the_command_that_started_the_run(tmp_path: Path, 
         job == f"ray job submit --working-dir . -- env SOLON_RUNS={tmp_path}/disk solon train r.toml --name n --resume"
     )
     assert resume_command(here, {}) == "solon train RUN.toml --name n --resume"
+
+
+# -- pools ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_resize_of_each_pool_is_reported_with_its_reason():
+    def resized(pool: str, before: int, after: int) -> dict[str, Any]:
+        return {"time": NOW, "event": "resized", "pool": pool, "before": before, "after": after, "reason": "the load"}
+
+    joined = {"time": NOW, "event": "lane_joined", "worker": "rollout-1"}
+    left = {"time": NOW, "event": "lane_left", "worker": "rollout-1", "returned": 0}
+    events = [resized("rollout", 1, 2), joined, resized("judge", 1, 2), left, resized("rollout", 2, 1)]
+    assert pool_changes(events) == [
+        "rollout was last resized from 2 to 1 workers: the load",
+        "judge was last resized from 1 to 2 workers: the load",
+        "3 resizes, 1 workers joined, 1 left so far",
+    ]
+    assert pool_changes([*events, {"time": NOW, "event": "resumed"}]) == []

@@ -297,3 +297,18 @@ def test_only_errors_of_libraries_are_failures_of_the_engine(raised, kinds, expe
     if isinstance(raised, OutOfMemoryError | MemoryError):
         assert "lower max_running" in str(caught.value)
     assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args  # it travels to the driver
+
+
+async def test_the_largest_use_of_the_cache_since_the_last_report_is_known_where_the_engine_says_it():
+    class Says(FakeEngine):
+        @property
+        def cache_use(self) -> float:
+            return 0.75 if self.steps == 2 else 0.0  # an engine without requests has an empty cache
+
+    for engine, expected in ((Says(), 0.75), (FakeEngine(), None)):
+        runner = await started(engine)
+        assert runner.drain_cache_use() is None
+        await runner.generate(make_requests(1))
+        assert runner.drain_cache_use() == expected
+        assert runner.drain_cache_use() is None
+        await runner.close()

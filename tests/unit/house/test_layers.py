@@ -169,6 +169,7 @@ ORDERS = {
         "launch",
         "start",
         "view",
+        "ray_metrics",
         "session",
         "elasticity",
         "audit",

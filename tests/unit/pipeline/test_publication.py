@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from solon.errors import AttestationError, CallLostError, RunFailedError, WorkerLostError
+from solon.events import event_line
 from solon.pipeline.publication import Publication, PublishConfig
 from solon.records import LoadReceipt, Weights
 from tests.unit.fakes import FakeRollout, make_weights
@@ -173,3 +174,19 @@ async def test_weights_of_an_earlier_incarnation_of_the_learner_replace_none_of_
     publication.renew(second, "chunks of the new learner")
     publication.renew(first, "late chunks of the old one")
     assert publication._current == (second, "chunks of the new learner")
+
+
+async def test_an_engine_that_proves_nothing_is_on_record_before_the_run_ends():
+    events: list[dict[str, Any]] = []
+    publication = Publication(
+        [FakeRollout(), FakeRollout("rollout-1", loads_silently_fail=True)],
+        settings=PublishConfig(logprob_tolerance=1e-3),
+        initial=make_weights(0),
+        emit=lambda name, **fields: events.append(event_line(name, time_s=0.0, **fields)),
+    )
+    with pytest.raises(AttestationError) as failure:
+        await publication.publish(make_weights(1), make_weights(1))
+    assert [(line["event"], line["worker"], line["version"]) for line in events] == [
+        ("attestation_failed", "rollout-1", 1)
+    ]
+    assert events[0]["cause"] == str(failure.value)

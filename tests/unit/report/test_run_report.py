@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from solon.events import event_line
+from solon.records import Span
 from solon.report.pages import PLOTLY, asset
 from solon.report.run_answers import extreme, fooled, heldout_pairs, telling_words
 from solon.report.run_facts import (
@@ -24,6 +26,8 @@ from solon.report.run_facts import (
     rose_most,
 )
 from solon.report.run_report import write_report
+from solon.runs.directory import RunDirectory
+from solon.telemetry.trace import TraceFile
 from tests.unit.attacks import ALL
 from tests.unit.report.run_folders import audit, label, lines, make_run, opened, part, write
 
@@ -265,3 +269,25 @@ def test_of_a_healthy_run_no_part_is_left_out(run: Path) -> None:
     assert "Files that could not be read" not in text
     for chart in ("heldout", "reward", "principles", "calibration", "position", "lanes", "timeline", "staleness", "kl"):
         assert f'id="chart-{chart}"' in text, chart
+
+
+def test_resizes_losses_and_drains_are_in_the_timeline_and_in_a_table(run: Path) -> None:
+    events = [
+        event_line("resized", time_s=1.5, pool="rollout", before=1, after=3, reason="rollout can make 0.1 groups/s"),
+        event_line("worker_draining", time_s=1.6, worker="rollout-1", left_s=None),
+        event_line("lane_left", time_s=9.0, worker="rollout-1", returned=0),
+    ]
+    lines(run / "events.jsonl", events)
+    directory = RunDirectory(run)
+    trace = TraceFile(directory)
+    trace.add([Span(lane="generate", worker="rollout-1", name="decode", start_s=1.0, end_s=2.0)])
+    for line in events:
+        trace.mark(line)
+    trace.write()
+    text = body(page(run))
+    assert "Pools that changed" in text
+    assert "1 to 3 workers" in text
+    assert "rollout can make 0.1 groups/s" in text
+    assert "resizes, faults and losses as diamonds" in text
+    assert "worker draining at 0.6" in text
+    assert "lane left at" not in text  # after the last span

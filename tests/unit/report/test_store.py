@@ -138,3 +138,19 @@ def test_a_file_that_was_cut_to_an_earlier_checkpoint_is_read_again(run: Path) -
 def test_long_texts_are_cut_in_the_database(run: Path) -> None:
     (row,) = ask(opened(run), "SELECT repeat('a', 100000) AS text, 1.5 AS number")[1]
     assert (len(row[0]), float(row[1])) == (1000, 1.5)
+
+
+def group_line(ordinal: int, **changes: object) -> dict[str, object]:
+    line: dict[str, object] = {"ordinal": ordinal, "attempt": 0, "outcome": "trained", "step": 1, "admitted": 1.5}
+    return line | {"engine": "rollout-0", "generated": 2.5, "time": 4.0} | changes
+
+
+def test_groups_are_read_and_of_a_group_trained_again_the_last_line_counts(run: Path) -> None:
+    lines(run / "groups.jsonl", [group_line(0), group_line(1, engine=7, step="x", extra=1), group_line(0, step=2)])
+    store = opened(run)
+    assert store.problems == {}
+    assert store.rows("SELECT ordinal, step, engine, judge, generated - admitted AS s FROM groups ORDER BY 1") == [
+        {"ordinal": 0, "step": 2, "engine": "rollout-0", "judge": None, "s": 1.0},
+        {"ordinal": 1, "step": None, "engine": None, "judge": None, "s": 1.0},
+    ]
+    assert ask(store, "SELECT count(*) AS n FROM groups")[1] == [(2,)]

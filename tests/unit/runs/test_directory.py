@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -451,3 +453,29 @@ def test_reading_a_table_while_a_part_is_written_sees_only_whole_parts(tmp_path:
     directory.replace_rows(part, pq.read_table(part))
     assert seen == [2, 4]
     assert pq.read_table(directory.path / "rollouts").num_rows == 4
+
+
+def test_no_line_is_dropped_torn_or_mixed_when_several_threads_write_a_hundred_thousand(tmp_path: Path):
+    directory = RunDirectory.create(tmp_path, "run", default="x")
+    num_threads, each = 4, 25_000
+
+    def write(thread: int) -> None:
+        for number in range(each):
+            directory.append("events.jsonl", {"thread": thread, "number": number, "text": "é\n" * (number % 7)})
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        writing = [pool.submit(write, thread) for thread in range(num_threads)]
+        extents = [directory.sync().files["events.jsonl"] for _ in range(20)]  # as a checkpoint counts them meanwhile
+    for thread in writing:
+        thread.result()
+    last = directory.sync().files["events.jsonl"]
+    directory.close()
+    content = (tmp_path / "run" / "events.jsonl").read_bytes()
+    found = [json.loads(line) for line in content.splitlines()]
+    assert len(found) == last.lines == num_threads * each
+    for thread in range(num_threads):
+        assert [line["number"] for line in found if line["thread"] == thread] == list(range(each))
+    assert hashlib.sha256(content).hexdigest() == last.sha256
+    for extent in extents:
+        assert content[: extent.bytes].count(b"\n") == extent.lines
+        assert hashlib.sha256(content[: extent.bytes]).hexdigest() == extent.sha256

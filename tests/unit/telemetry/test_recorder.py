@@ -15,13 +15,14 @@ import pytest
 import solon.telemetry.recorder as module
 from solon.clock import Clock
 from solon.errors import PayloadLostError
-from solon.ledger.ledger import Lease
+from solon.ledger.ledger import Grant, Lease
 from solon.protocols import GenerationReport, LabelReport
 from solon.records import Feedback, Group, Label, Span, StepReport
 from solon.runs import directory as run_directory
 from solon.runs.directory import DiskFullError, RunDirectory
 from solon.runs.integrity import examine
 from solon.runs.tables import label_rows
+from solon.telemetry.exports import RunExports
 from solon.telemetry.recorder import Recorder
 from solon.telemetry.totals import RunTotals
 from solon.verdicts import Status, Verdict
@@ -384,3 +385,40 @@ def test_a_payload_lost_with_its_machine_is_reported_and_the_rest_is_written(tmp
     (event,) = [json.loads(line) for line in (directory.path / "events.jsonl").read_text().splitlines()]
     assert (event["event"], event["table"], event["ordinal"]) == ("rows_lost", "rollouts", 2)
     assert len(list((directory.path / "rollouts").iterdir())) == 1
+
+
+def test_every_event_of_a_burst_is_written_once_and_in_order(tmp_path: Path):
+    recorder, path = make_recorder(tmp_path)
+    for number in range(20_000):
+        recorder.event("group_dropped", ordinal=number, reason="r")
+    recorder.close()
+    for name in ("events.jsonl", "groups.jsonl"):
+        assert [line["ordinal"] for line in lines(path / name)] == list(range(20_000))
+
+
+class Heard(RunExports):
+    """Notes which reports it gets."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("granted", "generated", "labelled", "stepped", "published", "event"):
+            self.calls.append(name)
+            return lambda *_, **__: None
+        return super().__getattribute__(name)
+
+
+def test_what_exports_figures_gets_every_report(tmp_path: Path):
+    heard, group, feedback = Heard(), make_group(), make_feedback()
+    recorder, path = make_recorder(tmp_path, exports=heard)
+    recorder.granted("rollout-0", [Grant(0, 0, 0)])
+    recorder.generated(make_generation(group), group)
+    recorder.labelled(make_labelling(feedback), feedback)
+    recorder.stepped(make_lease(), make_report())
+    recorder.published(1, [], 0.0, Span(lane="publish", worker="publish", name="v", start_s=0, end_s=1))
+    recorder.close()
+    assert heard.calls == ["granted", "generated", "labelled", "stepped", "published", "event"]
+    known, unknown = lines(path / "groups.jsonl")
+    assert (known["ordinal"], known["engine"], known["step"], known["staleness"]) == (0, "rollout-0", 0, 0)
+    assert (unknown["ordinal"], unknown["engine"], unknown["staleness"]) == (1, None, 1)
