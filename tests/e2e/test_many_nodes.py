@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 from ray._private.state import state as ray_state
 
 from tests.e2e.conftest import NURSERY, solon_command
 from tests.e2e.standin_runs import Child, audit, lines, start
+from tests.ray.lost_nodes import lose, workers
 from tests.ray.test_reliability_cluster import SYSTEM
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(600)]
@@ -38,19 +38,6 @@ def nodes() -> Iterator[Any]:
     finally:
         ray.shutdown()
         cluster.shutdown()
-
-
-def workers(node: Any, kind: str) -> set[int]:
-    """Process ids of the actors of a class on a node."""
-    (raylet,) = node.all_processes["raylet"]
-    found = set()
-    for child in psutil.Process(raylet.process.pid).children(recursive=True):
-        try:
-            if f"ray::{kind}" in " ".join(child.cmdline()):
-                found.add(child.pid)
-        except psutil.Error:
-            continue
-    return found
 
 
 def left_in(address: str) -> list[Any]:
@@ -87,7 +74,7 @@ def test_a_lost_node_with_the_ranks_and_a_lost_driver_cost_no_group(nursery: Any
         assert len(warm) == 2
         (home,) = [node for node in learners if workers(node, "Learner")]
         assert len(workers(home, "Learner")) == 2
-        cluster.remove_node(home, allow_graceful=False)
+        lose(cluster, home)
         child.wait_for(lambda: bool(told(child, "worker_recovered")), timeout_s=200)
         steps = len({line["step"] for line in lines(child.directory / "metrics.jsonl")})
         child.wait_for_step(steps + 1)
@@ -100,7 +87,7 @@ def test_a_lost_node_with_the_ranks_and_a_lost_driver_cost_no_group(nursery: Any
     with start(command, tmp_path, tmp_path / "t", "many", **extra) as child:
         assert child.end(200) == 0, child.output[-3000:]
         child.wait_until_gone()
-    assert not workers(engines, "")
+    assert not any(workers(engines, kind) for kind in ("Rollout", "Judge", "Learner"))
     assert left_in(cluster.address) == []
     assert (child.summary["status"], child.summary["steps"]) == ("completed", STEPS)
     found = audit(child.directory)
