@@ -35,7 +35,8 @@ class Learner:
 
     def __init__(self, folder: Path, model: str, *, ranks: int, failures: Path, **more: Any) -> None:
         learn = {
-            "num_ranks": ranks, "num_cpus": 0.5, "advantages": "group", "learning_rate": 1e-3, "rank_timeout_s": 10, **more,
+            "num_ranks": ranks, "num_cpus": 0.5, "advantages": "group", "learning_rate": 1e-3, "rank_timeout_s": 10,
+            **more,
         }  # fmt: skip
         recovery = {"beat_every_s": 1, "beat_timeout_s": 30, "backoff_s": 0, "max_restarts": 10}
         raw = {
