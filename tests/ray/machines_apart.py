@@ -8,7 +8,7 @@ address of its own, and a node of a Ray cluster.
         far.heal()
         far.kill()                                                   # all of its processes
 
-Needs the right to make namespaces: `pytestmark = needs_namespaces`.
+A test is skipped where namespaces cannot be made.
 """
 
 from __future__ import annotations
@@ -61,9 +61,6 @@ def _why_not() -> str:
     except OSError as error:
         return str(error)
     return ""
-
-
-needs_namespaces = pytest.mark.skipif(bool(_why_not()), reason=f"network namespaces cannot be made: {_why_not()}")
 
 
 class Machine:
@@ -132,7 +129,7 @@ class Machine:
 class Machines:
     """A head, and machines that are connected to it."""
 
-    def __init__(self, folder: Path, **head: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder, self._prefix = folder, f"so{secrets.token_hex(3)}"
         self._all: list[Machine] = []
         self.environment = {
@@ -144,11 +141,13 @@ class Machines:
             "RAY_USAGE_STATS_ENABLED": "0",
             **QUICK_TO_NOTICE,
         }
+        self.address = f"{NET}.1:{PORT}"
+
+    def begin(self, **head: Any) -> None:
+        """Start the head."""
         self.head = self._made(None)
-        self.address = f"{self.head.address}:{PORT}"
-        self._start(
-            self.head, "--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={folder}/t", **head
-        )
+        own = ("--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={self._folder}/t")
+        self._start(self.head, *own, **head)
 
     @property
     def inside(self) -> list[str]:
@@ -202,10 +201,12 @@ class Machines:
 @contextmanager
 def machines(**head: Any) -> Iterator[Machines]:
     """A head; all of its machines end with the block. head: num_cpus, store_mib."""
+    if reason := _why_not():
+        pytest.skip(f"network namespaces cannot be made: {reason}")
     with tempfile.TemporaryDirectory(prefix="m", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        made = Machines.__new__(Machines)
+        made = Machines(Path(folder))
         try:
-            made.__init__(Path(folder), **head)  # type: ignore[misc]
+            made.begin(**head)
             yield made
         finally:
             made.close()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.ray.machines_apart import machines, needs_namespaces
+from tests.ray.machines_apart import machines
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -20,7 +20,6 @@ STEPS = 3
 POOL = {"solon.io/pool": "far"}
 
 
-@needs_namespaces
 def test_ranks_on_two_machines_publish_what_one_process_publishes_and_survive_the_loss_of_one(tmp_path: Path):
     with machines(num_cpus=1) as apart:
         far = [apart.add("far", num_cpus=1) for _ in range(3)]

@@ -12,9 +12,9 @@ import pytest
 
 from solon.checkpoints.folder import CheckpointFolder
 from tests.e2e.standin_runs import Child, audit, lines, standin_command, start
-from tests.ray.machines_apart import Machine, machines, needs_namespaces
+from tests.ray.machines_apart import Machine, machines
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400), needs_namespaces]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 STEPS = 70
 POOL = "solon.io/pool"
