@@ -17,6 +17,7 @@ from tests.ray.machines_apart import machines
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 STEPS = 3
+SAID = "said: "
 POOL = {"solon.io/pool": "far"}
 
 
@@ -28,15 +29,14 @@ def test_ranks_on_two_machines_publish_what_one_process_publishes_and_survive_th
             env={**apart.environment, **apart.joining}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         ) as child:  # fmt: skip
             assert child.stdin is not None
-            assert child.stdout is not None
             try:
-                places = json.loads(child.stdout.readline())
+                places = said(child)
                 homes = [machine for machine in far if machine.address in places]
                 assert len(homes) == 2, places
                 homes[1].kill()
                 child.stdin.write("\n")
                 child.stdin.flush()
-                told = json.loads(child.stdout.readline())
+                told = said(child)
             finally:
                 child.kill()
     assert homes[1].address not in told["places"]
@@ -44,6 +44,15 @@ def test_ranks_on_two_machines_publish_what_one_process_publishes_and_survive_th
     assert told["trained_again"] == [{"steps": 2, "same_weights": True}]
     assert told["lost"] == ["learner"]
     assert told["largest_difference"] <= 1e-5
+
+
+def said(child: subprocess.Popen[str]) -> Any:
+    """What it says next, between messages of Ray."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith(SAID):
+            return json.loads(line.removeprefix(SAID))
+    raise AssertionError("the child ended")
 
 
 def places_of(made: Any) -> list[str]:
@@ -74,7 +83,7 @@ async def child(folder: Path) -> None:
         leases = [made.lease(step) for step in range(STEPS)]
         for lease in leases[:2]:
             await made.lane.step(lease)
-        print(json.dumps(places_of(made)), flush=True)
+        print(SAID + json.dumps(places_of(made)), flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         _, _, weights = await made.lane.step(leases[2])
         together = tensors_of(weights)
@@ -87,7 +96,7 @@ async def child(folder: Path) -> None:
             "lost": [one["worker"] for one in made.told("worker_lost")],
             "largest_difference": max(differences),
         }
-        print(json.dumps(told), flush=True)
+        print(SAID + json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
