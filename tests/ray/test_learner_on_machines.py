@@ -1,4 +1,4 @@
-"""A learner whose four ranks are on two machines: it trains what one process trains, and moves when one machine is lost."""
+"""A learner of four ranks on two machines: it trains what one process trains, and moves when a machine is lost."""
 
 from __future__ import annotations
 
