@@ -1,4 +1,4 @@
-"""Two ranks and two real engines on three nodes of one machine: a lost node and a lost driver cost nothing but time."""
+"""Ranks and real engines on several nodes of one machine: a lost node and a lost driver cost nothing but time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ray._private.state import state as ray_state
 from tests.e2e.conftest import NURSERY, solon_command
 from tests.e2e.standin_runs import Child, audit, lines, start
 from tests.ray.lost_nodes import lose, workers
+from tests.ray.machines_apart import machines
 from tests.ray.test_reliability_cluster import SYSTEM
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(600)]
@@ -48,12 +49,13 @@ def left_in(address: str) -> list[Any]:
     return [*actors, *groups]
 
 
-def run_file(folder: Path) -> Path:
+def run_file(folder: Path, engines: str = "engine", *, learn: str = "num_ranks = 2", num_actors: int = 2) -> Path:
+    """engines: the pool of their nodes. learn: settings."""
     text = NURSERY.read_text()
     text = text[: text.index("[evaluate]")].replace("batch_groups = 16", "batch_groups = 4")
-    text = text.replace("[rollout]", f'[rollout]\nnum_actors = 2\nlabels = {{"{POOL}" = "engine"}}')
-    text = text.replace("[judging]", f'[judging]\nlabels = {{"{POOL}" = "engine"}}')
-    text = text.replace("[learn]", f'[learn]\nnum_ranks = 2\nlabels = {{"{POOL}" = "learner"}}')
+    text = text.replace("[rollout]", f'[rollout]\nnum_actors = {num_actors}\nlabels = {{"{POOL}" = "{engines}"}}')
+    text = text.replace("[judging]", f'[judging]\nlabels = {{"{POOL}" = "{engines}"}}')
+    text = text.replace("[learn]", f'[learn]\n{learn}\nlabels = {{"{POOL}" = "learner"}}')
     path = folder / "run.toml"
     path.write_text(text)
     return path
@@ -93,3 +95,17 @@ def test_a_lost_node_with_the_ranks_and_a_lost_driver_cost_no_group(nursery: Any
     found = audit(child.directory)
     assert found.is_balanced
     assert set(found.committed.values()) == set(range(STEPS))
+
+
+def test_a_run_trains_with_ranks_on_two_machines_each_with_an_address_of_its_own(nursery: Any, tmp_path: Path):
+    settings = run_file(tmp_path, "!learner", learn="num_ranks = 2\nnum_nodes = 2", num_actors=1)
+    command = solon_command("train", str(settings), "--name", "apart", "--steps", "3")
+    with machines(num_cpus=2, store_mib=128) as apart:
+        far = [apart.add("learner", store_mib=128) for _ in range(2)]
+        with start([*apart.inside, *command], tmp_path, tmp_path / "t", "apart", **apart.joining) as child:
+            child.wait_for_step(1)
+            assert [len(machine.pids("ray::Learner")) for machine in far] == [1, 1]
+            assert child.end(200) == 0, child.output[-3000:]
+    assert (child.summary["status"], child.summary["steps"]) == ("completed", 3)
+    assert not told(child, "worker_lost")
+    assert audit(child.directory).is_balanced
