@@ -126,7 +126,7 @@ def test_ranks_on_several_nodes_need_a_node_each_and_the_message_names_the_key()
     there = Node(resources={"CPU": 64.0}, labels=POOL)
     check_cluster(run, Supply(nodes=[there, there]))
     assert "the cluster has room for 1 of them" in refused(run, Supply(nodes=[there]))
-    assert "has room for 0 of them" in refused(run, Supply(nodes=[Node(resources={"CPU": 1.0}, labels=POOL)] * 3))
+    assert "has room for 0 of them" in refused(run, Supply(nodes=[Node(resources={"CPU": 1.0}, labels=POOL)] * 4))
 
 
 def test_the_table_says_how_many_nodes_there_may_be_of_all_types_together():
