@@ -18,6 +18,7 @@ from solon.engines.device_turns import device_key, turn_on_device
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
 from solon.engines.stops import end_ids_of
 from solon.host.ballast import is_no_space
+from solon.host.interfaces import talk_over
 from solon.ledger.ledger import Lease
 from solon.protocols import PayloadRef
 from solon.records import Chunk, Sampling, StepReport, TrainingGroup, Weights
@@ -45,11 +46,12 @@ class LearnerShell:
         adapter_only: bool = False,
         rank: int = 0,
         ranks: int = 1,
+        nodes: int = 1,
         rank_timeout_s: float = 600.0,
     ) -> None:
         """sampling: that of the rollouts; engines_in_float32: the rollout engines compute in float32;
-        adapter_only: they receive adapters alone; rank: of the
-        processes that train together; rank_timeout_s: how long it waits for the others in one operation."""
+        adapter_only: they receive adapters alone; rank: of the processes that train together; nodes: over which these
+        are divided; rank_timeout_s: how long it waits for the others in one operation."""
         self._arguments: dict[str, Any] = {
             "model": model, "seed": seed, "name": name, "engines_in_float32": engines_in_float32,
             "adapter_only": adapter_only,
@@ -57,7 +59,7 @@ class LearnerShell:
         self._config = config
         self._sampling = sampling
         self.name = name
-        self._rank, self._ranks, self._timeout_s = rank, ranks, rank_timeout_s
+        self._rank, self._ranks, self._nodes, self._timeout_s = rank, ranks, nodes, rank_timeout_s
         self._store: Any = None
 
     def open_meeting(self) -> Meeting:
@@ -99,6 +101,8 @@ class LearnerShell:
 
         if meeting is None:
             return ALONE
+        if self._nodes > 1:
+            talk_over(ray.util.get_node_ip_address())
         store = self._store or store_at(*meeting, self._ranks)
         device = "cuda" if self._config.device == "cuda" else "cpu"
         return join_ranks(self._rank, self._ranks, store=store, device=device, timeout_s=self._timeout_s)

@@ -30,7 +30,7 @@ class RemoteLearnerGroup(RemoteLearner):
     """
 
     def __init__(self, spawn: Spawn, *, name: str, ranks: int, node: Any, silent_s: float) -> None:
-        """spawn: makes the actors of all ranks, a list. node: their placement group, which keeps its node while they
+        """spawn: makes the actors of all ranks, a list. node: their placement group, which keeps its nodes while they
         are replaced. silent_s: seconds without a heartbeat of one rank after another one gave its own."""
         self._ranks, self.node, self._silent_s = ranks, node, silent_s
         super().__init__(spawn, name=name)
@@ -49,7 +49,7 @@ class RemoteLearnerGroup(RemoteLearner):
                     ray.kill(actor, no_restart=True)
 
     async def placed(self) -> None:
-        """Returns when all ranks have a node, the same for all, and their processes run. Raises WorkerLostError."""
+        """Returns when all ranks have a node and their processes run. Raises WorkerLostError."""
         await call(self.node.ready(), who=self.name)
         await self._each([actor.__ray_ready__.remote() for actor in self.actors])
 

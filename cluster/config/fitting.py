@@ -58,6 +58,11 @@ def too_large_for_here(run: RunFile) -> str | None:
     if joins_another():
         return None
     gpus, cpus = machine_gpus(), machine_cpus()
+    if run.learn.num_nodes > 1:
+        return (
+            f"learn.num_nodes = {run.learn.num_nodes}, this machine is one node: it is refused here, not on a cluster; "
+            "set learn.num_nodes = 1, or join a cluster with RAY_ADDRESS"
+        )
     if run.gpus > gpus:
         return (
             f"the run needs {run.gpus:g} GPU(s), this machine has {gpus}: it is refused here, not on a larger cluster"

@@ -17,6 +17,7 @@ from cluster.config.sections import (
     Section,
     Share,
     refuse_shared_ranks,
+    unequal_ranks,
 )
 from solon.engines.base import EngineConfig, EngineOptions
 from solon.files.marks import MayChange, ModelName
@@ -53,8 +54,10 @@ class PoolSpec(Section):
     placement: Annotated[Placement, MayChange()] = Placement()
     """Where the workers run."""
     num_ranks: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS, strict=True)
-    """Processes of one worker that compute together on one node, each placed alike: the ranks of an engine
-    (`tensor_parallel` in a run file) or of the learner."""
+    """Processes of one worker that compute together, each placed alike: the ranks of an engine, on one node
+    (`tensor_parallel` in a run file), or of the learner."""
+    num_nodes: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS, strict=True)
+    """Nodes over which the ranks of the learner are divided, as many on each."""
     _name: str = PrivateAttr("")
     _section: str = PrivateAttr("")
     _is_numbered: bool = PrivateAttr(True)
@@ -63,6 +66,13 @@ class PoolSpec(Section):
     def _only_some_roles_have_ranks(self) -> Self:
         if self.num_ranks > 1 and self.role not in WITH_RANKS:
             raise ValueError(f"num_ranks = {self.num_ranks} in a pool of role {self.role!r}, expected 1; set size")
+        if self.role != "learner" and self.num_nodes > 1:
+            raise ValueError(
+                f"num_nodes = {self.num_nodes} in a pool of role {self.role!r}, expected 1: the ranks of an engine "
+                "share a node; remove it"
+            )
+        if self.num_ranks % self.num_nodes:
+            raise ValueError(unequal_ranks(self.num_ranks, self.num_nodes))
         if self.role != "learner":
             refuse_shared_ranks("num_ranks", self.num_ranks, self.placement.num_gpus, self.engine.backend)
         return self
@@ -128,7 +138,8 @@ def pool_of(role: str, model: str, settings: EngineSection, *, name: str, sectio
 def learner_pool(model: str, section: LearnSection) -> PoolSpec:
     """The process that trains."""
     given = {key: getattr(section, key) for key in Placement.model_fields if key in section.model_fields_set}
-    pool = PoolSpec(role="learner", model=model, placement=Placement(**given), num_ranks=section.num_ranks)
+    pool = PoolSpec(role="learner", model=model, placement=Placement(**given), num_ranks=section.num_ranks,
+                    num_nodes=section.num_nodes)  # fmt: skip
     return pool.called("learner", "learn", is_numbered=False)
 
 
@@ -146,7 +157,7 @@ def changes(section: EngineSection | LearnSection, pool: PoolSpec) -> Mapping[st
     """The changes to a section that make it describe this pool."""
     found = {key: getattr(pool.placement, key) for key in Placement.model_fields}
     if isinstance(section, LearnSection):
-        found["num_ranks"] = pool.num_ranks
+        found |= {"num_ranks": pool.num_ranks, "num_nodes": pool.num_nodes}
     if isinstance(section, EngineSection):
         found |= {key: getattr(pool.engine, key) for key in EngineOptions.model_fields}
         found["tensor_parallel"] = pool.num_ranks

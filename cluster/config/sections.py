@@ -16,7 +16,7 @@ from solon.feedback.watching.watch_config import CanaryConfig, WatchConfig
 from solon.files.marks import FilePath, MayChange, ModelName, PromptsPath
 
 MOST_RANKS = 64
-"""Of one node."""
+"""Of one worker."""
 MOST_WORKERS = 10_000
 """Of one pool."""
 
@@ -45,6 +45,14 @@ Quantity = Annotated[float, Field(ge=0), AfterValidator(_as_ray_counts)]
 """Ray CPUs per actor: a fraction of one, or a whole number."""
 Share = Annotated[float, Field(ge=0), AfterValidator(_one_device)]
 """Ray GPUs per actor: none, a fraction of one, or one."""
+
+
+def unequal_ranks(ranks: int, nodes: int) -> str:
+    """Why these ranks cannot be divided over the nodes, and the remedy."""
+    return (
+        f"num_nodes = {nodes} with num_ranks = {ranks}, expected as many ranks on each node; set num_ranks to a "
+        f"multiple of {nodes}, such as {max(1, round(ranks / nodes)) * nodes}, or num_nodes = 1"
+    )
 
 
 def refuse_shared_ranks(key: str, ranks: int, gpus: float, backend: str) -> None:
@@ -142,8 +150,11 @@ class LearnSection(LearnConfig):
     labels: Annotated[Labels, MayChange()] = Field(default_factory=dict)
     """Label selector: the learner runs only on a node with these labels. Empty: on any node."""
     num_ranks: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS)
-    """Processes that train together on one node, each with a part of every network; `num_cpus` and `num_gpus` are those
-    of one of them."""
+    """Processes that train together, each with a part of every network; `num_cpus` and `num_gpus` are those of one of
+    them."""
+    num_nodes: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS)
+    """Nodes over which the ranks are divided, as many on each: `num_ranks` is a multiple of it. More than one needs a
+    cluster with such nodes, and a folder of runs that all of them see."""
     rank_timeout_s: Annotated[float, MayChange()] = Field(900.0, ge=1)
     """How long a rank waits for the others in one operation before all are replaced, seconds."""
 
@@ -163,6 +174,8 @@ class LearnSection(LearnConfig):
                 f"num_ranks = {self.num_ranks} with num_gpus = {self.num_gpus:g}, expected one GPU for each rank: "
                 "ranks that share a device save no memory; set num_gpus = 1, or num_ranks = 1"
             )
+        if self.num_ranks % self.num_nodes:
+            raise ValueError(unequal_ranks(self.num_ranks, self.num_nodes))
         if self.offloaded and not self.num_gpus:
             raise ValueError(
                 f"{' and '.join(self.offloaded)} with num_gpus = 0: the learner computes on the CPU, whose memory is "

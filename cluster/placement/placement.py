@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """The resources that one worker requests on one node: an actor, or all ranks of a learner."""
+    """The resources that one worker requests on one node: an actor, or the ranks of a learner there."""
 
     name: str
     section: str
@@ -34,6 +34,8 @@ class Demand:
     """Its label selector."""
     num_ranks: int = 1
     """Processes that share these resources."""
+    num_nodes: int = 1
+    """How many of these demands the worker makes, each on a node of its own."""
 
     @property
     def amounts(self) -> tuple[float, float]:
@@ -128,7 +130,8 @@ class Place:
         if self.labels is not None and not matches(demand.labels, self.labels):
             return 0
         cpus, gpus = self.amounts
-        return min(_times(cpus, demand.cpus), _gpu_slots(gpus, demand.gpus))
+        most = 1.0 if demand.num_nodes > 1 else math.inf
+        return min(most, _times(cpus, demand.cpus), _gpu_slots(gpus, demand.gpus))
 
 
 def _times(have: float, asked: float) -> float:
@@ -144,18 +147,20 @@ def _gpu_slots(have: float, asked: float) -> float:
 
 
 def demands_of(run: RunFile) -> list[Demand]:
-    """The demands of all actors of a run, by the names that the launcher gives them."""
+    """The demands of all actors of a run, by the names that the launcher gives them; one for each node of a worker."""
     return [
         Demand(
             name=name,
             section=pool.section,
-            cpus=pool.num_ranks * pool.placement.num_cpus,
-            gpus=pool.num_ranks * pool.placement.num_gpus,
+            cpus=pool.num_ranks // pool.num_nodes * pool.placement.num_cpus,
+            gpus=pool.num_ranks // pool.num_nodes * pool.placement.num_gpus,
             labels=pool.placement.labels,
-            num_ranks=pool.num_ranks,
+            num_ranks=pool.num_ranks // pool.num_nodes,
+            num_nodes=pool.num_nodes,
         )
         for pool in run.workers.values()
         for name in pool.worker_names
+        for _ in range(pool.num_nodes)
     ]
 
 
@@ -194,6 +199,8 @@ def _too_few(demands: Sequence[Demand], supply: Supply) -> str | None:
         if (slots := _most(((place.slots(demand), place) for place in supply.places), supply.room)) < count:
             divided = ", or tensor_parallel" if demand.num_ranks > 1 else ""
             fewer = ", or num_ranks" if demand.section == "learn" else divided
+            if demand.num_nodes > 1:
+                fewer += ", or num_nodes: each of them is on a node of its own"
             change = f"; lower num_cpus or num_gpus{fewer}" + (" or change labels" if demand.labels else "")
             more = "raise max_workers of a node type that fits" if supply.grows else "join a larger cluster"
             return (

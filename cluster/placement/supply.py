@@ -78,10 +78,20 @@ def read_growth() -> Growth:
         nodes=Counter(node.ray_node_type_name or "node" for node in resources.node_states if node.status != dead),
         starting=starting,
         failed=tuple(f"{failure.ray_node_type_name}: {failure.reason}" for failure in scaling.failed_instance_requests),
-        pending=tuple(
-            tuple(float(asked.request.resources_bundle.get(resource, 0.0)) for resource in RESOURCES)
-            for asked in resources.pending_resource_requests
-        ),
+        pending=pending_in(resources),
+    )
+
+
+def pending_in(state: Any) -> tuple[tuple[float, ...], ...]:
+    """Requests without a node in a `ClusterResourceState`; a placement group, as of the ranks of a learner, is one."""
+    single = [[asked.request] for asked in state.pending_resource_requests]
+    gangs = [
+        [one for selector in gang.bundle_selectors for one in selector.resource_requests] or list(gang.requests)
+        for gang in state.pending_gang_resource_requests
+    ]
+    return tuple(
+        tuple(sum(float(one.resources_bundle.get(resource, 0.0)) for one in requests) for resource in RESOURCES)
+        for requests in (*single, *gangs)
     )
 
 

@@ -32,6 +32,7 @@ class Waiting:
         """say: receives text. tell: receives events of the run. look: reads the cluster; it may block."""
         self._demands = demands
         self._without = {demand.name: demand for demand in demands}
+        self._names = frozenset(self._without)
         self._say = say
         self._emit = emit
         self._look = look
@@ -57,7 +58,7 @@ class Waiting:
 
     def line(self, growth: Growth) -> str:
         """The actors that are waited for, and how far the cluster has grown."""
-        parts = [f"waiting for {len(self._without)} of {len(self._demands)} actors: {self._asks()}"]
+        parts = [f"waiting for {len(self._without)} of {len(self._names)} actors: {self._asks()}"]
         parts.append(f"nodes: {_counts(growth.nodes)}")
         if growth.starting:
             parts.append(f"starting: {_counts(growth.starting)}")
@@ -80,7 +81,8 @@ class Waiting:
     def _asks(self) -> str:
         alike: dict[str, list[str]] = {}
         for name, demand in self._without.items():
-            alike.setdefault(demand.asks or "nothing", []).append(name)
+            each = f" on each of {demand.num_nodes} nodes" if demand.num_nodes > 1 else ""
+            alike.setdefault((demand.asks or "nothing") + each, []).append(name)
         return "; ".join(
             f"{', '.join(names)} {'ask' if len(names) > 1 else 'asks'} {asks}" for asks, names in alike.items()
         )

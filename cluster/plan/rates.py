@@ -19,7 +19,7 @@ from solon.models.digest import model_digest
 
 COMPARED = ("rollout", "judging", "feedback", "learn")
 """Sections on which rates depend."""
-FREE = frozenset({"num_actors", "num_cpus", "num_gpus", "labels", "num_ranks", "max_running", "gives_way"})
+FREE = frozenset({"num_actors", "num_cpus", "num_gpus", "labels", "num_ranks", "num_nodes", "max_running", "gives_way"})
 """Their keys that a plan may choose without another measurement."""
 
 

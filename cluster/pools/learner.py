@@ -55,18 +55,20 @@ class LearnerRole(Role):
 def _group(
     actor: Any, pool: PoolSpec, name: str, context: PoolContext, config: LearnSection, named: Mapping[str, Any]
 ) -> Any:
-    """Ranks in a placement group of their own, which keeps its node while they are replaced."""
+    """Ranks in a placement group of their own, which keeps its nodes while they are replaced."""
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     from actors.learner_group import RemoteLearnerGroup
 
-    wanted, ranks = pool.placement, pool.num_ranks
-    bundle = {key: value for key, value in (("CPU", wanted.num_cpus), ("GPU", wanted.num_gpus)) if value}
-    node = placement_group(
-        [bundle or {"CPU": 0.001}] * ranks,
-        strategy="STRICT_PACK",
-        bundle_label_selector=[dict(wanted.labels)] * ranks if wanted.labels else None,
+    wanted, ranks, nodes = pool.placement, pool.num_ranks, pool.num_nodes
+    share = ranks // nodes
+    # A bundle is all that the ranks of one node ask for.
+    bundle = {key: share * value for key, value in (("CPU", wanted.num_cpus), ("GPU", wanted.num_gpus)) if value}
+    group = placement_group(
+        [bundle or {"CPU": 0.001}] * nodes,
+        strategy="STRICT_SPREAD",
+        bundle_label_selector=[dict(wanted.labels)] * nodes if wanted.labels else None,
     )
 
     def spawn(made: int) -> list[Any]:
@@ -74,11 +76,11 @@ def _group(
         for rank in range(ranks):
             options = context.options(pool, f"{name}-rank-{rank}", made, threads=config.threads, trains=True)
             options.pop("label_selector")  # the bundles have it
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(node, rank)
-            own = {"name": name, "rank": rank, "ranks": ranks}
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, rank // share)
+            own = {"name": name, "rank": rank, "ranks": ranks, "nodes": nodes}
             found.append(actor.options(**options).remote(config, **own, **named))
         return found
 
     return RemoteLearnerGroup(
-        spawn, name=name, ranks=ranks, node=node, silent_s=SILENT_SHARE * context.run.recovery.beat_timeout_s
+        spawn, name=name, ranks=ranks, node=group, silent_s=SILENT_SHARE * context.run.recovery.beat_timeout_s
     )

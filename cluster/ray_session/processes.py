@@ -60,10 +60,15 @@ def ray_processes() -> list[RayProcess]:
     ]
     raylets = [one.process for one in started if one.what == STARTED["raylet"][0]]
     if not raylets:  # a cluster that was joined
-        socket = str(node.raylet_socket_name)
-        raylets = [process for process in all_processes() if process.name == "raylet" and socket in process.command]
+        raylets = raylets_at(str(node.raylet_socket_name))
         started += [RayProcess(*STARTED["raylet"], process) for process in raylets]
     return [*_agents_of(raylets), *started]
+
+
+def raylets_at(socket: str) -> list[Process]:
+    """The raylet that listens on this socket. Other nodes on the machine have longer names of it, with `.1` or `.2`."""
+    own = f"--raylet_socket_name={socket}"
+    return [process for process in all_processes() if process.name == "raylet" and own in process.arguments]
 
 
 def _agents_of(raylets: Sequence[Process]) -> list[RayProcess]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -84,8 +85,9 @@ class CheckpointFolder:
         self.failpoint: Callable[[str], None] = lambda name: None
 
     def begin(self, step: int) -> Path:
-        """A scratch folder for the checkpoint of this step. Removes the remains of a killed process, so the caller must
-        hold the lock of the run directory. Raises RunFailedError when the run directory is gone."""
+        """A scratch folder for the checkpoint of this step, with a name of its own: a learner that was given up, and
+        whose machine returns, may still write into the one that it was told. Removes the remains of a killed process,
+        so the caller must hold the lock of the run directory. Raises RunFailedError when the run directory is gone."""
         for gone in self.path.glob(".step-*.gone"):
             home = self.path / _home(gone)
             if home.exists():
@@ -94,8 +96,7 @@ class CheckpointFolder:
                 gone.replace(home)
         for old in self.path.glob(".step-*.tmp"):
             shutil.rmtree(old, ignore_errors=True)
-        scratch = self.path / f".{_name(step)}.tmp"
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch = self.path / f".{_name(step)}.{secrets.token_hex(4)}.tmp"
         try:  # without parents: a run directory that was removed is not created again
             self.path.mkdir(exist_ok=True)
             scratch.mkdir()

@@ -46,11 +46,16 @@ class Process:
     @property
     def command(self) -> str:
         """Its command line, or its own title; empty when it has ended."""
+        return " ".join(self.arguments).strip()
+
+    @property
+    def arguments(self) -> list[str]:
+        """The parts of its command line; empty when it has ended."""
         try:
             raw = (PROC / str(self.pid) / "cmdline").read_bytes()
         except OSError:
-            return ""
-        return " ".join(raw.decode("utf-8", "replace").split("\0")).strip()
+            return []
+        return raw.decode("utf-8", "replace").removesuffix("\0").split("\0")
 
     def send(self, number: int) -> None:
         """Send a signal, if the process still runs."""

@@ -2,7 +2,9 @@
 
 Everything else is real: the command line, the cluster, the driver, the files. `SOLON_STANDIN` is JSON: `seconds` that a
 group and a step take, `answers_s` that held-out evaluation takes after training, and `learner`: "refuses" to start,
-"fails" in its second step, or stands "still": none of its steps moves the policy. `asks`: whether the actors request
+"fails" in its second step, stands "still": none of its steps moves the policy, or is "bulky": its versions have chunks
+that stay on its node, and it writes a checkpoint late. `load_s`: seconds in which an engine takes a version; `marks`: a
+folder in which it leaves a file NAME.VERSION when it begins to. `asks`: whether the actors request
 the resources in the run file, or none.
 """
 
@@ -12,8 +14,12 @@ import asyncio
 import dataclasses
 import json
 import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from actors.calls import Spawn
@@ -21,6 +27,7 @@ from cluster.config.pools import PoolSpec
 from cluster.pools.base import PoolContext, Role
 from solon.cli.main import main
 from solon.errors import InputError, RunFailedError
+from solon.records import LoadReceipt, Weights
 from tests.standins.roles import Spawner, StandinJudge, StandinLearner, StandinRollout
 from tests.standins.workers import TimedJudge, TimedLearner, TimedRollout
 
@@ -29,6 +36,11 @@ SECONDS = float(SETTINGS.get("seconds", 0.1))
 
 
 ANSWERS_S = float(SETTINGS.get("answers_s", 0.0))
+LOAD_S = float(SETTINGS.get("load_s", 0.0))
+MARKS = str(SETTINGS.get("marks", ""))
+BULK, BULKS = 1 << 20, 4
+"""Larger than what Ray sends by value, and how many of them make a version."""
+WRITE_S = 2.0
 
 
 class PatientRollout(TimedRollout):
@@ -41,6 +53,15 @@ class PatientRollout(TimedRollout):
         if self._evaluations > 1:
             await asyncio.sleep(ANSWERS_S)
         return await super().answer(prompts, seed=seed)
+
+    async def load_weights(self, weights: Weights) -> LoadReceipt:
+        """One chunk after the other."""
+        if MARKS:
+            (Path(MARKS) / f"{self.name}.{weights.version}").touch()
+        for number in range(len(weights.chunks)):
+            await asyncio.to_thread(weights.chunks.__getitem__, number)
+            await asyncio.sleep(LOAD_S / len(weights.chunks))
+        return await super().load_weights(weights)
 
 
 class RefusedLearner(TimedLearner):
@@ -71,7 +92,26 @@ class StillLearner(TimedLearner):
         yield dataclasses.replace(report, moved=False, metrics=report.metrics | cut), manifest
 
 
-LEARNERS = {"": TimedLearner, "refuses": RefusedLearner, "fails": FailedLearner, "still": StillLearner}
+class BulkyLearner(TimedLearner):
+    """Its versions are in the object store of its node, and its checkpoints take a while."""
+
+    def chunks(self) -> Iterator[Any]:
+        for _ in range(BULKS):
+            yield (np.zeros(BULK, np.uint8),)
+
+    @ray.method(concurrency_group="writes")
+    def write(self, directory: str) -> None:
+        time.sleep(WRITE_S)
+        super().write(directory)
+
+
+LEARNERS = {
+    "bulky": BulkyLearner,
+    "": TimedLearner,
+    "refuses": RefusedLearner,
+    "fails": FailedLearner,
+    "still": StillLearner,
+}
 
 
 def spawner(actor: Any, *timing: float) -> Spawner:

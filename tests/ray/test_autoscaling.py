@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 NODE_TYPES = {
     "rollout": {"resources": {"CPU": 1}, "labels": {"solon.io/pool": "rollout"}, "max_workers": 2},
     "trainer": {"resources": {"CPU": 2}, "labels": {"solon.io/pool": "trainer"}, "max_workers": 1},
+    "late": {"resources": {"CPU": 1}, "labels": {"solon.io/pool": "late"}, "max_workers": 1},
 }
 POOLS = (
     'rollout.labels={"solon.io/pool" = "rollout"}',
@@ -51,7 +52,7 @@ def test_a_run_that_the_cluster_can_never_hold_is_refused_at_once_with_the_table
 ):
     refused = solon(cluster, tmp_path, "learn.num_cpus=4")
     assert refused.returncode == 2, refused.stderr[-3000:]
-    assert "needs 6 CPU(s) (1 x rollout 1, 1 x judging 1, learn 4), the cluster can have 4;" in refused.stderr
+    assert "needs 6 CPU(s) (1 x rollout 1, 1 x judging 1, learn 4), the cluster can have 5;" in refused.stderr
     rows = [line.split() for line in refused.stderr.splitlines()]
     assert ["1", "x", "learn", "4", "CPU,", "solon.io/pool=trainer", "nowhere"] in rows
     assert ["trainer", "0", "1", "2", "CPU,", "solon.io/pool=trainer"] in rows
@@ -73,3 +74,24 @@ def test_a_run_without_worker_nodes_reports_its_waits_and_trains_when_the_nodes_
     assert waited["workers"]
     assert set(waited["workers"]) <= {"judge-0", "learner", "rollout-0"}
     assert json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())["steps"] == 2
+
+
+def test_nodes_that_do_not_come_in_time_end_a_run_with_the_table_and_how_to_look(
+    cluster: dict[str, str], tmp_path: Path
+):
+    """The autoscaler looks every three seconds, and a node takes longer to start than the run waits."""
+    late = 'learn.labels={"solon.io/pool" = "late"}'
+    ended = solon(cluster, tmp_path, late, "recovery.node_timeout_s=4")
+    assert ended.returncode == 1, (ended.stdout + ended.stderr)[-3000:]
+    found = re.search(r"no place for (.*) within recovery.node_timeout_s = 4 s", ended.stderr)
+    assert found, ended.stderr
+    assert "learner" in found[1].split(", ")
+    assert (
+        "see with `ray status` what has the nodes, or why none starts; then ask for less, or raise it" in ended.stderr
+    )
+    rows = [line.split() for line in ended.stderr.splitlines()]
+    assert ["1", "x", "learn", "1", "CPU,", "solon.io/pool=late", "late"] in rows
+    assert "Traceback" not in ended.stdout + ended.stderr
+    summary = json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "--resume" in summary["end"]["resume"]

@@ -33,9 +33,10 @@ STEPS = 3
 class Learner:
     """A supervised learner of some ranks, and what was told of it."""
 
-    def __init__(self, folder: Path, model: str, *, ranks: int, failures: Path) -> None:
+    def __init__(self, folder: Path, model: str, *, ranks: int, failures: Path, **more: Any) -> None:
         learn = {
             "num_ranks": ranks, "num_cpus": 0.5, "advantages": "group", "learning_rate": 1e-3, "rank_timeout_s": 10,
+            **more,
         }  # fmt: skip
         recovery = {"beat_every_s": 1, "beat_timeout_s": 30, "backoff_s": 0, "max_restarts": 10}
         raw = {
@@ -96,10 +97,11 @@ class Learner:
 
 
 @asynccontextmanager
-async def learner(folder: Path, model: str, *, ranks: int) -> AsyncIterator[Learner]:
+async def learner(folder: Path, model: str, *, ranks: int, **more: Any) -> AsyncIterator[Learner]:
+    """more: settings under `learn`."""
     failures = folder / "failures"
     failures.mkdir(exist_ok=True)
-    made = Learner(folder, model, ranks=ranks, failures=failures)
+    made = Learner(folder, model, ranks=ranks, failures=failures, **more)
     try:
         yield made
     finally:

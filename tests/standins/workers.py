@@ -129,10 +129,14 @@ class TimedLearner:
         self._seconds, self.name = seconds, name
         self._state = {"version": 0, "digest": "stand-in"}
 
+    def chunks(self) -> Iterator[Any]:
+        """Of every version."""
+        yield CHUNK
+
     def start(self, checkpoint: str) -> Iterator[Any]:
         if checkpoint:
             self._state = json.loads((Path(checkpoint) / "learner.json").read_text())
-        yield CHUNK
+        yield from self.chunks()
         yield make_weights(self._state["version"], self._state["digest"])
 
     @ray.method(concurrency_group="signs")
@@ -156,7 +160,7 @@ class TimedLearner:
         time.sleep(self._seconds)
         span = Span(lane="learn", worker=self.name, name=f"step {step}", start_s=start, end_s=time.time())
         self._state = {"version": step + 1, "digest": batch_digest(self._state["digest"], payloads)}
-        yield CHUNK
+        yield from self.chunks()
         metrics = {"learn/reward/mean": 1.0, "learn/reward_in_group/std": 0.5, "learn/kl_reference/mean": 0.01}
         report = StepReport(step=step, metrics=metrics, spans=(span,))
         yield report, make_weights(step + 1, self._state["digest"])

@@ -236,3 +236,19 @@ def test_a_failing_store_is_reported_without_its_address(tmp_path: Path):
     assert os.linesep not in str(caught.value)
     with pytest.raises(InputError, match="a URL that fsspec knows"):
         upload(path, "nosuchstore://bucket")
+
+
+def test_a_learner_that_was_given_up_cannot_write_into_the_checkpoint_of_its_successor(tmp_path: Path):
+    """Its machine was cut off in the middle of writing, and returns: both write the checkpoint of one step."""
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    theirs = folder.begin(3)
+    ours = folder.begin(3)
+    assert theirs != ours
+    assert not theirs.exists()
+    theirs.mkdir()
+    (theirs / "learner.safetensors").write_text("of a learner that was given up")
+    (ours / "learner.safetensors").write_text("ours")
+    final = folder.finish(ours, step=3, config_hash="", ledger=make_cut(), held=(), run={})
+    assert (final / "learner.safetensors").read_text() == "ours"
+    folder.begin(4)
+    assert not theirs.exists()

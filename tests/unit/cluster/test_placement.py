@@ -112,6 +112,23 @@ def test_a_fraction_of_a_gpu_lies_on_one_gpu():
     check_cluster(judges(2, 1.0), two)
 
 
+def test_ranks_on_several_nodes_need_a_node_each_and_the_message_names_the_key():
+    """Two nodes with room for all four ranks each hold a learner of two nodes; one, however large, does not."""
+    run = run_of(
+        learn={"num_ranks": 4, "num_nodes": 2, "labels": POOL}, rollout={"num_cpus": 0}, judging={"num_cpus": 0}
+    )
+    parts = [demand for demand in demands_of(run) if demand.section == "learn"]
+    assert [(demand.cpus, demand.num_ranks, demand.num_nodes) for demand in parts] == [(2.0, 2, 2)] * 2
+    check_cluster(run, growing(kind("learner", at_most=2, labels=POOL, CPU=2)))
+    said = refused(run, growing(kind("learner", at_most=1, labels=POOL, CPU=64)))
+    assert "2 x learn asks for 2 CPU, solon.io/pool=judge each, the cluster can have room for 1 of them" in said
+    assert "num_ranks, or num_nodes: each of them is on a node of its own" in said
+    there = Node(resources={"CPU": 64.0}, labels=POOL)
+    check_cluster(run, Supply(nodes=[there, there]))
+    assert "the cluster has room for 1 of them" in refused(run, Supply(nodes=[there]))
+    assert "has room for 0 of them" in refused(run, Supply(nodes=[Node(resources={"CPU": 1.0}, labels=POOL)] * 4))
+
+
 def test_the_table_says_how_many_nodes_there_may_be_of_all_types_together():
     types = kind("small", at_most=8, CPU=1), kind("large", at_most=8, CPU=2)
     rows = [line.split() for line in refused(run_of(), growing(*types, at_most=1)).splitlines()]

@@ -667,6 +667,8 @@ def test_a_run_configured_beyond_the_machine_is_not_reduced(run: Path, monkeypat
     monkeypatch.setattr("cluster.config.fitting.machine_cpus", lambda: 2.0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert "needs 3 CPU(s), this machine has 2" in str(too_large_for_here(asked))
+    ranks = RunFile.load(run, overrides=["learn.num_ranks=2", "learn.num_nodes=2"])
+    assert "learn.num_nodes = 2, this machine is one node" in str(too_large_for_here(ranks))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "needs 1 GPU(s), this machine has 0" in str(
         too_large_for_here(RunFile.load(run, overrides=["rollout.num_gpus=1"]))

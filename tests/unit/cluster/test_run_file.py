@@ -159,6 +159,10 @@ def test_a_missing_required_key_is_named(tmp_path: Path, without: str):
         ("[feedback]\ntemperature = nan", ["`feedback.temperature` is infinite, huge or not a number"]),
         ("[learn]\nnum_gpus = 4", ["`learn.num_gpus`: got 4, expected at most 1", "learn.num_ranks"]),
         (
+            "[learn]\nnum_ranks = 3\nnum_nodes = 2",
+            ["num_nodes = 2 with num_ranks = 3, expected as many ranks on each node", "a multiple of 2, such as 4"],
+        ),
+        (
             "[learn]\nnum_ranks = 2\nnum_gpus = 0.5",
             ["num_ranks = 2 with num_gpus = 0.5, expected one GPU for each rank"],
         ),
@@ -512,7 +516,7 @@ def test_keys_that_name_a_model_a_file_or_what_may_change_are_marked_on_their_fi
         "ledger.max_held_mib", "ledger.max_attempts", "ledger.max_losses",
         "ledger.max_dropped_share", "ledger.lease_s",
         *(f"{section}.{key}" for section in ("rollout", "judging") for key in (*placed, *sizes, *cache)),
-        *(f"learn.{key}" for key in (*placed[1:], "num_ranks", "rank_timeout_s")),
+        *(f"learn.{key}" for key in (*placed[1:], "num_ranks", "num_nodes", "rank_timeout_s")),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.config.run_file import RunFile
 from cluster.placement.placement import demands_of
-from cluster.placement.supply import Growth
+from cluster.placement.supply import Growth, pending_in
 from cluster.placement.waiting import Waiting
 
 RAW = {"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c"}
@@ -75,3 +75,23 @@ async def test_actors_starting_on_their_nodes_are_not_reported_as_waiting():
     task.cancel()
     assert not world.said
     assert not world.told
+
+
+def test_the_ranks_of_a_learner_that_wait_for_nodes_are_pending_and_told_once():
+    """Ray lists placement groups apart from actors."""
+    from ray.core.generated import autoscaler_pb2 as protocol
+
+    state = protocol.ClusterResourceState()
+    assert pending_in(state) == ()
+    state.pending_resource_requests.add().request.resources_bundle["CPU"] = 1.0
+    gang = state.pending_gang_resource_requests.add()
+    for _ in range(2):
+        gang.bundle_selectors.add().resource_requests.add().resources_bundle.update({"CPU": 2.0, "GPU": 4.0})
+    older = state.pending_gang_resource_requests.add()
+    older.requests.add().resources_bundle["CPU"] = 3.0
+    assert pending_in(state) == ((1.0, 0.0), (4.0, 8.0), (3.0, 0.0))
+
+    run = RunFile.parse(RAW | {"learn": {"num_ranks": 4, "num_nodes": 2}}, source="test")
+    waiting = Waiting(demands_of(run), say=lambda _: None, emit=lambda *_, **__: None)
+    assert "waiting for 3 of 3 actors: " in waiting.line(growth())
+    assert "learner asks 2 CPU on each of 2 nodes" in waiting.line(growth())
