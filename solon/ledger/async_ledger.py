@@ -249,30 +249,31 @@ class AsyncLedger:
 
     async def _part_of(self, turns: Turns, ask: Ask, take: Callable[..., list[T]]) -> list[T] | None:
         """`take` for one of the workers that ask; None: it is down."""
-        part = 0
-        while True:
-            self._raise_failure()
-            if self._ledger.is_closed:
-                return []
-            if not ask.is_up():
-                return None
-            if part and (taken := take(part, now=self._clock.now(), holder=ask.holder)):
-                self.progress += 1
-                self._watch_expiry()
-                return taken
-            if self._ledger.is_drained:
-                return []
-            part = await turns.part(ask)
+        ledger, part, taken = self._ledger, 0, ()
+        try:
+            while True:
+                self._raise_failure()
+                if ledger.is_closed:
+                    return []
+                if not ask.is_up():
+                    return None
+                if part and (taken := take(part, now=self._clock.now(), holder=ask.holder)):
+                    self.progress += 1
+                    if self._reaper is None or self._reaper.done():
+                        self._reaper = self._begin(self._expire_when_due())
+                    return taken
+                if ledger.is_drained:
+                    return []
+                part = await turns.part(ask)
+        finally:
+            if len(taken) < part:
+                turns.deal()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    def _watch_expiry(self) -> None:
-        if self._reaper is None or self._reaper.done():
-            self._reaper = self._begin(self._expire_when_due())
 
     async def _expire_when_due(self) -> None:
         while (due := self._ledger.next_expiry()) is not None:

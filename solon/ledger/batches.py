@@ -5,7 +5,7 @@ from __future__ import annotations
 from solon.errors import RunFailedError
 from solon.ledger.leases import Lease
 from solon.ledger.queues import GroupQueues
-from solon.ledger.staleness import StalenessConfig, can_choose, choose
+from solon.ledger.staleness import StalenessConfig, can_choose
 
 
 class Batches:
@@ -35,7 +35,7 @@ class Batches:
             return step != self._lease.step + 1
         ready = self._queues.ready
         return len(ready) >= self._batch_groups and can_choose(
-            ready, self._queues.unfinished(version), step=step, batch_groups=self._batch_groups
+            ready.by_deadline(), self._queues.unfinished(version), step=step, batch_groups=self._batch_groups
         )
 
     def lease(self, step: int, *, version: int) -> Lease | None:
@@ -47,15 +47,9 @@ class Batches:
             return None
         if self._lease is not None:
             raise RunFailedError(f"step {self._lease.step} holds the lease, cannot lease step {step}")
-        chosen = choose(
-            self._queues.ready,
-            self._queues.unfinished(version),
-            step=step,
-            batch_groups=self._batch_groups,
-        )
-        if chosen is None:
+        if not self.is_ready(step, version=version):
             return None
-        entries = self._queues.take_ready(sorted(chosen))
+        entries = self._queues.take_ready(self._batch_groups)
         self._tokens += 1
         self._unpublished[step] = len(entries)
         self._lease = Lease(

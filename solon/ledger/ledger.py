@@ -67,7 +67,7 @@ class Ledger:
         now: seconds on the ledger's clock. others: workers that ask at the same time; the holder gets its share.
         """
         queues = self._queues
-        limit = self._share(self.num_reservable, State.GENERATING, Ask(holder, limit), others)
+        limit = self._share(self.num_reservable, State.GENERATING, holder, limit, others)
         for _ in range(limit - queues.num_pending):
             queues.to_pending(Entry(self.admitted, 0, self.version))
             self.admitted += 1
@@ -94,11 +94,13 @@ class Ledger:
         """Groups that an engine (GENERATING) or a judge (JUDGING) holds."""
         return self._queues.num_checked_out(state, holder)
 
-    def _share(self, available: int, state: State, ask: Ask, others: Iterable[Ask]) -> int:
+    def _share(self, available: int, state: State, holder: str, room: int, others: Iterable[Ask]) -> int:
         """How many of the available groups go to one of the workers that ask."""
+        if others == () or not available:
+            return min(room, available)
         num_held = self._queues.num_checked_out
-        rest = [(other.room, num_held(state, other.holder)) for other in others] if available else []
-        return share(available, ask.room, num_held(state, ask.holder), rest)
+        rest = [(other.room, num_held(state, other.holder)) for other in others]
+        return share(available, room, num_held(state, holder), rest)
 
     def _credits(self) -> int:
         holdings = Holdings(
@@ -170,7 +172,7 @@ class Ledger:
 
         now: seconds on the ledger's clock. others: workers that ask at the same time; the holder gets its share.
         """
-        limit = self._share(self.num_labelable, State.JUDGING, Ask(holder, limit), others)
+        limit = self._share(self.num_labelable, State.JUDGING, holder, limit, others)
         work = []
         for entry in self._queues.next_generated(limit):
             self._queues.hand_out(entry, State.JUDGING, now=now, holder=holder, lease_s=self.config.lease_s)
@@ -279,7 +281,7 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """How many groups are in each state, and the running totals."""
-        states = self._queues.count()
+        states = self._queues.count(self._batches.num_leased)
         return {
             **{str(state): states[state] for state in State},
             "admitted": self.admitted,

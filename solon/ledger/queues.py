@@ -7,11 +7,12 @@ taken; GENERATING, JUDGING and LEASED groups are checked out by a worker.
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from solon.ledger.ready import ReadyGroups
 from solon.ledger.snapshot import State
 
 OUT = (State.GENERATING, State.JUDGING)
@@ -58,8 +59,8 @@ class GroupQueues:
         self._entries: dict[int, Entry] = {}
         self._pending: deque[int] = deque()
         self._generated: list[tuple[int, int]] = []  # (deadline, ordinal), sorted
-        self.ready: list[tuple[int, int]] = []
-        """(deadline, ordinal) of labelled groups, sorted."""
+        self.ready = ReadyGroups()
+        """Labelled groups."""
         self.nbytes = 0
         """Payload of all held groups."""
         self._heads: dict[int, int] = {}
@@ -91,9 +92,17 @@ class GroupQueues:
         entry = self._entries.get(ordinal)
         return None if entry is None else entry.attempt
 
-    def count(self) -> Counter[State]:
-        """Groups by state."""
-        return Counter(entry.state for entry in self._entries.values())
+    def count(self, num_leased: int) -> dict[State, int]:
+        """Groups by state, of which the learner holds `num_leased`. Takes the same time however many there are."""
+        counted = {
+            State.PENDING: len(self._pending),
+            State.GENERATING: self.num_generating,
+            State.GENERATED: len(self._generated),
+            State.READY: len(self.ready),
+            State.LEASED: num_leased,
+        }
+        counted[State.JUDGING] = len(self._entries) - sum(counted.values())
+        return counted
 
     @property
     def num_pending(self) -> int:
@@ -126,7 +135,7 @@ class GroupQueues:
         self._take_back(entry)
         entry.state, entry.holder = State.READY, ""
         self._entries[entry.ordinal] = entry
-        insort(self.ready, (self._deadline(entry.head), entry.ordinal))
+        self.ready.add(self._deadline(entry.head), entry.ordinal)
 
     def again(self, entry: Entry, *, version: int) -> None:
         """Queue the group for generation as a new attempt; results of this attempt are refused from now on."""
@@ -155,10 +164,9 @@ class GroupQueues:
         del self._generated[:limit]
         return [self._entries[ordinal] for _, ordinal in taken]
 
-    def take_ready(self, ordinals: Sequence[int]) -> list[Entry]:
-        """Take the groups of a batch: those with the earliest deadlines of all that are ready."""
-        del self.ready[: len(ordinals)]
-        entries = [self._entries[ordinal] for ordinal in ordinals]
+    def take_ready(self, count: int) -> list[Entry]:
+        """Take the groups of a batch: those with the earliest deadlines of all that are ready, in order of ordinals."""
+        entries = [self._entries[ordinal] for ordinal in self.ready.take(count)]
         for entry in entries:
             entry.state = State.LEASED
         return entries
@@ -216,11 +224,10 @@ class GroupQueues:
     def remove(self, entry: Entry) -> None:
         """Remove the group from its queue and from the ledger, and free its bytes."""
         self._take_back(entry)
-        place = (self._deadline(entry.head), entry.ordinal)
         if entry.state is State.GENERATED:
-            self._generated.remove(place)
+            self._generated.remove((self._deadline(entry.head), entry.ordinal))
         elif entry.state is State.READY:
-            self.ready.remove(place)
+            self.ready.remove(self._deadline(entry.head), entry.ordinal)
         self.nbytes -= entry.nbytes
         del self._entries[entry.ordinal]
 

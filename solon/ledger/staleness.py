@@ -10,7 +10,7 @@ than on average, is worked out in docs/decisions/0002-staleness.md.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Self
 
@@ -59,26 +59,25 @@ def choose(
     generated or judged. Earliest deadline first; a younger ready group may overtake an unfinished older one only if
     everything left behind can still be trained in time, `batch_groups` a step.
     """
-    if not can_choose(ready, unfinished, step=step, batch_groups=batch_groups):
+    by_deadline = Counter(deadline for deadline, _ in ready)
+    if not can_choose(by_deadline, unfinished, step=step, batch_groups=batch_groups):
         return None
     return [ordinal for _, ordinal in ready[:batch_groups]]
 
 
-def can_choose(
-    ready: Sequence[tuple[int, int]], unfinished: Mapping[int, int], *, step: int, batch_groups: int
-) -> bool:
-    """Whether `choose` finds a batch. Takes time by the number of different deadlines, not of groups."""
-    if len(ready) < batch_groups:
+def can_choose(ready: Mapping[int, int], unfinished: Mapping[int, int], *, step: int, batch_groups: int) -> bool:
+    """Whether `choose` finds a batch. ready: how many labelled groups have each deadline. Takes time by the number of
+    different deadlines, not of groups."""
+    if sum(ready.values()) < batch_groups:
         return False
     if any(deadline <= step for deadline in unfinished):
         return False
-    left = dict(unfinished)
-    position = batch_groups
-    while position < len(ready):
-        deadline = ready[position][0]
-        end = bisect_left(ready, (deadline + 1, 0), position)
-        left[deadline] = left.get(deadline, 0) + end - position
-        position = end
+    left, missing = dict(unfinished), batch_groups
+    for deadline in sorted(ready):
+        taken = min(missing, ready[deadline])
+        missing -= taken
+        if ready[deadline] > taken:
+            left[deadline] = left.get(deadline, 0) + ready[deadline] - taken
     total, due = sum(left.values()), 0
     for deadline in sorted(left):
         if deadline > step + total:  # all the rest fit in any case

@@ -2,6 +2,7 @@
 
     turns = Turns(available, num_held)
     part = await turns.part(ask)        # groups that the worker may take now; 0: look again at the reason for waiting
+    turns.deal()                        # by a worker that took less than its part
     turns.deal()                        # after every change that may have made work available
 
 Work is dealt to all waiting workers in one pass, once for everything that happens at one moment, and only those that
@@ -47,35 +48,44 @@ class Turns:
 
     async def part(self, ask: Ask) -> int:
         """Waits until the worker gets groups, is down, or is woken. It takes its part before it waits for anything
-        else; what it leaves is dealt again."""
+        else, and calls `deal` when it leaves some of it."""
         self._age += 1
         turn = _Turn(ask, self._age, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(ask.holder, []).append(turn)
         self._num_waiting += 1
-        self._put(turn)
+        if self._order is not None:
+            self._put(turn)
         self.deal()
         try:
             await turn.woken
-            return turn.part
-        finally:
-            turns = self._waiting[ask.holder]
-            turns.remove(turn)
-            if not turns:
-                del self._waiting[ask.holder]
-            self._num_waiting -= 1
-            self._dealt -= turn.part
-            if turn.part and self._num_waiting:
+        except BaseException:
+            self._leave(turn)
+            if turn.part:
                 self.deal()
+            raise
+        self._leave(turn)
+        return turn.part
+
+    def _leave(self, turn: _Turn) -> None:
+        holder = turn.ask.holder
+        turns = self._waiting[holder]
+        if len(turns) == 1:
+            del self._waiting[holder]
+        else:
+            turns.remove(turn)
+        self._num_waiting -= 1
+        self._dealt -= turn.part
 
     def returned(self, holder: str) -> None:
         """This worker holds one group less."""
-        for turn in self._waiting.get(holder, ()):
-            self._put(turn)
+        if self._order is not None:
+            for turn in self._waiting.get(holder, ()):
+                self._put(turn)
 
     def deal(self) -> None:
         """Deal what is available, once all that happens at this moment has happened: workers that ask together
         share."""
-        if self._num_waiting and not self._is_due:
+        if self._num_waiting and not self._is_due and self._available() > self._dealt:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._deal)
 
@@ -118,7 +128,7 @@ class Turns:
 
     def _put(self, turn: _Turn) -> None:
         order = self._order
-        if order is None:
+        if order is None:  # made when it is needed
             return
         if len(order) > 64 + 8 * self._num_waiting:  # most of them are of turns that have ended
             order = self._ordered()

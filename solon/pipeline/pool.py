@@ -62,7 +62,8 @@ class Seat(Generic[L_co]):
     async def room(self) -> int:
         """How many more groups it may take. Waits for a free place, and while the lane is being replaced. 0: it takes
         no more, because it is leaving or was given up. Raises the error that ended the run."""
-        await self._changed.wait()
+        if not self._changed.is_set():
+            await self._changed.wait()
         if self._is_leaving or not await self._lane.ready():
             return 0
         return 0 if self._is_leaving else self._free

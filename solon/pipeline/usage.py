@@ -28,17 +28,18 @@ class UsageMeter:
     """`meter.hold(2, now); meter.hold(1, now, finished=1); meter.usage(now)`; `now` in seconds of one clock."""
 
     def __init__(self) -> None:
-        self._usage = Usage()
-        self._held = 0
-        self._since = 0.0
+        self._held_s = self._busy_s = self._since = 0.0
+        self._finished = self._held = 0
 
     def hold(self, held: int, now: float, *, finished: int = 0) -> None:
         """The lane holds this many groups from now on."""
-        past = self.usage(now)
-        self._usage = Usage(past.held_s, past.busy_s, past.finished + finished)
+        if self._held and now > self._since:
+            self._held_s += self._held * (now - self._since)
+            self._busy_s += now - self._since
+        self._finished += finished
         self._held, self._since = held, now
 
     def usage(self, now: float) -> Usage:
         """The sums so far."""
         passed = max(0.0, now - self._since) if self._held else 0.0
-        return self._usage + Usage(self._held * passed, passed)
+        return Usage(self._held_s + self._held * passed, self._busy_s + passed, self._finished)

@@ -20,6 +20,7 @@ from solon.records import Feedback, Group, LoadReceipt, Prompt, Salvage, Span, W
 from solon.simulation.draws import GroupLengths, Lifetimes
 from solon.simulation.scenario import Scenario
 from solon.simulation.stations import Rate, Station
+from solon.simulation.virtual_time import VirtualHandle, VirtualLoop, running_loop
 from solon.verdicts import Verdict
 
 
@@ -27,7 +28,7 @@ class Mortal:
     """A process that may die. Its unfinished calls then end with WorkerLostError, as those of a dead actor do."""
 
     def __init__(
-        self, name: str, scenario: Scenario, loop: asyncio.AbstractEventLoop, *, mtbf_s: float, restart_s: float
+        self, name: str, scenario: Scenario, loop: VirtualLoop, *, mtbf_s: float, restart_s: float
     ) -> None:
         self.name = name
         self._loop = loop
@@ -36,7 +37,7 @@ class Mortal:
         """Until a node has room for the next process."""
         self._causes = [(Lifetimes(scenario, name, mtbf_s), 0.0, "its process died")]
         self._calls: dict[asyncio.Future[Any], None] = {}  # in the order of their beginnings
-        self._death: asyncio.TimerHandle | None = None
+        self._death: VirtualHandle | None = None
         self._dead_of = ""
 
     def also_dies(self, lifetimes: Lifetimes, absence_s: float, cause: str) -> None:
@@ -142,7 +143,7 @@ class Unguarded(Mortal):
 class Hours:
     """The spans of one worker that holds many groups at once: from the last report, or since it has work, to now."""
 
-    def __init__(self, lane: Any, worker: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, lane: Any, worker: str, loop: VirtualLoop) -> None:
         self._lane = lane
         self._worker = worker
         self._loop = loop
@@ -172,13 +173,14 @@ class SimulatedEngine(Unguarded):
     """One rollout engine."""
 
     def __init__(self, name: str, scenario: Scenario, lengths: GroupLengths, rate: Rate) -> None:
-        loop, failures = asyncio.get_running_loop(), scenario.failures
+        loop, failures = running_loop(), scenario.failures
         super().__init__(name, scenario, loop, mtbf_s=failures.rollout_mtbf_s, restart_s=failures.rollout_restart_s)
         self.also_dies(
             Lifetimes(scenario, f"{name} spot", failures.spot_mtbf_s), failures.spot_return_s, "its node was taken away"
         )
         self.groups_at_once = scenario.slots
         self._scenario = scenario
+        self._bytes_per_token = scenario.bytes_per_token
         self._lengths = lengths
         self._station = Station(rate, loop, self._finished)
         self._hours = Hours("generate", name, loop)
@@ -211,8 +213,12 @@ class SimulatedEngine(Unguarded):
             )
         for _ in work:
             while not stream.done:
-                stream.waiter = self._loop.create_future()
-                await self.wait(stream.waiter)
+                waiter = stream.waiter = self._loop.create_future()
+                self._calls[waiter] = None  # as in `wait`, without a call for each group
+                try:
+                    await waiter
+                finally:
+                    del self._calls[waiter]
             yield stream.done.popleft(), None
 
     async def load_weights(self, weights: Weights) -> LoadReceipt:
@@ -248,14 +254,10 @@ class SimulatedEngine(Unguarded):
         spans = self._hours.report()
         for stream, ordinal, attempt, head in items:
             tokens = self._lengths.total(ordinal)
+            nbytes = int(tokens * self._bytes_per_token)
             stream.done.append(
                 GenerationReport(
-                    ordinal=ordinal,
-                    attempt=attempt,
-                    head=head,
-                    num_tokens=tokens,
-                    nbytes=int(tokens * self._scenario.bytes_per_token),
-                    spans=spans,
+                    ordinal=ordinal, attempt=attempt, head=head, num_tokens=tokens, nbytes=nbytes, spans=spans
                 )
             )
             spans = ()
@@ -267,7 +269,7 @@ class SimulatedJudge(Unguarded):
     """One judge."""
 
     def __init__(self, name: str, scenario: Scenario, rate: Rate) -> None:
-        loop, failures = asyncio.get_running_loop(), scenario.failures
+        loop, failures = running_loop(), scenario.failures
         super().__init__(name, scenario, loop, mtbf_s=failures.judge_mtbf_s, restart_s=failures.judge_restart_s)
         self.groups_at_once = scenario.judge_slots
         self._size = scenario.group_size
@@ -282,7 +284,11 @@ class SimulatedJudge(Unguarded):
             self._hours.begin()
         done: asyncio.Future[tuple[Span, ...]] = self._loop.create_future()
         self._station.enter(done, work=1.0, load=1.0)
-        spans = await self.wait(done)
+        self._calls[done] = None  # as in `wait`
+        try:
+            spans = await done
+        finally:
+            del self._calls[done]
         return (
             LabelReport(
                 ordinal=work.ordinal,

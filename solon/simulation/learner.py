@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from solon.ledger.ledger import Lease
@@ -11,6 +10,7 @@ from solon.records import Span, StepReport, Weights
 from solon.simulation.draws import GroupLengths
 from solon.simulation.lanes import Mortal
 from solon.simulation.scenario import Scenario
+from solon.simulation.virtual_time import running_loop
 
 
 def weights_of(version: int) -> Weights:
@@ -28,7 +28,7 @@ class SimulatedLearner(Mortal):
     """A `LearnerProcess`, and without a guard a `Learner`."""
 
     def __init__(self, scenario: Scenario, lengths: GroupLengths) -> None:
-        loop, failures = asyncio.get_running_loop(), scenario.failures
+        loop, failures = running_loop(), scenario.failures
         super().__init__(
             "learner", scenario, loop, mtbf_s=failures.learner_mtbf_s, restart_s=failures.learner_restart_s
         )

@@ -84,7 +84,8 @@ class Account:
     def _end(self, ordinal: int) -> None:
         if ordinal >= len(self.ended):
             self.ended.extend(bytes(ordinal + 1024 - len(self.ended)))
-        self.ended[ordinal] = min(255, self.ended[ordinal] + 1)
+        if (times := self.ended[ordinal]) < 255:
+            self.ended[ordinal] = times + 1
 
     def _note(self, kind: int, first: int, second: int) -> None:
         self.events += 1

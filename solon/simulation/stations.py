@@ -12,13 +12,13 @@ table.
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
 from solon.simulation.scenario import RateTable
+from solon.simulation.virtual_time import VirtualHandle, VirtualLoop
 
 TOGETHER_S = 1e-6
 """What would be done within this time is done: shorter ones are lost in the rounding of a clock of many days."""
@@ -54,7 +54,7 @@ class Rate:
 class Station:
     """See the module. `on_done(items)` is called with the items that are done, in the order of their ends."""
 
-    def __init__(self, rate: Rate, loop: asyncio.AbstractEventLoop, on_done: Callable[[list[Any]], None]) -> None:
+    def __init__(self, rate: Rate, loop: VirtualLoop, on_done: Callable[[list[Any]], None]) -> None:
         self._rate = rate
         self._loop = loop
         self._on_done = on_done
@@ -65,7 +65,7 @@ class Station:
         self._paused = False
         self._held: list[tuple[float, int, float, Any]] = []  # (progress when done, age, load, item)
         self._age = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: VirtualHandle | None = None
 
     def __len__(self) -> int:
         return len(self._held)
@@ -74,10 +74,11 @@ class Station:
         """Begin an item. delay_s: seconds before its work begins, at the speed that the station then has."""
         self._advance()
         self._load += load
-        self._speed = 0.0 if self._paused else self._rate(self._load) / self._load
+        self._speed = speed = 0.0 if self._paused else self._rate(self._load) / self._load
         self._age += 1
-        heapq.heappush(self._held, (self._progress + work + delay_s * self._speed, self._age, load, item))
-        self._set_timer()
+        heapq.heappush(self._held, (self._progress + work + delay_s * speed, self._age, load, item))
+        if speed:
+            self._set_timer()
 
     def pause(self) -> None:
         """Nothing advances until `resume`."""
@@ -111,16 +112,19 @@ class Station:
             self._load = self._progress = self._speed = 0.0
             return
         self._speed = 0.0 if self._paused else self._rate(self._load) / self._load
-        self._set_timer()
+        if self._speed:
+            self._set_timer()
 
     def _set_timer(self) -> None:
-        if not self._speed:
-            return
-        end_s = self._seen_s + max(0.0, self._held[0][0] - self._progress) / self._speed
-        if self._timer is not None:
-            if self._timer.when() <= end_s:
-                return  # it will look again and set another one
-            self._timer.cancel()
+        """At the next end. A timer that is set too early is postponed, which costs less than another one."""
+        left = self._held[0][0] - self._progress
+        end_s = self._seen_s + left / self._speed if left > 0 else self._seen_s
+        timer = self._timer
+        if timer is not None:
+            if end_s >= timer.when_s:
+                timer.postpone(end_s)
+                return
+            timer.cancel()
         self._timer = self._loop.call_at(end_s, self._fire)
 
     def _fire(self) -> None:

@@ -47,6 +47,11 @@ class VirtualHandle:
         """Time of a timer, seconds of the loop."""
         return self.when_s
 
+    def postpone(self, when_s: float) -> None:
+        """Call a timer later than it was set, for less than a new timer costs: the loop moves it when its first time
+        has come."""
+        self.when_s = when_s
+
 
 class VirtualLoop(asyncio.BaseEventLoop):
     """Where another loop would sleep until the next timer, this one sets its time to it. No input or output."""
@@ -106,14 +111,30 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     self.call_exception_handler({"message": f"in {callback!r}", "exception": error})
 
     def _advance(self) -> None:
-        timers, queue = self._timers, self._queue
-        while timers and timers[0][2].callback is None:
-            heapq.heappop(timers)
-        if not timers:
+        timers, queue, now = self._timers, self._queue, self._now
+        while timers:
+            when_s, age, handle = timers[0]
+            if queue and when_s > now:
+                return
+            if handle.callback is None:
+                heapq.heappop(timers)
+            elif handle.when_s > when_s:  # postponed
+                heapq.heapreplace(timers, (handle.when_s, age, handle))
+            else:
+                if when_s > now:
+                    self._now = now = when_s
+                queue.append(handle)
+                heapq.heappop(timers)
+        if not queue:
             raise AssertionError("all tasks wait, and no timer is set: they would wait for ever")
-        self._now = max(self._now, timers[0][0])
-        while timers and timers[0][0] <= self._now:
-            queue.append(heapq.heappop(timers)[2])
+
+
+def running_loop() -> VirtualLoop:
+    """The virtual loop that runs now. Raises RuntimeError when another kind of loop runs, or none."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualLoop):
+        raise RuntimeError(f"got {loop!r}, expected a virtual loop; call it within `run_virtual`")
+    return loop
 
 
 def run_virtual(main: Callable[[Clock], Awaitable[T]]) -> tuple[T, float, set[str]]:
