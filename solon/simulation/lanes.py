@@ -27,9 +27,7 @@ from solon.verdicts import Verdict
 class Mortal:
     """A process that may die. Its unfinished calls then end with WorkerLostError, as those of a dead actor do."""
 
-    def __init__(
-        self, name: str, scenario: Scenario, loop: VirtualLoop, *, mtbf_s: float, restart_s: float
-    ) -> None:
+    def __init__(self, name: str, scenario: Scenario, loop: VirtualLoop, *, mtbf_s: float, restart_s: float) -> None:
         self.name = name
         self._loop = loop
         self._restart_s = restart_s
