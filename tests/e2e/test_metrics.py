@@ -43,7 +43,7 @@ class Scrape:
     samples: list[Sample]
     steps: tuple[int, int]
     job: dict[str, Any]
-    run: str
+    directory: Path
 
     def of(self, name: str, **labels: str) -> list[Sample]:
         return [s for s in self.samples if s.name == name and labels.items() <= s.labels.items()]
@@ -65,7 +65,7 @@ def scrape(child: Child) -> Scrape:
     for target in job["targets"]:
         with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
             samples += read_samples(answer.read().decode())
-    return Scrape(samples, (before, len(lines(child.directory / "metrics.jsonl"))), job, child.directory.name)
+    return Scrape(samples, (before, len(lines(child.directory / "metrics.jsonl"))), job, child.directory)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_every_metric_of_the_table_is_exported_with_its_labels_and_no_other_is(s
     for sample in scraped.solon:
         metric = table[sample.name]
         assert sample.labels.keys() - OF_RAY == {"run", *metric.labels}, sample
-        assert sample.labels["run"] == scraped.run
+        assert sample.labels["run"] == scraped.directory.name
         for label, values in metric.labels.items():
             assert sample.labels[label] in values, sample
         assert sample.type == metric.kind, sample
@@ -145,6 +145,22 @@ def test_ray_names_the_targets_of_a_scrape(scraped: Scrape):
     assert {sample.labels["SessionName"] for sample in scraped.solon} == {
         sample.labels["SessionName"] for sample in scraped.samples if "SessionName" in sample.labels
     }
+
+
+def test_every_group_of_the_run_has_one_line_from_admission_to_commit(scraped: Scrape):
+    groups = lines(scraped.directory / "groups.jsonl")
+    trained = {line["ordinal"]: line["step"] for line in groups if line["outcome"] == "trained"}
+    assert trained == {
+        ordinal: step["step"]
+        for step in lines(scraped.directory / "metrics.jsonl")
+        for ordinal in step["batch/ordinals"]
+    }
+    assert len(groups) == len(trained)
+    for line in groups:
+        times = [line[key] for key in ("admitted", "granted", "generated", "taken", "labelled", "time")]
+        assert times == sorted(times), line
+        assert line["engine"].startswith("rollout-")
+        assert line["judge"].startswith("judge-")
 
 
 def test_scraping_needs_no_port_that_others_can_reach(scraped: Scrape):
