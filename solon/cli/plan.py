@@ -49,6 +49,11 @@ def run_plan(request: PlanRequest) -> dict[str, Any]:
     if request.write is not None and not request.write.parent.is_dir():
         raise InputError(f"--write {request.write}: there is no folder {request.write.parent}; make it")
     run = load_run(request.path, overrides=request.overrides)
+    if run.learn.num_nodes > 1:
+        raise InputError(
+            f"learn.num_nodes = {run.learn.num_nodes}, expected 1: learners of one node are planned; add --set "
+            "learn.num_nodes=1"
+        )
     if uses_names(run):
         run = with_paths(run, progress=not request.as_json)
     show = _Show(quiet=request.as_json)

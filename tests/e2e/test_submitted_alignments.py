@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,21 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import TOKEN, solon_command
+from tests.e2e.standin_runs import audit, lines
 from tests.e2e.test_submission import Client
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(500)]
 
-ALIGN = """
+RLAIF_STEPS = 8
+ALIGN = f"""
 policy = "nursery:policy"
 judge = "nursery:judge"
 prompts = "nursery:train_prompts"
 constitution = "nursery:constitution"
 
 [label]
-feedback = { template = "compact" }
-write = { max_tokens = 24, answers = 4 }
+feedback = {{ template = "compact" }}
+write = {{ max_tokens = 24, answers = 4 }}
 
 [[stages]]
 type = "preferences"
@@ -34,16 +36,16 @@ max_prompts = 24
 
 [[stages]]
 type = "dpo"
-learn = { learning_rate = 5e-4, epochs = 40 }
+learn = {{ learning_rate = 5e-4, epochs = 40 }}
 
 [[stages]]
 type = "rlaif"
 [stages.run]
-steps = 2
-rollout = { group_size = 4, max_tokens = 24, max_model_len = 128, num_cpus = 0.5 }
-judging = { max_model_len = 256, num_cpus = 0.5 }
-ledger = { batch_groups = 4 }
-learn = { objective = "group_relative", learning_rate = 4e-4, num_cpus = 0.5 }
+steps = {RLAIF_STEPS}
+rollout = {{ group_size = 4, max_tokens = 24, max_model_len = 128, num_cpus = 0.5 }}
+judging = {{ max_model_len = 256, num_cpus = 0.5 }}
+ledger = {{ batch_groups = 4 }}
+learn = {{ objective = "group_relative", learning_rate = 4e-4, num_cpus = 0.5 }}
 """
 HOLDER = """
 import ray, sys, time
@@ -78,14 +80,47 @@ def test_an_alignment_is_followed_stopped_in_order_and_resumed_without_making_a_
 ):
     (client.folder / "align.toml").write_text(ALIGN)
     command = ["submit", "align.toml", "--address", client.url, "--runs", str(client.runs), "--grace", "60"]
-    with client.running(*command, "--name", "steps") as child:
+    stop_when(client, [*command, "--name", "steps"], "solon-steps-1", lambda: bool(stages_made(client.runs)))
+    made = {name: (client.runs / "artifacts" / f"{name}.json").stat().st_mtime for name in stages_made(client.runs)}
+    assert 1 <= len(made) < 3
+
+    # Then in the middle of the reinforcement learning, which is a run with checkpoints of its own.
+    again = ["jobs", "resume", "solon-steps-1", "--address", client.url]
+    stop_when(client, again, "solon-steps-2", lambda: steps_of_run(client.runs) >= 2)
+    assert len(stages_made(client.runs)) == 2
+    trained = steps_of_run(client.runs)
+    assert trained < RLAIF_STEPS
+
+    resumed = client.jobs("resume", "solon-steps-2")
+    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr
+    assert "solon-steps-3 succeeded" in resumed.stdout
+    assert "Traceback" not in resumed.stdout
+    assert len(stages_made(client.runs)) == 3
+    for name, when in made.items():
+        assert (client.runs / "artifacts" / f"{name}.json").stat().st_mtime == when, "made twice"
+    (run,) = (client.runs / "steps" / "stages").glob("03-rlaif.records/train")
+    (event,) = (event for event in lines(run / "events.jsonl") if event["event"] == "resumed")
+    assert event["step"] == trained, "it was stopped with a checkpoint and continued from there"
+    assert audit(run).is_balanced
+    client.assert_nothing_is_left()
+
+
+def steps_of_run(runs: Path) -> int:
+    """Steps of the run of the third stage, while it is made."""
+    return max((len(lines(path)) for path in (runs / "steps" / "stages").glob("03-rlaif.kept-*/train/metrics.jsonl")),
+               default=0)  # fmt: skip
+
+
+def stop_when(client: Client, command: list[str], job: str, condition: Callable[[], bool]) -> None:
+    """Follows a job, and stops it in order once it has come so far."""
+    with client.running(*command) as child:
         deadline = time.monotonic() + 240
-        while not stages_made(client.runs):
+        while not condition():
             assert child.poll() is None, child.said()  # type: ignore[attr-defined]
             assert time.monotonic() < deadline, child.said()  # type: ignore[attr-defined]
             time.sleep(0.2)
         began = time.monotonic()
-        stopped = client.jobs("stop", "solon-steps-1", "--json")
+        stopped = client.jobs("stop", job, "--json")
         assert stopped.returncode == 0, stopped.stderr
         assert "it was killed" not in stopped.stderr
         assert time.monotonic() - began < 60
@@ -93,18 +128,6 @@ def test_an_alignment_is_followed_stopped_in_order_and_resumed_without_making_a_
         said = child.said()  # type: ignore[attr-defined]
     assert "Traceback" not in said
     assert TOKEN not in said
-    client.assert_nothing_is_left()
-    made = {name: (client.runs / "artifacts" / f"{name}.json").stat().st_mtime for name in stages_made(client.runs)}
-    assert 1 <= len(made) < 3
-
-    resumed = client.jobs("resume", "solon-steps-1")
-    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr
-    assert "solon-steps-2 succeeded" in resumed.stdout
-    assert "Traceback" not in resumed.stdout
-    assert len(stages_made(client.runs)) == 3
-    for name, when in made.items():
-        assert (client.runs / "artifacts" / f"{name}.json").stat().st_mtime == when, "made twice"
-    assert (client.runs / "steps" / "stages").exists()
     client.assert_nothing_is_left()
 
 

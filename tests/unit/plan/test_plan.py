@@ -221,6 +221,11 @@ def test_a_plan_for_no_machine_is_refused(tmp_path: Path):
     assert "--gpus" in refused(path, "--gpu-type", "h200")
 
 
+def test_a_learner_of_several_nodes_is_not_planned(tmp_path: Path):
+    given = ("--gpus", "8", "--gpu-type", "h200", "--set", "learn.num_ranks=4", "--set", "learn.num_nodes=2")
+    assert "learn.num_nodes = 2, expected 1" in refused(run_file(tmp_path), *given)
+
+
 def rates(folder: Path, run: RunFile, **changes: object) -> Path:
     values: dict[str, object] = {
         "source": "measured",
