@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,9 @@ from solon.records import Weights
 
 
 def follow(config: EngineConfig, name: str, rank: int, meeting: Meeting, weights: Sequence[Weights]) -> None:
-    """The main function of another rank, which has these versions."""
+    """The main function of another rank, which has these versions and, on GPUs, the device of its number."""
+    if config.device == "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)
     follower = Follower(config, name=name, rank=rank, build=build_rank)
     for one in weights:
         follower.give(one)
