@@ -19,6 +19,7 @@ from solon.engines.base import Completion, Engine, EngineConfig, Request
 from solon.engines.build import build_engine
 from solon.engines.chunks import packed
 from solon.records import Weights
+from tests.engine_ranks import DEVICES
 from tests.unit.learner_builders import write_llama
 
 ResultT = TypeVar("ResultT")
@@ -46,7 +47,8 @@ def apart(function: Callable[..., ResultT], *arguments: Any) -> ResultT:
 
 def _one_device() -> None:
     """Ray gives an actor one device too."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    os.environ[DEVICES] = given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    os.environ["CUDA_VISIBLE_DEVICES"] = given.split(",")[0] if given else "0"
 
 
 def write_model(path: Path, *, seed: int = 0, tied: bool = True, dtype: str = "bfloat16") -> str:
