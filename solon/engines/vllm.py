@@ -258,8 +258,8 @@ class VllmEngine:
         self._withdraw(back)
 
     def _withdraw(self, request_ids: Sequence[str]) -> None:
-        # vLLM frees the blocks of one call in the order of a set of strings, which differs between processes. Ranks that
-        # free in another order keep other prompts in their caches, and then compute other numbers of tokens in a step.
+        # vLLM frees the blocks of one call in the order of a set of strings, which differs between processes. Ranks
+        # that free in another order keep other prompts cached, and then compute other numbers of tokens in a step.
         calls = [[one] for one in request_ids] if self._ranks.size > 1 else [request_ids]
         with self._computing("aborting requests"):
             for call in calls:
