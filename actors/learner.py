@@ -14,12 +14,16 @@ import ray
 from actors.calls import RemoteWorker
 from actors.chunks import StoredChunks
 from learners.config import LearnConfig
-from solon.engines.device_turns import device_key, turn_on_device
+from learners.memory import learner_memory
+from solon.engines.device_turns import device_key, turn_on_device, wait_for_memory
 from solon.engines.failures import RAISED_BY_LIBRARIES, computing
+from solon.engines.memory import CONTEXT
 from solon.engines.stops import end_ids_of
 from solon.host.ballast import is_no_space
 from solon.host.interfaces import talk_over
 from solon.ledger.ledger import Lease
+from solon.models.facts import model_folder, read_facts
+from solon.models.sizes import sizes_of
 from solon.protocols import PayloadRef
 from solon.records import Chunk, Sampling, StepReport, TrainingGroup, Weights
 from solon.runs.directory import DiskFullError
@@ -74,9 +78,22 @@ class LearnerShell:
         """Yields the chunks of the first version (0, or that of a checkpoint), then its manifest. meeting: of the
         ranks, where there are several; only the first one publishes."""
         with turn_on_device(device_key() if self._config.device == "cuda" else ""):
+            if self._config.device == "cuda":
+                self._wait_for_memory()
             self._build(checkpoint, meeting)
             with self._computing("publishing the first weights"):
                 yield (yield from self._learner.publish())
+
+    def _wait_for_memory(self) -> None:
+        """Returns when the device has room for the networks: the driver takes some seconds to free the memory of a
+        killed predecessor. A model of an unknown size does not wait."""
+        import torch
+
+        folder = model_folder(self._arguments["model"])
+        sizes = None if folder is None else sizes_of(read_facts(folder))
+        if sizes is not None:
+            found = learner_memory(sizes, self._config, on_gpu=True, longest=0, runtime=CONTEXT, ranks=self._ranks)
+            wait_for_memory(found.weights + found.runtime, lambda: torch.cuda.mem_get_info(0), who="the learner")
 
     def _build(self, checkpoint: str, meeting: Meeting | None) -> None:
         from learners.build import build_learner

@@ -121,11 +121,12 @@ class PublishedModel:
             for name, parameter in self.policy.base.named_parameters():
                 shape = parameter.shape
                 if not lora:
-                    parameter += LEARNING_RATE * torch.randn(shape, generator=generator).sign()
+                    moved = LEARNING_RATE * torch.randn(shape, generator=generator).sign()
+                    parameter += moved.to(parameter.device)
                 elif parameter.ndim == 2 and (".layers." in name or ".h." in name):
                     b = LEARNING_RATE * torch.randn(shape[0], LORA_RANK, generator=generator).sign()
                     a = (2 * torch.rand(LORA_RANK, shape[1], generator=generator) - 1) / shape[1] ** 0.5
-                    parameter += LORA_SCALE * b @ a
+                    parameter += (LORA_SCALE * b @ a).to(parameter.device)
 
     def noise(self, sequences: int) -> tuple[Any, Any]:
         """Mean absolute differences from float32 of every one of so many random sequences: engine's, learner's."""

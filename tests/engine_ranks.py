@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,15 @@ from solon.engines.ranks.leading import LeadingEngine
 from solon.engines.ranks.meeting import Meeting
 from solon.records import Weights
 
+DEVICES = "SOLON_TEST_DEVICES"
+"""The GPUs for tests, in a process that sees only the first of them."""
+
 
 def follow(config: EngineConfig, name: str, rank: int, meeting: Meeting, weights: Sequence[Weights]) -> None:
-    """The main function of another rank, which has these versions."""
+    """The main function of another rank, which has these versions and, on GPUs, the device of its number."""
+    if config.device == "gpu":
+        given = os.environ.get(DEVICES, "")
+        os.environ["CUDA_VISIBLE_DEVICES"] = given.split(",")[rank] if given else str(rank)
     follower = Follower(config, name=name, rank=rank, build=build_rank)
     for one in weights:
         follower.give(one)

@@ -40,6 +40,8 @@ def on_one_node(
         own = f"{name}-rank-{rank}" if rank else name
         found = context.options(pool, own, made, threads=pool.engine.threads)
         found.pop("label_selector")  # the bundles have it
+        # Sets of strings then have one order on all ranks: what vLLM decides by such an order, it decides alike.
+        found["runtime_env"]["env_vars"]["PYTHONHASHSEED"] = "0"
         return found | {"scheduling_strategy": PlacementGroupSchedulingStrategy(node, rank)}
 
     def spawn(made: int) -> list[Any]:

@@ -38,6 +38,11 @@ def check_engine(
         found.append(
             f'vLLM is not installed here; install solon[gpu] or solon[cpu], or set {section}.backend = "transformers"'
         )
+    if not on_cpu and options.backend == "vllm" and options.enforce_eager:
+        found.append(
+            f"{section}.enforce_eager = true on a GPU: without CUDA graphs the CPU starts every kernel of every token, "
+            "and small models decode several times slower; set it to false for long runs"
+        )
     kind = facts.quantisation
     if on_cpu and kind and not kind.endswith(ON_CPU):
         found.append(

@@ -124,7 +124,7 @@ class VllmEngine:
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """See `Engine.abort`."""
-        gone = set(request_ids)
+        gone = dict.fromkeys(request_ids)  # in the order of the calls, the same on all ranks
         for request_id in gone:
             self._running.pop(request_id, None)
         self._withdraw(self._queue.remove(gone))
@@ -258,8 +258,12 @@ class VllmEngine:
         self._withdraw(back)
 
     def _withdraw(self, request_ids: Sequence[str]) -> None:
+        # vLLM frees the blocks of one call in the order of a set of strings, which differs between processes. Ranks
+        # that free in another order keep other prompts cached, and then compute other numbers of tokens in a step.
+        calls = [[one] for one in request_ids] if self._ranks.size > 1 else [request_ids]
         with self._computing("aborting requests"):
-            self._client.abort_requests(request_ids)
+            for call in calls:
+                self._client.abort_requests(call)
 
     def _begin(self, progress: _Progress) -> None:
         """Give a request to vLLM, or what is left of one that has tokens."""

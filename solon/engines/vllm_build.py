@@ -24,7 +24,7 @@ from solon.engines.device import require_visible_gpu, vllm_build
 from solon.engines.device_turns import device_key, turn_on_device, wait_for_memory
 from solon.engines.memory import BATCHED_TOKENS, CPU_CACHE_GIB
 from solon.engines.ranks.meeting import ALONE, EngineRanks
-from solon.engines.ranks.process_group import ranks_of_vllm
+from solon.engines.ranks.process_group import NUMBERING, ranks_of_vllm
 from solon.engines.vllm_adapters import layers_alone
 from solon.engines.vllm_classes import classes_left_alone
 from solon.engines.vllm_cpu_int8 import int8_takes_float32
@@ -52,6 +52,8 @@ def prepare_process(config: EngineConfig) -> None:
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # other engines share the machine
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["OMP_NUM_THREADS"] = str(config.threads)
+    if config.tensor_parallel > 1:
+        os.environ.update(NUMBERING)
     # Set vLLM's log level to see its log; standard output belongs to Solon's own commands.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -7,7 +7,9 @@ tensor, but a head that is tied to the embedding receives none and would silentl
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _EXACT_PROBE_WIDTH = 512
 """Up to this input width a packed weight is read completely, by multiplying with the identity."""
 _NUM_PROBES = 8
+_RELOAD = "vllm.model_executor.model_loader.reload.layerwise"
+"""The module, and logger, that loads a layer at a time."""
 
 
 class LayerwiseLoader:
@@ -77,7 +81,7 @@ class LayerwiseLoader:
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-        with set_current_vllm_config(self._vllm_config), torch.no_grad():
+        with set_current_vllm_config(self._vllm_config), torch.no_grad(), _quiet(self._tells):
             finalize_layerwise_reload(self._model, self._vllm_config.model_config)
             refresh_tied([module for module, before in self._packed.items() if module.cpu_linear is before])
         missing = sorted(self._names - (self._loaded or set())) if self._tells else []
@@ -86,6 +90,23 @@ class LayerwiseLoader:
                 f"{self._source} lack {len(missing)} parameters ({', '.join(missing[:3])}, …), expected all; "
                 "publish the whole state dict"
             )
+
+
+@contextlib.contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """Without vLLM's warning of layers that got no tensor: rotary positions and a tied head, at every version. The
+    parameters that lack new values are counted beside it."""
+    logger = logging.getLogger(_RELOAD)
+
+    def said(record: logging.LogRecord) -> bool:
+        return "Failed to load weights" not in str(record.msg)
+
+    if quiet:
+        logger.addFilter(said)
+    try:
+        yield
+    finally:
+        logger.removeFilter(said)
 
 
 def load_into(model: Any, vllm_config: Any, tensors: Iterable[tuple[str, Any]], *, source: str) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
 from solon.engines.digest import digest_tensors
@@ -22,27 +25,66 @@ print(engine.checksum(), flush=True)
 sys.stdin.readline()
 engine.close()
 """
+LEARNER = """
+import sys
+from actors.learner import LearnerShell
+from learners.config import LearnConfig
+from solon.records import Sampling
+from tests.unit.learner_builders import random_groups
+config = LearnConfig(kl_coefficient=0.05, advantages="group", device="cuda")
+shell = LearnerShell(config, model=sys.argv[1], sampling=Sampling(max_tokens=8), seed=0, name=sys.argv[2])
+*_, manifest = shell.start("")
+print(len(manifest.leaves), flush=True)
+sys.stdin.readline()
+for step in range(3):
+    shell._learner.train(step, random_groups(8, 2, seed=step, version=step))
+print("trained", flush=True)
+sys.stdin.readline()
+"""
 
 
-def test_engines_that_share_a_device_start_together(tmp_path: Path):
-    model = write_llama(tmp_path / "model", hidden_size=128, num_attention_heads=4, vocab_size=32)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ENGINE, model, f"rollout-{index}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
+@contextmanager
+def running(script: str, model: str, name: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, model, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
-        told = [process.stdout.readline() for process in processes if process.stdout is not None]
+        yield process
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert len(told[0]) == 65
-    assert told[0] == told[1]
+        process.kill()
+        process.wait()
+
+
+def told(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_two_engines_and_a_learner_start_together_and_a_killed_engine_is_replaced_while_it_trains(tmp_path: Path):
+    model = write_llama(tmp_path / "model", hidden_size=128, num_attention_heads=4, vocab_size=32)
+    with (
+        running(ENGINE, model, "rollout-0") as first,
+        running(ENGINE, model, "rollout-1") as second,
+        running(LEARNER, model, "learner") as learner,
+    ):
+        checksum = told(first)
+        assert len(checksum) == 65
+        assert told(second) == checksum
+        assert int(told(learner)) > 10
+        first.kill()
+        go_on(learner)
+        with running(ENGINE, model, "rollout-0") as replaced:
+            assert told(replaced) == checksum
+        assert told(learner) == "trained\n"
+        assert second.poll() is None
 
 
 def test_a_digest_on_the_device_is_that_of_the_host_and_takes_no_copy():

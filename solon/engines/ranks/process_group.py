@@ -12,6 +12,11 @@ from typing import Any
 from solon.engines.ranks.meeting import EngineRanks
 
 _SHARED = Path("/dev/shm")
+NUMBERING = {"VLLM_ALLREDUCE_USE_SYMM_MEM": "0", "VLLM_ALLREDUCE_USE_FLASHINFER": "0"}
+"""Variables that switch off vLLM's exchanges that tell devices apart by their numbers: a rank sees one device, so its
+number is 0 on every rank. NCCL tells them apart by their bus."""
+UNFUSED = {"pass_config": {"fuse_allreduce_rms": False}}
+"""The same for the exchange that compilation would fuse into a norm."""
 
 
 @contextlib.contextmanager
@@ -49,7 +54,7 @@ def ranks_of_vllm(ranks: EngineRanks, store: Any, *, on_cpu: bool, timeout_s: fl
             # Its peer checks number the devices that this process sees, which is only one.
             "disable_custom_all_reduce": True,
             "distributed_timeout_seconds": int(timeout_s) or 1,
-        }
+        } | ({} if on_cpu else {"compilation_config": UNFUSED})
     finally:
         ExecutorWithExternalLauncher._distributed_args = own
         if on_cpu and ranks.rank == 0:

@@ -342,10 +342,17 @@ def test_a_judge_may_have_experts_and_be_quantised(run: Path, tmp_path: Path, ch
     assert checked(run)
 
 
+def test_an_engine_on_a_gpu_without_cuda_graphs_is_a_warning(run: Path):
+    (warning,) = checked(run, "judging.num_gpus=1").warnings
+    assert "judging.enforce_eager = true on a GPU" in warning
+    assert checked(run, "judging.num_gpus=1", "judging.backend=transformers").warnings == ()
+    assert checked(run).warnings == ()
+
+
 def test_a_quantised_judge_that_this_device_may_not_compute_is_a_warning(run: Path, tmp_path: Path):
     configure(quantization_config={"quant_method": "fp8"})(tmp_path / "judge")
     assert any("judge is quantised by fp8" in warning for warning in checked(run).warnings)
-    assert checked(run, "judging.num_gpus=1").warnings == ()
+    assert checked(run, "judging.num_gpus=1", "judging.enforce_eager=false").warnings == ()
     edit(
         tmp_path / "judge" / "config.json",
         {"quantization_config": {"quant_method": "compressed-tensors", "format": "int-quantized"}},

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -16,6 +18,7 @@ from cluster.preflight.devices import check_devices
 from solon.engines.base import EngineConfig
 from solon.engines.build import build_engine
 from solon.engines.device import require_build, torch_device, vllm_build
+from solon.engines.ranks.process_group import NUMBERING, UNFUSED
 from solon.errors import InputError
 from solon.host.allocator import RETURN_FREED_MEMORY
 from tests.unit.run_files import make_model, make_run
@@ -200,3 +203,35 @@ def test_an_environment_for_another_accelerator_is_rebuilt_from_scratch(
 def test_the_machine_decides_without_a_users_choice(script: Callable[[str], ModuleType], tmp_path: Path):
     os.environ.pop("SOLON_ACCELERATOR", None)
     assert script("setup").chosen_accelerator(tmp_path) in ("cpu", "gpu")
+
+
+def test_ranks_that_see_one_device_each_leave_out_exchanges_that_number_devices():
+    """vLLM reads these names, and ranks of one device all have number 0."""
+    found = importlib.util.find_spec("vllm")
+    assert found is not None
+    assert found.submodule_search_locations
+    vllm = Path(found.submodule_search_locations[0])
+    source = (vllm / "distributed/device_communicators/cuda_communicator.py").read_text()
+    for name in NUMBERING:
+        assert f"envs.{name}" in source
+    fused = re.findall(r"^    (fuse_allreduce\w+): bool", (vllm / "config/compilation.py").read_text(), re.M)
+    assert fused == list(UNFUSED["pass_config"])
+
+
+def test_a_replaced_learner_waits_for_room_for_its_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from actors import learner
+    from learners.config import LearnConfig
+    from solon.records import Sampling
+    from tests.unit.learner_builders import write_llama
+
+    model, waited = write_llama(tmp_path / "llama"), []
+    monkeypatch.setattr(learner, "wait_for_memory", lambda needed, memory, who: waited.append((needed, who)))
+    config = LearnConfig(advantages="group", kl_coefficient=0.05, device="cuda")
+    arguments: dict[str, Any] = {"sampling": Sampling(max_tokens=8), "seed": 0, "name": "learner"}
+    learner.LearnerShell(config, model=model, **arguments)._wait_for_memory()
+    ((needed, who),) = waited
+    parameters = 18_592  # policy and reference, in float32
+    assert needed == learner.CONTEXT + 2 * 4 * parameters
+    assert who == "the learner"
+    learner.LearnerShell(config, model="org/not-here", **arguments)._wait_for_memory()
+    assert len(waited) == 1
