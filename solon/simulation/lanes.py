@@ -27,9 +27,7 @@ from solon.verdicts import Verdict
 class Mortal:
     """A process that may die. Its unfinished calls then end with WorkerLostError, as those of a dead actor do."""
 
-    def __init__(
-        self, name: str, scenario: Scenario, loop: VirtualLoop, *, mtbf_s: float, restart_s: float
-    ) -> None:
+    def __init__(self, name: str, scenario: Scenario, loop: VirtualLoop, *, mtbf_s: float, restart_s: float) -> None:
         self.name = name
         self._loop = loop
         self._restart_s = restart_s
@@ -151,11 +149,11 @@ class Hours:
 
     def begin(self) -> None:
         """It has work from now on."""
-        self._since_s = self._loop.time()
+        self._since_s = self._loop.now_s
 
     def report(self) -> tuple[Span, ...]:
         """The time since the last report."""
-        start_s, self._since_s = self._since_s, self._loop.time()
+        start_s, self._since_s = self._since_s, self._loop.now_s
         return (Span(lane=self._lane, worker=self._worker, name="", start_s=start_s, end_s=self._since_s),)
 
 
