@@ -32,6 +32,8 @@ class Measured:
     busy: dict[str, float]
     memory: dict[str, int]
     """Peak resident bytes by role."""
+    shared: dict[str, int]
+    """The most of them that were seen mapped from shared memory, which is Ray's object store."""
     tokens_per_group: float
 
 
@@ -49,10 +51,12 @@ def run_for_real(file: Path, overrides: Sequence[str], *, folder: Path, name: st
         raise RuntimeError((folder / f"{name}.log").read_text()[-3000:])
     summary = json.loads((folder / name / "summary.json").read_text())
     lines = [json.loads(row) for row in (folder / name / "metrics.jsonl").read_text().splitlines()]
-    return of_files(summary, lines, peaks.memory)
+    return of_files(summary, lines, peaks.memory, peaks.shared)
 
 
-def of_files(summary: dict[str, Any], lines: Sequence[dict[str, Any]], memory: dict[str, int]) -> Measured:
+def of_files(
+    summary: dict[str, Any], lines: Sequence[dict[str, Any]], memory: dict[str, int], shared: dict[str, int]
+) -> Measured:
     """From the files of a run."""
     wall_s = summary["wall_s"]
     committed = sum(len(row["batch/ordinals"]) for row in lines)
@@ -62,6 +66,7 @@ def of_files(summary: dict[str, Any], lines: Sequence[dict[str, Any]], memory: d
         staleness=statistics.fmean(row["batch/staleness/mean"] for row in lines),
         busy=dict(summary["overlap"]["busy"]),
         memory=memory,
+        shared=shared,
         tokens_per_group=summary["throughput"]["tokens_per_s"] * wall_s / max(1, summary["groups"]["admitted"]),
     )
 
@@ -71,6 +76,7 @@ class Peaks:
 
     def __init__(self, root: int) -> None:
         self.memory: dict[str, int] = {}
+        self.shared: dict[str, int] = {}
         self._root, self._over = root, threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -85,7 +91,13 @@ class Peaks:
                 title = process.command
                 role = next((role for begin, role in TITLES.items() if title.startswith(f"ray::{begin}")), "")
                 if role:
-                    with suppress(OSError, StopIteration):
-                        status = (PROC / str(process.pid) / "status").read_text(encoding="ascii").splitlines()
-                        peak = int(next(row for row in status if row.startswith("VmHWM:")).split()[1]) * 1024
-                        self.memory[role] = max(self.memory.get(role, 0), peak)
+                    with suppress(OSError, KeyError):
+                        found = _kib(PROC / str(process.pid) / "status")
+                        for most, key in ((self.memory, "VmHWM"), (self.shared, "RssShmem")):
+                            most[role] = max(most.get(role, 0), found[key] * 1024)
+
+
+def _kib(status: Path) -> dict[str, int]:
+    """The amounts of memory in a process's `status`."""
+    rows = (row.split() for row in status.read_text(encoding="ascii", errors="replace").splitlines())
+    return {row[0].rstrip(":"): int(row[1]) for row in rows if len(row) == 3 and row[2] == "kB"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from solon.clock import Clock
@@ -43,8 +42,8 @@ class AsyncLedger:
         self._reaper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         ledger = self._ledger
-        self._engines = Turns(lambda: ledger.num_reservable, partial(ledger.num_held_by, State.GENERATING))
-        self._judges = Turns(lambda: ledger.num_labelable, partial(ledger.num_held_by, State.JUDGING))
+        self._engines = Turns(lambda: ledger.num_reservable, ledger.held_by(State.GENERATING))
+        self._judges = Turns(lambda: ledger.num_labelable, ledger.held_by(State.JUDGING))
         ledger.on_return(self._returned)
         self._leasing: dict[asyncio.Future[None], int] = {}
         """The steps that wait for a batch."""

@@ -90,17 +90,17 @@ class Ledger:
         """Have `call(state, holder)` called whenever an engine (GENERATING) or a judge (JUDGING) holds a group less."""
         self._queues.on_return = call
 
-    def num_held_by(self, state: State, holder: str) -> int:
-        """Groups that an engine (GENERATING) or a judge (JUDGING) holds."""
-        return self._queues.num_checked_out(state, holder)
+    def held_by(self, state: State) -> Mapping[str, int]:
+        """How many groups each engine (GENERATING) or judge (JUDGING) holds; 0 for any other name. It changes with
+        them."""
+        return self._queues.checked_out(state)
 
     def _share(self, available: int, state: State, holder: str, room: int, others: Iterable[Ask]) -> int:
         """How many of the available groups go to one of the workers that ask."""
         if others == () or not available:
             return min(room, available)
-        num_held = self._queues.num_checked_out
-        rest = [(other.room, num_held(state, other.holder)) for other in others]
-        return share(available, room, num_held(state, holder), rest)
+        held = self._queues.checked_out(state)
+        return share(available, room, held[holder], [(other.room, held[other.holder]) for other in others])
 
     def _credits(self) -> int:
         holdings = Holdings(

@@ -7,7 +7,7 @@ taken; GENERATING, JUDGING and LEASED groups are checked out by a worker.
 from __future__ import annotations
 
 from bisect import insort
-from collections import defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +68,8 @@ class GroupQueues:
         """Groups that engines hold."""
         self.on_return: Callable[[State, str], None] = lambda state, holder: None
         """Called when an engine (GENERATING) or a judge (JUDGING) holds one group less."""
-        self._writing: defaultdict[str, int] = defaultdict(int)
-        self._judging: defaultdict[str, int] = defaultdict(int)
+        self._writing: Counter[str] = Counter()
+        self._judging: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -181,9 +181,9 @@ class GroupQueues:
         else:
             self._judging[holder] += 1
 
-    def num_checked_out(self, state: State, holder: str) -> int:
-        """Groups that this engine (GENERATING) or judge (JUDGING) holds."""
-        return (self._writing if state is State.GENERATING else self._judging)[holder]
+    def checked_out(self, state: State) -> Counter[str]:
+        """How many groups each engine (GENERATING) or judge (JUDGING) holds, by its name. It changes with them."""
+        return self._writing if state is State.GENERATING else self._judging
 
     def _take_back(self, entry: Entry) -> None:
         """Its worker, if any, no longer holds it, and it does not count as unfinished."""
@@ -200,6 +200,8 @@ class GroupQueues:
 
     def _count(self, entry: Entry) -> None:
         """It is unfinished, and will have its present head."""
+        if entry.counted == entry.head:
+            return
         if entry.counted is not None:
             self._heads[entry.counted] -= 1
         entry.counted = entry.head

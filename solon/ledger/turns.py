@@ -1,6 +1,6 @@
 """Workers that wait for work of one kind, and how it is dealt to them. Plain asyncio.
 
-    turns = Turns(available, num_held)
+    turns = Turns(available, held)
     part = await turns.part(ask)        # groups that the worker may take now; 0: look again at the reason for waiting
     turns.deal()                        # by a worker that took less than its part
     turns.deal()                        # after every change that may have made work available
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from solon.ledger.shares import Ask, deal
 
@@ -34,10 +34,11 @@ class _Turn:
 class Turns:
     """See the module."""
 
-    def __init__(self, available: Callable[[], int], num_held: Callable[[str], int]) -> None:
-        """available: groups that could be taken now. num_held: groups that a worker holds."""
+    def __init__(self, available: Callable[[], int], held: Mapping[str, int]) -> None:
+        """available: groups that could be taken now. held: groups that each worker holds, by its
+        name."""
         self._available = available
-        self._num_held = num_held
+        self._held = held
         self._waiting: dict[str, list[_Turn]] = {}  # by worker
         self._order: list[tuple[int, int, _Turn]] | None = None
         """A heap of (groups held, age, turn). Of a turn whose worker has finished groups since it asked there are
@@ -119,7 +120,7 @@ class Turns:
             else:
                 _wake(turn)
         up.sort(key=lambda turn: turn.age)
-        asks = [(turn.ask.room, self._num_held(turn.ask.holder)) for turn in up]
+        asks = [(turn.ask.room, self._held[turn.ask.holder]) for turn in up]
         for turn, part in zip(up, deal(left, asks) if asks else (), strict=True):
             if part:
                 turn.part = part
@@ -132,11 +133,11 @@ class Turns:
             return
         if len(order) > 64 + 8 * self._num_waiting:  # most of them are of turns that have ended
             order = self._ordered()
-        heapq.heappush(order, (self._num_held(turn.ask.holder) + turn.part, turn.age, turn))
+        heapq.heappush(order, (self._held[turn.ask.holder] + turn.part, turn.age, turn))
 
     def _ordered(self) -> list[tuple[int, int, _Turn]]:
         waiting = [turn for turns in self._waiting.values() for turn in turns if not turn.woken.done()]
-        self._order = [(self._num_held(turn.ask.holder), turn.age, turn) for turn in waiting]
+        self._order = [(self._held[turn.ask.holder], turn.age, turn) for turn in waiting]
         heapq.heapify(self._order)
         return self._order
 
@@ -149,7 +150,7 @@ class Turns:
                 continue  # it has its answer, or was cancelled
             if turn not in self._waiting.get(turn.ask.holder, ()):
                 continue
-            now = self._num_held(turn.ask.holder) + turn.part
+            now = self._held[turn.ask.holder] + turn.part
             if held == now:
                 return turn
             if held < now:  # it took groups in another turn

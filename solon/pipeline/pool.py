@@ -71,13 +71,13 @@ class Seat(Generic[L_co]):
     def take(self, groups: int) -> None:
         """Count groups given to the lane."""
         self._free -= groups
-        self._meter.hold(self.num_held, _now())
+        self._meter.hold(self._lane.groups_at_once - self._free, _now())
         self._look()
 
     def give(self, groups: int, *, finished: bool = True) -> None:
         """Count groups that the lane finished or, with `finished` False, lost."""
         self._free += groups
-        self._meter.hold(self.num_held, _now(), finished=groups if finished else 0)
+        self._meter.hold(self._lane.groups_at_once - self._free, _now(), finished=groups if finished else 0)
         self._look()
 
     def leave(self) -> None:

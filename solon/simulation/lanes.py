@@ -149,11 +149,11 @@ class Hours:
 
     def begin(self) -> None:
         """It has work from now on."""
-        self._since_s = self._loop.time()
+        self._since_s = self._loop.now_s
 
     def report(self) -> tuple[Span, ...]:
         """The time since the last report."""
-        start_s, self._since_s = self._since_s, self._loop.time()
+        start_s, self._since_s = self._since_s, self._loop.now_s
         return (Span(lane=self._lane, worker=self._worker, name="", start_s=start_s, end_s=self._since_s),)
 
 

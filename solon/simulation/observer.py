@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from array import array
 from collections import Counter
@@ -14,6 +13,7 @@ from solon.events import is_counted
 from solon.ledger.ledger import Lease
 from solon.protocols import GenerationReport, LabelReport, PayloadRef
 from solon.records import LoadReceipt, Span, StepReport
+from solon.simulation.virtual_time import VirtualLoop
 from solon.telemetry.overlap import Busy
 
 GENERATED, LABELLED, STEPPED, PUBLISHED = range(4)
@@ -25,7 +25,7 @@ FLUSH = 1 << 16
 class Account:
     """An `Observer` that adds up."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
         self._log = array("d")
         self._digest = hashlib.blake2b(digest_size=16)
@@ -89,7 +89,7 @@ class Account:
 
     def _note(self, kind: int, first: int, second: int) -> None:
         self.events += 1
-        self._log.extend((kind, first, second, self._loop.time()))
+        self._log.extend((kind, first, second, self._loop.now_s))
         if len(self._log) >= FLUSH:
             self._flush()
 

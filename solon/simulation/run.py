@@ -32,7 +32,7 @@ from solon.simulation.observer import Account
 from solon.simulation.outcome import Outcome
 from solon.simulation.scenario import Scenario
 from solon.simulation.stations import Rate
-from solon.simulation.virtual_time import run_virtual
+from solon.simulation.virtual_time import run_virtual, running_loop
 
 
 def simulate(scenario: Scenario) -> Outcome:
@@ -77,7 +77,7 @@ class _Simulation:
         self._clock = clock
         self._most = _Most()
         self._lengths = GroupLengths(scenario)
-        self.account = Account(asyncio.get_running_loop())
+        self.account = Account(running_loop())
         self.ledger = AsyncLedger(
             scenario.ledger_config(), scenario.staleness_config(), total_groups=scenario.total_groups, clock=clock
         )

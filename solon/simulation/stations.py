@@ -59,7 +59,7 @@ class Station:
         self._loop = loop
         self._on_done = on_done
         self._progress = 0.0
-        self._seen_s = loop.time()
+        self._seen_s = loop.now_s
         self._speed = 0.0
         self._load = 0.0
         self._paused = False
@@ -101,7 +101,7 @@ class Station:
         self._look()
 
     def _advance(self) -> None:
-        now = self._loop.time()
+        now = self._loop.now_s
         self._progress += (now - self._seen_s) * self._speed
         self._seen_s = now
 

@@ -63,10 +63,13 @@ class Busy:
 
     def add(self, span: Span) -> None:
         """Count the time of a span."""
-        key = (span.lane, span.worker)
-        start_s = max(span.start_s, self._reach_s.get(key, span.start_s))
-        self._total_s[key] += max(0.0, span.end_s - start_s)
-        self._reach_s[key] = max(span.end_s, self._reach_s.get(key, span.end_s))
+        key, start_s, end_s = (span.lane, span.worker), span.start_s, span.end_s
+        reach_s = self._reach_s.get(key, start_s)
+        if reach_s > start_s:
+            start_s = reach_s
+        self._total_s[key] += end_s - start_s if end_s > start_s else 0.0
+        if end_s >= reach_s:
+            self._reach_s[key] = end_s
 
     def seconds(self, lane: str) -> float:
         """Busy seconds of a lane's workers together."""

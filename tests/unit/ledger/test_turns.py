@@ -39,7 +39,7 @@ def test_the_share_of_the_first_is_its_part_when_all_are_dealt_to(available, ask
 def test_in_small_portions_the_workers_with_the_fewest_groups_are_served_and_no_other_is_woken(held, work):
     async def main() -> None:
         holds, available = Counter({str(who): count for who, count in enumerate(held)}), 0
-        turns = Turns(lambda: available, lambda who: holds[who])
+        turns = Turns(lambda: available, holds)
         waiting = {str(who): asyncio.ensure_future(turns.part(Ask(str(who), 1))) for who in range(len(held))}
         await settled()
         for portion in work:
@@ -64,7 +64,7 @@ def test_in_small_portions_the_workers_with_the_fewest_groups_are_served_and_no_
 
 async def test_a_worker_that_finished_a_group_while_it_waited_is_served_first():
     holds, available = Counter(a=2, b=3), 0
-    turns = Turns(lambda: available, lambda who: holds[who])
+    turns = Turns(lambda: available, holds)
     tasks = {who: asyncio.ensure_future(turns.part(Ask(who, 4))) for who in "ab"}
     for who in "cdef":  # enough others that one group is a small portion
         holds[who] = 9
@@ -84,7 +84,7 @@ async def test_a_worker_that_finished_a_group_while_it_waited_is_served_first():
 
 
 async def test_a_worker_that_is_down_is_woken_in_place_of_being_served():
-    turns = Turns(lambda: 1, lambda who: 0)
+    turns = Turns(lambda: 1, Counter())
     down = asyncio.ensure_future(turns.part(Ask("down", 1, lambda: False)))
     up = [asyncio.ensure_future(turns.part(Ask(f"up-{n}", 1))) for n in range(4)]
     await settled()
@@ -92,3 +92,14 @@ async def test_a_worker_that_is_down_is_woken_in_place_of_being_served():
     assert [task.done() for task in up].count(True) >= 1
     for task in up:
         task.cancel()
+
+
+async def test_what_a_cancelled_worker_leaves_goes_to_the_next():
+    turns = Turns(lambda: 1, Counter())
+    first, second = (asyncio.ensure_future(turns.part(Ask(who, 1))) for who in "ab")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # one of them has its part and has not taken it
+    first.cancel()
+    await settled()
+    assert first.cancelled()
+    assert second.result() == 1
