@@ -19,7 +19,8 @@ from tests.e2e.test_submission import Client
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(500)]
 
-RLAIF_STEPS = 8
+RLAIF_STEPS = 60
+"""Enough that a command which stops them arrives in time."""
 ALIGN = f"""
 policy = "nursery:policy"
 judge = "nursery:judge"
