@@ -129,6 +129,7 @@ def stop_when(client: Client, command: list[str], job: str, condition: Callable[
         said = child.said()  # type: ignore[attr-defined]
     assert "Traceback" not in said
     assert TOKEN not in said
+    assert "Creating a file package" not in said, "Ray's client logs on the terminal"
     client.assert_nothing_is_left()
 
 
