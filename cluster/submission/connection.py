@@ -77,13 +77,17 @@ def job_address(given: str) -> str:
     return url.rstrip("/")
 
 
+LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
+"""Of Ray's client, which would write on the terminal of a command."""
+
+
 class JobServer(JobSubmissionClient):  # type: ignore[misc]
     """Ray's client, with limits on waiting, and without exceptions that name no remedy."""
 
     def __init__(self, url: str, *, headers: Mapping[str, str]) -> None:
         os.environ[ADDRESS] = url  # Ray prefers it to the argument
-        for name in ("dashboard_sdk", "job.sdk"):  # they set their own level when they are imported
-            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+        for name in LOGGERS:  # they set their own level when they are imported
+            logging.getLogger(name).setLevel(logging.WARNING)
         super().__init__(url, headers=dict(headers))
         self.url = url
 

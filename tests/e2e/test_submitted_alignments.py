@@ -19,7 +19,8 @@ from tests.e2e.test_submission import Client
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(500)]
 
-RLAIF_STEPS = 8
+RLAIF_STEPS = 60
+"""Enough that a command which stops them arrives in time."""
 ALIGN = f"""
 policy = "nursery:policy"
 judge = "nursery:judge"
@@ -128,6 +129,7 @@ def stop_when(client: Client, command: list[str], job: str, condition: Callable[
         said = child.said()  # type: ignore[attr-defined]
     assert "Traceback" not in said
     assert TOKEN not in said
+    assert "Creating a file package" not in said, "Ray's client logs on the terminal"
     client.assert_nothing_is_left()
 
 
