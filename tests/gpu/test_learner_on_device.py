@@ -132,7 +132,7 @@ def test_a_saved_learner_continues_from_its_weights_and_moments(tmp_path: Path):
         assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     for name, parameter in first.objective.policy.model.named_parameters():
         other = second.objective.policy.model.get_parameter(name)
-        assert float((parameter - other).norm()) <= 1e-3 * float(parameter.norm())
+        assert float((parameter - other).detach().norm()) <= 1e-3 * float(parameter.detach().norm())
 
 
 def share_of_wanted(answer: list[int]) -> float:

@@ -230,7 +230,8 @@ def test_a_replaced_learner_waits_for_room_for_its_networks(tmp_path: Path, monk
     arguments: dict[str, Any] = {"sampling": Sampling(max_tokens=8), "seed": 0, "name": "learner"}
     learner.LearnerShell(config, model=model, **arguments)._wait_for_memory()
     ((needed, who),) = waited
-    parameters = 18_592  # policy and reference, in float32
+    parameters = 19_616
+    # Policy and reference, in float32.
     assert needed == learner.CONTEXT + 2 * 4 * parameters
     assert who == "the learner"
     learner.LearnerShell(config, model="org/not-here", **arguments)._wait_for_memory()
