@@ -45,10 +45,12 @@ class Measured:
         for pool in self._pools:
             places = max([1.0, *(seat.lane.groups_at_once / 2 for seat in pool.seats)])  # the other half is queued
             fit = self._fits.setdefault(pool.name, ServiceFit(places=places))
+            window = Usage()  # of all lanes: one of each would count with the weight of many in a large pool
             for seat in pool.pool.seats:
                 usage, name = seat.usage, seat.lane.name
-                fit.add(usage.since(self._usage.get(name, Usage())))
+                window += usage.since(self._usage.get(name, Usage()))
                 self._usage[name] = usage
+            fit.add(window)
             pools[pool.name] = PoolLoad(size=pool.size, service=fit.service, places=places)
         return Load(now_s=now_s, learn_s=self._learn_s, in_flight=in_flight, pools=pools)
 

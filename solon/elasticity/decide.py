@@ -18,8 +18,10 @@ from dataclasses import dataclass, field, replace
 
 from solon.elasticity.service import Service
 
-ALL_BUT = 0.97
+NEAR = 0.95
 """A pool that reaches this share of the best that any of its sizes does needs no more lanes."""
+ALIKE = 0.98
+"""With this share, fewer lanes would do. The difference is the hysteresis of a pool that cannot reach the need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,18 +165,19 @@ def _wanted(name: str, load: Load, limits: Limits) -> tuple[int, str]:
     need, who = _need(name, load, limits)
     best = pool.rate(bounds.most, load.in_flight)
 
-    def enough(size: int, share: float) -> bool:
-        return pool.rate(size, load.in_flight) >= min((1 + share) * need, ALL_BUT * best)
+    def enough(size: int, *, grows: bool) -> bool:
+        spare, of_best = (limits.spare_share, NEAR) if grows else (limits.shrink_share, ALIKE)
+        return pool.rate(size, load.in_flight) >= min((1 + spare) * need, of_best * best)
 
     have = pool.rate(pool.size, load.in_flight)
     said = f"{pool.size} of {name} can make {have:.3g} groups/s, {who} {need:.3g}"
-    if not enough(pool.size, limits.spare_share):
+    if not enough(pool.size, grows=True):
         sizes = range(pool.size + 1, bounds.most + 1)
-        size = next((size for size in sizes if enough(size, limits.spare_share)), bounds.most)
+        size = next((size for size in sizes if enough(size, grows=True)), bounds.most)
         return size, f"{said}: {size} are needed"
-    if pool.size > bounds.least and enough(pool.size - 1, limits.shrink_share):
+    if pool.size > bounds.least and enough(pool.size - 1, grows=False):
         sizes = range(bounds.least, pool.size)
-        size = next(size for size in sizes if enough(size, limits.shrink_share))
+        size = next(size for size in sizes if enough(size, grows=False))
         return size, f"{said}: {size} would do"
     return pool.size, f"{said}: balanced"
 

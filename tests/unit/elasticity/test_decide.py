@@ -103,11 +103,11 @@ def test_under_a_constant_load_every_pool_settles_on_a_size_that_suffices_and_ne
         other = "judge" if name == "rollout" else "rollout"
         need = min(1 / learn_s, load.pools[other].rate(MOST, load.in_flight))
         best = pool.rate(MOST, load.in_flight)
-        assert pool.rate(last, load.in_flight) >= min(1.1 * need, 0.97 * best) - 1e-9
+        assert pool.rate(last, load.in_flight) >= min(1.1 * need, 0.95 * best) - 1e-9
         if last > 1 and last < began:  # it came from above: the next one down would be too few
-            assert pool.rate(last - 1, load.in_flight) < min(1.4 * need, 0.97 * best) + 1e-9
+            assert pool.rate(last - 1, load.in_flight) < min(1.4 * need, 0.98 * best) + 1e-9
         if last > began:  # from below: one fewer was too few
-            assert pool.rate(last - 1, load.in_flight) < min(1.1 * need, 0.97 * best) + 1e-9
+            assert pool.rate(last - 1, load.in_flight) < min(1.1 * need, 0.95 * best) + 1e-9
 
 
 @given(services, services, learning, places, st.integers(0, 10**6))
@@ -120,6 +120,19 @@ def test_noise_of_a_twentieth_makes_no_pool_turn_back(rollout, judge, learn_s, p
     for name in ("rollout", "judge"):
         sizes = [at[name] for at in trail]
         assert sizes in (sorted(sizes), sorted(sizes, reverse=True)), "it turned back"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_pool_that_cannot_reach_the_need_does_not_change_back_and_forth_with_noise(seed: int):
+    draw, most = random.Random(seed), 8
+    limits = Limits(pools={"rollout": Bounds(least=1, most=most), "judge": Bounds(least=1, most=1)}, cooldown_s=0)
+
+    def load_at(number: int, sizes: dict[str, int]) -> Load:
+        service = Service(10.0, 0.70 * draw.uniform(0.93, 1.07))  # the last lane adds 3 %, about what noise does
+        return load_of(service, size=sizes["rollout"], learn_s=0.01, places=16.0, in_flight=32.0)
+
+    trail = [at["rollout"] for at in decided(load_at, {"rollout": 1, "judge": 1}, rounds=100, limits=limits)]
+    assert trail == sorted(trail)
 
 
 @given(services, learning, learning, places)
