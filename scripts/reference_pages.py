@@ -121,17 +121,19 @@ def alignments() -> str:
 def _section(model: type[BaseModel], path: str) -> Iterator[str]:
     docs = attribute_docs(model)
     inner = {name: found for name, field in model.model_fields.items() if (found := _model_in(field)) is not None}
+    optional = {name: found for name, field in model.model_fields.items() if (found := _optional(field)) is not None}
     if path:
         yield f"## `[{path}]`\n"
         yield _plain(inspect.getdoc(model) or "") + "\n"
     rows = [
-        f"| `{name}` | {_cell(_type(field))} | {_field_default(field)} | {_cell(_plain(docs.get(name, '')))} |"
+        f"| `{name}` | {'a section or none' if name in optional else _cell(_type(field))} | {_field_default(field)} | "
+        f"{_cell(_plain(docs.get(name, '')))} |"
         for name, field in model.model_fields.items()
         if name not in inner
     ]
     if rows:
         yield "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
-    for name, found in inner.items():
+    for name, found in {**inner, **optional}.items():
         yield from _section(found, f"{path}.{name}" if path else name)
 
 
@@ -152,6 +154,15 @@ def attribute_docs(model: type[BaseModel]) -> dict[str, str]:
 
 def _model_in(field: FieldInfo) -> type[BaseModel] | None:
     kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _optional(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of a section that may be left out."""
+    if typing.get_origin(field.annotation) not in (typing.Union, types.UnionType):
+        return None
+    kinds = [kind for kind in typing.get_args(field.annotation) if kind is not type(None)]
+    (kind,) = kinds if len(kinds) == 1 else (None,)
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 

@@ -170,7 +170,10 @@ class RunFile(Section):
             return
         lora = self.learn.lora
         if lora is None:
-            raise ValueError("publish.way = 'adapter' needs learn.lora, got none: all weights train; set 'merged'")
+            raise ValueError(
+                "publish.way = 'adapter' needs adapters, got a learner that trains all weights; add [learn.lora] with "
+                "r = 16, or set publish.way = 'merged'"
+            )
         if lora.r > MOST_RANK:
             raise ValueError(f"learn.lora.r = {lora.r}, expected at most {MOST_RANK} with publish.way = 'adapter'")
         if self.rollout.backend != "vllm":

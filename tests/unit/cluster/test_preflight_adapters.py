@@ -38,7 +38,7 @@ def test_engines_have_room_for_the_learner_s_rank_and_the_versions_alive(run: Pa
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["publish.way=adapter"], "needs learn.lora"),
+        (["publish.way=adapter"], r"add \[learn.lora\] with r = 16"),
         ([*ADAPTER, "learn.lora.r=513"], "learn.lora.r = 513, expected at most 512"),
         ([*ADAPTER, "rollout.backend=transformers"], "expected 'vllm'"),
         ([*ADAPTER, "rollout.tensor_parallel=2"], "engines of 2 ranks, expected 1"),
