@@ -109,7 +109,7 @@ _METRICS = (
     _gauge("occupancy_ratio", "groups that the workers hold, of those that they have room for", lane=POOLS),
     _gauge("busy_ratio", "share of time in which a lane was busy, since the start", lane=LANES),
     _gauge("overlap_ratio", "how well the lanes overlap, 1: the slowest one never waits"),
-    _gauge("kv_cache_use_ratio", "most of the key-value cache in use, at the last group of an engine"),
+    _gauge("kv_cache_use_ratio", "largest share of a key-value cache in use, of all engines, in the last seconds"),
     # -- queues
     _gauge("queue_groups", "groups by state", state=tuple(str(state) for state in State)),
     _gauge("batch_groups", "groups of a batch"),
@@ -187,6 +187,8 @@ class RunExports:
         self._meter = meter
         self._lanes = lanes
         self._stepped_s: float | None = None
+        self._cache_use: float | None = None
+        """Largest one since the last sample."""
         self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         for name, metric in METRICS.items():
             if metric.kind == "counter":  # a rate needs the 0 before the first increase
@@ -204,7 +206,7 @@ class RunExports:
         self._some("groups", 1, stage="generated")
         self._some("tokens", report.num_tokens, kind="generated")
         if report.cache_use is not None:
-            self._set("kv_cache_use_ratio", report.cache_use)
+            self._cache_use = max(report.cache_use, self._cache_use or 0.0)
         self._busy(report.spans)
 
     def labelled(self, report: LabelReport, payload_ref: PayloadRef) -> None:
@@ -282,6 +284,9 @@ class RunExports:
             self._set("workers_bound", pool.least, lane=lane, bound="least")
             self._set("workers_bound", pool.most, lane=lane, bound="most")
             self._set("occupancy_ratio", pool.held / pool.room if pool.room else 0.0, lane=lane)
+        if self._cache_use is not None:
+            self._set("kv_cache_use_ratio", self._cache_use)
+            self._cache_use = None
         for (name, labels), value in self._gauges.items():
             self._meter.set(METRICS[name], value, dict(labels))
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,15 @@ def test_an_event_costs_microseconds():
         exports.generated(GENERATED, None)
         exports.labelled(LABELLED, None)
     assert (time.perf_counter() - began) / 4000 < 1e-3  # about 10 us, and 20 with Ray; the limit is for busy machines
+
+
+def test_the_fullest_cache_since_the_last_sample_is_shown():
+    exports, _, kept = make()
+    for use in (0.25, 0.75, 0.0):
+        exports.generated(replace(GENERATED, cache_use=use), None)
+    exports.sample(MOMENT)
+    assert kept.gauge("kv_cache_use_ratio") == 0.75
+    exports.generated(replace(GENERATED, cache_use=0.125), None)
+    exports.generated(replace(GENERATED, cache_use=None), None)
+    exports.sample(MOMENT)
+    assert kept.gauge("kv_cache_use_ratio") == 0.125
