@@ -34,7 +34,7 @@ from cluster.plan.rates import (
 )
 from solon.errors import InputError
 from solon.feedback.judges.endpoint_judge import EndpointFile
-from solon.records import Group, Prompt, TrainingGroup
+from solon.records import Group, Prompt, TrainingGroup, Weights
 
 LIBRARIES = ("torch", "vllm", "transformers", "ray")
 DRIVER_S = 0.00095
@@ -79,6 +79,8 @@ def measure(
                 crowding = _crowding(engine, learner, run, labelled, engine_rate, learn_rate, seconds / 2)
         loads = [engine.ask("load", weights)]
         memory["rollout"] = engine.ask("peak")
+    # A run maps two versions from the object store, the live one and the next; alone there was one, in own memory.
+    mapped = dict.fromkeys(("rollout", "learner"), version_bytes(weights))
     shared = not run.rollout.num_gpus
     lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
     return Rates(
@@ -100,9 +102,14 @@ def measure(
         crowding=crowding,
         answer_tokens=tuple(lengths),
         prompt_tokens=sum(len(group.prompt_token_ids) for group in groups) / len(groups),
-        memory={role: peak + RAY_BYTES for role, peak in memory.items()},
+        memory={role: peak + RAY_BYTES + mapped.get(role, 0) for role, peak in memory.items()},
         points=tuple(points),
     )
+
+
+def version_bytes(weights: Weights) -> int:
+    """Of the tensors of a published version."""
+    return sum(tensor.nbytes for chunk in weights.chunks for tensor in chunk)
 
 
 def levels(most: int) -> list[int]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from cluster.config.run_file import RunFile
+from cluster.pipeline_file import load_run
 from cluster.plan.hardware import device_of, devices
+from cluster.plan.measuring import version_bytes
+from cluster.plan.memory import mapped_bytes, roles_of, sizes_for
 from cluster.plan.rates import Rates, line
 from cluster.plan.shared import Machine, SharedRun, Work
 from cluster.plan.splits import Split, splits_of
@@ -18,6 +22,7 @@ from solon.cli.main import app, main
 from solon.errors import InputError
 from solon.files.toml_file import read_toml
 from solon.ledger.staleness import StalenessConfig
+from solon.records import Weights
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -306,3 +311,22 @@ def test_a_split_of_shared_lanes_counts_one_device():
     assert split.devices == 2
     assert split.share("generate") == 0.5
     assert split.share("learn") == 1.0
+
+
+def test_on_a_cpu_engine_and_learner_count_two_published_versions_and_the_judge_none(tmp_path: Path):
+    path = run_file(tmp_path)
+    run = load_run(path, overrides=["rollout.num_gpus=0", "judging.num_gpus=0", "learn.num_gpus=0"])
+    sizes = sizes_for(run)[0]
+    policy = sizes[run.policy]
+    assert mapped_bytes(run, policy, on_gpu=False) == 2 * 4 * policy.parameters
+    assert mapped_bytes(run, policy, on_gpu=True) == 0
+    narrow = load_run(path, overrides=["learn.serving_dtype=bfloat16"])
+    assert mapped_bytes(narrow, policy, on_gpu=False) == 2 * 2 * policy.parameters
+    rollout, judge, _ = roles_of(run, sizes, device=None)
+    assert rollout.working - judge.working >= mapped_bytes(run, policy, on_gpu=False)
+
+
+def test_a_version_has_the_bytes_of_its_tensors_in_all_chunks():
+    tensors = ((np.zeros(10, np.uint8), np.zeros(4, np.uint8)), (np.zeros(6, np.uint8),))
+    weights = Weights(version=1, chunks=tensors, fingerprint="f", canary_token_ids=(), canary_logprobs=())
+    assert version_bytes(weights) == 20
