@@ -226,14 +226,15 @@ def _crowding(
         return learn_rate.step_s + learn_rate.token_s * sum(item.group.num_tokens for item in taken), found.wall_s
 
     def generate() -> list[tuple[float, float]]:
-        waves = []
+        waves: list[tuple[float, float]] = []
         while True:
             found = wave()
             if over.is_set():  # it ran alone for a while
                 return waves
             waves.append(found)
 
-    alone_waves, alone_steps, steps = [wave()], [step()], []
+    alone_waves, alone_steps = [wave()], [step()]
+    steps: list[tuple[float, float]] = []
     end = time.monotonic() + seconds
     with ThreadPoolExecutor(1) as beside:
         generating = beside.submit(generate)
