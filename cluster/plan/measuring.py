@@ -34,7 +34,7 @@ from cluster.plan.rates import (
 )
 from solon.errors import InputError
 from solon.feedback.judges.endpoint_judge import EndpointFile
-from solon.records import Group, Prompt, TrainingGroup
+from solon.records import Group, Prompt, TrainingGroup, Weights
 
 LIBRARIES = ("torch", "vllm", "transformers", "ray")
 DRIVER_S = 0.00095
@@ -79,6 +79,8 @@ def measure(
                 crowding = _crowding(engine, learner, run, labelled, engine_rate, learn_rate, seconds / 2)
         loads = [engine.ask("load", weights)]
         memory["rollout"] = engine.ask("peak")
+    # A run maps two versions from the object store, the live one and the next; alone there was one, in own memory.
+    mapped = dict.fromkeys(("rollout", "learner"), version_bytes(weights))
     shared = not run.rollout.num_gpus
     lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
     return Rates(
@@ -100,9 +102,14 @@ def measure(
         crowding=crowding,
         answer_tokens=tuple(lengths),
         prompt_tokens=sum(len(group.prompt_token_ids) for group in groups) / len(groups),
-        memory={role: peak + RAY_BYTES for role, peak in memory.items()},
+        memory={role: peak + RAY_BYTES + mapped.get(role, 0) for role, peak in memory.items()},
         points=tuple(points),
     )
+
+
+def version_bytes(weights: Weights) -> int:
+    """Of the tensors of a published version."""
+    return sum(tensor.nbytes for chunk in weights.chunks for tensor in chunk)
 
 
 def levels(most: int) -> list[int]:
@@ -201,39 +208,54 @@ def _crowding(
     learn_rate: LearnerRate,
     seconds: float,
 ) -> float:
-    """Speed of a core beside another busy one: an engine and the learner work at once, against their times alone."""
+    """Speed of a core beside another busy one: an engine and the learner work at once, against each alone just before
+    and just after, since other work on the machine may have come or gone since the rates were measured."""
     batch, size = run.ledger.batch_groups, run.rollout.group_size
     count = max(1, min(run.rollout.max_running // size, batch) // 2)
-    over = threading.Event()
+    over, source = threading.Event(), cycle(groups)
 
-    def generate() -> tuple[float, float]:
-        alone = wall = 0.0
+    def wave() -> tuple[float, float]:
+        """Seconds that the rates give it, and that it took."""
+        found = engine.ask("wave", count)
+        lengths = [len(rollout.token_ids) for group in found.made for rollout in group.rollouts]
+        return max(lengths) * engine_rate.step_s + sum(lengths) * engine_rate.token_s, found.wall_s
+
+    def step() -> tuple[float, float]:
+        taken = list(islice(source, batch))
+        found = learner.ask("step", taken)
+        return learn_rate.step_s + learn_rate.token_s * sum(item.group.num_tokens for item in taken), found.wall_s
+
+    def generate() -> list[tuple[float, float]]:
+        waves: list[tuple[float, float]] = []
         while True:
-            wave = engine.ask("wave", count)
+            found = wave()
             if over.is_set():  # it ran alone for a while
-                return alone, wall
-            lengths = [len(rollout.token_ids) for group in wave.made for rollout in group.rollouts]
-            alone += max(lengths) * engine_rate.step_s + sum(lengths) * engine_rate.token_s
-            wall += wave.wall_s
+                return waves
+            waves.append(found)
 
-    source, end, alone_s, wall_s = cycle(groups), time.monotonic() + seconds, 0.0, 0.0
+    alone_waves, alone_steps = [wave()], [step()]
+    steps: list[tuple[float, float]] = []
+    end = time.monotonic() + seconds
     with ThreadPoolExecutor(1) as beside:
         generating = beside.submit(generate)
         try:
-            while not wall_s or time.monotonic() < end:
-                taken = list(islice(source, batch))
-                step = learner.ask("step", taken)
-                tokens = sum(item.group.num_tokens for item in taken)
-                alone_s += learn_rate.step_s + learn_rate.token_s * tokens
-                wall_s += step.wall_s
+            while not steps or time.monotonic() < end:
+                steps.append(step())
         finally:
             over.set()
-        alone, wall = generating.result()
-    asked = engine_rate.cores + learn_rate.cores
-    shared = min(1.0, machine_cpus() / asked)
-    # In the geometric mean neither side counts more because it works longer.
-    found = math.sqrt((alone_s / wall_s) * (alone / wall)) if wall else alone_s / wall_s
+        waves = generating.result()
+    alone_waves.append(wave())
+    alone_steps.append(step())
+    shared = min(1.0, machine_cpus() / (engine_rate.cores + learn_rate.cores))
+    found = _speed(steps) / _speed(alone_steps)
+    if waves:  # in the geometric mean neither side counts more because it works longer
+        found = math.sqrt(found * _speed(waves) / _speed(alone_waves))
     return max(0.3, min(1.0, found / shared))
+
+
+def _speed(timed: Sequence[tuple[float, float]]) -> float:
+    """Against the rates, of (seconds by the rates, seconds taken)."""
+    return sum(by_rates for by_rates, _ in timed) / sum(taken for _, taken in timed)
 
 
 def _require_here(run: RunFile) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.config.run_file import RunFile
@@ -14,7 +14,11 @@ from solon.engines.base import EngineOptions
 from solon.engines.memory import CONTEXT, GIB, PROCESS, engine_memory, request_cache
 from solon.errors import InputError
 from solon.models.facts import ModelFacts, model_folder, read_facts
-from solon.models.sizes import ModelSizes, sizes_of
+from solon.models.sizes import BYTES, ModelSizes, sizes_of
+
+VERSIONS_MAPPED = 2
+"""Policy versions that an engine and the learner map from Ray's object store at once: the live one and the next. Seen
+in a run of benchmarks/plan.py: 1,076,154,368 bytes of each, with versions of 538,060,032."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +110,23 @@ def roles_of(
         ("judge", run.judge, run.judging, run.judge_pool),
     ):
         options = run.workers[pool].engine_config(seed=run.seed)
-        roles.append(
-            _engine(role, model, options, section.num_gpus, section.num_actors, sizes[model], size, peaks.get(role, 0))
+        found = _engine(
+            role, model, options, section.num_gpus, section.num_actors, sizes[model], size, peaks.get(role, 0)
         )
+        if role == "rollout":
+            found = replace(found, working=found.working + mapped_bytes(run, sizes[model], on_gpu=section.num_gpus > 0))
+        roles.append(found)
     roles.append(_learner(run, sizes[run.policy], peaks.get("learner", 0)))
     return roles
+
+
+def mapped_bytes(run: RunFile, sizes: ModelSizes, *, on_gpu: bool) -> int:
+    """Resident memory of a process on a CPU that is mapped from the object store: whole versions. On a GPU they are in
+    the host's memory, which is not the role's; adapters alone are small."""
+    if on_gpu or run.publish.way == "adapter":
+        return 0
+    dtype = run.learn.serving_dtype
+    return VERSIONS_MAPPED * sizes.parameters * (4 if dtype == "auto" else BYTES[dtype])
 
 
 def _engine(
@@ -158,7 +174,11 @@ def _learner(run: RunFile, sizes: ModelSizes, peak: int) -> RoleBytes:
         weights=found.weights,
         cache=0,
         optimiser=found.moments,
-        working=found.total - found.weights - found.moments - found.runtime,
+        working=found.total
+        - found.weights
+        - found.moments
+        - found.runtime
+        + mapped_bytes(run, sizes, on_gpu=section.num_gpus > 0),
         runtime=found.runtime,
         measured=peak,
     )

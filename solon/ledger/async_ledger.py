@@ -248,7 +248,8 @@ class AsyncLedger:
 
     async def _part_of(self, turns: Turns, ask: Ask, take: Callable[..., list[T]]) -> list[T] | None:
         """`take` for one of the workers that ask; None: it is down."""
-        ledger, part, taken = self._ledger, 0, ()
+        ledger, part = self._ledger, 0
+        taken: list[T] = []
         try:
             while True:
                 self._raise_failure()

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from cluster.config.run_file import RunFile
+from cluster.pipeline_file import load_run
+from cluster.plan import measuring
+from cluster.plan.alone import Timed
 from cluster.plan.hardware import device_of, devices
-from cluster.plan.rates import Rates, line
+from cluster.plan.measuring import version_bytes
+from cluster.plan.memory import mapped_bytes, roles_of, sizes_for
+from cluster.plan.rates import LearnerRate, Rates, RolloutRate, line
 from cluster.plan.shared import Machine, SharedRun, Work
 from cluster.plan.splits import Split, splits_of
 from cluster.plan.write import toml_text
@@ -18,6 +28,7 @@ from solon.cli.main import app, main
 from solon.errors import InputError
 from solon.files.toml_file import read_toml
 from solon.ledger.staleness import StalenessConfig
+from solon.records import Weights
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -311,3 +322,53 @@ def test_a_split_of_shared_lanes_counts_one_device():
     assert split.devices == 2
     assert split.share("generate") == 0.5
     assert split.share("learn") == 1.0
+
+
+def test_on_a_cpu_engine_and_learner_count_two_published_versions_and_the_judge_none(tmp_path: Path):
+    path = run_file(tmp_path)
+    run = load_run(path, overrides=["rollout.num_gpus=0", "judging.num_gpus=0", "learn.num_gpus=0"])
+    sizes = sizes_for(run)[0]
+    policy = sizes[run.policy]
+    assert mapped_bytes(run, policy, on_gpu=False) == 2 * 4 * policy.parameters
+    assert mapped_bytes(run, policy, on_gpu=True) == 0
+    narrow = load_run(path, overrides=["learn.serving_dtype=bfloat16"])
+    assert mapped_bytes(narrow, policy, on_gpu=False) == 2 * 2 * policy.parameters
+    rollout, judge, _ = roles_of(run, sizes, device=None)
+    assert rollout.working - judge.working >= mapped_bytes(run, policy, on_gpu=False)
+
+
+def test_a_version_has_the_bytes_of_its_tensors_in_all_chunks():
+    tensors = ((np.zeros(10, np.uint8), np.zeros(4, np.uint8)), (np.zeros(6, np.uint8),))
+    weights = Weights(version=1, chunks=tensors, fingerprint="f", canary_token_ids=(), canary_logprobs=())
+    assert version_bytes(weights) == 20
+
+
+class Disturbed:
+    """A role on a machine whose other work halves every speed; beside the other role it has 0.8 of what is left."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def ask(self, method: str, amount: Any) -> Timed:
+        beside = threading.active_count() > self._threads
+        if method == "wave":
+            time.sleep(0.002)
+            rollout = SimpleNamespace(token_ids=[0] * 10)
+            made, by_rates = [SimpleNamespace(rollouts=[rollout])] * amount, 10.0 + 10 * amount
+        else:
+            time.sleep(0.02)
+            made, by_rates = 0.0, 1.0 + 10 * len(amount)
+        return Timed(wall_s=by_rates / 0.5 / (0.8 if beside else 1.0), core_s=1.0, made=made)
+
+
+def test_what_a_busy_core_loses_is_found_although_other_work_came_after_the_rates_were_measured(monkeypatch):
+    monkeypatch.setattr(measuring, "machine_cpus", lambda: 2)
+    run: Any = SimpleNamespace(
+        ledger=SimpleNamespace(batch_groups=4), rollout=SimpleNamespace(group_size=1, max_running=8)
+    )
+    groups: Any = [SimpleNamespace(group=SimpleNamespace(num_tokens=10))]
+    engine_rate = RolloutRate(step_s=1.0, token_s=1.0, cores=1.0)
+    learn_rate = LearnerRate(step_s=1.0, token_s=1.0, cores=1.0, export_s=0.0)
+    role: Any = Disturbed(threading.active_count())
+    found = measuring._crowding(role, role, run, groups, engine_rate, learn_rate, 0.05)
+    assert found == pytest.approx(0.8)
