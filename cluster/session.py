@@ -64,7 +64,7 @@ class RunSession:
         """Held-out scores by the name of the evaluation."""
         self.watching: WatchingObserver | None = None
         """The audit, if a stage attached one."""
-        self.has_workers = False
+        self.has_workers = self.has_resumed = False
         self.provenance: dict[str, Any] = {"run_id": directory.path.name}
         """The origin that every label on record states."""
         self.totals = RunTotals(
@@ -155,6 +155,7 @@ class RunSession:
 
     async def _resumed(self) -> None:
         start, checkpoint = self.start, self.start.checkpoint
+        self.has_resumed = start.directory is not None
         if checkpoint is not None:
             restore_ledger(self.ledger, checkpoint, judges_again=start.judges_again)
             self.recorder.event(

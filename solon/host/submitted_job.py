@@ -18,8 +18,15 @@ def is_submitted_job() -> bool:
 
 def is_working_copy(path: Path) -> bool:
     """Whether a path lies in such a copy, on any machine."""
+    return within_working_copy(path) is not None
+
+
+def within_working_copy(path: Path) -> Path | None:
+    """A path relative to such a copy, which has another name whenever a file of the folder changes; None: it lies in no
+    copy."""
     parts = path.parts
-    return any(parts[at : at + 2] == _COPIES for at in range(len(parts) - 1))
+    found = (at for at in range(len(parts) - 1) if parts[at : at + 2] == _COPIES)
+    return next((Path(*parts[at + 3 :]) for at in found), None)
 
 
 def refuse_working_copy(

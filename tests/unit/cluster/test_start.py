@@ -37,7 +37,7 @@ from solon.recovery.guard import RecoveryConfig
 from solon.runs.directory import RunDirectory
 from tests.unit.checkpoints.test_checkpoints import write
 from tests.unit.fakes import make_prompt
-from tests.unit.run_files import make_run
+from tests.unit.run_files import CONFIG, make_run, tensors_of, write_weights
 
 HASH = "constitution"
 
@@ -187,6 +187,45 @@ def test_other_prompts_or_weights_under_the_same_name_are_refused_and_named(tmp_
         resumed(policy="p2", judge="j2")
     # A digest that was unknown then, such as that of a hub name's files, is not compared.
     assert resumed(**{"watch.audit_judge": "w1"}).step == 2
+
+
+def moved_to(folder: Path) -> RunFile:
+    """The same run, with all of its inputs and a calibration in another folder."""
+    folder.mkdir(parents=True)
+    return RunFile.load(make_run(folder, '[feedback]\ncalibration = "calibration.json"\n'))
+
+
+def test_a_submitted_folder_that_ray_unpacks_elsewhere_is_the_same_run_while_its_content_is_the_same(tmp_path: Path):
+    root = tmp_path / "runs"
+    copies = tmp_path / "session" / "runtime_resources" / "working_dir_files"
+    before, now = moved_to(copies / "_ray_pkg_1"), moved_to(copies / "_ray_pkg_2")
+    directory = begun(root, before, steps=(2,))
+    config = json.loads((directory.path / "config.json").read_text())
+    directory.write_json("config.json", config | {"inputs": input_digests(before, [], [])})
+
+    def resumed(run: RunFile) -> Start:
+        digests = input_digests(run, [], [])
+        return find_start(run, HASH, digests=digests, root=root, name="night", default="run", resume=True)
+
+    assert before.policy != now.policy
+    assert resumed(now).step == 2
+    write_weights(Path(now.policy) / "model.safetensors", tensors_of(CONFIG), mark="other")
+    with pytest.raises(InputError, match=r"policy .*_ray_pkg_2/policy has other weights"):
+        resumed(now)
+    with pytest.raises(InputError, match=r"judge was .*_ray_pkg_1/judge', is .*_ray_pkg_1/policy'"):
+        resumed(before.model_copy(update={"judge": before.policy}))
+
+
+def test_a_model_that_was_moved_is_the_same_input_and_a_path_without_a_digest_is_not(tmp_path: Path):
+    root, before, now = tmp_path / "runs", moved_to(tmp_path / "old"), moved_to(tmp_path / "new")
+    directory = begun(root, before, steps=(2,))
+    config = json.loads((directory.path / "config.json").read_text())
+    digests = dict.fromkeys(("policy", "judge", "prompts"), "d1")
+    directory.write_json("config.json", config | {"inputs": digests})
+    with pytest.raises(InputError) as refused:
+        find_start(now, HASH, digests=digests, root=root, name="night", default="run", resume=True)
+    assert "feedback.calibration was" in str(refused.value)
+    assert "policy was" not in str(refused.value)
 
 
 def test_a_checkpoint_keeps_its_input_digests_when_the_configuration_is_rewritten(tmp_path: Path, run: RunFile):
