@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.config.run_file import RunFile
 from cluster.plan.hardware import Device
+from cluster.plan.dividing import divided
 from cluster.plan.memory import RoleBytes, lacking, roles_of
 from cluster.plan.prediction import Prediction, predict
 from cluster.plan.rates import Rates
@@ -55,6 +56,8 @@ class Plan:
     runners_up: list[Prediction]
     moves: list[str]
     remarks: list[str]
+    divided: list[str] = field(default_factory=list)
+    """Why engines have several devices that the run file gives one, a sentence each; among the remarks as well."""
 
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -69,6 +72,7 @@ class Plan:
             "runners_up": [one.as_json() for one in self.runners_up],
             "moves": self.moves,
             "remarks": self.remarks,
+            "divided": self.divided,
             "assumptions": list(self.rates.assumptions),
         }
 
@@ -90,7 +94,7 @@ def plan_here(run: RunFile, rates: Rates, sizes: dict[str, ModelSizes], purse: P
 
 def plan_devices(
     run: RunFile,
-    rates: Rates,
+    rates_for: Callable[[RunFile], Rates],
     sizes: dict[str, ModelSizes],
     *,
     gpus: int,
@@ -98,9 +102,18 @@ def plan_devices(
     device: Device,
     purse: Purse,
 ) -> Plan:
-    """For this many devices. Raises InputError when a role does not fit, or when there are too few."""
+    """For this many devices. rates_for: of the run with its engines on as many devices as they need. Raises InputError
+    when a role does not fit, or when there are too few."""
+    run, reasons = divided(run, sizes, device, gpus_per_node=gpus_per_node)
+    rates = rates_for(run)
     ranks = _ranks_that_fit(run, rates, sizes, device, gpus, gpus_per_node)
-    splits = list(splits_of(gpus, ranks, stalenesses_of(run)))
+    engine, judge = run.rollout.tensor_parallel, run.judging.tensor_parallel
+    splits = list(splits_of(gpus, ranks, stalenesses_of(run), engine_ranks=engine, judge_ranks=judge))
+    if not splits:
+        raise InputError(
+            f"--gpus {gpus}, expected at least {engine + judge + 1}: an engine takes {engine} device(s), a judge "
+            f"{judge} and the learner 1; use more devices{''.join(f' ({reason})' for reason in reasons)}"
+        )
     # Devices of one worker fit, as each role was tried alone; only shared ones are left to look at.
     fitting = [split for split in splits if not (split.sharing and _lacks(run, rates, sizes, device, split))]
     if not fitting:
@@ -109,21 +122,17 @@ def plan_devices(
             f"--gpus {gpus}: {'; '.join(_lacks(run, rates, sizes, device, first))}; use more devices, a smaller "
             "model, or lower rollout.max_model_len and learn.max_tokens_per_microbatch"
         )
-    return _planned(run, rates, sizes, device, purse, fitting)
+    plan = _planned(run, rates, sizes, device, purse, fitting)
+    return replace(plan, divided=reasons, remarks=[*reasons, *plan.remarks])
 
 
 def _ranks_that_fit(
     run: RunFile, rates: Rates, sizes: dict[str, ModelSizes], device: Device, gpus: int, gpus_per_node: int
 ) -> list[int]:
-    """Numbers of ranks; engines first, which cannot be divided. Raises InputError."""
+    """Numbers of ranks of the learner. Raises InputError."""
     whole = Split(engines=1, judges=1, ranks=1, staleness=0)
-    roles = roles_of(with_split(run, whole, sizes, rates), sizes, device=device)
-    if missing := lacking([role for role in roles if role.role != "learner"], device):
-        raise InputError(
-            f"{'; '.join(missing)}; an engine is not divided over several devices: choose a device with more memory, "
-            "or a smaller or a quantised model"
-        )
-    most = min(max(RANKS), gpus_per_node, max(1, gpus - 2))
+    others = run.rollout.tensor_parallel + run.judging.tensor_parallel
+    most = min(max(RANKS), gpus_per_node, max(1, gpus - others))
     tried = [count for count in RANKS if count <= most]
     found, last = [], ""
     for count in tried:

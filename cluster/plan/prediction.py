@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.config.run_file import RunFile
-from cluster.plan.rates import Rates, ranks_speed
+from cluster.plan.rates import Rates
 from cluster.plan.shared import LANES, Machine, SharedRun, Work
 from cluster.plan.splits import Split
 from solon.recovery.config import RecoveryConfig
@@ -70,12 +70,6 @@ def predict(run: RunFile, rates: Rates, split: Split, *, usd_per_hour: float, st
     )
 
 
-def learn_rate(rates: Rates, ranks: int) -> tuple[float, float]:
-    """Seconds of a step, and of each token, with this many ranks."""
-    faster = ranks_speed(ranks)
-    return rates.learn.export_s + (rates.learn.step_s - rates.learn.export_s) / faster, rates.learn.token_s / faster
-
-
 def _shared(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, Any]:
     lanes = {"generate", "label", "learn", "load", "driver"}
     if not split.on_cpu:
@@ -97,7 +91,7 @@ def _shared(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, A
         lengths=rates.answer_tokens,
         decode=(rates.rollout.step_s, rates.rollout.token_s),
         label=(rates.judging.call_s, rates.judging.group_s),
-        learn=learn_rate(rates, split.ranks),
+        learn=rates.learn.with_ranks(split.ranks, _trained(run, rates)),
         load_s=rates.publish.load_s,
         first_s=rates.learn.first_s if steps == run.steps else 0.0,
         driver_s=rates.driver_s,
@@ -123,16 +117,23 @@ FIELDS = (
 )
 
 
+def _trained(run: RunFile, rates: Rates) -> float:
+    """Generated tokens of a batch, mean."""
+    return rates.mean_answer * run.rollout.group_size * run.ledger.batch_groups
+
+
 def _apart(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, Any]:
     size = run.rollout.group_size
-    step_s, token_s = learn_rate(rates, split.ranks)
+    step_s, token_s = rates.learn.with_ranks(split.ranks, _trained(run, rates))
     answer = rates.mean_answer
     held = max(2, 2 * run.judging.max_running // size)
     most = run.rollout.max_running
     scenario = Scenario(
         engines=split.engines,
         slots=max(2, 2 * most // size),
+        accelerators_per_engine=split.engine_ranks,
         judges=split.judges,
+        accelerators_per_judge=split.judge_ranks,
         judge_slots=held,
         learner_ranks=split.ranks,
         steps=steps,

@@ -34,6 +34,7 @@ class PlanRequest:
     rates: Path | None
     price: float | None
     write: Path | None
+    force: bool
     overrides: list[str]
     as_json: bool
 
@@ -43,11 +44,12 @@ def run_plan(request: PlanRequest) -> dict[str, Any]:
     much."""
     from cluster.pipeline_file import load_run
     from cluster.plan.hardware import device_of
+    from cluster.plan.write import planned_file, require_new
 
     _require_a_machine(request)
     device = device_of(request.gpu_type) if request.gpu_type else None
-    if request.write is not None and not request.write.parent.is_dir():
-        raise InputError(f"--write {request.write}: there is no folder {request.write.parent}; make it")
+    if request.write is not None:
+        require_new(request.path, request.write, force=request.force)
     run = load_run(request.path, overrides=request.overrides)
     if run.learn.num_nodes > 1:
         raise InputError(
@@ -60,9 +62,8 @@ def run_plan(request: PlanRequest) -> dict[str, Any]:
     plan = _plan(request, run, device)
     show.plan(plan)
     if request.write is not None:
-        from cluster.plan.write import planned_file
-
-        request.write.write_text(planned_file(request.path, request.overrides, plan), encoding="utf-8")
+        text = planned_file(request.path, request.overrides, plan, folder=request.write.parent)
+        request.write.write_text(text, encoding="utf-8")
         show.line(f"wrote {request.write}; next: solon check {request.write}")
     return plan.as_json()
 
@@ -90,18 +91,18 @@ def _plan(request: PlanRequest, run: RunFile, device: Any) -> Plan:
     constitution = Constitution.load(run.constitution)
     prompts = load_prompts(run.prompts, read=run.data, max_bad_share=run.data.max_bad_share).prompts
     price = request.price
-    if request.rates is not None:
-        rates = Rates.load(request.rates)
-        rates.require_models(run, request.rates)
-        if rates.share_cores:
+    measured = Rates.load(request.rates) if request.rates is not None else None
+    if measured is not None:
+        measured.require_models(run, str(request.rates))
+        if measured.share_cores:
             if request.gpus:
                 raise InputError(
-                    f"rates file {request.rates} was measured on the cores of {rates.machine}, which say nothing about "
+                    f"rates file {request.rates} was measured on the cores of {measured.machine}, which say nothing about "
                     f"--gpus {request.gpus}; measure on such a device, or leave --rates out for published rates"
                 )
             run, _ = fit_run(run, cpus=own_cpus())
             sizes, _ = sizes_for(run)
-            return plan_here(run, rates, sizes, Purse(usd_per_hour=price or 0.0, is_placeholder=False))
+            return plan_here(run, measured.for_ranks(run), sizes, Purse(usd_per_hour=price or 0.0, is_placeholder=False))
         if device is None or request.gpus is None:
             raise InputError(
                 f"rates file {request.rates} was measured on a GPU; say how many there are and of which type: "
@@ -110,11 +111,15 @@ def _plan(request: PlanRequest, run: RunFile, device: Any) -> Plan:
     run, _ = fit_run(run)
     run = _on_gpus(run)
     sizes, compressed = sizes_for(run)
-    if request.rates is None:
-        rates = published_rates(run, device, request.gpu_type, sizes, compressed, prompts, constitution)
+
+    def rates_for(run: RunFile) -> Rates:
+        if measured is not None:
+            return measured.for_ranks(run)
+        return published_rates(run, device, request.gpu_type, sizes, compressed, prompts, constitution)
+
     return plan_devices(
         run,
-        rates,
+        rates_for,
         sizes,
         gpus=int(request.gpus or 0),
         gpus_per_node=request.gpus_per_node,

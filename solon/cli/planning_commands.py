@@ -45,6 +45,7 @@ def plan(
     write: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the run file with this plan.", show_default=False)
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let --write replace a file.")] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -59,6 +60,7 @@ def plan(
         rates=rates,
         price=price,
         write=write,
+        force=force,
         overrides=overrides or [],
         as_json=as_json,
     )
