@@ -93,10 +93,9 @@ def _require_divisible(run: RunFile, role: str, gpus_per_node: int) -> None:
     pool = run.workers[run.policy_pool if role == "rollout" else run.judge_pool]
     if pool.num_ranks > gpus_per_node:
         raise InputError(
-            f"{section}.tensor_parallel = {pool.num_ranks}, expected at most --gpus-per-node {gpus_per_node}: an engine "
-            "stays on one node; lower it, or name nodes with more devices"
+            f"{section}.tensor_parallel = {pool.num_ranks}, expected at most --gpus-per-node {gpus_per_node}: an "
+            "engine stays on one node; lower it, or name nodes with more devices"
         )
     model = engine_model(run) if role == "rollout" else run.judge
     others = len(run.feedback.panel) if role == "judge" else 0
     check_ranks(facts_of(role, model), pool, role=role, others=others)
-

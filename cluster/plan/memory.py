@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config.pools import PoolSpec
-from cluster.config.run_file import RunFile
+from cluster.config.run_file import RunFile, looks_like_hub_name
 from cluster.plan.hardware import Device
 from cluster.plan.rates import Rates
 from learners.memory import learner_memory
@@ -101,9 +101,10 @@ def facts_of(role: str, model: str) -> ModelFacts:
     """From its files, config.json alone if there are no weights. Raises InputError where that is missing."""
     folder = model_folder(model)
     if folder is None:
+        name = model if looks_like_hub_name(model) else "ORG/MODEL"
         raise InputError(
             f"{role} {model} is not on this machine, expected a folder with at least its config.json: a plan needs the "
-            f"model's shape; run: hf download {model} config.json --local-dir DIR, then add --set {role}=DIR"
+            f"model's shape; run: hf download {name} config.json --local-dir DIR, then add --set {role}=DIR"
         )
     if any(folder.glob("*.safetensors")):
         return read_facts(folder)

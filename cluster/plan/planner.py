@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.config.run_file import RunFile
-from cluster.plan.hardware import Device
 from cluster.plan.dividing import divided
+from cluster.plan.hardware import Device
 from cluster.plan.memory import RoleBytes, lacking, roles_of
-from cluster.plan.prediction import Prediction, predict
+from cluster.plan.prediction import ADMISSION, Prediction, predict
 from cluster.plan.rates import Rates
 from cluster.plan.splits import RANKS, Split, bound, running_of, splits_of, stalenesses_of, with_split
 from solon.errors import InputError
@@ -27,6 +27,13 @@ ALIKE = 0.02
 """Splits whose throughput differs by less are equally fast; then the fresher rollouts win."""
 FASTER = 1.25
 """Of a lane, to see what it would move."""
+BINDS = {
+    "generate": "generation binds and more engines would share the same admitted answers",
+    "label": "labelling binds",
+    "learn": "learning binds and more ranks do not help or do not fit",
+    "none": "nothing binds",
+    ADMISSION: "ledger.batch_groups and staleness.target_staleness admit no more work",
+}
 LANE_NAMES = {"generate": "generation", "label": "labelling", "learn": "learning"}
 CLOSE = 0.85
 """Of the busiest lane's share: predictions are not more exact than that."""
@@ -123,7 +130,22 @@ def plan_devices(
             "model, or lower rollout.max_model_len and learn.max_tokens_per_microbatch"
         )
     plan = _planned(run, rates, sizes, device, purse, fitting)
-    return replace(plan, divided=reasons, remarks=[*reasons, *plan.remarks])
+    remarks = [*reasons, *_unused(plan, gpus, fitting), *plan.remarks]
+    return replace(plan, divided=reasons, remarks=remarks)
+
+
+def _unused(plan: Plan, gpus: int, fitting: Sequence[Split]) -> list[str]:
+    """Why devices are left idle, where some are."""
+    best = plan.best
+    idle = gpus - best.devices
+    if not idle:
+        return []
+    if max(split.devices for split in fitting) <= best.devices:
+        return [f"{idle} of {gpus} devices stay idle: no split of whole workers takes more of them"]
+    return [
+        f"{idle} of {gpus} devices stay idle: no split with more of them that was simulated is more than {ALIKE:.0%} "
+        f"faster, since {BINDS[best.binds]}"
+    ]
 
 
 def _ranks_that_fit(
@@ -143,8 +165,9 @@ def _ranks_that_fit(
         found += [] if missing else [count]
     if not found:
         raise InputError(
-            f"{last}, even with {tried[-1]} rank(s), the most that --gpus {gpus} and --gpus-per-node {gpus_per_node} "
-            "allow; use more devices or another type, learn.lora, learn.advantages = 'group' (no critic), or "
+            f"{last}, even with {tried[-1]} rank(s), the largest power of two that --gpus {gpus} (engine and judge "
+            f"take {others}) and --gpus-per-node {gpus_per_node} allow; "
+            "use more devices or another type, learn.lora, learn.advantages = 'group' (no critic), or "
             "learn.gradient_checkpointing"
         )
     return found
@@ -172,7 +195,7 @@ def _planned(
     found.sort(key=lambda one: -one.groups_per_s)
     alike = [one for one in found if one.groups_per_s >= (1 - ALIKE) * found[0].groups_per_s]
     best = min(alike, key=lambda one: (one.staleness_mean, one.devices, -one.groups_per_s))
-    others = [one for one in found if one is not best][:RUNNERS_UP]
+    others = _different(best, found)[:RUNNERS_UP]
     planned = with_split(run, best.split, sizes, rates)
     return Plan(
         run=planned,
@@ -185,6 +208,21 @@ def _planned(
         moves=what_moves(run, rates, best, usd_per_hour=purse.usd_per_hour),
         remarks=[*rates.remarks(run), *remarks_on(run, best)],
     )
+
+
+def _different(best: Prediction, found: Sequence[Prediction]) -> list[Prediction]:
+    """The others, without those of which nothing differs but a target that is not reached."""
+
+    def shown(one: Prediction) -> tuple[object, ...]:
+        numbers = (one.groups_per_s, one.staleness_mean, *one.busy.values(), *one.utilisation.values())
+        return (replace(one.split, staleness=0), *(f"{number:.3g}" for number in numbers))
+
+    seen, others = {shown(best)}, []
+    for one in found:
+        if one is not best and shown(one) not in seen:
+            seen.add(shown(one))
+            others.append(one)
+    return others
 
 
 def _likely(run: RunFile, rates: Rates, splits: Sequence[Split]) -> list[Split]:
@@ -264,6 +302,13 @@ def remarks_on(run: RunFile, best: Prediction) -> list[str]:
         found.append(f"{names} nearly binds too: which lane is the busiest is not certain")
     if best.split.on_cpu:
         return found
+    if best.binds == ADMISSION:
+        lane = best.binding
+        found.append(
+            f"binds: admission. No lane is full: {LANE_NAMES.get(lane, lane)} is the busiest, {best.efficiency:.0%} of "
+            f"the time with {best.utilisation.get(lane, 0.0):.0%} of its throughput in use; ledger.batch_groups and "
+            "staleness.target_staleness limit how many answers are under way"
+        )
     running = running_of(run, best.split)
     if running < run.rollout.max_running / 2:
         wanted = math.ceil(best.split.engines * run.rollout.max_running / (best.split.staleness + 1))

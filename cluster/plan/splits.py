@@ -55,8 +55,13 @@ class Split:
         if self.on_cpu:
             return f"the cores as they are, target_staleness {self.staleness}"
         shared = f" ({' and '.join(self.sharing)} share a device)" if self.sharing else ""
+        return f"{self.workers}{shared}, target_staleness {self.staleness}"
+
+    @property
+    def workers(self) -> str:
+        """`40 : 16 : 8`, engines, judges and ranks of the learner."""
         engines, judges = _times(self.engines, self.engine_ranks), _times(self.judges, self.judge_ranks)
-        return f"{engines} : {judges} : {self.ranks}{shared}, target_staleness {self.staleness}"
+        return f"{engines} : {judges} : {self.ranks}"
 
 
 def _times(workers: int, ranks: int) -> str:

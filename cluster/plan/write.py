@@ -13,7 +13,8 @@ from cluster.config.run_file import RunFile, places
 from cluster.plan.planner import Plan
 from cluster.plan.rates import Rates
 from solon.errors import InputError, one_line
-from solon.files.toml_file import read_toml, rewrite
+from solon.files.marks import rewrite
+from solon.files.toml_file import read_toml
 
 CHOSEN = {
     "rollout": ("num_actors", "num_gpus", "tensor_parallel", "max_running", "kv_cache_gib"),
@@ -33,7 +34,9 @@ def require_new(path: Path, out: Path, *, force: bool) -> None:
     if path.exists() and out.samefile(path):
         raise InputError(f"--write {out} is the run file that is planned, expected another name: its comments would go")
     if out.is_dir() or not force:
-        raise InputError(f"--write {out} exists, expected a new file; choose another name, or add --force to replace a file")
+        raise InputError(
+            f"--write {out} exists, expected a new file; choose another name, or add --force to replace a file"
+        )
 
 
 def planned_file(path: Path, overrides: list[str], plan: Plan, *, folder: Path) -> str:
@@ -67,9 +70,10 @@ def _below(value: Any, folder: Path) -> Any:
     """A path relative to the folder where it lies below it; anything else as it is."""
     if isinstance(value, list):
         return [_below(item, folder) for item in value]
-    if not isinstance(value, str) or not os.path.isabs(value):
+    if not isinstance(value, str) or not Path(value).is_absolute():
         return value
-    found, base = Path(os.path.abspath(value)), Path(os.path.abspath(folder))
+    # A link to a folder elsewhere is uploaded as what it names, hence it is not followed.
+    found, base = Path(os.path.normpath(value)), Path(os.path.normpath(folder.absolute()))
     return found.relative_to(base).as_posix() if found.is_relative_to(base) else value
 
 
@@ -79,14 +83,20 @@ def heading(path: Path, plan: Plan) -> str:
     lines = [
         f"Planned by solon plan from {path.name} on {time.strftime('%Y-%m-%d')}, with {described(plan.rates)}.",
         f"Engines : judges : learner ranks = {best.split}.",
-        f"Predicted: {best.groups_per_s:.3g} groups/s, {LANES[best.binding]} binds, mean staleness "
+        f"Predicted: {best.groups_per_s:.3g} groups/s, {LANES[best.binds]} binds, mean staleness "
         f"{best.staleness_mean:.2f}.",
         *(f"{one_line(reason)}." for reason in plan.divided),
     ]
     return "".join(f"# {line}\n" for line in lines) + "\n"
 
 
-LANES = {"generate": "generation", "label": "labelling", "learn": "learning", "none": "nothing"}
+LANES = {
+    "generate": "generation",
+    "label": "labelling",
+    "learn": "learning",
+    "none": "nothing",
+    "admission": "admission",
+}
 
 
 def described(rates: Rates) -> str:

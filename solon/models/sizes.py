@@ -72,13 +72,11 @@ class Plain:
     """The key of learned positions in config.json, and how many rows more there are."""
     head_bias: bool = False
 
-    def elements(
-        self, text: Mapping[str, Any], layers: int, hidden: int, intermediate: int, vocabulary: int, *, tied: bool
-    ) -> int:
+    def elements(self, text: Mapping[str, Any], layers: int, hidden: int, intermediate: int, vocabulary: int) -> int:
         """Biases, norms and positions of the whole model."""
         of_layer = self.attention * hidden + intermediate + hidden + 2 * self.norms * hidden
         rows = (_count(text, self.positions[0]) or 0) + self.positions[1] if self.positions else 0
-        head = vocabulary if self.head_bias and not tied else 0
+        head = vocabulary if self.head_bias else 0
         return layers * of_layer + 2 * self.outside * hidden + rows * hidden + head
 
 
@@ -95,7 +93,7 @@ PLAIN = {
 GATED = frozenset(
     (
         *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "phi3"),
-        *("smollm3", "olmo", "olmo2", "olmo3", "cohere", "cohere2", "stablelm", "granite", "glm", "glm4", "helium"),
+        *("smollm3", "olmo", "olmo2", "olmo3", "cohere", "cohere2", "stablelm", "granite", "glm", "glm4"),
         *("exaone4", "seed_oss", "hunyuan_v1_dense", "ernie4_5"),
     )
 )
@@ -124,7 +122,7 @@ def sizes_of(facts: ModelFacts) -> ModelSizes | None:
     matrices = layers * (2 * hidden * width * (heads + kv_heads) + factors * hidden * intermediate)
     small = layers * (2 * hidden + _biases(text, kind, width * (heads + 2 * kv_heads))) + hidden
     if plain is not None:
-        small = plain.elements(text, layers, hidden, intermediate, vocabulary, tied=tied)
+        small = plain.elements(text, layers, hidden, intermediate, vocabulary)
     embeddings = vocabulary * hidden
     head = 0 if tied else embeddings
     if facts.tensors:
