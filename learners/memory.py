@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from learners.config import DIRECT, LearnConfig
 from learners.core.config import CHUNK, PIECE
 from solon.engines.chunks import CHUNK_BYTES
+from solon.engines.memory import adapter_elements
 from solon.models.sizes import BYTES, ModelSizes
 
 FREE_PIECES = 0.09
@@ -93,8 +94,7 @@ def learner_memory(
     trained = policy + critic
     weights = 4 * (policy + critic)
     if config.lora is not None:
-        adapters = config.lora.r * sizes.layers * (9 * sizes.hidden + 3 * sizes.intermediate)
-        trained = adapters * (2 if critic else 1)
+        trained = adapter_elements(sizes, config.lora.r) * (2 if critic else 1)
         weights += 4 * trained
     elif (direct or config.kl_coefficient > 0) and not (config.offload_reference and on_gpu):
         weights += 4 * policy

@@ -24,6 +24,8 @@ class Device(BaseModel):
     """Of its memory, 1e9 bytes a second."""
     bf16: float = Field(gt=0)
     """1e12 operations a second, as the next two."""
+    float32: float = Field(gt=0)
+    """Without tensor cores, which round to fewer bits."""
     int8: float = Field(ge=0)
     fp8: float = Field(ge=0)
     usd_per_hour: float = Field(ge=0)

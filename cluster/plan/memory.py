@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.config.run_file import RunFile
+from cluster.config.pools import PoolSpec
+from cluster.config.run_file import RunFile, looks_like_hub_name
 from cluster.plan.hardware import Device
 from cluster.plan.rates import Rates
 from learners.memory import learner_memory
-from solon.engines.base import EngineOptions
 from solon.engines.memory import CONTEXT, GIB, PROCESS, engine_memory, request_cache
 from solon.errors import InputError
 from solon.models.facts import ModelFacts, model_folder, read_facts
@@ -23,13 +23,15 @@ in a run of benchmarks/plan.py: 1,076,154,368 bytes of each, with versions of 53
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleBytes:
-    """One worker of a role; bytes."""
+    """One worker of a role, on one device; bytes."""
 
     role: str
     model: str
     workers: int
     devices: float
     """Of one worker; 0: it runs on the CPU."""
+    ranks: int = 1
+    """Of one engine; bytes are those of one of them."""
     weights: int
     cache: int
     optimiser: int
@@ -39,6 +41,17 @@ class RoleBytes:
     """Peak of the process where the role was measured; 0: it was not."""
     least_cache: int = 0
     """Of one request of full length."""
+    cache_is_left: bool = False
+    """Whether the cache is what the rest leaves of the engine's part of a device."""
+    reload: int = 0
+    """Of `working`: what new weights need beside those in use."""
+    takes_adapters: bool = False
+
+    @property
+    def beside(self) -> str:
+        """What `reload` is, for people; empty: there is none."""
+        what = "room for adapters" if self.takes_adapters else "a second copy of the weights during a reload"
+        return f" with {what} {self.reload / GIB:.1f}" if self.reload else ""
 
     @property
     def total(self) -> int:
@@ -58,6 +71,7 @@ class RoleBytes:
             "model": self.model,
             "workers": self.workers,
             "devices": self.devices,
+            "ranks": self.ranks,
             "gib": {name: round(getattr(self, name) / GIB, 3) for name in parts},
             "peak_gib": round(self.total / GIB, 3),
             "estimate_gib": round(self.estimate / GIB, 3),
@@ -70,8 +84,8 @@ def sizes_for(run: RunFile) -> tuple[dict[str, ModelSizes], dict[str, str]]:
 
     Raises InputError for a model that is not on this machine or whose shape is not that of an ordinary decoder."""
     sizes, compressed = {}, {}
-    for role, model in (("policy", run.policy), ("judge", run.judge)):
-        facts = _facts(role, model)
+    for role, model in {"policy": run.policy, "judge": run.judge, "rollout.base_model": engine_model(run)}.items():
+        facts = facts_of(role, model)
         found = sizes_of(facts)
         if found is None:
             raise InputError(
@@ -82,12 +96,19 @@ def sizes_for(run: RunFile) -> tuple[dict[str, ModelSizes], dict[str, str]]:
     return sizes, compressed
 
 
-def _facts(role: str, model: str) -> ModelFacts:
+def engine_model(run: RunFile) -> str:
+    """The model whose weights a rollout engine holds: the policy, or what lies below its adapters."""
+    return run.rollout.base_model or run.policy
+
+
+def facts_of(role: str, model: str) -> ModelFacts:
+    """From its files, config.json alone if there are no weights. Raises InputError where that is missing."""
     folder = model_folder(model)
     if folder is None:
+        name = model if looks_like_hub_name(model) else "ORG/MODEL"
         raise InputError(
             f"{role} {model} is not on this machine, expected a folder with at least its config.json: a plan needs the "
-            "model's shape; fetch that file and name its folder with --set"
+            f"model's shape; run: hf download {name} config.json --local-dir DIR, then add --set {role}=DIR"
         )
     if any(folder.glob("*.safetensors")):
         return read_facts(folder)
@@ -104,6 +125,7 @@ def roles_of(
     """Rollout engine, judge and learner. measured: peaks that are taken from there, where the roles are as then."""
     size = device.memory if device is not None else None
     peaks = measured.memory if measured is not None else {}
+<<<<<<< HEAD
     roles = []
     for role, model, section, pool in (
         ("rollout", run.policy, run.rollout, run.policy_pool),
@@ -118,6 +140,14 @@ def roles_of(
         roles.append(found)
     roles.append(_learner(run, sizes[run.policy], peaks.get("learner", 0)))
     return roles
+=======
+    engine, judge = engine_model(run), run.judge
+    return [
+        _engine("rollout", engine, run, run.workers[run.policy_pool], sizes[engine], size, peaks.get("rollout", 0)),
+        _engine("judge", judge, run, run.workers[run.judge_pool], sizes[judge], size, peaks.get("judge", 0)),
+        _learner(run, sizes[run.policy], peaks.get("learner", 0)),
+    ]
+>>>>>>> wH3
 
 
 def mapped_bytes(run: RunFile, sizes: ModelSizes, *, on_gpu: bool) -> int:
@@ -130,21 +160,19 @@ def mapped_bytes(run: RunFile, sizes: ModelSizes, *, on_gpu: bool) -> int:
 
 
 def _engine(
-    role: str,
-    model: str,
-    options: EngineOptions,
-    share: float,
-    workers: int,
-    sizes: ModelSizes,
-    device: int | None,
-    peak: int,
+    role: str, model: str, run: RunFile, pool: PoolSpec, whole: ModelSizes, device: int | None, peak: int
 ) -> RoleBytes:
-    found = engine_memory(sizes, options, on_gpu=share > 0, reloads=role == "rollout", device=device)
+    """Of one rank of an engine."""
+    options, share, sizes = pool.engine_config(seed=run.seed), pool.placement.num_gpus, whole.share(pool.num_ranks)
+    room = run.adapter_room if role == "rollout" else None
+    reloads = role == "rollout" and room is None
+    found = engine_memory(sizes, options, on_gpu=share > 0, reloads=reloads, adapters=room, device=device)
     return RoleBytes(
         role=role,
         model=model,
-        workers=workers,
-        devices=share,
+        workers=pool.size,
+        devices=share * pool.num_ranks,
+        ranks=pool.num_ranks,
         weights=found.weights,
         cache=found.cache,
         optimiser=0,
@@ -152,6 +180,9 @@ def _engine(
         runtime=found.runtime,
         measured=peak,
         least_cache=request_cache(sizes, options, on_gpu=share > 0),
+        cache_is_left=share > 0 and options.kv_cache_gib is None,
+        reload=found.reload,
+        takes_adapters=room is not None,
     )
 
 
@@ -190,22 +221,29 @@ def lacking(roles: list[RoleBytes], device: Device, sharing: tuple[str, ...] = (
     for role in roles:
         if role.role in sharing:
             continue
-        missing = role.estimate - device.memory
-        if role.cache and role.cache < role.least_cache:
-            # The cache is what the engine's part of the device leaves.
-            missing = max(missing, role.least_cache - role.cache)
-        if missing > 0:
+        # What the rest leaves of an engine's part of the device is its cache: it has to hold a request.
+        needs = role.estimate - role.cache + max(role.cache, role.least_cache)
+        has = role.estimate if role.cache_is_left else device.memory
+        if needs > has:
+            part = f" of {device.memory_gib:.1f} (gpu_memory_utilization)" if role.cache_is_left else ""
+            whose = f"each of {role.ranks} ranks of the {role.role}" if role.ranks > 1 else f"the {role.role}"
+            request = f", cache {max(role.cache, role.least_cache) / GIB:.1f}" if role.least_cache else ""
             found.append(
-                f"the {role.role} ({Path(role.model).name}) does not fit on one {device.name}: it lacks "
-                f"{missing / GIB:.1f} of {device.memory_gib:.1f} GiB (weights {role.weights / GIB:.1f}, optimiser "
-                f"{role.optimiser / GIB:.1f}, working {role.working / GIB:.1f}, runtime {role.runtime / GIB:.1f})"
+                f"{whose} ({Path(role.model).name}) does not fit on one {device.name}: needs {needs / GIB:.1f} GiB, "
+                f"has {has / GIB:.1f}{part} (weights {role.weights / GIB:.1f}, optimiser {role.optimiser / GIB:.1f}, "
+                f"working {role.working / GIB:.1f}{role.beside}, runtime {role.runtime / GIB:.1f}{request})"
+            )
+        elif role.cache < role.least_cache:
+            found.append(
+                f"the {role.role} ({Path(role.model).name}) has a cache of {role.cache / GIB:.2f} GiB (kv_cache_gib), "
+                f"one request of max_model_len needs {role.least_cache / GIB:.2f}; raise it"
             )
     together = [role for role in roles if role.role in sharing]
     total = sum(role.estimate for role in together)
     if total > device.memory:
         parts = ", ".join(f"{role.role} {role.estimate / GIB:.1f}" for role in together)
         found.append(
-            f"{parts} GiB do not fit together on one {device.name}: {(total - device.memory) / GIB:.1f} of "
-            f"{device.memory_gib:.1f} GiB are missing"
+            f"{parts} GiB do not fit together on one {device.name}: they need {total / GIB:.1f} GiB, it has "
+            f"{device.memory_gib:.1f}"
         )
     return found

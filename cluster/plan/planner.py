@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.config.run_file import RunFile
+from cluster.plan.dividing import divided
 from cluster.plan.hardware import Device
 from cluster.plan.memory import RoleBytes, lacking, roles_of
-from cluster.plan.prediction import Prediction, predict
+from cluster.plan.prediction import ADMISSION, Prediction, predict
 from cluster.plan.rates import Rates
 from cluster.plan.splits import RANKS, Split, bound, running_of, splits_of, stalenesses_of, with_split
 from solon.errors import InputError
@@ -26,6 +27,13 @@ ALIKE = 0.02
 """Splits whose throughput differs by less are equally fast; then the fresher rollouts win."""
 FASTER = 1.25
 """Of a lane, to see what it would move."""
+BINDS = {
+    "generate": "generation binds and more engines would share the same admitted answers",
+    "label": "labelling binds",
+    "learn": "learning binds and more ranks do not help or do not fit",
+    "none": "nothing binds",
+    ADMISSION: "ledger.batch_groups and staleness.target_staleness admit no more work",
+}
 LANE_NAMES = {"generate": "generation", "label": "labelling", "learn": "learning"}
 CLOSE = 0.85
 """Of the busiest lane's share: predictions are not more exact than that."""
@@ -55,6 +63,8 @@ class Plan:
     runners_up: list[Prediction]
     moves: list[str]
     remarks: list[str]
+    divided: list[str] = field(default_factory=list)
+    """Why engines have several devices that the run file gives one, a sentence each; among the remarks as well."""
 
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -69,6 +79,7 @@ class Plan:
             "runners_up": [one.as_json() for one in self.runners_up],
             "moves": self.moves,
             "remarks": self.remarks,
+            "divided": self.divided,
             "assumptions": list(self.rates.assumptions),
         }
 
@@ -90,7 +101,7 @@ def plan_here(run: RunFile, rates: Rates, sizes: dict[str, ModelSizes], purse: P
 
 def plan_devices(
     run: RunFile,
-    rates: Rates,
+    rates_for: Callable[[RunFile], Rates],
     sizes: dict[str, ModelSizes],
     *,
     gpus: int,
@@ -98,9 +109,18 @@ def plan_devices(
     device: Device,
     purse: Purse,
 ) -> Plan:
-    """For this many devices. Raises InputError when a role does not fit, or when there are too few."""
+    """For this many devices. rates_for: of the run with its engines on as many devices as they need. Raises InputError
+    when a role does not fit, or when there are too few."""
+    run, reasons = divided(run, sizes, device, gpus_per_node=gpus_per_node)
+    rates = rates_for(run)
     ranks = _ranks_that_fit(run, rates, sizes, device, gpus, gpus_per_node)
-    splits = list(splits_of(gpus, ranks, stalenesses_of(run)))
+    engine, judge = run.rollout.tensor_parallel, run.judging.tensor_parallel
+    splits = list(splits_of(gpus, ranks, stalenesses_of(run), engine_ranks=engine, judge_ranks=judge))
+    if not splits:
+        raise InputError(
+            f"--gpus {gpus}, expected at least {engine + judge + 1}: an engine takes {engine} device(s), a judge "
+            f"{judge} and the learner 1; use more devices{''.join(f' ({reason})' for reason in reasons)}"
+        )
     # Devices of one worker fit, as each role was tried alone; only shared ones are left to look at.
     fitting = [split for split in splits if not (split.sharing and _lacks(run, rates, sizes, device, split))]
     if not fitting:
@@ -109,21 +129,32 @@ def plan_devices(
             f"--gpus {gpus}: {'; '.join(_lacks(run, rates, sizes, device, first))}; use more devices, a smaller "
             "model, or lower rollout.max_model_len and learn.max_tokens_per_microbatch"
         )
-    return _planned(run, rates, sizes, device, purse, fitting)
+    plan = _planned(run, rates, sizes, device, purse, fitting)
+    remarks = [*reasons, *_unused(plan, gpus, fitting), *plan.remarks]
+    return replace(plan, divided=reasons, remarks=remarks)
+
+
+def _unused(plan: Plan, gpus: int, fitting: Sequence[Split]) -> list[str]:
+    """Why devices are left idle, where some are."""
+    best = plan.best
+    idle = gpus - best.devices
+    if not idle:
+        return []
+    if max(split.devices for split in fitting) <= best.devices:
+        return [f"{idle} of {gpus} devices stay idle: no split of whole workers takes more of them"]
+    return [
+        f"{idle} of {gpus} devices stay idle: no split with more of them that was simulated is more than {ALIKE:.0%} "
+        f"faster, since {BINDS[best.binds]}"
+    ]
 
 
 def _ranks_that_fit(
     run: RunFile, rates: Rates, sizes: dict[str, ModelSizes], device: Device, gpus: int, gpus_per_node: int
 ) -> list[int]:
-    """Numbers of ranks; engines first, which cannot be divided. Raises InputError."""
+    """Numbers of ranks of the learner. Raises InputError."""
     whole = Split(engines=1, judges=1, ranks=1, staleness=0)
-    roles = roles_of(with_split(run, whole, sizes, rates), sizes, device=device)
-    if missing := lacking([role for role in roles if role.role != "learner"], device):
-        raise InputError(
-            f"{'; '.join(missing)}; an engine is not divided over several devices: choose a device with more memory, "
-            "or a smaller or a quantised model"
-        )
-    most = min(max(RANKS), gpus_per_node, max(1, gpus - 2))
+    others = run.rollout.tensor_parallel + run.judging.tensor_parallel
+    most = min(max(RANKS), gpus_per_node, max(1, gpus - others))
     tried = [count for count in RANKS if count <= most]
     found, last = [], ""
     for count in tried:
@@ -134,8 +165,9 @@ def _ranks_that_fit(
         found += [] if missing else [count]
     if not found:
         raise InputError(
-            f"{last}, even with {tried[-1]} rank(s), the most that --gpus {gpus} and --gpus-per-node {gpus_per_node} "
-            "allow; use more devices or another type, learn.lora, learn.advantages = 'group' (no critic), or "
+            f"{last}, even with {tried[-1]} rank(s), the largest power of two that --gpus {gpus} (engine and judge "
+            f"take {others}) and --gpus-per-node {gpus_per_node} allow; "
+            "use more devices or another type, learn.lora, learn.advantages = 'group' (no critic), or "
             "learn.gradient_checkpointing"
         )
     return found
@@ -163,7 +195,7 @@ def _planned(
     found.sort(key=lambda one: -one.groups_per_s)
     alike = [one for one in found if one.groups_per_s >= (1 - ALIKE) * found[0].groups_per_s]
     best = min(alike, key=lambda one: (one.staleness_mean, one.devices, -one.groups_per_s))
-    others = [one for one in found if one is not best][:RUNNERS_UP]
+    others = _different(best, found)[:RUNNERS_UP]
     planned = with_split(run, best.split, sizes, rates)
     return Plan(
         run=planned,
@@ -176,6 +208,21 @@ def _planned(
         moves=what_moves(run, rates, best, usd_per_hour=purse.usd_per_hour),
         remarks=[*rates.remarks(run), *remarks_on(run, best)],
     )
+
+
+def _different(best: Prediction, found: Sequence[Prediction]) -> list[Prediction]:
+    """The others, without those of which nothing differs but a target that is not reached."""
+
+    def shown(one: Prediction) -> tuple[object, ...]:
+        numbers = (one.groups_per_s, one.staleness_mean, *one.busy.values(), *one.utilisation.values())
+        return (replace(one.split, staleness=0), *(f"{number:.3g}" for number in numbers))
+
+    seen, others = {shown(best)}, []
+    for one in found:
+        if one is not best and shown(one) not in seen:
+            seen.add(shown(one))
+            others.append(one)
+    return others
 
 
 def _likely(run: RunFile, rates: Rates, splits: Sequence[Split]) -> list[Split]:
@@ -255,6 +302,13 @@ def remarks_on(run: RunFile, best: Prediction) -> list[str]:
         found.append(f"{names} nearly binds too: which lane is the busiest is not certain")
     if best.split.on_cpu:
         return found
+    if best.binds == ADMISSION:
+        lane = best.binding
+        found.append(
+            f"binds: admission. No lane is full: {LANE_NAMES.get(lane, lane)} is the busiest, {best.efficiency:.0%} of "
+            f"the time with {best.utilisation.get(lane, 0.0):.0%} of its throughput in use; ledger.batch_groups and "
+            "staleness.target_staleness limit how many answers are under way"
+        )
     running = running_of(run, best.split)
     if running < run.rollout.max_running / 2:
         wanted = math.ceil(best.split.engines * run.rollout.max_running / (best.split.staleness + 1))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.config.run_file import RunFile
-from cluster.plan.rates import Rates, ranks_speed
+from cluster.plan.rates import Rates
 from cluster.plan.shared import LANES, Machine, SharedRun, Work
 from cluster.plan.splits import Split
 from solon.recovery.config import RecoveryConfig
@@ -21,6 +21,11 @@ from solon.simulation.scenario import Lengths, Prices, Scenario
 STEPS = 24
 """Simulated, unless the run has fewer. Filling the pipeline counts, as it does in a run."""
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+ADMISSION = "admission"
+SATURATED = 0.85
+"""Busy share from which a lane limits a run."""
+USED = 0.5
+"""Utilisation from which it does: below, more work at once would cost it little."""
 PAUSE_SHARE = 0.5
 """Of the time in which an engine takes a version, in which it generates nothing."""
 
@@ -35,6 +40,9 @@ class Prediction:
     step_s: float
     busy: dict[str, float]
     """Share of the time in which a worker of the lane works, mean of its workers."""
+    utilisation: dict[str, float]
+    """Work of the lane as a share of what its workers do with all their places taken: an engine that decodes one answer
+    is busy, and hardly used."""
     efficiency: float
     binding: str
     publish_s: float
@@ -45,12 +53,20 @@ class Prediction:
     devices: int
     usd_per_1000_groups: float
 
+    @property
+    def binds(self) -> str:
+        """The lane that limits the run, or `admission` where none does: batch and staleness admit too little work."""
+        if self.split.on_cpu or self.split.sharing or self.binding not in self.utilisation:
+            return self.binding
+        is_full = self.busy[self.binding] >= SATURATED and self.utilisation[self.binding] >= USED
+        return self.binding if is_full else ADMISSION
+
     def as_json(self) -> dict[str, Any]:
         """Rounded."""
-        return {
-            key: round(value, 4) if isinstance(value, float) else value
-            for key, value in (asdict(self) | {"busy": {k: round(v, 4) for k, v in self.busy.items()}}).items()
-        }
+        found = asdict(self) | {"binds": self.binds}
+        for key in ("busy", "utilisation"):
+            found[key] = {lane: round(share, 4) for lane, share in found[key].items()}
+        return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
 
 
 def predict(run: RunFile, rates: Rates, split: Split, *, usd_per_hour: float, steps: int = 0) -> Prediction:
@@ -68,12 +84,6 @@ def predict(run: RunFile, rates: Rates, split: Split, *, usd_per_hour: float, st
         usd_per_1000_groups=devices * usd_per_hour / 3600 * 1000 / rate,
         **outcome,
     )
-
-
-def learn_rate(rates: Rates, ranks: int) -> tuple[float, float]:
-    """Seconds of a step, and of each token, with this many ranks."""
-    faster = ranks_speed(ranks)
-    return rates.learn.export_s + (rates.learn.step_s - rates.learn.export_s) / faster, rates.learn.token_s / faster
 
 
 def _shared(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def _shared(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, A
         lengths=rates.answer_tokens,
         decode=(rates.rollout.step_s, rates.rollout.token_s),
         label=(rates.judging.call_s, rates.judging.group_s),
-        learn=learn_rate(rates, split.ranks),
+        learn=rates.learn.with_ranks(split.ranks, _trained(run, rates)),
         load_s=rates.publish.load_s,
         first_s=rates.learn.first_s if steps == run.steps else 0.0,
         driver_s=rates.driver_s,
@@ -115,6 +125,7 @@ FIELDS = (
     "groups_per_s",
     "tokens_per_s",
     "busy",
+    "utilisation",
     "efficiency",
     "binding",
     "staleness_mean",
@@ -123,16 +134,23 @@ FIELDS = (
 )
 
 
+def _trained(run: RunFile, rates: Rates) -> float:
+    """Generated tokens of a batch, mean."""
+    return rates.mean_answer * run.rollout.group_size * run.ledger.batch_groups
+
+
 def _apart(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, Any]:
     size = run.rollout.group_size
-    step_s, token_s = learn_rate(rates, split.ranks)
+    step_s, token_s = rates.learn.with_ranks(split.ranks, _trained(run, rates))
     answer = rates.mean_answer
     held = max(2, 2 * run.judging.max_running // size)
     most = run.rollout.max_running
     scenario = Scenario(
         engines=split.engines,
         slots=max(2, 2 * most // size),
+        accelerators_per_engine=split.engine_ranks,
         judges=split.judges,
+        accelerators_per_judge=split.judge_ranks,
         judge_slots=held,
         learner_ranks=split.ranks,
         steps=steps,
@@ -163,6 +181,7 @@ def _apart(run: RunFile, rates: Rates, split: Split, steps: int) -> dict[str, An
         "groups_per_s": found.groups_per_s,
         "tokens_per_s": found.tokens_per_s,
         "busy": {lane: found.busy.get(lane, 0.0) for lane in LANES},
+        "utilisation": {lane: found.utilisation.get(lane, 0.0) for lane in LANES},
         "efficiency": found.efficiency,
         "binding": found.binding_stage,
         "publish_s": found.publish_s,

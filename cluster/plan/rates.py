@@ -65,6 +65,14 @@ class LearnerRate(Part):
     """Of `step_s`: making the new weights available."""
     first_s: float = Field(0.0, ge=0)
     """What the first step of a process takes beyond that: its memory is allocated, its kernels are chosen."""
+    least_s: float = Field(0.0, ge=0)
+    """Of a step without its export, at least, however many ranks share it: every rank starts all operations."""
+
+    def with_ranks(self, ranks: int, tokens: float) -> tuple[float, float]:
+        """Seconds of a step, and of each token, where so many ranks share batches of about this many tokens."""
+        faster = ranks_speed(ranks)
+        step_s, token_s = (self.step_s - self.export_s) / faster, self.token_s / faster
+        return self.export_s + max(step_s, self.least_s - token_s * tokens), token_s
 
 
 class LoadRate(Part):
@@ -160,15 +168,38 @@ class Rates(Part):
                     f"files; measure again: solon measure RUN.toml --out {path}"
                 )
 
+    def for_ranks(self, run: RunFile) -> Self:
+        """The same with engines of as many devices as this run's: `ranks_speed` of them, which `remarks` says."""
+        changed: dict[str, Part] = {}
+        for name, then, now in self._ranks(run):
+            faster = ranks_speed(now) / ranks_speed(then)
+            part: Part = getattr(self, name)
+            seconds = {key: value / faster for key, value in part.model_dump().items() if key.endswith("_s")}
+            changed[name] = part.model_copy(update=seconds)
+        return self.model_copy(update=changed)
+
+    def _ranks(self, run: RunFile) -> list[tuple[str, int, int]]:
+        """(section, devices of an engine when rates were found, now), where they differ."""
+        found = []
+        for name in ("rollout", "judging"):
+            then, now = self.settings.get(name, {}).get("tensor_parallel", 1), getattr(run, name).tensor_parallel
+            if then != now:
+                found.append((name, int(str(then)), now))
+        return found
+
     def remarks(self, run: RunFile) -> list[str]:
         """Settings that differ from those of the measurement, a sentence each."""
-        found = []
+        found = [
+            f"{name}.tensor_parallel was {then} when rates were measured, is {now} now: {ranks_speed(now):g} times the "
+            f"speed of one device is an assumption, {ranks_speed(then):g} before"
+            for name, then, now in self._ranks(run)
+        ]
         for section, now in settings_of(run).items():
             then = self.settings.get(section, {})
             found += [
                 f"{section}.{key} was {then[key]!r} when rates were measured, is {value!r} now"
                 for key, value in now.items()
-                if key in then and then[key] != value
+                if key in then and then[key] != value and key != "tensor_parallel"
             ]
         return found
 

@@ -96,6 +96,8 @@ class Outcome:
     groups_per_s: float
     tokens_per_s: float
     busy: dict[str, float]
+    utilisation: dict[str, float]
+    """Work of a lane as a share of what its workers do alone with all their places taken."""
     efficiency: float
     binding: str
     staleness_mean: float
@@ -164,12 +166,22 @@ class SharedRun:
             groups_per_s=work.steps * work.batch_groups / wall_s,
             tokens_per_s=self._tokens.total() / wall_s,
             busy=busy,
+            utilisation=self._utilisation(wall_s) | {"learn": busy["learn"]},
             efficiency=busy[binding],
             binding=binding,
             staleness_mean=statistics.fmean(self._staleness),
             staleness_p50=int(statistics.median_low(self._staleness)),
             staleness_max=max(self._staleness),
         )
+
+    def _utilisation(self, wall_s: float) -> dict[str, float]:
+        work = self._work
+        decoded = work.slots / max(1e-12, work.decode[0] + work.slots * work.decode[1])
+        labelled = work.held / max(1e-12, work.label[0] + work.held * work.label[1])
+        return {
+            "generate": self._tokens.total() / (work.engines * decoded * wall_s),
+            "label": work.steps * work.batch_groups / (work.judges * labelled * wall_s),
+        }
 
     # -- what can begin now
 

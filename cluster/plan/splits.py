@@ -9,10 +9,11 @@ from typing import Any
 
 from cluster.config.pools import PoolSpec
 from cluster.config.run_file import RunFile
-from cluster.plan.rates import Rates, ranks_speed
+from cluster.plan.rates import Rates
 from solon.engines.memory import GIB, element_bytes
 from solon.models.sizes import ModelSizes
 
+LANES = ("generate", "label", "learn")
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of ranks that are tried."""
 FINE = 30
@@ -32,13 +33,17 @@ class Split:
     sharing: tuple[str, ...] = ()
     """Lanes that share one device."""
     on_cpu: bool = False
+    engine_ranks: int = 1
+    """Devices of one engine."""
+    judge_ranks: int = 1
 
     @property
     def devices(self) -> int:
         """GPUs that it takes."""
         if self.on_cpu:
             return 0
-        return self.engines + self.judges + self.ranks - max(0, len(self.sharing) - 1)
+        engines, judges = self.engines * self.engine_ranks, self.judges * self.judge_ranks
+        return engines + judges + self.ranks - max(0, len(self.sharing) - 1)
 
     def share(self, lane: str) -> float:
         """Of a GPU, that a worker of the lane has."""
@@ -50,34 +55,50 @@ class Split:
         if self.on_cpu:
             return f"the cores as they are, target_staleness {self.staleness}"
         shared = f" ({' and '.join(self.sharing)} share a device)" if self.sharing else ""
-        return f"{self.engines} : {self.judges} : {self.ranks}{shared}, target_staleness {self.staleness}"
+        return f"{self.workers}{shared}, target_staleness {self.staleness}"
+
+    @property
+    def workers(self) -> str:
+        """`40 : 16 : 8`, engines, judges and ranks of the learner."""
+        engines, judges = _times(self.engines, self.engine_ranks), _times(self.judges, self.judge_ranks)
+        return f"{engines} : {judges} : {self.ranks}"
 
 
-def splits_of(gpus: int, ranks: Sequence[int], stalenesses: Sequence[int]) -> Iterator[Split]:
-    """All that use at most these devices. ranks: numbers of ranks in which the learner fits."""
-    if gpus == 1:
-        lanes = ("generate", "label", "learn")
-        yield from (Split(engines=1, judges=1, ranks=1, staleness=d, sharing=lanes) for d in stalenesses if 1 in ranks)
+def _times(workers: int, ranks: int) -> str:
+    """`3`, or `3x2` where each has two devices."""
+    return str(workers) if ranks == 1 else f"{workers}x{ranks}"
+
+
+def splits_of(
+    gpus: int, ranks: Sequence[int], stalenesses: Sequence[int], *, engine_ranks: int = 1, judge_ranks: int = 1
+) -> Iterator[Split]:
+    """All that use at most these devices. ranks: numbers of ranks in which the learner fits; engine_ranks, judge_ranks:
+    devices of one engine and of one judge. Lanes share a device only where there are too few, and then with one rank
+    each."""
+    if gpus >= engine_ranks + judge_ranks + 1:
+        for count in ranks:
+            for judges, engines in _pairs(gpus - count, engine_ranks, judge_ranks):
+                for d in stalenesses:
+                    yield Split(engines=engines, judges=judges, ranks=count, staleness=d,
+                                engine_ranks=engine_ranks, judge_ranks=judge_ranks)  # fmt: skip
         return
-    if gpus == 2:
-        for pair in (("generate", "label"), ("label", "learn"), ("generate", "learn")):
-            for d in stalenesses:
-                if 1 in ranks:
-                    yield Split(engines=1, judges=1, ranks=1, staleness=d, sharing=pair)
-        return
-    for count in ranks:
-        for judges, engines in _pairs(gpus - count):
-            for d in stalenesses:
-                yield Split(engines=engines, judges=judges, ranks=count, staleness=d)
+    divided = {lane for lane, size in (("generate", engine_ranks), ("label", judge_ranks)) if size > 1}
+    for lanes in (LANES, ("generate", "label"), ("label", "learn"), ("generate", "learn")):
+        for d in stalenesses if 1 in ranks and not divided & set(lanes) else ():
+            split = Split(engines=1, judges=1, ranks=1, staleness=d, sharing=lanes,
+                          engine_ranks=engine_ranks, judge_ranks=judge_ranks)  # fmt: skip
+            if split.devices == gpus:
+                yield split
 
 
-def _pairs(devices: int) -> Iterator[tuple[int, int]]:
+def _pairs(devices: int, engine_ranks: int, judge_ranks: int) -> Iterator[tuple[int, int]]:
     """Judges and engines of at most these devices: all numbers up to 32, then about 30 to each doubling."""
     counts = sorted({max(1, round(2 ** (power / FINE))) for power in range(FINE * 13)} | set(range(1, 33)))
-    for judges in (count for count in counts if count < devices):
-        yield from ((judges, count) for count in counts if count <= devices - judges)
-        if devices - judges not in counts:
-            yield judges, devices - judges
+    for judges in (count for count in counts if count * judge_ranks + engine_ranks <= devices):
+        most = (devices - judges * judge_ranks) // engine_ranks
+        yield from ((judges, count) for count in counts if count <= most)
+        if most not in counts:
+            yield judges, most
 
 
 def stalenesses_of(run: RunFile) -> list[int]:
@@ -89,12 +110,12 @@ def bound(run: RunFile, rates: Rates, split: Split) -> float:
     """Groups a second that no schedule of these lanes can exceed."""
     size, batch = run.rollout.group_size, run.ledger.batch_groups
     tokens = rates.mean_answer
-    ranks = ranks_speed(split.ranks)
-    step_s = rates.learn.export_s + (rates.learn.step_s - rates.learn.export_s) / ranks
+    trained = tokens * size * batch
+    step_s, token_s = rates.learn.with_ranks(split.ranks, trained)
     lanes = {
         "generate": split.engines * rates.rollout.tokens_per_s(running_of(run, split)) / (tokens * size),
         "label": split.judges / rates.judging.group_s,
-        "learn": batch / (step_s + rates.learn.token_s / ranks * tokens * size * batch),
+        "learn": batch / (step_s + token_s * trained),
         # Every version goes to every engine, before the one after the next is trained.
         "publish": batch * run.publish.engines_at_once / max(1e-12, split.engines * rates.publish.load_s),
     }
@@ -109,13 +130,17 @@ def running_of(run: RunFile, split: Split) -> float:
     return max(1.0, min(run.rollout.max_running, ahead / split.engines))
 
 
+def fitted_running(run: RunFile, split: Split) -> int:
+    """`rollout.max_running` of an engine of this split: what it can be given, in steps of 8."""
+    return min(run.rollout.max_running, max(8, 8 * math.ceil(running_of(run, split) / 8)))
+
+
 def with_split(run: RunFile, split: Split, sizes: dict[str, ModelSizes], rates: Rates) -> RunFile:
     """The run file with this division."""
     update: dict[str, Any] = {"staleness": run.staleness.model_copy(update={"target_staleness": split.staleness})}
     if split.on_cpu:
         return run.model_copy(update=update)
-    running = running_of(run, split)
-    max_running = min(run.rollout.max_running, max(8, 8 * math.ceil(running / 8)))
+    max_running = fitted_running(run, split)
     rollout: dict[str, Any] = {
         "num_actors": split.engines,
         "num_gpus": split.share("generate"),

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.config.run_file import RunFile
+from cluster.config.run_file import RunFile, places
 from cluster.plan.planner import Plan
 from cluster.plan.rates import Rates
-from solon.errors import InputError
+from solon.errors import InputError, one_line
+from solon.files.marks import rewrite
 from solon.files.toml_file import read_toml
 
 CHOSEN = {
-    "rollout": ("num_actors", "num_gpus", "max_running", "kv_cache_gib"),
-    "judging": ("num_actors", "num_gpus", "kv_cache_gib"),
+    "rollout": ("num_actors", "num_gpus", "tensor_parallel", "max_running", "kv_cache_gib"),
+    "judging": ("num_actors", "num_gpus", "tensor_parallel", "kv_cache_gib"),
     "learn": ("num_ranks", "num_gpus"),
     "staleness": ("target_staleness", "max_staleness"),
 }
 """Keys that a plan sets, by section."""
 
 
-def planned_file(path: Path, overrides: list[str], plan: Plan) -> str:
-    """The text of the file. Paths in it are absolute, so that it can lie anywhere.
+def require_new(path: Path, out: Path, *, force: bool) -> None:
+    """Raises InputError where a file would be lost: out exists and force was not asked for, or it is the run file."""
+    if not out.parent.is_dir():
+        raise InputError(f"--write {out}: there is no folder {out.parent}; make it")
+    if not out.exists():
+        return
+    if path.exists() and out.samefile(path):
+        raise InputError(f"--write {out} is the run file that is planned, expected another name: its comments would go")
+    if out.is_dir() or not force:
+        raise InputError(
+            f"--write {out} exists, expected a new file; choose another name, or add --force to replace a file"
+        )
+
+
+def planned_file(path: Path, overrides: list[str], plan: Plan, *, folder: Path) -> str:
+    """The text of the file. Paths below its folder are relative to it, so that the folder can be uploaded; others are
+    absolute.
 
     Raises InputError for a pipeline file, whose pools have other keys."""
     raw = read_toml(path, what="run file")
@@ -44,7 +61,20 @@ def planned_file(path: Path, overrides: list[str], plan: Plan) -> str:
             if value is not None and (before is not None or value != type(settings).model_fields[key].default):
                 raw.setdefault(section, {})[key] = value
     RunFile.parse(raw, source=f"planned from {path}")
+    for place in places(RunFile):
+        rewrite(raw, place, lambda _, value: _below(value, folder))
     return heading(path, plan) + toml_text(raw)
+
+
+def _below(value: Any, folder: Path) -> Any:
+    """A path relative to the folder where it lies below it; anything else as it is."""
+    if isinstance(value, list):
+        return [_below(item, folder) for item in value]
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        return value
+    # A link to a folder elsewhere is uploaded as what it names, hence it is not followed.
+    found, base = Path(os.path.normpath(value)), Path(os.path.normpath(folder.absolute()))
+    return found.relative_to(base).as_posix() if found.is_relative_to(base) else value
 
 
 def heading(path: Path, plan: Plan) -> str:
@@ -53,13 +83,20 @@ def heading(path: Path, plan: Plan) -> str:
     lines = [
         f"Planned by solon plan from {path.name} on {time.strftime('%Y-%m-%d')}, with {described(plan.rates)}.",
         f"Engines : judges : learner ranks = {best.split}.",
-        f"Predicted: {best.groups_per_s:.3g} groups/s, {LANES[best.binding]} binds, mean staleness "
+        f"Predicted: {best.groups_per_s:.3g} groups/s, {LANES[best.binds]} binds, mean staleness "
         f"{best.staleness_mean:.2f}.",
+        *(f"{one_line(reason)}." for reason in plan.divided),
     ]
     return "".join(f"# {line}\n" for line in lines) + "\n"
 
 
-LANES = {"generate": "generation", "label": "labelling", "learn": "learning", "none": "nothing"}
+LANES = {
+    "generate": "generation",
+    "label": "labelling",
+    "learn": "learning",
+    "none": "nothing",
+    "admission": "admission",
+}
 
 
 def described(rates: Rates) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ class PlanRequest:
     rates: Path | None
     price: float | None
     write: Path | None
+    force: bool
     overrides: list[str]
     as_json: bool
 
@@ -43,11 +44,12 @@ def run_plan(request: PlanRequest) -> dict[str, Any]:
     much."""
     from cluster.pipeline_file import load_run
     from cluster.plan.hardware import device_of
+    from cluster.plan.write import planned_file, require_new
 
     _require_a_machine(request)
     device = device_of(request.gpu_type) if request.gpu_type else None
-    if request.write is not None and not request.write.parent.is_dir():
-        raise InputError(f"--write {request.write}: there is no folder {request.write.parent}; make it")
+    if request.write is not None:
+        require_new(request.path, request.write, force=request.force)
     run = load_run(request.path, overrides=request.overrides)
     if run.learn.num_nodes > 1:
         raise InputError(
@@ -60,9 +62,8 @@ def run_plan(request: PlanRequest) -> dict[str, Any]:
     plan = _plan(request, run, device)
     show.plan(plan)
     if request.write is not None:
-        from cluster.plan.write import planned_file
-
-        request.write.write_text(planned_file(request.path, request.overrides, plan), encoding="utf-8")
+        text = planned_file(request.path, request.overrides, plan, folder=request.write.parent)
+        request.write.write_text(text, encoding="utf-8")
         show.line(f"wrote {request.write}; next: solon check {request.write}")
     return plan.as_json()
 
@@ -90,18 +91,20 @@ def _plan(request: PlanRequest, run: RunFile, device: Any) -> Plan:
     constitution = Constitution.load(run.constitution)
     prompts = load_prompts(run.prompts, read=run.data, max_bad_share=run.data.max_bad_share).prompts
     price = request.price
-    if request.rates is not None:
-        rates = Rates.load(request.rates)
-        rates.require_models(run, request.rates)
-        if rates.share_cores:
+    measured = Rates.load(request.rates) if request.rates is not None else None
+    if measured is not None:
+        measured.require_models(run, str(request.rates))
+        if measured.share_cores:
             if request.gpus:
                 raise InputError(
-                    f"rates file {request.rates} was measured on the cores of {rates.machine}, which say nothing about "
-                    f"--gpus {request.gpus}; measure on such a device, or leave --rates out for published rates"
+                    f"rates file {request.rates} was measured on the cores of {measured.machine}, which say nothing "
+                    f"about --gpus {request.gpus}; measure on such a device, or leave --rates out for published rates"
                 )
             run, _ = fit_run(run, cpus=own_cpus())
             sizes, _ = sizes_for(run)
-            return plan_here(run, rates, sizes, Purse(usd_per_hour=price or 0.0, is_placeholder=False))
+            return plan_here(
+                run, measured.for_ranks(run), sizes, Purse(usd_per_hour=price or 0.0, is_placeholder=False)
+            )
         if device is None or request.gpus is None:
             raise InputError(
                 f"rates file {request.rates} was measured on a GPU; say how many there are and of which type: "
@@ -110,11 +113,15 @@ def _plan(request: PlanRequest, run: RunFile, device: Any) -> Plan:
     run, _ = fit_run(run)
     run = _on_gpus(run)
     sizes, compressed = sizes_for(run)
-    if request.rates is None:
-        rates = published_rates(run, device, request.gpu_type, sizes, compressed, prompts, constitution)
+
+    def rates_for(run: RunFile) -> Rates:
+        if measured is not None:
+            return measured.for_ranks(run)
+        return published_rates(run, device, request.gpu_type, sizes, compressed, prompts, constitution)
+
     return plan_devices(
         run,
-        rates,
+        rates_for,
         sizes,
         gpus=int(request.gpus or 0),
         gpus_per_node=request.gpus_per_node,
@@ -161,33 +168,49 @@ class _Show:
             self.line(f"note: {text}")
 
     def _memory(self, plan: Plan) -> None:
-        table = _table("memory of one worker, GiB", ("role", "model"), ("workers", "devices", *PARTS, "peak", "from"))
+        rows: list[list[object]] = [["model", *(visible(Path(role.model).name) for role in plan.roles)]]
+        rows.append(["workers", *(role.workers for role in plan.roles)])
+        rows.append(["devices of each", *(f"{role.devices:g}" if role.devices else "CPU" for role in plan.roles)])
+        rows += [[part, *(f"{getattr(role, part) / GIB:.2f}" for role in plan.roles)] for part in PARTS]
+        rows.append(["peak", *(f"{role.total / GIB:.2f}" for role in plan.roles)])
+        rows.append(["from", *("measured" if role.measured else "estimate" for role in plan.roles)])
+        heads = [f"{role.role}, one rank" if role.ranks > 1 else role.role for role in plan.roles]
+        print_table(self._console, _table("memory of one worker on one device, GiB", heads, rows))
         for role in plan.roles:
-            sizes = [f"{getattr(role, name) / GIB:.2f}" for name in PARTS]
-            place = f"{role.devices:g}" if role.devices else "CPU"
-            origin = "measured" if role.measured else "estimate"
-            name = Text(visible(Path(role.model).name))
-            table.add_row(role.role, name, str(role.workers), place, *sizes, f"{role.total / GIB:.2f}", origin)
-        print_table(self._console, table)
+            if role.beside:
+                self.line(f"working of the {role.role} counts{role.beside.removeprefix(' with')} GiB")
         if plan.device is not None:
             self.line(f"a device has {plan.device.memory_gib:.1f} GiB ({plan.device.source})")
 
     def _splits(self, plan: Plan) -> None:
-        title = "engines : judges : learner ranks" if plan.device else "settings"
-        numbers = ("groups/s", "s a step", "generate", "label", "learn", "binds", "staleness", "USD per 1,000 groups")
-        table = _table("predicted", (title,), numbers)
-        for place, one in enumerate((plan.best, *plan.runners_up)):
-            busy = [f"{one.busy[lane]:.0%}" for lane in ("generate", "label", "learn")]
-            cells = (f"{one.groups_per_s:.4g}", f"{one.step_s:.3g}", *busy, one.binding, f"{one.staleness_mean:.2f}")
-            cost = f"{one.usd_per_1000_groups:.4g}" if plan.purse.usd_per_hour else "-"
-            table.add_row(f"{'recommended: ' if not place else ''}{one.split}", *cells, cost)
-        print_table(self._console, table)
+        found = [plan.best, *plan.runners_up]
+        rows: list[list[object]] = []
+        if plan.device:
+            rows.append(["split", *(one.split.workers for one in found)])
+            rows.append(["devices", *(one.devices for one in found)])
+        if any(one.split.sharing for one in found):
+            rows.append(["on one device", *("+".join(one.split.sharing) for one in found)])
+        rows.append(["target_staleness", *(one.split.staleness for one in found)])
+        rows.append(["groups/s", *(f"{one.groups_per_s:.4g}" for one in found)])
+        rows.append(["s a step", *(f"{one.step_s:.3g}" for one in found)])
+        for lane in ("generate", "label", "learn"):
+            shares = (f"{one.busy[lane]:.0%} / {one.utilisation[lane]:.0%}" for one in found)
+            rows.append([lane, *shares])
+        rows.append(["binds", *(one.binds for one in found)])
+        rows.append(["mean staleness", *(f"{one.staleness_mean:.2f}" for one in found)])
+        if plan.purse.usd_per_hour:
+            rows.append(["USD/1,000 groups", *(f"{one.usd_per_1000_groups:.4g}" for one in found)])
+        title = "predicted; lanes: busy / utilisation"
+        title += "; split: engines : judges : learner ranks" if plan.device else ""
+        print_table(
+            self._console, _table(title, ["recommended", *(f"next {n + 1}" for n in range(len(found) - 1))], rows)
+        )
 
     def _costs(self, plan: Plan) -> None:
         best, run = plan.best, plan.run
         self.line(
             f"recommended: {best.split}; max_running {run.rollout.max_running}; {best.tokens_per_s:,.0f} tokens/s; "
-            f"overlap efficiency {best.efficiency:.2f}, {best.binding} binds; staleness {best.staleness_p50} in the "
+            f"overlap efficiency {best.efficiency:.2f}, {best.binds} binds; staleness {best.staleness_p50} in the "
             f"median, {best.staleness_max} at most (bound {run.staleness.max_staleness})"
         )
         if plan.purse.usd_per_hour:
@@ -198,11 +221,12 @@ class _Show:
 PARTS = ("weights", "optimiser", "cache", "working", "runtime")
 
 
-def _table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A row for each figure and a column for each role or split: it fits 80 columns."""
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    add: Callable[..., Any] = table.add_column
-    for name in words:
-        add(name, no_wrap=True)
-    for name in numbers:
-        add(name, no_wrap=True, justify="right")
+    table.add_column("", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
     return table

@@ -33,7 +33,9 @@ def plan(
     path: RunFileArgument,
     gpus: Annotated[int | None, typer.Option(min=1, max=4096, help="Devices to divide.", show_default=False)] = None,
     gpu_type: Annotated[str, typer.Option(metavar="TYPE", help="a100, h100, h200, b200, l4, l40s or mi300x.")] = "",
-    gpus_per_node: Annotated[int, typer.Option(min=1, max=64, help="A learner stays on one node.")] = 8,
+    gpus_per_node: Annotated[
+        int, typer.Option(min=1, max=64, help="An engine and a learner stay on one node; ranks are powers of two.")
+    ] = 8,
     rates: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Rates of solon measure; without, those published.", show_default=False),
@@ -45,6 +47,7 @@ def plan(
     write: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the run file with this plan.", show_default=False)
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let --write replace a file.")] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -59,6 +62,7 @@ def plan(
         rates=rates,
         price=price,
         write=write,
+        force=force,
         overrides=overrides or [],
         as_json=as_json,
     )

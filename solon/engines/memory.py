@@ -73,7 +73,7 @@ def engine_memory(
     runtime = CONTEXT + graphs if on_gpu else ENGINE_PROCESS
     reload = weights if reloads else 0
     if adapters is not None:
-        reload += _adapter_elements(sizes, adapters) * width
+        reload += adapters.versions * adapter_elements(sizes, room_for(adapters.rank)) * width
     if options.kv_cache_gib is not None:
         cache = int(options.kv_cache_gib * GIB)
     elif not on_gpu:
@@ -85,11 +85,11 @@ def engine_memory(
     return EngineMemory(weights=weights, cache=cache, activations=activations, runtime=runtime, reload=reload)
 
 
-def _adapter_elements(sizes: ModelSizes, room: AdapterRoom) -> int:
-    """Elements of the factors of every linear layer, for as many versions as are held."""
+def adapter_elements(sizes: ModelSizes, rank: int) -> int:
+    """Elements of an adapter: the factors of every linear layer."""
     attention = 4 * sizes.hidden + 2 * (sizes.heads + sizes.kv_heads) * sizes.head_dim
-    of_layer = attention + 3 * (sizes.hidden + sizes.intermediate)
-    return room.versions * room_for(room.rank) * sizes.layers * of_layer
+    of_layer = attention + sizes.matrices * (sizes.hidden + sizes.intermediate)
+    return rank * sizes.layers * of_layer
 
 
 def element_bytes(sizes: ModelSizes, options: EngineOptions, *, on_gpu: bool) -> int:

@@ -120,7 +120,7 @@ class ModelFacts:
         given = self.text.get("head_dim")
         if type(given) is int:
             return given
-        hidden = self.text.get("hidden_size", self.text.get("n_embd"))
+        hidden = next((self.text[key] for key in ("hidden_size", "n_embd", "n_embed") if key in self.text), None)
         heads = next((self.text[key] for key in _HEADS if key in self.text), None)
         return hidden // heads if type(hidden) is int and type(heads) is int and heads else None
 

@@ -37,6 +37,8 @@ class ModelSizes:
     vocabulary: int
     own_bytes: int
     """Bytes of an element in the model's own dtype."""
+    matrices: int = 3
+    """Of a feed-forward layer: three with a gate, else two."""
 
     @property
     def cached_elements(self) -> int:
@@ -56,8 +58,51 @@ class ModelSizes:
         return self.wide * bytes_per_element + self.fixed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plain:
+    """What a kind of model without a gate in its feed-forward layers has beside its matrices."""
+
+    attention: int
+    """Biases of its attention, as multiples of the hidden width."""
+    norms: int = 2
+    """Norms of a layer, each with a bias."""
+    outside: int = 1
+    """Norms outside of the layers."""
+    positions: tuple[str, int] | None = None
+    """The key of learned positions in config.json, and how many rows more there are."""
+    head_bias: bool = False
+
+    def elements(self, text: Mapping[str, Any], layers: int, hidden: int, intermediate: int, vocabulary: int) -> int:
+        """Biases, norms and positions of the whole model."""
+        of_layer = self.attention * hidden + intermediate + hidden + 2 * self.norms * hidden
+        rows = (_count(text, self.positions[0]) or 0) + self.positions[1] if self.positions else 0
+        head = vocabulary if self.head_bias else 0
+        return layers * of_layer + 2 * self.outside * hidden + rows * hidden + head
+
+
+PLAIN = {
+    "gpt2": Plain(attention=4, positions=("n_positions", 0)),
+    "opt": Plain(attention=4, positions=("max_position_embeddings", 2)),
+    "gpt_neox": Plain(attention=4),
+    "bloom": Plain(attention=4, outside=2),
+    "phi": Plain(attention=4, norms=1, head_bias=True),
+    "gptj": Plain(attention=0, norms=1, head_bias=True),
+    "codegen": Plain(attention=0, norms=1, head_bias=True),
+}
+"""Kinds of models whose feed-forward layers have two matrices and biases; tests build each with Transformers."""
+GATED = frozenset(
+    (
+        *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "phi3"),
+        *("smollm3", "olmo", "olmo2", "olmo3", "cohere", "cohere2", "stablelm", "granite", "glm", "glm4"),
+        *("exaone4", "seed_oss", "hunyuan_v1_dense", "ernie4_5"),
+    )
+)
+"""Kinds whose feed-forward layers have three matrices."""
+
+
 def sizes_of(facts: ModelFacts) -> ModelSizes | None:
-    """None if config.json does not describe an ordinary decoder: experts, other attention, unknown keys."""
+    """None if config.json does not describe an ordinary decoder: experts, other attention, unknown keys; and, where the
+    weights are not here, a kind of model whose feed-forward layers are not known."""
     text = facts.text
     shape = [_count(text, *keys) for keys in _SHAPE]
     if facts.experts or facts.is_encoder_decoder or facts.head_size is None or None in shape:
@@ -67,8 +112,17 @@ def sizes_of(facts: ModelFacts) -> ModelSizes | None:
     intermediate = _count(text, "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden
     width = facts.head_size
     tied = bool(text.get("tie_word_embeddings", facts.config.get("tie_word_embeddings", True)))
-    matrices = layers * (2 * hidden * width * (heads + kv_heads) + 3 * hidden * intermediate)
-    small = layers * (2 * hidden + _biases(text, facts.model_type, width * (heads + 2 * kv_heads))) + hidden
+    kind = str(text.get("model_type") or facts.model_type)
+    plain = PLAIN.get(kind)
+    if not facts.tensors and plain is None and kind not in GATED:
+        return None  # its feed-forward layers are not known
+    if text.get("word_embed_proj_dim", hidden) != hidden:
+        return None  # OPT-350m: projections around the layers
+    factors = 3 if plain is None else 2
+    matrices = layers * (2 * hidden * width * (heads + kv_heads) + factors * hidden * intermediate)
+    small = layers * (2 * hidden + _biases(text, kind, width * (heads + 2 * kv_heads))) + hidden
+    if plain is not None:
+        small = plain.elements(text, layers, hidden, intermediate, vocabulary)
     embeddings = vocabulary * hidden
     head = 0 if tied else embeddings
     if facts.tensors:
@@ -94,13 +148,14 @@ def sizes_of(facts: ModelFacts) -> ModelSizes | None:
         kv_heads=kv_heads,
         head_dim=width,
         vocabulary=vocabulary,
+        matrices=factors,
         own_bytes=BYTES.get(str(text.get("dtype", text.get("torch_dtype", facts.config.get("torch_dtype")))), 4),
     )
 
 
 _SHAPE = (
     ("num_hidden_layers", "n_layer"),
-    ("hidden_size", "n_embd"),
+    ("hidden_size", "n_embd", "n_embed"),
     ("num_attention_heads", "n_head"),
     ("vocab_size",),
 )
