@@ -125,29 +125,16 @@ def roles_of(
     """Rollout engine, judge and learner. measured: peaks that are taken from there, where the roles are as then."""
     size = device.memory if device is not None else None
     peaks = measured.memory if measured is not None else {}
-<<<<<<< HEAD
-    roles = []
-    for role, model, section, pool in (
-        ("rollout", run.policy, run.rollout, run.policy_pool),
-        ("judge", run.judge, run.judging, run.judge_pool),
-    ):
-        options = run.workers[pool].engine_config(seed=run.seed)
-        found = _engine(
-            role, model, options, section.num_gpus, section.num_actors, sizes[model], size, peaks.get(role, 0)
-        )
-        if role == "rollout":
-            found = replace(found, working=found.working + mapped_bytes(run, sizes[model], on_gpu=section.num_gpus > 0))
-        roles.append(found)
-    roles.append(_learner(run, sizes[run.policy], peaks.get("learner", 0)))
-    return roles
-=======
     engine, judge = engine_model(run), run.judge
+    rollout = _engine(
+        "rollout", engine, run, run.workers[run.policy_pool], sizes[engine], size, peaks.get("rollout", 0)
+    )
+    mapped = mapped_bytes(run, sizes[run.policy], on_gpu=run.rollout.num_gpus > 0)
     return [
-        _engine("rollout", engine, run, run.workers[run.policy_pool], sizes[engine], size, peaks.get("rollout", 0)),
+        replace(rollout, working=rollout.working + mapped),
         _engine("judge", judge, run, run.workers[run.judge_pool], sizes[judge], size, peaks.get("judge", 0)),
         _learner(run, sizes[run.policy], peaks.get("learner", 0)),
     ]
->>>>>>> wH3
 
 
 def mapped_bytes(run: RunFile, sizes: ModelSizes, *, on_gpu: bool) -> int:

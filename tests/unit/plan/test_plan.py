@@ -18,15 +18,10 @@ from cluster.pipeline_file import load_run
 from cluster.plan import measuring
 from cluster.plan.alone import Timed
 from cluster.plan.hardware import device_of, devices
-<<<<<<< HEAD
 from cluster.plan.measuring import version_bytes
 from cluster.plan.memory import mapped_bytes, roles_of, sizes_for
 from cluster.plan.rates import LearnerRate, Rates, RolloutRate, line
-=======
-from cluster.plan.memory import sizes_for
-from cluster.plan.rates import Rates, line
 from cluster.plan.roofline import EAGER_S, published_rates
->>>>>>> wH3
 from cluster.plan.shared import Machine, SharedRun, Work
 from cluster.plan.splits import Split, splits_of
 from cluster.plan.write import toml_text
@@ -332,7 +327,6 @@ def test_a_split_of_shared_lanes_counts_one_device():
     assert split.share("learn") == 1.0
 
 
-<<<<<<< HEAD
 def test_on_a_cpu_engine_and_learner_count_two_published_versions_and_the_judge_none(tmp_path: Path):
     path = run_file(tmp_path)
     run = load_run(path, overrides=["rollout.num_gpus=0", "judging.num_gpus=0", "learn.num_gpus=0"])
@@ -381,7 +375,8 @@ def test_what_a_busy_core_loses_is_found_although_other_work_came_after_the_rate
     role: Any = Disturbed(threading.active_count())
     found = measuring._crowding(role, role, run, groups, engine_rate, learn_rate, 0.05)
     assert found == pytest.approx(0.8)
-=======
+
+
 LARGE = {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
          "intermediate_size": 29568}  # fmt: skip
 """Of 72 B parameters: 145 GB in bfloat16, more than one H200 has beside its copy."""
@@ -551,4 +546,3 @@ def test_a_model_that_is_not_here_comes_with_the_command_that_fetches_its_shape(
     message = refused(run_file(tmp_path), *given)
     assert "hf download an-org/no-such-model config.json --local-dir DIR" in message
     assert "--set judge=DIR" in message
->>>>>>> wH3
