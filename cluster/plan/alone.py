@@ -285,4 +285,12 @@ class _Seed:
 
 def _variables(threads: int, *, on_gpu: bool, trains: bool = False) -> dict[str, str]:
     found: dict[str, str] = worker_environment(threads, on_gpu=on_gpu, trains=trains)["env_vars"]
+    # In a run, warnings of libraries go to the log of an actor; here they would cover the figures. What a person sets
+    # is kept.
+    found["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
+    found["PYTHONWARNINGS"] = ",".join(filter(None, (ENDED, os.environ.get("PYTHONWARNINGS"))))
     return found
+
+
+ENDED = "ignore::UserWarning:multiprocessing.resource_tracker"
+"""Of a process that is ended with its engine, the system takes back the semaphores."""

@@ -29,7 +29,7 @@ PLAIN = {
     ),
     "bloom": ({"n_embed": 1024, "n_layer": 24, "num_attention_heads": 16, "vocab_size": 250880}, 559_214_592),
 }  # fmt: skip
-"""Shapes of the published models, and the parameters that they have (GPT-2, OPT-125m, Pythia-70m, Phi-1.5, Bloom-560m)."""
+"""Shapes of the published models, and the parameters that they have (the smallest of each kind)."""
 QWEN3 = {
     "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "head_dim": 128,
     "num_attention_heads": 16, "num_key_value_heads": 8, "vocab_size": 151936, "tie_word_embeddings": True,
