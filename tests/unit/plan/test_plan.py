@@ -167,7 +167,7 @@ def test_a_plan_names_split_memory_cost_and_what_would_move_it(tmp_path: Path):
     assert best["groups_per_s"] > 0
     assert best["usd_per_1000_groups"] > 0
     assert set(roles) == {"rollout", "judge", "learner"}
-    assert roles["learner"]["gib"]["optimiser"] > 3
+    assert roles["learner"]["gib"]["optimiser"] * roles["learner"]["workers"] > 3
     assert plan["price_is_placeholder"]
     assert plan["rates"]["source"] == "published"
     assert plan["assumptions"]
