@@ -256,8 +256,8 @@ def _require_here(run: RunFile) -> None:
         if (ranks := getattr(run, section).tensor_parallel) > 1:
             raise InputError(
                 f"{section}.tensor_parallel = {ranks}, expected 1: one device is measured and a plan scales its rates; "
-                f"add --set {section}.tensor_parallel=1, or for a model that one device cannot hold plan with published "
-                "rates: solon plan RUN.toml --gpus N --gpu-type TYPE"
+                f"add --set {section}.tensor_parallel=1, or for a model that one device cannot hold plan with "
+                "published rates: solon plan RUN.toml --gpus N --gpu-type TYPE"
             )
 
 
