@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from cluster.config.run_file import RunFile
 from cluster.plan.hardware import Device
-from cluster.plan.memory import engine_model, facts_of, lacking, roles_of
+from cluster.plan.memory import RoleBytes, engine_model, facts_of, lacking, roles_of
 from cluster.plan.splits import Split, fitted_running
 from cluster.preflight.ranks import check_ranks
+from solon.engines.memory import GIB
 from solon.errors import InputError
 from solon.models.sizes import ModelSizes
 
@@ -34,8 +35,8 @@ def divided(
         run, tried = _raised(run, role, sizes, device, gpus_per_node)
         ranks = getattr(run, section).tensor_parallel
         if ranks == 1:
-            raise InputError(f"{missing}; tried {tried}; {OTHERWISE}")
-        reasons.append(f"{section}.tensor_parallel = {ranks}, since on 1 device {missing}")
+            raise InputError(f"{missing}; on several devices of one node: {tried}; {OTHERWISE}")
+        reasons.append(f"{section}.tensor_parallel = {ranks}: undivided, {missing}")
     return run, reasons
 
 
@@ -49,7 +50,7 @@ def _raised(
     tried: list[str] = []
     for ranks in TRIED:
         if ranks > gpus_per_node:
-            tried.append(f"{ranks}: more than --gpus-per-node {gpus_per_node}")
+            tried.append(f"--gpus-per-node {gpus_per_node} allows no {ranks}")
             break
         wider = with_ranks(run, role, ranks)
         try:
@@ -57,9 +58,10 @@ def _raised(
         except InputError as error:
             tried.append(f"{ranks}: {error}")
             continue
-        if not (missing := _missing(wider, role, sizes, device)):
+        one = _alone(wider, role, sizes, device)
+        if one.fits(device):
             return wider, ""
-        tried.append(f"{ranks}: {missing}")
+        tried.append(f"each of {ranks} needs {one.needs / GIB:.1f} GiB")
     return run, "; ".join(tried)
 
 
@@ -72,9 +74,14 @@ def with_ranks(run: RunFile, role: str, ranks: int) -> RunFile:
 
 def _missing(run: RunFile, role: str, sizes: dict[str, ModelSizes], device: Device) -> str:
     """What one engine of the role lacks; empty: it fits."""
+    return "; ".join(lacking([_alone(run, role, sizes, device)], device))
+
+
+def _alone(run: RunFile, role: str, sizes: dict[str, ModelSizes], device: Device) -> RoleBytes:
+    """One engine of the role that gets a whole batch."""
     running = fitted_running(run, Split(engines=1, judges=1, ranks=1, staleness=0))
     run = run.model_copy(update={"rollout": run.rollout.model_copy(update={"max_running": running})})
-    return "; ".join(lacking([one for one in roles_of(run, sizes, device=device) if one.role == role], device))
+    return next(one for one in roles_of(run, sizes, device=device) if one.role == role)
 
 
 def _why_whole(run: RunFile, role: str) -> str:

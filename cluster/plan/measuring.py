@@ -274,6 +274,13 @@ def _require_here(run: RunFile) -> None:
             f"learn.num_ranks = {run.learn.num_ranks}, expected 1: one rank is measured and ranks are planned from it; "
             "add --set learn.num_ranks=1"
         )
+    for section in ("rollout", "judging"):
+        if (ranks := getattr(run, section).tensor_parallel) > 1:
+            raise InputError(
+                f"{section}.tensor_parallel = {ranks}, expected 1: one device is measured and a plan scales its rates; "
+                f"add --set {section}.tensor_parallel=1, or for a model that one device cannot hold plan with "
+                "published rates: solon plan RUN.toml --gpus N --gpu-type TYPE"
+            )
 
 
 def _point(role: str, amount: int, tokens: int, found: Timed) -> Point:

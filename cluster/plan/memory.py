@@ -51,7 +51,20 @@ class RoleBytes:
     def beside(self) -> str:
         """What `reload` is, for people; empty: there is none."""
         what = "room for adapters" if self.takes_adapters else "a second copy of the weights during a reload"
-        return f" with {what} {self.reload / GIB:.1f}" if self.reload else ""
+        return f"{self.reload / GIB:.1f} of it {what}" if self.reload else ""
+
+    @property
+    def needs(self) -> int:
+        """Bytes with which it can work: an engine's cache holds at least one request."""
+        return self.estimate - self.cache + max(self.cache, self.least_cache)
+
+    def fits(self, device: Device) -> bool:
+        """Whether its part of a device is enough, the cache included."""
+        return self.needs <= self.has(device) and self.cache >= self.least_cache
+
+    def has(self, device: Device) -> int:
+        """Bytes of its part of a device. An engine without a size of its cache fills its part."""
+        return self.estimate if self.cache_is_left else device.memory
 
     @property
     def total(self) -> int:
@@ -202,27 +215,29 @@ def _learner(run: RunFile, sizes: ModelSizes, peak: int) -> RoleBytes:
     )
 
 
+NAMES = {"rollout": "rollout engine"}
+
+
 def lacking(roles: list[RoleBytes], device: Device, sharing: tuple[str, ...] = ()) -> list[str]:
     """What does not fit on its device, a sentence each. sharing: roles that share one."""
     found = []
     for role in roles:
         if role.role in sharing:
             continue
-        # What the rest leaves of an engine's part of the device is its cache: it has to hold a request.
-        needs = role.estimate - role.cache + max(role.cache, role.least_cache)
-        has = role.estimate if role.cache_is_left else device.memory
+        needs, has, name = role.needs, role.has(device), NAMES.get(role.role, role.role)
         if needs > has:
             part = f" of {device.memory_gib:.1f} (gpu_memory_utilization)" if role.cache_is_left else ""
-            whose = f"each of {role.ranks} ranks of the {role.role}" if role.ranks > 1 else f"the {role.role}"
+            whose = f"each of {role.ranks} ranks of the {name}" if role.ranks > 1 else f"the {name}"
+            beside = f" ({role.beside})" if role.beside else ""
             request = f", cache {max(role.cache, role.least_cache) / GIB:.1f}" if role.least_cache else ""
             found.append(
                 f"{whose} ({Path(role.model).name}) does not fit on one {device.name}: needs {needs / GIB:.1f} GiB, "
                 f"has {has / GIB:.1f}{part} (weights {role.weights / GIB:.1f}, optimiser {role.optimiser / GIB:.1f}, "
-                f"working {role.working / GIB:.1f}{role.beside}, runtime {role.runtime / GIB:.1f}{request})"
+                f"working {role.working / GIB:.1f}{beside}, runtime {role.runtime / GIB:.1f}{request})"
             )
         elif role.cache < role.least_cache:
             found.append(
-                f"the {role.role} ({Path(role.model).name}) has a cache of {role.cache / GIB:.2f} GiB (kv_cache_gib), "
+                f"the {name} ({Path(role.model).name}) has a cache of {role.cache / GIB:.2f} GiB (kv_cache_gib), "
                 f"one request of max_model_len needs {role.least_cache / GIB:.2f}; raise it"
             )
     together = [role for role in roles if role.role in sharing]

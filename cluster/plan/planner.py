@@ -25,6 +25,8 @@ GROWTH = 0.25
 RUNNERS_UP = 3
 ALIKE = 0.02
 """Splits whose throughput differs by less are equally fast; then the fresher rollouts win."""
+FRESHER = 0.25
+"""Mean stalenesses that differ by less are equal; then fewer devices win."""
 FASTER = 1.25
 """Of a lane, to see what it would move."""
 BINDS = {
@@ -194,7 +196,7 @@ def _planned(
     _climbed(found, simulated, max(split.devices for split in splits), sorted({split.ranks for split in splits}))
     found.sort(key=lambda one: -one.groups_per_s)
     alike = [one for one in found if one.groups_per_s >= (1 - ALIKE) * found[0].groups_per_s]
-    best = min(alike, key=lambda one: (one.staleness_mean, one.devices, -one.groups_per_s))
+    best = min(alike, key=lambda one: (round(one.staleness_mean / FRESHER), one.devices, -one.groups_per_s))
     others = _different(best, found)[:RUNNERS_UP]
     planned = with_split(run, best.split, sizes, rates)
     return Plan(
@@ -297,7 +299,7 @@ def remarks_on(run: RunFile, best: Prediction) -> list[str]:
     """What a person should know of the recommended split."""
     found: list[str] = []
     close = [lane for lane, share in best.busy.items() if lane != best.binding and share > CLOSE * best.efficiency]
-    if close:
+    if close and best.binds != ADMISSION:
         names = " and ".join(LANE_NAMES[lane] for lane in close)
         found.append(f"{names} nearly binds too: which lane is the busiest is not certain")
     if best.split.on_cpu:
@@ -317,7 +319,7 @@ def remarks_on(run: RunFile, best: Prediction) -> list[str]:
             f"ledger.batch_groups = {math.ceil(wanted / run.rollout.group_size)} would fill the engines, at the price "
             "of fewer steps for the same prompts"
         )
-    if best.publish_s > best.step_s / 2:
+    if best.split.engines > 1 and best.publish_s > best.step_s / 2:
         found.append(
             f"a version takes {best.publish_s:.3g} s until all {best.split.engines} engines have it, a step "
             f"{best.step_s:.3g} s: {run.publish.engines_at_once} take it at the same time (publish.engines_at_once)"

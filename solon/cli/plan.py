@@ -178,7 +178,7 @@ class _Show:
         print_table(self._console, _table("memory of one worker on one device, GiB", heads, rows))
         for role in plan.roles:
             if role.beside:
-                self.line(f"working of the {role.role} counts{role.beside.removeprefix(' with')} GiB")
+                self.line(f"working memory of the {role.role}: {role.beside}")
         if plan.device is not None:
             self.line(f"a device has {plan.device.memory_gib:.1f} GiB ({plan.device.source})")
 
@@ -189,7 +189,8 @@ class _Show:
             rows.append(["split", *(one.split.workers for one in found)])
             rows.append(["devices", *(one.devices for one in found)])
         if any(one.split.sharing for one in found):
-            rows.append(["on one device", *("+".join(one.split.sharing) for one in found)])
+            shared = ("all" if len(one.split.sharing) == 3 else "+".join(one.split.sharing) for one in found)
+            rows.append(["on one device", *shared])
         rows.append(["target_staleness", *(one.split.staleness for one in found)])
         rows.append(["groups/s", *(f"{one.groups_per_s:.4g}" for one in found)])
         rows.append(["s a step", *(f"{one.step_s:.3g}" for one in found)])
@@ -200,11 +201,9 @@ class _Show:
         rows.append(["mean staleness", *(f"{one.staleness_mean:.2f}" for one in found)])
         if plan.purse.usd_per_hour:
             rows.append(["USD/1,000 groups", *(f"{one.usd_per_1000_groups:.4g}" for one in found)])
-        title = "predicted; lanes: busy / utilisation"
-        title += "; split: engines : judges : learner ranks" if plan.device else ""
-        print_table(
-            self._console, _table(title, ["recommended", *(f"next {n + 1}" for n in range(len(found) - 1))], rows)
-        )
+        heads = ["recommended", *(f"next {number}" for number in range(1, len(found)))]
+        print_table(self._console, _table("predicted", heads, rows))
+        self.line("split: engines : judges : learner ranks, 3x2 is 3 of 2 devices each; lanes: busy / utilisation")
 
     def _costs(self, plan: Plan) -> None:
         best, run = plan.best, plan.run

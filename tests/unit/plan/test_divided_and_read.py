@@ -9,13 +9,16 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.config.run_file import RunFile
+from cluster.plan.alone import JudgeAlone, LearnerAlone, RolloutAlone
 from cluster.plan.hardware import devices
+from cluster.plan.measuring import measure
 from cluster.plan.memory import sizes_for
 from cluster.plan.rates import Rates
 from cluster.plan.roofline import EAGER_S, published_rates
 from cluster.plan.splits import splits_of
 from solon.cli.main import app
 from solon.constitution.constitution import Constitution
+from solon.errors import InputError
 from solon.files.prompts import load_prompts
 from solon.files.toml_file import read_toml
 from tests.unit.plan.test_plan import planned, rates, refused, run_file
@@ -25,22 +28,19 @@ LARGE = {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64
 """Of 72 B parameters: 145 GB in bfloat16, more than one H200 has beside its copy."""
 
 
-def plan_of(path: Path, *flags: str) -> tuple[dict[str, object], str]:
-    return planned(path, *flags), CliRunner().invoke(app, ["plan", str(path), *flags], catch_exceptions=False).output
-
-
 @pytest.mark.parametrize(("engine", "judge"), [(1, 1), (2, 1), (4, 2), (8, 8), (3, 1)])
 def test_splits_of_divided_engines_never_take_more_devices_than_there_are(engine: int, judge: int):
     for gpus in range(1, 40):
         found = list(splits_of(gpus, [1, 2, 4], [1], engine_ranks=engine, judge_ranks=judge))
         assert all(split.devices <= gpus for split in found)
-        assert bool(found) or gpus < engine + judge
+        assert bool(found) or gpus < engine + judge + (engine > 1 and judge > 1)
         assert all(split.share("generate") == 1 for split in found if engine > 1)
 
 
 def test_an_engine_that_fits_on_no_device_is_divided_and_says_so(tmp_path: Path):
     out = tmp_path / "planned.toml"
     flags = ("--gpus", "32", "--gpu-type", "h200", "--set", "learn.lora.r=16", "--write", str(out))
+    flags += ("--set", "learn.gradient_checkpointing=true")
     plan = planned(run_file(tmp_path, policy=LARGE), *flags)
     roles = {role["role"]: role for role in plan["memory"]}  # type: ignore[attr-defined]
     run = RunFile.load(out)
@@ -174,8 +174,9 @@ def test_no_two_rows_of_a_plan_are_the_same(tmp_path: Path):
     assert len({str(one) for one in shown}) == len(shown)
 
 
-def test_a_plan_fits_80_columns(tmp_path: Path):
-    _, text = plan_of(run_file(tmp_path), "--gpus", "16", "--gpu-type", "h200")
+@pytest.mark.parametrize("gpus", ["1", "2", "16"])
+def test_a_plan_fits_80_columns(tmp_path: Path, gpus: str):
+    text = CliRunner().invoke(app, ["plan", str(run_file(tmp_path)), "--gpus", gpus, "--gpu-type", "h200"]).output
     tables = [
         one for one in text.splitlines() if one.startswith(("groups/s", "weights", "split ", "generate", "binds "))
     ]
@@ -189,3 +190,23 @@ def test_a_model_that_is_not_here_comes_with_the_command_that_fetches_its_shape(
     message = refused(run_file(tmp_path), *given)
     assert "hf download an-org/no-such-model config.json --local-dir DIR" in message
     assert "--set judge=DIR" in message
+
+
+@pytest.mark.parametrize(("key", "value"), [("rollout.tensor_parallel", "2"), ("judging.tensor_parallel", "4")])
+def test_engines_of_several_devices_are_not_measured_but_planned(tmp_path: Path, key: str, value: str):
+    run = RunFile.load(run_file(tmp_path), overrides=[f"{key}={value}"])
+    with pytest.raises(InputError, match=rf"{key} = {value}, expected 1.*one device is measured"):
+        measure(run, (), seconds=1)
+
+
+def test_roles_that_are_measured_alone_keep_warnings_of_libraries_to_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = RunFile.load(run_file(tmp_path))
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    for role in (RolloutAlone, JudgeAlone, LearnerAlone):
+        variables = role.environment(run)
+        assert variables["VLLM_LOGGING_LEVEL"] == "ERROR"
+        assert "resource_tracker" in variables["PYTHONWARNINGS"]
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    assert RolloutAlone.environment(run)["VLLM_LOGGING_LEVEL"] == "DEBUG"
