@@ -183,8 +183,13 @@ class Rates(Part):
         found = []
         for name in ("rollout", "judging"):
             then, now = self.settings.get(name, {}).get("tensor_parallel", 1), getattr(run, name).tensor_parallel
+            if not isinstance(then, int) or then < 1:
+                raise InputError(
+                    f"rates file: settings.{name}.tensor_parallel = {then!r}, expected a number of devices; write it "
+                    "again with solon measure RUN.toml"
+                )
             if then != now:
-                found.append((name, int(str(then)), now))
+                found.append((name, then, now))
         return found
 
     def remarks(self, run: RunFile) -> list[str]:

@@ -146,7 +146,8 @@ def test_a_plan_replaces_no_file_unasked_and_the_run_file_never(tmp_path: Path):
 
 def test_written_paths_below_the_file_are_relative_and_others_absolute(tmp_path: Path):
     path, out = run_file(tmp_path), tmp_path / "planned.toml"
-    planned(path, "--gpus", "8", "--gpu-type", "h200", "--write", str(out))
+    (tmp_path / "same").symlink_to(tmp_path)
+    planned(path, "--gpus", "8", "--gpu-type", "h200", "--write", str(tmp_path / "same" / out.name))
     raw = read_toml(out, what="run file")
     assert raw["policy"] == "policy"
     assert raw["prompts"] == "prompts.jsonl"
