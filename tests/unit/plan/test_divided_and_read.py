@@ -78,7 +78,9 @@ def test_measured_rates_of_one_device_are_scaled_and_remarked(tmp_path: Path):
     wider = run.model_copy(update={"rollout": run.rollout.model_copy(update={"tensor_parallel": 2})})
     assert found.for_ranks(wider).rollout.step_s == pytest.approx(found.rollout.step_s / 1.7)
     assert "assumption" in found.remarks(wider)[0]
-    assert found.for_ranks(run).rollout == found.rollout
+    assert found.for_ranks(wider).rollout.cores == 2 * found.rollout.cores
+    assert not found.for_ranks(wider).memory
+    assert found.for_ranks(run) == found
 
 
 def published(path: Path, *overrides: str) -> Rates:
