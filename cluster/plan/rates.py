@@ -170,12 +170,15 @@ class Rates(Part):
 
     def for_ranks(self, run: RunFile) -> Self:
         """The same with engines of as many devices as this run's: `ranks_speed` of them, which `remarks` says."""
-        changed: dict[str, Part] = {}
+        memory = dict(self.memory)
+        changed: dict[str, object] = {"memory": memory}
         for name, then, now in self._ranks(run):
             faster = ranks_speed(now) / ranks_speed(then)
-            part: Part = getattr(self, name)
-            seconds = {key: value / faster for key, value in part.model_dump().items() if key.endswith("_s")}
-            changed[name] = part.model_copy(update=seconds)
+            part: RolloutRate | JudgeRate = getattr(self, name)
+            scaled = {key: value / faster for key, value in part.model_dump().items() if key.endswith("_s")}
+            changed[name] = part.model_copy(update=scaled | {"cores": part.cores * now / then})
+            # A rank of another number of ranks does not hold what was measured.
+            memory.pop({"rollout": "rollout", "judging": "judge"}[name], None)
         return self.model_copy(update=changed)
 
     def _ranks(self, run: RunFile) -> list[tuple[str, int, int]]:
@@ -183,8 +186,13 @@ class Rates(Part):
         found = []
         for name in ("rollout", "judging"):
             then, now = self.settings.get(name, {}).get("tensor_parallel", 1), getattr(run, name).tensor_parallel
+            if not isinstance(then, int) or then < 1:
+                raise InputError(
+                    f"rates file: settings.{name}.tensor_parallel = {then!r}, expected a number of devices; write it "
+                    "again with solon measure RUN.toml"
+                )
             if then != now:
-                found.append((name, int(str(then)), now))
+                found.append((name, then, now))
         return found
 
     def remarks(self, run: RunFile) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,8 +71,7 @@ def _below(value: Any, folder: Path) -> Any:
         return [_below(item, folder) for item in value]
     if not isinstance(value, str) or not Path(value).is_absolute():
         return value
-    # A link to a folder elsewhere is uploaded as what it names, hence it is not followed.
-    found, base = Path(os.path.normpath(value)), Path(os.path.normpath(folder.absolute()))
+    found, base = Path(value).resolve(), folder.resolve()
     return found.relative_to(base).as_posix() if found.is_relative_to(base) else value
 
 

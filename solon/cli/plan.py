@@ -178,7 +178,7 @@ class _Show:
         print_table(self._console, _table("memory of one worker on one device, GiB", heads, rows))
         for role in plan.roles:
             if role.beside:
-                self.line(f"working memory of the {role.role}: {role.beside}")
+                self.line(f"working memory of the {role.role}, GiB: {role.beside}")
         if plan.device is not None:
             self.line(f"a device has {plan.device.memory_gib:.1f} GiB ({plan.device.source})")
 
@@ -189,7 +189,10 @@ class _Show:
             rows.append(["split", *(one.split.workers for one in found)])
             rows.append(["devices", *(one.devices for one in found)])
         if any(one.split.sharing for one in found):
-            shared = ("all" if len(one.split.sharing) == 3 else "+".join(one.split.sharing) for one in found)
+            shared = (
+                "all" if len(one.split.sharing) == 3 else "+".join(one.split.sharing).replace("generate", "gen")
+                for one in found
+            )
             rows.append(["on one device", *shared])
         rows.append(["target_staleness", *(one.split.staleness for one in found)])
         rows.append(["groups/s", *(f"{one.groups_per_s:.4g}" for one in found)])

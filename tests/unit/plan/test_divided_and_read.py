@@ -78,7 +78,9 @@ def test_measured_rates_of_one_device_are_scaled_and_remarked(tmp_path: Path):
     wider = run.model_copy(update={"rollout": run.rollout.model_copy(update={"tensor_parallel": 2})})
     assert found.for_ranks(wider).rollout.step_s == pytest.approx(found.rollout.step_s / 1.7)
     assert "assumption" in found.remarks(wider)[0]
-    assert found.for_ranks(run).rollout == found.rollout
+    assert found.for_ranks(wider).rollout.cores == 2 * found.rollout.cores
+    assert not found.for_ranks(wider).memory
+    assert found.for_ranks(run) == found
 
 
 def published(path: Path, *overrides: str) -> Rates:
@@ -146,7 +148,8 @@ def test_a_plan_replaces_no_file_unasked_and_the_run_file_never(tmp_path: Path):
 
 def test_written_paths_below_the_file_are_relative_and_others_absolute(tmp_path: Path):
     path, out = run_file(tmp_path), tmp_path / "planned.toml"
-    planned(path, "--gpus", "8", "--gpu-type", "h200", "--write", str(out))
+    (tmp_path / "same").symlink_to(tmp_path)
+    planned(path, "--gpus", "8", "--gpu-type", "h200", "--write", str(tmp_path / "same" / out.name))
     raw = read_toml(out, what="run file")
     assert raw["policy"] == "policy"
     assert raw["prompts"] == "prompts.jsonl"
