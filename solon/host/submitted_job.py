@@ -61,3 +61,12 @@ def require_variables() -> None:
             f"the environment of this job lacks {', '.join(missing)}, which the submission asks for; set it where Ray "
             "is started, on every machine of the cluster"
         )
+
+
+SUBMISSION = "SOLON_SUBMISSION"
+"""Environment variable: the id of the job that `solon submit` made, which `solon jobs` takes."""
+
+
+def submission() -> str:
+    """That id; empty for a run that was started in another way."""
+    return os.environ.get(SUBMISSION, "") if is_submitted_job() else ""
