@@ -86,7 +86,7 @@ def read_growth() -> Growth:
 
 
 def free_of(available: Mapping[str, float], there: Mapping[str, float]) -> tuple[str, ...]:
-    """What nobody holds of each resource that the cluster has, as in `0 of 2 CPUs free`."""
+    """What no job holds of each resource that the cluster has, as in `0 of 2 CPUs free`."""
     return tuple(
         f"{available.get(name, 0.0):g} of {there[name]:g} {name}s free" for name in RESOURCES if there.get(name)
     )

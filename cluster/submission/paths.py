@@ -17,7 +17,7 @@ from solon.files.toml_file import read_toml
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """A path as somebody wrote it."""
+    """A path as a user wrote it."""
 
     written: str
     beside: Path

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from cluster.submission.connection import JobServer
     from cluster.submission.request import Request
 
+LABELS = {"ended_with": "end"}
+"""Names on a terminal that differ from those of the JSON result."""
 MINUTES = len("2026-01-01 00:00")
 """Characters of a time in a table."""
 
@@ -169,12 +171,12 @@ def run_status(job: str, *, address: str, as_json: bool) -> dict[str, Any]:
     info = known_job(connect(address), job)
     row = _row(info)
     if info.status.is_terminal():
-        row["ended_with"] = Ended.of(job, info).said.removeprefix(f"{job} ")
+        row["ended_with"] = Ended.of(job, info).said.removeprefix(f"{job} ").removeprefix("was ")
     row |= _progress(Path(row["results"])) if row["results"] else {}
     if not as_json:
         for key, value in row.items():  # on one line each, to be copied
             if value not in (None, ""):
-                print(f"{key.replace('_', ' '):<11}{visible(str(value))}")
+                print(f"{LABELS.get(key, key).replace('_', ' '):<11}{visible(str(value))}")
     return row
 
 

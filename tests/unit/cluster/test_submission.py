@@ -391,7 +391,7 @@ def test_the_status_of_a_job_says_the_step_where_its_files_can_be_read(
     commands.run_status("solon-night-1", address="", as_json=False)
     said = capsys.readouterr().out
     assert "exit code" not in said
-    assert "ended with was stopped on request\n" in said
+    assert "end        stopped on request\n" in said
     assert "state      stopped\n" in said
     assert "step       3 of 9\n" in said
 
