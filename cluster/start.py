@@ -29,7 +29,7 @@ from solon.files.marks import is_among
 from solon.files.marks import may_change as changeable
 from solon.files.overrides import flat_items
 from solon.host.directory_lock import locked
-from solon.host.submitted_job import within_working_copy
+from solon.host.submitted_job import in_any_copy
 from solon.runs.directory import RunDirectory
 from solon.runs.integrity import UNRECORDED, Integrity, examine, said_of
 
@@ -182,7 +182,7 @@ def _refuse_another_run(
     changed = [
         key
         for key in (*ours, *(theirs.keys() - ours.keys()))
-        if _place(ours.get(key, absent)) != _place(theirs.get(key, absent))
+        if in_any_copy(ours.get(key, absent)) != in_any_copy(theirs.get(key, absent))
         and key not in places
         and not is_among(key, allowed)
         # An optional section that is present on one side: its own keys say what it holds.
@@ -203,16 +203,6 @@ def _refuse_another_run(
 def _moved(now: Digests, then: Mapping[str, object]) -> set[str]:
     """Inputs with the content that they had: they may lie elsewhere."""
     return {key for key, digest in now.items() if then.get(key) == digest}
-
-
-def _place(value: Any) -> Any:
-    """A setting, with paths in Ray's copy of a submitted folder relative to that copy."""
-    if isinstance(value, Mapping):
-        return {key: _place(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_place(item) for item in value]
-    within = within_working_copy(Path(value)) if isinstance(value, str) else None
-    return value if within is None else within
 
 
 def _objective(settings: Mapping[str, Any]) -> Any:

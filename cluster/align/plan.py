@@ -16,6 +16,7 @@ from solon.artifacts.digests import content_digest
 from solon.artifacts.store import Artifact, Key, Store, first_difference
 from solon.errors import InputError
 from solon.files.data_config import ReadConfig
+from solon.host.submitted_job import in_any_copy
 from solon.models.fetch import model_directory
 
 SCHEMA = 1
@@ -57,7 +58,8 @@ class Planner:
             "stage": stage.kind,
             "schema": SCHEMA,
             "version": stage.version,
-            "settings": {**stage.settings(self._file), "seed": self._file.seed, **self._read()},
+            # Paths of a submitted folder change with it; what lies there is in `files`.
+            "settings": in_any_copy({**stage.settings(self._file), "seed": self._file.seed, **self._read()}),
             "inputs": {
                 role: _product_digest(made[one.stage], one.product) if one.stage else self._digest(role, one.path)
                 for role, one in sorted(sources.items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Growth:
     """Node types that recently failed to start, and why."""
     pending: tuple[tuple[float, ...], ...]
     """Requests without a node, each in the order of `RESOURCES`."""
+    free: tuple[str, ...] = ()
+    """What no job holds, as in `0 of 2 CPUs free`."""
 
 
 def read_supply() -> Supply:
@@ -79,6 +81,14 @@ def read_growth() -> Growth:
         starting=starting,
         failed=tuple(f"{failure.ray_node_type_name}: {failure.reason}" for failure in scaling.failed_instance_requests),
         pending=pending_in(resources),
+        free=free_of(ray.available_resources(), ray.cluster_resources()),
+    )
+
+
+def free_of(available: Mapping[str, float], there: Mapping[str, float]) -> tuple[str, ...]:
+    """What no job holds of each resource that the cluster has, as in `0 of 2 CPUs free`."""
+    return tuple(
+        f"{available.get(name, 0.0):g} of {there[name]:g} {name}s free" for name in RESOURCES if there.get(name)
     )
 
 

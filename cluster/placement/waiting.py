@@ -59,7 +59,7 @@ class Waiting:
     def line(self, growth: Growth) -> str:
         """The actors that are waited for, and how far the cluster has grown."""
         parts = [f"waiting for {len(self._without)} of {len(self._names)} actors: {self._asks()}"]
-        parts.append(f"nodes: {_counts(growth.nodes)}")
+        parts.append(f"nodes: {_counts(growth.nodes)}{''.join(f', {text}' for text in growth.free)}")
         if growth.starting:
             parts.append(f"starting: {_counts(growth.starting)}")
         if growth.failed:

@@ -57,7 +57,7 @@ class Ended:
         if status == "SUCCEEDED":
             return cls(status=status, code=0, said=f"{name} succeeded")
         if status == "STOPPED":
-            return cls(status=status, code=0, said=f"{name} was stopped")
+            return cls(status=status, code=0, said=f"{name} was stopped on request")
         if left is not None:
             how = f"exit code {left}" if 0 < left < 128 else f"killed by signal {left - 128 if left > 0 else -left}"
             return cls(status=status, code=2 if left == 2 else 1, said=f"{name} failed ({how})")

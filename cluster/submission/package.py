@@ -42,8 +42,9 @@ class Package:
 
     def holds(self, path: Path) -> bool:
         """Whether this file, or something below this folder, is uploaded."""
-        inner = str(path.relative_to(self.folder))
-        return inner in self.sizes or any(name.startswith(f"{inner}{os.sep}") for name in self.sizes)
+        base = self.folder if path.is_relative_to(self.folder) else self.folder.resolve()
+        inner = str(path.relative_to(base))
+        return inner == "." or inner in self.sizes or any(name.startswith(f"{inner}{os.sep}") for name in self.sizes)
 
     def largest(self) -> list[tuple[str, int]]:
         """The entries that take most, the largest first."""
@@ -71,6 +72,9 @@ def measure(folder: Path) -> Package:
     """Raises InputError for a folder that cannot be packed."""
     if not folder.is_dir():
         raise InputError(f"--working-dir {folder} is no folder, expected the one that holds the run file")
+    if folder.resolve() == Path(folder.anchor):
+        raise InputError(f"the folder to upload is {folder}, all of this machine, expected the one that holds the run "
+                         "file; start there, or name it: --working-dir")  # fmt: skip
     sizes: dict[str, int] = {}
 
     def add(path: Path) -> None:

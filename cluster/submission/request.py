@@ -15,7 +15,7 @@ from typing import Any
 import solon
 from cluster.align.file import AlignFile
 from cluster.pipeline_file import load_run
-from cluster.submission.package import Package
+from cluster.submission.paths import Named, named_paths
 from solon.errors import InputError, short
 from solon.files.marks import NamesFile, NamesModel, values
 from solon.files.toml_file import read_toml
@@ -124,7 +124,7 @@ def make_request(
     variables: Sequence[str],
     required: Sequence[str],
     stop_wait_s: int,
-) -> tuple[Request, list[str]]:
+) -> tuple[Request, list[Named]]:
     """The request, and the paths that the file names. Raises InputError, before anything is sent.
 
     folder: the working directory; paths in `overrides` are relative to it, as they will be on the cluster.
@@ -157,31 +157,7 @@ def make_request(
         required=tuple(dict.fromkeys([*map(_variable_name, required), *_keys_of_endpoints(paths)])),
         stop_wait_s=stop_wait_s,
     )
-    return request, paths
-
-
-def check_paths(paths: Collection[str], package: Package) -> list[str]:
-    """A note on paths that the cluster must have. Raises InputError for a file that is here and is not uploaded."""
-    elsewhere = []
-    for value in paths:
-        path = Path(value)
-        if not path.is_absolute():
-            continue
-        try:
-            path.relative_to(package.folder)
-        except ValueError:
-            elsewhere.append(value)
-            continue
-        if not path.exists():
-            raise InputError(f"{path}, which the file names, does not exist; check the path")
-        if not package.holds(path):
-            raise InputError(
-                f"{path}, which the file names, is not uploaded: .rayignore or .gitignore excludes it; expected it in "
-                "the package; change the exclusion, or name a path that the cluster has"
-            )
-    if not elsewhere:
-        return []
-    return [f"not uploaded, and expected at the same path on every node: {', '.join(elsewhere)}"]
+    return request, named_paths(paths, file, overrides=overrides, folder=folder)
 
 
 def _within(path: Path, folder: Path) -> tuple[Path, str]:

@@ -18,6 +18,7 @@ from cluster.submission.connection import MARKET, JobServer, UnreachableError, l
 from cluster.submission.request import Request
 from solon.errors import InputError, RunFailedError
 from solon.files.plain_text import excerpt
+from solon.host.submitted_job import SUBMISSION
 
 LOOK_S = 0.5
 SLACK_S = 30.0
@@ -40,7 +41,7 @@ def submit(server: JobServer, request: Request, folder: Path) -> Submitted:
     attempt = next_attempt(request.name, server.jobs())
     job = f"solon-{request.name}-{attempt}"
     labels = labels_for_driver(server.nodes())
-    variables = request.environment()
+    variables = {**request.environment(), SUBMISSION: job}
     if os.environ.get(ALLOW_OPEN) == "1":
         variables[ALLOW_OPEN] = "1"
     try:
@@ -99,11 +100,13 @@ def stop(server: JobServer, job: str, *, wait: bool, say: Callable[[str], None])
         say(f"{job} had ended before: {info.status.value.lower()}")
         return info
     grace_s = int((info.metadata or {}).get("solon_stop_wait_s", "3"))
+    is_run = "solon_run" in (info.metadata or {})
+    work = "to finish its step and write a checkpoint" if is_run else "to end; it is not a run of Solon's"
     server.stop_job(job)
     if not wait:
-        say(f"{job} was asked to stop; it may take {grace_s} s to finish its step and write a checkpoint")
+        say(f"{job} was asked to stop; it may take {grace_s} s {work}")
         return info
-    say(f"{job} was asked to stop; waiting up to {grace_s} s while it finishes its step and writes a checkpoint")
+    say(f"{job} was asked to stop; it has {grace_s} s {work}")
     began = time.monotonic()
     while not (info := known_job(server, job)).status.is_terminal():
         if time.monotonic() - began > grace_s + SLACK_S:
@@ -113,14 +116,10 @@ def stop(server: JobServer, job: str, *, wait: bool, say: Callable[[str], None])
         time.sleep(LOOK_S)
     took = time.monotonic() - began
     killed = took >= grace_s
-    say(
-        f"{job} ended {took:.0f} s after it was asked"
-        + (
-            ": it was killed, and continues from its previous checkpoint; next time give it more --grace"
-            if killed
-            else ""
-        )
-    )
+    how = ": it was killed" if killed else ""
+    if killed and is_run:
+        how += ", and continues from its previous checkpoint; next time give it more --grace"
+    say(f"{job} ended {took:.0f} s after it was asked{how}")
     return info
 
 

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from cluster.submission.connection import JobServer
     from cluster.submission.request import Request
 
+LABELS = {"ended_with": "end"}
+"""Names on a terminal that differ from those of the JSON result."""
+MINUTES = len("2026-01-01 00:00")
+"""Characters of a time in a table."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitRequest:
@@ -46,7 +51,9 @@ class SubmitRequest:
 def run_submit(asked: SubmitRequest, *, as_json: bool) -> dict[str, Any]:
     """Check here, submit, and follow the log until the job ends. Raises InputError, RunFailedError."""
     from cluster.submission.package import check_package, measure
-    from cluster.submission.request import check_paths, make_request
+    from cluster.submission.paths import check_paths
+    from cluster.submission.readable import check_readable
+    from cluster.submission.request import make_request
 
     folder = asked.folder.absolute()
     package = measure(folder)
@@ -63,6 +70,10 @@ def run_submit(asked: SubmitRequest, *, as_json: bool) -> dict[str, Any]:
         stop_wait_s=asked.grace_s,
     )
     notes = [*check_package(package), *check_paths(paths, package)]
+    if request.kind == "train":
+        notes += check_readable(
+            asked.path.absolute(), paths, overrides=asked.overrides, folder=folder, required=request.required
+        )
     return _send(request, folder, asked, notes=notes, as_json=as_json)
 
 
@@ -160,31 +171,47 @@ def run_status(job: str, *, address: str, as_json: bool) -> dict[str, Any]:
     info = known_job(connect(address), job)
     row = _row(info)
     if info.status.is_terminal():
-        row["ended_with"] = Ended.of(job, info).said
+        row["ended_with"] = Ended.of(job, info).said.removeprefix(f"{job} ").removeprefix("was ")
+    row |= _progress(Path(row["results"])) if row["results"] else {}
     if not as_json:
         for key, value in row.items():  # on one line each, to be copied
-            print(f"{key.replace('_', ' '):<11}{visible(str(value))}")
+            if value not in (None, ""):
+                print(f"{LABELS.get(key, key).replace('_', ' '):<11}{visible(str(value))}")
     return row
+
+
+def _progress(results: Path) -> dict[str, Any]:
+    """How a run stands, where its directory can be read from here."""
+    from solon.doctor.diagnosis import diagnose
+    from solon.doctor.facts import look
+
+    if not (results / "config.json").is_file():
+        return {}
+    facts = look(results)
+    return {"state": diagnose(facts).status, "step": f"{facts.steps_done} of {facts.config.get('steps', '?')}"}
 
 
 def run_list(*, address: str, every: bool, as_json: bool) -> dict[str, Any]:
     """The jobs of runs, or all of the cluster. Raises InputError, RunFailedError."""
     from cluster.submission.connection import connect
 
-    rows = [_row(info) for info in connect(address).jobs()]
-    rows = [row for row in rows if every or row["run"]]
+    found = [_row(info) for info in connect(address).jobs()]
+    rows = [row for row in found if every or row["run"]]
     if not as_json:
         table = Table(box=SIMPLE_HEAD)
         columns = ("id", "status", "run", "began", "ended")
         for name in columns:
-            table.add_column(name)
+            table.add_column(name, no_wrap=True)
         for row in rows:
-            table.add_row(*(Text(visible(str(row[name]))) for name in columns))
+            short = row | {name: row[name][:MINUTES] for name in ("began", "ended")}
+            table.add_row(*(Text(visible(str(short[name]))) for name in columns))
         console = Console(highlight=False)
         if rows:
             print_table(console, table)
         else:
-            console.print("no jobs")
+            console.print("no jobs of Solon's")
+        if hidden := len(found) - len(rows):
+            console.print(f"not shown: {hidden} jobs that `solon submit` did not submit; --all shows them")
     return {"jobs": rows}
 
 
@@ -212,7 +239,11 @@ def _follow(server: JobServer, job: str, *, say: Any, as_json: bool) -> str:
     failure = (InputError if ended.code == 2 else RunFailedError)(
         f"{ended.said}; its log says why: solon jobs logs {job}"
     )
-    failure.add_note(f"it continues with: solon jobs resume {job}")
+    failure.add_note(
+        "what to do: correct the file, and submit it again"
+        if ended.code == 2
+        else f"it continues with: solon jobs resume {job}"
+    )
     raise failure
 
 

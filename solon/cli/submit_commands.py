@@ -87,10 +87,10 @@ def submit(
 @jobs_app.command("list")
 def list_jobs(
     address: Address = "",
-    every: Annotated[bool, typer.Option("--all", help="Also jobs that are not Solon's.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also jobs that `solon submit` did not submit.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the jobs of a cluster, the oldest first."""
+    """List the jobs that `solon submit` made on a cluster, the oldest first."""
     from solon.cli.submit import run_list
 
     print_result(run_list(address=address, every=every, as_json=as_json), as_json)

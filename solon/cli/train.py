@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from solon.cli.names import uses_names, with_paths
 from solon.cli.view import make_view
 from solon.host.processor import computes_bfloat16
-from solon.host.submitted_job import is_submitted_job, refuse_working_copy
+from solon.host.submitted_job import is_submitted_job, refuse_working_copy, submission
 
 if TYPE_CHECKING:
     from cluster.pools.base import Role
@@ -86,7 +86,8 @@ def describe_origin(path: Path, *, steps: int | None, seed: int | None, override
         command += [key, str(value)] if value is not None else []
     for override in overrides:
         command += ["--set", override]
-    return {"command": command, "folder": str(Path.cwd()), "is_job": is_submitted_job()}
+    found = {"command": command, "folder": str(Path.cwd()), "is_job": is_submitted_job()}
+    return found | ({"submission": job} if (job := submission()) else {})
 
 
 def run_demo(

@@ -17,6 +17,8 @@ def resume_command(path: Path, config: Mapping[str, Any], *, back_to: str = "", 
     """The command that resumes the run, from any folder. back_to: for `--from`. settings: for `--set`."""
     origin = config.get("origin")
     origin = origin if isinstance(origin, Mapping) else {}
+    if (job := origin.get("submission")) and not back_to and not settings:
+        return f"solon jobs resume {shlex.quote(str(job))}"
     command = origin.get("command")
     words = [str(word) for word in command] if isinstance(command, list) and command else ["solon", "train", "RUN.toml"]
     words = _without(words, {setting.partition("=")[0] for setting in settings})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from solon.errors import InputError
 
@@ -27,6 +29,16 @@ def within_working_copy(path: Path) -> Path | None:
     parts = path.parts
     found = (at for at in range(len(parts) - 1) if parts[at : at + 2] == _COPIES)
     return next((Path(*parts[at + 3 :]) for at in found), None)
+
+
+def in_any_copy(value: Any) -> Any:
+    """A setting, or settings, with the same text for a path in every such copy: `working_dir:models/llama`."""
+    if isinstance(value, Mapping):
+        return {key: in_any_copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [in_any_copy(item) for item in value]
+    within = within_working_copy(Path(value)) if isinstance(value, str) else None
+    return value if within is None else f"working_dir:{within}"
 
 
 def refuse_working_copy(
@@ -61,3 +73,12 @@ def require_variables() -> None:
             f"the environment of this job lacks {', '.join(missing)}, which the submission asks for; set it where Ray "
             "is started, on every machine of the cluster"
         )
+
+
+SUBMISSION = "SOLON_SUBMISSION"
+"""Environment variable: the id of the job that `solon submit` made, which `solon jobs` takes."""
+
+
+def submission() -> str:
+    """That id; empty for a run that was started in another way."""
+    return os.environ.get(SUBMISSION, "") if is_submitted_job() else ""

@@ -21,15 +21,20 @@ from cluster.submission.connection import (
 )
 from cluster.submission.follow import Ended, Follower
 from cluster.submission.package import check_package, measure
-from cluster.submission.request import Request, check_paths, make_request
-from cluster.submission.submit import next_attempt
+from cluster.submission.paths import Named, check_paths
+from cluster.submission.readable import check_readable
+from cluster.submission.request import Request, make_request
+from cluster.submission.submit import next_attempt, stop
+from solon.cli import submit as commands
 from solon.errors import InputError, RunFailedError
+from tests.unit.doctor.test_doctor import end
+from tests.unit.doctor.test_doctor import make_run as made_run
 from tests.unit.run_files import make_run
 
 SETTINGS = '[feedback]\ntask = "pointwise"\ntemplate = "compact"\n'
 
 
-def request(folder: Path, path: Path, **changes: Any) -> tuple[Request, list[str]]:
+def request(folder: Path, path: Path, **changes: Any) -> tuple[Request, list[Named]]:
     given: dict[str, Any] = {
         "name": "night", "steps": None, "seed": None, "overrides": [], "runs": "/shared", "variables": [],
         "required": [], "stop_wait_s": 90,
@@ -88,8 +93,86 @@ def test_a_named_file_that_is_excluded_is_refused_and_one_elsewhere_is_told(tmp_
     (tmp_path / ".rayignore").write_text("*.yaml\n")
     with pytest.raises(InputError, match=r"is not uploaded: \.rayignore or \.gitignore excludes it"):
         check_paths(paths, measure(tmp_path))
-    (note,) = check_paths(["/models/policy", "org/judge"], measure(tmp_path))
+    _, paths = request(tmp_path, path, overrides=["policy=/models/policy", "judge=org/judge"])
+    (tmp_path / ".rayignore").unlink()
+    (note,) = check_paths(paths, measure(tmp_path))
     assert note.endswith("on every node: /models/policy")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("../big/llama", r"\.\./big/llama, which the file names, leaves the folder .*write it absolute"),
+        ("HERE/policy", "is an absolute path into the folder .*write it relative to the run file"),
+        ("missing", "missing, which the file names, does not exist"),
+    ],
+)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_path_that_would_mean_another_file_on_the_cluster_is_refused(
+    tmp_path: Path, value: str, words: str, is_there: bool
+):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    path = make_run(folder, SETTINGS)
+    if is_there:
+        (tmp_path / "big" / "llama").mkdir(parents=True)
+    value = value.replace("HERE", str(folder))
+    path.write_text(path.read_text().replace('policy = "policy"', f'policy = "{value}"'))
+    _, paths = request(folder, path)
+    with pytest.raises(InputError, match=words):
+        check_paths(paths, measure(folder))
+    _, paths = request(folder, make_other(folder), overrides=[f"policy={value}"])
+    with pytest.raises(InputError, match=words):
+        check_paths(paths, measure(folder))
+
+
+def readable(folder: Path, path: Path, **changes: Any) -> list[str]:
+    overrides, required = changes.get("overrides", []), changes.get("required", [])
+    _, paths = request(folder, path, overrides=overrides)
+    return check_readable(path, paths, overrides=overrides, folder=folder, required=required)
+
+
+def test_what_a_check_would_refuse_is_refused_before_it_is_submitted_where_the_models_are_here(tmp_path: Path):
+    path = make_run(tmp_path, SETTINGS)
+    config = tmp_path / "judge" / "config.json"
+    readable(tmp_path, path)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 256}))
+    assert "a question needs" in " ".join(readable(tmp_path, path))
+    with pytest.raises(InputError, match=r"judging\.max_model_len = 2048 exceeds the model's context of 256 tokens"):
+        readable(tmp_path, path, overrides=["judging.max_model_len=2048"])
+    for changes, words in (
+        ({"overrides": ["policy=/models/policy"]}, "/models/policy: not on this machine"),
+        ({"required": ["KEY_OF_A_JUDGE"]}, "KEY_OF_A_JUDGE: not set here"),
+        ({"overrides": ["judge=nursery:judge"]}, "nursery:judge: made there"),
+    ):
+        (note,) = readable(tmp_path, path, **changes)
+        assert note == f"models, lengths and prompts are checked on the cluster only: {words}"
+
+
+def make_other(folder: Path) -> Path:
+    """A run file in a folder below, whose own paths lead up and stay inside."""
+    (folder / "runs.d").mkdir()
+    path = folder / "runs.d" / "other.toml"
+    names = {"policy": "../policy", "judge": "../judge", "prompts": "../prompts.jsonl"}
+    lines = [f'{key} = "{value}"' for key, value in (names | {"constitution": "../constitution.yaml"}).items()]
+    path.write_text("\n".join([*lines, SETTINGS]))
+    return path
+
+
+def test_paths_that_lead_up_and_stay_in_the_folder_and_links_to_models_elsewhere_are_uploaded(tmp_path: Path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    make_run(folder, SETTINGS)
+    (folder / "policy").rename(tmp_path / "elsewhere")
+    (folder / "policy").symlink_to(tmp_path / "elsewhere")
+    _, paths = request(folder, make_other(folder))
+    assert {named.written for named in paths} >= {"../policy", "../judge"}
+    assert check_paths(paths, measure(folder)) == []
+
+
+def test_the_whole_machine_is_not_uploaded():
+    with pytest.raises(InputError, match="all of this machine"):
+        measure(Path("/"))
 
 
 def test_size_is_measured_as_ray_packs_and_the_largest_paths_are_named(tmp_path: Path):
@@ -253,3 +336,71 @@ async def test_a_cluster_that_stays_silent_ends_the_following_not_the_job():
 def test_a_job_of_another_program_is_not_resumed():
     with pytest.raises(InputError, match="was not submitted by `solon submit`"):
         Request.of_job("raysubmit_1", {"solon_arguments": json.dumps([])})
+
+
+class Jobs:
+    """A job server with one job, which is running when first looked at."""
+
+    def __init__(self, *infos: SimpleNamespace) -> None:
+        self.infos, self.url = list(infos), "http://head:8265"
+
+    def job(self, name: str) -> SimpleNamespace:
+        return self.infos.pop(0) if len(self.infos) > 1 else self.infos[0]
+
+    def jobs(self) -> list[SimpleNamespace]:
+        return self.infos
+
+    def stop_job(self, name: str) -> None:
+        """Nothing to do."""
+
+
+def record(name: str, status: str, run: str = "", **more: Any) -> SimpleNamespace:
+    times = {"start_time": 1_790_000_000_000, "end_time": None, "entrypoint": "python"}
+    metadata = {"solon_run": run, "solon_runs": "/shared", "solon_stop_wait_s": "90"} if run else {}
+    return job(status, submission_id=name, metadata=metadata, **times | more)
+
+
+@pytest.mark.parametrize(("run", "words"), [("b", "write a checkpoint"), ("", "it is not a run of Solon's")])
+def test_a_job_of_another_program_is_stopped_without_the_promise_of_a_checkpoint(run: str, words: str):
+    said: list[str] = []
+    stop(Jobs(record("j-1", "RUNNING", run), record("j-1", "STOPPED", run)), "j-1", wait=True, say=said.append)  # type: ignore[arg-type]
+    assert words in said[0]
+    assert any("checkpoint" in line for line in said) == bool(run)
+
+
+def test_the_list_fits_a_narrow_terminal_and_says_what_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    server = Jobs(record("solon-night-1", "SUCCEEDED", "night", end_time=1_790_000_900_000), record("ray-1", "RUNNING"))
+    monkeypatch.setattr("cluster.submission.connection.connect", lambda address: server)
+    monkeypatch.setenv("COLUMNS", "80")
+    commands.run_list(address="", every=False, as_json=False)
+    said = capsys.readouterr().out
+    (row,) = [line for line in said.splitlines() if "solon-night-1" in line]
+    assert row.count("2026-09-") == 2
+    assert "not shown: 1 jobs that `solon submit` did not submit; --all shows them" in said
+
+
+def test_the_status_of_a_job_says_the_step_where_its_files_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder = end(made_run(tmp_path), "stopped")
+    info = record("solon-night-1", "STOPPED", "night", end_time=1_790_000_900_000)
+    info.metadata["solon_runs"] = str(folder.parent)
+    monkeypatch.setattr("cluster.submission.connection.connect", lambda address: Jobs(info))
+    commands.run_status("solon-night-1", address="", as_json=False)
+    said = capsys.readouterr().out
+    assert "exit code" not in said
+    assert "end        stopped on request\n" in said
+    assert "state      stopped\n" in said
+    assert "step       3 of 9\n" in said
+
+
+@pytest.mark.parametrize(
+    ("code", "then"), [(2, "correct the file, and submit it again"), (1, "it continues with: solon jobs resume j-1")]
+)
+def test_the_next_step_after_a_failed_job_depends_on_how_it_failed(code: int, then: str):
+    server: Any = Server([job("FAILED", driver_exit_code=code)], [])
+    with pytest.raises((InputError, RunFailedError)) as failed:
+        commands._follow(server, "j-1", say=lambda text: None, as_json=False)
+    assert then in failed.value.__notes__[0]

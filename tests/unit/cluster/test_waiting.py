@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from cluster.config.run_file import RunFile
 from cluster.placement.placement import demands_of
-from cluster.placement.supply import Growth, pending_in
+from cluster.placement.supply import Growth, free_of, pending_in
 from cluster.placement.waiting import Waiting
 
 RAW = {"policy": "a/b", "judge": "a/b", "prompts": "p", "constitution": "c"}
@@ -45,6 +46,13 @@ def growth(*, pending: bool = True, starting: dict[str, int] | None = None, fail
     return Growth(
         nodes=Counter(head=1), starting=Counter(starting or {}), failed=failed, pending=((1.0, 1.0),) if pending else ()
     )
+
+
+def test_a_line_says_how_much_of_the_cluster_is_free():
+    free = free_of({"GPU": 1.0}, {"CPU": 2.0, "GPU": 4.0, "memory": 1e9})
+    assert free == ("0 of 2 CPUs free", "1 of 4 GPUs free")
+    line = World(growth()).waiting.line(replace(growth(), free=free))
+    assert line.endswith("nodes: 1 head, 0 of 2 CPUs free, 1 of 4 GPUs free")
 
 
 async def test_each_line_names_the_waiting_actors_and_the_growth_of_the_cluster():

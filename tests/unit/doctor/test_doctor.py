@@ -467,6 +467,9 @@ def test_the_resume_command_is_the_command_that_started_the_run(tmp_path: Path, 
     assert (
         job == f"ray job submit --working-dir . -- env SOLON_RUNS={tmp_path}/disk solon train r.toml --name n --resume"
     )
+    submitted = {"origin": {**origin, "is_job": True, "submission": "solon-n-1"}}
+    assert resume_command(elsewhere, submitted) == "solon jobs resume solon-n-1"
+    assert resume_command(elsewhere, submitted, back_to="best").endswith("--resume --from best")
     assert resume_command(here, {}) == "solon train RUN.toml --name n --resume"
 
 

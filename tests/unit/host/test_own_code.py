@@ -14,7 +14,7 @@ from cluster.ray_session import worker_path
 from solon.errors import InputError
 from solon.host import own_code
 from solon.host.own_code import PACKAGES, found_packages, protect, shadow
-from solon.host.submitted_job import refuse_working_copy
+from solon.host.submitted_job import in_any_copy, refuse_working_copy
 
 ROOT = Path(__file__).parents[3]
 COPY = Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_8c1")
@@ -155,6 +155,15 @@ def test_output_into_rays_copy_of_the_folder_is_refused_before_it_is_lost(
         with pytest.raises(InputError, match=r"Ray's copy of the submitted working directory, which is removed after"):
             refuse_working_copy(path, "--out")
     refuse_working_copy(tmp_path / "runs", "--out")
+
+
+def test_a_path_in_rays_copy_of_a_folder_reads_the_same_in_every_copy():
+    session = "/tmp/ray/session_{}/runtime_resources/working_dir_files/_ray_pkg_{}"
+    settings = [{"run": {"calibration": session.format(n, n) + "/data/c.json", "panel": [session.format(n, n)], "n": 1}}
+                for n in (1, 2)]  # fmt: skip
+    first, second = map(in_any_copy, settings)
+    assert first == second == {"run": {"calibration": "working_dir:data/c.json", "panel": ["working_dir:."], "n": 1}}
+    assert in_any_copy("/data/c.json") == "/data/c.json"
 
 
 @pytest.mark.parametrize(
