@@ -120,40 +120,55 @@ def test_stages_are_not_set_on_the_command_line_and_other_keys_are(tmp_path: Pat
         load(tmp_path, stages, "stages=[]")
 
 
-def test_settings_that_name_files_make_results_depend_on_their_content(tmp_path: Path):
+PROGRAMS = """
+    [label.feedback]
+    programs = "rewards.toml"
+    [[stages]]
+    type = "preferences"
+    [[stages]]
+    type = "rlaif"
+    judge = "rewards.toml"
+    run = { feedback = { programs = "rewards.toml" }, learn = { objective = "online_dpo" } }
+"""
+
+
+def folder_of_programs(folder: Path) -> Path:
+    """What an alignment with programs names."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("prompts.jsonl", "constitution.yaml", "data.jsonl"):
-        (tmp_path / name).write_text("{}")
+        (folder / name).write_text("{}")
     for name in ("models/base", "models/judge"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "config.json").write_text("{}")
-    (tmp_path / "r.py").write_text("def f(messages, answer):\n    return 1\n")
-    (tmp_path / "rewards.toml").write_text('[programs]\na = "r.py:f"\n')
-    text = """
-        [label.feedback]
-        programs = "rewards.toml"
-        [[stages]]
-        type = "preferences"
-        [[stages]]
-        type = "rlaif"
-        judge = "rewards.toml"
-        run = { feedback = { programs = "rewards.toml" }, learn = { objective = "online_dpo" } }
-    """
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text("{}")
+    (folder / "r.py").write_text("def f(messages, answer):\n    return 1\n")
+    (folder / "rewards.toml").write_text('[programs]\na = "r.py:f"\n')
+    return folder
 
-    def keys() -> list[Any]:
-        file = load(tmp_path, text)
-        planner = Planner(file, Store(tmp_path / "artifacts"), lambda name: name)
-        return [planner.step(number, {}, again=False).key for number in range(2)]
 
-    file = load(tmp_path, text)
+def keys_of_programs(folder: Path) -> list[Any]:
+    planner = Planner(load(folder, PROGRAMS), Store(folder / "artifacts"), lambda name: name)
+    return [planner.step(number, {}, again=False).key for number in range(2)]
+
+
+def test_settings_that_name_files_make_results_depend_on_their_content(tmp_path: Path):
+    file = load(folder_of_programs(tmp_path), PROGRAMS)
     assert file.label["feedback"]["programs"] == str(tmp_path / "rewards.toml")
-    before = keys()
-    assert keys() == before
+    before = keys_of_programs(tmp_path)
+    assert keys_of_programs(tmp_path) == before
     (tmp_path / "r.py").write_text("def f(messages, answer):\n    return 2\n")
-    after = keys()
+    after = keys_of_programs(tmp_path)
     assert [one["files"] for one in after] != [one["files"] for one in before]
     assert all(one != other for one, other in zip(before, after, strict=True))
     modules = file.stages[1].modules()
     assert "learners.objectives.online_dpo" in modules
+
+
+def test_results_of_a_submitted_alignment_are_found_after_ray_unpacked_its_folder_elsewhere(tmp_path: Path):
+    copies = tmp_path / "runtime_resources" / "working_dir_files"
+    first, second = (folder_of_programs(copies / f"_ray_pkg_{n}") for n in (1, 2))
+    assert keys_of_programs(first) == keys_of_programs(second)
+    (second / "r.py").write_text("def f(messages, answer):\n    return 2\n")
+    assert keys_of_programs(first) != keys_of_programs(second)
 
 
 def test_secrets_in_stages_are_refused(tmp_path: Path):
