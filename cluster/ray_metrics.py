@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 from ray.util.metrics import Counter, Gauge
 
@@ -36,7 +37,7 @@ class RayMeter:
 
     def __init__(self, run: str, *, say: Callable[[str], None]) -> None:
         """run: the label of all series. say: is told once why nothing is exported any more."""
-        self._run = run
+        self._run = quote(run, safe=" ")  # Ray takes ASCII alone
         self._say = say
         self._known: dict[str, Any] = {}
         self._is_on = True

@@ -99,11 +99,24 @@ def find_start(
                 f"--from {back_to}: {directory or root} has no run to go back in, expected the --name of one; look "
                 f"with `ls {root}`"
             )
+        if directory is not None:
+            _refuse_half_a_run(directory)
         # Nothing has begun yet: a retried job starts with the same command like the first time.
         return Start(directory=directory if directory is not None and directory.exists() else None)
     with locked(directory):  # nothing is read or removed from a run that is still running
         start = _start_back_in if back_to else _start_in
         return start(directory, run, constitution_hash, digests or {}, back_to)
+
+
+def _refuse_half_a_run(directory: Path) -> None:
+    """Raises InputError for a directory whose run has lost its config.json: starting there would mix two runs."""
+    steps = CheckpointFolder(directory / "checkpoints").steps()
+    if steps or (directory / "metrics.jsonl").exists():
+        last = f", the last checkpoint is that of step {steps[-1]}" if steps else ""
+        raise InputError(
+            f"--resume: {directory} has records of a run but no config.json{last}; put that file back, or train from "
+            "the start under another --name"
+        )
 
 
 def _start_back_in(directory: Path, run: RunFile, constitution_hash: str, digests: Digests, back_to: str) -> Start:

@@ -74,7 +74,7 @@ class RunFile(Section):
     constitution: FilePath = Field(min_length=1)
     """Constitution YAML."""
 
-    steps: Annotated[int, MayChange()] = Field(100, ge=1)
+    steps: Annotated[int, MayChange()] = Field(100, ge=1, lt=2**31)
     """Optimiser steps (batches)."""
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_every: Annotated[int, MayChange()] = Field(10, ge=0)

@@ -92,7 +92,7 @@ class EngineSection(EngineOptions):
     memory."""
     labels: Annotated[Labels, MayChange()] = Field(default_factory=dict)
     """Label selector: these actors run only on nodes with these labels. Empty: on any node."""
-    tensor_parallel: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS)
+    tensor_parallel: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS, strict=True)
     """Processes that compute one engine together on one node, each with a part of every large tensor; `num_cpus`,
     `num_gpus`, `threads` and `kv_cache_gib` are those of one of them."""
 
@@ -149,13 +149,13 @@ class LearnSection(LearnConfig):
     """Ray GPUs of the learner: 0, it runs on the CPU and sees no GPU; below 1, it shares a device."""
     labels: Annotated[Labels, MayChange()] = Field(default_factory=dict)
     """Label selector: the learner runs only on a node with these labels. Empty: on any node."""
-    num_ranks: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS)
+    num_ranks: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS, strict=True)
     """Processes that train together, each with a part of every network; `num_cpus` and `num_gpus` are those of one of
     them."""
-    num_nodes: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS)
+    num_nodes: Annotated[int, MayChange()] = Field(1, ge=1, le=MOST_RANKS, strict=True)
     """Nodes over which the ranks are divided, as many on each: `num_ranks` is a multiple of it. More than one needs a
     cluster with such nodes, and a folder of runs that all of them see."""
-    rank_timeout_s: Annotated[float, MayChange()] = Field(900.0, ge=1)
+    rank_timeout_s: Annotated[float, MayChange()] = Field(900.0, ge=1, le=10**6)
     """How long a rank waits for the others in one operation before all are replaced, seconds."""
 
     @model_validator(mode="after")

@@ -95,7 +95,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def demo(
     context: typer.Context,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the run file's by default.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=2**31 - 1, help="Optimiser steps; the run file's by default.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED)] = None,
     english: Annotated[
         bool,
@@ -148,7 +150,7 @@ def train(
     context: typer.Context,
     run_file: RunFileArgument,
     name: Annotated[str | None, typer.Option(help="Name of the run directory under runs/.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=2**31 - 1, help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED)] = None,
     resume: Annotated[
         bool | None,

@@ -44,7 +44,7 @@ def submit(
             show_default=False,
         ),
     ] = "",
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=2**31 - 1, help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1)] = None,
     overrides: SetOption = None,
     folder: Folder = Path(),

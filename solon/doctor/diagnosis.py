@@ -160,6 +160,8 @@ def _checkpoints(facts: Facts) -> list[str]:
             lines.append(
                 f"whole: {names}; an alarm stopped the run, gold liked {stopped.get('checkpoint')} best of them"
             )
+        elif not facts.config:
+            lines.append(f"whole: {names}; --resume needs config.json beside them")
         else:
             lines.append(f"whole: {names}; --resume continues from {whole[0].name}, which holds {held} groups{again}")
     unread = [checkpoint.name for checkpoint in whole if not checkpoint.is_read]

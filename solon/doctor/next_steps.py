@@ -24,6 +24,11 @@ def next_steps(facts: Facts, status: str, *, is_balanced: bool) -> list[str]:
             "keep this directory as it is, and report it: no run may end like this",
             "then train from the start under another --name: what this one trained on is not certain",
         ]
+    if not facts.config and (facts.checkpoints or facts.last_step):
+        return [
+            "put config.json back: --resume refuses a run without it",
+            "or train from the start under another --name",
+        ]
     if status == "completed":
         return _after_training(facts)
     if status in ("starting", "running", "finishing"):

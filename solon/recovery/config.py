@@ -30,7 +30,7 @@ class RecoveryConfig(BaseModel):
     """Seconds between two heartbeats."""
     beat_timeout_s: float = Field(30, gt=0)
     """A worker that does not answer a heartbeat in this time is killed and replaced."""
-    stall_s: float = Field(600, gt=0)
+    stall_s: float = Field(600, gt=0, le=10**6)
     """An engine that makes no progress on its work in this time is replaced. A run without progress in this time
     reports which stage waits for which."""
     salvage_every_s: float = Field(2, ge=0)

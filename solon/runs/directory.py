@@ -6,6 +6,7 @@ when the disk is full, so that rows generated so far can still be written and th
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 
 from solon.errors import InputError, RunFailedError
 from solon.files.json_text import json_text
+from solon.files.regular import require_regular
 from solon.host.ballast import Ballast, is_no_space
 from solon.host.directory_lock import lock_directory
 from solon.runs.integrity import CHAINED, PARTS, Records, Running, drop_unplaced, part_line
@@ -104,6 +106,7 @@ class RunDirectory:
     def _remove_halves(self) -> None:
         """Remove what a killed process left half written: a partial last line, partial Parquet parts."""
         for path in (*self.path.glob("*.jsonl"), *self.path.glob("trace.json")):
+            require_regular(path)
             with path.open("rb+") as file:
                 file.truncate(_end_of_last_line(file))
         drop_unplaced(self.path)
@@ -149,9 +152,9 @@ class RunDirectory:
         self.append_bytes(name, json_text(record).encode() + b"\n")
 
     def append_all(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append a line for each record."""
-        for record in records:
-            self.append(name, record)
+        """Append a line for each record, all of them or none."""
+        if lines := b"".join(json_text(record).encode() + b"\n" for record in records):
+            self.append_bytes(name, lines)
 
     def append_bytes(self, name: str, lines: bytes) -> None:
         """Append whole lines to a file, all of them or none."""
@@ -297,6 +300,8 @@ class RunDirectory:
 
 
 def _not_writable(path: Path, error: OSError) -> str:
+    if isinstance(error, IsADirectoryError) or error.errno == errno.EINVAL:
+        return f"{error.filename} is no regular file, expected one of the run's records; move it away"
     return (
         f"run directory {path} cannot be written: {error.strerror or error}; make it writable, or run elsewhere "
         "(SOLON_RUNS)"

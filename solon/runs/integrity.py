@@ -22,10 +22,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from solon.files.regular import require_regular
+
 RECORDS = "records.json"
 PARTS = "parts.jsonl"
 QUARANTINE = "quarantine.jsonl"
-CHAINED = ("metrics.jsonl", "events.jsonl", QUARANTINE, PARTS)
+CHAINED = ("metrics.jsonl", "events.jsonl", "groups.jsonl", QUARANTINE, PARTS)
 """Append-only files, written line by line."""
 ACCOUNTED = ("metrics.jsonl", "events.jsonl")
 """Those that record where every group is."""
@@ -166,6 +168,7 @@ def drop_unplaced(directory: Path) -> None:
 
 def _compare(path: Path, extent: Extent) -> Damage | None:
     try:
+        require_regular(path)
         text = _counted(path.name, path.read_bytes())
     except FileNotFoundError:
         return (
@@ -226,6 +229,7 @@ def _part_lines(path: Path, promised: int) -> dict[str, tuple[bool, list[Mapping
     """By part, the lines that may describe it: the last promised one, and all after it."""
     found: dict[str, tuple[bool, list[Mapping[str, Any]]]] = {}
     try:
+        require_regular(path)
         text = path.read_bytes()
     except OSError:
         return {}

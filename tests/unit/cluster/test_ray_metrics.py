@@ -64,6 +64,11 @@ def test_a_metric_is_made_once_with_the_run_among_its_labels(recorded: Mapping[s
     assert said == []
 
 
+def test_the_name_of_a_run_is_written_in_ascii_which_is_all_that_ray_takes(recorded: Mapping[str, Recorded]):
+    RayMeter("nächte 2", say=lambda text: None).set(METRICS["step"], 3, {})
+    assert recorded["solon_step"].records == [(3, {"run": "n%C3%A4chte 2"})]
+
+
 def test_a_failure_is_said_once_and_ends_the_export_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
     calls = []
 

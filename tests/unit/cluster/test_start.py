@@ -303,6 +303,16 @@ def test_settings_of_length_placement_and_patience_may_change(tmp_path: Path, ru
     assert start_of(tmp_path / "runs", other).step == 2
 
 
+@pytest.mark.parametrize("left", ["checkpoints", "metrics"])
+def test_a_run_that_lost_its_config_is_not_begun_again_on_top_of_its_records(tmp_path: Path, run: RunFile, left: str):
+    directory = begun(tmp_path / "runs", run, steps=(4,) if left == "checkpoints" else ()).path
+    if left == "metrics":
+        (directory / "metrics.jsonl").write_text("{}\n")
+    (directory / "config.json").unlink()
+    with pytest.raises(InputError, match=r"has records of a run but no config\.json.*put that file back"):
+        start_of(tmp_path / "runs", run)
+
+
 def test_a_run_that_is_still_running_is_not_resumed_by_another_process(tmp_path: Path, run: RunFile):
     begun(tmp_path / "runs", run, steps=(2,))
     first = start_of(tmp_path / "runs", run).open(tmp_path / "runs", "night", default="run")

@@ -209,6 +209,26 @@ def test_a_full_disk_costs_the_ballast_and_no_line(tmp_path: Path, monkeypatch: 
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
 
 
+def test_lines_that_are_written_together_are_all_there_after_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    directory = make_directory(tmp_path)
+    full_disk(monkeypatch, "_append", times=1, error=errno.ENOSPC)
+    with pytest.raises(DiskFullError):
+        directory.append_all("groups.jsonl", [{"ordinal": ordinal} for ordinal in range(16)])
+    lines = (directory.path / "groups.jsonl").read_text().splitlines()
+    assert [json.loads(line)["ordinal"] for line in lines] == list(range(16))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_records_that_are_no_files_are_named_and_not_waited_for(tmp_path: Path, make: Any):
+    directory = make_directory(tmp_path)
+    directory.close()
+    make(directory.path / "groups.jsonl")
+    with pytest.raises(InputError, match=r"groups\.jsonl is no regular file"):
+        RunDirectory.reopen(directory.path)
+
+
 def test_rows_written_at_the_second_attempt_are_not_overwritten_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
