@@ -107,7 +107,8 @@ def test_check_as_json_is_one_object(
     monkeypatch.setattr("cluster.config.fitting.machine_cpus", lambda: 4.0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     run = make_run(tmp_path)
-    assert call(monkeypatch, "check", run, "--json", "--set", "rollout.num_gpus=1", "--set", "learn.num_gpus=1") == 0
+    assert call(monkeypatch, "check", run, "--json", "--set", "rollout.num_gpus=1", "--set", "learn.num_gpus=1",
+                "--set", "rollout.enforce_eager=false") == 0  # fmt: skip
     result = json.loads(capsys.readouterr().out)
     assert result["run_file"] == str(run)
     assert result["principles"] == ["kind"]
