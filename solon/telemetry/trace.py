@@ -10,7 +10,6 @@ each pool as a counter.
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from solon.events import needs_attention
+from solon.files.json_text import json_text
 from solon.records import Span
 from solon.runs.directory import RunDirectory
 
@@ -116,7 +116,7 @@ class TraceFile:
         return track
 
     def _say(self, event: dict[str, object]) -> None:
-        self._lines.append(json.dumps(event, separators=(",", ":")).encode() + b",\n")
+        self._lines.append(json_text(event).encode() + b",\n")
 
 
 def _title(name: str, fields: Mapping[str, Any]) -> str:
